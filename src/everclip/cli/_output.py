@@ -1,0 +1,30 @@
+"""What the reading commands share: plain columns for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
+    """Rows as aligned columns; the last one is wrapped to the terminal's width (120 where there is none)."""
+    table = [*([head] if head else []), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    room = max(20, shutil.get_terminal_size((120, 24)).columns - indent)
+    for row in table:
+        start = "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
+        lines = textwrap.wrap(row[-1], room, break_long_words=False) or [""]
+        print((start + f"\n{' ' * indent}".join(lines)).rstrip())
+
+
+def summary(docstring: str) -> str:
+    """The first paragraph of a docstring as one line, without its full stop."""
+    return " ".join(docstring.strip().split("\n\n", 1)[0].split()).rstrip(".")

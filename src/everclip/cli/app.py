@@ -1,0 +1,178 @@
+"""The command ``everclip``: commands are loaded when they run, so that ``--help`` imports no torch.
+
+Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.exceptions import (
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from everclip import __version__
+from everclip.errors import UserError, suggest
+
+_EXAMPLES = """\
+Examples:
+  everclip train                               # the offline default, in minutes
+  everclip train method=gcl memory.budget=500  # settings are KEY=VALUE
+  everclip train data=imagefolder:/photos model=ViT-B-16:laion400m_e32
+  everclip evaluate runs/X                     # test what a run has learned
+  everclip doctor                              # is everything there?
+"""
+
+_RUN = Group("Run", sort_key=1)
+_LOOK = Group("Look up", sort_key=2)
+
+
+class Command(NamedTuple):
+    """What the help says of a command before it is loaded."""
+
+    group: Group
+    line: str
+    examples: str
+
+
+COMMANDS = {
+    "train": Command(
+        _RUN,
+        "Learn a scenario's tasks one after another; write a run directory with results and a report.",
+        """\
+  everclip train                           # the offline default
+  everclip train method=gdro method.margin=0.5 memory.budget=500 seed=1
+  everclip train my.toml train.epochs=10   # a file, then what to change
+  everclip train data=domainfolder:/pacs scenario.kind=domain-incremental
+  everclip train my.toml --dry-run         # show what would be done
+  everclip train my.toml --smoke           # a trial run within a minute
+""",
+    ),
+    "resume": Command(
+        _RUN,
+        "Continue a stopped run from its last finished task.",
+        "  everclip resume runs/2026-01-31_emoji_gdro_m200_s0\n",
+    ),
+    "evaluate": Command(
+        _RUN,
+        "Test a run's model, on its own tasks or on another data set.",
+        """\
+  everclip evaluate runs/X
+  everclip evaluate runs/X --data imagefolder:/photos --json
+""",
+    ),
+    "methods": Command(
+        _LOOK,
+        "List the methods, or explain one with its options.",
+        "  everclip methods\n  everclip methods gdro\n  everclip methods gdro --json\n",
+    ),
+    "datasets": Command(
+        _LOOK,
+        "List the data sources, or explain one.",
+        "  everclip datasets\n  everclip datasets imagefolder\n",
+    ),
+    "models": Command(
+        _LOOK,
+        "List models to start from, or explain one.",
+        "  everclip models\n  everclip models ViT-B-16:laion400m_e32\n",
+    ),
+    "scenarios": Command(
+        _LOOK,
+        "List the scenarios, or explain one.",
+        "  everclip scenarios\n  everclip scenarios domain-incremental\n",
+    ),
+    "doctor": Command(
+        _LOOK,
+        "Check the installation, the machine and the offline default.",
+        "  everclip doctor\n  everclip doctor --json\n",
+    ),
+}
+
+
+def build() -> App:
+    """The application with its lazily loaded commands."""
+    app = App(
+        name="everclip",
+        help="Teach a CLIP model new classes and new domains without forgetting the old ones.",
+        help_prologue=_EXAMPLES,
+        help_format="plaintext",
+        version=__version__,
+        default_parameter=Parameter(negative=()),
+        suppress_keyboard_interrupt=False,
+    )
+    for name, command in COMMANDS.items():
+        app.command(
+            f"everclip.cli.{name}:{name}",
+            name=name,
+            help=command.line,
+            group=command.group,
+            help_prologue="Examples:\n" + command.examples,
+            help_format="plaintext",
+            version_flags=(),
+        )
+    return app
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; ``tokens`` default to the process's arguments."""
+    try:
+        result = build()(
+            sys.argv[1:] if tokens is None else list(tokens),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except UserError as error:
+        return _fail(str(error))
+    except CycloptsError as error:
+        return _fail(_usage(error))
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or 'interrupted; "everclip resume RUN" continues a stopped run', 130)
+    except BrokenPipeError:
+        # The reader (head, less) has left. What is still buffered must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(
+            f"{type(error).__name__} is a fault of everclip; please report it with the lines above", 1
+        )
+
+
+def _fail(message: str, code: int = 2) -> int:
+    line = " ".join(message.split())
+    print(line if code == 130 else f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _usage(error: CycloptsError) -> str:
+    """A usage mistake as one line that says what to write."""
+    from everclip.config import known_keys
+    from everclip.config.fields import shown
+
+    chain = list(error.command_chain or ())
+    command = " ".join(["everclip", *chain])
+    if isinstance(error, UnknownCommandError) and error.unused_tokens:
+        return f"unknown command {shown(error.unused_tokens[0])}{suggest(error.unused_tokens[0], COMMANDS)}"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"{command} does not take {shown(error.unused_tokens[0])}: see {command} --help"
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
+        name = error.argument.name.lstrip("-").upper()
+        return f"{command} needs {name}: see {command} --help"
+    text = str(error)
+    if isinstance(error, UnknownOptionError) and chain == ["train"] and "Did you mean" not in text:
+        option = error.token.keyword or error.token.value or ""
+        key = option.lstrip("-").partition("=")[0].replace("-", "_")
+        key = next((known for known in known_keys() if known.rsplit(".", 1)[-1] == key), key)
+        return f"unknown option {shown(option)}: settings have no dashes, write {key}=VALUE"
+    return f"{text} See {command} --help"

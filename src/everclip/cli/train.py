@@ -1,0 +1,149 @@
+"""everclip train: learn tasks one after another."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everclip.config import Config
+    from everclip.run import Run
+
+
+def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
+    """Learn tasks one after another; without arguments the offline default, in minutes on a laptop.
+
+    Examples
+    --------
+    everclip train
+    everclip train method=gcl memory.budget=0 seed=1
+    everclip train data=imagefolder:photos scenario.tasks=5
+    everclip train my.toml out=runs/mine --dry-run
+
+    Parameters
+    ----------
+    tokens
+        A shipped config's name or a TOML file, then KEY=VALUE overrides.
+    dry_run
+        Show the resolved config, the tasks, the memory and the steps; train nothing.
+    smoke
+        A trial run within a minute: two tasks, few images, two steps each.
+    json
+        Print results.json instead of the table.
+    """
+    from everclip import config as configs
+
+    config = configs.resolve(configs.load_config([*tokens, *(["smoke=true"] if smoke else [])]))
+    if dry_run:
+        _show_plan(config, json)
+        return
+    run_config(config, json)
+
+
+def run_config(config: Config, json: bool) -> None:
+    """Train a resolved config in its run directory, and print what came out."""
+    from everclip.run import Run
+
+    with Run.open(config) as run:
+        run_here(run, json)
+
+
+def run_here(run: Run, json: bool) -> None:
+    """Train an open run to its end, or say that it is finished; then print its results."""
+    if run.finished:
+        print(f"{run.path} is finished: nothing to do", file=sys.stderr)
+        results = json_module.loads((run.path / "results.json").read_text(encoding="utf-8"))
+    else:
+        from everclip.loop import train as train_run
+        from everclip.progress import Progress
+        from everclip.report.build import build
+
+        with Progress() as progress:
+            progress.say(f"run directory: {run.path}")
+            results = train_run(run, progress)
+        build([run.path], run.path / "report.html")
+    if json:
+        print(json_module.dumps(results, ensure_ascii=False, indent=2))
+    else:
+        _show_results(results, str(run.path))
+
+
+def _show_results(results: dict[str, Any], where: str) -> None:
+    """A_t beside zero-shot, then the summary, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    title = (
+        f"{results['method']} on {results['data']} with {results['model']}, memory {results['memory_budget']}"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("after")
+    for column in ("accuracy", "zero-shot", "gain"):
+        table.add_column(column, justify="right")
+    stages = zip(
+        results["tasks"], results["accuracy_after_stage"], results["zero_shot_after_stage"], strict=True
+    )
+    for name, accuracy, zero_shot in stages:
+        gain = 100 * (accuracy - zero_shot)
+        table.add_row(name, f"{accuracy:.1%}", f"{zero_shot:.1%}", f"{gain:+.1f}")
+    console.print(table)
+    forgetting = results["forgetting"]
+    console.print(
+        f"last {results['last']:.1%}   average {results['average']:.1%}   "
+        + (f"forgetting {100 * forgetting:.1f} points   " if forgetting is not None else "")
+        + f"memory {results['memory_bytes'] / 1e6:.2f} MB   {results['seconds']:.0f} s",
+        highlight=False,
+    )
+    if results["skipped_images"]:
+        console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
+    console.print(f"report: {where}/report.html", highlight=False, soft_wrap=True)
+
+
+def _show_plan(config: Config, json: bool) -> None:
+    """What a run would do: config, tasks, memory per class, steps."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from everclip import config as configs
+    from everclip.data.scenario import seen
+    from everclip.plan import Plan
+
+    plan = Plan.of(config)
+    memory = plan.empty_memory()
+    lines: list[dict[str, Any]] = []
+    for task in plan.tasks:
+        images = {"mixed": len(task.train) + len(memory.images()), "new": len(task.train)}
+        images["memory"] = images["mixed"] - images["new"]
+        steps = sum(plan.steps(phase, images[phase.data]) for phase in plan.method.phases(task))
+        known = len(seen(plan.tasks[: task.index + 1]))
+        memory.update(task.train, known)
+        lines.append(
+            {
+                "task": task.name,
+                "classes": len(task.classes),
+                "train": len(task.train),
+                "test": len(task.test),
+                "steps": steps,
+                "memory": len(memory.images()),
+                "memory_per_class": memory.per_class(known),
+                "memory_bytes": memory.images().nbytes(),
+            }
+        )
+    if json:
+        resolved = config.model_dump(mode="json")
+        print(json_module.dumps({"config": resolved, "tasks": lines}, ensure_ascii=False, indent=2))
+        return
+    print(configs.dump(config))
+    table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")
+    headings = ("task", "classes", "train", "test", "steps", "memory", "per class", "memory kB")
+    for column in headings:
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for line in lines:
+        per_class = "all" if line["memory_per_class"] is None else str(line["memory_per_class"])
+        kilobytes = f"{line['memory_bytes'] / 1e3:.1f}"
+        cells = [str(line[key]) for key in ("task", "classes", "train", "test", "steps", "memory")]
+        table.add_row(*cells, per_class, kilobytes)
+    Console().print(table)
+    print(f"{sum(line['steps'] for line in lines)} optimizer steps in all; nothing was trained")

@@ -1,0 +1,91 @@
+"""The config of a run: what can be set, where values come from, and how they are filled in.
+
+Values come, the later over the earlier, from the defaults in ``models``, TOML files (``extends`` names the
+one that a file starts from) and ``key=value`` on the command line. Without a file the base is the shipped
+``configs/default.toml``. What belongs to a choice goes with it: ``method=X`` drops another method's
+options, ``model=X`` another model's ``image_size``, and ``train.steps`` and ``train.epochs`` replace each
+other. ``resolve`` then fills in what was left open: user, then the method's recommendation, then the
+model's, then a global default.
+
+This module imports no torch, so that ``everclip --help`` is fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+from pydantic import ValidationError
+
+from everclip import __version__
+from everclip.config.fields import explain, leaves, public
+from everclip.config.models import Config, MethodChoice, MethodConfig
+from everclip.config.resolve import method_class, method_config, options_of, resolve, written
+from everclip.config.sources import Layer, config_path, is_override, merge, overrides, read_layers, shipped
+from everclip.errors import UserError
+
+__all__ = [
+    "Config",
+    "MethodChoice",
+    "MethodConfig",
+    "config_hash",
+    "dump",
+    "known_keys",
+    "load_config",
+    "method_class",
+    "method_config",
+    "options_of",
+    "resolve",
+    "same_run",
+    "shipped",
+]
+
+
+def known_keys() -> list[str]:
+    """Every dotted key, in order; the method's own options are ``method.OPTION`` besides."""
+    return [public(key) for key in leaves(Config)]
+
+
+def load_config(tokens: Sequence[str]) -> Config:
+    """The config that command-line tokens ask for, not yet resolved.
+
+    Args:
+        tokens: the name of a shipped config or the path of a .toml file (optional, first), then KEY=VALUE.
+
+    Raises:
+        UserError: with the key, what was given and what is allowed, and the file if it came from one.
+    """
+    tokens = list(tokens)
+    keys = {key: field for key, field in leaves(Config).items() if key != "method.name"}
+    first = tokens.pop(0) if tokens and not is_override(tokens[0]) else None
+    given = overrides(tokens, keys)
+    _checked(given, "")
+    # A file of the user's starts from the defaults above, not from the demonstration.
+    path = config_path("default" if first is None else first, Path())
+    base = {"model": Config().model, "method": {"name": Config().method.name}}
+    return _checked(merge(read_layers(path, _checked, base), given), "")
+
+
+def _checked(values: Layer, where: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(where + explain(error, Config, values)) from error
+
+
+def dump(config: Config) -> str:
+    """The config as TOML that loads to an equal one."""
+    return f"# everclip {__version__}\n" + tomli_w.dumps(written(config))
+
+
+def config_hash(config: Config) -> str:
+    """16 hexadecimal digits of everything but ``out``."""
+    text = tomli_w.dumps(written(config.model_copy(update={"out": None})))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def same_run(first: Config, second: Config) -> bool:
+    """Whether two resolved configs ask for the same run, wherever it is written."""
+    return config_hash(first) == config_hash(second)

@@ -1,0 +1,141 @@
+"""Config fields in words: what each accepts, and pydantic's complaints as one line."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from everclip.errors import suggest
+
+
+def shown(value: object, width: int = 60) -> str:
+    """A value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
+    if isinstance(value, str) and value.isprintable():
+        text = f'"{value}"'
+    else:
+        text = "none" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def section(field: FieldInfo) -> type[BaseModel] | None:
+    """The nested model of a field that is a section, else None."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every dotted key of a config model with its field, in order; sections are opened."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        inner = section(field)
+        found |= leaves(inner, f"{prefix}{name}.") if inner else {prefix + name: field}
+    return found
+
+
+def public(key: str) -> str:
+    """The key as users write it: a method's name is ``method`` itself."""
+    return "method" if key == "method.name" else key
+
+
+def kinds(field: FieldInfo) -> set[object]:
+    """The plain types that a field accepts: ``int``, ``float``, ``bool``, ``str``, ``list``, ``NoneType``."""
+    return _kinds(field.annotation)
+
+
+def _kinds(annotation: object) -> set[object]:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(args[0])
+    if origin in (Union, types.UnionType):
+        return set().union(*(_kinds(arg) for arg in args))
+    if origin is Literal:
+        return {type(arg) for arg in args}
+    return {origin or annotation}
+
+
+def allowed(field: FieldInfo) -> str:
+    """What may be written for a field, in words: ``a number above 0 or none``."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "allowed" in extra:
+        return str(extra["allowed"])
+    return _words(field.annotation, field.metadata)
+
+
+def _words(annotation: Any, metadata: Iterable[object]) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [
+            item for part in args[1:] for item in (part.metadata if isinstance(part, FieldInfo) else [part])
+        ]
+        return _words(args[0], [*inner, *metadata])
+    if origin in (Union, types.UnionType):
+        lists_last = sorted(args, key=lambda arg: get_origin(arg) is list)
+        return " or ".join(_words(arg, metadata) for arg in lists_last)
+    if origin is Literal:
+        return " or ".join(shown(arg) for arg in args)
+    if origin is list:
+        return f"a list, each {_words(args[0], [])}"
+    if origin is dict:
+        return "a table of names and values"
+    if annotation is bool:
+        return "true or false"
+    if annotation in (int, float):
+        return ("a whole number" if annotation is int else "a number") + _range(metadata)
+    return {str: "text", type(None): "none"}.get(annotation, str(annotation))
+
+
+def _range(metadata: Iterable[object]) -> str:
+    words: list[str] = []
+    for item in metadata:
+        match item:
+            case Gt(gt=bound):
+                words.append(f"above {bound}")
+            case Ge(ge=bound):
+                words.append(f"from {bound}")
+            case Lt(lt=bound):
+                words.append(f"to below {bound}")
+            case Le(le=bound):
+                words.append(f"to {bound}")
+    return f" {' '.join(words)}" if words else ""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The message for a key that is not there; ``lr`` suggests ``train.lr``, a misspelling its nearest."""
+    known = sorted(known)
+    inside = [name for name in known if name.rsplit(".", 1)[-1] == key.replace("-", "_")]
+    return f"unknown key {shown(key)}{suggest(inside[0] if len(inside) == 1 else key, inside or known)}"
+
+
+def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
+    """The first complaint about ``values`` as one line: the key, what was given and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    names: list[str] = []
+    field: FieldInfo | None = None
+    inner: type[BaseModel] | None = model
+    given: Any = values
+    for part in first["loc"]:
+        # What follows a field that is no section is a branch of its union or a place in its list.
+        if inner is None or not isinstance(given, Mapping) or part not in given:
+            break
+        names.append(str(part))
+        given = given[part]
+        field = inner.model_fields.get(str(part))
+        inner = section(field) if field else None
+    key = ".".join(names)
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, map(public, leaves(model)))
+    key = public(key)
+    if first["type"] == "value_error":
+        return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+    if field is None:
+        return f"{key or 'config'} is {shown(given)}: {first['msg']}"
+    if inner is not None:
+        example = next(iter(inner.model_fields))
+        return f"{key} is {shown(given)} but it is a section: write {public(f'{key}.{example}')}=VALUE"
+    return f"{key} is {shown(given)}: write {allowed(field)}"

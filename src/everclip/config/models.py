@@ -1,0 +1,209 @@
+"""What can be set: the pydantic models behind a config, each field with its default, range and meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from everclip.config.fields import kinds, shown
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's legacy generator takes 32 bits
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class Section(BaseModel):
+    """Values of exact types, without unknown keys.
+
+    For a field that may be None the text ``none`` means None, and ``auto`` means as if it had not been given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_and_auto(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        optional = {name for name, field in cls.model_fields.items() if NoneType in kinds(field)}
+        return {
+            name: None if name in optional and value == "none" else value
+            for name, value in values.items()
+            if not (name in optional and value == "auto")
+        }
+
+
+class MethodConfig(Section):
+    """Base of a method's ``Config``: its hyper-parameters, every field with a description.
+
+    Fields are int, float, bool, str, Literal, lists or flat tables (dict) of these, or None; no tuples, which
+    TOML does not have.
+    """
+
+    recommends: ClassVar[dict[str, Any]] = {}
+    """Values of ``[train]`` for this method where the user gave none, such as ``{"epochs": 1}``."""
+
+
+class MethodChoice(Section):
+    """A method's name, and its options as given; ``method_config`` checks them against the method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(
+        default="gdro",
+        description="a method of the package, or a module of your own; method.OPTION sets its options",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
+        json_schema_extra={"allowed": "a method's name, or a module such as my_package.my_method"},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options given, unchecked."""
+        return dict(self.model_extra or {})
+
+
+class Scenario(Section):
+    """How the data set is cut into tasks."""
+
+    kind: Literal["class-incremental", "domain-incremental"] = Field(
+        default="class-incremental",
+        description="each task brings new classes, or the same classes in a new domain",
+    )
+    tasks: Count | list[Count] = Field(
+        default=10,
+        description="number of tasks, or the number of classes of each; domains are always one task each",
+    )
+    order: Seed | Literal["given"] | list[Text] = Field(
+        default=1993,
+        description="order of the classes: seed of numpy's legacy permutation, as given by the data set, or"
+        " all names in order; of domains: all names in order, else as given by the data set",
+    )
+
+    @field_validator("tasks", "order")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("the list is empty: write at least one entry, or leave the key out")
+        return value
+
+
+class Memory(Section):
+    """Which images of earlier tasks are kept."""
+
+    budget: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        default=200, description="images kept in all, over all classes seen"
+    )
+    policy: Literal["random"] = Field(default="random", description="how they are chosen")
+
+
+class Train(Section):
+    """Optimisation of one task. What is None here is filled in by ``resolve``."""
+
+    epochs: Count | None = Field(default=None, description="passes over a task's images and the memory")
+    steps: Count | None = Field(default=None, description="optimizer steps a task, in place of epochs")
+    batch_size: Count = Field(default=32, description="images a step")
+    lr: float | None = Field(
+        default=None, gt=0, description="peak learning rate of the image tower and the rest"
+    )
+    lr_text: float | None = Field(default=None, ge=0, description="of the text tower; 0 freezes it")
+    lr_head: float | None = Field(default=None, gt=0, description="of heads that start from nothing")
+    weight_decay: float | None = Field(default=None, ge=0, description="of AdamW, on matrices only")
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="share of a task's steps with a rising learning rate"
+    )
+    clip_norm: float | None = Field(default=1.0, gt=0, description="largest gradient norm; none is no limit")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="of the towers; losses are always fp32"
+    )
+    augment: Literal["none", "shift_flip"] = Field(
+        default="shift_flip", description="training views of an image"
+    )
+    captions: Literal["fixed", "random"] = Field(
+        default="fixed",
+        description="training caption of an image: the first template, or a random one a step",
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are both given: write one of them")
+        return self
+
+
+class Loader(Section):
+    """How images are read."""
+
+    workers: int = Field(
+        default=2, ge=0, le=256, description="decoding threads; 0 decodes in the main thread"
+    )
+    cache_mb: int = Field(
+        default=2048, ge=0, description="sets whose decoded pixels fit are kept in memory, in MB"
+    )
+
+
+class Checkpoint(Section):
+    """What a stopped run continues from."""
+
+    every: Literal["task"] = Field(default="task", description="when a checkpoint is written")
+    keep: Count = Field(default=2, description="checkpoints kept; older ones are deleted")
+
+
+class Config(Section):
+    """Everything that decides what a run computes. Immutable."""
+
+    data: Text = Field(
+        default="emoji", description="data set: SOURCE or SOURCE:ARGUMENT, such as imagefolder:/path"
+    )
+    model: Text = Field(
+        default="lite",
+        description="lite, an open_clip NAME:TAG, hf-hub:ORG/REPO, local-dir:/path or a run directory",
+    )
+    image_size: int | None = Field(
+        default=None, ge=16, le=4096, description="pixels a side; none is the model's own"
+    )
+    templates: Text | list[Text] | None = Field(
+        default=None,
+        description="prompts with {} for the class name, a file of them or a list; none: the data set's",
+    )
+    classnames: Text | None = Field(
+        default=None, description="file with the classes' readable names; none: the data set's"
+    )
+    device: str = Field(
+        default="auto",
+        description="where to compute; auto is the GPU if there is one",
+        pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,3})?)$",
+        json_schema_extra={"allowed": '"auto", "cpu", "cuda", "cuda:1", "xpu" or "mps"'},
+    )
+    seed: Seed = Field(
+        default=0, description="of memory, data order, views and initialisation (not of the class order)"
+    )
+    smoke: bool = Field(
+        default=False,
+        description="a trial run: the first two tasks, 32 images of each part, two steps a phase",
+    )
+    out: Text | None = Field(default=None, description="the run directory; none: runs/DATE_data_method_mM_sS")
+    method: MethodChoice = Field(default=MethodChoice(), description="the method and its options")
+    scenario: Scenario = Field(default=Scenario(), description="the tasks")
+    memory: Memory = Field(default=Memory(), description="exemplars")
+    train: Train = Field(default=Train(), description="optimisation")
+    loader: Loader = Field(default=Loader(), description="reading images")
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="continuing")
+
+    @field_validator("templates")
+    @classmethod
+    def _templates(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if not value:
+                raise ValueError("the list is empty: write at least one template, or leave the key out")
+            bad = [template for template in value if template.count("{}") != 1]
+            if bad:
+                raise ValueError(f'{shown(bad[0])} must contain "{{}}" once, where the class name goes')
+        return value

@@ -1,0 +1,107 @@
+"""Filling in what a config leaves open, from the method and the model it names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from everclip import plugins
+from everclip.config.fields import explain, shown
+from everclip.config.models import Config, MethodChoice, MethodConfig, Section, Train
+from everclip.config.sources import one_length
+from everclip.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from everclip.methods._base import Method
+
+_GLOBAL: dict[str, Any] = {"epochs": 5}
+
+
+def method_class(name: str) -> type[Method]:
+    """The one Method that the plug-in ``name`` defines. Imports it, so torch too.
+
+    Raises:
+        UserError: no such plug-in, or a module that does not define exactly one method.
+    """
+    if name.lower() == "der":
+        raise UserError(
+            'method "der" is two methods: write der_expand (Dynamically Expandable Representation, Yan 2021)'
+            " or dark_er (Dark Experience Replay, Buzzega 2020)"
+        )
+    module = plugins.load("methods", name)
+    from everclip.methods._base import Method
+
+    found = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = " and ".join(item.__name__ for item in found) or "no method"
+        raise UserError(
+            f"module {name} defines {names}: it must define one subclass of everclip.methods._base.Method"
+        )
+    return found[0]
+
+
+def method_config(config: Config) -> MethodConfig:
+    """The method's options, checked. Raises UserError for an unknown method, option or value."""
+    return options_of(config.method.name, config.method.options)
+
+
+def options_of(name: str, options: dict[str, Any], prefix: str = "method.") -> MethodConfig:
+    """Options of the method ``name``, checked; ``prefix`` is where a message says they stand.
+
+    Raises:
+        UserError: an unknown method, option or value.
+    """
+    cls = method_class(name).Config
+    unknown = [option for option in options if option not in cls.model_fields]
+    if unknown:
+        known = suggest(unknown[0], cls.model_fields) if cls.model_fields else "; it has no options"
+        raise UserError(f'method "{name}" has no option {shown(unknown[0])}{known}')
+    try:
+        return cls.model_validate(options)
+    except ValidationError as error:
+        raise UserError(f"{prefix}{explain(error, cls, options)}") from error
+
+
+def resolve(config: Config) -> Config:
+    """The config with nothing left open: train values and the method's options filled in. Idempotent.
+
+    A train value is the user's, else the method's recommendation, else the model's, else a global default
+    (5 epochs; heads learn at ten times ``lr``). ``image_size`` stays None for the model's own.
+    """
+    from everclip.models.catalogue import recommended
+
+    options = method_config(config)
+    given = {
+        name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
+    }
+    values = one_length(_GLOBAL, recommended(config.model))
+    values = one_length(one_length(values, options.recommends), given)
+    values.setdefault("lr_head", float(f"{10 * values['lr']:.6g}"))
+    return config.model_copy(
+        update={
+            "train": Train(**(Train().model_dump() | values)),
+            "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
+        }
+    )
+
+
+def _set(section: Section) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in section.model_fields_set}
+
+
+def written(section: Section) -> dict[str, Any]:
+    """Values as TOML has them: without None where that is the default, else ``"none"``."""
+    values: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Section):
+            values[name] = written(value)
+        elif value is not None:
+            values[name] = value
+        elif type(section).model_fields[name].default is not None:
+            values[name] = "none"
+    return values

@@ -1,0 +1,231 @@
+"""Where config values come from: TOML files with ``extends``, and key=value on the command line.
+
+Everything here is plain dictionaries of the shape that ``everclip.config.Config`` validates.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from everclip.config.fields import kinds, shown, unknown_key
+from everclip.errors import UserError, suggest
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 8
+
+Layer = dict[str, Any]
+Check = Callable[[Layer, str], object]
+"""Validates a layer by itself; the text is where it came from ("my.toml: " or nothing)."""
+
+_OVERRIDE = re.compile(r"[\w.\-]*=", re.ASCII)
+_SHORT_FLOAT = re.compile(r"[+-]?(\.\d+|\d+\.)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def shipped() -> list[str]:
+    """Sorted names of the configs in the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def is_override(token: str) -> bool:
+    """Whether a token reads KEY=VALUE, rather than a config's name or path."""
+    return _OVERRIDE.match(token) is not None
+
+
+def config_path(name: str, folder: Path) -> Path:
+    """The file that a name means: a path (relative to ``folder``) if it ends in .toml, else a shipped one."""
+    if name.endswith(".toml"):
+        return folder / name
+    if name in shipped():
+        return SHIPPED / f"{name}.toml"
+    if (folder / name / "config.toml").exists():
+        raise UserError(f"{shown(name)} is a folder: write {name}/config.toml, or everclip resume {name}")
+    raise UserError(f"{shown(name)} is no shipped config, .toml file or KEY=VALUE{suggest(name, shipped())}")
+
+
+def merge(lower: Layer, upper: Layer) -> Layer:
+    """``upper`` laid over ``lower``, section by section.
+
+    What belongs to a choice goes with it: another method drops the options of the lower one, another model
+    its ``image_size``, and ``train.epochs`` and ``train.steps`` replace each other.
+    """
+    lower = dict(lower)
+    if upper.get("model", lower.get("model")) != lower.get("model"):
+        lower.pop("image_size", None)
+    old, new = lower.get("method", {}), upper.get("method", {})
+    if new.get("name", old.get("name")) != old.get("name"):
+        lower["method"] = {}
+    if "train" in upper:
+        upper = upper | {"train": one_length(lower.pop("train", {}), upper["train"])}
+    return _over(lower, upper)
+
+
+def _over(lower: Layer, upper: Layer) -> Layer:
+    result = lower | upper
+    for name, value in upper.items():
+        if isinstance(value, dict) and isinstance(lower.get(name), dict):
+            result[name] = _over(lower[name], value)
+    return result
+
+
+def one_length(lower: Layer, upper: Layer) -> Layer:
+    """``[train]`` of ``upper`` over ``lower``; the length of training given last, epochs or steps, counts."""
+    lower = dict(lower)
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if upper.get(name) not in (None, "none", "auto"):
+            lower.pop(other, None)
+    return lower | upper
+
+
+def read_layers(path: Path, check: Check, base: Layer, chain: tuple[Path, ...] = ()) -> Layer:
+    """The values of a TOML file over those it extends, over ``base``.
+
+    Raises:
+        UserError: the file cannot be read, is no TOML, extends itself, or ``check`` refuses it.
+    """
+    if len(chain) >= MAX_DEPTH:
+        raise UserError(
+            f"{_named(path)}: more than {MAX_DEPTH} configs extend one another: merge some of them"
+        )
+    values = read_toml(path)
+    real = path.resolve()
+    if real in chain:
+        raise UserError(f"{_named(path)}: extends itself by way of {_named(chain[-1])}: remove one extends")
+    parent = values.pop("extends", None)
+    if isinstance(values.get("method"), str):
+        values["method"] = {"name": values["method"]}
+    check(values, f"{_named(path)}: ")
+    if parent is None:
+        return merge(base, values)
+    if not isinstance(parent, str):
+        raise UserError(
+            f"{_named(path)}: extends is {shown(parent)}: write one config's name or path in quotes"
+        )
+    return merge(read_layers(config_path(parent, path.parent), check, base, (*chain, real)), values)
+
+
+def read_toml(path: Path) -> Layer:
+    """A TOML file of at most 1 MB as a dictionary. Raises UserError, one line, for anything else."""
+    name = _named(path)
+    text = _read_text(path)
+    try:
+        values = tomllib.loads(text)
+    except RecursionError as error:
+        raise UserError(
+            f"{name}: lists or tables nested too deeply: a config has one level of sections"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{name}: no valid TOML: {error}") from error
+    _check_numbers(values, f"{name}: ")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    name = _named(path)
+    try:
+        path = path.expanduser()
+        if path.is_dir():
+            raise UserError(f"{name} is a folder: give a .toml file")
+        if not path.is_file():
+            raise UserError(
+                f"config {name} does not exist: give a .toml file, or one of {', '.join(shipped())}"
+            )
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: a loop of links, or the home folder of an unknown user.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"config {name} cannot be read ({reason}): check the path and its permissions"
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{name}: larger than {MAX_BYTES} bytes: a config is a short text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}: line {line} is not UTF-8: save the file as UTF-8 text") from error
+
+
+def _named(path: Path) -> str:
+    """A path as it may stand in a one-line message."""
+    return str(path) if str(path).isprintable() else shown(str(path), width=300)
+
+
+def overrides(tokens: Sequence[str], known: Mapping[str, FieldInfo]) -> Layer:
+    """The layer that KEY=VALUE tokens make.
+
+    Args:
+        known: every dotted key and its field; ``method``, ``method.OPTION`` and
+            ``method.OPTION.NAME`` are known besides.
+
+    Raises:
+        UserError: a token without "=" or value, an unknown key, or a key given twice.
+    """
+    layer: Layer = {}
+    for token in tokens:
+        key, equals, text = token.partition("=")
+        if not equals or not is_override(token):
+            hint = "; a config's name or file comes first, and once" if token.endswith(".toml") else ""
+            raise UserError(f"{shown(token)} is no KEY=VALUE: write for example train.lr=1e-4{hint}")
+        if not key or not text.strip():
+            missing = "value" if key else "key"
+            raise UserError(f"{shown(token)} has no {missing}: write for example {key or 'train.lr'}=1e-4")
+        _place(layer, key, _value(key, text.strip(), known.get(key)), known)
+    return layer
+
+
+def _place(layer: Layer, key: str, value: Any, known: Mapping[str, FieldInfo]) -> None:
+    parts = ["method", "name"] if key == "method" else key.split(".")
+    if key not in known and not (
+        parts[0] == "method" and len(parts) < 4 and all(map(str.isidentifier, parts))
+    ):
+        inside = [other for other in known if other.startswith(f"{key}.")]
+        if inside:
+            raise UserError(f"{shown(key)} is a section: write one of its keys, such as {inside[0]}=VALUE")
+        raise UserError(unknown_key(key, [*known, "method"]))
+    target: Any = layer
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+    if not isinstance(target, dict) or parts[-1] in target:
+        raise UserError(f"{shown(key)} is given twice: write it once")
+    target[parts[-1]] = value
+
+
+def _value(key: str, text: str, field: FieldInfo | None) -> Any:
+    """A TOML number, truth value, string or list where the text is one, else the text itself."""
+    if not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError(
+            f"the value of {shown(key)} is not UTF-8: rename the file, or set the terminal to UTF-8"
+        )
+    if _SHORT_FLOAT.fullmatch(text):
+        value: Any = float(text)
+    else:
+        try:
+            # Inside braces a comment swallows the closing one, so "a # b" is no value and stays a plain text.
+            parsed = tomllib.loads(f"v = {{x = {text}}}")["v"]
+            value = parsed["x"] if list(parsed) == ["x"] else text
+        except RecursionError as error:
+            raise UserError(f"the value of {shown(key)} is nested too deeply: write a plain list") from error
+        except ValueError:
+            value = text
+    if not isinstance(value, bool | int | float | str | list):
+        value = text
+    if field is not None and str in kinds(field) and type(value) not in kinds(field):
+        value = text
+    _check_numbers(value, f"{key}: ")
+    return value
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """TOML's whole numbers have 64 bits; Python reads longer ones, which nothing later can use."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{where}a whole number is too large: it must fit in 64 bits")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(inner, where)

@@ -1,0 +1,149 @@
+"""What the folder sources share: finding image files, splitting them, naming classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from everclip.data.images import Dataset, FileStore, build
+from everclip.data.prompts import PHOTO, clean, read_class_names, read_templates
+from everclip.errors import UserError
+from everclip.seeding import hash64
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+TEST_NAMES = ("test", "val")
+
+
+def checked_root(argument: str | None, source: str, layout: str) -> Path:
+    """The folder that a spec names. Raises UserError where it is missing, no folder or unreadable."""
+    if not argument:
+        raise UserError(f'data "{source}" needs a folder: write data={source}:/path ({layout})')
+    root = Path(argument).expanduser()
+    if not root.exists():
+        raise UserError(f"data folder {root} does not exist: give a folder with {layout}")
+    if not root.is_dir():
+        raise UserError(f"data folder {root} is a file: give a folder with {layout}")
+    return root
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Sorted names of the visible folders in a folder. Raises UserError where it cannot be read."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
+    except OSError as error:
+        raise UserError(
+            f"folder {folder} cannot be read ({error.strerror}): check its permissions"
+        ) from error
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__"))
+
+
+def image_files(root: Path, folder: str) -> list[str]:
+    """Image files anywhere under ``root/folder``, as sorted POSIX paths relative to ``root``.
+
+    Links to folders are not followed, so a loop of links ends; entries that are no files are listed all the same
+    and found broken when they are read.
+    """
+    found: list[str] = []
+    for path, folders, files in os.walk(root / folder):
+        names = files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
+        folders[:] = sorted(name for name in folders if not _hidden(name) and name not in names)
+        relative = Path(path).relative_to(root)
+        found += [
+            (relative / name).as_posix()
+            for name in names
+            if Path(name).suffix.lower() in SUFFIXES and not _hidden(name)
+        ]
+    return sorted(found)
+
+
+def split_of(keys: Iterable[str]) -> dict[str, bool]:
+    """Path -> whether it is a test image, for the images of one class without a test part.
+
+    A fifth is the test part, by a hash of the file's name, so that adding files never moves an old one. A class of
+    two images or more has at least one on each side.
+    """
+    hashes = {key: hash64("split", Path(key).name) for key in keys}
+    test = {key: value % 5 == 0 for key, value in hashes.items()}
+    if len(test) > 1 and len(set(test.values())) == 1:
+        by_hash = sorted(hashes, key=hashes.__getitem__)
+        changed = by_hash[0] if not test[by_hash[0]] else by_hash[-1]
+        test[changed] = not test[changed]
+    return test
+
+
+def parts(root: Path) -> tuple[str, str | None]:
+    """Prefixes of the training part and of the test part under ``root``.
+
+    ``("train/", "test/")`` (or ``"val/"``); ``("train/", None)`` and ``("", None)`` where there is no test part.
+    """
+    there = subfolders(root)
+    tests = [name for name in TEST_NAMES if name in there]
+    # A lone "train" among other folders is a class of that name: trains are photographed too.
+    if "train" not in there or (not tests and len(there) > 1):
+        return "", None
+    return "train/", f"{tests[0]}/" if tests else None
+
+
+def dataset(
+    name: str,
+    root: Path,
+    found: Sequence[tuple[str, str, str, bool]],
+    domains: Sequence[str],
+    held_out: bool,
+) -> Dataset:
+    """A Dataset of files under ``root``.
+
+    Args:
+        found: (relative path, domain folder, class folder, is test) an image.
+        domains: domain folders in the order learned.
+        held_out: the test images were chosen by ``split_of``.
+
+    Raises:
+        UserError: no images, one class, a class without training images, or names that collide.
+    """
+    folders = sorted({row[2] for row in found})
+    if not found:
+        raise UserError(f"no images under {root}: put files such as .jpg or .png into CLASS folders there")
+    if len(folders) < 2:
+        raise UserError(f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders')
+    trained = {row[2] for row in found if not row[3]}
+    untrained = [folder for folder in folders if folder not in trained]
+    if untrained:
+        raise UserError(
+            f'class "{untrained[0]}" in {root} has no training images: add some, or remove its folder'
+        )
+    names_file, templates_file = root / "classnames.txt", root / "templates.txt"
+    if names_file.exists():
+        names = read_class_names(names_file, folders)
+    else:
+        names = tuple(clean(folder) for folder in folders)
+    label = {folder: index for index, folder in enumerate(folders)}
+    domain = {folder: index for index, folder in enumerate(domains)}
+    return build(
+        name,
+        FileStore(root, [row[0] for row in found]),
+        [label[row[2]] for row in found],
+        [domain[row[1]] for row in found],
+        [row[3] for row in found],
+        check_names(names, str(root)),
+        [clean(folder) for folder in domains],
+        read_templates(templates_file) if templates_file.exists() else (PHOTO,),
+        held_out,
+    )
+
+
+def check_names(names: Sequence[str], where: str) -> Sequence[str]:
+    """The names, which must differ: the text tower could not tell two classes of one name apart."""
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name in first:
+            raise UserError(
+                f'classes {first[name] + 1} and {index + 1} of {where} are both named "{name}":'
+                " give them different names in classnames.txt (folder<TAB>name)"
+            )
+        first[name] = index
+    return names

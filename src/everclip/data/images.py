@@ -1,0 +1,194 @@
+"""ImageSet: an immutable table of images, and the stores their bytes come from."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.errors import UserError
+from everclip.seeding import hash64
+
+
+class Store(Protocol):
+    """Where encoded images lie. ``keys`` are paths relative to the store's root, one a row."""
+
+    keys: Sequence[str]
+
+    def read(self, row: int) -> bytes:
+        """The encoded file of a row. Raises OSError where it cannot be read."""
+        ...
+
+    def nbytes(self, row: int) -> int:
+        """Size of the encoded file in bytes; 0 where it cannot be read."""
+        ...
+
+
+class FileStore:
+    """Image files under a folder."""
+
+    def __init__(self, root: Path, keys: Sequence[str]) -> None:
+        self.root = root
+        self.keys = keys
+
+    def read(self, row: int) -> bytes:
+        return (self.root / self.keys[row]).read_bytes()
+
+    def nbytes(self, row: int) -> int:
+        try:
+            return (self.root / self.keys[row]).stat().st_size
+        except OSError:
+            return 0
+
+
+class ZipStore:
+    """Image files in an uncompressed zip archive."""
+
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self.keys = keys
+        self._zip = zipfile.ZipFile(path)
+
+    def read(self, row: int) -> bytes:
+        return self._zip.read(self.keys[row])
+
+    def nbytes(self, row: int) -> int:
+        return self._zip.getinfo(self.keys[row]).file_size
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """An immutable table: one row an image.
+
+    Args:
+        store: where the encoded images lie.
+        rows: int64 ``[n]``, the image's row in ``store``.
+        labels: int64 ``[n]``, index into the data set's class names.
+        domains: int64 ``[n]``, index into the data set's domain names.
+        ids: int64 ``[n]``, stable over runs and machines: a hash of the path relative to the root. Estimators,
+            exemplars and stored logits are keyed by it.
+    """
+
+    store: Store
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    domains: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
+        """The rows at ``which``, a mask or positions, in that order."""
+        return replace(
+            self,
+            rows=self.rows[which],
+            labels=self.labels[which],
+            domains=self.domains[which],
+            ids=self.ids[which],
+        )
+
+    def of_classes(self, classes: Iterable[int]) -> ImageSet:
+        """The images whose label is one of ``classes``."""
+        return self.select(np.isin(self.labels, list(classes)))
+
+    def of_domain(self, domain: int) -> ImageSet:
+        """The images of one domain."""
+        return self.select(self.domains == domain)
+
+    def relabel(self, new: Sequence[int]) -> ImageSet:
+        """The same images with label ``new[label]``."""
+        return replace(self, labels=np.asarray(new, dtype=np.int64)[self.labels])
+
+    def __add__(self, other: ImageSet) -> ImageSet:
+        """Both tables, this one first. They must share a store."""
+        assert self.store is other.store
+        return replace(
+            self,
+            rows=np.concatenate([self.rows, other.rows]),
+            labels=np.concatenate([self.labels, other.labels]),
+            domains=np.concatenate([self.domains, other.domains]),
+            ids=np.concatenate([self.ids, other.ids]),
+        )
+
+    def counts(self, classes: int) -> NDArray[np.int64]:
+        """int64 ``[classes]``: images of each class."""
+        return np.bincount(self.labels, minlength=classes)
+
+    def nbytes(self) -> int:
+        """Bytes of the encoded images."""
+        return sum(self.store.nbytes(int(row)) for row in self.rows)
+
+
+def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
+    """int64 ``[n]``: the stable ids of the images at these relative paths.
+
+    Raises:
+        UserError: two different paths have one id (they would share estimators).
+    """
+    ids = np.array([hash64(key) for key in keys], dtype=np.int64)
+    values, first, count = np.unique(ids, return_index=True, return_counts=True)
+    if len(values) < len(ids):
+        key = keys[int(first[count > 1][0])]
+        raise UserError(f'two images have the id of "{key}": list each image once, or rename one of the files')
+    return ids
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named set of images with a training and a test part.
+
+    Args:
+        name: the spec it was loaded from, for example ``imagefolder:/data/birds``.
+        class_names: readable names, index = label.
+        domain_names: names, index = domain; length 1 where there are no domains. Their order is the order learned.
+        templates: prompts with ``{}`` for the class name, which make the class embeddings.
+        held_out: the test part was cut from the images here; a source that comes with its own has False.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    templates: tuple[str, ...]
+    held_out: bool = False
+
+    def whole(self) -> ImageSet:
+        """The images to test on when the data set is given for testing: its test part, or all of a bare folder."""
+        return self.train + self.test if self.held_out else self.test
+
+
+def build(
+    name: str,
+    store: Store,
+    labels: Sequence[int],
+    domains: Sequence[int],
+    is_test: Sequence[bool],
+    class_names: Sequence[str],
+    domain_names: Sequence[str],
+    templates: Sequence[str],
+    held_out: bool = False,
+) -> Dataset:
+    """A Dataset from columns as long as ``store.keys``. Raises UserError where two keys collide."""
+    every = ImageSet(
+        store,
+        rows=np.arange(len(store.keys), dtype=np.int64),
+        labels=np.asarray(labels, dtype=np.int64),
+        domains=np.asarray(domains, dtype=np.int64),
+        ids=sample_ids(store.keys),
+    )
+    test = np.asarray(is_test, dtype=bool)
+    return Dataset(
+        name,
+        tuple(class_names),
+        tuple(domain_names),
+        every.select(~test),
+        every.select(test),
+        tuple(templates),
+        held_out,
+    )

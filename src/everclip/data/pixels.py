@@ -1,0 +1,118 @@
+"""Decoded images: small sets once into memory as uint8, large ones batch by batch."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from everclip.data.images import ImageSet, Store
+
+_UNKNOWN, _GOOD, _BROKEN = 0, 1, 2
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB: transparency on white, 16-bit grey scaled to 8 bits."""
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image, dtype=np.float64)
+        top = 255.0 if grey.max() <= 255 else 65535.0
+        return Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+class Pixels:
+    """Loads rows of a store as uint8 tensors, through the model's own resize and crop.
+
+    Args:
+        store: the encoded images.
+        transform: PIL RGB image to PIL image of ``size`` x ``size``.
+        size: side in pixels.
+        cache_bytes: the whole store is kept decoded when it fits into this many bytes; 0 keeps nothing.
+        workers: decoding threads; 0 decodes in the caller's thread.
+
+    Broken images are never returned: ``broken`` maps their row to the reason.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        transform: Callable[[Image.Image], Image.Image],
+        size: int,
+        cache_bytes: int = 2 << 30,
+        workers: int = 2,
+    ) -> None:
+        self.store = store
+        self.size = size
+        self.broken: dict[int, str] = {}
+        self._transform = transform
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        rows = len(store.keys)
+        self.cached = rows * 3 * size * size <= cache_bytes
+        # Pages are touched when a row is first written, so a run on part of a set pays for that part alone.
+        self._table = torch.empty((rows if self.cached else 0, 3, size, size), dtype=torch.uint8)
+        self._state = np.zeros(rows, dtype=np.uint8)
+
+    def _decode(self, row: int) -> NDArray[np.uint8] | str:
+        """The picture as uint8 ``[3, size, size]``, or why there is none."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(self.store.read(row))) as image:
+                    image.load()
+                    small = self._transform(to_rgb(image))
+        except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
+
+    def load(self, rows: NDArray[np.int64]) -> tuple[UInt8[Tensor, "b 3 s s"], NDArray[np.bool_]]:
+        """Pictures of the rows that can be read, in order, and the mask ``[len(rows)]`` of those."""
+        missing = np.unique(rows[self._state[rows] == _UNKNOWN]) if self.cached else np.unique(rows)
+        missing = missing[self._state[missing] != _BROKEN]
+        run = self._pool.map if self._pool and len(missing) > 1 else map
+        fresh: dict[int, Tensor] = {}
+        for row, result in zip(missing.tolist(), run(self._decode, missing.tolist()), strict=True):
+            if isinstance(result, str):
+                self.broken[row] = result
+                self._state[row] = _BROKEN
+            elif self.cached:
+                self._table[row] = torch.from_numpy(result)
+                self._state[row] = _GOOD
+            else:
+                fresh[row] = torch.from_numpy(result)
+        good = self._state[rows] != _BROKEN
+        if self.cached:
+            return self._table[torch.from_numpy(rows[good])], good
+        pictures = [fresh[row] for row in rows[good].tolist()]
+        return (torch.stack(pictures) if pictures else self._table), good
+
+    def readable(self, images: ImageSet) -> ImageSet:
+        """``images`` without those known to be broken."""
+        return images.select(self._state[images.rows] != _BROKEN)
+
+    def preload(self, images: Sequence[ImageSet], step: Callable[[int], object] = lambda done: None) -> None:
+        """Decode these sets now, where they are kept, so that broken images are known before the first step.
+
+        ``step`` is called with the number of images just done.
+        """
+        if not self.cached:
+            return
+        rows = np.unique(np.concatenate([part.rows for part in images]))
+        for start in range(0, len(rows), 64):
+            self.load(rows[start : start + 64])
+            step(min(64, len(rows) - start))
+
+    def skipped(self) -> dict[str, str]:
+        """Relative path -> reason, for every image found broken so far."""
+        return {self.store.keys[row]: reason for row, reason in sorted(self.broken.items())}

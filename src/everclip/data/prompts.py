@@ -1,0 +1,103 @@
+"""Class names and templates: what the text tower is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from everclip.errors import UserError
+
+PHOTO = "a photo of a {}."
+"""The default template, and the fixed training caption of every text-based method (methods' papers, ours)."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts of a run.
+
+    Args:
+        names: readable class names, index = label.
+        templates: evaluation templates; a class embedding is their renormalised mean.
+        captions: ``fixed``: every training caption uses ``a photo of a {}.``; ``random``: each image draws one of
+            ``templates`` a step, as FLYP does (Goyal et al. 2023).
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    captions: str = "fixed"
+
+    def caption(self, labels: Sequence[int], rng: np.random.Generator) -> list[str]:
+        """One training caption a label."""
+        if self.captions == "fixed":
+            return [fill(PHOTO, self.names[label]) for label in labels]
+        drawn = rng.integers(len(self.templates), size=len(labels))
+        pairs = zip(drawn, labels, strict=True)
+        return [fill(self.templates[which], self.names[label]) for which, label in pairs]
+
+
+def fill(template: str, name: str) -> str:
+    """The template with the name at ``{}``; other braces, in either, are left alone."""
+    return template.replace("{}", name)
+
+
+def clean(name: str) -> str:
+    """A folder's name as a readable class name: underscores become spaces."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Non-empty lines of a UTF-8 text file, stripped at the right.
+
+    Raises:
+        UserError: the file is missing, is no UTF-8 text, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} file {path} cannot be read ({error}): give a UTF-8 text file") from error
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{what} file {path} is empty: write one entry a line")
+    return lines
+
+
+def read_templates(path: Path) -> tuple[str, ...]:
+    """Templates, one a line, each with ``{}`` once for the class name. Raises UserError for another form."""
+    lines = read_lines(path, "templates")
+    for number, line in enumerate(lines, 1):
+        if line.count("{}") != 1:
+            raise UserError(
+                f'template {number} of {path} is "{line}": write "{{}}" once where the class name goes'
+            )
+    return tuple(lines)
+
+
+def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """Readable names for the classes in ``folders``.
+
+    Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name a line
+    for each folder, in sorted order.
+
+    Raises:
+        UserError: another number of lines, or a folder that is not there.
+    """
+    lines = read_lines(path, "class names")
+    if not any("\t" in line for line in lines):
+        if len(lines) != len(folders):
+            raise UserError(
+                f"class names file {path} has {len(lines)} lines for {len(folders)} classes:"
+                ' write one name a line in the folders\' sorted order, or "folder<TAB>name"'
+            )
+        return tuple(lines)
+    names = {folder: clean(folder) for folder in folders}
+    for number, line in enumerate(lines, 1):
+        folder, tab, name = line.partition("\t")
+        if not tab or not name.strip() or folder not in names:
+            raise UserError(
+                f'line {number} of {path} is "{line}": write "folder<TAB>name" with one of the class folders'
+            )
+        names[folder] = name.strip()
+    return tuple(names[folder] for folder in folders)

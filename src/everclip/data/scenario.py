@@ -1,0 +1,135 @@
+"""Scenarios: a data set cut into a list of tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from everclip.data.images import Dataset, ImageSet
+from everclip.errors import UserError, suggest
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One step of a scenario.
+
+    Args:
+        index: 0-based.
+        classes: labels that this task teaches, in the order learned.
+        train, test: its images. The test images of a class-incremental task are those of its classes, of a
+            domain-incremental task those of its domain.
+    """
+
+    index: int
+    name: str
+    classes: tuple[int, ...]
+    train: ImageSet
+    test: ImageSet
+
+
+def seen(tasks: Sequence[Task]) -> tuple[int, ...]:
+    """The labels of these tasks, each once, in the order learned."""
+    return tuple(dict.fromkeys(label for task in tasks for label in task.classes))
+
+
+def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[int]:
+    """The labels in the order learned.
+
+    Args:
+        names: class names, index = label.
+        order: a seed of numpy's legacy generator (1993 is the field's: ``RandomState(1993).permutation(n)``, as in
+            PyCIL and UCIR), ``"given"``, or the class names themselves in order.
+
+    Raises:
+        UserError: the list of names is not a permutation of the classes, or a name is shared by two classes.
+    """
+    if isinstance(order, int):
+        return np.random.RandomState(order).permutation(len(names)).tolist()  # noqa: NPY002 - the field's order
+    if isinstance(order, str):
+        return list(range(len(names)))
+    return _positions(order, names, "class")
+
+
+def _positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
+    twice = [name for name, count in Counter(order).items() if count > 1]
+    if twice:
+        raise UserError(f'scenario.order names the {what} "{twice[0]}" twice: name each {what} once')
+    unknown = [name for name in order if name not in names]
+    if unknown:
+        raise UserError(f'scenario.order names the unknown {what} "{unknown[0]}"{suggest(unknown[0], names)}')
+    missing = [name for name in names if name not in order]
+    if missing:
+        raise UserError(f'scenario.order leaves out the {what} "{missing[0]}": name each {what} once')
+    return [names.index(name) for name in order]
+
+
+def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
+    """Classes per task: as even as can be with the larger tasks first, or the sizes as given.
+
+    Raises:
+        UserError: more tasks than classes, or sizes that do not add up to the number of classes.
+    """
+    if isinstance(tasks, int):
+        if tasks > classes:
+            raise UserError(f"scenario.tasks={tasks} but there are {classes} classes: write at most {classes}")
+        return [classes // tasks + (index < classes % tasks) for index in range(tasks)]
+    if sum(tasks) != classes:
+        raise UserError(
+            f"scenario.tasks={list(tasks)} adds up to {sum(tasks)} classes but there are {classes}:"
+            f" write sizes that add up to {classes}"
+        )
+    return list(tasks)
+
+
+def class_incremental(
+    data: Dataset, tasks: int | Sequence[int] = 10, order: int | str | Sequence[str] = 1993
+) -> list[Task]:
+    """Tasks that each bring new classes. Raises UserError where the sizes or the order do not fit the classes."""
+    labels = class_order(data.class_names, order)
+    result = []
+    start = 0
+    for index, size in enumerate(task_sizes(len(labels), tasks)):
+        classes = tuple(labels[start : start + size])
+        start += size
+        result.append(
+            Task(
+                index,
+                f"task {index + 1}",
+                classes,
+                data.train.of_classes(classes),
+                data.test.of_classes(classes),
+            )
+        )
+    return result
+
+
+def domain_incremental(data: Dataset, order: int | str | Sequence[str] = "given") -> list[Task]:
+    """Tasks that each bring a new domain of the same classes, in the data set's order unless told otherwise.
+
+    Raises:
+        UserError: the data set has one domain, or ``order`` is not a permutation of its domains.
+    """
+    names = data.domain_names
+    if len(names) < 2:
+        raise UserError(
+            f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
+            " PATH/DOMAIN/CLASS/*.jpg"
+        )
+    # A seed of class orders (1993) means nothing for domains: they come as the source lists them.
+    domains = range(len(names)) if isinstance(order, int | str) else _positions(order, names, "domain")
+    classes = tuple(range(len(data.class_names)))
+    return [
+        Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))
+        for index, domain in enumerate(domains)
+    ]
+
+
+def merge(tasks: Sequence[Task]) -> list[Task]:
+    """All tasks as one: the scenario of joint training, on the same images and classes."""
+    train, test = tasks[0].train, tasks[0].test
+    for task in tasks[1:]:
+        train, test = train + task.train, test + task.test
+    return [Task(0, "all tasks", seen(tasks), train, test)]

@@ -1,0 +1,41 @@
+"""domainfolder:PATH - your images in domain and class folders: DOMAIN/CLASS/*.jpg, or train/DOMAIN/CLASS and
+test/DOMAIN/CLASS.
+
+Without a test part, a fifth of each class in each domain is held out, by a hash of the file's name. The domains are
+learned in alphabetical order unless `scenario.order` lists them. `classnames.txt` and `templates.txt` override.
+"""
+
+from __future__ import annotations
+
+from everclip.data.folders import checked_root, dataset, image_files, parts, split_of, subfolders
+from everclip.data.images import Dataset
+from everclip.errors import UserError
+
+LAYOUT = "DOMAIN/CLASS/*.jpg"
+
+
+def load(argument: str | None, kind: str) -> Dataset:
+    """The images under the folder ``argument``; ``kind`` does not matter here.
+
+    Raises:
+        UserError: the folder, a domain or a class is missing or empty, or names collide.
+    """
+    root = checked_root(argument, "domainfolder", LAYOUT)
+    train, test = parts(root)
+    domains = subfolders(root / train)
+    found: list[tuple[str, str, str, bool]] = []
+    for domain in domains:
+        before = len(found)
+        for folder in subfolders(root / train / domain):
+            files = image_files(root, f"{train}{domain}/{folder}")
+            is_test = split_of(files) if test is None else dict.fromkeys(files, False)
+            found += [(key, domain, folder, is_test[key]) for key in files]
+        if len(found) == before:
+            raise UserError(
+                f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT}"
+            )
+    for domain in domains if test else []:
+        for folder in subfolders(root / f"{test}{domain}"):
+            files = image_files(root, f"{test}{domain}/{folder}")
+            found += [(key, domain, folder, True) for key in files]
+    return dataset(f"domainfolder:{argument}", root, found, domains, test is None)

@@ -1,0 +1,53 @@
+"""emoji - the offline default: everyday things drawn by many hands, shipped in the package.
+
+Class-incremental: 100 concepts; training and test pictures are different vendors' drawings of the same concept.
+Domain-incremental: six style families; the label is a category (mammal, fruit, vehicle, ...), and the concepts tested
+never occur in training. Pictures and licences: `everclip/assets/emoji/NOTICE.md`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+from everclip.data.images import Dataset, ZipStore, build
+from everclip.errors import UserError
+
+ASSETS = Path(__file__).parents[2] / "assets" / "emoji"
+TEMPLATES = ("a photo of a {}.", "an emoji of a {}.", "a drawing of a {}.")
+
+
+def verified(name: str) -> Path:
+    """The shipped file, after its SHA-256 was compared with SHA256SUMS. Raises UserError where it differs."""
+    path = ASSETS / name
+    sums = dict(
+        reversed(line.split(maxsplit=1)) for line in (ASSETS / "SHA256SUMS").read_text().splitlines()
+    )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sums[name]:
+        raise UserError(f"{path} is damaged (its SHA-256 differs): reinstall everclip")
+    return path
+
+
+def load(argument: str | None, kind: str) -> Dataset:
+    """The emoji pictures for a scenario of this ``kind``.
+
+    Raises:
+        UserError: an argument was given, or a shipped file is damaged.
+    """
+    if argument:
+        raise UserError(f'data "emoji" takes no folder: write data=emoji, or data=imagefolder:{argument}')
+    with verified(f"{kind}.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    classes = list(dict.fromkeys(row["class"] for row in rows))
+    domains = list(dict.fromkeys(row.get("domain", "") for row in rows))
+    return build(
+        "emoji",
+        ZipStore(verified("pictures.zip"), [row["path"] for row in rows]),
+        [classes.index(row["class"]) for row in rows],
+        [domains.index(row.get("domain", "")) for row in rows],
+        [row["split"] == "test" for row in rows],
+        classes,
+        domains,
+        TEMPLATES,
+    )

@@ -1,0 +1,34 @@
+"""imagefolder:PATH - your images in class folders: CLASS/*.jpg, or train/CLASS and test/CLASS (or val/CLASS).
+
+A root with bare classes, or with train/ alone, is split: a fifth of each class is the test part, by a hash of the
+file's name. `classnames.txt` (one name a line, or folder<TAB>name) and `templates.txt` in the root override the
+folder names and the prompt.
+"""
+
+from __future__ import annotations
+
+from everclip.data.folders import checked_root, dataset, image_files, parts, split_of, subfolders
+from everclip.data.images import Dataset
+from everclip.errors import UserError
+
+LAYOUT = "CLASS/*.jpg, or train/CLASS and test/CLASS"
+
+
+def load(argument: str | None, kind: str) -> Dataset:
+    """The images under the folder ``argument``; ``kind`` does not matter here.
+
+    Raises:
+        UserError: the folder or a class is missing or empty, or names collide.
+    """
+    root = checked_root(argument, "imagefolder", LAYOUT)
+    train, test = parts(root)
+    found: list[tuple[str, str, str, bool]] = []
+    for folder in subfolders(root / train):
+        files = image_files(root, train + folder)
+        if not files:
+            raise UserError(f"class folder {root / train / folder} holds no images: add some, or remove it")
+        is_test = split_of(files) if test is None else dict.fromkeys(files, False)
+        found += [(key, "", folder, is_test[key]) for key in files]
+    for folder in subfolders(root / test) if test else []:
+        found += [(key, "", folder, True) for key in image_files(root, test + folder)]
+    return dataset(f"imagefolder:{argument}", root, found, [""], test is None)

@@ -1,0 +1,110 @@
+"""Evaluation after each stage: every seen task, and one ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from everclip.data.loader import Loader
+from everclip.data.scenario import Task, seen
+from everclip.errors import RunError
+from everclip.models.clip import Clip
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a model says of the test images of some tasks.
+
+    Args:
+        labels: ``[c]`` label of each column, in the order learned.
+        tasks, truth, ids: int64 ``[n]``, one row an image that could be read.
+        scores: float32 ``[n, c]``.
+    """
+
+    labels: tuple[int, ...]
+    tasks: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def predicted(self, among: int, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Predicted labels of some rows, among the first ``among`` columns."""
+        return np.asarray(self.labels)[self.scores[rows, :among].argmax(axis=1)]
+
+    def accuracy(self, task: int, among: int) -> float:
+        """Share of a task's images that are right, among the first ``among`` classes learned."""
+        return self._right(self.tasks == task, among)
+
+    def accuracy_up_to(self, task: int, among: int) -> float:
+        """The same over all images of tasks 0..``task`` (A_t, weighted by images)."""
+        return self._right(self.tasks <= task, among)
+
+    def _right(self, rows: NDArray[np.bool_], among: int) -> float:
+        return float((self.predicted(among, rows) == self.truth[rows]).mean())
+
+    def per_class(self, among: int, tasks: int) -> dict[int, float]:
+        """Label -> accuracy over the images of the first ``tasks`` tasks."""
+        rows = self.tasks < tasks
+        right = self.predicted(among, rows) == self.truth[rows]
+        return {int(label): float(right[self.truth[rows] == label].mean()) for label in np.unique(self.truth[rows])}
+
+    def count(self, task: int) -> int:
+        """Images of a task."""
+        return int((self.tasks == task).sum())
+
+    def top(self, among: int, tasks: int, k: int = 5) -> dict[str, NDArray]:
+        """Columns of ``predictions.npz``: id, label, the k best labels, margin of the best score to the second."""
+        rows = self.tasks < tasks
+        scores = self.scores[rows, :among]
+        k = min(k, among)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        ordered = np.take_along_axis(scores, best, axis=1)
+        margin = ordered[:, 0] - ordered[:, 1] if k > 1 else np.full(len(scores), np.inf)
+        return {
+            "id": self.ids[rows],
+            "label": self.truth[rows],
+            "top": np.asarray(self.labels, dtype=np.int64)[best],
+            "margin": margin.astype(np.float32),
+        }
+
+
+@torch.inference_mode()
+def evaluate(
+    clip: Clip, classifier: Callable[[tuple[int, ...]], nn.Module], tasks: Sequence[Task], loader: Loader
+) -> Scores:
+    """Scores of the tasks' test images over all the classes of these tasks; each image is encoded once.
+
+    Args:
+        classifier: labels to a module from normalised images to scores, built once.
+
+    Raises:
+        RunError: not one test image of a task can be read.
+    """
+    labels = seen(tasks)
+    classify = classifier(labels).eval()
+    owner: list[NDArray[np.int64]] = []
+    truth: list[NDArray[np.int64]] = []
+    ids: list[NDArray[np.int64]] = []
+    scores: list[NDArray[np.float32]] = []
+    for task in tasks:
+        before = len(scores)
+        for batch in loader.plain(task.test):
+            result = classify(clip.normalise(batch.images)).float().cpu().numpy()
+            owner.append(np.full(len(batch), task.index))
+            truth.append(batch.labels.numpy())
+            ids.append(batch.ids.numpy())
+            scores.append(result)
+        if len(scores) == before:
+            raise RunError(f"not one test image of {task.name} can be read: see the skipped images in run.log")
+    return Scores(
+        labels,
+        np.concatenate(owner, dtype=np.int64),
+        np.concatenate(truth),
+        np.concatenate(ids),
+        np.concatenate(scores),
+    )

@@ -1,0 +1,161 @@
+"""THE loop: every method, every scenario."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from everclip.data.loader import Loader, Phase
+from everclip.data.memory import Memory
+from everclip.data.pixels import Pixels
+from everclip.data.scenario import Task, seen
+from everclip.evaluate import evaluate
+from everclip.methods._base import Method, TextClassifier, to_device
+from everclip.models.clip import Clip
+from everclip.optim import Update
+from everclip.plan import Plan
+from everclip.progress import Progress
+from everclip.record import Record, environment
+from everclip.restore import load_model, restore
+from everclip.run import Run
+from everclip.seeding import generator
+
+log = logging.getLogger("everclip")
+
+WEIGHTS_A_STAGE = 20
+"""Lines of class weights in the log per stage, about."""
+
+
+@dataclass(eq=False)
+class Lab:
+    """A plan with its model: what the loop works with."""
+
+    plan: Plan
+    clip: Clip
+    method: Method
+    memory: Memory
+    loader: Loader
+    record: Record
+    run: Run
+    progress: Progress
+
+
+def train(run: Run, progress: Progress) -> dict[str, Any]:
+    """Run a config from where its directory stands to its results, which are written and returned.
+
+    Raises:
+        UserError: the config asks for something that is not there.
+        RunError: the loss is not finite, or no image can be read.
+    """
+    lab = _start(run, progress)
+    tasks, method, memory, loader, clip = lab.plan.tasks, lab.method, lab.memory, lab.loader, lab.clip
+    for task in tasks[lab.record.stages :]:
+        lab.record.begin_stage()
+        new, old = loader.pixels.readable(task.train), memory.images()
+        images, current = new + old, np.arange(len(new) + len(old)) < len(new)
+        method.grow(task)
+        method.begin_task(clip, task, images)
+        for index, phase in enumerate(method.phases(task)):
+            counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
+            steps = lab.plan.steps(phase, counts[phase.data])
+            if steps == 0:
+                continue
+            update = Update(clip, method, phase, run.config.train, steps)
+            lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
+            progress.start(f"{task.name} of {len(tasks)}: {phase.name}", steps)
+            for batch in loader.batches(images, current, phase, task.index, index, steps):
+                _step(lab, update, batch, phase, task)
+        gone = memory.update(loader.pixels.readable(new), len(seen(tasks[: task.index + 1])))
+        method.drop(gone)
+        method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
+        scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader)
+        _close_stage(lab, task, lab.record.end_stage(task, scores, memory))
+    results = lab.record.results(lab.plan, method, memory, loader.pixels)
+    run.log("end", seconds=results["seconds"])
+    lab.record.write(run, results)
+    return results
+
+
+def _start(run: Run, progress: Progress) -> Lab:
+    """The lab at the run's newest checkpoint, or before its first task."""
+    config = run.config
+    plan = Plan.of(config)
+    found = run.resume()
+    torch.manual_seed(int(generator(config.seed, "init").integers(2**63)))
+    clip = restore(plan, *found) if found else load_model(plan, config.model)
+    parts = [part for task in plan.tasks for part in (task.train, task.test)]
+    pixels = Pixels(
+        plan.data.train.store,
+        clip.eval_transform,
+        clip.image_size,
+        config.loader.cache_mb << 20,
+        config.loader.workers,
+    )
+    progress.start("reading images", sum(map(len, parts)))
+    pixels.preload(parts, lambda done: progress.step(count=done))
+    loader = Loader(pixels, config.train.batch_size, config.train.augment, config.seed)
+    method, memory, record = plan.method, plan.empty_memory(), Record(plan.tasks)
+    lab = Lab(plan, clip, method, memory, loader, record, run, progress)
+    if pixels.broken:
+        log.warning("%d broken images are skipped; run.log names them", len(pixels.broken))
+        for key, reason in pixels.skipped().items():
+            log.info("skipped %s: %s", key, reason)
+    if found:
+        memory.load_state_dict(found[1]["memory"], sum((t.train for t in plan.tasks[1:]), plan.tasks[0].train))
+        record.load_state_dict(found[1]["record"])
+        progress.say(f"continued after {plan.tasks[record.stages - 1].name}")
+        return lab
+    with torch.inference_mode():
+        weights = clip.class_embeddings([plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates)
+    record.set_zero_shot(evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader))
+    run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+    run.log("start", **record.start(plan))
+    return lab
+
+
+def _step(lab: Lab, update: Update, batch: Any, phase: Phase, task: Task) -> None:
+    """One training step."""
+    method, clip, record = lab.method, lab.clip, lab.record
+    batch = to_device(batch, clip.device)
+    with torch.autocast(clip.device.type, torch.bfloat16, enabled=lab.run.config.train.precision == "bf16"):
+        features = method.encode(clip, batch, phase)
+    terms = method.loss(features, batch, phase) | method.penalty(clip)
+    where = f"at step {update.done + 1} of {task.name}"
+    numbers = update.step(terms, where, batch.ids.tolist())
+    method.after_step(clip)
+    record.step(len(batch))
+    losses = {name: term.item() for name, term in terms.items()}
+    lab.run.log(
+        "step",
+        stage=task.index,
+        phase=phase.name,
+        epoch=batch.key[2],
+        step=update.done - 1,
+        global_step=record.optimizer_steps - 1,
+        loss=losses,
+        **numbers,
+        images_per_second=round(record.images_per_second(), 1),
+        diagnostics=method.diagnostics(),
+    )
+    if (update.done - 1) % max(1, update.steps // WEIGHTS_A_STAGE) == 0 and (weights := method.class_weights()):
+        names = {lab.plan.prompts.names[label]: weight for label, weight in weights.items()}
+        lab.run.log("class_weights", stage=task.index, global_step=record.optimizer_steps - 1, weights=names)
+    lab.progress.step(f"loss {sum(losses.values()):.4f}")
+
+
+def _close_stage(lab: Lab, task: Task, line: dict[str, Any]) -> None:
+    """Log and save a finished stage, and say how it went."""
+    lab.run.log("stage", **line)
+    lab.run.checkpoint(
+        task.index, lab.clip, lab.method, {"memory": lab.memory.state_dict(), "record": lab.record.state_dict()}
+    )
+    zero_shot = lab.record.zero_shot["after_stage"][task.index]
+    lab.progress.say(
+        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far (zero-shot {zero_shot:.1%}),"
+        f" memory {line['memory']['count']}, {line['seconds']:.0f} s"
+    )

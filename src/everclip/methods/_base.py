@@ -1,0 +1,167 @@
+"""What a method is. The loop knows this class and no method's name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from everclip.config import MethodConfig
+from everclip.data.images import ImageSet
+from everclip.data.loader import Batch, Phase
+from everclip.data.prompts import Prompts
+from everclip.data.scenario import Task
+from everclip.models.clip import Clip
+from everclip.sample_table import SampleTable
+
+__all__ = ["Batch", "Clip", "Method", "MethodConfig", "Phase", "Prompts", "Task", "TextClassifier"]
+
+
+class TextClassifier(nn.Module):
+    """Cosine similarity of images to class embeddings.
+
+    Args:
+        clip: the encoder.
+        weights: ``[c, d]``, unit length.
+    """
+
+    def __init__(self, clip: Clip, weights: Float[Tensor, "c d"]) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        return self.clip.encode_image(images) @ self.get_buffer("weights").T
+
+
+class Method(nn.Module, ABC):
+    """A continual-learning method: a loss, and whatever it keeps beside the model.
+
+    A concrete method lives in a file of its own, is final, and has a nested ``Config`` whose fields are its
+    hyper-parameters. Its modules and parameters are nn.Module members; per-sample state goes into ``tables``.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    one_task: bool = False
+    """Whether all tasks are learned at once (joint training); set on the instance."""
+
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
+        super().__init__()
+        self.config = config
+        self.prompts = prompts
+
+    @classmethod
+    def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
+        """The method for a config; a plug-in that wraps another method returns that one."""
+        return cls(config, prompts)
+
+    # Structure and stages ---------------------------------------------------------------------------------------
+
+    def phases(self, task: Task) -> list[Phase]:
+        """The training stages of a task; an empty list trains nothing."""
+        return [Phase()]
+
+    def grow(self, task: Task) -> None:  # noqa: B027 - most methods add nothing
+        """Add the structure (heads, towers) that a task needs. Deterministic: a resume replays it."""
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:  # noqa: B027
+        """Called before the phases of a task, with its new and memory images."""
+
+    def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
+        """Parameters to train in a phase: both towers and the logit scale, unless the method says otherwise."""
+        yield from (parameter for _, parameter in clip.image_parameters())
+        yield from (parameter for _, parameter in clip.text_parameters())
+        yield clip.logit_scale
+
+    # Training ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        """The features the loss needs; the only place that calls a tower."""
+
+    @abstractmethod
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        """Scalar terms; their sum is what backward is called on."""
+
+    def penalty(self, clip: Clip) -> dict[str, Tensor]:
+        """Scalar terms on the parameters, added to the loss."""
+        return {}
+
+    def after_step(self, clip: Clip) -> None:  # noqa: B027
+        """Called after each optimizer step."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers of the last step worth a line in the log."""
+        return {}
+
+    def class_weights(self) -> dict[int, float]:
+        """Label -> weight of its loss at the last step, for methods that reweight classes."""
+        return {}
+
+    # Between tasks ----------------------------------------------------------------------------------------------
+
+    def tables(self) -> dict[str, SampleTable]:
+        """Per-sample and per-group state by name; saved with the method."""
+        return {}
+
+    def drop(self, ids: NDArray[Any]) -> None:  # noqa: B027
+        """Forget per-sample state of images that left the memory."""
+
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:  # noqa: B027
+        """Called after the phases with plain batches of the task's images and of the memory as it was."""
+
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        """Maps normalised images ``[b, 3, h, w]`` to scores ``[b, len(labels)]``; built once per evaluation."""
+        names = [self.prompts.names[label] for label in labels]
+        return TextClassifier(clip, clip.class_embeddings(names, self.prompts.templates))
+
+    # State ------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """State of the tables, so that ``state_dict`` holds all that the method keeps."""
+        return {name: table.state_dict() for name, table in self.tables().items()}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore the tables."""
+        for name, table in self.tables().items():
+            table.load_state_dict(state[name])
+
+    def state_bytes(self) -> int:
+        """Bytes of everything kept beside the model."""
+        tensors = sum(p.nbytes for p in self.parameters()) + sum(b.nbytes for b in self.buffers())
+        return tensors + sum(table.nbytes for table in self.tables().values())
+
+    def forward(self) -> Self:
+        raise AssertionError("a method is not called; the loop calls encode and loss")
+
+
+def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]:
+    """Embedding of one training caption an image; equal captions are encoded once."""
+    return clip.encode_text(prompts.caption(batch.labels.tolist(), batch.rng("captions")))
+
+
+def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
+    """``image`` and ``text`` features ``[b, d]`` of a batch of (image, caption) pairs."""
+    return {
+        "image": clip.encode_image(clip.normalise(batch.images)),
+        "text": captions(clip, prompts, batch),
+        "scale": clip.logit_scale.exp(),
+    }
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its labels on ``device`` (its pictures move when they are normalised, as uint8)."""
+    return Batch(
+        batch.images,
+        batch.labels.to(device),
+        batch.domains.to(device),
+        batch.ids,
+        batch.current.to(device),
+        key=batch.key,
+        seed=batch.seed,
+    )

@@ -1,0 +1,46 @@
+"""Global contrastive loss: every image against all captions of the task and the memory, and the reverse.
+
+    F = mean_i [ tau log u1_i + tau log u2_i ]
+    u1_i = mean_{j != i} exp( (s(i,j) - s(i,i)) / tau ),  u2_i = mean_{j != i} exp( (s(j,i) - s(i,i)) / tau )
+
+The means run over the whole training set; a moving average per sample, u <- (1 - gamma) u + gamma (batch mean),
+estimates them from small batches and carries over from task to task with the exemplars (equations 1-4). A sample's
+first visit takes the batch mean itself.
+
+Paper: https://arxiv.org/abs/2605.03866
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from everclip.losses import contrastive
+from everclip.methods._base import Batch, Phase
+from everclip.methods._contrastive import Contrastive, ContrastiveConfig, valued
+
+
+class Gcl(Contrastive):
+    """GCL of the everclip paper, section 3.1."""
+
+    class Config(ContrastiveConfig):
+        """Options of GCL."""
+
+        negatives: Literal["instance", "other_class", "multi_positive"] = Field(
+            "instance",
+            description="every other pair, as the paper sums them; only pairs of other classes; or these, with the"
+            " mean similarity to all pairs of the class as the positive",
+        )
+
+    config: Config
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        among = contrastive.negatives(batch.labels, self.config.negatives)
+        positives = ~among if self.config.negatives == "multi_positive" else None
+        losses = contrastive.differences(features["image"] @ features["text"].T, positives)
+        anchors = self.update_estimators(losses, among, batch)
+        gradient = contrastive.surrogate(losses, anchors.log_u, among, self.config.tau)
+        return {"gcl": valued(gradient, anchors.value.mean())}

@@ -1,0 +1,35 @@
+"""Joint training: all tasks at once, the reference that continual learning is measured against.
+
+One task with the images and classes of all of them, learned with any of the losses: `method=joint method.loss=gcl`, its
+options as `method.options.NAME=VALUE`. Its results hold one stage: last equals average, forgetting and transfers are null.
+
+The upper bound of the ImageNet experiment in https://arxiv.org/abs/2605.03866, section 4.4.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from everclip.config import method_class, options_of
+from everclip.errors import UserError
+from everclip.methods._base import Method, MethodConfig, Prompts
+
+
+class Joint(Method):
+    """Another method, on all tasks at once."""
+
+    class Config(MethodConfig):
+        """Options of joint training."""
+
+        loss: str = Field("finetune", description="the method whose loss is used")
+        options: dict[str, int | float | bool | str] = Field({}, description="that method's options")
+
+    @classmethod
+    def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
+        """The method ``loss``, told to take all tasks as one. Raises UserError for joint itself, or bad options."""
+        assert isinstance(config, cls.Config)
+        if config.loss == "joint":
+            raise UserError('method.loss="joint" names itself: write one of finetune, clip, gcl, gdro')
+        method = method_class(config.loss).create(options_of(config.loss, config.options), prompts)
+        method.one_task = True
+        return method

@@ -1,0 +1,107 @@
+"""The accuracy matrix and what continual learning reads from it.
+
+R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction. Definitions and their papers: iCaRL for the
+average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840) for the
+transfers, with the zero-shot accuracy of the pretrained model in place of GEM's random initialisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Matrix:
+    """R, one row a stage, with one value ahead: the accuracy on the task that comes next."""
+
+    def __init__(self) -> None:
+        self._rows: list[list[float]] = []
+        self._ahead: list[float | None] = []
+        self.counts: list[int] = []
+        """Test images of each task seen."""
+
+    @property
+    def stages(self) -> int:
+        """Finished stages."""
+        return len(self._rows)
+
+    def add_stage(self, row: Sequence[float], counts: Sequence[int], ahead: float | None = None) -> None:
+        """A finished stage.
+
+        Args:
+            row: accuracy on tasks 0..t, among all classes seen.
+            counts: test images of tasks 0..t.
+            ahead: accuracy on task t + 1, among the classes of tasks 0..t + 1; None after the last.
+        """
+        assert len(row) == len(counts) == self.stages + 1
+        self._rows.append(list(row))
+        self._ahead.append(ahead)
+        self.counts = list(counts)
+
+    @property
+    def accuracy_after_stage(self) -> list[float]:
+        """A_t on the union of the test images of tasks 0..t, so weighted by images."""
+        return [
+            sum(r * n for r, n in zip(row, self.counts, strict=False)) / sum(self.counts[: len(row)])
+            for row in self._rows
+        ]
+
+    @property
+    def task_mean_after_stage(self) -> list[float]:
+        """The mean of R[t, i] over tasks 0..t: equals A_t where tasks have equally many test images."""
+        return [sum(row) / len(row) for row in self._rows]
+
+    @property
+    def last(self) -> float:
+        """A_T, after the last stage."""
+        return self.accuracy_after_stage[-1]
+
+    @property
+    def average(self) -> float:
+        """Average incremental accuracy: the mean of A_t over the stages."""
+        return sum(self.accuracy_after_stage) / self.stages
+
+    @property
+    def forgetting(self) -> float | None:
+        """Mean over old tasks of the best accuracy before the last stage minus the last; None with one task.
+
+        Negative where the last stage is better than any before.
+        """
+        final = self._rows[-1]
+        drops = [
+            max(self._rows[t][i] for t in range(i, self.stages - 1)) - final[i] for i in range(self.stages - 1)
+        ]
+        return _mean(drops)
+
+    @property
+    def backward_transfer(self) -> float | None:
+        """Mean over old tasks of the last accuracy minus that right after learning; None with one task."""
+        final = self._rows[-1]
+        return _mean([final[i] - self._rows[i][i] for i in range(self.stages - 1)])
+
+    def forward_transfer(self, pretrained: Sequence[float]) -> float | None:
+        """Mean over tasks i >= 1 of R[i - 1, i] - b_i; None with one task.
+
+        Args:
+            pretrained: b, zero-shot accuracy on each task among the classes of tasks 0..i.
+        """
+        ahead = self._ahead[: self.stages - 1]
+        return _mean([value - pretrained[i + 1] for i, value in enumerate(ahead) if value is not None])
+
+    def to_list(self) -> list[list[float | None]]:
+        """T x T, row t = stage t; None above the diagonal."""
+        return [row + [None] * (self.stages - len(row)) for row in self._rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists."""
+        return {"rows": self._rows, "ahead": self._ahead, "counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the matrix that was saved."""
+        self._rows = [list(row) for row in state["rows"]]
+        self._ahead = list(state["ahead"])
+        self.counts = list(state["counts"])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

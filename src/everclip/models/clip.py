@@ -1,0 +1,208 @@
+"""Clip: any open_clip model behind one small interface, with deterministic unit-length fp32 features."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+_TEXT_CHUNK = 256  # prompts per forward pass: bounds the memory of a thousand classes with eighty templates
+_LOGIT_PARAMETERS = {"logit_scale", "logit_bias"}
+
+
+class Clip(nn.Module):
+    """An open_clip model with its tokenizer and preprocessing.
+
+    Features are unit length and fp32 whatever the precision of the towers. The module stays in eval mode:
+    batch-norm statistics are frozen and dropout is off, so features are deterministic; gradients flow all the
+    same.
+
+    Attributes:
+        model: the open_clip model (``CLIP`` or ``CustomTextCLIP``).
+        name: the spec it was loaded from.
+        image_size: side of the square input in pixels.
+        mean, std: per channel, for images in 0..1.
+        eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize and crop to
+            ``image_size``, RGB); ``normalise`` does the rest.
+    """
+
+    def __init__(
+        self, model: nn.Module, model_cfg: dict[str, Any], tokenizer: Callable[..., Tensor], name: str
+    ) -> None:
+        """Wrap ``model``, built by open_clip from ``model_cfg``; ``tokenizer`` maps a list of prompts to
+        token ids.
+        """
+        super().__init__()
+        self.model: Any = model
+        self.name = name
+        self._model_cfg = model_cfg
+        self._tokenizer = tokenizer
+        self._tokens: dict[str, Int64[Tensor, " length"]] = {}
+        self.image_size = input_side(self.model.visual)
+        self._preprocess_cfg = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self.image_size})
+        self.mean = _triple(self._preprocess_cfg.mean)
+        self.std = _triple(self._preprocess_cfg.std)
+        self._mean: Tensor
+        self._std: Tensor
+        self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+        self.eval_transform: Callable[[Image.Image], Image.Image] = _pil_part(self._preprocess_cfg)
+        # fixed (sine-cosine) position embeddings are parameters without gradient: they are never trained
+        self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
+        self._memory_format = (
+            torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
+        )
+        if self._memory_format is torch.channels_last:
+            self.model.visual.to(memory_format=torch.channels_last)
+        self.train()
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """log(1 / temperature), a scalar parameter; multiply cosines by its ``exp()``."""
+        return self.model.logit_scale
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.logit_scale.device
+
+    @property
+    def _hf_text(
+        self,
+    ) -> Any:  # HFTextEncoder | None; open_clip annotates its config without the fields read here
+        return next((child for child in self.model.children() if isinstance(child, HFTextEncoder)), None)
+
+    def train(self, mode: bool = True) -> "Clip":
+        """Keep every submodule in eval mode, whatever ``mode`` says (see the class)."""
+        return super().train(False)
+
+    def normalise(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """uint8 pixels to the model's input on its device: divided by 255, minus mean, over std."""
+        pixels = images.to(self.device, non_blocking=True).to(
+            torch.float32, memory_format=self._memory_format
+        )
+        return pixels.div_(255).sub_(self._mean).div_(self._std)
+
+    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit-length fp32 features of normalised images."""
+        return F.normalize(self.model.encode_image(images).float(), dim=-1)
+
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p d"]:
+        """Unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
+        row = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+        distinct = list(row)
+        chunks = [distinct[start : start + _TEXT_CHUNK] for start in range(0, len(distinct), _TEXT_CHUNK)]
+        features = torch.cat([self._encode_distinct(chunk) for chunk in chunks])
+        if len(row) == len(prompts):
+            return features
+        return features[torch.tensor([row[prompt] for prompt in prompts], device=features.device)]
+
+    def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
+        """Token ids on the CPU, cached per prompt. For a Hugging Face text tower the columns that are padding
+        in every
+        prompt are dropped: such towers mask the padding, so those columns cost time and change nothing.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens]
+        if new:
+            self._tokens.update(zip(new, self._tokenizer(new).long(), strict=True))
+        tokens = torch.stack([self._tokens[prompt] for prompt in prompts])
+        if self._hf_text is None:
+            return tokens
+        used = (tokens != self._hf_text.config.pad_token_id).any(dim=0).nonzero()
+        return tokens[:, : int(used.max()) + 1]
+
+    def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
+        """One unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of
+        unit-length prompt embeddings, made unit length again (Radford et al. 2021,
+        https://arxiv.org/abs/2103.00020, section 3.1.4).
+        """
+        prompts = [template.format(name) for name in names for template in templates]
+        per_prompt = self.encode_text(prompts).view(len(names), len(templates), -1)
+        return F.normalize(per_prompt.mean(dim=1), dim=-1)
+
+    def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names (those of ``model``) and parameters of the image tower."""
+        return ((name, p) for name, p in self._trainable() if name.startswith("visual."))
+
+    def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names (those of ``model``) and parameters of the text tower; the logit scale and bias belong to
+        neither tower.
+        """
+        return ((name, p) for name, p in self._trainable() if not name.startswith("visual."))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a complete open_clip ``local-dir``: config, weights and, for a Hugging Face text tower, its
+        config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self._tokenizer, HFTokenizer):
+            self._tokenizer.save_pretrained(str(folder))
+            _drop_path(folder / "tokenizer_config.json", "name_or_path")
+        if self._hf_text is not None:
+            self._hf_text.config.save_pretrained(folder)
+            _drop_path(folder / "config.json", "_name_or_path")
+        config = {"model_cfg": self._model_cfg, "preprocess_cfg": vars(self._preprocess_cfg)}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # copies: safetensors refuses channels-last strides and tensors that share memory (tied embeddings)
+        weights = {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in self.model.state_dict().items()
+        }
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        # safetensors writes files that their owner alone may read
+        (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.model.named_parameters():
+            if name not in _LOGIT_PARAMETERS and name not in self._fixed:
+                yield name, parameter
+
+    def _encode_distinct(self, prompts: list[str]) -> Float[Tensor, "p d"]:
+        return F.normalize(self.model.encode_text(self.tokenize(prompts).to(self.device)).float(), dim=-1)
+
+
+def _triple(values: Sequence[float] | float) -> tuple[float, float, float]:
+    red, green, blue = values if isinstance(values, Sequence) else (values,) * 3
+    return float(red), float(green), float(blue)
+
+
+def _pil_part(cfg: PreprocessCfg) -> Compose:
+    """open_clip's evaluation transform without its last two steps, which ``Clip.normalise`` does in
+    batches.
+    """
+    whole: Any = image_transform_v2(cfg, is_train=False)
+    *steps, to_tensor, normalise = whole.transforms
+    assert isinstance(to_tensor, MaybeToTensor), to_tensor
+    assert isinstance(normalise, Normalize), normalise
+    return Compose(steps)
+
+
+def input_side(visual: Any) -> int:
+    """Side in pixels of a tower's input; open_clip notes it as one number or as two."""
+    size: int | tuple[int, int] = visual.image_size
+    return size if isinstance(size, int) else size[0]
+
+
+def is_convolutional(visual: nn.Module) -> bool:
+    """Whether most of the tower is 2-d convolutions; a ViT has one, or a few in its stem."""
+    return sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 8
+
+
+def _drop_path(file: Path, key: str) -> None:
+    """Remove ``key``, under which transformers notes where on this machine it read a model."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.pop(key, None) is not None:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

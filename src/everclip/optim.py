@@ -1,0 +1,102 @@
+"""The optimizer step: which parameters train, at which rate, and when a step is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from everclip.config.models import Train
+from everclip.data.loader import Phase
+from everclip.errors import RunError, UserError
+from everclip.methods._base import Method
+from everclip.models.clip import Clip
+
+MOST_WARMUP = 500
+"""Steps of warm-up at most, as FLYP uses."""
+
+
+class Update:
+    """AdamW with linear warm-up and cosine decay to 0 over one phase of one task.
+
+    The image tower and the logit scale train at ``train.lr``, the text tower at ``train.lr_text``, what the method
+    adds (heads, projectors) at ``train.lr_head``. A rate of 0 freezes. Vectors and scalars are not decayed.
+
+    Args:
+        steps: optimizer steps of the phase.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
+
+    def __init__(self, clip: Clip, method: Method, phase: Phase, train: Train, steps: int) -> None:
+        assert train.lr is not None
+        assert train.lr_text is not None
+        assert train.weight_decay is not None
+        self.clip = clip
+        self.train = train
+        self.steps = steps
+        self.warmup = min(MOST_WARMUP, math.ceil(train.warmup * steps))
+        self.done = 0
+        rates = {id(parameter): train.lr_text for _, parameter in clip.text_parameters()}
+        rates |= {id(parameter): train.lr for _, parameter in clip.image_parameters()}
+        rates[id(clip.logit_scale)] = train.lr
+        head = train.lr if train.lr_head is None else train.lr_head
+        wanted = list(method.trainable(clip, phase))
+        chosen = [parameter for parameter in wanted if rates.get(id(parameter), head) > 0]
+        if not chosen:
+            raise UserError("nothing to train: train.lr and train.lr_text are both 0; give one of them a rate")
+        for parameter in [*clip.parameters(), *method.parameters()]:
+            parameter.requires_grad_(False)
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+            key = (rates.get(id(parameter), head), parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+        self.parameters = chosen
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": members, "lr": rate, "base": rate, "weight_decay": train.weight_decay * decayed}
+                for (rate, decayed), members in groups.items()
+            ],
+            fused=True,
+        )
+
+    def factor(self, step: int) -> float:
+        """The rate at a 0-based step, as a share of its base."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
+
+    def step(self, terms: Mapping[str, Tensor], where: str, ids: Iterable[int]) -> dict[str, float]:
+        """One optimizer step on the sum of ``terms``.
+
+        Args:
+            where: place of the step and ``ids`` its images, for the message.
+
+        Returns:
+            ``lr`` of the image tower and ``grad_norm`` before clipping.
+
+        Raises:
+            RunError: the loss or its gradient is not finite; no parameter was changed.
+        """
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        rate = self.factor(self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * rate
+        self.optimizer.zero_grad()
+        if total.requires_grad:  # a batch without a single negative has nothing to learn from
+            total.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm or math.inf)
+        if not math.isfinite(value := (total + norm).item()):
+            raise RunError(
+                f"the loss or its gradient is {value} {where} (image ids {', '.join(map(str, ids))}):"
+                " lower train.lr, or set train.clip_norm"
+            )
+        self.optimizer.step()
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(0, math.log(100))
+        self.done += 1
+        return {"lr": (self.train.lr or 0.0) * rate, "grad_norm": norm.item()}

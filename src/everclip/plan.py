@@ -1,0 +1,112 @@
+"""What a config asks for, before any model is loaded: data, tasks, method, memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from everclip import data, methods
+from everclip.config import Config
+from everclip.data.images import Dataset
+from everclip.data.memory import Memory
+from everclip.data.prompts import Prompts
+from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
+from everclip.errors import UserError
+from everclip.methods._base import Method, Phase
+
+log = logging.getLogger("everclip")
+
+SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
+"""A trial run: so many tasks, images of each part of a task, and steps a phase."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A resolved config made concrete. ``method`` is new, as before the first task."""
+
+    config: Config
+    data: Dataset
+    tasks: list[Task]
+    prompts: Prompts
+    method: Method
+
+    @classmethod
+    def of(cls, config: Config) -> Plan:
+        """The plan of a config.
+
+        Raises:
+            UserError: the data, the scenario or the method's options are wrong.
+        """
+        scenario = config.scenario
+        source = data.load(config.data, scenario.kind, config.classnames, config.templates)
+        if scenario.kind == "class-incremental":
+            tasks = class_incremental(source, scenario.tasks, scenario.order)
+        else:
+            tasks = domain_incremental(source, scenario.order)
+        prompts = Prompts(source.class_names, source.templates, config.train.captions)
+        method = methods.build(config, prompts)
+        if config.smoke:
+            tasks = [_trim(task) for task in tasks[:SMOKE_TASKS]]
+        if method.one_task:
+            tasks = merge(tasks)
+        _check(config, tasks, source.class_names)
+        return cls(config, source, tasks, prompts, method)
+
+    def empty_memory(self) -> Memory:
+        """The memory before the first task."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return Memory(self.config.memory.budget, self.config.seed, self.data.train.select(nothing))
+
+    def steps(self, phase: Phase, images: int) -> int:
+        """Optimizer steps of a phase on this many images."""
+        if images == 0:
+            return 0
+        train = self.config.train
+        if self.config.smoke:
+            return SMOKE_STEPS
+        if train.steps is not None and phase.epochs is None:
+            return train.steps
+        assert train.epochs is not None
+        return (phase.epochs or train.epochs) * -(-images // train.batch_size)
+
+
+def _trim(task: Task) -> Task:
+    """The task with a few images of each part, spread over its classes."""
+
+    def few(labels: np.ndarray) -> np.ndarray:
+        order = np.argsort(labels, kind="stable")
+        return np.sort(order[np.linspace(0, len(order) - 1, min(SMOKE_IMAGES, len(order))).astype(np.int64)])
+
+    return replace(
+        task,
+        train=task.train.select(few(task.train.labels)),
+        test=task.test.select(few(task.test.labels)),
+    )
+
+
+def _check(config: Config, tasks: Sequence[Task], names: Sequence[str]) -> None:
+    """Refuse tasks that cannot be learned or tested; say what is legal and probably not meant."""
+    classes, budget = seen(tasks), config.memory.budget
+    if budget != "all" and 0 < budget < len(classes):
+        log.warning(
+            "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
+            " write at least %d, or 0",
+            *(budget, len(classes), budget, len(classes)),
+        )
+    for task in tasks:
+        for part, images in (("training", task.train), ("test", task.test)):
+            if not len(images):
+                raise UserError(
+                    f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no {part}"
+                    f" images: add some to its classes, or use fewer tasks"
+                )
+    tested = {int(label) for task in tasks for label in np.unique(task.test.labels)}
+    untested = [names[label] for label in classes if label not in tested]
+    if untested and not config.smoke:
+        log.warning(
+            "%d of %d classes have no test images, such as %s: their accuracy is not measured",
+            *(len(untested), len(classes), f'"{untested[0]}"'),
+        )

@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on: a live bar on a terminal, else a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+EVERY = 10.0
+"""Seconds between plain lines."""
+
+
+class Progress:
+    """Shows steps of one piece of work at a time, on stderr. A context manager."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, soft_wrap=True)
+        self._bar = (
+            Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            if self.console.is_terminal
+            else None
+        )
+        self._task = None
+        self._name, self._total, self._done, self._said = "", 0, 0, time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, name: str, total: int) -> None:
+        """A new piece of work of ``total`` steps."""
+        self._name, self._total, self._done = name, total, 0
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(name, total=total, note="")
+
+    def step(self, note: str = "", count: int = 1) -> None:
+        """``count`` steps more are done."""
+        self._done += count
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count, note=note)
+        elif time.monotonic() - self._said > EVERY:
+            self._said = time.monotonic()
+            self.say(f"{self._name}  {self._done}/{self._total}  {note}".rstrip())
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar is not None:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)

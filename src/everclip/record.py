@@ -1,0 +1,267 @@
+"""What a run has measured so far, and the results.json made of it (schema 1)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import resource
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import everclip
+from everclip.data.memory import Memory
+from everclip.data.pixels import Pixels
+from everclip.data.scenario import Task, seen
+from everclip.evaluate import Scores
+from everclip.methods._base import Method
+from everclip.metrics.matrix import Matrix
+from everclip.run import Clock, Run
+
+if TYPE_CHECKING:
+    from everclip.plan import Plan
+
+SCHEMA = 1
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
+
+
+class Record:
+    """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so a resume goes on counting."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+        self.matrix = Matrix()
+        self.optimizer_steps = 0
+        self.samples_seen = 0
+        self.training_seconds = 0.0
+        self.trainable_parameters = 0
+        self.zero_shot: dict[str, Any] = {}
+        self._after_learning: dict[int, float] = {}
+        self._scores: Scores | None = None
+        self._clock = Clock()
+        self._stage = Clock()
+        self._training = Clock()
+
+    @property
+    def stages(self) -> int:
+        """Finished stages."""
+        return self.matrix.stages
+
+    def _seen(self, stage: int) -> int:
+        return len(seen(self.tasks[: stage + 1]))
+
+    def set_zero_shot(self, scores: Scores) -> None:
+        """Keep what the pretrained model scores: A_t, b_i (among the classes of tasks 1..i), and per class."""
+        tasks = range(len(self.tasks))
+        per_task = [scores.accuracy(task, self._seen(task)) for task in tasks]
+        after = [scores.accuracy_up_to(task, self._seen(task)) for task in tasks]
+        self.zero_shot = {
+            "per_task": per_task,
+            "after_stage": after,
+            "per_class": {str(k): v for k, v in scores.per_class(len(scores.labels), len(tasks)).items()},
+        }
+
+    def start(self, plan: Plan) -> dict[str, Any]:
+        """Fields of the log's first line."""
+        names = plan.prompts.names
+        return {
+            "classes": [names[label] for label in seen(plan.tasks)],
+            "tasks": [
+                {
+                    "name": task.name,
+                    "classes": [names[label] for label in task.classes],
+                    "train": len(task.train),
+                    "test": len(task.test),
+                }
+                for task in plan.tasks
+            ],
+            "zero_shot": self.zero_shot["after_stage"],
+        }
+
+    def begin_stage(self) -> None:
+        """A stage starts now."""
+        self._stage = Clock()
+
+    def begin_phase(self, trainable: int) -> None:
+        """A phase that trains this many parameters starts now."""
+        self.trainable_parameters = max(self.trainable_parameters, trainable)
+        self._training = Clock(self.training_seconds)
+
+    def step(self, images: int) -> None:
+        """A training step on this many images is done."""
+        self.optimizer_steps += 1
+        self.samples_seen += images
+        self.training_seconds = self._training.seconds()
+
+    def images_per_second(self) -> float:
+        """Training images a second of training time so far."""
+        return self.samples_seen / max(self.training_seconds, 1e-9)
+
+    def end_stage(self, task: Task, scores: Scores, memory: Memory) -> dict[str, Any]:
+        """Take the scores of a finished stage, and return the fields of its line in the log.
+
+        Args:
+            scores: of tasks 0..t and, where there is one, of task t + 1.
+        """
+        stage = task.index
+        known = self._seen(stage)
+        row = [scores.accuracy(index, known) for index in range(stage + 1)]
+        ahead = scores.accuracy(stage + 1, self._seen(stage + 1)) if stage + 1 < len(self.tasks) else None
+        self.matrix.add_stage(row, [scores.count(index) for index in range(stage + 1)], ahead)
+        per_class = scores.per_class(known, stage + 1)
+        for label in task.classes:
+            if label in per_class:
+                self._after_learning.setdefault(label, per_class[label])
+        self._scores = scores
+        return {
+            "stage": stage,
+            "accuracy_after_stage": self.matrix.accuracy_after_stage[-1],
+            "row": row,
+            "seconds": self._stage.seconds(),
+            "memory": {
+                "count": len(memory.images()),
+                "bytes": memory.images().nbytes(),
+                "per_class": memory.per_class(known),
+            },
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and dicts."""
+        return {
+            "matrix": self.matrix.state_dict(),
+            "optimizer_steps": self.optimizer_steps,
+            "samples_seen": self.samples_seen,
+            "training_seconds": self.training_seconds,
+            "trainable_parameters": self.trainable_parameters,
+            "zero_shot": self.zero_shot,
+            "after_learning": {str(label): value for label, value in self._after_learning.items()},
+            "seconds": self._clock.seconds(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.matrix.load_state_dict(state["matrix"])
+        self.optimizer_steps = state["optimizer_steps"]
+        self.samples_seen = state["samples_seen"]
+        self.training_seconds = state["training_seconds"]
+        self.trainable_parameters = state["trainable_parameters"]
+        self.zero_shot = state["zero_shot"]
+        self._after_learning = {int(label): value for label, value in state["after_learning"].items()}
+        self._clock = Clock(state["seconds"])
+
+    def results(self, plan: Plan, method: Method, memory: Memory, pixels: Pixels) -> dict[str, Any]:
+        """results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
+        config, matrix, names = plan.config, self.matrix, plan.prompts.names
+        labels = seen(plan.tasks)
+        return {
+            "schema": SCHEMA,
+            "everclip": everclip.__version__,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "smoke": config.smoke,
+            "method": config.method.name,
+            "model": config.model,
+            "image_size": pixels.size,
+            "data": config.data,
+            "scenario": config.scenario.kind,
+            "seed": config.seed,
+            "memory_budget": config.memory.budget,
+            "memory_bytes": memory.images().nbytes(),
+            "classes": [names[label] for label in labels],
+            "tasks": [task.name for task in plan.tasks],
+            "test_counts": matrix.counts,
+            "templates": list(plan.prompts.templates),
+            "train_captions": config.train.captions,
+            "accuracy_after_stage": matrix.accuracy_after_stage,
+            "task_mean_after_stage": matrix.task_mean_after_stage,
+            "last": matrix.last,
+            "average": matrix.average,
+            "matrix": matrix.to_list(),
+            "forgetting": matrix.forgetting,
+            "backward_transfer": matrix.backward_transfer,
+            "forward_transfer": matrix.forward_transfer(self.zero_shot["per_task"]),
+            "zero_shot": self.zero_shot["after_stage"][-1],
+            "zero_shot_after_stage": self.zero_shot["after_stage"],
+            "zero_shot_per_task": self.zero_shot["per_task"],
+            "per_class": self._per_class(plan),
+            "images_per_second": self.images_per_second() if self.optimizer_steps else None,
+            "peak_memory_bytes": _peak_memory(),
+            "seconds": self._clock.seconds(),
+            "trainable_parameters": self.trainable_parameters,
+            "state_bytes": method.state_bytes(),
+            "optimizer_steps": self.optimizer_steps,
+            "samples_seen": self.samples_seen,
+            "tuned_on": None,
+            "skipped_images": list(pixels.skipped()),
+        }
+
+    def _per_class(self, plan: Plan) -> list[dict[str, Any]]:
+        assert self._scores is not None
+        last = self._scores.per_class(self._seen(len(self.tasks) - 1), len(self.tasks))
+        first = {label: task.index for task in reversed(self.tasks) for label in task.classes}
+        return [
+            {
+                "class": plan.prompts.names[label],
+                "task": first[label],
+                "n": int((self._scores.truth == label).sum()),
+                "zero_shot": self.zero_shot["per_class"].get(str(label)),
+                "after_learning": self._after_learning.get(label),
+                "last": last.get(label),
+            }
+            for label in seen(self.tasks)
+        ]
+
+    def write(self, run: Run, results: Mapping[str, Any]) -> None:
+        """Write the result files of a finished run; results.json, which marks it as finished, last."""
+        assert self._scores is not None
+        predictions = io.BytesIO()
+        top = self._scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
+        np.savez_compressed(predictions, allow_pickle=False, **top)
+        run.write("predictions.npz", predictions.getvalue())
+        run.write("matrix.csv", _csv(["after", *results["tasks"]], self._matrix_rows(results)))
+        columns = ["class", "task", "n", "zero_shot", "after_learning", "last"]
+        run.write("per_class.csv", _csv(columns, [[row[c] for c in columns] for row in results["per_class"]]))
+        run.write("results.json", json.dumps(results, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+    def _matrix_rows(self, results: Mapping[str, Any]) -> list[list[Any]]:
+        return [[name, *row] for name, row in zip(results["tasks"], results["matrix"], strict=True)]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they can change a result: bits differ between thread counts."""
+    versions: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": versions,
+    }
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU's allocator where there is one, else the process's largest resident size."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,186 @@
+"""One run directory as the report sees it; any file may be missing, any line of the log torn."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from everclip.errors import UserError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run has written so far.
+
+    ``results`` is empty until the run has finished; what the report needs then comes from the log, so a run
+    that is still going shows the same parts with fewer numbers. Accuracies are fractions in 0..1.
+    """
+
+    path: Path
+    results: Json
+    config_text: str
+    environment: Json
+    start: Json
+    steps: list[Json]  # ordered by global_step
+    stages: list[Json]  # ordered by stage
+    class_weights: list[Json]  # ordered by global_step
+    notes: list[str] = field(default_factory=list)  # what could not be read, one sentence each
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.results)
+
+    @cached_property
+    def config(self) -> Json:
+        return tomllib.loads(self.config_text)
+
+    def fact(self, key: str) -> Any:
+        """``key`` of results.json, else of the config (dotted keys descend), else None."""
+        if key in self.results:
+            return self.results[key]
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        # A table of the config goes by its name or kind: [method] name = "gdro", [scenario] kind = "...".
+        return value.get("name", value.get("kind")) if isinstance(value, dict) else value
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Names of all planned tasks (of those seen so far where the plan is unknown)."""
+        if "tasks" in self.results:
+            return [str(name) for name in self.results["tasks"]]
+        planned = [str(task["name"]) for task in self.start.get("tasks", [])]
+        return planned or [f"task {stage['stage'] + 1}" for stage in self.stages]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names in the order learned."""
+        return [str(name) for name in self.results.get("classes") or self.start.get("classes", [])]
+
+    @cached_property
+    def class_task(self) -> dict[str, int]:
+        """The task that teaches each class first."""
+        first: dict[str, int] = {}
+        for index, task in enumerate(self.start.get("tasks", [])):
+            for name in task.get("classes", []):
+                first.setdefault(str(name), index)
+        for row in self.results.get("per_class", []):
+            first.setdefault(str(row["class"]), int(row["task"]))
+        return first
+
+    @cached_property
+    def test_counts(self) -> list[int]:
+        return self.results.get("test_counts") or [int(task["test"]) for task in self.start.get("tasks", [])]
+
+    @cached_property
+    def accuracy(self) -> list[float]:
+        """A_t after each finished stage."""
+        return self.results.get("accuracy_after_stage") or [s["accuracy_after_stage"] for s in self.stages]
+
+    @cached_property
+    def zero_shot(self) -> list[float]:
+        """A_t of the pretrained model, for every planned stage."""
+        return self.results.get("zero_shot_after_stage") or self.start.get("zero_shot", [])
+
+    @cached_property
+    def matrix(self) -> list[list[float | None]]:
+        """R[t][i], one row a finished stage, as wide as there are tasks; None where nothing was measured."""
+        rows = self.results.get("matrix") or [stage["row"] for stage in self.stages]
+        return [[*row, *[None] * (len(self.tasks) - len(row))] for row in rows]
+
+    @cached_property
+    def forgetting(self) -> list[float | None]:
+        """Per task: best accuracy before the last stage minus last accuracy (Chaudhry et al. 2018); None
+        where no other task has followed."""
+        last = self.matrix[-1] if self.matrix else []
+        lost: list[float | None] = []
+        for task, now in enumerate(last):
+            earlier = [row[task] for row in self.matrix[task:-1]]
+            best = max((value for value in earlier if value is not None), default=None)
+            lost.append(None if best is None or now is None else best - now)
+        return lost
+
+    @cached_property
+    def borders(self) -> list[tuple[int, int]]:
+        """(stage, its first global step) for every stage that has trained."""
+        first: dict[int, int] = {}
+        for step in self.steps or self.class_weights:
+            first.setdefault(int(step["stage"]), int(step["global_step"]))
+        return sorted(first.items())
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run directory, whole or partial.
+
+    Raises:
+        UserError: ``path`` holds no run, or its results.json or config.toml cannot be read.
+    """
+    if not any((path / name).is_file() for name in ("results.json", "metrics.jsonl", "config.toml")):
+        raise UserError(
+            f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
+        )
+    notes: list[str] = []
+    events = _events(path / "metrics.jsonl", notes)
+    by_kind: dict[str, dict[tuple[int, int], Json]] = {
+        kind: {} for kind in ("start", "step", "stage", "class_weights")
+    }
+    # A resumed run repeats what it had logged after its last checkpoint: the later record wins.
+    for event in events:
+        kind = event.get("event")
+        if kind in by_kind:
+            by_kind[kind][event.get("stage", -1), event.get("global_step", -1) if kind != "stage" else -1] = (
+                event
+            )
+    config = path / "config.toml"
+    run = RunData(
+        path=path,
+        results=_json(path / "results.json"),
+        config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
+        environment=_json(path / "environment.json"),
+        start=by_kind["start"].get((-1, -1), {}),
+        steps=[by_kind["step"][key] for key in sorted(by_kind["step"])],
+        stages=[by_kind["stage"][key] for key in sorted(by_kind["stage"])],
+        class_weights=[by_kind["class_weights"][key] for key in sorted(by_kind["class_weights"])],
+        notes=notes,
+    )
+    try:
+        _ = run.config
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{config}: not TOML ({error}); restore the file or leave the run out") from error
+    return run
+
+
+def _json(path: Path) -> Json:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore the file or leave the run out") from error
+
+
+def _events(path: Path, notes: list[str]) -> list[Json]:
+    """The readable lines; a process killed while writing leaves a torn one, which is counted, not fatal."""
+    if not path.is_file():
+        notes.append("metrics.jsonl is missing: nothing over time can be shown.")
+        return []
+    events: list[Json] = []
+    torn = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            torn += bool(line.strip())
+    if torn:
+        notes.append(f"{torn} torn line{'s' if torn > 1 else ''} of metrics.jsonl skipped.")
+    return events

@@ -1,0 +1,54 @@
+"""A plan's model: fresh, or as a checkpoint left it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everclip.errors import UserError
+from everclip.models import zoo
+from everclip.models.clip import Clip
+from everclip.plan import Plan
+from everclip.run import Run
+
+
+def device(wanted: str) -> str:
+    """The device of a config: ``auto`` is the GPU where there is one. Raises UserError where it is not there."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={wanted} but torch finds no CUDA device: write device=cpu, or device=auto")
+    return wanted
+
+
+def load_model(plan: Plan, spec: str) -> Clip:
+    """The model ``spec`` at the plan's image size, with the plan's method on the same device."""
+    where = device(plan.config.device)
+    plan.method.to(where)
+    return zoo.load(spec, plan.config.image_size, where)
+
+
+def restore(plan: Plan, folder: Path, state: dict[str, Any]) -> Clip:
+    """The model of a checkpoint; the plan's method is grown and filled to match."""
+    clip = load_model(plan, f"local-dir:{folder}")
+    for task in plan.tasks[: state["stage"] + 1]:
+        plan.method.grow(task)
+    plan.method.load_state_dict(state["method"])
+    return clip
+
+
+def open_run(path: Path) -> tuple[Plan, Clip, int]:
+    """The plan, the model and the newest finished stage of a run, for use (not for training on).
+
+    Raises:
+        UserError: ``path`` is no run, or has not finished a task.
+    """
+    run = Run(path, Run.read_config(path))
+    folders = run.checkpoints()
+    if not folders:
+        raise UserError(f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}")
+    state = torch.load(folders[-1] / "state.pt", weights_only=True)
+    plan = Plan.of(run.config)
+    return plan, restore(plan, folders[-1], state), state["stage"]

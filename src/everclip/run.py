@@ -1,0 +1,195 @@
+"""A run directory is the only truth: its config, log, checkpoints and results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from everclip import config as configs
+from everclip.config import Config
+from everclip.errors import UserError
+
+if TYPE_CHECKING:
+    from everclip.methods._base import Method
+    from everclip.models.clip import Clip
+
+log = logging.getLogger("everclip")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _difference(before: Config, now: Config) -> str:
+    """The first key in which two configs ask for different runs, with both values; empty where there is none."""
+
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            found |= inner
+        return found
+
+    old, new = flat(before.model_dump()), flat(now.model_dump())
+    different = [key for key in old | new if key != "out" and old.get(key) != new.get(key)]
+    return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
+
+
+def default_path(config: Config) -> Path:
+    """``runs/DATE_data_method_mM_sS`` for a config without ``out``."""
+    data = "".join(c if c.isalnum() or c in "-." else "-" for c in config.data.rstrip("/").rsplit("/", 1)[-1])
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}_{data}_{config.method.name}_m{config.memory.budget}_s{config.seed}"
+    path = Path("runs") / name
+    number = 2
+    while path.exists():
+        path = Path("runs") / f"{name}_{number}"
+        number += 1
+    return path
+
+
+class Run:
+    """One run's directory, locked while it is open.
+
+    Use ``Run.open(config)`` to make or continue one, as a context manager.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+        self._lock = FileLock(path / ".lock", timeout=0)
+        self._handler: logging.Handler | None = None
+
+    @classmethod
+    def open(cls, config: Config) -> Run:
+        """The run at ``config.out``, made where it is not there yet, continued where it is the same config's.
+
+        Raises:
+            UserError: ``out`` is a file, a folder that is no run, or another config's run.
+        """
+        path = default_path(config) if config.out is None else Path(config.out).expanduser()
+        if (path / "config.toml").exists():
+            before = cls.read_config(path)
+            difference = _difference(before, config)
+            if difference:
+                raise UserError(
+                    f"{path} holds a run of another config ({difference}): give another out, or remove that folder"
+                )
+        elif path.exists() and (not path.is_dir() or any(p.name != ".lock" for p in path.iterdir())):
+            raise UserError(f"out={path} exists and is no run directory: give a new or an empty folder")
+        return cls(path, config.model_copy(update={"out": str(path)}))
+
+    @classmethod
+    def read_config(cls, path: Path) -> Config:
+        """The config of the run at ``path``. Raises UserError where there is none."""
+        if not (path / "config.toml").is_file():
+            raise UserError(f"{path} is no run directory (it has no config.toml): give the folder that train wrote")
+        return configs.load_config([str(path / "config.toml")])
+
+    def __enter__(self) -> Run:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use by another run: wait for it, or give another out"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
+            ) from error
+        if not (self.path / "config.toml").exists():
+            write_atomic(self.path / "config.toml", configs.dump(self.config))
+        self._handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._handler)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+            self._handler.close()
+        self._lock.release()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its results."""
+        return (self.path / "results.json").exists()
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the run, atomically."""
+        write_atomic(self.path / name, content)
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Path]:
+        """Folders of finished stages, oldest first."""
+        return sorted((self.path / "checkpoints").glob("stage-*[0-9]"))
+
+    def checkpoint(self, stage: int, clip: Clip, method: Method, state: dict[str, Any]) -> None:
+        """Save all that a later stage needs: the model as a ``local-dir:``, the method, the memory and the record.
+
+        The folder gets its name only when it is complete; ``checkpoint.keep`` of them are kept.
+        """
+        import torch
+
+        folder = self.path / "checkpoints" / f"stage-{stage:03d}"
+        unfinished = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        clip.save(unfinished)
+        size = (self.path / "metrics.jsonl").stat().st_size
+        torch.save(
+            {"stage": stage, "log_bytes": size, "method": method.state_dict(), **state}, unfinished / "state.pt"
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        for old in self.checkpoints()[: -self.config.checkpoint.keep]:
+            shutil.rmtree(old)
+
+    def resume(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint's folder and state, with the log cut back to it; None before the first.
+
+        Without a checkpoint the log is emptied: the run starts again.
+        """
+        import torch
+
+        path = self.path / "metrics.jsonl"
+        folders = self.checkpoints()
+        if not folders:
+            path.unlink(missing_ok=True)
+            return None
+        state = torch.load(folders[-1] / "state.pt", weights_only=True)
+        with path.open("r+b") as file:
+            file.truncate(state["log_bytes"])
+        return folders[-1], state
+
+
+class Clock:
+    """Seconds spent, over interruptions."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.perf_counter() - before
+
+    def seconds(self) -> float:
+        """Since the run's first start, without the time it lay still."""
+        return time.perf_counter() - self._start

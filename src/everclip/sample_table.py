@@ -1,0 +1,81 @@
+"""SampleTable: state per sample (or per group), keyed by id, kept from task to task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ids = Tensor | NDArray[Any] | Sequence[int]
+
+
+class SampleTable:
+    """A growing table: int64 id -> a row of ``columns`` fp32 values on the CPU.
+
+    Not an nn.Module's buffer on purpose: data-parallel training would overwrite the rows of one process with those of
+    another. What was never set is *unseen*, which no value can be mistaken for.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self._row: dict[int, int] = {}
+        self._values = torch.empty(0, columns)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values and their ids."""
+        return len(self) * (4 * self.columns + 8)
+
+    def ids(self) -> NDArray[np.int64]:
+        """int64 ``[n]``: the ids that have a row."""
+        return np.fromiter(self._row, dtype=np.int64, count=len(self._row))
+
+    def get(self, ids: Ids) -> tuple[Float[Tensor, "b c"], Bool[Tensor, " b"]]:
+        """Rows of ``ids`` (zeros where unseen), and which of them were ever set."""
+        rows = torch.tensor([self._row.get(sample, -1) for sample in _list(ids)], dtype=torch.int64)
+        seen = rows >= 0
+        values = torch.zeros(len(rows), self.columns)
+        values[seen] = self._values[rows[seen]]
+        return values, seen
+
+    def set(self, ids: Ids, values: Float[Tensor, "b c"]) -> None:
+        """Give each of ``ids``, which differ, its row."""
+        known = _list(ids)
+        for sample in known:
+            if sample not in self._row:
+                self._row[sample] = len(self._row)
+        if len(self._row) > len(self._values):
+            grown = torch.empty(max(2 * len(self._values), len(self._row), 64), self.columns)
+            grown[: len(self._values)] = self._values
+            self._values = grown
+        rows = torch.tensor([self._row[sample] for sample in known], dtype=torch.int64)
+        self._values[rows] = values.detach().to("cpu", torch.float32)
+
+    def drop(self, ids: Ids) -> None:
+        """Make ``ids`` unseen again; ids without a row are passed over."""
+        gone = set(_list(ids))
+        kept = [sample for sample in self._row if sample not in gone]
+        if len(kept) < len(self._row):
+            self._values = self._values[torch.tensor([self._row[k] for k in kept], dtype=torch.int64)]
+            self._row = {sample: row for row, sample in enumerate(kept)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """``ids`` int64 ``[n]`` and ``values`` fp32 ``[n, columns]``."""
+        return {"ids": torch.from_numpy(self.ids()), "values": self._values[: len(self)].clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Become the table that was saved."""
+        self._row, self._values = {}, torch.empty(0, self.columns)
+        self.set(state["ids"], state["values"])
+
+
+def _list(ids: Ids) -> list[int]:
+    return ids.tolist() if isinstance(ids, Tensor | np.ndarray) else list(ids)

@@ -1,0 +1,174 @@
+"""The command line: help, exit codes and one-line messages."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+import everclip
+from everclip.cli import app, doctor, methods
+from everclip.errors import UserError
+
+LIGHT = ("torch", "open_clip", "numpy", "PIL", "pydantic", "matplotlib")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "everclip", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """What a command line that must fail says: one line on stderr, nothing on stdout."""
+    assert app.main(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err.rstrip("\n")
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from everclip.cli.app import main; code = main(['--help'])\n"
+        f"sys.exit(code or ' '.join(name for name in {LIGHT!r} if name in sys.modules) or 0)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert run("--help").returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3  # the best of five: the machine may be busy
+
+
+def test_help_starts_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], *([name, "--help"] for name in app.COMMANDS)):
+        assert app.main(arguments) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("Examples:\n  everclip ")
+        assert "Usage: everclip" in text
+        examples = text.split("Usage:")[0]
+        assert all(line.startswith("  everclip ") for line in examples.strip().splitlines()[1:]), (
+            "wrapped at 80"
+        )
+
+
+def test_every_command_is_in_the_help_and_can_be_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    app.main([])
+    text = capsys.readouterr().out
+    for name, command in app.COMMANDS.items():
+        assert name in text
+        assert command.line.split()[0] in text
+        assert callable(app.build()[name].default_command)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == everclip.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], 'unknown command "trian"; did you mean "train"?'),
+        (["--foo"], 'unknown command "--foo"; known: datasets, doctor'),
+        (["train", "--lr=3"], 'unknown option "--lr=3": settings have no dashes, write train.lr=VALUE'),
+        (
+            ["train", "--batch-size", "3"],
+            'unknown option "--batch-size": settings have no dashes, write train.batch',
+        ),
+        (["train", "--dry"], "Unknown option: --dry. Did you mean --dry-run? See everclip train --help"),
+        (["train", "sed=1"], 'unknown key "sed"; did you mean "seed"?'),
+        (["train", "seed=x", "--dry-run"], 'seed is "x": write a whole number'),
+        (["evaluate"], "everclip evaluate needs RUN: see everclip evaluate --help"),
+        (["resume", "a", "b"], 'everclip resume does not take "b": see everclip resume --help'),
+        (["methods", "gdor"], 'unknown method "gdor"; '),
+        (["datasets", "emojy"], 'unknown data source "emojy"; did you mean "emoji"?'),
+        (["models", "ViT-B-16"], 'model "ViT-B-16" is not listed; did you mean ViT-B-16:openai'),
+        (["models", "zzzz"], 'model "zzzz" is not listed. Any other open_clip model works too'),
+        (["scenarios", "class"], 'unknown scenario "class"; '),
+        (["doctor", "--jsn"], "Unknown option: --jsn. Did you mean --json? See everclip doctor --help"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert complaint(capsys, *arguments).startswith(f"error: {message}")
+
+
+def test_exit_codes_of_the_process() -> None:
+    found = run("train", "sed=1")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == 'error: unknown key "sed"; did you mean "seed"?\n'
+    assert run("--version").returncode == 0
+    assert run("bogus").returncode == 2
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def command(*, json: bool = False) -> int:
+        raise error
+
+    monkeypatch.setattr(doctor, "doctor", command)
+
+
+def test_an_interruption_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, KeyboardInterrupt())
+    assert (
+        complaint(capsys, "doctor", code=130) == 'interrupted; "everclip resume RUN" continues a stopped run'
+    )
+    raising(monkeypatch, KeyboardInterrupt("interrupted; everclip resume runs/X continues it"))
+    assert complaint(capsys, "doctor", code=130) == "interrupted; everclip resume runs/X continues it"
+
+
+def test_a_message_of_several_lines_becomes_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, UserError("wrong\n here"))
+    assert complaint(capsys, "doctor") == "error: wrong here"
+
+
+def test_a_fault_of_ours_shows_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, ZeroDivisionError("oh"))
+    assert app.main(["doctor"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert (
+        lines[-1] == "error: ZeroDivisionError is a fault of everclip; please report it with the lines above"
+    )
+
+
+def test_a_result_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "doctor", lambda *, json=False: 1)
+    assert app.main(["doctor"]) == 1
+    monkeypatch.setattr(methods, "methods", lambda *, json=False: None)
+    assert app.main(["methods"]) == 0
+
+
+def test_a_reader_that_has_left_causes_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for arguments in (["models"], ["--help"]):
+        found = subprocess.run(
+            [sys.executable, "-m", "everclip", *arguments], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+        assert (found.returncode, found.stderr) == (1, b"")
+    os.close(writer)
+
+
+def test_no_color_is_honoured() -> None:
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", run("--help", NO_COLOR="1", FORCE_COLOR="1").stdout)
+    assert "\x1b[" not in run("--help").stdout

@@ -1,0 +1,169 @@
+"""The commands that only read: methods, datasets, models, scenarios, doctor."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everclip import plugins
+from everclip.cli import app, doctor
+from everclip.cli._output import print_columns, summary
+from everclip.cli.scenarios import SCENARIOS
+from everclip.config import load_config
+from everclip.models.catalogue import catalogue
+
+
+def read(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert app.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def read_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    return json.loads(read(capsys, *arguments, "--json"))
+
+
+@pytest.mark.parametrize("command", ["methods", "datasets", "models", "scenarios"])
+def test_lists_import_no_torch(command: str) -> None:
+    code = (
+        f"import sys; from everclip.cli.app import main; code = main(['{command}'])\n"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    names = plugins.names("methods")
+    text = read(capsys, "methods")
+    assert [
+        line.split()[0] for line in text.split("\n\n")[0].splitlines() if not line.startswith(" ")
+    ] == names
+    listed = read_json(capsys, "methods")
+    assert [row["name"] for row in listed] == names
+    assert all(row["summary"] for row in listed)
+
+
+def test_a_methods_page_has_its_docstring_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    text = read(capsys, "methods", "finetune")
+    assert text.startswith(plugins.docstring("methods", "finetune"))
+    page = read_json(capsys, "methods", "finetune")
+    option = next(option for option in page["options"] if option["name"] == "label_smoothing")
+    assert option["default"] == 0.0
+    assert option["allowed"] == "a number from 0 to below 1"
+    assert re.search(rf"method\.label_smoothing  0\.0 +{option['help']}: {option['allowed']}\n", text)
+    assert "It has no options." in read(capsys, "methods", "zero_shot")
+
+
+def test_a_method_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "everclip_reading").mkdir()
+    (tmp_path / "everclip_reading" / "own.py").write_text(
+        '"""My own method."""\n'
+        "from everclip.methods._base import Method, MethodConfig\n"
+        "class Own(Method):\n"
+        "    class Config(MethodConfig):\n"
+        '        recommends = {"epochs": 2}\n'
+        "    def encode(self, clip, batch, phase): return {}\n"
+        "    def loss(self, features, batch, phase): return {}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = read_json(capsys, "methods", "everclip_reading.own")
+    assert (page["summary"], page["options"], page["recommends"]) == ("My own method", [], {"epochs": 2})
+    assert "it trains with train.epochs=2." in read(capsys, "methods", "everclip_reading.own")
+
+
+def test_datasets(capsys: pytest.CaptureFixture[str]) -> None:
+    names = plugins.names("data/sources")
+    assert [row["name"] for row in read_json(capsys, "datasets")] == names
+    text = read(capsys, "datasets")
+    assert all(name in text for name in names)
+    assert read(capsys, "datasets", "emoji").strip() == plugins.docstring("data/sources", "emoji")
+    assert read_json(capsys, "datasets", "emoji")["description"] == plugins.docstring("data/sources", "emoji")
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [row["name"] for row in read_json(capsys, "models")] == [info.name for info in catalogue()]
+    text = read(capsys, "models")
+    assert all(info.name in text for info in catalogue())
+    assert read_json(capsys, "models", "lite")["recommended"]["lr"] == 3e-4
+    assert "train.lr=0.0003" in read(capsys, "models", "lite")
+
+
+def test_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [row["name"] for row in read_json(capsys, "scenarios")] == [info.name for info in SCENARIOS]
+    defaults = load_config([]).scenario
+    page = read_json(capsys, "scenarios", "class-incremental")
+    assert page["defaults"] == {"scenario.tasks": str(defaults.tasks), "scenario.order": str(defaults.order)}
+    for info in SCENARIOS:
+        assert load_config([f"scenario.kind={info.name}"]).scenario.kind == info.name
+        text = read(capsys, "scenarios", info.name)
+        assert all(example in text for example in info.examples)
+        assert info.name in read(capsys, "scenarios")
+
+
+def test_the_doctor_finds_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    code = app.main(["doctor", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {"python", "torch", "processor", "memory", "disk", "cache", "lite", "emoji", "data", "hub"} <= set(
+        rows
+    )
+    assert code == any(row["state"] == "fail" for row in rows.values())
+    assert rows["torch"]["state"] == "ok"
+    app.main(["doctor"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("The offline default can")
+
+
+def states(findings: list[doctor.Finding]) -> dict[str, str]:
+    return {finding.name: finding.state for finding in findings}
+
+
+def test_the_doctor_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "file" / "inner"))
+    monkeypatch.setenv("EVERCLIP_LITE_DIR", str(tmp_path))
+    monkeypatch.setenv("EVERCLIP_DATA", str(tmp_path / "nowhere"))
+    found = states(doctor.examine())
+    assert (found["cache"], found["lite"], found["data"]) == ("fail", "fail", "warn")
+    assert app.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "set EVERCLIP_CACHE to a folder that can" in text
+    assert text.splitlines()[-1] == "The offline default cannot run: see the lines that fail."
+
+
+def test_the_doctor_lists_data_sets_and_damaged_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "caltech").mkdir()
+    monkeypatch.setenv("EVERCLIP_DATA", str(tmp_path))
+    assert doctor._data()[0].text == f"EVERCLIP_DATA={tmp_path} holds caltech"
+    from everclip.data.sources import emoji
+
+    for name, more in (("SHA256SUMS", b""), ("class-incremental.csv", b"x")):
+        (tmp_path / name).write_bytes((emoji.ASSETS / name).read_bytes() + more)
+    monkeypatch.setattr(emoji, "ASSETS", tmp_path)
+    assert states(doctor._emoji()) == {"emoji": "fail"}
+
+
+def test_columns_are_aligned_and_wrapped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_columns([("a", "1", "word " * 10), ("long", "22", "")], ("name", "n", "text"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "name  n   text"
+    assert lines[1].startswith("a     1   word word")
+    assert lines[2].startswith("          word")
+    assert lines[-1] == "long  22"
+    assert max(map(len, lines)) <= 40
+    assert summary("One\nsentence.\n\nMore.") == "One sentence"

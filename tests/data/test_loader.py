@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from everclip import data
+from everclip.data.images import Dataset
+from everclip.data.loader import Batch, Loader, Phase
+from everclip.data.pixels import Pixels
+from tests.pictures import image_folder
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Dataset:
+    return data.load(f"imagefolder:{image_folder(tmp_path, {'train': 7, 'test': 2})}")
+
+
+def loader(found: Dataset, size: int = 8, cache: int = 1 << 30, seed: int = 0, augment: str = "shift_flip") -> Loader:
+    pixels = Pixels(found.train.store, lambda image: image.resize((16, 16)), 16, cache, 2)
+    return Loader(pixels, size, augment, seed)
+
+
+def run(maker: Loader, found: Dataset, steps: int, phase: Phase | None = None, stage: int = 0) -> list[Batch]:
+    current = np.arange(len(found.train)) < 20
+    return list(maker.batches(found.train, current, phase or Phase(), stage, 0, steps))
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return all(
+        torch.equal(a.ids, b.ids) and torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_an_epoch_is_every_image_once_in_even_batches(found: Dataset) -> None:
+    batches = run(loader(found), found, 6)
+    assert [len(batch) for batch in batches] == [7] * 6
+    assert sorted(torch.cat([batch.ids for batch in batches]).tolist()) == sorted(found.train.ids.tolist())
+
+
+def test_order_is_a_function_of_seed_stage_epoch_and_step(found: Dataset) -> None:
+    once = run(loader(found), found, 12)
+    assert same(once, run(loader(found), found, 12))
+    assert same(once, run(loader(found, cache=0), found, 12))
+    assert not same(once[:6], once[6:])
+    assert not same(once, run(loader(found, seed=1), found, 12))
+    assert not same(once, run(loader(found), found, 12, stage=1))
+    assert [batch.key for batch in once[5:8]] == [(0, 0, 0, 5), (0, 0, 1, 0), (0, 0, 1, 1)]
+
+
+def test_phases_choose_their_images(found: Dataset) -> None:
+    new = run(loader(found, 64), found, 1, Phase(data="new"))[0]
+    old = run(loader(found, 64), found, 1, Phase(data="memory"))[0]
+    assert (len(new), len(old)) == (20, 22)
+    assert new.current.all()
+    assert not old.current.any()
+    assert set(new.ids.tolist()) == set(found.train.ids[:20].tolist())
+
+
+def test_class_balanced_batches(found: Dataset) -> None:
+    few = found.train.select((found.train.labels != 0) | (np.arange(len(found.train)) < 2))
+    maker = loader(found, 8)
+    batches = list(maker.batches(few, np.ones(len(few), bool), Phase(sampler="class_balanced"), 0, 0, 200))
+    seen = Counter(torch.cat([batch.labels for batch in batches]).tolist())
+    assert all(len(set(batch.ids.tolist())) == len(batch) for batch in batches)
+    rate = np.array([seen[label] for label in range(6)]) / sum(seen.values())
+    assert np.abs(rate - 1 / 6).max() < 0.03
+
+
+def test_augmentation_shifts_and_flips_and_nothing_else(found: Dataset) -> None:
+    plain = run(loader(found, 42, augment="none"), found, 1)[0]
+    moved = run(loader(found, 42), found, 1)[0]
+    assert torch.equal(plain.ids, moved.ids)
+    assert not torch.equal(plain.images, moved.images)
+    for before, after in zip(plain.images, moved.images, strict=True):
+        padded = np.pad(before.numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
+        views = [padded[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
+        assert any(np.array_equal(after, v) or np.array_equal(after, v[:, :, ::-1]) for v in views)
+
+
+def test_broken_images_leave_their_batch(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"train": 4, "test": 1}, classes=2)
+    (tmp_path / "train/red/0.png").write_bytes(b"")
+    found = data.load(f"imagefolder:{tmp_path}")
+    batches = run(loader(found, 4, cache=0), found, 2)
+    assert sum(len(batch) for batch in batches) == 7
+    assert sum(len(batch) for batch in loader(found, 4, cache=0).plain(found.train, 3)) == 7
+
+
+def test_plain_keeps_the_order(found: Dataset) -> None:
+    ids = torch.cat([batch.ids for batch in loader(found, cache=0).plain(found.test, 5)])
+    assert ids.tolist() == found.test.ids.tolist()
+    key = found.test.store.keys[int(found.test.rows[0])]
+    root = found.test.store.root  # type: ignore[attr-defined]
+    first = next(iter(loader(found).plain(found.test, 5))).images[0]
+    assert np.array_equal(first.permute(1, 2, 0), np.asarray(Image.open(root / key).resize((16, 16))))

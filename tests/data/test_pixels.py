@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from everclip import data
+from everclip.data.pixels import Pixels, to_rgb
+from tests.pictures import image_folder
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    return image.resize((16, 16))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of which three cannot be read."""
+    image_folder(tmp_path, {"train": 4, "test": 2}, classes=3)
+    whole = (tmp_path / "train/red/0.png").read_bytes()
+    (tmp_path / "train/red/0.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "train/blue/1.png").write_bytes(b"this is no picture")
+    (tmp_path / "test/green/0.png").unlink()
+    (tmp_path / "test/green/0.png").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("cache", [0, 1 << 30])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_skipped_and_listed(folder: Path, cache: int, workers: int) -> None:
+    found = data.load(f"imagefolder:{folder}")
+    pixels = Pixels(found.train.store, shrink, 16, cache, workers)
+    for _ in range(2):
+        pictures, good = pixels.load(found.train.rows)
+        assert pictures.shape == (10, 3, 16, 16)
+        assert pictures.dtype == torch.uint8
+        assert good.sum() == 10
+    tested, good = pixels.load(found.test.rows)
+    assert (len(tested), good.sum()) == (5, 5)
+    assert set(pixels.skipped()) == {"train/red/0.png", "train/blue/1.png", "test/green/0.png"}
+    assert all(reason and "\n" not in reason for reason in pixels.skipped().values())
+    assert len(pixels.readable(found.train)) == 10
+
+
+def test_cached_and_uncached_are_equal(tmp_path: Path) -> None:
+    found = data.load(f"imagefolder:{image_folder(tmp_path, {'train': 3, 'test': 1})}")
+    rows = np.array([5, 0, 5, 3])
+    kept, _ = Pixels(found.train.store, shrink, 16, 1 << 30, 0).load(rows)
+    fresh, _ = Pixels(found.train.store, shrink, 16, 0, 2).load(rows)
+    assert torch.equal(kept, fresh)
+    key = found.train.store.keys[3]
+    expected = np.asarray(shrink(Image.open(tmp_path / key).convert("RGB"))).transpose(2, 0, 1)
+    assert np.array_equal(kept[3].numpy(), expected)
+
+
+def test_nothing_readable(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"train": 1, "test": 1}, classes=2)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"")
+    found = data.load(f"imagefolder:{tmp_path}")
+    for cache in (0, 1 << 30):
+        pictures, good = Pixels(found.train.store, shrink, 16, cache, 0).load(found.train.rows)
+        assert pictures.shape == (0, 3, 16, 16)
+        assert not good.any()
+
+
+def test_every_mode_becomes_rgb() -> None:
+    grey = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"):
+        assert to_rgb(Image.fromarray(grey).convert(mode)).mode == "RGB"
+    deep = Image.fromarray((grey.astype(np.uint16) * 257))
+    assert np.abs(np.asarray(to_rgb(deep)).astype(int)[..., 0] - grey).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(mode: str) -> None:
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    if mode == "P":
+        buffer = io.BytesIO()
+        image.save(buffer, "GIF")
+        image = Image.open(buffer)
+    else:
+        image = image.convert(mode)
+    assert np.asarray(to_rgb(image)).min() == 255
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path, {"train": 1, "test": 1}, classes=2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    found = data.load(f"imagefolder:{tmp_path}")
+    pixels = Pixels(found.train.store, shrink, 16, 0, 0)
+    assert len(pixels.load(found.train.rows)[0]) == 0
+    assert "DecompressionBomb" in next(iter(pixels.skipped().values()))

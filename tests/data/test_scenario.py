@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from everclip import data
+from everclip.data.scenario import class_incremental, class_order, domain_incremental, merge, seen, task_sizes
+from everclip.errors import UserError
+from tests.pictures import domain_folder, image_folder
+
+
+def test_the_fields_class_order() -> None:
+    """methods.md 5.1: RandomState(1993).permutation, first and last entries."""
+    cifar = class_order([str(n) for n in range(100)], 1993)
+    assert cifar[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
+    assert cifar[-5:] == [67, 29, 49, 57, 33]
+    imagenet = class_order([str(n) for n in range(1000)], 1993)
+    assert imagenet[:10] == [54, 7, 894, 512, 126, 337, 988, 11, 284, 493]
+    assert imagenet[-5:] == [285, 225, 945, 697, 417]
+
+
+def test_other_orders() -> None:
+    names = ["a", "b", "c"]
+    assert class_order(names, "given") == [0, 1, 2]
+    assert class_order(names, ["c", "a", "b"]) == [2, 0, 1]
+    assert class_order(names, 1) != class_order(names, 3)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (["a", "b"], 'scenario.order leaves out the class "c": name each class once'),
+        (["a", "b", "c", "c"], 'scenario.order names the class "c" twice: name each class once'),
+        (["a", "b", "d"], 'scenario.order names the unknown class "d"; known: a, b, c'),
+    ],
+)
+def test_bad_orders(order: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        class_order(["a", "b", "c"], order)
+    assert str(error.value) == message
+
+
+def test_task_sizes() -> None:
+    assert task_sizes(100, 10) == [10] * 10
+    assert task_sizes(10, 4) == [3, 3, 2, 2]
+    assert task_sizes(10, [6, 2, 2]) == [6, 2, 2]
+    with pytest.raises(UserError, match=r"scenario.tasks=11 but there are 10 classes: write at most 10"):
+        task_sizes(10, 11)
+    with pytest.raises(UserError, match=r"adds up to 9 classes but there are 10"):
+        task_sizes(10, [6, 3])
+
+
+def test_class_incremental_partitions_classes_and_images(tmp_path: Path) -> None:
+    source = data.load(f"imagefolder:{image_folder(tmp_path, {'train': 3, 'test': 2})}")
+    tasks = class_incremental(source, [3, 2, 1])
+    assert [len(task.classes) for task in tasks] == [3, 2, 1]
+    assert sorted(seen(tasks)) == list(range(6))
+    for task in tasks:
+        assert set(task.train.labels) == set(task.test.labels) == set(task.classes)
+    assert sorted(np.concatenate([task.train.ids for task in tasks])) == sorted(source.train.ids)
+
+
+def test_domain_incremental(tmp_path: Path) -> None:
+    source = data.load(f"domainfolder:{domain_folder(tmp_path)}", "domain-incremental")
+    tasks = domain_incremental(source)
+    assert [task.name for task in tasks] == ["domain0", "domain1", "domain2"]
+    assert all(set(task.train.domains) == {task.index} for task in tasks)
+    assert seen(tasks) == (0, 1, 2)
+    turned = domain_incremental(source, ["domain2", "domain0", "domain1"])
+    assert [task.name for task in turned] == ["domain2", "domain0", "domain1"]
+    with pytest.raises(UserError, match=r'unknown domain "dom"'):
+        domain_incremental(source, ["dom"])
+
+
+def test_one_domain_is_refused(tmp_path: Path) -> None:
+    source = data.load(f"imagefolder:{image_folder(tmp_path, {'': 3})}")
+    with pytest.raises(UserError, match="has one domain: use scenario.kind=class-incremental, or domainfolder"):
+        domain_incremental(source)
+
+
+def test_merged_tasks_hold_everything_once(tmp_path: Path) -> None:
+    source = data.load(f"imagefolder:{image_folder(tmp_path, {'train': 3, 'test': 2})}")
+    (joint,) = merge(class_incremental(source, 3))
+    assert sorted(joint.train.ids) == sorted(source.train.ids)
+    assert sorted(joint.test.ids) == sorted(source.test.ids)
+    assert sorted(joint.classes) == list(range(6))

