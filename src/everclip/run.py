@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from everclip.models.clip import Clip
 
 log = logging.getLogger("everclip")
+log.setLevel(logging.INFO)  # run.log has it all; the command line shows warnings
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -73,6 +75,7 @@ class Run:
         self.config = config
         self._lock = FileLock(path / ".lock", timeout=0)
         self._handler: logging.Handler | None = None
+        self._fresh = False
 
     @classmethod
     def open(cls, config: Config) -> Run:
@@ -112,7 +115,8 @@ class Run:
             raise UserError(
                 f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
             ) from error
-        if not (self.path / "config.toml").exists():
+        self._fresh = not (self.path / "config.toml").exists()
+        if self._fresh:
             write_atomic(self.path / "config.toml", configs.dump(self.config))
         self._handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -124,6 +128,15 @@ class Run:
             log.removeHandler(self._handler)
             self._handler.close()
         self._lock.release()
+        if self._fresh and failure[0] is not None and not (self.path / "metrics.jsonl").exists():
+            self._vanish()
+
+    def _vanish(self) -> None:
+        """Leave nothing of a run that failed before it began, such as one whose model could not be had."""
+        for name in ("config.toml", "run.log", "environment.json", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder stays if someone else's file is in it
+            self.path.rmdir()
 
     @property
     def finished(self) -> bool:

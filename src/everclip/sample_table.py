@@ -17,8 +17,11 @@ Ids = Tensor | NDArray[Any] | Sequence[int]
 class SampleTable:
     """A growing table: int64 id -> a row of ``columns`` fp32 values on the CPU.
 
-    Not an nn.Module's buffer on purpose: data-parallel training would overwrite the rows of one process with those of
-    another. What was never set is *unseen*, which no value can be mistaken for.
+    Ids are any int64, as sparse as hashes. What was never set is *unseen*; that is told apart by id, so every
+    value is legal. Results do not depend on the order in which ids came.
+
+    Not an nn.Module's buffer on purpose: data-parallel training would overwrite the rows of one process with
+    those of another.
     """
 
     def __init__(self, columns: int) -> None:
@@ -35,8 +38,8 @@ class SampleTable:
         return len(self) * (4 * self.columns + 8)
 
     def ids(self) -> NDArray[np.int64]:
-        """int64 ``[n]``: the ids that have a row."""
-        return np.fromiter(self._row, dtype=np.int64, count=len(self._row))
+        """int64 ``[n]``: the ids that have a row, ascending."""
+        return np.sort(np.fromiter(self._row, dtype=np.int64, count=len(self._row)))
 
     def get(self, ids: Ids) -> tuple[Float[Tensor, "b c"], Bool[Tensor, " b"]]:
         """Rows of ``ids`` (zeros where unseen), and which of them were ever set."""
@@ -68,8 +71,9 @@ class SampleTable:
             self._row = {sample: row for row, sample in enumerate(kept)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """``ids`` int64 ``[n]`` and ``values`` fp32 ``[n, columns]``."""
-        return {"ids": torch.from_numpy(self.ids()), "values": self._values[: len(self)].clone()}
+        """``ids`` int64 ``[n]``, ascending, ``values`` fp32 ``[n, columns]``: equal tables, equal states."""
+        ids = self.ids()
+        return {"ids": torch.from_numpy(ids), "values": self.get(ids)[0]}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Become the table that was saved."""

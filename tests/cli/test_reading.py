@@ -58,7 +58,7 @@ def test_a_methods_page_has_its_docstring_and_options(capsys: pytest.CaptureFixt
     option = next(option for option in page["options"] if option["name"] == "label_smoothing")
     assert option["default"] == 0.0
     assert option["allowed"] == "a number from 0 to below 1"
-    assert re.search(rf"method\.label_smoothing  0\.0 +{option['help']}: {option['allowed']}\n", text)
+    assert re.search(rf"method\.label_smoothing  0\.0 +{option['help']} \({option['allowed']}\)\n", text)
     assert "It has no options." in read(capsys, "methods", "zero_shot")
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 130
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -20,7 +21,7 @@ from cyclopts.exceptions import (
 )
 
 from everclip import __version__
-from everclip.errors import UserError, suggest
+from everclip.errors import RunError, UserError, suggest
 
 _EXAMPLES = """\
 Examples:
@@ -59,7 +60,7 @@ COMMANDS = {
     "resume": Command(
         _RUN,
         "Continue a stopped run from its last finished task.",
-        "  everclip resume runs/2026-01-31_emoji_gdro_m200_s0\n",
+        "  everclip resume runs/20260131-101500_emoji_gdro_m200_s0\n",
     ),
     "evaluate": Command(
         _RUN,
@@ -123,6 +124,7 @@ def build() -> App:
 
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; ``tokens`` default to the process's arguments."""
+    _show_warnings()
     try:
         result = build()(
             sys.argv[1:] if tokens is None else list(tokens),
@@ -134,6 +136,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except UserError as error:
         return _fail(str(error))
+    except RunError as error:
+        return _fail(str(error), 1)
     except CycloptsError as error:
         return _fail(_usage(error))
     except KeyboardInterrupt as error:
@@ -147,6 +151,19 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return _fail(
             f"{type(error).__name__} is a fault of everclip; please report it with the lines above", 1
         )
+
+
+class _Talk(logging.Handler):
+    """Warnings on whatever stderr is now: a live progress bar puts its own in place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+def _show_warnings() -> None:
+    log = logging.getLogger("everclip")
+    if not any(isinstance(handler, _Talk) for handler in log.handlers):
+        log.addHandler(_Talk(logging.WARNING))
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -63,11 +63,11 @@ def _explain(method: dict[str, Any], json: bool) -> None:
         return
     print(f"{method['description']}\n")
     rows = [
-        (f"method.{option['name']}", shown(option["default"]), f"{option['help']}: {option['allowed']}")
+        (f"method.{option['name']}", shown(option["default"]), f"{option['help']} ({option['allowed']})")
         for option in method["options"]
     ]
     if rows:
-        print_columns(rows, ("option", "default", "meaning: what is allowed"))
+        print_columns(rows, ("option", "default", "meaning (what is allowed)"))
     else:
         print("It has no options.")
     if method["recommends"]:

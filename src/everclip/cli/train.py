@@ -59,9 +59,14 @@ def run_here(run: Run, json: bool) -> None:
         from everclip.progress import Progress
         from everclip.report.build import build
 
-        with Progress() as progress:
-            progress.say(f"run directory: {run.path}")
-            results = train_run(run, progress)
+        try:
+            with Progress() as progress:
+                progress.say(f"run directory: {run.path}")
+                results = train_run(run, progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; everclip resume {run.path} continues after the last finished task"
+            ) from None
         build([run.path], run.path / "report.html")
     if json:
         print(json_module.dumps(results, ensure_ascii=False, indent=2))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +15,21 @@ from everclip.errors import UserError
 from everclip.seeding import hash64
 
 
-class Store(Protocol):
+class Store(ABC):
     """Where encoded images lie. ``keys`` are paths relative to the store's root, one a row."""
 
     keys: Sequence[str]
 
+    @abstractmethod
     def read(self, row: int) -> bytes:
         """The encoded file of a row. Raises OSError where it cannot be read."""
-        ...
 
+    @abstractmethod
     def nbytes(self, row: int) -> int:
         """Size of the encoded file in bytes; 0 where it cannot be read."""
-        ...
 
 
-class FileStore:
+class FileStore(Store):
     """Image files under a folder."""
 
     def __init__(self, root: Path, keys: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class FileStore:
             return 0
 
 
-class ZipStore:
+class ZipStore(Store):
     """Image files in an uncompressed zip archive."""
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:

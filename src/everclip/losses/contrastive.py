@@ -5,13 +5,21 @@ Notation: z_i and e_i are the unit-length features of image i and of its caption
     d1(i,j) = s(i,j) - s(i,i)    image i against caption j
     d2(i,j) = s(j,i) - s(i,i)    caption i against image j
 
-N_i are the negatives of i in the batch and l the surrogate (the identity for GCL). The inner means of the objective
+N_i are the negatives of i in the batch and l the pair loss (the identity for GCL, a squared hinge for GDRO).
+The inner means of the objective
 
     g1_i = mean_{j in N_i} exp( l(d1(i,j)) / tau ),    g2_i alike
 
-run over the whole training set; u1_i and u2_i are their moving averages (equations 1-4 of arXiv 2605.03866, whose text
-is not public: the form is that of SogCLR, arXiv 2202.12387, and of LibAUC's bimodal GCL). Everything is kept as a
-logarithm, since exponents reach hundreds at small temperatures.
+run over the whole training set; u1_i and u2_i are their moving averages. Everything is kept as a logarithm,
+since exponents reach hundreds at small temperatures.
+
+Equations 1-5 are those of arXiv 2605.03866. Their text is not public and no code was released, so the forms
+here are a reconstruction, after SogCLR (arXiv 2202.12387) and the bimodal loss of LibAUC; docs/methods.md
+says what is certain.
+
+In matrices of pairs a row is an anchor. All functions but ``clip_loss``, ``negatives`` and ``differences``
+also take a part of the rows with all the columns, which is how processes share one batch: the mean of the
+gradients over equal parts is the gradient of the whole.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Negatives = Literal["instance", "other_class", "multi_positive"]
+PairLoss = Literal["squared_hinge", "identity"]
 
 
 def clip_loss(
@@ -33,7 +42,8 @@ def clip_loss(
     """The symmetric cross-entropy of CLIP (Radford et al. 2021), as FLYP fine-tunes with (arXiv 2212.00638).
 
     Args:
-        image, text: unit length; row i of one belongs to row i of the other, and every other row is a negative.
+        image, text: unit length; row i of one belongs to row i of the other, and every other row is a
+            negative, those of the same class too (FLYP's training loss).
         scale: 1 / temperature.
     """
     logits = scale * image @ text.T
@@ -42,7 +52,14 @@ def clip_loss(
 
 
 def negatives(labels: Int64[Tensor, " b"], kind: Negatives) -> Bool[Tensor, "b b"]:
-    """Which j are negatives of i: every other pair (``instance``), else the pairs of other classes."""
+    """N: which j are negatives of i; a row without any has no loss.
+
+    Args:
+        labels: class of each pair.
+        kind: ``instance`` takes every other pair, as equations 1-3 sum over the entire data set;
+            ``other_class`` (equation 5, "negative samples" of a class) and ``multi_positive`` take the pairs
+            of other classes.
+    """
     if kind == "instance":
         return ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     return labels[:, None] != labels[None, :]
@@ -51,76 +68,117 @@ def negatives(labels: Int64[Tensor, " b"], kind: Negatives) -> Bool[Tensor, "b b
 def differences(
     similarity: Float[Tensor, "b b"], positives: Bool[Tensor, "b b"] | None = None
 ) -> tuple[Float[Tensor, "b b"], Float[Tensor, "b b"]]:
-    """d1 and d2, row = anchor.
+    """d1 and d2, row = anchor, in [-2, 2].
 
     Args:
         similarity: s, rows images, columns captions.
-        positives: pairs whose mean similarity stands for s(i,i), a form of our own for several pairs of one class:
-            s(i,i) becomes mean_{p} s(i,p) for the image's side and mean_{p} s(p,i) for the caption's.
+        positives: P, itself included: pairs whose mean similarity stands for s(i,i), so that
+
+                d1(i,j) = s(i,j) - mean_{p in P_i} s(i,p),    d2(i,j) = s(j,i) - mean_{p in P_i} s(p,i)
+
+            for ``multi_positive`` the pairs of the same class. This form is ours, not the paper's. For the
+            identity it equals the average over p of the losses with positive p, tau log mean_j exp( (s(i,j) -
+            s(i,p)) / tau ); for the hinge, which is convex, it is at most that average.
     """
     if positives is None:
         own = similarity.diagonal()[:, None]
         return similarity - own, similarity.T - own
-    share = positives / positives.sum(1, keepdim=True)
+    share = positives.to(similarity) / positives.sum(1, keepdim=True)
     return (
         similarity - (share * similarity).sum(1, keepdim=True),
         similarity.T - (share * similarity.T).sum(1, keepdim=True),
     )
 
 
-def squared_hinge(difference: Float[Tensor, "b b"], margin: float) -> Float[Tensor, "b b"]:
-    """max(0, margin + d)^2: a negative that is below the positive by ``margin`` costs nothing."""
+def squared_hinge(difference: Float[Tensor, "a b"], margin: float) -> Float[Tensor, "a b"]:
+    """l(d) = max(0, margin + d)^2: a negative that is below the positive by ``margin`` costs nothing.
+
+    The pairwise squared hinge of equation 5, as in LibAUC's partial AUC losses (Zhu et al. 2022, arXiv
+    2203.00176).
+    """
     return functional.relu(margin + difference).square()
 
 
-def log_mean_exp(
-    exponent: Float[Tensor, "b b"], among: Bool[Tensor, "b b"]
-) -> Float[Tensor, " b"]:
+def pair_loss(difference: Float[Tensor, "a b"], kind: PairLoss, margin: float) -> Float[Tensor, "a b"]:
+    """l(d): ``squared_hinge``, or the difference itself (``identity``, which has no margin)."""
+    return squared_hinge(difference, margin) if kind == "squared_hinge" else difference
+
+
+def log_mean_exp(exponent: Float[Tensor, "a b"], among: Bool[Tensor, "a b"]) -> Float[Tensor, " a"]:
     """log mean_{j in N_i} exp(x_ij) of each row; -inf for a row without negatives."""
     count = among.sum(1)
-    return exponent.masked_fill(~among, -math.inf).logsumexp(1) - count.clamp(min=1).log()
+    return exponent.masked_fill(~among, -math.inf).logsumexp(1) - count.clamp(min=1).to(exponent).log()
+
+
+def log_means(
+    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+    among: Bool[Tensor, "a b"],
+    tau: float | Float[Tensor, " a"],
+) -> Float[Tensor, "a 2"]:
+    """log g1 and log g2 of the batch (equations 2, 3), without gradient; -inf for anchors without negatives.
+
+    Args:
+        losses: l(d1) and l(d2).
+        among: N.
+        tau: one temperature > 0, or one an anchor.
+    """
+    return torch.stack([log_mean_exp(loss.detach() / _column(tau), among) for loss in losses], 1)
 
 
 def moving_average(
-    old: Float[Tensor, "*n"], seen: Bool[Tensor, "*n"], fresh: Float[Tensor, "*n"], gamma: float
+    old: Float[Tensor, "*n"],
+    seen: Bool[Tensor, "*#n"],
+    fresh: Float[Tensor, "*n"],
+    gamma: float | Float[Tensor, "*#n"],
 ) -> Float[Tensor, "*n"]:
     """log( (1 - gamma) exp(old) + gamma exp(fresh) ); ``fresh`` itself on a first visit.
+
+    The estimator of equation 4. The rule for the first visit holds per sample: new images and exemplars with
+    a past share batches.
 
     Args:
         old, fresh: logarithms.
         seen: where ``old`` has a value. What is not finite there counts as unseen.
-        gamma: in (0, 1]; 1 keeps the fresh value alone.
+        gamma: in (0, 1]; 1 keeps the fresh value alone. One a sample: a schedule can spare carried values.
     """
-    mixed = fresh
-    if gamma < 1:
-        mixed = torch.logaddexp(old + math.log1p(-gamma), fresh + math.log(gamma))
+    rate = torch.as_tensor(gamma, dtype=fresh.dtype, device=fresh.device)
+    mixed = torch.logaddexp(old + torch.log1p(-rate), fresh + rate.log())
     return torch.where(seen & old.isfinite(), mixed, fresh)
 
 
+def objective(log_u: Float[Tensor, "a 2"], tau: float | Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+    """tau log u1 + tau log u2: each anchor's part of the objective (equations 1 and 5), without gradient."""
+    return tau * log_u.sum(1)
+
+
 def surrogate(
-    losses: tuple[Float[Tensor, "b b"], Float[Tensor, "b b"]],
-    log_u: Float[Tensor, "b 2"],
-    among: Bool[Tensor, "b b"],
-    tau: float | Float[Tensor, " b"],
-    weights: Float[Tensor, " b"] | None = None,
+    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+    log_u: Float[Tensor, "a 2"],
+    among: Bool[Tensor, "a b"],
+    tau: float | Float[Tensor, " a"],
+    weights: Float[Tensor, " a"] | None = None,
 ) -> Float[Tensor, ""]:
     """The scalar whose gradient estimates that of the objective (equation 4).
 
     (1/B) sum_i omega_i sum_{j in N_i} [ w1_ij l(d1(i,j)) + w2_ij l(d2(i,j)) ] with constant weights
-    w_ij = exp( l(d(i,j))/tau - log u_i ) / |N_i|. Its value is not the objective's.
+    w_ij = exp( l(d(i,j))/tau - log u_i ) / |N_i|: the gradient of tau log u with u held fixed in the
+    denominator, where the two tau cancel. Its value is not that of ``objective``.
 
     Args:
         losses: l(d1) and l(d2), with gradient.
-        log_u: log u1 and log u2, already updated with this batch.
-        among: N_i; an anchor without any contributes nothing.
+        log_u: log u1 and log u2, updated with this batch, so that a row's weights sum to 1 / gamma at most.
+        among: N; an anchor without any contributes nothing, but counts in B.
         tau: one temperature, or one an anchor.
         weights: omega, 1 where not given.
     """
-    temperature = tau[:, None] if isinstance(tau, Tensor) else tau
     count = among.sum(1, keepdim=True).clamp(min=1)
     total = torch.zeros((), dtype=log_u.dtype, device=log_u.device)
     for side, loss in enumerate(losses):
-        exponent = (loss.detach() / temperature - log_u[:, side, None]).masked_fill(~among, -math.inf)
+        exponent = (loss.detach() / _column(tau) - log_u[:, side, None]).masked_fill(~among, -math.inf)
         anchors = (exponent.exp() / count * loss).sum(1)
         total = total + (anchors if weights is None else weights * anchors).mean()
     return total
+
+
+def _column(tau: float | Float[Tensor, " a"]) -> float | Float[Tensor, "a 1"]:
+    return tau[:, None] if isinstance(tau, Tensor) else tau

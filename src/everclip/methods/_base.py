@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -135,9 +135,6 @@ class Method(nn.Module, ABC):
         """Bytes of everything kept beside the model."""
         tensors = sum(p.nbytes for p in self.parameters()) + sum(b.nbytes for b in self.buffers())
         return tensors + sum(table.nbytes for table in self.tables().values())
-
-    def forward(self) -> Self:
-        raise AssertionError("a method is not called; the loop calls encode and loss")
 
 
 def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]:

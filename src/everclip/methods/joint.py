@@ -30,6 +30,6 @@ class Joint(Method):
         assert isinstance(config, cls.Config)
         if config.loss == "joint":
             raise UserError('method.loss="joint" names itself: write one of finetune, clip, gcl, gdro')
-        method = method_class(config.loss).create(options_of(config.loss, config.options), prompts)
+        method = method_class(config.loss).create(options_of(config.loss, config.options, "method.options."), prompts)
         method.one_task = True
         return method

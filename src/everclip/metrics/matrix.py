@@ -1,8 +1,9 @@
 """The accuracy matrix and what continual learning reads from it.
 
-R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction. Definitions and their papers: iCaRL for the
-average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840) for the
-transfers, with the zero-shot accuracy of the pretrained model in place of GEM's random initialisation.
+R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction. Definitions and their papers:
+iCaRL (arXiv 1611.07725) for the average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz
+and Ranzato 2017 (arXiv 1706.08840) for the transfers, with the zero-shot accuracy of the pretrained model in
+place of GEM's random initialisation.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ class Matrix:
 
         Args:
             row: accuracy on tasks 0..t, among all classes seen.
-            counts: test images of tasks 0..t.
+            counts: test images of tasks 0..t, at least one each.
             ahead: accuracy on task t + 1, among the classes of tasks 0..t + 1; None after the last.
         """
         assert len(row) == len(counts) == self.stages + 1
+        assert min(counts) > 0
         self._rows.append(list(row))
         self._ahead.append(ahead)
         self.counts = list(counts)
@@ -69,7 +71,8 @@ class Matrix:
         """
         final = self._rows[-1]
         drops = [
-            max(self._rows[t][i] for t in range(i, self.stages - 1)) - final[i] for i in range(self.stages - 1)
+            max(self._rows[t][i] for t in range(i, self.stages - 1)) - final[i]
+            for i in range(self.stages - 1)
         ]
         return _mean(drops)
 
@@ -83,14 +86,22 @@ class Matrix:
         """Mean over tasks i >= 1 of R[i - 1, i] - b_i; None with one task.
 
         Args:
-            pretrained: b, zero-shot accuracy on each task among the classes of tasks 0..i.
+            pretrained: b, zero-shot accuracy on each task i among the classes of tasks 0..i.
         """
         ahead = self._ahead[: self.stages - 1]
         return _mean([value - pretrained[i + 1] for i, value in enumerate(ahead) if value is not None])
 
     def to_list(self) -> list[list[float | None]]:
-        """T x T, row t = stage t; None above the diagonal."""
+        """T x T, row t = stage t; None above the diagonal. JSON-safe, as in ``results.json``."""
         return [row + [None] * (self.stages - len(row)) for row in self._rows]
+
+    @classmethod
+    def from_list(cls, rows: Sequence[Sequence[float | None]], counts: Sequence[int]) -> Matrix:
+        """The matrix of ``to_list``; without the values ahead, so its ``forward_transfer`` is None."""
+        matrix = cls()
+        for t, row in enumerate(rows):
+            matrix.add_stage([value for value in row[: t + 1] if value is not None], counts[: t + 1])
+        return matrix
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists."""

@@ -36,7 +36,7 @@ _LITE_NOTE = (
 )
 
 _CATALOGUE = (
-    ModelInfo(LITE, 26.6, 224, None, _LITE_NOTE),
+    ModelInfo(LITE, 26.4, 224, None, _LITE_NOTE),
     ModelInfo("RN50:openai", 102.0, 224, 59.83, "convolutional"),
     ModelInfo("ViT-B-32:openai", 151.3, 224, 63.32),
     ModelInfo("ViT-B-32:laion2b_s34b_b79k", 151.3, 224, 66.56),

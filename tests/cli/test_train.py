@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from everclip.cli.app import main
+from everclip.run import Run
+from tests.pictures import image_folder
+
+SMALL = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "memory.budget=12", "device=cpu"]
+
+
+@pytest.fixture
+def tokens(toy: str, photos: str) -> list[str]:
+    return [f"data={photos}", f"model={toy}", *SMALL]
+
+
+def test_train_prints_a_table_and_writes_the_run(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", *tokens, f"out={out}"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert "zero-shot" in stdout
+    assert "task 3" in stdout
+    assert f"report: {out}/report.html" in stdout
+    assert "on all seen so far" in stderr
+    assert (out / "report.html").stat().st_size > 10_000
+    assert main(["train", *tokens, f"out={out}", "--json"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert json.loads(stdout) == json.loads((out / "results.json").read_text())
+    assert "is finished: nothing to do" in stderr
+    assert main(["resume", str(out)]) == 0
+    assert main(["train", *tokens, f"out={out}", "seed=5"]) == 2
+    assert main(["evaluate", str(out), "--json"]) == 0
+
+
+def test_dry_run_trains_nothing(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *tokens, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "6 optimizer steps in all; nothing was trained" in text
+    assert 'name = "gdro"' in text
+    assert main(["train", *tokens, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [task["steps"] for task in plan["tasks"]] == [1, 2, 3]
+    assert [task["memory_per_class"] for task in plan["tasks"]] == [6, 3, 2]
+    assert [task["memory"] for task in plan["tasks"]] == [8, 12, 12]
+    assert all(task["memory_bytes"] > 0 for task in plan["tasks"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_smoke(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *tokens, f"out={tmp_path / 'run'}", "--smoke", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["smoke"]
+
+
+BAD = [
+    (["methd=gcl"], 'unknown key "methd"; did you mean "method"'),
+    (["method=gdr"], 'unknown method "gdr"; did you mean "gdro"'),
+    (["method=gdro", "method.margn=1"], 'method "gdro" has no option "margn"; did you mean "margin"'),
+    (["method=der"], "write der_expand"),
+    (["method=joint", "method.loss=joint"], "names itself"),
+    (["memory.budget=-1"], "memory.budget is -1: write a whole number from 0"),
+    (["scenario.tasks=7"], "scenario.tasks=7 but there are 6 classes: write at most 6"),
+    (["scenario.kind=domain-incremental"], "has one domain"),
+    (["data=imagefolder:nowhere"], "data folder nowhere does not exist"),
+    (["data=imagefoldr:x"], 'did you mean "imagefolder"'),
+    (["model=lit"], "unknown model"),
+    (["model=local-dir:nowhere"], "nowhere does not exist"),
+    (["classnames=nowhere.txt"], "class names file nowhere.txt cannot be read"),
+    (["templates=nowhere.txt"], "templates file nowhere.txt cannot be read"),
+    (["train.lr=fast"], 'train.lr is "fast"'),
+]
+
+
+@pytest.mark.parametrize(("change", "part"), BAD)
+def test_bad_input_gives_one_line_and_leaves_nothing(
+    change: list[str], part: str, tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {token.partition("=")[0] for token in change}
+    kept = [token for token in tokens if token.partition("=")[0] not in keys]
+    assert main(["train", *kept, *change, f"out={tmp_path / 'run'}"]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert not stdout
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert part in last
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_pictures_and_warnings(
+    tmp_path: Path, toy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 4, "test": 2})
+    (root / "train/red/0.png").write_bytes(b"no picture")
+    words = [f"data=imagefolder:{root}", f"model={toy}", *SMALL[:-2], "memory.budget=5"]
+    assert main(["train", *words, f"out={tmp_path / 'run'}"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert "warning: 1 broken images are skipped" in stderr
+    assert "warning: memory.budget=5 is below the 6 classes" in stderr
+    assert "1 broken images were skipped" in stdout
+
+
+def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "is no run directory" in capsys.readouterr().err
+    assert main(["evaluate", "lite"]) == 2
+    assert "is no run directory: give one, or a model's name with --data" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_continue_and_resume_does(tmp_path: Path, tokens: list[str]) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "everclip"]
+    many = [token.replace("epochs=1", "epochs=2000") for token in tokens]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "train", *many, f"out={out}"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or '"step"' not in (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline, "no step within a minute"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip().splitlines()[-1].startswith(f"interrupted; everclip resume {out} continues")
+    assert "Traceback" not in stderr
+    assert not Run(out, Run.read_config(out)).finished

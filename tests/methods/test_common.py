@@ -1,0 +1,226 @@
+"""One set of checks on every file in methods/."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everclip import methods, plugins
+from everclip.config import method_class
+from everclip.data.images import ImageSet
+from everclip.data.loader import Batch, Phase
+from everclip.data.scenario import Task
+from everclip.methods._base import Method
+from everclip.models import zoo
+from everclip.models.clip import Clip
+from everclip.optim import Update
+from everclip.plan import Plan
+from everclip.run import Run
+from tests.running import configured, run, timeless
+
+EVERY = plugins.names("methods")
+TRAINED = [name for name in EVERY if name != "zero_shot"]
+
+
+@pytest.fixture
+def clip(toy: str) -> Clip:
+    return zoo.load(toy)
+
+
+def start(name: str, clip: Clip, toy: str, photos: str, *tokens: str) -> tuple[Method, Task, Batch]:
+    """A method in its first task, with a batch of it."""
+    plan = Plan.of(configured(f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2", *tokens))
+    task = plan.tasks[0]
+    plan.method.grow(task)
+    plan.method.begin_task(clip, task, task.train)
+    images = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    part: ImageSet = task.train.select(np.arange(8))
+    columns = (torch.from_numpy(column) for column in (part.labels, part.domains, part.ids))
+    return plan.method, task, Batch(images, *columns, torch.ones(8, dtype=torch.bool))
+
+
+def total(method: Method, clip: Clip, batch: Batch, phase: Phase) -> torch.Tensor:
+    return torch.stack(list(method.loss(method.encode(clip, batch, phase), batch, phase).values())).sum()
+
+
+def digest(module: torch.nn.Module) -> str:
+    tensors = [value.numpy().tobytes() for value in module.state_dict().values() if isinstance(value, torch.Tensor)]
+    return hashlib.sha256(b"".join(tensors)).hexdigest()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_catalogue_entry(name: str) -> None:
+    text = plugins.docstring("methods", name)
+    assert "https://" in text, "the docstring has the paper's link"
+    assert len(text.splitlines()[0]) <= 120
+    config = method_class(name).Config
+    assert config.__doc__
+    for key, field in config.model_fields.items():
+        assert field.description, f"{key} has no help"
+    assert config() == config.model_validate({})
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_steps_lower_the_loss(name: str, clip: Clip, toy: str, photos: str) -> None:
+    method, task, batch = start(name, clip, toy, photos)
+    (phase,) = method.phases(task)
+    train = configured("train.lr=1e-3", "train.lr_text=1e-3", "train.warmup=0", f"method={name}").train
+    update = Update(clip, method, phase, train, 20)
+    losses = []
+    for _ in range(8):
+        terms = method.loss(method.encode(clip, batch, phase), batch, phase)
+        losses.append(sum(term.item() for term in terms.values()))
+        update.step(terms, "here", [])
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_state_round_trip_gives_a_bit_equal_next_step(name: str, clip: Clip, toy: str, photos: str) -> None:
+    method, task, batch = start(name, clip, toy, photos)
+    (phase,) = method.phases(task)
+    for _ in range(2):
+        total(method, clip, batch, phase)
+    again, _, _ = start(name, clip, toy, photos)
+    again.load_state_dict(copy.deepcopy(method.state_dict()))
+    first, second = (total(one, clip, batch, phase) for one in (method, again))
+    assert torch.equal(first, second)
+    gradients = [torch.autograd.grad(loss, list(clip.parameters()), allow_unused=True) for loss in (first, second)]
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_inputs_are_not_changed(name: str, clip: Clip, toy: str, photos: str) -> None:
+    method, task, batch = start(name, clip, toy, photos)
+    (phase,) = method.phases(task)
+    before = copy.deepcopy(batch)
+    features = method.encode(clip, batch, phase)
+    values = {key: value.detach().clone() for key, value in features.items()}
+    method.loss(features, batch, phase)
+    for column in ("images", "labels", "domains", "ids", "current"):
+        assert torch.equal(getattr(batch, column), getattr(before, column))
+    for key, value in features.items():
+        assert torch.equal(value, values[key])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("size", [1, 8])
+def test_any_batch_gives_a_finite_loss_and_gradient(
+    name: str, size: int, clip: Clip, toy: str, photos: str
+) -> None:
+    method, task, batch = start(name, clip, toy, photos)
+    (phase,) = method.phases(task)
+    columns = (batch.images, batch.labels, batch.domains, batch.ids, batch.current)
+    part = Batch(*(column[:size] for column in columns))
+    loss = total(method, clip, part, phase)
+    assert loss.isfinite()
+    if loss.requires_grad:
+        loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in clip.parameters())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_bf16_stays_finite(name: str, tmp_path: Path, toy: str, photos: str) -> None:
+    results = run(tmp_path / "run", f"data={photos}", f"model={toy}", f"method={name}", "train.precision=bf16")
+    assert 0 <= results["last"] <= 1
+    assert all(value.isfinite().all() for value in zoo.load(str(tmp_path / "run")).state_dict().values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("budget", ["0", "12", "all"])
+def test_class_incremental_run(name: str, budget: str, tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = (f"data={photos}", f"model={toy}", f"method={name}", f"memory.budget={budget}")
+    results = run(tmp_path / "run", *tokens, "scenario.tasks=[3,2,1]")
+    stages = 1 if name == "joint" else 3
+    assert len(results["accuracy_after_stage"]) == len(results["zero_shot_after_stage"]) == stages
+    assert (results["forgetting"] is None) == (stages == 1)
+    assert (results["optimizer_steps"] == 0) == (name == "zero_shot")
+    if budget == "0":
+        assert results["memory_bytes"] == 0
+    if name == "zero_shot":
+        assert results["accuracy_after_stage"] == results["zero_shot_after_stage"]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_domain_incremental_run(name: str, tmp_path: Path, toy: str, domains: str) -> None:
+    tokens = (f"data={domains}", f"model={toy}", f"method={name}", "scenario.kind=domain-incremental")
+    results = run(tmp_path / "run", *tokens)
+    assert len(results["accuracy_after_stage"]) == (1 if name == "joint" else 3)
+    assert results["classes"] == ["blue", "green", "red"] or name == "joint"
+
+
+class Stopped(Exception):
+    """What a test stops a run with."""
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_stopped_and_resumed_equals_not_stopped(
+    name: str, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = (f"data={photos}", f"model={toy}", f"method={name}")
+    whole = run(tmp_path / "whole", *tokens)
+    log = Run.log
+
+    def stopping(self: Run, event: str, **fields: object) -> None:
+        log(self, event, **fields)
+        if event in ("step", "stage") and fields["stage"] == 1:
+            raise Stopped
+
+    if name != "joint":  # it has one stage only, so there is nothing to continue from
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "log", stopping)
+            with pytest.raises(Stopped):
+                run(tmp_path / "parts", *tokens)
+    parts = run(tmp_path / "parts", *tokens)
+    assert timeless(parts) == timeless(whole)
+    assert digest(zoo.load(str(tmp_path / "parts"))) == digest(zoo.load(str(tmp_path / "whole")))
+    lines = [(tmp_path / folder / "metrics.jsonl").read_text().count("\n") for folder in ("parts", "whole")]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("frozen", ["train.lr_text=0", ""])
+def test_what_is_frozen_stays_frozen(name: str, frozen: str, tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = [f"data={photos}", f"model={toy}", f"method={name}", "train.lr=1e-3", *([frozen] if frozen else [])]
+    run(tmp_path / "run", *tokens)
+    before, after = zoo.load(toy), zoo.load(str(tmp_path / "run"))
+
+    def moved(part: str) -> bool:
+        pairs = zip(getattr(before, part)(), getattr(after, part)(), strict=True)
+        return any(not torch.equal(one, other) for (_, one), (_, other) in pairs)
+
+    assert moved("image_parameters")
+    assert moved("text_parameters") == (not frozen)
+    for (key, one), (_, other) in zip(before.named_buffers(), after.named_buffers(), strict=True):
+        assert torch.equal(one, other), key
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_state_is_bounded_by_the_memory(name: str, tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = (f"data={photos}", f"model={toy}", f"method={name}", "memory.budget=0")
+    results = run(tmp_path / "run", *tokens)
+    # Without exemplars nothing per sample may be left: what stays is per class at most.
+    assert results["state_bytes"] <= 64 * len(results["classes"])
+
+
+def test_der_is_two_methods() -> None:
+    with pytest.raises(ValueError, match="write der_expand .* or dark_er"):
+        method_class("DER")
+
+
+def test_a_method_from_outside_the_package(
+    tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (Path(methods.__file__).parent / "clip.py").read_text().replace("class ClipLoss", "class Mine")
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("")
+    (tmp_path / "my_package" / "my_method.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = run(tmp_path / "mine", f"data={photos}", f"model={toy}", "method=my_package.my_method")
+    ours = run(tmp_path / "ours", f"data={photos}", f"model={toy}", "method=clip")
+    assert mine["matrix"] == ours["matrix"]

@@ -1,0 +1,34 @@
+"""Running whole trainings in tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from everclip.config import Config, load_config, resolve
+from everclip.loop import train
+from everclip.progress import Progress
+from everclip.run import Run
+
+TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "finished"}
+"""Keys of results.json that differ from run to run."""
+
+
+def configured(*tokens: str) -> Config:
+    """A small run's config: three tasks, one epoch, batches of eight; a file's, where the first token names one."""
+    if tokens[0].endswith(".toml"):
+        return resolve(load_config(tokens))
+    small = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "memory.budget=12", "device=cpu"]
+    given = {token.partition("=")[0] for token in tokens}
+    return resolve(load_config([t for t in small if t.partition("=")[0] not in given] + list(tokens)))
+
+
+def run(out: Path, *tokens: str) -> dict[str, Any]:
+    """Results of a small run in the folder ``out``."""
+    with Run.open(configured(*tokens, f"out={out}")) as opened:
+        return train(opened, Progress())
+
+
+def timeless(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without what a clock says."""
+    return {key: value for key, value in results.items() if key not in TIMES}

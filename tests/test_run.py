@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everclip.cli.evaluate import measure
+from everclip.data.loader import Phase
+from everclip.errors import RunError, UserError
+from everclip.evaluate import Scores
+from everclip.models import zoo
+from everclip.optim import Update
+from everclip.plan import Plan
+from everclip.restore import device, open_run
+from everclip.run import Run, default_path
+from tests.pictures import image_folder
+from tests.running import configured, run, timeless
+
+RESULT_KEYS = set(
+    """schema method model data scenario seed memory_budget memory_bytes classes templates accuracy_after_stage last
+    average matrix forgetting backward_transfer forward_transfer zero_shot images_per_second peak_memory_bytes seconds
+    trainable_parameters state_bytes optimizer_steps samples_seen tuned_on""".split()
+)
+
+
+@pytest.fixture
+def tokens(toy: str, photos: str) -> list[str]:
+    return [f"data={photos}", f"model={toy}"]
+
+
+def test_run_directory(tmp_path: Path, tokens: list[str]) -> None:
+    out = tmp_path / "run"
+    results = run(out, *tokens)
+    assert json.loads((out / "results.json").read_text()) == results
+    assert set(results) >= RESULT_KEYS
+    assert results["schema"] == 1
+    assert results["samples_seen"] == 8 + (8 + 8) + (8 + 12)
+    assert results["optimizer_steps"] == 1 + 2 + 3
+    assert results["average"] == pytest.approx(np.mean(results["accuracy_after_stage"]))
+    assert [len([v for v in row if v is not None]) for row in results["matrix"]] == [1, 2, 3]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines if line["event"] in ("start", "stage", "end")] == [
+        *("start", "stage", "stage", "stage", "end")
+    ]
+    assert sum(line["event"] == "step" for line in lines) == 6
+    weights = [line["weights"] for line in lines if line["event"] == "class_weights"]
+    assert all(math.isclose(sum(entry.values()), 1, rel_tol=1e-5) for entry in weights)
+    predictions = np.load(out / "predictions.npz")
+    assert predictions["id"].shape == (12,)
+    assert predictions["top"].shape == (12, 5)
+    right = (predictions["top"][:, 0] == predictions["label"]).mean()
+    assert right == pytest.approx(results["last"])
+    assert (predictions["margin"] >= 0).all()
+    assert (out / "matrix.csv").read_text().splitlines()[0] == "after,task 1,task 2,task 3"
+    assert len((out / "per_class.csv").read_text().splitlines()) == 7
+    assert json.loads((out / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert [folder.name for folder in (out / "checkpoints").iterdir()].sort() == ["stage-001", "stage-002"].sort()
+
+
+def test_the_same_config_gives_the_same_numbers(tmp_path: Path, tokens: list[str]) -> None:
+    first, second = (run(tmp_path / name, *tokens) for name in ("first", "second"))
+    assert timeless(first) == timeless(second)
+    other = run(tmp_path / "other", *tokens, "seed=1")
+    assert other["classes"] == first["classes"], "the class order has a seed of its own"
+    parts = [(tmp_path / name / "checkpoints/stage-002/state.pt") for name in ("first", "other")]
+    held = [torch.load(part, weights_only=True)["memory"]["ids"] for part in parts]
+    assert held[0] != held[1]
+
+
+def test_the_written_config_repeats_the_run(tmp_path: Path, tokens: list[str]) -> None:
+    first = run(tmp_path / "first", *tokens, "method=gcl", "method.gamma=0.5")
+    again = run(tmp_path / "again", str(tmp_path / "first" / "config.toml"))
+    assert timeless(first) == timeless(again)
+
+
+def test_out_is_continued_left_alone_or_refused(tmp_path: Path, tokens: list[str]) -> None:
+    out = tmp_path / "run"
+    run(out, *tokens)
+    with Run.open(configured(*tokens, f"out={out}")) as again:
+        assert again.finished
+    with pytest.raises(UserError) as error:
+        Run.open(configured(*tokens, f"out={out}", "seed=1"))
+    assert str(error.value) == (
+        f"{out} holds a run of another config (seed: 0 there, 1 here): give another out, or remove that folder"
+    )
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("keep me")
+    for bad in ("full", "full/thesis.txt"):
+        with pytest.raises(UserError, match="is no run directory: give a new or an empty folder"):
+            Run.open(configured(*tokens, f"out={tmp_path / bad}"))
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
+
+
+def test_two_runs_into_one_folder(tmp_path: Path, tokens: list[str]) -> None:
+    config = configured(*tokens, f"out={tmp_path / 'run'}")
+    with (
+        Run.open(config),
+        pytest.raises(UserError, match="is in use by another run: wait for it, or give another out"),
+        Run.open(config),
+    ):
+        pass
+    with Run.open(config):  # the lock is gone with its holder
+        pass
+
+
+def test_default_paths_differ(tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configured("data=emoji", "method=gcl", "memory.budget=7", "seed=3")
+    first = default_path(config)
+    assert first.name.endswith("_emoji_gcl_m7_s3")
+    first.mkdir(parents=True)
+    assert default_path(config) != first
+
+
+def test_broken_images_are_counted_and_named(tmp_path: Path, toy: str) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 4, "test": 2})
+    (root / "train/red/0.png").write_bytes(b"no picture")
+    (root / "test/blue/1.png").write_bytes(b"")
+    for cache in (0, 100):
+        out = tmp_path / f"run{cache}"
+        results = run(out, f"data=imagefolder:{root}", f"model={toy}", f"loader.cache_mb={cache}")
+        assert sorted(results["skipped_images"]) == ["test/blue/1.png", "train/red/0.png"]
+        assert sum(results["test_counts"]) == 11
+    assert "skipped train/red/0.png" in (tmp_path / "run100" / "run.log").read_text()
+
+
+def test_a_task_without_a_readable_test_image(tmp_path: Path, toy: str) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 4, "test": 1})
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(RunError, match="not one test image of task 1 can be read"):
+        run(tmp_path / "run", f"data=imagefolder:{root}", f"model={toy}")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_unchanged(tokens: list[str], toy: str) -> None:
+    clip, plan = zoo.load(toy), Plan.of(configured(*tokens))
+    update = Update(clip, plan.method, Phase(), plan.config.train, 5)
+    before = {key: value.clone() for key, value in clip.state_dict().items()}
+    loss = clip.logit_scale * float("nan")
+    with pytest.raises(RunError) as error:
+        update.step({"loss": loss}, "at step 1 of task 1", [3, 4])
+    assert str(error.value) == (
+        "the loss or its gradient is nan at step 1 of task 1 (image ids 3, 4): lower train.lr, or set train.clip_norm"
+    )
+    assert all(torch.equal(value, before[key]) for key, value in clip.state_dict().items())
+
+
+def test_rates_and_schedule(tokens: list[str], toy: str) -> None:
+    clip = zoo.load(toy)
+    config = configured(*tokens, "train.lr=1e-3", "train.lr_text=1e-4", "train.warmup=0.2", "train.weight_decay=0.1")
+    update = Update(clip, Plan.of(config).method, Phase(), config.train, 10)
+    rates = {id(p): (g["base"], g["weight_decay"]) for g in update.optimizer.param_groups for p in g["params"]}
+    for _, parameter in clip.image_parameters():
+        assert rates[id(parameter)] == (1e-3, 0.1 if parameter.ndim > 1 else 0)
+    for _, parameter in clip.text_parameters():
+        assert rates[id(parameter)] == (1e-4, 0.1 if parameter.ndim > 1 else 0)
+    assert rates[id(clip.logit_scale)] == (1e-3, 0)
+    factors = [update.factor(step) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+    assert 0 < factors[-1] < 0.05
+    with pytest.raises(UserError, match="nothing to train"):
+        frozen = configured(*tokens).train.model_copy(update={"lr": 0.0, "lr_text": 0.0, "lr_head": 0.0})
+        Update(clip, Plan.of(config).method, Phase(), frozen, 10)
+
+
+def test_small_budgets_are_warned_of(tokens: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    Plan.of(configured(*tokens, "memory.budget=5"))
+    assert caplog.messages == [
+        "memory.budget=5 is below the 6 classes: once more than 5 are seen, no class keeps an exemplar;"
+        " write at least 6, or 0"
+    ]
+    caplog.clear()
+    for budget in ("0", "6", "all"):
+        Plan.of(configured(*tokens, f"memory.budget={budget}"))
+    assert not caplog.messages
+
+
+def test_classes_without_test_images_are_warned_of(
+    tmp_path: Path, toy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 2, "test": 2})
+    for path in (root / "test" / "red").iterdir():
+        path.unlink()
+    results = run(tmp_path / "run", f"data=imagefolder:{root}", f"model={toy}")
+    assert '1 of 6 classes have no test images, such as "red": their accuracy is not measured' in caplog.messages
+    assert next(row for row in results["per_class"] if row["class"] == "red")["last"] is None
+    with pytest.raises(UserError, match=r"task \d \(red, ...\) has no test images"):
+        Plan.of(configured(f"data=imagefolder:{root}", f"model={toy}", "scenario.tasks=6"))
+
+
+def test_smoke_is_small_and_says_so(tmp_path: Path, tokens: list[str]) -> None:
+    results = run(tmp_path / "run", *tokens, "smoke=true")
+    assert results["smoke"]
+    assert results["optimizer_steps"] == 4
+    assert len(results["tasks"]) == 2
+
+
+def test_a_run_is_opened_for_use(tmp_path: Path, tokens: list[str]) -> None:
+    results = run(tmp_path / "run", *tokens)
+    _, _, stage = open_run(tmp_path / "run")
+    assert stage == 2
+    measured = measure(str(tmp_path / "run"), None)
+    assert measured["accuracy"] == pytest.approx(results["last"])
+    assert measured["images"] == 12
+    with pytest.raises(UserError, match=r"is no run directory \(it has no config.toml\)"):
+        open_run(tmp_path)
+
+
+def test_evaluate_on_other_images(tmp_path: Path, tokens: list[str], toy: str) -> None:
+    run(tmp_path / "run", *tokens)
+    fresh = image_folder(tmp_path / "fresh", {"": 3}, classes=2)
+    known = measure(str(tmp_path / "run"), f"imagefolder:{fresh}")
+    assert (known["images"], known["label_set"]) == (6, 6), "a bare folder is used whole, all learned classes compete"
+    (fresh / "red").rename(fresh / "scarlet")
+    assert measure(str(tmp_path / "run"), f"imagefolder:{fresh}")["label_set"] == 2
+    model = measure(toy, f"imagefolder:{fresh}")
+    assert (model["images"], model["label_set"]) == (6, 2)
+    with pytest.raises(UserError, match="give one, or a model's name with --data"):
+        measure("lite", None)
+
+
+def test_device() -> None:
+    assert device("cpu") == "cpu"
+    if not torch.cuda.is_available():
+        assert device("auto") == "cpu"
+        with pytest.raises(UserError, match="device=cuda but torch finds no CUDA device: write device=cpu"):
+            device("cuda")
+
+
+def test_scores() -> None:
+    scores = Scores(
+        labels=(7, 3, 5),
+        tasks=np.array([0, 0, 1]),
+        truth=np.array([7, 3, 5]),
+        ids=np.array([1, 2, 3]),
+        scores=np.array([[0.5, 0.1, 0.9], [0.1, 0.6, 0.2], [0.3, 0.2, 0.9]], dtype=np.float32),
+    )
+    assert scores.accuracy(0, 2) == 1
+    assert scores.accuracy(0, 3) == 0.5, "a class more, and the first image is taken for it"
+    assert scores.accuracy(1, 3) == 1
+    assert scores.accuracy_up_to(1, 3) == pytest.approx(2 / 3)
+    assert scores.per_class(3, 2) == {7: 0.0, 3: 1.0, 5: 1.0}
+    top = scores.top(3, 2, k=2)
+    assert top["top"].tolist() == [[5, 7], [3, 5], [5, 7]]
+    assert top["margin"].tolist() == pytest.approx([0.4, 0.4, 0.6])
