@@ -20,11 +20,34 @@ from everclip.run import Run, default_path
 from tests.pictures import image_folder
 from tests.running import configured, run, timeless
 
-RESULT_KEYS = set(
-    """schema method model data scenario seed memory_budget memory_bytes classes templates accuracy_after_stage last
-    average matrix forgetting backward_transfer forward_transfer zero_shot images_per_second peak_memory_bytes seconds
-    trainable_parameters state_bytes optimizer_steps samples_seen tuned_on""".split()
-)
+RESULT_KEYS = {
+    "schema",
+    "method",
+    "model",
+    "data",
+    "scenario",
+    "seed",
+    "memory_budget",
+    "memory_bytes",
+    "classes",
+    "templates",
+    "accuracy_after_stage",
+    "last",
+    "average",
+    "matrix",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "zero_shot",
+    "images_per_second",
+    "peak_memory_bytes",
+    "seconds",
+    "trainable_parameters",
+    "state_bytes",
+    "optimizer_steps",
+    "samples_seen",
+    "tuned_on",
+}
 
 
 @pytest.fixture
@@ -58,7 +81,7 @@ def test_run_directory(tmp_path: Path, tokens: list[str]) -> None:
     assert (out / "matrix.csv").read_text().splitlines()[0] == "after,task 1,task 2,task 3"
     assert len((out / "per_class.csv").read_text().splitlines()) == 7
     assert json.loads((out / "environment.json").read_text())["packages"]["torch"] == torch.__version__
-    assert [folder.name for folder in (out / "checkpoints").iterdir()].sort() == ["stage-001", "stage-002"].sort()
+    assert sorted(folder.name for folder in (out / "checkpoints").iterdir()) == ["stage-001", "stage-002"]
 
 
 def test_the_same_config_gives_the_same_numbers(tmp_path: Path, tokens: list[str]) -> None:
@@ -151,9 +174,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_unchanged(tokens: list[str], to
 
 def test_rates_and_schedule(tokens: list[str], toy: str) -> None:
     clip = zoo.load(toy)
-    config = configured(*tokens, "train.lr=1e-3", "train.lr_text=1e-4", "train.warmup=0.2", "train.weight_decay=0.1")
+    config = configured(
+        *tokens, "train.lr=1e-3", "train.lr_text=1e-4", "train.warmup=0.2", "train.weight_decay=0.1"
+    )
     update = Update(clip, Plan.of(config).method, Phase(), config.train, 10)
-    rates = {id(p): (g["base"], g["weight_decay"]) for g in update.optimizer.param_groups for p in g["params"]}
+    rates = {
+        id(p): (g["base"], g["weight_decay"]) for g in update.optimizer.param_groups for p in g["params"]
+    }
     for _, parameter in clip.image_parameters():
         assert rates[id(parameter)] == (1e-3, 0.1 if parameter.ndim > 1 else 0)
     for _, parameter in clip.text_parameters():
@@ -163,8 +190,8 @@ def test_rates_and_schedule(tokens: list[str], toy: str) -> None:
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[2:] == sorted(factors[2:], reverse=True)
     assert 0 < factors[-1] < 0.05
+    frozen = configured(*tokens).train.model_copy(update={"lr": 0.0, "lr_text": 0.0, "lr_head": 0.0})
     with pytest.raises(UserError, match="nothing to train"):
-        frozen = configured(*tokens).train.model_copy(update={"lr": 0.0, "lr_text": 0.0, "lr_head": 0.0})
         Update(clip, Plan.of(config).method, Phase(), frozen, 10)
 
 
@@ -187,7 +214,9 @@ def test_classes_without_test_images_are_warned_of(
     for path in (root / "test" / "red").iterdir():
         path.unlink()
     results = run(tmp_path / "run", f"data=imagefolder:{root}", f"model={toy}")
-    assert '1 of 6 classes have no test images, such as "red": their accuracy is not measured' in caplog.messages
+    assert (
+        '1 of 6 classes have no test images, such as "red": their accuracy is not measured' in caplog.messages
+    )
     assert next(row for row in results["per_class"] if row["class"] == "red")["last"] is None
     with pytest.raises(UserError, match=r"task \d \(red, ...\) has no test images"):
         Plan.of(configured(f"data=imagefolder:{root}", f"model={toy}", "scenario.tasks=6"))
@@ -215,7 +244,9 @@ def test_evaluate_on_other_images(tmp_path: Path, tokens: list[str], toy: str) -
     run(tmp_path / "run", *tokens)
     fresh = image_folder(tmp_path / "fresh", {"": 3}, classes=2)
     known = measure(str(tmp_path / "run"), f"imagefolder:{fresh}")
-    assert (known["images"], known["label_set"]) == (6, 6), "a bare folder is used whole, all learned classes compete"
+    assert (known["images"], known["label_set"]) == (6, 6), (
+        "a bare folder is used whole, all learned classes compete"
+    )
     (fresh / "red").rename(fresh / "scarlet")
     assert measure(str(tmp_path / "run"), f"imagefolder:{fresh}")["label_set"] == 2
     model = measure(toy, f"imagefolder:{fresh}")

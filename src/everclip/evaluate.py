@@ -51,7 +51,10 @@ class Scores:
         """Label -> accuracy over the images of the first ``tasks`` tasks."""
         rows = self.tasks < tasks
         right = self.predicted(among, rows) == self.truth[rows]
-        return {int(label): float(right[self.truth[rows] == label].mean()) for label in np.unique(self.truth[rows])}
+        return {
+            int(label): float(right[self.truth[rows] == label].mean())
+            for label in np.unique(self.truth[rows])
+        }
 
     def count(self, task: int) -> int:
         """Images of a task."""
@@ -100,7 +103,9 @@ def evaluate(
             ids.append(batch.ids.numpy())
             scores.append(result)
         if len(scores) == before:
-            raise RunError(f"not one test image of {task.name} can be read: see the skipped images in run.log")
+            raise RunError(
+                f"not one test image of {task.name} can be read: see the skipped images in run.log"
+            )
     return Scores(
         labels,
         np.concatenate(owner, dtype=np.int64),

@@ -73,7 +73,9 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
         gone = memory.update(loader.pixels.readable(new), len(seen(tasks[: task.index + 1])))
         method.drop(gone)
         method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
-        scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader)
+        scores = evaluate(
+            clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
+        )
         _close_stage(lab, task, lab.record.end_stage(task, scores, memory))
     results = lab.record.results(lab.plan, method, memory, loader.pixels)
     run.log("end", seconds=results["seconds"])
@@ -106,12 +108,16 @@ def _start(run: Run, progress: Progress) -> Lab:
         for key, reason in pixels.skipped().items():
             log.info("skipped %s: %s", key, reason)
     if found:
-        memory.load_state_dict(found[1]["memory"], sum((t.train for t in plan.tasks[1:]), plan.tasks[0].train))
+        memory.load_state_dict(
+            found[1]["memory"], sum((t.train for t in plan.tasks[1:]), plan.tasks[0].train)
+        )
         record.load_state_dict(found[1]["record"])
         progress.say(f"continued after {plan.tasks[record.stages - 1].name}")
         return lab
     with torch.inference_mode():
-        weights = clip.class_embeddings([plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates)
+        weights = clip.class_embeddings(
+            [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates
+        )
     record.set_zero_shot(evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader))
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
@@ -142,7 +148,9 @@ def _step(lab: Lab, update: Update, batch: Any, phase: Phase, task: Task) -> Non
         images_per_second=round(record.images_per_second(), 1),
         diagnostics=method.diagnostics(),
     )
-    if (update.done - 1) % max(1, update.steps // WEIGHTS_A_STAGE) == 0 and (weights := method.class_weights()):
+    if (update.done - 1) % max(1, update.steps // WEIGHTS_A_STAGE) == 0 and (
+        weights := method.class_weights()
+    ):
         names = {lab.plan.prompts.names[label]: weight for label, weight in weights.items()}
         lab.run.log("class_weights", stage=task.index, global_step=record.optimizer_steps - 1, weights=names)
     lab.progress.step(f"loss {sum(losses.values()):.4f}")
@@ -152,7 +160,10 @@ def _close_stage(lab: Lab, task: Task, line: dict[str, Any]) -> None:
     """Log and save a finished stage, and say how it went."""
     lab.run.log("stage", **line)
     lab.run.checkpoint(
-        task.index, lab.clip, lab.method, {"memory": lab.memory.state_dict(), "record": lab.record.state_dict()}
+        task.index,
+        lab.clip,
+        lab.method,
+        {"memory": lab.memory.state_dict(), "record": lab.record.state_dict()},
     )
     zero_shot = lab.record.zero_shot["after_stage"][task.index]
     lab.progress.say(

@@ -47,7 +47,9 @@ class Update:
         wanted = list(method.trainable(clip, phase))
         chosen = [parameter for parameter in wanted if rates.get(id(parameter), head) > 0]
         if not chosen:
-            raise UserError("nothing to train: train.lr and train.lr_text are both 0; give one of them a rate")
+            raise UserError(
+                "nothing to train: train.lr and train.lr_text are both 0; give one of them a rate"
+            )
         for parameter in [*clip.parameters(), *method.parameters()]:
             parameter.requires_grad_(False)
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}

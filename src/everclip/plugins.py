@@ -39,7 +39,9 @@ def load(kind: str, name: str) -> ModuleType:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise UserError(f'{what} "{name}" cannot be imported: {error}; give a module on PYTHONPATH') from error
+            raise UserError(
+                f'{what} "{name}" cannot be imported: {error}; give a module on PYTHONPATH'
+            ) from error
     if name not in names(kind):
         raise UserError(f'unknown {what} "{name}"{suggest(name, names(kind))}')
     return importlib.import_module(f"everclip.{kind.replace('/', '.')}.{name}")

@@ -48,7 +48,9 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
     run = Run(path, Run.read_config(path))
     folders = run.checkpoints()
     if not folders:
-        raise UserError(f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}")
+        raise UserError(
+            f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}"
+        )
     state = torch.load(folders[-1] / "state.pt", weights_only=True)
     plan = Plan.of(run.config)
     return plan, restore(plan, folders[-1], state), state["stage"]

@@ -100,7 +100,9 @@ class Run:
     def read_config(cls, path: Path) -> Config:
         """The config of the run at ``path``. Raises UserError where there is none."""
         if not (path / "config.toml").is_file():
-            raise UserError(f"{path} is no run directory (it has no config.toml): give the folder that train wrote")
+            raise UserError(
+                f"{path} is no run directory (it has no config.toml): give the folder that train wrote"
+            )
         return configs.load_config([str(path / "config.toml")])
 
     def __enter__(self) -> Run:
@@ -172,7 +174,8 @@ class Run:
         clip.save(unfinished)
         size = (self.path / "metrics.jsonl").stat().st_size
         torch.save(
-            {"stage": stage, "log_bytes": size, "method": method.state_dict(), **state}, unfinished / "state.pt"
+            {"stage": stage, "log_bytes": size, "method": method.state_dict(), **state},
+            unfinished / "state.pt",
         )
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)

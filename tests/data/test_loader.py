@@ -20,7 +20,9 @@ def found(tmp_path: Path) -> Dataset:
     return data.load(f"imagefolder:{image_folder(tmp_path, {'train': 7, 'test': 2})}")
 
 
-def loader(found: Dataset, size: int = 8, cache: int = 1 << 30, seed: int = 0, augment: str = "shift_flip") -> Loader:
+def loader(
+    found: Dataset, size: int = 8, cache: int = 1 << 30, seed: int = 0, augment: str = "shift_flip"
+) -> Loader:
     pixels = Pixels(found.train.store, lambda image: image.resize((16, 16)), 16, cache, 2)
     return Loader(pixels, size, augment, seed)
 
@@ -32,7 +34,8 @@ def run(maker: Loader, found: Dataset, steps: int, phase: Phase | None = None, s
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return all(
-        torch.equal(a.ids, b.ids) and torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True)
+        torch.equal(a.ids, b.ids) and torch.equal(a.images, b.images)
+        for a, b in zip(first, second, strict=True)
     )
 
 

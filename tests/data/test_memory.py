@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -65,8 +66,8 @@ def test_choice_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
 
 def test_zero_and_all() -> None:
     new = images([0, 1, 1])
-    for budget, count in ((0, 0), ("all", 3)):
-        memory = Memory(budget, 0, EMPTY)
+    nothing, everything = Memory(0, 0, EMPTY), Memory("all", 0, EMPTY)
+    for memory, count in ((nothing, 0), (everything, 3)):
         memory.update(new, 2)
         assert len(memory.images()) == count
     assert Memory("all", 0, EMPTY).per_class(5) is None
@@ -110,7 +111,7 @@ def test_state_round_trip() -> None:
 
 
 @pytest.mark.parametrize("budget", [0, 7, "all"])
-def test_bytes_are_those_of_the_files(tmp_path: Path, budget: int) -> None:
+def test_bytes_are_those_of_the_files(tmp_path: Path, budget: int | Literal["all"]) -> None:
     keys = [f"{n}.jpg" for n in range(10)]
     for n, key in enumerate(keys):
         (tmp_path / key).write_bytes(b"x" * (n + 1))

@@ -72,7 +72,7 @@ def test_every_mode_becomes_rgb() -> None:
     grey = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
     for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"):
         assert to_rgb(Image.fromarray(grey).convert(mode)).mode == "RGB"
-    deep = Image.fromarray((grey.astype(np.uint16) * 257))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
     assert np.abs(np.asarray(to_rgb(deep)).astype(int)[..., 0] - grey).max() <= 1
 
 
@@ -88,7 +88,9 @@ def test_transparency_lies_on_white(mode: str) -> None:
     assert np.asarray(to_rgb(image)).min() == 255
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_picture_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image_folder(tmp_path, {"train": 1, "test": 1}, classes=2)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     found = data.load(f"imagefolder:{tmp_path}")

@@ -76,7 +76,9 @@ def test_domain_incremental(tmp_path: Path) -> None:
 
 def test_one_domain_is_refused(tmp_path: Path) -> None:
     source = data.load(f"imagefolder:{image_folder(tmp_path, {'': 3})}")
-    with pytest.raises(UserError, match="has one domain: use scenario.kind=class-incremental, or domainfolder"):
+    with pytest.raises(
+        UserError, match=r"has one domain: use scenario\.kind=class-incremental, or domainfolder"
+    ):
         domain_incremental(source)
 
 

@@ -67,13 +67,13 @@ def test_ids_are_stable_and_independent_of_the_root(tmp_path: Path) -> None:
 
 
 def test_odd_names(tmp_path: Path) -> None:
-    names = ["hot_dog", "it's \"it\"", "Größe ☂", "a  b", "{curly}"]
+    names = ["hot_dog", 'it\'s "it"', "Größe ☂", "a  b", "{curly}"]
     image_folder(tmp_path, {"": 4}, classes=5)
     for old, new in zip(sorted(p.name for p in tmp_path.iterdir()), names, strict=True):
         (tmp_path / old).rename(tmp_path / new)
     (tmp_path / "hot_dog" / "0.png").rename(tmp_path / "hot_dog" / "ünï cödé 'x'.PNG")
     found = data.load(f"imagefolder:{tmp_path}")
-    assert set(found.class_names) == {"hot dog", "it's \"it\"", "Größe ☂", "a b", "{curly}"}
+    assert set(found.class_names) == {"hot dog", 'it\'s "it"', "Größe ☂", "a b", "{curly}"}
     assert len(found.train) + len(found.test) == 20
 
 
@@ -174,7 +174,10 @@ BAD = [
         _names_file("a photo\n", "templates.txt"),
         'template 1 of {root}/templates.txt is "a photo": write "{{}}" once where the class name goes',
     ),
-    (_names_file("\n\n", "templates.txt"), "templates file {root}/templates.txt is empty: write one entry a line"),
+    (
+        _names_file("\n\n", "templates.txt"),
+        "templates file {root}/templates.txt is empty: write one entry a line",
+    ),
 ]
 
 

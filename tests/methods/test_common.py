@@ -34,14 +34,18 @@ def clip(toy: str) -> Clip:
 
 def start(name: str, clip: Clip, toy: str, photos: str, *tokens: str) -> tuple[Method, Task, Batch]:
     """A method in its first task, with a batch of it."""
-    plan = Plan.of(configured(f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2", *tokens))
+    plan = Plan.of(
+        configured(f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2", *tokens)
+    )
     task = plan.tasks[0]
     plan.method.grow(task)
     plan.method.begin_task(clip, task, task.train)
-    images = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     part: ImageSet = task.train.select(np.arange(8))
-    columns = (torch.from_numpy(column) for column in (part.labels, part.domains, part.ids))
-    return plan.method, task, Batch(images, *columns, torch.ones(8, dtype=torch.bool))
+    labels, domains, ids = (torch.from_numpy(column) for column in (part.labels, part.domains, part.ids))
+    return plan.method, task, Batch(images, labels, domains, ids, torch.ones(8, dtype=torch.bool))
 
 
 def total(method: Method, clip: Clip, batch: Batch, phase: Phase) -> torch.Tensor:
@@ -49,7 +53,9 @@ def total(method: Method, clip: Clip, batch: Batch, phase: Phase) -> torch.Tenso
 
 
 def digest(module: torch.nn.Module) -> str:
-    tensors = [value.numpy().tobytes() for value in module.state_dict().values() if isinstance(value, torch.Tensor)]
+    tensors = [
+        value.numpy().tobytes() for value in module.state_dict().values() if isinstance(value, torch.Tensor)
+    ]
     return hashlib.sha256(b"".join(tensors)).hexdigest()
 
 
@@ -89,9 +95,11 @@ def test_state_round_trip_gives_a_bit_equal_next_step(name: str, clip: Clip, toy
     again.load_state_dict(copy.deepcopy(method.state_dict()))
     first, second = (total(one, clip, batch, phase) for one in (method, again))
     assert torch.equal(first, second)
-    gradients = [torch.autograd.grad(loss, list(clip.parameters()), allow_unused=True) for loss in (first, second)]
+    gradients = [
+        torch.autograd.grad(loss, list(clip.parameters()), allow_unused=True) for loss in (first, second)
+    ]
     for one, other in zip(*gradients, strict=True):
-        assert (one is None and other is None) or torch.equal(one, other)
+        assert one is other is None or torch.equal(one, other)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -115,8 +123,9 @@ def test_any_batch_gives_a_finite_loss_and_gradient(
 ) -> None:
     method, task, batch = start(name, clip, toy, photos)
     (phase,) = method.phases(task)
-    columns = (batch.images, batch.labels, batch.domains, batch.ids, batch.current)
-    part = Batch(*(column[:size] for column in columns))
+    part = Batch(
+        batch.images[:size], batch.labels[:size], batch.domains[:size], batch.ids[:size], batch.current[:size]
+    )
     loss = total(method, clip, part, phase)
     assert loss.isfinite()
     if loss.requires_grad:
@@ -126,7 +135,9 @@ def test_any_batch_gives_a_finite_loss_and_gradient(
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_bf16_stays_finite(name: str, tmp_path: Path, toy: str, photos: str) -> None:
-    results = run(tmp_path / "run", f"data={photos}", f"model={toy}", f"method={name}", "train.precision=bf16")
+    results = run(
+        tmp_path / "run", f"data={photos}", f"model={toy}", f"method={name}", "train.precision=bf16"
+    )
     assert 0 <= results["last"] <= 1
     assert all(value.isfinite().all() for value in zoo.load(str(tmp_path / "run")).state_dict().values())
 
@@ -186,7 +197,13 @@ def test_stopped_and_resumed_equals_not_stopped(
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("frozen", ["train.lr_text=0", ""])
 def test_what_is_frozen_stays_frozen(name: str, frozen: str, tmp_path: Path, toy: str, photos: str) -> None:
-    tokens = [f"data={photos}", f"model={toy}", f"method={name}", "train.lr=1e-3", *([frozen] if frozen else [])]
+    tokens = [
+        f"data={photos}",
+        f"model={toy}",
+        f"method={name}",
+        "train.lr=1e-3",
+        *([frozen] if frozen else []),
+    ]
     run(tmp_path / "run", *tokens)
     before, after = zoo.load(toy), zoo.load(str(tmp_path / "run"))
 
@@ -209,7 +226,7 @@ def test_state_is_bounded_by_the_memory(name: str, tmp_path: Path, toy: str, pho
 
 
 def test_der_is_two_methods() -> None:
-    with pytest.raises(ValueError, match="write der_expand .* or dark_er"):
+    with pytest.raises(ValueError, match=r"write der_expand .* or dark_er"):
         method_class("DER")
 
 

@@ -119,3 +119,10 @@ def test_from_results() -> None:
 def test_a_stage_has_one_value_a_task_and_each_task_images(row: list[float], counts: list[int]) -> None:
     with pytest.raises(AssertionError):
         Matrix().add_stage(row, counts)
+
+
+def test_a_restored_matrix_shares_no_rows() -> None:
+    made, copy = matrix(R, [10, 20, 30]), Matrix()
+    copy.load_state_dict(made.state_dict())
+    copy.add_stage([0.5] * 4, [10, 20, 30, 40])
+    assert (made.stages, made.counts) == (3, [10, 20, 30])

@@ -35,7 +35,9 @@ def load(
     if "/" in name or name.startswith((".", "~")):
         from everclip.errors import UserError
 
-        raise UserError(f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}')
+        raise UserError(
+            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
+        )
     data: Dataset = plugins.load("data/sources", name).load(os.path.expanduser(argument) or None, kind)
     if classnames is not None:
         names = prompts.read_class_names(Path(classnames), data.class_names)

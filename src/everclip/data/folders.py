@@ -109,7 +109,9 @@ def dataset(
     if not found:
         raise UserError(f"no images under {root}: put files such as .jpg or .png into CLASS folders there")
     if len(folders) < 2:
-        raise UserError(f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders')
+        raise UserError(
+            f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders'
+        )
     trained = {row[2] for row in found if not row[3]}
     untrained = [folder for folder in folders if folder not in trained]
     if untrained:
@@ -117,10 +119,9 @@ def dataset(
             f'class "{untrained[0]}" in {root} has no training images: add some, or remove its folder'
         )
     names_file, templates_file = root / "classnames.txt", root / "templates.txt"
+    names = tuple(clean(folder) for folder in folders)
     if names_file.exists():
         names = read_class_names(names_file, folders)
-    else:
-        names = tuple(clean(folder) for folder in folders)
     label = {folder: index for index, folder in enumerate(folders)}
     domain = {folder: index for index, folder in enumerate(domains)}
     return build(

@@ -137,9 +137,7 @@ class Loader:
 
         yield from (batch for batch in self._ahead(make, -(-len(images) // batch_size)) if len(batch))
 
-    def _batch(
-        self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]
-    ) -> Batch:
+    def _batch(self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]) -> Batch:
         pictures, good = self.pixels.load(images.rows)
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])
         return Batch(pictures, *(torch.from_numpy(column) for column in columns), key=key, seed=self.seed)

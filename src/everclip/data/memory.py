@@ -37,7 +37,7 @@ class Memory:
 
     def per_class(self, classes_seen: int) -> int | None:
         """The quota of a class: floor(M / classes seen); None where everything is kept."""
-        return None if self.budget == "all" else self.budget // classes_seen
+        return self.budget // classes_seen if isinstance(self.budget, int) else None
 
     def update(self, new: ImageSet, classes_seen: int) -> NDArray[np.int64]:
         """Take exemplars of ``new`` and trim the old ones to the new quota.

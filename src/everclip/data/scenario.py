@@ -47,7 +47,7 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
         UserError: the list of names is not a permutation of the classes, or a name is shared by two classes.
     """
     if isinstance(order, int):
-        return np.random.RandomState(order).permutation(len(names)).tolist()  # noqa: NPY002 - the field's order
+        return np.random.RandomState(order).permutation(len(names)).tolist()
     if isinstance(order, str):
         return list(range(len(names)))
     return _positions(order, names, "class")
@@ -74,7 +74,9 @@ def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
     """
     if isinstance(tasks, int):
         if tasks > classes:
-            raise UserError(f"scenario.tasks={tasks} but there are {classes} classes: write at most {classes}")
+            raise UserError(
+                f"scenario.tasks={tasks} but there are {classes} classes: write at most {classes}"
+            )
         return [classes // tasks + (index < classes % tasks) for index in range(tasks)]
     if sum(tasks) != classes:
         raise UserError(

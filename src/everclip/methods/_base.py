@@ -66,10 +66,10 @@ class Method(nn.Module, ABC):
         """The training stages of a task; an empty list trains nothing."""
         return [Phase()]
 
-    def grow(self, task: Task) -> None:  # noqa: B027 - most methods add nothing
+    def grow(self, task: Task) -> None:
         """Add the structure (heads, towers) that a task needs. Deterministic: a resume replays it."""
 
-    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:  # noqa: B027
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Called before the phases of a task, with its new and memory images."""
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
@@ -92,7 +92,7 @@ class Method(nn.Module, ABC):
         """Scalar terms on the parameters, added to the loss."""
         return {}
 
-    def after_step(self, clip: Clip) -> None:  # noqa: B027
+    def after_step(self, clip: Clip) -> None:
         """Called after each optimizer step."""
 
     def diagnostics(self) -> dict[str, float]:
@@ -109,10 +109,10 @@ class Method(nn.Module, ABC):
         """Per-sample and per-group state by name; saved with the method."""
         return {}
 
-    def drop(self, ids: NDArray[Any]) -> None:  # noqa: B027
+    def drop(self, ids: NDArray[Any]) -> None:
         """Forget per-sample state of images that left the memory."""
 
-    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:  # noqa: B027
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Called after the phases with plain batches of the task's images and of the memory as it was."""
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from pydantic import Field
@@ -20,20 +19,34 @@ from everclip.sample_table import SampleTable
 class ContrastiveConfig(MethodConfig):
     """Options of both losses."""
 
-    tau: float = Field(0.05, gt=0, description="temperature")
-    gamma: float = Field(0.8, gt=0, le=1, description="share of the fresh value in the moving averages; 1: batch only")
+    tau: float = Field(default=0.05, gt=0, description="temperature")
+    gamma: float = Field(
+        default=0.8, gt=0, le=1, description="share of the fresh value in the moving averages; 1: batch only"
+    )
+    negatives: Literal["instance", "other_class", "multi_positive"] = Field(
+        default="instance",
+        description="every other pair; only pairs of other classes; or these, with the mean similarity to all pairs"
+        " of the class as the positive",
+    )
+    surrogate: Literal["identity", "squared_hinge"] = Field(
+        default="identity",
+        description="of a difference of similarities: itself, or max(0, margin + difference)^2",
+    )
+    margin: float = Field(
+        default=0.3, ge=0, le=2, description="of the squared hinge: a negative this far below is free"
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class Anchors:
-    """A batch after its estimators were updated.
+class Pairs:
+    """A batch of pairs, each compared with its negatives, after the estimators were updated.
 
     Args:
         losses: l(d1), l(d2), ``[b, b]`` each, with gradient.
-        among: N_i.
-        log_u: ``[b, 2]``; 0 for an anchor without negatives.
-        value: ``[b]``: tau log u1 + tau log u2, each anchor's part of the objective.
-        active: ``[b]``: anchors that have negatives.
+        among: the negatives N_i.
+        log_u: ``[b, 2]``; 0 for a pair without negatives.
+        value: ``[b]``: tau log u1 + tau log u2, each pair's part of the objective.
+        active: ``[b]``: pairs that have negatives.
     """
 
     losses: tuple[Float[Tensor, "b b"], Float[Tensor, "b b"]]
@@ -45,8 +58,6 @@ class Anchors:
 
 class Contrastive(Method):
     """Base of the global contrastive losses."""
-
-    config: ContrastiveConfig
 
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -65,22 +76,29 @@ class Contrastive(Method):
     def diagnostics(self) -> dict[str, float]:
         return self.last
 
-    def update_estimators(
-        self, losses: tuple[Tensor, Tensor], among: Bool[Tensor, "b b"], batch: Batch
-    ) -> Anchors:
-        """Mix this batch's means into the samples' moving averages (equation 4), which are then used updated."""
-        config = self.config
-        fresh = torch.stack([contrastive.log_mean_exp(loss.detach() / config.tau, among) for loss in losses], 1)
+    def compare(self, features: Mapping[str, Tensor], batch: Batch, config: ContrastiveConfig) -> Pairs:
+        """Compare each pair with its negatives, and mix the batch's means into the moving averages (equation 4).
+
+        The averages are then used as updated.
+        """
+        among = contrastive.negatives(batch.labels, config.negatives)
+        positives = ~among if config.negatives == "multi_positive" else None
+        first, second = contrastive.differences(features["image"] @ features["text"].T, positives)
+        losses = (
+            contrastive.pair_loss(first, config.surrogate, config.margin),
+            contrastive.pair_loss(second, config.surrogate, config.margin),
+        )
         active = among.any(1)
         old, seen = self.estimators.get(batch.ids)
+        fresh = contrastive.log_means(losses, among, config.tau)
         log_u = contrastive.moving_average(
             old.to(fresh), seen[:, None].to(fresh.device), fresh, config.gamma
         ).masked_fill(~active[:, None], 0)
         self.estimators.set(batch.ids[active.cpu()], log_u[active])
-        self.last = {"log_u_mean": log_u[active].mean().item(), "log_u_max": log_u[active].max().item()} if (
-            bool(active.any())
-        ) else {}
-        return Anchors(losses, among, log_u, config.tau * log_u.sum(1), active)
+        self.last = {}
+        if active.any():
+            self.last = {"log_u_mean": log_u[active].mean().item(), "log_u_max": log_u[active].max().item()}
+        return Pairs(losses, among, log_u, contrastive.objective(log_u, config.tau), active)
 
 
 def valued(gradient: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -31,9 +31,12 @@ class Finetune(Method):
         """Options of cross-entropy fine-tuning."""
 
         classes: Literal["seen", "present"] = Field(
-            "seen", description="label set of the softmax: all classes seen so far, or those with images now"
+            default="seen",
+            description="label set of the softmax: all classes seen so far, or those with images now",
         )
-        label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+        label_smoothing: float = Field(
+            default=0.0, ge=0, lt=1, description="share of the target spread over all classes"
+        )
 
     config: Config
 

@@ -13,9 +13,7 @@ Paper: https://arxiv.org/abs/2605.03866
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from everclip.losses import contrastive
@@ -29,18 +27,9 @@ class Gcl(Contrastive):
     class Config(ContrastiveConfig):
         """Options of GCL."""
 
-        negatives: Literal["instance", "other_class", "multi_positive"] = Field(
-            "instance",
-            description="every other pair, as the paper sums them; only pairs of other classes; or these, with the"
-            " mean similarity to all pairs of the class as the positive",
-        )
-
     config: Config
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        among = contrastive.negatives(batch.labels, self.config.negatives)
-        positives = ~among if self.config.negatives == "multi_positive" else None
-        losses = contrastive.differences(features["image"] @ features["text"].T, positives)
-        anchors = self.update_estimators(losses, among, batch)
-        gradient = contrastive.surrogate(losses, anchors.log_u, among, self.config.tau)
-        return {"gcl": valued(gradient, anchors.value.mean())}
+        pairs = self.compare(features, batch, self.config)
+        gradient = contrastive.surrogate(pairs.losses, pairs.log_u, pairs.among, self.config.tau)
+        return {"gcl": valued(gradient, pairs.value.mean())}

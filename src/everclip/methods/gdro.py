@@ -1,13 +1,15 @@
 """Group DRO over classes: a contrastive loss per class, and more weight for the classes that lose most.
 
-    l_i = tau log u1_i + tau log u2_i,  u1_i = mean_{j: y_j != y_i} exp( max(0, m + s(i,j) - s(i,i))^2 / tau ), u2_i alike
+    l_i = tau log u1_i + tau log u2_i
+    u1_i = mean_{j: y_j != y_i} exp( max(0, m + s(i,j) - s(i,i))^2 / tau ), u2_i with s(j,i)
     L_k = mean_{i: y_i = k} l_i                                                            (equation 5)
     F = max_p sum_k p_k L_k - lambda KL(p, 1/K) = lambda log mean_k exp( L_k / lambda )    (equation 6)
 
-Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the positive
-costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task to task.
-The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k, which makes the
-estimate unbiased under uniform sampling. Equation 5 and the estimator are not public; docs/methods.md says what is certain.
+Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the
+positive costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task
+to task. The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k,
+which makes the estimate unbiased under uniform sampling. Equation 5 and the estimator are not public;
+docs/methods.md says what is certain.
 
 Paper: https://arxiv.org/abs/2605.03866
 """
@@ -35,13 +37,22 @@ class Gdro(Contrastive):
     class Config(ContrastiveConfig):
         """Options of GDRO."""
 
-        margin: float = Field(0.3, ge=0, le=2, description="m: a negative below the positive by this costs nothing")
-        strength: float = Field(
-            0.1, gt=0, description="lambda: large weighs classes equally, small almost only the worst one"
+        negatives: Literal["instance", "other_class", "multi_positive"] = Field(
+            default="other_class",
+            description="only pairs of other classes; every other pair; or pairs of other classes, with the mean"
+            " similarity to all pairs of the class as the positive",
         )
-        gamma_class: float = Field(0.8, gt=0, le=1, description="share of the fresh value in a class's moving average")
-        negatives: Literal["instance", "other_class"] = Field(
-            "other_class", description="pairs of other classes, or every other pair"
+        surrogate: Literal["identity", "squared_hinge"] = Field(
+            default="squared_hinge",
+            description="of a difference of similarities: itself, or max(0, margin + difference)^2",
+        )
+        strength: float = Field(
+            default=0.1,
+            gt=0,
+            description="lambda: large weighs classes equally, small almost only the worst one",
+        )
+        gamma_class: float = Field(
+            default=0.8, gt=0, le=1, description="share of the fresh value in a class's moving average"
         )
 
     config: Config
@@ -63,20 +74,14 @@ class Gdro(Contrastive):
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         config = self.config
-        among = contrastive.negatives(batch.labels, config.negatives)
-        first, second = contrastive.differences(features["image"] @ features["text"].T)
-        losses = (
-            contrastive.squared_hinge(first, config.margin),
-            contrastive.squared_hinge(second, config.margin),
-        )
-        anchors = self.update_estimators(losses, among, batch)
-        objective = self._update_classes(anchors.value[anchors.active], batch.labels[anchors.active])
+        pairs = self.compare(features, batch, config)
+        objective = self._update_classes(pairs.value[pairs.active], batch.labels[pairs.active])
         omega = dro.uniform_sampling_weights(
             self._weights.to(features["image"])[batch.labels],
             self._counts[batch.labels],
             int(self._counts.sum()),
         )
-        gradient = contrastive.surrogate(losses, anchors.log_u, among, config.tau, omega)
+        gradient = contrastive.surrogate(pairs.losses, pairs.log_u, pairs.among, config.tau, omega)
         return {"gdro": valued(gradient, objective.to(gradient))}
 
     def _update_classes(self, values: Tensor, labels: Tensor) -> Tensor:

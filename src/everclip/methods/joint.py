@@ -1,7 +1,8 @@
 """Joint training: all tasks at once, the reference that continual learning is measured against.
 
-One task with the images and classes of all of them, learned with any of the losses: `method=joint method.loss=gcl`, its
-options as `method.options.NAME=VALUE`. Its results hold one stage: last equals average, forgetting and transfers are null.
+One task with the images and classes of all of them, learned with any of the losses: `method=joint method.loss=gcl`,
+its options as `method.options.NAME=VALUE`. Its results hold one stage: last equals average, forgetting and transfers
+are null.
 
 The upper bound of the ImageNet experiment in https://arxiv.org/abs/2605.03866, section 4.4.
 """
@@ -21,8 +22,8 @@ class Joint(Method):
     class Config(MethodConfig):
         """Options of joint training."""
 
-        loss: str = Field("finetune", description="the method whose loss is used")
-        options: dict[str, int | float | bool | str] = Field({}, description="that method's options")
+        loss: str = Field(default="finetune", description="the method whose loss is used")
+        options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
@@ -30,6 +31,8 @@ class Joint(Method):
         assert isinstance(config, cls.Config)
         if config.loss == "joint":
             raise UserError('method.loss="joint" names itself: write one of finetune, clip, gcl, gdro')
-        method = method_class(config.loss).create(options_of(config.loss, config.options, "method.options."), prompts)
+        method = method_class(config.loss).create(
+            options_of(config.loss, config.options, "method.options."), prompts
+        )
         method.one_task = True
         return method

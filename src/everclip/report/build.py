@@ -190,10 +190,9 @@ def _verdict(run: RunData) -> Json:
         "better": f"{100 * gap:.1f} points better than zero-shot",
         "worse": f"Worse than zero-shot by {-100 * gap:.1f} points{harm}",
     }
+    when = f"all {done} tasks" if done > 1 else "the only task"
     if done < planned:
         when = f"{done} of {planned} tasks"
-    else:
-        when = f"all {done} tasks" if done > 1 else "the only task"
     both = (
         f"After {when} the model gets {percent(last)} of the test images right;"
         f" the pretrained model gets {percent(base)} of the same images, among the same classes."

@@ -21,10 +21,8 @@ TEMPLATES = ("a photo of a {}.", "an emoji of a {}.", "a drawing of a {}.")
 def verified(name: str) -> Path:
     """The shipped file, after its SHA-256 was compared with SHA256SUMS. Raises UserError where it differs."""
     path = ASSETS / name
-    sums = dict(
-        reversed(line.split(maxsplit=1)) for line in (ASSETS / "SHA256SUMS").read_text().splitlines()
-    )
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sums[name]:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if f"{found}  {name}" not in (ASSETS / "SHA256SUMS").read_text().splitlines():
         raise UserError(f"{path} is damaged (its SHA-256 differs): reinstall everclip")
     return path
 

@@ -30,5 +30,5 @@ def load(argument: str | None, kind: str) -> Dataset:
         is_test = split_of(files) if test is None else dict.fromkeys(files, False)
         found += [(key, "", folder, is_test[key]) for key in files]
     for folder in subfolders(root / test) if test else []:
-        found += [(key, "", folder, True) for key in image_files(root, test + folder)]
+        found += [(key, "", folder, True) for key in image_files(root, f"{test}{folder}")]
     return dataset(f"imagefolder:{argument}", root, found, [""], test is None)
