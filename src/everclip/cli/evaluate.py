@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everclip.errors import UserError
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from everclip.data.images import Dataset, ImageSet
-    from everclip.plan import Plan
+    from everclip.models.clip import Clip
 
 
 def evaluate(run: str, *, data: str | None = None, image_size: int | None = None, json: bool = False) -> None:
@@ -36,14 +42,16 @@ def evaluate(run: str, *, data: str | None = None, image_size: int | None = None
         print(json_module.dumps(result, ensure_ascii=False, indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{result['model']} on {result['data']}, worst first", title_justify="left")
+    title = escape(f"{result['model']} on {result['data']}, worst first")
+    table = Table(title=title, title_justify="left")
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("accuracy", justify="right")
     for row in sorted(result["per_class"], key=lambda row: row["accuracy"]):
-        table.add_row(row["class"], str(row["n"]), f"{row['accuracy']:.1%}")
+        table.add_row(escape(row["class"]), str(row["n"]), f"{row['accuracy']:.1%}")
     console = Console()
     console.print(table)
     console.print(
@@ -61,63 +69,91 @@ def measure(run: str, data: str | None, image_size: int | None = None) -> dict[s
     Raises:
         UserError: no such run or model, or nothing to test on.
     """
-    import torch
-
-    from everclip import data as sources
     from everclip.data.loader import Loader
     from everclip.data.pixels import Pixels
-    from everclip.data.scenario import Task, seen
-    from everclip.errors import UserError
+    from everclip.data.scenario import Task
     from everclip.evaluate import evaluate as score
-    from everclip.methods._base import TextClassifier
-    from everclip.models import zoo
-    from everclip.restore import open_run
 
-    plan: Plan | None = None
-    found: Dataset
-    learned, stage = (), 0
-    if (Path(run) / "config.toml").is_file():
-        plan, clip, stage = open_run(Path(run))
-        found = sources.load(data, plan.config.scenario.kind) if data else plan.data
-        learned = seen(plan.tasks[: stage + 1])
-    elif data is None:
-        raise UserError(f'"{run}" is no run directory: give one, or a model\'s name with --data')
-    else:
-        clip = zoo.load(run, image_size)
-        found = sources.load(data)
-    images = _total([task.test for task in plan.tasks[: stage + 1]]) if plan and not data else found.whole()
-    if not len(images):
-        raise UserError(f"{found.name} has no test images: give --data a folder with images")
-
-    names = found.class_names
-    if plan and {names[int(label)] for label in set(images.labels.tolist())} <= {
-        plan.prompts.names[label] for label in learned
-    }:
-        to_run = {name: label for label, name in enumerate(plan.prompts.names)}
-        images = images.relabel([to_run.get(name, -1) for name in names])
-        names, labels, method = plan.prompts.names, learned, plan.method
-        chooser = lambda classes: method.classifier(clip, classes)  # noqa: E731
-    else:
-        labels = tuple(range(len(names)))
-        with torch.inference_mode():
-            weights = clip.class_embeddings(names, found.templates)
-        chooser = lambda classes: TextClassifier(clip, weights)  # noqa: E731
+    subject = (
+        _of_run(Path(run), data)
+        if (Path(run) / "config.toml").is_file()
+        else _of_model(run, data, image_size)
+    )
+    images, clip, labels = subject.images, subject.clip, subject.labels
     pixels = Pixels(images.store, clip.eval_transform, clip.image_size, cache_bytes=0)
-    scores = score(clip, chooser, [Task(0, "", labels, images, images)], Loader(pixels, 128))
-    per_class = scores.per_class(len(labels), 1)
+    scores = score(
+        clip, subject.classifier, [Task(0, "the data", labels, images, images)], Loader(pixels, 128)
+    )
     return {
         "model": run,
-        "data": found.name,
+        "data": subject.data,
         "accuracy": scores.accuracy(0, len(labels)),
         "images": scores.count(0),
         "label_set": len(labels),
         "per_class": [
-            {"class": names[label], "n": int((scores.truth == label).sum()), "accuracy": accuracy}
-            for label, accuracy in per_class.items()
+            {"class": subject.names[label], "n": int((scores.truth == label).sum()), "accuracy": accuracy}
+            for label, accuracy in scores.per_class(len(labels), 1).items()
         ],
         "skipped_images": pixels.skipped(),
     }
 
 
-def _total(parts: list[ImageSet]) -> ImageSet:
-    return sum(parts[1:], parts[0])
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What is tested: a model with a classifier over ``labels``, on ``images`` labelled with the same."""
+
+    clip: Clip
+    classifier: Callable[[tuple[int, ...]], nn.Module]
+    data: str
+    images: ImageSet
+    labels: tuple[int, ...]
+    names: Sequence[str]
+
+
+def _of_run(path: Path, data: str | None) -> _Subject:
+    """A run on its own test images, or on other ones."""
+    from everclip import data as sources
+    from everclip.data.scenario import seen
+    from everclip.restore import open_run
+
+    plan, clip, stage = open_run(path)
+    names, learned = plan.prompts.names, seen(plan.tasks[: stage + 1])
+
+    def classifier(labels: tuple[int, ...]) -> nn.Module:
+        return plan.method.classifier(clip, labels)
+
+    if data is None:
+        tests = [task.test for task in plan.tasks[: stage + 1]]
+        return _Subject(clip, classifier, plan.data.name, sum(tests[1:], tests[0]), learned, names)
+    found = sources.load(data, plan.config.scenario.kind)
+    images = found.whole()
+    label_of = {names[label]: label for label in learned}
+    if not {found.class_names[int(label)] for label in images.labels} <= set(label_of):
+        return _zero_shot(clip, found)
+    images = images.relabel([label_of.get(name, -1) for name in found.class_names])
+    return _Subject(clip, classifier, found.name, images, learned, names)
+
+
+def _of_model(name: str, data: str | None, image_size: int | None) -> _Subject:
+    """A model's zero-shot classifier."""
+    from everclip import data as sources
+    from everclip.models import zoo
+
+    if data is None:
+        raise UserError(f'"{name}" is no run directory: give one, or a model\'s name with --data')
+    return _zero_shot(zoo.load(name, image_size), sources.load(data))
+
+
+def _zero_shot(clip: Clip, found: Dataset) -> _Subject:
+    import torch
+
+    from everclip.methods._base import TextClassifier
+
+    def classifier(labels: tuple[int, ...]) -> nn.Module:
+        with torch.inference_mode():
+            return TextClassifier(clip, clip.class_embeddings(found.class_names, found.templates))
+
+    images, labels = found.whole(), tuple(range(len(found.class_names)))
+    if not len(images):
+        raise UserError(f"{found.name} has no test images: give --data a folder with images")
+    return _Subject(clip, classifier, found.name, images, labels, found.class_names)

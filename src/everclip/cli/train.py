@@ -77,13 +77,14 @@ def run_here(run: Run, json: bool) -> None:
 def _show_results(results: dict[str, Any], where: str) -> None:
     """A_t beside zero-shot, then the summary, on stdout."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     title = (
         f"{results['method']} on {results['data']} with {results['model']}, memory {results['memory_budget']}"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("after")
     for column in ("accuracy", "zero-shot", "gain"):
         table.add_column(column, justify="right")
@@ -92,7 +93,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     )
     for name, accuracy, zero_shot in stages:
         gain = 100 * (accuracy - zero_shot)
-        table.add_row(name, f"{accuracy:.1%}", f"{zero_shot:.1%}", f"{gain:+.1f}")
+        table.add_row(escape(name), f"{accuracy:.1%}", f"{zero_shot:.1%}", f"{gain:+.1f}")
     console.print(table)
     forgetting = results["forgetting"]
     console.print(
@@ -103,12 +104,13 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     )
     if results["skipped_images"]:
         console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
-    console.print(f"report: {where}/report.html", highlight=False, soft_wrap=True)
+    print(f"report: {where}/report.html")
 
 
 def _show_plan(config: Config, json: bool) -> None:
     """What a run would do: config, tasks, memory per class, steps."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from everclip import config as configs
@@ -148,7 +150,7 @@ def _show_plan(config: Config, json: bool) -> None:
     for line in lines:
         per_class = "all" if line["memory_per_class"] is None else str(line["memory_per_class"])
         kilobytes = f"{line['memory_bytes'] / 1e3:.1f}"
-        cells = [str(line[key]) for key in ("task", "classes", "train", "test", "steps", "memory")]
+        cells = [escape(str(line[key])) for key in ("task", "classes", "train", "test", "steps", "memory")]
         table.add_row(*cells, per_class, kilobytes)
     Console().print(table)
     print(f"{sum(line['steps'] for line in lines)} optimizer steps in all; nothing was trained")

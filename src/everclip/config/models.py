@@ -128,7 +128,7 @@ class Train(Section):
     )
     captions: Literal["fixed", "random"] = Field(
         default="fixed",
-        description="training caption of an image: the first template, or a random one a step",
+        description='training caption of an image: "a photo of a {}.", or one of the templates drawn a step',
     )
 
     @model_validator(mode="after")

@@ -63,9 +63,9 @@ def accuracy(run: RunData, prefix: str) -> Figure | None:
         panel = Panel(
             canvas,
             46,
-            30,
+            42,
             width - 46 - right,
-            238,
+            226,
             (-0.25, len(run.tasks) - 0.95 if len(run.tasks) > 1 else 0.25),
             _percent_range(run),
         )

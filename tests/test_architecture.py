@@ -1,0 +1,94 @@
+"""The shape of the house: who may know whom, and how large a thing may grow."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from everclip import plugins
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "everclip"
+FILES = sorted(SOURCE.rglob("*.py"))
+MOST_LINES, MOST_FUNCTION = 320, 65
+
+
+@pytest.mark.parametrize(
+    "name", ["loop.py", "run.py", "data/loader.py", "evaluate.py", "optim.py", "record.py"]
+)
+def test_no_method_is_named(name: str) -> None:
+    """No import of a method's module, and no comparison with a method's name."""
+    for node in ast.walk(ast.parse((SOURCE / name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.module.removeprefix("everclip.methods.") not in plugins.names("methods")
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            compared = {side.value for side in sides if isinstance(side, ast.Constant)}
+            assert not compared & set(plugins.names("methods"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < MOST_FUNCTION, node.name
+            given = [a.arg for a in node.args.args if a.arg not in ("self", "cls")]
+            assert len(given) - len(node.args.defaults) <= 8, (
+                f"{node.name} takes {len(given)} positional arguments"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_no_duck_typing_and_no_pickle(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "hasattr" or path.name == "fields.py", "each class is abstract or final"
+        if isinstance(node, ast.Import):
+            assert not {alias.name for alias in node.names} & {"pickle", "dill", "joblib"}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only" in {keyword.arg for keyword in node.keywords}
+
+
+def test_every_public_thing_has_a_docstring() -> None:
+    bare = []
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not ast.get_docstring(node):
+                bare.append(f"{path.name}:{node.name}")
+    assert not [name for name in bare if ":_" not in name]
+
+
+def test_loading_the_package_loads_no_torch() -> None:
+    code = "import sys, everclip, everclip.config, everclip.plugins, everclip.cli.app; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_nothing_names_a_machine() -> None:
+    shown = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if shown.returncode:
+        pytest.skip("no git checkout")
+    pattern = re.compile(r"(?<![\w.])/(home|Users|work)/[a-z]|py" + r"pi\.org/simple|files\.pythonhosted")
+    for name in shown.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".csv", ".yaml", ".j2", ""} and path.is_file():
+            assert not pattern.search(path.read_text(encoding="utf-8")), name
+
+
+def test_the_readme_shows_commands_that_exist() -> None:
+    from everclip.cli.app import COMMANDS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"^    everclip (\w+)", text, re.MULTILINE))
+    assert used <= set(COMMANDS)
+    assert used >= {"train", "resume", "evaluate", "methods", "doctor"}
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link
