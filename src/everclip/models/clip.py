@@ -107,7 +107,9 @@ class Clip(nn.Module):
         features = torch.cat([self._encode_distinct(chunk) for chunk in chunks])
         if len(row) == len(prompts):
             return features
-        return features[torch.tensor([row[prompt] for prompt in prompts], device=features.device)]
+        rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
+        # not features[rows]: its backward adds in the order in which threads come, so no two runs would be equal
+        return features.index_select(0, rows)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
         """Token ids on the CPU, cached per prompt. For a Hugging Face text tower the columns that are padding
@@ -128,7 +130,7 @@ class Clip(nn.Module):
         unit-length prompt embeddings, made unit length again (Radford et al. 2021,
         https://arxiv.org/abs/2103.00020, section 3.1.4).
         """
-        prompts = [template.format(name) for name in names for template in templates]
+        prompts = [template.replace("{}", name) for name in names for template in templates]
         per_prompt = self.encode_text(prompts).view(len(names), len(templates), -1)
         return F.normalize(per_prompt.mean(dim=1), dim=-1)
 
