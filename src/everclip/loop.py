@@ -21,9 +21,8 @@ from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.progress import Progress
 from everclip.record import Record, environment
-from everclip.restore import load_model, restore
+from everclip.restore import grow, load_model, restore
 from everclip.run import Run
-from everclip.seeding import generator
 
 log = logging.getLogger("everclip")
 
@@ -58,7 +57,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
         lab.record.begin_stage()
         new, old = loader.pixels.readable(task.train), memory.images()
         images, current = new + old, np.arange(len(new) + len(old)) < len(new)
-        method.grow(task)
+        grow(lab.plan, clip, task)
         method.begin_task(clip, task, images)
         for index, phase in enumerate(method.phases(task)):
             counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
@@ -88,7 +87,6 @@ def _start(run: Run, progress: Progress) -> Lab:
     config = run.config
     plan = Plan.of(config)
     found = run.resume()
-    torch.manual_seed(int(generator(config.seed, "init").integers(2**63)))
     clip = restore(plan, *found) if found else load_model(plan, config.model)
     parts = [part for task in plan.tasks for part in (task.train, task.test)]
     pixels = Pixels(

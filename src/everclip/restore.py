@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from everclip.data.scenario import Task
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.run import Run
+from everclip.seeding import generator
 
 
 def device(wanted: str) -> str:
@@ -30,11 +32,17 @@ def load_model(plan: Plan, spec: str) -> Clip:
     return zoo.load(spec, plan.config.image_size, where)
 
 
+def grow(plan: Plan, clip: Clip, task: Task) -> None:
+    """Let the plan's method grow for a task, with the random numbers of that task alone: a resume has no others."""
+    torch.manual_seed(int(generator(plan.config.seed, "init", task.index).integers(2**63)))
+    plan.method.grow(clip, task)
+
+
 def restore(plan: Plan, folder: Path, state: dict[str, Any]) -> Clip:
     """The model of a checkpoint; the plan's method is grown and filled to match."""
     clip = load_model(plan, f"local-dir:{folder}")
     for task in plan.tasks[: state["stage"] + 1]:
-        plan.method.grow(task)
+        grow(plan, clip, task)
     plan.method.load_state_dict(state["method"])
     return clip
 

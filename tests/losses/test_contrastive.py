@@ -304,3 +304,17 @@ def test_multi_positive_with_one_image_a_class_is_the_plain_loss() -> None:
 def test_squared_hinge() -> None:
     d = torch.tensor([[-1.0, -0.3, -0.2, 0.0, 0.5]], dtype=torch.float64)
     assert contrastive.squared_hinge(d, 0.3)[0].tolist() == pytest.approx([0, 0, 0.01, 0.09, 0.64], abs=1e-15)
+
+
+def test_temperature_gradient_is_that_of_the_objective() -> None:
+    """At gamma = 1 it equals autograd of tau log g1 + tau log g2 + 2 rho tau, one tau a pair."""
+    random = torch.Generator().manual_seed(3)
+    s = torch.rand(5, 5, generator=random, dtype=torch.float64)
+    tau = (0.1 + torch.rand(5, generator=random, dtype=torch.float64)).requires_grad_()
+    among = contrastive.negatives(torch.tensor([0, 0, 1, 2, 2]), "other_class")
+    losses = contrastive.differences(s)
+    sides = [contrastive.log_mean_exp(loss / tau[:, None], among) for loss in losses]
+    objective = (tau * (sides[0] + sides[1]) + 2 * 1.5 * tau).sum()
+    (expected,) = torch.autograd.grad(objective, tau)
+    found = contrastive.temperature_gradient(losses, torch.stack(sides, 1).detach(), among, tau.detach(), 1.5)
+    torch.testing.assert_close(found, expected)

@@ -202,10 +202,18 @@ def test_uniform_sampling_is_unbiased() -> None:
 
 
 def test_balanced_sampling_is_unbiased() -> None:
-    """A draw takes each of the K groups with probability 1 / K, then each of its images with 1 / n_k."""
-    v, chance = vectors(), 1 / (3 * DRAWN.bincount()[DRAWN].double())
-    omega = dro.balanced_sampling_weights(P[DRAWN], 3)
-    torch.testing.assert_close((chance[:, None] * omega[:, None] * v).sum(0), weighted_mean_of_groups(v))
+    """Batches of two of the three classes, all images of each: the mean over the three batches is exact."""
+    v, means = vectors(), []
+    for left_out in range(3):
+        rows = left_out != DRAWN
+        omega = dro.balanced_sampling_weights(P[DRAWN][rows], DRAWN[rows], 3)
+        means.append((omega[:, None] * v[rows]).mean(0))
+    torch.testing.assert_close(torch.stack(means).mean(0), weighted_mean_of_groups(v))
+
+
+def test_balanced_sampling_of_equally_many_images_is_k_times_p() -> None:
+    p, labels = torch.tensor([0.7, 0.7, 0.2, 0.2]), torch.tensor([4, 4, 9, 9])
+    torch.testing.assert_close(dro.balanced_sampling_weights(p, labels, 5), 5 * p)
 
 
 def test_no_dro_is_the_share_of_images() -> None:
@@ -219,7 +227,9 @@ def test_weights_are_clipped() -> None:
     p, counts = torch.tensor([0.9, 0.1]), torch.tensor([1, 99])
     assert dro.uniform_sampling_weights(p, counts, 100).tolist() == pytest.approx([90, 10 / 99])
     assert dro.uniform_sampling_weights(p, counts, 100, 10).tolist() == pytest.approx([10, 10 / 99])
-    assert dro.balanced_sampling_weights(p, 2, 1.5).tolist() == pytest.approx([1.5, 0.2])
+    assert dro.balanced_sampling_weights(p, torch.tensor([0, 1]), 2, 1.5).tolist() == pytest.approx(
+        [1.5, 0.2]
+    )
 
 
 @settings(deadline=None)

@@ -180,5 +180,26 @@ def surrogate(
     return total
 
 
+def temperature_gradient(
+    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+    log_u: Float[Tensor, "a 2"],
+    among: Bool[Tensor, "a b"],
+    tau: float | Float[Tensor, " a"],
+    rho: float,
+) -> Float[Tensor, " a"]:
+    """Derivative by tau of each anchor's tau log u1 + tau log u2 + 2 rho tau, without gradient.
+
+    log u1 - sum_j w1_ij l(d1(i,j)) / tau + rho, and the same for the caption's side: the robust temperature of RGCL
+    (Qiu et al. 2023, arXiv 2305.11965); rho keeps tau from growing. One tau a pair for both sides is ours.
+    """
+    total = torch.full_like(log_u[:, 0], 2 * rho)
+    count = among.sum(1, keepdim=True).clamp(min=1)
+    for side, loss in enumerate(losses):
+        scaled = loss.detach() / _column(tau)
+        weights = (scaled - log_u[:, side, None]).masked_fill(~among, -math.inf).exp() / count
+        total = total + log_u[:, side] - (weights * scaled).sum(1)
+    return total
+
+
 def _column(tau: float | Float[Tensor, " a"]) -> float | Float[Tensor, "a 1"]:
     return tau[:, None] if isinstance(tau, Tensor) else tau

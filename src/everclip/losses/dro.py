@@ -77,13 +77,18 @@ def uniform_sampling_weights(
 
 
 def balanced_sampling_weights(
-    p: Float[Tensor, " b"], groups: int, most: float = math.inf
+    p: Float[Tensor, " b"], classes: Int64[Tensor, " b"], total: int, most: float = math.inf
 ) -> Float[Tensor, " b"]:
-    """omega_i = K p_{y_i}: the same for groups drawn uniformly, and then images within each.
+    """omega_i = K p_{y_i}, for classes drawn uniformly and then equally many images of each.
+
+    Where a class has fewer images than the others in the batch, its own count for more: omega_i = K p_{y_i} B / (K_B
+    B_{y_i}) with K_B classes, B images and B_k images of class k in the batch. Unbiased for given p.
 
     Args:
-        p: weight of each image's group.
-        groups: K, groups that can be drawn.
+        p: weight of each image's class; for groups within a class, p_g n_k / n_g.
+        classes: class of each image of the batch.
+        total: K, classes that can be drawn.
         most: as for uniform sampling.
     """
-    return (groups * p).clamp(max=most)
+    unique, position, count = classes.unique(return_inverse=True, return_counts=True)
+    return (total * p * len(classes) / (len(unique) * count[position])).clamp(max=most)

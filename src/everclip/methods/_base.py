@@ -66,8 +66,8 @@ class Method(nn.Module, ABC):
         """The training stages of a task; an empty list trains nothing."""
         return [Phase()]
 
-    def grow(self, task: Task) -> None:
-        """Add the structure (heads, towers) that a task needs. Deterministic: a resume replays it."""
+    def grow(self, clip: Clip, task: Task) -> None:
+        """Add the structure (heads, towers) that a task needs. A resume replays it and then loads the state."""
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Called before the phases of a task, with its new and memory images."""

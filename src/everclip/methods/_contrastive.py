@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from everclip.data.images import ImageSet
 from everclip.losses import contrastive
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, pairs
+from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task, pairs
 from everclip.sample_table import SampleTable
 
 
 class ContrastiveConfig(MethodConfig):
     """Options of both losses."""
 
-    tau: float = Field(default=0.05, gt=0, description="temperature")
+    tau: float = Field(default=0.05, gt=0, description="temperature, or its start where it is learned")
+    temperature: Literal["fixed", "learnable", "per_sample"] = Field(
+        default="fixed",
+        description="one constant; one that is learned (RGCL-g); or one learned for each pair (RGCL)",
+    )
+    temperature_lr: float = Field(default=1e-4, gt=0, description="step size of learned temperatures")
+    temperature_min: float = Field(default=0.005, gt=0, description="learned temperatures stay above this")
+    temperature_max: float = Field(default=0.5, gt=0, description="and below this")
+    rho: float = Field(
+        default=8.0, ge=0, description="weight of a learned temperature itself in the objective"
+    )
     gamma: float = Field(
         default=0.8, gt=0, le=1, description="share of the fresh value in the moving averages; 1: batch only"
     )
+    gamma_decay: int = Field(
+        default=0,
+        ge=0,
+        description="epochs over which gamma falls from 1 by a cosine, for samples new in the task; 0: constant",
+    )
+    carry_over: bool = Field(default=True, description="whether estimators are kept from task to task")
     negatives: Literal["instance", "other_class", "multi_positive"] = Field(
         default="instance",
         description="every other pair; only pairs of other classes; or these, with the mean similarity to all pairs"
@@ -35,6 +54,9 @@ class ContrastiveConfig(MethodConfig):
     margin: float = Field(
         default=0.3, ge=0, le=2, description="of the squared hinge: a negative this far below is free"
     )
+    sampling: Literal["uniform", "class_balanced"] = Field(
+        default="uniform", description="batches of images, or of classes and then images of each"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +67,7 @@ class Pairs:
         losses: l(d1), l(d2), ``[b, b]`` each, with gradient.
         among: the negatives N_i.
         log_u: ``[b, 2]``; 0 for a pair without negatives.
+        tau: the temperature, or one a pair.
         value: ``[b]``: tau log u1 + tau log u2, each pair's part of the objective.
         active: ``[b]``: pairs that have negatives.
     """
@@ -52,8 +75,13 @@ class Pairs:
     losses: tuple[Float[Tensor, "b b"], Float[Tensor, "b b"]]
     among: Bool[Tensor, "b b"]
     log_u: Float[Tensor, "b 2"]
+    tau: float | Float[Tensor, " b"]
     value: Float[Tensor, " b"]
     active: Bool[Tensor, " b"]
+
+    def surrogate(self, weights: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
+        """The scalar to call backward on (equation 4)."""
+        return contrastive.surrogate(self.losses, self.log_u, self.among, self.tau, weights)
 
 
 class Contrastive(Method):
@@ -61,14 +89,29 @@ class Contrastive(Method):
 
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.options = config
         self.estimators = SampleTable(2)
+        self.temperatures = SampleTable(1)
+        if config.temperature == "learnable":
+            self.register_buffer("tau", torch.tensor(config.tau))
         self.last: dict[str, float] = {}
+        self._carried: set[int] = set()
+
+    def phases(self, task: Task) -> list[Phase]:
+        return [Phase(sampler=self.options.sampling)]
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        """Remember which samples come with an estimator, or forget them all where nothing is carried over."""
+        if not self.options.carry_over:
+            self.estimators, self.temperatures = SampleTable(2), SampleTable(1)
+        self._carried = set(self.estimators.ids().tolist())
 
     def tables(self) -> dict[str, SampleTable]:
-        return {"estimators": self.estimators}
+        return {"estimators": self.estimators, "temperatures": self.temperatures}
 
     def drop(self, ids: NDArray[Any]) -> None:
         self.estimators.drop(ids)
+        self.temperatures.drop(ids)
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         return pairs(clip, self.prompts, batch)
@@ -76,29 +119,72 @@ class Contrastive(Method):
     def diagnostics(self) -> dict[str, float]:
         return self.last
 
-    def compare(self, features: Mapping[str, Tensor], batch: Batch, config: ContrastiveConfig) -> Pairs:
+    def compare(self, features: Mapping[str, Tensor], batch: Batch) -> Pairs:
         """Compare each pair with its negatives, and mix the batch's means into the moving averages (equation 4).
 
         The averages are then used as updated.
         """
-        among = contrastive.negatives(batch.labels, config.negatives)
-        positives = ~among if config.negatives == "multi_positive" else None
+        options = self.options
+        among = contrastive.negatives(batch.labels, options.negatives)
+        positives = ~among if options.negatives == "multi_positive" else None
         first, second = contrastive.differences(features["image"] @ features["text"].T, positives)
         losses = (
-            contrastive.pair_loss(first, config.surrogate, config.margin),
-            contrastive.pair_loss(second, config.surrogate, config.margin),
+            contrastive.pair_loss(first, options.surrogate, options.margin),
+            contrastive.pair_loss(second, options.surrogate, options.margin),
         )
         active = among.any(1)
+        tau = self._temperature(batch, first)
         old, seen = self.estimators.get(batch.ids)
-        fresh = contrastive.log_means(losses, among, config.tau)
+        fresh = contrastive.log_means(losses, among, tau)
         log_u = contrastive.moving_average(
-            old.to(fresh), seen[:, None].to(fresh.device), fresh, config.gamma
+            old.to(fresh), seen[:, None].to(fresh.device), fresh, self._gamma(batch, fresh)
         ).masked_fill(~active[:, None], 0)
         self.estimators.set(batch.ids[active.cpu()], log_u[active])
+        self._learn_temperature(
+            batch, contrastive.temperature_gradient(losses, log_u, among, tau, options.rho), active
+        )
         self.last = {}
         if active.any():
             self.last = {"log_u_mean": log_u[active].mean().item(), "log_u_max": log_u[active].max().item()}
-        return Pairs(losses, among, log_u, contrastive.objective(log_u, config.tau), active)
+        if options.temperature != "fixed":
+            self.last["tau_mean"] = float(tau.mean()) if isinstance(tau, Tensor) else tau
+        return Pairs(losses, among, log_u, tau, contrastive.objective(log_u, tau), active)
+
+    def _gamma(self, batch: Batch, like: Tensor) -> float | Float[Tensor, "b 1"]:
+        """The rate of the moving averages; a schedule spares what was carried over from earlier tasks."""
+        options, epoch = self.options, batch.key[2]
+        if epoch >= options.gamma_decay:
+            return options.gamma
+        falling = options.gamma + 0.5 * (1 - options.gamma) * (
+            1 + math.cos(math.pi * epoch / options.gamma_decay)
+        )
+        rates = [options.gamma if sample in self._carried else falling for sample in batch.ids.tolist()]
+        return torch.tensor(rates).to(like)[:, None]
+
+    def _temperature(self, batch: Batch, like: Tensor) -> float | Float[Tensor, " b"]:
+        if self.options.temperature == "fixed":
+            return self.options.tau
+        if self.options.temperature == "learnable":
+            return float(self.get_buffer("tau"))  # a copy: the buffer moves on before the loss is built
+        values, seen = self.temperatures.get(batch.ids)
+        return torch.where(seen, values[:, 0], self.options.tau).to(like)
+
+    def _learn_temperature(
+        self, batch: Batch, gradient: Float[Tensor, " b"], active: Bool[Tensor, " b"]
+    ) -> None:
+        """A step down the objective's gradient in tau; this batch has used the old one."""
+        options = self.options
+        if options.temperature == "fixed" or not active.any():
+            return
+        low, high = options.temperature_min, options.temperature_max
+        if options.temperature == "learnable":
+            tau = self.get_buffer("tau")
+            tau.sub_(options.temperature_lr * gradient[active].mean().to(tau)).clamp_(low, high)
+            return
+        old = self._temperature(batch, gradient)
+        assert isinstance(old, Tensor)
+        new = (old - options.temperature_lr * gradient).clamp(low, high)
+        self.temperatures.set(batch.ids[active.cpu()], new[active][:, None])
 
 
 def valued(gradient: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from everclip.losses import contrastive
 from everclip.methods._base import Batch, Phase
 from everclip.methods._contrastive import Contrastive, ContrastiveConfig, valued
 
@@ -30,6 +29,5 @@ class Gcl(Contrastive):
     config: Config
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        pairs = self.compare(features, batch, self.config)
-        gradient = contrastive.surrogate(pairs.losses, pairs.log_u, pairs.among, self.config.tau)
-        return {"gcl": valued(gradient, pairs.value.mean())}
+        pairs = self.compare(features, batch)
+        return {"gcl": valued(pairs.surrogate(), pairs.value.mean())}
