@@ -259,7 +259,7 @@ def test_device() -> None:
     assert device("cpu") == "cpu"
     if not torch.cuda.is_available():
         assert device("auto") == "cpu"
-        with pytest.raises(UserError, match="device=cuda but torch finds no CUDA device: write device=cpu"):
+        with pytest.raises(UserError, match="device=cuda but torch finds no such device: write device=cpu"):
             device("cuda")
 
 

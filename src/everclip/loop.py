@@ -14,6 +14,7 @@ from everclip.data.loader import Loader, Phase
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
+from everclip.errors import RunError
 from everclip.evaluate import evaluate
 from everclip.methods._base import Method, TextClassifier, to_device
 from everclip.models.clip import Clip
@@ -22,7 +23,7 @@ from everclip.plan import Plan
 from everclip.progress import Progress
 from everclip.record import Record, environment
 from everclip.restore import grow, load_model, restore
-from everclip.run import Run
+from everclip.run import Clock, Run
 
 log = logging.getLogger("everclip")
 
@@ -69,13 +70,19 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
             progress.start(f"{task.name} of {len(tasks)}: {phase.name}", steps)
             for batch in loader.batches(images, current, phase, task.index, index, steps):
                 _step(lab, update, batch, phase, task)
-        gone = memory.update(loader.pixels.readable(new), len(seen(tasks[: task.index + 1])))
+        if not len(new := loader.pixels.readable(new)):
+            raise RunError(
+                f"not one training image of {task.name} can be read: see the skipped images in run.log"
+            )
+        gone = memory.update(new, len(seen(tasks[: task.index + 1])))
         method.drop(gone)
         method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
         scores = evaluate(
             clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
         )
         _close_stage(lab, task, lab.record.end_stage(task, scores, memory))
+    if lab.record.scores is None:  # stopped between its last checkpoint and its results
+        lab.record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
     results = lab.record.results(lab.plan, method, memory, loader.pixels)
     run.log("end", seconds=results["seconds"])
     lab.record.write(run, results)
@@ -84,7 +91,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
 
 def _start(run: Run, progress: Progress) -> Lab:
     """The lab at the run's newest checkpoint, or before its first task."""
-    config = run.config
+    config, record_clock = run.config, Clock()
     plan = Plan.of(config)
     found = run.resume()
     clip = restore(plan, *found) if found else load_model(plan, config.model)
@@ -103,9 +110,9 @@ def _start(run: Run, progress: Progress) -> Lab:
     lab = Lab(plan, clip, method, memory, loader, record, run, progress)
     if pixels.broken:
         log.warning("%d broken images are skipped; run.log names them", len(pixels.broken))
-        for key, reason in pixels.skipped().items():
-            log.info("skipped %s: %s", key, reason)
+    record.clock = record_clock
     if found:
+        pixels.mark_broken(found[1]["skipped"])
         memory.load_state_dict(
             found[1]["memory"], sum((t.train for t in plan.tasks[1:]), plan.tasks[0].train)
         )
@@ -157,12 +164,13 @@ def _step(lab: Lab, update: Update, batch: Any, phase: Phase, task: Task) -> Non
 def _close_stage(lab: Lab, task: Task, line: dict[str, Any]) -> None:
     """Log and save a finished stage, and say how it went."""
     lab.run.log("stage", **line)
-    lab.run.checkpoint(
-        task.index,
-        lab.clip,
-        lab.method,
-        {"memory": lab.memory.state_dict(), "record": lab.record.state_dict()},
-    )
+    state = {
+        "memory": lab.memory.state_dict(),
+        "record": lab.record.state_dict(),
+        "skipped": lab.loader.pixels.skipped(),
+        "tasks": lab.plan.class_names(),
+    }
+    lab.run.checkpoint(task.index, lab.clip, lab.method, state)
     zero_shot = lab.record.zero_shot["after_stage"][task.index]
     lab.progress.say(
         f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far (zero-shot {zero_shot:.1%}),"

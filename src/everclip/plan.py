@@ -55,10 +55,17 @@ class Plan:
         _check(config, tasks, source.class_names)
         return cls(config, source, tasks, prompts, method)
 
+    def class_names(self) -> list[list[str]]:
+        """Names of each task's classes: what a run goes on with must be what it began with."""
+        return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
+
     def empty_memory(self) -> Memory:
-        """The memory before the first task."""
+        """The memory before the first task; one that keeps nothing where the method has no use for it."""
         nothing = np.zeros(0, dtype=np.int64)
-        return Memory(self.config.memory.budget, self.config.seed, self.data.train.select(nothing))
+        used = self.method.uses_memory and not self.method.one_task
+        return Memory(
+            self.config.memory.budget if used else 0, self.config.seed, self.data.train.select(nothing)
+        )
 
     def steps(self, phase: Phase, images: int) -> int:
         """Optimizer steps of a phase on this many images."""

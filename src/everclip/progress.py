@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -52,7 +53,7 @@ class Progress:
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(name, total=total, note="")
+            self._task = self._bar.add_task(escape(name), total=total, note="")
 
     def step(self, note: str = "", count: int = 1) -> None:
         """``count`` steps more are done."""

@@ -44,8 +44,8 @@ class Record:
         self.trainable_parameters = 0
         self.zero_shot: dict[str, Any] = {}
         self._after_learning: dict[int, float] = {}
-        self._scores: Scores | None = None
-        self._clock = Clock()
+        self.scores: Scores | None = None
+        self.clock = Clock()
         self._stage = Clock()
         self._training = Clock()
 
@@ -119,7 +119,7 @@ class Record:
         for label in task.classes:
             if label in per_class:
                 self._after_learning.setdefault(label, per_class[label])
-        self._scores = scores
+        self.scores = scores
         return {
             "stage": stage,
             "accuracy_after_stage": self.matrix.accuracy_after_stage[-1],
@@ -142,7 +142,7 @@ class Record:
             "trainable_parameters": self.trainable_parameters,
             "zero_shot": self.zero_shot,
             "after_learning": {str(label): value for label, value in self._after_learning.items()},
-            "seconds": self._clock.seconds(),
+            "seconds": self.clock.seconds(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ class Record:
         self.trainable_parameters = state["trainable_parameters"]
         self.zero_shot = state["zero_shot"]
         self._after_learning = {int(label): value for label, value in state["after_learning"].items()}
-        self._clock = Clock(state["seconds"])
+        self.clock = Clock(state["seconds"])
 
     def results(self, plan: Plan, method: Method, memory: Memory, pixels: Pixels) -> dict[str, Any]:
         """results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
@@ -192,7 +192,7 @@ class Record:
             "per_class": self._per_class(plan),
             "images_per_second": self.images_per_second() if self.optimizer_steps else None,
             "peak_memory_bytes": _peak_memory(),
-            "seconds": self._clock.seconds(),
+            "seconds": self.clock.seconds(),
             "trainable_parameters": self.trainable_parameters,
             "state_bytes": method.state_bytes(),
             "optimizer_steps": self.optimizer_steps,
@@ -202,14 +202,14 @@ class Record:
         }
 
     def _per_class(self, plan: Plan) -> list[dict[str, Any]]:
-        assert self._scores is not None
-        last = self._scores.per_class(self._seen(len(self.tasks) - 1), len(self.tasks))
+        assert self.scores is not None
+        last = self.scores.per_class(self._seen(len(self.tasks) - 1), len(self.tasks))
         first = {label: task.index for task in reversed(self.tasks) for label in task.classes}
         return [
             {
                 "class": plan.prompts.names[label],
                 "task": first[label],
-                "n": int((self._scores.truth == label).sum()),
+                "n": int((self.scores.truth == label).sum()),
                 "zero_shot": self.zero_shot["per_class"].get(str(label)),
                 "after_learning": self._after_learning.get(label),
                 "last": last.get(label),
@@ -219,10 +219,10 @@ class Record:
 
     def write(self, run: Run, results: Mapping[str, Any]) -> None:
         """Write the result files of a finished run; results.json, which marks it as finished, last."""
-        assert self._scores is not None
+        assert self.scores is not None
         predictions = io.BytesIO()
-        top = self._scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
-        np.savez_compressed(predictions, allow_pickle=False, **top)
+        top = self.scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
+        np.savez_compressed(predictions, **top)  # pyright: ignore[reportArgumentType]
         run.write("predictions.npz", predictions.getvalue())
         run.write("matrix.csv", _csv(["after", *results["tasks"]], self._matrix_rows(results)))
         columns = ["class", "task", "n", "zero_shot", "after_learning", "last"]

@@ -20,8 +20,12 @@ def device(wanted: str) -> str:
     """The device of a config: ``auto`` is the GPU where there is one. Raises UserError where it is not there."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={wanted} but torch finds no CUDA device: write device=cpu, or device=auto")
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
+        raise UserError(
+            f"device={wanted} but torch finds no such device: write device=cpu, or device=auto"
+        ) from error
     return wanted
 
 
@@ -40,6 +44,10 @@ def grow(plan: Plan, clip: Clip, task: Task) -> None:
 
 def restore(plan: Plan, folder: Path, state: dict[str, Any]) -> Clip:
     """The model of a checkpoint; the plan's method is grown and filled to match."""
+    if state["tasks"] != plan.class_names():
+        raise UserError(
+            f"{plan.config.data} has other classes than when this run began: put them back, or start a new run"
+        )
     clip = load_model(plan, f"local-dir:{folder}")
     for task in plan.tasks[: state["stage"] + 1]:
         grow(plan, clip, task)

@@ -75,7 +75,7 @@ class Run:
         self.config = config
         self._lock = FileLock(path / ".lock", timeout=0)
         self._handler: logging.Handler | None = None
-        self._fresh = False
+        self._fresh = self._made = False
 
     @classmethod
     def open(cls, config: Config) -> Run:
@@ -84,17 +84,25 @@ class Run:
         Raises:
             UserError: ``out`` is a file, a folder that is no run, or another config's run.
         """
-        path = default_path(config) if config.out is None else Path(config.out).expanduser()
+        path = default_path(config) if config.out is None else Path(os.path.expanduser(config.out))
+        run = cls(path, config.model_copy(update={"out": str(path)}))
+        try:
+            run._check()
+        except OSError as error:
+            raise UserError(f"out={path} cannot be used ({error.strerror}): give another out") from error
+        return run
+
+    def _check(self) -> None:
+        """Refuse a folder that holds something else than this run."""
+        path = self.path
         if (path / "config.toml").exists():
-            before = cls.read_config(path)
-            difference = _difference(before, config)
+            difference = _difference(self.read_config(path), self.config)
             if difference:
                 raise UserError(
                     f"{path} holds a run of another config ({difference}): give another out, or remove that folder"
                 )
         elif path.exists() and (not path.is_dir() or any(p.name != ".lock" for p in path.iterdir())):
             raise UserError(f"out={path} exists and is no run directory: give a new or an empty folder")
-        return cls(path, config.model_copy(update={"out": str(path)}))
 
     @classmethod
     def read_config(cls, path: Path) -> Config:
@@ -103,10 +111,11 @@ class Run:
             raise UserError(
                 f"{path} is no run directory (it has no config.toml): give the folder that train wrote"
             )
-        return configs.load_config([str(path / "config.toml")])
+        return configs.resolve(configs.load_config([str((path / "config.toml").absolute())]))
 
     def __enter__(self) -> Run:
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
@@ -117,6 +126,11 @@ class Run:
             raise UserError(
                 f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
             ) from error
+        try:
+            self._check()  # another process may have begun here since the run was opened
+        except UserError:
+            self._lock.release()
+            raise
         self._fresh = not (self.path / "config.toml").exists()
         if self._fresh:
             write_atomic(self.path / "config.toml", configs.dump(self.config))
@@ -129,16 +143,20 @@ class Run:
         if self._handler is not None:
             log.removeHandler(self._handler)
             self._handler.close()
-        self._lock.release()
-        if self._fresh and failure[0] is not None and not (self.path / "metrics.jsonl").exists():
+        if self._fresh and isinstance(failure[1], UserError) and not (self.path / "metrics.jsonl").exists():
             self._vanish()
+        self._lock.release()
 
     def _vanish(self) -> None:
-        """Leave nothing of a run that failed before it began, such as one whose model could not be had."""
+        """Leave nothing of a run that bad input ended before it began, such as a model that could not be had.
+
+        Called with the lock held, so that no other run can be in the folder.
+        """
         for name in ("config.toml", "run.log", "environment.json", ".lock"):
             (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the folder stays if someone else's file is in it
-            self.path.rmdir()
+        if self._made:
+            with contextlib.suppress(OSError):  # the folder stays if someone else's file is in it
+                self.path.rmdir()
 
     @property
     def finished(self) -> bool:
@@ -158,7 +176,8 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Folders of finished stages, oldest first."""
-        return sorted((self.path / "checkpoints").glob("stage-*[0-9]"))
+        found = (self.path / "checkpoints").glob("stage-*[0-9]")
+        return sorted(found, key=lambda folder: int(folder.name.removeprefix("stage-")))
 
     def checkpoint(self, stage: int, clip: Clip, method: Method, state: dict[str, Any]) -> None:
         """Save all that a later stage needs: the model as a ``local-dir:``, the method, the memory and the record.
@@ -177,27 +196,36 @@ class Run:
             {"stage": stage, "log_bytes": size, "method": method.state_dict(), **state},
             unfinished / "state.pt",
         )
+        for file in unfinished.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
         for old in self.checkpoints()[: -self.config.checkpoint.keep]:
             shutil.rmtree(old)
 
     def resume(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint's folder and state, with the log cut back to it; None before the first.
+        """The newest readable checkpoint's folder and state, with the log cut back to it; None before the first.
 
         Without a checkpoint the log is emptied: the run starts again.
         """
         import torch
 
         path = self.path / "metrics.jsonl"
-        folders = self.checkpoints()
-        if not folders:
-            path.unlink(missing_ok=True)
-            return None
-        state = torch.load(folders[-1] / "state.pt", weights_only=True)
-        with path.open("r+b") as file:
-            file.truncate(state["log_bytes"])
-        return folders[-1], state
+        for folder in reversed(self.checkpoints()):
+            try:
+                state = torch.load(folder / "state.pt", weights_only=True)
+            except Exception as error:  # torch.load raises whatever a damaged file makes it raise
+                log.warning(
+                    "%s cannot be read (%s): going back to the one before", folder, type(error).__name__
+                )
+                shutil.rmtree(folder)
+                continue
+            with path.open("ab") as file:
+                file.truncate(min(file.tell(), state["log_bytes"]))
+            return folder, state
+        path.unlink(missing_ok=True)
+        return None
 
 
 class Clock:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip.errors import UserError
+
+log = logging.getLogger("everclip")
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +61,8 @@ def evaluate(run: str, *, data: str | None = None, image_size: int | None = None
         f"accuracy {result['accuracy']:.1%} on {result['images']} images, {result['label_set']} classes to choose from",
         highlight=False,
     )
+    for path, reason in result["skipped_images"].items():
+        console.print(f"skipped {path}: {reason}", markup=False, highlight=False)
 
 
 def measure(run: str, data: str | None, image_size: int | None = None) -> dict[str, Any]:
@@ -74,6 +79,10 @@ def measure(run: str, data: str | None, image_size: int | None = None) -> dict[s
     from everclip.data.scenario import Task
     from everclip.evaluate import evaluate as score
 
+    if image_size is not None and (Path(run) / "config.toml").is_file():
+        raise UserError(
+            "--image-size is for models: a run is tested at the size it was trained at; leave it out"
+        )
     subject = (
         _of_run(Path(run), data)
         if (Path(run) / "config.toml").is_file()
@@ -128,7 +137,11 @@ def _of_run(path: Path, data: str | None) -> _Subject:
     found = sources.load(data, plan.config.scenario.kind)
     images = found.whole()
     label_of = {names[label]: label for label in learned}
-    if not {found.class_names[int(label)] for label in images.labels} <= set(label_of):
+    unknown = sorted({found.class_names[int(label)] for label in images.labels} - set(label_of))
+    if unknown:
+        log.warning(
+            'class "%s" was not learned by the run: tested among the classes of %s alone', unknown[0], data
+        )
         return _zero_shot(clip, found)
     images = images.relabel([label_of.get(name, -1) for name in found.class_names])
     return _Subject(clip, classifier, found.name, images, learned, names)

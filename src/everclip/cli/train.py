@@ -57,7 +57,6 @@ def run_here(run: Run, json: bool) -> None:
     else:
         from everclip.loop import train as train_run
         from everclip.progress import Progress
-        from everclip.report.build import build
 
         try:
             with Progress() as progress:
@@ -67,6 +66,9 @@ def run_here(run: Run, json: bool) -> None:
             raise KeyboardInterrupt(
                 f"interrupted; everclip resume {run.path} continues after the last finished task"
             ) from None
+    if not (run.path / "report.html").exists():
+        from everclip.report.build import build
+
         build([run.path], run.path / "report.html")
     if json:
         print(json_module.dumps(results, ensure_ascii=False, indent=2))

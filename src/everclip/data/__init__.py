@@ -30,20 +30,22 @@ def load(
     """
     from everclip.data import prompts
     from everclip.data.folders import check_names
+    from everclip.errors import UserError
 
     name, _, argument = spec.partition(":")
     if "/" in name or name.startswith((".", "~")):
-        from everclip.errors import UserError
-
         raise UserError(
             f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
         )
-    data: Dataset = plugins.load("data/sources", name).load(os.path.expanduser(argument) or None, kind)
+    source = plugins.load("data/sources", name)
+    if "load" not in vars(source):
+        raise UserError(f'module "{name}" is no data source: it has no function load(argument, kind)')
+    data: Dataset = source.load(os.path.expanduser(argument) or None, kind)
     if classnames is not None:
-        names = prompts.read_class_names(Path(classnames), data.class_names)
+        names = prompts.read_class_names(Path(os.path.expanduser(classnames)), data.class_names)
         data = replace(data, class_names=tuple(check_names(names, classnames)))
     if isinstance(templates, str):
-        data = replace(data, templates=prompts.read_templates(Path(templates)))
+        data = replace(data, templates=prompts.read_templates(Path(os.path.expanduser(templates))))
     elif templates:
         data = replace(data, templates=tuple(templates))
     return data

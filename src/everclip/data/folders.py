@@ -19,7 +19,7 @@ def checked_root(argument: str | None, source: str, layout: str) -> Path:
     """The folder that a spec names. Raises UserError where it is missing, no folder or unreadable."""
     if not argument:
         raise UserError(f'data "{source}" needs a folder: write data={source}:/path ({layout})')
-    root = Path(argument).expanduser()
+    root = Path(os.path.expanduser(argument))
     if not root.exists():
         raise UserError(f"data folder {root} does not exist: give a folder with {layout}")
     if not root.is_dir():
@@ -30,25 +30,36 @@ def checked_root(argument: str | None, source: str, layout: str) -> Path:
 def subfolders(folder: Path) -> list[str]:
     """Sorted names of the visible folders in a folder. Raises UserError where it cannot be read."""
     try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
+        _check_text(names, str(folder))
+        return names
     except OSError as error:
         raise UserError(
             f"folder {folder} cannot be read ({error.strerror}): check its permissions"
         ) from error
 
 
+def _check_text(names: Sequence[str], folder: str) -> None:
+    """Names that are no UTF-8 could be neither hashed nor logged. Raises UserError for the first."""
+    for name in names:
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise UserError(f'"{shown}" in {folder} is no UTF-8 name: rename it')
+
+
 def _hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def image_files(root: Path, folder: str) -> list[str]:
-    """Image files anywhere under ``root/folder``, as sorted POSIX paths relative to ``root``.
+def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
+    """Image files anywhere (directly, if not ``deep``) under ``root/folder``, as sorted paths relative to ``root``.
 
     Links to folders are not followed, so a loop of links ends; entries that are no files are listed all the same
     and found broken when they are read.
     """
     found: list[str] = []
     for path, folders, files in os.walk(root / folder):
+        _check_text([*folders, *files], path)
         names = files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
         folders[:] = sorted(name for name in folders if not _hidden(name) and name not in names)
         relative = Path(path).relative_to(root)
@@ -57,6 +68,8 @@ def image_files(root: Path, folder: str) -> list[str]:
             for name in names
             if Path(name).suffix.lower() in SUFFIXES and not _hidden(name)
         ]
+        if not deep:
+            break
     return sorted(found)
 
 
@@ -68,7 +81,9 @@ def split_of(keys: Iterable[str]) -> dict[str, bool]:
     """
     hashes = {key: hash64("split", Path(key).name) for key in keys}
     test = {key: value % 5 == 0 for key, value in hashes.items()}
-    if len(test) > 1 and len(set(test.values())) == 1:
+    if len(test) == 1:
+        return dict.fromkeys(test, False)
+    if len(set(test.values())) == 1:
         by_hash = sorted(hashes, key=hashes.__getitem__)
         changed = by_hash[0] if not test[by_hash[0]] else by_hash[-1]
         test[changed] = not test[changed]
@@ -82,9 +97,14 @@ def parts(root: Path) -> tuple[str, str | None]:
     """
     there = subfolders(root)
     tests = [name for name in TEST_NAMES if name in there]
-    # A lone "train" among other folders is a class of that name: trains are photographed too.
-    if "train" not in there or (not tests and len(there) > 1):
+    if "train" not in there:
         return "", None
+    if not tests and len(there) > 1:
+        # A "train" that holds pictures is a class of that name: trains are photographed too.
+        if image_files(root, "train", deep=False) or not subfolders(root / "train"):
+            return "", None
+        others = " and ".join(f'"{name}"' for name in there if name != "train")
+        raise UserError(f'{root} has "train" beside {others}: name the test part "test" or "val"')
     return "train/", f"{tests[0]}/" if tests else None
 
 
@@ -131,7 +151,9 @@ def dataset(
         [domain[row[1]] for row in found],
         [row[3] for row in found],
         check_names(names, str(root)),
-        [clean(folder) for folder in domains],
+        check_names([clean(folder) for folder in domains], f"{root} (domains)")
+        if len(domains) > 1
+        else domains,
         read_templates(templates_file) if templates_file.exists() else (PHOTO,),
         held_out,
     )
@@ -140,6 +162,10 @@ def dataset(
 def check_names(names: Sequence[str], where: str) -> Sequence[str]:
     """The names, which must differ: the text tower could not tell two classes of one name apart."""
     first: dict[str, int] = {}
+    if "" in names:
+        raise UserError(
+            f"class {list(names).index('') + 1} of {where} has an empty name: name it in classnames.txt"
+        )
     for index, name in enumerate(names):
         if name in first:
             raise UserError(

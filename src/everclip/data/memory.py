@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.data.images import ImageSet
+from everclip.errors import UserError
 from everclip.seeding import hash64
 
 
@@ -67,13 +68,23 @@ class Memory:
                 # ceil((quota - rank) / domains): shares differ by one at most, and never grow as domains come.
                 share = max(0, -(-(quota - rank) // len(domains)))
                 chosen.append(where[np.argsort(priority[where], kind="stable")[:share]])
-        return np.sort(np.concatenate(chosen))
+        return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
     def state_dict(self) -> dict[str, Any]:
         """The exemplars' ids; budget and seed stand in the config."""
         return {"ids": self._images.ids.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any], train: ImageSet) -> None:
-        """Find the exemplars again among ``train``, the training images of all tasks."""
+        """Find the exemplars again among ``train``, the training images of all tasks.
+
+        Raises:
+            UserError: some are no longer there.
+        """
         position = {sample: row for row, sample in enumerate(train.ids.tolist())}
+        lost = [sample for sample in state["ids"] if sample not in position]
+        if lost:
+            raise UserError(
+                f"{len(lost)} exemplars of the memory are no longer in the data: put the images back,"
+                " or start a new run"
+            )
         self._images = train.select(np.array([position[sample] for sample in state["ids"]], dtype=np.int64))

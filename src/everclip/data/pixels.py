@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import logging
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from everclip.data.images import ImageSet, Store
+
+log = logging.getLogger("everclip")
+# We refuse what Pillow only warns of; its warning cannot be caught in several threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _UNKNOWN, _GOOD, _BROKEN = 0, 1, 2
 
@@ -67,11 +73,13 @@ class Pixels:
     def _decode(self, row: int) -> NDArray[np.uint8] | str:
         """The picture as uint8 ``[3, size, size]``, or why there is none."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(self.store.read(row))) as image:
-                    image.load()
-                    small = self._transform(to_rgb(image))
+            with Image.open(io.BytesIO(self.store.read(row))) as image:
+                if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                    return f"too large: {image.width} x {image.height} pixels"
+                image.load()
+                small = self._transform(to_rgb(image))
+        except UnidentifiedImageError:
+            return "no image format that Pillow knows"
         except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
@@ -84,8 +92,7 @@ class Pixels:
         fresh: dict[int, Tensor] = {}
         for row, result in zip(missing.tolist(), run(self._decode, missing.tolist()), strict=True):
             if isinstance(result, str):
-                self.broken[row] = result
-                self._state[row] = _BROKEN
+                self._break(row, result)
             elif self.cached:
                 self._table[row] = torch.from_numpy(result)
                 self._state[row] = _GOOD
@@ -112,6 +119,18 @@ class Pixels:
         for start in range(0, len(rows), 64):
             self.load(rows[start : start + 64])
             step(min(64, len(rows) - start))
+
+    def _break(self, row: int, reason: str) -> None:
+        log.info("skipped %s: %s", self.store.keys[row], reason)
+        self.broken[row] = reason
+        self._state[row] = _BROKEN
+
+    def mark_broken(self, skipped: Mapping[str, str]) -> None:
+        """Take over what an interrupted run has found: path -> reason."""
+        row_of = {key: row for row, key in enumerate(self.store.keys)}
+        for key, reason in skipped.items():
+            if key in row_of and row_of[key] not in self.broken:
+                self._break(row_of[key], reason)
 
     def skipped(self) -> dict[str, str]:
         """Relative path -> reason, for every image found broken so far."""

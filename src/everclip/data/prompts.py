@@ -95,6 +95,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     names = {folder: clean(folder) for folder in folders}
     for number, line in enumerate(lines, 1):
         folder, tab, name = line.partition("\t")
+        folder = folder if folder in names else clean(folder)  # names may be known only as they read
         if not tab or not name.strip() or folder not in names:
             raise UserError(
                 f'line {number} of {path} is "{line}": write "folder<TAB>name" with one of the class folders'

@@ -47,6 +47,8 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    uses_memory: ClassVar[bool] = True
+    """Whether exemplars are kept for it at all."""
     one_task: bool = False
     """Whether all tasks are learned at once (joint training); set on the instance."""
 

@@ -21,6 +21,8 @@ class ZeroShot(Method):
     class Config(MethodConfig):
         """No options."""
 
+    uses_memory = False
+
     def phases(self, task: Task) -> list[Phase]:
         return []
 
