@@ -208,3 +208,26 @@ def test_evaluate_says_what_it_does_otherwise(
 def test_a_module_that_is_no_source() -> None:
     with pytest.raises(UserError, match=r'module "os.path" is no data source'):
         data.load("os.path:x")
+
+
+def test_a_class_without_test_images_gets_a_report(tmp_path: Path, folder: Path, tokens: list[str]) -> None:
+    for path in (folder / "test" / "red").iterdir():
+        path.unlink()
+    assert main(["train", *tokens, "scenario.tasks=2", "train.steps=1", f"out={tmp_path / 'run'}"]) == 0
+    assert "green" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_folder_given_without_its_source(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="write data=imagefolder:photos or domainfolder:photos"):
+        data.load("photos")
+
+
+@pytest.mark.parametrize("size", ["0", "-5", "100000"])
+def test_image_sizes_are_bounded(
+    folder: Path, toy: str, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", toy, "--data", f"imagefolder:{folder}", f"--image-size={size}"]) == 2
+    assert "write a whole number from 16 to 4096" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_unchanged(tokens: list[str], to
     with pytest.raises(RunError) as error:
         update.step({"loss": loss}, "at step 1 of task 1", [3, 4])
     assert str(error.value) == (
-        "the loss or its gradient is nan at step 1 of task 1 (image ids 3, 4): lower train.lr, or set train.clip_norm"
+        "the loss or its gradient is nan at step 1 of task 1 (ids of its first images: 3, 4): lower train.lr"
     )
     assert all(torch.equal(value, before[key]) for key, value in clip.state_dict().items())
 

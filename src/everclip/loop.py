@@ -53,6 +53,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
         RunError: the loss is not finite, or no image can be read.
     """
     lab = _start(run, progress)
+    progress.say(f"run directory: {run.path}")
     tasks, method, memory, loader, clip = lab.plan.tasks, lab.method, lab.memory, lab.loader, lab.clip
     for task in tasks[lab.record.stages :]:
         lab.record.begin_stage()

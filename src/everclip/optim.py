@@ -94,8 +94,9 @@ class Update:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm or math.inf)
         if not math.isfinite(value := (total + norm).item()):
             raise RunError(
-                f"the loss or its gradient is {value} {where} (image ids {', '.join(map(str, ids))}):"
-                " lower train.lr, or set train.clip_norm"
+                f"the loss or its gradient is {value} {where} (ids of its first images: "
+                f"{', '.join(map(str, [*ids][:3]))}): lower train.lr"
+                + ("" if self.train.clip_norm else ", or set train.clip_norm=1")
             )
         self.optimizer.step()
         with torch.no_grad():

@@ -40,6 +40,8 @@ def evaluate(run: str, *, data: str | None = None, image_size: int | None = None
     json
         Print one JSON object.
     """
+    if image_size is not None and not 16 <= image_size <= 4096:
+        raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
     result = measure(run, data, image_size)
     if json:
         print(json_module.dumps(result, ensure_ascii=False, indent=2))

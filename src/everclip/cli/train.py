@@ -60,7 +60,6 @@ def run_here(run: Run, json: bool) -> None:
 
         try:
             with Progress() as progress:
-                progress.say(f"run directory: {run.path}")
                 results = train_run(run, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(

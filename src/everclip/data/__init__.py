@@ -37,6 +37,10 @@ def load(
         raise UserError(
             f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
         )
+    if Path(spec).is_dir() and name not in plugins.names("data/sources"):
+        raise UserError(
+            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
+        )
     source = plugins.load("data/sources", name)
     if "load" not in vars(source):
         raise UserError(f'module "{name}" is no data source: it has no function load(argument, kind)')

@@ -20,7 +20,12 @@ def checked_root(argument: str | None, source: str, layout: str) -> Path:
     if not argument:
         raise UserError(f'data "{source}" needs a folder: write data={source}:/path ({layout})')
     root = Path(os.path.expanduser(argument))
-    if not root.exists():
+    try:
+        there = root.exists()
+    except OSError as error:
+        _unreadable(error)
+        raise
+    if not there:
         raise UserError(f"data folder {root} does not exist: give a folder with {layout}")
     if not root.is_dir():
         raise UserError(f"data folder {root} is a file: give a folder with {layout}")
@@ -34,9 +39,15 @@ def subfolders(folder: Path) -> list[str]:
         _check_text(names, str(folder))
         return names
     except OSError as error:
-        raise UserError(
-            f"folder {folder} cannot be read ({error.strerror}): check its permissions"
-        ) from error
+        _unreadable(error)
+        raise
+
+
+def _unreadable(error: OSError) -> None:
+    """Raises UserError for a folder that cannot be listed."""
+    raise UserError(
+        f"folder {error.filename} cannot be read ({error.strerror}): check its permissions"
+    ) from error
 
 
 def _check_text(names: Sequence[str], folder: str) -> None:
@@ -58,7 +69,7 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
     and found broken when they are read.
     """
     found: list[str] = []
-    for path, folders, files in os.walk(root / folder):
+    for path, folders, files in os.walk(root / folder, onerror=_unreadable):
         _check_text([*folders, *files], path)
         names = files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
         folders[:] = sorted(name for name in folders if not _hidden(name) and name not in names)

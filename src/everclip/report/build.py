@@ -237,10 +237,11 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _per_class(run: RunData) -> list[Json]:
-    """Rows of the per-class table, worst last accuracy first."""
+    """Rows of the per-class table, worst last accuracy first; classes without test images are left out."""
     rows = [
         row | {"change": row["last"] - row["zero_shot"], "since": row["last"] - row["after_learning"]}
         for row in run.results.get("per_class", [])
+        if row["last"] is not None
     ]
     return sorted(rows, key=lambda row: (row["last"], row["change"], row["class"]))
 
