@@ -140,9 +140,9 @@ class Contrastive(Method):
             old.to(fresh), seen[:, None].to(fresh.device), fresh, self._gamma(batch, fresh)
         ).masked_fill(~active[:, None], 0)
         self.estimators.set(batch.ids[active.cpu()], log_u[active])
-        self._learn_temperature(
-            batch, contrastive.temperature_gradient(losses, log_u, among, tau, options.rho), active
-        )
+        if options.temperature != "fixed" and active.any():
+            slope = contrastive.temperature_gradient(losses, log_u, among, tau, options.rho)
+            self._learn_temperature(batch, slope, active)
         self.last = {}
         if active.any():
             self.last = {"log_u_mean": log_u[active].mean().item(), "log_u_max": log_u[active].max().item()}
@@ -174,8 +174,6 @@ class Contrastive(Method):
     ) -> None:
         """A step down the objective's gradient in tau; this batch has used the old one."""
         options = self.options
-        if options.temperature == "fixed" or not active.any():
-            return
         low, high = options.temperature_min, options.temperature_max
         if options.temperature == "learnable":
             tau = self.get_buffer("tau")
