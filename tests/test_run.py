@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from everclip.cli.evaluate import measure
-from everclip.data.loader import Phase
+from everclip.data.loader import Loader, Phase
+from everclip.data.pixels import Pixels
 from everclip.errors import RunError, UserError
 from everclip.evaluate import Scores
 from everclip.models import zoo
@@ -279,3 +281,37 @@ def test_scores() -> None:
     top = scores.top(3, 2, k=2)
     assert top["top"].tolist() == [[5, 7], [3, 5], [5, 7]]
     assert top["margin"].tolist() == pytest.approx([0.4, 0.4, 0.6])
+
+
+def test_centred_features_are_those_of_the_first_task_and_outlive_a_stop(
+    tmp_path: Path, tokens: list[str], toy: str
+) -> None:
+    words = [*tokens, "center=true"]
+    whole = run(tmp_path / "whole", *words)
+    plain = run(tmp_path / "plain", *tokens)
+    assert (whole["center"], plain["center"]) == (True, False)
+    assert whole["zero_shot"] == plain["zero_shot"]
+    plan, clip, _ = open_run(tmp_path / "whole")
+    first = zoo.load(toy)
+    pixels = Pixels(plan.data.train.store, first.eval_transform, first.image_size, 1 << 20, 0)
+    batches = [*Loader(pixels, 8).plain(plan.tasks[0].train)]
+    with torch.inference_mode():
+        mean = torch.cat([first.encode_image(first.normalise(batch.images)) for batch in batches]).mean(0)
+    saved = json.loads((tmp_path / "whole/checkpoints/stage-002/open_clip_config.json").read_text())
+    assert clip.centered
+    assert saved["image_center"] == pytest.approx(mean.tolist(), abs=1e-6)
+    for name in ("results.json", "checkpoints/stage-002"):
+        path = tmp_path / "whole" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert timeless(run(tmp_path / "whole", *words)) == timeless(whole)
+
+
+@pytest.mark.parametrize("method", ["gcl", "gdro"])
+def test_class_losses_are_logged_for_the_classes_met(tmp_path: Path, tokens: list[str], method: str) -> None:
+    run(tmp_path / "run", *tokens, f"method={method}", "method.gamma=1")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if line["event"] == "class_losses"]
+    assert len(losses) == sum(line["event"] == "step" for line in lines)
+    start = next(line for line in lines if line["event"] == "start")
+    assert set(losses[0]["losses"]) == set(start["tasks"][0]["classes"])
+    assert set(losses[-1]["losses"]) <= set(start["classes"])

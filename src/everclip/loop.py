@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from everclip.data.loader import Loader, Phase
 from everclip.data.memory import Memory
@@ -27,8 +29,8 @@ from everclip.run import Clock, Run
 
 log = logging.getLogger("everclip")
 
-WEIGHTS_A_STAGE = 20
-"""Lines of class weights in the log per stage, about."""
+LINES_A_STAGE = 20
+"""Lines of class weights and class losses in the log per stage, about."""
 
 
 @dataclass(eq=False)
@@ -72,9 +74,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
             for batch in loader.batches(images, current, phase, task.index, index, steps):
                 _step(lab, update, batch, phase, task)
         if not len(new := loader.pixels.readable(new)):
-            raise RunError(
-                f"not one training image of {task.name} can be read: see the skipped images in run.log"
-            )
+            raise _unreadable(task)
         gone = memory.update(new, len(seen(tasks[: task.index + 1])))
         method.drop(gone)
         method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
@@ -125,9 +125,24 @@ def _start(run: Run, progress: Progress) -> Lab:
             [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates
         )
     record.set_zero_shot(evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader))
+    if config.center and not clip.centered:
+        clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
     return lab
+
+
+@torch.inference_mode()
+def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]:
+    """Mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
+    features = [clip.encode_image(clip.normalise(batch.images)) for batch in loader.plain(task.train)]
+    if not features:
+        raise _unreadable(task)
+    return torch.cat(features).mean(0)
+
+
+def _unreadable(task: Task) -> RunError:
+    return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")
 
 
 def _step(lab: Lab, update: Update, batch: Any, phase: Phase, task: Task) -> None:
@@ -154,12 +169,21 @@ def _step(lab: Lab, update: Update, batch: Any, phase: Phase, task: Task) -> Non
         images_per_second=round(record.images_per_second(), 1),
         diagnostics=method.diagnostics(),
     )
-    if (update.done - 1) % max(1, update.steps // WEIGHTS_A_STAGE) == 0 and (
-        weights := method.class_weights()
-    ):
-        names = {lab.plan.prompts.names[label]: weight for label, weight in weights.items()}
-        lab.run.log("class_weights", stage=task.index, global_step=record.optimizer_steps - 1, weights=names)
+    if (update.done - 1) % max(1, update.steps // LINES_A_STAGE) == 0:
+        _log_classes(lab, task)
     lab.progress.step(f"loss {sum(losses.values()):.4f}")
+
+
+def _log_classes(lab: Lab, task: Task) -> None:
+    """A line of class weights and one of class losses, where the method has any."""
+    where = {"stage": task.index, "global_step": lab.record.optimizer_steps - 1}
+    for event, name, values in (
+        ("class_weights", "weights", lab.method.class_weights()),
+        ("class_losses", "losses", lab.method.class_losses()),
+    ):
+        if values:
+            named = {lab.plan.prompts.names[label]: value for label, value in values.items()}
+            lab.run.log(event, **where, **{name: named})
 
 
 def _close_stage(lab: Lab, task: Task, line: dict[str, Any]) -> None:

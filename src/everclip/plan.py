@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from everclip.methods._base import Method, Phase
 
 log = logging.getLogger("everclip")
 
+TUNING_TASKS = 2
+"""Tasks that tuning sees."""
 SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
 """A trial run: so many tasks, images of each part of a task, and steps a phase."""
 
@@ -42,30 +44,45 @@ class Plan:
         """
         scenario = config.scenario
         source = data.load(config.data, scenario.kind, config.classnames, config.templates)
+        if scenario.validation is not None:
+            source = source.holding_out(scenario.validation)
         if scenario.kind == "class-incremental":
             tasks = class_incremental(source, scenario.tasks, scenario.order)
         else:
             tasks = domain_incremental(source, scenario.order)
         prompts = Prompts(source.class_names, source.templates, config.train.captions)
         method = methods.build(config, prompts)
+        if scenario.validation is not None:
+            tasks = tasks[:TUNING_TASKS]
         if config.smoke:
             tasks = [_trim(task) for task in tasks[:SMOKE_TASKS]]
         if method.one_task:
             tasks = merge(tasks)
-        _check(config, tasks, source.class_names)
-        return cls(config, source, tasks, prompts, method)
+        plan = cls(config, source, tasks, prompts, method)
+        _check(plan)
+        return plan
 
     def class_names(self) -> list[list[str]]:
         """Names of each task's classes: what a run goes on with must be what it began with."""
         return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
 
+    def budget(self) -> int | Literal["all"]:
+        """Exemplars to keep: none where the method has no use for them.
+
+        Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
+        it will when all classes are seen.
+        """
+        budget = self.config.memory.budget
+        if not self.method.uses_memory or self.method.one_task:
+            return 0
+        if budget == "all" or self.config.scenario.validation is None:
+            return budget
+        return budget * len(seen(self.tasks)) // len(self.data.class_names)
+
     def empty_memory(self) -> Memory:
-        """The memory before the first task; one that keeps nothing where the method has no use for it."""
-        nothing = np.zeros(0, dtype=np.int64)
-        used = self.method.uses_memory and not self.method.one_task
-        return Memory(
-            self.config.memory.budget if used else 0, self.config.seed, self.data.train.select(nothing)
-        )
+        """The memory before the first task."""
+        nothing = self.data.train.select(np.zeros(0, dtype=np.int64))
+        return Memory(self.budget(), self.config.seed, nothing)
 
     def steps(self, phase: Phase, images: int) -> int:
         """Optimizer steps of a phase on this many images."""
@@ -94,9 +111,10 @@ def _trim(task: Task) -> Task:
     )
 
 
-def _check(config: Config, tasks: Sequence[Task], names: Sequence[str]) -> None:
+def _check(plan: Plan) -> None:
     """Refuse tasks that cannot be learned or tested; say what is legal and probably not meant."""
-    classes, budget = seen(tasks), config.memory.budget
+    config, tasks, names = plan.config, plan.tasks, plan.data.class_names
+    classes, budget = seen(tasks), plan.budget()
     if budget != "all" and 0 < budget < len(classes):
         log.warning(
             "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"

@@ -197,7 +197,9 @@ class Record:
             "state_bytes": method.state_bytes(),
             "optimizer_steps": self.optimizer_steps,
             "samples_seen": self.samples_seen,
-            "tuned_on": None,
+            "center": config.center,
+            "validation": config.scenario.validation,
+            "tuned_on": config.tuned_on,
             "skipped_images": list(pixels.skipped()),
         }
 

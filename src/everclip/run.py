@@ -51,11 +51,11 @@ def _difference(before: Config, now: Config) -> str:
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
 
 
-def default_path(config: Config) -> Path:
-    """``runs/DATE_data_method_mM_sS`` for a config without ``out``."""
+def default_path(config: Config, what: str = "") -> Path:
+    """``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
     data = "".join(c if c.isalnum() or c in "-." else "-" for c in config.data.rstrip("/").rsplit("/", 1)[-1])
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}_{data}_{config.method.name}_m{config.memory.budget}_s{config.seed}"
+    name = f"{stamp}{what and '_' + what}_{data}_{config.method.name}_m{config.memory.budget}_s{config.seed}"
     path = Path("runs") / name
     number = 2
     while path.exists():

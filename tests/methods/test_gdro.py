@@ -49,7 +49,7 @@ def per_image(s: Tensor, labels: Tensor) -> Tensor:
 
 def class_losses(method: Gdro, *labels: int) -> list[float]:
     """s_k of classes that have one."""
-    values, seen = method.class_losses.get(labels)
+    values, seen = method.group_losses.get(labels)
     assert seen.all()
     return values[:, 0].tolist()
 
@@ -218,7 +218,7 @@ def test_a_batch_of_one_class_changes_nothing(clip: Clip) -> None:
     value, gradient = step(method, cosines(2, 0), batch([1, 1]))
     assert value == 0
     assert torch.equal(gradient, torch.zeros(2, 2, dtype=torch.float64))
-    assert (len(method.estimators), len(method.class_losses)) == (0, 0)
+    assert (len(method.estimators), len(method.group_losses)) == (0, 0)
     assert method.class_weights() == {0: 0, 1: 0}
 
 
@@ -245,3 +245,15 @@ def test_restored_method_takes_a_bit_equal_step(clip: Clip) -> None:
     assert torch.equal(gradient, same)
     assert method.class_weights() == copy.class_weights()
     assert step(fresh, cosines(4, 1), on)[0] != value
+
+
+def test_class_losses_are_means_since_the_last_call(clip: Clip) -> None:
+    method, labels = gdro(clip, [0, 0, 1, 5]), torch.tensor([0, 0, 1])
+    expected = per_image(similarity(), labels)
+    step(method, similarity(), batch([0, 0, 1]))
+    step(method, similarity(), batch([0, 0, 1], ids=[3, 4, 5]))
+    losses = method.class_losses()
+    assert losses == pytest.approx({0: expected[:2].mean().item(), 1: expected[2].item()}, abs=1e-7)
+    assert method.class_losses() == {}
+    step(method, similarity(), batch([1, 1, 1]))
+    assert method.class_losses() == {}, "a pair without negatives has no loss"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.toy import MODEL_CFG, toy_clip
@@ -217,3 +218,29 @@ def test_features_equal_open_clips_normalised_output(clip: Clip, folder: Path) -
     images = clip.normalise(pixels())
     expected = F.normalize(model.visual(images), dim=-1)
     torch.testing.assert_close(clip.encode_image(images), expected, atol=1e-6, rtol=0)
+
+
+def test_a_centre_is_subtracted_saved_and_ignored_by_open_clip(
+    clip: Clip, folder: Path, tmp_path: Path
+) -> None:
+    centred = copy.deepcopy(clip)
+    images = clip.normalise(pixels())
+    plain = clip.encode_image(images)
+    mean = plain.detach().mean(0)
+    centred.center_images(mean)
+    assert (centred.centered, clip.centered) == (True, False)
+    torch.testing.assert_close(centred.encode_image(images), F.normalize(plain - mean, dim=-1))
+    centred.save(tmp_path / "saved")
+    again = zoo.load(f"local-dir:{tmp_path / 'saved'}")
+    assert torch.equal(again.encode_image(images), centred.encode_image(images))
+    model: Any = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}")
+    torch.testing.assert_close(model.encode_image(images, normalize=True), plain, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("mean", [[1.0, float("nan")], "half", {"x": 1.0}, [None]])
+def test_a_centre_that_is_none_is_refused(clip: Clip, tmp_path: Path, mean: Any) -> None:
+    clip.save(tmp_path)
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_center": mean}))
+    with pytest.raises(UserError, match="image_center is no list of numbers"):
+        zoo.load(f"local-dir:{tmp_path}")

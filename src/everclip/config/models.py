@@ -87,6 +87,14 @@ class Scenario(Section):
         " all names in order; of domains: all names in order, else as given by the data set",
     )
 
+    validation: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="for tuning: the first two tasks alone, tested on this share of their training images; the test"
+        " set is never read",
+    )
+
     @field_validator("tasks", "order")
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
@@ -176,6 +184,11 @@ class Config(Section):
     classnames: Text | None = Field(
         default=None, description="file with the classes' readable names; none: the data set's"
     )
+    center: bool = Field(
+        default=False,
+        description="subtract from image features their mean over the first task's training images, and make them"
+        " unit length again",
+    )
     device: str = Field(
         default="auto",
         description="where to compute; auto is the GPU if there is one",
@@ -188,6 +201,9 @@ class Config(Section):
     smoke: bool = Field(
         default=False,
         description="a trial run: the first two tasks, 32 images of each part, two steps a phase",
+    )
+    tuned_on: Text | None = Field(
+        default=None, description="for the record: what the settings were chosen on; everclip tune writes it"
     )
     out: Text | None = Field(default=None, description="the run directory; none: runs/DATE_data_method_mM_sS")
     method: MethodChoice = Field(default=MethodChoice(), description="the method and its options")

@@ -160,6 +160,21 @@ class Dataset:
     templates: tuple[str, ...]
     held_out: bool = False
 
+    def holding_out(self, share: float) -> Dataset:
+        """The data set with part of its training images in place of its test images, which are left out.
+
+        Of each class in each domain ``share`` is held out, rounded, but at least one image and never all; of a single
+        image none. Which ones depends on their ids alone.
+        """
+        held = np.zeros(len(self.train), dtype=bool)
+        priority = np.array([hash64("validation", sample) for sample in self.train.ids.tolist()])
+        pairs = np.stack([self.train.labels, self.train.domains])
+        for pair in np.unique(pairs, axis=1).T:
+            where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
+            count = min(max(1, round(share * len(where))), len(where) - 1)
+            held[where[np.argsort(priority[where])[:count]]] = True
+        return replace(self, train=self.train.select(~held), test=self.train.select(held))
+
     def whole(self) -> ImageSet:
         """The images to test on when the data set is given for testing: its test part, or all of a bare folder."""
         return self.train + self.test if self.held_out else self.test

@@ -105,6 +105,10 @@ class Method(nn.Module, ABC):
         """Label -> weight of its loss at the last step, for methods that reweight classes."""
         return {}
 
+    def class_losses(self) -> dict[int, float]:
+        """Label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
+        return {}
+
     # Between tasks ----------------------------------------------------------------------------------------------
 
     def tables(self) -> dict[str, SampleTable]:

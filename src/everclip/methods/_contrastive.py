@@ -96,6 +96,7 @@ class Contrastive(Method):
             self.register_buffer("tau", torch.tensor(config.tau))
         self.last: dict[str, float] = {}
         self._carried: set[int] = set()
+        self._sums = torch.zeros(2, len(prompts.names))  # by class: of losses, and how many
 
     def phases(self, task: Task) -> list[Phase]:
         return [Phase(sampler=self.options.sampling)]
@@ -105,6 +106,7 @@ class Contrastive(Method):
         if not self.options.carry_over:
             self.estimators, self.temperatures = SampleTable(2), SampleTable(1)
         self._carried = set(self.estimators.ids().tolist())
+        self._sums = torch.zeros(2, len(self.prompts.names), device=clip.device)
 
     def tables(self) -> dict[str, SampleTable]:
         return {"estimators": self.estimators, "temperatures": self.temperatures}
@@ -118,6 +120,11 @@ class Contrastive(Method):
 
     def diagnostics(self) -> dict[str, float]:
         return self.last
+
+    def class_losses(self) -> dict[int, float]:
+        sums, counts = self._sums.tolist()
+        self._sums.zero_()
+        return {label: total / n for label, (total, n) in enumerate(zip(sums, counts, strict=True)) if n}
 
     def compare(self, features: Mapping[str, Tensor], batch: Batch) -> Pairs:
         """Compare each pair with its negatives, and mix the batch's means into the moving averages (equation 4).
@@ -148,7 +155,10 @@ class Contrastive(Method):
             self.last = {"log_u_mean": log_u[active].mean().item(), "log_u_max": log_u[active].max().item()}
         if options.temperature != "fixed":
             self.last["tau_mean"] = float(tau.mean()) if isinstance(tau, Tensor) else tau
-        return Pairs(losses, among, log_u, tau, contrastive.objective(log_u, tau), active)
+        value = contrastive.objective(log_u, tau)
+        met = torch.stack([value, torch.ones_like(value)])[:, active]
+        self._sums.index_add_(1, batch.labels[active], met.to(self._sums))
+        return Pairs(losses, among, log_u, tau, value, active)
 
     def _gamma(self, batch: Batch, like: Tensor) -> float | Float[Tensor, "b 1"]:
         """The rate of the moving averages; a schedule spares what was carried over from earlier tasks."""

@@ -71,20 +71,20 @@ class Gdro(Contrastive):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.class_losses = SampleTable(1)
+        self.group_losses = SampleTable(1)
         self.adversary = SampleTable(1)
         self._groups = self._counts = torch.zeros(0, dtype=torch.int64)
         self._class_counts = torch.zeros(len(prompts.names), dtype=torch.int64)
         self._p = torch.zeros(0)
 
     def tables(self) -> dict[str, SampleTable]:
-        return super().tables() | {"class_losses": self.class_losses, "adversary": self.adversary}
+        return super().tables() | {"group_losses": self.group_losses, "adversary": self.adversary}
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Count the images of each group, of the task and of the memory."""
         super().begin_task(clip, task, train)
         if not self.config.carry_over:
-            self.class_losses, self.adversary = SampleTable(1), SampleTable(1)
+            self.group_losses, self.adversary = SampleTable(1), SampleTable(1)
         current = torch.from_numpy(np.isin(train.ids, task.train.ids))
         groups = self._group(torch.from_numpy(train.labels), torch.from_numpy(train.domains), current)
         self._groups, self._counts = (part.to(clip.device) for part in groups.unique(return_counts=True))
@@ -115,10 +115,10 @@ class Gdro(Contrastive):
         """Mix the batch's group means into s_k, and take p in closed form; returns F (equation 6)."""
         if len(values):
             present, fresh = dro.group_means(values, groups)
-            old, seen = self.class_losses.get(present)
+            old, seen = self.group_losses.get(present)
             rate = torch.where(seen, self.config.gamma_class, 1.0)
-            self.class_losses.set(present, (old[:, 0] + rate * (fresh.cpu() - old[:, 0]))[:, None])
-        losses, active = self.class_losses.get(self._groups)
+            self.group_losses.set(present, (old[:, 0] + rate * (fresh.cpu() - old[:, 0]))[:, None])
+        losses, active = self.group_losses.get(self._groups)
         self._p.zero_()
         if not active.any():
             return torch.zeros(())

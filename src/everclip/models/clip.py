@@ -18,6 +18,7 @@ from torchvision.transforms import Compose, Normalize
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+CENTER = "image_center"  # key of the config file
 _TEXT_CHUNK = 256  # prompts per forward pass: bounds the memory of a thousand classes with eighty templates
 _LOGIT_PARAMETERS = {"logit_scale", "logit_bias"}
 
@@ -58,6 +59,8 @@ class Clip(nn.Module):
         self._std: Tensor
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+        self._center: Tensor | None
+        self.register_buffer("_center", None, persistent=False)
         self.eval_transform: Callable[[Image.Image], Image.Image] = _pil_part(self._preprocess_cfg)
         # fixed (sine-cosine) position embeddings are parameters without gradient: they are never trained
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
@@ -97,7 +100,21 @@ class Clip(nn.Module):
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit-length fp32 features of normalised images."""
-        return F.normalize(self.model.encode_image(images).float(), dim=-1)
+        features = F.normalize(self.model.encode_image(images).float(), dim=-1)
+        return features if self._center is None else F.normalize(features - self._center, dim=-1)
+
+    @property
+    def centered(self) -> bool:
+        """Whether a mean is subtracted from image features."""
+        return self._center is not None
+
+    def center_images(self, mean: Float[Tensor, " d"] | Sequence[float]) -> None:
+        """From here on subtract ``mean``, that of unit-length image features, before features are made unit length.
+
+        CLIP's image features lie in a narrow cone (Liang et al. 2022, https://arxiv.org/abs/2203.02053); with their
+        mean gone, cosines spread. ``save`` keeps the mean in the config file, where plain open_clip ignores it.
+        """
+        self._center = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
 
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p d"]:
         """Unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
@@ -156,7 +173,9 @@ class Clip(nn.Module):
         if self._hf_text is not None:
             self._hf_text.config.save_pretrained(folder)
             _drop_path(folder / "config.json", "_name_or_path")
-        config = {"model_cfg": self._model_cfg, "preprocess_cfg": vars(self._preprocess_cfg)}
+        config: dict[str, Any] = {"model_cfg": self._model_cfg, "preprocess_cfg": vars(self._preprocess_cfg)}
+        if self._center is not None:
+            config[CENTER] = self._center.tolist()
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         # copies: safetensors refuses channels-last strides and tensors that share memory (tied embeddings)
         weights = {

@@ -2,6 +2,7 @@
 directory.
 """
 
+import json
 import logging
 import math
 import socket
@@ -26,7 +27,7 @@ from torch import nn
 from everclip.errors import UserError, suggest
 from everclip.models import lite
 from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
-from everclip.models.clip import CONFIG_FILE, Clip, input_side, is_convolutional
+from everclip.models.clip import CENTER, CONFIG_FILE, Clip, input_side, is_convolutional
 
 __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 
@@ -159,7 +160,20 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
         _allow(spec, model.visual, image_size)
         model.visual.image_size = (image_size, image_size)
     vision["image_size"] = input_side(model.visual)
-    return Clip(model, model_cfg, open_clip.get_tokenizer(source), spec)
+    clip = Clip(model, model_cfg, open_clip.get_tokenizer(source), spec)
+    if source.startswith(_LOCAL):
+        _restore_center(clip, Path(source.removeprefix(_LOCAL)) / CONFIG_FILE)
+    return clip
+
+
+def _restore_center(clip: Clip, file: Path) -> None:
+    """Take the mean of image features from a folder that has one. Raises ValueError where it is none."""
+    mean = json.loads(file.read_text(encoding="utf-8")).get(CENTER)
+    if mean is None:
+        return
+    if not isinstance(mean, list) or not all(isinstance(x, float) and math.isfinite(x) for x in mean):
+        raise ValueError(f"{CENTER} is no list of numbers")
+    clip.center_images(mean)
 
 
 def _allow(spec: str, visual: nn.Module, image_size: int) -> None:

@@ -1,0 +1,50 @@
+"""everclip tune: choose settings on a validation share of the first two tasks."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everclip.run import Run
+
+
+def tune(*tokens: str, json: bool = False) -> None:
+    """Choose settings on a validation share of the first two tasks; the test set is never read.
+
+    Parameters
+    ----------
+    tokens
+        A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is searched,
+        one key after another. Without one, the learning rates of both towers are.
+    json
+        Print JSON.
+    """
+    from everclip import tune as tuning
+    from everclip.config import load_config, resolve
+    from everclip.errors import UserError
+    from everclip.run import default_path
+
+    fixed, _ = tuning.split(tokens)
+    config = resolve(load_config(fixed))
+    if config.method.name == "zero_shot":
+        raise UserError("zero_shot trains nothing, so there is nothing to tune: write another method")
+    out = Path(config.out).expanduser() if config.out else default_path(config, "tune")
+    words = [token for token in tokens if not token.startswith("out=")]
+    choice = tuning.tune(words, out, _train, lambda line: print(line, file=sys.stderr))
+    if json:
+        found = {"values": choice.values, "tuned_on": choice.config.tuned_on, "tried": choice.tried}
+        print(json_module.dumps(found, ensure_ascii=False, indent=2))
+        return
+    print("chosen: " + " ".join(f"{key}={value}" for key, value in choice.values.items()))
+    print(f"everclip train {out}/tuned.toml")
+
+
+def _train(run: Run) -> dict[str, Any]:
+    from everclip.loop import train
+    from everclip.progress import Progress
+
+    with Progress() as progress:
+        return train(run, progress)

@@ -1,0 +1,147 @@
+"""Tuning: what is searched, what is seen, and what is recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from everclip import tune as tuning
+from everclip.cli.app import main
+from everclip.config import load_config, resolve
+from everclip.data.images import FileStore, build
+from everclip.errors import RunError
+from everclip.loop import train
+from everclip.plan import Plan
+from everclip.progress import Progress
+from everclip.run import Run
+from tests.running import run
+
+SMALL = ["scenario.tasks=3", "train.steps=2", "train.batch_size=8", "memory.budget=12", "device=cpu"]
+
+
+@pytest.fixture
+def tokens(toy: str, photos: str) -> list[str]:
+    return [f"data={photos}", f"model={toy}", *SMALL, "method=gcl"]
+
+
+def trained(opened: Run) -> dict[str, Any]:
+    return train(opened, Progress())
+
+
+def test_only_what_decides_how_a_run_learns_is_searched() -> None:
+    fixed, search = tuning.split(
+        [
+            "data=imagefolder:/a,b",
+            "train.lr=1e-4, 3e-4",
+            "scenario.tasks=[3,3]",
+            "method.tau=0.02,0.05",
+            "seed=1",
+        ]
+    )
+    assert search == {"train.lr": ["1e-4", "3e-4"], "method.tau": ["0.02", "0.05"]}
+    assert fixed == ["data=imagefolder:/a,b", "scenario.tasks=[3,3]", "seed=1"]
+
+
+def test_the_search_where_none_is_given() -> None:
+    search = tuning.default_search(resolve(load_config(["train.lr=1e-5", "train.lr_text=2e-6"])))
+    assert search == {
+        "train.lr": ["1e-06", "3e-06", "1e-05", "3e-05"],
+        "train.lr_text": ["0", "2e-07", "6e-07", "2e-06", "6e-06"],
+    }
+
+
+def test_held_out_images_are_training_images_of_every_class_and_domain() -> None:
+    labels, domains = np.repeat([0, 0, 1, 1], 10), np.repeat([0, 1, 0, 1], 10)
+    labels, domains = np.append(labels, 2), np.append(domains, 0)  # and a class of one image
+    keys = [f"{n}.png" for n in range(2 * len(labels))]
+    is_test = np.arange(len(keys)) >= len(labels)
+    columns = [np.concatenate([part, part]).tolist() for part in (labels, domains)]
+    store, names = FileStore(Path(), keys), (["a", "b", "c"], ["d", "e"])
+    whole = build("x", store, columns[0], columns[1], is_test.tolist(), *names, ["{}"])
+    part = whole.holding_out(0.2)
+    assert len(part.test) == 4 * 2
+    assert sorted([*part.train.ids, *part.test.ids]) == sorted(whole.train.ids)
+    assert np.unique(np.stack([part.test.labels, part.test.domains]), axis=1).shape == (2, 4)
+    assert part.train.counts(3).tolist() == [16, 16, 1]
+    again = whole.holding_out(0.2)
+    assert again.test.ids.tolist() == part.test.ids.tolist()
+    assert len(whole.holding_out(0.001).test) == 4
+    assert whole.holding_out(0.999).train.counts(3).tolist() == [2, 2, 1]
+
+
+def test_a_validation_plan_has_two_tasks_and_no_test_image(tokens: list[str]) -> None:
+    whole, part = (
+        Plan.of(resolve(load_config([*tokens, *more]))) for more in ([], ["scenario.validation=0.5"])
+    )
+    assert len(part.tasks) == 2
+    tests = set(whole.data.test.ids.tolist())
+    for task, full in zip(part.tasks, whole.tasks, strict=False):
+        assert task.classes == full.classes
+        assert not tests & {*task.train.ids.tolist(), *task.test.ids.tolist()}
+        assert len(task.train) + len(task.test) == len(full.train)
+    # 12 exemplars for six classes are two a class, and so are 8 for the four that tuning sees
+    assert (whole.budget(), part.budget()) == (12, 8)
+    assert (
+        Plan.of(resolve(load_config([*tokens[:-1], "method=joint", "scenario.validation=0.5"]))).budget() == 0
+    )
+
+
+def test_tune_chooses_continues_and_writes_a_config(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tune"
+    words = ["tune", *tokens, "train.lr=1e-5,1e-2", "train.lr_text=0,1e-3", f"out={out}"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for key, scores in found["tried"].items():
+        assert scores[found["values"][key]] == max(scores.values())
+    runs = sorted(path.parent for path in out.glob("*/results.json"))
+    assert len(runs) == 4
+    stamps = [(path / "results.json").stat().st_mtime_ns for path in runs]
+    results = json.loads((runs[0] / "results.json").read_text())
+    assert (len(results["tasks"]), results["validation"]) == (2, 0.2)
+    assert main(words) == 0
+    assert f"everclip train {out}/tuned.toml" in capsys.readouterr().out
+    assert [(path / "results.json").stat().st_mtime_ns for path in runs] == stamps
+    config = load_config([str(out / "tuned.toml")])
+    assert config.scenario.validation is None
+    assert config.train.lr == float(found["values"]["train.lr"])
+    assert run(tmp_path / "run", str(out / "tuned.toml"))["tuned_on"] == found["tuned_on"]
+    assert "tasks 1-2, 0.2 of their training images, memory 12, seed 0" in found["tuned_on"]
+
+
+def test_equal_settings_are_trained_once(tmp_path: Path, tokens: list[str]) -> None:
+    opened: list[Path] = []
+
+    def once(here: Run) -> dict[str, Any]:
+        opened.append(here.path)
+        return trained(here)
+
+    words = [*tokens, "scenario.validation=0.4", "train.lr=1e-4,0.0001", "train.augment=none,shift_flip"]
+    choice = tuning.tune(words, tmp_path, once, print)
+    assert len(opened) == 2
+    assert choice.values["train.lr"] == "1e-4"
+    assert choice.config.tuned_on is not None
+    assert "0.4 of their training images" in choice.config.tuned_on
+
+
+def test_a_rate_that_does_not_train_loses(tmp_path: Path, tokens: list[str]) -> None:
+    def fails(here: Run) -> dict[str, Any]:
+        if here.config.train.lr == 1:
+            raise RunError("the loss is nan")
+        return trained(here)
+
+    choice = tuning.tune([*tokens, "train.lr=1.0,1e-4"], tmp_path, fails, print)
+    assert choice.tried["train.lr"]["1.0"] is None
+    assert choice.values == {"train.lr": "1e-4"}
+    with pytest.raises(RunError, match=r"no value of train\.lr trains \(1\.0, 1e0\): try smaller ones"):
+        tuning.tune([*tokens, "train.lr=1.0,1e0"], tmp_path, fails, print)
+
+
+def test_nothing_to_tune(tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *tokens[:-1], "method=zero_shot"]) == 2
+    assert "zero_shot trains nothing" in capsys.readouterr().err
