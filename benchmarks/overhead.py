@@ -1,0 +1,132 @@
+"""What everclip itself costs: its losses beside the towers, its loop beside a hand-written one.
+
+    python -m benchmarks.overhead [--steps 40] [--batch 32]
+
+One thread, the processor's seconds of the process, variants in turn within every round, medians of the rounds'
+ratios. The last line is one JSON object. Model ``lite`` at 96 px on the emoji pictures; goals: losses at most 1 % of forward and
+backward, the loop at most 3 % above the hand-written one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from everclip import loop
+from everclip.config import load_config, resolve
+from everclip.data.loader import Batch, Phase
+from everclip.losses import contrastive
+from everclip.progress import Progress
+from everclip.restore import grow
+from everclip.run import Run
+
+METHODS = ("clip", "gcl", "gdro")
+
+
+def spent(work: Callable[[], object]) -> float:
+    """The processor's seconds of a call."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def prepared(method: str, batch: int, out: Path) -> tuple[loop.Lab, Iterator[Batch]]:
+    """A lab before its first step, and endless batches of its first task's images and those of three others."""
+    words = [f"method={method}", f"train.batch_size={batch}", "device=cpu", "train.steps=100000"]
+    run = Run.open(resolve(load_config([*words, f"out={out}"]))).__enter__()
+    lab = loop._start(run, Progress())  # pyright: ignore[reportPrivateUsage]
+    task = lab.plan.tasks[0]
+    images = sum((t.train for t in lab.plan.tasks[1:4]), task.train)
+    grow(lab.plan, lab.clip, task)
+    lab.method.begin_task(lab.clip, task, images)
+    current = torch.ones(len(images), dtype=torch.bool).numpy()
+    return lab, lab.loader.batches(images, current, Phase(), 0, 0, 100_000)
+
+
+def loss_share(lab: loop.Lab, batches: Iterator[Batch], steps: int) -> float:
+    """Seconds of the loss, its state and its gradient at the features, as a share of forward + backward."""
+    ratios = []
+    for _ in range(steps):
+        batch = next(batches)
+        kept = {}
+
+        def whole(batch: Batch = batch, kept: dict[str, object] = kept) -> None:
+            features = lab.method.encode(lab.clip, batch, Phase())
+            kept["features"] = {name: part.detach().requires_grad_() for name, part in features.items()}
+            torch.stack([part.sum() for part in features.values()]).sum().backward()
+
+        def loss(batch: Batch = batch, kept: dict[str, object] = kept) -> None:
+            terms = lab.method.loss(kept["features"], batch, Phase())  # pyright: ignore[reportArgumentType]
+            lab.method.diagnostics()
+            torch.stack([*terms.values()]).sum().backward()
+
+        towers = spent(whole)
+        ratios.append(spent(loss) / towers)
+        lab.clip.zero_grad()
+    return median(ratios)
+
+
+def loop_ratio(lab: loop.Lab, batches: Iterator[Batch], steps: int) -> float:
+    """Seconds of a step of the loop over those of a plain one that does the same mathematics, in turn."""
+    clip, method, task = lab.clip, lab.method, lab.plan.tasks[0]
+    update = loop.Update(clip, method, Phase(), lab.run.config.train, 100_000)
+    rate = lab.run.config.train.lr
+    assert rate is not None
+    plain = torch.optim.AdamW(update.parameters, lr=rate / 1000, weight_decay=0.0, fused=True)
+    ratios = []
+    for _ in range(steps):
+
+        def ours() -> None:
+            loop._step(lab, update, next(batches), Phase(), task)  # pyright: ignore[reportPrivateUsage]
+
+        def by_hand() -> None:
+            batch = next(batches)
+            image = clip.encode_image(clip.normalise(batch.images))
+            names = [lab.plan.prompts.names[label] for label in batch.labels.tolist()]
+            text = clip.encode_text([f"a photo of a {name}." for name in names])
+            loss = contrastive.clip_loss(image, text, clip.logit_scale.exp())
+            plain.zero_grad()
+            loss.backward()
+            clip_grad_norm_(update.parameters, 1.0)
+            plain.step()
+
+        ratios.append(spent(ours) / spent(by_hand))
+    return median(ratios)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=32)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for method in METHODS:
+            lab, batches = prepared(method, arguments.batch, Path(folder) / method)
+            loss_share(lab, batches, 3)
+            found[f"loss_{method}"] = loss_share(lab, batches, arguments.steps)
+            found[f"loop_{method}"] = loop_ratio(lab, batches, arguments.steps)
+            print(
+                f"{method}: loss {found[f'loss_{method}']:.2%} of forward + backward,"
+                f" loop {found[f'loop_{method}']:.3f} of a plain one with CLIP's loss",
+                flush=True,
+            )
+    machine = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+    print(json.dumps({key: round(value, 5) for key, value in found.items()} | machine | vars(arguments)))
+
+
+if __name__ == "__main__":
+    main()
