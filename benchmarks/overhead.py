@@ -3,7 +3,8 @@
     python -m benchmarks.overhead [--steps 40] [--batch 32]
 
 One thread, the processor's seconds of the process, variants in turn within every round, medians of the rounds'
-ratios. The last line is one JSON object. Model ``lite`` at 96 px on the emoji pictures; goals: losses at most 1 % of forward and
+ratios. The last line is one JSON object. Model ``lite`` at 96 px on the emoji pictures; goals: losses at most 1 % of
+forward and
 backward, the loop at most 3 % above the hand-written one.
 """
 

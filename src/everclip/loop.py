@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from everclip.data.images import ImageSet
 from everclip.data.loader import Loader, Phase
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
@@ -68,6 +70,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
             steps = lab.plan.steps(phase, counts[phase.data])
             if steps == 0:
                 continue
+            method.begin_phase(clip, phase)
             update = Update(clip, method, phase, run.config.train, steps)
             lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
             progress.start(f"{task.name} of {len(tasks)}: {phase.name}", steps)
@@ -75,7 +78,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
                 _step(lab, update, batch, phase, task)
         if not len(new := loader.pixels.readable(new)):
             raise _unreadable(task)
-        gone = memory.update(new, len(seen(tasks[: task.index + 1])))
+        gone = memory.update(new, len(seen(tasks[: task.index + 1])), lambda images: _features(lab, images))
         method.drop(gone)
         method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
         scores = evaluate(
@@ -130,6 +133,14 @@ def _start(run: Run, progress: Progress) -> Lab:
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
     return lab
+
+
+@torch.inference_mode()
+def _features(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
+    """The method's features of readable images, for memory policies that choose by them."""
+    clip = lab.clip
+    rows = [lab.method.features(clip, clip.normalise(batch.images)) for batch in lab.loader.plain(images)]
+    return torch.cat(rows).double().cpu().numpy()
 
 
 @torch.inference_mode()

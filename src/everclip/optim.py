@@ -32,6 +32,7 @@ class Update:
     """
 
     def __init__(self, clip: Clip, method: Method, phase: Phase, train: Train, steps: int) -> None:
+        train = train.model_copy(update=dict(phase.train))
         assert train.lr is not None
         assert train.lr_text is not None
         assert train.weight_decay is not None

@@ -72,9 +72,11 @@ class Plan:
         Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
         it will when all classes are seen.
         """
-        budget = self.config.memory.budget
-        if not self.method.uses_memory or self.method.one_task:
+        budget, policy = self.config.memory.budget, self.config.memory.policy
+        if not self.method.uses_memory or self.method.one_task or policy == "none":
             return 0
+        if policy == "all":
+            return "all"
         if budget == "all" or self.config.scenario.validation is None:
             return budget
         return budget * len(seen(self.tasks)) // len(self.data.class_names)
@@ -82,7 +84,10 @@ class Plan:
     def empty_memory(self) -> Memory:
         """The memory before the first task."""
         nothing = self.data.train.select(np.zeros(0, dtype=np.int64))
-        return Memory(self.budget(), self.config.seed, nothing)
+        policy = self.config.memory.policy
+        if policy in ("method", "all", "none"):
+            policy = self.method.memory_policy
+        return Memory(self.budget(), self.config.seed, nothing, policy)
 
     def steps(self, phase: Phase, images: int) -> int:
         """Optimizer steps of a phase on this many images."""

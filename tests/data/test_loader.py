@@ -101,3 +101,21 @@ def test_plain_keeps_the_order(found: Dataset) -> None:
     root = found.test.store.root  # type: ignore[attr-defined]
     first = next(iter(loader(found).plain(found.test, 5))).images[0]
     assert np.array_equal(first.permute(1, 2, 0), np.asarray(Image.open(root / key).resize((16, 16))))
+
+
+def test_a_second_view_differs_and_leaves_the_first_alone(found: Dataset) -> None:
+    one, two = (run(loader(found), found, 2, Phase(views=views)) for views in (1, 2))
+    for plain, both in zip(one, two, strict=True):
+        assert plain.second is None
+        assert both.second is not None
+        assert torch.equal(plain.images, both.images)
+        assert not torch.equal(both.images, both.second)
+    again = run(loader(found), found, 2, Phase(views=2))
+    assert all(
+        torch.equal(a.second, b.second)
+        for a, b in zip(two, again, strict=True)
+        if a.second is not None and b.second is not None
+    )
+    for batch in run(loader(found, augment="none"), found, 1, Phase(views=2)):
+        assert batch.second is not None
+        assert torch.equal(batch.images, batch.second)

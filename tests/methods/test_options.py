@@ -175,11 +175,11 @@ def test_a_linear_head_keeps_its_rows_and_starts_as_told(clip: Clip) -> None:
     method.grow(clip, task_of([2, 0]))
     with torch.no_grad():
         expected = clip.class_embeddings(["c", "a"], PROMPTS.templates)
-    assert_close(method.weight.data, expected)
-    before = method.weight.data.clone()
+    assert_close(method.head.weight.data, expected)
+    before = method.head.weight.data.clone()
     method.grow(clip, task_of([1]))
-    assert method.weight.shape[0] == 3
-    assert torch.equal(method.weight.data[:2], before)
+    assert method.head.weight.shape[0] == 3
+    assert torch.equal(method.head.weight.data[:2], before)
     images = clip.normalise(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     with torch.no_grad():
         scores = method.classifier(clip, (1, 2, 5))(images)

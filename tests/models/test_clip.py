@@ -244,3 +244,14 @@ def test_a_centre_that_is_none_is_refused(clip: Clip, tmp_path: Path, mean: Any)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_center": mean}))
     with pytest.raises(UserError, match="image_center is no list of numbers"):
         zoo.load(f"local-dir:{tmp_path}")
+
+
+def test_a_copied_tower_stays_as_it_was(clip: Clip) -> None:
+    student, images = copy.deepcopy(clip), clip.normalise(pixels())
+    teacher, before = student.copy_tower(), clip.encode_image(images)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    with torch.no_grad():
+        for _, parameter in student.image_parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(student.encode_image(images, teacher), before)
+    assert (student.encode_image(images) - before).abs().max() > 1e-3

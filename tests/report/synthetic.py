@@ -164,12 +164,18 @@ def _events(
                     "global_step": at,
                     "lr": 3e-4 * (1 - step / each), "loss": loss, "grad_norm": float(rng.gamma(3, 0.4)),
                     "images_per_second": 118.0,
-                    "diagnostics": {"max_weight": float(weights.max())},
+                    "diagnostics": {
+                        "log_u_mean": loss["gdro"] - 0.5, "log_u_max": loss["gdro"] + 1.5,
+                        "weight_max": float(weights.max()),
+                    },
                 }
             )  # fmt: skip
             if step % math.ceil(each / 20) == 0:
                 shares = {name: round(float(w), 6) for name, w in zip(seen, weights, strict=True)}
                 events.append({"event": "class_weights", "stage": t, "global_step": at, "weights": shares})
+                met = [c for c in range(k) if (c + step) % 7]  # the others had no image since the line before
+                losses = {seen[c]: round(float(log_weight[c]) / 5, 6) for c in met}
+                events.append({"event": "class_losses", "stage": t, "global_step": at, "losses": losses})
         events.append(
             {
                 "event": "stage", "stage": t, "accuracy_after_stage": results["accuracy_after_stage"][t],

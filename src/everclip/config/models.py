@@ -109,7 +109,11 @@ class Memory(Section):
     budget: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
         default=200, description="images kept in all, over all classes seen"
     )
-    policy: Literal["random"] = Field(default="random", description="how they are chosen")
+    policy: Literal["method", "random", "herding", "exp", "equal_task", "all", "none"] = Field(
+        default="method",
+        description="how they are chosen: as the method does; at random or by herding, equally many a class; by shares"
+        " of the tasks, halved with each step into the past or equal; all of them; none",
+    )
 
 
 class Train(Section):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ class Batch:
         images: uint8 ``[b, 3, s, s]``.
         labels, domains, ids: int64 ``[b]``, as in ImageSet.
         current: bool ``[b]``: from the current task rather than from the memory.
+        second: another augmented view of each image, in phases with two views.
         key: (stage, phase, epoch, step), for random draws that must repeat exactly.
         seed: the run's seed of such draws.
     """
@@ -35,6 +36,7 @@ class Batch:
     domains: Int64[Tensor, " b"]
     ids: Int64[Tensor, " b"]
     current: Bool[Tensor, " b"]
+    second: UInt8[Tensor, "b 3 s s"] | None = None
     key: tuple[int, int, int, int] = (0, 0, 0, 0)
     seed: int = 0
 
@@ -55,12 +57,16 @@ class Phase:
         epochs: overrides ``train.epochs``; None takes the config's epochs or steps.
         sampler: ``uniform`` over images, or ``class_balanced``: classes uniformly, then images of the class.
         data: which images it trains on: new and memory, new alone, or memory alone.
+        views: augmented views of each image: one, or two (``Batch.second``).
+        train: values of ``[train]`` for this phase alone, such as ``{"lr_head": 0.1, "weight_decay": 0.0}``.
     """
 
     name: str = "train"
     epochs: int | None = None
     sampler: Literal["uniform", "class_balanced"] = "uniform"
     data: Literal["mixed", "new", "memory"] = "mixed"
+    views: Literal[1, 2] = 1
+    train: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Loader:
@@ -124,9 +130,19 @@ class Loader:
                 orders[epoch] = self.order(images, phase, (stage, index, epoch))
             where = orders[epoch][within]
             batch = self._batch(images.select(where), current[where], (stage, index, epoch, within))
-            return batch if self.augment == "none" else _shift_flip(batch)
+            return self._augmented(batch, phase.views)
 
         yield from (batch for batch in self._ahead(make, steps) if len(batch))
+
+    def _augmented(self, batch: Batch, views: int) -> Batch:
+        """The batch with augmented pictures, the second view from a random stream of its own."""
+        if not len(batch):
+            return batch
+        first, second = batch.images, batch.images
+        if self.augment == "shift_flip":
+            first = _shift_flip(first, batch.rng("augment"))
+            second = _shift_flip(second, batch.rng("second view")) if views == 2 else second
+        return replace(batch, images=first, second=second if views == 2 else None)
 
     def plain(self, images: ImageSet, batch_size: int = 128) -> Iterator[Batch]:
         """The images in their order, once, without augmentation; broken ones are left out."""
@@ -156,12 +172,9 @@ class Loader:
                 yield batch
 
 
-def _shift_flip(batch: Batch) -> Batch:
-    """The batch with each picture shifted by up to an eighth of its side (edges mirrored) and maybe flipped."""
-    if not len(batch):
-        return batch
-    rng = batch.rng("augment")
-    count, side = len(batch), batch.images.shape[-1]
+def _shift_flip(images: UInt8[Tensor, "b 3 s s"], rng: np.random.Generator) -> UInt8[Tensor, "b 3 s s"]:
+    """Each picture shifted by up to an eighth of its side (edges mirrored) and maybe flipped."""
+    count, side = len(images), images.shape[-1]
     pad = max(1, side // 8)
     shifts = torch.from_numpy(rng.integers(0, 2 * pad + 1, size=(2, count)))
     flips = torch.from_numpy(rng.random(count) < 0.5)
@@ -172,10 +185,7 @@ def _shift_flip(batch: Batch) -> Batch:
     columns = torch.where(flips[:, None], columns.flip(1), columns)
     picture = torch.arange(count)[:, None, None, None]
     channel = torch.arange(3)[None, :, None, None]
-    images = batch.images[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    return Batch(
-        images, batch.labels, batch.domains, batch.ids, batch.current, key=batch.key, seed=batch.seed
-    )
+    return images[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _mirror(index: Int64[Tensor, "b s"], side: int) -> Int64[Tensor, "b s"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -49,6 +50,8 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     uses_memory: ClassVar[bool] = True
     """Whether exemplars are kept for it at all."""
+    memory_policy: ClassVar[Literal["random", "herding"]] = "random"
+    """How its exemplars are chosen unless the config says otherwise."""
     one_task: bool = False
     """Whether all tasks are learned at once (joint training); set on the instance."""
 
@@ -73,6 +76,9 @@ class Method(nn.Module, ABC):
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Called before the phases of a task, with its new and memory images."""
+
+    def begin_phase(self, clip: Clip, phase: Phase) -> None:
+        """Called before a phase, and before its parameters are asked for."""
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         """Parameters to train in a phase: both towers and the logit scale, unless the method says otherwise."""
@@ -108,6 +114,10 @@ class Method(nn.Module, ABC):
     def class_losses(self) -> dict[int, float]:
         """Label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
         return {}
+
+    def features(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit-length features of normalised images, for memory policies that choose by them."""
+        return clip.encode_image(images)
 
     # Between tasks ----------------------------------------------------------------------------------------------
 
@@ -159,12 +169,5 @@ def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its labels on ``device`` (its pictures move when they are normalised, as uint8)."""
-    return Batch(
-        batch.images,
-        batch.labels.to(device),
-        batch.domains.to(device),
-        batch.ids,
-        batch.current.to(device),
-        key=batch.key,
-        seed=batch.seed,
-    )
+    labels, domains, current = (part.to(device) for part in (batch.labels, batch.domains, batch.current))
+    return replace(batch, labels=labels, domains=domains, current=current)

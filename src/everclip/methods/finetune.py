@@ -18,29 +18,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
 from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
-
-
-class LinearClassifier(nn.Module):
-    """``scale * W z + b`` of images; -inf for classes without a row.
-
-    Args:
-        rows: row of each column's class, -1 where there is none.
-    """
-
-    def __init__(self, clip: Clip, weight: Tensor, bias: Tensor, rows: list[int]) -> None:
-        super().__init__()
-        self.clip, self.weight, self.bias, self.rows = clip, weight, bias, rows
-
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        scores = self.clip.logit_scale.exp() * self.clip.encode_image(images) @ self.weight.T + self.bias
-        return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]
+from everclip.methods._head import Head, HeadClassifier, HeadInit, columns
 
 
 class Finetune(Method):
@@ -53,7 +37,7 @@ class Finetune(Method):
             default="text",
             description="class embeddings of the text tower, or a linear layer on the image features",
         )
-        head_init: Literal["kaiming", "zero_shot"] = Field(
+        head_init: HeadInit = Field(
             default="kaiming",
             description="start of a linear head's new rows: random, or the class embeddings",
         )
@@ -71,23 +55,13 @@ class Finetune(Method):
         super().__init__(config, prompts)
         self.seen: list[int] = []
         self._labels: list[int] = []
-        if config.head == "linear":
-            self.weight = nn.Parameter(torch.zeros(0, 0))
-            self.bias = nn.Parameter(torch.zeros(0))
+        self.head = Head()
 
     def grow(self, clip: Clip, task: Task) -> None:
         """Append the task's classes to the label set, and their rows to a linear head."""
-        new = [label for label in task.classes if label not in self.seen]
-        self.seen += new
-        if self.config.head == "linear" and new:
-            with torch.no_grad():
-                names = [self.prompts.names[label] for label in new]
-                rows = clip.class_embeddings(names, self.prompts.templates)
-                if self.config.head_init == "kaiming":
-                    rows = nn.init.kaiming_uniform_(torch.empty_like(rows), nonlinearity="linear")
-                old = self.weight.to(rows).reshape(-1, rows.shape[1])
-                self.weight = nn.Parameter(torch.cat([old, rows]))
-                self.bias = nn.Parameter(functional.pad(self.bias.to(rows), (0, len(new))))
+        self.seen += [label for label in task.classes if label not in self.seen]
+        if self.config.head == "linear":
+            self.head.grow_for(task, clip, self.prompts, self.config.head_init)
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Settle the label set of the task."""
@@ -99,7 +73,7 @@ class Finetune(Method):
             yield from super().trainable(clip, phase)
             return
         yield from (parameter for _, parameter in clip.image_parameters())
-        yield from (self.weight, self.bias)
+        yield from self.head.parameters()
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         features = {
@@ -115,17 +89,12 @@ class Finetune(Method):
         if self.config.head == "text":
             logits = features["scale"] * features["image"] @ features["classes"].T
         else:
-            rows = [self.seen.index(label) for label in self._labels]
-            logits = features["scale"] * features["image"] @ self.weight[rows].T + self.bias[rows]
-        column = torch.full((len(self.prompts.names),), -1, device=logits.device)
-        column[self._labels] = torch.arange(len(self._labels), device=logits.device)
-        smoothing = self.config.label_smoothing
-        return {
-            "cross_entropy": functional.cross_entropy(logits, column[batch.labels], label_smoothing=smoothing)
-        }
+            rows = self.head.columns(torch.tensor(self._labels)).tolist()
+            logits = self.head(features["image"], features["scale"])[:, rows]
+        target, smoothing = columns(self._labels, batch.labels), self.config.label_smoothing
+        return {"cross_entropy": functional.cross_entropy(logits, target, label_smoothing=smoothing)}
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         if self.config.head == "text":
             return super().classifier(clip, labels)
-        rows = [self.seen.index(label) if label in self.seen else -1 for label in labels]
-        return LinearClassifier(clip, self.weight, self.bias, rows)
+        return HeadClassifier(clip.encode_image, self.head, labels, clip.logit_scale.exp())

@@ -1,5 +1,6 @@
 """Clip: any open_clip model behind one small interface, with deterministic unit-length fp32 features."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -98,10 +99,17 @@ class Clip(nn.Module):
         )
         return pixels.div_(255).sub_(self._mean).div_(self._std)
 
-    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit-length fp32 features of normalised images."""
-        features = F.normalize(self.model.encode_image(images).float(), dim=-1)
+    def encode_image(
+        self, images: Float[Tensor, "b 3 h w"], tower: nn.Module | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Unit-length fp32 features of normalised images, by the image tower or by a copy of it."""
+        raw = self.model.encode_image(images) if tower is None else tower(images)
+        features = F.normalize(raw.float(), dim=-1)
         return features if self._center is None else F.normalize(features - self._center, dim=-1)
+
+    def copy_tower(self) -> nn.Module:
+        """A frozen copy of the image tower as it is now, which shares no storage with it: a teacher, an older stage."""
+        return copy.deepcopy(self.model.visual).eval().requires_grad_(False)
 
     @property
     def centered(self) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
+from everclip.report.curves_figure import curves, estimators
+from everclip.report.losses_figure import class_losses
 from everclip.report.matrix_figure import matrix
 from everclip.report.read import RunData
 from everclip.report.svg import (
@@ -19,22 +19,18 @@ from everclip.report.svg import (
     Panel,
     both,
     csv_address,
-    number,
     shorten,
     spread,
-    step_axis,
-    task_borders,
     text_width,
     ticks,
 )
 from everclip.report.weights_figure import class_weights
 
-_MOST_POINTS = 400  # longer curves are drawn as bin means with a minimum-maximum band
-
 
 def figures(run: RunData, prefix: str) -> dict[str, Figure]:
     """All figures that ``run`` has data for, by key; ``prefix`` keeps the ids of several runs apart."""
-    drawn = (make(run, prefix) for make in (accuracy, matrix, class_weights, curves))
+    kinds = (accuracy, matrix, class_weights, class_losses, curves, estimators)
+    drawn = (make(run, prefix) for make in kinds)
     return {figure.key: figure for figure in drawn if figure is not None}
 
 
@@ -139,91 +135,3 @@ def _end_labels(panel: Panel, names: dict[str, str], lines: Sequence[Sequence[fl
         text = f" {line[-1]:.1f}"
         room = panel.canvas.width - (x if x < right else right + 9) - text_width(text, 12.5)
         panel.canvas.text(x, y, shorten(name, room, 12.5) + text, class_)
-
-
-def curves(run: RunData, prefix: str) -> Figure | None:
-    """Loss terms, gradient norm and learning rate over steps, one panel each."""
-    series: dict[str, list[float | None]] = {}
-    for name in dict.fromkeys(term for step in run.steps for term in step["loss"]):
-        series[f"loss: {name}"] = [_finite(step["loss"].get(name)) for step in run.steps]
-    for key, label in (("grad_norm", "gradient norm"), ("lr", "learning rate")):
-        if any(key in step for step in run.steps):
-            series[label] = [_finite(step.get(key)) for step in run.steps]
-    if not series:
-        return None
-    steps = [int(step["global_step"]) for step in run.steps]
-    lift = {k for k in range(1, len(steps)) if run.steps[k]["stage"] != run.steps[k - 1]["stage"]}
-
-    def draw(width: float, ident: str) -> Canvas:
-        canvas = Canvas(
-            width,
-            34 + 132 * len(series) + 28,
-            ident=ident,
-            title="Loss, gradient norm and learning rate",
-            description=f"{', '.join(series)} over {len(steps)} recorded steps.",
-        )
-        left = 56 if width == WIDE else 46
-        foot = 34 + 132 * len(series) - 14
-        task_borders(run, canvas, left, width - left - 14, (steps[0], steps[-1]), 34, foot)
-        for row, (name, values) in enumerate(series.items()):
-            _curve(canvas, (left, 34.0 + 132 * row), name, steps, values, lift)
-        step_axis(canvas, left, width - left - 14, (steps[0], steps[-1]), foot)
-        return canvas
-
-    thin = math.ceil(len(steps) / 1000)
-    rows = [
-        [step, run.steps[k]["stage"] + 1, *("" if v[k] is None else f"{v[k]:.5g}" for v in series.values())]
-        for k, step in enumerate(steps)
-        if k % thin == 0
-    ]
-    return Figure(
-        "curves",
-        "Loss, gradient norm and learning rate",
-        "Vertical lines: a new task begins."
-        + (" Lines are means of neighbouring steps, bands their range." if len(steps) > _MOST_POINTS else "")
-        + (f" The CSV file has every {thin}th step; metrics.jsonl has all." if thin > 1 else ""),
-        *both(draw, prefix, "curves"),
-        csv_address(["step", "task", *series], rows),
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _curve(
-    canvas: Canvas,
-    corner: tuple[float, float],
-    name: str,
-    steps: Sequence[int],
-    values: Sequence[float | None],
-    lift: set[int],
-) -> None:
-    left, top = corner
-    known = [value for value in values if value is not None]
-    canvas.text(left, top + 10, name, "strong halo")
-    if not known:
-        canvas.text(left, top + 40, "no finite value", "dim")
-        return
-    low, high = min(known), max(known)
-    log = low > 0 and high > 30 * float(np.median(known))
-    if not log:
-        low = 0.0 if 0 < low < 0.5 * high else low
-        low, high = (low, high) if high > low else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
-    panel = Panel(
-        canvas, left, top + 18, canvas.width - left - 14, 96, (steps[0], steps[-1]), (low, high), log
-    )
-    panel.grid(3)
-    last = f"last {number(known[-1])}" + (", log scale" if log else "")
-    canvas.text(canvas.width - 14, top + 10, last, "dim halo", "end")
-    if len(steps) <= _MOST_POINTS:
-        panel.path(steps, values, "thin s1", lift)
-        return
-    xs, bins = [], []
-    for chunk in np.array_split(np.arange(len(steps)), _MOST_POINTS):
-        inside = [value for k in chunk if (value := values[k]) is not None]
-        xs.append(steps[int(chunk[len(chunk) // 2])])
-        bins.append(inside)
-    filled = [k for k, inside in enumerate(bins) if inside]
-    panel.band([xs[k] for k in filled], [min(bins[k]) for k in filled], [max(bins[k]) for k in filled])
-    panel.path(xs, [sum(inside) / len(inside) if inside else None for inside in bins], "thin s1")

@@ -7,11 +7,23 @@ import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from everclip.errors import UserError
 
 Json = dict[str, Any]
+
+# The lines of the log that come with a step, and what each must hold to be of use.
+_HOLDS = {"step": "loss", "class_weights": "weights", "class_losses": "losses"}
+
+
+@dataclass(frozen=True)
+class ClassValues:
+    """A number for each of some classes (never for none), all finite, as logged at one step."""
+
+    step: int
+    stage: int
+    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,8 @@ class RunData:
     start: Json
     steps: list[Json]  # ordered by global_step
     stages: list[Json]  # ordered by stage
-    class_weights: list[Json]  # ordered by global_step
+    class_weights: list[ClassValues]  # ordered by step
+    class_losses: list[ClassValues]  # ordered by step
     notes: list[str] = field(default_factory=list)  # what could not be read, one sentence each
 
     @property
@@ -114,8 +127,11 @@ class RunData:
     def borders(self) -> list[tuple[int, int]]:
         """(stage, its first global step) for every stage that has trained."""
         first: dict[int, int] = {}
-        for step in self.steps or self.class_weights:
+        for step in self.steps:
             first.setdefault(int(step["stage"]), int(step["global_step"]))
+        if not first:
+            for record in sorted([*self.class_weights, *self.class_losses], key=lambda record: record.step):
+                first.setdefault(record.stage, record.step)
         return sorted(first.items())
 
 
@@ -131,9 +147,7 @@ def read_run(path: Path) -> RunData:
         )
     notes: list[str] = []
     events = _events(path / "metrics.jsonl", notes)
-    by_kind: dict[str, dict[tuple[int, int], Json]] = {
-        kind: {} for kind in ("start", "step", "stage", "class_weights")
-    }
+    by_kind: dict[str, dict[tuple[int, int], Json]] = {kind: {} for kind in ("start", "stage", *_HOLDS)}
     # A resumed run repeats what it had logged after its last checkpoint: the later record wins.
     for event in events:
         kind = event.get("event")
@@ -150,7 +164,8 @@ def read_run(path: Path) -> RunData:
         start=by_kind["start"].get((-1, -1), {}),
         steps=[by_kind["step"][key] for key in sorted(by_kind["step"])],
         stages=[by_kind["stage"][key] for key in sorted(by_kind["stage"])],
-        class_weights=[by_kind["class_weights"][key] for key in sorted(by_kind["class_weights"])],
+        class_weights=_class_values(by_kind["class_weights"], "weights"),
+        class_losses=_class_values(by_kind["class_losses"], "losses"),
         notes=notes,
     )
     try:
@@ -169,18 +184,47 @@ def _json(path: Path) -> Json:
         raise UserError(f"{path}: not JSON ({error}); restore the file or leave the run out") from error
 
 
+def _class_values(lines: dict[tuple[int, int], Json], name: str) -> list[ClassValues]:
+    """The finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
+    records = [
+        ClassValues(step, stage, {k: float(v) for k, v in lines[stage, step][name].items() if finite(v)})
+        for stage, step in sorted(lines)
+    ]
+    return sorted((record for record in records if record.values), key=lambda record: record.step)
+
+
+def finite(value: object) -> TypeGuard[float]:
+    """Whether ``value`` is a number that can be drawn; JSON may hold anything in its place."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def _events(path: Path, notes: list[str]) -> list[Json]:
-    """The readable lines; a process killed while writing leaves a torn one, which is counted, not fatal."""
+    """The usable lines; a process killed while writing leaves a torn one, which is counted, not fatal."""
     if not path.is_file():
         notes.append("metrics.jsonl is missing: nothing over time can be shown.")
         return []
     events: list[Json] = []
-    torn = 0
+    torn = unusable = 0
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except json.JSONDecodeError:
             torn += bool(line.strip())
-    if torn:
-        notes.append(f"{torn} torn line{'s' if torn > 1 else ''} of metrics.jsonl skipped.")
+            continue
+        if _usable(event):
+            events.append(event)
+        else:
+            unusable += 1
+    for word, count in (("torn", torn), ("unusable", unusable)):
+        if count:
+            notes.append(f"{count} {word} line{'s' if count > 1 else ''} of metrics.jsonl skipped.")
     return events
+
+
+def _usable(event: object) -> bool:
+    """Whether an event can be put in order and, where it belongs to a step, holds what its kind is for."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return False
+    name = _HOLDS.get(event["event"])
+    places = (event.get("stage"), event.get("global_step"))
+    return name is None or (isinstance(event.get(name), dict) and all(type(at) is int for at in places))

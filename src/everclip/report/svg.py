@@ -51,7 +51,7 @@ svg.fig .dash { stroke-dasharray: 5 4; }
 svg.fig .f1 { fill: var(--c1, #0b62a4); }
 svg.fig .f2 { fill: var(--c2, #b84a00); }
 svg.fig .fdim { fill: var(--dim, #5b6570); }
-svg.fig .band { fill: var(--c1, #0b62a4); fill-opacity: .18; stroke: none; }
+svg.fig .band { fill-opacity: .18; stroke: none; }
 svg.fig .hit { fill: transparent; stroke: none; }
 svg.fig .hit:hover { stroke: var(--ink, #1c2126); stroke-width: 1; }
 svg.fig .frame { fill: none; stroke: var(--ink, #1c2126); stroke-width: 1.6; }
@@ -82,13 +82,15 @@ def shorten(text: str, room: float, size: float = FONT) -> str:
     return text + "…"
 
 
-def number(value: float) -> str:
-    """A short decimal for axis labels: three significant digits, exponents without padding (``1e-5``)."""
-    text = f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
-    if "e" not in text:
-        return text
-    mantissa, exponent = text.split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+def number(value: float, digits: int = 3) -> str:
+    """A short decimal for labels: ``digits`` significant ones, a true minus sign, exponents without padding
+    (``1e-5``)."""
+    size = abs(value)
+    text = f"{size:.{digits - 1}e}" if 0 < size < 1e-3 else f"{size:.{digits}g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    return f"−{text}" if value < 0 else text
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -99,6 +101,13 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     step = next(s * power for s in (1, 2, 5, 10, 20) if (high - low) / (s * power) <= most)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def value_range(values: Collection[float]) -> tuple[float, float]:
+    """Ends of a linear axis for ``values``: never the same, and zero in place of a low end near it."""
+    low, high = min(values), max(values)
+    low = 0.0 if 0 < low < 0.5 * high else low
+    return (low, high) if high > low else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
@@ -226,11 +235,11 @@ class Panel:
             words.append("h0.1")  # a lone point is still seen, thanks to the round line cap
         self.canvas.add("path", d="".join(words), class_=class_)
 
-    def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
+    def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], class_: str) -> None:
         """The area between two lines."""
         points = [*zip(xs, high, strict=True), *reversed(list(zip(xs, low, strict=True)))]
         words = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
-        self.canvas.add("polygon", points=words, class_="band")
+        self.canvas.add("polygon", points=words, class_=f"band {class_}")
 
 
 def spread(wanted: Iterable[float], gap: float, low: float, high: float) -> list[float]:

@@ -1,0 +1,113 @@
+"""Many trainings from one resumable command: what the tables in this folder are made with.
+
+A job is a run of ``everclip``; its results.json, with the processor's seconds added, is kept in a folder of the
+project, and a job whose file is there is not run again. Jobs run side by side, one thread each, which gives more
+runs an hour than one after another. Sets of pictures lie in, or are unpacked or linked into, the scratch folder,
+and jobs run there, so that no path of a machine gets into a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pacs_part
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command ``everclip COMMAND WORDS out=NAME``."""
+
+    name: str
+    words: tuple[str, ...]
+    command: str = "train"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where jobs run and where their results are kept."""
+
+    scratch: Path
+    results: Path
+    parallel: int
+
+    @classmethod
+    def from_arguments(cls, about: str, results: Path) -> Bench:
+        """The bench that the command line asks for, with the pictures in place."""
+        parser = argparse.ArgumentParser(
+            description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--scratch", type=Path, default=Path("runs/benchmarks"), help="work goes here")
+        parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="jobs side by side")
+        arguments = parser.parse_args()
+        bench = cls(arguments.scratch.resolve(), results, arguments.parallel)
+        bench.scratch.mkdir(parents=True, exist_ok=True)
+        bench.results.mkdir(parents=True, exist_ok=True)
+        _pictures(Path(os.environ["EVERCLIP_DATA"]).resolve(), bench.scratch)
+        return bench
+
+    def run(self, jobs: Sequence[Job]) -> dict[str, Json]:
+        """Results by name, from the kept files or from running what is missing."""
+        waiting = [job for job in jobs if not (self.results / f"{job.name}.json").exists()]
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are there already", file=sys.stderr)
+        with ThreadPoolExecutor(self.parallel) as pool:
+            for done in as_completed([pool.submit(self._run, job) for job in waiting]):
+                print(done.result(), file=sys.stderr, flush=True)
+        found = {job.name: self.results / f"{job.name}.json" for job in jobs}
+        return {name: json.loads(file.read_text()) for name, file in found.items() if file.exists()}
+
+    def _run(self, job: Job) -> str:
+        """Run one job; a line that says how it went. A failed one leaves its output beside its run directory."""
+        output = self.scratch / f"{job.name}.log"
+        with output.open("w") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "everclip", job.command, *job.words, f"out={job.name}", "--json"],
+                cwd=self.scratch,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            assert child.stdout is not None
+            text = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            return f"{job.name}: FAILED, see {output}"
+        result = json.loads(text) | {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
+        result.pop("peak_memory_bytes", None)
+        write(self.results / f"{job.name}.json", result)
+        return f"{job.name}: {result.get('last', '')}"
+
+
+def write(file: Path, value: Json) -> None:
+    """A JSON file, whole or not at all: one line a key, so that differences can be read."""
+    lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
+    half = file.with_suffix(".part")
+    half.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    half.replace(file)
+
+
+def _pictures(source: Path, scratch: Path) -> None:
+    """Put caltech50/ and pacs_part/ into the scratch folder, from the folders or the archives of ``source``."""
+    for name in ("caltech50", "pacs128"):
+        target = scratch / name
+        if target.exists():
+            continue
+        if (source / name).is_dir():
+            target.symlink_to(source / name)
+        else:
+            with tarfile.open(source / f"{name}.tar") as archive:
+                archive.extractall(scratch, filter="data")
+    if not (scratch / "pacs_part").exists():
+        pacs_part.build(scratch / "pacs128", scratch / "pacs_part")
