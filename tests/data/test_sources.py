@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 from everclip import data
 from everclip.data.folders import split_of
-from everclip.errors import UserError
 from tests.pictures import domain_folder, image_folder
 
 
@@ -117,101 +115,3 @@ def test_emoji_scenarios() -> None:
     by_domain = data.load("emoji", "domain-incremental")
     assert len(by_domain.domain_names) == 6
     assert incremental.train.nbytes() > 100_000
-
-
-def _empty_class(root: Path) -> None:
-    image_folder(root, {"": 3}, classes=3)
-    (root / "empty").mkdir()
-
-
-def _one_class(root: Path) -> None:
-    image_folder(root, {"": 3}, classes=1)
-
-
-def _untrained(root: Path) -> None:
-    image_folder(root, {"train": 2, "test": 2}, classes=3)
-    (root / "test" / "red").rename(root / "test" / "purple")
-
-
-def _same_name(root: Path) -> None:
-    image_folder(root, {"": 3}, classes=2)
-    (root / "red").rename(root / "hot_dog")
-    (root / "green").rename(root / "hot dog")
-
-
-def _names_file(text: str, name: str = "classnames.txt"):
-    def make(root: Path) -> None:
-        image_folder(root, {"": 3}, classes=2)
-        (root / name).write_text(text)
-
-    return make
-
-
-def _nothing(root: Path) -> None:
-    root.joinpath("readme.txt").write_text("no pictures here")
-
-
-BAD = [
-    (_nothing, "no images under {root}: put files such as .jpg or .png into CLASS folders there"),
-    (_empty_class, "class folder {root}/empty holds no images: add some, or remove it"),
-    (_one_class, '{root} has one class, "red": a classifier needs at least two CLASS folders'),
-    (_untrained, 'class "purple" in {root} has no training images: add some, or remove its folder'),
-    (
-        _same_name,
-        'classes 1 and 2 of {root} are both named "hot dog": give them different names in classnames.txt'
-        " (folder<TAB>name)",
-    ),
-    (
-        _names_file("one\n"),
-        "class names file {root}/classnames.txt has 1 lines for 2 classes: write one name a line in the folders'"
-        ' sorted order, or "folder<TAB>name"',
-    ),
-    (
-        _names_file("redd\trose\n"),
-        'line 1 of {root}/classnames.txt is "redd\trose": write "folder<TAB>name" with one of the class folders',
-    ),
-    (
-        _names_file("a photo\n", "templates.txt"),
-        'template 1 of {root}/templates.txt is "a photo": write "{{}}" once where the class name goes',
-    ),
-    (
-        _names_file("\n\n", "templates.txt"),
-        "templates file {root}/templates.txt is empty: write one entry a line",
-    ),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), BAD)
-def test_bad_folders_give_one_line(tmp_path: Path, make, message: str) -> None:
-    make(tmp_path)
-    with pytest.raises(UserError) as error:
-        data.load(f"imagefolder:{tmp_path}")
-    assert str(error.value) == message.format(root=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("spec", "part"),
-    [
-        ("imagefolder", 'data "imagefolder" needs a folder: write data=imagefolder:/path'),
-        ("imagefolder:/no/such/folder", "data folder /no/such/folder does not exist"),
-        ("imagefoldr:x", 'unknown source "imagefoldr"; did you mean "imagefolder"'),
-        ("/some/folder", 'data "/some/folder" names no source: write data=imagefolder:/some/folder'),
-        ("emoji:x", 'data "emoji" takes no folder'),
-    ],
-)
-def test_bad_specs_give_one_line(spec: str, part: str) -> None:
-    with pytest.raises(UserError) as error:
-        data.load(spec)
-    assert part in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_no_read_permission(tmp_path: Path) -> None:
-    image_folder(tmp_path, {"": 3}, classes=2)
-    tmp_path.chmod(0)
-    try:
-        with pytest.raises(UserError, match="cannot be read"):
-            data.load(f"imagefolder:{tmp_path}")
-    finally:
-        tmp_path.chmod(0o755)

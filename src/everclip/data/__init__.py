@@ -52,4 +52,5 @@ def load(
         data = replace(data, templates=prompts.read_templates(Path(os.path.expanduser(templates))))
     elif templates:
         data = replace(data, templates=tuple(templates))
+    prompts.warn_of_alike(data.class_names)
     return data

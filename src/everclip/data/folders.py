@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,8 +12,12 @@ from everclip.data.prompts import PHOTO, clean, read_class_names, read_templates
 from everclip.errors import UserError
 from everclip.seeding import hash64
 
+log = logging.getLogger("everclip")
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
 TEST_NAMES = ("test", "val")
+PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
+"""What people call the parts of a data set, in any case; only "train", "test" and "val" are taken as such."""
 
 
 def checked_root(argument: str | None, source: str, layout: str) -> Path:
@@ -105,18 +110,43 @@ def parts(root: Path) -> tuple[str, str | None]:
     """Prefixes of the training part and of the test part under ``root``.
 
     ``("train/", "test/")`` (or ``"val/"``); ``("train/", None)`` and ``("", None)`` where there is no test part.
+
+    Raises:
+        UserError: the parts have other names, so that they would be taken for classes.
     """
     there = subfolders(root)
     tests = [name for name in TEST_NAMES if name in there]
     if "train" not in there:
+        if there and all(name.lower() in PART_NAMES and _holds_folders(root, name) for name in there):
+            raise UserError(
+                f'{root} has {_quoted(there)} but no "train": call its parts "train" and "test",'
+                f" or give one of them, such as {root / there[0]}"
+            )
         return "", None
     if not tests and len(there) > 1:
         # A "train" that holds pictures is a class of that name: trains are photographed too.
-        if image_files(root, "train", deep=False) or not subfolders(root / "train"):
+        if not _holds_folders(root, "train"):
             return "", None
-        others = " and ".join(f'"{name}"' for name in there if name != "train")
+        others = _quoted([name for name in there if name != "train"])
         raise UserError(f'{root} has "train" beside {others}: name the test part "test" or "val"')
     return "train/", f"{tests[0]}/" if tests else None
+
+
+def _holds_folders(root: Path, folder: str) -> bool:
+    """Whether a folder holds folders and no pictures of its own."""
+    return bool(subfolders(root / folder)) and not image_files(root, folder, deep=False)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    shown = " and ".join(f'"{name}"' for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _loose(root: Path, places: Sequence[str]) -> list[str]:
+    """Images that lie directly in a folder of class folders."""
+    found = [key for place in places for key in image_files(root, place, deep=False)]
+    return [key for key in found if not (root / key).is_dir()]
 
 
 def dataset(
@@ -124,6 +154,7 @@ def dataset(
     root: Path,
     found: Sequence[tuple[str, str, str, bool]],
     domains: Sequence[str],
+    places: Sequence[str],
     held_out: bool,
 ) -> Dataset:
     """A Dataset of files under ``root``.
@@ -131,12 +162,19 @@ def dataset(
     Args:
         found: (relative path, domain folder, class folder, is test) an image.
         domains: domain folders in the order learned.
+        places: the folders, relative to ``root``, that hold the class folders.
         held_out: the test images were chosen by ``split_of``.
 
     Raises:
         UserError: no images, one class, a class without training images, or names that collide.
     """
     folders = sorted({row[2] for row in found})
+    loose = _loose(root, places)
+    if not found and loose:
+        raise UserError(
+            f"{root} holds images but no class folders, such as {loose[0]}: move each image into a folder"
+            " named after its class"
+        )
     if not found:
         raise UserError(f"no images under {root}: put files such as .jpg or .png into CLASS folders there")
     if len(folders) < 2:
@@ -148,6 +186,12 @@ def dataset(
     if untrained:
         raise UserError(
             f'class "{untrained[0]}" in {root} has no training images: add some, or remove its folder'
+        )
+    if loose:
+        log.warning(
+            "%d images lie outside of the class folders of %s and are left out, such as %s: move them into CLASS"
+            " folders",
+            *(len(loose), root, loose[0]),
         )
     names_file, templates_file = root / "classnames.txt", root / "templates.txt"
     names = tuple(clean(folder) for folder in folders)
@@ -161,8 +205,8 @@ def dataset(
         [label[row[2]] for row in found],
         [domain[row[1]] for row in found],
         [row[3] for row in found],
-        check_names(names, str(root)),
-        check_names([clean(folder) for folder in domains], f"{root} (domains)")
+        check_names(names, str(root), folders),
+        check_names([clean(folder) for folder in domains], str(root), domains, domains=True)
         if len(domains) > 1
         else domains,
         read_templates(templates_file) if templates_file.exists() else (PHOTO,),
@@ -170,18 +214,25 @@ def dataset(
     )
 
 
-def check_names(names: Sequence[str], where: str) -> Sequence[str]:
-    """The names, which must differ: the text tower could not tell two classes of one name apart."""
+def check_names(
+    names: Sequence[str], where: str, folders: Sequence[str] | None = None, domains: bool = False
+) -> Sequence[str]:
+    """The names, which must differ: the text tower could not tell two classes of one name apart.
+
+    Args:
+        where: what has them, and ``folders`` where each is from (else it is numbered), for the message.
+    """
+    one, more = ("domain", "domains") if domains else ("class", "classes")
+    other_way = "" if domains else ", or name it in classnames.txt (folder<TAB>name)"
     first: dict[str, int] = {}
-    if "" in names:
-        raise UserError(
-            f"class {list(names).index('') + 1} of {where} has an empty name: name it in classnames.txt"
-        )
     for index, name in enumerate(names):
+        this, before = (f'"{folders[i]}"' if folders else i + 1 for i in (index, first.get(name, index)))
+        if not name:
+            raise UserError(f"{one} {this} of {where} has an empty name: rename it{other_way}")
         if name in first:
             raise UserError(
-                f'classes {first[name] + 1} and {index + 1} of {where} are both named "{name}":'
-                " give them different names in classnames.txt (folder<TAB>name)"
+                f'{more} {before} and {this} of {where} are both named "{name}": '
+                + (f"rename one{other_way}" if folders else "give them different names")
             )
         first[name] = index
     return names

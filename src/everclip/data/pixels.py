@@ -26,9 +26,9 @@ _UNKNOWN, _GOOD, _BROKEN = 0, 1, 2
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB: transparency on white, 16-bit grey scaled to 8 bits."""
+    """Any PIL image as 8-bit RGB: transparency on white, 16-bit grey scaled to 8 bits, NaN black."""
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = 255.0 if grey.max() <= 255 else 65535.0
         return Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -72,14 +72,20 @@ class Pixels:
 
     def _decode(self, row: int) -> NDArray[np.uint8] | str:
         """The picture as uint8 ``[3, size, size]``, or why there is none."""
+        most = Image.MAX_IMAGE_PIXELS or math.inf
         try:
             with Image.open(io.BytesIO(self.store.read(row))) as image:
-                if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                if image.width * image.height > most:
                     return f"too large: {image.width} x {image.height} pixels"
+                # The shorter side is resized to ``size`` before the crop: the longer one grows with it.
+                if self.size**2 * max(image.size) / max(1, min(image.size)) > most:
+                    return f"too thin: {image.width} x {image.height} pixels"
                 image.load()
                 small = self._transform(to_rgb(image))
         except UnidentifiedImageError:
             return "no image format that Pillow knows"
+        except OSError as error:
+            return (error.strerror or str(error) or type(error).__name__).splitlines()[0]
         except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from everclip.errors import UserError
+
+log = logging.getLogger("everclip")
 
 PHOTO = "a photo of a {}."
 """The default template, and the fixed training caption of every text-based method (methods' papers, ours)."""
@@ -48,6 +52,26 @@ def clean(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
+def warn_of_alike(names: Sequence[str]) -> None:
+    """Warn of the first two names that tokenizers, which ignore case, do not tell apart."""
+    first: dict[str, str] = {}
+    for name in names:
+        before = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if before != name:
+            log.warning(
+                'text towers ignore case and read the classes "%s" and "%s" alike: rename one, or name it in'
+                " classnames.txt (folder<TAB>name)",
+                *(before, name),
+            )
+            return
+
+
+def _short(line: str) -> str:
+    """A line of a file as it stands in a message."""
+    line = line.replace("\t", "<TAB>")
+    return line if len(line) <= 40 else line[:37] + "..."
+
+
 def read_lines(path: Path, what: str) -> list[str]:
     """Non-empty lines of a UTF-8 text file, stripped at the right.
 
@@ -56,8 +80,10 @@ def read_lines(path: Path, what: str) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} file {path} cannot be read ({error}): give a UTF-8 text file") from error
+    except OSError as error:
+        raise UserError(f"{what} file {path} cannot be read ({error.strerror}): give a text file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} file {path} is no UTF-8 text: save it as UTF-8") from error
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{what} file {path} is empty: write one entry a line")
@@ -70,7 +96,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     for number, line in enumerate(lines, 1):
         if line.count("{}") != 1:
             raise UserError(
-                f'template {number} of {path} is "{line}": write "{{}}" once where the class name goes'
+                f'template {number} of {path} is "{_short(line)}": write "{{}}" once where the class name goes'
             )
     return tuple(lines)
 
@@ -82,7 +108,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     for each folder, in sorted order.
 
     Raises:
-        UserError: another number of lines, or a folder that is not there.
+        UserError: another number of lines, or a folder that is not there or is named twice.
     """
     lines = read_lines(path, "class names")
     if not any("\t" in line for line in lines):
@@ -93,12 +119,17 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
             )
         return tuple(lines)
     names = {folder: clean(folder) for folder in folders}
+    line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         folder, tab, name = line.partition("\t")
         folder = folder if folder in names else clean(folder)  # names may be known only as they read
         if not tab or not name.strip() or folder not in names:
             raise UserError(
-                f'line {number} of {path} is "{line}": write "folder<TAB>name" with one of the class folders'
+                f'line {number} of {path} is "{_short(line)}": write "folder<TAB>name" with one of the class folders'
+            )
+        if line_of.setdefault(folder, number) != number:
+            raise UserError(
+                f'lines {line_of[folder]} and {number} of {path} both name the folder "{folder}": keep one of them'
             )
         names[folder] = name.strip()
     return tuple(names[folder] for folder in folders)

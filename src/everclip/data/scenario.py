@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from everclip.data.images import Dataset, ImageSet
+from everclip.data.prompts import clean
 from everclip.errors import UserError, suggest
+
+MOST_HINT = 80
+"""Characters of a list of names in a message; a data set may have thousands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +45,7 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
     Args:
         names: class names, index = label.
         order: a seed of numpy's legacy generator (1993 is the field's: ``RandomState(1993).permutation(n)``, as in
-            PyCIL and UCIR), ``"given"``, or the class names themselves in order.
+            PyCIL and UCIR), ``"given"``, or the class names (or their folders') themselves in order.
 
     Raises:
         UserError: the list of names is not a permutation of the classes, or a name is shared by two classes.
@@ -54,12 +58,17 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
 
 
 def _positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
+    """Index of each entry of ``order``, a name or its folder's. Raises UserError where it is no permutation."""
+    order = [clean(name) if name not in names and clean(name) in names else name for name in order]
     twice = [name for name, count in Counter(order).items() if count > 1]
     if twice:
         raise UserError(f'scenario.order names the {what} "{twice[0]}" twice: name each {what} once')
     unknown = [name for name in order if name not in names]
     if unknown:
-        raise UserError(f'scenario.order names the unknown {what} "{unknown[0]}"{suggest(unknown[0], names)}')
+        hint = suggest(unknown[0], names)
+        if len(hint) > MOST_HINT:
+            hint = f'; write names such as "{names[0]}"'
+        raise UserError(f'scenario.order names the unknown {what} "{unknown[0]}"{hint}')
     missing = [name for name in names if name not in order]
     if missing:
         raise UserError(f'scenario.order leaves out the {what} "{missing[0]}": name each {what} once')

@@ -7,6 +7,8 @@ learned in alphabetical order unless `scenario.order` lists them. `classnames.tx
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from everclip.data.folders import checked_root, dataset, image_files, parts, split_of, subfolders
 from everclip.data.images import Dataset
 from everclip.errors import UserError
@@ -32,10 +34,25 @@ def load(argument: str | None, kind: str) -> Dataset:
             found += [(key, domain, folder, is_test[key]) for key in files]
         if len(found) == before:
             raise UserError(
-                f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT}"
+                f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT};"
+                f" for CLASS/*.jpg write data=imagefolder:{root}"
             )
+    if test:
+        _check_tested(root, test, domains)
     for domain in domains if test else []:
         for folder in subfolders(root / f"{test}{domain}"):
             files = image_files(root, f"{test}{domain}/{folder}")
             found += [(key, domain, folder, True) for key in files]
-    return dataset(f"domainfolder:{argument}", root, found, domains, test is None)
+    places = [f"{part}{domain}" for part in (train, test) if part is not None for domain in ("", *domains)]
+    return dataset(f"domainfolder:{argument}", root, found, domains, places, test is None)
+
+
+def _check_tested(root: Path, test: str, domains: list[str]) -> None:
+    """Refuse a domain that is in one part only: what is learned is tested, and the other way round."""
+    tested = subfolders(root / test)
+    for domain in sorted({*domains} ^ {*tested}):
+        there, lacking = (test, "train/") if domain in tested else ("train/", test)
+        raise UserError(
+            f'domain "{domain}" of {root} is in {there} but not in {lacking}: add {lacking}{domain},'
+            f" or remove {there}{domain}"
+        )

@@ -7,15 +7,20 @@ folder names and the prompt.
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 from everclip.data.folders import checked_root, dataset, image_files, parts, split_of, subfolders
 from everclip.data.images import Dataset
 from everclip.errors import UserError
+
+log = logging.getLogger("everclip")
 
 LAYOUT = "CLASS/*.jpg, or train/CLASS and test/CLASS"
 
 
 def load(argument: str | None, kind: str) -> Dataset:
-    """The images under the folder ``argument``; ``kind`` does not matter here.
+    """The images under the folder ``argument``; ``kind`` matters for a warning alone.
 
     Raises:
         UserError: the folder or a class is missing or empty, or names collide.
@@ -31,4 +36,24 @@ def load(argument: str | None, kind: str) -> Dataset:
         found += [(key, "", folder, is_test[key]) for key in files]
     for folder in subfolders(root / test) if test else []:
         found += [(key, "", folder, True) for key in image_files(root, f"{test}{folder}")]
-    return dataset(f"imagefolder:{argument}", root, found, [""], test is None)
+    places = [part for part in (train, test) if part is not None]
+    made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None)
+    if kind == "class-incremental":
+        _warn_of_domains(root, [key.removeprefix(train) for key, _, _, _ in found if key.startswith(train)])
+    return made
+
+
+def _warn_of_domains(root: Path, keys: list[str]) -> None:
+    """Warn of DOMAIN/CLASS/*.jpg: all images lie in subfolders, of which two or more are in every folder."""
+    inner: dict[str, set[str]] = {}
+    for key in keys:
+        folder, *rest = key.split("/")
+        if len(rest) < 2:
+            return
+        inner.setdefault(folder, set()).add(rest[0])
+    if len(set.intersection(*inner.values())) > 1:
+        log.warning(
+            "the folders of %s are taken as classes though each holds folders of the same names:"
+            " for DOMAIN/CLASS/*.jpg write data=domainfolder:%s",
+            *(root, root),
+        )
