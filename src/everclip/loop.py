@@ -21,6 +21,7 @@ from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
 from everclip.evaluate import evaluate
 from everclip.methods._base import Method, TextClassifier, to_device
+from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.optim import Update
 from everclip.plan import Plan
@@ -64,6 +65,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
         new, old = loader.pixels.readable(task.train), memory.images()
         images, current = new + old, np.arange(len(new) + len(old)) < len(new)
         grow(lab.plan, clip, task)
+        tuning.begin(clip, run.config.tune)
         method.begin_task(clip, task, images)
         for index, phase in enumerate(method.phases(task)):
             counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
@@ -78,6 +80,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
                 _step(lab, update, batch, phase, task)
         if not len(new := loader.pixels.readable(new)):
             raise _unreadable(task)
+        tuning.end(clip)
         gone = memory.update(new, len(seen(tasks[: task.index + 1])), lambda images: _features(lab, images))
         method.drop(gone)
         method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))

@@ -46,10 +46,12 @@ class Update:
         rates[id(clip.logit_scale)] = train.lr
         head = train.lr if train.lr_head is None else train.lr_head
         wanted = list(method.trainable(clip, phase))
-        chosen = [parameter for parameter in wanted if rates.get(id(parameter), head) > 0]
+        held = clip.held()
+        chosen = [p for p in wanted if rates.get(id(p), head) > 0 and id(p) not in held]
         if not chosen:
             raise UserError(
-                "nothing to train: train.lr and train.lr_text are both 0; give one of them a rate"
+                "nothing to train: tune, train.lr and train.lr_text leave nothing of what the method trains;"
+                " write tune=full, or give a rate"
             )
         for parameter in [*clip.parameters(), *method.parameters()]:
             parameter.requires_grad_(False)

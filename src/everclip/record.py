@@ -198,6 +198,7 @@ class Record:
             "optimizer_steps": self.optimizer_steps,
             "samples_seen": self.samples_seen,
             "center": config.center,
+            "tune": config.tune,
             "validation": config.scenario.validation,
             "tuned_on": config.tuned_on,
             "skipped_images": list(pixels.skipped()),

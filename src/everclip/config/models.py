@@ -193,6 +193,13 @@ class Config(Section):
         description="subtract from image features their mean over the first task's training images, and make them"
         " unit length again",
     )
+    tune: str = Field(
+        default="full",
+        description="what of the model trains: both towers, one, the last K blocks of each, low-rank updates of rank R,"
+        " or only what the method adds",
+        pattern=r"^(full|image|text|head|(top|lora):[1-9]\d{0,3})$",
+        json_schema_extra={"allowed": '"full", "image", "text", "top:K", "lora:R" or "head"'},
+    )
     device: str = Field(
         default="auto",
         description="where to compute; auto is the GPU if there is one",

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torchvision.transforms import Compose, Normalize
 
 CONFIG_FILE = "open_clip_config.json"
@@ -65,6 +66,7 @@ class Clip(nn.Module):
         self.eval_transform: Callable[[Image.Image], Image.Image] = _pil_part(self._preprocess_cfg)
         # fixed (sine-cosine) position embeddings are parameters without gradient: they are never trained
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
+        self._held: frozenset[str] = frozenset()
         self._memory_format = (
             torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
         )
@@ -109,7 +111,9 @@ class Clip(nn.Module):
 
     def copy_tower(self) -> nn.Module:
         """A frozen copy of the image tower as it is now, which shares no storage with it: a teacher, an older stage."""
-        return copy.deepcopy(self.model.visual).eval().requires_grad_(False)
+        tower = copy.deepcopy(self.model.visual)
+        fold(tower)
+        return tower.eval().requires_grad_(False)
 
     @property
     def centered(self) -> bool:
@@ -169,6 +173,14 @@ class Clip(nn.Module):
         """
         return ((name, p) for name, p in self._trainable() if not name.startswith("visual."))
 
+    def hold(self, names: Collection[str]) -> None:
+        """From here on these parameters (names of ``model``) count as no tower's and are not trained."""
+        self._held = frozenset(names)
+
+    def held(self) -> set[int]:
+        """``id`` of each parameter that ``hold`` names."""
+        return {id(parameter) for name, parameter in self.model.named_parameters() if name in self._held}
+
     def save(self, folder: str | Path) -> None:
         """Write a complete open_clip ``local-dir``: config, weights and, for a Hugging Face text tower, its
         config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit.
@@ -196,11 +208,29 @@ class Clip(nn.Module):
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.model.named_parameters():
-            if name not in _LOGIT_PARAMETERS and name not in self._fixed:
+            if name not in _LOGIT_PARAMETERS and name not in self._fixed and name not in self._held:
                 yield name, parameter
 
     def _encode_distinct(self, prompts: list[str]) -> Float[Tensor, "p d"]:
         return F.normalize(self.model.encode_text(self.tokenize(prompts).to(self.device)).float(), dim=-1)
+
+
+def fold(module: nn.Module) -> None:
+    """Make every parametrized weight under ``module`` (LoRA) an ordinary one with its present value, in its old place.
+
+    Not torch's remove_parametrizations: that takes the property off a class that copies of the module share.
+    """
+    for part in list(module.modules()):
+        if not parametrize.is_parametrized(part):
+            continue
+        weights: Any = part.parametrizations
+        values = {name: nn.Parameter(getattr(part, name).detach()) for name in weights}
+        plain = parametrize.type_before_parametrizations(part)
+        del part.parametrizations
+        part.__class__ = plain
+        rest = dict(part._parameters)
+        part._parameters.clear()
+        part._parameters.update(values | rest)
 
 
 def _triple(values: Sequence[float] | float) -> tuple[float, float, float]:

@@ -1,0 +1,156 @@
+"""What of a model trains, and that low-rank updates change nothing until they do."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from open_clip import CLIP
+from torch import nn
+
+from everclip.cli.app import main
+from everclip.errors import UserError
+from everclip.models import tuning, zoo
+from everclip.models.clip import Clip
+from tests.running import run, timeless
+from tests.toy import toy_clip
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Clip:
+    return zoo.load(f"local-dir:{toy_clip(tmp_path)}")
+
+
+def trained(clip: Clip) -> set[str]:
+    return {name for part in (clip.image_parameters(), clip.text_parameters()) for name, _ in part}
+
+
+def images(clip: Clip) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    return clip.normalise(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=random))
+
+
+def test_towers(clip: Clip) -> None:
+    every = trained(clip)
+    tuning.begin(clip, "image")
+    assert trained(clip) == {name for name in every if name.startswith("visual.")}
+    tuning.begin(clip, "text")
+    assert trained(clip) == {name for name in every if not name.startswith("visual.")}
+    assert id(clip.logit_scale) not in clip.held()
+    tuning.begin(clip, "head")
+    assert not trained(clip)
+    assert id(clip.logit_scale) in clip.held()
+    tuning.begin(clip, "full")
+    assert trained(clip) == every
+
+
+def test_top_blocks_of_a_transformer(clip: Clip) -> None:
+    every = trained(clip)
+    # the toy's text tower has one block, so only its embeddings are below
+    tuning.begin(clip, "top:1")
+    below = every - trained(clip)
+    assert below == {
+        *(f"visual.{name}" for name in ("class_embedding", "positional_embedding", "conv1.weight")),
+        *("visual.ln_pre.weight", "visual.ln_pre.bias", "positional_embedding", "token_embedding.weight"),
+        *(name for name in every if name.startswith("visual.transformer.resblocks.0.")),
+    }
+    assert {"visual.proj", "visual.ln_post.weight", "text_projection", "ln_final.weight"} <= trained(clip)
+    with pytest.raises(UserError, match="tune=top:3 but a tower has 2 blocks: write at most 2"):
+        tuning.begin(clip, "top:3")
+
+
+def test_top_stages_of_convolutional_towers() -> None:
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 8}
+    text = {"context_length": 77, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2}
+    names = [name for name, _ in CLIP(16, vision, text).named_parameters()]  # pyright: ignore[reportArgumentType]
+    held = tuning._below(names, 1)
+    tops = {name for name in names if name.startswith("visual.")} - held
+    assert {name.split(".")[1] for name in tops} == {"layer4", "attnpool"}
+    lite = [
+        *(
+            "visual.trunk.conv_stem.weight",
+            "visual.trunk.bn1.weight",
+            "visual.trunk.blocks.5.0.conv_dw.weight",
+        ),
+        *("visual.trunk.blocks.6.0.bn1.weight", "visual.trunk.conv_head.weight", "visual.trunk.bn2.weight"),
+        *("text.transformer.embeddings.LayerNorm.bias", "text.transformer.encoder.layer.5.output.dense.bias"),
+        *("text.transformer.encoder.layer.4.output.dense.bias", "text.proj.0.weight", "logit_scale"),
+    ]
+    assert tuning._below(lite, 1) == {*lite[:3], lite[6], lite[8]}
+    with pytest.raises(UserError, match="the blocks of the image tower are not known"):
+        tuning._below(["visual.conv.weight"], 1)
+
+
+def test_low_rank_golden() -> None:
+    """methods-more.md 10.5."""
+    update = tuning.LowRank(torch.zeros(2, 2), 1)
+    with torch.no_grad():
+        update.b.copy_(torch.tensor([[1.0], [2.0]]))
+        update.a.copy_(torch.tensor([[0.5, -1.0]]))
+    assert update(torch.zeros(2, 2)).tolist() == [[1, -2], [2, -4]]
+
+
+def test_low_rank_starts_at_the_model_and_folds_into_it(clip: Clip) -> None:
+    plain, before = copy.deepcopy(clip), clip.encode_image(images(clip))
+    text = clip.encode_text(["a cat"])
+    tuning.begin(clip, "lora:2")
+    assert torch.equal(clip.encode_image(images(clip)), before)
+    assert torch.equal(clip.encode_text(["a cat"]), text)
+    assert all(name.endswith((".0.a", ".0.b")) for name in trained(clip))
+    kinds = {name.split(".parametrizations")[0].rsplit(".", 1)[-1] for name in trained(clip)}
+    assert kinds == {"attn", "out_proj", "c_fc", "c_proj"}
+    with torch.no_grad():
+        for _, parameter in [*clip.image_parameters(), *clip.text_parameters()]:
+            parameter.add_(0.05)
+    open_, teacher = clip.encode_image(images(clip)), clip.copy_tower()
+    assert not torch.equal(open_, before)
+    tuning.end(clip)
+    torch.testing.assert_close(clip.encode_image(images(clip)), open_, atol=1e-6, rtol=0)
+    torch.testing.assert_close(clip.encode_image(images(clip), teacher), open_, atol=1e-6, rtol=0)
+    assert clip.model.state_dict().keys() == plain.model.state_dict().keys()
+
+
+def test_pointwise_convolutions_have_low_rank_updates() -> None:
+    layer = nn.Conv2d(4, 6, 1)
+    update = tuning.LowRank(layer.weight, 2)
+    assert update(layer.weight).shape == layer.weight.shape
+    assert torch.equal(update(layer.weight), layer.weight)
+
+
+@pytest.mark.parametrize("tune", ["image", "text", "top:1", "lora:2"])
+@pytest.mark.parametrize("method", ["clip", "gdro", "finetune"])
+def test_a_run_moves_what_trains_and_nothing_else(
+    tmp_path: Path, toy: str, photos: str, tune: str, method: str
+) -> None:
+    words = [f"data={photos}", f"model={toy}", f"method={method}", f"tune={tune}", "train.lr=1e-3"]
+    words += ["train.lr_text=1e-3", "memory.budget=0"]
+    whole = run(tmp_path / "run", *words)
+    before, after = zoo.load(toy), zoo.load(str(tmp_path / "run"))
+    tuning.begin(before, tune)
+    expected = trained(before) if tune != "lora:2" else {n.split(".param")[0] for n in trained(before)}
+    old, new = zoo.load(toy).model.state_dict(), after.model.state_dict()
+    moved = {name for name in old if not torch.equal(old[name], new[name])} - {"logit_scale"}
+    if tune == "lora:2":
+        assert {name.rsplit(".", 1)[0] for name in moved} <= expected
+        assert moved
+        assert torch.equal(old["logit_scale"], new["logit_scale"])
+    else:
+        assert moved <= expected
+        assert len(moved) > len(expected) / 2
+    (tmp_path / "run" / "results.json").unlink()
+    for name in ("stage-002",):
+        for file in (tmp_path / "run" / "checkpoints" / name).iterdir():
+            file.unlink()
+        (tmp_path / "run" / "checkpoints" / name).rmdir()
+    assert timeless(run(tmp_path / "run", *words)) == timeless(whole)
+
+
+def test_only_a_head(tmp_path: Path, toy: str, photos: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data={photos}", f"model={toy}", "tune=head", "memory.budget=0"]
+    run(tmp_path / "head", *words, "method=finetune", "method.head=linear")
+    old, new = (zoo.load(spec).model.state_dict() for spec in (toy, str(tmp_path / "head")))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert main(["train", *words, "scenario.tasks=2", "method=clip", f"out={tmp_path / 'none'}"]) == 2
+    assert "nothing to train: tune" in capsys.readouterr().err
