@@ -94,6 +94,7 @@ def test_catalogue_entry(name: str) -> None:
     text = plugins.docstring("methods", name)
     assert "https://" in text, "the docstring has the paper's link"
     assert len(text.splitlines()[0]) <= 120
+    assert "cost" in vars(method_class(name)), "what it costs is said"
     config = method_class(name).Config
     assert config.__doc__
     for key, field in config.model_fields.items():

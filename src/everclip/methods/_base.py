@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,7 +20,24 @@ from everclip.data.scenario import Task
 from everclip.models.clip import Clip
 from everclip.sample_table import SampleTable
 
-__all__ = ["Batch", "Clip", "Method", "MethodConfig", "Phase", "Prompts", "Task", "TextClassifier"]
+__all__ = ["Batch", "Clip", "Cost", "Method", "MethodConfig", "Phase", "Prompts", "Task", "TextClassifier"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs beside the model that it trains, in words.
+
+    Args:
+        parameters: that it adds.
+        state: that it keeps from task to task, exemplars aside.
+        passes: forward passes of the towers a training image.
+        memory: what it does with exemplars.
+    """
+
+    parameters: str = "none"
+    state: str = "none"
+    passes: str = "1 of the image tower; 1 of the text tower for each class of the batch"
+    memory: str = "trains on exemplars beside new images"
 
 
 class TextClassifier(nn.Module):
@@ -48,6 +65,7 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    cost: ClassVar[Cost] = Cost()
     uses_memory: ClassVar[bool] = True
     """Whether exemplars are kept for it at all."""
     memory_policy: ClassVar[Literal["random", "herding"]] = "random"

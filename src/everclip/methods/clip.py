@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from everclip.losses.contrastive import clip_loss
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, pairs
+from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, pairs
 
 
 class ClipLoss(Method):
@@ -23,6 +23,8 @@ class ClipLoss(Method):
 
     class Config(MethodConfig):
         """No options."""
+
+    cost = Cost()
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         return pairs(clip, self.prompts, batch)

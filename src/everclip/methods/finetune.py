@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods._head import Head, HeadClassifier, HeadInit, columns
 
 
@@ -50,6 +50,10 @@ class Finetune(Method):
         )
 
     config: Config
+    cost = Cost(
+        parameters="none; a linear head with method.head=linear",
+        passes="1 of the image tower; 1 of the text tower for each class seen, none with a linear head",
+    )
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from everclip.methods._base import Batch, Phase
+from everclip.methods._base import Batch, Cost, Phase
 from everclip.methods._contrastive import Contrastive, ContrastiveConfig, valued
 
 
@@ -27,6 +27,7 @@ class Gcl(Contrastive):
         """Options of GCL."""
 
     config: Config
+    cost = Cost(state="two moving averages (fp32) an exemplar")
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         pairs = self.compare(features, batch)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from everclip.data.images import ImageSet
 from everclip.losses import dro
-from everclip.methods._base import Batch, Clip, Phase, Prompts, Task
+from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
 from everclip.methods._contrastive import Contrastive, ContrastiveConfig, valued
 from everclip.sample_table import SampleTable
 
@@ -68,6 +68,7 @@ class Gdro(Contrastive):
         weight_clip: float | None = Field(default=None, gt=0, description="most that one image may count")
 
     config: Config
+    cost = Cost(state="two moving averages (fp32) an exemplar, one a class")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from everclip.config import method_class, options_of
 from everclip.errors import UserError
-from everclip.methods._base import Method, MethodConfig, Prompts
+from everclip.methods._base import Cost, Method, MethodConfig, Prompts
 
 
 class Joint(Method):
@@ -24,6 +24,8 @@ class Joint(Method):
 
         loss: str = Field(default="finetune", description="the method whose loss is used")
         options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
+
+    cost = Cost(parameters="those of the loss", state="that of the loss", memory="none: it has all images")
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Task
+from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Task
 
 
 class ZeroShot(Method):
@@ -22,6 +22,7 @@ class ZeroShot(Method):
         """No options."""
 
     uses_memory = False
+    cost = Cost(passes="none", memory="none")
 
     def phases(self, task: Task) -> list[Phase]:
         return []
