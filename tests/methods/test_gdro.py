@@ -49,7 +49,7 @@ def per_image(s: Tensor, labels: Tensor) -> Tensor:
 
 def class_losses(method: Gdro, *labels: int) -> list[float]:
     """s_k of classes that have one."""
-    values, seen = method.group_losses.get(labels)
+    values, seen = method.groups.losses.get(labels)
     assert seen.all()
     return values[:, 0].tolist()
 
@@ -218,7 +218,7 @@ def test_a_batch_of_one_class_changes_nothing(clip: Clip) -> None:
     value, gradient = step(method, cosines(2, 0), batch([1, 1]))
     assert value == 0
     assert torch.equal(gradient, torch.zeros(2, 2, dtype=torch.float64))
-    assert (len(method.estimators), len(method.group_losses)) == (0, 0)
+    assert (len(method.estimators), len(method.groups.losses)) == (0, 0)
     assert method.class_weights() == {0: 0, 1: 0}
 
 

@@ -66,9 +66,9 @@ def test_gamma_falls_for_new_samples_and_spares_carried_ones(clip: Clip) -> None
 def test_nothing_is_carried_over_where_told_so(clip: Clip) -> None:
     method = gdro(clip, task_of([0, 1]), carry_over=False)
     step(method, cosines(2, 0), batch([0, 1]))
-    assert len(method.estimators) == len(method.group_losses) == 2
+    assert len(method.estimators) == len(method.groups.losses) == 2
     method.begin_task(clip, task_of([0, 1]), task_of([0, 1]).train)
-    assert len(method.estimators) == len(method.group_losses) == 0
+    assert len(method.estimators) == len(method.groups.losses) == 0
 
 
 @pytest.mark.parametrize("kind", ["learnable", "per_sample"])
@@ -99,7 +99,7 @@ def test_groups_by_origin_tell_new_from_memory(clip: Clip) -> None:
     on = batch([0, 1, 0, 1], ids=[0, 2, 10, 11])
     on = Batch(on.images, on.labels, on.domains, on.ids, torch.tensor([True, True, False, False]))
     step(method, cosines(4, 2), on)
-    assert method.group_losses.ids().tolist() == [0, 1, 2, 3]
+    assert method.groups.losses.ids().tolist() == [0, 1, 2, 3]
     assert sum(method.class_weights().values()) == pytest.approx(1)
     assert set(method.class_weights()) == {0, 1}
 
@@ -110,7 +110,7 @@ def test_groups_by_domain(clip: Clip) -> None:
     on = batch([0, 1, 0, 1])
     on = Batch(on.images, on.labels, torch.tensor([0, 0, 2, 2]), on.ids, on.current)
     step(method, cosines(4, 2), on)
-    assert method.group_losses.ids().tolist() == [0, 1, 12, 13]
+    assert method.groups.losses.ids().tolist() == [0, 1, 12, 13]
 
 
 def test_without_dro_every_image_counts_once(clip: Clip) -> None:
@@ -142,7 +142,7 @@ def test_sagawa_follows_the_batch(clip: Clip) -> None:
     assert_close(value, (q * means).sum().detach(), rtol=1e-5, atol=1e-7)
     (expected,) = torch.autograd.grad((q * means).sum(), leaf)
     assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
-    assert_close(method.adversary.get([0, 1, 2])[0][:, 0], q.float())
+    assert_close(method.groups.adversary.get([0, 1, 2])[0][:, 0], q.float())
 
 
 def test_class_balanced_weights_go_with_class_balanced_batches(clip: Clip) -> None:

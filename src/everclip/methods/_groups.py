@@ -1,0 +1,117 @@
+"""The groups whose losses GDRO weighs: their counts, moving averages and weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from everclip.data.images import ImageSet
+from everclip.losses import dro
+from everclip.sample_table import SampleTable
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """How groups are made and weighed; the fields are those of GDRO's options."""
+
+    dro: Literal["kl", "sagawa", "none"]
+    strength: float
+    step_size: float
+    groups: Literal["class", "class_origin", "class_domain"]
+    gamma_class: float
+    weight_clip: float | None
+    balanced: bool
+
+
+class GroupWeights:
+    """p over the groups that have images now, from moving averages s_k (equation 6) or by ascent.
+
+    Attributes:
+        losses: s_k by group id, kept from task to task.
+        adversary: q_k of Sagawa et al.
+        p: weight of each group, in the order of ``ids``.
+    """
+
+    def __init__(self, options: GroupOptions, classes: int) -> None:
+        self.options = options
+        self.classes = classes
+        self.losses, self.adversary = SampleTable(1), SampleTable(1)
+        self.ids = self.counts = torch.zeros(0, dtype=torch.int64)
+        self.class_counts = torch.zeros(classes, dtype=torch.int64)
+        self.p = torch.zeros(0)
+
+    def begin(self, train: ImageSet, current: Tensor, device: torch.device) -> None:
+        """Count the images of each group, of the task and of the memory."""
+        labels, domains = torch.from_numpy(train.labels), torch.from_numpy(train.domains)
+        groups = self.of(labels, domains, current)
+        self.ids, self.counts = (part.to(device) for part in groups.unique(return_counts=True))
+        self.class_counts = torch.from_numpy(train.counts(self.classes)).to(device)
+        self.p = torch.zeros(len(self.ids), device=device)
+
+    def reset(self) -> None:
+        """Forget what was carried over."""
+        self.losses, self.adversary = SampleTable(1), SampleTable(1)
+
+    def of(self, labels: Tensor, domains: Tensor, current: Tensor) -> Int64[Tensor, " n"]:
+        """Group ids of images."""
+        if self.options.groups == "class_origin":
+            return 2 * labels + current
+        if self.options.groups == "class_domain":
+            return labels + self.classes * domains
+        return labels
+
+    def update(self, values: Float[Tensor, " a"], groups: Int64[Tensor, " a"]) -> Float[Tensor, ""]:
+        """Take a batch's losses; returns the objective: F (equation 6), or sum_k q_k L_k."""
+        return (self._ascend if self.options.dro == "sagawa" else self._average)(values, groups)
+
+    def _average(self, values: Float[Tensor, " a"], groups: Int64[Tensor, " a"]) -> Float[Tensor, ""]:
+        """Mix the batch's group means into s_k, and take p in closed form."""
+        if len(values):
+            present, fresh = dro.group_means(values, groups)
+            old, seen = self.losses.get(present)
+            rate = torch.where(seen, self.options.gamma_class, 1.0)
+            self.losses.set(present, (old[:, 0] + rate * (fresh.cpu() - old[:, 0]))[:, None])
+        losses, active = self.losses.get(self.ids)
+        self.p.zero_()
+        if not active.any():
+            return torch.zeros(())
+        known = losses[active, 0]
+        self.p[active.to(self.p.device)] = dro.kl_weights(known, self.options.strength).to(self.p)
+        return dro.kl_objective(known, self.options.strength)
+
+    def _ascend(self, values: Float[Tensor, " a"], groups: Int64[Tensor, " a"]) -> Float[Tensor, ""]:
+        """A step of the adversary on the batch's group means."""
+        q, seen = self.adversary.get(self.ids)
+        q = torch.where(seen, q[:, 0], 1 / len(self.ids)).to(self.p)
+        losses = torch.zeros_like(self.p)
+        if len(values):
+            present, fresh = dro.group_means(values, groups)
+            losses[torch.searchsorted(self.ids, present)] = fresh.to(losses)
+        self.p = dro.sagawa_step(q, losses, self.options.step_size)
+        self.adversary.set(self.ids, self.p[:, None])
+        return (self.p * losses).sum()
+
+    def weights(self, groups: Int64[Tensor, " b"], labels: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """omega: how much each image of the batch counts, by how it was drawn."""
+        options, where = self.options, torch.searchsorted(self.ids, groups)
+        p, counts, most = self.p[where], self.counts[where], options.weight_clip or math.inf
+        if options.dro == "sagawa":  # its losses are the batch's own
+            return dro.balanced_sampling_weights(p, groups, len(groups.unique()), most)
+        if options.balanced:
+            within = self.class_counts[labels] / counts
+            classes = int((self.class_counts > 0).sum())
+            return dro.balanced_sampling_weights(p * within, labels, classes, most)
+        return dro.uniform_sampling_weights(p, counts, int(self.counts.sum()), most)
+
+    def by_class(self) -> dict[int, float]:
+        """Label -> weight of its groups together."""
+        weights: dict[int, float] = {}
+        for group, p in zip(self.ids.tolist(), self.p.tolist(), strict=True):
+            label = group // 2 if self.options.groups == "class_origin" else group % self.classes
+            weights[label] = weights.get(label, 0.0) + p
+        return weights
