@@ -38,8 +38,19 @@ def load_model(plan: Plan, spec: str) -> Clip:
 
 def grow(plan: Plan, clip: Clip, task: Task) -> None:
     """Let the plan's method grow for a task, with the random numbers of that task alone: a resume has no others."""
+    freeze(plan, clip)
     torch.manual_seed(int(generator(plan.config.seed, "init", task.index).integers(2**63)))
     plan.method.grow(clip, task)
+
+
+def freeze(plan: Plan, clip: Clip) -> None:
+    """Outside of a phase nothing takes a gradient, whatever trained last.
+
+    Torch multiplies matrices in another order where a weight takes a gradient, even under ``no_grad``: a resumed run
+    would differ in the last bit from one that was not stopped.
+    """
+    clip.requires_grad_(False)
+    plan.method.requires_grad_(False)
 
 
 def restore(plan: Plan, folder: Path, state: dict[str, Any]) -> Clip:
@@ -52,6 +63,7 @@ def restore(plan: Plan, folder: Path, state: dict[str, Any]) -> Clip:
     for task in plan.tasks[: state["stage"] + 1]:
         grow(plan, clip, task)
     plan.method.load_state_dict(state["method"])
+    freeze(plan, clip)
     return clip
 
 
