@@ -27,7 +27,7 @@ from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.progress import Progress
 from everclip.record import Record, environment
-from everclip.restore import grow, load_model, restore
+from everclip.restore import freeze, grow, load_model, restore
 from everclip.run import Clock, Run
 
 log = logging.getLogger("everclip")
@@ -81,9 +81,15 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
         if not len(new := loader.pixels.readable(new)):
             raise _unreadable(task)
         tuning.end(clip)
-        gone = memory.update(new, len(seen(tasks[: task.index + 1])), lambda images: _features(lab, images))
+        gone = memory.update(
+            new,
+            len(seen(tasks[: task.index + 1])),
+            lambda images: _features(lab, images),
+            lambda images: _scores(lab, images),
+        )
         method.drop(gone)
         method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
+        freeze(lab.plan, clip)
         scores = evaluate(
             clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
         )
@@ -144,6 +150,12 @@ def _features(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
     clip = lab.clip
     rows = [lab.method.features(clip, clip.normalise(batch.images)) for batch in lab.loader.plain(images)]
     return torch.cat(rows).double().cpu().numpy()
+
+
+def _scores(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
+    """The method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
+    known = lab.method.scores(lab.clip, lab.loader.plain(images))
+    return np.array([known.get(sample, 0.0) for sample in images.ids.tolist()])
 
 
 @torch.inference_mode()

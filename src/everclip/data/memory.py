@@ -13,9 +13,11 @@ from everclip.data.images import ImageSet
 from everclip.errors import UserError
 from everclip.seeding import hash64
 
-Policy = Literal["random", "herding", "exp", "equal_task"]
+Policy = Literal["random", "herding", "score", "exp", "equal_task"]
 Features = Callable[[ImageSet], NDArray[np.float64]]
 """Unit-length features ``[n, d]`` of images that can be read, in their order."""
+Scores = Callable[[ImageSet], NDArray[np.float64]]
+"""Scores ``[n]`` of images, at least 0, in their order."""
 
 
 class Memory:
@@ -26,8 +28,9 @@ class Memory:
     images of several domains, its quota is shared equally by the domains seen; a remainder goes to the domains that
     come first in a fixed random order of the class.
 
-    ``herding`` takes the place in the class's herding order as the priority, ``exp`` and ``equal_task`` share the
-    budget among the tasks seen, then among a task's classes (TiC-CLIP).
+    ``herding`` takes the place in the class's herding order as the priority. ``score`` draws in proportion to scores
+    that the method gives new images and exemplars after each task (``policies.race``). ``exp`` and ``equal_task`` share
+    the budget among the tasks seen, then among a task's classes (TiC-CLIP).
 
     Args:
         budget: number of exemplars, or ``"all"``. 0 keeps nothing.
@@ -57,11 +60,18 @@ class Memory:
             return None
         return self.budget // classes_seen if isinstance(self.budget, int) else None
 
-    def update(self, new: ImageSet, classes_seen: int, features: Features | None = None) -> NDArray[np.int64]:
+    def update(
+        self,
+        new: ImageSet,
+        classes_seen: int,
+        features: Features | None = None,
+        scores: Scores | None = None,
+    ) -> NDArray[np.int64]:
         """Take exemplars of ``new`` and trim the old ones to the new quota.
 
         Args:
             features: for ``herding``, which is random without them.
+            scores: for ``score``, alike.
 
         Returns:
             int64 ``[k]``: ids, old or new, that are not held from here on: no later stage sees them again.
@@ -71,7 +81,14 @@ class Memory:
         self._stages += 1
         if self.policy == "herding" and features is not None and self.budget != 0:
             self._herd(new, features(new))
-        kept = pool if self.budget == "all" else pool.select(self._choose(pool, self.budget, classes_seen))
+        scored = None
+        if self.policy == "score" and scores is not None and self.budget not in (0, "all"):
+            scored = scores(pool)
+        kept = (
+            pool
+            if self.budget == "all"
+            else pool.select(self._choose(pool, self.budget, classes_seen, scored))
+        )
         evicted = np.setdiff1d(pool.ids, kept.ids)
         for sample in evicted.tolist():
             self._stage.pop(sample, None)
@@ -87,13 +104,17 @@ class Memory:
             ordered = new.ids[where[policies.herding(features[where])]].tolist()
             self._rank |= {sample: rank for rank, sample in enumerate(ordered)}
 
-    def _choose(self, pool: ImageSet, budget: int, classes_seen: int) -> NDArray[np.int64]:
+    def _choose(
+        self, pool: ImageSet, budget: int, classes_seen: int, scores: NDArray[np.float64] | None
+    ) -> NDArray[np.int64]:
         """Positions in ``pool`` of the images to keep, in ``pool``'s order."""
         # Ranks are below any hash, so a herded image goes before one whose features were not known.
         priority = np.array(
             [self._rank.get(sample, hash64("priority", self.seed, sample)) for sample in pool.ids.tolist()],
             dtype=np.float64,
         )
+        if scores is not None:
+            priority = policies.race(priority / 2**63, scores)
         if self.policy in ("exp", "equal_task"):
             return self._shared(pool, priority, budget)
         chosen: list[NDArray[np.int64]] = []

@@ -32,6 +32,20 @@ def herding(features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
     return np.array(order, dtype=np.int64)
 
 
+def race(uniform: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> NDArray[np.float64]:
+    """Priorities whose lowest m are m draws without replacement, each in proportion to the scores of what is left.
+
+    An image arrives after an exponential time of rate s; the order of arrival is such a series of draws (Efraimidis and
+    Spirakis 2006). Returned are logarithms of the times. Equal scores leave the order of ``uniform``.
+
+    Args:
+        uniform: a number in [0, 1] an image, which alone decides the draw.
+        scores: s, at least 0; 0 comes last.
+    """
+    wait = -np.log1p(-np.clip(uniform, 2.0**-64, 1 - 2.0**-53))
+    return np.log(wait) - np.log(np.maximum(scores, np.finfo(np.float64).tiny))
+
+
 def shares(kind: Literal["exp", "equal_task"], budget: int, owned: Sequence[int]) -> list[int]:
     """How many of ``budget`` exemplars each finished task gets (TiC-CLIP, Garg et al. 2024, arXiv 2310.16226).
 

@@ -66,9 +66,9 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     cost: ClassVar[Cost] = Cost()
-    uses_memory: ClassVar[bool] = True
-    """Whether exemplars are kept for it at all."""
-    memory_policy: ClassVar[Literal["random", "herding"]] = "random"
+    uses_memory: bool = True
+    """Whether exemplars are kept for it at all; set on the instance where an option decides."""
+    memory_policy: ClassVar[Literal["random", "herding", "score"]] = "random"
     """How its exemplars are chosen unless the config says otherwise."""
     one_task: bool = False
     """Whether all tasks are learned at once (joint training); set on the instance."""
@@ -137,6 +137,10 @@ class Method(nn.Module, ABC):
         """Unit-length features of normalised images, for memory policies that choose by them."""
         return clip.encode_image(images)
 
+    def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
+        """Id -> score of the plain images of a finished task and of the memory; the policy ``score`` draws by them."""
+        return {sample: 1.0 for batch in batches for sample in batch.ids.tolist()}
+
     # Between tasks ----------------------------------------------------------------------------------------------
 
     def tables(self) -> dict[str, SampleTable]:
@@ -147,7 +151,7 @@ class Method(nn.Module, ABC):
         """Forget per-sample state of images that left the memory."""
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Called after the phases with plain batches of the task's images and of the memory as it was."""
+        """Called after the phases with plain batches of the task's images and of the memory, which has been updated."""
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         """Maps normalised images ``[b, 3, h, w]`` to scores ``[b, len(labels)]``; built once per evaluation."""
