@@ -12,6 +12,7 @@ from everclip import data
 from everclip.data.images import Dataset
 from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.pixels import Pixels
+from everclip.errors import UserError
 from tests.pictures import image_folder
 
 
@@ -116,6 +117,8 @@ def test_a_second_view_differs_and_leaves_the_first_alone(found: Dataset) -> Non
         for a, b in zip(two, again, strict=True)
         if a.second is not None and b.second is not None
     )
-    for batch in run(loader(found, augment="none"), found, 1, Phase(views=2)):
-        assert batch.second is not None
-        assert torch.equal(batch.images, batch.second)
+
+
+def test_two_views_without_augmentation_are_refused(found: Dataset) -> None:
+    with pytest.raises(UserError, match=r"write train\.augment=shift_flip"):
+        run(loader(found, augment="none"), found, 1, Phase(views=2))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
+from everclip.errors import UserError
 from everclip.seeding import generator
 
 
@@ -117,7 +118,15 @@ class Loader:
             images: new and memory images of the stage.
             current: bool ``[n]``: which of them are new.
             stage, index: of the task, and of the phase in it.
+
+        Raises:
+            UserError: two views are wanted, and without augmentation they would be one.
         """
+        if phase.views == 2 and self.augment == "none":
+            raise UserError(
+                "the method compares two views of each image, and train.augment=none makes them the same:"
+                " write train.augment=shift_flip"
+            )
         which = {"mixed": np.ones_like(current), "new": current, "memory": ~current}[phase.data]
         images, current = images.select(which), current[which]
         per_epoch = self.steps_per_epoch(len(images))
