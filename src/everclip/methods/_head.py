@@ -35,12 +35,29 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.cat([old, rows.detach()]))
         self.bias = nn.Parameter(functional.pad(self.bias.detach().to(rows), (0, len(labels))))
 
-    def grow_for(self, task: Task, clip: Clip, prompts: Prompts, init: HeadInit) -> None:
-        """Append rows for the classes of a task that have none: Kaiming-uniform, or their class embeddings."""
+    def grow_for(self, task: Task, clip: Clip, prompts: Prompts, init: HeadInit, extractors: int = 1) -> None:
+        """Append rows for the classes of a task that have none, as ``first_rows`` makes them."""
         if new := [label for label in task.classes if label not in self.labels]:
-            with torch.no_grad():
-                rows = clip.class_embeddings([prompts.names[label] for label in new], prompts.templates)
-            self.grow(new, rows if init == "zero_shot" else kaiming(*rows.shape).to(rows))
+            self.grow(new, first_rows(new, clip, prompts, init, extractors))
+
+    def widen(self, count: int, init: HeadInit) -> None:
+        """Append columns for ``count`` more features: Kaiming-uniform, or 0, which leaves every score as it was.
+
+        Zeros go with zero-shot rows: a head that starts as a classifier should not start with noise.
+        """
+        rows, width = self.weight.shape
+        drawn = torch.zeros(rows, count) if init == "zero_shot" else kaiming(rows, width + count)[:, :count]
+        self.weight = nn.Parameter(torch.cat([self.weight.detach(), drawn.to(self.weight)], 1))
+
+    @torch.no_grad()
+    def align(self, new: Sequence[int]) -> None:
+        """Scale the rows of ``new`` so that their mean length is that of the other rows (Zhao et al. 2020,
+        https://arxiv.org/abs/1911.07053); nothing happens where there is no row of one kind.
+        """
+        fresh = torch.tensor([label in new for label in self.labels], device=self.weight.device)
+        if fresh.any() and not fresh.all():
+            norms = self.weight.norm(dim=1)
+            self.weight[fresh] *= norms[~fresh].mean() / norms[fresh].mean()
 
     def forward(
         self, features: Float[Tensor, "b d"], scale: Float[Tensor, ""] | float = 1.0
@@ -57,6 +74,19 @@ def columns(known: Sequence[int], labels: Int64[Tensor, " b"]) -> Int64[Tensor, 
     table = torch.full((max([*known, *labels.tolist()], default=0) + 1,), -1, device=labels.device)
     table[list(known)] = torch.arange(len(known), device=labels.device)
     return table[labels]
+
+
+@torch.no_grad()
+def first_rows(
+    labels: Sequence[int], clip: Clip, prompts: Prompts, init: HeadInit, extractors: int = 1
+) -> Float[Tensor, "n w"]:
+    """Rows that a head starts with: Kaiming-uniform, or the class embeddings.
+
+    For the features of several ``extractors`` side by side, a zero-shot score is the mean of theirs.
+    """
+    rows = clip.class_embeddings([prompts.names[label] for label in labels], prompts.templates)
+    rows = rows.repeat(1, extractors) / extractors
+    return rows if init == "zero_shot" else kaiming(*rows.shape).to(rows)
 
 
 def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:

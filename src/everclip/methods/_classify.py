@@ -1,0 +1,103 @@
+"""Cross-entropy over the classes, with the text tower or a linear head: what methods that train with it share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from everclip.data.images import ImageSet
+from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods._head import Head, HeadClassifier, HeadInit, columns
+
+
+class HeadConfig(MethodConfig):
+    """Where the scores come from."""
+
+    head: Literal["text", "linear"] = Field(
+        default="text",
+        description="class embeddings of the text tower, or a linear layer on the image features",
+    )
+    head_init: HeadInit = Field(
+        default="kaiming",
+        description="start of a linear head's new rows: random, or the class embeddings",
+    )
+
+
+class LabelsConfig(MethodConfig):
+    """Which classes the softmax runs over, and its targets."""
+
+    classes: Literal["seen", "present"] = Field(
+        default="seen",
+        description="label set of the softmax: all classes seen so far, or those with images now",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target spread over all classes"
+    )
+
+
+class Classify(Method):
+    """Cross-entropy over class embeddings or a linear head. What a config does not offer stays at its default.
+
+    Attributes:
+        seen: labels in the order learned; a linear head has its rows in the same order.
+    """
+
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self._scores = config if isinstance(config, HeadConfig) else HeadConfig()
+        self._targets = config if isinstance(config, LabelsConfig) else LabelsConfig()
+        self.seen: list[int] = []
+        self._labels: list[int] = []
+        self.head = Head()
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        """Append the task's classes to the label set, and their rows to a linear head."""
+        self.seen += [label for label in task.classes if label not in self.seen]
+        if self._scores.head == "linear":
+            self.head.grow_for(task, clip, self.prompts, self._scores.head_init)
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        """Settle the label set of the task."""
+        present = set(np.unique(train.labels).tolist())
+        self._labels = [label for label in self.seen if self._targets.classes == "seen" or label in present]
+
+    def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
+        if self._scores.head == "text":
+            yield from super().trainable(clip, phase)
+            return
+        yield from (parameter for _, parameter in clip.image_parameters())
+        yield from self.head.parameters()
+
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        features = {
+            "image": clip.encode_image(clip.normalise(batch.images)),
+            "scale": clip.logit_scale.exp(),
+        }
+        if self._scores.head == "text":
+            texts = self.prompts.caption(self._labels, batch.rng("captions"))
+            features["classes"] = clip.encode_text(texts)
+        return features
+
+    def logits(self, features: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
+        """Scores over the task's label set, in the order learned."""
+        if self._scores.head == "text":
+            return features["scale"] * features["image"] @ features["classes"].T
+        rows = self.head.columns(torch.tensor(self._labels)).tolist()
+        return self.head(features["image"], features["scale"])[:, rows]
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        logits, smoothing = self.logits(features), self._targets.label_smoothing
+        target = columns(self._labels, batch.labels)
+        return {"cross_entropy": functional.cross_entropy(logits, target, label_smoothing=smoothing)}
+
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        if self._scores.head == "text":
+            return super().classifier(clip, labels)
+        return HeadClassifier(clip.encode_image, self.head, labels, clip.logit_scale.exp())

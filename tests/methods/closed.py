@@ -1,0 +1,91 @@
+"""Closed-form methods on features given by hand, and led through tasks of random pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from everclip.config import method_class
+from everclip.data.loader import Batch
+from everclip.data.scenario import Task
+from everclip.models.clip import Clip
+from tests.methods.plain import PROMPTS, images
+
+T = torch.tensor([[1, 0], [0.8, 0.2], [0, 1], [0.1, 0.9], [0.7, 0.7], [0.6, 0.8]], dtype=torch.float64)
+LABELS = [0, 0, 1, 1, 2, 2]
+QUERY = torch.tensor([0.5, 0.6], dtype=torch.float64)
+LAM = {"lam": 0.1, "lam_unit": "absolute"}
+SMALL: dict[str, dict[str, Any]] = {"ranpac": {"width": 24, "lam_choice": "fixed"}}
+NAMES = ("ncm", "ridge", "ranpac", "slda")
+
+
+def make(name: str, **options: Any) -> Any:
+    cls = method_class(name)
+    return cls.create(cls.Config.model_validate(SMALL.get(name, {}) | options), PROMPTS)
+
+
+def of_rows(clip: Clip, name: str, **options: Any) -> Any:
+    """A method whose features are given: two numbers each."""
+    method = make(name, **options)
+    method.build(clip, 2)
+    return method
+
+
+def give(method: Any, which: Sequence[int], labels: Sequence[int] = LABELS, weighted: bool = False) -> None:
+    """Add rows of T."""
+    known = torch.tensor(labels)
+    counts = known.bincount()[known].double()
+    part = list(which)
+    method.add(T[part], known[part], 1 / counts[part] if weighted else None)
+
+
+def near(value: Tensor, expected: Any) -> None:
+    assert_close(value, torch.tensor(expected, dtype=torch.float64), atol=2e-8, rtol=0)
+
+
+def pictures(count: int = 48, classes: int = 6) -> Batch:
+    """Random pictures, classes in turn, of different brightness."""
+    random = torch.Generator().manual_seed(3)
+    shade = torch.randint(40, 255, (count, 3, 1, 1), generator=random)
+    pixels = torch.rand(count, 3, 32, 32, generator=random) * shade
+    ids = torch.arange(count)
+    labels = ids % classes
+    return Batch(pixels.to(torch.uint8), labels, labels * 0, ids, ids > -1, seed=5)
+
+
+def part(on: Batch, which: Tensor) -> Batch:
+    columns = ("images", "labels", "domains", "ids", "current")
+    return replace(on, **{name: getattr(on, name)[which] for name in columns})
+
+
+def learn(method: Any, clip: Clip, tasks: Iterable[Tensor], size: int = 128) -> Any:
+    """Lead a method through tasks of pictures, in batches of a size, with all pictures so far as a memory."""
+    on, past = pictures(), []
+    torch.manual_seed(11)
+    for index, which in enumerate(tasks):
+        labels = on.labels[which].tolist()
+        task = Task(index, f"task {index + 1}", tuple(sorted(set(labels))), images(labels), images(labels))
+        method.grow(clip, task)
+        assert method.phases(task) == []
+        method.begin_task(clip, task, task.train)
+        past.append(part(on, which))
+        method.end_task(clip, task, [part(on, chunk) for chunk in which.split(size)], past)
+    return method
+
+
+def by_class(*classes: Sequence[int]) -> list[Tensor]:
+    labels = pictures().labels
+    return [torch.isin(labels, torch.tensor(part)).nonzero()[:, 0] for part in classes]
+
+
+@torch.no_grad()
+def scores(method: Any, clip: Clip, labels: Sequence[int] = range(6)) -> Tensor:
+    return method.classifier(clip, tuple(labels))(clip.normalise(pictures().images))
+
+
+EVERYTHING = torch.arange(48)
