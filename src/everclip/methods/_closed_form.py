@@ -1,0 +1,102 @@
+"""Classifiers in closed form from sums over images: G = sum x x', Q = sum x y', n_k. All in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+
+def ridge(
+    gram: Float64[Tensor, "m m"],
+    cross: Float64[Tensor, "m c"],
+    lam: float,
+    prior: Float64[Tensor, "m c"] | None = None,
+) -> Float64[Tensor, "m c"]:
+    """W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
+
+    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m.
+    """
+    trace = gram.trace().item()
+    real = torch.finfo(torch.float64)
+    lam = max(lam, len(gram) * real.eps * trace, real.tiny)
+    regular = gram.clone()
+    regular.diagonal().add_(lam)
+    factor = torch.linalg.cholesky(regular)
+    return torch.cholesky_solve(cross if prior is None else cross + lam * prior, factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Ridge regression at every lam at once: a row x is predicted as x B diag(1 / (l + lam)) R."""
+
+    basis: Float64[Tensor, "m r"]
+    values: Float64[Tensor, " r"]
+    targets: Float64[Tensor, "r c"]
+
+    @classmethod
+    def of_gram(cls, gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"]) -> Spectrum:
+        """From G = V diag(l) V': B = V, R = V' Q."""
+        values, vectors = torch.linalg.eigh(gram)
+        return cls(vectors, values.clamp(min=0), vectors.T @ cross)
+
+    @classmethod
+    def of_rows(cls, rows: Float64[Tensor, "n m"], targets: Float64[Tensor, "n c"]) -> Spectrum:
+        """From X X' = U diag(l) U', the cheaper one where there are fewer rows than features: B = X' U, R = U' Y."""
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        return cls(rows.T @ vectors, values.clamp(min=0), vectors.T @ targets)
+
+    def errors(
+        self, rows: Float64[Tensor, "n m"], targets: Float64[Tensor, "n c"], lams: Sequence[float]
+    ) -> Float64[Tensor, " l"]:
+        """Squared error on other rows at each of ``lams``, summed."""
+        seen = rows @ self.basis
+        predicted = (seen @ (self.targets / (self.values + lam)[:, None]) for lam in lams)
+        return torch.stack([(guess - targets).square().sum() for guess in predicted])
+
+
+def text_scale(
+    gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"], text: Float64[Tensor, "m c"]
+) -> float:
+    """kappa = <Q, E> / <E, G E>: the scale at which text embeddings as a classifier come nearest to Y."""
+    return ((cross * text).sum() / (text * (gram @ text)).sum()).item()
+
+
+def within_class(
+    gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
+) -> Float64[Tensor, "m m"]:
+    """Within-class scatter G - sum_k Q_k Q_k' / n_k, over the classes that have images."""
+    met = counts > 0
+    return gram - (sums[met] / counts[met, None]).T @ sums[met]
+
+
+def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
+    """Share of the mean variance in the oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
+
+    As scikit-learn computes it, which leaves out terms of 2 / m.
+
+    Args:
+        count: images that the covariance was estimated from.
+    """
+    mean_square = covariance.square().mean().item()
+    square_mean = covariance.diagonal().mean().item() ** 2
+    spread = (count + 1) * (mean_square - square_mean / len(covariance))
+    return min(1.0, (mean_square + square_mean) / spread) if spread > 0 else 1.0
+
+
+def shrunk(covariance: Float64[Tensor, "m m"], share: float, target: float) -> Float64[Tensor, "m m"]:
+    """(1 - share) Sigma + share target I."""
+    result = (1 - share) * covariance
+    result.diagonal().add_(share * target)
+    return result
+
+
+def discriminants(
+    covariance: Float64[Tensor, "m m"], means: Float64[Tensor, "c m"]
+) -> tuple[Float[Tensor, "m c"], Float[Tensor, " c"]]:
+    """Linear discriminants W = Sigma^-1 mu and b = -1/2 mu' Sigma^-1 mu of classes with a common covariance."""
+    weight = ridge(covariance, means.T.contiguous(), 0.0)
+    return weight, -0.5 * (means.T * weight).sum(0)

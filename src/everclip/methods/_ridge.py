@@ -1,0 +1,141 @@
+"""Ridge regression of one-hot labels on features, as they are or after a fixed random layer, and the choice of lam."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+from torch import Tensor
+
+from everclip.methods._base import Batch, Clip, Prompts, Task
+from everclip.methods._closed_form import Spectrum, ridge
+from everclip.methods._statistics import Scores, Statistics, StatisticsConfig
+from everclip.seeding import generator
+
+log = logging.getLogger("everclip")
+
+GRID = tuple(10.0**exponent for exponent in range(-8, 9))
+"""The lams that are tried."""
+FIT = 0.8
+"""Share of a task's images that they are fitted on."""
+CHUNK = 128
+"""Images whose random features are made at once."""
+
+
+class RidgeConfig(StatisticsConfig):
+    """Options of ridge regression."""
+
+    lam: float = Field(
+        default=0.3,
+        gt=0,
+        description="strength of the ridge, where it is fixed or nothing can be held out to choose it",
+    )
+    lam_unit: Literal["relative", "absolute"] = Field(
+        default="relative", description="lam as a multiple of the mean of G's diagonal, or as it is"
+    )
+    lam_choice: Literal["fixed", "task", "seen"] = Field(
+        default="fixed",
+        description="lam itself; or of 1e-8, 1e-7, ..., 1e8 the best on a fifth of each new task's images, fitted on"
+        " the rest of them (task) or on that and all tasks before (seen)",
+    )
+    class_weights: bool = Field(
+        default=False,
+        description="count an image 1 / (images of its class in its task), so that classes count alike",
+    )
+
+
+class RidgeMethod(Statistics):
+    """W = (G + lam I)^-1 Q. lam enters when the equation is solved, so once, and not with each task."""
+
+    projection: Float[Tensor, "d m"]
+    chosen: Float64[Tensor, ""]
+
+    def __init__(self, config: RidgeConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.options = config
+
+    @property
+    @abstractmethod
+    def random_features(self) -> int:
+        """Width of the random layer; 0: none."""
+
+    @abstractmethod
+    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
+        """Its weights, from torch's random state, which a run's seed decides."""
+
+    def build(self, clip: Clip, width: int) -> None:
+        """Draw the random layer, which is no part of the state: a resume draws the same one again."""
+        if self.random_features:
+            drawn = self.draw(width, self.random_features).to(clip.device)
+            self.register_buffer("projection", drawn, persistent=False)
+        super().build(clip, self.random_features or width)
+        self.register_buffer("chosen", self.sums.new_zeros(()))  # 0: none yet
+
+    def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
+        return (features @ self.projection).relu() if self.random_features else features
+
+    def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
+        """Add the images of a task; they are looked at twice where classes are weighted or lam is chosen."""
+        options, seed = self.options, 0
+        if options.lam_choice == "fixed" and not options.class_weights:
+            super().absorb(clip, task, new)
+            return
+        parts = []
+        for batch in new:
+            parts += self.extracted(clip, [batch])
+            seed = batch.seed
+        features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        counts = self.targets(labels).sum(0)
+        weights = 1 / counts[labels] if options.class_weights else torch.ones_like(labels).double()
+        if options.lam_choice != "fixed" and len(labels) > 1:
+            order = torch.from_numpy(generator(seed, "ridge", task.index).permutation(len(labels)))
+            self._choose(features, labels, weights, order.to(labels.device))
+            log.info("%s: lambda %.3g, chosen on %d images", task.name, self.chosen.item(), len(labels))
+        for part in torch.arange(len(labels), device=labels.device).split(CHUNK):
+            self.add(self.rows(features[part]), labels[part], weights[part])
+
+    def _choose(
+        self,
+        features: Float[Tensor, "n d"],
+        labels: Int64[Tensor, " n"],
+        weights: Float64[Tensor, " n"],
+        order: Int64[Tensor, " n"],
+    ) -> None:
+        """Set lam to the one with the least squared error on the last fifth of ``order``."""
+
+        def scaled(part: Tensor) -> tuple[Tensor, Tensor]:
+            root = weights[part].sqrt()[:, None]
+            return root * self.rows(features[part]), root * self.targets(labels[part])
+
+        count = max(1, int(FIT * len(order)))
+        fit, held = order[:count], order[count:]
+        if self.options.lam_choice == "task" and count < len(self.gram):
+            spectrum = Spectrum.of_rows(*scaled(fit))
+        else:
+            old = self.options.lam_choice == "seen"
+            gram, cross = self.gram * old, self.sums.T * old
+            for part in fit.split(CHUNK):
+                rows, targets = scaled(part)
+                gram.addmm_(rows.T, rows)
+                cross.addmm_(rows.T, targets)
+            spectrum = Spectrum.of_gram(gram, cross)
+        errors = [spectrum.errors(*scaled(part), GRID) for part in held.split(CHUNK)]
+        self.chosen.fill_(GRID[int(torch.stack(errors).sum(0).argmin())])
+
+    def strength(self) -> float:
+        """lam, in units of G."""
+        if self.chosen > 0:
+            return self.chosen.item()
+        if self.options.lam_unit == "relative":
+            return self.options.lam * self.gram.diagonal().mean().item()
+        if self.options.class_weights:  # weights whose mean over the classes is 1, where G has 1 / n_k
+            return self.options.lam * (1 / self.counts[self.counts > 0]).mean().item()
+        return self.options.lam
+
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        return ridge(self.gram, self.sums[labels].T, self.strength()), self.silence(labels)

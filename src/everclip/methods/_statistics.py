@@ -1,0 +1,160 @@
+"""What the closed-form methods share: sums over training images, from which a classifier follows exactly.
+
+    G = sum_i x_i x_i'     Q_k = sum_{i of class k} x_i     n_k = number of images of class k
+
+with x the features of a frozen tower. Sums do not depend on the order of what is summed: any order of tasks, any split
+into tasks and all images at once give the same G, Q and n, and so the same classifier.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from everclip.methods._base import Batch, Clip, Prompts, Task
+from everclip.methods._first_session import FirstSession, FirstSessionConfig
+from everclip.models.pooled import pooled
+
+Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
+"""Weights and biases of a linear classifier."""
+
+
+class StatisticsConfig(FirstSessionConfig):
+    """Options of the features."""
+
+    feature: Literal["projected", "pooled"] = Field(
+        default="projected",
+        description="unit-length features, or the image tower's output before its projection as it is",
+    )
+
+
+class Statistics(FirstSession):
+    """Sums G, Q and n over the images of all tasks, in fp64; no image is kept.
+
+    The buffers have their final shape from the first task on: features of the model's width, rows for every class.
+    """
+
+    uses_memory = False
+    second_moments: ClassVar[bool] = True
+    """Whether G is kept."""
+
+    gram: Float64[Tensor, "m m"]
+    sums: Float64[Tensor, "c m"]
+    counts: Int64[Tensor, " c"]
+
+    def __init__(self, config: StatisticsConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self._pooled = config.feature == "pooled"
+        self._built = False
+
+    # Sums -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def grow(self, clip: Clip, task: Task) -> None:
+        """Make the buffers at the first task."""
+        if not self._built:
+            blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+            self.build(clip, self.extract(clip, clip.normalise(blank)).shape[1])
+            self._built = True
+
+    def build(self, clip: Clip, width: int) -> None:
+        """Make the buffers for features of this width."""
+        # Apple's GPUs have no fp64
+        where = torch.device("cpu") if clip.device.type == "mps" else clip.device
+        classes, moments = len(self.prompts.names), width if self.second_moments else 0
+        self.register_buffer("gram", torch.zeros(moments, moments, dtype=torch.float64, device=where))
+        self.register_buffer("sums", torch.zeros(classes, width, dtype=torch.float64, device=where))
+        self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64, device=where))
+
+    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The tower's fp32 features of normalised images."""
+        return pooled(clip.model.visual, images) if self._pooled else clip.encode_image(images)
+
+    def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
+        """The features that are summed, from the tower's."""
+        return features
+
+    def extracted(self, clip: Clip, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The tower's features ``[b, d]`` and the labels of each batch, on the devices where they are used."""
+        for batch in batches:
+            yield self.extract(clip, clip.normalise(batch.images)), batch.labels.to(self.counts.device)
+
+    @torch.no_grad()
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Add the task's images to the sums; those of the memory are in them already."""
+        super().end_task(clip, task, new, memory)
+        self.absorb(clip, task, new)
+
+    def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
+        """Add the images of a task."""
+        for features, labels in self.extracted(clip, new):
+            self.add(self.rows(features), labels)
+
+    def rows(self, features: Float[Tensor, "b d"]) -> Float64[Tensor, "b m"]:
+        """Lifted features in fp64, where the sums are."""
+        return self.lift(features).to(self.sums.device).double()
+
+    def add(
+        self,
+        rows: Float64[Tensor, "b m"],
+        labels: Int64[Tensor, " b"],
+        weights: Float64[Tensor, " b"] | None = None,
+    ) -> None:
+        """Add images, each counted as often as its weight says (``counts`` excepted)."""
+        # a matrix product, where adding by index would add in the order in which a GPU's threads come
+        targets = self.targets(labels)
+        self.counts += targets.sum(0).long()
+        if weights is not None:
+            rows, targets = weights.sqrt()[:, None] * rows, weights.sqrt()[:, None] * targets
+        self.sums.addmm_(targets.T, rows)
+        if self.second_moments:
+            self.gram.addmm_(rows.T, rows)
+
+    def targets(self, labels: Int64[Tensor, " b"]) -> Float64[Tensor, "b c"]:
+        """One-hot rows."""
+        return one_hot(labels, len(self.counts)).double()
+
+    # Classifier -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        """The classifier of these labels; ``silence`` is the bias of those never trained."""
+
+    def silence(self, labels: list[int]) -> Float64[Tensor, " c"]:
+        """0 for labels that have been trained, -inf for the others."""
+        return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
+
+    def query(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, "b m"]:
+        """What the classifier is applied to."""
+        return self.rows(self.extract(clip, images))
+
+    @torch.no_grad()
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        return Linear(lambda images: self.query(clip, images), *self.solve(clip, list(labels)))
+
+
+class Linear(nn.Module):
+    """``W' f(images) + b`` in fp64.
+
+    Args:
+        encode: normalised images to features.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        weight: Float64[Tensor, "m c"],
+        bias: Float64[Tensor, " c"],
+    ) -> None:
+        super().__init__()
+        self.encode, self.weight, self.bias = encode, weight, bias
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        return torch.addmm(self.bias, self.encode(images), self.weight)

@@ -1,0 +1,53 @@
+"""Nearest class mean on frozen features (SimpleCIL, Zhou et al. 2023): no training, a sum and a count a class.
+
+    score_k = <x, mu_k> / ( |x| |mu_k| ),    mu_k = mean of x over the training images of class k
+
+x are unit-length image features, or with `feature=pooled` the tower's output before its projection, as in SimpleCIL;
+`normalize` then makes each of them unit length before the mean (iCaRL's rule). A class that comes again in another
+domain adds to its sum. With `adapt` the model learns the first task by another method's loss before any mean is
+taken (APER, same paper, without its second tower). A label that was never trained scores -inf.
+
+Paper: https://arxiv.org/abs/2303.07338
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Float64
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from everclip.methods._base import Clip, Cost, Prompts
+from everclip.methods._statistics import Scores, Statistics, StatisticsConfig
+
+
+class Ncm(Statistics):
+    """Class means."""
+
+    class Config(StatisticsConfig):
+        """Options of class means."""
+
+        normalize: bool = Field(
+            default=False, description="make pooled features unit length before the mean (projected ones are)"
+        )
+
+    second_moments = False
+    cost = Cost(
+        state="a sum of features (fp64) and a count a class",
+        passes="1 of the image tower in all; in the first task those of adapt too",
+        memory="none",
+    )
+    config: Config
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self._normalize = config.normalize
+
+    def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
+        return normalize(features, dim=1) if self._normalize else features
+
+    def query(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, "b m"]:
+        return normalize(super().query(clip, images), dim=1)
+
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        return normalize(self.sums[labels], dim=1).T, self.silence(labels)

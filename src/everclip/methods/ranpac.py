@@ -1,0 +1,60 @@
+"""Ridge regression on random projections of frozen features (RanPAC, McDonnell et al. 2023).
+
+    h = relu(P' x),  P in R^{d x M} with entries N(0, 1), drawn once
+    W = (G + lam I)^-1 Q,    G = sum_i h_i h_i',  Q = sum_i h_i y_i',    scores W' h
+
+over the images of all tasks. lam is chosen at each task as in the authors' code: of 1e-8, 1e-7, ..., 1e8 the one whose
+solution on 80 % of the task's images has the least squared error on the rest; so it depends on the order of tasks.
+`lam_choice=seen` fits on the sums of the tasks before as well, `fixed` gives back a classifier that knows no
+order. `width=0` leaves the projection out.
+
+The paper adapts the model to the first task and freezes it after; `adapt` does so by a loss of this package, on what
+`tune` and the rates of [train] say, where the authors train an adapter with cross-entropy. Their CLIP rows are
+without, as the default is. They use pooled features (`feature=pooled`). A label that was never trained scores -inf.
+
+Paper: https://arxiv.org/abs/2307.02251
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from everclip.methods._base import Cost
+from everclip.methods._ridge import RidgeConfig, RidgeMethod
+
+
+class RanPac(RidgeMethod):
+    """Random projection and ridge regression."""
+
+    class Config(RidgeConfig):
+        """Options of RanPAC."""
+
+        width: int = Field(
+            default=10_000,
+            ge=0,
+            description="M, random features; the state has M x M numbers (800 MB at 10000); 0: none",
+        )
+        lam_choice: Literal["fixed", "task", "seen"] = Field(
+            default="task",
+            description="of 1e-8, 1e-7, ..., 1e8 the best on a fifth of each new task's images, fitted on the rest of"
+            " them (task) or on that and all tasks before (seen); or lam itself (fixed)",
+        )
+
+    cost = Cost(
+        state="M x M sums, M sums a class (fp64); the projection is drawn again",
+        passes="1 of the image tower in all; in the first task those of adapt too",
+        memory="none",
+    )
+    config: Config
+
+    @property
+    def random_features(self) -> int:
+        return self.config.width
+
+    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
+        return torch.randn(inputs, outputs)

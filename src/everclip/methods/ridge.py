@@ -1,0 +1,89 @@
+"""Ridge regression on frozen features, accumulated over the tasks (ACIL, Zhuang et al. 2022): no training.
+
+    W = argmin_W |X W - Y|^2 + lam |W - kappa E|^2 = (G + lam I)^-1 (Q + lam kappa E),    scores W' x
+    G = sum_i x_i x_i',  Q = sum_i x_i y_i'
+
+over the images of all tasks, y_i one-hot, no bias. The classifier is that of all images at once, whatever their order.
+`expand` is ACIL's random layer: x becomes relu(P' x) with P uniform in +-1/sqrt(d), drawn once. ACIL has expand=8192
+(CIFAR-100) and lam=0.1 with lam_unit=absolute. Its recursion over R = (G + lam I)^-1 gives the same W and cannot
+change lam; lam is added once, not with each task. The default lam is relative to the mean of G's diagonal, as a sum
+over n unit-length features grows with n.
+
+`class_weights` is AIR's: each image counts 1 / n_k (per task where a class comes again in another domain).
+`prior=text` is ours: E are the class embeddings (else 0), and kappa = <Q, E> / <E, G E> over the classes learned makes
+X kappa E the nearest to Y, unless it is given. With little data or a large lam it is zero-shot CLIP. A label that was
+never trained scores -inf; with the prior it has its column of W (`unseen=solved`), or kappa e_k (`unseen=text`).
+
+Paper: https://arxiv.org/abs/2205.14922
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from everclip.errors import UserError
+from everclip.methods import _closed_form
+from everclip.methods._base import Clip, Cost, Prompts
+from everclip.methods._ridge import RidgeConfig, RidgeMethod
+from everclip.methods._statistics import Scores
+
+
+class Ridge(RidgeMethod):
+    """Ridge regression, with a random layer or a text prior."""
+
+    class Config(RidgeConfig):
+        """Options of ridge regression."""
+
+        expand: int = Field(default=0, ge=0, description="width of ACIL's random layer; 0: none")
+        prior: Literal["none", "text"] = Field(
+            default="none", description="what the classifier is drawn to: zero, or the class embeddings"
+        )
+        kappa: float | None = Field(
+            default=None, gt=0, description="scale of the class embeddings; none: fitted to the sums"
+        )
+        unseen: Literal["solved", "text"] = Field(
+            default="solved",
+            description="with the prior, labels never trained: as the equation has them, or their embedding alone",
+        )
+
+    cost = Cost(
+        state="d x d sums, a sum of features a class (fp64); the random layer is drawn again",
+        passes="1 of the image tower in all; in the first task those of adapt too",
+        memory="none",
+    )
+    config: Config
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        if config.prior == "text" and (config.expand or config.feature == "pooled"):
+            raise UserError(
+                "method.prior=text needs features that class embeddings can be compared with:"
+                " write method.feature=projected and method.expand=0"
+            )
+
+    @property
+    def random_features(self) -> int:
+        return self.config.expand
+
+    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
+        return torch.empty(inputs, outputs).uniform_(-(inputs**-0.5), inputs**-0.5)
+
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        if self.config.prior == "none":
+            return super().solve(clip, labels)
+        learned = self.counts > 0
+        text = torch.zeros_like(self.sums)
+        wanted = sorted({*labels, *learned.nonzero()[:, 0].tolist()})
+        names = [self.prompts.names[label] for label in wanted]
+        text[wanted] = clip.class_embeddings(names, self.prompts.templates).to(text.device).double()
+        kappa = self.config.kappa or _closed_form.text_scale(self.gram, self.sums[learned].T, text[learned].T)
+        prior = kappa * text[labels].T
+        weight = _closed_form.ridge(self.gram, self.sums[labels].T, self.strength(), prior)
+        if self.config.unseen == "text":
+            weight = torch.where(learned[labels], weight, prior)
+        return weight, torch.zeros_like(weight[0])

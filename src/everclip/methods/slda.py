@@ -1,0 +1,100 @@
+"""Linear discriminant analysis from running sums (Deep SLDA, Hayes and Kanan 2020): no training.
+
+    score_k = <x, L mu_k> - 1/2 mu_k' L mu_k,    L = ( (1 - eps) Sigma + eps t I )^-1
+    Sigma   = ( G - sum_k n_k mu_k mu_k' ) / n
+
+the pooled within-class covariance, exact and the same in any order of images. eps is that of the oracle-approximating
+shrinkage (Chen et al. 2010) or a number, t the mean variance tr(Sigma) / d: unit-length features have variances near
+1 / d, where Deep SLDA's eps = 1e-4 with t = 1 (`eps=1e-4 target=one`) would be a large share. `log_priors` adds
+log(n_k / n).
+
+`streaming` is the update of the authors' code, image after image, delta = x - mu_y before the mean moves:
+
+    Sigma <- ( n Sigma + n/(n + 1) delta delta' ) / (n + 1),    mu_y <- mu_y + delta / (n_y + 1)
+
+with n the images of all classes: it depends on their order, and a class's first image puts in its own mean. Their start
+from a covariance of the first task's images is left out. A label that was never trained scores -inf.
+
+Paper: https://arxiv.org/abs/1909.01520
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float64, Int64
+from pydantic import Field
+from torch import Tensor
+
+from everclip.methods import _closed_form
+from everclip.methods._base import Clip, Cost
+from everclip.methods._statistics import Scores, Statistics, StatisticsConfig
+
+ROUNDING = 1e-12
+"""Share of the features' mean square below which a variance is taken for 0."""
+
+
+class Slda(Statistics):
+    """Streaming linear discriminant analysis."""
+
+    class Config(StatisticsConfig):
+        """Options of streaming LDA."""
+
+        eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas"] = Field(
+            default="oas", description="shrinkage: oracle-approximating, or a share"
+        )
+        target: Literal["mean", "one"] = Field(
+            default="mean", description="what variances are shrunk to: their mean, or 1"
+        )
+        streaming: bool = Field(
+            default=False,
+            description="the covariance of Deep SLDA's code, which depends on the order of images",
+        )
+        log_priors: bool = Field(
+            default=False, description="add the logarithm of a class's share of the images"
+        )
+
+    cost = Cost(
+        state="d x d sums, a sum of features a class (fp64)",
+        passes="1 of the image tower in all; in the first task those of adapt too",
+        memory="none",
+    )
+    config: Config
+
+    def add(
+        self,
+        rows: Float64[Tensor, "b m"],
+        labels: Int64[Tensor, " b"],
+        weights: Float64[Tensor, " b"] | None = None,
+    ) -> None:
+        """Add images; where streaming, ``gram`` holds n Sigma, to which an image adds n/(n + 1) delta delta'."""
+        if not self.config.streaming:
+            super().add(rows, labels, weights)
+            return
+        before = int(self.counts.sum())
+        deltas = torch.empty_like(rows)
+        for place, label in enumerate(labels.tolist()):
+            deltas[place] = rows[place] - self.sums[label] / self.counts[label].clamp(min=1)
+            self.sums[label] += rows[place]
+            self.counts[label] += 1
+        n = torch.arange(before, before + len(rows), device=rows.device)
+        self.gram.addmm_(deltas.T * (n / (n + 1)), deltas)
+
+    def covariance(self) -> Float64[Tensor, "m m"]:
+        """Sigma; exactly 0 where nothing but rounding errors is left, as with one image a class."""
+        scatter = self.gram
+        if not self.config.streaming:
+            scatter = _closed_form.within_class(self.gram, self.sums, self.counts)
+        alive = scatter.trace() > ROUNDING * self.gram.trace()
+        return scatter * alive / self.counts.sum()
+
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        config, counts, sigma = self.config, self.counts[labels], self.covariance()
+        eps = _closed_form.oas(sigma, int(self.counts.sum())) if config.eps == "oas" else config.eps
+        target = 1.0 if config.target == "one" else sigma.diagonal().mean().item() or 1.0
+        means = self.sums[labels] / counts.clamp(min=1)[:, None]
+        weight, bias = _closed_form.discriminants(_closed_form.shrunk(sigma, eps, target), means)
+        if config.log_priors:
+            bias = bias + (counts.clamp(min=1) / self.counts.sum()).log()
+        return weight, bias + self.silence(labels)

@@ -1,0 +1,52 @@
+"""The image tower's output before its projection into the space that it shares with the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from everclip.errors import UserError
+
+
+def pooled(visual: nn.Module, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    """Pooled fp32 features of normalised images, before the projection and not made unit length.
+
+    Of a VisionTransformer it is what its projection is multiplied with; of a timm tower what goes into its head.
+    ResNets of OpenAI's kind project inside of their attention pool and have none.
+
+    Raises:
+        UserError: the tower has no such output.
+    """
+    if isinstance(visual, VisionTransformer):
+        features = _before_matrix(visual, images)
+    elif isinstance(visual, TimmModel):
+        trunk: Any = visual.trunk
+        # pre_logits: open_clip may have made the trunk's own classifier its projection
+        features = trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+    else:
+        raise _none(visual)
+    if features.ndim != 2:  # a map, or tokens: the pooling itself projects
+        raise _none(visual)
+    return features.float()
+
+
+def _before_matrix(visual: VisionTransformer, images: Tensor) -> Tensor:
+    """The tower's output with the identity in place of its projection: exact, and open_clip's own pooling."""
+    replaced = {}
+    if visual.proj is not None:
+        replaced["proj"] = torch.eye(len(visual.proj), dtype=visual.proj.dtype, device=visual.proj.device)
+    output = torch.func.functional_call(visual, replaced, (images,))
+    return output[0] if visual.output_tokens else output
+
+
+def _none(visual: nn.Module) -> UserError:
+    kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
+    return UserError(
+        f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its projection:"
+        " write method.feature=projected"
+    )
