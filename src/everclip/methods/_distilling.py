@@ -1,0 +1,63 @@
+"""Distillation of image-text similarities, on images and texts that serve as a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from everclip.losses.distill import distillation
+from everclip.methods._base import Batch, Clip, Phase, Prompts
+from everclip.methods._classify import Classify, LabelsConfig
+
+
+class DistillingConfig(LabelsConfig):
+    """Options of the distillation."""
+
+    classes: Literal["seen", "present"] = Field(
+        default="present",
+        description="label set of the softmax: all classes seen so far, or those with images now",
+    )
+    label_smoothing: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the target spread over all classes"
+    )
+    temperature: float = Field(default=2.0, gt=0, description="T of the distillation")
+    image_weight: float = Field(default=5.0, ge=0, description="of each image's distribution over the texts")
+    text_weight: float = Field(default=5.0, ge=0, description="of each text's distribution over the images")
+
+
+class Distilling(Classify):
+    """Base of methods that keep the similarities of reference images and texts near a frozen model's.
+
+    The texts' embeddings are the frozen model's on both sides, so that the image tower alone learns from them. The
+    logit scale is not trained.
+    """
+
+    def __init__(self, config: DistillingConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.distill: DistillingConfig = config
+        self._texts: Float[Tensor, "r d"] = torch.zeros(0, 0)
+
+    def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
+        yield from (parameter for _, parameter in clip.image_parameters())
+        yield from (parameter for _, parameter in clip.text_parameters())
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        terms = super().loss(features, batch, phase)
+        if "teacher" in features and len(features["teacher"]) and len(self._texts):
+            teacher, student = (
+                features["scale"].detach() * features[who] @ self._texts.T for who in ("teacher", "reference")
+            )
+            options = self.distill
+            for name, weight, sides in (
+                ("distill_image", options.image_weight, (teacher, student)),
+                ("distill_text", options.text_weight, (teacher.T, student.T)),
+            ):
+                if weight:
+                    scale = weight * options.temperature**2
+                    terms[name] = scale * distillation(*sides, options.temperature)
+        return terms

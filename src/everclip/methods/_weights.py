@@ -1,0 +1,98 @@
+"""The model's weights by their ordinary names, also while low-rank updates sit on them; and tensors kept by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everclip.methods._base import Clip, Method, MethodConfig, Prompts
+
+_LOW_RANK = re.compile(r"parametrizations\.(\w+)\.(original|0\.a|0\.b)$")
+
+
+def ordinary(name: str) -> str:
+    """A parameter's name as it is without low-rank updates: ``proj.parametrizations.weight.0.a``: ``proj.weight``."""
+    return _LOW_RANK.sub(r"\1", name)
+
+
+def value(clip: Clip, name: str) -> Tensor:
+    """The weight (or buffer) of this ordinary name as the towers use it, with gradient into what makes it."""
+    return attrgetter(name)(clip.model)
+
+
+def tower_weights(clip: Clip, trained: bool = False) -> Iterator[str]:
+    """Ordinary names of the weights of both towers and of the logit scale, without what ``tune`` holds.
+
+    Args:
+        trained: only those that take a gradient now, which is settled from the first step of a phase on.
+    """
+    every = chain(clip.image_parameters(), clip.text_parameters(), [("logit_scale", clip.logit_scale)])
+    return iter(dict.fromkeys(ordinary(name) for name, p in every if p.requires_grad or not trained))
+
+
+def weights(clip: Clip) -> dict[str, Tensor]:
+    """Copies of all the model's weights and buffers by ordinary name."""
+    names = dict.fromkeys(map(ordinary, clip.model.state_dict()))
+    return {name: value(clip, name).detach().clone() for name in names}
+
+
+class Average:
+    """The mean of some weights as they are at the start and whenever they are taken, kept up as they come."""
+
+    def __init__(self, start: Mapping[str, Tensor]) -> None:
+        self.values = {name: weight.clone() for name, weight in start.items()}
+        self.count = 1
+
+    @torch.no_grad()
+    def take(self, clip: Clip) -> None:
+        """Count the present weights."""
+        self.count += 1
+        for name, mean in self.values.items():
+            mean += (value(clip, name) - mean) / self.count
+
+    @torch.no_grad()
+    def put(self, clip: Clip) -> None:
+        """Make the mean the model's weights, which must be without low-rank updates."""
+        for name, mean in self.values.items():
+            value(clip, name).copy_(mean)
+
+
+class Kept(Method):
+    """A method that keeps tensors by name, whose shapes only a task's end tells; they are part of its state."""
+
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.kept: dict[str, Tensor] = {}
+
+    def kept_to(self, clip: Clip) -> None:
+        """Move what is kept to the model's device, where a resume may not have it."""
+        self.kept = {name: tensor.to(clip.device) for name, tensor in self.kept.items()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"kept": self.kept}
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        self.kept = dict(state["kept"])
+
+    def state_bytes(self) -> int:
+        return super().state_bytes() + sum(tensor.nbytes for tensor in self.kept.values())
+
+
+def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """``(1 - share) anchor + share tuned``, the end points bit for bit; what is no float is ``tuned``'s."""
+    if share in (0, 1):
+        ends = tuned if share else anchor
+        return {
+            name: (ends if new.is_floating_point() else tuned)[name].clone() for name, new in tuned.items()
+        }
+    return {
+        name: (1 - share) * anchor[name] + share * new if new.is_floating_point() else new.clone()
+        for name, new in tuned.items()
+    }

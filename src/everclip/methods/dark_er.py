@@ -1,0 +1,111 @@
+"""Dark experience replay, DER and DER++: exemplars keep the outputs that the model gave them when they were stored.
+
+    loss = CE(new images) + alpha mean_i mean_k ( m o_k(x_i) - m o*_ik )^2 + beta CE(exemplars)      i: exemplars
+    o_k  = <z, e_k>, or <z, w_k> + b_k / scale with a linear head; z itself with method.target=feature
+
+o* are taken from un-augmented exemplars when their task ends and never again, over the classes seen by then: later
+columns are not compared. beta = 0 is DER, above 0 DER++. m = 1 / tau would be the authors' logits; with CLIP's scale of
+100 their distance dwarfs the CE, so m (`mse_scale`) is 10. Each mean is over the images of its kind in the batch, which
+is drawn from the task and the memory alike; the authors draw as many exemplars as new images, and twice for DER++.
+They store outputs in the course of training. Not der_expand (Yan et al. 2021), which is also called DER.
+
+Paper: https://arxiv.org/abs/2004.07211
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from everclip.losses.replay import known_outputs
+from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task, to_device
+from everclip.methods._classify import Classify, HeadConfig
+from everclip.methods._head import columns
+from everclip.sample_table import SampleTable
+
+
+class DarkEr(Classify):
+    """Cross-entropy, and exemplars held to their stored outputs."""
+
+    class Config(HeadConfig):
+        """Options of DER and DER++."""
+
+        alpha: float = Field(default=0.3, ge=0, description="weight of the distance to stored outputs")
+        beta: float = Field(
+            default=0.5, ge=0, description="weight of the exemplars' cross-entropy; 0: DER, else DER++"
+        )
+        target: Literal["logits", "feature"] = Field(
+            default="logits", description="what is stored: cosines to the classes, or the image feature"
+        )
+        mse_scale: float = Field(default=10.0, gt=0, description="both sides of the distance are times this")
+
+    config: Config
+    cost = Cost(
+        parameters="none; a linear head with method.head=linear",
+        state="a number (fp32) a class seen, or the feature, of each exemplar",
+        passes="1 of the image tower; 1 of the text tower for each class seen, none with a linear head",
+        memory="exemplars have a loss of their own; without any it is finetune",
+    )
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.stored: list[SampleTable] = []
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        """A table of the task's outputs, a column a class seen, or a feature's entry."""
+        super().grow(clip, task)
+        width = len(self.seen)
+        if self.config.target == "feature":
+            with torch.no_grad():
+                width = clip.encode_text(["a"]).shape[1]
+        self.stored.append(SampleTable(width))
+
+    def tables(self) -> dict[str, SampleTable]:
+        return {f"task {index}": table for index, table in enumerate(self.stored)}
+
+    def drop(self, ids: NDArray[Any]) -> None:
+        for table in self.stored:
+            table.drop(ids)
+
+    def _outputs(self, features: Mapping[str, Tensor]) -> Float[Tensor, "b k"]:
+        if self.config.target == "feature":
+            return features["image"]
+        return self.logits(features) / features["scale"].detach()
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        logits, target = self.logits(features), columns(self._labels, batch.labels)
+        terms = {"cross_entropy": _mean(logits, target, batch.current)}
+        old = ~batch.current
+        if self.config.beta and old.any():
+            terms["replay"] = self.config.beta * _mean(logits, target, old)
+        distances: list[Tensor] = []
+        for table in self.stored:
+            values, seen = table.get(batch.ids)
+            if seen.any():
+                now = self._outputs(features)[seen.to(logits.device)]
+                distances.append(known_outputs(now, values[seen].to(now), self.config.mse_scale))
+        if self.config.alpha and distances:
+            terms["dark"] = self.config.alpha * torch.cat(distances).mean()
+        return terms
+
+    @torch.no_grad()
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Store outputs of the exemplars that have none yet."""
+        for batch in memory:
+            known = torch.stack([table.get(batch.ids)[1] for table in self.stored]).any(0)
+            if not known.all():
+                features = self.encode(clip, to_device(batch, clip.device), Phase())
+                self.stored[-1].set(batch.ids[~known], self._outputs(features).cpu()[~known])
+
+
+def _mean(logits: Float[Tensor, "b c"], target: Tensor, which: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Cross-entropy of some images of a batch; 0 where there is none of them."""
+    total = functional.cross_entropy(logits[which], target[which], reduction="sum")
+    return total / which.sum().clamp(min=1)

@@ -1,0 +1,80 @@
+"""Learning without forgetting, as for CLIP: answers of the model before a task are kept while it learns the task.
+
+    loss = CE + w_I T^2 KD_T( S* -> S ) + w_T T^2 KD_T( S*^T -> S^T )      the last two from the second task on
+    S = s z E*^T,  S* = s z* E*^T,   KD_T(p -> q) = mean over rows of - sum softmax(p / T) log softmax(q / T)
+
+z and z* are features of the batch's images by the model and by a frozen copy of it as the task before left it, and E*
+that copy's embeddings of the reference texts: the prompts of old classes (the choice nearest to Li and Hoiem 2016), of
+the task's classes, or a thousand random sentences (lwf-vr). This is the form of ZSCL's authors for class-incremental
+CLIP, after Ding et al. 2022: both directions with weight 5, T = 2, smoothed labels, CE over the classes at hand, a
+fixed logit scale. Published without a memory: memory.budget=0.
+
+Paper: https://arxiv.org/abs/1606.09282, for CLIP https://arxiv.org/abs/2207.09248
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from everclip.data.images import ImageSet
+from everclip.methods import _reference
+from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods._distilling import Distilling, DistillingConfig
+
+
+class Lwf(Distilling):
+    """Distillation from the model of the task before."""
+
+    class Config(DistillingConfig):
+        """Options of LwF."""
+
+        reference: Literal["old", "current", "random"] = Field(
+            default="old", description="texts: prompts of old classes, of the task's, or random sentences"
+        )
+
+    config: Config
+    cost = Cost(
+        passes="2 of the image tower, one of them without gradient, from the second task on; 1 of the text tower for"
+        " each class at hand; the copied tower is gone when the task ends",
+        memory="trains on exemplars beside new images; published without: memory.budget=0",
+    )
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self._old: list[int] = []
+        self._teacher: tuple[nn.Module, ...] = ()
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        self._old = list(self.seen)
+        super().grow(clip, task)
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        """Copy the model as the task before left it; the first task has nothing to keep."""
+        super().begin_task(clip, task, train)
+        self._teacher = ()
+        if not self._old:
+            return
+        self._teacher = (clip.copy_tower(),)
+        if self.config.reference == "random":
+            texts = _reference.sentences()
+        else:
+            labels = self._old if self.config.reference == "old" else task.classes
+            texts = _reference.captions(self.prompts.names[label] for label in labels)
+        with torch.no_grad():
+            self._texts = clip.encode_text(texts)
+
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        features = super().encode(clip, batch, phase)
+        if self._teacher:
+            features["reference"] = features["image"]
+            with torch.no_grad():
+                features["teacher"] = clip.encode_image(clip.normalise(batch.images), self._teacher[0])
+        return features
+
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        self._teacher = ()

@@ -1,0 +1,100 @@
+"""Weights between the model before and after learning, for any method's loss: WiSE-FT, patching.
+
+    theta = (1 - alpha) theta_anchor + alpha theta_t        for each weight and float buffer of the model
+
+    zero_shot   theta_anchor is the pretrained model. Predictions come from theta; training goes on from theta_t
+    previous    theta_anchor is the model at the task's start. theta takes the place of theta_t (patching)
+    mean        the same with alpha = 1 / t, the mean of the models after tasks 1..t
+
+The other method is method.loss, its options are method.options.NAME=VALUE. What it adds to the model, such as a linear
+head, is not mixed. A checkpoint's open_clip folder holds the weights that training goes on from. zscl, which averages
+weights at a task's end itself, can have the anchor zero_shot only. alpha = 0 and 1 give the end points bit for bit.
+
+Paper: https://arxiv.org/abs/2109.01903, patching https://arxiv.org/abs/2208.05592
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from everclip.config import method_class, options_of
+from everclip.data.images import ImageSet
+from everclip.errors import UserError
+from everclip.methods._base import Batch, Clip, Cost, MethodConfig, Prompts, Task
+from everclip.methods._weights import blend, weights
+from everclip.methods._wrapper import Wrapper
+
+
+class WiseFt(Wrapper):
+    """Another method, with its weights mixed with those before."""
+
+    class Config(MethodConfig):
+        """Options of weight averaging."""
+
+        loss: str = Field(default="finetune", description="the method that learns")
+        options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
+        alpha: float = Field(default=0.5, ge=0, le=1, description="share of the learned weights")
+        anchor: Literal["zero_shot", "previous", "mean"] = Field(
+            default="zero_shot",
+            description="what they are mixed with: the pretrained model, for predictions alone; the model before the"
+            " task; or that, so that the mean of all tasks results",
+        )
+
+    config: Config
+    cost = Cost(
+        parameters="those of the loss",
+        state="that of the loss; with anchor=zero_shot a copy of the pretrained model, else one during a task",
+        passes="those of the loss",
+        memory="as the loss does",
+    )
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        if config.loss in ("joint", "wise_ft"):
+            raise UserError(
+                f'method.loss="{config.loss}" wraps a method itself: write one of finetune, clip, gcl, gdro'
+            )
+        if config.loss == "zscl" and config.anchor != "zero_shot":
+            raise UserError(
+                f'method.anchor="{config.anchor}" but zscl averages the weights of a task itself:'
+                " write method.anchor=zero_shot"
+            )
+        options = options_of(config.loss, config.options, "method.options.")
+        super().__init__(config, prompts, method_class(config.loss).create(options, prompts))
+        self.pretrained: nn.Module | None = None
+        self._before: dict[str, Tensor] = {}
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        """Keep the pretrained model before the first task."""
+        if self.config.anchor == "zero_shot" and self.pretrained is None:
+            self.pretrained = copy.deepcopy(clip.model).requires_grad_(False)
+        super().grow(clip, task)
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        if self.config.anchor != "zero_shot":
+            self._before = weights(clip)
+        super().begin_task(clip, task, train)
+
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Mix, where training goes on from the mixture; the other method ends its task with the weights that stay."""
+        if self._before:
+            share = self.config.alpha if self.config.anchor == "previous" else 1 / (task.index + 1)
+            clip.model.load_state_dict(blend(self._before, weights(clip), share))
+            self._before = {}
+        super().end_task(clip, task, new, memory)
+
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        if self.pretrained is None:
+            return super().classifier(clip, labels)
+        mixed = copy.deepcopy(clip)
+        before = self.pretrained.state_dict()
+        mixed.model.load_state_dict(blend(before, clip.model.state_dict(), self.config.alpha))
+        return super().classifier(mixed, labels)
+
+    def state_bytes(self) -> int:
+        kept = {} if self.pretrained is None else self.pretrained.state_dict()
+        return super().state_bytes() + sum(tensor.nbytes for tensor in kept.values())
