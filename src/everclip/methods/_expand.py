@@ -1,0 +1,162 @@
+"""What der_expand and memo share: extractors that add up, one a task, and a head on all of their features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from everclip.data.images import ImageSet
+from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, first_rows
+
+
+class ExpandConfig(MethodConfig):
+    """Options of both methods."""
+
+    aux_weight: float = Field(
+        default=1.0, ge=0, description="weight of the auxiliary loss on the newest extractor alone"
+    )
+    head_init: HeadInit = Field(
+        default="kaiming",
+        description="start of the heads' new rows: random, or the class embeddings",
+    )
+    balance: Literal["align", "retrain", "none"] = Field(
+        default="align",
+        description="against the lean to new classes, after a task: scale their rows to the mean length of the old"
+        " ones; train the head anew on class-balanced batches, if all classes have images; or nothing",
+    )
+    retrain_epochs: int | None = Field(
+        default=None, ge=1, description="epochs of balance=retrain; none: as many as of training"
+    )
+    retrain_temperature: float = Field(
+        default=5.0, gt=0, description="what balance=retrain divides the scores by"
+    )
+
+
+class Expand(Method):
+    """Cross-entropy on the features of one extractor a task; all but the newest are frozen.
+
+    The newest extractor is always the model's own image tower; ``older`` holds what earlier tasks had of their own.
+    """
+
+    memory_policy = "herding"
+
+    def __init__(self, config: ExpandConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.options = config
+        self.older = nn.ModuleList()
+        self.head, self.aux = Head(), Head()
+        self._known: list[int] = []
+        self._new: list[int] = []
+        self._complete = False
+
+    @abstractmethod
+    def own_part(self, clip: Clip) -> nn.Module:
+        """A frozen copy of what the finished task has of its own."""
+
+    @abstractmethod
+    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d"]]:
+        """Unit-length features of each extractor, the newest last; with gradient in what trains."""
+
+    @abstractmethod
+    def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
+        """Parameters of the image tower that a task trains."""
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        """Keep the finished task's part, widen the head for another one, and give new classes their rows."""
+        self._known = list(self.head.labels)
+        self._new = [label for label in task.classes if label not in self._known]
+        init = self.options.head_init
+        if self._known:
+            self.older.append(self.own_part(clip))
+            self.head.widen(self.head.weight.shape[1] // len(self.older), init)
+        self.head.grow_for(task, clip, self.prompts, init, len(self.older) + 1)
+        if self._known:
+            self.aux = self._auxiliary(clip)
+
+    def _auxiliary(self, clip: Clip) -> Head:
+        """A head on the newest features alone, whose columns are those of ``auxiliary_target``."""
+        rows = first_rows(self._new or self._known, clip, self.prompts, self.options.head_init)
+        if self._new:
+            old = first_rows(self._known, clip, self.prompts, self.options.head_init)
+            rows = torch.cat([functional.normalize(old.mean(0, keepdim=True), dim=1), rows])
+        head = Head()
+        head.grow(range(len(rows)), rows)
+        return head
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        """See whether every class has images: a head learned anew without them would not know the rest."""
+        self._complete = set(self.head.labels) <= set(np.unique(train.labels).tolist())
+
+    def phases(self, task: Task) -> list[Phase]:
+        if not self._known or self.options.balance != "retrain" or not self._complete:
+            return [Phase()]
+        return [Phase(), Phase("retrain", self.options.retrain_epochs, "class_balanced")]
+
+    def begin_phase(self, clip: Clip, phase: Phase) -> None:
+        """Start the head anew where it is trained anew."""
+        if phase.name == "retrain":
+            rows = first_rows(
+                self.head.labels, clip, self.prompts, self.options.head_init, len(self.older) + 1
+            )
+            with torch.no_grad():
+                self.head.weight.copy_(rows)
+                self.head.bias.zero_()
+
+    def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
+        yield from self.head.parameters()
+        if phase.name != "retrain":
+            yield from self.own_parameters(clip)
+            yield from self.aux.parameters() if self._known else ()
+
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        features = self.extract(clip, clip.normalise(batch.images))
+        return {"all": torch.cat(features, 1), "newest": features[-1], "scale": clip.logit_scale.exp()}
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        logits = self.head(features["all"], features["scale"])
+        target = self.head.columns(batch.labels)
+        if phase.name == "retrain":
+            return {
+                "cross_entropy": functional.cross_entropy(logits / self.options.retrain_temperature, target)
+            }
+        terms = {"cross_entropy": functional.cross_entropy(logits, target)}
+        if self._known and self.options.aux_weight:
+            newest = self.aux(features["newest"], features["scale"])
+            target = auxiliary_target(batch.labels, self._known, self._new)
+            terms["auxiliary"] = self.options.aux_weight * functional.cross_entropy(newest, target)
+        return terms
+
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Give old and new rows the same mean length."""
+        if self.options.balance == "align":
+            self.head.align(self._new)
+
+    def _side_by_side(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w"]:
+        return torch.cat(self.extract(clip, images), 1)
+
+    def features(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w"]:
+        return functional.normalize(self._side_by_side(clip, images), dim=1)
+
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        return HeadClassifier(
+            lambda images: self._side_by_side(clip, images), self.head, labels, clip.logit_scale.exp()
+        )
+
+
+def auxiliary_target(
+    labels: Int64[Tensor, " b"], known: Sequence[int], new: Sequence[int]
+) -> Int64[Tensor, " b"]:
+    """0 for a known class and 1, 2, ... for the new ones, in their order.
+
+    Where no class is new, as when domains come, "known" would be all there is: then the place among the known ones.
+    """
+    return columns(new, labels) + 1 if new else columns(known, labels)

@@ -1,0 +1,55 @@
+"""Dynamically Expandable Representation: one image tower a task, older ones frozen, a head on all their features.
+
+    f(x)    = [ f_1(x), ..., f_t(x) ]                     f_t starts as f_{t-1} is, and is the model's image tower
+    loss    = CE( scale * W f + b, y ) + aux_weight * CE( scale * V f_t + c, y' )        the second from task 2 on
+
+W has a row for each class seen: old rows keep their columns and get new ones for f_t. The auxiliary head reads the
+newest features alone; y' is 0 for any old class and 1, 2, ... for the new ones. After a task new rows are scaled to the
+mean length of the old ones (``balance=align``, PyCIL), or the head is trained anew on class-balanced batches with
+scores divided by 5 (``retrain``, the authors' code). Exemplars are chosen by herding.
+
+Ours: each f_t is unit length and multiplied by the model's logit scale; class-balanced batches stand for a
+class-balanced subset, and no head is trained anew while a class seen has no image. The paper's channel masks and
+pruning are left out, as in the authors' public run. Where domains come instead of classes there is a tower a domain;
+no class is new then, so y' is the class itself and no row is aligned.
+
+The parameters grow by a whole tower with each task: see memo for less.
+
+Paper: https://arxiv.org/abs/2103.16788
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from everclip.methods._base import Clip, Cost
+from everclip.methods._expand import Expand, ExpandConfig
+
+
+class DerExpand(Expand):
+    """One whole tower a task."""
+
+    class Config(ExpandConfig):
+        """Options of Dynamically Expandable Representation."""
+
+    config: Config
+    cost = Cost(
+        parameters="an image tower a task after the first; a head on the features of all; an auxiliary head",
+        state="those towers and heads",
+        passes="1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each an epoch",
+    )
+
+    def own_part(self, clip: Clip) -> nn.Module:
+        return clip.copy_tower()
+
+    def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
+        return (parameter for _, parameter in clip.image_parameters())
+
+    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d"]]:
+        with torch.no_grad():
+            older = [clip.encode_image(images, tower) for tower in self.older]
+        return [*older, clip.encode_image(images)]

@@ -1,0 +1,149 @@
+"""iCaRL: one-vs-all learning with the old network's answers as targets; the nearest mean of exemplars classifies.
+
+    q_k     = sigmoid( scale * <w_k, z> + b_k )
+    loss    = - mean_ik [ r_ik log q_ik + (1 - r_ik) log(1 - q_ik) ]       over images i and all classes k seen
+    r_ik    = q_ik of the model as it was before the task, for the classes k known then;  [y_i = k] for the new ones
+
+    predict argmax_k <z, m_k>,   m_k = renormalised mean of z over the exemplars of class k, under the present model
+
+``loss=ce`` is PyCIL's form: cross-entropy over all classes plus ``distill_weight`` times the distillation of the old
+classes' softened scores. Exemplars are chosen by herding; ``flip`` averages over mirrored ones too, as the authors do.
+
+Ours: the logit scale; r_ik = [y_i = k] for an image of the task and a known class that the task brings again (domains):
+its label is what there is to learn, and the old network's answers are kept on the exemplars. A seen class without
+exemplars has no mean, so that the head classifies wherever there is one, as with no memory.
+
+Paper: https://arxiv.org/abs/1611.07725
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from everclip.data.images import ImageSet
+from everclip.losses.distill import distillation
+from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task, to_device
+from everclip.methods._head import Head, HeadClassifier, HeadInit, columns
+
+
+class NearestMean(nn.Module):
+    """Cosine similarity to the mean of each label asked for; -inf for a label without one."""
+
+    def __init__(self, clip: Clip, means: Float[Tensor, "c d"], rows: list[int]) -> None:
+        super().__init__()
+        self.clip, self.means, self.rows = clip, means, rows
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
+        scores = self.clip.encode_image(images) @ self.means.T
+        return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]
+
+
+class Icarl(Method):
+    """Distilled one-vs-all learning and nearest-mean classification."""
+
+    class Config(MethodConfig):
+        """Options of iCaRL."""
+
+        loss: Literal["bce", "ce"] = Field(
+            default="bce", description="one-vs-all, as published, or cross-entropy and distillation"
+        )
+        distill_weight: float = Field(default=1.0, ge=0, description="of the distillation with loss=ce")
+        temperature: float = Field(default=2.0, gt=0, description="of the distillation with loss=ce")
+        classifier: Literal["nme", "head"] = Field(
+            default="nme", description="nearest mean of exemplars, or the linear head"
+        )
+        flip: bool = Field(default=False, description="whether means are also taken over mirrored exemplars")
+        head_init: HeadInit = Field(
+            default="kaiming", description="start of the head's new rows: random, or the class embeddings"
+        )
+
+    memory_policy = "herding"
+    config: Config
+    cost = Cost(
+        parameters="a linear head",
+        state="head and a mean feature a class",
+        passes="1 of the image tower, and 1 of its frozen copy after the first task",
+        memory="trains on exemplars beside new images, and classifies by them",
+    )
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.head = Head()
+        self.means: Tensor
+        self.register_buffer("means", torch.zeros(0, 0))
+        self._known = 0
+        self._again: list[int] = []
+        self._old: tuple[nn.Module, ...] = ()
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        """Give the task's new classes their rows, in the head and among the means."""
+        self._known = len(self.head.labels)
+        self._again = [row for row, label in enumerate(self.head.labels) if label in task.classes]
+        self.head.grow_for(task, clip, self.prompts, self.config.head_init)
+        self.means = torch.zeros_like(self.head.weight)
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        """Keep the model as it is, to answer for the known classes."""
+        if self._known:
+            self._old = (clip.copy_tower(), copy.deepcopy(self.head))
+
+    def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
+        yield from (parameter for _, parameter in clip.image_parameters())
+        yield from self.head.parameters()
+
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        images, scale = clip.normalise(batch.images), clip.logit_scale.exp()
+        features = {"image": clip.encode_image(images), "scale": scale}
+        if self._old:
+            with torch.no_grad():
+                features["old"] = clip.encode_image(images, self._old[0])
+        return features
+
+    @torch.no_grad()
+    def _answers(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The old network's scores ``[b, known]``."""
+        return self._old[1](features["old"], features["scale"])[:, : self._known]
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        logits = self.head(features["image"], features["scale"])
+        target = self.head.columns(batch.labels)
+        past = self._answers(features) if self._old else logits.detach()[:, :0]
+        known = past.shape[1]
+        if self.config.loss == "ce":
+            terms = {"cross_entropy": functional.cross_entropy(logits, target)}
+            if known:
+                kept = distillation(past, logits[:, :known], self.config.temperature)
+                terms["distill"] = self.config.distill_weight * kept
+            return terms
+        wanted = functional.one_hot(target, logits.shape[1]).to(logits)
+        again = torch.zeros_like(past, dtype=torch.bool)
+        again[:, self._again] = batch.current[:, None]
+        wanted[:, :known] = torch.where(again, wanted[:, :known], past.sigmoid())
+        return {"bce": functional.binary_cross_entropy_with_logits(logits, wanted)}
+
+    @torch.no_grad()
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Let the old model go, and take the exemplars' means under the new one."""
+        self._old = ()
+        self.means.zero_()
+        for batch in memory:
+            images = clip.normalise(batch.images)
+            rows = columns(self.head.labels, to_device(batch, clip.device).labels)
+            for view in (images, images.flip(3)) if self.config.flip else (images,):
+                self.means += functional.one_hot(rows, len(self.means)).T.to(self.means) @ clip.encode_image(
+                    view
+                )
+        self.means.copy_(functional.normalize(self.means, dim=1))
+
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        if self.config.classifier == "head" or not self.means.any(1).all():
+            return HeadClassifier(clip.encode_image, self.head, labels, clip.logit_scale.exp())
+        return NearestMean(clip, self.means, self.head.columns(torch.tensor(labels)).tolist())

@@ -1,0 +1,68 @@
+"""MEMO: the lower blocks of the image tower are shared, each task has last blocks of its own; a head on all features.
+
+    h(x)    = shared blocks of x
+    f(x)    = [ g_1(h(x)), ..., g_t(h(x)) ]               g_t starts as g_{t-1} is; g_1 .. g_{t-1} are frozen
+    loss    = CE( scale * W f + b, y ) + aux_weight * CE( scale * V g_t + c, y' )        the second from task 2 on
+
+g is the last ``blocks`` blocks of the tower and all that follows them: for a ViT the last transformer block, the final
+norm and the projection, for a convolutional tower the last stage and what follows. The shared blocks are trained in the
+first task and frozen from then on (``shared=frozen``, PILOT's setting for ViTs), or trained throughout (PyCIL's for
+ResNets): then older tasks' features drift, although their own blocks do not change. The heads, y', ``balance`` and what
+happens with domains are those of der_expand.
+
+Paper: https://arxiv.org/abs/2205.13218
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from everclip.methods._base import Clip, Cost, Task
+from everclip.methods._expand import Expand, ExpandConfig
+from everclip.models.split import Split
+
+
+class Memo(Expand):
+    """Last blocks for each task on shared ones."""
+
+    class Config(ExpandConfig):
+        """Options of MEMO."""
+
+        blocks: int = Field(
+            default=1,
+            ge=1,
+            description="last blocks (of a convolutional tower: stages) that are a task's own",
+        )
+        shared: Literal["frozen", "trained"] = Field(
+            default="frozen", description="what happens to the shared blocks after the first task"
+        )
+
+    config: Config
+    cost = Cost(
+        parameters="last blocks for each task after the first; a head on the features of all; an auxiliary head",
+        state="those blocks and heads",
+        passes="1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many an epoch",
+    )
+    _split: Split
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        """As for every expanding method. Raises UserError for a tower that cannot be cut in two."""
+        self._split = Split(clip.model.visual, self.config.blocks)
+        super().grow(clip, task)
+
+    def own_part(self, clip: Clip) -> nn.Module:
+        return self._split.upper(clip)
+
+    def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
+        everything = not self.older or self.config.shared == "trained"
+        for name, parameter in clip.image_parameters():
+            if everything or self._split.above(name.removeprefix("visual.")):
+                yield parameter
+
+    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d"]]:
+        return self._split.encode(clip, images, self.older)
