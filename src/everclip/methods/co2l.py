@@ -1,0 +1,61 @@
+"""Co2L: contrast of classes with new images as anchors, and relations between images distilled from the task before.
+
+    L   = (tau/tau_base) (1/2B) sum_{i new} l_i + w mean_i CE( q*_i, q_i )
+    l_i = mean_{p != i, y_p = y_i} [ -<z_i, z_p>/tau + log sum_{a != i} exp( <z_i, z_a>/tau ) ]
+    q_i = softmax_{j != i}( <z_i, z_j>/tau_student ),    q*_i = softmax_{j != i}( <z*_i, z*_j>/tau_teacher )
+
+over two views of B images, new and exemplars, with z the unit-length projections of the image features and z* those by
+the frozen model that the task before left; the second term starts with the second task. Exemplars are contrasts and
+positives but no anchors. After each task a linear probe is learned on the frozen features of new images and exemplars,
+classes drawn alike. In place of the contrast of classes there may be one of images, SimCLR or SogCLR. That anchors are
+new images rather than images of new classes is ours: it is the same unless a class comes again in another domain.
+
+Paper: https://arxiv.org/abs/2106.14413
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from everclip.losses import supcon
+from everclip.methods._base import Batch, Cost
+from everclip.methods._represent import TwoViews, ViewsConfig
+
+
+class Co2l(TwoViews):
+    """Contrastive continual learning."""
+
+    class Config(ViewsConfig):
+        """Options of Co2L."""
+
+        tau: float = Field(default=0.5, gt=0, description="temperature of the objective")
+        tau_base: float = Field(
+            default=0.07, gt=0, description="the contrast of classes counts tau / tau_base times"
+        )
+        asymmetric: bool = Field(default=True, description="whether exemplars are no anchors")
+        distill: float = Field(default=1.0, ge=0, description="w: weight of the relations; 0 leaves them out")
+        tau_student: float = Field(default=0.2, gt=0, description="temperature of the relations now")
+        tau_teacher: float = Field(default=0.01, gt=0, description="and of those in the task before")
+
+    config: Config
+    cost = Cost(
+        parameters="a projector of two layers; a linear head",
+        state="the projector and the head; one moving average (fp32) an exemplar with method.objective=sogclr",
+        passes="2 of the image tower (two views), 2 of its frozen copy after the first task; 1 an epoch of the probe",
+    )
+
+    def contrast(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        config = self.config
+        z = normalize(self.projector(features["image"]), dim=1)
+        loss = self.objective(z, batch, batch.current if config.asymmetric else None)
+        if config.objective == "supcon":
+            loss = config.tau / config.tau_base * loss
+        past = self.past(features)
+        if past is None or config.distill == 0:
+            return {"contrast": loss}
+        relations = supcon.relation_distillation(past, z, config.tau_teacher, config.tau_student)
+        return {"contrast": loss, "relations": config.distill * relations}
