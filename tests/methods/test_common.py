@@ -26,7 +26,7 @@ from everclip.run import Run
 from tests.running import configured, run, timeless
 
 EVERY = plugins.names("methods")
-UNTRAINED = {"zero_shot"}
+UNTRAINED = {"ncm", "ranpac", "ridge", "slda", "zero_shot"}
 """Methods that take no optimizer step with their default options."""
 TRAINED = [name for name in EVERY if name not in UNTRAINED]
 VARIANTS = [
@@ -45,8 +45,36 @@ VARIANTS = [
     "gdro method.carry_over=false method.temperature=per_sample",
     "joint method.loss=gdro method.options.margin=0.1",
     "joint method.loss=finetune method.options.head=linear",
+    "icarl method.loss=ce method.classifier=head",
+    "icarl method.flip=true memory.budget=0",
+    "der_expand method.balance=retrain method.head_init=zero_shot",
+    "memo method.shared=trained tune=lora:2",
+    "foster method.head_init=zero_shot tune=lora:2",
+    "ncm method.adapt=clip",
+    "ewc method.fisher=true method.fisher_images=3 method.merge=online method.head=linear",
+    "ewc method.fisher=empirical method.fisher_max=none tune=lora:2",
+    "lwf method.reference=random",
+    "lwf method.reference=current method.classes=seen memory.budget=0",
+    "dark_er method.target=feature method.beta=0",
+    "dark_er method.head=linear",
+    "zscl method.reference_images=current method.reference_texts=old method.ensemble_every=2",
+    "zscl method.reference_images=memory method.reference_texts=random tune=lora:2",
+    "wise_ft method.anchor=previous method.loss=dark_er tune=lora:2",
+    "wise_ft method.anchor=mean method.loss=ewc",
+    "co2l method.objective=simclr method.probe_start=kept",
+    "cassle method.objective=sogclr method.probe=mixed method.predictor=fresh",
+    "cclis method.prototypes=text",
+    "cmoa method.head=linear method.separate=0.2 method.contrast=1 method.contrast_from=2",
 ]
 """Options that change what a method does; they pass the same checks as the defaults where that makes sense."""
+STILL = [
+    "ncm method.feature=pooled method.normalize=true",
+    "ranpac method.width=40 method.lam_choice=seen method.class_weights=true",
+    "ridge method.expand=24 method.lam_unit=absolute",
+    "ridge method.prior=text method.unseen=text",
+    "slda method.streaming=true method.log_priors=true",
+]
+"""Variants that train nothing: they are run, stopped and resumed."""
 
 
 @pytest.fixture
@@ -190,7 +218,7 @@ def test_class_incremental_run(name: str, budget: str, tmp_path: Path, toy: str,
         assert results["accuracy_after_stage"] == results["zero_shot_after_stage"]
 
 
-@pytest.mark.parametrize("variant", [*EVERY, *VARIANTS])
+@pytest.mark.parametrize("variant", [*EVERY, *VARIANTS, *STILL])
 def test_domain_incremental_run(variant: str, tmp_path: Path, toy: str, domains: str) -> None:
     name, *options = variant.split()
     tokens = (f"data={domains}", f"model={toy}", f"method={name}", "scenario.kind=domain-incremental")
@@ -203,7 +231,7 @@ class Stopped(Exception):
     """What a test stops a run with."""
 
 
-@pytest.mark.parametrize("variant", [*EVERY, *VARIANTS])
+@pytest.mark.parametrize("variant", [*EVERY, *VARIANTS, *STILL])
 def test_stopped_and_resumed_equals_not_stopped(
     variant: str, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
