@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One command ``everclip COMMAND WORDS out=NAME``."""
+    """One command ``everclip COMMAND WORDS out=NAME``.
+
+    ``held_out``: a data set on which the encoder is then tested zero-shot (``held_out_accuracy`` of the result).
+    """
 
     name: str
     words: tuple[str, ...]
     command: str = "train"
+    held_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,26 @@ class Bench:
 
     def _run(self, job: Job) -> str:
         """Run one job; a line that says how it went. A failed one leaves its output beside its run directory."""
-        output = self.scratch / f"{job.name}.log"
-        with output.open("w") as log:
+        words = [job.command, *job.words, f"out={job.name}", "--json"]
+        result, seconds = self._everclip(job.name, words)
+        if result is None:
+            return f"{job.name}: FAILED, see {self.scratch / job.name}.log"
+        result |= {"cpu_seconds": round(seconds, 1), "machine": machine()}
+        result.pop("peak_memory_bytes", None)
+        if job.held_out is not None:
+            newest = max((self.scratch / job.name / "checkpoints").iterdir()).relative_to(self.scratch)
+            tested, _ = self._everclip(job.name, ["evaluate", str(newest), "--data", job.held_out, "--json"])
+            if tested is None:
+                return f"{job.name}: FAILED on {job.held_out}, see {self.scratch / job.name}.log"
+            result["held_out_accuracy"] = tested["accuracy"]
+        write(self.results / f"{job.name}.json", result)
+        return f"{job.name}: {result.get('last', '')}"
+
+    def _everclip(self, name: str, words: Sequence[str]) -> tuple[Json | None, float]:
+        """What the command prints as JSON, None where it fails, and the processor's seconds it took."""
+        with (self.scratch / f"{name}.log").open("a") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "everclip", job.command, *job.words, f"out={job.name}", "--json"],
+                [sys.executable, "-m", "everclip", *words],
                 cwd=self.scratch,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -82,12 +103,22 @@ class Bench:
             text = child.stdout.read()
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            return f"{job.name}: FAILED, see {output}"
-        result = json.loads(text) | {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
-        result.pop("peak_memory_bytes", None)
-        write(self.results / f"{job.name}.json", result)
-        return f"{job.name}: {result.get('last', '')}"
+        return None if child.returncode else json.loads(text), usage.ru_utime + usage.ru_stime
+
+
+def machine() -> str:
+    """The processor's name, where Linux tells it, and how many cores there are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.processor() or 'unknown processor'])[0]}, {os.cpu_count()} cores"
+
+
+def machines(results: Mapping[str, Json]) -> str:
+    """All machines that results come from, in words."""
+    return " and ".join(sorted({run["machine"] for run in results.values() if "machine" in run}))
 
 
 def write(file: Path, value: Json) -> None:

@@ -49,7 +49,7 @@ SETTINGS = (
     Setting(
         "pacs",
         ("data=domainfolder:pacs_part", "image_size=96", "scenario.kind=domain-incremental"),
-        *(7, 4, 30, (0, 1)),
+        *(7, 4, 20, (0, 1)),
     ),
     Setting("emoji", ("data=emoji", "image_size=96", "scenario.tasks=10"), 100, 10, 10, (0,)),
     Setting(

@@ -8,7 +8,7 @@ from statistics import mean
 
 import numpy as np
 
-from benchmarks.jobs import Json
+from benchmarks.jobs import Json, machines
 
 RESAMPLES = 10_000
 NAMES = {
@@ -88,15 +88,15 @@ def page(tuned: Results, results: Results) -> str:
 
 def _about(results: Results) -> list[str]:
     hours = sum(result["seconds"] for result in results.values()) / 3600
-    text = f"""`EVERCLIP_DATA=... python -m benchmarks.table` (two jobs side by side, one thread each, on 2 cores of an
-    Intel Xeon with AVX-512; {len(results)} trainings, {hours:.1f} hours of runs besides the tuning). Model `lite`
-    at 96 px, fp32, batches of at most 32, shift and flip. Within a setting every run makes the same number of
-    updates; joint training
-    makes as many as all tasks together. Each method trains at its own rates, chosen for each memory size on 40 % of the
-    training images of the first two tasks of caltech50 and used in all settings (last table). In % and points:
-    mean over
-    the seeds ± half their distance; caltech50 and PACS have seeds 0 and 1, emoji seed 0. *CPU s* are the processor's
-    seconds of a whole run, start and evaluation included, which vary less than the clock when jobs share a machine."""
+    text = f"""`EVERCLIP_DATA=... python -m benchmarks.table` (two jobs side by side, one thread each, on
+        {machines(results)};
+        {len(results)} trainings, {hours:.1f} hours of runs besides the tuning). Model
+        `lite` at 96 px, fp32, batches of at most 32, shift and flip. Within a setting every run makes the same
+        number of updates; joint training makes as many as all tasks together. Each method trains at its own
+        rates, chosen for each memory size on 40 % of the training images of the first two tasks of caltech50
+        and used in all settings (last table). In % and points: mean over the seeds ± half their distance;
+        caltech50 and PACS have seeds 0 and 1, emoji seed 0. *CPU s* are the processor's seconds of a whole run,
+        start and evaluation included, which vary less than the clock when jobs share a machine."""
     return paragraph(text)
 
 
@@ -192,8 +192,8 @@ def _gaps(found: Mapping[Cell, list[Json]]) -> list[str]:
                 )
                 body.append([setting, str(level), difference(gdro, gcl), seeds])
     text = paragraph(
-        """Last accuracy in points, each method at its own rates, with the 95 % interval of a bootstrap over classes;
-        beside it each seed's own difference."""
+        """Last accuracy in points, each method at its own rates, with the 95 % interval of a bootstrap over
+        classes; beside it each seed's own difference."""
     )
     return text + rows(["setting", "exemplars a class", "GDRO − GCL", "by seed"], body)
 
@@ -210,9 +210,9 @@ def _ablations(found: Mapping[Cell, list[Json]], results: Results) -> list[str]:
                 gap = "" if index == 0 else difference([run], whole)
                 body.append([f"{method}: {change}", spread([run["last"]]), spread([run["average"]]), gap])
     text = paragraph(
-        """caltech50, 1 exemplar a class, seed 0, one change at a time, all at the rates tuned for the method as it is.
-        The last column is the change in last accuracy with its 95 % interval over classes; where that holds 0, one run
-        cannot tell the two apart."""
+        """caltech50, 1 exemplar a class, seed 0, one change at a time, all at the rates tuned for the method as it
+        is. The last column is the change in last accuracy with its 95 % interval over classes; where that holds
+        0, one run cannot tell the two apart."""
     )
     return text + rows(["", "last", "average", "change"], body)
 
@@ -230,8 +230,8 @@ def _rates(tuned: Results) -> list[str]:
         values = found["values"]
         body.append([method, level[1:], values["train.lr"], values["train.lr_text"], scores[0], scores[1]])
     text = paragraph(
-        """Accuracy after the second task on the held-out images, for each rate of the image tower (the text tower at
-        2e-5), then for each rate of the text tower; the best, at a tie the first, is taken."""
+        """Accuracy after the second task on the held-out images, for each rate of the image tower (the text tower
+        at 2e-5), then for each rate of the text tower; the best, at a tie the first, is taken."""
     )
     header = ["method", "exemplars a class", "lr", "lr_text", "lr tried", "lr_text tried"]
     return text + rows(header, body)
