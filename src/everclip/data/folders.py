@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from everclip.data.images import Dataset, FileStore, build
@@ -87,6 +88,20 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
         if not deep:
             break
     return sorted(found)
+
+
+def absent(root: Path, keys: Iterable[str]) -> list[str]:
+    """Which of the files, given by their paths relative to ``root``, are not there; each folder is read once."""
+    files: dict[str, set[str]] = {}
+    for key in keys:
+        folder, _, name = key.rpartition("/")
+        files.setdefault(folder, set()).add(name)
+    lost = []
+    for folder, names in files.items():
+        with suppress(OSError):
+            names -= set(os.listdir(root / folder))
+        lost += [f"{folder}/{name}" if folder else name for name in sorted(names)]
+    return lost
 
 
 def split_of(keys: Iterable[str]) -> dict[str, bool]:

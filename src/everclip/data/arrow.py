@@ -1,0 +1,136 @@
+"""Images in Arrow columns, as Hugging Face data sets keep them: encoded bytes, or the path of a file."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everclip.config.fields import shown
+from everclip.data.images import Store
+from everclip.data.tables import MOST_BYTES, Fence
+from everclip.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ArrowStore(Store):
+    """Images of several splits, each a column of ``struct<bytes, path>``, of bytes or of paths.
+
+    A key is ``SPLIT/ROW``, or, where a row has no bytes, its path relative to ``folder``. A row with neither is a
+    broken image.
+
+    Args:
+        name: of the data set, for messages.
+        columns: split -> its images; the splits' rows follow each other.
+        folder: of the data set; None where it comes from the hub.
+        caches: where files may lie beside ``folder``.
+
+    Raises:
+        UserError: a path leaves the folder and the caches, or is none of a file, or two rows have one file.
+    """
+
+    def __init__(
+        self, name: str, columns: Mapping[str, pa.ChunkedArray], folder: Path | None, caches: list[str]
+    ) -> None:
+        self._columns = list(columns.values())
+        self._starts = [0, *accumulate(len(column) for column in self._columns)]
+        self._files: dict[int, str] = {}
+        keys: list[str] = []
+        fence = Fence(*([folder] if folder else []), *caches)
+        first: dict[str, int] = {}
+
+        def where(index: int) -> str:
+            split = bisect_right(self._starts, index) - 1
+            return f'row {index - self._starts[split]} of the split "{[*columns][split]}" of hf:{name}'
+
+        for split, column in columns.items():
+            for row, path in enumerate(_paths(column)):
+                index, key = len(keys), f"{split}/{row}"
+                if path is not None:
+                    path = self._files[index] = _checked(where, index, path, folder, fence)
+                    if first.setdefault(path, index) != index:
+                        both = f"{where(first[path])} and {where(index)}"
+                        raise UserError(f"{both} have the same file {shown(path, 1000)}: keep one of them")
+                    if folder and Path(path).is_relative_to(folder.absolute()):
+                        key = Path(path).relative_to(folder.absolute()).as_posix()
+                keys.append(key)
+        self.keys = keys
+
+    def read(self, row: int) -> bytes:
+        path = self._files.get(row)
+        if path is not None:
+            if not os.path.isfile(path) or os.path.getsize(path) > MOST_BYTES:
+                raise OSError("no such file, or a very large one")
+            return Path(path).read_bytes()
+        data = self._cell(row)
+        if data is None:
+            raise OSError("no image in this row")
+        return data
+
+    def nbytes(self, row: int) -> int:
+        try:
+            path = self._files.get(row)
+            return os.path.getsize(path) if path is not None else len(self._cell(row) or b"")
+        except OSError:
+            return 0
+
+    def _cell(self, row: int) -> bytes | None:
+        split = bisect_right(self._starts, row) - 1
+        cell: Any = self._columns[split][row - self._starts[split]]
+        if "bytes" in _fields(self._columns[split].type):
+            cell = cell["bytes"] if cell.is_valid else cell
+        return cell.as_py() if cell.is_valid else None
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether cells of this type may hold encoded images: bytes, or ``struct<bytes, path>``."""
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or {"bytes", "path"} == _fields(kind)
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether cells of this type are texts, such as paths."""
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _fields(kind: pa.DataType) -> set[str]:
+    """Names of the fields of a struct."""
+    import pyarrow as pa
+
+    return {kind.field(index).name for index in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+
+
+def _paths(column: pa.ChunkedArray) -> list[str | None]:
+    """The path of each image of which there are no bytes."""
+    import pyarrow.compute as pc
+
+    if holds_text(column.type):
+        return column.to_pylist()
+    if "path" not in _fields(column.type):
+        return [None] * len(column)
+    functions: Any = pc  # generated when it is imported
+    lacking = functions.is_null(functions.struct_field(column, "bytes"))
+    return functions.if_else(lacking, functions.struct_field(column, "path"), None).to_pylist()
+
+
+def _checked(where: Callable[[int], str], row: int, path: str, folder: Path | None, fence: Fence) -> str:
+    """The absolute path of an image file. Raises UserError where it is a URL or lies outside."""
+    if "://" in path or "\0" in path:
+        raise UserError(
+            f"{where(row)} names the file {shown(path)}: unpack archives and download files first"
+        )
+    absolute = str(Path(folder or "").absolute() / path)
+    if not fence.holds(absolute):
+        raise UserError(
+            f"{where(row)} names the file {shown(path)}, which lies outside of the data set: write it with"
+            " save_to_disk, which takes images in"
+        )
+    return absolute

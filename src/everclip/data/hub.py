@@ -1,0 +1,163 @@
+"""Opening data sets with the package `datasets`: from a folder, or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everclip.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    import datasets
+
+_HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
+_MOST_REASON = 160
+
+
+def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
+    """Split -> its rows, of which nothing is decoded.
+
+    Args:
+        name: a folder, or a data set's name on the hub.
+        config: which of its configurations; None: the only one.
+
+    Raises:
+        UserError: it is missing, damaged, of another format, or the hub cannot be reached.
+    """
+    import datasets
+
+    root = Path(name)
+    if not root.is_dir() and (root.exists() or name.startswith((".", "/")) or name.count("/") > 1):
+        raise UserError(f"data folder {root} {'is a file' if root.exists() else 'does not exist'}: {_HINT}")
+    try:
+        with _quiet():
+            if (root / "dataset_dict.json").is_file():
+                return {str(key): split for key, split in datasets.DatasetDict.load_from_disk(name).items()}
+            if (root / "state.json").is_file():
+                return {"train": datasets.Dataset.load_from_disk(name)}
+            return _built(name, config)
+    except UserError:
+        raise
+    except Exception as error:  # the package raises anything, from KeyError to its own
+        raise UserError(_why(name, error)) from error
+
+
+def caches() -> list[str]:
+    """The folders where the package keeps what it downloads."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    return [
+        str(path)
+        for path in (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    ]
+
+
+def _built(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
+    """The splits of .parquet files or of images in folders, here or on the hub."""
+    import datasets
+    from datasets.packaged_modules.arrow.arrow import Arrow
+    from datasets.packaged_modules.cache.cache import Cache
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    is_folder = os.path.isdir(name)
+    if is_folder:
+        _check_shards(Path(name))
+    builder = datasets.load_dataset_builder(os.path.abspath(name) if is_folder else name, config)
+    # Other builders read more, pickles in .tar files too.
+    if not isinstance(builder, Arrow | Cache | ImageFolder | Parquet):
+        raise UserError(
+            f"hf:{name} is neither .parquet nor .arrow files nor images in folders: convert it, or write"
+            " data=webdataset:FOLDER for .tar and data=csv:FILE for .csv files"
+        )
+    builder.download_and_prepare()
+    found: Any = builder.as_dataset()
+    return {str(key): split for key, split in found.items()}
+
+
+def _check_shards(root: Path) -> None:
+    """Raises UserError where a file like ``PART-00001-of-00003.parquet`` is missing: the package takes the rest."""
+    found: dict[tuple[str, int, str], set[int]] = {}
+    for path in sorted(root.rglob("*-of-*")):
+        match = re.fullmatch(r"(.+)-([0-9]{5})-of-([0-9]{5})(?:-\w+)?(\.parquet|\.arrow)", str(path))
+        if match:
+            found.setdefault((match[1], int(match[3]), match[4]), set()).add(int(match[2]))
+    for (start, count, suffix), numbers in found.items():
+        absent = sorted({*range(count)} - numbers)
+        if absent:
+            raise UserError(
+                f"{start}-{absent[0]:05}-of-{count:05}{suffix} is missing: copy it there, or leave out all {count}"
+            )
+
+
+def _why(name: str, error: Exception) -> str:
+    """The message for an error that the package raised."""
+    missing = re.search(r"No such file(?: or directory)?: '([^']+)'", str(error))
+    if missing:
+        return f"{missing[1]} is missing: copy it again"
+    damaged = _damaged(Path(name)) if os.path.isdir(name) else None
+    if damaged:
+        return damaged
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Config name is missing"):
+        known = re.findall(r"'([^']*)'", lines[1]) if len(lines) > 1 else []
+        return f"hf:{name} has several configurations: write hf:{name}#config=NAME{suggest('', known)}"
+    reason = _short(lines[0] if lines else type(error).__name__)
+    if isinstance(error, ConnectionError):
+        return (
+            f'data "hf:{name}" is no folder, and the hub cannot be reached ({reason}): connect, or give a folder that'
+            " save_to_disk wrote"
+        )
+    return f'data "hf:{name}" cannot be loaded ({reason}): {_HINT}, or check the name'
+
+
+def _short(reason: str) -> str:
+    reason = reason.rstrip(".")
+    return reason if len(reason) <= _MOST_REASON else f"{reason[: _MOST_REASON - 3]}..."
+
+
+def _damaged(root: Path) -> str | None:
+    """The message for the first file of a folder that cannot be read: the package does not name it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in sorted(root.rglob("*")):
+        try:
+            if path.suffix == ".arrow":
+                for _ in pa.ipc.open_stream(pa.memory_map(str(path))):
+                    pass
+            elif path.suffix == ".parquet":
+                with pq.ParquetFile(path) as file:
+                    for _ in file.iter_batches():
+                        pass
+            elif path.name in ("dataset_dict.json", "dataset_info.json", "state.json"):
+                json.loads(path.read_bytes())
+        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+            reason = _short(" ".join(str(error).split()) or type(error).__name__)
+            return f"{path} is damaged ({reason}): copy it again"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines of the package's own beside our message, and progress bars on a terminal alone."""
+    import datasets
+
+    level = datasets.logging.get_verbosity()
+    shows = not datasets.are_progress_bars_disabled() and not sys.stderr.isatty()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if shows:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shows:
+            datasets.enable_progress_bars()

@@ -1,0 +1,213 @@
+"""Tar files of samples, in the layout that the WebDataset package defines: an index by header, reading by offset.
+
+The files of a sample stand beside each other and share their name up to the first dot, the key: ``n01/7.jpg`` and
+``n01/7.cls``. https://github.com/webdataset/webdataset
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from everclip.config.fields import shown
+from everclip.data.images import Store
+from everclip.data.tables import MOST_BYTES
+from everclip.errors import UserError
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+TEXTS = ("cls", "json", "txt")
+"""Where a label is looked for, in this order. Other members are never decoded."""
+MOST_TEXT = 1 << 20
+"""Bytes of a text member."""
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+
+
+@dataclass(eq=False)
+class Shard:
+    """The samples of one tar file, as columns: keys, classes as they are written, where the images lie."""
+
+    path: Path
+    keys: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+
+class TarStore(Store):
+    """Images in uncompressed tar files, read by offset. Keys are ``SHARD/KEY``, with SHARD relative to ``root``."""
+
+    def __init__(self, root: Path, shards: Sequence[Shard]) -> None:
+        names = [shard.path.relative_to(root).as_posix() for shard in shards]
+        self.keys = [f"{name}/{key}" for name, shard in zip(names, shards, strict=True) for key in shard.keys]
+        self._paths = [shard.path for shard in shards]
+        self._shards = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
+        self._offsets = np.array([place for shard in shards for place in shard.offsets], dtype=np.int64)
+        self._sizes = np.array([size for shard in shards for size in shard.sizes], dtype=np.int64)
+
+    def read(self, row: int) -> bytes:
+        size = self.nbytes(row)
+        # Opened for each image: threads share no position, and any number of shards keeps no file open.
+        with self._paths[self._shards[row]].open("rb") as file:
+            file.seek(int(self._offsets[row]))
+            data = file.read(size)
+        if len(data) != size:
+            raise OSError("the shard is shorter than it was")
+        return data
+
+    def nbytes(self, row: int) -> int:
+        return int(self._sizes[row])
+
+
+def read_shard(path: Path) -> Shard:
+    """The index of a tar file.
+
+    Raises:
+        UserError: it is unreadable, compressed, truncated or damaged, holds a link or a key twice, or a sample has no
+            image, no label or two of them.
+    """
+    shard = Shard(path)
+    seen: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            for key, members in _samples(path, file):
+                if key in seen:
+                    raise UserError(
+                        f"shard {path} holds the key {shown(key)} twice: write each sample once, with its files side"
+                        " by side"
+                    )
+                seen.add(key)
+                _add(shard, file, key, members)
+    except OSError as error:
+        raise UserError(f"shard {path} cannot be read ({error.strerror or error}): check the file") from error
+    return shard
+
+
+def _samples(path: Path, file: IO[bytes]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """(key, extension -> member) of each run of members of one key, of images and texts alone."""
+    current, members = "", {}
+    for member in _members(path, file):
+        match = _NAME.fullmatch(member.name)
+        if not match:
+            continue
+        key, extension = match[1], match[2].lower()
+        if extension not in IMAGES + TEXTS:
+            continue
+        if not key.isascii() and any("\ud800" <= c <= "\udfff" for c in key):
+            raise UserError(f"shard {path} holds {shown(_escaped(key))}, which is no UTF-8 name: rename it")
+        if key != current and members:
+            yield current, members
+        if key != current:
+            current, members = key, {}
+        if extension in members:
+            raise UserError(f"shard {path} holds the file {shown(member.name)} twice: write each sample once")
+        members[extension] = member
+    if members:
+        yield current, members
+
+
+def _escaped(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar file. Raises UserError where it is damaged, ends early or holds anything but files."""
+    length = os.fstat(file.fileno()).st_size
+    damaged = f"shard {path} is truncated or damaged: copy it again"
+    try:
+        tar = tarfile.TarFile(fileobj=file, mode="r")
+    except RecursionError as error:  # tarfile calls itself for a header that extends another
+        raise UserError(damaged) from error
+    except (tarfile.TarError, ValueError) as error:
+        raise UserError(
+            f"shard {path} is no uncompressed tar file ({error}): unpack or copy it again"
+        ) from error
+    while True:
+        try:
+            member = tar.next()
+        except (tarfile.TarError, ValueError, RecursionError) as error:
+            raise UserError(damaged) from error
+        if member is None:
+            break
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - it keeps them all
+        if member.isdir():
+            continue
+        if not member.isreg() or member.issparse():
+            what = "a link" if member.issym() or member.islnk() else "no plain file"
+            raise UserError(
+                f"shard {path} holds {shown(_escaped(member.name))}, which is {what}: write files alone"
+            )
+        if not 0 <= member.offset_data <= member.offset_data + member.size <= length:
+            raise UserError(damaged)
+        yield member
+    # tarfile stops silently at a damaged header and at the end of the file; a whole archive ends with a block of zeros.
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise UserError(damaged)
+
+
+def _add(shard: Shard, file: IO[bytes], key: str, members: dict[str, tarfile.TarInfo]) -> None:
+    """Append a sample. Raises UserError where it has no image, two, no label, or one that is too large."""
+    where = f"sample {shown(key)} of shard {shard.path}"
+    images = [extension for extension in members if extension in IMAGES]
+    if len(images) != 1:
+        found = (
+            f"{' and '.join(images[:2])}: keep one of them" if images else f"no image: add {'/'.join(IMAGES)}"
+        )
+        raise UserError(f"{where} has {found}")
+    image = members[images[0]]
+    if image.size > MOST_BYTES:
+        raise UserError(f"{where} has an image of {image.size:,} bytes: write at most {MOST_BYTES:,}")
+    shard.keys.append(key)
+    shard.labels.append(_label(where, file, members))
+    shard.offsets.append(image.offset_data)
+    shard.sizes.append(image.size)
+
+
+def _label(where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo]) -> str:
+    """The class of a sample, as it is written in the first of its texts that has one."""
+    for extension in TEXTS:
+        if extension not in members:
+            continue
+        member = members[extension]
+        if member.size > MOST_TEXT:
+            raise UserError(f"{where} has a .{extension} of {member.size:,} bytes: write the label alone")
+        file.seek(member.offset_data)
+        try:
+            text = file.read(member.size).decode("utf-8-sig").strip()
+            found = json.loads(text) if extension == "json" else text
+        except (ValueError, RecursionError) as error:
+            what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
+            raise UserError(
+                f"{where} has a .{extension} that is no {what}: write a class's number or name"
+            ) from error
+        if extension == "json":
+            found = found.get("label") if isinstance(found, dict) else None
+        if found not in (None, ""):
+            return _checked(where, extension, found)
+    raise UserError(f'{where} has no label: add a .cls, a .txt or a .json with "label"')
+
+
+def _checked(where: str, extension: str, label: object) -> str:
+    """A label as text, a number without leading zeros. Raises UserError for anything but a number or a name."""
+    text = str(label).strip()
+    if isinstance(label, bool) or not isinstance(label, int | str) or not text:
+        raise UserError(f"{where} has the label {shown(label)} in .{extension}: write a number or a name")
+    if re.fullmatch(r"-[0-9]+", text):
+        raise UserError(
+            f"{where} has the label {shown(text)}: number classes from 0, or leave the sample out"
+        )
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return str(int(text))
+    if extension == "cls":
+        raise UserError(
+            f"{where} has {shown(text)} in .cls, which is no class's number: write a name into .txt or .json"
+        )
+    return text

@@ -1,0 +1,228 @@
+"""csv:FILE - your images in a list: a header "path,label", then one line an image; "split" and "domain" are optional.
+
+    path,label,split,domain
+    photos/1.jpg,cat,train,sketch
+
+Paths are relative to the list's folder and stay inside it, links included. The columns come in any order, separated by
+commas or tabs; `image`, `file` or `filepath` stands for `path`, `class` for `label`; others are ignored. `split` is
+train, test or val: val stands for a missing test part, and is left out beside one. Without a test part, a fifth of each
+class in each domain is held out, by a hash of the file's name. The domains are learned in alphabetical order unless
+`scenario.order` lists them. `classnames.txt` and `templates.txt` beside the list override names and prompt.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from everclip.config.fields import shown
+from everclip.data.images import Dataset, FileStore
+from everclip.data.tables import MOST_BYTES, MOST_IMAGES, Fence, Origin, Rows, dataset
+from everclip.errors import UserError
+
+log = logging.getLogger("everclip")
+
+COLUMNS = {
+    "path": ("path", "image", "file", "filepath"),
+    "label": ("label", "class"),
+    "split": ("split",),
+    "domain": ("domain",),
+}
+"""A column -> what it may be called."""
+HEADER = "write a header such as path,label or path,label,split,domain"
+PARTS = ("train", "test", "val")
+MOST_LINE = 1 << 20
+"""Bytes of a line."""
+
+
+class _Entry(NamedTuple):
+    path: str
+    label: str
+    split: str
+    domain: str
+
+
+def load(argument: str | None, kind: str) -> Dataset:
+    """The images listed in the file ``argument``, for a scenario of this ``kind``.
+
+    Raises:
+        UserError: the file or an image is missing, a line is malformed, or a path leaves the list's folder; the message
+            names the line.
+    """
+    file = _checked(argument)
+    columns, entries = _read(file)
+    parts = {entry.split for entry in entries}
+    if {"test", "val"} <= parts:
+        kept = [entry for entry in entries if entry.split != "val"]
+        log.warning("%s has test images: its %d val images are left out", file, len(entries) - len(kept))
+        entries = kept
+    rows = Rows(
+        [entry.label for entry in entries],
+        None if parts == {"train"} else [entry.split != "train" for entry in entries],
+        [entry.domain for entry in entries] if "domain" in columns else None,
+    )
+    hint = 'write each image\'s domain into a column "domain"'
+    origin = Origin(f"csv:{argument}", str(file), kind, hint, file.parent)
+    return dataset(origin, FileStore(file.parent, [entry.path for entry in entries]), rows)
+
+
+def _checked(argument: str | None) -> Path:
+    """The list's path. Raises UserError where it is missing or no file."""
+    if not argument:
+        raise UserError(
+            'data "csv" needs a file: write data=csv:FILE, a list with a header such as path,label'
+        )
+    file = Path(os.path.expanduser(argument))
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"list {file} is a folder: give a csv file, or write data=imagefolder:{file}")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"list {file} is no file: give a csv file")
+    return file
+
+
+def _read(file: Path) -> tuple[dict[str, int], list[_Entry]]:
+    """The columns that the header names, with their positions, and a checked entry an image."""
+    entries: list[_Entry] = []
+    line_of: dict[str, int] = {}
+    fence = Fence(file.parent)
+    records = _records(file)
+    _, header = next(records, (1, []))
+    columns = _columns(file, header)
+    for line, cells in records:
+        where = f"line {line} of {file}"
+        if len(cells) != len(header):
+            raise UserError(
+                f"{where} has {len(cells)} columns but the header has {len(header)}: put cells that hold the separator"
+                " into double quotes"
+            )
+        entry = _entry(where, columns, cells)
+        _check_image(where, file.parent, entry.path, fence)
+        if line_of.setdefault(entry.path, line) != line:
+            raise UserError(
+                f"lines {line_of[entry.path]} and {line} of {file} both list {shown(entry.path)}: keep one of them"
+            )
+        entries.append(entry)
+        if len(entries) > MOST_IMAGES:
+            raise UserError(f"{file} lists more than {MOST_IMAGES:,} images: split it into several lists")
+    return columns, entries
+
+
+def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of the first line, cells) of each record that is not blank, the header first.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no UTF-8, is too long or has a stray quote.
+    """
+    lines = _lines(file)
+    header = next(lines, "")
+    separator = max(",\t;", key=header.count)
+    reader = csv.reader(chain([header], lines), delimiter=separator, strict=True)
+    line = 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"line {line} of {file} is malformed ({error}): put a cell with quotes into double quotes, and double"
+                " those inside"
+            ) from error
+        if cells is None:
+            return
+        if any(cell.strip() for cell in cells):
+            yield line, [cell.strip() for cell in cells]
+        line = reader.line_num + 1
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, with or without a byte order mark, and with their line breaks."""
+    try:
+        with file.open("rb") as opened:
+            for number in count(1):
+                line = opened.readline(MOST_LINE + 1)
+                if not line:
+                    return
+                if len(line) > MOST_LINE:
+                    raise UserError(
+                        f"line {number} of {file} is longer than {MOST_LINE:,} bytes: write a line an image"
+                    )
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"line {number} of {file} is no UTF-8 text: save the list as UTF-8"
+                    ) from error
+    except OSError as error:
+        raise UserError(f"list {file} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def _columns(file: Path, header: Sequence[str]) -> dict[str, int]:
+    """Column -> its position. Raises UserError where a column is missing or there twice."""
+    names = [name.casefold() for name in header]
+    found: dict[str, int] = {}
+    for column, spellings in COLUMNS.items():
+        places = [place for place, name in enumerate(names) if name in spellings]
+        if len(places) > 1:
+            shown_names = " and ".join(shown(header[place]) for place in places[:2])
+            raise UserError(
+                f"the header of {file} has {shown_names} for the column {column}: keep one of them"
+            )
+        if places:
+            found[column] = places[0]
+    for column in ("path", "label"):
+        if column not in found:
+            has = shown(", ".join(header)) if header else "nothing"
+            raise UserError(f'line 1 of {file} has no column "{column}" but {has}: {HEADER}')
+    return found
+
+
+def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Entry:
+    """The cells that count. Raises UserError for an empty one, and for an unknown part or an unsafe path."""
+    value = {column: cells[place] for column, place in columns.items()}
+    for column, cell in value.items():
+        if not cell:
+            raise UserError(f"{where} has an empty {column}: write one, or leave the line out")
+    part = value.get("split", "train").casefold()
+    if part not in PARTS:
+        raise UserError(f"{where} has the split {shown(value['split'])}: write train, test or val")
+    path = value["path"]
+    if re.match(r"([A-Za-z]:)?[/\\]", path):
+        raise UserError(
+            f"{where} has the absolute path {shown(path)}: write it relative to the list's folder"
+        )
+    if ".." in re.split(r"[/\\]", path):
+        raise UserError(
+            f'{where} has ".." in the path {shown(path)}: put the list into a folder above its images'
+        )
+    return _Entry(PurePosixPath(path).as_posix(), value["label"], part, value.get("domain", ""))
+
+
+def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
+    """Raises UserError where there is no such file in the list's folder."""
+    path = f"{folder}/{key}"
+    try:
+        status = os.stat(path)
+        inside = fence.holds(path)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or "unreadable") if isinstance(error, OSError) else str(error)
+        hint = 'write "/" between folders' if "\\" in key else "write paths relative to the list's folder"
+        raise UserError(f"{where}: {shown(key)} cannot be read ({reason}): {hint}") from error
+    if not inside:
+        raise UserError(f"{where}: {shown(key)} links out of the list's folder: put the image itself there")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{where}: {shown(key)} is no file: write the path of an image")
+    if status.st_size > MOST_BYTES:
+        raise UserError(
+            f"{where}: {shown(key)} has {status.st_size:,} bytes: images have at most {MOST_BYTES:,}"
+        )

@@ -1,0 +1,294 @@
+"""webdataset:SHARDS - your images in tar files here: a folder, or 'train-{0000..0003}.tar?train=4000,test=1000'.
+
+    everclip train 'data=webdataset:shards?train=4000,test=1000'
+    everclip train 'data=webdataset:shards/{train-{000..146},val-{00..06}}.tar'      with shards/sizes.json
+
+A folder holds `train-*.tar` and `test-*.tar` (or `val-*.tar`), or `train/*.tar` and `test/*.tar`; a name may have
+braces and the wildcards * and ?, and `::` joins several. Test shards have the word "test" or "val" in their name, else
+in their folder's (val is left out beside test); those beside the training shards are found by themselves. Without any,
+a fifth of each class is held out. Quote the spec: shells know braces and wildcards too.
+
+The number of samples has to be given, so that a missing one is noticed: after "?" for each part, or as `sizes.json`
+beside the shards, {"train-0000.tar": 1000, ...}.
+
+The members of a sample share their name up to the first dot: one .jpg, .jpeg, .png or .webp, and the label, which is a
+number in .cls, a number or a name in .json as "label", or in .txt. Nothing else is decoded, least of all pickles. Where
+labels are numbers, line N + 1 of `classnames.txt` beside the shards names class N. `templates.txt` overrides the
+prompt.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
+from pathlib import Path
+
+from everclip.config.fields import shown
+from everclip.data.images import Dataset
+from everclip.data.prompts import PHOTO, read_lines
+from everclip.data.shards import Shard, TarStore, read_shard
+from everclip.data.tables import MOST_IMAGES, Origin, Rows, dataset
+from everclip.errors import UserError, suggest
+
+log = logging.getLogger("everclip")
+
+MOST_SHARDS = 100_000
+BENCHMARK_TEMPLATES = "zeroshot_classification_templates.txt"
+"""What CLIP_benchmark's exports call their prompts, with {c} for the class name."""
+_PART = re.compile(r"(?<![a-z])(train|test|val|validation)(?![a-z])")
+_EXAMPLE = "'data=webdataset:train-{0000..0003}.tar?train=4000,test=1000'"
+
+
+def load(argument: str | None, kind: str) -> Dataset:
+    """The images in the tar files that ``argument`` names, for a scenario of this ``kind``.
+
+    Raises:
+        UserError: a shard is missing, damaged or holds what it should not, the number of samples is not given or
+            another, or classes do not fit; the message names the shard.
+    """
+    if not argument:
+        raise UserError(f'data "webdataset" needs tar files: write {_EXAMPLE}')
+    spec, counts = _parse(argument)
+    train, test = _parts(spec, _find(spec))
+    if not train:  # shards of one part alone are used as they are
+        train, test = test, []
+        counts = dict(zip(["train"], counts.values(), strict=False))
+    parts = {"train": _read(train)} | ({"test": _read(test)} if test else {})
+    _check_counts(spec, parts, counts)
+    shards = [*chain.from_iterable(parts.values())]
+    root = Path(os.path.commonpath([shard.path.parent for shard in shards]))
+    folder = _names_folder(train[0].parent)
+    rows = Rows(
+        [label for shard in shards for label in shard.labels],
+        [part == "test" for part, group in parts.items() for shard in group for _ in shard.keys]
+        if test
+        else None,
+    )
+    hint = "shards have none; use csv, hf or domainfolder"
+    origin = Origin(f"webdataset:{argument}", spec, kind, hint, folder, _templates(folder))
+    return dataset(origin, TarStore(root, shards), rows)
+
+
+def _parse(argument: str) -> tuple[str, dict[str, int]]:
+    """What names the shards, and the number of samples a part. Raises UserError for a remote name or a bad number."""
+    if "://" in argument or argument.startswith("pipe:"):
+        raise UserError(
+            f'data "webdataset" reads local files, not {shown(argument)}: download the shards, then give their folder'
+        )
+    spec, _, options = (
+        argument.rpartition("?") if re.search(r"\?\w+=[^/?]*$", argument) else (argument, "", "")
+    )
+    counts: dict[str, int] = {}
+    for option in re.split(r"[,&]", options) if options else []:
+        name, _, number = option.partition("=")
+        name = "test" if name == "val" else name
+        if name not in ("train", "test"):
+            raise UserError(
+                f'data "webdataset" has no option {shown(name)}{suggest(name, ["train", "test"])}'
+            )
+        if name in counts or not re.fullmatch(r"[1-9][0-9]{0,11}", number):
+            raise UserError(
+                f'data "webdataset": {shown(option)} is no number of samples: write {name}=1000, once'
+            )
+        counts[name] = int(number)
+    return os.path.expanduser(spec), counts
+
+
+def _find(spec: str) -> list[Path]:
+    """The shards' paths, sorted. Raises UserError where one is missing, compressed or no file."""
+    if os.path.isdir(spec):
+        found = _in_folder(Path(spec))
+    else:
+        found = [
+            path for name in spec.split("::") for expanded in _braces(name) for path in _matches(expanded)
+        ]
+    paths = sorted({Path(os.path.abspath(path)) for path in found})
+    if len(paths) > MOST_SHARDS:
+        raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: write larger ones")
+    for path in paths:
+        if re.search(r"\.(gz|tgz|bz2|xz|zst)$", path.name.lower()):
+            raise UserError(
+                f"shard {path} is compressed, so that no image can be found by its place: unpack it to .tar"
+            )
+        if not path.is_file():
+            raise UserError(f"shard {path} is {'no file' if path.exists() else 'missing'}: copy it there")
+    return paths
+
+
+def _in_folder(root: Path) -> list[Path]:
+    """The shards of a folder, or of the folders of its parts. Raises UserError where there are none or too few."""
+    parts = [root / name for name in ("train", "test", "val") if any((root / name).glob("*.tar"))]
+    folders = parts if root / "train" in parts else [root]
+    paths = []
+    for folder in folders:
+        found = sorted(folder.glob("*.tar"))
+        if not found:
+            raise UserError(f"{folder} holds no .tar files: give a folder of shards, or write {_EXAMPLE}")
+        path = folder / "nshards.txt"  # CLIP_benchmark's exports say how many there are
+        said = read_lines(path, "shard count")[0].strip() if path.exists() else str(len(found))
+        if said != str(len(found)):
+            raise UserError(
+                f"{folder} holds {len(found)} shards but nshards.txt says {said[:20]}: copy the others"
+            )
+        paths += found
+    return paths
+
+
+def _braces(name: str) -> list[str]:
+    """``a-{00..02}.tar`` -> three names, ``{a,b}`` -> two, nested too. Raises UserError for others, or too many."""
+    start = name.find("{")
+    if start < 0:
+        return [name]
+    cuts, depth = [start], 0
+    for place in range(start, len(name)):
+        depth += (name[place] == "{") - (name[place] == "}")
+        if depth == 0 or (depth == 1 and name[place] == ","):
+            cuts.append(place)
+        if depth == 0:
+            break
+    inside = [name[cut + 1 : end] for cut, end in pairwise(cuts)]
+    numbers = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", inside[0]) if len(inside) == 1 else None
+    if depth or name.count("{") > 20 or (len(inside) == 1 and not numbers):
+        raise UserError(f"the braces of {shown(name)} are no range: write {{0000..0003}} or {{train,test}}")
+    if numbers:
+        first, last = sorted(int(number) for number in numbers.groups())
+        width = max(len(number) if number.startswith("0") else 0 for number in numbers.groups())
+        found = [f"{number:0{width}}" for number in range(first, min(last, first + MOST_SHARDS) + 1)]
+    else:
+        found = [expanded for part in inside for expanded in _braces(part)]
+    tails = _braces(name[cuts[-1] + 1 :])
+    if len(found) * len(tails) > MOST_SHARDS:
+        raise UserError(f"{shown(name)} names more than {MOST_SHARDS:,} shards: write a smaller range")
+    return [f"{name[:start]}{middle}{tail}" for middle in found for tail in tails]
+
+
+def _matches(name: str) -> list[Path]:
+    """The file of a name, or those that match its wildcards. Raises UserError where none does."""
+    if not re.search(r"[*?\[]", name) or os.path.exists(name):
+        return [Path(name)]
+    found = [Path(path) for path in glob.glob(name)]
+    if not found:
+        raise UserError(f"no file matches {shown(name, 1000)}: give a folder of shards, or write {_EXAMPLE}")
+    return found
+
+
+def _part(path: Path) -> str:
+    """ "train", "test", "val" or "", by the last such word in a shard's name, else in its folder's."""
+    for name in (path.stem, path.parent.name):
+        words = _PART.findall(name.lower())
+        if words:
+            return "val" if words[-1] == "validation" else words[-1]
+    return ""
+
+
+def _parts(spec: str, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Training shards and test shards, which may be val shards, or be found beside the training shards."""
+    named = {part: [path for path in paths if _part(path) == part] for part in ("train", "test", "val", "")}
+    train = named["train"] + named[""]
+    if named["test"] and named["val"]:
+        log.warning("%s has test shards: its %d val shards are left out", spec, len(named["val"]))
+    test = named["test"] or named["val"]
+    return train, test if test or not named["train"] else _beside(named["train"])
+
+
+def _beside(train: Sequence[Path]) -> list[Path]:
+    """Test shards in the folders of the training shards, or in their sisters called "test" or "val"."""
+    folders = {path.parent for path in train}
+    sisters = {
+        folder.parent / name for folder in folders if folder.name == "train" for name in ("test", "val")
+    }
+    found = [path for folder in sorted(folders | sisters) for path in sorted(folder.glob("*.tar"))]
+    tests = [path for path in found if _part(path) == "test"]
+    return tests or [path for path in found if _part(path) == "val"]
+
+
+def _read(paths: Sequence[Path]) -> list[Shard]:
+    """The shards' indices. Raises UserError for a bad one, one that is there twice, and too many images."""
+    shards: list[Shard] = []
+    before: dict[int, Path] = {}
+    images = 0
+    for path in paths:
+        shard = read_shard(path)
+        if not shard.keys:
+            raise UserError(f"shard {path} holds no samples: copy it again, or leave it out")
+        content = hash((*shard.keys, *shard.sizes))
+        if content in before:
+            raise UserError(
+                f"shards {before[content]} and {path} hold the same samples: leave one of them out"
+            )
+        before[content] = path
+        images += len(shard.keys)
+        if images > MOST_IMAGES:
+            raise UserError(f"shard {path} makes it more than {MOST_IMAGES:,} images: give fewer shards")
+        shards.append(shard)
+    return shards
+
+
+def _check_counts(spec: str, parts: Mapping[str, Sequence[Shard]], counts: Mapping[str, int]) -> None:
+    """Compare the number of samples with what ``counts`` or ``sizes.json`` say. Raises UserError where they differ."""
+    if "test" in counts and "test" not in parts:
+        raise UserError(
+            f"{spec} names no test shards for test={counts['test']}: put test-*.tar beside them, or name them too"
+        )
+    found = {part: sum(len(shard.keys) for shard in shards) for part, shards in parts.items()}
+    for part, shards in parts.items():
+        if part in counts and counts[part] != found[part]:
+            raise UserError(
+                f"the {part} shards of {spec} hold {found[part]} samples, not {counts[part]}: copy what is missing, or"
+                f" write {part}={found[part]}"
+            )
+        if part not in counts and not all(_size_is_known(shard) for shard in shards):
+            options = ",".join(f"{part}={count}" for part, count in found.items())
+            raise UserError(
+                f"{spec} needs the number of samples, as shards may be missing: write '{spec}?{options}' if these are"
+                " all, or sizes.json"
+            )
+
+
+def _size_is_known(shard: Shard) -> bool:
+    """Whether ``sizes.json`` beside a shard, {name: samples}, agrees with it; False where it is not there.
+
+    Raises:
+        UserError: it does not agree, does not name the shard, or is malformed.
+    """
+    path = shard.path.parent / "sizes.json"
+    if not path.exists():
+        return False
+    try:
+        sizes = json.loads("\n".join(read_lines(path, "sizes")))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f'{path} is no JSON: write {{"{shard.path.name}": {len(shard.keys)}, ...}}'
+        ) from error
+    size = sizes.get(shard.path.name) if isinstance(sizes, dict) else None
+    if not isinstance(size, int):
+        raise UserError(
+            f'{path} names no size of {shard.path.name}: add "{shard.path.name}": {len(shard.keys)}'
+        )
+    if size != len(shard.keys):
+        raise UserError(
+            f"shard {shard.path} holds {len(shard.keys)} samples, but sizes.json says {size}: copy it again"
+        )
+    return True
+
+
+def _names_folder(folder: Path) -> Path:
+    """Where ``classnames.txt`` lies: beside the shards, or above their part's folder."""
+    names = ("classnames.txt", "templates.txt", BENCHMARK_TEMPLATES)
+    above = folder.name == "train" and not any((folder / name).exists() for name in names)
+    return folder.parent if above else folder
+
+
+def _templates(folder: Path) -> tuple[str, ...]:
+    """CLIP_benchmark's prompts, if they are there."""
+    path = folder / BENCHMARK_TEMPLATES
+    if not path.exists():
+        return (PHOTO,)
+    return tuple(
+        line.replace("{c}", "{}") for line in read_lines(path, "templates") if line.count("{c}") == 1
+    )

@@ -1,0 +1,216 @@
+"""What the sources that read a list of images share: naming classes, holding out, keeping to a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from everclip.data.folders import check_names, split_of
+from everclip.data.images import Dataset, Store, build
+from everclip.data.prompts import PHOTO, clean, fill, read_class_names, read_lines, read_templates
+from everclip.errors import UserError
+
+log = logging.getLogger("everclip")
+
+MOST_IMAGES = 20_000_000
+"""Rows of a list. A row costs some hundred bytes, so that a longer one would not fit into memory."""
+MOST_BYTES = 1 << 30
+"""Size of an encoded image, which is read whole."""
+MOST_LABEL = 200
+"""Characters of a class's name; a longer text is a caption."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Columns of a list, as long as its store.
+
+    Args:
+        labels: each image's class as it is written, or its number; numbers are sorted as such.
+        is_test: whether it is a test image; None: a fifth of each class in each domain is held out.
+        domains: its domain; None: there are none.
+        classes: their order where the list has one, whether they have images or not; the rest are sorted.
+    """
+
+    labels: Sequence[str]
+    is_test: Sequence[bool] | None = None
+    domains: Sequence[str] | None = None
+    classes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a list comes from.
+
+    Args:
+        name: the spec, for example ``csv:photos.csv``.
+        where: the same for a message, for example the file's path.
+        kind: of the scenario.
+        domain_hint: how domains are written there, which ends a message.
+        folder: of ``classnames.txt`` and ``templates.txt``, if there is one.
+        templates: the list's own prompts, which ``templates.txt`` overrides.
+    """
+
+    name: str
+    where: str
+    kind: str
+    domain_hint: str
+    folder: Path | None = None
+    templates: tuple[str, ...] = (PHOTO,)
+
+
+def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
+    """A Dataset of the images of ``store``.
+
+    Raises:
+        UserError: no images or too many, one class, a class or a domain without training images, names that collide
+            or do not fit, or two images of one key.
+    """
+    where, labels = origin.where, rows.labels
+    if not labels:
+        raise UserError(f"{where} lists no images: add some")
+    present = set(labels)
+    classes = [name for name in rows.classes if name in present]
+    classes += _sorted(present.difference(classes))
+    _check_labels(where, classes)
+    domains = [""] * len(labels) if rows.domains is None else rows.domains
+    domain_names = _sorted(set(domains))
+    if origin.kind == "domain-incremental" and len(domain_names) < 2:
+        raise UserError(
+            f"{where} has {'no domains' if rows.domains is None else 'one domain'}: {origin.domain_hint}, or use"
+            " scenario.kind=class-incremental"
+        )
+    is_test = _held_out(store.keys, labels, domains) if rows.is_test is None else rows.is_test
+    _check_trained(where, labels, is_test)
+    if origin.kind == "domain-incremental":
+        _check_domains(where, domains, is_test)
+    names = _names(origin, classes)
+    label = {name: index for index, name in enumerate(classes)}
+    domain = {name: index for index, name in enumerate(domain_names)}
+    return build(
+        origin.name,
+        store,
+        [label[name] for name in labels],
+        [domain[name] for name in domains],
+        is_test,
+        check_names(names, where, classes),
+        check_names([clean(name) for name in domain_names], where, domain_names, domains=True)
+        if len(domain_names) > 1
+        else domain_names,
+        _templates(origin),
+        rows.is_test is None,
+    )
+
+
+def _sorted(names: set[str]) -> list[str]:
+    """In alphabetical order; numbers in theirs."""
+    if _are_numbers(names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _are_numbers(names: Iterable[str]) -> bool:
+    return all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
+
+
+def _check_labels(where: str, classes: Sequence[str]) -> None:
+    """Raises UserError where there are too few classes, or where a label is a whole text."""
+    longest = max(classes, key=len)
+    if len(longest) > MOST_LABEL:
+        raise UserError(
+            f'a label of {where} has {len(longest)} characters ("{clean(longest)[:30]}..."): write the class\'s name'
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f'{where} has one class, "{clean(classes[0])}": a classifier needs at least two classes'
+        )
+
+
+def _held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]) -> list[bool]:
+    """Whether each image is one of the fifth of its class in its domain that is held out."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key, *pair in zip(keys, labels, domains, strict=True):
+        groups.setdefault((pair[0], pair[1]), []).append(key)
+    is_test: dict[str, bool] = {}
+    for group in groups.values():
+        is_test |= split_of(group)
+    return [is_test[key] for key in keys]
+
+
+def _check_trained(where: str, labels: Sequence[str], is_test: Sequence[bool]) -> None:
+    """Raises UserError for a class that is only tested."""
+    trained = {label for label, test in zip(labels, is_test, strict=True) if not test}
+    if not trained:
+        raise UserError(f"{where} lists test images alone: add training images")
+    untrained = _sorted({*labels} - trained)
+    if untrained:
+        raise UserError(
+            f'class "{untrained[0]}" of {where} has no training images: add some, or leave it out'
+        )
+
+
+def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) -> None:
+    """Raises UserError for a domain in one part only: what is learned is tested, and the other way round."""
+    pairs = {(domain, bool(test)) for domain, test in zip(domains, is_test, strict=True)}
+    for domain, test in sorted(pairs):
+        if (domain, not test) not in pairs:
+            has, lacks = ("test", "training") if test else ("training", "test")
+            raise UserError(
+                f'domain "{domain}" of {where} has {has} images but no {lacks} images: add some, or leave it out'
+            )
+
+
+def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
+    """Readable names of the classes: those in ``classnames.txt``, else as the list writes them.
+
+    Where classes are numbers and the file has one name a line, it may name more classes than there are: a number is
+    then the line, from 0.
+    """
+    path = origin.folder / "classnames.txt" if origin.folder else None
+    numbers = _are_numbers(classes)
+    if path and path.exists():
+        lines = read_lines(path, "class names")
+        if not numbers or len(lines) == len(classes) or any("\t" in line for line in lines):
+            return read_class_names(path, classes)
+        if int(classes[-1]) >= len(lines):
+            raise UserError(
+                f"{origin.where} has the class {classes[-1]} but {path} ends with line {len(lines)}: write one name a"
+                " line, where the first is class 0"
+            )
+        return tuple(lines[int(number)] for number in classes)
+    if numbers:
+        log.warning(
+            'the classes of %s are numbers, so that prompts read "%s": write names into classnames.txt, or give'
+            " classnames=FILE",
+            *(origin.where, fill(origin.templates[0], classes[-1])),
+        )
+    return tuple(clean(name) for name in classes)
+
+
+def _templates(origin: Origin) -> tuple[str, ...]:
+    path = origin.folder / "templates.txt" if origin.folder else None
+    return read_templates(path) if path and path.exists() else origin.templates
+
+
+class Fence:
+    """Tells whether files lie in one of some folders, links followed."""
+
+    def __init__(self, *folders: str | Path) -> None:
+        self._folders = [os.path.realpath(folder) for folder in folders]
+        self._known: dict[str, bool] = {}
+
+    def holds(self, path: str) -> bool:
+        """Whether the file at ``path``, which need not exist, lies inside. Each folder on the way is followed once."""
+        if os.path.basename(path) in ("", ".", "..") or os.path.islink(path):
+            return self._inside(os.path.realpath(path))
+        parent = os.path.dirname(path)
+        if parent not in self._known:
+            self._known[parent] = self._inside(os.path.realpath(parent))
+        return self._known[parent]
+
+    def _inside(self, real: str) -> bool:
+        return any(
+            real == folder or real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._folders
+        )

@@ -1,0 +1,126 @@
+"""Images in Arrow columns: bytes, paths, both or neither; and files that lie elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everclip.data.arrow import ArrowStore, holds_bytes, holds_text
+from everclip.data.tables import MOST_BYTES
+from everclip.errors import UserError
+
+pa: Any = pytest.importorskip("pyarrow", reason='pyarrow is in the extra: pip install "everclip[hf]"')
+
+Cell = dict[str, bytes | str | None] | None
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def column(*chunks: list[Cell]) -> Any:
+    return pa.chunked_array(list(chunks), type=IMAGE)
+
+
+def cell(data: bytes | None, path: str | None = None) -> Cell:
+    return {"bytes": data, "path": path}
+
+
+def test_bytes_of_several_splits_and_chunks() -> None:
+    train = column([cell(b"a"), cell(b"bc", "x.png")], [], [cell(b"d", "/else/where.png")])
+    store = ArrowStore("set", {"train": train, "test": column([cell(b"efgh")])}, None, [])
+    assert store.keys == ["train/0", "train/1", "train/2", "test/0"]
+    assert [store.read(row) for row in range(4)] == [b"a", b"bc", b"d", b"efgh"]
+    assert [store.nbytes(row) for row in range(4)] == [1, 2, 1, 4]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_columns_of_bytes_alone(kind: Any) -> None:
+    store = ArrowStore("set", {"train": pa.chunked_array([[b"a", None, b"bc"]], type=kind)}, None, [])
+    assert (store.read(0), store.read(2)) == (b"a", b"bc")
+    with pytest.raises(OSError, match="no image in this row"):
+        store.read(1)
+    assert store.nbytes(1) == 0
+
+
+def test_rows_without_an_image_are_broken_images() -> None:
+    store = ArrowStore("set", {"train": column([None, cell(None), cell(b"a")])}, None, [])
+    for row in (0, 1):
+        with pytest.raises(OSError, match="no image in this row"):
+            store.read(row)
+        assert store.nbytes(row) == 0
+    assert store.read(2) == b"a"
+
+
+@pytest.mark.parametrize("kind", ["struct", "string", "large_string"])
+def test_paths_in_the_folder(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "red").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "red" / name).write_bytes(name.encode())
+    paths = ["red/0.png", str(tmp_path / "red" / "1.png"), "red/none.png"]
+    if kind == "struct":
+        images = column([cell(None, path) for path in paths])
+    else:
+        images = pa.chunked_array([paths], type=getattr(pa, kind)())
+    store = ArrowStore("set", {"train": images}, tmp_path, [])
+    assert store.keys == ["red/0.png", "red/1.png", "red/none.png"]
+    assert (store.read(0), store.read(1)) == (b"0.png", b"1.png")
+    assert (store.nbytes(0), store.nbytes(2)) == (5, 0)
+    with pytest.raises(OSError, match="no such file"):
+        store.read(2)
+
+
+def test_paths_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"a")
+    images = column([cell(None, str(tmp_path / "0.png"))])
+    store = ArrowStore("org/set", {"train": images}, None, [str(tmp_path)])
+    assert store.keys == ["train/0"]
+    assert store.read(0) == b"a"
+
+
+def test_files_that_are_too_large(tmp_path: Path) -> None:
+    with (tmp_path / "0.png").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    store = ArrowStore("set", {"train": column([cell(None, "0.png")])}, tmp_path, [])
+    with pytest.raises(OSError, match="a very large one"):
+        store.read(0)
+
+
+OUTSIDE = (
+    'row 1 of the split "train" of hf:set names the file "{}", which lies outside of the data set: write it with'
+    " save_to_disk, which takes images in"
+)
+REMOTE = 'row 1 of the split "train" of hf:set names the file {}: unpack archives and download files first'
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/etc/hostname", OUTSIDE.format("/etc/hostname")),
+        ("../out.png", OUTSIDE.format("../out.png")),
+        ("link.png", OUTSIDE.format("link.png")),
+        ("up/out.png", OUTSIDE.format("up/out.png")),
+        ("https://a.b/c.png", REMOTE.format('"https://a.b/c.png"')),
+        ("zip://c.png::a.zip", REMOTE.format('"zip://c.png::a.zip"')),
+        ("a\0b", REMOTE.format('"a\\u0000b"')),
+        ("./in.png", 'row 0 of the split "train" of hf:set and row 1 of the split "train" of hf:set have the same file'
+                     ' "{root}/in.png": keep one of them'),
+    ],
+)  # fmt: skip
+def test_files_that_may_not_be_read(tmp_path: Path, path: str, message: str) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    (tmp_path / "out.png").write_bytes(b"")
+    (root / "in.png").write_bytes(b"")
+    (root / "link.png").symlink_to("../out.png")
+    (root / "up").symlink_to("..", target_is_directory=True)
+    with pytest.raises(UserError) as caught:
+        ArrowStore("set", {"train": column([cell(None, "in.png"), cell(None, path)])}, root, [])
+    assert str(caught.value) == message.replace("{root}", str(root))
+
+
+def test_types() -> None:
+    assert holds_bytes(IMAGE)
+    assert holds_bytes(pa.large_binary())
+    assert holds_text(pa.large_string())
+    for kind in (pa.int64(), pa.list_(pa.uint8()), pa.struct([("bytes", pa.binary())]), pa.string()):
+        assert not holds_bytes(kind)

@@ -1,0 +1,153 @@
+"""data=hf:NAME: folders as the package `datasets` writes them, split and trained on; their columns and splits."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from everclip.cli import app
+from everclip.data.hub import caches
+from everclip.errors import UserError
+from tests.data.hf_sets import NAMES, cast, counts, datasets, load, parquet, saved, table
+from tests.pictures import image_folder
+from tests.running import run
+from tests.tars import encoded
+
+pytestmark = pytest.mark.usefixtures("hf_cache")
+
+
+@pytest.mark.parametrize("written", ["saved", "parquet"])
+def test_a_folder_is_trained_on(tmp_path: Path, toy: str, written: str) -> None:
+    splits = {"train": table(6), "test": table(2, start=100)}
+    root = saved(tmp_path / "set", **splits) if written == "saved" else parquet(tmp_path / "set", 2, **splits)
+    found = load(root)
+    assert found.class_names == tuple(NAMES)
+    assert counts(found) == ([6] * 4, [2] * 4)
+    assert not found.held_out
+    assert found.train.store.keys[0] == "train/0"
+    assert found.train.store.read(int(found.train.rows[5])) == encoded("red", 5, "png")
+    assert found.train.store.read(int(found.test.rows[2])) == encoded("green", 102, "png")
+    results = run(tmp_path / "run", f"data=hf:{root}", f"model={toy}", "scenario.tasks=2")
+    assert len(results["accuracy_after_stage"]) == 2
+    assert set(results["classes"]) == set(NAMES)
+    assert results["skipped_images"] == []
+
+
+def test_domains_are_trained_on(tmp_path: Path, toy: str) -> None:
+    root = saved(tmp_path / "set", train=table(8, NAMES[:2], domain=["ink", "ink", "in_oil", "in_oil"]))
+    found = load(root, "domain-incremental")
+    assert found.domain_names == ("in oil", "ink")
+    assert found.held_out
+    for domain in range(2):
+        assert set(found.test.of_domain(domain).labels) == {0, 1}
+    tokens = [f"data=hf:{root}", f"model={toy}", "scenario.kind=domain-incremental"]
+    results = run(tmp_path / "run", *tokens, 'scenario.order=["ink", "in_oil"]')
+    assert results["tasks"] == ["ink", "in oil"]
+
+
+def test_one_split_alone_is_split(tmp_path: Path) -> None:
+    table(10).save_to_disk(tmp_path / "one")
+    found = load(tmp_path / "one")
+    assert found.held_out
+    assert len(found.whole()) == 40
+    assert (found.test.counts(4) > 0).all()
+
+
+def test_images_in_class_folders(tmp_path: Path) -> None:
+    image_folder(tmp_path / "set", {"train": 3, "test": 2}, 3)
+    found = load(tmp_path / "set")
+    assert found.class_names == ("blue", "green", "red")
+    assert counts(found) == ([3] * 3, [2] * 3)
+    for row in (*found.train.rows, *found.test.rows):
+        key = found.train.store.keys[int(row)]
+        assert found.train.store.read(int(row)) == (tmp_path / "set" / key).read_bytes()
+
+
+def test_changed_files_are_read_anew(tmp_path: Path, hf_cache: Path) -> None:
+    assert str(hf_cache) in caches()
+    root = parquet(tmp_path / "set", train=table(2), test=table(1))
+    assert len(load(root).train) == 8
+    table(3).to_parquet(root / "data" / "train-00000-of-00001.parquet")
+    assert len(load(root).train) == 12
+
+
+def test_class_names_and_templates_files(tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", train=table(3))
+    (root / "classnames.txt").write_text("red\trose\n")
+    (root / "templates.txt").write_text("a {} thing\n")
+    found = load(root)
+    assert found.class_names == ("white", "rose", "green", "blue")
+    assert found.templates == ("a {} thing",)
+
+
+def test_labels_that_are_names_or_numbers(tmp_path: Path) -> None:
+    root = saved(tmp_path / "names", train=cast(table(3), "category", "string", str.title))
+    assert load(root).class_names == ("Blue", "Green", "Red", "White")
+    number = {"white": 10, "red": 9, "green": 2, "blue": 0}
+    root = saved(tmp_path / "numbers", train=cast(table(3), "target", "int32", number.__getitem__))
+    assert load(root).class_names == ("0", "2", "9", "10")
+    root = saved(tmp_path / "other", train=cast(table(3), "what", "string", str))
+    assert load(f"{root}#label=what").class_names == ("blue", "green", "red", "white")
+
+
+def test_columns_are_chosen(tmp_path: Path) -> None:
+    fine = table(3).rename_columns({"image": "img", "label": "fine_label"})
+    coarse = [label % 2 for label in fine["fine_label"]]
+    both = fine.add_column("coarse_label", coarse, feature=datasets.ClassLabel(names=["x", "y"]))
+    root = saved(tmp_path / "set", train=both)
+    assert load(f"{root}#label=coarse_label").class_names == ("x", "y")
+    assert load(f"{root}#image=img,label=fine_label").class_names == tuple(NAMES)
+    assert load(f"{root}#label=fine_label,domain=coarse_label").domain_names == ("x", "y")
+    with pytest.raises(UserError) as caught:
+        load(root)
+    assert str(caught.value) == (
+        f'hf:{root} has several label columns, "fine_label, coarse_label": write hf:{root}#label=COLUMN'
+    )
+
+
+def test_splits_are_chosen(tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", train=table(3), validation=table(2), extra=table(1))
+    assert counts(load(root)) == ([3] * 4, [2] * 4)
+    assert counts(load(f"{root}#train=validation,test=extra")) == ([2] * 4, [1] * 4)
+    assert counts(load(f"{root}#train=extra")) == ([1] * 4, [2] * 4)
+
+
+def test_splits_that_number_classes_differently(tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", train=table(3), test=table(2, NAMES[::-1]))
+    found = load(root)
+    assert found.class_names == tuple(NAMES)
+    row = int(found.test.rows[0])
+    assert found.test.store.read(row) == encoded("blue", 0, "png")
+    assert found.class_names[found.test.labels[0]] == "blue"
+
+
+def test_a_broken_image_is_skipped(tmp_path: Path, toy: str) -> None:
+    pictures = table(6, NAMES[:2])
+    rows = pictures.cast_column("image", datasets.Image(decode=False)).to_dict()
+    rows["image"][3] = {"bytes": b"no picture", "path": None}
+    split = datasets.Dataset.from_dict(rows, features=pictures.features)
+    root = saved(tmp_path / "set", train=split, test=table(2, NAMES[:2]))
+    results = run(tmp_path / "run", f"data=hf:{root}", f"model={toy}", "scenario.tasks=2")
+    assert results["skipped_images"] == ["train/3"]
+
+
+def test_datasets_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = saved(tmp_path / "set", train=table(6), test=table(2))
+    capsys.readouterr()
+    assert app.main(["datasets", "check", f"hf:{root}"]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"all\s+24\s+8\n32 of a sample of 32 images can be decoded", captured.out)
+    assert captured.err == ""
+    arrow = next((root / "test").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:2000])
+    assert app.main(["datasets", "check", f"hf:{root}"]) == 1
+    assert f"{arrow} is damaged (Expected to" in capsys.readouterr().out
+
+
+def test_json_of_the_list_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["datasets", "--json"]) == 0
+    listed = {row["name"]: row["summary"] for row in json.loads(capsys.readouterr().out)}
+    assert all(listed[name].startswith(f"{name}:") for name in ("csv", "hf", "webdataset"))

@@ -1,0 +1,215 @@
+"""data=hf:NAME where it is damaged or cannot be told: one line that says where, and what to write instead."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everclip.errors import UserError
+from tests.data.hf_sets import NAMES, cast, datasets, load, parquet, saved, table
+from tests.tars import encoded
+
+pytestmark = pytest.mark.usefixtures("hf_cache")
+
+
+def cut(pattern: str, length: int) -> Callable[[Path], object]:
+    def spoil(root: Path) -> None:
+        path = next(root.rglob(pattern))
+        path.write_bytes(path.read_bytes()[:length])
+
+    return spoil
+
+
+def gone(pattern: str) -> Callable[[Path], object]:
+    return lambda root: next(root.rglob(pattern)).unlink()
+
+
+@pytest.mark.parametrize(
+    ("write", "spoil", "message"),
+    [
+        (saved, cut("train/*.arrow", 3000), r"{0}/train/data-00000-of-00001.arrow is damaged \(.+\): copy it again"),
+        (saved, cut("train/*.arrow", 0), r"{0}/train/data-00000-of-00001.arrow is damaged \(.+\): copy it again"),
+        (saved, gone("test/*.arrow"), r"{0}/test/data-00000-of-00001.arrow is missing: copy it again"),
+        (saved, gone("test/state.json"), r"{0}/test/state.json is missing: copy it again"),
+        (saved, cut("train/state.json", 9), r"{0}/train/state.json is damaged \(.+\): copy it again"),
+        (saved, cut("dataset_dict.json", 9), r"{0}/dataset_dict.json is damaged \(.+\): copy it again"),
+        (parquet, cut("train*.parquet", 3000),
+         r"{0}/data/train-00000-of-00001.parquet is damaged \(Parquet magic bytes not found.+\): copy it again"),
+        (parquet, cut("train*.parquet", 0), r"{0}/data/train-00000-of-00001.parquet is damaged \(.+\): copy it again"),
+    ],
+)  # fmt: skip
+def test_damaged_folders(
+    tmp_path: Path,
+    write: Callable[..., Path],
+    spoil: Callable[[Path], object],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = write(tmp_path / "set", train=table(3), test=table(2))
+    spoil(root)
+    capsys.readouterr()
+    with pytest.raises(UserError) as caught:
+        load(root)
+    assert re.fullmatch(message.format(re.escape(str(root))), str(caught.value)), str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_missing_parquet_file(tmp_path: Path) -> None:
+    root = parquet(tmp_path / "set", 3, train=table(3))
+    (root / "data" / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(UserError) as caught:
+        load(root)
+    assert str(caught.value) == (
+        f"{root}/data/train-00001-of-00003.parquet is missing: copy it there, or leave out all 3"
+    )
+
+
+def test_a_split_without_rows(tmp_path: Path) -> None:
+    root = parquet(tmp_path / "set", train=table(0))
+    with pytest.raises(UserError, match=r"hf:.* cannot be loaded \(.+\): give a folder"):
+        load(root)
+
+
+def test_a_file_outside_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(encoded("red", 0, "png"))
+    rows = {"image": [{"bytes": None, "path": str(tmp_path / "out.png")}], "label": ["red"]}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "set" / "train.parquet")
+    with pytest.raises(UserError, match=r'row 0 of the split "train" of .* lies outside of the data set'):
+        load(tmp_path / "set")
+
+
+def labels(values: list[int | None]) -> Callable[[], dict[str, Any]]:
+    """Three images, one of each label."""
+
+    def splits() -> dict[str, Any]:
+        split = table(1, NAMES[:3])
+        kind = split.features["label"]
+        return {"train": split.remove_columns("label").add_column("label", values, feature=kind)}
+
+    return splits
+
+
+def plain(**columns: list[object]) -> Callable[[], dict[str, Any]]:
+    return lambda: {"train": datasets.Dataset.from_dict(columns)}
+
+
+def both(**other: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"train": table(2, **other), "test": table(1)}
+
+
+# fmt: off
+BAD: list[tuple[str, Callable[[], Mapping[str, Any]], str, str]] = [
+    ("no image column", plain(text=["a"], label=["b"]), "",
+     'hf:{0} has no image column but "text, label": write hf:{0}#image=COLUMN'),
+    ("no label column", lambda: {"train": table(2).rename_column("label", "what").cast_column(
+        "what", datasets.Value("int64"))}, "",
+     'hf:{0} has no label column but "image, what": write hf:{0}#label=COLUMN'),
+    ("several image columns", lambda: {"train": table(1).add_column(
+        "mask", [{"bytes": encoded("red", 0), "path": None}] * 4, feature=datasets.Image())}, "",
+     'hf:{0} has several image columns, "image, mask": write hf:{0}#image=COLUMN'),
+    ("a column that is not there", both(), "#label=labl",
+     'hf:{0} has no column "labl"; did you mean "label"?'),
+    ("labels that are no whole numbers", lambda: {"train": cast(table(2), "label", "float32", len)}, "#label=label",
+     'the column "label" of hf:{0} holds no names or whole numbers: choose another label'),
+    ("images that are numbers", both(), "#image=label",
+     'the column "label" of hf:{0} holds no encoded images or paths: choose another image'),
+    ("a row without a label", labels([0, None, 2]), "",
+     'row 1 of the split "train" of hf:{0} has no label: leave such rows out, or write hf:{0}#test=SPLIT with a'
+     " labelled one"),
+    ("a test set without labels", lambda: {"train": table(2), "test": labels([-1, -1, -1])()["train"]}, "",
+     'row 0 of the split "test" of hf:{0} has no label: leave such rows out, or write hf:{0}#test=SPLIT with a'
+     " labelled one"),
+    ("no train", lambda: {"a": table(1), "b": table(1)}, "",
+     'hf:{0} has no split "train" but "a, b": write #train=SPLIT,test=SPLIT'),
+    ("a split that is not there", both(), "#test=tset", 'hf:{0} has no split "tset"; did you mean "test"?'),
+    ("one split twice", both(), "#train=test,test=test",
+     'hf:{0}: the split "test" cannot be both train and test: choose two, or leave test out'),
+    ("an unknown option", both(), "#lable=x", 'data "hf" has no option "lable"; did you mean "label"?'),
+    ("an option twice", both(), "#label=a,label=b",
+     'data "hf": write label=NAME once after "#", not "label=a,label=b"'),
+    ("domains of one split", both(domain=["ink", "oil"]), "",
+     'only the split "train" of hf:{0} has a column "domain": write it for the others too, or rename it'),
+    ("one class", lambda: {"train": table(2, ["red"])}, "",
+     'hf:{0} has one class, "red": a classifier needs at least two classes'),
+    ("a class that is only tested", lambda: {"train": table(2, NAMES[:2]), "test": table(1, NAMES[:3])}, "",
+     'class "green" of hf:{0} has no training images: add some, or leave it out'),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "message"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
+)
+def test_bad_sets(
+    tmp_path: Path, splits: Callable[[], Mapping[str, Any]], options: str, message: str
+) -> None:
+    root = saved(tmp_path / "set", **splits())
+    with pytest.raises(UserError) as caught:
+        load(f"{root}{options}")
+    assert str(caught.value) == message.format(root)
+
+
+HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", 'data "hf" needs a data set: write data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'),
+        ("{0}/none", f"data folder {{0}}/none does not exist: {HINT}"),
+        ("{0}/a.csv", f"data folder {{0}}/a.csv is a file: {HINT}"),
+        ("{0}/empty", f'data "hf:{{0}}/empty" cannot be loaded (The directory at {{0}}/empty doesn\'t contain any data'
+                      f" files): {HINT}, or check the name"),
+        ("{0}", "hf:{0} is neither .parquet nor .arrow files nor images in folders: convert it, or write"
+                " data=webdataset:FOLDER for .tar and data=csv:FILE for .csv files"),
+    ],
+)  # fmt: skip
+def test_no_set(tmp_path: Path, spec: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.csv").write_text("path,label\n")
+    with pytest.raises(UserError) as caught:
+        load(spec.format(tmp_path))
+    assert str(caught.value) == message.format(tmp_path)
+
+
+def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # else it tries for half a minute
+    with pytest.raises(UserError) as caught:
+        load("org/none")
+    assert re.fullmatch(
+        r'data "hf:org/none" is no folder, and the hub cannot be reached \(.+\): connect, or give a folder that'
+        r" save_to_disk wrote",
+        str(caught.value),
+    )
+
+
+def test_shards_of_samples_are_left_to_the_other_source(tmp_path: Path) -> None:
+    (tmp_path / "train.tar").write_bytes(b"\0" * 10240)
+    with pytest.raises(UserError, match=r"hf:.* (is neither|cannot be loaded)"):
+        load(tmp_path)
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == 'data "hf" needs the package datasets: pip install "everclip[hf]"'
+
+
+def test_several_configurations(tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        parquet(tmp_path / name, train=table(2 if name == "small" else 3))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/data/*\n" for name in ("small", "large"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert len(load(f"{tmp_path}#config=large").whole()) == 12
+    with pytest.raises(UserError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == (
+        f"hf:{tmp_path} has several configurations: write hf:{tmp_path}#config=NAME; known: large, small"
+    )
