@@ -20,6 +20,7 @@ import everclip
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
+from everclip.data.templates import set_name
 from everclip.evaluate import Scores
 from everclip.methods._base import Method
 from everclip.metrics.matrix import Matrix
@@ -177,6 +178,7 @@ class Record:
             "tasks": [task.name for task in plan.tasks],
             "test_counts": matrix.counts,
             "templates": list(plan.prompts.templates),
+            "template_set": set_name(plan.prompts.templates),
             "train_captions": config.train.captions,
             "accuracy_after_stage": matrix.accuracy_after_stage,
             "task_mean_after_stage": matrix.task_mean_after_stage,

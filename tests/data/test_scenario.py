@@ -12,13 +12,29 @@ from tests.pictures import domain_folder, image_folder
 
 
 def test_the_fields_class_order() -> None:
-    """methods.md 5.1: RandomState(1993).permutation, first and last entries."""
+    """RandomState(1993).permutation, first and last entries, as PyCIL and UCIR have it."""
     cifar = class_order([str(n) for n in range(100)], 1993)
     assert cifar[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
-    assert cifar[-5:] == [67, 29, 49, 57, 33]
+    assert cifar[-10:] == [51, 48, 73, 93, 39, 67, 29, 49, 57, 33]
     imagenet = class_order([str(n) for n in range(1000)], 1993)
     assert imagenet[:10] == [54, 7, 894, 512, 126, 337, 988, 11, 284, 493]
     assert imagenet[-5:] == [285, 225, 945, 697, 417]
+
+
+def test_icarls_class_order() -> None:
+    """The list in the code of iCaRL, PODNet, DyTox and Continual-CLIP."""
+    names = [f"class {n}" for n in range(100)]
+    order = class_order(names, "icarl")
+    assert order[:10] == [87, 0, 52, 58, 44, 91, 68, 97, 51, 15]
+    assert order[-10:] == [98, 13, 99, 7, 34, 55, 54, 26, 35, 39]
+    assert sorted(order) == list(range(100))
+    assert order != class_order(names, 1993)
+    with pytest.raises(UserError) as error:
+        class_order(names[:99], "icarl")
+    assert str(error.value) == (
+        'scenario.order=icarl is the order of CIFAR-100\'s classes but there are 99: write a seed, "given" or the names'
+        " in order"
+    )
 
 
 def test_other_orders() -> None:

@@ -1,4 +1,4 @@
-"""everclip datasets: what can be written after data=."""
+"""everclip datasets: what can be written after data=, and whether it is all there."""
 
 from __future__ import annotations
 
@@ -10,30 +10,50 @@ from everclip.errors import UserError, suggest
 _KIND = "data/sources"
 
 
-def datasets(name: str | None = None, /, *, json: bool = False) -> None:
-    """List the data sources, or explain one.
+def datasets(name: str | None = None, spec: str | None = None, /, *, json: bool = False) -> int:
+    """List the data sources, explain one, or check a data set: 1 where it is not complete, else 0.
+
+    Examples
+    --------
+    everclip datasets
+    everclip datasets cifar100
+    everclip datasets check cifar100
+    everclip datasets check domainnet:/data/domainnet --json
 
     Parameters
     ----------
     name
-        A source's name.
+        A source's name; or "check", to count images, look for every file and decode a sample.
+    spec
+        After "check": SOURCE or SOURCE:ARGUMENT, as after data=.
     json
         Print JSON.
     """
-    names = plugins.names(_KIND)
+    if name == "check":
+        return _check(spec, json)
+    if spec is not None:
+        raise UserError(
+            f'everclip datasets does not take {shown(spec)} after {shown(name)}: write "everclip datasets check {name}"'
+        )
     if name is None:
-        found = {name: summary(plugins.docstring(_KIND, name)) for name in names}
-        if json:
-            print_json([{"name": name, "summary": line} for name, line in found.items()])
-            return
-        # A source's docstring starts with what to write: "imagefolder:PATH - ...".
-        print_columns(
-            [line.split(" - ", 1) if " - " in line else (name, line) for name, line in found.items()]
-        )
-        print(
-            '\n"everclip datasets NAME" explains one; "everclip train data=NAME" or data=NAME:PATH uses it.'
-        )
+        _list(json)
+    else:
+        _explain(name, json)
+    return 0
+
+
+def _list(json: bool) -> None:
+    found = {name: summary(plugins.docstring(_KIND, name)) for name in plugins.names(_KIND)}
+    if json:
+        print_json([{"name": name, "summary": line} for name, line in found.items()])
         return
+    # A source's docstring starts with what to write: "imagefolder:PATH - ...".
+    print_columns([line.split(" - ", 1) if " - " in line else (name, line) for name, line in found.items()])
+    print('\n"everclip datasets NAME" explains one; "everclip train data=NAME" or data=NAME:PATH uses it.')
+
+
+def _explain(name: str, json: bool) -> None:
+    names = plugins.names(_KIND)
     if name not in names:
         raise UserError(f"unknown data source {shown(name)}{suggest(name, names)}")
     text = plugins.docstring(_KIND, name)
@@ -41,3 +61,33 @@ def datasets(name: str | None = None, /, *, json: bool = False) -> None:
         print_json({"name": name, "summary": summary(text), "description": text})
         return
     print(text)
+
+
+def _check(spec: str | None, json: bool) -> int:
+    """Print what was found; 1 where something is missing or wrong, else 0."""
+    if not spec:
+        raise UserError(
+            'everclip datasets check needs a data set: write "everclip datasets check imagefolder:photos"'
+        )
+    from everclip.data.check import check
+
+    report = check(spec)
+    if json:
+        print_json(report.as_json())
+        return 1 if report.problems else 0
+    if report.train is not None:
+        rows = [("all", report.train, report.test)]
+        rows += [(name, counts["train"], counts["test"]) for name, counts in report.domains.items()]
+        width = max(len(name) for name, _, _ in rows)
+        print(f"{report.data}: {report.classes} classes")
+        print(f"{'':<{width}}  {'training':>9}  {'test':>9}")
+        for name, train, test in rows:
+            print(f"{name:<{width}}  {train:>9,}  {test:>9,}")
+        print(f"{report.decoded} of a sample of {report.sampled} images can be decoded\n")
+    for problem in report.problems:
+        print(problem)
+    if not report.problems:
+        print("complete")
+        return 0
+    print(f"not complete: {report.data}" + (f" (to be had from {report.home})" if report.home else ""))
+    return 1

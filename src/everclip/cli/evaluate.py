@@ -13,6 +13,9 @@ from everclip.errors import UserError
 
 log = logging.getLogger("everclip")
 
+MANY_TEXTS = 10_000
+"""Prompts from which on a user is told why nothing seems to happen."""
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -20,7 +23,14 @@ if TYPE_CHECKING:
     from everclip.models.clip import Clip
 
 
-def evaluate(run: str, *, data: str | None = None, image_size: int | None = None, json: bool = False) -> None:
+def evaluate(
+    run: str,
+    *,
+    data: str | None = None,
+    image_size: int | None = None,
+    templates: str | None = None,
+    json: bool = False,
+) -> None:
     """Accuracy of a run, or of a model's zero-shot classifier, on test images.
 
     Examples
@@ -28,6 +38,7 @@ def evaluate(run: str, *, data: str | None = None, image_size: int | None = None
     everclip evaluate runs/X
     everclip evaluate runs/X --data imagefolder:holdout --json
     everclip evaluate lite --data imagefolder:holdout
+    everclip evaluate lite --data imagenet:ilsvrc --templates simple
 
     Parameters
     ----------
@@ -37,12 +48,15 @@ def evaluate(run: str, *, data: str | None = None, image_size: int | None = None
         Images in CLASS folders; without it, the run's own test images. A folder of bare classes is used whole.
     image_size
         Side in pixels; without it, the run's, or the model's own.
+    templates
+        A model's prompts: a file, or cifar100 (18), imagenet (80) or simple (7); without it, those of the data (lite
+        has its own two in place of such a list).
     json
         Print one JSON object.
     """
     if image_size is not None and not 16 <= image_size <= 4096:
         raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
-    result = measure(run, data, image_size)
+    result = measure(run, data, image_size, templates)
     if json:
         print(json_module.dumps(result, ensure_ascii=False, indent=2))
         return
@@ -67,7 +81,9 @@ def evaluate(run: str, *, data: str | None = None, image_size: int | None = None
         console.print(f"skipped {path}: {reason}", markup=False, highlight=False)
 
 
-def measure(run: str, data: str | None, image_size: int | None = None) -> dict[str, Any]:
+def measure(
+    run: str, data: str | None, image_size: int | None = None, templates: str | None = None
+) -> dict[str, Any]:
     """Accuracy of a run or a model on ``data``, as a JSON-ready dict.
 
     Where every class of ``data`` was learned by the run, an image may be taken for any learned class; else, and
@@ -79,17 +95,19 @@ def measure(run: str, data: str | None, image_size: int | None = None) -> dict[s
     from everclip.data.loader import Loader
     from everclip.data.pixels import Pixels
     from everclip.data.scenario import Task
+    from everclip.data.templates import set_name
     from everclip.evaluate import evaluate as score
 
-    if image_size is not None and (Path(run) / "config.toml").is_file():
-        raise UserError(
-            "--image-size is for models: a run is tested at the size it was trained at; leave it out"
-        )
-    subject = (
-        _of_run(Path(run), data)
-        if (Path(run) / "config.toml").is_file()
-        else _of_model(run, data, image_size)
-    )
+    if (Path(run) / "config.toml").is_file():
+        if image_size is not None:
+            raise UserError(
+                "--image-size is for models: a run is tested at the size it was trained at; leave it out"
+            )
+        if templates is not None:
+            raise UserError("--templates is for models: a run is tested with its own; leave it out")
+        subject = _of_run(Path(run), data)
+    else:
+        subject = _of_model(run, data, image_size, templates)
     images, clip, labels = subject.images, subject.clip, subject.labels
     pixels = Pixels(images.store, clip.eval_transform, clip.image_size, cache_bytes=0)
     scores = score(
@@ -101,6 +119,8 @@ def measure(run: str, data: str | None, image_size: int | None = None) -> dict[s
         "accuracy": scores.accuracy(0, len(labels)),
         "images": scores.count(0),
         "label_set": len(labels),
+        "templates": list(subject.templates),
+        "template_set": set_name(tuple(subject.templates)),
         "per_class": [
             {"class": subject.names[label], "n": int((scores.truth == label).sum()), "accuracy": accuracy}
             for label, accuracy in scores.per_class(len(labels), 1).items()
@@ -119,6 +139,7 @@ class _Subject:
     images: ImageSet
     labels: tuple[int, ...]
     names: Sequence[str]
+    templates: Sequence[str]
 
 
 def _of_run(path: Path, data: str | None) -> _Subject:
@@ -128,14 +149,17 @@ def _of_run(path: Path, data: str | None) -> _Subject:
     from everclip.restore import open_run
 
     plan, clip, stage = open_run(path)
-    names, learned = plan.prompts.names, seen(plan.tasks[: stage + 1])
+    prompts, learned = plan.prompts, seen(plan.tasks[: stage + 1])
+    names = prompts.names
 
     def classifier(labels: tuple[int, ...]) -> nn.Module:
         return plan.method.classifier(clip, labels)
 
     if data is None:
         tests = [task.test for task in plan.tasks[: stage + 1]]
-        return _Subject(clip, classifier, plan.data.name, sum(tests[1:], tests[0]), learned, names)
+        return _Subject(
+            clip, classifier, plan.data.name, sum(tests[1:], tests[0]), learned, names, prompts.templates
+        )
     found = sources.load(data, plan.config.scenario.kind)
     images = found.whole()
     label_of = {names[label]: label for label in learned}
@@ -146,17 +170,25 @@ def _of_run(path: Path, data: str | None) -> _Subject:
         )
         return _zero_shot(clip, found)
     images = images.relabel([label_of.get(name, -1) for name in found.class_names])
-    return _Subject(clip, classifier, found.name, images, learned, names)
+    return _Subject(clip, classifier, found.name, images, learned, names, prompts.templates)
 
 
-def _of_model(name: str, data: str | None, image_size: int | None) -> _Subject:
+def _of_model(name: str, data: str | None, image_size: int | None, templates: str | None) -> _Subject:
     """A model's zero-shot classifier."""
     from everclip import data as sources
+    from everclip.data.templates import suited
     from everclip.models import zoo
 
     if data is None:
         raise UserError(f'"{name}" is no run directory: give one, or a model\'s name with --data')
-    return _zero_shot(zoo.load(name, image_size), sources.load(data))
+    found = sources.load(data, templates=templates)
+    found = suited(found, name) if templates is None else found
+    texts = len(found.class_names) * len(found.templates)
+    if texts > MANY_TEXTS:
+        log.warning(
+            "%d prompts are encoded first, which takes minutes on a CPU; --templates simple has seven", texts
+        )
+    return _zero_shot(zoo.load(name, image_size), found)
 
 
 def _zero_shot(clip: Clip, found: Dataset) -> _Subject:
@@ -171,4 +203,4 @@ def _zero_shot(clip: Clip, found: Dataset) -> _Subject:
     images, labels = found.whole(), tuple(range(len(found.class_names)))
     if not len(images):
         raise UserError(f"{found.name} has no test images: give --data a folder with images")
-    return _Subject(clip, classifier, found.name, images, labels, found.class_names)
+    return _Subject(clip, classifier, found.name, images, labels, found.class_names, found.templates)

@@ -81,10 +81,10 @@ class Scenario(Section):
         default=10,
         description="number of tasks, or the number of classes of each; domains are always one task each",
     )
-    order: Seed | Literal["given"] | list[Text] = Field(
+    order: Seed | Literal["given", "icarl"] | list[Text] = Field(
         default=1993,
-        description="order of the classes: seed of numpy's legacy permutation, as given by the data set, or"
-        " all names in order; of domains: all names in order, else as given by the data set",
+        description="order of the classes: seed of numpy's legacy permutation, as given by the data set, iCaRL's of"
+        " CIFAR-100, or all names in order; of domains: all names in order, else as given by the data set",
     )
 
     validation: float | None = Field(
@@ -183,7 +183,8 @@ class Config(Section):
     )
     templates: Text | list[Text] | None = Field(
         default=None,
-        description="prompts with {} for the class name, a file of them or a list; none: the data set's",
+        description="prompts with {} for the class name: a list, a file, or one that is shipped (cifar100, imagenet,"
+        " simple); none: the data set's",
     )
     classnames: Text | None = Field(
         default=None, description="file with the classes' readable names; none: the data set's"

@@ -10,7 +10,32 @@ from typing import TYPE_CHECKING
 from everclip import plugins
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from everclip.data.images import Dataset
+
+
+def source(spec: str) -> tuple[ModuleType, str | None]:
+    """The module and the argument that ``SOURCE`` or ``SOURCE:ARGUMENT`` names; SOURCE is a file in data/sources.
+
+    Raises:
+        UserError: unknown source, with a suggestion.
+    """
+    from everclip.errors import UserError
+
+    name, _, argument = spec.partition(":")
+    if "/" in name or name.startswith((".", "~")):
+        raise UserError(
+            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
+        )
+    if Path(spec).is_dir() and name not in plugins.names("data/sources"):
+        raise UserError(
+            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
+        )
+    found = plugins.load("data/sources", name)
+    if "load" not in vars(found):
+        raise UserError(f'module "{name}" is no data source: it has no function load(argument, kind)')
+    return found, os.path.expanduser(argument) or None
 
 
 def load(
@@ -23,33 +48,23 @@ def load(
 
     Args:
         kind: of the scenario; a source may ship different lists for each.
-        classnames, templates: a file's path, or a list of templates; override the source's own.
+        classnames, templates: a file's path, or a list of templates (or the name of a shipped one); override the
+            source's own.
 
     Raises:
         UserError: unknown source (with a suggestion), or whatever the source finds wrong.
     """
     from everclip.data import prompts
+    from everclip.data import templates as lists
     from everclip.data.folders import check_names
-    from everclip.errors import UserError
 
-    name, _, argument = spec.partition(":")
-    if "/" in name or name.startswith((".", "~")):
-        raise UserError(
-            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
-        )
-    if Path(spec).is_dir() and name not in plugins.names("data/sources"):
-        raise UserError(
-            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
-        )
-    source = plugins.load("data/sources", name)
-    if "load" not in vars(source):
-        raise UserError(f'module "{name}" is no data source: it has no function load(argument, kind)')
-    data: Dataset = source.load(os.path.expanduser(argument) or None, kind)
+    module, argument = source(spec)
+    data: Dataset = module.load(argument, kind)
     if classnames is not None:
         names = prompts.read_class_names(Path(os.path.expanduser(classnames)), data.class_names)
         data = replace(data, class_names=tuple(check_names(names, classnames)))
     if isinstance(templates, str):
-        data = replace(data, templates=prompts.read_templates(Path(os.path.expanduser(templates))))
+        data = replace(data, templates=prompts.read_templates(lists.file_of(templates)))
     elif templates:
         data = replace(data, templates=tuple(templates))
     prompts.warn_of_alike(data.class_names)

@@ -15,6 +15,16 @@ from everclip.errors import UserError, suggest
 MOST_HINT = 80
 """Characters of a list of names in a message; a data set may have thousands."""
 
+# fmt: off
+ICARL = (
+    87, 0, 52, 58, 44, 91, 68, 97, 51, 15, 94, 92, 10, 72, 49, 78, 61, 14, 8, 86, 84, 96, 18, 24, 32, 45, 88, 11, 4, 67,
+    69, 66, 77, 47, 79, 93, 29, 50, 57, 83, 17, 81, 41, 12, 37, 59, 25, 20, 80, 73, 1, 28, 6, 46, 62, 82, 53, 9, 31, 75,
+    38, 63, 33, 74, 27, 22, 36, 3, 16, 21, 60, 19, 70, 90, 89, 43, 5, 42, 65, 76, 40, 30, 23, 85, 2, 95, 56, 48, 71, 64,
+    98, 13, 99, 7, 34, 55, 54, 26, 35, 39,
+)
+# fmt: on
+"""The order of CIFAR-100's classes in iCaRL, PODNet, DyTox and Continual-CLIP: no permutation of a seed alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -45,13 +55,21 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
     Args:
         names: class names, index = label.
         order: a seed of numpy's legacy generator (1993 is the field's: ``RandomState(1993).permutation(n)``, as in
-            PyCIL and UCIR), ``"given"``, or the class names (or their folders') themselves in order.
+            PyCIL and UCIR), ``"icarl"`` (of 100 classes), ``"given"``, or the class names (or their folders')
+            themselves in order.
 
     Raises:
-        UserError: the list of names is not a permutation of the classes, or a name is shared by two classes.
+        UserError: the list of names is not a permutation of the classes, or "icarl" is asked of other than 100.
     """
     if isinstance(order, int):
         return np.random.RandomState(order).permutation(len(names)).tolist()
+    if order == "icarl":
+        if len(names) != len(ICARL):
+            raise UserError(
+                f"scenario.order=icarl is the order of CIFAR-100's classes but there are {len(names)}: write a seed,"
+                ' "given" or the names in order'
+            )
+        return list(ICARL)
     if isinstance(order, str):
         return list(range(len(names)))
     return _positions(order, names, "class")

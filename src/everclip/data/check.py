@@ -1,0 +1,160 @@
+"""Is a data set all there? Counts against the official ones, every file looked for, a sample decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everclip.data.folders import absent
+from everclip.data.images import Dataset, FileStore, ImageSet
+from everclip.errors import UserError
+
+SAMPLE = 200
+SHOWN = 3
+"""Lines of one kind, after which the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Official:
+    """What a data set has as its makers publish it; a source has it as ``OFFICIAL``.
+
+    Args:
+        train, test, classes: images of each part, and classes.
+        domains: (training, test) images of each domain, where there are domains.
+        per_class: images of every class in a part, for the parts where classes are of one size.
+        home: address of the page that offers it.
+    """
+
+    train: int
+    test: int
+    classes: int
+    domains: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    per_class: Mapping[str, int] = field(default_factory=dict)
+    home: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; the counts are None where the data set could not be loaded.
+
+    Args:
+        domains: images of each part by domain, where there are two domains or more.
+        decoded: images of the sample that could be decoded, of ``sampled``.
+        problems: a line each; none where the data set is complete.
+        home: address of the page that offers the data set, where there is one.
+    """
+
+    data: str
+    train: int | None = None
+    test: int | None = None
+    classes: int | None = None
+    domains: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    sampled: int = 0
+    decoded: int = 0
+    problems: tuple[str, ...] = ()
+    home: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"complete": not self.problems, **asdict(self), "problems": list(self.problems)}
+
+
+def check(spec: str) -> Report:
+    """Look through the data set that ``spec`` names. Nothing is downloaded.
+
+    Raises:
+        UserError: unknown source.
+    """
+    from everclip import data
+
+    source, argument = data.source(spec)
+    official: Official | None = vars(source).get("OFFICIAL")
+    home = official.home if official is not None else ""
+    try:
+        problems = source.missing(argument) if "missing" in vars(source) else []
+        found = None if problems else data.load(spec)
+    except UserError as error:
+        return Report(spec, problems=(str(error),), home=home)
+    if found is None:
+        return Report(spec, problems=tuple(problems), home=home)
+    parts = {"train": found.train, "test": found.test}
+    if official is not None:
+        problems = _differences(found, parts, official)
+    elif not len(found.test):
+        problems = ["there are no test images"]
+    problems += _absent(found)
+    sampled, broken = _decode(found)
+    several = len(found.domain_names) > 1
+    domains = {
+        name: {part: int((images.domains == index).sum()) for part, images in parts.items()}
+        for index, name in enumerate(found.domain_names if several else ())
+    }
+    return Report(
+        spec,
+        len(found.train),
+        len(found.test),
+        len(found.class_names),
+        domains,
+        sampled,
+        sampled - len(broken),
+        tuple(problems + _shortened(broken)),
+        home,
+    )
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    rest = len(lines) - SHOWN
+    return [*lines[:SHOWN], f"and {rest} more of the kind"] if rest > 0 else lines
+
+
+def _differences(found: Dataset, parts: Mapping[str, ImageSet], official: Official) -> list[str]:
+    """Counts that are not the official ones."""
+    wrong = []
+    if len(found.class_names) != official.classes:
+        wrong.append(f"{len(found.class_names)} classes of {official.classes}")
+    for which, (part, images) in enumerate(parts.items()):
+        expected = official.test if which else official.train
+        if len(images) != expected:
+            wrong.append(f"{len(images):,} {part} images of {expected:,}")
+        uneven = []
+        for label, count in enumerate(images.counts(len(found.class_names)).tolist()):
+            if len(images) and count != official.per_class.get(part, count):
+                name = found.class_names[label]
+                uneven.append(f'class "{name}" has {count} {part} images of {official.per_class[part]}')
+        wrong += _shortened(uneven)
+        for domain, numbers in official.domains.items():
+            here = found.domain_names.index(domain) if domain in found.domain_names else -1
+            count = int((images.domains == here).sum())
+            if count != numbers[which]:
+                wrong.append(f'domain "{domain}" has {count:,} {part} images of {numbers[which]:,}')
+    return wrong
+
+
+def _absent(found: Dataset) -> list[str]:
+    """Listed files that are not in their folder."""
+    store = found.train.store
+    if not isinstance(store, FileStore):
+        return []
+    root = Path(store.root)
+    return _shortened([f"{root / key} is missing: put it there" for key in absent(root, store.keys)])
+
+
+def _decode(found: Dataset) -> tuple[int, list[str]]:
+    """How many images were sampled, and a line for each that cannot be decoded. Their ids, which are hashes, choose."""
+    from everclip.data.pixels import Pixels
+
+    ids = np.concatenate([found.train.ids, found.test.ids])
+    rows = np.concatenate([found.train.rows, found.test.rows])[np.argsort(ids)[:SAMPLE]]
+    pixels = Pixels(found.train.store, lambda image: image.resize((16, 16)), 16, cache_bytes=0)
+    pixels.load(rows)
+    store = found.train.store
+    place = f"{store.root}/" if isinstance(store, FileStore) else ""
+    lines = [
+        f"{place}{key} cannot be decoded ({reason}): replace it by the original"
+        for key, reason in pixels.skipped().items()
+    ]
+    return len(rows), lines

@@ -1,0 +1,63 @@
+"""DomainNet's lists: lines "DOMAIN/CLASS/FILE LABEL", one file for each domain and part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from everclip.data.prompts import read_lines
+from everclip.errors import UserError
+
+MOST_LABEL = 9999
+
+
+class Row(NamedTuple):
+    """One image."""
+
+    key: str
+    domain: str
+    folder: str
+    label: int
+    part: str
+
+
+def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
+    """The images of all lists, given as (domain, part, file).
+
+    Raises:
+        UserError: a line of another form, a path that leads elsewhere, or a class with two labels (or a label of two
+            classes), over all lists.
+    """
+    rows: list[Row] = []
+    label_of: dict[str, tuple[int, str]] = {}
+    folder_of: dict[int, str] = {}
+    for domain, part, path in lists:
+        for number, line in enumerate(read_lines(path, "list"), 1):
+            key, folder, label = _entry(line, domain, f"line {number} of {path}")
+            known, where = label_of.setdefault(folder, (label, f"line {number} of {path}"))
+            if known != label:
+                raise UserError(
+                    f'line {number} of {path} gives the class "{folder}" the label {label}, but {where} gives it'
+                    f" {known}: get the official list"
+                )
+            other = folder_of.setdefault(label, folder)
+            if other != folder:
+                raise UserError(
+                    f'line {number} of {path} gives the class "{folder}" the label {label}, which is that of "{other}":'
+                    " get the official list"
+                )
+            rows.append(Row(key, domain, folder, label, part))
+    return rows
+
+
+def _entry(line: str, domain: str, where: str) -> tuple[str, str, int]:
+    """Path, class folder and label of a line."""
+    key, _, label = line.rpartition(" ")
+    parts = key.split("/")
+    plain = len(parts) == 3 and not {"", ".", ".."} & {*parts} and "\\" not in key and "\0" not in key
+    if not plain or parts[0] != domain or not label.isdecimal() or int(label) > MOST_LABEL:
+        raise UserError(
+            f'{where} is {line[:60]!a}: write "{domain}/CLASS/FILE LABEL", or get the official list'
+        )
+    return key, parts[1], int(label)

@@ -1,0 +1,247 @@
+"""Files from the web and out of archives: resumed where they broke off, checked, and in place only when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from everclip.errors import UserError
+from everclip.models import _cache
+
+CHUNK = 1 << 20
+TRIES = 3
+"""Tries in a row that bring nothing before a download is given up."""
+PAUSE = 1.0
+"""Seconds before the next try, doubled each time."""
+SECONDS = 30.0
+"""Without a byte, after which a connection is given up."""
+REPORT = 10.0
+"""Seconds between lines that say how far a download is."""
+RESERVE = 64 << 20
+"""Bytes that are left free on the disk."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on the web.
+
+    Args:
+        size: in bytes.
+        digest: ``md5:HEX`` or ``sha256:HEX``.
+    """
+
+    url: str
+    size: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+def home(source: str, argument: str | None) -> Path:
+    """The folder of an official data set: the one given, else ``$EVERCLIP_DATA/SOURCE``, else one in the cache.
+
+    Raises:
+        UserError: the folder given does not exist, or is none.
+    """
+    if argument:
+        root = Path(argument).expanduser()
+        if not root.is_dir():
+            what = "is a file" if root.exists() else "does not exist"
+            raise UserError(
+                f"data folder {root} {what}: give the folder that holds {source}, or write data={source}"
+            )
+        return root
+    named = os.environ.get("EVERCLIP_DATA")
+    return (Path(named).expanduser() if named else _cache.folder() / "data") / source
+
+
+def say(line: str) -> None:
+    """A line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time prepares a folder, made if need be. Raises UserError where it cannot be written."""
+    lock = FileLock(folder / ".everclip.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"waiting for another process that prepares {folder}")
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The error to raise for a file or folder that cannot be written."""
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}): give a folder on a disk with room that you may write to"
+    )
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raises UserError where a disk has less than ``size`` bytes to spare."""
+    free = shutil.disk_usage(folder).free - RESERVE
+    if free < size:
+        raise UserError(
+            f"{folder} has {max(0, free) / 1e9:.1f} GB to spare and {size / 1e9:.1f} GB are needed: make room, or"
+            " give a folder on another disk"
+        )
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """``ALGORITHM:HEX`` of a file. Raises UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def matches(path: Path, digest: str) -> bool:
+    """Whether a file has this digest."""
+    return digest_of(path, digest.partition(":")[0]) == digest
+
+
+def fetch(remote: Remote, path: Path) -> None:
+    """Download a file unless it is there, going on with ``PATH.part`` where an earlier try left one.
+
+    Raises:
+        UserError: no answer, a connection that breaks again and again, no room, or another size or digest.
+    """
+    if path.exists():
+        return
+    part = path.with_name(f"{path.name}.part")
+    have = _size(part)
+    if have > remote.size:
+        part.unlink()
+        have = 0
+    check_room(path.parent, remote.size - have)
+    rest = f", of which {have / 1e6:.0f} are there" if have else ""
+    say(f"downloading {remote.url} to {path} ({remote.size / 1e6:.0f} MB{rest})")
+    _complete(remote, part, path)
+    if not matches(part, remote.digest):
+        part.unlink()
+        raise UserError(
+            f"what {remote.url} sent has another checksum than the original, and was deleted: try again, or put the"
+            f" original there yourself as {path}"
+        )
+    commit(part, path)
+
+
+def commit(part: Path, path: Path) -> None:
+    """Move a finished file to its place, on the disk as well."""
+    try:
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _complete(remote: Remote, part: Path, path: Path) -> None:
+    """Fetch the rest of ``part``, in as many connections as it takes."""
+    failures, reason, most = 0, "the connection was closed", _size(part)
+    while (have := _size(part)) < remote.size or not part.exists():
+        try:
+            _append(remote, part, have)
+        except urllib.error.HTTPError as error:
+            error.close()
+            reason, failures = f"HTTP {error.code} {error.reason}", TRIES if error.code < 500 else failures
+            if error.code == 416:  # there is no more to be had
+                part.unlink(missing_ok=True)
+                reason = "it is shorter than the original"
+        except (urllib.error.URLError, HTTPException, OSError) as error:
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+        # More than ever before, as a server without ranges starts again each time.
+        failures = 0 if _size(part) > most else failures + 1
+        most = max(most, _size(part))
+        if failures >= TRIES:
+            raise UserError(
+                f"{remote.url} cannot be downloaded ({reason}): try again, which goes on after the"
+                f" {_size(part) / 1e6:.0f} MB that are there, or put the file there yourself as {path}"
+            )
+        if failures:
+            time.sleep(PAUSE * 2 ** (failures - 1))
+
+
+def _append(remote: Remote, part: Path, have: int) -> None:
+    """What one connection brings. Raises UserError where it is too much or cannot be written."""
+    headers = {"User-Agent": "everclip", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    said = time.monotonic()
+    with urllib.request.urlopen(
+        urllib.request.Request(remote.url, headers=headers), timeout=SECONDS
+    ) as answer:
+        # A server that knows no ranges sends the whole file from its start.
+        extent = answer.headers["Content-Range"] or ""
+        goes_on = answer.status == 206 and extent.startswith(f"bytes {have}-")
+        done = have if goes_on else 0
+        total = extent.rpartition("/")[2] if goes_on else answer.headers["Content-Length"] or ""
+        if total.isdecimal() and int(total) != remote.size:
+            raise UserError(
+                f"{remote.url} has {int(total)} bytes and the original {remote.size}: put the original there"
+                f" yourself as {part.with_suffix('')}"
+            )
+        with _opened(part, "ab" if goes_on else "wb") as file:
+            while chunk := answer.read(CHUNK):
+                done += len(chunk)
+                if done > remote.size:
+                    part.unlink()
+                    raise UserError(
+                        f"{remote.url} sends more than the {remote.size} bytes of the original: put the original there"
+                        f" yourself as {part.with_suffix('')}"
+                    )
+                try:
+                    while chunk:
+                        chunk = chunk[file.write(chunk) :]
+                except OSError as error:
+                    raise unwritable(part, error) from error
+                if time.monotonic() - said > REPORT:
+                    said = time.monotonic()
+                    say(f"  {done / 1e6:.0f} of {remote.size / 1e6:.0f} MB")
+
+
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[Any]:
+    """An open file without a buffer. Raises UserError where it cannot be opened."""
+    try:
+        file = path.open(mode, buffering=0)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
+        yield file

@@ -1,0 +1,189 @@
+"""cifar100[:DIR] - CIFAR-100: 60,000 pictures of 32 x 32 pixels, 100 classes of 500 training and 100 test images.
+
+DIR holds `cifar-100-python.tar.gz`, or what is in it: `train`, `test` and `meta` (torchvision's layout). Without DIR it
+is `$EVERCLIP_DATA/cifar100`, else a folder in everclip's cache; where nothing is there, the archive (169 MB) is
+downloaded from https://www.cs.toronto.edu/~kriz/cifar.html. Prompts are the 18 of CLIP
+(https://github.com/openai/CLIP/blob/main/data/prompts.md). `scenario.order=icarl` is the order of iCaRL, PODNet and
+DyTox; the default is that of PyCIL and UCIR.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from everclip.data import templates
+from everclip.data.check import Official
+from everclip.data.download import Remote, check_room, fetch, home, locked, matches
+from everclip.data.folders import check_names
+from everclip.data.images import Dataset, Store, build
+from everclip.data.prompts import clean
+from everclip.data.unpack import Limits, unpack
+from everclip.data.unpickle import unpickle
+from everclip.errors import UserError
+
+SIDE = 32
+ARCHIVE = Remote(
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    169_001_437,
+    "md5:eb9058c3a382ffc7106e4002c42a8d85",
+)
+FOLDER = "cifar-100-python"
+MD5 = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
+LIMITS = Limits(files=20, size=400 << 20)
+OFFICIAL = Official(
+    train=50_000,
+    test=10_000,
+    classes=100,
+    per_class={"train": 500, "test": 100},
+    home="https://www.cs.toronto.edu/~kriz/cifar.html",
+)
+
+
+class CifarStore(Store):
+    """Rows of uint8 arrays ``[n, 3072]`` (all red, all green, all blue), as PNG files."""
+
+    def __init__(self, parts: dict[str, NDArray[np.uint8]]) -> None:
+        self.keys = [f"{part}/{row:05d}.png" for part, rows in parts.items() for row in range(len(rows))]
+        self._rows = [row for rows in parts.values() for row in rows]
+
+    def read(self, row: int) -> bytes:
+        pixels = self._rows[row].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+    def nbytes(self, row: int) -> int:
+        return self._rows[row].nbytes
+
+
+class _Part(NamedTuple):
+    pixels: NDArray[np.uint8]
+    labels: list[int]
+
+
+def load(argument: str | None, kind: str) -> Dataset:
+    """CIFAR-100 from the folder ``argument``; ``kind`` does not matter here.
+
+    Raises:
+        UserError: files are missing, damaged or not the originals, or cannot be downloaded.
+    """
+    folder = _folder(home("cifar100", argument))
+    meta = _read(folder, "meta")
+    names = [clean(_text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
+    parts = {part: _part(folder, part, len(names)) for part in ("train", "test")}
+    labels = [label for part in parts.values() for label in part.labels]
+    return build(
+        f"cifar100:{argument}" if argument else "cifar100",
+        CifarStore({name: part.pixels for name, part in parts.items()}),
+        labels,
+        [0] * len(labels),
+        [name == "test" for name, part in parts.items() for _ in part.labels],
+        check_names(names, str(folder / "meta")),
+        [""],
+        templates.shipped("cifar100"),
+    )
+
+
+def missing(argument: str | None) -> list[str]:
+    """A line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no folder."""
+    root = home("cifar100", argument)
+    if _there(root) is not None or (root / ARCHIVE.name).exists():
+        return []
+    return [f"{root / ARCHIVE.name} is missing: put {ARCHIVE.url} there, or let everclip train download it"]
+
+
+def _there(root: Path) -> Path | None:
+    """The folder with the three files, or some of them."""
+    for folder in (root / FOLDER, root):
+        if any((folder / name).is_file() for name in MD5):
+            return folder
+    return None
+
+
+def _folder(root: Path) -> Path:
+    """The folder with the three files, unpacked or downloaded if need be."""
+    found = _there(root)
+    if found is None:
+        with locked(root):
+            if _there(root) is None:  # nor did another process unpack it meanwhile
+                _unpack(root)
+        found = root / FOLDER
+    for name in MD5:
+        if not (found / name).is_file():
+            raise UserError(f"{found / name} is missing: {_again(found)}")
+    return found
+
+
+def _again(folder: Path) -> str:
+    """What to do about a file in ``folder``, which is the user's own where it is not called as in the archive."""
+    if folder.name == FOLDER:
+        return f"remove the folder {folder}, to have it unpacked or downloaded again"
+    return f"get the original from {ARCHIVE.url}"
+
+
+def _unpack(root: Path) -> None:
+    """The folder out of the archive, which is downloaded where it is not there."""
+    archive = root / ARCHIVE.name
+    if not archive.exists():
+        fetch(ARCHIVE, archive)
+    elif not matches(archive, ARCHIVE.digest):
+        raise UserError(f"{archive} is not the original (its MD5 differs): remove it, to have it downloaded")
+    check_room(root, LIMITS.size // 2)
+    unpack(archive, FOLDER, root / FOLDER, LIMITS, lambda part: _check(part, archive))
+
+
+def _check(part: Path, archive: Path) -> None:
+    for name in MD5:
+        if not (part / name).is_file():
+            raise UserError(f"{archive} lacks the file {FOLDER}/{name}: remove it, to have it downloaded")
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """The dict in one of the three files, whose MD5 must be that of the original."""
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:
+        raise UserError(f"{path} is not the original (its MD5 differs): {_again(folder)}")
+    return unpickle(content, str(path))
+
+
+def _list(values: dict[str, Any], key: str, path: Path) -> list[Any]:
+    if not isinstance(values.get(key), list):
+        raise UserError(f'{path} has no list "{key}": get the original from {ARCHIVE.url}')
+    return values[key]
+
+
+def _text(name: object) -> str:
+    return name.decode("latin-1") if isinstance(name, bytes) else str(name)
+
+
+def _part(folder: Path, part: str, classes: int) -> _Part:
+    """Pixels and labels of one part. Raises UserError where they do not fit together."""
+    values = _read(folder, part)
+    labels, pixels = _list(values, "fine_labels", folder / part), values.get("data")
+    if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), 3 * SIDE * SIDE):
+        raise UserError(
+            f'{folder / part} has {len(labels)} labels and no "data" of as many pictures of 32 x 32 pixels: get the'
+            f" original from {ARCHIVE.url}"
+        )
+    wrong = [label for label in labels if type(label) is not int or not 0 <= label < classes]
+    if wrong:
+        raise UserError(
+            f"{folder / part} has the label {wrong[0]!a} but there are {classes} classes: get the original from"
+            f" {ARCHIVE.url}"
+        )
+    return _Part(pixels, labels)

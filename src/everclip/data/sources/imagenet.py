@@ -1,0 +1,207 @@
+"""imagenet[:DIR] - ImageNet-1k (ILSVRC 2012): 1,281,167 training images, tested on the 50,000 of its validation part.
+
+DIR, or `$EVERCLIP_DATA/imagenet`, holds `train/nXXXXXXXX/*.JPEG` and `val/nXXXXXXXX/*.JPEG`, or is Kaggle's folder with
+`ILSVRC/Data/CLS-LOC`. Images may lie flat in `val` if a list beside it says what they are: Kaggle's
+`LOC_val_solution.csv`, or `val_labels.txt`, `val.txt` or `imagenet_2012_validation_synset_labels.txt` with lines
+"ILSVRC2012_val_00000001.JPEG n01751748", the same with numbers of the sorted classes (65), or one id a line. `val`
+alone is enough for `everclip evaluate`; folders of some of the classes are ImageNet of these.
+
+It cannot be downloaded without an account: https://image-net.org/download-images. Classes are in the order of their
+WordNet ids; names are those of open_clip, which calls two pairs of classes alike: here one of each is "projectile" and
+"sunglass". Prompts are the 80 of CLIP; `templates=simple` are the 7 best of them, in a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from everclip.data import templates
+from everclip.data.check import Official
+from everclip.data.download import home
+from everclip.data.folders import checked_root, subfolders
+from everclip.data.images import Dataset, FileStore, build
+from everclip.data.validation_list import FIRST, image_name
+from everclip.data.validation_list import read as read_list
+from everclip.errors import UserError
+
+log = logging.getLogger("everclip")
+
+SITE = "https://image-net.org/download-images"
+LAYOUT = f"train/nXXXXXXXX/*.JPEG and val/nXXXXXXXX/*.JPEG, from {SITE}"
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+LISTS = (
+    "LOC_val_solution.csv",
+    "val_labels.txt",
+    "val.txt",
+    "imagenet_2012_validation_synset_labels.txt",
+)
+NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
+"""WordNet's own names where open_clip's say "missile" and "sunglasses" a second time."""
+OFFICIAL = Official(train=1_281_167, test=50_000, classes=1000, per_class={"test": 50}, home=SITE)
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+_WNID, _TRAINING = re.compile(r"n\d{8}"), re.compile(r"n\d{8}_")
+
+
+def wnids() -> list[str]:
+    """The 1,000 WordNet ids, sorted, which is the order of the classes."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return sorted(ImageNetInfo("imagenet-1k").label_names())
+
+
+def load(argument: str | None, kind: str) -> Dataset:
+    """ImageNet from the folder ``argument``; ``kind`` does not matter here.
+
+    Raises:
+        UserError: a folder is missing, empty or of no class of ImageNet, an image lies in the folder of another class,
+            or the images in ``val`` have no label.
+    """
+    top = checked_root(argument or str(home("imagenet", None)), "imagenet", LAYOUT)
+    root = top / KAGGLE if (top / KAGGLE).is_dir() else top
+    known = wnids()
+    train = _class_folders(root, "train", known)
+    if (root / "val").is_dir() and _images(root / "val"):
+        test = _flat(root, top, known, set(train))
+    else:
+        test = _class_folders(root, "val", known)
+    if not test:
+        what = "has no images in val" if train else "holds no images of ImageNet"
+        raise UserError(f"{root} {what}: it needs {LAYOUT}")
+    present = sorted({*train} | {*test})
+    _check_parts(root, train, present)
+    _warn_of_gaps(root, train, test)
+    keys = [(key, wnid, found is test) for found in (train, test) for wnid in found for key in found[wnid]]
+    label = {wnid: index for index, wnid in enumerate(present)}
+    return build(
+        f"imagenet:{argument}" if argument else "imagenet",
+        FileStore(root, [key for key, _, _ in keys]),
+        [label[wnid] for _, wnid, _ in keys],
+        [0] * len(keys),
+        [is_test for _, _, is_test in keys],
+        class_names(present, known),
+        [""],
+        templates.shipped("imagenet"),
+    )
+
+
+def class_names(present: list[str], known: list[str]) -> list[str]:
+    """Readable names of some WordNet ids."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    name = dict(zip(known, IMAGENET_CLASSNAMES, strict=True)) | NAMES
+    return [name[wnid] for wnid in present]
+
+
+def _check_parts(root: Path, train: dict[str, list[str]], present: list[str]) -> None:
+    """Refuse one class, and a class that is tested and not trained, unless nothing is trained."""
+    if len(present) < 2:
+        raise UserError(f"{root} has one class, {present[0]}: a classifier needs at least two")
+    untrained = [wnid for wnid in present if wnid not in train]
+    if train and untrained:
+        raise UserError(
+            f"class {untrained[0]} is in {root / 'val'} but not in {root / 'train'}: add its training images, or remove"
+            " that folder"
+        )
+
+
+def _warn_of_gaps(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
+    """Say that a part is not whole: fewer images are a choice, or a copy that broke off."""
+    every = len(train) == OFFICIAL.classes
+    wanted = {"train": OFFICIAL.train if every else 0, "val": OFFICIAL.per_class["test"] * len(test)}
+    for part, found in (("train", train), ("val", test)):
+        count = sum(len(keys) for keys in found.values())
+        if wanted[part] and count != wanted[part]:
+            log.warning(
+                "%s has %d images, but ImageNet has %d of these classes: everclip datasets check says what is missing",
+                *(root / part, count, wanted[part]),
+            )
+
+
+def _check_labels(root: Path, part: str, found: dict[str, list[str]], known: list[str]) -> None:
+    """Refuse images in another class's folder. Names of training images start with the id of their class; of the
+    validation images, we know the classes of the first."""
+    first = {image_name(number): known[place] for number, place in enumerate(FIRST, 1)}
+    for wnid, keys in found.items():
+        own = f"{part}/{wnid}/{wnid}_"
+        for key in keys:
+            if key.startswith(own):
+                continue
+            name = key.rpartition("/")[2].partition(".")[0]
+            said = name[:9] if _TRAINING.match(name) else first.get(name, wnid)
+            if said != wnid:
+                raise UserError(
+                    f"{root / key} is an image of the class {said}: move it to the folder {root / part / said}"
+                )
+
+
+def _images(folder: Path) -> list[str]:
+    """Sorted names of the images directly in a folder. Raises UserError where it cannot be read."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(_SUFFIXES))
+    except OSError as error:
+        raise UserError(
+            f"folder {folder} cannot be read ({error.strerror}): check its permissions"
+        ) from error
+    odd = [name for name in names if not name.isascii()]
+    if odd:
+        raise UserError(f"{folder} holds {odd[0]!a}, which is no image of ImageNet: remove it")
+    return names
+
+
+def _class_folders(root: Path, part: str, known: list[str]) -> dict[str, list[str]]:
+    """WordNet id -> its images, relative to ``root``; nothing where there is no such part."""
+    if not (root / part).is_dir():
+        return {}
+    folders = subfolders(root / part)
+    packed = sorted(path.name for path in (root / part).glob("n*.tar"))
+    if packed:
+        raise UserError(
+            f"{root / part} holds {packed[0]}, which is still packed: unpack each such archive into a folder of its"
+            f" name, as {root / part / packed[0].removesuffix('.tar')}"
+        )
+    strange = sorted({*folders} - {*known})
+    if strange:
+        what = "of another ImageNet" if _WNID.fullmatch(strange[0]) else "no WordNet id such as n01440764"
+        raise UserError(
+            f'the class folder "{strange[0]}" in {root / part} is {what}: remove it, or use your own classes with'
+            f" data=imagefolder:{root}"
+        )
+    found = {wnid: [f"{part}/{wnid}/{name}" for name in _images(root / part / wnid)] for wnid in folders}
+    empty = [wnid for wnid, files in found.items() if not files]
+    if empty:
+        raise UserError(f"class folder {root / part / empty[0]} holds no images: add them, or remove it")
+    _check_labels(root, part, found, known)
+    return found
+
+
+def _flat(root: Path, top: Path, known: list[str], trained: set[str]) -> dict[str, list[str]]:
+    """WordNet id -> its images in a flat ``val``, of the classes trained where some are."""
+    places = list(dict.fromkeys([top, root, root / "val"]))
+    lists = [place / name for place in places for name in LISTS if (place / name).is_file()]
+    if not lists:
+        raise UserError(
+            f"the images in {root / 'val'} have no labels: put {LISTS[0]} (from Kaggle) or {LISTS[1]} (lines"
+            f' "ILSVRC2012_val_00000001.JPEG n01751748") into {top}, or move the images into folders of their ids'
+        )
+    wnid_of = read_list(lists[0], known)
+    found: dict[str, list[str]] = {}
+    left_out: set[str] = set()
+    for name in _images(root / "val"):
+        wnid = wnid_of.get(Path(name).stem)
+        if wnid is None:
+            raise UserError(
+                f"{lists[0]} does not list {name}, which is in {root / 'val'}: add it, or remove the image"
+            )
+        if trained and wnid not in trained:
+            left_out.add(wnid)
+            continue
+        found.setdefault(wnid, []).append(f"val/{name}")
+    if left_out:
+        log.warning(
+            "%s has no folder for %d of the classes in val, such as %s: they are left out",
+            *(root / "train", len(left_out), min(left_out)),
+        )
+    return dict(sorted(found.items()))
