@@ -98,6 +98,30 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train.lr=0.0003" in read(capsys, "models", "lite")
 
 
+@pytest.mark.parametrize(
+    ("tag", "imagenet", "cifar"),
+    [
+        ("openai", 68.34, 66.95),
+        ("laion400m_e32", 67.05, 71.16),
+        ("laion2b_s34b_b88k", 70.23, 76.84),
+        ("datacomp_xl_s13b_b90k", 73.49, 82.12),
+    ],
+)
+def test_the_papers_model_with_its_weights(
+    tag: str, imagenet: float, cifar: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = read_json(capsys, "models", f"ViT-B-16:{tag}")
+    assert (page["parameters"], page["imagenet"], page["cifar100"]) == (149.6, imagenet, cifar)
+    assert page["image_flops"] == pytest.approx(35.13e9, rel=1e-3)
+    assert page["text_flops"] == pytest.approx(5.96e9, rel=1e-3)
+    text = read(capsys, "models", f"ViT-B-16:{tag}")
+    assert "35.1 GFLOP an image and 6.0 a prompt" in text
+    assert f"{imagenet:.2f} % on ImageNet, {cifar:.2f} % on CIFAR-100" in text
+    assert ("ViT-B-16-quickgelu" in text) == page["quick_gelu"] == (tag == "openai")
+    row = next(line for line in read(capsys, "models").splitlines() if line.startswith(f"ViT-B-16:{tag} "))
+    assert row.split()[1:5] == ["149.6", "35.1", "6.0", "224"]
+
+
 def test_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["name"] for row in read_json(capsys, "scenarios")] == [info.name for info in SCENARIOS]
     defaults = load_config([]).scenario

@@ -178,6 +178,8 @@ def test_catalogue_names_exist_in_open_clip() -> None:
         config = open_clip.get_model_config(name)
         assert config is not None
         assert config["vision_cfg"]["image_size"] == info.image_size
+        weights = open_clip.get_pretrained_cfg(name, tag)
+        assert info.quick_gelu == bool(weights.get("quick_gelu") or config.get("quick_gelu")), info.name
 
 
 def test_recommended_values() -> None:

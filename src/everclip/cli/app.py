@@ -51,6 +51,7 @@ COMMANDS = {
         """\
   everclip train                           # the offline default
   everclip train method=gdro method.margin=0.5 memory.budget=500 seed=1
+  everclip train cifar100/gdro-m500        # the paper's: see everclip configs
   everclip train my.toml train.epochs=10   # a file, then what to change
   everclip train data=domainfolder:/pacs scenario.kind=domain-incremental
   everclip train my.toml --dry-run         # show what would be done
@@ -99,10 +100,15 @@ COMMANDS = {
         "List the scenarios, or explain one.",
         "  everclip scenarios\n  everclip scenarios domain-incremental\n",
     ),
+    "configs": Command(
+        _LOOK,
+        "List the configs that come with the package, or show one.",
+        "  everclip configs\n  everclip configs cifar100/gdro-m500\n",
+    ),
     "doctor": Command(
         _LOOK,
-        "Check the installation, the machine and the offline default.",
-        "  everclip doctor\n  everclip doctor --json\n",
+        "Check the installation, the machine and the offline default, or what a config needs.",
+        "  everclip doctor\n  everclip doctor --config cifar100\n  everclip doctor --config my.toml device=cpu\n",
     ),
 }
 

@@ -8,52 +8,69 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from everclip import __version__
+from everclip.cli._finding import GIB, Finding, free_memory
 from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError
 
-GIB = 2**30
+if TYPE_CHECKING:
+    from everclip.config import Config
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor; ``fail`` is what the offline default cannot run without."""
-
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    text: str
-    remedy: str = ""
-
-
-def doctor(*, json: bool = False) -> int:
-    """Check the installation, the machine and the offline default; 1 if the default cannot run, else 0.
+def doctor(*tokens: str, config: str | None = None, json: bool = False) -> int:
+    """Check the installation, the machine, and the offline default or what a config needs; 1 if it cannot run, else 0.
 
     Parameters
     ----------
+    tokens
+        KEY=VALUE overrides of the config.
+    config
+        A shipped config's name or a TOML file: its data, weights, memory, disk and hours are looked at.
     json
         Print JSON.
     """
-    findings = examine()
+    wanted = _config(config, tokens)
+    findings = examine(wanted)
     failed = any(finding.state == "fail" for finding in findings)
     if json:
         print_json([asdict(finding) for finding in findings])
-    else:
-        print_columns([(f.state, f.name, f.text + (f" - {f.remedy}" if f.remedy else "")) for f in findings])
-        what = "cannot run: see the lines that fail" if failed else 'can run: write "everclip train"'
-        print(f"\nThe offline default {what}.")
+        return 1 if failed else 0
+    print_columns([(f.state, f.name, f.text + (f" - {f.remedy}" if f.remedy else "")) for f in findings])
+    what, command = "The offline default", "everclip train"
+    if wanted is not None:
+        words = [config or "", *tokens]
+        what, command = f"The config {config or 'given'}", " ".join(["everclip train", *filter(None, words)])
+    print(
+        f"\n{what} " + ("cannot run: see the lines that fail." if failed else f'can run: write "{command}".')
+    )
     return 1 if failed else 0
 
 
-def examine() -> list[Finding]:
-    """All findings, in the order printed."""
-    checks: list[Callable[[], list[Finding]]] = [
-        _python, _packages, _processor, _memory, _disk, _cache, _lite, _emoji, _data, _hub,
-    ]  # fmt: skip
-    return [finding for check in checks for finding in check()]
+def _config(name: str | None, tokens: tuple[str, ...]) -> Config | None:
+    """The resolved config asked about, if one is. Raises UserError where it is wrong."""
+    if name is None and not tokens:
+        return None
+    from everclip.config import load_config, resolve
+
+    return resolve(load_config([*([name] if name else []), *tokens]))
+
+
+def examine(config: Config | None = None) -> list[Finding]:
+    """All findings, in the order printed; about a resolved config, or else the offline default."""
+    checks: list[Callable[[], list[Finding]]] = [_python, _packages, _processor]
+    if config is None:
+        checks += [_memory, _disk, _cache, _lite, _emoji, _data, _hub]
+        return [finding for check in checks for finding in check()]
+    from everclip.cli._needs import needs
+
+    checks += [_cache]
+    checks += [_lite] if config.model == "lite" else [_hub]
+    checks += [_emoji] if config.data == "emoji" else []
+    return [*(finding for check in checks for finding in check()), *needs(config)]
 
 
 def _python() -> list[Finding]:
@@ -89,13 +106,11 @@ def _processor() -> list[Finding]:
 
 
 def _memory() -> list[Finding]:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
+    free = free_memory()
+    if free is None:
         return [Finding("memory", "ok", "free memory unknown on this system; the default needs about 2 GiB")]
-    text = f"{kib * 1024 / GIB:.1f} GiB free"
-    if kib * 1024 < 2 * GIB:
+    text = f"{free / GIB:.1f} GiB free"
+    if free < 2 * GIB:
         return [Finding("memory", "warn", text, "close other programs, or write loader.cache_mb=256")]
     return [Finding("memory", "ok", text)]
 

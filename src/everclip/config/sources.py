@@ -29,8 +29,19 @@ _SHORT_FLOAT = re.compile(r"[+-]?(\.\d+|\d+\.)(e[+-]?\d+)?", re.ASCII | re.IGNOR
 
 
 def shipped() -> list[str]:
-    """Sorted names of the configs in the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+    """Sorted names of the configs in the package: ``cifar100``, and ``cifar100/gdro-m500`` of a folder beside it."""
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.toml"))
+
+
+def bases() -> list[str]:
+    """Those of them that experiments extend: few enough for a message."""
+    return [name for name in shipped() if "/" not in name]
+
+
+def near(name: str) -> str:
+    """Text to append to a message: what a misspelt name of a shipped config may have meant."""
+    folder = name.partition("/")[0]
+    return suggest(name, [other for other in shipped() if other.startswith(f"{folder}/")] or bases())
 
 
 def is_override(token: str) -> bool:
@@ -46,7 +57,7 @@ def config_path(name: str, folder: Path) -> Path:
         return SHIPPED / f"{name}.toml"
     if (folder / name / "config.toml").exists():
         raise UserError(f"{shown(name)} is a folder: write {name}/config.toml, or everclip resume {name}")
-    raise UserError(f"{shown(name)} is no shipped config, .toml file or KEY=VALUE{suggest(name, shipped())}")
+    raise UserError(f"{shown(name)} is no shipped config, .toml file or KEY=VALUE{near(name)}")
 
 
 def merge(lower: Layer, upper: Layer) -> Layer:
@@ -134,7 +145,7 @@ def _read_text(path: Path) -> str:
             raise UserError(f"{name} is a folder: give a .toml file")
         if not path.is_file():
             raise UserError(
-                f"config {name} does not exist: give a .toml file, or one of {', '.join(shipped())}"
+                f"config {name} does not exist: give a .toml file, or one of {', '.join(bases())}"
             )
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -1,0 +1,259 @@
+"""What a config needs, against what this machine has: data, weights, memory of the device, disk, hours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from types import ModuleType
+
+from everclip import estimate
+from everclip.cli._finding import GIB, Finding, free_memory
+from everclip.config import Config
+from everclip.data.download import Remote, home
+from everclip.errors import UserError
+from everclip.estimate import Sizes
+from everclip.models.catalogue import Costs, costs
+
+SHARE = {("cpu", False): 0.6, ("cpu", True): 0.3, ("gpu", False): 0.3, ("gpu", True): 0.15}
+"""Of the rate of matrix products what training reaches, by device and whether the image tower is convolutional."""
+SECONDS = 3.0
+
+
+def needs(config: Config) -> Iterator[Finding]:
+    """Findings about a resolved config, in the order printed."""
+    from everclip import restore  # imports torch
+
+    sizes, found = data_there(config)
+    yield found
+    yield weights_there(config)
+    model = costs(config.model, config.image_size)
+    try:
+        device = restore.device(config.device)
+    except UserError as error:
+        yield Finding("device", "fail", str(error))
+        return
+    if sizes is None or model is None:
+        why = "the sizes of the data" if sizes is None else f"what {config.model} computes"
+        yield Finding(
+            "estimate", "warn", f"memory, disk and hours are not estimated: {why} are not known here"
+        )
+        return
+    yield device_memory(config, model, sizes, _memory_of(device))
+    yield from cache_memory(config, sizes)
+    yield from disk(config, model, sizes)
+    yield hours(config, model, sizes, device)
+
+
+# Data ---------------------------------------------------------------------------------------------------------------
+
+
+def data_there(config: Config) -> tuple[Sizes | None, Finding]:
+    """The tasks in numbers, from the data itself or as published, and whether the data are there."""
+    from everclip import data
+
+    try:
+        source, argument = data.source(config.data)
+        missing = source.missing(argument) if "missing" in vars(source) else []
+        if not missing:
+            return _planned(config)
+    except UserError as error:
+        return _published(config), Finding("data", "fail", str(error))
+    more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return _published(config), _downloadable(source, missing[0] + more)
+
+
+def _published(config: Config) -> Sizes | None:
+    try:
+        return estimate.published(config)
+    except UserError:  # said already
+        return None
+
+
+def _planned(config: Config) -> tuple[Sizes, Finding]:
+    """The tasks of data that are there. Raises UserError where the config does not fit them."""
+    from everclip.plan import Plan
+
+    plan = Plan.of(config)
+    known = [set(task.classes) for task in plan.tasks]
+    seen = tuple(len(together) for together in accumulate(known, set.union))
+    sizes = Sizes(
+        tuple(len(task.train) for task in plan.tasks),
+        tuple(len(task.test) for task in plan.tasks),
+        seen,
+        len(plan.prompts.templates),
+    )
+    tasks = f"{len(plan.tasks)} task{'s' * (len(plan.tasks) > 1)} of {seen[-1]} classes"
+    text = f"{config.data}: {sum(sizes.train):,} training and {sum(sizes.test):,} test images, {tasks}"
+    return sizes, Finding("data", "ok", text)
+
+
+def remotes(source: ModuleType) -> list[Remote]:
+    """The files that a source can download."""
+    values = [
+        v for value in vars(source).values() for v in (value.values() if isinstance(value, dict) else [value])
+    ]
+    return [value for value in values if isinstance(value, Remote)]
+
+
+def _downloadable(source: ModuleType, line: str) -> Finding:
+    files = remotes(source)
+    if not files:
+        return Finding("data", "fail", line)
+    if _answers(files[0].url):
+        size = sum(file.size for file in files)
+        return Finding("data", "warn", line, f"up to {size / 1e9:.1f} GB will be downloaded")
+    return Finding("data", "fail", line, f"{files[0].url} does not answer from here")
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code < 400
+    except OSError:
+        return False
+    return True
+
+
+# Weights and memory -------------------------------------------------------------------------------------------------
+
+
+def weights_there(config: Config) -> Finding:
+    """Whether the model's weights are here or can be had."""
+    from everclip.models import weights
+
+    try:
+        place = weights.find(config.model)
+    except UserError as error:
+        return Finding("weights", "fail", str(error))
+    state = {"here": "ok", "hub": "warn", "none": "fail"}[place.state]
+    return Finding("weights", state, f"{config.model}: {place.text}", place.remedy)  # pyright: ignore[reportArgumentType]
+
+
+def _memory_of(device: str) -> tuple[str, int | None]:
+    """A device's name in words, and its bytes of memory where known."""
+    import torch
+
+    if device.startswith("cuda"):
+        card = torch.cuda.get_device_properties(torch.device(device))
+        return card.name, card.total_memory
+    return ("the processor", free_memory()) if device == "cpu" else (device, None)
+
+
+def device_memory(config: Config, model: Costs, sizes: Sizes, device: tuple[str, int | None]) -> Finding:
+    """The memory that training takes against the device's."""
+    name, there = device
+    wanted = estimate.device_bytes(config, model, sizes)
+    batch = config.train.batch_size
+    text = f"about {wanted / GIB:.1f} GiB for batches of {batch}"
+    if there is None:
+        return Finding("device", "warn", f"{text}; the memory of {name} is not known")
+    text += f", {there / GIB:.1f} GiB on {name}"
+    if wanted <= 0.9 * there:
+        return Finding("device", "ok", text)
+    while batch > 1 and estimate.device_bytes(config, model, sizes, batch) > 0.9 * there:
+        batch //= 2
+    fits = estimate.device_bytes(config, model, sizes, batch) <= 0.9 * there
+    remedy = f"write train.batch_size={batch}" if fits else "take a smaller model, or a card with more memory"
+    return Finding("device", "warn" if wanted <= there else "fail", text, remedy)
+
+
+def cache_memory(config: Config, sizes: Sizes) -> Iterator[Finding]:
+    """Whether decoded pictures, where they are kept, fit into main memory."""
+    from everclip.models.catalogue import catalogue
+
+    sides = {info.name: info.image_size for info in catalogue()}
+    side = config.image_size or sides.get(config.model, 224)
+    wanted = (sum(sizes.train) + sum(sizes.test)) * 3 * side**2
+    there = free_memory()
+    if wanted > config.loader.cache_mb << 20 or there is None:
+        return
+    text = f"decoded pictures take {wanted / GIB:.1f} GiB of {there / GIB:.1f} GiB free"
+    if wanted < 0.8 * there:
+        yield Finding("pictures", "ok", text)
+    else:
+        yield Finding("pictures", "warn", text, "write loader.cache_mb=0 to decode them anew each time")
+
+
+# Disk and time ------------------------------------------------------------------------------------------------------
+
+
+def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
+    """Room for the run, and for data and weights that are still to come, on the disks where they go."""
+    from everclip import data
+
+    wanted = [("the run", Path(config.out or "runs"), estimate.disk_bytes(config, model, len(sizes.train)))]
+    source, argument = data.source(config.data)
+    files = remotes(source)
+    if files and source.missing(argument):
+        # archives are removed once unpacked, which takes about as much again
+        size = 2 * sum(file.size for file in files)
+        wanted.append(("the data", home(config.data.partition(":")[0], argument), size))
+    by_disk: dict[int, list[tuple[str, Path, float]]] = {}
+    for what, place, size in wanted:
+        folder = next(
+            parent for parent in [place.expanduser().absolute(), *place.absolute().parents] if parent.is_dir()
+        )
+        by_disk.setdefault(folder.stat().st_dev, []).append((what, folder, size))
+    for parts in by_disk.values():
+        folder, size = parts[0][1], sum(part[2] for part in parts)
+        names = " and ".join(part[0] for part in parts)
+        if not os.access(folder, os.W_OK):
+            yield Finding("disk", "fail", f"{folder} is not writable", "change folder, or write out=PATH")
+            continue
+        free = shutil.disk_usage(folder).free
+        text = f"{names} may take {size / GIB:.1f} GiB of {free / GIB:.1f} GiB free in {folder}"
+        remedy = "" if size < free else "make room, or write out=PATH on another disk"
+        yield Finding("disk", "fail" if remedy else "ok", text, remedy)
+
+
+def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
+    """How long the run may take, from the rate of matrix products measured here."""
+    if config.smoke:
+        return Finding("time", "ok", "a trial run")
+    try:
+        rate = products(device, config.train.precision)
+    except RuntimeError as error:
+        return Finding(
+            "time", "fail", f"{device} cannot compute ({str(error).splitlines()[0]})", "write device=cpu"
+        )
+    share = SHARE["cpu" if device == "cpu" else "gpu", model.convolutional]
+    work = estimate.work(config, sizes)
+    operations = work.operations(model)
+    text = (
+        f"{estimate.duration(operations / (rate * share))}: {estimate.amount(operations)} at {share:.0%} of the"
+        f" {rate / 1e12:.2g} TFLOP/s that matrix products reach here, if pictures are decoded as fast"
+    )
+    if not estimate.known(estimate.inner(config)[0]):
+        text += f"; {config.method.name} is counted as one pass an image"
+    long = operations / (rate * share) > 7 * 24 * 3600
+    return Finding("time", "warn" if long else "ok", text, "take a faster device" if long else "")
+
+
+def products(device: str, precision: str, side: int = 1024) -> float:
+    """Operations a second of square matrix products, measured for a third of a second."""
+    import torch
+
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    first = torch.ones(side, side, dtype=kind, device=device)
+
+    def wait() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    product = first @ first
+    wait()
+    start, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < 0.3:
+        for _ in range(4):
+            torch.matmul(first, first, out=product)
+        wait()
+        count += 4
+    return 2 * side**3 * count / spent

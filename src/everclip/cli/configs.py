@@ -1,0 +1,49 @@
+"""everclip configs: the configs that come with the package."""
+
+from __future__ import annotations
+
+from everclip.cli._output import print_columns, print_json
+from everclip.config.fields import shown
+from everclip.config.sources import SHIPPED, near, shipped
+from everclip.errors import UserError
+
+
+def configs(name: str | None = None, /, *, json: bool = False) -> None:
+    """List the configs that come with the package, or show one; ``everclip train NAME`` runs it.
+
+    Parameters
+    ----------
+    name
+        A config's name, such as cifar100 or cifar100/gdro-m500.
+    json
+        Print JSON.
+    """
+    names = shipped()
+    if name in names:
+        _show(name, json)
+        return
+    if name is not None:
+        raise UserError(f"{shown(name)} is no shipped config{near(name)}")
+    rows = {other: title(other) for other in sorted(names, key=lambda other: ("/" in other, other))}
+    if json:
+        print_json([{"name": other, "title": text} for other, text in rows.items()])
+        return
+    print_columns([*rows.items()], ("config", "what it runs"))
+    print(
+        '\n"everclip configs NAME" shows one; "everclip train NAME" runs it, "everclip doctor --config NAME" says'
+    )
+    print("whether this machine can. The experiments of cifar100, imagenet and domainnet extend these.")
+
+
+def _show(name: str, json: bool) -> None:
+    text = (SHIPPED / f"{name}.toml").read_text(encoding="utf-8")
+    if json:
+        print_json({"name": name, "title": title(name), "text": text})
+    else:
+        print(text, end="")
+
+
+def title(name: str) -> str:
+    """The first line of a shipped config's header."""
+    first = (SHIPPED / f"{name}.toml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("# ").rstrip(".")

@@ -1,0 +1,68 @@
+"""Where the weights of a model are: on this machine, on a hub that answers, or out of reach. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import open_clip
+from huggingface_hub.errors import HFValidationError
+from open_clip.pretrained import download_pretrained_from_hf
+
+from everclip.errors import UserError
+from everclip.models import lite, zoo
+from everclip.models.catalogue import LITE
+from everclip.models.clip import WEIGHTS_FILE
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model's weights are.
+
+    Args:
+        state: ``here``; ``hub``, to be downloaded on first use; ``none``, and what to do stands in ``remedy``.
+        text: the file or folder, or why there is none.
+    """
+
+    state: Literal["here", "hub", "none"]
+    text: str
+    remedy: str = ""
+
+
+def find(spec: str) -> Place:
+    """Where the weights of ``spec`` are; asks the hub only if the cache lacks them, for three seconds at most.
+
+    Raises:
+        UserError: no such model, tag or folder.
+    """
+    if spec == LITE:
+        lite._sources()
+        return Place("here", "in the packages of everclip[lite]")
+    source, options = zoo._resolve(spec)
+    if source.startswith(zoo._LOCAL):
+        folder = Path(source.removeprefix(zoo._LOCAL))
+        if (folder / WEIGHTS_FILE).is_file() or any(folder.glob("open_clip_*.bin")):
+            return Place("here", str(folder))
+        raise UserError(f"model: the folder {folder} has no {WEIGHTS_FILE}; give the folder of a saved model")
+    file = _cached(source, options)
+    if file is not None:
+        return Place("here", f"{file} ({file.stat().st_size / 1e6:.0f} MB)")
+    where = zoo._tried(source, options)
+    reason = zoo._no_network()
+    if reason:
+        return Place("none", f"{reason} (needed: {where})", zoo._REMEDY)
+    return Place("hub", f"not in the cache; downloaded from {where} on first use")
+
+
+def _cached(source: str, options: dict[str, str]) -> Path | None:
+    """The file of the weights in the hub's cache."""
+    try:
+        with zoo._quiet(), zoo._offline(True):
+            if source.startswith(zoo._HUB):
+                name = source.removeprefix(zoo._HUB)
+                return Path(download_pretrained_from_hf(name))
+            config = open_clip.get_pretrained_cfg(source, options["pretrained"])
+            return Path(open_clip.download_pretrained(config))
+    except (OSError, HFValidationError):
+        return None

@@ -1,0 +1,137 @@
+"""What a run will compute: counted by hand for small cases, and against a run's own counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from everclip import estimate, plugins
+from everclip.config import Config, load_config, resolve
+from everclip.estimate import Sizes, Work
+from everclip.models.catalogue import costs
+from tests.pictures import image_folder
+from tests.running import run
+from tests.toy import toy_clip
+
+THREE = Sizes((40, 40, 40), (10, 10, 10), (2, 4, 6), 3)
+
+
+def config(*tokens: str) -> Config:
+    return resolve(load_config(["train.epochs=2", "train.batch_size=8", *tokens]))
+
+
+def test_gcl_by_hand() -> None:
+    found = estimate.work(config("method=gcl", "memory.budget=12"), THREE)
+    # two epochs of 40, 40 + 12, 40 + 12 images; the memory holds 6 of each of 2 classes, then 3 of each of 4
+    assert found.trained == 2 * (40 + 52 + 52)
+    assert found.steps == 2 * (5 + 7 + 7)
+    assert found.memory == 12
+    # the pretrained model on all; then two, three, three tasks
+    assert found.forward == 30 + 20 + 30 + 30
+    assert found.prompts == 3 * (6 + 4 + 6 + 6)
+    # captions: the classes at hand, fewer than the batch
+    assert found.trained_prompts == 2 * (5 * 2 + 7 * 4 + 7 * 6)
+
+
+def test_without_memory_a_batch_holds_the_tasks_own_classes() -> None:
+    assert estimate.work(config("method=gdro", "memory.budget=0"), THREE).trained_prompts == 2 * 5 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "trained", "forward"),
+    [
+        # the pretrained model, and the tests after each task: 110 images
+        ("zero_shot", 0, 110),
+        ("ncm", 0, 110 + 120),
+        ("icarl", 240, 110 + 2 * 80 + 120),
+        ("foster", 80 + 2 * 160, 110 + 3 * 160 + 120),
+        # 1, 2, 3 extractors, tests of 20, 30, 30 images
+        ("der_expand", 240, 30 + 20 * 1 + 30 * 2 + 30 * 3 + 80 * (0 + 1 + 2) + 120),
+    ],
+)
+def test_what_other_methods_take(method: str, trained: float, forward: float) -> None:
+    found = estimate.work(config(f"method={method}", "memory.budget=0"), THREE)
+    assert (found.trained, found.forward) == (trained, forward)
+
+
+def test_joint_learns_all_at_once() -> None:
+    found = estimate.work(config("method=joint", "method.loss=gcl"), THREE)
+    assert (found.trained, found.forward, found.memory) == (240, 60, 0)
+    assert estimate.inner(config("method=joint", "method.loss=gcl")) == ("gcl", {})
+
+
+def test_steps_in_place_of_epochs() -> None:
+    found = estimate.work(resolve(load_config(["method=gcl", "train.steps=7", "train.batch_size=8"])), THREE)
+    assert (found.steps, found.trained) == (21, 168)
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in plugins.names("methods") if name not in ("joint", "wise_ft")]
+)
+def test_every_method_of_the_package_is_known(method: str) -> None:
+    assert estimate.known(method)
+
+
+def test_steps_are_those_of_a_run(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "pictures", {"train": 9, "test": 3}, classes=6)
+    words = [f"data=imagefolder:{root}", f"model=local-dir:{toy_clip(tmp_path)}", "image_size=auto"]
+    words += ["scenario.tasks=3", "method=gdro", "memory.budget=6", "train.epochs=2", "train.batch_size=4"]
+    results = run(tmp_path / "run", *words)
+    found = estimate.work(resolve(load_config(words)), Sizes((18,) * 3, (6,) * 3, (2, 4, 6), 1))
+    assert (results["optimizer_steps"], results["samples_seen"]) == (found.steps, found.trained)
+
+
+def test_published_sizes() -> None:
+    found = estimate.published(resolve(load_config(["domainnet"])))
+    assert found is not None
+    assert found.train == (120_906, 120_750, 50_416, 48_212, 36_023, 33_525)
+    assert (sum(found.test), found.seen, found.templates) == (176_743, (345,) * 6, 1)
+    found = estimate.published(resolve(load_config(["cifar100"])))
+    assert found == Sizes((5000,) * 10, (1000,) * 10, tuple(range(10, 101, 10)), 18)
+    found = estimate.published(resolve(load_config(["imagenet", "templates=simple"])))
+    assert found is not None
+    assert (found.templates, found.seen[-1]) == (7, 1000)
+    assert estimate.published(resolve(load_config([]))) is None
+
+
+def test_a_pass_of_cifar_takes_what_the_literature_says() -> None:
+    """50,000 images of ViT-B/16 forward and backward at 400 TFLOP/s: about 13 seconds."""
+    model = costs("ViT-B-16:openai")
+    assert model is not None
+    assert Work(trained=50_000).operations(model) / 400e12 == pytest.approx(13, abs=0.5)
+    assert estimate.seconds(1e15, "A5000", cards=4) == pytest.approx(estimate.seconds(1e15, "A5000") / 4)
+    assert estimate.seconds(1e15, "A100", "fp32") > 10 * estimate.seconds(1e15, "A100")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (10, "less than a minute"),
+        (60, "about a minute"),
+        (600, "10 minutes"),
+        (9000, "2.5 hours"),
+        (90000, "25 hours"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert estimate.duration(seconds) == words
+
+
+def test_memory_grows_with_the_batch_and_with_frozen_copies() -> None:
+    model = costs("ViT-B-16:openai")
+    assert model is not None
+    gcl = resolve(load_config(["cifar100", "method=gcl"]))
+    sizes = estimate.published(gcl)
+    assert sizes is not None
+    small, large = (estimate.device_bytes(gcl, model, sizes, batch) for batch in (32, 256))
+    assert small > 4 * 4 * model.parameters
+    assert large > small
+    fp32 = resolve(load_config(["cifar100", "method=gcl", "train.precision=fp32"]))
+    assert estimate.device_bytes(fp32, model, sizes) > large
+    der, icarl = (resolve(load_config(["cifar100", f"method={name}"])) for name in ("der_expand", "icarl"))
+    towers = estimate.device_bytes(der, model, sizes) - estimate.device_bytes(icarl, model, sizes)
+    assert towers == pytest.approx(8 * 4 * model.image_parameters)
+    zero_shot = resolve(load_config(["cifar100/zero_shot"]))
+    assert estimate.device_bytes(zero_shot, model, sizes) < small
+    assert estimate.disk_bytes(der, model, 10) > 3 * estimate.disk_bytes(gcl, model, 10)

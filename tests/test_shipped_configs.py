@@ -1,0 +1,177 @@
+"""The configs in the package: as the tool writes them; each loads, resolves and can be planned on data of its form."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from everclip.cli.app import main
+from everclip.config import dump, load_config, resolve, shipped
+from everclip.config.sources import SHIPPED
+from everclip.data.sources import cifar100, domainnet, imagenet
+from tests.data import cifar
+from tests.pictures import picture
+
+ROOT = Path(__file__).parents[1]
+BASES = ("cifar100", "domainnet", "imagenet")
+PAPER = [name for name in shipped() if name.partition("/")[0] in BASES]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_configs", ROOT / "tools" / "build_configs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small data set in the form of each of the three."""
+    root = tmp_path_factory.mktemp("official")
+    files = {name: cifar.python2_pickle(values) for name, values in cifar.contents(100, 1, 1).items()}
+    cifar.write(root / "cifar100", files)
+    for number, wnid in enumerate(imagenet.wnids()[:10]):
+        for part in ("train", "val"):
+            folder = root / "imagenet" / part / wnid
+            folder.mkdir(parents=True)
+            picture((200, 20 * number, 40), number).save(folder / f"{wnid}_1.JPEG")
+    for domain in domainnet.DOMAINS:
+        for part in domainnet.PARTS:
+            lines = []
+            for label, name in enumerate(("aircraft_carrier", "zebra")):
+                file = root / "domainnet" / domain / name / f"{part}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture((200, 90 * label, 40), label).save(file)
+                lines.append(f"{domain}/{name}/{part}.jpg {label}")
+            (root / "domainnet" / f"{domain}_{part}.txt").write_text("\n".join(lines) + "\n")
+    return {name: f"{name}:{root / name}" for name in BASES}
+
+
+@pytest.fixture
+def original(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> None:
+    """Take the small pickles for CIFAR-100's own."""
+    folder = Path(places["cifar100"].partition(":")[2])
+    monkeypatch.setattr(cifar100, "MD5", {n: cifar.md5((folder / n).read_bytes()) for n in cifar.FILES})
+
+
+def test_the_files_are_those_that_the_tool_writes(tool: ModuleType) -> None:
+    files = tool.files()
+    assert sorted(files) == PAPER
+    for name, text in files.items():
+        assert (SHIPPED / f"{name}.toml").read_text(encoding="utf-8") == text, (
+            f"run tools/build_configs.py: {name}"
+        )
+
+
+def test_there_is_one_for_each_experiment_of_the_paper() -> None:
+    methods = {"gcl", "gdro", "ewc", "der_expand", "memo", "icarl", "co2l", "foster"}
+    sizes = {"cifar100": (0, 100, 200, 500, 1000, 2000), "imagenet": (1000, 2000, 5000, 10000, 20000)}
+    wanted = {f"{data}/{method}-m{size}" for data in sizes for method in methods for size in sizes[data]}
+    wanted |= {
+        f"domainnet/{method}-m{size}" for method in ("gcl", "gdro") for size in (345, 1725, 3450, 6900)
+    }
+    wanted |= {f"{data}/zero_shot" for data in BASES} | {"cifar100/finetune", "domainnet/cassle"}
+    wanted |= {"imagenet/joint-gcl", "imagenet/joint-finetune", "imagenet/ewc"}
+    assert {*PAPER} == wanted | {*BASES}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_each_is_planned_on_data_of_its_form(
+    name: str, places: dict[str, str], original: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, _, experiment = name.partition("/")
+    config = resolve(load_config([name]))
+    assert (config.data, config.model) == (base, "ViT-B-16:laion400m_e32")
+    method, _, size = experiment.partition("-m")
+    if size:
+        assert (config.method.name, config.memory.budget) == (method, int(size))
+    assert main(["train", name, f"data={places[base]}", "--dry-run", "--json"]) == 0
+    plan: dict[str, Any] = json.loads(capsys.readouterr().out)
+    joint = config.method.name == "joint"
+    assert len(plan["tasks"]) == (1 if joint else 6 if base == "domainnet" else 10)
+    assert all(task["train"] and task["test"] for task in plan["tasks"])
+    if base == "domainnet":
+        assert [task["task"] for task in plan["tasks"]] == list(domainnet.DOMAINS)
+
+
+def test_a_name_a_path_and_extends_mean_the_same(tmp_path: Path) -> None:
+    config = load_config(["cifar100", "method=gdro", "memory.budget=500"])
+    assert load_config(["cifar100/gdro-m500"]) == config
+    assert load_config([str(SHIPPED / "cifar100" / "gdro-m500.toml")]) == config
+    (tmp_path / "mine.toml").write_text('extends = "cifar100/gdro-m500"\nseed = 4\n')
+    assert load_config([str(tmp_path / "mine.toml")]) == load_config(["cifar100/gdro-m500", "seed=4"])
+    (tmp_path / "again.toml").write_text(dump(resolve(config)))
+    assert load_config([str(tmp_path / "again.toml")]) == resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("cifar10", '"cifar100"'),
+        ("cifar100/gdro-m5000", '"cifar100/gdro-m500"'),
+        ("nothing/of", "known: cifar100,"),
+    ],
+)
+def test_a_misspelt_name_is_one_line(name: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", name, "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert near in error
+    assert error.count("\n") == 1
+    assert len(error) < 200
+
+
+def test_the_list_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("\nimagenet ") < text.index("\ncifar100/")
+    assert main(["configs", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sorted(row["name"] for row in rows) == shipped()
+    assert all(row["title"] and not row["title"].endswith(".") for row in rows)
+    assert main(["configs", "cifar100/gcl-m0"]) == 0
+    assert capsys.readouterr().out == (SHIPPED / "cifar100" / "gcl-m0.toml").read_text(encoding="utf-8")
+    assert main(["configs", "cifar100/gcl-m1"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_the_list_imports_no_torch() -> None:
+    command = "import sys; from everclip.cli.app import main; code = main(['configs'])"
+    code = f"{command}\nsys.exit(code or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_page_on_the_figure_names_them_all() -> None:
+    text = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    sizes = re.findall(r"for m in ([\d ]+); do everclip train (\w+)/", text)
+    named = {name.removesuffix("-mM") for name in re.findall(r"`(\w+/[\w-]+)`", text)} - {"src/everclip"}
+    for base in BASES:
+        (run,) = (numbers.split() for numbers, name in sizes if name == base)
+        ours = {name for name in PAPER if name.startswith(f"{base}/")}
+        assert {name.rpartition("-m")[2] for name in ours if re.search(r"-m\d+$", name)} == {*run}
+        assert {re.sub(r"-m\d+$", "", name) for name in ours} == {
+            name for name in named if name.startswith(f"{base}/")
+        }
+
+
+@pytest.mark.slow
+def test_a_wheel_has_them(tmp_path: Path) -> None:
+    """Needs the build backend from a package index, as an installation does."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    import zipfile
+
+    wheel = next(tmp_path.glob("*.whl"))
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("everclip/configs/")}
+    assert inside == {f"everclip/configs/{name}.toml" for name in shipped()}
