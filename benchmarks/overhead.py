@@ -4,8 +4,7 @@
 
 One thread, the processor's seconds of the process, variants in turn within every round, medians of the rounds'
 ratios. The last line is one JSON object. Model ``lite`` at 96 px on the emoji pictures; goals: losses at most 1 % of
-forward and
-backward, the loop at most 3 % above the hand-written one.
+forward and backward, the loop at most 3 % above the hand-written one.
 """
 
 from __future__ import annotations
@@ -25,10 +24,12 @@ from torch.nn.utils import clip_grad_norm_
 from everclip import loop
 from everclip.config import load_config, resolve
 from everclip.data.loader import Batch, Phase
+from everclip.lab import Lab
 from everclip.losses import contrastive
 from everclip.progress import Progress
 from everclip.restore import grow
 from everclip.run import Run
+from everclip.step import step as training_step
 
 METHODS = ("clip", "gcl", "gdro")
 
@@ -40,7 +41,7 @@ def spent(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def prepared(method: str, batch: int, out: Path) -> tuple[loop.Lab, Iterator[Batch]]:
+def prepared(method: str, batch: int, out: Path) -> tuple[Lab, Iterator[Batch]]:
     """A lab before its first step, and endless batches of its first task's images and those of three others."""
     words = [f"method={method}", f"train.batch_size={batch}", "device=cpu", "train.steps=100000"]
     run = Run.open(resolve(load_config([*words, f"out={out}"]))).__enter__()
@@ -53,7 +54,7 @@ def prepared(method: str, batch: int, out: Path) -> tuple[loop.Lab, Iterator[Bat
     return lab, lab.loader.batches(images, current, Phase(), 0, 0, 100_000)
 
 
-def loss_share(lab: loop.Lab, batches: Iterator[Batch], steps: int) -> float:
+def loss_share(lab: Lab, batches: Iterator[Batch], steps: int) -> float:
     """Seconds of the loss, its state and its gradient at the features, as a share of forward + backward."""
     ratios = []
     for _ in range(steps):
@@ -76,7 +77,7 @@ def loss_share(lab: loop.Lab, batches: Iterator[Batch], steps: int) -> float:
     return median(ratios)
 
 
-def loop_ratio(lab: loop.Lab, batches: Iterator[Batch], steps: int) -> float:
+def loop_ratio(lab: Lab, batches: Iterator[Batch], steps: int) -> float:
     """Seconds of a step of the loop over those of a plain one that does the same mathematics, in turn."""
     clip, method, task = lab.clip, lab.method, lab.plan.tasks[0]
     update = loop.Update(clip, method, Phase(), lab.run.config.train, 100_000)
@@ -87,7 +88,7 @@ def loop_ratio(lab: loop.Lab, batches: Iterator[Batch], steps: int) -> float:
     for _ in range(steps):
 
         def ours() -> None:
-            loop._step(lab, update, next(batches), Phase(), task)  # pyright: ignore[reportPrivateUsage]
+            training_step(lab, update, next(batches), Phase(), task)
 
         def by_hand() -> None:
             batch = next(batches)

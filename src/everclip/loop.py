@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everclip.data.images import ImageSet
-from everclip.data.loader import Loader, Phase
-from everclip.data.memory import Memory
+from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
 from everclip.evaluate import evaluate
-from everclip.methods._base import Method, TextClassifier, to_device
+from everclip.lab import Lab
+from everclip.methods._base import TextClassifier
 from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.optim import Update
@@ -29,25 +28,9 @@ from everclip.progress import Progress
 from everclip.record import Record, environment
 from everclip.restore import freeze, grow, load_model, restore
 from everclip.run import Clock, Run
+from everclip.step import step
 
 log = logging.getLogger("everclip")
-
-LINES_A_STAGE = 20
-"""Lines of class weights and class losses in the log per stage, about."""
-
-
-@dataclass(eq=False)
-class Lab:
-    """A plan with its model: what the loop works with."""
-
-    plan: Plan
-    clip: Clip
-    method: Method
-    memory: Memory
-    loader: Loader
-    record: Record
-    run: Run
-    progress: Progress
 
 
 def train(run: Run, progress: Progress) -> dict[str, Any]:
@@ -77,7 +60,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
             lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
             progress.start(f"{task.name} of {len(tasks)}: {phase.name}", steps)
             for batch in loader.batches(images, current, phase, task.index, index, steps):
-                _step(lab, update, batch, phase, task)
+                step(lab, update, batch, phase, task)
         if not len(new := loader.pixels.readable(new)):
             raise _unreadable(task)
         tuning.end(clip)
@@ -169,47 +152,6 @@ def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]
 
 def _unreadable(task: Task) -> RunError:
     return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")
-
-
-def _step(lab: Lab, update: Update, batch: Any, phase: Phase, task: Task) -> None:
-    """One training step."""
-    method, clip, record = lab.method, lab.clip, lab.record
-    batch = to_device(batch, clip.device)
-    with torch.autocast(clip.device.type, torch.bfloat16, enabled=lab.run.config.train.precision == "bf16"):
-        features = method.encode(clip, batch, phase)
-    terms = method.loss(features, batch, phase) | method.penalty(clip)
-    where = f"at step {update.done + 1} of {task.name}"
-    numbers = update.step(terms, where, batch.ids.tolist())
-    method.after_step(clip)
-    record.step(len(batch))
-    losses = {name: term.item() for name, term in terms.items()}
-    lab.run.log(
-        "step",
-        stage=task.index,
-        phase=phase.name,
-        epoch=batch.key[2],
-        step=update.done - 1,
-        global_step=record.optimizer_steps - 1,
-        loss=losses,
-        **numbers,
-        images_per_second=round(record.images_per_second(), 1),
-        diagnostics=method.diagnostics(),
-    )
-    if (update.done - 1) % max(1, update.steps // LINES_A_STAGE) == 0:
-        _log_classes(lab, task)
-    lab.progress.step(f"loss {sum(losses.values()):.4f}")
-
-
-def _log_classes(lab: Lab, task: Task) -> None:
-    """A line of class weights and one of class losses, where the method has any."""
-    where = {"stage": task.index, "global_step": lab.record.optimizer_steps - 1}
-    for event, name, values in (
-        ("class_weights", "weights", lab.method.class_weights()),
-        ("class_losses", "losses", lab.method.class_losses()),
-    ):
-        if values:
-            named = {lab.plan.prompts.names[label]: value for label, value in values.items()}
-            lab.run.log(event, **where, **{name: named})
 
 
 def _close_stage(lab: Lab, task: Task, line: dict[str, Any]) -> None:

@@ -1,0 +1,28 @@
+"""What the loop works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from everclip.data.loader import Loader
+from everclip.data.memory import Memory
+from everclip.methods._base import Method
+from everclip.models.clip import Clip
+from everclip.plan import Plan
+from everclip.progress import Progress
+from everclip.record import Record
+from everclip.run import Run
+
+
+@dataclass(eq=False)
+class Lab:
+    """A plan with its model: what the loop works with."""
+
+    plan: Plan
+    clip: Clip
+    method: Method
+    memory: Memory
+    loader: Loader
+    record: Record
+    run: Run
+    progress: Progress
