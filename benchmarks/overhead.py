@@ -26,6 +26,7 @@ from everclip.config import load_config, resolve
 from everclip.data.loader import Batch, Phase
 from everclip.lab import Lab
 from everclip.losses import contrastive
+from everclip.optim import Update
 from everclip.progress import Progress
 from everclip.restore import grow
 from everclip.run import Run
@@ -41,8 +42,8 @@ def spent(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def prepared(method: str, batch: int, out: Path) -> tuple[Lab, Iterator[Batch]]:
-    """A lab before its first step, and endless batches of its first task's images and those of three others."""
+def prepared(method: str, batch: int, out: Path) -> tuple[Lab, Update, Iterator[Batch]]:
+    """A lab before its first step, its optimizer, and endless batches of the images of its first four tasks."""
     words = [f"method={method}", f"train.batch_size={batch}", "device=cpu", "train.steps=100000"]
     run = Run.open(resolve(load_config([*words, f"out={out}"]))).__enter__()
     lab = loop._start(run, Progress())  # pyright: ignore[reportPrivateUsage]
@@ -51,7 +52,8 @@ def prepared(method: str, batch: int, out: Path) -> tuple[Lab, Iterator[Batch]]:
     grow(lab.plan, lab.clip, task)
     lab.method.begin_task(lab.clip, task, images)
     current = torch.ones(len(images), dtype=torch.bool).numpy()
-    return lab, lab.loader.batches(images, current, Phase(), 0, 0, 100_000)
+    update = Update(lab.clip, lab.method, Phase(), lab.run.config.train, 100_000)
+    return lab, update, lab.loader.batches(images, current, Phase(), 0, 0, 100_000)
 
 
 def loss_share(lab: Lab, batches: Iterator[Batch], steps: int) -> float:
@@ -77,10 +79,9 @@ def loss_share(lab: Lab, batches: Iterator[Batch], steps: int) -> float:
     return median(ratios)
 
 
-def loop_ratio(lab: Lab, batches: Iterator[Batch], steps: int) -> float:
+def loop_ratio(lab: Lab, update: Update, batches: Iterator[Batch], steps: int) -> float:
     """Seconds of a step of the loop over those of a plain one that does the same mathematics, in turn."""
-    clip, method, task = lab.clip, lab.method, lab.plan.tasks[0]
-    update = loop.Update(clip, method, Phase(), lab.run.config.train, 100_000)
+    clip, task = lab.clip, lab.plan.tasks[0]
     rate = lab.run.config.train.lr
     assert rate is not None
     plain = torch.optim.AdamW(update.parameters, lr=rate / 1000, weight_decay=0.0, fused=True)
@@ -117,10 +118,10 @@ def main() -> None:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for method in METHODS:
-            lab, batches = prepared(method, arguments.batch, Path(folder) / method)
+            lab, update, batches = prepared(method, arguments.batch, Path(folder) / method)
             loss_share(lab, batches, 3)
             found[f"loss_{method}"] = loss_share(lab, batches, arguments.steps)
-            found[f"loop_{method}"] = loop_ratio(lab, batches, arguments.steps)
+            found[f"loop_{method}"] = loop_ratio(lab, update, batches, arguments.steps)
             print(
                 f"{method}: loss {found[f'loss_{method}']:.2%} of forward + backward,"
                 f" loop {found[f'loop_{method}']:.3f} of a plain one with CLIP's loss",
