@@ -67,7 +67,10 @@ REFUSED = [
     (["image_size=8"], "image_size is 8: write a whole number from 16 to 4096 or none"),
     (["memory.budget=al"], 'memory.budget is "al": write a whole number from 0 or "all"'),
     (["memory.budget=-1"], 'memory.budget is -1: write a whole number from 0 or "all"'),
-    (["memory.policy=herding"], 'memory.policy is "herding": write "random"'),
+    (
+        ["memory.policy=best"],
+        'memory.policy is "best": write "method" or "random" or "herding" or "exp" or "equal_task" or "all" or "none"',
+    ),
     (
         ["scenario.kind=task-incremental"],
         'scenario.kind is "task-incremental": write "class-incremental" or "domain-incremental"',
@@ -83,7 +86,7 @@ REFUSED = [
     (
         ["scenario.order=[cat, dog]"],
         (
-            'scenario.order is "[cat, dog]": write a whole number from 0 to 4294967295 or "given"'
+            'scenario.order is "[cat, dog]": write a whole number from 0 to 4294967295 or "given" or "icarl"'
             " or a list, each text"
         ),
     ),
@@ -105,8 +108,14 @@ REFUSED = [
         ),
     ),
     (["defualt"], '"defualt" is no shipped config, .toml file or KEY=VALUE; did you mean "default"?'),
-    (["no.toml"], "config no.toml does not exist: give a .toml file, or one of default"),
-    (["a\nb.toml"], 'config "a\\nb.toml" does not exist: give a .toml file, or one of default'),
+    (
+        ["no.toml"],
+        "config no.toml does not exist: give a .toml file, or one of cifar100, default, domainnet, imagenet",
+    ),
+    (
+        ["a\nb.toml"],
+        'config "a\\nb.toml" does not exist: give a .toml file, or one of cifar100, default, domainnet, imagenet',
+    ),
     (["~nobody-there/a.toml"], None),
     (["x" * 5000 + ".toml"], None),
 ]
