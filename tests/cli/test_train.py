@@ -125,14 +125,19 @@ def test_ctrl_c_says_how_to_continue_and_resume_does(tmp_path: Path, tokens: lis
     many = [token.replace("epochs=1", "epochs=2000") for token in tokens]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "train", *many, f"out={out}"], stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "train", *many, f"out={out}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # a shell starts background jobs, such as a whole CI, with Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() or '"step"' not in (out / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline, "no step within a minute"
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip().splitlines()[-1].startswith(f"interrupted; everclip resume {out} continues")
     assert "Traceback" not in stderr
