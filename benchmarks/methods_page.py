@@ -14,6 +14,10 @@ NAMES = {
 }
 
 
+CLAIMS = {"der_expand": "last", "memo": "last", "foster": "last"}
+"""What a term is meant to raise: accuracy on both tasks together, where it is not that on the old one."""
+
+
 def page(tuned: Results, results: Results) -> str:
     """The whole page as Markdown."""
     terms = {name: run for name, run in results.items() if name.startswith("term-")}
@@ -95,13 +99,24 @@ def _terms(terms: Results) -> list[str]:
             old = [100 * run["matrix"][1][0] for run in (on, off)]
             new = [100 * run["matrix"][1][1] for run in (on, off)]
             cells_ = [f"{value:.1f}" for value in (old[0], old[1], new[0], new[1])]
-            body.append([method, *cells_, difference([on], [off])])
+            rise = old[0] - old[1] if method not in CLAIMS else 100 * (on["last"] - off["last"])
+            answer = "yes" if rise > 0.05 else "no"
+            body.append([method, *cells_, difference([on], [off]), answer])
     text = paragraph(
         """caltech50 in two tasks of 25 classes, seed 0, with five exemplars a class where the method uses any:
-        accuracy on the first and on the second task after both. The last column is the change in last accuracy
-        that the term makes, with its 95 % interval over classes; where that holds 0 one run cannot tell."""
+        accuracy on the first and on the second task after both. *Change* is that in last accuracy which the
+        term makes, with its 95 % interval over classes; where that holds 0 one run cannot tell. The last column
+        says whether the direction is the one that the method's paper claims: a higher accuracy on the old task,
+        for der_expand, memo and foster on both."""
     )
-    return text + rows(["method", "old, with", "old, without", "new, with", "new, without", "change"], body)
+    head = ["method", "old, with", "old, without", "new, with", "new, without", "change", "as claimed"]
+    note = paragraph(
+        """Most terms change little here, whichever way: five exemplars a class and two epochs from a pretrained
+        model leave little to forget. EWC's published strength of 1,000 does nothing at rates of 1e-5 to 1e-4,
+        where weights move too little for it (without a memory its row is that of finetune); zscl and wise_ft
+        keep the encoder's zero-shot accuracy (*kept* above) and pay for it on the new classes."""
+    )
+    return text + rows(head, body) + note
 
 
 def _rates(tuned: Results) -> list[str]:
