@@ -113,8 +113,9 @@ def _terms(terms: Results) -> list[str]:
     note = paragraph(
         """Most terms change little here, whichever way: five exemplars a class and two epochs from a pretrained
         model leave little to forget. EWC's published strength of 1,000 does nothing at rates of 1e-5 to 1e-4,
-        where weights move too little for it (without a memory its row is that of finetune); zscl and wise_ft
-        keep the encoder's zero-shot accuracy (*kept* above) and pay for it on the new classes."""
+        where weights move too little for it (without a memory its row is that of finetune); zscl keeps the
+        encoder's zero-shot accuracy (*kept* above) and pays for it on the new classes. wise_ft at the rates tuned
+        for it does not: it keeps no more of it than finetune at its own."""
     )
     return text + rows(head, body) + note
 
