@@ -23,7 +23,6 @@ from everclip.models.catalogue import costs
 
 PAPER = "Memory-Efficient Continual Learning with CLIP Models, https://arxiv.org/abs/2605.03866"
 CURVE = "not published as a number; the paper shows a curve in Figure 1"
-NOTHING = "not published"
 
 SIZED = ("gcl", "gdro", "ewc", "der_expand", "memo", "icarl", "co2l", "foster")
 """Methods that are run at every size of the memory."""

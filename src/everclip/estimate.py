@@ -88,7 +88,7 @@ class Work:
 
 
 Text = Literal["batch", "seen", "none"]
-_OWN_BLOCK = 1 / 12  # memo trains the last of twelve blocks; method.blocks multiplies it
+_OWN_BLOCK = 1 / 12  # memo trains the last of twelve blocks, as by default
 
 
 class Extra(NamedTuple):

@@ -14,7 +14,6 @@ from everclip.data.images import Dataset
 from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
-from everclip.data.templates import suited
 from everclip.errors import UserError
 from everclip.methods._base import Method, Phase
 
@@ -44,9 +43,7 @@ class Plan:
             UserError: the data, the scenario or the method's options are wrong.
         """
         scenario = config.scenario
-        source = data.load(config.data, scenario.kind, config.classnames, config.templates)
-        if config.templates is None:
-            source = suited(source, config.model)
+        source = data.load(config.data, scenario.kind, config.classnames, config.templates, config.model)
         if scenario.validation is not None:
             source = source.holding_out(scenario.validation)
         if scenario.kind == "class-incremental":

@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 
@@ -77,18 +76,18 @@ def _published(config: Config) -> Sizes | None:
 
 def _planned(config: Config) -> tuple[Sizes, Finding]:
     """The tasks of data that are there. Raises UserError where the config does not fit them."""
+    from everclip.data.scenario import seen
     from everclip.plan import Plan
 
     plan = Plan.of(config)
-    known = [set(task.classes) for task in plan.tasks]
-    seen = tuple(len(together) for together in accumulate(known, set.union))
+    classes = tuple(len(seen(plan.tasks[: index + 1])) for index in range(len(plan.tasks)))
     sizes = Sizes(
         tuple(len(task.train) for task in plan.tasks),
         tuple(len(task.test) for task in plan.tasks),
-        seen,
+        classes,
         len(plan.prompts.templates),
     )
-    tasks = f"{len(plan.tasks)} task{'s' * (len(plan.tasks) > 1)} of {seen[-1]} classes"
+    tasks = f"{len(plan.tasks)} task{'s' * (len(plan.tasks) > 1)} of {classes[-1]} classes"
     text = f"{config.data}: {sum(sizes.train):,} training and {sum(sizes.test):,} test images, {tasks}"
     return sizes, Finding("data", "ok", text)
 
@@ -198,9 +197,8 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
         wanted.append(("the data", home(config.data.partition(":")[0], argument), size))
     by_disk: dict[int, list[tuple[str, Path, float]]] = {}
     for what, place, size in wanted:
-        folder = next(
-            parent for parent in [place.expanduser().absolute(), *place.absolute().parents] if parent.is_dir()
-        )
+        place = place.expanduser().absolute()
+        folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
         by_disk.setdefault(folder.stat().st_dev, []).append((what, folder, size))
     for parts in by_disk.values():
         folder, size = parts[0][1], sum(part[2] for part in parts)

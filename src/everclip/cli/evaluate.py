@@ -176,13 +176,11 @@ def _of_run(path: Path, data: str | None) -> _Subject:
 def _of_model(name: str, data: str | None, image_size: int | None, templates: str | None) -> _Subject:
     """A model's zero-shot classifier."""
     from everclip import data as sources
-    from everclip.data.templates import suited
     from everclip.models import zoo
 
     if data is None:
         raise UserError(f'"{name}" is no run directory: give one, or a model\'s name with --data')
-    found = sources.load(data, templates=templates)
-    found = suited(found, name) if templates is None else found
+    found = sources.load(data, templates=templates, model=name)
     texts = len(found.class_names) * len(found.templates)
     if texts > MANY_TEXTS:
         log.warning(

@@ -24,11 +24,8 @@ def source(spec: str) -> tuple[ModuleType, str | None]:
     from everclip.errors import UserError
 
     name, _, argument = spec.partition(":")
-    if "/" in name or name.startswith((".", "~")):
-        raise UserError(
-            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
-        )
-    if Path(spec).is_dir() and name not in plugins.names("data/sources"):
+    folder = Path(spec).is_dir() and name not in plugins.names("data/sources")
+    if folder or "/" in name or name.startswith((".", "~")):
         raise UserError(
             f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
         )
@@ -43,6 +40,7 @@ def load(
     kind: str = "class-incremental",
     classnames: str | None = None,
     templates: str | list[str] | None = None,
+    model: str | None = None,
 ) -> Dataset:
     """The data set that ``spec`` names: ``SOURCE`` or ``SOURCE:ARGUMENT``, where SOURCE is a file in data/sources.
 
@@ -50,6 +48,7 @@ def load(
         kind: of the scenario; a source may ship different lists for each.
         classnames, templates: a file's path, or a list of templates (or the name of a shipped one); override the
             source's own.
+        model: the spec of the model that is to read the prompts; the source's own are then suited to it.
 
     Raises:
         UserError: unknown source (with a suggestion), or whatever the source finds wrong.
@@ -67,5 +66,7 @@ def load(
         data = replace(data, templates=prompts.read_templates(lists.file_of(templates)))
     elif templates:
         data = replace(data, templates=tuple(templates))
+    elif model is not None:
+        data = lists.suited(data, model)
     prompts.warn_of_alike(data.class_names)
     return data

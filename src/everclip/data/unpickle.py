@@ -86,7 +86,7 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
         value = _run(content)
         if not isinstance(value, dict):
             raise _Refused("no dict")
-        return {_text(key): v.value if isinstance(v, _Array) else v for key, v in value.items()}
+        return {text(key): v.value if isinstance(v, _Array) else v for key, v in value.items()}
     except _Refused as error:
         raise UserError(
             f"{where} is no file of CIFAR: it holds {error}; get the original, and do not open this one with pickle"
@@ -97,8 +97,9 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
         ) from error
 
 
-def _text(key: object) -> str:
-    return key.decode("latin-1") if isinstance(key, bytes) else str(key)
+def text(value: object) -> str:
+    """A text that Python 2 may have written, which is then bytes."""
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def _run(content: bytes) -> object:

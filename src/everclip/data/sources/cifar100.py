@@ -25,7 +25,7 @@ from everclip.data.folders import check_names
 from everclip.data.images import Dataset, Store, build
 from everclip.data.prompts import clean
 from everclip.data.unpack import Limits, unpack
-from everclip.data.unpickle import unpickle
+from everclip.data.unpickle import text, unpickle
 from everclip.errors import UserError
 
 SIDE = 32
@@ -80,7 +80,7 @@ def load(argument: str | None, kind: str) -> Dataset:
     """
     folder = _folder(home("cifar100", argument))
     meta = _read(folder, "meta")
-    names = [clean(_text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
+    names = [clean(text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
     parts = {part: _part(folder, part, len(names)) for part in ("train", "test")}
     labels = [label for part in parts.values() for label in part.labels]
     return build(
@@ -165,10 +165,6 @@ def _list(values: dict[str, Any], key: str, path: Path) -> list[Any]:
     if not isinstance(values.get(key), list):
         raise UserError(f'{path} has no list "{key}": get the original from {ARCHIVE.url}')
     return values[key]
-
-
-def _text(name: object) -> str:
-    return name.decode("latin-1") if isinstance(name, bytes) else str(name)
 
 
 def _part(folder: Path, part: str, classes: int) -> _Part:
