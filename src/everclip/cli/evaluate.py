@@ -1,11 +1,10 @@
-"""everclip evaluate: accuracy of a run or a model on any images."""
+"""everclip evaluate: accuracy, calibration and retention of a learned model on any images."""
 
 from __future__ import annotations
 
 import json as json_module
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,35 +16,37 @@ MANY_TEXTS = 10_000
 """Prompts from which on a user is told why nothing seems to happen."""
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from everclip.data.images import Dataset, ImageSet
-    from everclip.models.clip import Clip
+    from everclip.assess import Answers
+    from everclip.deployed import Deployed
 
 
 def evaluate(
     run: str,
     *,
     data: str | None = None,
+    retention: str | None = None,
     image_size: int | None = None,
     templates: str | None = None,
     json: bool = False,
 ) -> None:
-    """Accuracy of a run, or of a model's zero-shot classifier, on test images.
+    """Accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
 
     Examples
     --------
     everclip evaluate runs/X
     everclip evaluate runs/X --data imagefolder:holdout --json
+    everclip evaluate runs/X --retention imagefolder:other
     everclip evaluate lite --data imagefolder:holdout
     everclip evaluate lite --data imagenet:ilsvrc --templates simple
 
     Parameters
     ----------
     run
-        A run directory, or a model's name with --data.
+        A run directory or a model folder; or any model's name with --data.
     data
         Images in CLASS folders; without it, the run's own test images. A folder of bare classes is used whole.
+    retention
+        Images of other classes: what the text tower still knows of them, beside the pretrained model.
     image_size
         Side in pixels; without it, the run's, or the model's own.
     templates
@@ -56,10 +57,15 @@ def evaluate(
     """
     if image_size is not None and not 16 <= image_size <= 4096:
         raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
-    result = measure(run, data, image_size, templates)
+    result = measure(run, data, image_size, templates, retention)
     if json:
         print(json_module.dumps(result, ensure_ascii=False, indent=2))
-        return
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The table of classes, and the lines below it."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -71,112 +77,104 @@ def evaluate(
     table.add_column("accuracy", justify="right")
     for row in sorted(result["per_class"], key=lambda row: row["accuracy"]):
         table.add_row(escape(row["class"]), str(row["n"]), f"{row['accuracy']:.1%}")
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(table)
-    console.print(
+    lines = [
         f"accuracy {result['accuracy']:.1%} on {result['images']} images, {result['label_set']} classes to choose from",
-        highlight=False,
-    )
-    for path, reason in result["skipped_images"].items():
-        console.print(f"skipped {path}: {reason}", markup=False, highlight=False)
+        _calibration_line(result),
+    ]
+    if kept := result["retention"]:
+        change = 100 * (kept["accuracy"] - kept["pretrained"])
+        lines.append(
+            f"retention: {kept['accuracy']:.1%} zero-shot on {kept['data']},"
+            f" {change:+.1f} points from {kept['model']} ({kept['pretrained']:.1%})"
+        )
+    lines += [f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _calibration_line(result: dict[str, Any]) -> str:
+    fitted = result["temperature"]
+    how = "no temperature fitted" if fitted is None else f"temperature {fitted:.3g}"
+    nll = "infinite" if result["nll"] is None else f"{result['nll']:.3f}"
+    return f"calibration: error {result['ece']:.1%} (ECE, 15 bins), negative log-likelihood {nll}, {how}"
 
 
 def measure(
-    run: str, data: str | None, image_size: int | None = None, templates: str | None = None
+    run: str,
+    data: str | None,
+    image_size: int | None = None,
+    templates: str | None = None,
+    retention: str | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of a run or a model on ``data``, as a JSON-ready dict.
+    """What ``everclip evaluate`` finds, as a JSON-ready dict.
 
-    Where every class of ``data`` was learned by the run, an image may be taken for any learned class; else, and
-    for a model, for any class of ``data``.
+    Where every class of ``data`` was learned, an image may be taken for any learned class; else, and for a model that
+    has learned nothing, for any class of ``data``.
 
     Raises:
         UserError: no such run or model, or nothing to test on.
     """
-    from everclip.data.loader import Loader
-    from everclip.data.pixels import Pixels
-    from everclip.data.scenario import Task
+    from everclip.calibration import expected_error, likelihood, probabilities
     from everclip.data.templates import set_name
-    from everclip.evaluate import evaluate as score
 
-    if (Path(run) / "config.toml").is_file():
-        if image_size is not None:
-            raise UserError(
-                "--image-size is for models: a run is tested at the size it was trained at; leave it out"
-            )
-        if templates is not None:
-            raise UserError("--templates is for models: a run is tested with its own; leave it out")
-        subject = _of_run(Path(run), data)
-    else:
-        subject = _of_model(run, data, image_size, templates)
-    images, clip, labels = subject.images, subject.clip, subject.labels
-    pixels = Pixels(images.store, clip.eval_transform, clip.image_size, cache_bytes=0)
-    scores = score(
-        clip, subject.classifier, [Task(0, "the data", labels, images, images)], Loader(pixels, 128)
-    )
+    found, name = _answers(run, data, image_size, templates)
+    model, scores, logits, truth = found.model, found.scores, found.logits(), found.truth()
+    nll = likelihood(logits, truth)
     return {
         "model": run,
-        "data": subject.data,
-        "accuracy": scores.accuracy(0, len(labels)),
+        "data": name,
+        "accuracy": found.accuracy,
         "images": scores.count(0),
-        "label_set": len(labels),
-        "templates": list(subject.templates),
-        "template_set": set_name(tuple(subject.templates)),
+        "label_set": len(model.labels),
+        "ece": expected_error(probabilities(logits), truth),
+        "nll": nll if math.isfinite(nll) else None,
+        "temperature": model.calibration.temperature if model.calibration else None,
+        "templates": list(model.templates),
+        "template_set": set_name(model.templates),
         "per_class": [
-            {"class": subject.names[label], "n": int((scores.truth == label).sum()), "accuracy": accuracy}
-            for label, accuracy in scores.per_class(len(labels), 1).items()
+            {"class": model.classes[label], "n": int((scores.truth == label).sum()), "accuracy": accuracy}
+            for label, accuracy in scores.per_class(len(model.labels), 1).items()
         ],
-        "skipped_images": pixels.skipped(),
+        "retention": None if retention is None else retained(model, run, retention),
+        "skipped_images": found.skipped,
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """What is tested: a model with a classifier over ``labels``, on ``images`` labelled with the same."""
+def _answers(
+    run: str, data: str | None, image_size: int | None, templates: str | None
+) -> tuple[Answers, str]:
+    """What the model says, and the name of the data."""
+    from everclip import assess
+    from everclip.deployed import is_learned, of_run, open_model
 
-    clip: Clip
-    classifier: Callable[[tuple[int, ...]], nn.Module]
-    data: str
-    images: ImageSet
-    labels: tuple[int, ...]
-    names: Sequence[str]
-    templates: Sequence[str]
+    if not is_learned(run):
+        model, found = _of_model(run, data, image_size, templates)
+        return assess.examined(model, found), found.name
+    for option, value in (("--image-size", image_size), ("--templates", templates)):
+        if value is not None:
+            raise UserError(
+                f"{option} is for models that have learned nothing; {run} has its own: leave it out"
+            )
+    if data is not None:
+        model = open_model(run)
+        found = assess.load(data, model)
+        return assess.examined(model, found), found.name
+    if not (Path(run) / "config.toml").is_file():
+        raise UserError(f"{run} is a model folder, without images of its own: give --data")
+    model = of_run(Path(run))
+    assert model.plan is not None
+    tests = [task.test for task in model.plan.tasks]
+    return assess.answers(model, sum(tests[1:], tests[0])), model.plan.data.name
 
 
-def _of_run(path: Path, data: str | None) -> _Subject:
-    """A run on its own test images, or on other ones."""
+def _of_model(
+    name: str, data: str | None, image_size: int | None, templates: str | None
+) -> tuple[Deployed, Any]:
+    """A model's zero-shot classifier of the classes of a data set, and that set."""
     from everclip import data as sources
-    from everclip.data.scenario import seen
-    from everclip.restore import open_run
-
-    plan, clip, stage = open_run(path)
-    prompts, learned = plan.prompts, seen(plan.tasks[: stage + 1])
-    names = prompts.names
-
-    def classifier(labels: tuple[int, ...]) -> nn.Module:
-        return plan.method.classifier(clip, labels)
-
-    if data is None:
-        tests = [task.test for task in plan.tasks[: stage + 1]]
-        return _Subject(
-            clip, classifier, plan.data.name, sum(tests[1:], tests[0]), learned, names, prompts.templates
-        )
-    found = sources.load(data, plan.config.scenario.kind)
-    images = found.whole()
-    label_of = {names[label]: label for label in learned}
-    unknown = sorted({found.class_names[int(label)] for label in images.labels} - set(label_of))
-    if unknown:
-        log.warning(
-            'class "%s" was not learned by the run: tested among the classes of %s alone', unknown[0], data
-        )
-        return _zero_shot(clip, found)
-    images = images.relabel([label_of.get(name, -1) for name in found.class_names])
-    return _Subject(clip, classifier, found.name, images, learned, names, prompts.templates)
-
-
-def _of_model(name: str, data: str | None, image_size: int | None, templates: str | None) -> _Subject:
-    """A model's zero-shot classifier."""
-    from everclip import data as sources
-    from everclip.models import zoo
+    from everclip.deployed import open_model
 
     if data is None:
         raise UserError(f'"{name}" is no run directory: give one, or a model\'s name with --data')
@@ -186,19 +184,26 @@ def _of_model(name: str, data: str | None, image_size: int | None, templates: st
         log.warning(
             "%d prompts are encoded first, which takes minutes on a CPU; --templates simple has seven", texts
         )
-    return _zero_shot(zoo.load(name, image_size), found)
+    return open_model(name, found.class_names, image_size, found.templates), found
 
 
-def _zero_shot(clip: Clip, found: Dataset) -> _Subject:
-    import torch
+def retained(model: Deployed, run: str, data: str) -> dict[str, Any]:
+    """Zero-shot accuracy on images of other classes: the learned text and image tower, and those it began with.
 
-    from everclip.methods._base import TextClassifier
+    Raises:
+        UserError: the model did not begin with another one, or that one cannot be had.
+    """
+    from everclip import assess
+    from everclip.deployed import pretrained
 
-    def classifier(labels: tuple[int, ...]) -> nn.Module:
-        with torch.inference_mode():
-            return TextClassifier(clip, clip.class_embeddings(found.class_names, found.templates))
-
-    images, labels = found.whole(), tuple(range(len(found.class_names)))
-    if not len(images):
-        raise UserError(f"{found.name} has no test images: give --data a folder with images")
-    return _Subject(clip, classifier, found.name, images, labels, found.class_names, found.templates)
+    if model.plan is None:
+        raise UserError(
+            f"--retention compares a learned model with what it began as: {run} has learned nothing"
+        )
+    before, found = pretrained(model), assess.load(data, model)
+    return {
+        "data": found.name,
+        "model": before.name,
+        "accuracy": assess.text_alone(model.encoder, found).accuracy,
+        "pretrained": assess.text_alone(before, found).accuracy,
+    }

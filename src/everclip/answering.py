@@ -1,0 +1,80 @@
+"""Classes of pictures without labels: files as they come, batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from everclip.calibration import probabilities
+from everclip.data.folders import image_files
+from everclip.data.images import FileStore, Store
+from everclip.data.pixels import Pixels
+from everclip.deployed import Deployed
+from everclip.errors import UserError
+
+BATCH = 64
+"""Pictures that are decoded and encoded at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model says of one picture.
+
+    Args:
+        key: its path.
+        probabilities: ``[c]``, of the model's classes; None for a picture that cannot be read.
+        error: why it cannot.
+    """
+
+    key: str
+    probabilities: Float[np.ndarray, " c"] | None
+    error: str = ""
+
+
+def answers(model: Deployed, batches: Iterable[Store]) -> Iterator[Answer]:
+    """An answer to each picture, in the order given; the next batch is decoded while one is encoded."""
+    workers = min(8, os.cpu_count() or 1)
+
+    def decode(store: Store) -> tuple[Store, Pixels, tuple]:
+        pixels = Pixels(store, model.clip.eval_transform, model.clip.image_size, 0, workers)
+        return store, pixels, pixels.load(np.arange(len(store.keys), dtype=np.int64))
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = (ahead.submit(decode, store) for store in batches)
+        waiting = next(coming, None)
+        while waiting is not None:
+            store, pixels, (images, good) = waiting.result()
+            waiting = next(coming, None)
+            found = iter(probabilities(model.logits(images)) if good.any() else ())
+            for row, (key, fine) in enumerate(zip(store.keys, good.tolist(), strict=True)):
+                yield Answer(key, next(found)) if fine else Answer(key, None, pixels.broken[row])
+
+
+def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:
+    """Stores of at most ``size`` image files each; what ``paths`` yields is asked for as it is needed."""
+    keys = iter(paths)
+    while batch := list(islice(keys, size)):
+        yield FileStore(Path(), batch)
+
+
+def expanded(paths: Iterable[str]) -> Iterator[str]:
+    """The paths, each folder replaced by the images anywhere in it, sorted.
+
+    Raises:
+        UserError: a folder has none, or cannot be read.
+    """
+    for path in paths:
+        if not Path(path).is_dir():
+            yield path
+            continue
+        found = image_files(Path(path), "")
+        if not found:
+            raise UserError(f"no images in {path}: give a folder with files such as .jpg or .png")
+        yield from (os.path.join(path, name) for name in found)

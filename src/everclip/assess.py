@@ -1,0 +1,170 @@
+"""A model in use, against images with labels: what evaluation, calibration and merging share."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from everclip import data as sources
+from everclip.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.loader import Loader
+from everclip.data.pixels import Pixels
+from everclip.data.scenario import Task
+from everclip.deployed import Deployed, zero_shot
+from everclip.errors import UserError
+from everclip.evaluate import Scores, evaluate
+from everclip.models.clip import Clip
+
+log = logging.getLogger("everclip")
+
+KEPT_BYTES = 2 << 30
+"""Pixels that are kept at most; a larger set is decoded each time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says of images.
+
+    Args:
+        model: with the classes that there were to choose from.
+        scores: of the images that could be read; ``model.names`` are their columns.
+        skipped: path -> reason, for the others.
+    """
+
+    model: Deployed
+    scores: Scores
+    skipped: dict[str, str]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that are right."""
+        return self.scores.accuracy(0, len(self.model.labels))
+
+    def logits(self) -> Float[np.ndarray, "n c"]:
+        """Scores as logits of a softmax."""
+        return self.scores.scores.astype(np.float64) * self.model.to_logits
+
+    def truth(self) -> Int64[np.ndarray, " n"]:
+        """Each image's column."""
+        column = {label: place for place, label in enumerate(self.model.labels)}
+        return np.array([column[label] for label in self.scores.truth.tolist()], dtype=np.int64)
+
+
+def decoded(images: ImageSet, clip: Clip, kept: bool = False) -> Pixels:
+    """The images' pixels as the model takes them, kept in memory where they are looked at again."""
+    return Pixels(images.store, clip.eval_transform, clip.image_size, KEPT_BYTES if kept else 0)
+
+
+def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> Answers:
+    """Scores of images labelled with the model's labels. Raises RunError where none can be read."""
+    pixels = decoded(images, model.clip) if pixels is None else pixels
+    everything = [Task(0, "the data", model.labels, images, images)]
+    # the classifier was built before: evaluate asks for one of the task's labels, which are the model's
+    scores = evaluate(model.clip, lambda labels: model.classifier, everything, Loader(pixels, 128))
+    return Answers(model, scores, pixels.skipped())
+
+
+def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pixels | None = None) -> Answers:
+    """The model on a data set: among all its classes where it knows those of the images, else among the data's own.
+
+    Args:
+        expected: whether it should know them, so that a class it does not is worth a warning.
+        pixels: of the data, where they were decoded before.
+
+    Raises:
+        UserError: there are no images to test on.
+    """
+    images = _images(found)
+    label_of = dict(zip(model.names, model.labels, strict=True))
+    unknown = [name for name in present(found, images) if name not in label_of]
+    if not unknown:
+        return answers(model, images.relabel([label_of.get(name, -1) for name in found.class_names]), pixels)
+    if model.plan is not None and expected:
+        log.warning(
+            'class "%s" was not learned by the run: tested among the classes of %s alone',
+            *(unknown[0], found.name),
+        )
+    return text_alone(model.encoder, found, pixels)
+
+
+def text_alone(clip: Clip, found: Dataset, pixels: Pixels | None = None) -> Answers:
+    """A model's zero-shot classifier on a data set, among the data's classes. Raises UserError as ``examined`` does."""
+    return answers(zero_shot(clip.name, clip, found.class_names, found.templates), _images(found), pixels)
+
+
+def _images(found: Dataset) -> ImageSet:
+    images = found.whole()
+    if not len(images):
+        raise UserError(f"{found.name} has no test images: give a folder with images")
+    return images
+
+
+def present(found: Dataset, images: ImageSet) -> list[str]:
+    """Names of the classes that have images, in the data's order."""
+    return [found.class_names[label] for label in np.unique(images.labels).tolist()]
+
+
+def load(spec: str, model: Deployed) -> Dataset:
+    """A data set for a model, of the model's kind and with the prompts that suit it."""
+    if model.plan is None:
+        return sources.load(spec, model=model.spec)
+    config = model.plan.config
+    return sources.load(spec, config.scenario.kind, model=config.model)
+
+
+def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
+    """A data set to choose something on; ``option`` is what it was given as, for the message.
+
+    Raises:
+        UserError: it is what the model learned, whose probabilities would look too good, or its test images, which
+            would then measure nothing.
+    """
+    if model.plan is not None and _is_part_of(spec, model.plan.config.data):
+        raise UserError(
+            f"{option} {spec} is the data of {model.spec}: its training images were learned and its test images are"
+            " for the final figure; give images of their own"
+        )
+    return load(spec, model)
+
+
+def _is_part_of(spec: str, whole: str) -> bool:
+    """Whether a data set is another one, or that one's training or test part."""
+    if spec == whole:
+        return True
+    if not spec.partition(":")[2] or not whole.partition(":")[2]:
+        return False
+    this, root = (Path(name.partition(":")[2]).expanduser().resolve() for name in (spec, whole))
+    parts = {"train", "test" if (root / "test").is_dir() else "val"}
+    return this == root or (this.parent == root and this.name in parts)
+
+
+def fit_temperature(model: Deployed, spec: str) -> Calibration:
+    """A temperature for the model on held-out images of its classes.
+
+    Raises:
+        UserError: an image's class is not among the model's, the data is the model's own, or the model is right, or
+            wrong, wherever it is tried, so that no temperature is best.
+    """
+    found = load_held_out(spec, model, "--calibrate")
+    unknown = [name for name in present(found, found.whole()) if name not in model.names]
+    if unknown:
+        raise UserError(
+            f'--calibrate {spec} has images of "{unknown[0]}", which is none of the {len(model.names)} classes of'
+            f" {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
+        )
+    answered = examined(model, found)
+    fitted = fit(answered.logits(), answered.truth(), spec)
+    if not LOWEST * 1.01 < fitted.temperature < HIGHEST / 1.01:
+        right = "right" if fitted.temperature < 1 else "no better than chance"
+        raise UserError(
+            f"no temperature fits: {model.spec} is {right} on the {fitted.images} images of {spec};"
+            " give more of them"
+        )
+    if fitted.images < FEW:
+        log.warning("a temperature fitted on %d images is rough; %d are better", fitted.images, FEW)
+    return fitted

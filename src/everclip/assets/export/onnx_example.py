@@ -1,0 +1,46 @@
+"""Classes of pictures with numpy, Pillow and onnxruntime: python example.py photo.jpg ..."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+HERE = Path(__file__).parent
+HOW = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
+LABELS = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
+
+
+def load(path):
+    """A picture as float32 [3, size, size]."""
+    image, size = Image.open(path), HOW["size"]
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # on white
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    width, height = image.size
+    if HOW["resize_mode"] == "squash":
+        width = height = size
+    elif HOW["resize_mode"] == "longest":
+        ratio = max(width, height) / size
+        width, height = round(width / ratio), round(height / ratio)
+    else:
+        width, height = size * width // min(width, height), size * height // min(width, height)
+    image = image.resize((width, height), Image.Resampling[HOW["interpolation"].upper()])
+    canvas = Image.new("RGB", (max(size, width), max(size, height)), (HOW["fill_color"],) * 3)
+    canvas.paste(image, ((canvas.width - width) // 2, (canvas.height - height) // 2))
+    left, top = round((canvas.width - size) / 2), round((canvas.height - size) / 2)
+    pixels = np.asarray(canvas.crop((left, top, left + size, top + size)), dtype=np.float32)
+    return ((pixels / 255 - np.float32(HOW["mean"])) / np.float32(HOW["std"])).transpose(2, 0, 1)
+
+
+if __name__ == "__main__":
+    session = onnxruntime.InferenceSession(HERE / "model.onnx")
+    for name in sys.argv[1:]:
+        logits = np.asarray(session.run(None, {"images": load(name)[None]})[0], dtype=np.float64)[0]
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        for column in p.argsort()[::-1][:3]:
+            print(f"{name}\t{LABELS[column]}\t{p[column]:.3f}")

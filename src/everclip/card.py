@@ -1,0 +1,151 @@
+"""everclip.json: what a model folder says of itself, beside the weights that open_clip reads.
+
+format          1
+everclip        the version that wrote it
+classes         every class name; its index is its label
+tasks           [{"name", "labels"}]: the labels learned, in the order learned
+templates       prompts of the class embeddings
+classifier      "text": cosines to the class embeddings of the text tower, and the folder is the whole model;
+                "method": the method in ``settings`` classifies, whose state is in method.pt (state.pt
+                    in a run's checkpoint)
+settings        the config that it was trained with, without what belongs to the machine
+calibration     a temperature and what it was fitted on (calibration.py), or null
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from everclip import __version__
+from everclip.calibration import Calibration
+from everclip.config import Config, resolve
+from everclip.config.resolve import written
+from everclip.errors import UserError
+from everclip.plan import Plan
+from everclip.run import write_atomic
+
+FILE = "everclip.json"
+METHOD_FILE = "method.pt"
+CALIBRATION_FILE = "calibration.json"
+"""A run's temperature, with the stage that it belongs to; a checkpoint is left as it is."""
+FORMAT = 1
+_LOCAL = {"out", "device", "smoke", "tuned_on", "classnames", "templates", "loader", "checkpoint"}
+"""Keys of a config that tell of the machine, and nothing of the model."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class CardTask(_Model):
+    """A task that was learned."""
+
+    name: str
+    labels: list[int] = Field(min_length=1)
+
+
+class Card(_Model):
+    """The content of everclip.json; see the module."""
+
+    format: Literal[1] = FORMAT
+    everclip: str = __version__
+    classes: list[str] = Field(min_length=1)
+    tasks: list[CardTask] = Field(min_length=1)
+    templates: list[str] = Field(min_length=1)
+    classifier: Literal["text", "method"]
+    settings: dict[str, Any]
+    calibration: Calibration | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have one name")
+        if any(not 0 <= label < len(self.classes) for task in self.tasks for label in task.labels):
+            raise ValueError("a label is no index of a class")
+        return self
+
+    def config(self) -> Config:
+        """The settings as a config, with defaults for what was left out. Raises UserError for unknown options."""
+        return resolve(Config.model_validate(self.settings))
+
+
+def of_plan(plan: Plan, stages: int) -> Card:
+    """The card of a plan whose first ``stages`` tasks have been learned, where the method classifies."""
+    return Card(
+        classes=list(plan.prompts.names),
+        tasks=[CardTask(name=task.name, labels=list(task.classes)) for task in plan.tasks[:stages]],
+        templates=list(plan.prompts.templates),
+        classifier="method",
+        settings=settings(plan.config),
+    )
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What a card keeps of a config."""
+    kept = {key: value for key, value in written(config).items() if key not in _LOCAL}
+    return kept | {"scenario": {"kind": config.scenario.kind}}
+
+
+def read(folder: Path) -> Card:
+    """The card of a model folder.
+
+    Raises:
+        UserError: there is none, or it is not what everclip writes.
+    """
+    path = folder / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give a model folder of everclip"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (no UTF-8 text): export the model again") from error
+    try:
+        card = Card.model_validate_json(text)
+        card.config()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(
+            f"{path} is damaged or of another version ({reason}): export the model again"
+        ) from error
+    return card
+
+
+def write(folder: Path, card: Card) -> None:
+    """Write the card of a model folder, atomically: a key a line, as a list may have a thousand classes."""
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in card.model_dump().items()
+    ]
+    write_atomic(folder / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_of_run(path: Path, stage: int) -> Calibration | None:
+    """The temperature fitted for a stage of the run at ``path``; None where there is none, or another stage's.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / CALIBRATION_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = Calibration.model_validate(content["calibration"])
+        return found if content["stage"] == stage else None
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's error is a ValueError
+        raise UserError(f"{file} is damaged: remove it, or calibrate again") from error
+
+
+def write_of_run(path: Path, stage: int, calibration: Calibration) -> Path:
+    """Write it. Raises OSError."""
+    content = {"stage": stage, "calibration": calibration.model_dump()}
+    write_atomic(path / CALIBRATION_FILE, json.dumps(content, indent=2) + "\n")
+    return path / CALIBRATION_FILE

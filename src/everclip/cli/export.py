@@ -1,0 +1,112 @@
+"""everclip export: a learned model for other programs."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+    from torch import Tensor
+
+    from everclip.deployed import Deployed
+
+PICTURES = 64
+"""Drawn pictures that an export is checked on, where no images are given."""
+MOST = 256
+"""Images of ``--check`` at most."""
+
+
+def export(
+    model: str,
+    *,
+    format: str = "open-clip",
+    out: Annotated[str, Parameter(name=["--out", "-o"])],
+    classes: str | None = None,
+    check: str | None = None,
+    json: bool = False,
+) -> None:
+    """Write a learned model as an open_clip folder or as an ONNX graph, and check it against torch.
+
+    Examples
+    --------
+    everclip export runs/X -o birds/
+    everclip export runs/X --format onnx -o birds-onnx/ --check imagefolder:photos
+    everclip export lite --classes pets.txt --format onnx -o pets/
+
+    Parameters
+    ----------
+    model
+        A run directory, a model folder, or any model with --classes.
+    format
+        open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph with the classes in it,
+        for onnxruntime alone.
+    out
+        The folder to write, new or empty.
+    classes
+        A file with the classes to choose from, one a line.
+    check
+        Images in CLASS folders that the export is compared on; without it, drawn pictures.
+    json
+        Print one JSON object.
+    """
+    from everclip.deployed import open_model, read_classes
+    from everclip.errors import UserError, suggest
+    from everclip.export import export as write
+    from everclip.export import formats
+
+    if format not in formats():
+        raise UserError(f'--format is "{format}"{suggest(format, formats())}')
+    opened = open_model(model, None if classes is None else read_classes(classes))
+    pictures = drawn(opened.clip.image_size) if check is None else _images(opened, check)
+    written = write(opened, format, out, pictures)
+    result = {"model": model, "format": format, "out": out, "classes": len(opened.labels)}
+    result |= {"checked": written.checked, "notes": list(written.notes)}
+    if json:
+        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+        return
+    print(f"{out}: {format}, {len(opened.labels)} classes{_told(written.checked)}")
+    for note in written.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def drawn(size: int) -> UInt8[Tensor, "b 3 s s"]:
+    """Smooth pictures of random colours, the same every time."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand(PICTURES, 3, 4, 4, generator=random) * 255
+    fine = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    return (fine + 16 * torch.randn(fine.shape, generator=random)).clamp(0, 255).to(torch.uint8)
+
+
+def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
+    """Images of a data set, spread over it. Raises RunError where none can be read."""
+    import numpy as np
+
+    from everclip import assess
+    from everclip.data.pixels import Pixels
+    from everclip.errors import RunError
+
+    images = assess.load(data, model).whole()
+    rows = images.rows[np.unique(np.linspace(0, len(images) - 1, MOST).astype(np.int64))]
+    found, good = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0).load(rows)
+    if not good.any():
+        raise RunError(f"not one of {len(rows)} images of {data} can be read")
+    return found
+
+
+def _told(checked: dict[str, Any]) -> str:
+    if "same_class" in checked:
+        return (
+            f"; onnxruntime beside torch on {checked['pictures']} pictures: the same class on {checked['same_class']},"
+            f" probabilities within {checked['largest_difference_of_probabilities']:.1g}"
+        )
+    again = checked["everclip"]
+    beside = f"; read again: {f'probabilities within {again:.1g}' if again else 'the same probabilities'}"
+    if "open_clip" in checked:
+        beside += f"; open_clip: features within {checked['open_clip']:.1g}"
+    return beside

@@ -1,0 +1,119 @@
+"""everclip merge: weights between a learned model and another one."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from everclip.errors import UserError
+
+if TYPE_CHECKING:
+    from everclip.merging import Pair, Tried
+
+AUTO = "auto"
+
+
+def merge(
+    run: str,
+    *,
+    other: Annotated[str, Parameter(name="--with")],
+    alpha: str = AUTO,
+    validate: tuple[str, ...] = (),
+    out: Annotated[str, Parameter(name=["--out", "-o"])],
+    json: bool = False,
+) -> None:
+    """Mix a learned model's weights with those it began with, or with another run's (WiSE-FT).
+
+    Examples
+    --------
+    everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
+    everclip merge runs/X --with zero-shot --validate imagefolder:val -o merged/
+    everclip merge runs/X --with runs/Y --alpha 0.5 -o both/
+
+    Parameters
+    ----------
+    run
+        A run directory or a model folder whose text tower classifies.
+    other
+        zero-shot: the model that it began with; or a run, a model folder or a model of the same architecture.
+    alpha
+        Share of the learned weights, 0..1; auto: of 0, 0.1, ..., 1 the best on --validate.
+    validate
+        Images in CLASS folders to choose alpha on, not the run's own; given several times, their mean accuracy counts.
+        With a number for alpha they are only reported.
+    out
+        The model folder to write, new or empty.
+    json
+        Print one JSON object.
+    """
+    from everclip import merging
+    from everclip.deployed import save
+    from everclip.export import new_folder
+
+    share = _share(alpha)
+    if share is None and not validate:
+        raise UserError(
+            "--alpha auto chooses on held-out images: give --validate DATA, or a number such as --alpha 0.5"
+        )
+    with new_folder(out) as folder:
+        models = merging.pair(run, other)
+        sets = merging.held_out(models, validate)
+        shares = merging.GRID if share is None else (share,)
+        tried = [merging.try_share(models, value, sets) for value in shares] if sets else []
+        chosen = merging.best(tried).alpha if share is None else share
+        save(models.mixed(chosen), folder)
+    result = _result(models, chosen, tried, [found.name for found, _ in sets])
+    result |= {"model": run, "out": out, "chosen": share is None}
+    if json:
+        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        _show(result)
+
+
+def _share(alpha: str) -> float | None:
+    if alpha == AUTO:
+        return None
+    try:
+        share = float(alpha)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f'--alpha is "{alpha}": write a number from 0 to 1, or auto')
+    return share
+
+
+def _result(models: Pair, chosen: float, tried: list[Tried], data: list[str]) -> dict[str, Any]:
+    return {
+        "with": models.other_name,
+        "alpha": chosen,
+        "classes": len(models.learned.labels),
+        "data": data,
+        "tried": [{"alpha": one.alpha, "accuracy": list(one.accuracies), "mean": one.mean} for one in tried],
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    if result["tried"]:
+        table = Table(title="accuracy on held-out images", title_justify="left")
+        table.add_column("alpha", justify="right")
+        for name in [*result["data"], *(["mean"] if len(result["data"]) > 1 else [])]:
+            table.add_column(escape(name), justify="right")
+        for row in result["tried"]:
+            cells = [*row["accuracy"], *([row["mean"]] if len(result["data"]) > 1 else [])]
+            mark = " *" if result["chosen"] and row["alpha"] == result["alpha"] else ""
+            table.add_row(f"{row['alpha']:.1f}{mark}", *(f"{cell:.1%}" for cell in cells))
+        console.print(table)
+    how = "chosen" if result["chosen"] else "given"
+    console.print(
+        f"{result['out']}: {result['alpha']:.2g} of {result['model']} and {1 - result['alpha']:.2g} of"
+        f" {result['with']} ({how}), {result['classes']} classes",
+        markup=False,
+        highlight=False,
+    )

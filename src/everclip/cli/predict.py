@@ -1,0 +1,175 @@
+"""everclip predict: classes of pictures."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from everclip.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from everclip.answering import Answer
+    from everclip.calibration import Calibration
+    from everclip.deployed import Deployed
+
+FILE_WIDTH = 40
+"""Characters of a path on a terminal."""
+NONE = "none"
+"""What stands for a class where no one is probable enough."""
+
+
+def predict(
+    model: str,
+    *files: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    top: int = 5,
+    reject_below: float = 0.0,
+    classes: str | None = None,
+    calibrate: str | None = None,
+    json: bool = False,
+) -> None:
+    """Classes of pictures with their probabilities, a line a picture.
+
+    Examples
+    --------
+    everclip predict runs/X photo.jpg photos/
+    everclip predict runs/X - --json < paths.txt
+    everclip predict runs/X --calibrate imagefolder:validation
+    everclip predict runs/X photos/ --reject-below 0.5
+    everclip predict lite photos/ --classes pets.txt
+
+    Parameters
+    ----------
+    model
+        A run directory, a model folder, or any model with --classes.
+    files
+        Pictures, folders of them, or - for a list of paths on standard input.
+    top
+        So many classes a picture, the most probable first.
+    reject_below
+        Say "none" where the most probable class is less probable than this, 0..1.
+    classes
+        A file with the classes to choose from, one a line.
+    calibrate
+        Images in CLASS folders that were not learned: fits the temperature that makes probabilities believable, and
+        keeps it.
+    json
+        A JSON object a line.
+    """
+    from everclip.deployed import open_model, read_classes
+
+    if top < 1:
+        raise UserError(f"--top is {top}: write a whole number from 1")
+    if not 0 <= reject_below <= 1:
+        raise UserError(f"--reject-below is {reject_below}: write a probability from 0 to 1")
+    if not files and calibrate is None:
+        raise UserError(
+            "everclip predict needs pictures: give files, folders, or - for paths on standard input"
+        )
+    paths = _paths(files)
+    opened = open_model(model, None if classes is None else read_classes(classes))
+    if calibrate is not None:
+        opened = _calibrate(opened, calibrate)
+    if files:
+        _say(opened, paths, top, reject_below, json)
+
+
+def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, json: bool) -> None:
+    """Print a line a picture. Raises RunError where none could be read."""
+    from everclip.answering import BATCH, answers, files
+
+    if reject_below and model.calibration is None:
+        print(f"note: probabilities of {model.spec} are not calibrated: see --calibrate", file=sys.stderr)
+    aligned = max(map(len, [*model.names, NONE])) if sys.stdout.isatty() else None
+    read = total = 0
+    for answer in answers(model, files(paths)):
+        total += 1
+        read += answer.probabilities is not None
+        shown = as_dict(model, answer, top, reject_below)
+        line = json_module.dumps(shown, ensure_ascii=False) if json else as_line(shown, aligned)
+        print(line, flush=total % BATCH == 0)
+    if not read:
+        raise RunError(f"not one of {total} pictures could be read: the lines above say why")
+
+
+def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
+    """One line of ``--json``: file, class, probability, top, error; null where there is none."""
+    if answer.probabilities is None:
+        return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
+    order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
+    ranked = [
+        {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
+    ]
+    best = ranked[0]
+    rejected = float(answer.probabilities[order[0]]) < reject_below
+    return {
+        "file": answer.key,
+        "class": None if rejected else best["class"],
+        "probability": best["probability"],
+        "top": ranked,
+        "error": None,
+    }
+
+
+def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:
+    """The same with tabs: file, class (or "none"), its probability, then the other classes and theirs.
+
+    Args:
+        aligned: for a terminal, characters of a class in columns of spaces.
+    """
+    cells = [(shown["file"], FILE_WIDTH), (NONE if shown["class"] is None else shown["class"], aligned or 0)]
+    if shown["error"] is not None:
+        cells += [("", 5), (f"cannot be read: {shown['error']}", 0)]
+    else:
+        cells.append((f"{shown['probability']:.3f}", 5))
+    for other in shown["top"][1:]:
+        cells += [(other["class"], aligned or 0), (f"{other['probability']:.3f}", 5)]
+    if aligned is None:
+        return "\t".join(text for text, _ in cells)
+    return "  ".join(f"{text:<{width}}" for text, width in cells).rstrip()
+
+
+def _paths(files: tuple[str, ...]) -> Iterator[str]:
+    """The pictures' paths. Raises UserError for one that is not there, before any model is loaded."""
+    from everclip.answering import expanded
+
+    lost = next((path for path in files if path != "-" and not Path(path).exists()), None)
+    if lost is not None and lost.startswith("--"):
+        raise UserError(f'everclip predict has no option "{lost}": see everclip predict --help')
+    if lost is not None:
+        raise UserError(
+            f"{lost} does not exist: give pictures, folders of them, or - for paths on standard input"
+        )
+    listed = (line.rstrip("\n") for line in sys.stdin if line.strip())
+    found = expanded(chain.from_iterable(listed if path == "-" else [path] for path in files))
+    try:
+        return chain([next(found)], found) if files else found
+    except StopIteration:
+        raise UserError("no paths on standard input: write one a line") from None
+
+
+def _calibrate(model: Deployed, data: str) -> Deployed:
+    """The model with a temperature fitted on ``data``, which is kept in the model's folder."""
+    from dataclasses import replace
+
+    from everclip import assess
+    from everclip.deployed import keep_calibration
+
+    plain = replace(model, calibration=None)
+    fitted = assess.fit_temperature(plain, data)
+    kept = keep_calibration(plain, fitted)
+    where = "for this call: the model has no folder of its own" if kept is None else f"kept in {kept}"
+    print(_told(fitted) + f"; {where}", file=sys.stderr)
+    return replace(model, calibration=fitted)
+
+
+def _told(fitted: Calibration) -> str:
+    return (
+        f"temperature {fitted.temperature:.3g}, fitted on {fitted.images} images of {fitted.data}:"
+        f" calibration error {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (measured by halves)"
+    )

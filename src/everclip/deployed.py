@@ -1,0 +1,310 @@
+"""A learned model in use: an encoder, the classes that it knows, and what makes scores of pictures.
+
+What can be opened, and which classes there are to choose from:
+
+    a run directory          those learned up to its newest finished task
+    a model folder           those in its everclip.json: what ``everclip export`` and ``everclip merge`` write
+    any other model          those given: ``lite``, NAME:TAG, hf-hub:ORG/REPO, local-dir:FOLDER (of a run or model
+                             folder too, whose text tower is then asked)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from everclip import card as cards
+from everclip import methods
+from everclip.calibration import Calibration
+from everclip.card import FILE, METHOD_FILE, Card, CardTask
+from everclip.config import Config
+from everclip.config.models import MethodChoice
+from everclip.data.folders import check_names
+from everclip.data.images import Dataset, FileStore, ImageSet
+from everclip.data.prompts import PHOTO, Prompts, read_lines
+from everclip.data.scenario import Task, seen
+from everclip.errors import UserError, suggest
+from everclip.methods._base import Classifier, TextClassifier
+from everclip.models import zoo
+from everclip.models.catalogue import LITE
+from everclip.models.clip import Clip
+from everclip.plan import Plan
+from everclip.restore import STATE, device, freeze, grow, load_model, open_run
+from everclip.run import Run
+
+LOCAL = "local-dir:"
+
+
+@dataclass(frozen=True, eq=False)
+class Deployed:
+    """A model with its classes.
+
+    Args:
+        spec: what it was opened by.
+        clip: the model; where the text tower classifies, ``encoder`` may be another (averaged weights).
+        classes: every class name; its index is its label.
+        labels: those to choose from, in the order learned: the columns of all scores.
+        templates: prompts of the class embeddings.
+        build: labels to a classifier of them.
+        plan: what it was trained with; without images unless it was opened for them.
+        calibration: the temperature that was fitted for it.
+    """
+
+    spec: str
+    clip: Clip
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    templates: tuple[str, ...]
+    build: Callable[[tuple[int, ...]], nn.Module]
+    plan: Plan | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.classes[label] for label in self.labels)
+
+    @cached_property
+    def classifier(self) -> nn.Module:
+        """Maps normalised images to scores, a column a label."""
+        with torch.no_grad():  # not inference_mode, whose tensors an exporter cannot trace
+            return self.build(self.labels).eval()
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the text tower's class embeddings are the classifier, so that the two towers are the whole model."""
+        return isinstance(self.classifier, TextClassifier)
+
+    @property
+    def encoder(self) -> Clip:
+        """The model whose features are scored, as far as it is a CLIP model."""
+        return self.classifier.clip if isinstance(self.classifier, TextClassifier) else self.clip
+
+    @property
+    def to_logits(self) -> float:
+        """What a score is multiplied with to be the logit of a softmax: 1 / temperature is part of it."""
+        sharpness = self.classifier.to_logits if isinstance(self.classifier, Classifier) else 1.0
+        return sharpness / (self.calibration.temperature if self.calibration else 1.0)
+
+    @torch.inference_mode()
+    def logits(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[np.ndarray, "b c"]:
+        """Logits of pictures of the model's size; softmax makes probabilities of them. -inf: a class never trained."""
+        scores = self.classifier(self.clip.normalise(images)).double() * self.to_logits
+        return scores.cpu().numpy()
+
+    def among(self, names: Sequence[str]) -> Deployed:
+        """The same model with some of its classes to choose from. Raises UserError for a class not learned."""
+        for name in names:
+            if name not in self.names:
+                near = suggest(name, self.names)
+                raise UserError(
+                    f'"{name}" is none of the {len(self.names)} classes that {self.spec} has learned'
+                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} asks its text tower for any class"
+                )
+        return replace(self, labels=tuple(label for label in self.labels if self.classes[label] in names))
+
+
+def zero_shot(spec: str, clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Deployed:
+    """A model whose classes are whatever the text tower is asked for."""
+
+    def build(labels: tuple[int, ...]) -> nn.Module:
+        return TextClassifier(clip, clip.class_embeddings([names[label] for label in labels], templates))
+
+    return Deployed(spec, clip, tuple(names), tuple(range(len(names))), tuple(templates), build)
+
+
+def is_learned(spec: str) -> bool:
+    """Whether ``spec`` is a run directory or a model folder, which have classes of their own."""
+    path = Path(spec).expanduser()
+    return (path / "config.toml").is_file() or (path / FILE).is_file()
+
+
+def pretrained(model: Deployed) -> Clip:
+    """What a learned model began as, at its image size. Raises UserError where that cannot be had."""
+    assert model.plan is not None
+    config = model.plan.config
+    return zoo.load(config.model, config.image_size, device("auto"))
+
+
+def open_model(
+    spec: str,
+    classes: Sequence[str] | None = None,
+    image_size: int | None = None,
+    templates: Sequence[str] | None = None,
+) -> Deployed:
+    """The model that ``spec`` names, ready to use; no training data is read where a model folder says it all.
+
+    Args:
+        spec: a run directory, a model folder, or any model that training can start from.
+        classes: those to choose from: of a learned model some of its own, of any other model whatever it is asked for.
+        image_size, templates: of a model that has learned nothing; the others have their own.
+
+    Raises:
+        UserError: no such model, or one without classes.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file():
+        raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
+    if not is_learned(spec):
+        if classes is None:
+            raise UserError(f"{spec} comes without classes: give --classes FILE, one name a line")
+        check_names(classes, "the classes given")
+        prompts = templates or _templates(spec)
+        return zero_shot(spec, zoo.load(spec, image_size, device("auto")), classes, prompts)
+    if image_size is not None or templates is not None:
+        option = "--templates" if image_size is None else "--image-size"
+        raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
+    found = _of_folder(path, spec) if (path / FILE).is_file() else _of_checkpoint(path)
+    return found if classes is None else found.among(classes)
+
+
+def of_run(path: Path) -> Deployed:
+    """A run's model after its newest finished task, with the run's images in its plan.
+
+    Raises:
+        UserError: ``path`` is no run, has finished no task, or its data is not what it was.
+    """
+    plan, clip, stage = open_run(path)
+    found = _of_plan(str(path), plan, clip, stage)
+    return replace(found, calibration=cards.read_of_run(path, stage))
+
+
+def _of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
+    labels = seen(plan.tasks[: stage + 1])
+    prompts, method = plan.prompts, plan.method
+    plan = replace(plan, tasks=plan.tasks[: stage + 1])
+
+    def build(labels: tuple[int, ...]) -> nn.Module:
+        return method.classifier(clip, labels)
+
+    return Deployed(spec, clip, prompts.names, labels, prompts.templates, build, plan)
+
+
+def _of_checkpoint(path: Path) -> Deployed:
+    """The same without the images, which may be elsewhere, or too many to list: the checkpoint's card says enough."""
+    run = Run(path, Run.read_config(path))
+    place = run.store.newest_task()
+    folder = None if place is None else run.store.folder(place)
+    if place is None or folder is None or not (folder / FILE).is_file():
+        return of_run(path)
+    found = _of_folder(folder, str(path))
+    return replace(found, calibration=cards.read_of_run(path, place.task - 1))
+
+
+def _of_folder(folder: Path, spec: str) -> Deployed:
+    """A model folder, or a checkpoint, from its card alone."""
+    card = cards.read(folder)
+    plan = _without_images(card)
+    if card.classifier == "text":
+        clip = zoo.load(f"{LOCAL}{folder}", plan.config.image_size, device("auto"))
+        known = zero_shot(spec, clip, card.classes, card.templates)
+        return replace(known, labels=seen(plan.tasks), plan=plan, calibration=card.calibration)
+    file = folder / (STATE if (folder / STATE).is_file() else METHOD_FILE)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever a damaged file makes it raise
+        raise UserError(f"{file} cannot be read ({type(error).__name__}): export the model again") from error
+    state = state["method"] if file.name == STATE else state
+    clip = load_model(plan, f"{LOCAL}{folder}")
+    for task in plan.tasks:
+        grow(plan, clip, task)
+    try:
+        plan.method.load_state_dict(state)
+    except (
+        RuntimeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # another version's state has other keys or shapes
+        raise UserError(
+            f"{file} does not fit {FILE} beside it, or these versions: export the model again"
+        ) from error
+    freeze(plan, clip)
+    return replace(_of_plan(spec, plan, clip, len(plan.tasks) - 1), calibration=card.calibration)
+
+
+def _without_images(card: Card) -> Plan:
+    """The plan that a card tells of: its tasks have classes and no images."""
+    config, nothing = card.config(), np.zeros(0, dtype=np.int64)
+    none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing)
+    data = Dataset("none", tuple(card.classes), ("",), none, none, tuple(card.templates))
+    tasks = [Task(index, task.name, tuple(task.labels), none, none) for index, task in enumerate(card.tasks)]
+    prompts = Prompts(data.class_names, data.templates, config.train.captions)
+    return Plan(config, data, tasks, prompts, methods.build(config, prompts))
+
+
+def card_of(model: Deployed) -> Card:
+    """What the model's folder has to say of it. Where the text tower classifies, only learned classes are listed."""
+    if model.plan is None:
+        config = Config(
+            model=model.spec, image_size=model.clip.image_size, method=MethodChoice(name="zero_shot")
+        )
+        return Card(
+            classes=list(model.classes),
+            tasks=[CardTask(name="asked for", labels=list(model.labels))],
+            templates=list(model.templates),
+            classifier="text",
+            settings=cards.settings(config),
+            calibration=model.calibration,
+        )
+    assert model.labels == seen(model.plan.tasks), "a folder keeps all learned classes"
+    card = cards.of_plan(model.plan, len(model.plan.tasks)).model_copy(
+        update={"calibration": model.calibration}
+    )
+    if not model.reads_text:
+        return card
+    place = {label: place for place, label in enumerate(model.labels)}
+    tasks = [CardTask(name=t.name, labels=[place[label] for label in t.labels]) for t in card.tasks]
+    return card.model_copy(update={"classifier": "text", "classes": list(model.names), "tasks": tasks})
+
+
+def save(model: Deployed, folder: Path) -> None:
+    """Write a model folder: an open_clip ``local-dir``, everclip.json, and the method's state where it classifies."""
+    model.encoder.save(folder)
+    cards.write(folder, card_of(model))
+    if not model.reads_text:
+        assert model.plan is not None
+        torch.save(model.plan.method.state_dict(), folder / METHOD_FILE)
+
+
+def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
+    """Note a temperature where the model was opened from: in a folder's card, or beside a run's checkpoints.
+
+    Returns:
+        the file; None where the model has no folder of its own.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if model.plan is None:
+        return None
+    folder = Path(model.spec).expanduser()
+    try:
+        if (folder / FILE).is_file():
+            cards.write(folder, cards.read(folder).model_copy(update={"calibration": calibration}))
+            return folder / FILE
+        return cards.write_of_run(folder, len(model.plan.tasks) - 1, calibration)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): make it writable") from error
+
+
+def read_classes(path: str) -> list[str]:
+    """Class names, one a line. Raises UserError where the file cannot be read or names a class twice."""
+    names = [line.strip() for line in read_lines(Path(path).expanduser(), "classes")]
+    check_names(names, path)
+    return names
+
+
+def _templates(spec: str) -> tuple[str, ...]:
+    """The prompts of a model whose user names none."""
+    if spec != LITE:
+        return (PHOTO,)
+    from everclip.models.lite import TEMPLATES
+
+    return TEMPLATES

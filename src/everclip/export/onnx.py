@@ -1,0 +1,165 @@
+"""An ONNX graph from pictures to scores, with all that a program without torch needs beside it.
+
+    model.onnx          images float32 [batch, 3, size, size] -> logits float32 [batch, classes]; any batch size
+    labels.json         the classes, in the order of the columns
+    preprocess.json     how a picture becomes ``images``
+    example.py          a standalone program: numpy, Pillow and onnxruntime
+
+The classes are fixed: of a model whose text tower classifies, the graph has the image tower and the class embeddings.
+softmax(logits) are the probabilities that ``everclip predict`` shows, a fitted temperature included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from everclip import __version__
+from everclip.calibration import probabilities
+from everclip.deployed import Deployed
+from everclip.errors import RunError, UserError
+from everclip.export import Written
+from everclip.models.clip import Clip
+
+LINE = "a graph for onnxruntime, with the classes in it"
+TOLERANCE = 1e-3
+"""Largest difference of a probability."""
+EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "onnx_example.py"
+
+
+def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> Written:
+    """Write the graph and its files, and run it with onnxruntime beside torch.
+
+    Raises:
+        UserError: the packages of the extra ``onnx`` are missing, or the exporter does not know an operation.
+        RunError: a probability differs from torch's by more than ``TOLERANCE``.
+    """
+    with _needed(), _quiet():
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  (the exporter's)
+
+        program = _trace(model)
+        program.save(folder / "model.onnx")
+        graph = onnx.load(folder / "model.onnx", load_external_data=False)
+        onnx.helper.set_model_props(graph, {"classes": json.dumps(model.names, ensure_ascii=False)})
+        onnx.save(graph, folder / "model.onnx")
+    _write_json(folder / "labels.json", list(model.names))
+    _write_json(folder / "preprocess.json", preprocessing(model.clip))
+    shutil.copyfile(EXAMPLE, folder / "example.py")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return Written(_compare(model, session, pictures))
+
+
+class _Graph(nn.Module):
+    """Images, normalised as preprocess.json says, to logits."""
+
+    def __init__(self, model: Deployed) -> None:
+        super().__init__()
+        self.clip, self.classifier, self.to_logits = model.clip, model.classifier, model.to_logits
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        inputs = images if self.clip.trunk is None else self.clip.trunk(images)
+        return (self.classifier(inputs) * self.to_logits).float()
+
+
+def _trace(model: Deployed) -> Any:
+    """The graph, with a batch of any size."""
+    side = model.clip.image_size
+    batch = torch.zeros(2, 3, side, side, device=model.clip.device)
+    try:
+        with torch.no_grad():
+            return torch.onnx.export(
+                _Graph(model).eval(),
+                (batch,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}") from error
+
+
+def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
+    """Differences between onnxruntime and torch on the pictures."""
+    ours = model.logits(pictures)
+    mean, std = (
+        np.array(values, dtype=np.float32)[:, None, None] for values in (model.clip.mean, model.clip.std)
+    )
+    inputs = (pictures.numpy().astype(np.float32) / 255 - mean) / std
+    parts = [session.run(None, {"images": part})[0] for part in np.array_split(inputs, -(-len(inputs) // 32))]
+    theirs = np.concatenate(parts)
+    worst = float(np.abs(probabilities(ours) - probabilities(theirs)).max())
+    same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+    if worst > TOLERANCE:
+        raise RunError(
+            f"onnxruntime's probabilities differ from torch's by up to {worst:.2g} on {len(ours)} pictures"
+        )
+    finite = np.isfinite(ours)
+    return {
+        "pictures": len(ours),
+        "same_class": same,
+        "largest_difference_of_logits": float(
+            np.abs(ours - theirs, where=finite, out=np.zeros_like(ours)).max()
+        ),
+        "largest_difference_of_probabilities": worst,
+    }
+
+
+def preprocessing(clip: Clip) -> dict[str, Any]:
+    """How a picture becomes the graph's input, as ``example.py`` does it."""
+    known = clip.preprocessing()
+    return {
+        "everclip": __version__,
+        "input": "images: float32 [batch, 3, size, size], RGB, (value / 255 - mean) / std",
+        "output": "logits: float32 [batch, classes]; softmax makes probabilities; -inf: a class never trained",
+        "size": clip.image_size,
+        "resize_mode": known["resize_mode"],
+        "interpolation": known["interpolation"],
+        "fill_color": known["fill_color"],
+        "mean": list(clip.mean),
+        "std": list(clip.std),
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _needed() -> Iterator[None]:
+    """What is missing, as one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'--format onnx needs the package {error.name}: pip install "everclip[onnx]"'
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter prints, logs and warns of; what goes wrong comes as an exception."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

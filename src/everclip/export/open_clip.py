@@ -1,0 +1,112 @@
+"""An open_clip folder, which open_clip loads unchanged, with everclip.json beside it.
+
+open_clip_config.json, open_clip_model.safetensors     the towers
+everclip.json                                          classes, prompts, temperature
+method.pt                                              only where something else than the text tower classifies
+config.json, tokenizer.json, ...                       of a Hugging Face text tower
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from everclip.calibration import probabilities
+from everclip.data.scenario import seen
+from everclip.deployed import Deployed, open_model, save
+from everclip.errors import RunError, UserError
+from everclip.export import Written
+from everclip.models.clip import CONFIG_FILE, Clip
+
+LINE = "a folder for open_clip, and for everclip"
+PROMPTS = ("a photo of a cat.", "b")
+TOLERANCE = 1e-4
+"""Largest difference of unit-length features; the same weights give the same up to the order of additions."""
+
+
+def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> Written:
+    """Write the folder, and load it with open_clip alone where that needs no hub.
+
+    Raises:
+        UserError: some of the learned classes were left out.
+        RunError: what is read from the folder gives other scores or features.
+    """
+    if model.plan is not None and model.labels != seen(model.plan.tasks):
+        raise UserError(
+            "--classes is for --format onnx, or a model that has learned nothing: a folder keeps all classes"
+        )
+    save(model, folder)
+    checked = {"everclip": _compare_reopened(model, folder, pictures)}
+    encoder, notes = model.encoder, []
+    if not model.reads_text:
+        notes.append(
+            "open_clip loads the towers; the classifier of this method is in method.pt, which everclip reads;"
+            " --format onnx has both"
+        )
+    if encoder.centered:
+        notes.append(
+            "this model subtracts a mean from image features (center=true): everclip does, plain open_clip does not"
+        )
+    text = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    if hub := text.get("hf_model_name"):
+        notes.append(
+            f"open_clip asks the Hugging Face hub, or its cache, for the text tower {hub}; everclip reads the folder"
+            " alone"
+        )
+    else:
+        checked["open_clip"] = _compare(encoder, folder, pictures)
+    return Written(checked, tuple(notes))
+
+
+def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
+    """Largest difference of probabilities between the model and what everclip reads from the folder."""
+    again = open_model(str(folder))
+    assert again.names == model.names
+    worst = float(np.abs(probabilities(again.logits(pictures)) - probabilities(model.logits(pictures))).max())
+    if worst > TOLERANCE:
+        raise RunError(
+            f"the folder gives other probabilities than the model when everclip loads it (by {worst:.2g})"
+        )
+    return worst
+
+
+@torch.inference_mode()
+def _compare(encoder: Clip, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
+    """Largest difference of image and text features between our model and the one that open_clip loads."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+            tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(PROMPTS))
+    finally:
+        logging.disable(level)
+    loaded = made[0].to(encoder.device).eval()
+    mean, std = (
+        torch.tensor(values, device=encoder.device)[:, None, None] for values in (encoder.mean, encoder.std)
+    )
+    images = (pictures.to(encoder.device) / 255 - mean) / std
+    ours = encoder.model.encode_image(
+        encoder.normalise(pictures)
+    )  # without the mean that open_clip knows nothing of
+    pairs = [
+        (loaded.encode_image(images), ours),
+        (loaded.encode_text(tokens.to(encoder.device)), encoder.encode_text(PROMPTS)),
+    ]
+    unit = torch.nn.functional.normalize
+    worst = max((unit(one, dim=-1) - unit(two, dim=-1)).abs().max().item() for one, two in pairs)
+    if worst > TOLERANCE:
+        raise RunError(
+            f"the folder gives other features than the model when open_clip loads it (by {worst:.2g})"
+        )
+    return worst

@@ -1,0 +1,175 @@
+"""One model between two: WiSE-FT after training (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
+
+    theta(alpha) = (1 - alpha) theta_other + alpha theta_learned        each weight and float buffer of both towers
+
+theta_other is the model that training began with, or another one that began with the same. What classifies must be the
+text tower: heads and towers that a method added have no counterpart. The choice of alpha looks at held-out images.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from everclip.assess import decoded, examined, load_held_out
+from everclip.data.images import Dataset
+from everclip.data.pixels import Pixels
+from everclip.data.scenario import Task, seen
+from everclip.deployed import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
+from everclip.errors import UserError
+from everclip.methods._weights import blend
+from everclip.models import zoo
+from everclip.models.clip import Clip
+
+log = logging.getLogger("everclip")
+
+GRID = tuple(step / 10 for step in range(11))
+"""The shares that are tried."""
+ZERO_SHOT = "zero-shot"
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two models of one architecture.
+
+    Args:
+        learned: with the classes of both.
+        other: the weights at alpha 0.
+        other_name: what they are.
+    """
+
+    learned: Deployed
+    other: Clip
+    other_name: str
+
+    def mixed(self, alpha: float) -> Deployed:
+        """The model with a share ``alpha`` of the learned weights; 0 and 1 give the end points bit for bit."""
+        clip = copy.deepcopy(self.learned.encoder)
+        before, after = self.other.model.state_dict(), clip.model.state_dict()
+        with torch.no_grad():
+            clip.model.load_state_dict(blend(before, after, alpha))
+        learned = self.learned
+        made = zero_shot(learned.spec, clip, learned.classes, learned.templates)
+        return replace(made, labels=learned.labels, plan=learned.plan)
+
+
+def pair(spec: str, other: str) -> Pair:
+    """The model ``spec`` and what it is mixed with.
+
+    Args:
+        other: ``zero-shot`` for what ``spec`` began with; else a run, a model folder or any model.
+
+    Raises:
+        UserError: one of them is not to be had, is classified by more than its text tower, or has other weights.
+    """
+    learned = _read(spec)
+    if other == ZERO_SHOT:
+        clip = pretrained(learned)
+        name = clip.name
+    elif is_learned(other):
+        second = _read(other)
+        clip, name = second.encoder, other
+        learned = _with_classes_of(learned, second)
+    else:
+        clip, name = zoo.load(other, learned.clip.image_size, learned.clip.device), other
+    clip = whole(clip)
+    _check(learned, clip, name)
+    return Pair(learned, clip, name)
+
+
+def _read(spec: str) -> Deployed:
+    if not is_learned(spec):
+        raise UserError(f"{spec} has learned nothing: give a run directory or a model folder")
+    model = open_model(spec)
+    if not model.reads_text:
+        assert model.plan is not None
+        raise UserError(
+            f"{spec} was learned with {model.plan.config.method.name}, whose classifier is more than the text tower"
+            " and has no counterpart to mix with: merge a run that classifies by text"
+        )
+    known = zero_shot(spec, whole(model.encoder), model.classes, model.templates)
+    return replace(known, labels=model.labels, plan=model.plan)
+
+
+def whole(clip: Clip) -> Clip:
+    """The model in one piece, where the frozen part of its image tower was cut off."""
+    if clip.trunk is None:
+        return clip
+    with tempfile.TemporaryDirectory() as folder:
+        clip.save(folder)
+        return zoo.load(f"{LOCAL}{folder}", clip.image_size, clip.device)
+
+
+def _with_classes_of(learned: Deployed, second: Deployed) -> Deployed:
+    """The first model with the second one's classes after its own."""
+    new = tuple(name for name in second.names if name not in learned.names)
+    if not new:
+        return learned
+    assert learned.plan is not None
+    classes = learned.names + new
+    first, plan = len(learned.names), learned.plan
+    none = plan.data.train.select(np.zeros(0, dtype=np.int64))
+    label_of = {label: place for place, label in enumerate(learned.labels)}
+    tasks = [
+        Task(t.index, t.name, tuple(label_of[label] for label in t.classes), none, none) for t in plan.tasks
+    ]
+    tasks.append(Task(len(tasks), second.spec, tuple(range(first, len(classes))), none, none))
+    made = zero_shot(learned.spec, learned.encoder, classes, learned.templates)
+    prompts = replace(plan.prompts, names=classes)
+    return replace(made, labels=seen(tasks), plan=replace(plan, tasks=tasks, prompts=prompts))
+
+
+def _check(learned: Deployed, other: Clip, name: str) -> None:
+    """Refuse weights that cannot be mixed. Raises UserError."""
+    ours, theirs = learned.encoder, other
+    shapes = [
+        {key: tuple(value.shape) for key, value in clip.model.state_dict().items()} for clip in (ours, theirs)
+    ]
+    if shapes[0] != shapes[1] or repr(ours.model) != repr(theirs.model):
+        raise UserError(
+            f"{learned.spec} and {name} are not of one architecture: give models that began with the same one"
+        )
+    if (ours.mean, ours.std, ours.image_size) != (theirs.mean, theirs.std, theirs.image_size):
+        raise UserError(
+            f"{learned.spec} and {name} prepare images in different ways, so they cannot be mixed"
+        )
+    if theirs.centered and not ours.centered:
+        raise UserError(
+            f"{name} subtracts a mean from image features and {learned.spec} does not: give two runs of one center="
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What a share gives on the held-out images: mean accuracy over the data sets."""
+
+    alpha: float
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the data sets."""
+        return float(np.mean(self.accuracies))
+
+
+def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]:
+    """The data sets to choose on, decoded once. Raises UserError for the model's own data, its test set included."""
+    found = [load_held_out(spec, models.learned, "--validate") for spec in specs]
+    return [(data, decoded(data.whole(), models.other, kept=True)) for data in found]
+
+
+def try_share(models: Pair, alpha: float, sets: Sequence[tuple[Dataset, Pixels]]) -> Tried:
+    """Accuracy of one share on each data set."""
+    model = models.mixed(alpha)
+    return Tried(alpha, tuple(examined(model, data, False, pixels).accuracy for data, pixels in sets))
+
+
+def best(tried: Sequence[Tried]) -> Tried:
+    """The one with the highest mean accuracy; of equals the one nearest to a half, which has most of both models."""
+    return min(tried, key=lambda one: (-one.mean, abs(one.alpha - 0.5)))

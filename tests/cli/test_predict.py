@@ -1,0 +1,257 @@
+"""everclip predict: what it prints, for whom, and what it says to bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from everclip.cli import predict as command
+from everclip.cli.app import main
+from everclip.data.pixels import Pixels
+from everclip.deployed import open_model
+from tests.learned import held_out, learned, unlearned
+from tests.pictures import COLOURS, picture
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run(toy: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return learned(tmp_path_factory.mktemp("runs") / "run", toy, photos, "method=finetune", "train.epochs=3")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs a command line; gives its exit code, stdout and stderr."""
+
+    def said(*tokens: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(token) for token in tokens])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return said
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Seven pictures in two folders, one of them broken, and a file that is none."""
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    for number, colour in enumerate(COLOURS.values()):
+        picture(colour, number).save(tmp_path / "pictures" / f"{number}.png")
+    picture((0, 99, 99), 7).save(tmp_path / "pictures" / "deep" / "a.jpg")
+    (tmp_path / "pictures" / "3b.png").write_text("broken")
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_probabilities_are_those_of_the_model(run: Path, pictures: Path, say: Say) -> None:
+    code, out, err = say("predict", run, pictures, "--json", "--top", 3)
+    assert (code, err) == (0, "")
+    found = rows(out)
+    assert [Path(row["file"]).relative_to(pictures).as_posix() for row in found] == [
+        "0.png", "1.png", "2.png", "3.png", "3b.png", "4.png", "5.png", "deep/a.jpg"
+    ]  # fmt: skip
+    assert all(list(row) == ["file", "class", "probability", "top", "error"] for row in found)
+    model = open_model(str(run))
+    for row in found:
+        if row["file"].endswith("3b.png"):
+            assert row | {"file": ""} == {
+                "file": "", "class": None, "probability": None, "top": [],
+                "error": "no image format that Pillow knows",
+            }  # fmt: skip
+            continue
+        images, _ = Pixels(_store(row["file"]), model.clip.eval_transform, 32, 0).load(np.array([0]))
+        logits = model.logits(images)[0]
+        wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        order = (-wanted).argsort()[:3]
+        assert [top["class"] for top in row["top"]] == [model.names[c] for c in order]
+        np.testing.assert_allclose([top["probability"] for top in row["top"]], wanted[order], atol=1e-4)
+        assert (row["class"], row["probability"]) == (row["top"][0]["class"], row["top"][0]["probability"])
+
+
+def _store(path: str) -> Any:
+    from everclip.data.images import FileStore
+
+    return FileStore(Path(), [path])
+
+
+def test_lines_have_tabs(run: Path, pictures: Path, say: Say) -> None:
+    _, out, _ = say("predict", run, pictures / "0.png", pictures / "3b.png", "--top", 2)
+    good, broken = (line.split("\t") for line in out.splitlines())
+    assert good[0] == str(pictures / "0.png")
+    assert [float(cell) for cell in (good[2], good[4])] == sorted(
+        map(float, (good[2], good[4])), reverse=True
+    )
+    assert {good[1], good[3]} < set(COLOURS)
+    assert broken == [
+        str(pictures / "3b.png"),
+        "none",
+        "",
+        "cannot be read: no image format that Pillow knows",
+    ]
+
+
+def test_a_terminal_gets_columns() -> None:
+    shown = {
+        "file": "a.png",
+        "class": "red",
+        "probability": 0.5,
+        "top": [{}, {"class": "blue", "probability": 0.25}],
+    }
+    line = command.as_line(shown | {"error": None}, aligned=6)
+    assert line == "a.png" + " " * 37 + "red     0.500  blue    0.250"
+
+
+def test_paths_on_standard_input(
+    run: Path, pictures: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = "\n".join([str(pictures / "deep"), "", str(pictures / "gone.png"), str(pictures / "0.png")])
+    monkeypatch.setattr("sys.stdin", io.StringIO(listed))
+    code, out, _ = say("predict", run, "-", "--json")
+    assert code == 0
+    assert [row["error"] for row in rows(out)] == [None, "No such file or directory", None]
+
+
+def test_more_pictures_than_a_batch_keep_their_order(run: Path, tmp_path: Path, say: Say) -> None:
+    for number in range(150):
+        picture(list(COLOURS.values())[number % 6], number).save(tmp_path / f"{number:03d}.png")
+    for number in (0, 63, 64, 149):
+        (tmp_path / f"{number:03d}.png").write_text("broken")
+    _, out, _ = say("predict", run, tmp_path, "--json")
+    assert [Path(row["file"]).stem for row in rows(out)] == [f"{number:03d}" for number in range(150)]
+    assert [number for number, row in enumerate(rows(out)) if row["error"]] == [0, 63, 64, 149]
+
+
+def test_a_doubtful_picture_is_rejected(run: Path, pictures: Path, say: Say) -> None:
+    _, out, err = say("predict", run, pictures / "0.png", "--json", "--reject-below", 1)
+    (row,) = rows(out)
+    assert row["class"] is None
+    assert row["top"][0]["probability"] == row["probability"] < 1
+    assert row["error"] is None
+    assert err == f"note: probabilities of {run} are not calibrated: see --calibrate\n"
+    assert say("predict", run, pictures / "0.png", "--reject-below", 1)[1].split("\t")[1] == "none"
+    _, out, err = say(
+        "predict", run, pictures / "0.png", "--json", "--reject-below", row["probability"] - 0.01
+    )
+    assert rows(out)[0]["class"] == row["top"][0]["class"]
+
+
+def test_a_temperature_is_kept_with_the_run_or_in_the_folder(
+    run: Path, pictures: Path, tmp_path: Path, say: Say
+) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
+    data = held_out(tmp_path / "held")
+    folder = tmp_path / "folder"
+    assert say("export", run, "-o", folder)[0] == 0
+    before = rows(say("predict", run, pictures / "0.png", "--json")[1])[0]
+    found = {}
+    for model in (run, folder):
+        code, out, err = say("predict", model, "--calibrate", data)
+        assert (code, out) == (0, "")
+        kept = model / ("calibration.json" if model == run else "everclip.json")
+        assert "fitted on 24 images is rough" in err
+        assert f"fitted on 24 images of {data}" in err
+        assert f"kept in {kept}" in err
+        temperature = json.loads(kept.read_text())["calibration"]["temperature"]
+        after = rows(say("predict", model, pictures / "0.png", "--json", "--reject-below", 0.01)[1])[0]
+        ratio = [
+            np.log(row["top"][0]["probability"] / row["top"][1]["probability"]) for row in (before, after)
+        ]
+        assert ratio[0] / ratio[1] == pytest.approx(temperature, rel=1e-2)
+        found[model] = temperature
+        evaluated = json.loads(say("evaluate", model, "--data", data, "--json")[1])
+        assert evaluated["temperature"] == temperature
+    assert found[run] == pytest.approx(found[folder])
+    kept = (run / "calibration.json").read_text()
+    say("predict", run, "--calibrate", data)
+    assert (run / "calibration.json").read_text() == kept, "it starts from 1 again"
+
+    (run / "calibration.json").write_text("{}")
+    assert "calibration.json is damaged: remove it, or calibrate again" in say("predict", run, pictures)[2]
+
+
+def test_another_stage_has_no_temperature(run: Path, tmp_path: Path, pictures: Path, say: Say) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
+    assert say("predict", run, "--calibrate", held_out(tmp_path / "held"))[0] == 0
+    assert open_model(str(run)).calibration is not None
+    stage = max((run / "checkpoints").glob("stage-*"))
+    shutil.rmtree(stage)
+    assert open_model(str(run)).calibration is None
+
+
+def test_a_model_without_classes_of_its_own(toy: str, pictures: Path, tmp_path: Path, say: Say) -> None:
+    (tmp_path / "pets.txt").write_text("a cat\n\n a dog \n")
+    code, out, _ = say("predict", toy, pictures, "--classes", tmp_path / "pets.txt", "--json")
+    assert code == 0
+    assert {row["class"] for row in rows(out)} <= {"a cat", "a dog", None}
+    data = held_out(tmp_path / "held")
+    (tmp_path / "colours.txt").write_text("\n".join(COLOURS))
+    err = say("predict", toy, "--classes", tmp_path / "colours.txt", "--calibrate", data)[2]
+    assert err.rstrip().endswith("for this call: the model has no folder of its own")
+
+
+BAD: list[tuple[str, int, str]] = [
+    ("{run}", 2, "everclip predict needs pictures: give files, folders, or - for paths on standard input"),
+    ("{run} {tmp}/no.png", 2, "{tmp}/no.png does not exist: give pictures, folders of them, or - for paths on"),
+    ("{run} {pictures} --jsn", 2, 'everclip predict has no option "--jsn": see everclip predict --help'),
+    ("{run} {tmp}/empty", 2, "no images in {tmp}/empty: give a folder with files such as .jpg or .png"),
+    ("{run} {pictures}/3b.png", 1, "not one of 1 pictures could be read: the lines above say why"),
+    ("{run} {pictures} --top 0", 2, "--top is 0: write a whole number from 1"),
+    ("{run} {pictures} --reject-below 2", 2, "--reject-below is 2.0: write a probability from 0 to 1"),
+    ("{run} -", 2, "no paths on standard input: write one a line"),
+    ("{pictures}/0.png {pictures}", 2, "{pictures}/0.png is a file: give a run directory, a model folder or a"),
+    ("{toy} {pictures}", 2, "{toy} comes without classes: give --classes FILE, one name a line"),
+    ("{tmp}/nowhere {pictures}", 2, "{tmp}/nowhere comes without classes"),
+    ("{tmp}/nowhere {pictures} --classes {tmp}/pets.txt", 2, 'model "{tmp}/nowhere" is no folder and no known name'),
+    ("{run} {pictures} --classes {tmp}/no.txt", 2, "classes file {tmp}/no.txt cannot be read (No such file"),
+    ("{run} {pictures} --classes {tmp}", 2, "classes file {tmp} cannot be read (Is a directory)"),
+    ("{run} {pictures} --classes {tmp}/pets.txt", 2, '"a cat" is none of the 6 classes that {run} has learned;'),
+    ("{toy} {pictures} --classes {tmp}/twice.txt", 2, 'classes 1 and 2 of {tmp}/twice.txt are both named "a"'),
+    ("{toy} {pictures} --classes {pictures}/deep/a.jpg", 2, "classes file {pictures}/deep/a.jpg is no UTF-8 text"),
+    ("{run} --calibrate {photos}", 2, "--calibrate {photos} is the data of {run}: its training images were learned"),
+    ("{run} --calibrate {photos}/test", 2, "--calibrate {photos}/test is the data of {run}: its training"),
+    ("{run} --calibrate {other}", 2, '--calibrate {other} has images of "orange", which is none of the 6 classes'),
+    ("{run} --calibrate imagefolder:{tmp}/no", 2, "data folder {tmp}/no does not exist"),
+    ("{run} --calibrate {tmp}/empty", 2, 'data "{tmp}/empty" names no source'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "code", "message"), BAD, ids=[line for line, _, _ in BAD])
+def test_bad_input_gives_one_line(
+    run: Path, toy: str, photos: str, pictures: Path, tmp_path: Path, say: Say,
+    monkeypatch: pytest.MonkeyPatch, line: str, code: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pets.txt").write_text("a cat\na dog\n")
+    (tmp_path / "twice.txt").write_text("a\na\n")
+    named = {"run": run, "toy": toy, "photos": photos, "pictures": pictures, "tmp": tmp_path}
+    if "{other}" in line:
+        named["other"] = unlearned(tmp_path / "other")
+    found, _, err = say("predict", *(part.format(**named) for part in line.split()))
+    assert found == code
+    assert err.splitlines()[-1].startswith(f"error: {message.format(**named)}")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written(run: Path, tmp_path: Path, say: Say) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    run = shutil.copytree(run, tmp_path / "run")
+    run.chmod(0o500)
+    _, _, err = say("predict", run, "--calibrate", held_out(tmp_path / "held"))
+    run.chmod(0o700)
+    assert f"{run} cannot be written" in err
