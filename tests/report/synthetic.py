@@ -56,13 +56,33 @@ def write_run(
     steps: int = 300,
     gain: float = 0.16,
     seed: int = 0,
+    method: str = "gdro",
+    memory: int = 200,
+    data: str = "imagefolder:photos",
+    options: str = "margin = 0.3\n",
+    answers: bool = False,
 ) -> dict[str, Any]:
-    """Write a finished run; ``gain`` < 0 makes training harmful. Returns its results."""
+    """Write a finished run; ``gain`` < 0 makes training harmful. Returns its results.
+
+    Args:
+        options: lines of the config's [method] table.
+        answers: write predictions.npz, too, and what it takes to read it.
+    """
     rng = np.random.default_rng(seed)
     names = class_names(tasks * per_task)
-    base = rng.beta(5, 3, tasks * per_task)  # zero-shot accuracy of each class when all are candidates
+    # zero-shot accuracy of each class when all are candidates: the same for every seed
+    base = np.random.default_rng(7).beta(5, 3, tasks * per_task)
     right = _simulate(rng, base, tasks, per_task, gain)  # [stage, class], -1 where not measured
     results = _results(names, base, right, tasks, per_task)
+    results |= {
+        "method": method,
+        "memory_budget": memory,
+        "memory_bytes": 1_234_567 * memory // 200,
+        "seed": seed,
+        "data": data,
+    }
+    if answers:
+        results["class_labels"] = np.random.default_rng(1).permutation(len(names)).tolist()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     (folder / "environment.json").write_text(
@@ -71,9 +91,11 @@ def write_run(
         )
     )
     (folder / "config.toml").write_text(
-        f'data = "imagefolder:photos"\nmodel = "lite"\nseed = {seed}\nout = "runs/x"\n\n'
-        '[method]\nname = "gdro"\nmargin = 0.3\n\n[scenario]\nkind = "class-incremental"\ntasks = 10\n'
+        f'data = "{data}"\nmodel = "lite"\nseed = {seed}\nout = "runs/x"\n\n[method]\nname = "{method}"\n'
+        f'{options}\n[scenario]\nkind = "class-incremental"\ntasks = 10\n\n[memory]\nbudget = {memory}\n'
     )
+    if answers:
+        np.savez_compressed(folder / "predictions.npz", **_answers(rng, results, per_task))  # pyright: ignore[reportArgumentType]
     events = _events(rng, results, names, tasks, per_task, steps)
     lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
     (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
@@ -128,6 +150,53 @@ def _results(
         ],
         "finished": "2026-02-03T10:11:12", "everclip": "0.1.0",
     }  # fmt: skip
+
+
+def _answers(rng: np.random.Generator, results: dict[str, Any], per_task: int) -> dict[str, NDArray[Any]]:
+    """Predictions that agree with the last accuracy of each class; wrong ones lean to later tasks."""
+    labels = np.array(results["class_labels"])
+    truth = np.repeat(np.arange(len(labels)), IMAGES)
+    right = np.concatenate([np.arange(IMAGES) < round(row["last"] * IMAGES) for row in results["per_class"]])
+    wrong = rng.integers(np.minimum(truth // per_task * per_task, len(labels) - 2), len(labels))
+    wrong = np.where(wrong == truth, (truth + 1) % len(labels), wrong)
+    first = labels[np.where(right, truth, wrong)]
+    sure = np.clip(rng.beta(5, 2, len(truth)) + 0.15 * right, 0, 1)
+    top = np.stack([first, *(rng.permutation(labels)[:1].repeat(len(first)) for _ in range(4))], axis=1)
+    return {
+        "id": np.arange(len(truth)), "label": labels[truth], "top": top,
+        "margin": (0.2 * sure).astype(np.float32), "confidence": sure.astype(np.float32),
+    }  # fmt: skip
+
+
+def write_sweep(
+    folder: Path, *, seeds: int = 5, tasks: int = TASKS, per_task: int = PER_TASK, steps: int = 300
+) -> int:
+    """Write a finished sweep of four methods, joint training and zero-shot with sweep.json; the number of its runs."""
+    gains = {"clip": 0.04, "finetune": -0.05, "gcl": 0.12, "gdro": 0.16}
+    cells: list[dict[str, str]] = []
+    size: dict[str, Any] = {"tasks": tasks, "per_task": per_task, "steps": steps, "answers": True}
+    for seed in range(seeds):
+        for memory in (0, 500, 1000, 2000):
+            for method, gain in gains.items():
+                gain += 0.03 * math.log10(1 + memory)
+                name = f"{method}_m{memory}_s{seed}"
+                cells.append({"method": method, "memory.budget": str(memory), "seed": str(seed), "run": name})
+                write_run(
+                    folder / name, gain=gain, seed=seed, method=method, memory=memory, options="", **size
+                )
+        for method, gain in (("joint", 0.3), ("zero_shot", 0.0)):
+            for memory in (0, 500):
+                name = f"{method}_m{memory}_s{seed}"
+                cells.append({"method": method, "memory.budget": str(memory), "seed": str(seed), "run": name})
+                one: dict[str, Any] = size
+                if method == "joint":
+                    one = size | {"tasks": 1, "per_task": tasks * per_task}
+                write_run(
+                    folder / name, gain=gain, seed=seed, method=method, memory=memory, options="", **one
+                )
+    (folder / "sweep.json").write_text(json.dumps({"schema": 1, "command": [], "cells": cells, "failed": {}}))
+    (folder / "logs").mkdir()
+    return len(cells)
 
 
 def _events(

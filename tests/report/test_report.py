@@ -32,16 +32,27 @@ def partial(folder: Path, share: float) -> Path:
 
 def test_has_every_part(page: Page) -> None:
     ids = {attributes.get("id") for _, attributes in page.elements}
-    for part in ("verdict", "accuracy", "weights", "losses", "classes", "training", "cost", "provenance"):
+    parts = (
+        "verdict",
+        "accuracy",
+        "weights",
+        "losses",
+        "classes",
+        "retention",
+        "training",
+        "cost",
+        "provenance",
+    )
+    for part in parts:
         assert f"run1-{part}" in ids
     links = [a["href"] or "" for tag, a in page.elements if tag == "a" and (a["href"] or "").startswith("#")]
-    assert len(links) == 8
+    assert len(links) == len(parts)
     assert {link[1:] for link in links} <= ids
     assert sum(tag == "figure" for tag, _ in page.elements) == 6
 
 
 def test_size_for_100_classes(html: str) -> None:
-    assert len(html.encode()) < 500_000
+    assert len(html.encode()) < 700_000  # 190 kB of it are the PDF files
 
 
 def test_loads_nothing(html: str, page: Page) -> None:

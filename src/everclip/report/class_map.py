@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +10,10 @@ from functools import cached_property
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
+from everclip.report.matrix_figure import cividis
 from everclip.report.read import ClassValues, RunData
+from everclip.report.steps import step_axis, task_borders
 from everclip.report.svg import (
     BLUE,
     ORANGE,
@@ -23,12 +22,11 @@ from everclip.report.svg import (
     Figure,
     Panel,
     both,
-    csv_address,
+    csv_text,
     number,
+    png,
     shorten,
     spread,
-    step_axis,
-    task_borders,
     text_width,
 )
 
@@ -90,10 +88,14 @@ class ClassMap:
             [r.step, *(f"{r.values[name]:.3g}" if name in r.values else "" for name in self.classes)]
             for r in numbers[::-thin][::-1]
         ]
+        if self.run.results.get("per_class"):
+            caption += (
+                " The two columns beside the map: the class's accuracy right after its task, and at the end."
+            )
         if thin > 1:
             caption += f" The CSV file has every {thin}th record; metrics.jsonl has all."
-        address = csv_address(["step", *self.classes], rows)
-        return Figure(key, self.title, caption, *both(self._draw, prefix, key), address)
+        text = csv_text(["step", *self.classes], rows)
+        return Figure(key, self.title, caption, *both(self._draw, prefix, key), text)
 
     def _draw(self, width: float, ident: str) -> Canvas:
         return _Drawing(self, width, ident).draw()
@@ -107,6 +109,9 @@ class _Drawing:
         self.scale, self.strips = of.scale, of.strips
         rows = len(of.classes)
         self.left, self.right = (64.0, 150.0) if width == WIDE else (42.0, 100.0)
+        self.accuracy = {str(row["class"]): row for row in of.run.results.get("per_class", [])}
+        self.beside = (24.0 if width == WIDE else 18.0) if self.accuracy else 0.0
+        self.right += self.beside
         self.plot = width - self.left - self.right
         self.row = min(15.0, max(110.0, min(520.0, 5.0 * rows)) / rows)
         self.row = max(self.row, min(15.0, 200.0 / rows))
@@ -140,6 +145,7 @@ class _Drawing:
             class_="pixels",
         )
         self._groups()
+        self._accuracies()
         self._class_names()
         task_borders(*axes, self.top, self.foot)
         for k, strip in enumerate(self.strips):
@@ -165,9 +171,7 @@ class _Drawing:
         low, high = self.steps
         middles = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
         values = np.array([self._nearest(step) for step in low + (high - low) * middles]).T
-        file = io.BytesIO()
-        Image.fromarray(_colours(self.scale.place(values))).save(file, "PNG", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return png(_colours(self.scale.place(values)))
 
     def _blocks(self) -> list[tuple[int, int, int]]:
         """(task, first row, last row + 1) of neighbouring classes that one task teaches."""
@@ -199,9 +203,22 @@ class _Drawing:
                 label = name if text_width(name) <= self.left - 9 else f"{task + 1}"
                 canvas.text(self.left - 8, y + self.row * (end - first) / 2 + 4, label, "dim", "end")
 
+    def _accuracies(self) -> None:
+        """Two columns beside the map: each class's accuracy after its task, and at the end."""
+        if not self.accuracy:
+            return
+        rows = [self.accuracy.get(name, {}) for name in self.classes]
+        values = np.array(
+            [[row.get(key) for key in ("after_learning", "last")] for row in rows], dtype=np.float64
+        )
+        x, width, high = self.left + self.plot + 6, self.beside - 8, self.bottom - self.top
+        place = {"x": x, "y": self.top, "width": width, "height": high, "preserveAspectRatio": "none"}
+        self.canvas.add("image", href=png(cividis(values)), **place, class_="cells")
+        self.canvas.line(x + width / 2, self.top, x + width / 2, self.bottom, "seam")
+
     def _class_names(self) -> None:
         """Name the classes of the largest values at the right edge (all where rows are high enough)."""
-        canvas, edge, last = self.canvas, self.left + self.plot, self.last
+        canvas, edge, last = self.canvas, self.left + self.plot + self.beside, self.last
         here = [name for name in self.classes if math.isfinite(last[name])]
         most = set(here if self.row >= 12 else sorted(here, key=lambda name: -last[name])[:8])
         chosen = [name for name in here if name in most]
@@ -216,7 +233,17 @@ class _Drawing:
             canvas.text(edge + 11 + indent, y + 4, shorten(name, self.right - indent - 13))
         for name in self.classes:
             tip = f"{name}: {self.scale.tip(last[name])}" if math.isfinite(last[name]) else name
+            tip += self._accuracy_tip(name)
             canvas.rect(self.left, centre[name] - self.row / 2, self.plot, self.row, class_="hit", tip=tip)
+
+    def _accuracy_tip(self, name: str) -> str:
+        row = self.accuracy.get(name, {})
+        known = [100 * v for key in ("after_learning", "last") if (v := row.get(key)) is not None]
+        return (
+            f"; accuracy {known[0]:.0f} % after its task, {known[1]:.0f} % at the end"
+            if len(known) == 2
+            else ""
+        )
 
     def _strip(self, top: float, strip: Strip) -> None:
         panel = Panel(self.canvas, self.left, top + 12, self.plot, 74, self.steps, strip.ys)
@@ -269,5 +296,5 @@ def _colours(place: NDArray[np.float64]) -> NDArray[np.uint8]:
     """
     place = np.nan_to_num(np.clip(place, -1, 1))
     colour = np.where((place > 0)[..., None], ORANGE, BLUE)
-    opacity = np.round(255 * np.abs(place))
+    opacity = np.round(51 * np.abs(place)) * 5  # few enough colours for a palette, which halves the image
     return np.concatenate([colour, opacity[..., None]], axis=-1).astype(np.uint8)

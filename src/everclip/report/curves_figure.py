@@ -9,16 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from everclip.report.read import Json, RunData, finite
+from everclip.report.steps import step_axis, task_borders
 from everclip.report.svg import (
     WIDE,
     Canvas,
     Figure,
     Panel,
     both,
-    csv_address,
+    csv_text,
     number,
-    step_axis,
-    task_borders,
     text_width,
     value_range,
 )
@@ -121,7 +120,7 @@ def _stack(
         + (" Lines are means of neighbouring steps, bands their range." if len(steps) > _MOST_POINTS else "")
         + (f" The CSV file has every {thin}th step; metrics.jsonl has all." if thin > 1 else ""),
         *both(draw, prefix, key),
-        csv_address(["step", "task", *(line.column for line in lines)], rows),
+        csv_text(["step", "task", *(line.column for line in lines)], rows),
     )
 
 

@@ -18,7 +18,7 @@ from everclip.report.svg import (
     Figure,
     Panel,
     both,
-    csv_address,
+    csv_text,
     shorten,
     spread,
     text_width,
@@ -95,7 +95,7 @@ def accuracy(run: RunData, prefix: str) -> Figure | None:
         " so far (the test grows and gets harder from left to right). Dashed: the pretrained model on the"
         " same images.",
         *both(draw, prefix, "accuracy"),
-        csv_address(["task", "name", "classes_seen", "accuracy", "zero_shot"], rows),
+        csv_text(["task", "name", "classes_seen", "accuracy", "zero_shot"], rows),
     )
 
 

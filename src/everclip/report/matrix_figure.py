@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from everclip.report.read import RunData
 from everclip.report.svg import (
@@ -19,7 +20,7 @@ from everclip.report.svg import (
     Canvas,
     Figure,
     both,
-    csv_address,
+    csv_text,
     shorten,
     text_width,
 )
@@ -46,7 +47,7 @@ def matrix(run: RunData, prefix: str) -> Figure | None:
         " Bottom row: points lost since the task's best earlier accuracy."
         + (" Top row: the pretrained model, each task among the classes up to it." if base else ""),
         *both(draw, prefix, "matrix"),
-        csv_address(["stage", *run.tasks, "all_seen"], rows),
+        csv_text(["stage", *run.tasks, "all_seen"], rows),
     )
 
 
@@ -196,12 +197,21 @@ class _Heatmap:
 
 
 def _cividis(value: float) -> tuple[int, int, int]:
-    red, green, blue = _colour_map()[round(255 * min(1.0, max(0.0, value)))]
-    return int(red), int(green), int(blue)
+    red, green, blue = _colour_map()[round(255 * min(1.0, max(0.0, value)))].tolist()
+    return red, green, blue
+
+
+def cividis(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """RGBA of fractions in 0..1, whatever their shape; NaN is transparent."""
+    known = np.nan_to_num(np.clip(values, 0, 1))
+    colours = _colour_map()[np.round(255 * known).astype(int)]
+    opacity = np.where(np.isnan(values), 0, 255)
+    return np.concatenate([colours, opacity[..., None]], axis=-1).astype(np.uint8)
 
 
 @lru_cache
-def _colour_map() -> list[tuple[int, int, int]]:
+def _colour_map() -> NDArray[np.uint8]:
+    """``[256, 3]``."""
     from matplotlib import colormaps  # slow to import, so only when a page is built
 
-    return [(int(r), int(g), int(b)) for r, g, b, _ in colormaps["cividis"](np.arange(256), bytes=True)]
+    return colormaps["cividis"](np.arange(256), bytes=True)[:, :3]

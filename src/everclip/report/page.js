@@ -32,18 +32,23 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-      const compare = (a, b) => head.dataset.kind === "text"
-        ? key(a, i).localeCompare(key(b, i), undefined, { numeric: true }) : key(a, i) - key(b, i);
+      const text = head.dataset.kind === "text";
+      const compare = (a, b) => {
+        const [left, right] = [key(a, i), key(b, i)];
+        // What is unknown stays at the end, whichever way the others go.
+        if (!text && (left === "" || right === "")) return sign * ((left === "") - (right === ""));
+        return text ? left.localeCompare(right, undefined, { numeric: true }) : left - right;
+      };
       body.append(...[...body.rows].sort((a, b) => sign * compare(a, b)));
     });
   });
-  const box = table.closest("section").querySelector("input.search");
-  const count = table.closest("section").querySelector(".count");
-  box.addEventListener("input", () => {
+  const finder = table.closest(".finder"), box = finder.querySelector("input.search");
+  const count = finder.querySelector(".count");
+  box?.addEventListener("input", () => {
     const word = box.value.trim().toLowerCase();
     let shown = 0;
     for (const row of body.rows) {
-      row.hidden = !row.cells[0].textContent.toLowerCase().includes(word);
+      row.hidden = !row.textContent.toLowerCase().includes(word);
       shown += !row.hidden;
     }
     count.textContent = word ? shown + " of " + body.rows.length : "";
@@ -56,3 +61,6 @@ for (const button of document.querySelectorAll("button.copy")) {
     });
   });
 }
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});

@@ -179,9 +179,12 @@ def _json(path: Path) -> Json:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); restore the file or leave the run out") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: no JSON object; restore the file or leave the run out")
+    return found
 
 
 def _class_values(lines: dict[tuple[int, int], Json], name: str) -> list[ClassValues]:

@@ -1,11 +1,11 @@
 """A small canvas for hand-written SVG.
 
-Charts are drawn with CSS classes instead of fixed colours, so the page turns them dark, light or printable
-without a second copy; ``FIGURE_CSS`` carries the light colours as fallbacks, which a downloaded SVG shows.
+Charts are drawn with the CSS classes of ``style``, in px.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import math
@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
+from PIL import Image
 
-from everclip.report.read import RunData
+from everclip.report import style
+from everclip.report.pdf import pdf
 
 WIDE, NARROW = 920, 360  # px: every chart is drawn for a desk or paper, and for a phone
 ORANGE, BLUE = (
@@ -25,39 +29,6 @@ ORANGE, BLUE = (
     (24, 116, 205),
 )  # more and less than a neutral
 FONT = 12.0  # px, of everything that is not a headline
-
-FIGURE_CSS = """
-svg.fig { font: 12px system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-svg.fig text { fill: var(--ink, #1c2126); }
-svg.fig text.dim { fill: var(--dim, #5b6570); }
-svg.fig text.strong { font-weight: 650; }
-svg.fig text.halo { paint-order: stroke; stroke: var(--page, #fff); stroke-width: 5px; }
-svg.fig text.small { font-size: 10.5px; }
-svg.fig text.onlight { fill: #111; }
-svg.fig text.ondark { fill: #fff; }
-svg.fig text.ahead { font-style: italic; }
-svg.fig text.c1 { fill: var(--c1, #0b62a4); font-weight: 650; }
-svg.fig text.c2 { fill: var(--c2, #b84a00); font-weight: 650; }
-svg.fig .grid { stroke: var(--grid, #dfe3e7); stroke-width: 1; fill: none; }
-svg.fig .axis { stroke: var(--dim, #5b6570); stroke-width: 1; fill: none; }
-svg.fig .border { stroke: var(--edge, #a9b1b9); stroke-width: 1; fill: none; }
-svg.fig .seam { stroke: var(--seam, #fff); stroke-width: 1; }
-svg.fig .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-svg.fig .thin { fill: none; stroke-width: 1.4; stroke-linejoin: round; }
-svg.fig .s1 { stroke: var(--c1, #0b62a4); }
-svg.fig .s2 { stroke: var(--c2, #b84a00); }
-svg.fig .sdim { stroke: var(--dim, #5b6570); }
-svg.fig .dash { stroke-dasharray: 5 4; }
-svg.fig .f1 { fill: var(--c1, #0b62a4); }
-svg.fig .f2 { fill: var(--c2, #b84a00); }
-svg.fig .fdim { fill: var(--dim, #5b6570); }
-svg.fig .band { fill-opacity: .18; stroke: none; }
-svg.fig .hit { fill: transparent; stroke: none; }
-svg.fig .hit:hover { stroke: var(--ink, #1c2126); stroke-width: 1; }
-svg.fig .frame { fill: none; stroke: var(--ink, #1c2126); stroke-width: 1.6; }
-svg.fig .hatch { stroke: var(--grid, #dfe3e7); stroke-width: 1.5; }
-svg.fig .pixels { image-rendering: pixelated; }
-"""
 
 
 def printable(text: str) -> str:
@@ -172,6 +143,16 @@ class Canvas:
         inside = Markup("<title>{}</title>").format(printable(tip))
         self.add("circle", inside, cx=float(x), cy=float(y), r=3.5, class_=class_)
 
+    def mark(self, look: int, x: float, y: float, tip: str = "", size: float = 4.0) -> None:
+        """The marker of a look; ``size`` is about half its width in px."""
+        inside = Markup("<title>{}</title>").format(printable(tip)) if tip else None
+        corners, class_ = style.corners(look), style.fill(look)
+        if corners:
+            points = " ".join(f"{x + size * a:.1f},{y + size * b:.1f}" for a, b in corners)
+            self.add("polygon", inside, points=points, class_=class_)
+        else:
+            self.add("circle", inside, cx=float(x), cy=float(y), r=size, class_=class_)
+
     def svg(self) -> Markup:
         """The finished element."""
         head = Markup(
@@ -258,34 +239,9 @@ def spread(wanted: Iterable[float], gap: float, low: float, high: float) -> list
     return placed
 
 
-def task_borders(
-    run: RunData, canvas: Canvas, left: float, width: float, xs: tuple[int, int], top: float, bottom: float
-) -> None:
-    """A vertical line where each task begins, with its number (its name where there is room) above."""
-    panel = Panel(canvas, left, top, width, bottom - top, xs, (0, 1))
-    edges = [panel.x(step) for _, step in run.borders] + [left + width]
-    for (stage, _), x, following in zip(run.borders, edges, edges[1:], strict=False):
-        if stage:
-            canvas.line(x, top - 8, x, bottom, "border")
-        room = following - x - 4
-        name = run.tasks[stage] if stage < len(run.tasks) else f"task {stage + 1}"
-        text = name if text_width(name) < room else f"{stage + 1}"
-        if text_width(text) < room:
-            canvas.text(x + (following - x) / 2, top - 12, text, "dim", "middle")
-
-
-def step_axis(canvas: Canvas, left: float, width: float, xs: tuple[int, int], y: float) -> None:
-    """The shared horizontal axis in optimizer steps."""
-    panel = Panel(canvas, left, y, width, 1, xs, (0, 1))
-    canvas.line(left, y, left + width, y, "axis")
-    for tick in ticks(*xs, 8 if width > 400 else 4):
-        canvas.text(panel.x(tick), y + 17, f"{tick:g}", "dim", "middle")
-    canvas.text(left + width, y + 33, "optimizer step", "dim", "end")
-
-
 @dataclass(frozen=True)
 class Figure:
-    """A chart ready for the page; ``csv`` is a data: address of the numbers behind it."""
+    """A chart ready for the page; ``csv`` is the text of the file with the numbers behind it."""
 
     key: str
     title: str
@@ -294,18 +250,52 @@ class Figure:
     narrow: Markup
     csv: str
 
+    @property
+    def pdf(self) -> bytes:
+        """The wide chart as a PDF file."""
+        return pdf(self.wide)
 
-def csv_address(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A data: address of ``rows`` as CSV, with the byte-order mark that spreadsheets need to see UTF-8."""
+    def addresses(self, pdfs: bool) -> list[tuple[str, str]]:
+        """(ending, data: address) of the files that need no script; the PDF file where it is asked for."""
+        found = [("csv", address(self.csv))]
+        if pdfs:
+            packed = base64.b64encode(self.pdf).decode()
+            found.insert(0, ("pdf", f"data:application/pdf;base64,{packed}"))
+        return found
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """``rows`` as CSV, with the byte-order mark that spreadsheets need to see UTF-8."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    return "data:text/csv;charset=utf-8," + quote(
-        "\ufeff" + text.getvalue(), safe=",.-:()'", errors="backslashreplace"
-    )
+    return "\ufeff" + text.getvalue()
+
+
+def address(csv: str) -> str:
+    """A data: address of a CSV text."""
+    return "data:text/csv;charset=utf-8," + quote(csv, safe=",.-:()'", errors="backslashreplace")
+
+
+def csv_address(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A data: address of ``rows`` as CSV."""
+    return address(csv_text(header, rows))
 
 
 def both(draw: Callable[[float, str], Canvas], prefix: str, key: str) -> tuple[Markup, Markup]:
     """A chart drawn at both widths; ``draw`` takes the width and an id that is unique in the page."""
     return draw(WIDE, f"{prefix}-{key}-wide").svg(), draw(NARROW, f"{prefix}-{key}-narrow").svg()
+
+
+def png(rgba: NDArray[np.uint8]) -> str:
+    """A data: address of ``[height, width, 4]`` as a PNG image, with a palette where there are few colours."""
+    colours, places = np.unique(rgba.reshape(-1, 4), axis=0, return_inverse=True)
+    if len(colours) <= 256:
+        image = Image.fromarray(places.reshape(rgba.shape[:2]).astype(np.uint8), "P")
+        image.putpalette(colours.tobytes(), "RGBA")
+    else:
+        image = Image.fromarray(rgba)
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -35,6 +35,11 @@ def class_weights(run: RunData, prefix: str) -> Figure | None:
     )
 
 
+def entropies(run: RunData) -> list[float]:
+    """Of each record of class weights: Shannon entropy over its maximum, in 0..1."""
+    return [_entropy(_shares(record)) for record in run.class_weights]
+
+
 def _shares(weights: ClassValues) -> ClassValues:
     """The weights scaled to sum to one."""
     total, uniform = math.fsum(weights.values.values()), 1 / len(weights.values)

@@ -1,0 +1,55 @@
+"""everclip report: one HTML page of one run, many runs, or a sweep that still goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from everclip.cli._output import print_json
+from everclip.errors import UserError
+
+
+def report(
+    *runs: str,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("report.html"),
+    figures: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Write an HTML page of runs: accuracy, forgetting, classes, cost, and where it all comes from.
+
+    Examples
+    --------
+    everclip report runs/X -o x.html
+    everclip report runs/* -o figure1.html --figures figures/
+    everclip report runs/S --json
+
+    Parameters
+    ----------
+    runs
+        Run directories, folders of them (a sweep's out), or quoted patterns. Runs may be unfinished.
+    out
+        The HTML file: it needs no other file and no network.
+    figures
+        A folder to write each figure into, as SVG, PDF and CSV.
+    json
+        Print the page's numbers as JSON, too.
+    """
+    from everclip.report.build import collect, write
+
+    found = collect(runs)
+    for line in found.skipped:
+        print(f"left out: {line}", file=sys.stderr)
+    try:
+        write(found, out, figures)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out} cannot be written ({error.strerror}): give another place"
+        ) from error
+    if json:
+        print_json({"page": str(out), **found.to_json()})
+        return
+    print(found.status)
+    print(f"report: {out}")

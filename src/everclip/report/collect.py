@@ -1,0 +1,123 @@
+"""The runs of a report, read and sorted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from everclip.errors import UserError
+from everclip.metrics.stats import Interval
+from everclip.report.find import State, counted, find, not_begun, state
+from everclip.report.groups import Group, Setting, settings
+from everclip.report.read import RunData, read_run
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a page is about.
+
+    Args:
+        runs: in the order given, at least one; or none, where a sweep has not begun.
+        skipped: a line for each path that is left out.
+        not_begun: name and state of a sweep's runs without a directory.
+    """
+
+    runs: Sequence[RunData]
+    skipped: Sequence[str]
+    not_begun: Sequence[tuple[str, State]]
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """The runs by what makes their numbers comparable."""
+        return settings(self.runs)
+
+    @cached_property
+    def states(self) -> dict[int, State]:
+        """Where each run stands, by its id()."""
+        return {id(run): state(run) for run in self.runs}
+
+    @property
+    def named_states(self) -> list[tuple[str, State]]:
+        """Every run with its state, those that have not begun last."""
+        return [*((run.name, self.states[id(run)]) for run in self.runs), *self.not_begun]
+
+    @property
+    def status(self) -> str:
+        """How many runs are finished, and how many are not."""
+        return counted(state for _, state in self.named_states)
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers of the page; accuracies are fractions in 0..1, an interval is of 95 %."""
+        return {
+            "status": self.status,
+            "runs": [
+                {
+                    "path": str(run.path),
+                    "state": self.states[id(run)].kind,
+                    "about": self.states[id(run)].words,
+                    "accuracy_after_stage": run.accuracy,
+                }
+                for run in self.runs
+            ],
+            "not_begun": [
+                {"run": name, "state": kind, "about": words} for name, (kind, words) in self.not_begun
+            ],
+            "left_out": list(self.skipped),
+            "settings": [_setting(setting) for setting in self.settings],
+        }
+
+
+def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
+    """Read what ``paths`` name: run directories, folders of them, patterns.
+
+    Raises:
+        UserError: nothing of it is a readable run directory.
+    """
+    found = find(paths)
+    read: list[RunData] = []
+    skipped = list(found.skipped)
+    for path in found.runs:
+        try:
+            read.append(read_run(path))
+        except UserError as error:
+            skipped.append(str(error))
+    waiting = not_begun(found.sweeps, found.runs)
+    if not read and not waiting:
+        raise UserError("; ".join(skipped) or "no run to report; name at least one run directory")
+    return Report(read, skipped, waiting)
+
+
+def _setting(setting: Setting) -> dict[str, Any]:
+    return {
+        "name": setting.name,
+        "facts": {key: list(v) if isinstance(v, tuple) else v for key, v in setting.facts.items()},
+        "zero_shot": setting.zero_shot,
+        "groups": [_group(group) for group in setting.every],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    keys = (
+        "last",
+        "average",
+        "forgetting",
+        "backward_transfer",
+        "forward_transfer",
+        "seconds",
+        "memory_bytes",
+    )
+    return {
+        "method": group.method,
+        "variant": group.variant,
+        "memory": group.memory,
+        "runs": [str(run.path) for run in group.runs],
+        "seeds": [run.fact("seed") for run in group.finished],
+        **{key: _interval(group.interval(key)) for key in keys},
+    }
+
+
+def _interval(span: Interval | None) -> dict[str, Any] | None:
+    return None if span is None else span._asdict()

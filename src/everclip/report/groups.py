@@ -1,0 +1,273 @@
+"""Which runs may be averaged, and which may only stand side by side.
+
+A *setting* is what a number cannot be compared without: the model, the data, the scenario, the classes, the test
+images, the prompts. A *group* holds runs of one setting, method and memory size whose configs differ in the seed alone.
+Only the runs of a group are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from everclip.compare.cells import REFERENCES
+from everclip.metrics.stats import Interval, interval
+from everclip.report.facts import FACTS, names
+from everclip.report.facts import facts as facts_of
+from everclip.report.read import RunData
+from everclip.report.words import plain
+from everclip.runs import flat, natural
+
+_NOT_COMPARED = (
+    "seed",
+    "out",
+    "device",
+    "tuned_on",
+    "method",
+    "memory.budget",
+    "scenario.kind",
+    "scenario.validation",
+)
+Memory = int | str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Args:
+        method: its name.
+        memory: the budget of exemplars: a number, "all", or None where it makes no difference to the method.
+        variant: settings by which it differs from other groups of the same method and memory; often empty.
+        runs: at least one, finished or not, in the order of their seeds.
+        look: number of the colour, dash and marker that it has in every chart.
+    """
+
+    method: str
+    memory: Memory
+    variant: str
+    runs: tuple[RunData, ...]
+    look: int = 0
+
+    @property
+    def series(self) -> str:
+        """The name of the line that connects its memory sizes."""
+        return f"{self.method}, {self.variant}" if self.variant else self.method
+
+    @property
+    def label(self) -> str:
+        """Its name where the memory size is not plain from the place."""
+        return self.series if self.memory is None else f"{self.series}, memory {self.memory}"
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is there to compare with: the pretrained model, or joint training."""
+        return self.method in REFERENCES
+
+    @cached_property
+    def finished(self) -> tuple[RunData, ...]:
+        """The runs that have results, one a seed: a seed that was run twice says nothing about another one."""
+        first: dict[Any, RunData] = {}
+        for run in self.runs:
+            if run.finished:
+                first.setdefault(run.fact("seed"), run)
+        return tuple(first.values())
+
+    @property
+    def repeated(self) -> tuple[RunData, ...]:
+        """Finished runs that repeat a seed, and are left out of all means."""
+        return tuple(run for run in self.runs if run.finished and run not in self.finished)
+
+    @property
+    def shown(self) -> tuple[RunData, ...]:
+        """The runs that curves are drawn of: the finished ones, or all while there is none."""
+        return self.finished or self.runs
+
+    def values(self, key: str) -> list[float]:
+        """A number of results.json in each finished run that has it."""
+        found = (run.results.get(key) for run in self.finished)
+        return [float(value) for value in found if value is not None]
+
+    def interval(self, key: str) -> Interval | None:
+        """Mean and 95 % interval over seeds; None without a finished run that has the number."""
+        values = self.values(key)
+        return interval(values) if values else None
+
+    @cached_property
+    def curve(self) -> list[Interval]:
+        """A_t, as far as all runs shown have come."""
+        return [interval(list(values)) for values in zip(*(run.accuracy for run in self.shown), strict=False)]
+
+    @cached_property
+    def matrix(self) -> list[list[float | None]]:
+        """R, the mean over the runs shown, as far as all have come."""
+        rows = zip(*(run.matrix for run in self.shown), strict=False)
+        return [[_mean(cell) for cell in zip(*row, strict=False)] for row in rows]
+
+    @cached_property
+    def seeds(self) -> str:
+        """The seeds of all runs in words."""
+        return ", ".join(str(run.fact("seed")) for run in self.runs)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Runs whose numbers can be compared.
+
+    Args:
+        name: what it is called on the page; differs between settings.
+        ident: prefix of its ids.
+        facts: what is the same in all of its runs.
+        groups: by method, variant and memory.
+        level: groups of methods to which the memory makes no difference, the references last.
+    """
+
+    name: str
+    ident: str
+    facts: dict[str, Any]
+    groups: tuple[Group, ...]
+    level: tuple[Group, ...]
+
+    @property
+    def every(self) -> tuple[Group, ...]:
+        """All groups, the references last."""
+        return self.groups + self.level
+
+    @cached_property
+    def runs(self) -> tuple[RunData, ...]:
+        """All runs, group by group."""
+        return tuple(run for group in self.every for run in group.runs)
+
+    @cached_property
+    def memories(self) -> list[Memory]:
+        """The memory sizes of the groups, from small to large."""
+        return sorted({group.memory for group in self.groups}, key=memory_order)
+
+    @cached_property
+    def zero_shot(self) -> float | None:
+        """The pretrained model's accuracy on all test images: the mean over the runs that measured it."""
+        return _mean([run.zero_shot[-1] for run in self.runs if run.zero_shot])
+
+    @cached_property
+    def zero_shot_curve(self) -> list[float]:
+        """A_t of the pretrained model, from the run with the most tasks (joint training has one alone)."""
+        return max((run.zero_shot for run in self.runs), key=len, default=[])
+
+    @property
+    def joint(self) -> list[Group]:
+        """Joint training, where a run of it has finished: all tasks learned at once, the upper reference."""
+        return [group for group in self.level if group.method == "joint" and group.finished]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Task names, from the run that has the most."""
+        return max((run.tasks for run in self.runs), key=len, default=[])
+
+
+def settings(runs: Iterable[RunData]) -> list[Setting]:
+    """Sort runs into settings and groups; no run is left out."""
+    found: list[tuple[dict[str, Any], list[RunData]]] = []
+    # Finished runs know all facts, so they go first; what is unknown of another one fits anything.
+    for run in sorted(runs, key=lambda run: (not run.finished, natural(str(run.path)))):
+        facts = facts_of(run)
+        for known, members in found:
+            if all(
+                known[key] is None or value is None or known[key] == value for key, value in facts.items()
+            ):
+                known.update({key: value for key, value in facts.items() if known[key] is None})
+                members.append(run)
+                break
+        else:
+            found.append((facts, [run]))
+    grouped = [_groups(members) for _, members in found]
+    series = sorted(
+        {group.series for groups in grouped for group in groups if not group.reference}, key=natural
+    )
+    looks = {name: k for k, name in enumerate(series)}
+    made: list[Setting] = []
+    for k, (name, (facts, _), groups) in enumerate(
+        zip(names([facts for facts, _ in found]), found, grouped, strict=True), 1
+    ):
+        groups = [replace(group, look=looks.get(group.series, 0)) for group in groups]
+        sized = tuple(group for group in groups if group.memory is not None)
+        level = sorted((group for group in groups if group.memory is None), key=lambda group: group.reference)
+        made.append(Setting(name, f"set{k}", facts, sized, tuple(level)))
+    return made
+
+
+def differing(settings: Sequence[Setting]) -> list[str]:
+    """The facts in which settings differ, in words."""
+    return [key.replace("_", " ") for key in FACTS if len({repr(s.facts[key]) for s in settings}) > 1]
+
+
+def memory_order(memory: Memory) -> float:
+    """A sort key: numbers as numbers, "all" last."""
+    return float(memory) if isinstance(memory, int) else float("inf")
+
+
+def compared(run: RunData) -> dict[str, Any]:
+    """The flat config without what a setting, a method, a memory size and a seed are; from the results where the run
+    has no config."""
+    config = flat(run.config) or {key: run.results.get(key) for key in ("tune", "center", "train_captions")}
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in _NOT_COMPARED and key not in FACTS and not key.startswith(("loader.", "checkpoint."))
+    }
+
+
+def _groups(runs: Sequence[RunData]) -> list[Group]:
+    """Groups of a setting, without looks: by method, variant and memory."""
+    groups: list[Group] = []
+    for method in sorted({_method(run) for run in runs}):
+        members = [run for run in runs if _method(run) == method]
+        sizes = [_memory(run) for run in members]
+        if _without_memory(method, members):
+            sizes = [None] * len(members)
+        keys = _distinguishing(members, sizes)
+        apart: dict[tuple[Memory, str], list[RunData]] = {}
+        for run, memory in zip(members, sizes, strict=True):
+            values = compared(run)
+            variant = ", ".join(f"{key.removeprefix('method.')} {plain(values.get(key))}" for key in keys)
+            apart.setdefault((memory, variant), []).append(run)
+        groups += [
+            Group(
+                method, memory, variant, tuple(sorted(inside, key=lambda run: natural(str(run.fact("seed")))))
+            )
+            for (memory, variant), inside in apart.items()
+        ]
+    return sorted(groups, key=lambda group: (natural(group.series), memory_order(group.memory)))
+
+
+def _method(run: RunData) -> str:
+    return str(run.fact("method") or "unknown method")
+
+
+def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[str]:
+    """Keys in which runs of one method and memory size differ; a rate tuned for each size is none of them."""
+    found: dict[str, None] = {}
+    for size in set(sizes):
+        configs = [compared(run) for run, memory in zip(runs, sizes, strict=True) if memory == size]
+        for key in dict.fromkeys(key for config in configs for key in config):
+            if len({repr(config.get(key)) for config in configs}) > 1:
+                found[key] = None
+    return sorted(found)
+
+
+def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
+    """Whether a method keeps no exemplars, whatever its budget: a reference, or one that was given some for nothing."""
+    done = [run for run in runs if run.finished]
+    given = any(_memory(run) != 0 for run in done)
+    return method in REFERENCES or (given and not any(run.results.get("memory_bytes", 1) for run in done))
+
+
+def _memory(run: RunData) -> Memory:
+    value = run.results.get("memory_budget", run.fact("memory.budget"))
+    return "unknown" if value is None else value
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,274 @@
+"""What the page says of many runs: for each setting a verdict, and tables of accuracy, retention, classes and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from everclip.metrics.stats import Interval, interval, paired
+from everclip.report.groups import Group, Memory, Setting
+from everclip.report.predictions import (
+    calibration_error,
+    confusions,
+    coverage,
+    overconfidence,
+    predictions,
+    reliability,
+)
+from everclip.report.read import RunData
+from everclip.report.tables import Cell, Table, amount, change, mean, table, words
+from everclip.report.words import percent, points, several
+
+_MOST_CLASSES = 200  # rows of the per-class table; the CSV file has all
+_MOST_PAIRS = 8  # confusions shown of a group
+
+
+def verdict(setting: Setting) -> list[str]:
+    """The result in sentences: the best group, and at each memory size how sure the first place is."""
+    ranked = sorted((g for g in setting.every if not g.reference and g.finished), key=_last, reverse=True)
+    if not ranked:
+        done = [f"{g.label}: {len(g.curve)} of {len(setting.tasks)} tasks" for g in setting.every if g.curve]
+        return ["No run of it has finished.", *done]
+    best, span = ranked[0], ranked[0].interval("last")
+    assert span is not None
+    line = f"{_title(setting)}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
+    bases = [] if setting.zero_shot is None else [("zero-shot", setting.zero_shot)]
+    bases += [(f"{group.label} training", _last(group)) for group in setting.joint]
+    beside = [f"{_beside(span.mean - value)} {name} ({percent(value)})" for name, value in bases]
+    return [
+        "; ".join([line, *beside]) + ".",
+        *(text for size in setting.memories if (text := _first_place(ranked, size))),
+    ]
+
+
+def _title(setting: Setting) -> str:
+    return "Best" if all(run.finished for run in setting.runs) else "Best so far"
+
+
+def _beside(gap: float) -> str:
+    if abs(gap) < 5e-4:
+        return "level with"
+    return f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'}"
+
+
+def _first_place(ranked: Sequence[Group], size: Memory) -> str:
+    """How far the best group of a memory size is ahead of the second, by seeds that both have."""
+    here = [group for group in ranked if group.memory in (size, None)]
+    if len(here) < 2:
+        return ""
+    first, second = ({run.fact("seed"): run.results["last"] for run in group.finished} for group in here[:2])
+    both = [seed for seed in first if seed in second]
+    names = [f"{group.series} {percent(_last(group))}" for group in here[:2]]
+    start = f"Memory {size}: {names[0]}, then {names[1]}"
+    if not both:
+        return f"{start}; no seed is common to both."
+    ahead = paired([first[seed] for seed in both], [second[seed] for seed in both])
+    if ahead.low is None or ahead.high is None:
+        return f"{start}; with one seed the difference may be chance."
+    chance = "which may be chance" if ahead.low <= 0 <= ahead.high else "more than chance"
+    return (
+        f"{start}; the difference is {points(ahead.difference)} points (95 % interval over {several(ahead.n, 'seed')},"
+        f" paired: {points(ahead.low)} to {points(ahead.high)}), {chance}."
+    )
+
+
+def _last(group: Group) -> float:
+    span = group.interval("last")
+    return -1.0 if span is None else span.mean
+
+
+def _sure(span: Interval) -> str:
+    if span.low is None or span.high is None:
+        return "one seed"
+    return f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))}, {several(span.n, 'seed')}"
+
+
+def _name(group: Group) -> list[Cell]:
+    memory = group.memory
+    known = memory if isinstance(memory, int) else None  # "all" comes last, as what is unknown does
+    return [words(group.series), Cell("–" if memory is None else str(memory), known)]
+
+
+def _trained(group: Group, key: str) -> Interval | None:
+    """The group's interval; the pretrained model has none, since no seed changes it."""
+    span = group.interval(key)
+    return span._replace(low=None, high=None) if span and group.method == "zero_shot" else span
+
+
+def _less(span: Interval | None, base: float | None) -> Cell:
+    return change(None if span is None or base is None else span.mean - base)
+
+
+def result_table(setting: Setting) -> Table:
+    """Mean and interval of each group."""
+    joint = max((_last(group) for group in setting.joint), default=None)
+    rows: list[list[Cell]] = []
+    for group in setting.every:
+        last = _trained(group, "last")
+        seeds, runs = len(group.finished), len(group.runs) - len(group.repeated)
+        rows.append(
+            [
+                *_name(group),
+                Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds),
+                mean(last, "share"),
+                mean(_trained(group, "average"), "share"),
+                _less(last, setting.zero_shot),
+                _less(last, joint) if not group.reference else Cell("–"),
+                mean(_trained(group, "forgetting"), "share"),
+                mean(_trained(group, "backward_transfer"), "points"),
+            ]
+        )
+    if setting.zero_shot is not None and not any(group.method == "zero_shot" for group in setting.every):
+        blank = Cell("–")
+        level = amount(setting.zero_shot, "share")
+        rows.append(
+            [
+                words("zero-shot (recorded by each run)"),
+                blank,
+                blank,
+                level,
+                blank,
+                blank,
+                blank,
+                blank,
+                blank,
+            ]
+        )
+    columns = ["method", "memory", "seeds", "last, %", "average, %", "last − zero-shot", "last − joint"]
+    return _table(setting, "results", [*columns, "forgetting", "backward transfer"], rows)
+
+
+def retention_table(setting: Setting) -> Table:
+    """What is left of zero-shot, and how far probabilities can be believed."""
+    rows: list[list[Cell]] = []
+    for group in setting.every:
+        if not group.finished:
+            continue
+        lost = [_below(run) for run in group.finished]
+        found = [one for run in group.finished if (one := predictions(run)) is not None]
+        bins = [inside for one in found if (inside := reliability([one]))]
+        rows.append(
+            [
+                *_name(group),
+                mean(_interval(share for share, _ in lost), "share"),
+                mean(_interval(depth for _, depth in lost), "points"),
+                mean(group.interval("forward_transfer"), "points"),
+                mean(_interval(coverage(one, 2)[0] for one in found), "share"),
+                mean(_interval(calibration_error(inside) for inside in bins), "share"),
+                mean(_interval(overconfidence(inside) for inside in bins), "points"),
+            ]
+        )
+    columns = ["method", "memory", "classes below zero-shot, %", "how far below", "unseen next task"]
+    return _table(setting, "retention", [*columns, "surest half right, %", "ECE, %", "too sure by"], rows)
+
+
+def _below(run: RunData) -> tuple[float, float | None]:
+    """Share of classes that end below zero-shot, and by how much on average (negative); None where there is none."""
+    gaps = [row["last"] - row["zero_shot"] for row in run.results["per_class"] if row["last"] is not None]
+    below = [gap for gap in gaps if gap < 0]
+    return len(below) / len(gaps), sum(below) / len(below) if below else None
+
+
+def _interval(values: Iterable[float | None]) -> Interval | None:
+    known = [value for value in values if value is not None]
+    return interval(known) if known else None
+
+
+def cost_table(setting: Setting) -> Table:
+    """What each group took, means over seeds."""
+    kinds = {
+        "seconds": ("time", "duration"),
+        "images_per_second": ("training images a second", "count"),
+        "optimizer_steps": ("optimizer steps", "count"),
+        "skipped_steps": ("steps skipped", "count"),
+        "trainable_parameters": ("trained parameters", "count"),
+        "memory_bytes": ("memory: image bytes", "size"),
+        "state_bytes": ("method state", "size"),
+        "cache_bytes": ("activation cache", "size"),
+        "peak_memory_bytes": ("peak memory", "size"),
+    }
+    rows: list[list[Cell]] = []
+    for group in setting.every:
+        if group.finished:
+            spans = [(group.interval(key), kind) for key, (_, kind) in kinds.items()]
+            rows.append([*_name(group), *(amount(span.mean if span else None, kind) for span, kind in spans)])
+    return _table(setting, "cost", ["method", "memory", *(name for name, _ in kinds.values())], rows)
+
+
+def class_table(setting: Setting) -> tuple[Table, int] | None:
+    """Accuracy of each class before and after, worst first, and how many classes there are; means over seeds."""
+    groups = [group for group in setting.every if group.finished and group.method != "zero_shot"]
+    if not groups:
+        return None
+    found: dict[str, dict[str, Any]] = {}
+    for k, group in enumerate(groups):
+        for run in group.finished:
+            for row in run.results["per_class"]:
+                if row["last"] is not None:
+                    known = found.setdefault(row["class"], row | {"columns": [[] for _ in groups]})
+                    known["columns"][k].append((row["last"], row["after_learning"]))
+                    if not group.reference:
+                        known["task"] = row["task"]
+    rows = sorted(
+        (_class_row(row) for row in found.values()), key=lambda row: (row[3].value or 0.0, row[0].text)
+    )
+    columns = ["class", "task", "zero-shot", "mean of all", *(group.label for group in groups)]
+    whole = _table(setting, "classes", columns, rows, sorted_by=3)
+    return Table(whole.key, whole.columns, whole.rows[:_MOST_CLASSES], whole.csv, whole.sorted_by), len(rows)
+
+
+def _class_row(row: dict[str, Any]) -> list[Cell]:
+    cells: list[Cell] = []
+    for values in row["columns"]:
+        if not values:
+            cells.append(Cell("–"))
+            continue
+        last = sum(value for value, _ in values) / len(values)
+        first = [value for _, value in values if value is not None]
+        class_ = "down" if last < row["zero_shot"] else ""
+        tip = f"{percent(sum(first) / len(first))} right after its task" if first else ""
+        cells.append(Cell(f"{100 * last:.0f}", round(last, 4), tip, class_))
+    known = [cell.value for cell in cells if cell.value is not None]
+    return [
+        words(row["class"]),
+        Cell(str(row["task"] + 1), row["task"] + 1),
+        Cell(f"{100 * row['zero_shot']:.0f}", round(row["zero_shot"], 4)),
+        Cell(f"{100 * sum(known) / len(known):.0f}", round(sum(known) / len(known), 4), "", "bar"),
+        *cells,
+    ]
+
+
+def confusion_table(setting: Setting) -> Table | None:
+    """The commonest confusions of each group's first run that recorded them."""
+    rows: list[list[Cell]] = []
+    for group in setting.every:
+        for run in islice((run for run in group.finished if confusions(run)), 1):
+            for pair in confusions(run)[:_MOST_PAIRS]:
+                tasks = [run.class_task.get(name, 0) + 1 for name in (pair.true, pair.taken)]
+                rows.append(
+                    [
+                        words(group.label),
+                        words(pair.true),
+                        Cell(str(tasks[0]), tasks[0]),
+                        words(pair.taken),
+                        Cell(str(tasks[1]), tasks[1]),
+                        Cell(f"{pair.images} of {pair.of}", pair.images / pair.of),
+                    ]
+                )
+    columns = ["group", "class", "its task", "taken for", "task of that", "test images"]
+    return _table(setting, "confusions", columns, rows) if rows else None
+
+
+_TEXTS = {"method", "group", "class", "taken for"}
+
+
+def _table(
+    setting: Setting,
+    key: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    sorted_by: int | None = None,
+) -> Table:
+    kinds = [(name, "text" if name in _TEXTS else "number") for name in columns]
+    return table(f"{setting.ident}-{key}", kinds, rows, sorted_by)

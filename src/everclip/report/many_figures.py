@@ -1,0 +1,204 @@
+"""Charts that set groups of runs side by side: accuracy against memory, and after each task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from everclip.metrics.stats import Interval
+from everclip.report.groups import Group, Memory, Setting
+from everclip.report.plots import Line, Plot, Plots, aligned, around
+from everclip.report.svg import Figure, both, csv_text, ticks
+from everclip.report.words import percent, several
+
+ZERO_SHOT, JOINT = "zero-shot (no training)", "joint (all tasks at once)"
+_BARS = (
+    " Bars: 95 % intervals of the mean over seeds (Student t), cut off where they leave the panel; none where there is"
+    " one seed. Pale dots: single seeds."
+)
+
+
+def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
+    """A number of results.json, ``last`` or ``average``, at each memory size; a panel a setting."""
+    plots = [plot for setting in settings if (plot := _memory_plot(setting, key)) is not None]
+    if not plots:
+        return None
+    words = {
+        "last": ("Last accuracy against memory", "after the last task on the test images of all classes"),
+        "average": ("Average accuracy against memory", "the mean of the accuracies after each task"),
+    }
+    title, what = words[key]
+    chart = Plots(
+        title, f"{several(len(plots), 'panel')}; the numbers are in the CSV file.", plots, height=230
+    )
+    rows = [
+        [
+            setting.name,
+            group.method,
+            group.variant,
+            "" if group.memory is None else group.memory,
+            *_numbers(span),
+        ]
+        for setting in settings
+        for group in setting.every
+        if (span := group.interval(key)) is not None
+    ]
+    rows += [
+        [s.name, "pretrained", "", "", 1, value, "", ""] for s in settings if (value := _pretrained(s, key))
+    ]
+    return Figure(
+        f"memory-{key}",
+        title,
+        f"Accuracy in %: {what}. The memory is the number of training images kept; its sizes are evenly spaced, not to"
+        " scale, and methods stand a little apart so that they do not hide each other."
+        + _BARS
+        + ("" if key == "last" else " Joint training has no average of its own: it learns in one task."),
+        *both(chart.draw, "all", f"memory-{key}"),
+        csv_text(["setting", "method", "variant", "memory", "seeds", "mean", "low", "high"], rows),
+    )
+
+
+def after_each_task(setting: Setting) -> Figure | None:
+    """A_t of each group, a panel a memory size."""
+    sizes: list[Memory] = [*setting.memories] or [None]
+    plots = aligned([plot for size in sizes if (plot := _stages_plot(setting, size)) is not None])
+    if not plots:
+        return None
+    title = "Accuracy after each task"
+    chart = Plots(
+        title, f"{several(len(plots), 'panel')}; the numbers are in the CSV file.", plots, height=210
+    )
+    rows = [
+        [group.method, group.variant, "" if group.memory is None else group.memory, t + 1, *_numbers(span)]
+        for group in setting.every
+        for t, span in enumerate(group.curve)
+    ]
+    rows += [
+        ["pretrained", "", "", t + 1, 1, value, "", ""] for t, value in enumerate(setting.zero_shot_curve)
+    ]
+    open_ = [group.label for group in setting.every if not group.finished and group.curve]
+    return Figure(
+        "stages",
+        title,
+        "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far: the test grows"
+        " and gets harder from left to right. Means over seeds."
+        + (f" As far as unfinished runs have come: {'; '.join(open_)}." if open_ else ""),
+        *both(chart.draw, setting.ident, "stages"),
+        csv_text(["method", "variant", "memory", "task", "seeds", "mean", "low", "high"], rows),
+    )
+
+
+def _numbers(span: Interval) -> list[object]:
+    return [span.n, *("" if value is None else round(value, 6) for value in (span.mean, span.low, span.high))]
+
+
+def _pretrained(setting: Setting, key: str) -> float | None:
+    if key == "last":
+        return setting.zero_shot
+    curve = setting.zero_shot_curve
+    return sum(curve) / len(curve) if curve else None
+
+
+def _memory_plot(setting: Setting, key: str) -> Plot | None:
+    groups = [group for group in setting.groups if group.interval(key) is not None]
+    sizes = [size for size in setting.memories if any(group.memory == size for group in groups)]
+    if not sizes:
+        return None
+    series = list(dict.fromkeys(group.series for group in groups))
+    ends = (-0.45, len(sizes) - 0.55)
+    lines = _references(setting, key, ends)
+    for k, name in enumerate(series):
+        apart = (k - (len(series) - 1) / 2) * min(0.12, 0.7 / len(series))
+        members = [
+            group for size in sizes for group in groups if group.series == name and group.memory == size
+        ]
+        lines.append(_memory_line(members, key, [sizes.index(group.memory) + apart for group in members]))
+    shown = [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]
+    return Plot(
+        setting.name,
+        lines,
+        ends,
+        around(shown),
+        [(k, str(size)) for k, size in enumerate(sizes)],
+        "images kept in memory",
+        " %",
+    )
+
+
+def _memory_line(groups: Sequence[Group], key: str, xs: Sequence[float]) -> Line:
+    means = [(group.interval(key), x, group) for group, x in zip(groups, xs, strict=True)]
+    known = [(span, x, group) for span, x, group in means if span is not None]
+    return Line(
+        groups[0].series,
+        groups[0].look,
+        [x for _, x, _ in known],
+        [100 * span.mean for span, _, _ in known],
+        [_span(span) for span, _, _ in known],
+        [(x, 100 * value) for span, x, group in known if span.n > 1 for value in group.values(key)],
+        [_tip(group, span) for span, _, group in known],
+    )
+
+
+def _span(span: Interval) -> tuple[float, float] | None:
+    return None if span.low is None or span.high is None else (100 * span.low, 100 * span.high)
+
+
+def _tip(group: Group, span: Interval) -> str:
+    between = "" if span.low is None else f" ({percent(span.low)} to {percent(span.high)})"
+    return f"{group.label}: {percent(span.mean)}{between}, {several(span.n, 'seed')}"
+
+
+def _references(setting: Setting, key: str, ends: tuple[float, float]) -> list[Line]:
+    """Level lines: zero-shot, joint training, and methods to which the memory makes no difference."""
+    lines: list[Line] = []
+    value = _pretrained(setting, key)
+    if value is not None:
+        lines.append(Line(ZERO_SHOT, None, ends, [100 * value] * 2))
+    for group in setting.level:
+        span = group.interval(key)
+        if span is None or group.method == "zero_shot" or (key == "average" and group.method == "joint"):
+            continue
+        if group.reference:
+            lines.append(Line(reference(group), None, ends, [100 * span.mean] * 2, dash="dots"))
+        else:
+            lines.append(Line(group.series, group.look, ends, [100 * span.mean] * 2, marked=False))
+    return lines
+
+
+def reference(group: Group) -> str:
+    """What charts call a reference."""
+    name = ZERO_SHOT if group.method == "zero_shot" else JOINT
+    return f"{name}, {group.variant}" if group.variant else name
+
+
+def _stages_plot(setting: Setting, size: Memory) -> Plot | None:
+    tasks = len(setting.tasks)
+    groups = [
+        g
+        for g in (*setting.groups, *setting.level)
+        if g.memory in (size, None) and not g.reference and g.curve
+    ]
+    if not groups or tasks < 2:
+        return None
+    xs = range(1, tasks + 1)
+    lines: list[Line] = []
+    if setting.zero_shot_curve:
+        lines.append(Line(ZERO_SHOT, None, xs, _percents(setting.zero_shot_curve)))
+    for group in setting.joint:
+        lines.append(Line(reference(group), None, (1, tasks), [100 * group.curve[-1].mean] * 2, dash="dots"))
+    for group in groups:
+        means = _percents(span.mean for span in group.curve)
+        tips = [f"{group.label}, task {t}: {value:.1f} %" for t, value in enumerate(means, 1)]
+        lines.append(Line(group.series, group.look, xs[: len(means)], means, tips=tips, marked=tasks <= 25))
+    return Plot(
+        "" if size is None else f"memory {size}",
+        lines,
+        (0.8, tasks + 0.2),
+        around([y for line in lines for y in line.ys if y is not None]),
+        [(x, f"{x:g}") for x in ticks(1, tasks, 10) if x == int(x)],
+        "tasks learned",
+        " %",
+    )
+
+
+def _percents(values: Iterable[float]) -> list[float]:
+    return [100 * value for value in values]

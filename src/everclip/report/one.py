@@ -1,0 +1,270 @@
+"""What the page says of one run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from everclip.report.fates_figure import old_images
+from everclip.report.figures import figures
+from everclip.report.predictions import (
+    calibration_error,
+    confusions,
+    overconfidence,
+    predictions,
+    reliability,
+)
+from everclip.report.provenance import command, nested
+from everclip.report.read import Json, RunData
+from everclip.report.sure_figure import sure_figures
+from everclip.report.svg import csv_address
+from everclip.report.tables import Cell, Table, table, words
+from everclip.report.words import duration, percent, points, size
+
+_MOST_PAIRS = 40  # confusions in the table
+
+
+def context(run: RunData, prefix: str) -> Json:
+    """All that the template shows of one run; ``prefix`` keeps the ids of several runs apart."""
+    per_class = _per_class(run)
+    drawn = figures(run, prefix)
+    method = str(run.fact("method") or "run")
+    more = [old_images([(method, [run])], prefix), *sure_figures([("", [(method, 0, [run])])], prefix)]
+    drawn |= {figure.key: figure for figure in more if figure is not None}
+    return {
+        "prefix": prefix,
+        "run": run,
+        "subject": [
+            str(run.fact(key)) for key in ("method", "data", "model", "scenario") if run.fact(key) is not None
+        ],
+        "seed": run.fact("seed"),
+        "verdict": _verdict(run),
+        "tiles": _tiles(run),
+        "figures": drawn,
+        "per_class": per_class,
+        "below": sum(row["change"] < 0 for row in per_class),
+        "per_class_csv": csv_address(
+            ["class", "task", "test_images", "zero_shot", "after_learning", "last"],
+            [
+                [r["class"], r["task"] + 1, r["n"], r["zero_shot"], r["after_learning"], r["last"]]
+                for r in per_class
+            ],
+        ),
+        "confusions": _confusions(run, prefix),
+        "retention": _retention(run, per_class),
+        "stages": _stages(run),
+        "cost": _cost(run),
+        "command": command(run),
+        "order": _order(run),
+        "environment": list(nested(run.environment)),
+    }
+
+
+def _zero_shot_now(run: RunData) -> float | None:
+    """The pretrained model on the test set of the last accuracy shown."""
+    if run.results:
+        return run.results["zero_shot"]
+    return run.zero_shot[len(run.accuracy) - 1] if run.accuracy and run.zero_shot else None
+
+
+def _forgetting(run: RunData) -> float | None:
+    if run.results:
+        return run.results["forgetting"]
+    known = [value for value in run.forgetting if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _average(run: RunData) -> float:
+    return run.results.get("average", sum(run.accuracy) / len(run.accuracy))
+
+
+def _verdict(run: RunData) -> Json:
+    """The result in a few sentences; ``mood`` (better, worse, level, open) picks the mark beside it."""
+    done, planned = len(run.accuracy), len(run.tasks)
+    if not done:
+        recorded = (
+            f"{len(run.steps)} training steps are recorded." if run.steps else "Nothing is recorded yet."
+        )
+        return {"mood": "open", "head": "Unfinished: no task learned so far.", "more": [recorded]}
+    unfinished = "" if run.finished else f"Unfinished: {done} of {planned} tasks learned so far. "
+    last, base = run.accuracy[-1], _zero_shot_now(run)
+    if base is None:
+        return {
+            "mood": "open",
+            "head": f"{unfinished}{percent(last)} right.",
+            "more": ["Zero-shot is unknown."],
+        }
+    gap, images = last - base, sum(run.test_counts[:done])
+    # Half a 95 % interval of the difference as if the accuracies were independent: wider than the paired one.
+    margin = 1.96 * math.sqrt((last * (1 - last) + base * (1 - base)) / images) if images else 0.0
+    mood = "level" if abs(gap) < 5e-4 else "better" if gap > 0 else "worse"
+    harm = ": training did harm" if -gap > margin else ""
+    words = {
+        "level": "As good as zero-shot, no better",
+        "better": f"{100 * gap:.1f} points better than zero-shot",
+        "worse": f"Worse than zero-shot by {-100 * gap:.1f} points{harm}",
+    }
+    when = f"all {done} tasks" if done > 1 else "the only task"
+    if done < planned:
+        when = f"{done} of {planned} tasks"
+    both = (
+        f"After {when} the model gets {percent(last)} of the test images right;"
+        f" the pretrained model gets {percent(base)} of the same images, among the same classes."
+    )
+    more = [both]
+    if mood != "level" and abs(gap) < margin:
+        more.append(f"With {images} test images a gap below {100 * margin:.1f} points may be chance.")
+    forgotten = _forgetting(run)
+    if forgotten is not None:
+        verb = "lost" if forgotten >= 0 else "gained"
+        more.append(f"Earlier tasks {verb} {abs(100 * forgotten):.1f} points on average since their best.")
+    return {"mood": mood if run.finished else "open", "head": f"{unfinished}{words[mood]}.", "more": more}
+
+
+def _tiles(run: RunData) -> list[tuple[str, str, str]]:
+    """(label, big number, small print)."""
+    if not run.accuracy:
+        return []
+    now = " accuracy" if run.finished else " so far"
+    last, base, memory = run.accuracy[-1], _zero_shot_now(run), run.stages[-1]["memory"] if run.stages else {}
+    gap = None if base is None else last - base
+    held = run.results.get("memory_bytes", memory.get("bytes"))
+    count = memory.get("count")
+    seconds = run.results.get("seconds", sum(stage["seconds"] for stage in run.stages))
+    return [
+        (f"last{now}", percent(last), "on all classes learned"),
+        (f"average{now}", percent(_average(run)), "mean over the tasks"),
+        ("zero-shot", percent(base), "pretrained model, same test images"),
+        ("difference", f"{points(gap)}", "points, last − zero-shot"),
+        (
+            "forgetting",
+            "–" if (lost := _forgetting(run)) is None else f"{100 * lost:.1f}",
+            "points lost since the best",
+        ),
+        (
+            "memory",
+            "none" if count == 0 else size(held),
+            "no image kept" if not count else f"{count} images kept",
+        ),
+        ("time", duration(seconds), f"{seconds:.1f} seconds"),
+    ]
+
+
+def _per_class(run: RunData) -> list[Json]:
+    """Rows of the per-class table, worst last accuracy first; classes without test images are left out."""
+    rows = [
+        row | {"change": row["last"] - row["zero_shot"], "since": row["last"] - row["after_learning"]}
+        for row in run.results.get("per_class", [])
+        if row["last"] is not None
+    ]
+    return sorted(rows, key=lambda row: (row["last"], row["change"], row["class"]))
+
+
+def _stages(run: RunData) -> list[Json]:
+    planned = run.start.get("tasks", [])
+    rows = []
+    for stage in run.stages:
+        t = int(stage["stage"])
+        task = planned[t] if t < len(planned) else {}
+        rows.append(
+            {
+                "name": run.tasks[t] if t < len(run.tasks) else f"task {t + 1}",
+                "classes": len(task.get("classes", [])),
+                "train": task.get("train"),
+                "test": task.get("test"),
+                "accuracy": stage["accuracy_after_stage"],
+                "zero_shot": run.zero_shot[t] if t < len(run.zero_shot) else None,
+                "seconds": stage["seconds"],
+                "memory": stage["memory"],
+            }
+        )
+    return rows
+
+
+def _cost(run: RunData) -> list[tuple[str, str, str]]:
+    """(what, value, exact value); from the log alone where the run has not finished."""
+    results, rates = (
+        run.results,
+        [step["images_per_second"] for step in run.steps if "images_per_second" in step],
+    )
+    speed = results.get("images_per_second", sum(rates) / len(rates) if rates else None)
+    rows: list[tuple[str, Any, str]] = [
+        ("time", results.get("seconds", sum(stage["seconds"] for stage in run.stages) or None), "duration"),
+        ("training images per second", speed, "number"),
+        ("optimizer steps", results.get("optimizer_steps", len(run.steps) or None), "count"),
+        ("steps skipped, the loss was not finite", results.get("skipped_steps") or None, "count"),
+        ("training samples seen", results.get("samples_seen"), "count"),
+        ("trained parameters", results.get("trainable_parameters"), "count"),
+        ("memory: image bytes", results.get("memory_bytes"), "size"),
+        ("method state beside the model", results.get("state_bytes"), "size"),
+        ("activation cache", results.get("cache_bytes"), "size"),
+        ("peak memory of the process", results.get("peak_memory_bytes"), "size"),
+    ]
+    show = {"duration": duration, "size": size, "number": lambda v: f"{v:,.1f}", "count": lambda v: f"{v:,}"}
+    exact = {"duration": lambda v: f"{v:.1f} s", "size": lambda v: f"{v:,} bytes"}
+    return [
+        (what, show[kind](value), exact[kind](value) if kind in exact else "")
+        for what, value, kind in rows
+        if value is not None
+    ]
+
+
+def _confusions(run: RunData, prefix: str) -> Table | None:
+    """Which class is taken for which, the largest shares first; None where the run did not record it."""
+    pairs = confusions(run)
+    if not pairs:
+        return None
+    rows = [
+        [
+            words(pair.true),
+            _task(run, pair.true),
+            words(pair.taken),
+            _task(run, pair.taken),
+            Cell(f"{pair.images} of {pair.of}", pair.images / pair.of),
+        ]
+        for pair in pairs[:_MOST_PAIRS]
+    ]
+    columns = ["class", "its task", "taken for", "task of that", "test images"]
+    kinds = [(name, "text" if name in ("class", "taken for") else "number") for name in columns]
+    return table(f"{prefix}-confusions", kinds, rows)
+
+
+def _task(run: RunData, name: str) -> Cell:
+    task = run.class_task.get(name, 0) + 1
+    return Cell(str(task), task)
+
+
+def _retention(run: RunData, per_class: list[Json]) -> list[str]:
+    """What is left of zero-shot, and how far the model's probabilities can be believed, in sentences."""
+    if not run.finished:
+        return []
+    lines: list[str] = []
+    below = [row["change"] for row in per_class if row["change"] < 0]
+    if below:
+        lines.append(
+            f"{len(below)} of {len(per_class)} classes end below zero-shot, by {-100 * sum(below) / len(below):.1f}"
+            " points on average."
+        )
+    ahead = run.results.get("forward_transfer")
+    if ahead is not None:
+        lines.append(
+            f"On the next task, before it is learned, the model is {points(ahead)} points from the pretrained one: what"
+            " training has done to classes that it has not seen."
+        )
+    found = predictions(run)
+    bins = reliability([found]) if found is not None else []
+    if bins:
+        over = overconfidence(bins)
+        lines.append(
+            f"Its probabilities are off by {100 * calibration_error(bins):.1f} points on average (expected calibration"
+            f" error, {len(bins)} bins): it is too {'sure' if over > 0 else 'unsure'} by {abs(100 * over):.1f} points."
+        )
+    return lines
+
+
+def _order(run: RunData) -> list[tuple[str, list[str]]]:
+    """Classes by the task that teaches them, in the order learned."""
+    return [
+        (task, [name for name in run.classes if run.class_task.get(name) == t])
+        for t, task in enumerate(run.tasks)
+    ]

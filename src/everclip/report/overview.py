@@ -1,0 +1,177 @@
+"""What the page says of many runs: the ten parts, setting by setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from everclip.report import many, provenance
+from everclip.report.collect import Report
+from everclip.report.facts import fact
+from everclip.report.fates_figure import old_images
+from everclip.report.groups import Group, Setting, differing
+from everclip.report.many_figures import after_each_task, against_memory
+from everclip.report.maps_figure import accuracy_maps, forgetting_maps
+from everclip.report.predictions import labels, predictions
+from everclip.report.read import Json, RunData
+from everclip.report.sure_figure import of_setting
+from everclip.report.svg import Figure
+from everclip.report.training_figures import gradient_norms, loss_terms, weight_entropies
+from everclip.report.weights_figure import class_weights
+
+_MAPPED = 2
+"""Settings with a map of class weights, which weighs nearly as much as all else of one."""
+
+
+def context(report: Report) -> Json:
+    """All that the template shows of many runs."""
+    settings = report.settings
+    return {
+        "status": report.status,
+        "open": _open(report),
+        "settings": [_setting(setting, mapped=k < _MAPPED) for k, setting in enumerate(settings)],
+        "apart": differing(settings) if len(settings) > 1 else [],
+        "memory": _drawn([against_memory(settings, "last"), against_memory(settings, "average")]),
+        "runs": provenance.run_table(settings, report.states),
+        "commands": [provenance.command(run) for setting in settings for run in setting.runs],
+        "facts": provenance.setting_table(settings),
+        "configs": provenance.configs(settings),
+        "environments": provenance.environments(settings),
+    }
+
+
+def _open(report: Report) -> list[str]:
+    """A line for each run that is not finished; those that wait for their turn share one."""
+    named = [(name, state) for name, state in report.named_states if state.kind != "finished"]
+    lines = [f"{name}: {state.words}" for name, state in named if state.kind != "waiting"]
+    waiting = [name for name, state in named if state.kind == "waiting"]
+    return [*lines, f"not begun: {'; '.join(waiting)}"] if waiting else lines
+
+
+def all_figures(shown: Json) -> list[tuple[str, Figure]]:
+    """(file name without ending, figure) of every chart of the overview."""
+    named = [(figure.key, figure) for figure in shown["memory"]]
+    for setting in shown["settings"]:
+        for part in setting["figures"].values():
+            named += [(f"{setting['ident']}-{figure.key}", figure) for figure in part]
+    return named
+
+
+def _drawn(figures: Sequence[Figure | None]) -> list[Figure]:
+    return [figure for figure in figures if figure is not None]
+
+
+def _setting(setting: Setting, mapped: bool) -> Json:
+    finished = [run for run in setting.runs if run.finished]
+    named = [(group.label, group.finished) for group in setting.every if group.finished]
+    classes = many.class_table(setting)
+    return {
+        "name": setting.name,
+        "ident": setting.ident,
+        "facts": _facts(setting),
+        "verdict": many.verdict(setting),
+        "notes": _notes(setting),
+        "results": many.result_table(setting),
+        "figures": {
+            "stages": _drawn([after_each_task(setting)]),
+            "matrix": _drawn([accuracy_maps(setting), forgetting_maps(setting)]),
+            "weights": _drawn([_weights(setting) if mapped else None, weight_entropies(setting)]),
+            "classes": _drawn([old_images(named, setting.ident)]),
+            "retention": of_setting(setting),
+            "training": _drawn([loss_terms(setting), gradient_norms(setting)]),
+        },
+        "classes": classes[0] if classes else None,
+        "class_count": classes[1] if classes else 0,
+        "confusions": many.confusion_table(setting),
+        "no_labels": sum(not labels(run) for run in finished),
+        "no_predictions": sum(predictions(run) is None for run in finished),
+        "no_confidence": sum(
+            (found := predictions(run)) is not None and found.confidence is None for run in finished
+        ),
+        "finished": len(finished),
+        "retention": many.retention_table(setting) if finished else None,
+        "cost": many.cost_table(setting) if finished else None,
+        "order": _order(setting),
+        "templates": setting.facts["templates"] or (),
+    }
+
+
+def _facts(setting: Setting) -> list[str]:
+    """What all runs of the setting have alike, in words; what is usual goes without saying."""
+    usual = {"validation": "none", "smoke": False}
+    return [
+        fact(key, value)
+        for key, value in setting.facts.items()
+        if value is not None and not (key in usual and value == usual[key])
+    ]
+
+
+def _notes(setting: Setting) -> list[str]:
+    """What a reader should know before believing the averages."""
+    notes: list[str] = []
+    measured = [run.zero_shot[-1] for run in setting.runs if run.zero_shot]
+    if measured and max(measured) - min(measured) > 0.005:
+        notes.append(
+            f"Zero-shot differs between these runs, from {100 * min(measured):.1f} to {100 * max(measured):.1f} %:"
+            " their test images or weights are not the same."
+        )
+    repeated = [run.name for group in setting.every for run in group.repeated]
+    if repeated:
+        notes.append(f"{_some(repeated)}: repeats of a seed, no new evidence, so left out of the means.")
+    found: dict[str, list[str]] = {}
+    for run in setting.runs:
+        for note in run.notes:
+            found.setdefault(note, []).append(run.name)
+    return notes + [f"{_some(names)}: {note}" for note, names in found.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} runs" if len(names) > 3 else ", ".join(names)
+
+
+def _weights(setting: Setting) -> Figure | None:
+    """The class weights of one run: of the group with the best last accuracy, its first seed."""
+    groups = [
+        group
+        for group in setting.every
+        if not group.reference and any(run.class_weights for run in group.shown)
+    ]
+    if not groups:
+        return None
+    best = max(groups, key=_rank)
+    run = next(run for run in best.shown if run.class_weights)
+    figure = class_weights(run, setting.ident)
+    assert figure is not None
+    others = len(groups) > 1 or len(best.shown) > 1
+    return replace(
+        figure,
+        title=f"{figure.title}: {run.name}",
+        caption=figure.caption
+        + (
+            " One run of several that have class weights; a report of another run alone shows its own."
+            if others
+            else ""
+        ),
+    )
+
+
+def _rank(group: Group) -> float:
+    span = group.interval("last")
+    return span.mean if span is not None else -1.0
+
+
+def _order(setting: Setting) -> list[dict[str, Any]]:
+    """Class orders, each with the runs that have it, as far as runs know it."""
+    orders: dict[tuple[tuple[str, tuple[str, ...]], ...], list[RunData]] = {}
+    for run in setting.runs:
+        if run.classes:
+            tasks = tuple(
+                (task, tuple(name for name in run.classes if run.class_task.get(name) == t))
+                for t, task in enumerate(run.tasks)
+            )
+            orders.setdefault(tasks, []).append(run)
+    return [
+        {"tasks": [task for task in tasks if task[1]], "runs": len(runs), "first": runs[0].name}
+        for tasks, runs in orders.items()
+    ]

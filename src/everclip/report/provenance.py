@@ -1,0 +1,140 @@
+"""Where the numbers come from: every run by name and state, what differs between their configs, how to repeat them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from everclip.report.facts import FACTS, fact
+from everclip.report.find import State
+from everclip.report.groups import Group, Setting
+from everclip.report.read import RunData
+from everclip.report.tables import Cell, Table, amount, table, words
+from everclip.report.words import plain
+from everclip.runs import flat
+
+
+def command(run: RunData) -> str:
+    """What repeats the run, in a new folder where the config names one: train leaves a finished run alone."""
+    parts = ["everclip", "train", str(run.path / "config.toml")]
+    if run.config.get("out"):
+        parts.append(f"out={run.path.parent / (run.name + '-again')}")
+    return shlex.join(parts)
+
+
+def nested(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Nested JSON as (dotted key, text)."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield from nested(inside, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Keys and values that all runs have alike, and a table of the others: which value is whose."""
+
+    alike: Sequence[tuple[str, str]]
+    apart: Table | None
+
+
+def configs(settings: Sequence[Setting]) -> Shared:
+    """The configs of all runs. A method's own options are alike if all runs of the method have them alike."""
+    return _shared("configs", settings, _options)
+
+
+def environments(settings: Sequence[Setting]) -> Shared:
+    """Versions and machines of all runs."""
+    return _shared("environments", settings, lambda run: dict(nested(run.environment)))
+
+
+def _options(run: RunData) -> dict[str, str]:
+    told = ("seed", "out", "method", "memory.budget")  # by the names of groups
+    known = {key: value for key, value in flat(run.config).items() if key not in told}
+    method = run.fact("method")
+    return {
+        f"{key} ({method})" if key.startswith("method.") else key: plain(value)
+        for key, value in known.items()
+    }
+
+
+def _shared(
+    key: str,
+    settings: Sequence[Setting],
+    values_of: Callable[[RunData], Mapping[str, str]],
+) -> Shared:
+    whose: dict[str, dict[str, list[tuple[Group, RunData]]]] = {}
+    runs = [(group, run) for setting in settings for group in setting.every for run in group.runs]
+    for group, run in runs:
+        for name, value in values_of(run).items():
+            whose.setdefault(name, {}).setdefault(value, []).append((group, run))
+    alike = [(name, next(iter(values))) for name, values in whose.items() if len(values) == 1]
+    rows = [
+        [words(name), words(value), words(_those(owners, runs))]
+        for name, values in whose.items()
+        if len(values) > 1
+        for value, owners in values.items()
+    ]
+    heads = [("key", "text"), ("value", "text"), ("runs", "text")]
+    return Shared(alike, table(key, heads, rows) if rows else None)
+
+
+def _those(owners: Sequence[tuple[Group, RunData]], runs: Sequence[tuple[Group, RunData]]) -> str:
+    """Runs in few words: whole groups by their label, the others by name."""
+    held = {id(run) for _, run in owners}
+    parts: list[str] = []
+    for group in dict.fromkeys(group for group, _ in owners):
+        if all(id(run) in held for run in group.runs):
+            parts.append(group.label)
+        else:
+            parts += [run.name for run in group.runs if id(run) in held]
+    return "; ".join(dict.fromkeys(parts))
+
+
+def run_table(settings: Sequence[Setting], states: Mapping[int, State]) -> Table:
+    """Every run by name, with its state and numbers; none is dropped. ``states`` goes by the id() of a run."""
+    rows: list[list[Cell]] = []
+    for setting in settings:
+        for group in setting.every:
+            for run in group.runs:
+                seed, done = run.fact("seed"), run.accuracy
+                first = next((r.name for r in group.finished if r.fact("seed") == seed), "")
+                repeats = f"repeats {first}: left out" if run in group.repeated else ""
+                rows.append(
+                    [
+                        words(run.name),
+                        words(setting.name if len(settings) > 1 else "–"),
+                        words(group.series),
+                        words("–" if group.memory is None else group.memory),
+                        Cell(str(seed), seed if isinstance(seed, int) else None),
+                        words(repeats or states[id(run)].words),
+                        amount(done[-1] if done else None, "share"),
+                        amount(run.results.get("average"), "share"),
+                        Cell(str(run.results.get("finished", "–"))[:16].replace("T", " "), class_="nowrap"),
+                    ]
+                )
+    heads = ["run", "setting", "method", "memory", "seed", "state", "accuracy, %", "average, %", "finished"]
+    numbers = {"seed", "accuracy, %", "average, %"}
+    return table("runs", [(head, "number" if head in numbers else "text") for head in heads], rows)
+
+
+def setting_table(settings: Sequence[Setting]) -> Table | None:
+    """What settings have alike and what not; None where there is one."""
+    if len(settings) < 2:
+        return None
+    rows = [
+        [
+            words(key.replace("_", " ")),
+            *(words(_short(fact(key, setting.facts[key]))) for setting in settings),
+        ]
+        for key in FACTS
+    ]
+    heads = [("fact", "text"), *((setting.name, "text") for setting in settings)]
+    return table("settings", heads, rows)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,109 @@
+"""Tables of the page: plain cells with what to sort by, and the same rows as a CSV file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from everclip.metrics.stats import Interval
+from everclip.report.svg import csv_address
+from everclip.report.words import SHOW, share
+
+
+class Cell(NamedTuple):
+    """What a cell shows, what its column is sorted by (None: last), a hover text, a CSS class, and the interval."""
+
+    text: str
+    value: float | None = None
+    tip: str = ""
+    class_: str = ""
+    span: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted and, when it is long, searched.
+
+    Args:
+        key: of its file's name and id.
+        columns: heading and kind ("text" or "number") of each; the first one names the row.
+        rows: the cells.
+        sorted_by: index of the column that the rows are sorted by, from small to large; None for none.
+        csv: a data: address of the numbers.
+    """
+
+    key: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Cell]]
+    csv: str
+    sorted_by: int | None = None
+
+    @property
+    def long(self) -> bool:
+        """Whether it has a search box."""
+        return len(self.rows) > 8
+
+
+def table(
+    key: str,
+    columns: Sequence[tuple[str, str]],
+    rows: Iterable[Sequence[Cell]],
+    sorted_by: int | None = None,
+) -> Table:
+    """A table whose CSV file has what is shown, numbers in full and intervals by their ends.
+
+    Columns that say nothing of any row are left out.
+    """
+    rows = list(rows)
+    kept = [k for k, _ in enumerate(columns) if any(row[k].text != "–" for row in rows)]
+    columns, rows = [columns[k] for k in kept], [[row[k] for k in kept] for row in rows]
+    spans = [any(row[k].span is not None for row in rows) for k in range(len(columns))]
+    heads = [
+        [name, f"{name}: low", f"{name}: high"] if span else [name]
+        for (name, _), span in zip(columns, spans, strict=True)
+    ]
+    numbers = [
+        [v for cell, span in zip(row, spans, strict=True) for v in _values(cell, span)] for row in rows
+    ]
+    return Table(
+        key, columns, rows, csv_address([name for head in heads for name in head], numbers), sorted_by
+    )
+
+
+def _values(cell: Cell, span: bool) -> list[object]:
+    first: object = cell.value if cell.value is not None else "" if cell.text == "–" else cell.text
+    if not span:
+        return [first]
+    ends = (cell.span.low, cell.span.high) if cell.span else (None, None)
+    return [first, *("" if end is None else end for end in ends)]
+
+
+def words(text: object) -> Cell:
+    """A cell of text."""
+    return Cell(str(text))
+
+
+def amount(value: float | None, kind: str, class_: str = "") -> Cell:
+    """A cell of a number; ``kind`` is a key of ``words.SHOW``."""
+    return Cell(SHOW[kind](value), value, "", class_)
+
+
+def mean(span: Interval | None, kind: str) -> Cell:
+    """A mean over seeds with half of its 95 % interval: ``71.2 ± 3.4``."""
+    if span is None:
+        return Cell("–")
+    show = SHOW[kind]
+    if span.low is None or span.high is None:
+        return Cell(show(span.mean), span.mean, "one seed: no interval")
+    half = (span.high - span.low) / 2
+    around = share(half) if kind == "points" else show(half)
+    return Cell(
+        f"{show(span.mean)} ± {around}", span.mean, f"{show(span.low)} to {show(span.high)}", span=span
+    )
+
+
+def change(value: float | None) -> Cell:
+    """A signed difference in points."""
+    class_ = "" if value is None else "down" if value < 0 else "up" if value > 0 else ""
+    return amount(value, "points", class_)

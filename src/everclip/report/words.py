@@ -1,0 +1,78 @@
+"""Numbers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def percent(value: float | None) -> str:
+    """A fraction as ``71.2 %``; an en dash for nothing."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A signed difference of fractions in percentage points, with a true minus sign."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: ``12.3 MB``."""
+    if value is None:
+        return "–"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.1f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as ``8.4 s``, ``6.9 min`` or ``2.1 h``."""
+    if seconds is None:
+        return "–"
+    for unit, scale in (("h", 3600), ("min", 60)):
+        if seconds >= scale:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands apart."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def plain(value: Any) -> str:
+    """A config's value as it may be written on the command line."""
+    if value is None:
+        return "none"
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def several(number: int, word: str) -> str:
+    """``1 run``, ``2 runs``, ``2 classes``."""
+    return f"{number} {word}{'' if number == 1 else 'es' if word.endswith('s') else 's'}"
+
+
+def share(value: float | None) -> str:
+    """A fraction in percent without the sign: ``71.2``."""
+    return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
+
+
+SHOW: dict[str, Callable[[float | None], str]] = {
+    "percent": percent,
+    "share": share,
+    "points": points,
+    "size": size,
+    "duration": duration,
+    "count": count,
+}
+"""Kinds of numbers in tables, by name."""

@@ -1,0 +1,293 @@
+"""The page of many runs: what it says, what it never averages, and how heavy it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from everclip.metrics.stats import interval
+from everclip.report import build as module
+from everclip.report.build import build, collect, write
+from tests.report.page import Page
+from tests.report.synthetic import write_run, write_sweep
+from tests.report.test_find import unfinished
+from tests.report.test_report import test_ids_are_unique_and_references_resolve as ids_are_sound
+from tests.report.test_report import test_loads_nothing as loads_nothing
+
+PARTS = (
+    "verdict",
+    "memory",
+    "stages",
+    "matrix",
+    "weights",
+    "classes",
+    "retention",
+    "cost",
+    "training",
+    "provenance",
+)
+SMALL: dict[str, Any] = {"tasks": 3, "per_task": 4, "steps": 30, "answers": True}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of four methods at four memory sizes, with joint training and zero-shot."""
+    folder = tmp_path_factory.mktemp("sweep")
+    assert write_sweep(folder, seeds=2, tasks=3, per_task=4, steps=30) == 40
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(sweep: Path) -> str:
+    return build([sweep], sweep / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def seen(whole: str) -> Page:
+    return Page(whole)
+
+
+def rows_of(page: Page, *start: str) -> list[list[str]]:
+    """Table rows that begin so."""
+    return [row for row in page.rows if tuple(row[: len(start)]) == start]
+
+
+def results(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    return [json.loads((run / "results.json").read_text()) for run in sorted(folder.glob(pattern))]
+
+
+def test_has_every_part(whole: str, seen: Page) -> None:
+    ids = {attributes.get("id") for _, attributes in seen.elements}
+    assert {f"all-{part}" for part in PARTS} <= ids
+    links = {a["href"] for tag, a in seen.elements if tag == "a" and (a["href"] or "").startswith("#")}
+    assert links == {f"#all-{part}" for part in PARTS}
+    assert "40 runs" in seen.text
+    assert "All 40 runs are finished." in seen.text
+    assert not any(tag == "article" for tag, _ in seen.elements)  # 40 runs in full would be too heavy
+    ids_are_sound(whole, seen)
+    loads_nothing(whole, seen)
+
+
+def test_each_figure_has_its_files(whole: str, seen: Page) -> None:
+    names = [a["download"] or "" for tag, a in seen.elements if tag == "a" and "download" in a]
+    assert len(names) == len(set(names))
+    figures = sum(tag == "figure" for tag, _ in seen.elements)
+    assert figures == 12
+    assert sum(name.endswith(".pdf") for name in names) == figures
+    assert whole.count('class="save-svg') == figures
+    assert sum(name.endswith(".csv") for name in names) >= figures
+    for svg in re.findall(r"<svg .*?</svg>", whole, flags=re.DOTALL):
+        root = ElementTree.fromstring(svg)
+        assert float(root.attrib["width"]) <= 920
+
+
+def test_means_and_intervals_are_those_of_the_runs(sweep: Path, seen: Page) -> None:
+    for memory in (0, 2000):
+        span = interval([one["last"] for one in results(sweep, f"gdro_m{memory}_s*")])
+        assert span.low is not None
+        assert span.high is not None
+        cell = f"{100 * span.mean:.1f} ± {100 * (span.high - span.low) / 2:.1f}"
+        row = next(row for row in rows_of(seen, "gdro", str(memory)) if "±" in row[3])
+        assert row[2:4] == ["2", cell]
+        in_file = next(
+            row for row in seen.csv("runs-memory-last.csv") if row[1:4] == ["gdro", "", str(memory)]
+        )
+        assert [float(v) for v in in_file[4:]] == pytest.approx([2, *span[:3]], abs=1e-6)
+        table = next(row for row in seen.csv("set1-results.csv") if row[:2] == ["gdro", str(memory)])
+        assert [float(v) for v in table[3:6]] == pytest.approx(span[:3])
+    zero_shot = results(sweep, "gdro_m0_s0")[0]["zero_shot"]
+    assert f"zero-shot ({100 * zero_shot:.1f} %)" in seen.text
+    joint = interval([one["last"] for one in results(sweep, "joint_m0_s*")]).mean
+    assert f"joint training ({100 * joint:.1f} %)" in seen.text
+
+
+def test_the_verdict_names_the_best_and_how_sure_that_is(sweep: Path, seen: Page) -> None:
+    means = {
+        f"{method}, memory {memory}": interval(
+            [one["last"] for one in results(sweep, f"{method}_m{memory}_s*")]
+        ).mean
+        for method in ("clip", "finetune", "gcl", "gdro")
+        for memory in (0, 500, 1000, 2000)
+    }
+    best = max(means, key=lambda name: means[name])
+    assert f"Best: {best}, {100 * means[best]:.1f} % after the last task (95 % interval" in seen.text
+    assert "Memory 0: gdro" in seen.text
+    assert "95 % interval over 2 seeds, paired:" in seen.text
+    assert "10 runs: repeats" not in seen.text
+    assert "4 runs: repeats of a seed" in seen.text  # joint and zero-shot were run at two memory sizes
+
+
+def test_classes_are_worst_first(sweep: Path, seen: Page) -> None:
+    rows = seen.csv("set1-classes.csv")
+    assert len(rows) == 1 + 12
+    means = [float(row[3]) for row in rows[1:]]
+    assert means == sorted(means)
+    column = rows[0].index("gdro, memory 500")
+    first = [
+        {row["class"]: row["last"] for row in one["per_class"]} for one in results(sweep, "gdro_m500_s*")
+    ]
+    for row in rows[1:]:
+        assert float(row[column]) == pytest.approx(sum(known[row[0]] for known in first) / 2, abs=1e-4)
+
+
+def test_heatmaps_are_means_over_seeds(sweep: Path, seen: Page) -> None:
+    runs = results(sweep, "clip_m500_s*")
+    rows = [row for row in seen.csv("set1-matrix.csv") if row[:3] == ["clip", "", "500"]]
+    assert float(rows[2][4]) == pytest.approx(sum(run["matrix"][2][0] for run in runs) / 2, abs=1e-4)
+    lost = [row for row in seen.csv("set1-forgetting.csv") if row[:3] == ["clip", "", "500"]]
+    assert [row[3] for row in lost] == ["2", "3"]
+    mean = [[sum(run["matrix"][t][i] for run in runs) / 2 for i in range(2)] for t in range(3)]
+    assert float(lost[1][4]) == pytest.approx(max(mean[0][0], mean[1][0]) - mean[2][0], abs=1e-4)
+    assert float(lost[1][5]) == pytest.approx(mean[1][1] - mean[2][1], abs=1e-4)
+
+
+def test_settings_are_never_averaged(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for data in ("photos", "drawings"):
+            write_run(tmp_path / f"{data}{seed}", seed=seed, data=f"imagefolder:{data}", **SMALL)
+            write_run(
+                tmp_path / f"{data}{seed}gcl", seed=seed, data=f"imagefolder:{data}", method="gcl", **SMALL
+            )
+    page = Page(build([tmp_path], tmp_path / "r.html").read_text())
+    assert (
+        "The runs belong to 2 settings, which are shown side by side and never averaged: they differ in data."
+        in page.text
+    )
+    assert [row[2] for row in page.rows if row[:2] == ["gdro", "200"] and "±" in row[3]] == ["2", "2"]
+    csv = page.csv("runs-memory-last.csv")
+    assert [row[0] for row in csv if row[1] == "gcl"] == ["imagefolder:drawings", "imagefolder:photos"]
+    assert ["data", "imagefolder:drawings", "imagefolder:photos"] in page.rows
+
+
+def test_a_sweep_that_still_goes_on(sweep: Path, tmp_path: Path) -> None:
+    """Failed, stopped and waiting runs are named; what is finished is shown."""
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for name in ("gdro_m0_s0", "gdro_m500_s0", "gcl_m0_s0"):
+        shutil.copytree(sweep / name, folder / name)
+    (folder / "gcl_m0_s0" / "results.json").unlink()
+    (folder / "gdro_m500_s0" / "results.json").unlink()
+    (folder / "logs").mkdir()
+    (folder / "logs" / "gcl_m0_s0.log").write_text("error: out of <memory>\n")
+    shutil.copy(sweep / "sweep.json", folder)
+    page = Page(build([folder], tmp_path / "r.html").read_text())
+    assert (
+        "1 of 40 runs are finished; 1 has stopped before its end, 1 has failed, 37 wait for their turn."
+        in page.text
+    )
+    assert "gcl_m0_s0: failed after 3 of 3 tasks: out of <memory>" in page.text
+    assert "gdro_m500_s0: stopped after 3 of 3 tasks" in page.text
+    assert "gdro_m2000_s1 (method gdro, memory.budget 2000, seed 1)" in page.text
+    assert "Best so far: gdro, memory 0" in page.text
+    assert rows_of(page, "gcl", "0", "0 of 1")
+    states = {row[0]: row[4] for row in page.rows if len(row) > 4 and row[0].startswith(("gcl_m", "gdro_m"))}
+    assert states["gcl_m0_s0"].startswith("failed")
+    assert "As far as unfinished runs have come: gcl, memory 0; gdro, memory 500." in page.text
+
+
+def test_a_sweep_that_has_only_begun(tmp_path: Path) -> None:
+    cells = [{"method": "gcl", "run": "gcl"}, {"method": "gdro", "run": "gdro"}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "cells": cells}))
+    page = Page(build([tmp_path], tmp_path / "r.html").read_text())
+    assert "0 of 2 runs are finished; 2 wait for their turn." in page.text
+    (tmp_path / "gcl").mkdir()
+    (tmp_path / "gcl" / "config.toml").write_text('data = "emoji"\n[method]\nname = "gcl"\n')
+    page = Page(build([tmp_path], tmp_path / "r.html").read_text())
+    assert "No run of it has finished." in page.text
+    assert "gcl: stopped after no task" in page.text
+    unfinished(tmp_path / "gdro")
+    page = Page(build([tmp_path], tmp_path / "r.html").read_text())
+    assert "gdro, memory 200: 1 of 2 tasks" in page.text
+
+
+def test_few_runs_are_shown_in_full_too(sweep: Path, tmp_path: Path) -> None:
+    paths = [sweep / "gdro_m0_s0", sweep / "gcl_m0_s0"]
+    html = build(paths, tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert [a["id"] for tag, a in page.elements if tag == "article"] == ["run1", "run2"]
+    assert {f"#run{k}" for k in (1, 2)} <= {a.get("href") for _, a in page.elements}
+    ids_are_sound(html, page)
+    for key in ("fates", "coverage", "reliability"):
+        assert len(page.csv(f"gdro_m0_s0-{key}.csv")) > 1
+
+
+def test_configs_that_differ(tmp_path: Path) -> None:
+    for margin in (0.1, 0.3):
+        write_run(tmp_path / f"m{margin}", options=f"margin = {margin}\ntau = 0.05\n", **SMALL)
+    environment = {
+        "python": "3.13.0",
+        "versions": {"torch": "2.10", "open_clip": "3.3"},
+        "seeds": {"order": 7},
+    }
+    (tmp_path / "m0.3" / "environment.json").write_text(json.dumps(environment))
+    html = build([tmp_path], tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert ["method.margin (gdro)", "0.1", "gdro, margin 0.1, memory 200"] in page.rows
+    assert ["python", "3.13.0", "gdro, margin 0.3, memory 200"] in page.rows
+    assert "method.tau (gdro) = 0.05" in page.text
+    assert "versions.torch = 2.10" in page.text
+    assert f"everclip train {tmp_path}/m0.1/config.toml out={tmp_path}/m0.1-again" in page.text
+
+
+def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"s{seed}", seed=seed, tasks=2, per_task=3, steps=6)
+    page = Page(build([tmp_path], tmp_path / "r.html").read_text())
+    assert "2 finished runs did not record the labels of their classes" in page.text
+    assert "2 runs of 2 left no predictions.npz" in page.text
+    write_run(tmp_path / "s0", seed=0, tasks=2, per_task=3, steps=6, answers=True)
+    with open(tmp_path / "s0" / "predictions.npz", "rb") as file:
+        import numpy as np
+
+        kept = {key: value for key, value in np.load(file).items() if key != "confidence"}
+    np.savez(tmp_path / "s0" / "predictions.npz", **kept)
+    page = Page(build([tmp_path], tmp_path / "r.html").read_text())
+    assert "1 run of 2 recorded no probabilities: calibration is unknown." in page.text
+    assert "Accuracy of the surest answers" in page.text
+
+
+def test_figures_as_files(sweep: Path, tmp_path: Path) -> None:
+    found = collect([sweep / "gdro_m0_s*"])
+    write(found, tmp_path / "r.html", tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"memory-last.svg", "memory-last.pdf", "memory-last.csv", "gdro_m0_s1-accuracy.pdf"} <= names
+    assert len({name.rpartition(".")[0] for name in names}) * 3 == len(names)
+    for path in (tmp_path / "figures").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert "var(" not in text
+        assert "#1c2126" in text  # it brings its style along
+    assert (tmp_path / "figures" / "memory-last.csv").read_text(encoding="utf-8").startswith("\ufeffsetting,")
+
+
+def test_a_heavy_page_goes_without_pdf_files(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEAVY", 1000)
+    html = build([sweep], tmp_path / "r.html").read_text()
+    assert "data:application/pdf" not in html
+    assert "which would make the page too heavy to mail" in Page(html).text
+    assert Page(html).csv("runs-memory-last.csv")
+
+
+def test_many_settings_stay_light(tmp_path: Path) -> None:
+    for data in "abcd":
+        write_run(tmp_path / f"{data}0", data=f"imagefolder:{data}", **SMALL)
+        write_run(tmp_path / f"{data}1", data=f"imagefolder:{data}", seed=1, **SMALL)
+    html = build([tmp_path], tmp_path / "r.html").read_text()
+    assert html.count('id="set1-weights-wide-t"') == html.count('id="set2-weights-wide-t"') == 1
+    assert "set3-weights-wide" not in html
+    assert "set4-entropy-wide" in html
+
+
+def test_100_runs_weigh_less_than_2_mb(tmp_path: Path) -> None:
+    assert write_sweep(tmp_path, steps=60) == 100
+    page = build([tmp_path], tmp_path / "r.html")
+    assert page.stat().st_size < 2_000_000
+    assert "100 runs" in Page(page.read_text(encoding="utf-8")).text
