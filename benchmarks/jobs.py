@@ -61,7 +61,7 @@ class Bench:
         bench = cls(arguments.scratch.resolve(), results, arguments.parallel)
         bench.scratch.mkdir(parents=True, exist_ok=True)
         bench.results.mkdir(parents=True, exist_ok=True)
-        _pictures(Path(os.environ["EVERCLIP_DATA"]).resolve(), bench.scratch)
+        pictures(Path(os.environ["EVERCLIP_DATA"]).resolve(), bench.scratch)
         return bench
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Json]:
@@ -132,7 +132,7 @@ def write(file: Path, value: Json) -> None:
     half.replace(file)
 
 
-def _pictures(source: Path, scratch: Path) -> None:
+def pictures(source: Path, scratch: Path) -> None:
     """Put caltech50/, pacs_part/ and imagenet/ into the scratch folder, from folders or archives of ``source``."""
     for name in ("caltech50", "pacs128", "imagenet1k-sample"):
         target = scratch / name

@@ -1,0 +1,92 @@
+"""everclip compare: finished runs beside each other, with how sure the differences are."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+_ONE = Parameter(consume_multiple=False)
+
+
+def compare(
+    *runs: str,
+    by: str | None = None,
+    metric: str = "last,average,forgetting",
+    over: str = "seed",
+    against: str | None = None,
+    equal: Literal["bytes", "steps", "samples"] | None = None,
+    fail_if: Annotated[list[str] | None, _ONE] = None,
+    anyway: bool = False,
+    json: bool = False,
+    csv: bool = False,
+    latex: bool = False,
+) -> int:
+    """Set finished runs beside each other: means, intervals over seeds, paired tests.
+
+    Examples
+    --------
+    everclip compare runs/*
+    everclip compare runs/figure1 --by memory.budget --against gcl
+    everclip compare runs/* --equal bytes --metric average,state_bytes
+    everclip compare runs/* --fail-if "gdro<gcl" --fail-if "method=gdro last<0.8"
+
+    Parameters
+    ----------
+    runs
+        Run directories, or folders that hold some, such as a sweep's.
+    by
+        Config keys, after commas: a table for each of their values (default: memory.budget, where it varies).
+    metric
+        Numbers of results.json, after commas; the first one is tested.
+    over
+        Config keys of the repetitions, after commas.
+    against
+        The method, or row, to test against (default: the best of each table).
+    equal
+        A table for each level of this cost: there every method enters with its dearest setting that costs no more.
+    fail_if
+        Exit with 3 where this holds of the means: "A<B" of two methods, or "KEY=VALUE METRIC<NUMBER".
+    anyway
+        Show runs together that are not comparable.
+    json
+        Print JSON.
+    csv
+        Print CSV, a line a row.
+    latex
+        Print a LaTeX tabular.
+    """
+    from rich.console import Console
+
+    from everclip.cli._output import print_json
+    from everclip.compare import gates, show, verdict
+    from everclip.errors import UserError
+    from everclip.runs import find_runs
+
+    if json + csv + latex > 1:
+        raise UserError("--json, --csv and --latex are given together: write one of them")
+    metrics = [word.strip() for word in metric.split(",") if word.strip()]
+    conditions = fail_if or []
+    shown = len(metrics)
+    metrics += [read for condition in conditions for read in gates.metrics_of(condition)]
+    comparison = verdict.compare(
+        find_runs(runs),
+        by=None if by is None else [key.strip() for key in by.split(",")],
+        metrics=list(dict.fromkeys(metrics)),
+        over=[key.strip() for key in over.split(",")],
+        against=against,
+        equal=equal,
+        anyway=anyway,
+    )
+    broken = [line for condition in conditions for line in gates.broken(condition, comparison)]
+    comparison["metrics"] = comparison["metrics"][:shown]
+    if json:
+        print_json(comparison | {"broken": broken})
+    elif csv or latex:
+        print((show.as_csv if csv else show.as_latex)(comparison), end="")
+    else:
+        show.show(comparison, Console())
+    for line in broken:
+        print(f"gate not met: {line}", file=sys.stderr)
+    return 3 if broken else 0

@@ -1,0 +1,132 @@
+"""everclip sweep: a grid of runs on all that this machine has."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from everclip.sweep.session import Session
+
+_ONE = Parameter(consume_multiple=False)
+
+
+def sweep(
+    *tokens: str,
+    tune: Annotated[list[str] | None, _ONE] = None,
+    jobs: int | None = None,
+    threads: int | None = None,
+    retry: bool = False,
+    smoke: bool = False,
+    dry_run: bool = False,
+    print_: Annotated[bool, Parameter(name="--print")] = False,
+    slurm: bool = False,
+    slurm_set: Annotated[list[str] | None, _ONE] = None,
+    json: bool = False,
+) -> int:
+    """Train a grid of settings: what is finished is skipped, what was stopped goes on.
+
+    Examples
+    --------
+    everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
+    everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
+    everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
+    everclip sweep my.toml seed=0..4 --print > commands.txt
+
+    Parameters
+    ----------
+    tokens
+        A shipped config's name or a TOML file, then KEY=A,B or KEY=0..4. method.NAME.OPTION is for one method; out is
+        the folder that holds the run directories.
+    tune
+        KEY=A,B: choose it for each method first, without the test set (see everclip tune).
+    jobs
+        Runs side by side (default: one a GPU; without any, one a core).
+    threads
+        Threads of each run.
+    retry
+        Run failed ones again.
+    smoke
+        A trial of each run: two tasks, few images, two steps each.
+    dry_run
+        Check the grid and show what would be run.
+    print_
+        Print a command for each run that is missing, for any scheduler.
+    slurm
+        Submit the missing runs as SLURM jobs.
+    slurm_set
+        A setting of these jobs, such as timeout_min=240 or slurm_partition=gpu.
+    json
+        Print JSON.
+    """
+    from everclip.sweep.session import Session
+    from everclip.sweep.slots import cores, gpus, slots
+
+    places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
+    session = Session.of(tokens, tune or (), smoke, look=not print_)
+    for line in session.shared():
+        print(line, file=sys.stderr)
+    if print_ or slurm:
+        return _hand_over(session, retry, slurm, slurm_set or [])
+    if not dry_run:
+        devices = gpus([job.config.device for job in session.jobs])
+        session.run(slots(cores(), devices, jobs, threads) if devices else places, retry)
+    _show(session, json, dry_run)
+    for line in session.failed() if not dry_run else ():
+        print(f"failed: {line}", file=sys.stderr)
+    if session.failed() and not dry_run:
+        print("the same command with --retry runs what failed again", file=sys.stderr)
+    return 0 if dry_run or session.complete else 1
+
+
+def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) -> int:
+    """Print or submit what is missing: searches first, since the runs wait for what they choose."""
+    if retry:
+        session.retry()
+    folder = session.folder
+    if session.searches:
+        commands = [search.command() for search in session.searches if search.key not in folder.failures]
+        print("searches first: give the same command again when these have ended", file=sys.stderr)
+    else:
+        commands = [folder.command(job) for job in session.waiting()]
+        print(f"{len(session.jobs) - len(commands)} of {len(session.jobs)} runs are there", file=sys.stderr)
+    if not slurm:
+        for words in commands:
+            print(shlex.join(["everclip", *words]))
+        return 0
+    from everclip.sweep.slurm import submit
+
+    if commands:
+        with folder:
+            folder.write(session.command, session.jobs)
+            numbers = submit(commands, folder.path / "slurm", settings)
+        print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}")
+    return 0
+
+
+def _show(session: Session, json: bool, dry_run: bool) -> None:
+    """The table of what was found, or of what would be run."""
+    from rich.console import Console
+
+    from everclip.cli._output import print_columns, print_json
+    from everclip.compare.show import show
+
+    comparison = None if dry_run else session.comparison()
+    if json:
+        print_json({"out": str(session.folder.path), "cells": session.cells(), "comparison": comparison})
+    elif dry_run:
+        rows = [
+            (session.folder.place(job).name, session.folder.state(job), str(len(job.cells)))
+            for job in session.jobs
+        ]
+        print_columns(
+            [(f"tune {search.name}", "waiting", "") for search in session.searches] + rows,
+            ("run", "state", "cells"),
+        )
+        print(f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {session.folder.path}")
+    elif comparison is not None:
+        show(comparison, Console())
+        print(f"everclip compare {session.folder.path}")

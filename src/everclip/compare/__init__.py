@@ -1,0 +1,1 @@
+"""Finished runs beside each other: sorted into cells, checked to be comparable, tested, shown."""

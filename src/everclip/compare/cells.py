@@ -1,0 +1,271 @@
+"""Runs sorted into what is compared.
+
+A section for each value of ``by``, in it a row for each method and setting, in that one run for each repetition (seed).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from statistics import fmean
+from typing import Any
+
+from everclip.errors import UserError, suggest
+from everclip.runs import Finished, natural
+
+log = logging.getLogger("everclip")
+
+REFERENCES = ("zero_shot", "joint")
+"""Methods that are no competitors: the pretrained model, and training on all tasks at once."""
+ANY = object()
+"""The value of a key that makes no difference to a run."""
+
+_HOW = ("out", "device", "tuned_on", "trackers", "loader.", "checkpoint.")
+"""Beginnings of the keys that say how a run is carried out, not what it computes."""
+
+_PRETRAINED = {
+    "last": lambda results: results["zero_shot"],
+    "zero_shot": lambda results: results["zero_shot"],
+    "average": lambda results: fmean(results["zero_shot_after_stage"]),
+}
+"""Metrics of the pretrained model that every run records."""
+
+Repetition = tuple[str, ...]
+
+
+@dataclass(eq=False)
+class Row:
+    """A method with its settings.
+
+    Args:
+        options: the keys that tell it from the method's other rows in the section, with their values.
+        runs: one a repetition.
+        recorded: its numbers are those of the pretrained model, which each of these runs has recorded.
+    """
+
+    method: str
+    options: dict[str, Any]
+    runs: dict[Repetition, Finished] = field(default_factory=dict)
+    recorded: bool = False
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is shown beside the others and not tested against them."""
+        return self.method in REFERENCES
+
+    @property
+    def label(self) -> str:
+        """``gdro margin=0.3``."""
+        given = {key: value for key, value in self.options.items() if value is not None} or self.options
+        words = [f"{key.rsplit('.', 1)[-1]}={shown(value)}" for key, value in given.items()]
+        return " ".join([self.method, *words])
+
+    def values(self, metric: str) -> dict[Repetition, float]:
+        """The metric by repetition, where it was measured. Raises UserError for what is no number of results.json."""
+        found: dict[Repetition, float] = {}
+        for repetition, run in self.runs.items():
+            value = _recorded(run, metric) if self.recorded else number(run, metric)
+            if value is not None:
+                found[repetition] = value
+        return found
+
+
+@dataclass(eq=False)
+class Section:
+    """The rows of one setting. ``by``: its keys and values."""
+
+    by: dict[str, Any]
+    rows: list[Row]
+
+
+def number(run: Finished, metric: str) -> float | None:
+    """A number of results.json; None where it says null. Raises UserError for another key."""
+    value = run.results.get(metric)
+    if metric not in run.results or (value is not None and type(value) not in (int, float)):
+        known = [key for key, value in run.results.items() if type(value) in (int, float)]
+        raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, known)}')
+    return None if value is None else float(value)
+
+
+def _recorded(run: Finished, metric: str) -> float | None:
+    return _PRETRAINED[metric](run.results) if metric in _PRETRAINED else None
+
+
+def shown(value: Any) -> str:
+    """A config value as it is written."""
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def default_by(runs: Sequence[Finished]) -> list[str]:
+    """The key to show sections for where none is asked for: the memory's size, if methods that use it have several."""
+    sizes = {shown(run.value("memory.budget")) for run in runs if not without_memory(run)}
+    return ["memory.budget"] if len(sizes) > 1 else []
+
+
+def without_memory(run: Finished) -> bool:
+    """Whether the run's method keeps no exemplars, whatever the budget."""
+    if run.results["method"] in REFERENCES:
+        return True
+    if run.value("memory.budget") not in (0, None):
+        return run.results.get("memory_bytes") == 0
+    return _keeps_none(run.results["method"], json.dumps(_options(run)))
+
+
+def _options(run: Finished) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in run.config.items() if key.startswith("method.")}
+
+
+@lru_cache(maxsize=256)
+def _keeps_none(method: str, options: str) -> bool:
+    """Asks the method, with a budget of one; a method that is not to be had here is taken to use memory."""
+    from everclip.config import Config
+    from everclip.estimate import exemplars
+
+    name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
+    try:
+        return exemplars(Config.model_validate({"method": name, "memory": {"budget": 1}}))[0] == 0
+    except UserError:
+        return False
+
+
+def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Section]:
+    """The runs in sections and rows.
+
+    A run whose method does not know a key of ``by`` (a method's option; the memory, where it keeps none) is in every
+    section. Settings other than those of ``by`` and ``over`` that differ within a method make rows of their own.
+
+    Args:
+        by: config keys; a section for each of their combinations.
+        over: config keys of repetitions, such as ``seed``.
+    """
+    for key in (*by, *over):
+        if all(_place(run, key) is None for run in runs):
+            known = {name for run in runs for name in run.config}
+            raise UserError(f'no run has the key "{key}"{suggest(key, known)}')
+    placed = [(run, tuple(_place(run, key) for key in by)) for run in runs]
+    whole = [place for _, place in placed if ANY not in place] or [place for _, place in placed]
+    places = {json.dumps(place, default=lambda value: "any"): place for place in whole}
+    ordered = sorted(places.values(), key=lambda place: [natural(shown_any(value)) for value in place])
+    return [
+        Section(
+            dict(zip(by, place, strict=True)),
+            _rows([run for run, at in placed if _fits(at, place)], by, over),
+        )
+        for place in ordered
+    ]
+
+
+def shown_any(value: Any) -> str:
+    """A value as it is written, ``any`` for what makes no difference."""
+    return "any" if value is ANY else shown(value)
+
+
+def _fits(at: Sequence[Any], place: Sequence[Any]) -> bool:
+    return all(mine is ANY or mine == theirs for mine, theirs in zip(at, place, strict=True))
+
+
+def _place(run: Finished, key: str) -> Any:
+    if key.startswith("memory.") and without_memory(run):
+        return ANY
+    if key.startswith("method.") and key not in run.config:
+        return ANY
+    return run.value(key)
+
+
+def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Row]:
+    """The rows of one section, the pretrained model's first where no run of it is there, in the order of labels."""
+    rows: dict[str, Row] = {}
+    for method in dict.fromkeys(str(run.results["method"]) for run in runs):
+        own = [run for run in runs if run.results["method"] == method]
+        options = _varying(own, {*by, *over})
+        for run in own:
+            row = Row(method, {key: run.config.get(key) for key in options})
+            row = rows.setdefault(row.label, row)
+            repetition = tuple(shown(run.value(key)) for key in over)
+            twin = row.runs.setdefault(repetition, run)
+            if twin is not run and not without_memory(run):
+                log.warning("%s repeats %s: left out", run.path, twin.path)
+    if not any(row.method == REFERENCES[0] for row in rows.values()):
+        recorded: dict[Repetition, Finished] = {}
+        for run in runs:
+            if "zero_shot" in run.results:
+                recorded.setdefault(tuple(shown(run.value(key)) for key in over), run)
+        rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
+    return sorted(rows.values(), key=lambda row: (row.reference, natural(row.label)))
+
+
+def _varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
+    """Keys, but for ``known`` ones, that tell runs of a method apart."""
+    values: dict[str, set[str]] = {}
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    for run in runs:
+        for key in keys:
+            values.setdefault(key, set()).add(shown(run.config.get(key)))
+    free = without_memory(runs[0])
+    return [
+        key
+        for key, found in values.items()
+        if len(found) > 1
+        and key not in known
+        and not key.startswith(_HOW)
+        and not (free and key.startswith("memory."))
+    ]
+
+
+def settings(row: Row) -> dict[str, Any]:
+    """The config keys in which all runs of a row agree, with their values."""
+    configs = [] if row.recorded else [run.config for run in row.runs.values()]
+    return {
+        key: value
+        for key, value in (configs[0] if configs else {}).items()
+        if all(key in config and config[key] == value for config in configs)
+    }
+
+
+def cost(row: Row, unit: str) -> float:
+    """What a row's runs cost on average, in a unit of ``COSTS``."""
+    return fmean(sum(run.results.get(key) or 0 for key in COSTS[unit]) for run in row.runs.values())
+
+
+def amount(cost: float, unit: str) -> str:
+    """A cost with its unit: ``0.50 MB``."""
+    return f"{cost / 1e6:,.2f} MB" if unit == "bytes" else f"{cost:,.0f} {unit}"
+
+
+COSTS: Mapping[str, tuple[str, ...]] = {
+    "bytes": ("memory_bytes", "state_bytes"),
+    "steps": ("optimizer_steps",),
+    "samples": ("samples_seen",),
+}
+"""Units of ``equal``, and the keys of results.json that are added up for them."""
+_LENGTH = ("memory.", "train.steps", "train.epochs", "train.batch_size")
+_TOLERANCE = 1.01
+
+
+def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -> list[Section]:
+    """Each section anew for each level of cost: there every method enters with its dearest row that costs no more.
+
+    Levels are the costs of the rows of ``against``, else of all rows that are no references (which enter everywhere).
+    Two rows cost the same within 1 %. A level that shows the rows of the one before, or one row only, is left out.
+    """
+    made: list[Section] = []
+    for section in sections:
+        rivals = [row for row in section.rows if not row.reference]
+        asked = [row for row in rivals if against in (None, row.method, row.label)]
+        before: list[Row] = []
+        for level in sorted({cost(row, unit) for row in asked}):
+            best: dict[str, Row] = {}
+            for row in sorted(rivals, key=lambda row: cost(row, unit)):
+                if cost(row, unit) <= level * _TOLERANCE:
+                    kept = {key: v for key, v in row.options.items() if not key.startswith(_LENGTH)}
+                    best[Row(row.method, kept).label] = row
+            chosen = [row for row in section.rows if row.reference or row in best.values()]
+            if len(best) > 1 and chosen != before:
+                made.append(Section(section.by | {"cost": f"at most {amount(level, unit)}"}, chosen))
+                before = chosen
+    if not made:
+        raise UserError(f"--equal {unit}: no two methods can be set side by side at the same cost")
+    return made

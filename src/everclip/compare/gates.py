@@ -1,0 +1,100 @@
+"""Conditions under which a comparison fails: ``gdro<gcl``, ``method=gdro memory.budget=0 last<0.8``."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from everclip.compare.cells import shown_any
+from everclip.errors import UserError
+
+Json = dict[str, Any]
+
+_COMPARES: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_CONDITION = re.compile(r"([^<>]+?) ?(<=|>=|<|>) ?([^<>=][^<>]*)")
+
+
+def metrics_of(condition: str) -> list[str]:
+    """The metric that a condition reads; none where it sets two methods side by side.
+
+    Raises:
+        UserError: it is no condition.
+    """
+    _, left, _, right = _parse(condition)
+    return [left] if _number(right) is not None else []
+
+
+def broken(condition: str, comparison: Json) -> list[str]:
+    """Where the condition holds: a line for each section or row, with the means.
+
+    Args:
+        condition: ``KEY=VALUE ...``, which sections and rows it is about, then ``A<B`` of two rows' means of the first
+            metric, or ``METRIC<NUMBER`` (a fraction for accuracies).
+
+    Raises:
+        UserError: it cannot be read, or it is about no row: a gate never passes unseen.
+    """
+    wanted, left, sign, right = _parse(condition)
+    limit, first, holds = _number(right), comparison["metrics"][0], _COMPARES[sign]
+    lines: list[str] = []
+    asked = 0
+    for section in comparison["sections"]:
+        rows = [row for row in section["rows"] if _about(wanted, row, section["by"])]
+        place = " ".join(f"{key}={shown_any(value)}" for key, value in section["by"].items())
+        at = f" at {place}" if place else ""
+        if limit is not None:
+            for name, mean in _means(rows, left, lambda row: bool(wanted) or not row["reference"]):
+                asked += 1
+                lines += [f"{name}: {left} {mean:.4g} {sign} {right}{at}"] if holds(mean, limit) else []
+            continue
+        for name, mean in _means(rows, first, lambda row: left in (row["label"], row["method"])):
+            for other, theirs in _means(rows, first, lambda row: right in (row["label"], row["method"])):
+                asked += 1
+                lines += [f"{first} of {name} {mean:.4g} {sign} {theirs:.4g} of {other}{at}"] * holds(
+                    mean, theirs
+                )
+    if not asked:
+        raise UserError(f'--fail-if "{condition}" is about no row of the table: check its names')
+    return lines
+
+
+def _means(rows: Sequence[Json], metric: str, wanted: Callable[[Json], bool]) -> list[tuple[str, float]]:
+    """Labels and means of the rows that are wanted and have the metric."""
+    return [
+        (row["label"], row["metrics"][metric]["mean"])
+        for row in rows
+        if wanted(row) and row["metrics"].get(metric) is not None
+    ]
+
+
+def _about(wanted: Mapping[str, str], row: Json, by: Json) -> bool:
+    known = row["settings"] | {"method": row["method"]} | by
+    return all(key in known and shown_any(known[key]) == value for key, value in wanted.items())
+
+
+def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
+    """What it is about (KEY=VALUE), the left side, the sign, the right side."""
+    words = condition.split()
+    filters = list(takewhile(lambda word: "=" in word and not set(word) & {"<", ">"}, words))
+    match = _CONDITION.fullmatch(" ".join(words[len(filters) :]))
+    if match is None:
+        raise UserError(
+            f'--fail-if "{condition}" is no condition: write "gdro<gcl", or "method=gdro last<0.8"'
+        )
+    wanted = {key: value for key, _, value in (word.partition("=") for word in filters)}
+    return wanted, match[1], match[2], match[3]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

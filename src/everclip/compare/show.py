@@ -1,0 +1,235 @@
+"""A comparison for people and papers: tables on a terminal, CSV, LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from everclip.compare.cells import shown_any
+
+Json = dict[str, Any]
+
+_FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot")
+_UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
+_PM = " \\pm "
+WIDE = 100
+"""Columns of a terminal from which on ranks are shown too."""
+
+
+def _scale(metric: str) -> tuple[float, int]:
+    """What a number is multiplied by, and its digits after the point."""
+    if metric in _FRACTIONS:
+        return 100, 1
+    return (1e-6, 2) if metric.endswith("_bytes") else (1, 0)
+
+
+def name(metric: str) -> str:
+    """A metric with its unit: ``last %``, ``memory MB``."""
+    if metric.endswith("_bytes"):
+        return f"{metric.removesuffix('_bytes').replace('_', ' ')} MB"
+    return metric.replace("_", " ") + (" %" if metric in _FRACTIONS else "")
+
+
+def mean_text(mean: Json | None, metric: str, plus: str = " ± ") -> str:
+    """``71.2 ± 0.8``."""
+    if mean is None:
+        return "–"
+    scale, digits = _scale(metric)
+    text = f"{scale * mean['mean']:,.{digits}f}"
+    if mean["high"] is None or (mean["high"] == mean["low"] and mean["n"] > 1):
+        return text
+    return f"{text}{plus}{scale * (mean['high'] - mean['mean']):,.{digits}f}"
+
+
+def difference_text(test: Json | None, metric: str, plus: str = " ± ") -> str:
+    """``-2.1 ± 0.9``."""
+    if test is None:
+        return ""
+    scale, digits = _scale(metric)
+    text = f"{scale * test['difference']:+,.{digits}f}"
+    if test["high"] is None or test["high"] == test["low"]:
+        return text
+    return f"{text}{plus}{scale * (test['high'] - test['low']) / 2:,.{digits}f}"
+
+
+def p_text(test: Json | None) -> str:
+    """The corrected p; a dagger where it is over test images."""
+    if test is None:
+        return ""
+    p = test["p_holm"]
+    if p is None:
+        return "–"
+    return ("<0.001" if p < 0.001 else f"{p:.3f}") + ("†" if test["name"] == "mcnemar" else "")
+
+
+def _counts(comparison: Json) -> list[int]:
+    return sorted({len(row["repetitions"]) for row in _rows(comparison) if not row["reference"]})
+
+
+def _rows(comparison: Json) -> list[Json]:
+    return [row for section in comparison["sections"] for row in section["rows"]]
+
+
+def _place(section: Json) -> str:
+    return "  ".join(f"{key} = {shown_any(value)}" for key, value in section["by"].items())
+
+
+def _columns(comparison: Json, section: Json, wide: bool) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of one section's table."""
+    first, counts = comparison["metrics"][0], _counts(comparison)
+    head = ["method", *(["n"] if len(counts) > 1 else []), *map(name, comparison["metrics"])]
+    unit = comparison["equal"]
+    head += [_UNITS[unit]] if unit else []
+    tested = any(row["test"] for row in _rows(comparison))
+    head += ["difference", "p"] if tested else []
+    ranked = wide and any(row["rank"] is not None for row in _rows(comparison))
+    head += ["rank"] if ranked else []
+    body: list[list[str]] = []
+    for row in section["rows"]:
+        cells = [row["label"], *([str(len(row["repetitions"]))] if len(counts) > 1 else [])]
+        cells += [mean_text(row["metrics"][metric], metric) for metric in comparison["metrics"]]
+        if unit:
+            cost = row.get("cost")
+            cells.append("" if cost is None else f"{cost / 1e6:,.2f}" if unit == "bytes" else f"{cost:,.0f}")
+        if tested:
+            base = row["label"] == section["against"]
+            cells += ["reference" if base else difference_text(row["test"], first), p_text(row["test"])]
+        if ranked:
+            cells.append("" if row["rank"] is None else f"{row['rank']:.1f}")
+        body.append(cells)
+    return head, body
+
+
+def show(comparison: Json, console: Console) -> None:
+    """Tables with their legend."""
+    tables = [_columns(comparison, section, console.width >= WIDE) for section in comparison["sections"]]
+    every = [row for head, body in tables for row in [head, *body]]
+    widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]
+    widths[0] = max(12, min(widths[0], console.width - sum(width + 3 for width in widths[1:])))
+    console.print(escape(_title(comparison)), highlight=False)
+    for section, (head, body) in zip(comparison["sections"], tables, strict=True):
+        console.print(f"\n{escape(_place(section))}".rstrip(), style="bold", highlight=False)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for index, column in enumerate(head):
+            table.add_column(column, justify="left" if index == 0 else "right", width=widths[index])
+        last_rival = sum(not row["reference"] for row in section["rows"]) - 1
+        for index, cells in enumerate(body):
+            table.add_row(*map(escape, cells), end_section=index == last_rival and index < len(body) - 1)
+        console.print(table)
+    console.print()
+    for line in legend(comparison):
+        console.print(escape(line), highlight=False)
+
+
+def _title(comparison: Json) -> str:
+    counts = _counts(comparison)
+    over = " and ".join(comparison["over"])
+    text = f"{comparison['runs']} run{'s' * (comparison['runs'] > 1)}"
+    if counts and counts[-1] > 1:
+        n = f"{counts[0]}" if len(counts) == 1 else "n"
+        text += f"; mean ± 95 % interval over {n} values of {over}"
+    return text
+
+
+def legend(comparison: Json) -> list[str]:
+    """What the columns mean, and what the ranks say: a line each."""
+    tests = [row["test"] for row in _rows(comparison) if row["test"]]
+    kinds = {test["name"] for test in tests}
+    metric = name(comparison["metrics"][0]).removesuffix(" %")
+    lines: list[str] = []
+    bases = {section["against"] for section in comparison["sections"] if section["against"]}
+    if tests:
+        base = f"to {bases.pop()}" if len(bases) == 1 else "to the best of each table"
+        family = len([test for test in tests if test["p"] is not None])
+        how = f"difference of {metric} {base}; p corrected for {family} comparisons (Holm)"
+        lines.append(how if family > 1 else how.partition("; p corr")[0])
+    if "paired t" in kinds:
+        lines.append(f"p: paired t over {' and '.join(comparison['over'])}")
+    if "mcnemar" in kinds:
+        lines.append("†: one run each, exact McNemar over test images, which says nothing of other seeds")
+    overall = comparison["ranks"]
+    if overall:
+        ranks = sorted(overall["mean_rank"].items(), key=lambda item: item[1])
+        text = ", ".join(f"{label} {rank:.1f}" for label, rank in ranks)
+        lines.append(f"mean rank over the {overall['blocks']} tables: {text}")
+        if overall["friedman_p"] is not None:
+            lines.append(
+                f"Friedman p = {overall['friedman_p']:.3f}; ranks further apart than"
+                f" {overall['critical_difference']:.1f} differ at 0.05 (Nemenyi)"
+            )
+    return lines
+
+
+def as_csv(comparison: Json) -> str:
+    """A line a row, with plain numbers (fractions stay fractions)."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    metrics = comparison["metrics"]
+    test = ["difference", "low", "high", "p", "p_holm", "sign_flip"]
+    head = [*comparison["by"], "label", "method", "n"]
+    head += [f"{metric}{part}" for metric in metrics for part in ("", "_low", "_high")]
+    head += ["cost"] if comparison["equal"] else []
+    writer.writerow([*head, "rank", "against", "test", *test])
+    for section in comparison["sections"]:
+        for row in section["rows"]:
+            cells = [
+                *map(shown_any, section["by"].values()),
+                row["label"],
+                row["method"],
+                len(row["repetitions"]),
+            ]
+            for metric in metrics:
+                mean = row["metrics"][metric] or dict.fromkeys(("mean", "low", "high"))
+                cells += [mean["mean"], mean["low"], mean["high"]]
+            cells += [row.get("cost")] if comparison["equal"] else []
+            result = row["test"] or {}
+            against = section["against"] if row["test"] else None
+            writer.writerow(
+                [*cells, row["rank"], against, result.get("name"), *(result.get(key) for key in test)]
+            )
+    return text.getvalue()
+
+
+def as_latex(comparison: Json) -> str:
+    """A tabular for booktabs, a block of rows for each section; the best mean of a block is bold."""
+    metrics, by = comparison["metrics"], comparison["by"]
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}", "\\toprule"]
+    lines.append(" & ".join(["method", *map(_tex, map(name, metrics))]) + " \\\\")
+    for section in comparison["sections"]:
+        lines.append("\\midrule")
+        if by:
+            title = _tex(_place(section))
+            lines += [f"\\multicolumn{{{1 + len(metrics)}}}{{l}}{{{title}}} \\\\", "\\midrule"]
+        best = [_best(section["rows"], metric) for metric in metrics]
+        for row in section["rows"]:
+            cells = [_tex(row["label"])]
+            for metric, top in zip(metrics, best, strict=True):
+                mean = row["metrics"][metric]
+                number = mean_text(mean, metric, _PM).replace(",", "{,}")
+                bold = mean is not None and not row["reference"] and mean["mean"] == top
+                cells.append("--" if mean is None else f"$\\mathbf{{{number}}}$" if bold else f"${number}$")
+            lines.append(" & ".join(cells) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _best(rows: Sequence[Json], metric: str) -> float:
+    from everclip.compare.verdict import higher_is_better
+
+    means = [
+        row["metrics"][metric]["mean"] for row in rows if row["metrics"][metric] and not row["reference"]
+    ]
+    return (max if higher_is_better(metric) else min)(means, default=math.nan)
+
+
+def _tex(text: str) -> str:
+    for char in "&%$#_{}":
+        text = text.replace(char, f"\\{char}")
+    return text

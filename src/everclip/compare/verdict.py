@@ -1,0 +1,182 @@
+"""The comparison itself: means with intervals, paired tests against one row, ranks; everything ready for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from everclip.compare import cells, same
+from everclip.compare.cells import Repetition, Row, Section
+from everclip.errors import UserError, suggest
+from everclip.metrics.ranks import critical_difference, friedman, mean_ranks
+from everclip.metrics.stats import holm, interval, mcnemar, paired, sign_flip
+from everclip.runs import Finished, right_both
+
+Json = dict[str, Any]
+
+METRICS = ("last", "average", "forgetting")
+_LOWER = ("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable_parameters")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a key of results.json is better."""
+    return metric not in _LOWER and not metric.endswith("_bytes")
+
+
+def compare(
+    runs: Sequence[Finished],
+    *,
+    by: Sequence[str] | None = None,
+    metrics: Sequence[str] = METRICS,
+    over: Sequence[str] = ("seed",),
+    against: str | None = None,
+    equal: str | None = None,
+    anyway: bool = False,
+) -> Json:
+    """Sections of rows, each with the mean and 95 % interval of every metric, and tests of the first one.
+
+    Args:
+        by: config keys with a section for each combination of values; None: ``memory.budget`` where it varies.
+        metrics: keys of results.json; the first is tested.
+        over: config keys of the repetitions.
+        against: the method, or the label of the row, to test against; None: the best of each section.
+        equal: "bytes", "steps" or "samples": a section for each level of that cost in place of the memory's size.
+        anyway: show runs together that are not comparable.
+
+    Raises:
+        UserError: nothing to compare, an unknown key or row, or runs that are not comparable.
+    """
+    if not runs:
+        raise UserError("no finished run to compare: give run directories, such as runs/*")
+    by = cells.default_by(runs) if by is None else list(by)
+    if equal is not None:
+        if equal not in cells.COSTS:
+            raise UserError(f'--equal is "{equal}": write bytes, steps or samples')
+        by = [key for key in by if not key.startswith("memory.")]
+    found = cells.sections(runs, by, over)
+    if not anyway:
+        same.check(found, by, over)
+    if equal is not None:
+        found = cells.at_equal_cost(found, equal, against)
+    tables = [_section(section, metrics, against, equal) for section in found]
+    _correct([row for table in tables for row in table["rows"]])
+    labels = {row["label"] for table in tables for row in table["rows"]}
+    if against is not None and not any(table["against"] for table in tables):
+        raise UserError(f'no row to test against is "{against}"{suggest(against, labels)}')
+    return {
+        "metrics": list(metrics),
+        "level": 0.95,
+        "by": list(found[0].by),
+        "over": list(over),
+        "runs": len({run.path for run in runs}),
+        "equal": equal,
+        "sections": tables,
+        "ranks": _overall(found, metrics[0]),
+    }
+
+
+def _section(section: Section, metrics: Sequence[str], against: str | None, equal: str | None) -> Json:
+    measured = [(row, row.values(metrics[0])) for row in section.rows]
+    rival = {id(row): ranks for row, ranks in _ranks(measured, metrics[0])}
+    base = _base(measured, metrics[0], against)
+    rows: list[Json] = []
+    for row, values in measured:
+        entry: Json = {
+            "label": row.label,
+            "method": row.method,
+            "options": row.options,
+            "settings": cells.settings(row),
+            "reference": row.reference,
+            "repetitions": [list(repetition) for repetition in row.runs],
+            "paths": [] if row.recorded else [str(run.path) for run in row.runs.values()],
+            "metrics": {metric: _mean(row, metric) for metric in metrics},
+            "rank": rival.get(id(row)),
+            "test": None,
+        }
+        if equal is not None and not row.reference:
+            entry["cost"] = cells.cost(row, equal)
+        if base is not None and row is not base and not row.reference:
+            entry["test"] = _test(row, base, metrics[0], values)
+        rows.append(entry)
+    return {"by": section.by, "against": None if base is None else base.label, "rows": rows}
+
+
+def _mean(row: Row, metric: str) -> Json | None:
+    values = list(row.values(metric).values())
+    return interval(values)._asdict() if values else None
+
+
+def _base(
+    measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str, against: str | None
+) -> Row | None:
+    """The row to test against: the one asked for, else the best that is no reference; None where it is absent."""
+    if against is not None:
+        asked = [row for row, values in measured if values and row.label == against]
+        asked += [row for row, values in measured if values and row.method == against]
+        return asked[0] if asked else None
+    rivals = [(row, fmean(values.values())) for row, values in measured if values and not row.reference]
+    sign = 1 if higher_is_better(metric) else -1
+    return max(rivals, key=lambda pair: sign * pair[1])[0] if rivals else None
+
+
+def _test(row: Row, base: Row, metric: str, values: dict[Repetition, float]) -> Json | None:
+    """Paired over the repetitions that both have; over test images where both have one, the same."""
+    others = base.values(metric)
+    shared = [repetition for repetition in values if repetition in others]
+    first, second = [values[at] for at in shared], [others[at] for at in shared]
+    if len(shared) > 1:
+        result = paired(first, second)
+        return {"name": "paired t", "sign_flip": sign_flip(first, second), **result._asdict()}
+    if shared and metric == "last" and not base.recorded:
+        answers = right_both(row.runs[shared[0]].path, base.runs[shared[0]].path)
+        if answers is not None:
+            return {"name": "mcnemar", "sign_flip": None, **mcnemar(*answers)._asdict()}
+    return None
+
+
+def _correct(rows: Sequence[Json]) -> None:
+    """Holm's correction over all tests of the comparison."""
+    tests = [row["test"] for row in rows if row["test"] is not None]
+    known = [test for test in tests if test["p"] is not None]
+    corrected = holm([test["p"] for test in known])
+    for test in tests:
+        test["p_holm"] = None
+    for test, p in zip(known, corrected, strict=True):
+        test["p_holm"] = p
+
+
+def _ranks(measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str) -> list[tuple[Row, float]]:
+    """Mean rank of each row that is no reference, over the repetitions that all of them have."""
+    rivals = [(row, values) for row, values in measured if values and not row.reference]
+    shared = [at for at in (rivals[0][1] if rivals else {}) if all(at in values for _, values in rivals)]
+    if len(rivals) < 2 or not shared:
+        return []
+    table = [[values[at] for _, values in rivals] for at in shared]
+    means = mean_ranks(table, higher_is_better(metric))
+    return [(row, rank) for (row, _), rank in zip(rivals, means, strict=True)]
+
+
+def _overall(found: Sequence[Section], metric: str) -> Json | None:
+    """Mean ranks over sections, of the rows that all of them have; None for one section or one row."""
+    if len(found) < 2:
+        return None
+    means = [
+        {
+            row.label: fmean(values)
+            for row in section.rows
+            if not row.reference and (values := row.values(metric).values())
+        }
+        for section in found
+    ]
+    labels = [label for label in means[0] if all(label in some for some in means)]
+    if len(labels) < 2:
+        return None
+    table = [[some[label] for label in labels] for some in means]
+    test = friedman(table)
+    return {
+        "blocks": len(table),
+        "mean_rank": dict(zip(labels, mean_ranks(table, higher_is_better(metric)), strict=True)),
+        "friedman_p": None if test is None else test.p,
+        "critical_difference": critical_difference(len(labels), len(table)),
+    }

@@ -1,0 +1,51 @@
+"""Ranks over blocks: which method is better on the whole, when blocks (seeds, memory sizes, data sets) differ in level.
+
+A table has a row a block and a column a method. Demsar, Statistical comparisons of classifiers over multiple data sets,
+JMLR 2006. Blocks must be independent for the tests to hold: data sets are, memory sizes with the same seeds are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from everclip.metrics.distributions import chi_square_upper, range_quantile
+
+
+class Friedman(NamedTuple):
+    """Friedman's chi-square statistic, corrected for ties, and its p-value."""
+
+    statistic: float
+    p: float
+
+
+def ranks(values: Sequence[float], higher_is_better: bool = True) -> list[float]:
+    """Rank of each value, 1 the best; equal values share the mean of their ranks."""
+    order = sorted(values, reverse=higher_is_better)
+    return [order.index(value) + (order.count(value) + 1) / 2 for value in values]
+
+
+def mean_ranks(table: Sequence[Sequence[float]], higher_is_better: bool = True) -> list[float]:
+    """Mean rank of each column over the rows."""
+    rows = [ranks(row, higher_is_better) for row in table]
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def friedman(table: Sequence[Sequence[float]]) -> Friedman | None:
+    """Friedman's test that all columns are alike; None for fewer than three columns or two rows, or all ties."""
+    n, k = len(table), len(table[0]) if table else 0
+    if n < 2 or k < 3:
+        return None
+    ties = sum(row.count(value) ** 2 - 1 for row in map(list, table) for value in row)
+    correction = 1 - ties / (n * k * (k * k - 1))
+    if correction == 0:
+        return None
+    spread = sum((rank - (k + 1) / 2) ** 2 for rank in mean_ranks(table))
+    statistic = 12 * n / (k * (k + 1)) * spread / correction
+    return Friedman(statistic, chi_square_upper(statistic, k - 1))
+
+
+def critical_difference(columns: int, rows: int, level: float = 0.95) -> float:
+    """Nemenyi's: mean ranks of two of ``columns`` methods over ``rows`` blocks differ if they are further apart."""
+    return range_quantile(level, columns) / math.sqrt(2) * math.sqrt(columns * (columns + 1) / (6 * rows))

@@ -1,0 +1,113 @@
+"""How sure a number is: intervals over seeds, paired tests over seeds and over test images, corrections for many.
+
+Differences are first minus second. A test is two-sided; an interval is of ``level`` (0.95) and symmetric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.metrics.distributions import binomial_two_sided, normal_quantile, t_quantile, t_two_sided
+
+EXACT = 20
+"""Differences up to which all sign flips are counted; above, ``DRAWS`` of them are drawn."""
+DRAWS = 100_000
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence interval; ``low`` and ``high`` are None for a single value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Paired(NamedTuple):
+    """A mean difference with its confidence interval and p-value; None where one pair says nothing of them."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean and Student t interval of at least one value (seeds are independent repetitions)."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    half = t_quantile(level, n - 1) * _error(values, mean)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def _error(values: Sequence[float], mean: float) -> float:
+    """Standard error of the mean."""
+    n = len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Paired:
+    """Paired t-test of equally many values in the same order, such as one a seed.
+
+    Differences that are all equal have no spread to judge by: p is 1 where they are 0, else p and interval are None.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    mean, low, high, n = interval(differences, level)
+    if n == 1:
+        return Paired(mean, None, None, None, 1)
+    error = _error(differences, mean)
+    if error <= 1e-12 * max(map(abs, [*first, *second])):
+        alike = abs(mean) <= error
+        return Paired(mean, low if alike else None, high if alike else None, 1.0 if alike else None, n)
+    return Paired(mean, low, high, t_two_sided(mean / error, n - 1), n)
+
+
+def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
+    """p of the paired permutation test, which assumes no distribution: the share of sign flips of the differences with
+    a mean as far from 0. It cannot be below 2/2^n: with five seeds not below 0.0625.
+
+    All flips are counted up to ``EXACT`` pairs; above, ``DRAWS`` are drawn with a fixed seed and p is not 0.
+    """
+    differences = np.array([a - b for a, b in zip(first, second, strict=True)])
+    seen = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()  # rounding makes ties unequal
+    if len(differences) > EXACT:
+        signs = np.random.default_rng(0).integers(2, size=(DRAWS, len(differences)), dtype=np.int8)
+        return (1 + int((np.abs((2.0 * signs - 1) @ differences) >= seen).sum())) / (1 + DRAWS)
+    sums = differences[:1]  # the other half of the flips mirrors this one
+    for value in differences[1:]:
+        sums = np.concatenate([sums + value, sums - value])
+    return float((np.abs(sums) >= seen).mean())
+
+
+def mcnemar(first: NDArray[Any], second: NDArray[Any], level: float = 0.95) -> Paired:
+    """Exact McNemar test of two classifiers on the same images: what other images would give, not other seeds.
+
+    The interval is Agresti and Min's (2005): Wald's with half an image more in each of the four cells.
+
+    Args:
+        first: ``[n]``, whether each image is right; ``second`` in the same order.
+    """
+    assert len(first) == len(second) > 0
+    n, gained, lost = len(first), int((first & ~second).sum()), int((second & ~first).sum())
+    total, difference = n + 2, (gained - lost) / (n + 2)
+    half = normal_quantile(level) * math.sqrt(((gained + lost + 1) / total - difference**2) / total)
+    p = binomial_two_sided(gained, gained + lost)
+    return Paired((gained - lost) / n, max(-1.0, difference - half), min(1.0, difference + half), p, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979), in the order given: below 0.05 may be called significant
+    together with a chance of 0.05 of one false call at most."""
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = largest
+    return corrected

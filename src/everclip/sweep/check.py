@@ -1,0 +1,72 @@
+"""What would go wrong later, found before anything runs: data, model, device, and methods that refuse the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from everclip import methods, restore
+from everclip.config import Config
+from everclip.errors import UserError
+from everclip.methods._base import Method
+from everclip.plan import Plan
+
+
+def plans(configs: Sequence[Config]) -> dict[str, Plan]:
+    """A plan for each distinct setting of data and tasks, by ``setting``.
+
+    Raises:
+        UserError: with every complaint.
+    """
+    found: dict[str, Plan] = {}
+    refused: dict[str, str] = {}
+    for config in configs:
+        key = setting(config)
+        if key in found or key in refused:
+            continue
+        try:
+            found[key] = Plan.of(config)
+        except UserError as error:
+            refused[key] = str(error)
+    _raise(refused.values())
+    return found
+
+
+def setting(config: Config) -> str:
+    """What of a config decides its data and tasks, as a key."""
+    names = ("data", "model", "classnames", "templates", "scenario", "smoke")
+    return repr([getattr(config, name) for name in names])
+
+
+def models(configs: Sequence[Config], plans: dict[str, Plan]) -> None:
+    """Load each model once, and let each method that adds to it do so once.
+
+    Raises:
+        UserError: with every complaint: no such model or device, or a method that the model does not suit.
+    """
+    refused: list[str] = []
+    seen: set[str] = set()
+    for config in configs:
+        plan = plans[setting(config)]
+        here = replace(
+            plan,
+            config=config.model_copy(update={"device": "cpu"}),
+            method=methods.build(config, plan.prompts),
+        )
+        grows = type(here.method).grow is not Method.grow
+        key = repr([config.device, config.model, config.image_size, grows and config.method])
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            restore.device(config.device)
+            restore.grow(here, restore.load_model(here, config.model), plan.tasks[0])
+        except UserError as error:
+            refused.append(str(error))
+    _raise(refused)
+
+
+def _raise(refused: Iterable[str]) -> None:
+    different = list(dict.fromkeys(refused))
+    if different:
+        raise UserError("; ".join(different))

@@ -1,0 +1,162 @@
+"""What a sweep's folder holds: run directories, known by the content of their config and not by their name.
+
+out/gdro_m500_s0/     a run directory; with config.toml and results.json alone it counts as finished too
+out/logs/NAME.log     what the run's command has printed
+out/tune/NAME/        a search of --tune
+out/sweep.json        the command, the cells with their runs, and the failures
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from everclip import __version__
+from everclip.errors import UserError
+from everclip.run import Run, write_atomic
+from everclip.runs import natural
+from everclip.sweep.grid import Job, content_key
+
+log = logging.getLogger("everclip")
+
+SCHEMA = 1
+State = Literal["finished", "unfinished", "failed", "waiting"]
+
+
+class Found(NamedTuple):
+    """A run directory of the folder."""
+
+    path: Path
+    finished: bool
+
+
+class Folder:
+    """A sweep's folder; as a context manager it is locked against a second sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failures: dict[str, str] = {}
+        """The error, one line, of each run that failed, by its key."""
+        self._lock = FileLock(path / ".sweep.lock", timeout=0)
+        self._found: dict[str, Found] = {}
+        self._names: dict[str, str] = {}
+
+    def __enter__(self) -> Folder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use by another sweep: wait for it, or give another out"
+            ) from None
+        except OSError as error:
+            raise UserError(f"out={self.path} cannot be used ({error.strerror}): give another out") from error
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._lock.release()
+
+    def scan(self, jobs: Sequence[Job]) -> None:
+        """Look which runs are there, and choose a directory for each of ``jobs``.
+
+        Raises:
+            UserError: ``out`` is a file or itself a run directory.
+        """
+        if (self.path / "config.toml").exists() or (self.path.exists() and not self.path.is_dir()):
+            raise UserError(
+                f"out={self.path} is no folder of runs: for a sweep, out holds the run directories"
+            )
+        self.failures = self._read().get("failed", {})
+        self._found = {}
+        folders = self.path.iterdir() if self.path.is_dir() else ()
+        for folder in sorted(folders, key=lambda folder: natural(folder.name)):
+            if (folder / "config.toml").is_file():
+                self._take(folder)
+        taken = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        self._names = {}
+        for job in jobs:
+            name = self._found[job.key].path.name if job.key in self._found else job.name
+            if job.key not in self._found and (name in taken or not _usable(name)):
+                name = f"{name}_{job.key[:6]}"
+            self._names[job.key] = name
+            taken.add(name)
+
+    def _take(self, folder: Path) -> None:
+        """Note a run directory; of two with the same content the finished one."""
+        try:
+            key = content_key(Run.read_config(folder))
+        except UserError as error:
+            log.warning("%s is left alone: %s", folder, error)
+            return
+        finished = (folder / "results.json").is_file()
+        if finished or key not in self._found:
+            self._found[key] = Found(folder, finished)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}
+
+    def write(self, command: Sequence[str], jobs: Sequence[Job]) -> None:
+        """Write sweep.json."""
+        values: dict[str, Any] = {
+            "schema": SCHEMA,
+            "everclip": __version__,
+            "command": list(command),
+            "cells": [{**cell.values, "run": self.place(job).name} for job in jobs for cell in job.cells],
+            "failed": self.failures,
+        }
+        write_atomic(self.path / "sweep.json", json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+    def place(self, job: Job) -> Path:
+        """The run directory of a job, there or to be made."""
+        return self.path / self._names[job.key]
+
+    def state(self, job: Job) -> State:
+        """Where a job stands; a failed one has an entry in ``failures``."""
+        if (self.place(job) / "results.json").is_file():
+            return "finished"
+        if job.key in self.failures:
+            return "failed"
+        return "unfinished" if (self.place(job) / "config.toml").is_file() else "waiting"
+
+    def command(self, job: Job) -> list[str]:
+        """The words of ``everclip`` that begin or continue a job."""
+        place = self.place(job)
+        if (place / "config.toml").is_file():
+            return ["resume", str(place)]
+        return ["train", *job.words, f"out={place}"]
+
+    def log(self, name: str) -> Path:
+        """Where the output of a command is kept."""
+        logs = self.path / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        return logs / f"{name}.log"
+
+
+def _usable(name: str) -> bool:
+    return len(name) < 200 and name not in ("logs", "tune")
+
+
+def busy(run: Path) -> bool:
+    """Whether another process works in a run directory."""
+    if not (run / ".lock").exists():
+        return False
+    lock = FileLock(run / ".lock", timeout=0)
+    try:
+        with lock:
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def results(run: Path) -> Mapping[str, Any]:
+    """results.json of a finished run."""
+    return json.loads((run / "results.json").read_text(encoding="utf-8"))

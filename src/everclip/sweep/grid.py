@@ -1,0 +1,242 @@
+"""The grid that ``everclip sweep`` asks for: KEY=VALUE,VALUE words become cells; equal cells share a run.
+
+    method=gcl,ewc memory.budget=0,500 method.ewc.strength=10,100 seed=0..4
+
+Commas part values unless they stand in brackets or quotes; ``0..4`` is 0, 1, 2, 3, 4. ``method.NAME.OPTION`` sets an
+option of one method alone. Of a method that keeps no exemplars one run serves every budget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import tomli_w
+
+from everclip import estimate, plugins
+from everclip.config import Config, config_hash, load_config, resolve
+from everclip.config.fields import shown
+from everclip.config.models import Checkpoint
+from everclip.config.sources import is_override
+from everclip.errors import UserError
+
+WHOLE = ("out", "tuned_on", "classnames")
+"""Keys whose value may have commas: they are never parted."""
+MOST_VALUES = 10_000
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_PAIRS = {"[": "]", "{": "}", '"': '"', "'": "'"}
+_SAFE = re.compile(r"[^A-Za-z0-9_.+=-]+")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One combination of the values, as written; ``config`` is resolved, ``words`` are the command's that give it."""
+
+    values: Mapping[str, str]
+    words: tuple[str, ...]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """A folder's name: method, memory and seed as far as they vary, then the rest."""
+        short = {"memory.budget": "m", "seed": "s"}
+        parts = [
+            short.get(key, key.rsplit(".", 1)[-1]) + value
+            for key, value in self.values.items()
+            if key != "method"
+        ]
+        return "_".join(_SAFE.sub("-", part).strip("-") for part in [self.config.method.name, *parts])
+
+
+@dataclass(eq=False)
+class Job:
+    """A run that serves one cell or several."""
+
+    key: str
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def config(self) -> Config:
+        """What is run: the content that the cells share."""
+        return content(self.cells[0].config)
+
+    @property
+    def name(self) -> str:
+        """A folder's name; with the memory that is kept, whatever the budget."""
+        cell = self.cells[0]
+        kept = {"memory.budget": str(self.config.memory.budget)} if "memory.budget" in cell.values else {}
+        return replace(cell, values={**cell.values, **kept}).name
+
+    @property
+    def words(self) -> list[str]:
+        """The words of ``everclip train`` for it."""
+        config = self.config
+        if config.memory == self.cells[0].config.memory:
+            return list(self.cells[0].words)
+        kept = [word for word in self.cells[0].words if not word.startswith("memory.")]
+        return [*kept, f"memory.budget={config.memory.budget}", f"memory.policy={config.memory.policy}"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes of the words that have several values, and the cells in the order of the axes.
+
+    Args:
+        out: the folder asked for.
+    """
+
+    axes: dict[str, list[str]]
+    cells: list[Cell]
+    out: str | None
+
+    def jobs(self) -> list[Job]:
+        """The distinct runs; those of the first seed come first, so that a part of the grid is a whole table early."""
+        jobs: dict[str, Job] = {}
+        for cell in self.cells:
+            key = content_key(cell.config)
+            jobs.setdefault(key, Job(key)).cells.append(cell)
+        seeds = self.axes.get("seed", [])
+        order = {value: index for index, value in enumerate(seeds)}
+        return sorted(jobs.values(), key=lambda job: order.get(job.cells[0].values.get("seed", ""), 0))
+
+
+def content(config: Config) -> Config:
+    """A resolved config without what makes no difference: where it is written, the memory of what keeps none.
+
+    Raises:
+        UserError: the method refuses its options.
+    """
+    kept, _ = estimate.exemplars(config)
+    policy = "method" if kept == 0 or config.memory.policy in ("all", "none") else config.memory.policy
+    memory = config.memory.model_copy(update={"budget": kept, "policy": policy})
+    how = {"out": None, "trackers": [], "checkpoint": Checkpoint()}
+    return config.model_copy(update=how | {"memory": memory})
+
+
+def content_key(config: Config) -> str:
+    """16 digits that two resolved configs share if they ask for the same run."""
+    return config_hash(content(config))
+
+
+def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
+    """The grid of command-line words: a config's name or file first, if any, then KEY=VALUES.
+
+    Args:
+        extra: words of every cell, such as ``smoke=true``.
+
+    Raises:
+        UserError: a word cannot be read, or cells are invalid; the message has all their complaints.
+    """
+    base = [words[0]] if words and not is_override(words[0]) else []
+    given: dict[str, list[str]] = {}
+    for word in words[len(base) :]:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(
+                f"{shown(word)} is no KEY=VALUE: write KEY=A,B; a config's name or file comes first"
+            )
+        if key in given:
+            raise UserError(f"{shown(key)} is given twice: write it once, with all its values after commas")
+        given[key] = [text] if key in WHOLE else parted(text, key)
+    out = given.pop("out", [None])[0]
+    methods = given.get("method") or [load_config(base).method.name]
+    own, shared = owned(given, methods)
+    cells: list[Cell] = []
+    refused: list[str] = []
+    for method in methods:
+        settings = {k: v for k, v in shared.items() if k not in own[method]} | own[method]
+        settings["method"] = [method]
+        keys = [key for key in _order(given, own[method]) if key in settings]
+        several = [key for key in keys if len(settings[key]) > 1 or (key == "method" and len(methods) > 1)]
+        for values in product(*(settings[key] for key in keys)):
+            chosen = dict(zip(keys, values, strict=True))
+            cell = [*base, *(f"{key}={value}" for key, value in chosen.items()), *extra]
+            try:
+                config = resolve(load_config(cell))
+                content(config)
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            cells.append(Cell({key: chosen[key] for key in several}, tuple(cell), config))
+    _all_valid(refused)
+    axes = {key: values for key, values in given.items() if len(values) > 1}
+    return Grid(axes, cells, out)
+
+
+def _order(given: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Keys as given, the method first, its own options behind it."""
+    return ["method", *own, *(key for key in given if key != "method" and key not in own)]
+
+
+def _all_valid(refused: Sequence[str]) -> None:
+    """Raise UserError with every distinct complaint."""
+    different = list(dict.fromkeys(refused))
+    if different:
+        raise UserError(f"{len(refused)} cells of the grid are invalid: " + "; ".join(different))
+
+
+def owned(
+    given: Mapping[str, list[str]], methods: Sequence[str]
+) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
+    """Values of ``method.NAME.OPTION`` for each method, as ``method.OPTION``; and the values that all have.
+
+    Raises:
+        UserError: NAME is a method that is not in the grid.
+    """
+    own: dict[str, dict[str, list[str]]] = {method: {} for method in methods}
+    shared: dict[str, list[str]] = {}
+    for key, values in given.items():
+        owner = next((method for method in methods if key.startswith(f"method.{method}.")), None)
+        if owner is not None:
+            own[owner]["method." + key.removeprefix(f"method.{owner}.")] = values
+            continue
+        parts = key.split(".")
+        if len(parts) > 2 and parts[0] == "method" and parts[1] in plugins.names("methods"):
+            raise UserError(f"{key} is an option of {parts[1]}, which is not in the grid: add it to method=")
+        shared[key] = values
+    return own, shared
+
+
+def parted(text: str, key: str) -> list[str]:
+    """The values in a text: parted at commas outside of brackets and quotes, ranges ``A..B`` written out, each once.
+
+    Raises:
+        UserError: a value is empty, a range is backwards or far too long.
+    """
+    values: list[str] = []
+    word, closing = "", [""]
+    for char in text:
+        if char == closing[-1]:
+            closing.pop()
+        elif char in _PAIRS and closing[-1] not in ('"', "'"):
+            closing.append(_PAIRS[char])
+        elif char == "," and len(closing) == 1:
+            values.append(word.strip())
+            word = ""
+            continue
+        word += char
+    values.append(word.strip())
+    if "" in values:
+        raise UserError(f'"{key}={text}" has an empty value: write {key}=A,B')
+    found: list[str] = []
+    for value in values:
+        span = _RANGE.fullmatch(value)
+        if span is None:
+            found.append(value)
+            continue
+        first, last = int(span[1]), int(span[2])
+        if not 0 <= last - first < MOST_VALUES:
+            raise UserError(
+                f'"{key}={value}" is no range: write the smaller number first, such as {key}=0..4'
+            )
+        found += map(str, range(first, last + 1))
+    return list(dict.fromkeys(found))
+
+
+def toml_text(value: Any) -> str:
+    """A config value as a word of the command line has it."""
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()

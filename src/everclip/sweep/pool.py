@@ -1,0 +1,129 @@
+"""Commands of ``everclip`` side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from everclip.sweep.child import GRACE
+from everclip.sweep.folder import busy
+from everclip.sweep.slots import Environment
+
+EVERY = 0.2
+"""Seconds between looks at the processes."""
+STOPPED = (75, 130)
+"""Exit codes of a command that was asked to stop: it goes on with the next sweep."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One command: its name, its words, the directory it works in, and where its output goes."""
+
+    name: str
+    words: Sequence[str]
+    path: Path
+    log: Path
+
+
+class Child:
+    """A running command."""
+
+    def __init__(self, work: Work, slot: Environment) -> None:
+        self.work = work
+        self.slot = slot
+        self.started = time.monotonic()
+        with work.log.open("ab") as output:
+            # A session of its own: Ctrl-C goes to the sweep alone, which then asks its children to stop.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "everclip.sweep.child", *work.words],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | slot,
+                start_new_session=True,
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.started
+
+    def ended(self) -> bool:
+        """Whether it is over; what held it to the sweep is closed then."""
+        if self.process.poll() is None:
+            return False
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return True
+
+    def error(self) -> str | None:
+        """Why an ended command failed, in one line; None where it did not, or was asked to stop."""
+        code = self.process.returncode
+        if code == 0 or code in STOPPED or code == -signal.SIGTERM:
+            return None
+        if code < 0:
+            return f"ended by {signal.Signals(-code).name}" + (
+                ", perhaps for lack of memory: try --jobs with fewer" if code == -signal.SIGKILL else ""
+            )
+        lines = self.work.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = next((line for line in reversed(lines) if line.startswith("error: ")), None)
+        return last.removeprefix("error: ") if last else f"exit code {code}: see {self.work.log}"
+
+
+class Watcher(ABC):
+    """What is told how it goes."""
+
+    @abstractmethod
+    def started(self, child: Child) -> None:
+        """A command begins."""
+
+    @abstractmethod
+    def ended(self, child: Child, error: str | None) -> None:
+        """It is over; ``error`` says why it failed."""
+
+    @abstractmethod
+    def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
+        """Called several times a second."""
+
+
+def run(works: Sequence[Work], slots: Sequence[Environment], watcher: Watcher) -> None:
+    """Run commands until all have ended, each slot one at a time. Whatever ends this, no child is left.
+
+    A command whose directory another process works in waits for its turn to come again.
+    """
+    waiting, free, running = list(works), list(slots), []
+    try:
+        while waiting or running:
+            for child in [child for child in running if child.ended()]:
+                running.remove(child)
+                free.append(child.slot)
+                watcher.ended(child, child.error())
+            while free and (work := next((work for work in waiting if not busy(work.path)), None)):
+                waiting.remove(work)
+                running.append(Child(work, free.pop(0)))
+                watcher.started(running[-1])
+            watcher.look(running, waiting)
+            time.sleep(EVERY)
+    finally:
+        stop(running)
+
+
+def stop(children: Sequence[Child]) -> None:
+    """Ask commands to save themselves and end; kill what has not after ``GRACE`` seconds."""
+    for child in children:
+        child.process.terminate()
+    end = time.monotonic() + GRACE
+    for child in children:
+        try:
+            child.process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+        child.ended()

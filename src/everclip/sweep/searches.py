@@ -1,0 +1,163 @@
+"""``--tune``: one search for each method, on a validation share of the first two tasks, before the grid is run.
+
+Cells that differ in seed and memory alone share a search, at the first of these; every other axis has its own. A search
+is ``everclip tune`` (the test set is never read), and the cells then train with its values and its ``tuned_on``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from everclip import methods
+from everclip.config import load_config, resolve
+from everclip.config.models import Train
+from everclip.config.sources import is_override
+from everclip.errors import UserError
+from everclip.plan import Plan
+from everclip.runs import flat
+from everclip.sweep import check
+from everclip.sweep.grid import Cell, Grid, content_key, owned, parted, toml_text
+from everclip.tune import default_search
+
+RATES = "rates"
+"""The word for the search that ``everclip tune`` makes of itself: the rates of both towers."""
+_RATES = ("train.lr", "train.lr_text")
+_SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
+"""What follows each value of a search in ``tuned_on``."""
+_SHARED = ("seed", "memory.budget", "memory.policy")
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A search and the cells that it is for; ``keys`` are what it chooses."""
+
+    name: str
+    key: str
+    words: tuple[str, ...]
+    keys: tuple[str, ...]
+    path: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has chosen."""
+        return (self.path / "tuned.toml").is_file()
+
+    def command(self) -> list[str]:
+        """The words of ``everclip`` that begin or continue it."""
+        return ["tune", *self.words, f"out={self.path}", "--json"]
+
+    def chosen(self) -> list[str]:
+        """What it has found, as words of a config."""
+        found = flat(tomllib.loads((self.path / "tuned.toml").read_text(encoding="utf-8")))
+        keys = (*self.keys, "tuned_on")
+        return [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in keys]
+
+
+def searches(grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder: Path) -> list[Search]:
+    """The searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
+
+    Raises:
+        UserError: a word is none that can be searched, or a value is invalid for a method.
+    """
+    given: dict[str, list[str]] = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        key = f"train.{key}" if key in Train.model_fields else key
+        values = parted(text, key) if text else []
+        if word != RATES and (not is_override(word) or len(values) < 2):
+            raise UserError(f'--tune "{word}" has no values to choose from: write KEY=A,B, or {RATES}')
+        if word != RATES and not key.startswith(("train.", "method.", "center")):
+            raise UserError(
+                f"--tune {key} is none of the settings that can be tuned: train.KEY, method.OPTION, center"
+            )
+        given[key] = values
+    own, shared = owned(given, list(dict.fromkeys(cell.config.method.name for cell in grid.cells)))
+    groups: dict[str, list[Cell]] = {}
+    for cell in grid.cells:
+        groups.setdefault(
+            repr({k: v for k, v in cell.values.items() if k not in _SHARED} | {"": cell.config.method.name}),
+            [],
+        ).append(cell)
+    found: list[Search] = []
+    for cells in groups.values():
+        wanted = shared | own[cells[0].config.method.name]
+        search = _search(cells, wanted, plans[check.setting(cells[0].config)], folder)
+        if search is not None:
+            found.append(search)
+    _check(found, shared | {key: values for some in own.values() for key, values in some.items()})
+    return found
+
+
+def _search(
+    cells: Sequence[Cell], wanted: Mapping[str, list[str]], plan: Plan, folder: Path
+) -> Search | None:
+    """The search for cells that share one; None where none of the keys matters to their method."""
+    cell = cells[0]
+    trains = bool(methods.build(cell.config, plan.prompts).phases(plan.tasks[0]))
+    wanted = {key: values for key, values in wanted.items() if trains or key.startswith("method.")}
+    if not wanted:
+        return None
+    keys = tuple(dict.fromkeys(name for key in wanted for name in (_RATES if key == RATES else (key,))))
+    words = [f"{key}={','.join(values)}" for key, values in wanted.items() if key != RATES]
+    if RATES in wanted and words:
+        raise UserError(f"--tune {RATES} stands alone: write the rates out to search other keys too")
+    code = hashlib.sha256(repr([content_key(cell.config), words]).encode()).hexdigest()[:16]
+    rest = {key: value for key, value in cell.values.items() if key not in _SHARED}
+    name = f"{replace(cell, values=rest).name}_{code[:6]}"
+    asked = default_search(cell.config) if RATES in wanted else wanted
+    path = _made(cell, asked, folder / "tune") or folder / "tune" / name
+    return Search(path.name, code, (*cell.words, *words), keys, path, tuple(cells))
+
+
+def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path) -> Path | None:
+    """A finished search of the same values for the same cell, whatever its directory is called.
+
+    Known by its content, as runs are, since the code in a name changes with each key that the config gets.
+    """
+    searched = "; ".join(f"{key} {', '.join(values)}" for key, values in asked.items())
+    for file in sorted(folder.glob("*/tuned.toml")):
+        try:
+            config = resolve(load_config([str(file.absolute())]))
+            found = flat(tomllib.loads(file.read_text(encoding="utf-8")))
+            values = [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in asked]
+            wanted = resolve(load_config([*cell.words, *values]))
+        except UserError:
+            continue
+        record = re.sub(_SCORE, "", config.tuned_on or "")
+        same = content_key(config.model_copy(update={"tuned_on": None})) == content_key(wanted)
+        if same and record.endswith(f"; {searched}"):
+            return file.parent
+    return None
+
+
+def _check(found: Sequence[Search], given: Mapping[str, list[str]]) -> None:
+    """Raise UserError with every complaint about a value of a search."""
+    refused: dict[str, None] = {}
+    for search in found:
+        for key in search.keys:
+            for value in given.get(key, []):
+                try:
+                    resolve(load_config([*search.cells[0].words, f"{key}={value}"]))
+                except UserError as error:
+                    refused[str(error)] = None
+    if refused:
+        raise UserError("--tune: " + "; ".join(refused))
+
+
+def tuned(grid: Grid, searches: Sequence[Search]) -> Grid:
+    """The grid with what finished searches have chosen; without the cells of those that have not."""
+    cells: list[Cell] = []
+    for cell in grid.cells:
+        search = next((search for search in searches if cell in search.cells), None)
+        if search is None:
+            cells.append(cell)
+        elif search.finished:
+            words = (*cell.words, *search.chosen())
+            cells.append(Cell(cell.values, words, resolve(load_config(words))))
+    return Grid(grid.axes, cells, grid.out)

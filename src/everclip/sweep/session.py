@@ -1,0 +1,221 @@
+"""One call of ``everclip sweep``: what is there, what is still to be run, and running it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from everclip.compare import verdict
+from everclip.compare.same import EXCUSES
+from everclip.errors import UserError
+from everclip.plan import Plan
+from everclip.runs import read as read_run
+from everclip.signals import Stop, Stopped
+from everclip.sweep import check, pool, searches
+from everclip.sweep.folder import Folder, results
+from everclip.sweep.grid import Grid, Job, read
+from everclip.sweep.pool import Work
+from everclip.sweep.searches import Search
+from everclip.sweep.slots import Environment
+from everclip.sweep.view import View
+
+Json = dict[str, Any]
+
+
+@dataclass(eq=False)
+class Session:
+    """A grid in its folder.
+
+    Args:
+        command: the words of the sweep, for the record.
+        plans: of the settings of data, where they have been looked at.
+        searches: of ``--tune``; their cells are in ``grid`` once they are finished.
+    """
+
+    command: list[str]
+    grid: Grid
+    folder: Folder
+    plans: dict[str, Plan]
+    searches: list[Search]
+    jobs: list[Job]
+
+    @classmethod
+    def of(
+        cls, words: Sequence[str], tune: Sequence[str] = (), smoke: bool = False, look: bool = True
+    ) -> Session:
+        """The session that words ask for; nothing is written.
+
+        Args:
+            look: look at the data, so that what does not fit them is found now.
+
+        Raises:
+            UserError: a cell of the grid cannot be, or ``out`` is no folder of runs.
+        """
+        grid = read(words, ["smoke=true"] if smoke else [])
+        out = grid.out or f"runs/sweep-{_code([job.key for job in grid.jobs()], tune)}"
+        folder = Folder(Path(out).expanduser())
+        plans = check.plans([cell.config for cell in grid.cells]) if look or tune else {}
+        found = searches.searches(grid, tune, plans, folder.path) if tune else []
+        session = cls(list(words), grid, folder, plans, found, [])
+        session.refresh()
+        return session
+
+    def refresh(self) -> None:
+        """Take what finished searches have chosen, and look again at what is in the folder."""
+        self.grid = searches.tuned(self.grid, self.searches)
+        self.searches = [search for search in self.searches if not search.finished]
+        self.jobs = self.grid.jobs()
+        self.folder.scan(self.jobs)
+
+    def waiting(self) -> list[Job]:
+        """Jobs that are neither finished nor failed."""
+        return [job for job in self.jobs if self.folder.state(job) in ("waiting", "unfinished")]
+
+    def retry(self) -> None:
+        """Take failed runs and searches as not failed."""
+        self.folder.failures = {}
+
+    # Running ------------------------------------------------------------------------------------------------------
+
+    def run(self, slots: Sequence[Environment], retry: bool = False) -> None:
+        """Run what is missing, searches first; the folder is locked meanwhile.
+
+        Raises:
+            UserError: a method refuses the model, or the folder is in use.
+            Stopped: a signal has come; all processes have ended.
+        """
+        stop = Stop()
+        with self.folder, stop.listening():
+            self.refresh()
+            if retry:
+                self.retry()
+            check.models([job.config for job in self.waiting()], self.plans)
+            self.folder.write(self.command, self.jobs)
+            try:
+                if self.searches:
+                    self._run_searches(slots)
+                    kept = self.folder.failures
+                    self.refresh()
+                    self.folder.failures = kept
+                    check.models([job.config for job in self.waiting()], self.plans)
+                self._run_jobs(slots)
+            except Stopped as stopped:
+                raise Stopped(
+                    stopped.signal,
+                    f"{stopped.cause}; the same command continues the sweep in {self.folder.path}",
+                ) from None
+            finally:
+                self.folder.write(self.command, self.jobs)
+
+    def _run_searches(self, slots: Sequence[Environment]) -> None:
+        waiting = [search for search in self.searches if search.key not in self.folder.failures]
+        works = {
+            Work(
+                f"tune {search.name}", search.command(), search.path, self.folder.log(f"tune-{search.name}")
+            ): search
+            for search in waiting
+        }
+
+        def ended(work: Work, error: str | None) -> tuple[bool, str]:
+            search = works[work]
+            if error is not None:
+                self.folder.failures[search.key] = error
+                self.folder.write(self.command, self.jobs)
+                return False, f"failed: {error}"
+            return search.finished, " ".join(search.chosen()[:-1]) if search.finished else "stopped"
+
+        with View(len(works), 0, {}, lambda work: "tune", ended) as view:
+            pool.run(list(works), slots, view)
+
+    def _run_jobs(self, slots: Sequence[Environment]) -> None:
+        waiting, seconds = self.waiting(), {}
+        for job in self.jobs:
+            if self.folder.state(job) == "finished":
+                taken = results(self.folder.place(job)).get("seconds")
+                if taken is not None:
+                    seconds.setdefault(job.config.method.name, []).append(float(taken))
+        works: dict[Work, Job] = {}
+        for job in waiting:
+            place = self.folder.place(job)
+            works[Work(place.name, self.folder.command(job), place, self.folder.log(place.name))] = job
+
+        def ended(work: Work, error: str | None) -> tuple[bool, str]:
+            if error is not None:
+                self.folder.failures[works[work].key] = error
+                self.folder.write(self.command, self.jobs)
+                return False, f"failed: {error}"
+            if not (work.path / "results.json").is_file():
+                return False, "stopped"
+            return True, f"last {results(work.path)['last']:.1%}"
+
+        done = len(self.jobs) - len(waiting)
+        with View(len(self.jobs), done, seconds, lambda work: works[work].config.method.name, ended) as view:
+            pool.run(list(works), slots, view)
+
+    # What is there ------------------------------------------------------------------------------------------------
+
+    def shared(self) -> list[str]:
+        """A line for each method of which one run serves several cells."""
+        values: dict[str, dict[str, dict[str, None]]] = {}
+        for job in self.jobs:
+            for key in job.cells[0].values if len(job.cells) > 1 else ():
+                different = dict.fromkeys(cell.values[key] for cell in job.cells)
+                if len(different) > 1:
+                    values.setdefault(job.config.method.name, {}).setdefault(key, {}).update(different)
+        return [
+            f"{method}: one run serves "
+            + " and ".join(f"{key}={','.join(found)}" for key, found in keys.items())
+            for method, keys in values.items()
+        ]
+
+    def failed(self) -> list[str]:
+        """A line for each run or search that failed: its name and its error."""
+        runs = [
+            (self.folder.place(job).name, job.key) for job in self.jobs if self.folder.state(job) == "failed"
+        ]
+        tunes = [
+            (f"tune {search.name}", search.key)
+            for search in self.searches
+            if search.key in self.folder.failures
+        ]
+        return [f"{name}: {self.folder.failures[key]}" for name, key in [*tunes, *runs]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell has its results."""
+        return not self.searches and all(self.folder.state(job) == "finished" for job in self.jobs)
+
+    def cells(self) -> list[Json]:
+        """Each cell of the grid with its run, where that stands, and its main numbers."""
+        found: list[Json] = []
+        for job in self.jobs:
+            place, state = self.folder.place(job), self.folder.state(job)
+            known = results(place) if state == "finished" else {}
+            numbers = {key: known.get(key) for key in verdict.METRICS}
+            error = self.folder.failures.get(job.key) if state == "failed" else None
+            found += [
+                {"values": dict(cell.values), "run": str(place), "state": state, "error": error} | numbers
+                for cell in job.cells
+            ]
+        return found
+
+    def comparison(self) -> Json | None:
+        """The finished runs compared, a section for each setting of data and memory; None before the first."""
+        runs = [read_run(self.folder.place(job)) for job in self.jobs if self.folder.state(job) == "finished"]
+        if not runs:
+            return None
+        by = [key for key in self.grid.axes if key in EXCUSES or key.startswith("memory.")]
+        try:
+            return verdict.compare(runs, by=by)
+        except UserError as error:
+            print(f"no comparison: {error}", file=sys.stderr)
+            return None
+
+
+def _code(keys: Iterable[str], tune: Sequence[str]) -> str:
+    """Eight digits for a sweep without ``out``: the same command finds its folder again."""
+    return hashlib.sha256(repr([sorted(keys), list(tune)]).encode()).hexdigest()[:8]

@@ -1,0 +1,64 @@
+"""How many runs go side by side, and what each of them has of the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from everclip.errors import UserError
+
+MOST = 16
+"""Runs side by side on a CPU where nothing else is asked for: more threads each, from there on."""
+
+Environment = dict[str, str]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def gpus(devices: Sequence[str]) -> list[str]:
+    """Names of the CUDA devices for runs with these values of ``device``; none unless all would take any of them."""
+    import torch
+
+    if not set(devices) <= {"auto", "cuda"} or not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return [name.strip() for name in names][: torch.cuda.device_count()]
+
+
+def slots(count: int, gpus: Sequence[str], jobs: int | None, threads: int | None) -> list[Environment]:
+    """Environment variables of each place for a run.
+
+    With GPUs a run has one of them, and the cores are shared out. Without, a run has one thread, which gives the most
+    runs an hour, and there are as many as cores, up to ``MOST``.
+
+    Args:
+        count: cores.
+        gpus: names of the CUDA devices.
+        jobs, threads: as asked for; None: as above.
+
+    Raises:
+        UserError: fewer than one.
+    """
+    for name, value in (("--jobs", jobs), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}: write a whole number from 1")
+    if gpus:
+        jobs = jobs or len(gpus)
+        threads = threads or max(1, count // jobs)
+    elif jobs is None:
+        threads = threads or -(-count // MOST)
+        jobs = max(1, count // threads)
+    else:
+        threads = threads or 1
+    each = str(threads)
+    found: list[Environment] = [{"OMP_NUM_THREADS": each, "MKL_NUM_THREADS": each} for _ in range(jobs)]
+    for index, slot in enumerate(found if gpus else []):
+        slot["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+    return found

@@ -1,0 +1,72 @@
+"""``--slurm``: the runs of a sweep as an array of SLURM jobs, through submitit (the extra ``slurm``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from everclip.errors import RunError, UserError
+from everclip.sweep.pool import STOPPED
+
+
+class Command:
+    """``everclip WORDS`` as a job. A job that is preempted or out of time is queued again and goes on where it was."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+
+    def __call__(self) -> int:
+        """Run the command; its exit code. Raises RunError where it fails, so that the job counts as failed."""
+        from everclip.cli.app import main
+
+        code = main(self.words)
+        if code and code not in STOPPED:
+            raise RunError(f"everclip {' '.join(self.words)}: exit code {code}")
+        return code
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by submitit before it queues the job again: the run directory is all the state there is."""
+        from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
+
+        return DelayedSubmission(Command(self.words))
+
+
+def submit(
+    commands: Sequence[Sequence[str]], folder: Path, settings: Sequence[str], cluster: str = "slurm"
+) -> list[str]:
+    """Hand commands to the cluster as one array, and return the jobs' numbers.
+
+    Args:
+        folder: where submitit keeps its files.
+        settings: KEY=VALUE of ``submitit.AutoExecutor.update_parameters``, such as ``timeout_min=240``,
+            ``slurm_partition=gpu``, ``gpus_per_node=1``.
+        cluster: "slurm", or "local" for processes on this machine.
+
+    Raises:
+        UserError: submitit is not installed, there is no SLURM, or it knows no such setting.
+    """
+    try:
+        import submitit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError('--slurm needs submitit: pip install "everclip[slurm]", or use --print') from error
+    values = {key: _value(text) for key, _, text in (word.partition("=") for word in settings)}
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(**values)
+    except RuntimeError as error:
+        raise UserError(f"--slurm: {error}: run this where sbatch is, or use --print") from error
+    except (NameError, TypeError, AssertionError) as error:
+        raise UserError(f"--slurm-set: {error}") from error
+    with executor.batch():
+        jobs = [executor.submit(Command(words)) for words in commands]
+    return [job.job_id for job in jobs]
+
+
+def _value(text: str) -> Any:
+    """A number or truth value where the text is one."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

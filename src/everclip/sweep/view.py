@@ -1,0 +1,179 @@
+"""What a person sees of a sweep: a live table on a terminal, else a plain line when a run begins or ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from everclip.sweep.pool import Child, Watcher, Work
+
+REFRESH = 1.0
+"""Seconds between looks at the logs of runs that go on."""
+
+
+class Follow:
+    """Reads metrics.jsonl of a run as it grows: tasks planned and finished, and the step."""
+
+    def __init__(self, run: Path) -> None:
+        self._file = run / "metrics.jsonl"
+        self._at = 0
+        self.tasks = self.done = self.step = 0
+
+    def look(self) -> str:
+        """Where the run stands, in words."""
+        try:
+            with self._file.open("rb") as file:
+                if file.seek(0, 2) < self._at:  # cut back by a resume
+                    self._at = self.tasks = self.done = self.step = 0
+                file.seek(self._at)
+                text = file.read()
+        except OSError:
+            return "starting"
+        whole = text[: text.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in whole.splitlines():
+            self._take(line)
+        if not self.tasks:
+            return "starting"
+        return (
+            "finishing"
+            if self.done == self.tasks
+            else f"task {self.done + 1} of {self.tasks}, step {self.step}"
+        )
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event: dict[str, Any] = json.loads(line)
+            kind = event["event"]
+            if kind == "start":
+                self.tasks = len(event["tasks"])
+            elif kind == "stage":
+                self.done = event["stage"] + 1
+            elif kind == "step":
+                self.step = event["global_step"] + 1
+        except (ValueError, KeyError, TypeError):
+            pass  # a torn line of a killed run
+
+
+class View(Watcher):
+    """Shows a sweep on stderr. A context manager.
+
+    Args:
+        total: works of the sweep, those that were done before included.
+        done: how many were.
+        seconds: of runs of each kind that are finished, to tell how long others may take.
+        kind: of a work, such as its method.
+        ended: is told of each work that is over; returns whether it is done, and what came out in words.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        seconds: Mapping[str, list[float]],
+        kind: Callable[[Work], str],
+        ended: Callable[[Work, str | None], tuple[bool, str]],
+    ) -> None:
+        self._total, self._done, self._failed = total, done, 0
+        self._seconds = {name: list(values) for name, values in seconds.items()}
+        self._kind, self._ended = kind, ended
+        self._follow: dict[Work, Follow] = {}
+        self._looked = 0.0
+        self._slots = 1
+        self._running: list[Child] = []
+        self._waiting: list[Work] = []
+        self.console = Console(stderr=True, soft_wrap=True)
+        self._live = (
+            Live(console=self.console, transient=True, auto_refresh=False)
+            if self.console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._live is not None:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def started(self, child: Child) -> None:
+        """A run begins."""
+        self._follow[child.work] = Follow(child.work.path)
+        if self._live is None:
+            self.say(f"{child.work.name}: begins")
+
+    def ended(self, child: Child, error: str | None) -> None:
+        """It is over."""
+        done, words = self._ended(child.work, error)
+        if done:
+            self._done += 1
+            self._seconds.setdefault(self._kind(child.work), []).append(child.seconds)
+        self._failed += error is not None
+        del self._follow[child.work]
+        left = self.seconds_left([other for other in self._running if other is not child], self._waiting)
+        rest = f", about {duration(left)} left" if left else ""
+        self.say(
+            f"[{self._done + self._failed}/{self._total}] {child.work.name}: {words}"
+            f" ({duration(child.seconds)}{rest})"
+        )
+
+    def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
+        """Show where the runs stand."""
+        self._running, self._waiting = list(running), list(waiting)
+        self._slots = max(self._slots, len(running))
+        if self._live is None or time.monotonic() - self._looked < REFRESH:
+            return
+        self._looked = time.monotonic()
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for child in running:
+            table.add_row(escape(child.work.name), self._follow[child.work].look(), duration(child.seconds))
+        self._live.update(Group(table, self._summary(running, waiting)), refresh=True)
+
+    def _summary(self, running: Sequence[Child], waiting: Sequence[Work]) -> str:
+        failed = f", {self._failed} failed" if self._failed else ""
+        text = f"{self._done} of {self._total} done, {len(running)} running, {len(waiting)} waiting{failed}"
+        left = self.seconds_left(running, waiting)
+        return text if left is None else f"{text}; about {duration(left)} left"
+
+    def seconds_left(self, running: Sequence[Child], waiting: Sequence[Work]) -> float | None:
+        """What is still to come, from how long runs of the same kind took, else any; None before one has ended."""
+        known = [value for values in self._seconds.values() for value in values]
+        if not known:
+            return None
+        times = {name: fmean(values) for name, values in self._seconds.items()}
+
+        def whole(work: Work) -> float:
+            return times.get(self._kind(work), fmean(known))
+
+        left = [max(0.0, whole(child.work) - child.seconds) for child in running]
+        later = sum(map(whole, waiting))
+        return max([(sum(left) + later) / self._slots, *left])
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,67 @@
+"""What a tracker is: a file here with a name, ``PACKAGE`` (what it imports) and ``start(config, path) -> Tracker``."""
+
+from __future__ import annotations
+
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from everclip.runs import flat
+
+if TYPE_CHECKING:
+    from everclip.config import Config
+
+
+class Tracker(ABC):
+    """Is told what ``metrics.jsonl`` is told."""
+
+    @abstractmethod
+    def log(self, event: str, fields: Mapping[str, Any]) -> None:
+        """One line of the log: its event (``start``, ``step``, ``stage``, ...) and fields."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The process is done with the run, which may go on later."""
+
+
+class Numbers(Tracker):
+    """A tracker of curves: it is given each number of an event by a name such as ``step/loss/gcl``, and the step.
+
+    An event without a step of its own (a finished stage) belongs to the last one that was told.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def log(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Pass on the numbers of an event."""
+        self._step = int(fields.get("global_step", max(self._step, int(fields.get("stage", 0)))))
+        found = {
+            f"{event}/{name}": value
+            for name, value in numbers(fields)
+            if name not in ("stage", "step", "global_step")
+        }
+        if found:
+            self.add(found, self._step)
+
+    @abstractmethod
+    def add(self, numbers: Mapping[str, float], step: int) -> None:
+        """Numbers of one step."""
+
+
+def numbers(fields: Mapping[str, Any] | list[Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in nested fields with its path: ``{"loss": {"gcl": 1.0}}`` has ``loss/gcl``, a list ``row/0``."""
+    for key, value in fields.items() if isinstance(fields, Mapping) else enumerate(fields):
+        name = f"{prefix}{key}"
+        if type(value) in (int, float):
+            yield name, float(value)
+        elif isinstance(value, Mapping | list):
+            yield from numbers(value, f"{name}/")
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The config with dotted keys, for a tracker's table of runs."""
+    from everclip.config import dump
+
+    return flat(tomllib.loads(dump(config)))

@@ -1,0 +1,61 @@
+"""MLflow: a store in ``mlflow.db`` beside the run directories, or at ``MLFLOW_TRACKING_URI``."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from everclip.trackers._base import Numbers, Tracker, settings
+
+if TYPE_CHECKING:
+    from everclip.config import Config
+
+PACKAGE = "mlflow"
+_NO_NAME = re.compile(r"[^\w\-./ ]")
+_KEPT = "mlflow-run-id"
+"""The file of a run directory with the run's id in the store: a run that goes on stays one run there."""
+
+
+def start(config: Config, path: Path) -> Tracker:
+    """A tracker of a run in the experiment ``everclip``."""
+    return MLflow(config, path)
+
+
+class MLflow(Numbers):
+    """Metrics by global step, the config as parameters."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        super().__init__()
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        store = path.resolve().parent
+        with FileLock(store / ".mlflow.lock"):  # the first one makes the tables
+            address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}/mlflow.db"
+            self._client = MlflowClient(address)
+            known = self._client.get_experiment_by_name("everclip")
+            home = known.experiment_id if known else self._client.create_experiment("everclip")
+        kept = path / _KEPT
+        if not kept.exists():
+            kept.write_text(self._client.create_run(home, run_name=path.name).info.run_id, encoding="utf-8")
+            for key, value in settings(config).items():
+                self._client.log_param(kept.read_text(encoding="utf-8"), key, str(value)[:500])
+        self._run = kept.read_text(encoding="utf-8")
+
+    def add(self, numbers: Mapping[str, float], step: int) -> None:
+        """Log numbers of a step."""
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
+
+        now = int(1000 * time.time())
+        found = [Metric(_NO_NAME.sub("_", name), value, now, step) for name, value in numbers.items()]
+        for first in range(0, len(found), 1000):  # the most that one call takes
+            self._client.log_batch(self._run, found[first : first + 1000])
+
+    def close(self) -> None:
+        """Mark the run as done."""
+        self._client.set_terminated(self._run)

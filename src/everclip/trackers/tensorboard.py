@@ -1,0 +1,41 @@
+"""TensorBoard: event files in the run directory; ``tensorboard --logdir runs`` shows all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everclip.trackers._base import Numbers, Tracker
+
+if TYPE_CHECKING:
+    from everclip.config import Config
+
+PACKAGE = "tensorboard"
+
+
+def start(config: Config, path: Path) -> Tracker:
+    """A tracker that writes into ``path/tensorboard``."""
+    return TensorBoard(path)
+
+
+class TensorBoard(Numbers):
+    """Curves by global step."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._writer = path / "tensorboard", None
+
+    def add(self, numbers: Mapping[str, float], step: int) -> None:
+        """Write scalars. A run that goes on takes back what was written after its checkpoint."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._path), purge_step=step)
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,49 @@
+"""Weights & Biases: kept offline in the run directory unless ``WANDB_MODE`` says otherwise; ``wandb sync`` sends it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everclip.trackers._base import Numbers, Tracker, settings
+
+if TYPE_CHECKING:
+    from everclip.config import Config
+
+PACKAGE = "wandb"
+
+
+def start(config: Config, path: Path) -> Tracker:
+    """A tracker of a run in ``path/wandb``, in the project ``everclip`` or that of ``WANDB_PROJECT``."""
+    return WeightsAndBiases(config, path)
+
+
+class WeightsAndBiases(Numbers):
+    """Curves by ``global_step``; a run that goes on has the same id."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        super().__init__()
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "everclip"),
+            name=path.name,
+            id=hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(path),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=settings(config),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self._run.define_metric("*", step_metric="global_step")
+
+    def add(self, numbers: Mapping[str, float], step: int) -> None:
+        """Log numbers of a step."""
+        self._run.log({**numbers, "global_step": step})
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()

@@ -1,0 +1,328 @@
+"""Comparing runs: cells, repetitions, tests, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everclip.cli.app import main
+from everclip.compare import verdict
+from everclip.errors import UserError
+from everclip.metrics import stats
+from everclip.runs import find_runs
+from tests.compare.folders import answers, run_folder
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Two methods, ewc with its state, ncm without memory, joint; two memories, five seeds."""
+    rng, root = random.Random(0), tmp_path / "runs"
+    for seed in range(5):
+        luck = rng.gauss(0, 0.01)
+        run_folder(root / f"ncm-s{seed}", 0.6 + luck, method="ncm", budget=0, seed=seed)
+        one = {"tasks": ["all"], "test_counts": [50], "forgetting": None}
+        run_folder(root / f"joint-s{seed}", 0.9, method="joint", budget=0, seed=seed, **one)
+        for budget, base in ((0, 0.4), (500, 0.7)):
+            for method, gain in (("gcl", 0.0), ("gdro", 0.03), ("ewc", -0.1)):
+                last = base + gain + luck + rng.gauss(0, 0.004)
+                state = 400_000 if method == "ewc" else 0
+                folder = root / f"{method}-m{budget}-s{seed}"
+                run_folder(folder, last, method=method, budget=budget, seed=seed, state_bytes=state)
+    return root
+
+
+def compared(*paths: Path, **options: Any) -> Json:
+    return verdict.compare(find_runs(paths), **options)
+
+
+def rows(comparison: Json, section: int = 0) -> dict[str, Json]:
+    return {row["label"]: row for row in comparison["sections"][section]["rows"]}
+
+
+def lasts(*folders: Path) -> list[float]:
+    return [json.loads((folder / "results.json").read_text())["last"] for folder in folders]
+
+
+def test_a_section_for_each_memory_and_a_row_for_each_method(grid: Path) -> None:
+    found = compared(grid)
+    assert [section["by"] for section in found["sections"]] == [{"memory.budget": 0}, {"memory.budget": 500}]
+    assert found["runs"] == 40
+    for section in (0, 1):
+        here = rows(found, section)
+        assert list(here) == ["ewc", "gcl", "gdro", "ncm", "joint", "zero_shot"]
+        assert [row["reference"] for row in here.values()] == [False] * 4 + [True] * 2
+        assert all(row["metrics"]["last"]["n"] == 5 for row in here.values())
+        assert here["joint"]["metrics"]["forgetting"] is None
+    gcl = [grid / f"gcl-m500-s{seed}" for seed in range(5)]
+    assert rows(found, 1)["gcl"]["metrics"]["last"] == pytest.approx(stats.interval(lasts(*gcl))._asdict())
+    # ncm keeps no exemplars: the same runs stand in both
+    assert rows(found, 0)["ncm"]["paths"] == rows(found, 1)["ncm"]["paths"]
+    assert rows(found)["zero_shot"]["metrics"]["average"]["mean"] == pytest.approx(0.15)
+
+
+def test_paired_tests_against_the_best_corrected_for_their_number(grid: Path) -> None:
+    found = compared(grid, metrics=["last"])
+    assert [section["against"] for section in found["sections"]] == ["ncm", "gdro"]
+    tests = {(s, label): row["test"] for s in (0, 1) for label, row in rows(found, s).items() if row["test"]}
+    assert len(tests) == 6
+    gcl, gdro = ([grid / f"{method}-m500-s{seed}" for seed in range(5)] for method in ("gcl", "gdro"))
+    expected = stats.paired(lasts(*gcl), lasts(*gdro))
+    assert tests[1, "gcl"]["p"] == pytest.approx(expected.p)
+    assert tests[1, "gcl"]["difference"] == pytest.approx(expected.difference)
+    assert tests[1, "gcl"]["sign_flip"] == pytest.approx(0.0625)
+    corrected = stats.holm([test["p"] for test in tests.values()])
+    assert [test["p_holm"] for test in tests.values()] == pytest.approx(corrected)
+    against = compared(grid, against="gcl")
+    assert [section["against"] for section in against["sections"]] == ["gcl", "gcl"]
+    assert rows(against, 1)["gdro"]["test"]["difference"] > 0
+    assert rows(against, 1)["gcl"]["test"] is None
+
+
+def test_less_forgetting_is_better(tmp_path: Path) -> None:
+    run_folder(tmp_path / "a", 0.5, method="gcl", forgetting=0.3)
+    run_folder(tmp_path / "b", 0.5, method="gdro", forgetting=0.1)
+    found = compared(tmp_path, metrics=["forgetting", "last"])
+    assert found["sections"][0]["against"] == "gdro"
+    assert rows(found)["gdro"]["rank"] == 1
+
+
+def test_ranks_over_repetitions_and_sections(grid: Path) -> None:
+    found = compared(grid)
+    assert rows(found, 1)["gdro"]["rank"] == 1
+    assert rows(found, 0)["ncm"]["rank"] == 1
+    assert found["ranks"]["blocks"] == 2
+    assert found["ranks"]["mean_rank"] == {"ewc": 3.5, "gcl": 2.5, "gdro": 1.5, "ncm": 2.5}
+    assert compared(grid / "gcl-m0-s0", grid / "gdro-m0-s0")["ranks"] is None
+
+
+def test_settings_that_differ_within_a_method_make_rows(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for margin in (0.1, 0.3):
+            run_folder(
+                tmp_path / f"gdro-{margin}-{seed}",
+                0.5 + margin,
+                method="gdro",
+                seed=seed,
+                config={"method.margin": margin},
+            )
+        run_folder(
+            tmp_path / f"gcl-{seed}", 0.5, seed=seed, config={"loader.workers": seed, "train.lr": 3e-4}
+        )
+    found = compared(tmp_path)
+    assert list(rows(found)) == ["gcl", "gdro margin=0.1", "gdro margin=0.3", "zero_shot"]
+    assert rows(found)["gdro margin=0.3"]["settings"]["method.margin"] == 0.3
+    by = compared(tmp_path, by=["method.margin"])
+    assert [section["by"] for section in by["sections"]] == [{"method.margin": 0.1}, {"method.margin": 0.3}]
+    assert list(rows(by, 1)) == ["gcl", "gdro", "zero_shot"]  # gcl has no margin, and stands in both
+
+
+def test_a_repeated_run_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_folder(tmp_path / "a", 0.5)
+    run_folder(tmp_path / "b", 0.7)
+    assert rows(compared(tmp_path))["gcl"]["metrics"]["last"]["n"] == 1
+    assert f"{tmp_path / 'b'} repeats {tmp_path / 'a'}: left out" in caplog.text
+
+
+def test_one_run_each_is_tested_over_images(tmp_path: Path) -> None:
+    answers(run_folder(tmp_path / "a", 0.8, method="gcl"), 40, 50)
+    answers(run_folder(tmp_path / "b", 0.6, method="gdro"), 30, 50)
+    test = rows(compared(tmp_path))["gdro"]["test"]
+    assert test["name"] == "mcnemar"
+    assert test["difference"] == pytest.approx(-0.2)
+    assert test["p"] == pytest.approx(2 / 2**10)
+    assert rows(compared(tmp_path, metrics=["average"]))["gdro"]["test"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model", {"model": "other"}),
+        ("image_size", {"image_size": 224}),
+        ("templates", {"templates": ["{}"]}),
+        ("data", {"data": "cifar100"}),
+        ("scenario", {"scenario": "domain-incremental"}),
+        ("class order", {"classes": ["b", "a", "c", "d"]}),
+        ("task order", {"tasks": ["task 2", "task 1"]}),
+        ("test counts", {"test_counts": [20, 29]}),
+        ("smoke", {"smoke": True}),
+        ("validation", {"validation": 0.2}),
+        ("schema", {"schema": 2}),
+        ("memory accounting", {"config": {"memory.policy": "all"}}),
+    ],
+)
+def test_runs_that_are_not_alike_are_refused(
+    tmp_path: Path, name: str, change: Json, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, other = run_folder(tmp_path / "a", 0.5), run_folder(tmp_path / "b", 0.6, method="gdro", **change)
+    assert main(["compare", str(first), str(other)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"these runs differ in {name} (" in message
+    assert str(other) in message
+    assert "--anyway" in message
+    assert main(["compare", str(first), str(other), "--anyway"]) == 0
+
+
+def test_joint_has_one_task_of_the_same_images(tmp_path: Path) -> None:
+    run_folder(tmp_path / "a", 0.5)
+    one = {"tasks": ["all"], "method": "joint", "budget": 0}
+    run_folder(tmp_path / "b", 0.9, test_counts=[50], **one)
+    assert list(rows(compared(tmp_path))) == ["gcl", "joint", "zero_shot"]
+    run_folder(tmp_path / "c", 0.9, seed=1, test_counts=[51], **one)
+    with pytest.raises(UserError, match="differ in test counts"):
+        compared(tmp_path)
+
+
+def test_what_is_shown_by_may_differ_between_sections(tmp_path: Path) -> None:
+    other = {"model": "other", "image_size": 224, "config": {"model": "other"}}
+    run_folder(tmp_path / "a", 0.5)
+    run_folder(tmp_path / "b", 0.6, **other)
+    run_folder(tmp_path / "c", 0.6, method="gdro", **other)
+    with pytest.raises(UserError, match="compare them apart, --by model, or --anyway"):
+        compared(tmp_path)
+    found = compared(tmp_path, by=["model"])
+    assert [len(section["rows"]) for section in found["sections"]] == [2, 3]
+    run_folder(tmp_path / "d", 0.6, method="ewc", classes=["d", "c", "b", "a"], **other)
+    with pytest.raises(UserError, match="differ in class order"):
+        compared(tmp_path, by=["model"])
+
+
+def test_class_orders_as_repetitions(tmp_path: Path) -> None:
+    for order in (1, 2, 3):
+        for method, gain in (("gcl", 0.0), ("gdro", 0.1)):
+            run_folder(
+                tmp_path / f"{method}-{order}",
+                0.5 + order / 100 + gain * order,
+                method=method,
+                classes=[*"abcd"[order:], *"abcd"[:order]],
+                config={"scenario.order": order},
+            )
+    with pytest.raises(UserError, match=r"--by scenario\.order"):
+        compared(tmp_path)
+    found = compared(tmp_path, over=["seed", "scenario.order"])
+    assert rows(found)["gcl"]["test"]["n"] == 3
+
+
+def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(grid: Path) -> None:
+    found = compared(grid, equal="bytes")
+    labels = [list(rows(found, s))[:4] for s in range(len(found["sections"]))]
+    assert labels[0] == [
+        "gcl budget=0",
+        "gdro budget=0",
+        "ncm",
+        "joint",
+    ]  # ewc keeps 400 kB whatever the memory
+    assert labels[1] == ["ewc budget=0", "gcl budget=0", "gdro budget=0", "ncm"]
+    assert labels[2] == ["ewc budget=0", "gcl budget=500", "gdro budget=500", "ncm"]
+    assert labels[3] == ["ewc budget=500", "gcl budget=500", "gdro budget=500", "ncm"]
+    assert found["sections"][2]["by"] == {"cost": "at most 0.50 MB"}
+    assert rows(found, 3)["ewc budget=500"]["cost"] == 900_000
+    asked = compared(grid, equal="bytes", against="ewc")
+    assert [section["by"]["cost"] for section in asked["sections"]] == ["at most 0.40 MB", "at most 0.90 MB"]
+    with pytest.raises(UserError, match="write bytes, steps or samples"):
+        compared(grid, equal="money")
+
+
+def test_nothing_to_compare_and_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run to compare"):
+        compared(tmp_path)
+    run_folder(tmp_path / "a", 0.5)
+    with pytest.raises(UserError, match='has no number "lst"; did you mean "last"'):
+        compared(tmp_path, metrics=["lst"])
+    with pytest.raises(UserError, match=r'no run has the key "memory\.budgt"; did you mean "memory\.budget"'):
+        compared(tmp_path, by=["memory.budgt"])
+    with pytest.raises(UserError, match='no row to test against is "gcll"; did you mean "gcl"'):
+        compared(tmp_path, against="gcll")
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+
+def test_tables_fit_the_terminal(
+    grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(["compare", str(grid)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= width
+        (gdro,) = [line for line in lines if line.startswith("gdro") and "reference" in line]
+        assert ("rank" in lines[3]) == (width == 120)
+        mean, low, _, _ = stats.interval(lasts(*[grid / f"gdro-m500-s{seed}" for seed in range(5)]))
+        assert low is not None
+        assert gdro.split()[1:4] == [f"{100 * mean:.1f}", "±", f"{100 * (mean - low):.1f}"]
+    assert lines[0] == "40 runs; mean ± 95 % interval over 5 values of seed"
+    assert "difference of last to the best of each table; p corrected for 6 comparisons (Holm)" in lines
+
+
+def test_long_labels_are_wrapped_and_no_column_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for seed in (0, 1):
+        for surrogate in ("squared_hinge_with_a_margin", "identity_of_the_difference"):
+            last = 0.5 + len(surrogate) / 100 + seed * len(surrogate) / 200
+            run_folder(
+                tmp_path / f"{surrogate}{seed}", last, seed=seed, config={"method.surrogate": surrogate}
+            )
+    assert main(["compare", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert " p\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_json_csv_and_latex_have_the_numbers(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(grid), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["compare", str(grid), "--csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(table) == 12
+    for line, row in zip(
+        table, [row for section in found["sections"] for row in section["rows"]], strict=True
+    ):
+        assert line["label"] == row["label"]
+        assert float(line["last"]) == row["metrics"]["last"]["mean"]
+        assert line["p_holm"] == ("" if row["test"] is None else str(row["test"]["p_holm"]))
+    assert main(["compare", str(grid), "--latex", "--metric", "last"]) == 0
+    latex = capsys.readouterr().out
+    assert "\\begin{tabular}{lr}" in latex
+    assert "last \\%" in latex
+    assert "zero\\_shot & $10.0$" in latex
+    assert latex.count("\\mathbf") == 2
+    assert main(["compare", str(grid), "--latex", "--csv"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("conditions", "code", "said"),
+    [
+        (["gdro<gcl"], 0, ""),
+        (["gcl<gdro"], 3, "gate not met: last of gcl"),
+        (["gcl < gdro"], 3, "at memory.budget=500"),
+        (["method=gdro last<0.8"], 3, "gdro: last 0.7"),
+        (["method=gdro memory.budget=500 last<0.5"], 0, ""),
+        (["method=gdro memory.budget=0 last<0.5"], 3, "at memory.budget=0"),
+        (["optimizer_steps>=40", "gdro<gcl"], 3, "ncm: optimizer_steps 40"),
+        (["nobody<gcl"], 2, "is about no row"),
+        (["method=gdro model=x last<0.8"], 2, "is about no row"),
+        (["gdro"], 2, "is no condition"),
+        (["<"], 2, "is no condition"),
+        (["method=gdro speed<3"], 2, 'has no number "speed"'),
+    ],
+)
+def test_gates(
+    grid: Path, conditions: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for condition in conditions for word in ("--fail-if", condition)]
+    assert main(["compare", str(grid), *words]) == code
+    out, err = capsys.readouterr()
+    assert said in err
+    assert ("optimizer steps" in out) is False
+    assert bool(out) == (code != 2)

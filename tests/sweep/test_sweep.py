@@ -1,0 +1,421 @@
+"""Sweeps: real ones, on a toy model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from everclip.cli.app import main
+from everclip.errors import UserError
+from everclip.sweep import pool, searches, slots
+from everclip.sweep.folder import Folder, busy
+from everclip.sweep.pool import Child, Work
+from everclip.sweep.session import Session
+from everclip.sweep.view import Follow, View, duration
+from tests.running import run
+
+SMALL = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "device=cpu"]
+
+
+@pytest.fixture
+def tokens(toy: str, photos: str) -> list[str]:
+    return [f"data={photos}", f"model={toy}", *SMALL]
+
+
+def started(tokens: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "everclip", "sweep", *tokens]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(file: Path, text: str) -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists() or text not in file.read_text():
+        assert time.monotonic() < deadline, f"{text} is not in {file}"
+        time.sleep(0.1)
+
+
+def finished(out: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
+
+
+def test_a_sweep_uses_what_is_there_and_shares_runs(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run by hand under another name, one as bare results, one that was stopped: only that one is run."""
+    out = tmp_path / "s"
+    run(out / "by-hand", *tokens, "method=ncm", "memory.budget=99")
+    run(out / "bare", *tokens, "method=gcl", "memory.budget=12")
+    for path in [*(out / "bare").iterdir()]:
+        if path.name not in ("config.toml", "results.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    stopped = out / "stopped"
+    run(stopped, *tokens, "method=gcl", "memory.budget=0")
+    (stopped / "results.json").unlink()
+    before = finished(out)
+    words = ["sweep", *tokens, "method=gcl,ncm", "memory.budget=0,12", f"out={out}"]
+    assert main([*words, "--dry-run"]) == 0
+    shown, said = capsys.readouterr()
+    assert "ncm: one run serves memory.budget=0,12" in said
+    assert [line.split()[:2] for line in shown.splitlines()[1:4]] == [
+        ["stopped", "unfinished"],
+        ["bare", "finished"],
+        ["by-hand", "finished"],
+    ]
+    assert f"1 of 3 runs are missing in {out}" in shown
+    assert not (out / "sweep.json").exists()
+    assert main([*words, "--print"]) == 0
+    assert capsys.readouterr().out.split("\n") == [shlex.join(["everclip", "resume", str(stopped)]), ""]
+
+    assert main(words) == 0
+    table, said = capsys.readouterr()
+    assert "[3/3] stopped: last" in said
+    assert "memory.budget = 0" in table
+    assert before.items() < finished(out).items()
+    assert main([*words, "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert [Path(cell["run"]).name for cell in cells] == ["stopped", "bare", "by-hand", "by-hand"]
+    assert all(cell["state"] == "finished" and cell["last"] is not None for cell in cells)
+    assert main(words) == 0
+    assert capsys.readouterr().out == table
+    assert finished(out).keys() == {"stopped", "bare", "by-hand"}
+
+
+def test_printed_commands_give_the_sweeps_runs(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", *tokens, "method=gcl,ncm", "memory.budget=4,12", f"out={tmp_path / 's'}"]
+    assert main([*words, "--print"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(command[-1]).name for command in commands] == ["gcl_m4", "gcl_m12", "ncm_m0"]
+    for command in commands:
+        assert main(command[1:]) == 0
+    capsys.readouterr()
+    assert main([*words, "--print"]) == 0
+    shown, said = capsys.readouterr()
+    assert not shown
+    assert "3 of 3 runs are there" in said
+
+
+@pytest.mark.slow
+def test_failures_are_named_and_retried(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate at which the loss is not finite; the other run is not held up."""
+    out = tmp_path / "s"
+    words = [
+        "sweep",
+        *tokens,
+        "method=gcl",
+        "train.steps=3",
+        "train.lr=1e30,1e-4",
+        "train.clip_norm=none",
+        f"out={out}",
+    ]
+    words.remove("train.epochs=1")
+    assert main(words) == 1
+    shown, said = capsys.readouterr()
+    assert "gcl_lr1e-4: last" in said
+    assert "failed: gcl_lr1e30: the loss is" in said.splitlines()[-2]
+    assert said.splitlines()[-1] == "the same command with --retry runs what failed again"
+    assert "gcl" in shown
+    assert "begins" in said
+    assert main(words) == 1
+    again = capsys.readouterr().err
+    assert "begins" not in again
+    assert "failed: gcl_lr1e30: the loss is" in again
+    assert main([*words, "--json"]) == 1
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert [(cell["state"], bool(cell["error"])) for cell in cells] == [("failed", True), ("finished", False)]
+    assert main([*words, "--retry"]) == 1
+    assert "gcl_lr1e30: begins" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_that_is_ended_goes_on_to_the_same_table(
+    tmp_path: Path, tokens: list[str], number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = [word for word in tokens if word != "train.epochs=1"]
+    grid = ["method=gcl", "memory.budget=12", "train.steps=40", "seed=0..1", "checkpoint.every=steps:5"]
+    out, whole = tmp_path / "s", tmp_path / "whole"
+    words = [*tokens, *grid]
+    process = started([*words, f"out={out}", "--jobs", "2", "--threads", "1"])
+    wait_for(out / "gcl_s0" / "metrics.jsonl", '"stage": 1')
+    process.send_signal(number)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number]
+    if number != signal.SIGKILL:
+        assert said.splitlines()[-1].endswith(f"the same command continues the sweep in {out}")
+    deadline = time.monotonic() + 60
+    while any(busy(folder) for folder in out.glob("gcl*")):  # no child outlives its sweep
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "gcl_s0" not in finished(out)
+    assert main(["sweep", *words, f"out={out}", "--threads", "1", "--jobs", "2"]) == 0
+    table = capsys.readouterr().out.replace(str(out), "OUT")
+    assert "continued in task" in (out / "logs" / "gcl_s0.log").read_text()
+    if number == signal.SIGKILL:
+        for seed in (0, 1):
+            assert (
+                main(["train", *tokens, *grid[:3], grid[4], f"seed={seed}", f"out={whole / f'gcl_s{seed}'}"])
+                == 0
+            )
+        capsys.readouterr()
+        assert main(["sweep", *words, f"out={whole}"]) == 0
+        assert capsys.readouterr().out.replace(str(whole), "OUT") == table
+
+
+def test_tuned_values_come_from_the_first_two_tasks(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    words = ["sweep", *tokens, "method=gcl,ncm", "memory.budget=12", "seed=0..1", f"out={out}"]
+    words += ["--tune", "lr=1e-5,1e-2", "--tune", "method.gcl.tau=0.05,0.1"]
+    assert main([*words, "--print"]) == 0
+    (command,) = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert command[:2] == ["everclip", "tune"]
+    assert "method.tau=0.05,0.1" in command
+    assert main(command[1:]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main([*words, "--print"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(commands) == 4
+    assert f"train.lr={float(found['values']['train.lr'])!r}" in commands[0]
+    (out / "tune").joinpath(Path(command[-2].removeprefix("out=")).name).rename(out / "tune" / "of-before")
+    assert main([*words, "--print"]) == 0  # known by its content, whatever it is called
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    other = [word.replace("1e-5,1e-2", "1e-5,1e-3") for word in words]
+    assert main([*other, "--print"]) == 0
+    assert capsys.readouterr().out.startswith("everclip tune")
+    for command in commands:
+        assert main(command[1:]) == 0
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    for cell in json.loads(capsys.readouterr().out)["cells"]:
+        results = json.loads((Path(cell["run"]) / "results.json").read_text())
+        assert results["validation"] is None
+        assert results["tuned_on"] == (found["tuned_on"] if cell["values"]["method"] == "gcl" else None)
+
+
+@pytest.mark.slow
+def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s"
+    words = ["sweep", *tokens, "method=gcl", "memory.budget=12", f"out={out}", "--tune", "lr=1e-5,1e-2"]
+    assert main(words) == 0
+    shown, said = capsys.readouterr()
+    begun = [line for line in said.splitlines() if line.endswith("begins")]
+    assert [line.split("_")[0] for line in begun] == ["tune gcl", "gcl: begins"]
+    assert "train.lr=" in said
+    assert "gcl" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tune", "lr"], "has no values to choose from"),
+        (["--tune", "lr=1e-4"], "has no values to choose from"),
+        (["--tune", "seed=0,1"], "none of the settings that can be tuned"),
+        (["--tune", "lr=1e-4,fast"], 'train.lr is "fast"'),
+        (["--tune", "method.gdro.margin=1,2"], "gdro, which is not in the grid"),
+        (["--tune", "train.lr_text=0,1", "train.lr_text=0"], "is given twice"),
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--threads", "-1"], "--threads is -1"),
+        (["data=imagefolder:nowhere,imagefolder:nothing"], "test/CLASS; data folder nothing does not exist"),
+        (["model=local-dir:nowhere"], "nowhere does not exist"),
+        (["device=cuda:7"], "device=cuda:7"),
+        (["scenario.tasks=7,8"], "scenario.tasks=8"),
+        (["method=gcl,gdr"], 'unknown method "gdr"'),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(
+    tmp_path: Path, tokens: list[str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {word.partition("=")[0] for word in words}
+    kept = [word for word in tokens if word.partition("=")[0] not in given]
+    method = [] if "method" in given else ["method=gcl"]
+    assert main(["sweep", *kept, *method, *words, f"out={tmp_path / 's'}"]) == 2
+    said = capsys.readouterr().err
+    assert message in said.splitlines()[-1]
+    assert not list(tmp_path.glob("s/*/config.toml"))
+
+
+def test_a_method_that_refuses_the_model(
+    tmp_path: Path, photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", f"data={photos}", "model=lite", "image_size=32", *SMALL, "method=ncm,cmoa"]
+    assert main([*words, f"out={tmp_path / 's'}"]) == 2
+    assert "method=cmoa puts adapters into the blocks of a vision transformer" in capsys.readouterr().err
+    assert not list(tmp_path.glob("s/*/config.toml"))
+
+
+def test_a_folder_that_is_none(tmp_path: Path, tokens: list[str]) -> None:
+    run(tmp_path / "x", *tokens, "method=ncm")
+    with pytest.raises(UserError, match="is no folder of runs"):
+        Session.of([*tokens, f"out={tmp_path / 'x'}"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is no folder of runs"):
+        Session.of([*tokens, f"out={tmp_path / 'file'}"])
+    with (
+        Folder(tmp_path / "s"),
+        pytest.raises(UserError, match="in use by another sweep"),
+        Folder(tmp_path / "s"),
+    ):
+        pass
+
+
+def test_a_name_that_is_taken_and_the_folder_of_a_command(tmp_path: Path, tokens: list[str]) -> None:
+    run(tmp_path / "s" / "ncm", *tokens, "method=ncm", "seed=5")
+    (session,) = [Session.of([*tokens, "method=ncm", f"out={tmp_path / 's'}"])]
+    (job,) = session.jobs
+    assert session.folder.place(job).name == f"ncm_{job.key[:6]}"
+    first, second, other = (
+        Session.of([*tokens, f"seed={seeds}"]).folder.path for seeds in ("0,1", "1,0", "0..2")
+    )
+    assert first == second != other
+
+
+# Parts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "jobs", "threads", "expected"),
+    [
+        (2, [], None, None, [("1", None)] * 2),
+        (8, [], None, 4, [("4", None)] * 2),
+        (64, [], None, None, [("4", None)] * 16),
+        (8, [], 3, None, [("1", None)] * 3),
+        (1, [], None, 4, [("4", None)]),
+        (16, ["0", "3"], None, None, [("8", "0"), ("8", "3")]),
+        (16, ["0", "3"], 3, None, [("5", "0"), ("5", "3"), ("5", "0")]),
+    ],
+)
+def test_places_for_runs(
+    cores: int, gpus: list[str], jobs: int | None, threads: int | None, expected: list[tuple[str, str | None]]
+) -> None:
+    found = slots.slots(cores, gpus, jobs, threads)
+    assert [(slot["OMP_NUM_THREADS"], slot.get("CUDA_VISIBLE_DEVICES")) for slot in found] == expected
+
+
+def test_a_gpu_is_given_only_to_runs_that_take_any() -> None:
+    assert slots.gpus(["cpu", "auto"]) == []
+    assert slots.gpus(["cuda:1"]) == []
+
+
+class Quiet(pool.Watcher):
+    """Notes what ended."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, str | None] = {}
+
+    def started(self, child: Child) -> None: ...
+
+    def ended(self, child: Child, error: str | None) -> None:
+        self.errors[child.work.name] = error
+
+    def look(self, running: object, waiting: object) -> None: ...
+
+
+def test_why_a_command_failed(tmp_path: Path) -> None:
+    works = [
+        Work(words[0], words, tmp_path / words[0], tmp_path / f"{words[0]}.log")
+        for words in (["methods"], ["resume", "x"])
+    ]
+    watcher = Quiet()
+    pool.run(works, slots.slots(2, [], 2, 1), watcher)
+    assert watcher.errors["methods"] is None
+    assert watcher.errors["resume"] is not None
+    assert watcher.errors["resume"].startswith("x is no run directory")
+
+
+def test_a_killed_command_is_told_from_a_stopped_one(tmp_path: Path) -> None:
+    child = Child(Work("x", ["methods"], tmp_path, tmp_path / "log"), {})
+    os.kill(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    assert child.ended()
+    assert child.error() == "ended by SIGKILL, perhaps for lack of memory: try --jobs with fewer"
+    child = Child(Work("x", ["methods"], tmp_path, tmp_path / "log"), {})
+    pool.stop([child])
+    assert child.error() is None
+
+
+def test_a_run_is_followed_as_its_log_grows(tmp_path: Path) -> None:
+    follow, log = Follow(tmp_path), tmp_path / "metrics.jsonl"
+    assert follow.look() == "starting"
+    start = '{"event": "start", "tasks": [1, 2, 3]}\n'
+    log.write_text(start + '{"event": "step", "global_step": 6}\n{"event": "sta')
+    assert follow.look() == "task 1 of 3, step 7"
+    log.write_text(start + '{"event": "step", "global_step": 6}\n{"event": "stage", "stage": 0}\nx\n[]\n')
+    assert follow.look() == "task 2 of 3, step 7"
+    log.write_text(start)  # cut back by a resume
+    assert follow.look() == "task 1 of 3, step 0"
+    log.write_text(start + '{"event": "stage", "stage": 2}\n')
+    assert follow.look() == "finishing"
+
+
+def test_the_time_left(tmp_path: Path) -> None:
+    works = [Work(name, [], tmp_path, tmp_path) for name in ("gcl 1", "gcl 2", "ewc 1")]
+    known = {"gcl": [10.0, 20.0], "ncm": [1.0]}
+    view = View(5, 2, known, lambda work: work.name.split()[0], lambda work, error: (True, ""))
+    view.look([], works)
+    assert view.seconds_left([], works) == pytest.approx(15 + 15 + 31 / 3)
+    assert View(5, 2, {}, lambda work: "", lambda work, error: (True, "")).seconds_left([], works) is None
+    assert [duration(seconds) for seconds in (5, 600, 8000)] == ["5 s", "10 min", "2.2 h"]
+
+
+def test_one_search_for_cells_that_differ_in_seed_and_memory(tmp_path: Path, tokens: list[str]) -> None:
+    words = [*tokens, "method=gcl,gdro,ncm", "method.gdro.margin=0.1,0.3", "memory.budget=0,12", "seed=0,1"]
+    session = Session.of([*words, f"out={tmp_path / 's'}"], ["lr=1e-5,1e-4"])
+    assert [search.name.rsplit("_", 1)[0] for search in session.searches] == [
+        "gcl",
+        "gdro_margin0.1",
+        "gdro_margin0.3",
+    ]
+    assert [len(search.cells) for search in session.searches] == [4, 4, 4]
+    assert {job.config.method.name for job in session.jobs} == {"ncm"}  # ncm trains nothing; the others wait
+    with pytest.raises(UserError, match="rates stands alone"):
+        Session.of(words, ["rates", "method.gcl.tau=0.1,0.2"])
+    rates = Session.of(words, [searches.RATES]).searches[0]
+    assert rates.keys == ("train.lr", "train.lr_text")
+    assert rates.command()[1:-2] == [*rates.cells[0].words]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its child
+def test_slurm(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", *tokens, "method=ncm", f"out={tmp_path / 's'}", "--slurm"]
+    try:
+        import submitit  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        assert main(words) == 2
+        assert 'pip install "everclip[slurm]", or use --print' in capsys.readouterr().err
+        return
+    from everclip.sweep.slurm import Command, submit
+
+    if shutil.which("sbatch") is None:
+        assert main(words) == 2
+        assert "--slurm" in capsys.readouterr().err
+    session = Session.of([*tokens, "method=ncm", f"out={tmp_path / 's'}"])
+    commands = [session.folder.command(job) for job in session.jobs]
+    numbers = submit(commands, tmp_path / "jobs", ["timeout_min=5"], cluster="local")
+    assert len(numbers) == 1
+    deadline = time.monotonic() + 120
+    while not session.complete:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert Command(["methods"]).checkpoint() is not None
+    with pytest.raises(UserError, match="--slurm-set"):
+        submit(commands, tmp_path / "jobs", ["timeout_mn=5"], cluster="local")

@@ -1,0 +1,113 @@
+"""Finished runs as dictionaries and tables."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import everclip
+from everclip import runs
+from everclip.errors import UserError
+from tests.compare.folders import answers, run_folder
+from tests.running import run
+
+
+def test_a_row_a_run_with_its_numbers_and_settings(tmp_path: Path, toy: str, photos: str) -> None:
+    results = run(tmp_path / "x", f"data={photos}", f"model={toy}", "method=gdro", "method.margin=0.3")
+    (row,) = everclip.load_runs(tmp_path / "x")
+    assert row["path"] == str(tmp_path / "x")
+    assert {key: row[key] for key in ("last", "average", "method", "seed", "memory_budget")} == {
+        key: results[key] for key in ("last", "average", "method", "seed", "memory_budget")
+    }
+    assert (row["memory.budget"], row["train.batch_size"], row["method.margin"]) == (12, 8, 0.3)
+    assert row["forgetting"] == results["forgetting"]
+    assert not {"matrix", "classes", "per_class", "templates"} & row.keys()
+    again = runs.read(tmp_path / "x")
+    assert runs.right_both(again.path, again.path) is not None
+    told = runs.right(again.path)
+    assert told is not None
+    assert np.mean(list(told.values())) == pytest.approx(results["last"])
+
+
+def test_folders_patterns_and_what_is_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed in (10, 2):
+        run_folder(tmp_path / "s" / f"gcl-s{seed}", 0.5, seed=seed)
+    (tmp_path / "s" / "half").mkdir()
+    (tmp_path / "s" / "half" / "config.toml").write_text("")
+    (tmp_path / "s" / "sweep.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    with caplog.at_level(logging.WARNING, "everclip"):
+        found = everclip.load_runs([tmp_path / "s", tmp_path / "s" / "gcl-s2", tmp_path / "empty"])
+    assert [row["seed"] for row in found] == [2, 10]
+    assert "not finished, left out: 1 of the 3 runs" in caplog.text
+    assert f"no run, left out: {tmp_path / 'empty'}" in caplog.text
+    caplog.clear()
+    found = everclip.load_runs(f"{tmp_path}/s/*")
+    assert [Path(row["path"]).name for row in found] == ["gcl-s2", "gcl-s10"]
+    assert f"not finished, left out: {tmp_path / 's' / 'half'}" in caplog.text
+    assert f"no run, left out: {tmp_path / 's' / 'sweep.json'}" in caplog.text
+    caplog.clear()
+    assert everclip.load_runs(f"{tmp_path}/nothing*") == []
+    assert "matches nothing" in caplog.text
+
+
+def test_results_alone_are_a_run(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "x", 0.5, budget=500)
+    (folder / "config.toml").unlink()
+    (row,) = everclip.load_runs(folder)
+    assert "memory.budget" not in row
+    assert runs.read(folder).value("memory.budget") == 500
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("results.json", "{", "results.json cannot be read"),
+        ("results.json", "[]", "is no result of everclip"),
+        ("results.json", '{"accuracy": 1}', "is no result of everclip"),
+        ("config.toml", "seed = ", "config.toml cannot be read"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, text: str, message: str) -> None:
+    folder = run_folder(tmp_path / "x", 0.5)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        everclip.load_runs(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder(tmp_path / "a", 0.5, seed=0)
+    run_folder(tmp_path / "b", 0.7, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(UserError, match=r'needs pandas: pip install "everclip\[pandas\]"'):
+            everclip.load_runs(tmp_path, as_pandas=True)
+    pytest.importorskip("pandas")
+    table = everclip.load_runs(tmp_path, as_pandas=True)
+    assert list(table["last"]) == [0.5, 0.7]
+    assert list(table["memory.budget"]) == [200, 200]
+
+
+def test_answers_on_other_images_are_not_paired(tmp_path: Path) -> None:
+    first, second, third = (run_folder(tmp_path / name, 0.5) for name in "abc")
+    answers(first, 5, 10)
+    answers(second, 5, 11)
+    assert runs.right_both(first, second) is None
+    assert runs.right_both(first, third) is None
+
+
+def test_the_public_name_is_found_late() -> None:
+    code = (
+        "import sys, everclip; before = 'everclip.runs' in sys.modules; everclip.load_runs;"
+        " print(before, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    with pytest.raises(AttributeError, match="has no attribute"):
+        everclip.nothing  # noqa: B018

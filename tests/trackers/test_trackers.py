@@ -1,0 +1,183 @@
+"""Trackers: they get the numbers of a real run's log, twice where it was stopped, and never end it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everclip import plugins, trackers
+from everclip.config import Config
+from everclip.errors import UserError
+from everclip.trackers._base import Numbers, Tracker, numbers
+from tests.running import configured, run
+
+
+@pytest.fixture
+def events(tmp_path: Path, toy: str, photos: str) -> list[dict[str, Any]]:
+    """The log of a run, which has other runs' company in its folder."""
+    run(tmp_path / "runs" / "x", f"data={photos}", f"model={toy}", "method=gdro")
+    lines = (tmp_path / "runs" / "x" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def tell(config: Config, path: Path, events: list[dict[str, Any]]) -> None:
+    found = trackers.start(config, path)
+    for event in events:
+        for tracker in found:
+            tracker.log(event["event"], {key: value for key, value in event.items() if key != "event"})
+    for tracker in found:
+        tracker.close()
+
+
+def wanted(name: str) -> Config:
+    if find_spec(plugins.load("trackers", name).PACKAGE) is None:
+        pytest.skip(f"{name} is not installed")
+    return configured("data=emoji", f"trackers={name}")
+
+
+def losses(events: list[dict[str, Any]], term: str) -> list[tuple[int, float]]:
+    return [(e["global_step"], e["loss"][term]) for e in events if e["event"] == "step"]
+
+
+def stopped_and_continued(config: Config, path: Path, events: list[dict[str, Any]]) -> None:
+    """Tell a part, then again from a checkpoint before its end, as a run that was killed does."""
+    steps = [index for index, event in enumerate(events) if event["event"] == "step"]
+    tell(config, path, events[: steps[3] + 1])
+    tell(config, path, events[steps[2] :])
+
+
+def test_tensorboard(tmp_path: Path, events: list[dict[str, Any]]) -> None:
+    config, path = wanted("tensorboard"), tmp_path / "runs" / "x"
+    stopped_and_continued(config, path, events)
+    from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingImports]
+        EventAccumulator,
+    )
+
+    found = EventAccumulator(str(path / "tensorboard"))
+    found.Reload()
+    (term,) = [name for name in found.Tags()["scalars"] if name.startswith("step/loss/")][:1]
+    told = [(scalar.step, scalar.value) for scalar in found.Scalars(term)]
+    expected = losses(events, term.removeprefix("step/loss/"))
+    assert [step for step, _ in told] == [step for step, _ in expected]
+    assert [value for _, value in told] == pytest.approx([value for _, value in expected], rel=1e-6)
+    assert len(found.Scalars("stage/accuracy_after_stage")) == 3
+
+
+def test_mlflow(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config, path = wanted("mlflow"), tmp_path / "runs" / "x"
+    stopped_and_continued(config, path, events)
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        names = [row[0] for row in store.execute("select name from runs")]
+        parameters = dict(store.execute("select key, value from params"))
+        rows = store.execute(
+            "select step, value from metrics where key like 'step/loss/%' order by step"
+        ).fetchall()
+    assert names == ["x"]
+    assert parameters["method"] == "gdro"
+    term = next(iter(next(event for event in events if event["event"] == "step")["loss"]))
+    assert {step for step, _ in rows} == {step for step, _ in losses(events, term)}
+
+
+def test_wandb(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    config, path = wanted("wandb"), tmp_path / "runs" / "x"
+    stopped_and_continued(config, path, events)
+    kept = sorted(path.glob("wandb/offline-run-*/*.wandb"))
+    assert kept
+    assert len({file.name for file in kept}) == 1  # one id, however often it went on
+    assert b"step/loss/" in kept[0].read_bytes()
+
+
+def test_a_package_that_is_missing_is_said_before_the_run(tmp_path: Path) -> None:
+    missing = [
+        name
+        for name in plugins.names("trackers")
+        if find_spec(plugins.load("trackers", name).PACKAGE) is None
+    ]
+    for name in missing:
+        with pytest.raises(UserError, match=rf'pip install "everclip\[{name}\]"'):
+            trackers.start(configured("data=emoji", f"trackers={name}"), tmp_path)
+    with pytest.raises(UserError, match='unknown tracker "tensorbord"; did you mean "tensorboard"'):
+        trackers.start(configured("data=emoji", "trackers=tensorbord"), tmp_path)
+    assert trackers.start(configured("data=emoji"), tmp_path) == []
+    assert plugins.names("trackers") == ["mlflow", "tensorboard", "wandb"]
+
+
+FAILING = """
+PACKAGE = "json"
+
+def start(config, path):
+    from everclip.trackers import Tracker
+
+    class Failing(Tracker):
+        def log(self, event, fields):
+            with (path / "told").open("a") as file:
+                file.write(event)
+            if event == "step":
+                raise OSError("the disk\\nis full")
+
+        def close(self):
+            raise RuntimeError("closed twice")
+
+    return Failing()
+"""
+
+
+def test_a_tracker_that_fails_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tracker of one's own is a module; its failure is one warning."""
+    (tmp_path / "my_trackers").mkdir()
+    (tmp_path / "my_trackers" / "failing.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = configured("data=emoji", "trackers=my_trackers.failing")
+    with caplog.at_level(logging.WARNING, "everclip"):
+        tell(config, tmp_path, [{"event": "start"}, {"event": "step"}, {"event": "stage"}])
+    assert (tmp_path / "told").read_text() == "startstep"
+    assert [record.getMessage() for record in caplog.records] == [
+        "my_trackers.failing is told no more of this run: OSError: the disk is full"
+    ]
+    tell(config, tmp_path, [{"event": "start"}])
+    assert "RuntimeError: closed twice" in caplog.text
+    tell(config, tmp_path, [])  # never opened, so never closed
+    assert len(caplog.records) == 2
+
+
+class Kept(Numbers):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, dict[str, float]]] = []
+
+    def add(self, numbers: Any, step: int) -> None:
+        self.told.append((step, dict(numbers)))
+
+    def close(self) -> None: ...
+
+
+def test_numbers_of_events_and_their_steps() -> None:
+    fields = {"a": {"b": 1, "c": [0.5, None, True]}, "d": "text", "row": [0.25, {"e": 2}]}
+    assert dict(numbers(fields)) == {"a/b": 1.0, "a/c/0": 0.5, "row/0": 0.25, "row/1/e": 2.0}
+    tracker = Kept()
+    assert isinstance(tracker, Tracker)
+    tracker.log("start", {"classes": ["x"]})
+    tracker.log("step", {"global_step": 7, "stage": 0, "loss": {"gcl": 1.5}})
+    tracker.log("stage", {"stage": 0, "accuracy_after_stage": 0.5})
+    tracker.log("end", {"seconds": 3.0})
+    assert tracker.told == [
+        (7, {"step/loss/gcl": 1.5}),
+        (7, {"stage/accuracy_after_stage": 0.5}),
+        (7, {"end/seconds": 3.0}),
+    ]
+    untrained = Kept()
+    untrained.log("stage", {"stage": 3, "accuracy_after_stage": 0.5})
+    assert untrained.told[0][0] == 3
