@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_older(
     state = tmp_path / "run" / "checkpoints" / "stage-002" / "state.pt"
     state.write_bytes(state.read_bytes()[:100])
     assert timeless(run(tmp_path / "run", *tokens)) == timeless(whole)
-    assert "cannot be read" in caplog.text
+    assert "checkpoint stage-002 cannot be used (state.pt is not what was written)" in caplog.text
 
 
 def test_bad_input_leaves_the_users_own_folder(tmp_path: Path, tokens: list[str]) -> None:
@@ -116,6 +116,13 @@ def test_skipped_images_survive_a_resume(tmp_path: Path, folder: Path, tokens: l
     )
 
 
+@pytest.mark.parametrize("name", [".lock", ".holder", "config.toml.tmp"])
+def test_killed_before_its_config_was_there(tmp_path: Path, tokens: list[str], name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("half")
+    assert run(tmp_path / "run", *tokens, "smoke=true")["smoke"]
+
+
 def test_a_config_left_open_is_resolved(tmp_path: Path, tokens: list[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text('data = "emoji"\n')
@@ -141,7 +148,7 @@ def test_checkpoints_are_sorted_by_number(tmp_path: Path, tokens: list[str]) -> 
     opened = Run(tmp_path, configured(*tokens))
     for stage in (999, 1000, 2):
         (tmp_path / "checkpoints" / f"stage-{stage:03d}").mkdir(parents=True)
-    assert [path.name for path in opened.checkpoints()] == ["stage-002", "stage-999", "stage-1000"]
+    assert [place.name for place in opened.store.places()] == ["stage-002", "stage-999", "stage-1000"]
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "joint"])

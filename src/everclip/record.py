@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 import everclip
+from everclip.data.loader import Loader
 from everclip.data.memory import Memory
-from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
 from everclip.data.templates import set_name
 from everclip.evaluate import Scores
@@ -34,13 +34,21 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", 
 
 
 class Record:
-    """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so a resume goes on counting."""
+    """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so a resume goes on counting.
+
+    Attributes:
+        precision: what ``train.precision=auto`` became at the run's first step.
+        skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
+    """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
         self.matrix = Matrix()
         self.optimizer_steps = 0
         self.samples_seen = 0
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self.precision: str | None = None
         self.training_seconds = 0.0
         self.trainable_parameters = 0
         self.zero_shot: dict[str, Any] = {}
@@ -98,7 +106,14 @@ class Record:
     def step(self, images: int) -> None:
         """A training step on this many images is done."""
         self.optimizer_steps += 1
+        self.skipped_in_a_row = 0
         self.samples_seen += images
+        self.training_seconds = self._training.seconds()
+
+    def skip(self) -> None:
+        """A training step was left out."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
         self.training_seconds = self._training.seconds()
 
     def images_per_second(self) -> float:
@@ -139,11 +154,14 @@ class Record:
             "matrix": self.matrix.state_dict(),
             "optimizer_steps": self.optimizer_steps,
             "samples_seen": self.samples_seen,
+            "skipped_steps": [self.skipped_steps, self.skipped_in_a_row],
+            "precision": self.precision,
             "training_seconds": self.training_seconds,
             "trainable_parameters": self.trainable_parameters,
             "zero_shot": self.zero_shot,
             "after_learning": {str(label): value for label, value in self._after_learning.items()},
             "seconds": self.clock.seconds(),
+            "stage_seconds": self._stage.seconds(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,13 +169,17 @@ class Record:
         self.matrix.load_state_dict(state["matrix"])
         self.optimizer_steps = state["optimizer_steps"]
         self.samples_seen = state["samples_seen"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"]
+        self.precision = state["precision"]
         self.training_seconds = state["training_seconds"]
         self.trainable_parameters = state["trainable_parameters"]
         self.zero_shot = state["zero_shot"]
         self._after_learning = {int(label): value for label, value in state["after_learning"].items()}
         self.clock = Clock(state["seconds"])
+        self._stage = Clock(state["stage_seconds"])
+        self._training = Clock(self.training_seconds)
 
-    def results(self, plan: Plan, method: Method, memory: Memory, pixels: Pixels) -> dict[str, Any]:
+    def results(self, plan: Plan, method: Method, memory: Memory, loader: Loader) -> dict[str, Any]:
         """results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
         config, matrix, names = plan.config, self.matrix, plan.prompts.names
         labels = seen(plan.tasks)
@@ -168,13 +190,14 @@ class Record:
             "smoke": config.smoke,
             "method": config.method.name,
             "model": config.model,
-            "image_size": pixels.size,
+            "image_size": loader.pixels.size,
             "data": config.data,
             "scenario": config.scenario.kind,
             "seed": config.seed,
             "memory_budget": config.memory.budget,
             "memory_bytes": memory.images().nbytes(),
             "classes": [names[label] for label in labels],
+            "class_labels": list(labels),
             "tasks": [task.name for task in plan.tasks],
             "test_counts": matrix.counts,
             "templates": list(plan.prompts.templates),
@@ -197,13 +220,16 @@ class Record:
             "seconds": self.clock.seconds(),
             "trainable_parameters": self.trainable_parameters,
             "state_bytes": method.state_bytes(),
+            "cache_bytes": loader.cache_bytes,
             "optimizer_steps": self.optimizer_steps,
             "samples_seen": self.samples_seen,
+            "skipped_steps": self.skipped_steps,
+            "precision": self.precision or config.train.precision,
             "center": config.center,
             "tune": config.tune,
             "validation": config.scenario.validation,
             "tuned_on": config.tuned_on,
-            "skipped_images": list(pixels.skipped()),
+            "skipped_images": list(loader.pixels.skipped()),
         }
 
     def _per_class(self, plan: Plan) -> list[dict[str, Any]]:

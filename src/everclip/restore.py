@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from everclip import caching
+from everclip.checkpoint import Place, names
 from everclip.data.scenario import Task
 from everclip.errors import UserError
 from everclip.models import zoo
@@ -14,6 +19,18 @@ from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.run import Run
 from everclip.seeding import generator
+
+STATE, WEIGHTS, RECORD = "state.pt", "weights.safetensors", "record.json"
+"""Files of a checkpoint: what is kept beside the model; a model within a task, which low-rank updates may sit on; and
+what testing a finished task has given."""
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was read."""
+
+    place: Place
+    folder: Path
+    state: dict[str, Any]
 
 
 def device(wanted: str) -> str:
@@ -30,10 +47,12 @@ def device(wanted: str) -> str:
 
 
 def load_model(plan: Plan, spec: str) -> Clip:
-    """The model ``spec`` at the plan's image size, with the plan's method on the same device."""
+    """The model ``spec`` at the plan's image size, cut where the plan says, with its method on the same device."""
     where = device(plan.config.device)
     plan.method.to(where)
-    return zoo.load(spec, plan.config.image_size, where)
+    clip = zoo.load(spec, plan.config.image_size, where)
+    caching.cut(clip, plan.config, plan.method)
+    return clip
 
 
 def grow(plan: Plan, clip: Clip, task: Task) -> None:
@@ -53,16 +72,65 @@ def freeze(plan: Plan, clip: Clip) -> None:
     plan.method.requires_grad_(False)
 
 
-def restore(plan: Plan, folder: Path, state: dict[str, Any]) -> Clip:
-    """The model of a checkpoint; the plan's method is grown and filled to match."""
-    if state["tasks"] != plan.class_names():
+def read(run: Run) -> list[Saved]:
+    """The newest checkpoint of a run that is as it was written, after those it stands on, and the log cut back to it.
+
+    Empty before the first, and the log too: the run starts again.
+
+    Raises:
+        RunError: there are checkpoints, and none can be used.
+        UserError: one is whole, and cannot be read here.
+    """
+    trail = [_saved(run.store.folder(place), place) for place in run.store.newest()]
+    run.cut_log(trail[-1].state["log_bytes"] if trail else 0)
+    return trail
+
+
+def _saved(folder: Path, place: Place) -> Saved:
+    """A checkpoint that was verified. Raises UserError where it cannot be read."""
+    try:
+        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        if RECORD in names(folder):
+            state |= json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        missing = {"log_bytes", "method", "record", "skipped"} - set(state)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises whatever the file makes it raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{folder} is whole but cannot be read with these versions ({reason[:200]})"
+        ) from error
+    if missing:
+        raise UserError(f"{folder} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
+    return Saved(place, folder, state)
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong while a checkpoint's state is taken over into a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{folder} does not fit this run and these versions ({reason}): continue it with those that began it"
+        ) from error
+
+
+def restore(plan: Plan, saved: Saved) -> Clip:
+    """The model of a checkpoint between two tasks; the plan's method is grown and filled to match."""
+    state = saved.state
+    if state.get("tasks") != plan.class_names():
         raise UserError(
             f"{plan.config.data} has other classes than when this run began: put them back, or start a new run"
         )
-    clip = load_model(plan, f"local-dir:{folder}")
-    for task in plan.tasks[: state["stage"] + 1]:
+    clip = load_model(plan, f"local-dir:{saved.folder}")
+    for task in plan.tasks[: saved.place.task]:
         grow(plan, clip, task)
-    plan.method.load_state_dict(state["method"])
+    with fitting(saved.folder):
+        plan.method.load_state_dict(state["method"])
     freeze(plan, clip)
     return clip
 
@@ -74,11 +142,10 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
         UserError: ``path`` is no run, or has not finished a task.
     """
     run = Run(path, Run.read_config(path))
-    folders = run.checkpoints()
-    if not folders:
+    place = run.store.newest_task()
+    if place is None:
         raise UserError(
             f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}"
         )
-    state = torch.load(folders[-1] / "state.pt", weights_only=True)
     plan = Plan.of(run.config)
-    return plan, restore(plan, folders[-1], state), state["stage"]
+    return plan, restore(plan, _saved(run.store.folder(place), place)), place.task - 1

@@ -6,24 +6,35 @@ import contextlib
 import json
 import logging
 import os
-import shutil
+import socket
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from everclip import config as configs
+from everclip import trackers
+from everclip.checkpoint import Store, sync
 from everclip.config import Config
 from everclip.errors import UserError
 
-if TYPE_CHECKING:
-    from everclip.methods._base import Method
-    from everclip.models.clip import Clip
-
 log = logging.getLogger("everclip")
 log.setLevel(logging.INFO)  # run.log has it all; the command line shows warnings
+
+
+HOLDER = ".holder"
+"""The file that says which process has the lock."""
+_FIRST = {".lock", HOLDER, "config.toml.tmp"}
+"""What is there of a run before its config is."""
+
+
+class _RunLog(logging.FileHandler):
+    """run.log; a line that cannot be written, as on a full disk, is no reason to fail."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let the line go."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -34,10 +45,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync(path.parent)
 
 
 def _difference(before: Config, now: Config) -> str:
-    """The first key in which two configs ask for different runs, with both values; empty where there is none."""
+    """The first key in which two configs ask for different runs, with both values; empty where there is none.
+
+    Where a run is written, how often it is saved and who is told of it changes nothing of what it computes.
+    """
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -47,7 +62,8 @@ def _difference(before: Config, now: Config) -> str:
         return found
 
     old, new = flat(before.model_dump()), flat(now.model_dump())
-    different = [key for key in old | new if key != "out" and old.get(key) != new.get(key)]
+    same = ("out", "checkpoint.every", "checkpoint.keep", "trackers")
+    different = [key for key in old | new if key not in same and old.get(key) != new.get(key)]
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
 
 
@@ -73,9 +89,12 @@ class Run:
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
+        self.store = Store(path / "checkpoints", config.checkpoint.keep)
+        self._metrics = path / "metrics.jsonl"
         self._lock = FileLock(path / ".lock", timeout=0)
         self._handler: logging.Handler | None = None
         self._fresh = self._made = False
+        self._trackers: list[trackers.Tracker] = []
 
     @classmethod
     def open(cls, config: Config) -> Run:
@@ -101,7 +120,7 @@ class Run:
                 raise UserError(
                     f"{path} holds a run of another config ({difference}): give another out, or remove that folder"
                 )
-        elif path.exists() and (not path.is_dir() or any(p.name != ".lock" for p in path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(p.name not in _FIRST for p in path.iterdir())):
             raise UserError(f"out={path} exists and is no run directory: give a new or an empty folder")
 
     @classmethod
@@ -114,13 +133,14 @@ class Run:
         return configs.resolve(configs.load_config([str((path / "config.toml").absolute())]))
 
     def __enter__(self) -> Run:
+        self._trackers = trackers.start(self.config, self.path)
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise UserError(
-                f"{self.path} is in use by another run: wait for it, or give another out"
+                f"{self.path} is in use by another run{self._holder()}: wait for it, or give another out"
             ) from None
         except OSError as error:
             raise UserError(
@@ -132,20 +152,38 @@ class Run:
             self._lock.release()
             raise
         self._fresh = not (self.path / "config.toml").exists()
-        if self._fresh:
-            write_atomic(self.path / "config.toml", configs.dump(self.config))
-        self._handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        try:
+            (self.path / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
+            if self._fresh:
+                write_atomic(self.path / "config.toml", configs.dump(self.config))
+            self._handler = _RunLog(self.path / "run.log", encoding="utf-8")
+        except OSError as error:
+            self._lock.release()
+            raise UserError(
+                f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
+            ) from error
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         return self
 
     def __exit__(self, *failure: object) -> None:
+        for tracker in self._trackers:
+            tracker.close()
         if self._handler is not None:
             log.removeHandler(self._handler)
             self._handler.close()
+        (self.path / HOLDER).unlink(missing_ok=True)
         if self._fresh and isinstance(failure[1], UserError) and not (self.path / "metrics.jsonl").exists():
             self._vanish()
         self._lock.release()
+
+    def _holder(self) -> str:
+        """Who has the lock, as far as it has written it down: the lock itself goes when its process does."""
+        try:
+            text = (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return f" ({' '.join(text.split())[:100]})" if text else ""
 
     def _vanish(self) -> None:
         """Leave nothing of a run that bad input ended before it began, such as a model that could not be had.
@@ -163,69 +201,44 @@ class Run:
         """Whether the run has its results."""
         return (self.path / "results.json").exists()
 
+    def results(self) -> dict[str, Any]:
+        """The results of a finished run. Raises UserError where the file is damaged."""
+        path = self.path / "results.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is damaged: remove it, and everclip resume {self.path} writes it again")
+        return found
+
     def log(self, event: str, **fields: Any) -> None:
-        """Append one line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        """Append one line to ``metrics.jsonl``, and tell the trackers."""
+        with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False) + "\n")
+        for tracker in self._trackers:
+            tracker.log(event, fields)
+
+    def log_bytes(self) -> int:
+        """Bytes of ``metrics.jsonl``, which are on the disk when this returns: a checkpoint counts on them."""
+        sync(self._metrics)
+        return self._metrics.stat().st_size
+
+    def cut_log(self, size: int) -> None:
+        """Take ``metrics.jsonl`` back to its first ``size`` bytes, or drop it where that is 0."""
+        if size == 0:
+            self._metrics.unlink(missing_ok=True)
+            return
+        self._metrics.touch()
+        there = self._metrics.stat().st_size
+        if there < size:
+            log.warning("%s is shorter than at the last checkpoint: lines of it are lost", self._metrics)
+            size = self._metrics.read_bytes().rfind(b"\n") + 1
+        os.truncate(self._metrics, size)
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the run, atomically."""
         write_atomic(self.path / name, content)
-
-    # Checkpoints --------------------------------------------------------------------------------------------------
-
-    def checkpoints(self) -> list[Path]:
-        """Folders of finished stages, oldest first."""
-        found = (self.path / "checkpoints").glob("stage-*[0-9]")
-        return sorted(found, key=lambda folder: int(folder.name.removeprefix("stage-")))
-
-    def checkpoint(self, stage: int, clip: Clip, method: Method, state: dict[str, Any]) -> None:
-        """Save all that a later stage needs: the model as a ``local-dir:``, the method, the memory and the record.
-
-        The folder gets its name only when it is complete; ``checkpoint.keep`` of them are kept.
-        """
-        import torch
-
-        folder = self.path / "checkpoints" / f"stage-{stage:03d}"
-        unfinished = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        clip.save(unfinished)
-        size = (self.path / "metrics.jsonl").stat().st_size
-        torch.save(
-            {"stage": stage, "log_bytes": size, "method": method.state_dict(), **state},
-            unfinished / "state.pt",
-        )
-        for file in unfinished.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-        for old in self.checkpoints()[: -self.config.checkpoint.keep]:
-            shutil.rmtree(old)
-
-    def resume(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest readable checkpoint's folder and state, with the log cut back to it; None before the first.
-
-        Without a checkpoint the log is emptied: the run starts again.
-        """
-        import torch
-
-        path = self.path / "metrics.jsonl"
-        for folder in reversed(self.checkpoints()):
-            try:
-                state = torch.load(folder / "state.pt", weights_only=True)
-            except Exception as error:  # torch.load raises whatever a damaged file makes it raise
-                log.warning(
-                    "%s cannot be read (%s): going back to the one before", folder, type(error).__name__
-                )
-                shutil.rmtree(folder)
-                continue
-            with path.open("ab") as file:
-                file.truncate(min(file.tell(), state["log_bytes"]))
-            return folder, state
-        path.unlink(missing_ok=True)
-        return None
 
 
 class Clock:

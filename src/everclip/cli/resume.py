@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def resume(run: str, *, json: bool = False) -> None:
-    """Continue a stopped run from its last finished task.
+    """Continue a stopped run from where it was saved last.
 
     Examples
     --------
@@ -15,7 +15,8 @@ def resume(run: str, *, json: bool = False) -> None:
     Parameters
     ----------
     run
-        The run's directory. A finished run is left alone.
+        The run's directory. A finished run is left alone. `checkpoint.every` says how often a run is saved; a signal to
+        stop (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) saves it at the next step.
     json
         Print results.json instead of the table.
     """

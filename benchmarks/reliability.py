@@ -1,0 +1,166 @@
+"""Faults, done to small runs on purpose: killed, signalled, out of disk, their checkpoints and inputs damaged.
+
+    python -m benchmarks.reliability                      # all of it; goes on where it stopped
+    python -m benchmarks.reliability --only R1,R5 --minutes 4
+    python -m benchmarks.reliability --page               # only write the page anew
+
+Items and what they draw depend on the seed and their number alone. Each is appended to ``reliability.jsonl`` when it is
+done; ``reliability.md`` is written from that at the end. What an item does stands in ``tests/faults/goals.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import torch
+from tests.faults.forks import Forks
+from tests.faults.goals import FACTORS, GOALS, LEAST, Bench
+
+from benchmarks.jobs import machine
+from everclip.disk import GIB, check_room
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "reliability.jsonl", HERE / "reliability.md"
+
+Row = dict[str, Any]
+
+
+def rows(path: Path, seed: int) -> list[Row]:
+    """The items done with this seed; a torn last line is one that was not."""
+    if not path.exists():
+        return []
+    found: list[Row] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [row for row in found if row["seed"] == seed]
+
+
+def pending(done: Sequence[Row], wanted: Sequence[str]) -> list[tuple[str, int]]:
+    """Items still to do, so that all goals advance alike; a goal of one long item comes last."""
+    there = {(row["goal"], row["index"]) for row in done}
+    items = [
+        (name, index) for name in wanted for index in range(GOALS[name].count) if (name, index) not in there
+    ]
+    return sorted(items, key=lambda item: (GOALS[item[0]].count == 1, item[1] / GOALS[item[0]].count))
+
+
+def campaign(folder: Path, seed: int, wanted: Sequence[str], minutes: float) -> None:
+    """Do what is pending, for so many minutes at most."""
+    folder.mkdir(parents=True, exist_ok=True)
+    check_room(folder, GIB)
+    end = time.monotonic() + 60 * minutes
+    with Forks() as forks, RESULTS.open("a", encoding="utf-8") as file:
+        bench = Bench.at(folder, forks, seed)
+        for name, index in pending(rows(RESULTS, seed), wanted):
+            if time.monotonic() > end:
+                break
+            start = time.monotonic()
+            row = {"goal": name, "index": index, "seed": seed} | GOALS[name].item(bench, index)
+            row["seconds"] = round(time.monotonic() - start, 2)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            print(
+                f"{name} {index}: {'ok' if row['ok'] else 'FAILED ' + row['why']}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def page(done: Sequence[Row], seed: int) -> str:
+    """The results as a page."""
+    lines = [
+        "# Reliability",
+        "",
+        "`python -m benchmarks.reliability` does faults to small runs (a CLIP of random weights under 1 MB, six"
+        f" classes, two tasks) and sees what becomes of them; seed {seed}. A run that was stopped counts as resumed"
+        " when its weights, its method's state, its memory, results, log (without times) and predictions have the hash"
+        " of a run that was not. Rows: `reliability.jsonl`; what an item does: `tests/faults/goals.py`.",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, torch {torch.__version__}, Python {sys.version.split()[0]}.",
+        "",
+        "| goal | an item | passed | done | of |",
+        "|---|---|---|---|---|",
+    ]
+    for name, goal in GOALS.items():
+        mine = [row for row in done if row["goal"] == name]
+        passed = sum(row["ok"] for row in mine)
+        lines.append(f"| {name} | {goal.title} | {passed} | {len(mine)} | {goal.count} |")
+    lines += ["", *_numbers(done)]
+    failed = [row for row in done if not row["ok"]]
+    lines += ["", "## Failed", ""] if failed else []
+    lines += [f"- {row['goal']} {row['index']}: {' '.join(row['why'].split())[:300]}" for row in failed]
+    wrapped = (
+        line if line.startswith("|") else fill(line, 118, subsequent_indent=_indent(line)) for line in lines
+    )
+    return "\n".join(wrapped).rstrip() + "\n"
+
+
+def _indent(line: str) -> str:
+    return "  " if line.startswith("- ") else ""
+
+
+def _numbers(done: Sequence[Row]) -> list[str]:
+    """What is counted beside passed and failed."""
+    by_goal = {name: [row for row in done if row["goal"] == name] for name in GOALS}
+    killed = [row.get("killed", []) for row in by_goal["R1"]]
+    twice = sum(len(times) > 1 for times in killed)
+    lines = [f"- R1: {sum(map(sum, killed))} processes were killed, {twice} runs twice."]
+    counts = {name: Counter(row.get(name) for row in by_goal["R1"]) for name in FACTORS}
+    least = {name: min(counts[name][value] for value in values) for name, values in FACTORS.items()}
+    grid = ", ".join(f"{name} ({len(set(values))})" for name, values in FACTORS.items())
+    lines.append(
+        f"- R1 draws from the grid of {grid}: a value has had {min(least.values())} items at least (of {LEAST} in the"
+        " end)."
+    )
+    flips, cuts = (sum(row[key] for row in by_goal["R3"]) for key in ("flips", "cuts"))
+    used = sum(len(row["unnoticed"]) for row in by_goal["R3"])
+    lines.append(f"- R3: {flips} flips and {cuts} cuts, {used} of them not noticed.")
+    signals = Counter(row["signal"] for row in by_goal["R5"])
+    lines.append(
+        f"- R5: {', '.join(f'{count} {name}' for name, count in sorted(signals.items())) or 'none'}."
+    )
+    decoded = [sum(row.get(key, 0) for row in by_goal["R8"]) for key in ("images", "left_out")]
+    slowest = max((row.get("slowest_seconds", 0) for row in by_goal["R8"]), default=0)
+    lines.append(f"- R8: {decoded[1]} of {decoded[0]} pictures left out, the slowest took {slowest} s.")
+    tried = [sum(row.get(key, 0) for row in by_goal["R9"]) for key in ("configs", "refused")]
+    lines.append(
+        f"- R9: {tried[1]} of {tried[0]} configs refused; each of the others holds every key as given."
+    )
+    for row in by_goal["R12"]:
+        lines.append(
+            f"- R12: resident memory grew by {row.get('growth', 0):.1%} from a tenth of the stages on; open files"
+            f" {row.get('open_files')}."
+        )
+    return lines
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scratch", type=Path, default=Path("runs/reliability"), help="work goes here")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(GOALS), help="goals, after commas")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after about so long")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    arguments = parser.parse_args()
+    if not arguments.page:
+        campaign(arguments.scratch.resolve(), arguments.seed, arguments.only.split(","), arguments.minutes)
+    PAGE.write_text(page(rows(RESULTS, arguments.seed), arguments.seed), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

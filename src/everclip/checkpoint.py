@@ -1,0 +1,276 @@
+"""Checkpoints on disk: a folder is one when its manifest says so, with the hash of every file.
+
+    manifest.json   {"checkpoint": {"everclip", "files": {name: {"bytes", "sha256"}}, "format", "on"}, "sha256"}
+
+The last number is the hash of the rest, and the file must be, byte for byte, what its content is written as: so no
+byte of a checkpoint can change unnoticed. ``on`` names the checkpoints that it stands on, and is of no use without.
+Files are written into a temporary folder, hashed and brought to the disk (fsync); then the manifest is; then the
+folder gets its name (rename), and its parent is brought to the disk. Whenever the power fails, the folder is there as
+a whole or not at all.
+
+Names tell where a run stands, and their order is that of the run:
+
+    begin                           before the first task
+    task-002-phase-1-step-000150    in task 2 (counted from 0), with 150 batches of phase 1 done
+    stage-002                       after task 2
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from everclip import __version__
+from everclip.errors import RunError, UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DAMAGED = ".damaged"
+"""End of the name of a folder that could not be used; it goes with the next checkpoint."""
+
+log = logging.getLogger("everclip")
+
+_NAME = re.compile(r"begin|stage-(\d{3,9})|task-(\d{3,9})-phase-(\d{1,9})-step-(\d{6,12})")
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written: why, in a few words."""
+
+
+class Place(NamedTuple):
+    """Where a run stands: in a task, before batch ``step`` of a phase; ``(t, 0, 0)`` is between tasks t - 1 and t."""
+
+    task: int
+    phase: int = 0
+    step: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is between two tasks."""
+        return self.phase == self.step == 0
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        if self.whole:
+            return f"stage-{self.task - 1:03d}" if self.task else "begin"
+        return f"task-{self.task:03d}-phase-{self.phase}-step-{self.step:06d}"
+
+    def words(self, tasks: Sequence[str]) -> str:
+        """The place in words; ``tasks`` are the tasks' names."""
+        if not self.whole:
+            return f"in {tasks[self.task]} after step {self.step} of phase {self.phase + 1}"
+        return f"after {tasks[self.task - 1]}" if self.task else f"before {tasks[0]}"
+
+    @classmethod
+    def of(cls, name: str) -> Place | None:
+        """The place of a folder's name; None where it is no checkpoint's."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            return None
+        stage, *rest = found.groups()
+        if rest[0] is not None:
+            return cls(*map(int, rest))
+        return cls(0 if stage is None else int(stage) + 1)
+
+
+class Store:
+    """The checkpoints of a run.
+
+    Args:
+        path: their folder.
+        keep: how many of each kind are kept, between two tasks and within the present one.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        self.keep = keep
+
+    def places(self) -> list[Place]:
+        """Where there is a checkpoint, in the order of the run; damaged ones count until they are read."""
+        found = (Place.of(folder.name) for folder in self.path.glob("*") if folder.is_dir())
+        return sorted(place for place in found if place is not None)
+
+    def folder(self, place: Place) -> Path:
+        """Where the checkpoint of a place is, or would be."""
+        return self.path / place.name
+
+    def commit(self, place: Place, write: Callable[[Path], object], on: Sequence[Place] = ()) -> None:
+        """Save a place, then delete what is no longer wanted. ``write`` and errors are those of ``commit``."""
+        commit(self.folder(place), write, [base.name for base in on])
+        every = self.places()
+        whole = [old for old in every if old.whole]
+        inner = [old for old in every if not old.whole and old.task == place.task]
+        kept = {*whole[-self.keep :], *[old for old in inner if old.step][-self.keep :]}
+        if not place.whole:  # a task's phases stand on where each began
+            kept |= {old for old in inner if not old.step}
+        gone = [self.folder(old) for old in every if old not in kept]
+        for folder in [*gone, *self.path.glob("*" + DAMAGED)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def newest(self) -> list[Place]:
+        """The newest checkpoint that is as it was written, after those that it stands on; empty before the first.
+
+        Newer ones are set aside, each with a warning.
+
+        Raises:
+            RunError: there are checkpoints, and none can be used.
+        """
+        for place in reversed(self.places()):
+            try:
+                return self._trail(place)
+            except Damaged as error:
+                log.warning(
+                    "checkpoint %s cannot be used (%s): going back to the one before", place.name, error
+                )
+                aside = self.path / (place.name + DAMAGED)
+                shutil.rmtree(aside, ignore_errors=True)
+                self.folder(place).rename(aside)
+        if any(self.path.glob("*" + DAMAGED)):
+            raise RunError(f"no checkpoint in {self.path} can be used: remove that folder to begin again")
+        return []
+
+    def newest_task(self) -> Place | None:
+        """The newest checkpoint of a finished task that is as it was written; None before the first."""
+        for place in reversed(self.places()):
+            if place.whole and place.task:
+                try:
+                    verify(self.folder(place))
+                    return place
+                except Damaged as error:
+                    log.warning("checkpoint %s cannot be used (%s): taking the one before", place.name, error)
+        return None
+
+    def _trail(self, place: Place) -> list[Place]:
+        trail = [*filter(None, map(Place.of, _body(self.folder(place))["on"])), place]
+        for part in trail:
+            try:
+                verify(self.folder(part))
+            except Damaged as error:
+                raise Damaged(str(error) if part == place else f"{part.name}: {error}") from None
+        return trail
+
+
+def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()) -> None:
+    """Make ``folder`` a checkpoint of the files that ``write`` puts into the empty folder it is called with.
+
+    A folder of that name gives way.
+
+    Args:
+        on: names of the checkpoints that it stands on.
+
+    Raises:
+        OSError: the disk is full or fails; or whatever ``write`` raises. Nothing is left of the new folder then.
+    """
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        write(unfinished)
+        written = sorted(unfinished.iterdir())
+        with ThreadPoolExecutor(4) as pool:  # hashing does not wait for the disk
+            synced = pool.map(sync, written)
+            files = dict(zip((file.name for file in written), pool.map(_entry, written), strict=True))
+            list(synced)  # raises what went wrong
+        _write_synced(unfinished / MANIFEST, _manifest(files, on))
+        sync(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    sync(folder.parent)
+
+
+def amend(folder: Path, name: str, content: bytes) -> None:
+    """Add a file to a checkpoint, at once or not at all. Raises Damaged, and OSError as ``commit`` does."""
+    body = _body(folder)
+    _write_synced(folder / name, content)
+    unfinished = folder / f"{MANIFEST}.tmp"
+    _write_synced(unfinished, _manifest({**body["files"], name: _entry(folder / name)}, body["on"]))
+    unfinished.replace(folder / MANIFEST)
+    sync(folder)
+
+
+def names(folder: Path) -> frozenset[str]:
+    """The names of a checkpoint's files; others in the folder do not count. Raises as ``verify`` does."""
+    return frozenset(_body(folder)["files"])
+
+
+def verify(folder: Path) -> None:
+    """Make sure that each file of a checkpoint is what was written.
+
+    Raises:
+        Damaged: there is no manifest, or something is not as it says.
+        UserError: another version of everclip wrote it.
+        OSError: the disk fails.
+    """
+    for name, entry in _body(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if path.stat().st_size != entry["bytes"] or _entry(path) != entry:
+            raise Damaged(f"{name} is not what was written")
+
+
+def _body(folder: Path) -> dict[str, Any]:
+    """What the manifest says. Raises as ``verify`` does."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise Damaged(f"it has no {MANIFEST}")
+    content = path.read_bytes()
+    try:
+        body = json.loads(content)["checkpoint"]
+        form, named, sizes = body["format"], [*body["files"], *body["on"]], body["files"].values()
+        plain = all(Path(name).name == name for name in named) and all(entry["bytes"] >= 0 for entry in sizes)
+        plain = plain and content == _rendered(body)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        plain, form, body = False, FORMAT, {}
+    if not plain:
+        raise Damaged(f"{MANIFEST} is not what was written")
+    if form != FORMAT:
+        raise UserError(
+            f"{folder} was written by everclip {body.get('everclip')} (format {form}, not {FORMAT}):"
+            " continue it with that version"
+        )
+    return body
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def _manifest(files: Mapping[str, Any], on: Sequence[str]) -> bytes:
+    return _rendered({"everclip": __version__, "files": files, "format": FORMAT, "on": [*on]})
+
+
+def _rendered(body: Any) -> bytes:
+    """The manifest's bytes."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"checkpoint": body, "sha256": digest}, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,68 @@
+"""Disks that are full: found before a run where that can be, and told in one line where it cannot."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from everclip.config import Config
+from everclip.errors import RunError, UserError
+from everclip.estimate import disk_bytes
+from everclip.models.catalogue import Costs
+
+if TYPE_CHECKING:
+    from everclip.models.clip import Clip
+
+_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
+"""What a disk does, as against what a program gets wrong."""
+_CODE = re.compile(r"\(os error (\d+)\)")
+GIB = 1 << 30
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Turns what a disk does to a run into a RunError of one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise RunError(
+            f"{run} cannot be written ({reason}); its last checkpoint is as it was:"
+            f" make room, then everclip resume {run}"
+        ) from error
+
+
+def _reason(error: Exception) -> str | None:
+    """What the disk did, in words; None where the error is none of a disk's."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _FAILURES else None
+    code = _CODE.search(str(error))
+    return os.strerror(int(code[1])) if code and int(code[1]) in _FAILURES else None
+
+
+def room(config: Config, clip: Clip, stages: int) -> float:
+    """Bytes that a run of this model may write."""
+    image = sum(parameter.numel() for _, parameter in clip.image_parameters())
+    every = sum(parameter.numel() for parameter in clip.parameters())
+    return disk_bytes(config, Costs(0, 0, image, every - image, (0, 0)), stages)
+
+
+def check_room(run: Path, needed: float) -> None:
+    """Raise UserError where a run that writes ``needed`` bytes, of which some may be there, would fill the disk."""
+    there = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
+    free = shutil.disk_usage(run).free
+    if needed - there > free:
+        raise UserError(
+            f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f} GiB free:"
+            " make room, give out=PATH on another disk, or write checkpoint.keep=1"
+        )

@@ -1,0 +1,184 @@
+"""Where a run stands, saved and brought back: between two tasks, between two phases, after any step.
+
+What a method makes when a task or a phase begins (teachers, class counts, label sets) is no part of its state. A run
+that goes on in the middle of a task makes it again, and on the very model that it was made on: the one before the
+task, then the one at the start of each phase. Only then it takes the weights, the state and the optimizer of where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from everclip import card as cards
+from everclip.checkpoint import Place, amend
+from everclip.lab import Lab
+from everclip.optim import Update
+from everclip.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
+from everclip.signals import Stop
+
+
+class Keeper:
+    """Saves a run, and brings it back to where it stopped.
+
+    Args:
+        trail: the checkpoint it goes on from, after those it stands on; empty for a new run.
+
+    Attributes:
+        place: where the run stands, as far as it is saved.
+    """
+
+    def __init__(self, lab: Lab, stop: Stop, trail: Sequence[Saved]) -> None:
+        self.lab = lab
+        self.stop = stop
+        self.place = trail[-1].place if trail else Place(0)
+        self._trail = {saved.place: saved for saved in trail[1:]}
+        self._target = self.place if self._trail else None
+        self._on = [saved.place for saved in trail if not saved.place.step]
+        self._moved = bool(self._trail)
+        self._kind, _, number = lab.run.config.checkpoint.every.partition(":")
+        self._number = int(number or 0)
+        self._steps, self._saved_at = 0, time.monotonic()
+
+    def finish(self, stage: int) -> None:
+        """Save the run after task ``stage``, -1 before the first: the model as a ``local-dir:``, and what is kept."""
+        lab = self.lab
+        state = self._state() | {"memory": lab.memory.state_dict(), "tasks": lab.plan.class_names()}
+
+        def model(folder: Path) -> None:
+            lab.clip.save(folder)
+            if stage >= 0:  # what the model is used by, without its training images
+                cards.write(folder, cards.of_plan(lab.plan, stage + 1))
+
+        self._commit(Place(stage + 1), model, state)
+        self._on, self._moved = [self.place], False
+
+    def scored(self) -> None:
+        """Add to the checkpoint of the finished task what its test has given."""
+        content = {key: value for key, value in self._state().items() if key != "method"}
+        amend(self.lab.run.store.folder(self.place), RECORD, json.dumps(content).encode())
+
+    def enter(self, phase: int) -> None:
+        """A phase is about to begin: save how, or bring it back where the run stopped later than that."""
+        freeze(self.lab.plan, self.lab.clip)
+        start = Place(self.place.task, phase)
+        if start in self._trail:
+            self._bring_back(self._trail.pop(start))
+        elif self._moved and self._target is None:
+            self._save(start, None)
+        if self._target is None:
+            self.stop.check()
+
+    def resume(self, update: Update, phase: int, steps: int) -> int:
+        """How many batches of a phase, which has begun, are done already; the update goes on after them."""
+        target = self._target
+        if target is None or phase < target.phase:
+            return steps if target else 0
+        if target.step:
+            self._bring_back(self._trail.pop(target), update)
+        self._target = None
+        return target.step
+
+    def step(self, update: Update, phase: int, done: int) -> None:
+        """A step is made, ``done`` batches of the phase in all: save where it is time, and stop where that is asked.
+
+        Raises:
+            Stopped: a signal has come; the run is saved.
+        """
+        self._moved = True
+        self._steps += 1
+        minutes = (time.monotonic() - self._saved_at) / 60
+        due = {"task": False, "steps": self._steps >= self._number, "minutes": minutes >= self._number}
+        if due[self._kind] or self.stop.requested:
+            self._save(Place(self.place.task, phase, done), update)
+        self.stop.check()
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        lab = self.lab
+        return {
+            "log_bytes": lab.run.log_bytes(),
+            "method": lab.method.state_dict(),
+            "record": lab.record.state_dict(),
+            "skipped": lab.loader.pixels.skipped(),
+        }
+
+    def _save(self, place: Place, update: Update | None) -> None:
+        """Save a place within a task."""
+        clip = self.lab.clip
+        random = {"cpu": torch.get_rng_state()}
+        if clip.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(clip.device)
+        state = self._state() | {"random": random, "update": update and update.state_dict()}
+        self._commit(place, lambda folder: save_file(_copies(clip.model), folder / WEIGHTS), state)
+        if not place.step:
+            self._on.append(place)
+
+    def _commit(self, place: Place, model: Callable[[Path], object], state: dict[str, Any]) -> None:
+        def write(folder: Path) -> None:
+            model(folder)
+            _save_state(state, folder / STATE)
+
+        self.lab.run.store.commit(place, write, [] if place.whole else self._on)
+        self.place = place
+        self._steps, self._saved_at = 0, time.monotonic()
+
+    def _bring_back(self, saved: Saved, update: Update | None = None) -> None:
+        """Make weights, state and random numbers those of a place within the task."""
+        lab, state = self.lab, saved.state
+        with fitting(saved.folder):
+            lab.clip.model.load_state_dict(load_file(saved.folder / WEIGHTS))
+            lab.method.load_state_dict(state["method"])
+            lab.record.load_state_dict(state["record"])
+            lab.loader.pixels.mark_broken(state["skipped"])
+            torch.set_rng_state(state["random"]["cpu"])
+            if "cuda" in state["random"] and lab.clip.device.type == "cuda":
+                torch.cuda.set_rng_state(state["random"]["cuda"], lab.clip.device)
+            if update is not None:
+                update.load_state_dict(state["update"])
+
+
+class _Noting:
+    """A file that notes what the disk does: torch.save raises errors that do not say it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of it."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Nothing: it is flushed when it is closed."""
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    """Write what ``weights_only`` loading takes. Raises OSError where the disk is full or fails."""
+    with path.open("wb") as file:
+        noting = _Noting(file)
+        try:
+            torch.save(state, noting)  # pyright: ignore[reportArgumentType]
+        except RuntimeError as error:
+            raise noting.error or error from error
+
+
+def _copies(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights as safetensors takes them: on the CPU, contiguous, none sharing its memory."""
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }

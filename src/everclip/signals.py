@@ -1,0 +1,95 @@
+"""Signals that ask a run to stop: SIGTERM and SIGUSR1 (a scheduler), SIGHUP (a terminal that closed), Ctrl-C.
+
+Where nothing would be lost the command ends at once. While it trains, a signal only sets a flag; the next step ends
+with a checkpoint, then the command ends: with exit code 75, or 130 after Ctrl-C. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+PREEMPTED, INTERRUPTED = 75, 130
+ECHO = 0.5
+"""Seconds in which a second signal is taken for the first: launchers pass on what a terminal sends to all."""
+
+
+class Stopped(BaseException):
+    """A signal ends the command.
+
+    Attributes:
+        signal: its number.
+        code: the exit code.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signal = signal.Signals(number)
+        self.code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+
+    @property
+    def cause(self) -> str:
+        """What happened, in words."""
+        return "interrupted" if self.code == INTERRUPTED else f"stopped by {self.signal.name}"
+
+
+class Stop:
+    """Whether a run is to stop. Nothing asks it to before ``listening``."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._at = 0.0
+        self._held = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it is open signals come here, in the main thread; those that are ignored stay so (nohup)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in ASKING}
+        chosen = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+        for number in chosen:
+            signal.signal(number, self._came)
+        try:
+            yield
+        finally:
+            for number, handler in chosen.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it is open a signal only sets the flag, which ``check`` and its end look at."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._signal is not None
+
+    def ask(self, number: int = signal.SIGTERM) -> None:
+        """Ask to stop, as a signal would in ``held``."""
+        self._signal, self._at = number, time.monotonic()
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self._signal is not None:
+            raise Stopped(self._signal)
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is None:
+            self.ask(number)
+            if not self._held:
+                raise Stopped(number)
+        elif time.monotonic() - self._at > ECHO:
+            raise Stopped(number)

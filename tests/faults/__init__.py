@@ -1,0 +1,1 @@
+"""What goes wrong with machines, done to runs on purpose. ``python -m benchmarks.reliability`` does all of it."""

@@ -1,0 +1,89 @@
+"""A part of the campaign of ``benchmarks/reliability.py``, the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everclip import plugins
+from everclip.seeding import generator
+from tests.faults import inputs
+from tests.faults.forks import Forks
+from tests.faults.goals import FACTORS, GOALS, KILLS, LEAST, Bench, combination
+from tests.faults.stages import stages
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with Forks() as forks:
+        yield Bench.at(tmp_path_factory.mktemp("faults"), forks, seed=0)
+
+
+def test_every_value_of_every_factor_comes_often_enough() -> None:
+    drawn = [combination(0, index, KILLS) for index in range(KILLS)]
+    for name, values in FACTORS.items():
+        for value in values:
+            assert sum(one[name] == value for one in drawn) >= LEAST, (name, value)
+    assert drawn == [combination(0, index, KILLS) for index in range(KILLS)]
+    assert drawn != [combination(1, index, KILLS) for index in range(KILLS)]
+    assert FACTORS["method"] == plugins.names("methods")
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_killed(bench: Bench, index: int) -> None:
+    row = GOALS["R1"].item(bench, index)
+    assert row["ok"], row
+
+
+@pytest.mark.parametrize("index", range(2))
+def test_damaged_checkpoints(bench: Bench, index: int) -> None:
+    row = GOALS["R3"].item(bench, index)
+    assert row["ok"], row
+    assert not row["unnoticed"]
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_full_disk(bench: Bench, index: int) -> None:
+    row = GOALS["R4"].item(bench, index)
+    assert row["ok"], row
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_preempted(bench: Bench, index: int) -> None:
+    row = GOALS["R5"].item(bench, index)
+    assert row["ok"], row
+
+
+def test_damaged_pictures() -> None:
+    row = inputs.images(generator(0, "pictures"), 300)
+    assert row["ok"], row
+    assert 0 < row["decoded"] < 300
+
+
+def test_mistaken_configs(bench: Bench, toy: str, photos: str, tmp_path: Path) -> None:
+    row = inputs.configs(
+        generator(0, "settings"), 100, [f"data={photos}", f"model={toy}", "scenario.tasks=2"], tmp_path
+    )
+    assert row["ok"], row
+    assert 0 < row["refused"] < 100
+
+
+@pytest.mark.slow
+def test_many_stages(bench: Bench, tmp_path: Path) -> None:
+    row = stages(tmp_path / "stages", bench.folder / "model", 60, every=0.1)
+    assert row["ok"], row
+
+
+def test_what_would_be_a_failure_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The campaign can fail: a run of another seed is not the reference."""
+    tokens = Bench.tokens
+    monkeypatch.setattr(
+        Bench,
+        "tokens",
+        lambda self, drawn: [*tokens(self, drawn), *(["seed=1"] if "moment" in drawn else [])],
+    )
+    row = GOALS["R1"].item(bench, 0)
+    assert not row["ok"]
+    assert row["why"] == "other results"

@@ -1,0 +1,121 @@
+"""Disks that are full: said before a run, or in one line when it happens (tests/faults does it to whole runs)."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from everclip import disk
+from everclip.checkpoint import Place
+from everclip.cli.app import main
+from everclip.disk import check_room, room, writing
+from everclip.errors import RunError, UserError
+from everclip.keeper import _save_state
+from everclip.models import zoo
+from everclip.run import Run
+from tests.running import configured, run
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 100_000, 400_000])
+def test_what_the_disk_says_is_not_lost(tmp_path: Path, size: int) -> None:
+    state = {"weights": torch.zeros(100_000), "record": {"steps": 3}}
+    with files_up_to(size), pytest.raises(OSError, match="File too large") as error:
+        _save_state(state, tmp_path / "state.pt")
+    assert error.value.errno == errno.EFBIG
+    _save_state(state, tmp_path / "state.pt")
+    again = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert torch.equal(again["weights"], state["weights"])
+    assert again["record"] == state["record"]
+
+
+def test_an_error_that_is_none_of_the_disks_stays(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="meta"):
+        _save_state({"weights": torch.zeros(3, device="meta").untyped_storage()}, tmp_path / "state.pt")
+    with pytest.raises(FileNotFoundError), writing(tmp_path):
+        (tmp_path / "nothing").read_text()
+    with pytest.raises(RuntimeError, match="a fault"), writing(tmp_path):
+        raise RuntimeError("a fault")
+
+
+def test_one_line_for_whoever_writes(tmp_path: Path) -> None:
+    def texts() -> None:
+        (tmp_path / "log").write_text("x" * 2000)
+
+    def tensors() -> None:
+        save_file({"a": torch.zeros(1000)}, tmp_path / "model.safetensors")
+
+    for write in (texts, tensors):
+        with pytest.raises(RunError) as error, writing(tmp_path), files_up_to(1000):
+            write()
+        assert str(error.value) == (
+            f"{tmp_path} cannot be written (File too large); its last checkpoint is as it was: make room, then"
+            f" everclip resume {tmp_path}"
+        )
+
+
+def test_room_is_looked_for_before_a_run(
+    tmp_path: Path,
+    toy: str,
+    photos: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = [f"data={photos}", f"model={toy}", "scenario.tasks=2", f"out={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+        assert main(["train", *tokens]) == 2
+    stderr = capsys.readouterr().err
+    assert "the run may write 0.0" in stderr
+    assert "whose disk has 0.00 GiB free: make room, give out=PATH on another disk, or write" in stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_there_already_counts(tmp_path: Path, toy: str, photos: str) -> None:
+    run(tmp_path / "run", f"data={photos}", f"model={toy}")
+    free = shutil.disk_usage(tmp_path).free
+    check_room(tmp_path / "run", free)
+    with pytest.raises(UserError, match="make room"):
+        check_room(tmp_path / "run", 2 * free + 1e9)
+
+
+def test_within_a_task_the_moments_are_counted(toy: str) -> None:
+    clip = zoo.load(toy)
+    size = sum(value.nbytes for value in clip.parameters())
+    needed = {
+        every: room(configured("data=emoji", f"checkpoint.every={every}"), clip, 3) - 50e6
+        for every in ("task", "steps:5")
+    }
+    assert needed["task"] == pytest.approx(3 * size)
+    assert needed["steps:5"] == pytest.approx(3 * size + 3 * 3 * size)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = [f"data={photos}", f"model={toy}", "scenario.tasks=2", "checkpoint.every=steps:1"]
+    run(tmp_path / "run", *tokens, "smoke=true")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "stage-001")
+    (tmp_path / "run" / "results.json").unlink()
+    with files_up_to(1_000_000), pytest.raises(RunError, match="cannot be written"):
+        run(tmp_path / "run", *tokens, "smoke=true")
+    store = Run(tmp_path / "run", configured(*tokens)).store
+    assert store.newest() == [Place(1)]
+    assert not list(store.path.glob("*.tmp"))
+    assert run(tmp_path / "run", *tokens, "smoke=true")["smoke"]
