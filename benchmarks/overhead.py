@@ -30,6 +30,7 @@ from everclip.optim import Update
 from everclip.progress import Progress
 from everclip.restore import grow
 from everclip.run import Run
+from everclip.signals import Stop
 from everclip.step import step as training_step
 
 METHODS = ("clip", "gcl", "gdro")
@@ -46,7 +47,7 @@ def prepared(method: str, batch: int, out: Path) -> tuple[Lab, Update, Iterator[
     """A lab before its first step, its optimizer, and endless batches of the images of its first four tasks."""
     words = [f"method={method}", f"train.batch_size={batch}", "device=cpu", "train.steps=100000"]
     run = Run.open(resolve(load_config([*words, f"out={out}"]))).__enter__()
-    lab = loop._start(run, Progress())  # pyright: ignore[reportPrivateUsage]
+    lab, _ = loop._start(run, Progress(), Stop())  # pyright: ignore[reportPrivateUsage]
     task = lab.plan.tasks[0]
     images = sum((t.train for t in lab.plan.tasks[1:4]), task.train)
     grow(lab.plan, lab.clip, task)

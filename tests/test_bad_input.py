@@ -223,7 +223,7 @@ CASES = [
     Case("order with an unknown class of many", tree(*map(str, range(40)), tokens=['scenario.order=["x"]']),
          'error: scenario.order names the unknown class "x"; write names such as "0"'),
     Case("loss that is NaN", settings("train.lr=1e30", "train.steps=3"),
-         "error: the loss or its gradient is nan at step 2 of task 1 (ids of its first images: N, N, N): lower"
+         'error: the features "image" are not finite at step 2 of task 1 (ids of its first images: N, N, N): lower'
          " train.lr", 1),
     Case("file for a run", write("../run", "mine"),
          "error: out={tmp}/run exists and is no run directory: give a new or an empty folder"),

@@ -1,3 +1,21 @@
 """everclip: teach a CLIP model new classes and new domains without forgetting the old ones."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everclip.runs import load_runs
+
 __version__ = "0.1.0"
+__all__ = ["load_runs"]
+
+_LAZY = {"load_runs": "everclip.runs"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import everclip`` stays fast."""
+    if name not in _LAZY:
+        raise AttributeError(f"module everclip has no attribute {name}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -298,9 +298,14 @@ def _activations(numbers: float, bf16: bool) -> float:
 
 
 def disk_bytes(config: Config, costs: Costs, stages: int) -> float:
-    """Bytes that a run writes: checkpoints, one more than are kept while the next is written, and its pages."""
+    """Bytes that a run writes: checkpoints, one more than are kept while the next is written, and its pages.
+
+    Between two tasks a checkpoint holds the weights and what the method keeps; within one, AdamW's two moments too.
+    """
     name, _ = inner(config)
     towers = {"der_expand": stages - 1, "foster": 1}.get(name, 0) * costs.image_parameters
     if name == "ewc":
         towers += 2 * costs.parameters
-    return (config.checkpoint.keep + 1) * _WEIGHT * float(costs.parameters + towers) + 50e6
+    weights = costs.parameters + towers
+    within = 0 if config.checkpoint.every == "task" else weights + 2 * costs.parameters
+    return (config.checkpoint.keep + 1) * _WEIGHT * float(weights + within) + 50e6

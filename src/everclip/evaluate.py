@@ -13,6 +13,7 @@ from torch import nn
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
+from everclip.methods._base import Classifier
 from everclip.models.clip import Clip
 
 
@@ -24,6 +25,7 @@ class Scores:
         labels: ``[c]`` label of each column, in the order learned.
         tasks, truth, ids: int64 ``[n]``, one row an image that could be read.
         scores: float32 ``[n, c]``.
+        to_logits: times this, the scores are logits of a softmax.
     """
 
     labels: tuple[int, ...]
@@ -31,6 +33,7 @@ class Scores:
     truth: NDArray[np.int64]
     ids: NDArray[np.int64]
     scores: NDArray[np.float32]
+    to_logits: float = 1.0
 
     def predicted(self, among: int, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Predicted labels of some rows, among the first ``among`` columns."""
@@ -61,18 +64,22 @@ class Scores:
         return int((self.tasks == task).sum())
 
     def top(self, among: int, tasks: int, k: int = 5) -> dict[str, NDArray]:
-        """Columns of ``predictions.npz``: id, label, the k best labels, margin of the best score to the second."""
+        """Columns of ``predictions.npz``: id, label, the k best labels, margin of the best score to the second,
+        confidence: the softmax's probability of the best one, before any calibration.
+        """
         rows = self.tasks < tasks
         scores = self.scores[rows, :among]
         k = min(k, among)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         ordered = np.take_along_axis(scores, best, axis=1)
         margin = ordered[:, 0] - ordered[:, 1] if k > 1 else np.full(len(scores), np.inf)
+        below = self.to_logits * (scores.astype(np.float64) - ordered[:, :1])
         return {
             "id": self.ids[rows],
             "label": self.truth[rows],
             "top": np.asarray(self.labels, dtype=np.int64)[best],
             "margin": margin.astype(np.float32),
+            "confidence": (1 / np.exp(below).sum(axis=1)).astype(np.float32),
         }
 
 
@@ -112,4 +119,5 @@ def evaluate(
         np.concatenate(truth),
         np.concatenate(ids),
         np.concatenate(scores),
+        classify.to_logits if isinstance(classify, Classifier) else 1.0,
     )

@@ -12,12 +12,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from everclip import caching
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
-from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
+from everclip.disk import check_room, room, writing
 from everclip.errors import RunError
 from everclip.evaluate import evaluate
+from everclip.keeper import Keeper
 from everclip.lab import Lab
 from everclip.methods._base import TextClassifier
 from everclip.models import tuning
@@ -26,95 +28,114 @@ from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.progress import Progress
 from everclip.record import Record, environment
-from everclip.restore import freeze, grow, load_model, restore
+from everclip.restore import fitting, freeze, grow, load_model, read, restore
 from everclip.run import Clock, Run
+from everclip.signals import Stop
 from everclip.step import step
 
 log = logging.getLogger("everclip")
 
 
-def train(run: Run, progress: Progress) -> dict[str, Any]:
+def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, Any]:
     """Run a config from where its directory stands to its results, which are written and returned.
 
+    Args:
+        stop: what signals ask for; default: nothing.
+
     Raises:
+        Stopped: a signal has come; the run is saved up to the last step, and the same call goes on from there.
         UserError: the config asks for something that is not there.
-        RunError: the loss is not finite, or no image can be read.
+        RunError: the loss is not finite, no image can be read, or the disk is full.
     """
-    lab = _start(run, progress)
-    progress.say(f"run directory: {run.path}")
-    tasks, method, memory, loader, clip = lab.plan.tasks, lab.method, lab.memory, lab.loader, lab.clip
-    for task in tasks[lab.record.stages :]:
-        lab.record.begin_stage()
-        new, old = loader.pixels.readable(task.train), memory.images()
-        images, current = new + old, np.arange(len(new) + len(old)) < len(new)
-        grow(lab.plan, clip, task)
-        tuning.begin(clip, run.config.tune)
-        method.begin_task(clip, task, images)
-        for index, phase in enumerate(method.phases(task)):
-            counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
-            steps = lab.plan.steps(phase, counts[phase.data])
-            if steps == 0:
-                continue
-            method.begin_phase(clip, phase)
-            update = Update(clip, method, phase, run.config.train, steps)
-            lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
-            progress.start(f"{task.name} of {len(tasks)}: {phase.name}", steps)
-            for batch in loader.batches(images, current, phase, task.index, index, steps):
-                step(lab, update, batch, phase, task)
-        if not len(new := loader.pixels.readable(new)):
-            raise _unreadable(task)
-        tuning.end(clip)
-        gone = memory.update(
-            new,
-            len(seen(tasks[: task.index + 1])),
-            lambda images: _features(lab, images),
-            lambda images: _scores(lab, images),
-        )
-        method.drop(gone)
-        method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
-        freeze(lab.plan, clip)
-        scores = evaluate(
-            clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
-        )
-        _close_stage(lab, task, lab.record.end_stage(task, scores, memory))
-    if lab.record.scores is None:  # stopped between its last checkpoint and its results
-        lab.record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
-    results = lab.record.results(lab.plan, method, memory, loader.pixels)
-    run.log("end", seconds=results["seconds"])
-    lab.record.write(run, results)
+    with writing(run.path):
+        lab, keeper = _start(run, progress, stop or Stop())
+        clip, method, loader, record = lab.clip, lab.method, lab.loader, lab.record
+        tasks = lab.plan.tasks
+        for task in tasks[record.stages :]:
+            if keeper.place.task == task.index:  # else it was stopped while it was tested
+                with keeper.stop.held():
+                    _learn(lab, keeper, task)
+            scores = evaluate(
+                clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
+            )
+            _close_stage(lab, keeper, task, record.end_stage(task, scores, lab.memory))
+        if record.scores is None:  # stopped between its last checkpoint and its results
+            record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
+        results = record.results(lab.plan, method, lab.memory, loader)
+        run.log("end", seconds=results["seconds"])
+        record.write(run, results)
     return results
 
 
-def _start(run: Run, progress: Progress) -> Lab:
+def _learn(lab: Lab, keeper: Keeper, task: Task) -> None:
+    """Train on a task, phase by phase; then choose its exemplars, and save the run."""
+    clip, method, memory, loader = lab.clip, lab.method, lab.memory, lab.loader
+    lab.record.begin_stage()
+    loader.prepare(task.train + memory.images())
+    new, old = loader.pixels.readable(task.train), memory.images()
+    images, current = new + old, np.arange(len(new) + len(old)) < len(new)
+    grow(lab.plan, clip, task)
+    tuning.begin(clip, lab.run.config.tune)
+    method.begin_task(clip, task, images)
+    for index, phase in enumerate(method.phases(task)):
+        counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
+        steps = lab.plan.steps(phase, counts[phase.data])
+        if steps == 0:
+            continue
+        keeper.enter(index)
+        method.begin_phase(clip, phase)
+        update = Update(clip, method, phase, lab.run.config.train, steps)
+        lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
+        done = keeper.resume(update, index, steps)
+        lab.progress.start(f"{task.name} of {len(lab.plan.tasks)}: {phase.name}", steps, done)
+        for batch in loader.batches(images, current, phase, task.index, index, steps, done):
+            step(lab, update, batch, phase, task)
+            keeper.step(update, index, batch.number + 1)
+    if not len(new := loader.pixels.readable(new)):
+        raise _unreadable(task)
+    tuning.end(clip)
+    gone = memory.update(
+        new,
+        len(seen(lab.plan.tasks[: task.index + 1])),
+        lambda images: _features(lab, images),
+        lambda images: _scores(lab, images),
+    )
+    method.drop(gone)
+    method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
+    loader.drop(gone)
+    freeze(lab.plan, clip)
+    keeper.finish(task.index)
+
+
+def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     """The lab at the run's newest checkpoint, or before its first task."""
     config, record_clock = run.config, Clock()
     plan = Plan.of(config)
-    found = run.resume()
-    clip = restore(plan, *found) if found else load_model(plan, config.model)
+    trail = read(run)
+    clip = restore(plan, trail[0]) if trail else load_model(plan, config.model)
+    check_room(run.path, room(config, clip, len(plan.tasks)))
     parts = [part for task in plan.tasks for part in (task.train, task.test)]
-    pixels = Pixels(
-        plan.data.train.store,
-        clip.eval_transform,
-        clip.image_size,
-        config.loader.cache_mb << 20,
-        config.loader.workers,
-    )
+    progress.say(f"run directory: {run.path}")
+    loader = caching.loader(plan, clip, run.path, progress)
+    pixels = loader.pixels
     progress.start("reading images", sum(map(len, parts)))
     pixels.preload(parts, lambda done: progress.step(count=done))
-    loader = Loader(pixels, config.train.batch_size, config.train.augment, config.seed)
     method, memory, record = plan.method, plan.empty_memory(), Record(plan.tasks)
     lab = Lab(plan, clip, method, memory, loader, record, run, progress)
+    keeper = Keeper(lab, stop, trail)
     if pixels.broken:
         log.warning("%d broken images are skipped; run.log names them", len(pixels.broken))
     record.clock = record_clock
-    if found:
-        pixels.mark_broken(found[1]["skipped"])
-        memory.load_state_dict(
-            found[1]["memory"], sum((t.train for t in plan.tasks[1:]), plan.tasks[0].train)
-        )
-        record.load_state_dict(found[1]["record"])
-        progress.say(f"continued after {plan.tasks[record.stages - 1].name}")
-        return lab
+    if trail:
+        saved = trail[0].state
+        with fitting(trail[0].folder):
+            pixels.mark_broken(saved["skipped"])
+            memory.load_state_dict(
+                saved["memory"], sum((t.train for t in plan.tasks[1:]), plan.tasks[0].train)
+            )
+            record.load_state_dict(saved["record"])
+        progress.say(f"continued {keeper.place.words([task.name for task in plan.tasks])}")
+        return lab, keeper
     with torch.inference_mode():
         weights = clip.class_embeddings(
             [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates
@@ -124,7 +145,8 @@ def _start(run: Run, progress: Progress) -> Lab:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
-    return lab
+    keeper.finish(-1)
+    return lab, keeper
 
 
 @torch.inference_mode()
@@ -154,16 +176,10 @@ def _unreadable(task: Task) -> RunError:
     return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")
 
 
-def _close_stage(lab: Lab, task: Task, line: dict[str, Any]) -> None:
-    """Log and save a finished stage, and say how it went."""
+def _close_stage(lab: Lab, keeper: Keeper, task: Task, line: dict[str, Any]) -> None:
+    """Log a finished stage, note in its checkpoint that it was tested, and say how it went."""
     lab.run.log("stage", **line)
-    state = {
-        "memory": lab.memory.state_dict(),
-        "record": lab.record.state_dict(),
-        "skipped": lab.loader.pixels.skipped(),
-        "tasks": lab.plan.class_names(),
-    }
-    lab.run.checkpoint(task.index, lab.clip, lab.method, state)
+    keeper.scored()
     zero_shot = lab.record.zero_shot["after_stage"][task.index]
     lab.progress.say(
         f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far (zero-shot {zero_shot:.1%}),"

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from everclip.config.models import Train
 from everclip.data.loader import Phase
-from everclip.errors import RunError, UserError
+from everclip.errors import UserError
 from everclip.methods._base import Method
 from everclip.models.clip import Clip
+from everclip.models.passes import Passes
+from everclip.nonfinite import NonFinite, located
 
 MOST_WARMUP = 500
 """Steps of warm-up at most, as FLYP uses."""
+_CLIP_EPSILON = 1e-6
+"""What torch adds to the norm that it divides by."""
 
 
 class Update:
@@ -27,8 +32,11 @@ class Update:
     Args:
         steps: optimizer steps of the phase.
 
+    Attributes:
+        passes: how the towers run in this phase.
+
     Raises:
-        UserError: nothing is left to train.
+        UserError: nothing is left to train, or the towers cannot run as ``train`` says.
     """
 
     def __init__(self, clip: Clip, method: Method, phase: Phase, train: Train, steps: int) -> None:
@@ -68,6 +76,16 @@ class Update:
             ],
             fused=True,
         )
+        self.passes = Passes(clip, train)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the phase has come, and the optimizer's moments."""
+        return {"done": self.done, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state of the same phase."""
+        self.done = state["done"]
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def factor(self, step: int) -> float:
         """The rate at a 0-based step, as a share of its base."""
@@ -75,34 +93,56 @@ class Update:
             return (step + 1) / self.warmup
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
 
-    def step(self, terms: Mapping[str, Tensor], where: str, ids: Iterable[int]) -> dict[str, float]:
-        """One optimizer step on the sum of ``terms``.
+    @property
+    def advice(self) -> str:
+        """What to do against a loss that is not finite."""
+        return "lower train.lr" + ("" if self.train.clip_norm else ", or set train.clip_norm=1")
+
+    def step(
+        self, terms: Mapping[str, Tensor], where: str, ids: Iterable[int]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """One optimizer step on the sum of ``terms``; gradients are gone when it returns.
 
         Args:
             where: place of the step and ``ids`` its images, for the message.
 
         Returns:
-            ``lr`` of the image tower and ``grad_norm`` before clipping.
+            The terms' values; and ``lr`` of the image tower and ``grad_norm`` before clipping.
 
         Raises:
-            RunError: the loss or its gradient is not finite; no parameter was changed.
+            NonFinite: the loss or its gradient is not finite; neither a parameter nor the optimizer was changed.
         """
-        total = torch.stack([term.float() for term in terms.values()]).sum()
+        stacked = torch.stack([term.float() for term in terms.values()])
+        values = stacked.tolist()
+        self._demand("loss", sum(values), where, ids)
+        total = stacked.sum()
         rate = self.factor(self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * rate
         self.optimizer.zero_grad()
         if total.requires_grad:  # a batch without a single negative has nothing to learn from
             total.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm or math.inf)
-        if not math.isfinite(value := (total + norm).item()):
-            raise RunError(
-                f"the loss or its gradient is {value} {where} (ids of its first images: "
-                f"{', '.join(map(str, [*ids][:3]))}): lower train.lr"
-                + ("" if self.train.clip_norm else ", or set train.clip_norm=1")
-            )
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        length, most = norm.item(), self.train.clip_norm or math.inf
+        self._demand("gradient", length, where, ids)
+        if length + _CLIP_EPSILON > most:  # else the factor is 1, and would cost a pass over all gradients
+            nn.utils.clip_grads_with_norm_(self.parameters, most, norm)
         self.optimizer.step()
+        self.optimizer.zero_grad()  # their memory is the next forward pass's
         with torch.no_grad():
             self.clip.logit_scale.clamp_(0, math.log(100))
         self.done += 1
-        return {"lr": (self.train.lr or 0.0) * rate, "grad_norm": norm.item()}
+        return dict(zip(terms, values, strict=True)), {
+            "lr": (self.train.lr or 0.0) * rate,
+            "grad_norm": length,
+        }
+
+    def skip(self) -> None:
+        """Leave a step out: the schedule goes on, and nothing else."""
+        self.optimizer.zero_grad()
+        self.done += 1
+
+    def _demand(self, what: str, value: float, where: str, ids: Iterable[int]) -> None:
+        if not math.isfinite(value):
+            raise NonFinite(f"the {what} is {value} {located(where, ids)}: {self.advice}")

@@ -47,13 +47,13 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def start(self, name: str, total: int) -> None:
-        """A new piece of work of ``total`` steps."""
-        self._name, self._total, self._done = name, total, 0
+    def start(self, name: str, total: int, done: int = 0) -> None:
+        """A new piece of work of ``total`` steps, of which some may be done already."""
+        self._name, self._total, self._done = name, total, done
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(escape(name), total=total, note="")
+            self._task = self._bar.add_task(escape(name), total=total, completed=done, note="")
 
     def step(self, note: str = "", count: int = 1) -> None:
         """``count`` steps more are done."""

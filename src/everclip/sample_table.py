@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class SampleTable:
         self.columns = columns
         self._row: dict[int, int] = {}
         self._values = torch.empty(0, columns)
+        self._before: list[tuple[list[int], Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self._row)
@@ -52,6 +54,8 @@ class SampleTable:
     def set(self, ids: Ids, values: Float[Tensor, "b c"]) -> None:
         """Give each of ``ids``, which differ, its row."""
         known = _list(ids)
+        if self._before is not None:
+            self._before.append((known, *self.get(known)))
         for sample in known:
             if sample not in self._row:
                 self._row[sample] = len(self._row)
@@ -61,6 +65,21 @@ class SampleTable:
             self._values = grown
         rows = torch.tensor([self._row[sample] for sample in known], dtype=torch.int64)
         self._values[rows] = values.detach().to("cpu", torch.float32)
+
+    @contextmanager
+    def undoable(self) -> Iterator[Callable[[], None]]:
+        """While it is open, ``set`` notes the rows that it replaces, and the function that it gives puts them back."""
+        before = self._before = []
+        try:
+            yield lambda: self._put_back(before)
+        finally:
+            self._before = None
+
+    def _put_back(self, before: list[tuple[list[int], Tensor, Tensor]]) -> None:
+        self._before = None
+        for known, values, seen in reversed(before):
+            self.set([sample for sample, old in zip(known, seen.tolist(), strict=True) if old], values[seen])
+            self.drop([sample for sample, old in zip(known, seen.tolist(), strict=True) if not old])
 
     def drop(self, ids: Ids) -> None:
         """Make ``ids`` unseen again; ids without a row are passed over."""

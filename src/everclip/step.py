@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
+from everclip.errors import RunError
 from everclip.lab import Lab
 from everclip.methods._base import to_device
+from everclip.models import precision
+from everclip.models.precision import Precision
+from everclip.nonfinite import IN_A_ROW, NonFinite, check, located, undoable
 from everclip.optim import Update
 
 LINES_A_STAGE = 20
@@ -15,32 +20,89 @@ LINES_A_STAGE = 20
 
 
 def step(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task) -> None:
-    """Train on one batch."""
-    method, clip, record = lab.method, lab.clip, lab.record
-    batch = to_device(batch, clip.device)
-    with torch.autocast(clip.device.type, torch.bfloat16, enabled=lab.run.config.train.precision == "bf16"):
-        features = method.encode(clip, batch, phase)
-    terms = method.loss(features, batch, phase) | method.penalty(clip)
-    where = f"at step {update.done + 1} of {task.name}"
-    numbers = update.step(terms, where, batch.ids.tolist())
-    method.after_step(clip)
-    record.step(len(batch))
-    losses = {name: term.item() for name, term in terms.items()}
+    """Train on one batch.
+
+    Raises:
+        NonFinite: features, loss or gradient are not, and nothing has changed; with ``train.nonfinite=skip`` that is
+            logged, up to ten times in a row.
+    """
+    skipping = lab.run.config.train.nonfinite == "skip"
+    state: AbstractContextManager[Callable[[], None] | None] = (
+        undoable(lab.method) if skipping else nullcontext()
+    )
+    batch = to_device(batch, lab.clip.device)
+    with state as undo:
+        try:
+            losses, numbers = _train(lab, update, batch, phase, task)
+        except NonFinite as error:
+            if undo is None:
+                raise
+            undo()
+            _skip(lab, update, batch, phase, task, error)
+            return
+    lab.method.after_step(lab.clip)
+    lab.record.step(len(batch))
     lab.run.log(
         "step",
-        stage=task.index,
-        phase=phase.name,
-        epoch=batch.key[2],
-        step=update.done - 1,
-        global_step=record.optimizer_steps - 1,
+        **_place(lab, update, batch, phase, task),
         loss=losses,
         **numbers,
-        images_per_second=round(record.images_per_second(), 1),
-        diagnostics=method.diagnostics(),
+        images_per_second=round(lab.record.images_per_second(), 1),
+        diagnostics=lab.method.diagnostics(),
     )
     if (update.done - 1) % max(1, update.steps // LINES_A_STAGE) == 0:
         _log_classes(lab, task)
     lab.progress.step(f"loss {sum(losses.values()):.4f}")
+
+
+def _train(
+    lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The terms of the loss and the numbers of the update. Raises NonFinite before anything has learned from such."""
+    method, clip, kind = lab.method, lab.clip, _precision(lab)
+    where = f"at step {update.done + 1} of {task.name}"
+    ids = batch.ids.tolist()
+    # open for the backward pass too, which computes pieces and blocks again
+    with precision.attention(clip, kind), update.passes.open(batch):
+        with precision.autocast(clip.device, kind):
+            features = method.encode(clip, batch, phase)
+        check(features, located(where, ids), update.advice)
+        terms = method.loss(features, batch, phase) | method.penalty(clip)
+        return update.step(terms, where, ids)
+
+
+def _precision(lab: Lab) -> Precision:
+    """What the towers train in: as configured, or as it was found at the run's first step."""
+    wanted, record = lab.run.config.train.precision, lab.record
+    if wanted != "auto":
+        return wanted
+    if record.precision is None:
+        choice = precision.choose(lab.clip)
+        record.precision = choice.precision
+        lab.run.log("precision", chosen=choice.precision, seconds={"fp32": choice.fp32, "bf16": choice.bf16})
+        lab.progress.say(f"train.precision=auto: {choice.precision}{choice.words()}")
+    return "bf16" if record.precision == "bf16" else "fp32"
+
+
+def _place(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task) -> dict[str, int | str]:
+    return {
+        "stage": task.index,
+        "phase": phase.name,
+        "epoch": batch.key[2],
+        "step": update.done - 1,
+        "global_step": lab.record.optimizer_steps - 1,
+    }
+
+
+def _skip(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task, error: NonFinite) -> None:
+    """Leave a step out: only the schedule goes on. Raises RunError where that is no accident any more."""
+    update.skip()
+    lab.record.skip()
+    place = _place(lab, update, batch, phase, task)
+    lab.run.log("skipped", **place, reason=str(error), ids=batch.ids.tolist())
+    if lab.record.skipped_in_a_row >= IN_A_ROW:
+        raise RunError(f"{IN_A_ROW} steps in a row were left out; of the last, {error}")
+    lab.progress.step("left out")
 
 
 def _log_classes(lab: Lab, task: Task) -> None:

@@ -23,7 +23,7 @@ from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.restore import grow, open_run
 from everclip.run import Run
-from tests.running import configured, run, timeless
+from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")
 UNTRAINED = {"ncm", "ranpac", "ridge", "slda", "zero_shot"}
@@ -230,34 +230,36 @@ def test_domain_incremental_run(variant: str, tmp_path: Path, toy: str, domains:
     assert results["classes"] == ["blue", "green", "red"]
 
 
-class Stopped(Exception):
-    """What a test stops a run with."""
+class Killed(Exception):
+    """What a test ends a run with."""
 
 
 @pytest.mark.parametrize("variant", [*EVERY, *VARIANTS, *STILL])
 def test_stopped_and_resumed_equals_not_stopped(
     variant: str, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Within a task where it takes steps (tests/test_resume.py stops everywhere), else between two."""
     name, *options = variant.split()
     tokens = (f"data={photos}", f"model={toy}", f"method={name}", *options)
     whole = run(tmp_path / "whole", *tokens)
     log = Run.log
 
-    def stopping(self: Run, event: str, **fields: object) -> None:
+    def ending(self: Run, event: str, **fields: object) -> None:
         log(self, event, **fields)
-        if event in ("step", "stage") and fields["stage"] == 1:
-            raise Stopped
+        if event == "stage" and fields["stage"] == 1:
+            raise Killed
 
-    if name != "joint":  # it has one stage only, so there is nothing to continue from
+    if whole["optimizer_steps"] > 4:
+        assert run_for(tmp_path / "parts", 4, *tokens) is None
+    elif name != "joint":  # it has one stage only, so there is nothing to continue from
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "log", stopping)
-            with pytest.raises(Stopped):
+            patch.setattr(Run, "log", ending)
+            with pytest.raises(Killed):
                 run(tmp_path / "parts", *tokens)
     parts = run(tmp_path / "parts", *tokens)
     assert timeless(parts) == timeless(whole)
     assert digest(zoo.load(str(tmp_path / "parts"))) == digest(zoo.load(str(tmp_path / "whole")))
-    lines = [(tmp_path / folder / "metrics.jsonl").read_text().count("\n") for folder in ("parts", "whole")]
-    assert lines[0] == lines[1]
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from everclip.checkpoint import commit
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.catalogue import catalogue, recommended
@@ -97,9 +98,9 @@ def test_the_newest_checkpoint_of_a_run_is_loaded(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for stage in (2, 9, 10):
         clip = zoo.load(f"local-dir:{toy_clip(_new(tmp_path / f's{stage}'), seed=stage)}")
-        clip.save(run / "checkpoints" / f"stage-{stage}")
-    (run / "checkpoints" / "stage-11").mkdir()  # unfinished: holds no model
-    newest = zoo.load(f"local-dir:{run / 'checkpoints' / 'stage-10'}")
+        commit(run / "checkpoints" / f"stage-{stage:03d}", clip.save)
+    (run / "checkpoints" / "stage-011").mkdir()  # damaged: holds no model
+    newest = zoo.load(f"local-dir:{run / 'checkpoints' / 'stage-010'}")
     loaded = zoo.load(str(run))
     assert loaded.name == str(run)
     assert torch.equal(loaded.model.visual.conv1.weight, newest.model.visual.conv1.weight)

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import ModuleType
 
 from everclip import estimate
-from everclip.cli._finding import GIB, Finding, free_memory
+from everclip.cli._finding import GIB, Finding
 from everclip.config import Config
 from everclip.data.download import Remote, home
 from everclip.errors import UserError
 from everclip.estimate import Sizes
+from everclip.machine import free_memory
 from everclip.models.catalogue import Costs, costs
 
 SHARE = {("cpu", False): 0.6, ("cpu", True): 0.3, ("gpu", False): 0.3, ("gpu", True): 0.15}

@@ -1,6 +1,7 @@
 """The command ``everclip``: commands are loaded when they run, so that ``--help`` imports no torch.
 
-Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 75 preempted, 130 interrupted: a run
+that was is saved, and the same command continues it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cyclopts.exceptions import (
 
 from everclip import __version__
 from everclip.errors import RunError, UserError, suggest
+from everclip.signals import INTERRUPTED, PREEMPTED, Stopped
 
 _EXAMPLES = """\
 Examples:
@@ -69,8 +71,36 @@ COMMANDS = {
     ),
     "resume": Command(
         _RUN,
-        "Continue a stopped run from its last finished task.",
+        "Continue a stopped run from where it was saved last.",
         "  everclip resume runs/20260131-101500_emoji_gdro_m200_s0\n",
+    ),
+    "sweep": Command(
+        _RUN,
+        "Train a grid of methods, memories, seeds; go on where it stopped, skip what is done.",
+        """\
+  everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
+  everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
+  everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
+  everclip sweep my.toml seed=0..4 --print   # a command each, for a scheduler
+""",
+    ),
+    "compare": Command(
+        _RUN,
+        "Set finished runs beside each other: means, intervals over seeds, paired tests.",
+        """\
+  everclip compare runs/S --by memory.budget --against gcl
+  everclip compare runs/* --equal bytes
+  everclip compare runs/* --fail-if "gdro<gcl" --json
+""",
+    ),
+    "report": Command(
+        _RUN,
+        "Write one offline HTML page of a run, of many runs, or of a sweep still running.",
+        """\
+  everclip report runs/X -o x.html
+  everclip report runs/* -o figure1.html
+  everclip report runs/S --figures figures/   # SVG, PDF, CSV of each figure
+""",
     ),
     "evaluate": Command(
         _RUN,
@@ -78,6 +108,33 @@ COMMANDS = {
         """\
   everclip evaluate runs/X
   everclip evaluate runs/X --data imagefolder:/photos --json
+  everclip evaluate runs/X --retention imagefolder:/other
+""",
+    ),
+    "predict": Command(
+        _RUN,
+        "Say what is on pictures, with calibrated probabilities, or that no class fits.",
+        """\
+  everclip predict runs/X photo.jpg photos/
+  everclip predict runs/X - --json < paths.txt
+  everclip predict runs/X --calibrate imagefolder:/validation
+  everclip predict lite photos/ --classes pets.txt
+""",
+    ),
+    "merge": Command(
+        _RUN,
+        "Mix a learned model's weights with those it began with, or with another run's.",
+        """\
+  everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
+  everclip merge runs/X --with zero-shot --validate imagefolder:/val -o m/
+""",
+    ),
+    "export": Command(
+        _RUN,
+        "Write a learned model for open_clip or for onnxruntime, checked against torch.",
+        """\
+  everclip export runs/X -o birds/
+  everclip export runs/X --format onnx -o birds-onnx/
 """,
     ),
     "methods": Command(
@@ -155,6 +212,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except CycloptsError as error:
         return _fail(_usage(error))
+    except Stopped as error:
+        return _fail(str(error) or error.cause, error.code)
     except KeyboardInterrupt as error:
         return _fail(str(error) or 'interrupted; "everclip resume RUN" continues a stopped run', 130)
     except BrokenPipeError:
@@ -183,7 +242,7 @@ def _show_warnings() -> None:
 
 def _fail(message: str, code: int = 2) -> int:
     line = " ".join(message.split())
-    print(line if code == 130 else f"error: {line}", file=sys.stderr)
+    print(line if code in (PREEMPTED, INTERRUPTED) else f"error: {line}", file=sys.stderr)
     return code
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everclip import __version__
-from everclip.cli._finding import GIB, Finding, free_memory
+from everclip.cli._finding import GIB, Finding
 from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError
+from everclip.machine import free_memory
 
 if TYPE_CHECKING:
     from everclip.config import Config

@@ -53,26 +53,35 @@ def run_here(run: Run, json: bool) -> None:
     """Train an open run to its end, or say that it is finished; then print its results."""
     if run.finished:
         print(f"{run.path} is finished: nothing to do", file=sys.stderr)
-        results = json_module.loads((run.path / "results.json").read_text(encoding="utf-8"))
+        results = run.results()
     else:
-        from everclip.loop import train as train_run
-        from everclip.progress import Progress
-
-        try:
-            with Progress() as progress:
-                results = train_run(run, progress)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted; everclip resume {run.path} continues after the last finished task"
-            ) from None
+        results = train_here(run)
     if not (run.path / "report.html").exists():
+        from everclip.disk import writing
         from everclip.report.build import build
 
-        build([run.path], run.path / "report.html")
+        with writing(run.path):
+            build([run.path], run.path / "report.html")
     if json:
         print(json_module.dumps(results, ensure_ascii=False, indent=2))
     else:
         _show_results(results, str(run.path))
+
+
+def train_here(run: Run) -> dict[str, Any]:
+    """Train an open run to its end with progress on stderr, or until a signal asks to stop; returns its results."""
+    from everclip.loop import train as train_run
+    from everclip.progress import Progress
+    from everclip.signals import Stop, Stopped
+
+    stop = Stop()
+    try:
+        with stop.listening(), Progress() as progress:
+            return train_run(run, progress, stop)
+    except Stopped as stopped:
+        raise Stopped(
+            stopped.signal, f"{stopped.cause}; everclip resume {run.path} continues from its last checkpoint"
+        ) from None
 
 
 def _show_results(results: dict[str, Any], where: str) -> None:

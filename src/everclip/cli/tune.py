@@ -5,10 +5,6 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from everclip.run import Run
 
 
 def tune(*tokens: str, json: bool = False) -> None:
@@ -23,6 +19,7 @@ def tune(*tokens: str, json: bool = False) -> None:
         Print JSON.
     """
     from everclip import tune as tuning
+    from everclip.cli.train import train_here
     from everclip.config import load_config, resolve
     from everclip.errors import UserError
     from everclip.run import default_path
@@ -33,18 +30,10 @@ def tune(*tokens: str, json: bool = False) -> None:
         raise UserError("zero_shot trains nothing, so there is nothing to tune: write another method")
     out = Path(config.out).expanduser() if config.out else default_path(config, "tune")
     words = [token for token in tokens if not token.startswith("out=")]
-    choice = tuning.tune(words, out, _train, lambda line: print(line, file=sys.stderr))
+    choice = tuning.tune(words, out, train_here, lambda line: print(line, file=sys.stderr))
     if json:
         found = {"values": choice.values, "tuned_on": choice.config.tuned_on, "tried": choice.tried}
         print(json_module.dumps(found, ensure_ascii=False, indent=2))
         return
     print("chosen: " + " ".join(f"{key}={value}" for key, value in choice.values.items()))
     print(f"everclip train {out}/tuned.toml")
-
-
-def _train(run: Run) -> dict[str, Any]:
-    from everclip.loop import train
-    from everclip.progress import Progress
-
-    with Progress() as progress:
-        return train(run, progress)

@@ -81,8 +81,8 @@ def dump(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """16 hexadecimal digits of everything but ``out``."""
-    text = tomli_w.dumps(written(config.model_copy(update={"out": None})))
+    """16 hexadecimal digits of everything but ``out`` and ``trackers``, which change nothing of what is computed."""
+    text = tomli_w.dumps(written(config.model_copy(update={"out": None, "trackers": []})))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

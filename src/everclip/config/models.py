@@ -132,8 +132,33 @@ class Train(Section):
         default=0.1, ge=0, le=1, description="share of a task's steps with a rising learning rate"
     )
     clip_norm: float | None = Field(default=1.0, gt=0, description="largest gradient norm; none is no limit")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="of the towers; losses are always fp32"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="fp32",
+        description="of the towers while they train; losses are always fp32. auto: bf16 where a short measurement at"
+        " the run's first step finds it faster; the run keeps to what it found",
+    )
+    accumulate: Count = Field(
+        default=1,
+        description="pieces in which a batch goes through the towers, to save memory for one more forward pass; the"
+        " loss compares the whole batch all the same",
+    )
+    checkpointing: bool = Field(
+        default=False,
+        description="compute the blocks of the towers again in the backward pass in place of keeping what is in them",
+    )
+    patch_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the patches that a vision transformer leaves out of each training image, drawn each time",
+    )
+    compile: bool = Field(
+        default=False, description="compile the blocks of the towers with torch.compile; on a GPU only"
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="what a step with features, a loss or a gradient of nan or inf does: end the run, or be left out,"
+        " up to ten in a row",
     )
     augment: Literal["none", "shift_flip"] = Field(
         default="shift_flip", description="training views of an image"
@@ -161,11 +186,45 @@ class Loader(Section):
     )
 
 
+class Cache(Section):
+    """Keeping what the frozen part of the image tower gives, so that it runs once for each image."""
+
+    trunk: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether what the frozen part of the image tower gives is kept. auto: wherever training then sees"
+        " the pictures asked for, as nothing trains, or tune freezes a part and train.augment=none or cache.views is"
+        " above 1; on says why where it cannot",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="fixed augmented views kept of a training image, one drawn at each step; 1 keeps the plain picture",
+    )
+    ram_mb: int = Field(
+        default=4096, ge=0, description="above it, or where less memory is free, a file keeps it, in MB"
+    )
+    shared: bool = Field(
+        default=False,
+        description="whether it stays in a file under EVERCLIP_CACHE, for other runs of the same model and images",
+    )
+
+
 class Checkpoint(Section):
     """What a stopped run continues from."""
 
-    every: Literal["task"] = Field(default="task", description="when a checkpoint is written")
-    keep: Count = Field(default=2, description="checkpoints kept; older ones are deleted")
+    every: str = Field(
+        default="task",
+        description="when a run is saved: after each task and between its phases; or also after each N steps, or once N"
+        " minutes have passed; a signal to stop saves it at the next step in any case",
+        pattern=r"^(task|(steps|minutes):[1-9]\d{0,8})$",
+        json_schema_extra={"allowed": '"task", "steps:N" or "minutes:N"'},
+    )
+    keep: Count = Field(
+        default=2,
+        description="checkpoints kept between tasks, and as many within the present one; older ones are deleted, and"
+        " with one alone there is none to fall back to",
+    )
 
 
 class Config(Section):
@@ -217,13 +276,24 @@ class Config(Section):
     tuned_on: Text | None = Field(
         default=None, description="for the record: what the settings were chosen on; everclip tune writes it"
     )
+    trackers: list[Text] = Field(
+        default=[],
+        description="where the log goes beside metrics.jsonl; each is an extra of the package",
+        json_schema_extra={"allowed": '"tensorboard", "wandb" or "mlflow", or a list of them'},
+    )
     out: Text | None = Field(default=None, description="the run directory; none: runs/DATE_data_method_mM_sS")
     method: MethodChoice = Field(default=MethodChoice(), description="the method and its options")
     scenario: Scenario = Field(default=Scenario(), description="the tasks")
     memory: Memory = Field(default=Memory(), description="exemplars")
     train: Train = Field(default=Train(), description="optimisation")
     loader: Loader = Field(default=Loader(), description="reading images")
+    cache: Cache = Field(default=Cache(), description="keeping the frozen part's activations")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="continuing")
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("templates")
     @classmethod

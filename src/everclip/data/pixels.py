@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -85,7 +86,7 @@ class Pixels:
         except UnidentifiedImageError:
             return "no image format that Pillow knows"
         except OSError as error:
-            return (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+            return _words(error)
         except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
@@ -110,9 +111,30 @@ class Pixels:
         pictures = [fresh[row] for row in rows[good].tolist()]
         return (torch.stack(pictures) if pictures else self._table), good
 
+    def is_good(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The mask of rows that are not known to be broken."""
+        return self._state[rows] != _BROKEN
+
     def readable(self, images: ImageSet) -> ImageSet:
         """``images`` without those known to be broken."""
-        return images.select(self._state[images.rows] != _BROKEN)
+        return images.select(self.is_good(images.rows))
+
+    def hashes(self, rows: NDArray[np.int64]) -> list[int | None]:
+        """A hash of each row's encoded image, from 0 to 2^64 - 1; None for one that cannot be read, which is broken."""
+
+        def of(row: int) -> int | str:
+            try:
+                content = self.store.read(row)
+            except OSError as error:
+                return _words(error)
+            return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+        run = self._pool.map if self._pool and len(rows) > 1 else map
+        found = list(run(of, rows.tolist()))
+        for row, result in zip(rows.tolist(), found, strict=True):
+            if isinstance(result, str) and self._state[row] != _BROKEN:
+                self._break(row, result)
+        return [None if isinstance(result, str) else result for result in found]
 
     def preload(self, images: Sequence[ImageSet], step: Callable[[int], object] = lambda done: None) -> None:
         """Decode these sets now, where they are kept, so that broken images are known before the first step.
@@ -141,3 +163,7 @@ class Pixels:
     def skipped(self) -> dict[str, str]:
         """Relative path -> reason, for every image found broken so far."""
         return {self.store.keys[row]: reason for row, reason in sorted(self.broken.items())}
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).splitlines()[0]

@@ -20,7 +20,18 @@ from everclip.data.scenario import Task
 from everclip.models.clip import Clip
 from everclip.sample_table import SampleTable
 
-__all__ = ["Batch", "Clip", "Cost", "Method", "MethodConfig", "Phase", "Prompts", "Task", "TextClassifier"]
+__all__ = [
+    "Batch",
+    "Classifier",
+    "Clip",
+    "Cost",
+    "Method",
+    "MethodConfig",
+    "Phase",
+    "Prompts",
+    "Task",
+    "TextClassifier",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,13 @@ class Cost:
     memory: str = "trains on exemplars beside new images"
 
 
-class TextClassifier(nn.Module):
+class Classifier(nn.Module):
+    """Maps normalised images to scores that are logits of a softmax when multiplied with ``to_logits``."""
+
+    to_logits: float = 1.0
+
+
+class TextClassifier(Classifier):
     """Cosine similarity of images to class embeddings.
 
     Args:
@@ -51,9 +68,10 @@ class TextClassifier(nn.Module):
     def __init__(self, clip: Clip, weights: Float[Tensor, "c d"]) -> None:
         super().__init__()
         self.clip = clip
+        self.to_logits = clip.logit_scale.exp().item()
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b c"]:
         return self.clip.encode_image(images) @ self.get_buffer("weights").T
 
 
@@ -72,6 +90,11 @@ class Method(nn.Module, ABC):
     """How its exemplars are chosen unless the config says otherwise."""
     one_task: bool = False
     """Whether all tasks are learned at once (joint training); set on the instance."""
+    trains: bool = True
+    """Whether it has phases at all; set on the instance where an option decides."""
+    reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
+    """What it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels or all of
+    its blocks, in whose place no kept activation can stand. Set on the instance where an option decides."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__()
@@ -93,10 +116,15 @@ class Method(nn.Module, ABC):
         """Add the structure (heads, towers) that a task needs. A resume replays it and then loads the state."""
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        """Called before the phases of a task, with its new and memory images."""
+        """Called before the phases of a task, with its new and memory images.
+
+        A run that goes on within a task calls it again, on the model and the state it had then, and loads the state of
+        where it stopped after that: so what it makes (teachers, counts) need not be in the state, and what steps change
+        has to be.
+        """
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Called before a phase, and before its parameters are asked for."""
+        """Called before a phase, and before its parameters are asked for; called again as ``begin_task`` is."""
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         """Parameters to train in a phase: both towers and the logit scale, unless the method says otherwise."""
@@ -133,7 +161,7 @@ class Method(nn.Module, ABC):
         """Label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
         return {}
 
-    def features(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def features(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """Unit-length features of normalised images, for memory policies that choose by them."""
         return clip.encode_image(images)
 
@@ -154,7 +182,7 @@ class Method(nn.Module, ABC):
         """Called after the phases with plain batches of the task's images and of the memory, which has been updated."""
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        """Maps normalised images ``[b, 3, h, w]`` to scores ``[b, len(labels)]``; built once per evaluation."""
+        """Maps normalised images to scores ``[b, len(labels)]``; built once per evaluation."""
         names = [self.prompts.names[label] for label in labels]
         return TextClassifier(clip, clip.class_embeddings(names, self.prompts.templates))
 

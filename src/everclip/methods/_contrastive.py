@@ -96,7 +96,8 @@ class Contrastive(Method):
             self.register_buffer("tau", torch.tensor(config.tau))
         self.last: dict[str, float] = {}
         self._carried: set[int] = set()
-        self._sums = torch.zeros(2, len(prompts.names))  # by class: of losses, and how many
+        self._sums: Tensor  # by class: of losses, and how many
+        self.register_buffer("_sums", torch.zeros(2, len(prompts.names)), persistent=False)
 
     def phases(self, task: Task) -> list[Phase]:
         return [Phase(sampler=self.options.sampling)]
@@ -120,6 +121,16 @@ class Contrastive(Method):
 
     def diagnostics(self) -> dict[str, float]:
         return self.last
+
+    def state_bytes(self) -> int:
+        return super().state_bytes() - self._sums.nbytes  # which serve the log alone
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"class_sums": self._sums}
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        self._sums = state["class_sums"].to(self._sums.device)
 
     def class_losses(self) -> dict[int, float]:
         sums, counts = self._sums.tolist()

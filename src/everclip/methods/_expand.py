@@ -63,7 +63,7 @@ class Expand(Method):
         """A frozen copy of what the finished task has of its own."""
 
     @abstractmethod
-    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d"]]:
+    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b d"]]:
         """Unit-length features of each extractor, the newest last; with gradient in what trains."""
 
     @abstractmethod
@@ -140,10 +140,10 @@ class Expand(Method):
         if self.options.balance == "align":
             self.head.align(self._new)
 
-    def _side_by_side(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w"]:
+    def _side_by_side(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b w"]:
         return torch.cat(self.extract(clip, images), 1)
 
-    def features(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w"]:
+    def features(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b w"]:
         return functional.normalize(self._side_by_side(clip, images), dim=1)
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,11 +28,12 @@ class FirstSessionConfig(MethodConfig):
 class FirstSession(Method):
     """Lends its training to another method for the first task, and to nothing after it.
 
-    That method's state is dropped at the task's end, before a checkpoint is written: no later task asks for it.
+    That method's state is dropped at the task's end: no later task asks for it.
     """
 
     def __init__(self, config: FirstSessionConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.trains = config.adapt != "none"
         # in a tuple, so that it is no part of this module
         self._first: tuple[Method, ...] = ()
         if config.adapt != "none":
@@ -79,6 +80,14 @@ class FirstSession(Method):
 
     def class_losses(self) -> dict[int, float]:
         return self._learner.class_losses()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"first": [method.state_dict() for method in self._first]}
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        for method, saved in zip(self._first, state["first"], strict=False):  # none after the first task
+            method.load_state_dict(saved)
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         self._first = ()

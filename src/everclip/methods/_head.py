@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from everclip.methods._base import Clip, Prompts, Task
+from everclip.methods._base import Classifier, Clip, Prompts, Task
 
 HeadInit = Literal["kaiming", "zero_shot"]
 
@@ -94,7 +94,7 @@ def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:
     return nn.init.kaiming_uniform_(torch.empty(rows, width), nonlinearity="linear")
 
 
-class HeadClassifier(nn.Module):
+class HeadClassifier(Classifier):
     """A head's scores of normalised images, a column a label asked for; -inf for a label without a row.
 
     Args:
@@ -112,6 +112,6 @@ class HeadClassifier(nn.Module):
         self.encode, self.head, self.scale = encode, head, scale
         self.rows = head.columns(torch.tensor(labels)).tolist()
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b c"]:
         scores = self.head(self.encode(images), self.scale)
         return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]

@@ -69,7 +69,7 @@ class Mixture(nn.Module):
         maps = self._experts(grid)
         patches = mix(maps, self.router(grid.mean((2, 3)))).flatten(2)
         pixels = low[:, :, :ahead].transpose(1, 2).flatten(0, 1)[:, :, None, None]
-        single = self._experts(pixels).mean(1).flatten(1).unflatten(0, (len(low), ahead)).transpose(1, 2)
+        single = self._experts(pixels).mean(1).flatten(1).unflatten(0, (low.shape[0], ahead)).transpose(1, 2)
         out = self.act(torch.cat([single, patches], 2).transpose(1, 2))
         if random is not None and self.dropout > 0:
             keep = torch.empty_like(out).bernoulli_(1 - self.dropout, generator=random)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from everclip.methods._base import Batch, Clip, Prompts, Task
+from everclip.methods._base import Batch, Classifier, Clip, Prompts, Task
 from everclip.methods._first_session import FirstSession, FirstSessionConfig
 from everclip.models.pooled import pooled
 
@@ -44,6 +44,8 @@ class Statistics(FirstSession):
     uses_memory = False
     second_moments: ClassVar[bool] = True
     """Whether G is kept."""
+    cosines: ClassVar[bool] = True
+    """Whether scores lie in about -1..1, as cosines do; else they are logits."""
 
     gram: Float64[Tensor, "m m"]
     sums: Float64[Tensor, "c m"]
@@ -52,6 +54,7 @@ class Statistics(FirstSession):
     def __init__(self, config: StatisticsConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self._pooled = config.feature == "pooled"
+        self.reads = "pooled" if self._pooled else "features"
         self._built = False
 
     # Sums -------------------------------------------------------------------------------------------------------
@@ -73,7 +76,7 @@ class Statistics(FirstSession):
         self.register_buffer("sums", torch.zeros(classes, width, dtype=torch.float64, device=where))
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64, device=where))
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """The tower's fp32 features of normalised images."""
         return pooled(clip.model.visual, images) if self._pooled else clip.encode_image(images)
 
@@ -131,16 +134,18 @@ class Statistics(FirstSession):
         """0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
 
-    def query(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, "b m"]:
+    def query(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float64[Tensor, "b m"]:
         """What the classifier is applied to."""
         return self.rows(self.extract(clip, images))
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        return Linear(lambda images: self.query(clip, images), *self.solve(clip, list(labels)))
+        linear = Linear(lambda images: self.query(clip, images), *self.solve(clip, list(labels)))
+        linear.to_logits = clip.logit_scale.exp().item() if self.cosines else 1.0
+        return linear
 
 
-class Linear(nn.Module):
+class Linear(Classifier):
     """``W' f(images) + b`` in fp64.
 
     Args:
@@ -156,5 +161,5 @@ class Linear(nn.Module):
         super().__init__()
         self.encode, self.weight, self.bias = encode, weight, bias
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b c"]:
         return torch.addmm(self.bias, self.encode(images), self.weight)

@@ -49,6 +49,15 @@ class Average:
         self.values = {name: weight.clone() for name, weight in start.items()}
         self.count = 1
 
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Become the mean that was saved, its values where those of the same names are."""
+        self.count = state["count"]
+        where = self.values
+        self.values = {
+            name: mean.to(where[name].device) if name in where else mean
+            for name, mean in state["values"].items()
+        }
+
     @torch.no_grad()
     def take(self, clip: Clip) -> None:
         """Count the present weights."""
@@ -79,7 +88,10 @@ class Kept(Method):
 
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
-        self.kept = dict(state["kept"])
+        self.kept = {
+            name: tensor.to(self.kept[name].device) if name in self.kept else tensor
+            for name, tensor in state["kept"].items()
+        }
 
     def state_bytes(self) -> int:
         return super().state_bytes() + sum(tensor.nbytes for tensor in self.kept.values())

@@ -21,6 +21,7 @@ class Wrapper(Method):
         super().__init__(config, prompts)
         self.inner = inner
         self.uses_memory = inner.uses_memory
+        self.trains, self.reads = inner.trains, inner.reads
 
     @property
     def memory_policy(self) -> Literal["random", "herding", "score"]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -63,7 +64,7 @@ class Wrapper(Method):
     def class_losses(self) -> dict[int, float]:
         return self.inner.class_losses()
 
-    def features(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def features(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         return self.inner.features(clip, images)
 
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:

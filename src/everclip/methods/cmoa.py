@@ -59,6 +59,7 @@ class Cmoa(Classify):
 
     config: Config
     uses_memory = False
+    reads = "pixels"
     cost = Cost(
         parameters="two adapters a block (15 thousand each at width 768); a linear head with method.head=linear",
         state="these; a class mean (fp32) a class with method.contrast",

@@ -49,7 +49,7 @@ class DerExpand(Expand):
     def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in clip.image_parameters())
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d"]]:
+    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b d"]]:
         with torch.no_grad():
             older = [clip.encode_image(images, tower) for tower in self.older]
         return [*older, clip.encode_image(images)]

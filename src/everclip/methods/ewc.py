@@ -24,7 +24,7 @@ Paper: https://arxiv.org/abs/1612.00796
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -100,6 +100,13 @@ class Ewc(Kept, Classify):
                 _HEAD + name for name, p in self.head.named_parameters() if p.requires_grad and p.numel()
             ]
             self._names = [*tower_weights(clip, trained=True), *heads]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"names": self._names}
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        self._names = list(state["names"])
 
     def _values(self, clip: Clip, names: Iterable[str]) -> dict[str, Tensor]:
         heads = {_HEAD + name: parameter for name, parameter in self.head.named_parameters()}

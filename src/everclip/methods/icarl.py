@@ -31,17 +31,18 @@ from torch.nn import functional
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task, to_device
-from everclip.methods._head import Head, HeadClassifier, HeadInit, columns
+from everclip.methods._head import Classifier, Head, HeadClassifier, HeadInit, columns
 
 
-class NearestMean(nn.Module):
+class NearestMean(Classifier):
     """Cosine similarity to the mean of each label asked for; -inf for a label without one."""
 
     def __init__(self, clip: Clip, means: Float[Tensor, "c d"], rows: list[int]) -> None:
         super().__init__()
         self.clip, self.means, self.rows = clip, means, rows
+        self.to_logits = clip.logit_scale.exp().item()
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
+    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b n"]:
         scores = self.clip.encode_image(images) @ self.means.T
         return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]
 
@@ -76,6 +77,7 @@ class Icarl(Method):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.reads = "pixels" if config.flip else "features"
         self.head = Head()
         self.means: Tensor
         self.register_buffer("means", torch.zeros(0, 0))

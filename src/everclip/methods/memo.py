@@ -42,6 +42,7 @@ class Memo(Expand):
             default="frozen", description="what happens to the shared blocks after the first task"
         )
 
+    reads = "blocks"
     config: Config
     cost = Cost(
         parameters="last blocks for each task after the first; a head on the features of all; an auxiliary head",
@@ -64,5 +65,5 @@ class Memo(Expand):
             if everything or self._split.above(name.removeprefix("visual.")):
                 yield parameter
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d"]]:
+    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b d"]]:
         return self._split.encode(clip, images, self.older)

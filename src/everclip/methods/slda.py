@@ -55,6 +55,7 @@ class Slda(Statistics):
             default=False, description="add the logarithm of a class's share of the images"
         )
 
+    cosines = False
     cost = Cost(
         state="d x d sums, a sum of features a class (fp64)",
         passes="1 of the image tower in all; in the first task those of adapt too",

@@ -22,6 +22,7 @@ class ZeroShot(Method):
         """No options."""
 
     uses_memory = False
+    trains = False
     cost = Cost(passes="none", memory="none")
 
     def phases(self, task: Task) -> list[Phase]:

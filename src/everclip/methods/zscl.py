@@ -19,7 +19,7 @@ Paper: https://arxiv.org/abs/2303.06628
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -137,6 +137,15 @@ class Zscl(Kept, Distilling):
         self._steps += 1
         if self.config.ensemble_every and self._steps % self.config.ensemble_every == 0:
             self._average.take(clip)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        average = {"values": self._average.values, "count": self._average.count}
+        return super().get_extra_state() | {"steps": self._steps, "average": average}
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        self._steps = state["steps"]
+        self._average.load(state["average"])
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Put the average in place of the weights."""

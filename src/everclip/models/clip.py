@@ -11,12 +11,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torchvision.transforms import Compose, Normalize
+
+from everclip.models.folding import fold
+from everclip.models.passes import in_pieces, unwatched
+from everclip.models.preprocess import pil_part, triple
+from everclip.models.text import TextTower
+from everclip.models.text_trunk import TextTrunk
+from everclip.models.trunk import Trunk, cut
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -39,6 +44,9 @@ class Clip(nn.Module):
         mean, std: per channel, for images in 0..1.
         eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize and crop to
             ``image_size``, RGB); ``normalise`` does the rest.
+        trunk: the frozen lower part of the image tower, where it was cut off; else None.
+        text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
+        pieces: in how many the towers take their inputs where a gradient is kept; see ``passes``.
     """
 
     def __init__(
@@ -50,23 +58,28 @@ class Clip(nn.Module):
         super().__init__()
         self.model: Any = model
         self.name = name
+        self.trunk: Trunk | None = None
+        self.text_trunk: TextTrunk | None = None
+        self._keys: tuple[str, ...] = ()  # of the whole model's state, where it was cut
         self._model_cfg = model_cfg
         self._tokenizer = tokenizer
+        self._text = TextTower(model)
         self._tokens: dict[str, Int64[Tensor, " length"]] = {}
         self.image_size = input_side(self.model.visual)
         self._preprocess_cfg = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self.image_size})
-        self.mean = _triple(self._preprocess_cfg.mean)
-        self.std = _triple(self._preprocess_cfg.std)
+        self.mean = triple(self._preprocess_cfg.mean)
+        self.std = triple(self._preprocess_cfg.std)
         self._mean: Tensor
         self._std: Tensor
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
         self._center: Tensor | None
         self.register_buffer("_center", None, persistent=False)
-        self.eval_transform: Callable[[Image.Image], Image.Image] = _pil_part(self._preprocess_cfg)
+        self.eval_transform: Callable[[Image.Image], Image.Image] = pil_part(self._preprocess_cfg)
         # fixed (sine-cosine) position embeddings are parameters without gradient: they are never trained
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
         self._held: frozenset[str] = frozenset()
+        self.pieces = 1
         self._memory_format = (
             torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
         )
@@ -85,32 +98,72 @@ class Clip(nn.Module):
         return self.logit_scale.device
 
     @property
-    def _hf_text(
-        self,
-    ) -> Any:  # HFTextEncoder | None; open_clip annotates its config without the fields read here
+    def _hf_text(self) -> Any:
+        """An HFTextEncoder or None; open_clip annotates its config without the fields read here."""
         return next((child for child in self.model.children() if isinstance(child, HFTextEncoder)), None)
 
     def train(self, mode: bool = True) -> "Clip":
         """Keep every submodule in eval mode, whatever ``mode`` says (see the class)."""
         return super().train(False)
 
-    def normalise(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """uint8 pixels to the model's input on its device: divided by 255, minus mean, over std."""
-        pixels = images.to(self.device, non_blocking=True).to(
-            torch.float32, memory_format=self._memory_format
-        )
-        return pixels.div_(255).sub_(self._mean).div_(self._std)
+    def cut(self, blocks: int, pooled: bool = False) -> None:
+        """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train.
+
+        ``normalise`` then ends with the trunk, ``encode_image`` begins above it, copies of the tower are copies of its
+        upper part, and ``save`` writes the whole model as before.
+
+        Args:
+            blocks: 0 leaves the features themselves.
+            pooled: whether these are followed by the pooled ones, which ``pooled.pooled`` asks for.
+
+        Raises:
+            UserError: a tower whose blocks are not known, or with no block below the cut.
+        """
+        assert self.trunk is None
+        self._keys = tuple(self.model.state_dict())
+        self.model.visual, self.trunk = cut(self.model.visual, blocks, pooled)
+
+    def keep_text(self, held: Collection[str], count: int) -> None:
+        """From here on compute the lower blocks of the text tower once for each prompt that is trained on.
+
+        Args:
+            held: names of parameters that never train from here on.
+            count: last blocks of the text tower that are not among them.
+        """
+        self.text_trunk = TextTrunk.of(self.model, held, count, self._raw_text)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How pictures become the model's input, ready for JSON."""
+        return dict(vars(self._preprocess_cfg))
+
+    def normalise(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """uint8 pixels to the model's input on its device: divided by 255, minus mean, over std.
+
+        Where the image tower was cut, its upper part's input: what the trunk makes of the pixels, or of such
+        activations, as they were kept, the same in fp32.
+        """
+        pictures = images.dtype == torch.uint8
+        assert pictures or self.trunk is not None, "activations are for a tower that was cut"
+        values = images.to(self.device, non_blocking=True).to(torch.float32)
+        if pictures:  # before the layout changes: a mean for each channel is slow where channels come last
+            values = values.div_(255).sub_(self._mean).div_(self._std)
+        if images.ndim == 4:
+            values = values.contiguous(memory_format=self._memory_format)
+        return self.trunk(values) if pictures and self.trunk is not None else values
 
     def encode_image(
-        self, images: Float[Tensor, "b 3 h w"], tower: nn.Module | None = None
+        self, images: Float[Tensor, "b ..."], tower: nn.Module | None = None
     ) -> Float[Tensor, "b d"]:
-        """Unit-length fp32 features of normalised images, by the image tower or by a copy of it."""
-        raw = self.model.encode_image(images) if tower is None else tower(images)
+        """Unit-length fp32 features of what ``normalise`` gives, by the image tower or by a copy of it."""
+        raw = self._raw_image(images) if tower is None else tower(images)
         features = F.normalize(raw.float(), dim=-1)
         return features if self._center is None else F.normalize(features - self._center, dim=-1)
 
     def copy_tower(self) -> nn.Module:
-        """A frozen copy of the image tower as it is now, which shares no storage with it: a teacher, an older stage."""
+        """A frozen copy of the image tower as it is now: a teacher, an older stage.
+
+        It shares no storage with the tower; where that was cut it is a copy of the upper part, for the same trunk.
+        """
         tower = copy.deepcopy(self.model.visual)
         fold(tower)
         return tower.eval().requires_grad_(False)
@@ -133,7 +186,7 @@ class Clip(nn.Module):
         row = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
         distinct = list(row)
         chunks = [distinct[start : start + _TEXT_CHUNK] for start in range(0, len(distinct), _TEXT_CHUNK)]
-        features = torch.cat([self._encode_distinct(chunk) for chunk in chunks])
+        features = torch.cat([in_pieces(self._encode_distinct, chunk, self.pieces) for chunk in chunks])
         if len(row) == len(prompts):
             return features
         rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
@@ -200,53 +253,35 @@ class Clip(nn.Module):
         # copies: safetensors refuses channels-last strides and tensors that share memory (tied embeddings)
         weights = {
             key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for key, value in self.model.state_dict().items()
+            for key, value in self._whole().items()
         }
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         # safetensors writes files that their owner alone may read
         (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+
+    def _whole(self) -> dict[str, Tensor]:
+        """The model's state with that of the trunk in its place."""
+        state = self.model.state_dict()
+        return state if self.trunk is None else self.trunk.joined(self._keys, state, "visual.")
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.model.named_parameters():
             if name not in _LOGIT_PARAMETERS and name not in self._fixed and name not in self._held:
                 yield name, parameter
 
+    def _raw_image(self, images: Float[Tensor, "b ..."]) -> Tensor:
+        if self.pieces > 1:
+            unwatched(self.model.visual, f"train.accumulate={self.pieces} runs the image tower in pieces")
+        return in_pieces(self.model.encode_image, images, self.pieces)
+
     def _encode_distinct(self, prompts: list[str]) -> Float[Tensor, "p d"]:
-        return F.normalize(self.model.encode_text(self.tokenize(prompts).to(self.device)).float(), dim=-1)
+        # what is kept serves training; for an evaluation's many prompts it is not worth its memory
+        trunk = self.text_trunk if torch.is_grad_enabled() else None
+        raw = self._raw_text(prompts) if trunk is None else trunk(prompts, self._raw_text)
+        return F.normalize(raw.float(), dim=-1)
 
-
-def fold(module: nn.Module) -> None:
-    """Make every parametrized weight under ``module`` (LoRA) an ordinary one with its present value, in its old place.
-
-    Not torch's remove_parametrizations: that takes the property off a class that copies of the module share.
-    """
-    for part in list(module.modules()):
-        if not parametrize.is_parametrized(part):
-            continue
-        weights: Any = part.parametrizations
-        values = {name: nn.Parameter(getattr(part, name).detach()) for name in weights}
-        plain = parametrize.type_before_parametrizations(part)
-        del part.parametrizations
-        part.__class__ = plain
-        rest = dict(part._parameters)
-        part._parameters.clear()
-        part._parameters.update(values | rest)
-
-
-def _triple(values: Sequence[float] | float) -> tuple[float, float, float]:
-    red, green, blue = values if isinstance(values, Sequence) else (values,) * 3
-    return float(red), float(green), float(blue)
-
-
-def _pil_part(cfg: PreprocessCfg) -> Compose:
-    """open_clip's evaluation transform without its last two steps, which ``Clip.normalise`` does in
-    batches.
-    """
-    whole: Any = image_transform_v2(cfg, is_train=False)
-    *steps, to_tensor, normalise = whole.transforms
-    assert isinstance(to_tensor, MaybeToTensor), to_tensor
-    assert isinstance(normalise, Normalize), normalise
-    return Compose(steps)
+    def _raw_text(self, prompts: list[str]) -> Tensor:
+        return self._text(self._text.fitted(self.tokenize(prompts)).to(self.device))
 
 
 def input_side(visual: Any) -> int:

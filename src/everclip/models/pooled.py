@@ -13,7 +13,22 @@ from torch import Tensor, nn
 from everclip.errors import UserError
 
 
-def pooled(visual: nn.Module, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+class Features(nn.Module):
+    """What is left of a tower whose features come ready-made: it hands them on.
+
+    Args:
+        width: of the features, where pooled ones stand behind them in each row; else a row is the features.
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, rows: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        return rows[:, : self.width]
+
+
+def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
     """Pooled fp32 features of normalised images, before the projection and not made unit length.
 
     Of a VisionTransformer it is what its projection is multiplied with; of a timm tower what goes into its head.
@@ -22,14 +37,33 @@ def pooled(visual: nn.Module, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor,
     Raises:
         UserError: the tower has no such output.
     """
+    if isinstance(visual, Features) and visual.width is not None:
+        return images[:, visual.width :]
     if isinstance(visual, VisionTransformer):
-        features = _before_matrix(visual, images)
-    elif isinstance(visual, TimmModel):
+        return _flat(visual, _before_matrix(visual, images))
+    if isinstance(visual, TimmModel):
         trunk: Any = visual.trunk
         # pre_logits: open_clip may have made the trunk's own classifier its projection
-        features = trunk.forward_head(trunk.forward_features(images), pre_logits=True)
-    else:
-        raise _none(visual)
+        return _flat(visual, trunk.forward_head(trunk.forward_features(images), pre_logits=True))
+    raise _none(visual)
+
+
+def both(
+    visual: nn.Module, images: Float[Tensor, "b 3 h w"]
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w"]]:
+    """A tower's output and its pooled features, in one pass. Raises UserError like ``pooled``."""
+    if isinstance(visual, VisionTransformer):
+        narrow = _flat(visual, _before_matrix(visual, images))
+        return (narrow if visual.proj is None else narrow @ visual.proj), narrow
+    if isinstance(visual, TimmModel):
+        trunk: Any = visual.trunk
+        hidden = trunk.forward_features(images)
+        narrow = _flat(visual, trunk.forward_head(hidden, pre_logits=True))
+        return visual.head(trunk.forward_head(hidden)).float(), narrow
+    raise _none(visual)
+
+
+def _flat(visual: nn.Module, features: Tensor) -> Float[Tensor, "b d"]:
     if features.ndim != 2:  # a map, or tokens: the pooling itself projects
         raise _none(visual)
     return features.float()

@@ -78,13 +78,22 @@ def begin(clip: Clip, tune: str) -> None:
         names = [name for name, _ in clip.model.named_parameters()]
         clip.hold({name for name in names if not name.endswith((".0.a", ".0.b"))})
     elif kind == "top":
-        clip.hold(_below(names, int(number)))
+        clip.hold(below(clip, int(number)))
     elif kind == "head":
         clip.hold(set(names))
     elif kind in ("image", "text"):
         clip.hold({n for n in names if n != "logit_scale" and n.startswith("visual.") != (kind == "image")})
     else:
         clip.hold(set())
+
+
+def below(clip: Clip, count: int) -> set[str]:
+    """Names of the parameters below the last ``count`` blocks of each tower.
+
+    Raises:
+        UserError: a tower whose blocks are not known, or more blocks than it has.
+    """
+    return _below([name for name, _ in clip.model.named_parameters()], count)
 
 
 def end(clip: Clip) -> None:

@@ -24,6 +24,7 @@ from open_clip.timm_model import TimmModel
 from safetensors import SafetensorError
 from torch import nn
 
+from everclip.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.errors import UserError, suggest
 from everclip.models import lite
 from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
@@ -73,16 +74,27 @@ def _resolve(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _model_folder(path: Path) -> Path:
-    """``path`` itself if it holds a model, else the newest ``checkpoints/stage-*`` of the run directory
-    ``path``.
+    """``path`` itself if it holds a model, else the newest checkpoint of a finished task of the run directory ``path``.
+
+    A folder with a manifest must be what was written; one without, which everclip and open_clip save models as, holds
+    nothing that loading could run.
     """
     if (path / CONFIG_FILE).is_file():
+        if (path / MANIFEST).is_file():
+            try:
+                verify(path)
+            except Damaged as error:
+                raise UserError(
+                    f"model: the folder {path} is damaged ({error}): take another copy of it"
+                ) from None
         return path
-    found = (config.parent for config in path.glob(f"checkpoints/stage-*/{CONFIG_FILE}"))
-    stages = {int(stage.name[6:]): stage for stage in found if stage.name[6:].isdecimal()}
-    if stages:
-        return stages[max(stages)]
-    what = f"holds no {CONFIG_FILE} and no checkpoints/stage-*" if path.is_dir() else "does not exist"
+    store = Store(path / "checkpoints", 1)
+    newest = store.newest_task()
+    if newest is not None:
+        return store.folder(newest)
+    what = (
+        f"holds no {CONFIG_FILE} and no checkpoint of a finished task" if path.is_dir() else "does not exist"
+    )
     raise UserError(f"model: the folder {path} {what}; give the folder of a saved model or of a run")
 
 

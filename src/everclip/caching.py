@@ -1,0 +1,237 @@
+"""Whether a run keeps what the frozen part of its model gives, where, and how much that is.
+
+What is cut off the image tower is decided by the config, the method and the model alone: whoever opens the run later
+has to cut in the same place. Where the activations are kept, or whether there is room for them, changes nothing but
+time. docs/decisions/0009-frozen-trunk.md has the reasons.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everclip.config import Config
+from everclip.data.activations import Activations, Begin, fingerprint
+from everclip.data.images import ImageSet
+from everclip.data.loader import Loader
+from everclip.data.pixels import Pixels
+from everclip.data.rows import Memory, Rows, Shared, Spilled
+from everclip.data.views import SCHEME
+from everclip.errors import UserError
+from everclip.machine import free_memory
+from everclip.methods._base import Method
+from everclip.models import _cache, tuning
+from everclip.models.clip import Clip
+from everclip.plan import Plan
+from everclip.progress import Progress
+
+FORMAT = 1
+"""Of a shared cache; another number for rows that are computed in another way."""
+SHARE = 0.8
+"""Of the free main memory that kept activations may take."""
+
+
+def blocks_above(config: Config, method: Method) -> int | None:
+    """How many last blocks of the image tower stay above the cut; None where it is not cut.
+
+    Raises:
+        UserError: ``cache.trunk=on`` and there is nothing that could be kept, or kept views that would be no views.
+    """
+    cache, augment = config.cache, config.train.augment
+    if cache.trunk == "off":
+        return None
+    kind, _, number = config.tune.partition(":")
+    frozen = 0 if kind in ("head", "text") or not method.trains else int(number) if kind == "top" else None
+    reason = None
+    if frozen is None:
+        reason = (
+            f"keeps what a frozen part of the image tower gives, and tune={config.tune} trains all of it",
+            "tune=top:K, tune=head",
+        )
+    elif method.reads == "pixels":
+        reason = f"but method={config.method.name} reads the pictures or changes all blocks", "another method"
+    elif method.trains and config.train.patch_dropout:
+        reason = "but train.patch_dropout leaves out other patches at each step", "train.patch_dropout=0"
+    elif method.trains and cache.views > 1 and augment == "none":
+        raise UserError(
+            f"cache.views={cache.views} keeps augmented views, and train.augment=none makes none:"
+            " write train.augment=shift_flip, or cache.views=1"
+        )
+    elif method.trains and cache.views == 1 and augment != "none":
+        reason = (
+            f"keeps the plain picture with cache.views=1, and train.augment={augment} draws another each time",
+            "train.augment=none, cache.views=4",
+        )
+    if reason is None:
+        # a method that copies last blocks needs one
+        return max(frozen or 0, 1) if method.reads == "blocks" else frozen
+    if cache.trunk == "on":
+        raise UserError(f"cache.trunk=on {reason[0]}: write {reason[1]} or cache.trunk=off")
+    return None
+
+
+def cut(clip: Clip, config: Config, method: Method) -> None:
+    """Cut a model where the config and the method say, before it is used.
+
+    Raises:
+        UserError: as ``blocks_above``; ``cache.trunk=on`` and a tower that cannot be cut.
+    """
+    blocks = blocks_above(config, method)
+    if blocks is not None:
+        try:
+            clip.cut(blocks, pooled=method.reads == "pooled")
+        except UserError:
+            if config.cache.trunk == "on":
+                raise
+    kind, _, number = config.tune.partition(":")
+    if kind == "top" and config.cache.trunk != "off" and method.trains:
+        clip.keep_text(tuning.below(clip, int(number)), int(number))
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many rows of activations a run keeps.
+
+    Args:
+        most: at any time, where those are dropped that no later stage sees.
+        all: where none is dropped.
+    """
+
+    most: int
+    all: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> Amount:
+        """Of a plan: the images of a task and the memory beside all test images."""
+        views = plan.config.cache.views if plan.method.trains else 1
+        each = views if views == 1 else views + 1  # the plain picture too
+        train, budget = [len(task.train) for task in plan.tasks], plan.budget()
+        before = [0, *accumulate(train)]
+        kept = before if budget == "all" else [min(count, budget) for count in before]
+        test = sum(len(task.test) for task in plan.tasks)
+        most = max(new + old for new, old in zip(train, kept, strict=False))
+        return cls(each * most + test, each * sum(train) + test)
+
+
+def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
+    """The loader of a run, with a cache of activations where the model was cut.
+
+    Args:
+        folder: of the run; a cache that does not fit into memory is a nameless file in it.
+
+    Raises:
+        UserError: ``cache.trunk=on`` and the disk has no room.
+    """
+    config = plan.config
+    train, test = (_all(plan, part) for part in ("train", "test"))
+    rows = None if clip.trunk is None else _rows(plan, clip, [train, test], folder, progress)
+    pixels = Pixels(
+        plan.data.train.store,
+        clip.eval_transform,
+        clip.image_size,
+        config.loader.cache_mb << 20 if rows is None else 0,
+        config.loader.workers,
+    )
+    activations = None
+    if rows is not None:
+        views = config.cache.views if plan.method.trains else 1
+        begin = _shown(progress, "computing what is kept of the images")
+        most = Amount.of(plan).all if config.cache.shared else Amount.of(plan).most
+        activations = Activations(pixels, clip.normalise, rows, views, [train, test], most, begin)
+    return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations)
+
+
+def _shown(progress: Progress, name: str) -> Begin:
+    """What has computing activations shown under a name."""
+
+    def begin(total: int) -> Any:
+        progress.start(name, total)
+        return lambda done: progress.step(count=done)
+
+    return begin
+
+
+def _all(plan: Plan, part: str) -> ImageSet:
+    sets: list[ImageSet] = [getattr(task, part) for task in plan.tasks]
+    return sum(sets[1:], sets[0])
+
+
+def _rows(plan: Plan, clip: Clip, parts: list[ImageSet], folder: Path, progress: Progress) -> Rows | None:
+    """What the activations are kept in, said in a line; None where there is no room."""
+    assert clip.trunk is not None
+    cache, amount, exact = plan.config.cache, Amount.of(plan), clip.trunk.vectors
+    blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+    shape = tuple(clip.normalise(blank).shape[1:])
+    size = Memory(shape, exact).row_bytes
+    what = "image features are kept" if exact else "activations of the frozen trunk are kept"
+    what = f"{what}: {_bytes(size)} each ({'fp32' if exact else 'fp16'})"
+    if cache.shared:
+        about = _about(clip, shape, exact, parts)
+        rows = Shared(shape, exact, _cache.folder() / "activations" / _name(about), about)
+        needed = max(0, amount.all - len(rows)) * size
+        if not _room(needed, rows.folder, plan, progress):
+            return None
+        there = f", {len(rows):,} of them there" if len(rows) else ""
+        progress.say(f"{what}, {_bytes(amount.all * size)} in {rows.folder}{there}")
+        return rows
+    needed, free = amount.most * size, free_memory()
+    if needed <= cache.ram_mb << 20 and (free is None or needed <= SHARE * free):
+        progress.say(f"{what}, at most {_bytes(needed)} in memory")
+        return Memory(shape, exact)
+    if not _room(needed, folder, plan, progress):
+        return None
+    progress.say(f"{what}, at most {_bytes(needed)} in a file in {folder}")
+    return Spilled(shape, exact, folder)
+
+
+def _room(needed: int, folder: Path, plan: Plan, progress: Progress) -> bool:
+    """Whether a disk has room. Raises UserError where it has not, and the cache must be."""
+    free = _free(folder)
+    if needed <= free:
+        return True
+    line = f"the kept activations take {_bytes(needed)} and {folder} has {_bytes(free)} free"
+    if plan.config.cache.trunk == "on":
+        raise UserError(f"{line}: make room, or write cache.trunk=off")
+    progress.say(f"{line}: they are computed anew each time")
+    return False
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _about(clip: Clip, shape: tuple[int, ...], exact: bool, parts: list[ImageSet]) -> dict[str, Any]:
+    """All that a row depends on, its image aside."""
+    assert clip.trunk is not None
+    return {
+        "format": FORMAT,
+        "trunk": clip.trunk.digest(),
+        "preprocessing": clip.preprocessing(),
+        "row": [*shape],
+        "dtype": "float32" if exact else "float16",
+        "views": SCHEME,
+        "images": fingerprint(parts),
+        "device": clip.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def _name(about: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _bytes(count: float) -> str:
+    """A number of bytes in words."""
+    unit = "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if count < 1000:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"

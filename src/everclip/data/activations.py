@@ -1,0 +1,171 @@
+"""What the frozen trunk of an image tower makes of each image, computed once and kept in place of the pictures.
+
+Images are computed in groups that depend on the data alone: those of one part, class and domain, in the order of their
+ids, at most ``GROUP`` at a time. A processor's last bit depends on how many rows it is given; so a row is the same
+whichever stage, run or resume it was first asked for in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from everclip.data.images import ImageSet
+from everclip.data.pixels import Pixels
+from everclip.data.rows import Rows, Shared
+from everclip.data.views import fixed_view
+from everclip.seeding import hash64
+
+GROUP = 64
+"""Images computed together, at most."""
+AT_ONCE = 16
+"""Groups between which other processes get a turn at a shared file."""
+
+Begin = Callable[[int], Callable[[int], object]]
+"""Told how many images will be computed; gives what is told of how many more are done."""
+
+
+def silent(total: int) -> Callable[[int], object]:
+    """Where nobody wants to know."""
+    return lambda done: None
+
+
+@dataclass(eq=False)
+class Activations:
+    """Rows of the images of a run, computed when they are first asked for.
+
+    Args:
+        pixels: the pictures.
+        encode: uint8 pictures to activations.
+        rows: what they are kept in.
+        views: augmented views kept of a training image; with 1, training sees the plain picture.
+        parts: all images of the run: its training images, its test images.
+        most: rows that a run keeps at any time, as planned.
+        begin: is told when images are to be computed.
+    """
+
+    pixels: Pixels
+    encode: Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b ..."]]
+    rows: Rows
+    views: int
+    parts: Sequence[ImageSet]
+    most: int = 0
+    begin: Begin = silent
+    _groups: list[ImageSet] = field(init=False)
+    _group_of: dict[int, int] = field(init=False)
+    _contents: dict[int, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._groups = grouped(self.parts)
+        self._group_of = {
+            sample: number for number, group in enumerate(self._groups) for sample in group.ids.tolist()
+        }
+
+    @property
+    def training_views(self) -> tuple[int, ...]:
+        """The views that training draws from."""
+        return (0,) if self.views == 1 else tuple(range(1, self.views + 1))
+
+    def drawn(self, count: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        """A view of each of ``count`` images, and another one (the same where there is no other)."""
+        if self.views == 1:
+            return [np.zeros(count, dtype=np.int64)] * 2
+        first = rng.integers(0, self.views, size=count)
+        second = first + rng.integers(1, self.views, size=count)
+        return [first + 1, second % self.views + 1]
+
+    def fill(self, images: ImageSet, views: Sequence[int] = (0,)) -> None:
+        """Compute what is not there yet of some views of images; broken images are found, and left out."""
+        self._identify(images)
+        images = self.pixels.readable(images)
+        wanted = frozenset(images.ids.tolist())
+        missing = sorted(
+            {
+                self._group_of[sample]
+                for sample in wanted
+                if not all(self._has(sample, view) for view in views)
+            }
+        )
+        if not missing:
+            return
+        step = self.begin(sum(len(self._groups[number]) for number in missing))
+        for start in range(0, len(missing), AT_ONCE):
+            with self.rows.filling():
+                for number in missing[start : start + AT_ONCE]:
+                    # another process may have come first
+                    self._compute(self._groups[number], self._left(number, views, wanted), wanted)
+                    step(len(self._groups[number]))
+
+    def load(
+        self, images: ImageSet, views: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> tuple[Float[Tensor, "b ..."], NDArray[np.bool_]]:
+        """Rows, which are there, of the images that can be read, in order, and the mask ``[len(images)]`` of those.
+
+        Args:
+            views: of each image; default: the plain picture.
+        """
+        chosen = np.zeros(len(images), dtype=np.int64) if views is None else np.asarray(views)
+        good = self.pixels.is_good(images.rows)
+        keys = zip(images.ids[good].tolist(), chosen[good].tolist(), strict=True)
+        return self.rows.read(list(keys)), good
+
+    def drop(self, ids: NDArray[np.int64]) -> None:
+        """Free the rows of images that no later stage sees."""
+        self.rows.drop(ids.tolist())
+
+    def _has(self, sample: int, view: int) -> bool:
+        return self.rows.has((sample, view), self._contents.get(sample, 0))
+
+    def _left(self, number: int, views: Sequence[int], wanted: Collection[int]) -> list[int]:
+        """The views of which a group lacks one of its wanted images, as far as they can be read."""
+        ids = [s for s in self.pixels.readable(self._groups[number]).ids.tolist() if s in wanted]
+        return [view for view in views if not all(self._has(sample, view) for sample in ids)]
+
+    def _identify(self, images: ImageSet) -> None:
+        """Take hashes of the encoded images, where rows that another process made are told apart by them."""
+        if isinstance(self.rows, Shared):
+            known = self._contents
+            fresh = images.select(np.array([s not in known for s in images.ids.tolist()], dtype=bool))
+            for sample, content in zip(fresh.ids.tolist(), self.pixels.hashes(fresh.rows), strict=True):
+                if content is not None:
+                    self._contents[sample] = content
+
+    @torch.no_grad()
+    def _compute(self, group: ImageSet, views: Sequence[int], wanted: Collection[int]) -> None:
+        """Compute a whole group; of a private cache the rows that are wanted are kept, of a shared one all."""
+        if not views:
+            return
+        self._identify(group)
+        pictures, good = self.pixels.load(group.rows)
+        ids = group.ids[good].tolist()
+        if not ids:
+            return
+        shared = isinstance(self.rows, Shared)
+        kept = [place for place, sample in enumerate(ids) if shared or sample in wanted]
+        for view in views:
+            hidden = self.encode(fixed_view(pictures, ids, view)).float().cpu()
+            keys = [(ids[place], view) for place in kept]
+            self.rows.write(keys, hidden[kept], [self._contents.get(ids[place], 0) for place in kept])
+
+
+def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:
+    """The images of each part, class and domain in the order of their ids, at most ``GROUP`` together."""
+    groups: list[ImageSet] = []
+    for part in parts:
+        kinds = np.stack([part.labels, part.domains])
+        for kind in np.unique(kinds, axis=1).T:
+            where = np.flatnonzero((kinds == kind[:, None]).all(axis=0))
+            where = where[np.argsort(part.ids[where])]
+            groups += [part.select(where[start : start + GROUP]) for start in range(0, len(where), GROUP)]
+    return groups
+
+
+def fingerprint(parts: Iterable[ImageSet]) -> str:
+    """A hash of the groups of images: with other groups a row's last bit may be another."""
+    return f"{hash64(*(group.ids.tolist() for group in grouped(parts))):016x}"

@@ -1,0 +1,271 @@
+"""Rows of numbers by (image id, view): in memory, in a file that goes with the run, or in one that runs share.
+
+A file is read and written by position and not mapped: the system keeps its pages in memory all the same, and a full
+disk is an error and not the end of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from jaxtyping import Float, Float32
+from numpy.typing import NDArray
+from torch import Tensor
+
+from everclip.errors import RunError
+
+Key = tuple[int, int]
+"""Id of an image, and its view: 0 is the plain picture."""
+
+LARGEST = 2.0**15
+"""Rows with larger values are kept divided by a power of two: fp16 ends at 65504."""
+RECORD = np.dtype([("id", "<i8"), ("view", "<i4"), ("scale", "<f4"), ("content", "<u8")])
+"""An entry of a shared file's index: which row a slot holds, and a hash of the image it was made of."""
+
+
+class Rows(ABC):
+    """Rows of one shape.
+
+    Args:
+        shape: of a row.
+        exact: fp32; else fp16, where a row with large values has a power of two as its scale, so that none overflows.
+    """
+
+    at_hand: ClassVar[bool] = False
+    """Whether they are in main memory, so that reading ahead would gain nothing."""
+
+    def __init__(self, shape: Sequence[int], exact: bool) -> None:
+        self.shape = tuple(shape)
+        self.dtype = np.dtype(np.float32 if exact else np.float16)
+        self.row_bytes = math.prod(self.shape) * self.dtype.itemsize
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows that can be read."""
+
+    @abstractmethod
+    def has(self, key: Key, content: int) -> bool:
+        """Whether there is a row, made of an image of this content where that is noted."""
+
+    @abstractmethod
+    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Rows ``[n, numbers]`` and their scales ``[n]``."""
+
+    @abstractmethod
+    def _put(
+        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
+    ) -> None:
+        """Keep rows."""
+
+    @abstractmethod
+    def drop(self, ids: Collection[int]) -> None:
+        """Let all rows of some images go, where they are this run's alone."""
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """While it is open this process alone writes, and it knows what others have written."""
+        yield
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return len(self) * self.row_bytes
+
+    def read(self, keys: Sequence[Key]) -> Float[Tensor, "n ..."]:
+        """Rows in the order of ``keys``: as they are kept, in fp32 where one of them has a scale."""
+        rows, scales = self._get(keys)
+        values = torch.from_numpy(rows).view(len(keys), *self.shape)
+        if np.all(scales == 1):
+            return values
+        return values.float() * torch.from_numpy(scales).view(-1, *[1] * len(self.shape))
+
+    def write(self, keys: Sequence[Key], values: Float32[Tensor, "n ..."], contents: Sequence[int]) -> None:
+        """Keep rows; ``contents`` are hashes of the images they were made of."""
+        flat = values.reshape(len(keys), -1).numpy()
+        scales = np.ones(len(keys), dtype=np.float32)
+        if self.dtype == np.float16 and len(keys):
+            top = np.abs(flat).max(axis=1)
+            large = np.isfinite(top) & (top > LARGEST)
+            scales[large] = 2.0 ** np.ceil(np.log2(top[large] / LARGEST))
+            flat = flat / scales[:, None]
+        with np.errstate(over="ignore"):  # what is infinite stays so, and the loss will tell
+            self._put(keys, flat.astype(self.dtype), scales, contents)
+
+
+class Memory(Rows):
+    """Rows in main memory."""
+
+    at_hand = True
+
+    def __init__(self, shape: Sequence[int], exact: bool) -> None:
+        super().__init__(shape, exact)
+        self._rows: dict[Key, tuple[NDArray[Any], np.float32]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def has(self, key: Key, content: int) -> bool:
+        return key in self._rows
+
+    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        found = [self._rows[key] for key in keys]
+        rows = np.empty((len(keys), math.prod(self.shape)), dtype=self.dtype)
+        for place, (row, _) in enumerate(found):
+            rows[place] = row
+        return rows, np.array([scale for _, scale in found], dtype=np.float32)
+
+    def _put(
+        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
+    ) -> None:
+        for key, row, scale in zip(keys, rows, scales, strict=True):
+            self._rows[key] = (row.copy(), scale)
+
+    def drop(self, ids: Collection[int]) -> None:
+        gone = set(ids)
+        self._rows = {key: row for key, row in self._rows.items() if key[0] not in gone}
+
+
+class Spilled(Rows):
+    """Rows in a nameless file, which goes when the process ends; slots of dropped rows are used again.
+
+    Args:
+        folder: where the file is made.
+    """
+
+    def __init__(self, shape: Sequence[int], exact: bool, folder: Path) -> None:
+        super().__init__(shape, exact)
+        self._file, name = tempfile.mkstemp(dir=folder)
+        weakref.finalize(self, os.close, self._file)
+        os.unlink(name)
+        self._slots: dict[Key, tuple[int, np.float32]] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def has(self, key: Key, content: int) -> bool:
+        return key in self._slots
+
+    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        places = [self._slots[key] for key in keys]
+        rows = _read(self._file, [slot for slot, _ in places], self)
+        return rows, np.array([scale for _, scale in places], dtype=np.float32)
+
+    def _put(
+        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
+    ) -> None:
+        for key, row, scale in zip(keys, rows, scales, strict=True):
+            slot, _ = self._slots.get(key, (-1, scale))
+            if slot < 0:
+                slot = self._free.pop() if self._free else len(self._slots)
+            _write(self._file, slot * self.row_bytes, row)
+            self._slots[key] = (slot, scale)
+
+    def drop(self, ids: Collection[int]) -> None:
+        gone = set(ids)
+        for key in [key for key in self._slots if key[0] in gone]:
+            self._free.append(self._slots.pop(key)[0])
+
+
+class Shared(Rows):
+    """Rows in a folder that any number of processes fill and read; none is ever taken out.
+
+    ``rows.bin`` holds them slot by slot, ``index.bin`` a record a slot, in which a later one replaces an earlier one of
+    the same key. A writer holds the lock, and writes records only once the rows are on the disk: of one that was killed
+    the rows without a record are written over, and a record cut short is cut off.
+
+    Args:
+        folder: is made where it is not there.
+        about: what the rows are, for a reader; the folder's name has to tell all that they depend on.
+    """
+
+    def __init__(self, shape: Sequence[int], exact: bool, folder: Path, about: dict[str, Any]) -> None:
+        super().__init__(shape, exact)
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / "lock")
+        self._places: dict[Key, tuple[int, np.float32, int]] = {}
+        self._known = 0
+        with self._lock:
+            if not (folder / "about.json").exists():
+                (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        self._rows, self._index = (
+            os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in ("rows.bin", "index.bin")
+        )
+        for file in (self._rows, self._index):
+            weakref.finalize(self, os.close, file)
+        self._learn()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def has(self, key: Key, content: int) -> bool:
+        return key in self._places and self._places[key][2] == content
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        with self._lock:
+            self._learn()
+            os.ftruncate(self._index, self._known * RECORD.itemsize)
+            yield
+
+    def _learn(self) -> None:
+        """Take in the records that have come since."""
+        whole = os.fstat(self._rows).st_size // self.row_bytes
+        there = min(os.fstat(self._index).st_size // RECORD.itemsize, whole)
+        start, size = self._known * RECORD.itemsize, (there - self._known) * RECORD.itemsize
+        fresh = np.frombuffer(os.pread(self._index, max(0, size), start), dtype=RECORD)
+        for slot, record in enumerate(fresh, self._known):
+            key = int(record["id"]), int(record["view"])
+            self._places[key] = slot, record["scale"], int(record["content"])
+        self._known += len(fresh)
+
+    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        places = [self._places[key] for key in keys]
+        rows = _read(self._rows, [place[0] for place in places], self)
+        return rows, np.array([place[1] for place in places], dtype=np.float32)
+
+    def _put(
+        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
+    ) -> None:
+        assert self._lock.is_locked, "rows are shared: they are written inside of filling()"
+        columns = zip(keys, scales, contents, strict=True)
+        records = np.array([(*key, scale, content) for key, scale, content in columns], dtype=RECORD)
+        _write(self._rows, self._known * self.row_bytes, rows)
+        os.fsync(self._rows)
+        _write(self._index, self._known * RECORD.itemsize, records)
+        os.fsync(self._index)
+        self._learn()
+
+    def drop(self, ids: Collection[int]) -> None:
+        """Nothing: another run may read them."""
+
+
+def _read(file: int, slots: Sequence[int], rows: Rows) -> NDArray[Any]:
+    """The rows in these slots. Raises RunError where the file was cut."""
+    found = np.empty((len(slots), math.prod(rows.shape)), dtype=rows.dtype)
+    for place, slot in enumerate(slots):
+        content = os.pread(file, rows.row_bytes, slot * rows.row_bytes)
+        if len(content) < rows.row_bytes:
+            raise RunError("a file of kept activations was cut while it was in use: everclip resume goes on")
+        found[place] = np.frombuffer(content, dtype=rows.dtype)
+    return found
+
+
+def _write(file: int, offset: int, values: NDArray[Any]) -> None:
+    content = memoryview(values.tobytes())
+    while len(content):
+        done = os.pwrite(file, content, offset)
+        content, offset = content[done:], offset + done

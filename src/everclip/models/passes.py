@@ -1,0 +1,154 @@
+"""How the towers run while they train: in pieces, with blocks computed twice, with patches left out, compiled.
+
+Pieces are cut at the towers' calls, not out of the batch. The first pass of a piece keeps its input alone; the loss
+then sees the features of the whole batch, and its gradient goes back through one piece after the other, each computed
+again (Gao et al. 2021, https://arxiv.org/abs/2101.06983). So a contrastive loss compares all pairs, its estimators are
+updated once, random draws are those of the whole batch, and no method knows about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer as TimmTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from everclip.config.models import Train
+from everclip.data.loader import Batch
+from everclip.errors import UserError
+from everclip.models.attention import CpuAttention
+
+if TYPE_CHECKING:
+    from everclip.models.clip import Clip
+
+UNITS = (nn.MultiheadAttention, nn.Linear, nn.Conv2d)
+"""Modules that are layers, whatever they are made of."""
+
+
+def in_pieces(encode: Callable[[Any], Tensor], inputs: Tensor | Sequence[str], count: int) -> Tensor:
+    """``encode(inputs)``, of which a backward pass holds one of ``count`` pieces at a time."""
+    if count == 1 or len(inputs) < 2 or not torch.is_grad_enabled():
+        return encode(inputs)
+    size = -(-len(inputs) // count)
+    pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+    return torch.cat([_again(encode, piece) for piece in pieces])
+
+
+class Passes:
+    """What ``train`` says on how the towers run.
+
+    Raises:
+        UserError: patches are to be left out of a tower that has none or whose lower blocks are cut off, or towers
+            are to be compiled on a CPU.
+    """
+
+    def __init__(self, clip: Clip, train: Train) -> None:
+        self._clip = clip
+        self._pieces = train.accumulate
+        self._share = train.patch_dropout
+        self._drop = _patches(clip) if train.patch_dropout > 0 else None
+        self._forwards: list[tuple[Any, Callable[..., Any]]] = []
+        if not train.checkpointing and not train.compile:
+            return
+        if train.compile and clip.device.type == "cpu":
+            raise UserError("train.compile=true gains nothing on a CPU: leave it out, or write device=cuda")
+        for block in blocks(clip.model):
+            forward = compiled(block) if train.compile else block.forward
+            self._forwards.append((block, partial(_again, forward) if train.checkpointing else forward))
+
+    @contextmanager
+    def open(self, batch: Batch) -> Iterator[None]:
+        """While it is open, for a whole step with its backward pass, the towers run as told.
+
+        What is random in it depends on the batch's place alone.
+        """
+        clip = self._clip
+        with ExitStack() as stack:
+            stack.callback(setattr, clip, "pieces", clip.pieces)
+            clip.pieces = self._pieces
+            for module, forward in self._forwards:
+                _replace(stack, module, forward)
+            if self._drop is not None:
+                stack.enter_context(torch.random.fork_rng(devices=[]))
+                seed = int(batch.rng("patch dropout").integers(2**63))
+                torch.default_generator.manual_seed(seed)  # checkpoints restore this generator, and no other
+                module, ahead = self._drop
+                _replace(stack, module, partial(self._without_some, ahead))
+            yield
+
+    def _without_some(self, ahead: int, tokens: Float[Tensor, "b l w"]) -> Float[Tensor, "b fewer w"]:
+        """The first ``ahead`` tokens and some of the others, drawn for each image (https://arxiv.org/abs/2212.00794)."""
+        unwatched(self._clip.model.visual, "train.patch_dropout leaves patches out")
+        count = tokens.shape[1] - ahead
+        kept = max(1, round(count * (1 - self._share)))
+        drawn = torch.rand(len(tokens), count).argsort(1)[:, :kept].sort(1).values.to(tokens.device)
+        patches = tokens[:, ahead:].gather(1, drawn[:, :, None].expand(-1, -1, tokens.shape[2]))
+        return torch.cat([tokens[:, :ahead], patches], 1)
+
+
+def unwatched(tower: nn.Module, what: str) -> None:
+    """Refuse a tower that a method looks into while it runs: what it expects to see would not be there.
+
+    Raises:
+        UserError: a module of the tower has a hook.
+    """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
+        raise UserError(
+            f"{what}, and the method looks into the image tower while it runs: leave it out, or write another method"
+        )
+
+
+def blocks(tower: nn.Module) -> list[nn.Module]:
+    """What a tower has several of, one after the other: transformer blocks, or stages of a convolutional tower."""
+    found: list[nn.Module] = []
+    for child in tower.children():
+        members = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        inner = [
+            part for part in members if not isinstance(part, UNITS) and any(True for _ in part.children())
+        ]
+        found += inner or blocks(child)
+    return found
+
+
+def compiled(block: nn.Module, backend: Any = "inductor") -> Callable[..., Any]:
+    """The forward pass of a block, compiled at its first call; blocks of one kind share the result."""
+    return torch.compile(block.forward, backend=backend)
+
+
+def _again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function's value, which is computed again in the backward pass."""
+    return checkpoint(function, *args, use_reentrant=False, context_fn=CpuAttention.again, **kwargs)
+
+
+def _replace(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Give one module another forward pass until the stack is closed."""
+    module.forward = forward
+    stack.callback(delattr, module, "forward")
+
+
+def _patches(clip: Clip) -> tuple[nn.Module, int]:
+    """The module of the image tower that all tokens pass behind the position embedding, and the tokens in front of
+    the patches.
+    """
+    if clip.trunk is not None:
+        raise UserError(
+            "train.patch_dropout leaves patches out, and what is kept of the images has them all:"
+            " write cache.trunk=off, or train.patch_dropout=0"
+        )
+    tower: Any = clip.model.visual
+    if isinstance(tower, VisionTransformer):
+        return tower.patch_dropout, 1
+    if isinstance(tower, TimmModel) and isinstance(tower.trunk, TimmTransformer):
+        return tower.trunk.patch_drop, tower.trunk.num_prefix_tokens
+    raise UserError(
+        f"train.patch_dropout leaves patches out, and the image tower of {clip.name} is no vision transformer"
+        " that has them in a row: write train.patch_dropout=0"
+    )

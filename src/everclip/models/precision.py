@@ -1,0 +1,147 @@
+"""In which precision the towers train: fp32, bf16, or whichever is faster on this machine.
+
+bf16 pays where there are units for it (AVX512-BF16, AMX, a GPU) and not on every layer: a depthwise convolution can run
+slower in bf16 than in fp32, and a processor without such units computes bf16 by way of fp32. So ``auto`` asks the
+machine: it times the distinct layers of both towers, each on inputs of its real shape, forward and backward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from everclip.models.attention import CpuAttention
+from everclip.models.clip import Clip
+from everclip.models.passes import UNITS
+
+Precision = Literal["fp32", "bf16"]
+
+IMAGES = 2
+"""Images, and prompts, that a layer is timed on."""
+GAIN = 0.9
+"""bf16 is taken where it needs at most this share of fp32's time: it has to be worth its rounding."""
+_RUNS = 2
+_PROMPTS = ("a photo of a cat.", "a photo of a sea lion.")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``auto`` became.
+
+    Args:
+        fp32, bf16: seconds that the towers' layers took; None where the device alone decides.
+    """
+
+    precision: Precision
+    fp32: float | None = None
+    bf16: float | None = None
+
+    def words(self) -> str:
+        """Why, for a line."""
+        if self.fp32 is None or self.bf16 is None:
+            return ""
+        return f" (bf16 takes {self.bf16 / self.fp32:.2f} of fp32's time)"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """While it is open, the towers compute in this precision; parameters and features stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
+    """Fast attention where it makes a difference; open for a whole step, as checkpointed blocks run twice."""
+    gains = precision == "bf16" or any(isinstance(part, nn.MultiheadAttention) for part in clip.modules())
+    return CpuAttention() if clip.device.type == "cpu" and gains else nullcontext()
+
+
+def choose(clip: Clip) -> Choice:
+    """The faster precision for training what takes a gradient now. Fractions of a second on a CPU, nothing on a GPU."""
+    if clip.device.type == "cuda":
+        return Choice("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
+    if clip.device.type != "cpu":
+        return Choice("fp32")
+    layers = [*_layers(clip.model.visual, lambda: _image(clip)), *_layers(clip.model, lambda: _texts(clip))]
+    spent: dict[Precision, float] = {"fp32": 0.0, "bf16": 0.0}
+    for layer in layers:
+        for precision in spent:
+            with attention(clip, precision), autocast(clip.device, precision):
+                spent[precision] += layer.count * min(layer.seconds() for _ in range(_RUNS))
+    faster = spent["bf16"] < GAIN * spent["fp32"]
+    return Choice("bf16" if faster else "fp32", spent["fp32"], spent["bf16"])
+
+
+@dataclass(eq=False)
+class _Layer:
+    """A layer, what it is called with, and how many of its kind the tower has."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    count: int = 1
+
+    def seconds(self) -> float:
+        """The processor's seconds of a forward and, if it trains, a backward pass."""
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        args = [_input(argument, bool(trained)) for argument in self.args]
+        entered = [argument for argument in args if isinstance(argument, Tensor) and argument.requires_grad]
+        start = time.process_time()
+        output = self.module(*args, **self.kwargs)
+        output = output[0] if isinstance(output, tuple) else output
+        if trained and output.requires_grad:
+            torch.autograd.grad(output.float().sum(), trained + entered, allow_unused=True)
+        return time.process_time() - start
+
+
+def _input(argument: Any, trained: bool) -> Any:
+    """A copy of an input, with gradient where the layer trains; one image becomes several."""
+    if not isinstance(argument, Tensor):
+        return argument
+    copied = argument.detach().repeat_interleave(IMAGES if len(argument) == 1 else 1, 0)
+    return copied.requires_grad_(trained and argument.is_floating_point())
+
+
+def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
+    """The distinct layers that ``run`` calls of a tower, by kind, shape of weights and shape of input."""
+    found: dict[tuple[Any, ...], _Layer] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [*module.parameters(), *(argument for argument in args if isinstance(argument, Tensor))]
+        key = (type(module), *((tuple(tensor.shape), tensor.requires_grad) for tensor in tensors))
+        if key in found:
+            found[key].count += 1
+        elif any(isinstance(argument, Tensor) for argument in args):
+            found[key] = _Layer(module, args, kwargs)
+
+    hooks = [unit.register_forward_pre_hook(note, with_kwargs=True) for unit in _units(tower)]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*found.values()]
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """The smallest parts of a tower that are modules of a kind to time."""
+    children = [*module.children()]
+    if isinstance(module, UNITS) or not children:
+        yield module
+        return
+    for child in children:
+        yield from _units(child)
+
+
+def _image(clip: Clip) -> None:
+    side = clip.image_size
+    clip.encode_image(clip.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8)))
+
+
+def _texts(clip: Clip) -> None:
+    clip.encode_text(_PROMPTS)

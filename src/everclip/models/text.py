@@ -1,0 +1,104 @@
+"""The text tower on as few tokens as give the same features.
+
+A caption of ten tokens is padded to the tower's full length, 77 for most. Where every token attends to itself and to
+earlier ones alone, and the features are read off at the end token, what stands behind it changes nothing: neither the
+features nor the gradient. So the tokens, the position embeddings and the mask are cut behind the last end token of the
+prompts at hand. Towers that look both ways mask their padding instead, or read it; they run as they are (those of
+Hugging Face without the columns that are padding in every prompt, see ``Clip.tokenize``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+
+class TextTower:
+    """The text half of an open_clip model.
+
+    Args:
+        model: with a method ``encode_text`` from token ids to features.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._encoder = _Encoder(model)
+        self._cut = _cut_of(model)
+
+    def fitted(self, tokens: Int64[Tensor, "p length"]) -> Int64[Tensor, "p fewer"]:
+        """The columns of ``tokens`` that the tower has to be run on."""
+        return tokens if self._cut is None else tokens[:, : self._cut.length(tokens)]
+
+    def __call__(self, tokens: Int64[Tensor, "p length"]) -> Float[Tensor, "p d"]:
+        """Features of token ids, fitted or in full length, as the tower gives them: in its precision, of any norm."""
+        if self._cut is None:
+            return self._encoder(tokens)
+        shortened = self._cut.shortened(self._encoder.model, tokens.shape[1])
+        return torch.func.functional_call(self._encoder, shortened, (tokens,))
+
+
+class _Cut:
+    """How a causal tower is shortened.
+
+    Args:
+        prefix: of the tower's names in the model.
+        end: id of the token whose place the features are read off at; None for the largest id of each prompt.
+    """
+
+    def __init__(self, prefix: str, end: int | None) -> None:
+        self.prefix = prefix
+        self.end = end
+
+    def length(self, tokens: Int64[Tensor, "p length"]) -> int:
+        """Tokens up to the last end token."""
+        marks = tokens if self.end is None else (tokens == self.end).int()
+        return int(marks.argmax(dim=1).max()) + 1
+
+    def shortened(self, model: nn.Module, length: int) -> dict[str, Tensor]:
+        """The position embeddings and the mask of a tower for so many tokens, by the names of ``_Encoder``."""
+        tower = model.get_submodule(self.prefix)
+        positions, mask = tower.get_parameter("positional_embedding"), tower.get_buffer("attn_mask")
+        name = f"model.{self.prefix}." if self.prefix else "model."
+        return {
+            name + "positional_embedding": positions[:length],
+            name + "attn_mask": mask[:length, :length],
+        }
+
+
+class _Encoder(nn.Module):
+    """``encode_text`` as a module, which ``functional_call`` wants."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: nn.Module = model
+
+    def forward(self, tokens: Int64[Tensor, "p length"]) -> Float[Tensor, "p d"]:
+        return self.model.encode_text(tokens)  # pyright: ignore[reportCallIssue]
+
+
+def _cut_of(model: Any) -> _Cut | None:
+    """How the model's text tower is shortened; None where that would not be exact, or is not known to be."""
+    if isinstance(model, CLIP):
+        found = "", model.text_pool_type, model.text_eos_id, model.attn_mask
+    elif isinstance(model, CustomTextCLIP) and isinstance(text := model.text, TextTransformer):
+        if text.cls_emb is not None:  # read off at a token that is put behind all others
+            return None
+        found = "text", text.pool_type, text.eos_id, text.attn_mask
+    else:
+        return None
+    prefix, pool, end, mask = found
+    if pool not in ("argmax", "eos") or not _causal(mask):
+        return None
+    return _Cut(prefix, int(end) if pool == "eos" else None)  # pyright: ignore[reportArgumentType]
+
+
+def _causal(mask: object) -> bool:
+    """Whether an additive mask hides every later token and no earlier one."""
+    if not isinstance(mask, Tensor):
+        return False
+    later = torch.ones_like(mask, dtype=torch.bool).triu(1)
+    return bool(mask[later].eq(-torch.inf).all() and mask[~later].eq(0).all())

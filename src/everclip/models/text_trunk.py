@@ -1,0 +1,141 @@
+"""The frozen lower blocks of a text tower: what they make of a prompt is computed once and kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from everclip.models.attention import CpuAttention
+
+Raw = Callable[[list[str]], Tensor]
+"""Prompts to the text tower's output, by the whole tower."""
+
+MOST_BYTES = 512 << 20
+"""Of kept activations; what goes beyond is computed anew each time, with the same result."""
+_PROBE = ["a photo of a cat.", "a dog"]
+
+
+class TextTrunk:
+    """What enters the last blocks of a text tower, kept by prompt in fp32 while the weights below stay as they are.
+
+    The tower runs as always, without its lower blocks, and what it then has before the first of the others is put
+    right: embedding, masks and pooling are its own. Each prompt is computed alone, so that a row does not depend on
+    what it was first asked for with.
+
+    Args:
+        owner: the module that has the blocks.
+        name: of their list in it.
+        count: blocks above.
+        lower: the parameters below; a change of one in place lets all rows go.
+    """
+
+    def __init__(self, owner: nn.Module, name: str, count: int, lower: Collection[nn.Parameter]) -> None:
+        self._owner, self._name, self._count = owner, name, count
+        self._lower = tuple(lower)
+        blocks: Any = getattr(owner, name)
+        self._upper = nn.ModuleList(list(blocks)[-count:])
+        self._rows: dict[str, Float[Tensor, "length width"]] = {}
+        self._bytes, self._stamp = 0, -1
+
+    @classmethod
+    def of(cls, model: nn.Module, held: Collection[str], count: int, raw: Raw) -> TextTrunk | None:
+        """Of a model whose parameters ``held`` are frozen, but for the last ``count`` blocks of its text tower.
+
+        None for a tower without a block below, and for one that does not give the same when it starts in the middle.
+        """
+        named = {name: p for name, p in model.named_parameters() if name in held and not _visual(name)}
+        for path, blocks in model.named_modules():
+            inside = any(name.startswith(path + ".") for name in named)
+            if inside and isinstance(blocks, nn.ModuleList) and len(blocks) > count and not _visual(path):
+                parent, _, name = path.rpartition(".")
+                found = cls(model.get_submodule(parent), name, count, named.values())
+                return found if found._agrees(raw) else None
+        return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextTrunk:
+        """For a copy of the model, without rows: the copy's weights may become others."""
+        owner, lower = copy.deepcopy((self._owner, self._lower), memo)
+        return TextTrunk(owner, self._name, self._count, lower)
+
+    def __call__(self, prompts: list[str], raw: Raw) -> Float[Tensor, "p d"]:
+        """``raw(prompts)``, with a gradient from the last blocks upwards."""
+        rows = self._hidden(prompts, raw)
+
+        def put(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            first, *rest = inputs or (named["hidden_states"],)
+            hidden = _padded(rows, first)
+            return ((hidden, *rest), named) if inputs else ((), named | {"hidden_states": hidden})
+
+        whole = getattr(self._owner, self._name)
+        hook = self._upper[0].register_forward_pre_hook(put, with_kwargs=True)
+        setattr(self._owner, self._name, self._upper)
+        try:
+            return raw(prompts)
+        finally:
+            setattr(self._owner, self._name, whole)
+            hook.remove()
+
+    def _hidden(self, prompts: list[str], raw: Raw) -> list[Float[Tensor, "length width"]]:
+        """Rows of prompts, from memory or computed."""
+        stamp = sum(parameter._version for parameter in self._lower)
+        if stamp != self._stamp:
+            self._rows, self._bytes, self._stamp = {}, 0, stamp
+        found = []
+        for prompt in prompts:
+            row = self._rows.get(prompt)
+            if row is None:
+                row = self._entering(prompt, raw)
+                if self._bytes + row.nbytes <= MOST_BYTES:
+                    self._rows[prompt] = row
+                    self._bytes += row.nbytes
+            found.append(row)
+        return found
+
+    def _entering(self, prompt: str, raw: Raw) -> Float[Tensor, "length width"]:
+        entered: list[Tensor] = []
+
+        def take(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            entered.append(inputs[0] if inputs else named["hidden_states"])
+
+        hook = self._upper[0].register_forward_pre_hook(take, with_kwargs=True)
+        device = self._lower[0].device.type
+        # as in a step of fp32, wherever it is first asked for
+        attention = CpuAttention() if device == "cpu" else nullcontext()
+        try:
+            with torch.no_grad(), torch.autocast(device, enabled=False), attention:
+                raw([prompt])
+        finally:
+            hook.remove()
+        return entered[0][0].float()
+
+    def _agrees(self, raw: Raw) -> bool:
+        """Whether the tower gives the same when it starts in the middle."""
+        with torch.no_grad():
+            expected = raw(_PROBE)
+            try:
+                found = self(_PROBE, raw)
+            except (RuntimeError, TypeError, IndexError, KeyError, AttributeError):  # a tower of another make
+                return False
+        self._stamp = -1  # nobody will ask for these again
+        return bool(torch.allclose(found, expected, rtol=1e-3, atol=1e-4))
+
+
+def _padded(
+    rows: Sequence[Float[Tensor, "length width"]], like: Float[Tensor, "p longest width"]
+) -> Float[Tensor, "p longest width"]:
+    """Rows of several lengths in one tensor of the shape of ``like``; what a row lacks is padding that is masked."""
+    whole = torch.zeros(like.shape, dtype=rows[0].dtype, device=like.device)
+    for place, row in enumerate(rows):
+        length = min(len(row), whole.shape[1])
+        whole[place, :length] = row[:length]
+    return whole
+
+
+def _visual(name: str) -> bool:
+    return name.startswith("visual.")

@@ -1,0 +1,219 @@
+"""The trunk: the part of an image tower that no task trains, cut off, so that what it gives can be kept.
+
+A tower is cut before the last of its blocks. What stands below becomes the trunk, from pictures to hidden activations;
+what is left in the tower's place goes on from there, under the names that its weights have always had. A block is a
+transformer block or a stage of a convolutional tower; all that follows the last block (norm, pooling, projection) goes
+with it. With no block above the cut the trunk is the whole tower, and what is left hands its features on.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from timm.models.convnext import ConvNeXt
+from timm.models.efficientnet import EfficientNet
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer as TimmTransformer
+from torch import Tensor, nn
+
+from everclip.errors import UserError
+from everclip.models.pooled import Features, both
+
+_LAYERS = ("layer1", "layer2", "layer3", "layer4")
+_CONVOLUTIONS = tuple(part + number for number in "123" for part in ("conv", "bn", "act"))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Paths of what stands before the blocks of a tower, and of the blocks."""
+
+    stem: tuple[str, ...]
+    blocks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tower: nn.Module, otherwise: str) -> Parts:
+        """Of a tower. Raises UserError for one whose blocks are not known, with what to write ``otherwise``."""
+        kind: Any = tower.trunk if isinstance(tower, TimmModel) else tower
+        found = _parts(kind)
+        if found is None:
+            raise UserError(
+                f"an image tower of the kind {type(kind).__name__} cannot be cut between its blocks:"
+                f" write {otherwise}, or use a ViT, ResNet, ConvNeXt or EfficientNet"
+            )
+        if kind is tower:
+            return found
+        return cls(*(tuple(f"trunk.{part}" for part in parts) for parts in (found.stem, found.blocks)))
+
+    def below(self, blocks: int) -> tuple[str, ...]:
+        """Paths of what stands below the last ``blocks`` blocks, which are some but not all."""
+        assert 0 < blocks < len(self.blocks)
+        return (*self.stem, *self.blocks[:-blocks])
+
+
+class Trunk(nn.Module):
+    """The lower part of a tower, frozen. Copies of a model share it.
+
+    Attributes:
+        vectors: whether it is the whole tower, so that it gives features and no activations of a block.
+    """
+
+    def __init__(self, lower: nn.Module, vectors: bool, pooled: bool) -> None:
+        super().__init__()
+        self.lower = lower.eval().requires_grad_(False)
+        self.vectors = vectors
+        self._pooled = pooled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trunk:
+        return self
+
+    @torch.no_grad()
+    def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ..."]:
+        """What enters the tower's first block above the cut, or all that its upper part hands on."""
+        if self._pooled:
+            return torch.cat(both(self.lower, pictures), 1)
+        return self.lower(pictures)
+
+    def joined(self, keys: Iterable[str], upper: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """The whole model's tensors in the order of ``keys``: those of ``upper``, and under ``prefix`` its own."""
+        own = {prefix + name: tensor for name, tensor in self.lower.state_dict().items()}
+        return {key: upper[key] if key in upper else own[key] for key in keys}
+
+    def digest(self) -> str:
+        """A hash of what it computes: its layers, as they print, and its weights."""
+        found = hashlib.blake2b(repr(self.lower).encode(), digest_size=16)
+        for name, tensor in self.lower.state_dict().items():
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
+
+
+def cut(tower: nn.Module, blocks: int, pooled: bool = False) -> tuple[nn.Module, Trunk]:
+    """Cut a tower below its last ``blocks`` blocks.
+
+    Args:
+        tower: is taken apart.
+        blocks: 0 leaves nothing above the cut.
+        pooled: whether, with 0 blocks, features before the projection are handed on too, for ``pooled``.
+
+    Returns:
+        The upper part, and the trunk.
+
+    Raises:
+        UserError: a tower whose blocks are not known, or one that has no block below the cut.
+    """
+    if blocks == 0:
+        upper = Features(_output_width(tower) if pooled else None)
+        return upper, Trunk(tower, vectors=True, pooled=pooled)
+    parts = Parts.of(tower, "cache.trunk=off")
+    if blocks >= len(parts.blocks):
+        raise UserError(
+            f"tune=top:{blocks} leaves no block of the image tower's {len(parts.blocks)} frozen:"
+            f" write at most {len(parts.blocks) - 1}, or cache.trunk=off"
+        )
+    below = parts.below(blocks)
+    lower = _shell(tower)
+    return above(tower, below), Trunk(_only(lower, below), vectors=False, pooled=False)
+
+
+def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:
+    """The tower itself without ``below``: from here on it takes what enters the first of its blocks."""
+    for path in below:
+        parent, _, name = path.rpartition(".")
+        owner = tower.get_submodule(parent)
+        setattr(owner, name, _Pass() if name in dict(owner.named_children()) else None)
+    if isinstance(tower, VisionTransformer):
+        _override(tower, "_embeds")
+    elif isinstance(tower, TimmModel) and isinstance(tower.trunk, TimmTransformer):
+        _override(tower.trunk, "_pos_embed")
+    return tower
+
+
+def _only(tower: nn.Module, below: Iterable[str]) -> nn.Module:
+    """The tower itself with nothing but ``below``: from here on it gives what enters the first block above."""
+    _strip(tower, "", tuple(below))
+    if isinstance(tower, VisionTransformer):
+        _override(tower, "_pool", _twice)
+        tower.output_tokens = False
+    elif isinstance(tower, TimmModel):
+        _override(tower.trunk, "forward_head")
+    return tower
+
+
+def _strip(module: nn.Module, prefix: str, kept: tuple[str, ...]) -> None:
+    """Take everything out of a module but the parts whose paths are ``kept``."""
+    for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
+        if prefix + name not in kept:
+            setattr(module, name, None)
+    for name, child in list(module.named_children()):
+        path = prefix + name
+        if path not in kept:
+            if any(part.startswith(path + ".") for part in kept):
+                _strip(child, path + ".", kept)
+            else:
+                setattr(module, name, _Pass())
+
+
+def _shell(tower: nn.Module) -> Any:
+    """A copy of a tower's modules that has the very same parameters and buffers."""
+    return copy.deepcopy(tower, {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())})
+
+
+def _override(module: nn.Module, method: str, function: Any = None) -> None:
+    """Have this one module hand on what the method gets. Such an attribute goes into copies, as a hook would not."""
+    setattr(module, method, function or _same)
+
+
+class _Pass(nn.Module):
+    """Hands on what it gets, whatever else it is told."""
+
+    def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden
+
+
+def _same(hidden: Tensor, *_: object, **__: object) -> Tensor:
+    return hidden
+
+
+def _twice(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    return hidden, hidden
+
+
+@torch.no_grad()
+def _output_width(tower: Any) -> int:
+    """Features of one picture."""
+    size = tower.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    like = next(tower.parameters())
+    return tower(torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device)).shape[1]
+
+
+def _parts(kind: Any) -> Parts | None:
+    if isinstance(kind, VisionTransformer):
+        stem = ("conv1", "class_embedding", "positional_embedding", "patch_dropout", "ln_pre")
+        return Parts(stem, _numbered("transformer.resblocks", kind.transformer.resblocks))
+    if isinstance(kind, ModifiedResNet):
+        return Parts((*_CONVOLUTIONS, "avgpool"), _LAYERS)
+    if isinstance(kind, EfficientNet):
+        return Parts(("conv_stem", "bn1"), _numbered("blocks", kind.blocks))
+    if isinstance(kind, ConvNeXt):
+        return Parts(("stem",), _numbered("stages", kind.stages))
+    if isinstance(kind, ResNet):
+        return Parts(("conv1", "bn1", "act1", "maxpool"), _LAYERS)
+    if isinstance(kind, TimmTransformer):
+        stem = ("patch_embed", "pos_embed", "cls_token", "reg_token", "pos_drop", "patch_drop", "norm_pre")
+        return Parts(stem, _numbered("blocks", kind.blocks))
+    return None
+
+
+def _numbered(path: str, blocks: Any) -> tuple[str, ...]:
+    return tuple(f"{path}.{number}" for number in range(len(blocks)))
