@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,9 @@ from torch import nn
 from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.models import tuning, zoo
+from everclip.models.attention import CpuAttention
 from everclip.models.clip import Clip
+from everclip.models.low_rank import LowRank, low_rank
 from tests.running import run, timeless
 from tests.toy import toy_clip
 
@@ -85,7 +90,7 @@ def test_top_stages_of_convolutional_towers() -> None:
 
 def test_low_rank_golden() -> None:
     """methods-more.md 10.5."""
-    update = tuning.LowRank(torch.zeros(2, 2), 1)
+    update = LowRank(torch.zeros(2, 2), 1)
     with torch.no_grad():
         update.b.copy_(torch.tensor([[1.0], [2.0]]))
         update.a.copy_(torch.tensor([[0.5, -1.0]]))
@@ -114,7 +119,7 @@ def test_low_rank_starts_at_the_model_and_folds_into_it(clip: Clip) -> None:
 
 def test_pointwise_convolutions_have_low_rank_updates() -> None:
     layer = nn.Conv2d(4, 6, 1)
-    update = tuning.LowRank(layer.weight, 2)
+    update = LowRank(layer.weight, 2)
     assert update(layer.weight).shape == layer.weight.shape
     assert torch.equal(update(layer.weight), layer.weight)
 
@@ -154,3 +159,50 @@ def test_only_a_head(tmp_path: Path, toy: str, photos: str, capsys: pytest.Captu
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert main(["train", *words, "scenario.tasks=2", "method=clip", f"out={tmp_path / 'none'}"]) == 2
     assert "nothing to train: tune" in capsys.readouterr().err
+
+
+class _Layers(nn.Module):
+    """Every kind of layer that gets an update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1, stride=2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.conv(images).flatten(2).transpose(1, 2)
+        return self.linear(self.attention(tokens, tokens, tokens, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("mode", [nullcontext, CpuAttention])
+def test_parts_give_what_the_sum_gives(mode: Callable[[], AbstractContextManager[Any]]) -> None:
+    torch.manual_seed(0)
+    layers, images = _Layers(), torch.randn(4, 3, 6, 6)
+    plain = copy.deepcopy(layers)
+    weights = {
+        "conv": "weight",
+        "attention": "in_proj_weight",
+        "attention.out_proj": "weight",
+        "linear": "weight",
+    }
+    for name, weight in weights.items():
+        low_rank(layers.get_submodule(name), weight, 2)
+    parts = [parameter for name, parameter in layers.named_parameters() if name.endswith((".0.a", ".0.b"))]
+    for part in parts:
+        nn.init.normal_(part)
+    whole: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        parametrized: Any = layers.get_submodule(name)
+        base, update = (
+            parametrized.parametrizations[weight].original,
+            parametrized.parametrizations[weight][0],
+        )
+        assert getattr(parametrized, weight).shape == base.shape
+        whole[f"{name}.{weight}"] = base.detach() + 2 * (update.b @ update.a).view_as(base)
+    with mode():
+        one, other = layers(images), torch.func.functional_call(plain, whole, (images,))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    expected = torch.autograd.grad(other.square().sum(), parts)
+    for found, wanted in zip(torch.autograd.grad(one.square().sum(), parts), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())

@@ -17,15 +17,11 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from everclip.errors import UserError
 from everclip.models.clip import Clip, fold
-
-SCALE = 2.0
-"""alpha / r of LoRA."""
+from everclip.models.low_rank import low_rank
 
 _BLOCKS = ("resblocks", "blocks", "stages", "layers", "layer")
 _STEM = (
@@ -49,19 +45,6 @@ _STEM = (
 _RESNET_STEM = re.compile(r"visual\.(conv|bn)[123]\.")
 
 
-class LowRank(nn.Module):
-    """The parametrization ``W + 2 B A`` of a weight whose first axis is the output."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        out, into = weight.shape[0], weight[0].numel()
-        self.a = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, into), a=5**0.5).to(weight))
-        self.b = nn.Parameter(torch.zeros(out, rank).to(weight))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + SCALE * (self.b @ self.a).view_as(weight)
-
-
 def begin(clip: Clip, tune: str) -> None:
     """Settle what of ``clip`` trains in a task. Takes LoRA's start from torch's random state.
 
@@ -72,9 +55,7 @@ def begin(clip: Clip, tune: str) -> None:
     names = [name for name, _ in clip.model.named_parameters()]
     if kind == "lora":
         for module, weight in list(_matrices(clip)):
-            parametrize.register_parametrization(
-                module, weight, LowRank(getattr(module, weight), int(number))
-            )
+            low_rank(module, weight, int(number))
         names = [name for name, _ in clip.model.named_parameters()]
         clip.hold({name for name in names if not name.endswith((".0.a", ".0.b"))})
     elif kind == "top":
