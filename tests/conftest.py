@@ -7,6 +7,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, which the lines below do
+
 # Shape annotations are executed: a wrong shape in any function of the package fails the test that called it.
 with install_import_hook("everclip", "beartype.beartype"):
     pass
@@ -15,7 +17,6 @@ from tests.pictures import domain_folder, image_folder
 from tests.toy import toy_clip
 
 torch.set_num_threads(1)  # tests run side by side on few cores; the models are tiny
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")
