@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -14,9 +18,10 @@ from everclip import caching, loop
 from everclip.caching import Amount
 from everclip.cli.app import main
 from everclip.config import Config
+from everclip.data import activations
 from everclip.data.activations import Activations
 from everclip.data.loader import Loader
-from everclip.data.rows import Memory, Shared, Spilled
+from everclip.data.rows import RECORD, Memory, Shared, Spilled
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.plan import Plan
@@ -168,6 +173,17 @@ def test_stopped_and_resumed_equals_not_stopped(variant: str, tmp_path: Path, wo
     assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize(
+    "method", ["cassle", "cclis", "zscl method.reference_images=memory", "dark_er", "memo"]
+)
+def test_bf16_on_kept_views(method: str, tmp_path: Path, words: list[str]) -> None:
+    """A CPU's autocast takes no fp16, in which rows are kept. Phases of a length of their own stand beside steps."""
+    tokens = [*words, *f"method={method}".split(), "tune=top:1", "cache.trunk=on", "cache.views=2"]
+    results = run(tmp_path / "run", *tokens, "train.precision=bf16", "train.steps=2", "train.epochs=none")
+    assert results["cache_bytes"] > 0
+    assert results["precision"] == "bf16"
+
+
 def test_wherever_rows_are_kept_a_run_is_the_same(
     tmp_path: Path, words: list[str], kept: list[Activations], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +209,58 @@ def test_wherever_rows_are_kept_a_run_is_the_same(
     )
 
 
-@pytest.mark.parametrize("change", ["weights", "size", "images", "blocks"])
+SHARING = """
+import sys
+import torch
+from everclip.data import activations
+from tests.running import run
+from pathlib import Path
+torch.set_num_threads(1)  # as tests do: with more, the last bit is another
+activations.AT_ONCE = 1  # a turn for each group of two images, so that the processes meet often
+activations.GROUP = 2
+print("ready", flush=True)
+sys.stdin.readline()
+run(Path(sys.argv[1]), *sys.argv[2:])
+"""
+
+
+def test_processes_share_a_file_at_once(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets the rows that it would have computed alone, and none is computed twice."""
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(activations, "GROUP", 2)
+    tokens = [*words, "tune=top:1", "cache.views=3"]
+    methods = {"first": "method=gcl", "second": "method=finetune"}
+    children = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", SHARING, str(tmp_path / name), *tokens, method, "cache.shared=true"],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name, method in methods.items()
+    }
+    for child in children.values():
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+    for child in children.values():
+        assert child.stdin is not None
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+    for name, child in children.items():
+        _, said = child.communicate()
+        assert child.returncode == 0, said.decode()
+        run(tmp_path / f"alone {name}", *tokens, methods[name])
+        expected = weights(tmp_path / f"alone {name}")
+        assert all(torch.equal(value, expected[key]) for key, value in weights(tmp_path / name).items())
+    (folder,) = (tmp_path / "cache" / "activations").iterdir()
+    index = np.fromfile(folder / "index.bin", dtype=RECORD)
+    assert len(index) == len({(record["id"], record["view"]) for record in index}) == 24 * 3 + 12
+
+
+@pytest.mark.parametrize("change", ["weights", "heads", "size", "images", "blocks"])
 def test_what_rows_depend_on_makes_another_file(
     change: str, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +273,12 @@ def test_what_rows_depend_on_makes_another_file(
             clip.model.visual.conv1.weight[0, 0, 0, 0] += 1e-6
         clip.save(tmp_path / "moved")
         tokens[1] = f"model=local-dir:{tmp_path / 'moved'}"
+    elif change == "heads":  # the same weights, and layers that print alike
+        clip = zoo.load(next(word for word in words if word.startswith("model=")).removeprefix("model="))
+        clip.save(tmp_path / "heads")
+        config = tmp_path / "heads" / "open_clip_config.json"
+        config.write_text(config.read_text().replace('"head_width": 16', '"head_width": 32'))
+        tokens[1] = f"model=local-dir:{tmp_path / 'heads'}"
     elif change == "images":
         tokens[0] = f"data=imagefolder:{image_folder(tmp_path / 'more', {'train': 5, 'test': 2})}"
     else:
@@ -302,6 +375,40 @@ def test_a_full_disk(
     assert "computed anew each time" in capsys.readouterr().err
     assert computed["last"] == expected["last"]
     assert computed["cache_bytes"] == 0
+    tokens.remove("train.augment=none")
+    with pytest.raises(UserError, match=r"has 1\.0 KB free: make room, or write cache\.trunk=off"):
+        run(tmp_path / "views", *tokens, "cache.views=2")  # else training would see other pictures
+
+
+@pytest.mark.parametrize(
+    ("tokens", "line"),
+    [
+        ("tune=top:9", "tune=top:9 but a tower has 2 blocks: write at most 2"),
+        ("tune=top:9 method=zero_shot", "tune=top:9 but a tower has 2 blocks: write at most 2"),
+        ("train.compile=true", "train.compile=true gains nothing on a CPU: leave it out"),
+        (
+            "train.patch_dropout=0.5 model=CONV",
+            "is no vision transformer that has them in a row: write train.",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_tested(
+    tokens: str, line: str, tmp_path: Path, words: list[str], conv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "evaluate", lambda *given: pytest.fail("the pretrained model is tested"))
+    given = {"method": "method=gcl"} | {word.partition("=")[0]: word for word in [*words, *tokens.split()]}
+    given |= {"model": f"model={conv}"} if "CONV" in tokens else {}
+    with pytest.raises(UserError, match=re.escape(line)):
+        run(tmp_path / "run", *given.values(), "cache.trunk=off")
+
+
+def test_the_trunk_is_fp32_where_it_is_computed_anew(toy: str) -> None:
+    clip = zoo.load(toy)
+    clip.cut(1)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = clip.normalise(images)
+    assert torch.equal(inside, clip.normalise(images))
 
 
 def test_little_memory_means_a_file(

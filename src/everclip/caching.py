@@ -1,8 +1,8 @@
 """Whether a run keeps what the frozen part of its model gives, where, and how much that is.
 
 What is cut off the image tower is decided by the config, the method and the model alone: whoever opens the run later
-has to cut in the same place. Where the activations are kept, or whether there is room for them, changes nothing but
-time. docs/decisions/0009-frozen-trunk.md has the reasons.
+has to cut in the same place. Where the activations are kept changes nothing but time; where there is no room for them
+they are computed anew each time, and not rounded. docs/decisions/0009-frozen-trunk.md has the reasons.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from everclip.data.views import SCHEME
 from everclip.errors import UserError
 from everclip.machine import free_memory
 from everclip.methods._base import Method
-from everclip.models import _cache, tuning
+from everclip.models import _cache, tuning, zoo
 from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 """Of a shared cache; another number for rows that are computed in another way."""
 SHARE = 0.8
 """Of the free main memory that kept activations may take."""
@@ -120,6 +120,57 @@ class Amount:
         return cls(each * most + test, each * sum(train) + test)
 
 
+@dataclass(frozen=True)
+class Size:
+    """What the activations of a run take.
+
+    Args:
+        shape: of a row.
+        exact: whether rows are fp32, as features are; else fp16.
+        rows: how many are kept at most.
+    """
+
+    shape: tuple[int, ...]
+    exact: bool
+    rows: int
+
+    @classmethod
+    def of(cls, plan: Plan, clip: Clip) -> Size:
+        """Of a plan with its model, which was cut."""
+        assert clip.trunk is not None
+        blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+        amount = Amount.of(plan)
+        rows = amount.all if plan.config.cache.shared else amount.most
+        return cls(tuple(clip.normalise(blank).shape[1:]), clip.trunk.vectors, rows)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return Memory(self.shape, self.exact).row_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows that are kept at most."""
+        return self.rows * self.row_bytes
+
+    def words(self) -> str:
+        """What is kept, for a line."""
+        what = "image features are kept" if self.exact else "activations of the frozen trunk are kept"
+        each = f"{_bytes(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
+        return f"{what}: {each}, at most {_bytes(self.nbytes)}"
+
+
+def forecast(plan: Plan) -> Size | None:
+    """What a run of the plan will keep, before it starts; None where that is nothing. Loads the model to see.
+
+    Raises:
+        UserError: the model cannot be had, or cannot be cut, as ``cut`` says.
+    """
+    clip = zoo.load(plan.config.model, plan.config.image_size)
+    cut(clip, plan.config, plan.method)
+    return None if clip.trunk is None else Size.of(plan, clip)
+
+
 def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
     """The loader of a run, with a cache of activations where the model was cut.
 
@@ -127,11 +178,12 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         folder: of the run; a cache that does not fit into memory is a nameless file in it.
 
     Raises:
-        UserError: ``cache.trunk=on`` and the disk has no room.
+        UserError: the disk has no room, and ``cache.trunk=on`` or ``cache.views`` asks for it.
     """
     config = plan.config
     train, test = (_all(plan, part) for part in ("train", "test"))
-    rows = None if clip.trunk is None else _rows(plan, clip, [train, test], folder, progress)
+    size = None if clip.trunk is None else Size.of(plan, clip)
+    rows = None if size is None else _rows(plan, clip, size, [train, test], folder, progress)
     pixels = Pixels(
         plan.data.train.store,
         clip.eval_transform,
@@ -140,11 +192,10 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         config.loader.workers,
     )
     activations = None
-    if rows is not None:
+    if rows is not None and size is not None:
         views = config.cache.views if plan.method.trains else 1
         begin = _shown(progress, "computing what is kept of the images")
-        most = Amount.of(plan).all if config.cache.shared else Amount.of(plan).most
-        activations = Activations(pixels, clip.normalise, rows, views, [train, test], most, begin)
+        activations = Activations(pixels, clip.normalise, rows, views, [train, test], size.rows, begin)
     return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations)
 
 
@@ -163,41 +214,36 @@ def _all(plan: Plan, part: str) -> ImageSet:
     return sum(sets[1:], sets[0])
 
 
-def _rows(plan: Plan, clip: Clip, parts: list[ImageSet], folder: Path, progress: Progress) -> Rows | None:
+def _rows(
+    plan: Plan, clip: Clip, size: Size, parts: list[ImageSet], folder: Path, progress: Progress
+) -> Rows | None:
     """What the activations are kept in, said in a line; None where there is no room."""
-    assert clip.trunk is not None
-    cache, amount, exact = plan.config.cache, Amount.of(plan), clip.trunk.vectors
-    blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-    shape = tuple(clip.normalise(blank).shape[1:])
-    size = Memory(shape, exact).row_bytes
-    what = "image features are kept" if exact else "activations of the frozen trunk are kept"
-    what = f"{what}: {_bytes(size)} each ({'fp32' if exact else 'fp16'})"
+    cache = plan.config.cache
     if cache.shared:
-        about = _about(clip, shape, exact, parts)
-        rows = Shared(shape, exact, _cache.folder() / "activations" / _name(about), about)
-        needed = max(0, amount.all - len(rows)) * size
-        if not _room(needed, rows.folder, plan, progress):
+        about = _about(clip, size, parts)
+        rows = Shared(size.shape, size.exact, _cache.folder() / "activations" / _name(about), about)
+        if not _room(max(0, size.nbytes - rows.nbytes), rows.folder, plan, progress):
             return None
         there = f", {len(rows):,} of them there" if len(rows) else ""
-        progress.say(f"{what}, {_bytes(amount.all * size)} in {rows.folder}{there}")
+        progress.say(f"{size.words()} in {rows.folder}{there}")
         return rows
-    needed, free = amount.most * size, free_memory()
-    if needed <= cache.ram_mb << 20 and (free is None or needed <= SHARE * free):
-        progress.say(f"{what}, at most {_bytes(needed)} in memory")
-        return Memory(shape, exact)
-    if not _room(needed, folder, plan, progress):
+    free = free_memory()
+    if size.nbytes <= cache.ram_mb << 20 and (free is None or size.nbytes <= SHARE * free):
+        progress.say(f"{size.words()} in memory")
+        return Memory(size.shape, size.exact)
+    if not _room(size.nbytes, folder, plan, progress):
         return None
-    progress.say(f"{what}, at most {_bytes(needed)} in a file in {folder}")
-    return Spilled(shape, exact, folder)
+    progress.say(f"{size.words()} in a file in {folder}")
+    return Spilled(size.shape, size.exact, folder)
 
 
 def _room(needed: int, folder: Path, plan: Plan, progress: Progress) -> bool:
-    """Whether a disk has room. Raises UserError where it has not, and the cache must be."""
-    free = _free(folder)
+    """Whether a disk has room. Raises UserError where it has not, and the rows are what was asked for."""
+    free, cache = _free(folder), plan.config.cache
     if needed <= free:
         return True
     line = f"the kept activations take {_bytes(needed)} and {folder} has {_bytes(free)} free"
-    if plan.config.cache.trunk == "on":
+    if cache.trunk == "on" or (cache.views > 1 and plan.method.trains):
         raise UserError(f"{line}: make room, or write cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")
     return False
@@ -207,15 +253,16 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _about(clip: Clip, shape: tuple[int, ...], exact: bool, parts: list[ImageSet]) -> dict[str, Any]:
+def _about(clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
     """All that a row depends on, its image aside."""
     assert clip.trunk is not None
     return {
         "format": FORMAT,
+        "tower": clip.config["vision_cfg"],
         "trunk": clip.trunk.digest(),
         "preprocessing": clip.preprocessing(),
-        "row": [*shape],
-        "dtype": "float32" if exact else "float16",
+        "row": [*size.shape],
+        "dtype": "float32" if size.exact else "float16",
         "views": SCHEME,
         "images": fingerprint(parts),
         "device": clip.device.type,

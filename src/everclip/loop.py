@@ -24,6 +24,7 @@ from everclip.lab import Lab
 from everclip.methods._base import TextClassifier
 from everclip.models import tuning
 from everclip.models.clip import Clip
+from everclip.models.passes import Passes
 from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.progress import Progress
@@ -136,6 +137,10 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
             record.load_state_dict(saved["record"])
         progress.say(f"continued {keeper.place.words([task.name for task in plan.tasks])}")
         return lab, keeper
+    # what cannot be is said before the pretrained model is tested on everything
+    tuning.check(clip, config.tune)
+    if method.trains:
+        Passes(clip, config.train)
     with torch.inference_mode():
         weights = clip.class_embeddings(
             [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates

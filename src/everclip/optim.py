@@ -130,8 +130,11 @@ class Update:
             nn.utils.clip_grads_with_norm_(self.parameters, most, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()  # their memory is the next forward pass's
-        with torch.no_grad():
-            self.clip.logit_scale.clamp_(0, math.log(100))
+        if (
+            self.clip.logit_scale.requires_grad
+        ):  # a model that stays as it is may have a larger one, as SigLIP does
+            with torch.no_grad():
+                self.clip.logit_scale.clamp_(0, math.log(100))
         self.done += 1
         return dict(zip(terms, values, strict=True)), {
             "lr": (self.train.lr or 0.0) * rate,

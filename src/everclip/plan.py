@@ -98,8 +98,9 @@ class Plan:
             return SMOKE_STEPS
         if train.steps is not None and phase.epochs is None:
             return train.steps
-        assert train.epochs is not None
-        return (phase.epochs or train.epochs) * -(-images // train.batch_size)
+        epochs = phase.epochs or train.epochs
+        assert epochs is not None
+        return epochs * -(-images // train.batch_size)
 
 
 def _trim(task: Task) -> Task:

@@ -213,6 +213,44 @@ def test_a_shared_cache_serves_the_next_and_knows_changed_images(found: Dataset,
     assert gone in third.pixels.skipped()
 
 
+def test_a_broken_image_does_not_make_a_shared_file_grow(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", {"train": 4, "test": 1}, classes=2)
+    (tmp_path / "images/train/red/0.png").write_bytes(b"no picture")
+    found = data.load(f"imagefolder:{tmp_path / 'images'}")
+    encoded: list[list[int]] = []
+    for _ in range(3):
+        kept = activations(found, rows=Shared((3, 4, 4), False, tmp_path / "shared", {}))
+        kept.fill(found.train)
+        encoded.append(counted(kept))
+        assert (tmp_path / "shared" / "rows.bin").stat().st_size == 7 * kept.rows.row_bytes
+    assert encoded == [[4, 3], [], []]
+
+
+def test_two_data_sets_of_equal_names_share_a_file_at_once(tmp_path: Path) -> None:
+    """Each run reads its own rows, whatever the other writes between its filling and its reading."""
+    runs = []
+    for name in ("one", "other"):
+        root = image_folder(tmp_path / name, {"train": 4, "test": 1}, classes=2)
+        if name == "other":  # the same names, and the two classes' pictures swapped
+            (root / "train/red").rename(root / "train/x")
+            (root / "train/green").rename(root / "train/red")
+            (root / "train/x").rename(root / "train/green")
+        found = data.load(f"imagefolder:{root}")
+        kept = activations(found, rows=Shared((3, 4, 4), False, tmp_path / "shared", {}))
+        runs.append((found, kept, Encoder()(pixels(found).load(found.train.rows)[0]).half()))
+    (one, first, own), (other, second, its) = runs
+    assert one.train.ids.tolist() == other.train.ids.tolist()
+    assert not torch.equal(own, its)
+    for _ in range(2):
+        first.fill(one.train)
+        second.fill(other.train)
+        first.fill(one.test)
+        second.fill(other.test)
+        assert torch.equal(first.load(one.train)[0], own)
+        assert torch.equal(second.load(other.train)[0], its)
+    assert len(first.rows) == 2 * 8 + 2, "and none is computed twice"
+
+
 def test_progress_is_told(found: Dataset) -> None:
     told: list[int] = []
     kept = activations(found)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from everclip.data.rows import RECORD, Memory, Rows, Shared, Spilled
+from everclip.data.rows import RECORD, Key, Memory, Rows, Shared, Spilled
 from everclip.errors import RunError
+from tests.test_disk import files_up_to
 
 SHAPE = (3, 5)
 
@@ -33,9 +34,13 @@ def make(kind: str, folder: Path, exact: bool) -> Rows:
     return Spilled(SHAPE, exact, folder) if kind == "file" else shared(folder, exact)
 
 
+def key(sample: int, view: int = 0, content: int = 7) -> Key:
+    return sample, view, content
+
+
 def put(rows: Rows, ids: list[int], what: Tensor, view: int = 0, content: int = 7) -> None:
     with rows.filling():
-        rows.write([(sample, view) for sample in ids], what, [content] * len(ids))
+        rows.write([key(sample, view, content) for sample in ids], what)
 
 
 @pytest.mark.parametrize("kind", ["memory", "file", "shared"])
@@ -45,15 +50,15 @@ def test_rows_come_back(kind: str, exact: bool, tmp_path: Path) -> None:
     put(rows, [2**62, 1, 5, 3], what)
     put(rows, [5], what[:1], view=2)
     expected = what if exact else what.half()
-    found = rows.read([(3, 0), (2**62, 0), (5, 2), (3, 0)])
+    found = rows.read([key(3, 0), key(2**62, 0), key(5, 2), key(3, 0)])
     assert torch.equal(found, expected[[3, 0, 0, 3]])
     assert found.dtype == (torch.float32 if exact else torch.float16)
-    assert rows.has((1, 0), 7)
-    assert not rows.has((1, 1), 7)
+    assert rows.has(key(1, 0))
+    assert not rows.has(key(1, 1))
     assert (len(rows), rows.row_bytes, rows.nbytes) == (5, 60 if exact else 30, 5 * rows.row_bytes)
     assert rows.read([]).shape == (0, *SHAPE)
     put(rows, [1], what[2:3])
-    assert torch.equal(rows.read([(1, 0)]), expected[2:3])
+    assert torch.equal(rows.read([key(1, 0)]), expected[2:3])
     assert len(rows) == 5
 
 
@@ -63,12 +68,12 @@ def test_large_values_do_not_overflow(kind: str, tmp_path: Path) -> None:
     what[1] *= 1e6
     what[2, 0, 0] = torch.inf
     put(rows, [0, 1, 2], what)
-    plain, large = rows.read([(0, 0)]), rows.read([(0, 0), (1, 0)])
+    plain, large = rows.read([key(0, 0)]), rows.read([key(0, 0), key(1, 0)])
     assert plain.dtype == torch.float16
     assert large.dtype == torch.float32
     assert torch.equal(large[0], plain[0].float())
     assert ((large[1] - what[1]).abs() <= 1e-3 * what[1].abs() + 1.0).all()
-    assert rows.read([(2, 0)])[0, 0, 0].isinf(), "what is no number is not hidden"
+    assert rows.read([key(2, 0)])[0, 0, 0].isinf(), "what is no number is not hidden"
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
@@ -78,10 +83,12 @@ def test_dropped_rows_are_free(kind: str, tmp_path: Path) -> None:
     put(rows, [3], values(1), view=1)
     rows.drop([3, 4, 99])
     assert len(rows) == 8
-    assert not rows.has((3, 0), 7)
-    assert not rows.has((3, 1), 7)
+    assert not rows.has(key(3, 0))
+    assert not rows.has(key(3, 1))
     put(rows, [20, 21, 22], values(3, 1))
-    assert torch.equal(rows.read([(20, 0), (9, 0)]), torch.stack([values(3, 1)[0], values(10)[9]]).half())
+    assert torch.equal(
+        rows.read([key(20, 0), key(9, 0)]), torch.stack([values(3, 1)[0], values(10)[9]]).half()
+    )
     if isinstance(rows, Spilled):
         assert os.fstat(rows._file).st_size == 11 * rows.row_bytes, "their places are used again"
         assert not list(tmp_path.iterdir()), "the file has no name, so that nothing is left of it"
@@ -92,23 +99,41 @@ def test_a_shared_file_is_read_by_others_and_kept(tmp_path: Path) -> None:
     put(first, [1, 2], values(2))
     assert len(second) == 0
     with second.filling():
-        assert second.has((1, 0), 7)
-        second.write([(3, 0)], values(1, 1), [7])
+        assert second.has(key(1, 0))
+        second.write([key(3)], values(1, 1))
     second.drop([1])
     third = shared(tmp_path)
-    assert torch.equal(third.read([(1, 0), (3, 0)]), torch.cat([values(2)[:1], values(1, 1)]).half())
+    assert torch.equal(third.read([key(1, 0), key(3, 0)]), torch.cat([values(2)[:1], values(1, 1)]).half())
     assert '"trunk"' in (tmp_path / "rows" / "about.json").read_text()
 
 
-def test_a_changed_image_gets_another_row(tmp_path: Path) -> None:
-    rows = shared(tmp_path)
+def test_another_image_of_the_same_id_has_a_row_of_its_own(tmp_path: Path) -> None:
+    rows, other = shared(tmp_path), shared(tmp_path)
     put(rows, [1], values(1), content=2**64 - 1)
-    assert rows.has((1, 0), 2**64 - 1)
-    assert not rows.has((1, 0), 8)
-    put(rows, [1], values(1, 1), content=8)
+    assert rows.has(key(1, content=2**64 - 1))
+    assert not rows.has(key(1, content=8))
+    put(other, [1], values(1, 1), content=8)
+    put(rows, [2], values(1))
+    for known in (rows, other, shared(tmp_path)):
+        with known.filling():
+            pass
+        assert torch.equal(known.read([key(1, content=8)]), values(1, 1).half())
+        assert torch.equal(known.read([key(1, content=2**64 - 1)]), values(1).half())
+
+
+def test_a_full_disk_of_a_shared_file_names_its_folder(tmp_path: Path) -> None:
+    rows = shared(tmp_path)
+    put(rows, [1], values(1))
+    with files_up_to(3 * rows.row_bytes // 2), pytest.raises(RunError) as error:
+        put(rows, [2, 3], values(2, 1))
+    assert str(error.value) == (
+        f"{rows.folder} cannot be written (File too large): make room, or set EVERCLIP_CACHE to a folder on another"
+        " disk; everclip resume goes on"
+    )
+    put(rows, [4], values(1, 2))
     for known in (rows, shared(tmp_path)):
-        assert known.has((1, 0), 8)
-        assert torch.equal(known.read([(1, 0)]), values(1, 1).half())
+        assert len(known) == 2
+        assert torch.equal(known.read([key(1), key(4)]), torch.cat([values(1), values(1, 2)]).half())
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
@@ -124,7 +149,7 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     for known in (again, shared(tmp_path)):
         assert len(known) == 3
         expected = torch.cat([values(2), values(1, 1)]).half()
-        assert torch.equal(known.read([(1, 0), (2, 0), (3, 0)]), expected)
+        assert torch.equal(known.read([key(1, 0), key(2, 0), key(3, 0)]), expected)
 
 
 def test_records_without_rows_are_ignored(tmp_path: Path) -> None:
@@ -132,18 +157,18 @@ def test_records_without_rows_are_ignored(tmp_path: Path) -> None:
     put(rows, [1, 2, 3], values(3))
     os.truncate(tmp_path / "rows" / "rows.bin", rows.row_bytes + 2)
     with pytest.raises(RunError, match="was cut while it was in use"):
-        rows.read([(3, 0)])
+        rows.read([key(3, 0)])
     again = shared(tmp_path)
     assert len(again) == 1
     put(again, [2], values(1, 1))
-    assert torch.equal(again.read([(2, 0), (1, 0)]), torch.cat([values(1, 1), values(3)[:1]]).half())
+    assert torch.equal(again.read([key(2, 0), key(1, 0)]), torch.cat([values(1, 1), values(3)[:1]]).half())
 
 
 def test_a_process_killed_while_it_writes_lets_the_lock_go(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.data.test_rows import put, shared, values\n"
+        "import sys; from pathlib import Path; from tests.data.test_rows import key, put, shared, values\n"
         f"rows = shared(Path({str(tmp_path)!r})); put(rows, [1], values(1))\n"
-        "with rows.filling():\n print('writing', flush=True)\n while True: rows.write([(2, 0)], values(1), [7])"
+        "with rows.filling():\n print('writing', flush=True)\n while True: rows.write([key(2)], values(1))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
@@ -153,6 +178,6 @@ def test_a_process_killed_while_it_writes_lets_the_lock_go(tmp_path: Path) -> No
         child.send_signal(signal.SIGKILL)
     rows = shared(tmp_path)
     put(rows, [3], values(1, 1))
-    assert torch.equal(rows.read([(1, 0), (3, 0)]), torch.cat([values(1), values(1, 1)]).half())
+    assert torch.equal(rows.read([key(1, 0), key(3, 0)]), torch.cat([values(1), values(1, 1)]).half())
     index = np.fromfile(tmp_path / "rows" / "index.bin", dtype=RECORD)
     assert set(index["id"].tolist()) <= {1, 2, 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -206,3 +207,15 @@ def test_parts_give_what_the_sum_gives(mode: Callable[[], AbstractContextManager
     expected = torch.autograd.grad(other.square().sum(), parts)
     for found, wanted in zip(torch.autograd.grad(one.square().sum(), parts), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_a_scale_that_does_not_train_keeps_its_value(tmp_path: Path, toy: str, photos: str) -> None:
+    """SigLIP's is above the 100 that training holds it to."""
+    clip = zoo.load(toy)
+    with torch.no_grad():
+        clip.logit_scale.fill_(4.8)
+    clip.save(tmp_path / "model")
+    words = [f"data={photos}", f"model=local-dir:{tmp_path / 'model'}", "method=gcl", "memory.budget=0"]
+    for tune, expected in (("lora:2", 4.8), ("full", math.log(100))):
+        run(tmp_path / tune, *words, f"tune={tune}")
+        assert zoo.load(str(tmp_path / tune)).logit_scale.item() == pytest.approx(expected, abs=1e-3)

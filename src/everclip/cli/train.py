@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everclip.config import Config
+    from everclip.plan import Plan
     from everclip.run import Run
 
 
@@ -26,7 +27,7 @@ def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool =
     tokens
         A shipped config's name or a TOML file, then KEY=VALUE overrides.
     dry_run
-        Show the resolved config, the tasks, the memory and the steps; train nothing.
+        Show the resolved config, tasks, memory, kept activations and steps; train nothing.
     smoke
         A trial run within a minute: two tasks, few images, two steps each.
     json
@@ -118,7 +119,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
 
 
 def _show_plan(config: Config, json: bool) -> None:
-    """What a run would do: config, tasks, memory per class, steps."""
+    """What a run would do: config, tasks, memory per class, steps, and how much is kept of a frozen trunk."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -148,9 +149,10 @@ def _show_plan(config: Config, json: bool) -> None:
                 "memory_bytes": memory.images().nbytes(),
             }
         )
+    cache_bytes, kept = _cache(plan)
     if json:
-        resolved = config.model_dump(mode="json")
-        print(json_module.dumps({"config": resolved, "tasks": lines}, ensure_ascii=False, indent=2))
+        shown = {"config": config.model_dump(mode="json"), "tasks": lines, "cache_bytes": cache_bytes}
+        print(json_module.dumps(shown, ensure_ascii=False, indent=2))
         return
     print(configs.dump(config))
     table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")
@@ -163,4 +165,23 @@ def _show_plan(config: Config, json: bool) -> None:
         cells = [escape(str(line[key])) for key in ("task", "classes", "train", "test", "steps", "memory")]
         table.add_row(*cells, per_class, kilobytes)
     Console().print(table)
+    if kept:
+        print(kept)
     print(f"{sum(line['steps'] for line in lines)} optimizer steps in all; nothing was trained")
+
+
+def _cache(plan: Plan) -> tuple[int | None, str]:
+    """Bytes of activations that a run would keep, None where that is not known here; and a line on them, if any."""
+    from everclip import caching
+    from everclip.models import weights
+
+    model = plan.config.model
+    if caching.blocks_above(plan.config, plan.method) is None:
+        return 0, ""
+    if weights.find(model).state != "here":
+        return (
+            None,
+            f"the size of the kept activations is not known: the weights of {model} are not on this machine",
+        )
+    size = caching.forecast(plan)
+    return (0, "") if size is None else (size.nbytes, size.words())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
-from everclip.data.rows import Rows, Shared
+from everclip.data.rows import Key, Rows, Shared
 from everclip.data.views import fixed_view
 from everclip.seeding import hash64
 
@@ -98,8 +98,7 @@ class Activations:
         for start in range(0, len(missing), AT_ONCE):
             with self.rows.filling():
                 for number in missing[start : start + AT_ONCE]:
-                    # another process may have come first
-                    self._compute(self._groups[number], self._left(number, views, wanted), wanted)
+                    self._compute(self._groups[number], views, wanted)
                     step(len(self._groups[number]))
 
     def load(
@@ -112,19 +111,22 @@ class Activations:
         """
         chosen = np.zeros(len(images), dtype=np.int64) if views is None else np.asarray(views)
         good = self.pixels.is_good(images.rows)
-        keys = zip(images.ids[good].tolist(), chosen[good].tolist(), strict=True)
-        return self.rows.read(list(keys)), good
+        chosen = zip(images.ids[good].tolist(), chosen[good].tolist(), strict=True)
+        return self.rows.read([self._key(sample, view) for sample, view in chosen]), good
 
     def drop(self, ids: NDArray[np.int64]) -> None:
         """Free the rows of images that no later stage sees."""
         self.rows.drop(ids.tolist())
 
-    def _has(self, sample: int, view: int) -> bool:
-        return self.rows.has((sample, view), self._contents.get(sample, 0))
+    def _key(self, sample: int, view: int) -> Key:
+        return sample, view, self._contents.get(sample, 0)
 
-    def _left(self, number: int, views: Sequence[int], wanted: Collection[int]) -> list[int]:
+    def _has(self, sample: int, view: int) -> bool:
+        return self.rows.has(self._key(sample, view))
+
+    def _lacking(self, group: ImageSet, views: Sequence[int], wanted: Collection[int]) -> list[int]:
         """The views of which a group lacks one of its wanted images, as far as they can be read."""
-        ids = [s for s in self.pixels.readable(self._groups[number]).ids.tolist() if s in wanted]
+        ids = [sample for sample in self.pixels.readable(group).ids.tolist() if sample in wanted]
         return [view for view in views if not all(self._has(sample, view) for sample in ids)]
 
     def _identify(self, images: ImageSet) -> None:
@@ -139,19 +141,16 @@ class Activations:
     @torch.no_grad()
     def _compute(self, group: ImageSet, views: Sequence[int], wanted: Collection[int]) -> None:
         """Compute a whole group; of a private cache the rows that are wanted are kept, of a shared one all."""
-        if not views:
+        if not self._lacking(group, views, wanted):  # another process has come first
             return
         self._identify(group)
         pictures, good = self.pixels.load(group.rows)
         ids = group.ids[good].tolist()
-        if not ids:
-            return
         shared = isinstance(self.rows, Shared)
         kept = [place for place, sample in enumerate(ids) if shared or sample in wanted]
-        for view in views:
+        for view in self._lacking(group, views, wanted):  # none, where only broken images had no row
             hidden = self.encode(fixed_view(pictures, ids, view)).float().cpu()
-            keys = [(ids[place], view) for place in kept]
-            self.rows.write(keys, hidden[kept], [self._contents.get(ids[place], 0) for place in kept])
+            self.rows.write([self._key(ids[place], view) for place in kept], hidden[kept])
 
 
 def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:

@@ -1,4 +1,4 @@
-"""Rows of numbers by (image id, view): in memory, in a file that goes with the run, or in one that runs share.
+"""Rows of numbers by image and view: in memory, in a file that goes with the run, or in one that runs share.
 
 A file is read and written by position and not mapped: the system keeps its pages in memory all the same, and a full
 disk is an error and not the end of the process.
@@ -26,13 +26,14 @@ from torch import Tensor
 
 from everclip.errors import RunError
 
-Key = tuple[int, int]
-"""Id of an image, and its view: 0 is the plain picture."""
+Key = tuple[int, int, int]
+"""Id of an image, its view (0 is the plain picture), and a hash of its content, which is 0 where one run alone has the
+rows. Of runs that share rows one may find another image under the same id: each then has a row of its own."""
 
 LARGEST = 2.0**15
 """Rows with larger values are kept divided by a power of two: fp16 ends at 65504."""
 RECORD = np.dtype([("id", "<i8"), ("view", "<i4"), ("scale", "<f4"), ("content", "<u8")])
-"""An entry of a shared file's index: which row a slot holds, and a hash of the image it was made of."""
+"""An entry of a shared file's index: which row a slot holds, and its scale."""
 
 
 class Rows(ABC):
@@ -56,17 +57,15 @@ class Rows(ABC):
         """Rows that can be read."""
 
     @abstractmethod
-    def has(self, key: Key, content: int) -> bool:
-        """Whether there is a row, made of an image of this content where that is noted."""
+    def has(self, key: Key) -> bool:
+        """Whether there is a row."""
 
     @abstractmethod
     def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """Rows ``[n, numbers]`` and their scales ``[n]``."""
 
     @abstractmethod
-    def _put(
-        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
-    ) -> None:
+    def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         """Keep rows."""
 
     @abstractmethod
@@ -91,8 +90,8 @@ class Rows(ABC):
             return values
         return values.float() * torch.from_numpy(scales).view(-1, *[1] * len(self.shape))
 
-    def write(self, keys: Sequence[Key], values: Float32[Tensor, "n ..."], contents: Sequence[int]) -> None:
-        """Keep rows; ``contents`` are hashes of the images they were made of."""
+    def write(self, keys: Sequence[Key], values: Float32[Tensor, "n ..."]) -> None:
+        """Keep rows."""
         flat = values.reshape(len(keys), -1).numpy()
         scales = np.ones(len(keys), dtype=np.float32)
         if self.dtype == np.float16 and len(keys):
@@ -101,7 +100,7 @@ class Rows(ABC):
             scales[large] = 2.0 ** np.ceil(np.log2(top[large] / LARGEST))
             flat = flat / scales[:, None]
         with np.errstate(over="ignore"):  # what is infinite stays so, and the loss will tell
-            self._put(keys, flat.astype(self.dtype), scales, contents)
+            self._put(keys, flat.astype(self.dtype), scales)
 
 
 class Memory(Rows):
@@ -116,7 +115,7 @@ class Memory(Rows):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def has(self, key: Key, content: int) -> bool:
+    def has(self, key: Key) -> bool:
         return key in self._rows
 
     def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -126,9 +125,7 @@ class Memory(Rows):
             rows[place] = row
         return rows, np.array([scale for _, scale in found], dtype=np.float32)
 
-    def _put(
-        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
-    ) -> None:
+    def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         for key, row, scale in zip(keys, rows, scales, strict=True):
             self._rows[key] = (row.copy(), scale)
 
@@ -155,7 +152,7 @@ class Spilled(Rows):
     def __len__(self) -> int:
         return len(self._slots)
 
-    def has(self, key: Key, content: int) -> bool:
+    def has(self, key: Key) -> bool:
         return key in self._slots
 
     def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -163,9 +160,7 @@ class Spilled(Rows):
         rows = _read(self._file, [slot for slot, _ in places], self)
         return rows, np.array([scale for _, scale in places], dtype=np.float32)
 
-    def _put(
-        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
-    ) -> None:
+    def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         for key, row, scale in zip(keys, rows, scales, strict=True):
             slot, _ = self._slots.get(key, (-1, scale))
             if slot < 0:
@@ -196,7 +191,7 @@ class Shared(Rows):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock")
-        self._places: dict[Key, tuple[int, np.float32, int]] = {}
+        self._places: dict[Key, tuple[int, np.float32]] = {}
         self._known = 0
         with self._lock:
             if not (folder / "about.json").exists():
@@ -211,8 +206,8 @@ class Shared(Rows):
     def __len__(self) -> int:
         return len(self._places)
 
-    def has(self, key: Key, content: int) -> bool:
-        return key in self._places and self._places[key][2] == content
+    def has(self, key: Key) -> bool:
+        return key in self._places
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -228,8 +223,8 @@ class Shared(Rows):
         start, size = self._known * RECORD.itemsize, (there - self._known) * RECORD.itemsize
         fresh = np.frombuffer(os.pread(self._index, max(0, size), start), dtype=RECORD)
         for slot, record in enumerate(fresh, self._known):
-            key = int(record["id"]), int(record["view"])
-            self._places[key] = slot, record["scale"], int(record["content"])
+            key = int(record["id"]), int(record["view"]), int(record["content"])
+            self._places[key] = slot, record["scale"]
         self._known += len(fresh)
 
     def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -237,16 +232,20 @@ class Shared(Rows):
         rows = _read(self._rows, [place[0] for place in places], self)
         return rows, np.array([place[1] for place in places], dtype=np.float32)
 
-    def _put(
-        self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32], contents: Sequence[int]
-    ) -> None:
+    def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         assert self._lock.is_locked, "rows are shared: they are written inside of filling()"
-        columns = zip(keys, scales, contents, strict=True)
-        records = np.array([(*key, scale, content) for key, scale, content in columns], dtype=RECORD)
-        _write(self._rows, self._known * self.row_bytes, rows)
-        os.fsync(self._rows)
-        _write(self._index, self._known * RECORD.itemsize, records)
-        os.fsync(self._index)
+        columns = zip(keys, scales, strict=True)
+        records = np.array([(*key[:2], scale, key[2]) for key, scale in columns], dtype=RECORD)
+        try:
+            _write(self._rows, self._known * self.row_bytes, rows)
+            os.fsync(self._rows)
+            _write(self._index, self._known * RECORD.itemsize, records)
+            os.fsync(self._index)
+        except OSError as error:  # not the run's folder, which is named elsewhere
+            raise RunError(
+                f"{self.folder} cannot be written ({error.strerror}): make room, or set EVERCLIP_CACHE to a folder on"
+                " another disk; everclip resume goes on"
+            ) from error
         self._learn()
 
     def drop(self, ids: Collection[int]) -> None:

@@ -218,6 +218,14 @@ def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its labels on ``device`` (its pictures move when they are normalised, as uint8)."""
+    """The batch with its labels on ``device``.
+
+    Pictures move when they are normalised, as uint8. Kept activations move as they are kept and become fp32 here:
+    under bf16 autocast a CPU refuses to put fp16 tensors together.
+    """
     labels, domains, current = (part.to(device) for part in (batch.labels, batch.domains, batch.current))
-    return replace(batch, labels=labels, domains=domains, current=current)
+    batch = replace(batch, labels=labels, domains=domains, current=current)
+    if batch.images.dtype == torch.uint8:
+        return batch
+    second = None if batch.second is None else batch.second.to(device).float()
+    return replace(batch, images=batch.images.to(device).float(), second=second)

@@ -40,6 +40,7 @@ class Clip(nn.Module):
     Attributes:
         model: the open_clip model (``CLIP`` or ``CustomTextCLIP``).
         name: the spec it was loaded from.
+        config: open_clip's own of the model.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in 0..1.
         eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize and crop to
@@ -61,7 +62,7 @@ class Clip(nn.Module):
         self.trunk: Trunk | None = None
         self.text_trunk: TextTrunk | None = None
         self._keys: tuple[str, ...] = ()  # of the whole model's state, where it was cut
-        self._model_cfg = model_cfg
+        self.config = model_cfg
         self._tokenizer = tokenizer
         self._text = TextTower(model)
         self._tokens: dict[str, Int64[Tensor, " length"]] = {}
@@ -194,9 +195,10 @@ class Clip(nn.Module):
         return features.index_select(0, rows)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
-        """Token ids on the CPU, cached per prompt. For a Hugging Face text tower the columns that are padding
-        in every
-        prompt are dropped: such towers mask the padding, so those columns cost time and change nothing.
+        """Token ids on the CPU, cached per prompt.
+
+        For a Hugging Face text tower the columns that are padding in every prompt are dropped: such towers mask the
+        padding, so those columns cost time and change nothing.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens]
         if new:
@@ -246,7 +248,7 @@ class Clip(nn.Module):
         if self._hf_text is not None:
             self._hf_text.config.save_pretrained(folder)
             _drop_path(folder / "config.json", "_name_or_path")
-        config: dict[str, Any] = {"model_cfg": self._model_cfg, "preprocess_cfg": vars(self._preprocess_cfg)}
+        config: dict[str, Any] = {"model_cfg": self.config, "preprocess_cfg": vars(self._preprocess_cfg)}
         if self._center is not None:
             config[CENTER] = self._center.tolist()
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -78,10 +78,14 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ..."]:
-        """What enters the tower's first block above the cut, or all that its upper part hands on."""
-        if self._pooled:
-            return torch.cat(both(self.lower, pictures), 1)
-        return self.lower(pictures)
+        """What enters the tower's first block above the cut, or all that its upper part hands on.
+
+        In fp32, as it is kept, where a step asks for it in bf16 too.
+        """
+        with torch.autocast(pictures.device.type, enabled=False):
+            if self._pooled:
+                return torch.cat(both(self.lower, pictures), 1)
+            return self.lower(pictures)
 
     def joined(self, keys: Iterable[str], upper: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """The whole model's tensors in the order of ``keys``: those of ``upper``, and under ``prefix`` its own."""

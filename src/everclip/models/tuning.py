@@ -68,6 +68,13 @@ def begin(clip: Clip, tune: str) -> None:
         clip.hold(set())
 
 
+def check(clip: Clip, tune: str) -> None:
+    """Refuse, before a run, what ``begin`` would refuse at its first task. Raises UserError as ``begin`` does."""
+    kind, _, number = tune.partition(":")
+    if kind == "top":
+        below(clip, int(number))
+
+
 def below(clip: Clip, count: int) -> set[str]:
     """Names of the parameters below the last ``count`` blocks of each tower.
 
