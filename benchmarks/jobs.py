@@ -156,5 +156,5 @@ def _one_of_each_class(pictures: Path, target: Path) -> None:
     for picture in pictures.iterdir():
         folder = half / "val" / picture.name.partition("_")[0]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / picture.name).symlink_to(picture)
+        shutil.copyfile(picture, folder / picture.name)
     half.rename(target)

@@ -2,13 +2,14 @@
 
     EVERCLIP_DATA=/folder/with/pacs128 python -m benchmarks.pacs_part OUT
 
-makes OUT/{train,test}/DOMAIN/CLASS/ with links to the images whose names have the smallest hashes, the same on every
+makes OUT/{train,test}/DOMAIN/CLASS/ with copies of the images whose names have the smallest hashes, the same on every
 machine; ``data=domainfolder:OUT`` reads it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ TRAIN, TEST = 60, 20
 
 
 def build(source: Path, out: Path) -> int:
-    """Link the part of ``source`` (DOMAIN/CLASS/*.jpg) into ``out``; returns the number of images."""
+    """Copy the part of ``source`` (DOMAIN/CLASS/*.jpg) into ``out``; returns the number of images."""
     count = 0
     for folder in sorted(path for path in source.glob("*/*") if path.is_dir()):
         name = folder.relative_to(source)
@@ -29,7 +30,7 @@ def build(source: Path, out: Path) -> int:
             target = out / ("test" if index < TEST else "train") / name / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
-                target.symlink_to(file.resolve())
+                shutil.copyfile(file, target)
             count += 1
     return count
 

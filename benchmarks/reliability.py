@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from textwrap import fill
 from typing import Any
 
 import torch
-from tests.faults.forks import Forks
+from tests.faults.forks import ROOT, Forks
 from tests.faults.goals import FACTORS, GOALS, LEAST, Bench
 
 from benchmarks.jobs import machine
@@ -32,6 +33,9 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "reliability.jsonl", HERE / "reliability.md"
 
 Row = dict[str, Any]
+
+_FOLDERS = re.compile(r"(?<![\w./])(?:/[^/\s\"'()\[\],:]+)+/")
+"""The folders of an absolute path; an address has two slashes."""
 
 
 def rows(path: Path, seed: int) -> list[Row]:
@@ -48,12 +52,27 @@ def rows(path: Path, seed: int) -> list[Row]:
 
 
 def pending(done: Sequence[Row], wanted: Sequence[str]) -> list[tuple[str, int]]:
-    """Items still to do, so that all goals advance alike; a goal of one long item comes last."""
+    """Items still to do, so that all goals advance alike; a goal of one long item comes half way."""
     there = {(row["goal"], row["index"]) for row in done}
     items = [
         (name, index) for name in wanted for index in range(GOALS[name].count) if (name, index) not in there
     ]
-    return sorted(items, key=lambda item: (GOALS[item[0]].count == 1, item[1] / GOALS[item[0]].count))
+    return sorted(items, key=lambda item: (item[1] + 0.5) / GOALS[item[0]].count)
+
+
+def portable(row: Row, places: Sequence[Path]) -> Row:
+    """A row without folders of this machine, which messages and tracebacks have."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, str):
+            for place in places:
+                value = value.replace(f"{place}/", "")
+            return _FOLDERS.sub("", value)
+        if isinstance(value, dict):
+            return {key: bare(inner) for key, inner in value.items()}
+        return [bare(inner) for inner in value] if isinstance(value, list) else value
+
+    return bare(row)
 
 
 def campaign(folder: Path, seed: int, wanted: Sequence[str], minutes: float) -> None:
@@ -68,6 +87,7 @@ def campaign(folder: Path, seed: int, wanted: Sequence[str], minutes: float) -> 
                 break
             start = time.monotonic()
             row = {"goal": name, "index": index, "seed": seed} | GOALS[name].item(bench, index)
+            row = portable(row, (folder, ROOT))
             row["seconds"] = round(time.monotonic() - start, 2)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
@@ -115,8 +135,11 @@ def _numbers(done: Sequence[Row]) -> list[str]:
     """What is counted beside passed and failed."""
     by_goal = {name: [row for row in done if row["goal"] == name] for name in GOALS}
     killed = [row.get("killed", []) for row in by_goal["R1"]]
-    twice = sum(len(times) > 1 for times in killed)
-    lines = [f"- R1: {sum(map(sum, killed))} processes were killed, {twice} runs twice."]
+    twice, once = (sum(sum(times) >= least for times in killed) for least in (2, 1))
+    lines = [
+        f"- R1: {sum(map(sum, killed))} processes were killed: {once} of {len(killed)} runs, {twice} of them twice; the"
+        " others were faster than their kill."
+    ]
     counts = {name: Counter(row.get(name) for row in by_goal["R1"]) for name in FACTORS}
     least = {name: min(counts[name][value] for value in values) for name, values in FACTORS.items()}
     grid = ", ".join(f"{name} ({len(set(values))})" for name, values in FACTORS.items())

@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.jobs import machine
-from everclip.checkpoint import Place, Store, sync, verify
+from everclip.checkpoint import Place, Store, verify
+from everclip.durable import sync
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -32,6 +32,17 @@ def test_no_method_is_named(name: str) -> None:
             assert not compared & set(plugins.names("methods"))
 
 
+def test_every_promise_of_security_names_tests_that_exist() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "promise" not in line]
+    assert len(rows) > 15
+    for row in rows:
+        assert "| `tests/" in row
+        for file, _, name in re.findall(r"`(tests/[\w/]+\.py)(::(\w+))?`", row.rpartition(" | ")[2]):
+            text = (ROOT / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {name or 'test_'}", text, re.MULTILINE), row
+
+
 def _code(function: ast.FunctionDef) -> list[int]:
     """The lines of a function less its docstring's: the help of a command with many options is long."""
     lines = set(range(function.lineno, (function.end_lineno or function.lineno) + 1))

@@ -115,6 +115,18 @@ def test_every_byte_of_a_checkpoint_counts(tmp_path: Path) -> None:
     verify(folder)
 
 
+def test_what_the_disk_has_lost_is_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path, 2)
+    for place in (Place(1), Place(2)):
+        store.commit(place, fill("state.pt", content=b""))
+    newest = store.folder(Place(2)) / "state.pt"
+    newest.unlink()
+    newest.symlink_to("/proc/self/mem")  # a file whose first byte gives an input/output error
+    assert store.newest_task() == Place(1)
+    assert store.newest() == [Place(1)]
+    assert "checkpoint stage-001 cannot be used (state.pt cannot be read from the disk)" in caplog.text
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +25,7 @@ from everclip.errors import RunError, UserError
 from everclip.keeper import _save_state
 from everclip.models import zoo
 from everclip.run import Run
-from tests.running import configured, run
+from tests.running import configured, run, timeless
 
 
 @contextmanager
@@ -56,6 +60,17 @@ def test_an_error_that_is_none_of_the_disks_stays(tmp_path: Path) -> None:
         raise RuntimeError("a fault")
 
 
+def test_a_run_that_is_taken_away(tmp_path: Path) -> None:
+    gone = tmp_path / "run"
+    with pytest.raises(RunError, match=r"run is gone, removed or its disk is: nothing of"), writing(gone):
+        (gone / "metrics.jsonl").open("a")
+
+
+def test_a_disk_that_may_not_be_written(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot be written \(Permission denied\)"), writing(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
 def test_one_line_for_whoever_writes(tmp_path: Path) -> None:
     def texts() -> None:
         (tmp_path / "log").write_text("x" * 2000)
@@ -87,6 +102,69 @@ def test_room_is_looked_for_before_a_run(
     assert "the run may write 0.0" in stderr
     assert "whose disk has 0.00 GiB free: make room, give out=PATH on another disk, or write" in stderr
     assert not (tmp_path / "run").exists()
+
+
+REALLY_FULL = """
+import json, os, sys
+from pathlib import Path
+from everclip.checkpoint import verify
+from everclip.errors import RunError
+from everclip.loop import train
+from everclip.progress import Progress
+from everclip.run import Run
+from tests.running import configured, timeless
+
+here, *tokens = sys.argv[1:]
+
+class Filling(Progress):
+    def step(self, note="", count=1):
+        if note.startswith("loss"):
+            with open(f"{here}/filler", "ab", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(1 << 16))
+                except OSError as error:
+                    assert error.errno == 28, error
+
+config = configured(*tokens, f"out={here}/run")
+said = ""
+try:
+    with Run.open(config) as opened:
+        train(opened, Filling())
+except RunError as error:
+    said = str(error)
+store = Run(Path(here) / "run", config).store
+for place in store.places():
+    verify(store.folder(place))
+left = [path.name for path in store.path.iterdir()]
+os.unlink(f"{here}/filler")
+with Run.open(config) as opened:
+    resumed = timeless(train(opened, Progress()))
+print(json.dumps([said, left, resumed]))
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(tmp_path: Path, toy: str, photos: str) -> None:
+    """On a file system of its own, of 160 MB in memory."""
+    here = tmp_path / "small"
+    here.mkdir()
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=160m tmpfs "$0" && exec "$@"', str(here)]
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs file systems of its own (unshare, mount)")
+    tokens = [f"data={photos}", f"model={toy}", "scenario.tasks=2", "checkpoint.every=steps:1"]
+    done = subprocess.run(
+        [*mount, sys.executable, "-c", REALLY_FULL, str(here), *tokens],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said, left, resumed = json.loads(done.stdout.splitlines()[-1])
+    assert said.startswith(f"{here}/run cannot be written (No space left on device); its last checkpoint is")
+    assert left == ["begin"]
+    assert resumed == json.loads(json.dumps(timeless(run(tmp_path / "whole", *tokens))))
 
 
 def test_what_is_there_already_counts(tmp_path: Path, toy: str, photos: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everclip import data
+from everclip.card import CALIBRATION_FILE, read_of_run
 from everclip.checkpoint import MANIFEST, Damaged, _rendered, names
+from everclip.cli.app import main
+from everclip.cli.train import run_here
 from everclip.config import load_config, resolve
 from everclip.config.sources import is_override
 from everclip.data.templates import suited
 from everclip.errors import UserError
+from everclip.models.catalogue import costs
+from everclip.report.build import build
+from everclip.report.find import not_begun
 from everclip.report.read import read_run
+from everclip.results import _MORE, _WHOLE
 from everclip.run import Run
+from everclip.runs import load_runs
+from tests.report.synthetic import write_run
 from tests.running import configured
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -111,5 +122,61 @@ def test_results_and_logs(results: bytes, lines: list[bytes], tmp_path: Path) ->
     (tmp_path / "results.json").write_bytes(results)
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     (tmp_path / "config.toml").write_text('data = "emoji"\n')
-    for reader in (Run(tmp_path, configured("data=emoji")).results, lambda: read_run(tmp_path)):
+    for reader in (
+        Run(tmp_path, configured("data=emoji")).results,
+        lambda: read_run(tmp_path),
+        lambda: load_runs(tmp_path),
+    ):
         tried(reader)
+
+
+@settings(quick, max_examples=40)
+@given(key=st.sampled_from(sorted(_WHOLE | _MORE)), value=st.just(...) | JSON)
+def test_results_of_which_one_key_is_another(key: str, value: object, tmp_path: Path) -> None:
+    """The page and the table of a run: refused, or made."""
+    folder = tmp_path / "run"
+    results = write_run(folder, tasks=2, per_task=2, steps=2) | {key: value}
+    if value is ...:
+        del results[key]
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "report.html").write_text("there")
+    tried(lambda: build([folder], tmp_path / "page.html"))
+    run = Run(folder, configured("data=emoji"))
+    with redirect_stdout(io.StringIO()):
+        tried(lambda: run_here(run, json=False))
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a": 1', "[]", '{"schema": 1, "method": "gdro", "last": 0.5}']
+)
+def test_results_that_no_command_can_use(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    write_run(folder, tasks=2, per_task=2, steps=2)
+    (folder / "results.json").write_text(content)
+    for words in (["resume", str(folder)], ["report", str(folder), "-o", str(tmp_path / "x.html")]):
+        assert main(words) == 2, words
+        stderr = capsys.readouterr().err
+        assert "results.json" in stderr.splitlines()[-1]
+        assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a = ", b"a = " + b"[" * 100_000])
+def test_configs_of_runs_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", tasks=2, per_task=2, steps=2)
+    (tmp_path / "run" / "config.toml").write_bytes(content)
+    for reader in (read_run, load_runs):
+        with pytest.raises(UserError, match=r"config\.toml") as error:
+            reader(tmp_path / "run")
+        assert "\n" not in str(error.value)
+
+
+def test_nesting_that_no_parser_follows(tmp_path: Path) -> None:
+    """Where a file is only looked at, it says nothing; where it is asked for, it is refused."""
+    for name in (CALIBRATION_FILE, "open_clip_config.json", "sweep.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+    assert costs(f"local-dir:{tmp_path}") is None
+    assert not_begun([tmp_path], []) == []
+    with pytest.raises(UserError, match=rf"{CALIBRATION_FILE} is damaged"):
+        read_of_run(tmp_path, 0)

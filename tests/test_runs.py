@@ -68,7 +68,7 @@ def test_results_alone_are_a_run(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("results.json", "{", "results.json cannot be read"),
-        ("results.json", "[]", "is no result of everclip"),
+        ("results.json", "[]", "holds no JSON object"),
         ("results.json", '{"accuracy": 1}', "is no result of everclip"),
         ("config.toml", "seed = ", "config.toml cannot be read"),
     ],

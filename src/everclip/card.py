@@ -24,9 +24,9 @@ from everclip import __version__
 from everclip.calibration import Calibration
 from everclip.config import Config, resolve
 from everclip.config.resolve import written
+from everclip.durable import write_atomic
 from everclip.errors import UserError
 from everclip.plan import Plan
-from everclip.run import write_atomic
 
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
@@ -140,7 +140,8 @@ def read_of_run(path: Path, stage: int) -> Calibration | None:
         content = json.loads(file.read_text(encoding="utf-8"))
         found = Calibration.model_validate(content["calibration"])
         return found if content["stage"] == stage else None
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's error is a ValueError
+    # pydantic's error is a ValueError
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: remove it, or calibrate again") from error
 
 

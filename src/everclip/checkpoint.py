@@ -17,18 +17,20 @@ Names tell where a run stands, and their order is that of the run:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from everclip import __version__
+from everclip.durable import sync, write_atomic
 from everclip.errors import RunError, UserError
 
 FORMAT = 1
@@ -180,7 +182,8 @@ def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()
             synced = pool.map(sync, written)
             files = dict(zip((file.name for file in written), pool.map(_entry, written), strict=True))
             list(synced)  # raises what went wrong
-        _write_synced(unfinished / MANIFEST, _manifest(files, on))
+        (unfinished / MANIFEST).write_bytes(_manifest(files, on))
+        sync(unfinished / MANIFEST)
         sync(unfinished)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
@@ -193,11 +196,8 @@ def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()
 def amend(folder: Path, name: str, content: bytes) -> None:
     """Add a file to a checkpoint, at once or not at all. Raises Damaged, and OSError as ``commit`` does."""
     body = _body(folder)
-    _write_synced(folder / name, content)
-    unfinished = folder / f"{MANIFEST}.tmp"
-    _write_synced(unfinished, _manifest({**body["files"], name: _entry(folder / name)}, body["on"]))
-    unfinished.replace(folder / MANIFEST)
-    sync(folder)
+    write_atomic(folder / name, content)
+    write_atomic(folder / MANIFEST, _manifest({**body["files"], name: _entry(folder / name)}, body["on"]))
 
 
 def names(folder: Path) -> frozenset[str]:
@@ -209,15 +209,17 @@ def verify(folder: Path) -> None:
     """Make sure that each file of a checkpoint is what was written.
 
     Raises:
-        Damaged: there is no manifest, or something is not as it says.
+        Damaged: there is no manifest, something is not as it says, or the disk has lost it.
         UserError: another version of everclip wrote it.
-        OSError: the disk fails.
+        OSError: it may not be read.
     """
     for name, entry in _body(folder)["files"].items():
         path = folder / name
         if not path.is_file():
             raise Damaged(f"{name} is missing")
-        if path.stat().st_size != entry["bytes"] or _entry(path) != entry:
+        with _readable(name):
+            same = path.stat().st_size == entry["bytes"] and _entry(path) == entry
+        if not same:
             raise Damaged(f"{name} is not what was written")
 
 
@@ -226,7 +228,8 @@ def _body(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise Damaged(f"it has no {MANIFEST}")
-    content = path.read_bytes()
+    with _readable(MANIFEST):
+        content = path.read_bytes()
     try:
         body = json.loads(content)["checkpoint"]
         form, named, sizes = body["format"], [*body["files"], *body["on"]], body["files"].values()
@@ -244,13 +247,15 @@ def _body(folder: Path) -> dict[str, Any]:
     return body
 
 
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raises Damaged where the disk has lost what it should hold; other errors of reading stay."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Damaged(f"{name} cannot be read from the disk") from error
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -267,10 +272,3 @@ def _rendered(body: Any) -> bytes:
     """The manifest's bytes."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({"checkpoint": body, "sha256": digest}, sort_keys=True, indent=1).encode() + b"\n"
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from everclip.models.clip import Clip
 
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
-"""What a disk does, as against what a program gets wrong."""
+_FAILURES |= {errno.EACCES, errno.EPERM}
+"""What a disk does or forbids, as against what a program gets wrong."""
 _CODE = re.compile(r"\(os error (\d+)\)")
 GIB = 1 << 30
 
@@ -33,6 +34,10 @@ def writing(run: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if not run.is_dir():
+            raise RunError(
+                f"{run} is gone, removed or its disk is: nothing of the run is left there"
+            ) from error
         reason = _reason(error)
         if reason is None:
             raise

@@ -15,9 +15,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from everclip import config as configs
-from everclip import trackers
-from everclip.checkpoint import Store, sync
+from everclip import results, trackers
+from everclip.checkpoint import Store
 from everclip.config import Config
+from everclip.durable import sync, write_atomic
 from everclip.errors import UserError
 
 log = logging.getLogger("everclip")
@@ -35,17 +36,6 @@ class _RunLog(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Let the line go."""
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one and nothing between."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
 
 
 def _difference(before: Config, now: Config) -> str:
@@ -205,11 +195,14 @@ class Run:
         """The results of a finished run. Raises UserError where the file is damaged."""
         path = self.path / "results.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise UserError(f"{path} is damaged: remove it, and everclip resume {self.path} writes it again")
+            found = results.read(path)
+            wrong = results.problem(found)
+        except UserError:
+            found, wrong = {}, "it is no JSON"
+        if wrong:
+            raise UserError(
+                f"{path} is damaged ({wrong}): remove it, and everclip resume {self.path} writes it again"
+            )
         return found
 
     def log(self, event: str, **fields: Any) -> None:

@@ -6,7 +6,6 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.errors import UserError
+from everclip.results import read as read_results
 
 if TYPE_CHECKING:
     import pandas
@@ -153,17 +153,14 @@ def natural(text: str) -> list[str | int]:
 def read(path: Path) -> Finished:
     """The finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
     file, config = path / "results.json", path / "config.toml"
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): restore it, or leave the run out") from error
-    if not isinstance(results, dict) or not {"schema", "method", "last"} <= results.keys():
+    results = read_results(file)
+    if not {"schema", "method", "last"} <= results.keys():
         raise UserError(f"{file} is no result of everclip (docs/results.md): leave that folder out")
     values: dict[str, Any] = {}
     if config.is_file():
         try:
             values = flat(tomllib.loads(config.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{config} cannot be read ({error}): restore it, or leave the run out") from error
     return Finished(path, results, values)
 

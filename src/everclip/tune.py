@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from everclip.config import Config, config_hash, dump, load_config, resolve
+from everclip.durable import write_atomic
 from everclip.errors import RunError
-from everclip.run import Run, write_atomic
+from everclip.run import Run
 
 SHARE = 0.2
 """Share of the training images that is held out, where the config does not say."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from everclip.data.arrow import ArrowStore, holds_bytes, holds_text
-from everclip.data.tables import MOST_BYTES
+from everclip.data.images import MOST_BYTES
 from everclip.errors import UserError
 
 pa: Any = pytest.importorskip("pyarrow", reason='pyarrow is in the extra: pip install "everclip[hf]"')

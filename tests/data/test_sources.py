@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 
 from everclip import data
 from everclip.data.folders import split_of
+from everclip.data.images import MOST_BYTES, FileStore
+from everclip.data.pixels import Pixels
+from everclip.errors import UserError
 from tests.pictures import domain_folder, image_folder
 
 
@@ -107,6 +111,44 @@ def test_links_that_loop_and_entries_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "train" / "red" / "notes.txt").write_text("not a picture")
     found = data.load(f"imagefolder:{tmp_path}")
     assert len(found.train) == 3 + 3 + 2  # the two impostors are listed, and found broken when they are read
+
+
+@pytest.mark.parametrize("link", ["train/red/out.png", "train/out", "test/red/up"])
+@pytest.mark.parametrize("source", ["imagefolder", "domainfolder"])
+def test_links_out_of_the_folder_are_refused(tmp_path: Path, source: str, link: str) -> None:
+    """What another made may show pictures of this machine to nobody."""
+    root = tmp_path / "shared"
+    image_folder(root, {"train": 3, "test": 1}, classes=2)
+    image_folder(tmp_path / "mine", {"": 3}, classes=2)
+    if source == "domainfolder":
+        for part in ("train", "test"):
+            (root / part).rename(root / f"{part}s")
+            (root / part).mkdir()
+            (root / f"{part}s").rename(root / part / "photo")
+        link = link.replace("train/", "train/photo/").replace("test/", "test/photo/")
+    target = tmp_path / "mine" / "red"
+    if link.endswith(".png"):
+        target /= "0.png"
+    (root / link).symlink_to(target, target_is_directory=target.is_dir())
+    if link.endswith("up"):  # links to folders within a class are not followed
+        data.load(f"{source}:{root}")
+        return
+    with pytest.raises(UserError, match=r"links out of .*shared: put the images themselves there") as error:
+        data.load(f"{source}:{root}")
+    assert link in str(error.value)
+    (root / link).unlink()
+    (root / link).symlink_to(root / ("train" if source == "imagefolder" else "train/photo") / "green")
+    if not link.endswith(".png"):
+        assert "out" in data.load(f"{source}:{root}").class_names, "links that stay inside are followed"
+
+
+def test_pipes_and_huge_files_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)  # takes no room
+    pixels = Pixels(FileStore(tmp_path, ["pipe.png", "huge.png"]), lambda image: image, 16, 0, 0)
+    assert not pixels.load(np.arange(2))[1].any()
+    assert pixels.skipped() == {"pipe.png": "no file", "huge.png": "too large: 1,073,741,825 bytes"}
 
 
 def test_emoji_scenarios() -> None:

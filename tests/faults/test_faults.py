@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks.reliability import pending, portable
 
 from everclip import plugins
 from everclip.seeding import generator
@@ -29,6 +30,37 @@ def test_every_value_of_every_factor_comes_often_enough() -> None:
     assert drawn == [combination(0, index, KILLS) for index in range(KILLS)]
     assert drawn != [combination(1, index, KILLS) for index in range(KILLS)]
     assert FACTORS["method"] == plugins.names("methods")
+
+
+def test_all_goals_advance_alike() -> None:
+    items = pending([], [*GOALS])
+    assert len(items) == len({*items}) == sum(goal.count for goal in GOALS.values())
+    for done in (len(items) // 4, len(items) // 2 + 1):
+        there = [name for name, _ in items[:done]]
+        for name, goal in GOALS.items():
+            assert abs(there.count(name) - goal.count * done / len(items)) <= 1, name
+    rest = pending([{"goal": name, "index": index} for name, index in items[:100]], [*GOALS])
+    assert rest == items[100:]
+
+
+def test_a_row_has_no_folder_of_this_machine() -> None:
+    why = (
+        'exit 1: Traceback\n  File "/opt/it/src/everclip/loop.py", line 3, in train\n'
+        "    data=imagefolder:/data/my photos/a (/usr/lib/x.py) see https://a.org/b/c: 1/2 of a/b.png\n"
+        "error: /scratch/killed cannot be written"
+    )
+    row = portable(
+        {"why": why, "index": 3, "killed": [True], "in": {"a": ["/b/c"]}},
+        (Path("/scratch"), Path("/opt/it")),
+    )
+    assert row == {
+        "why": 'exit 1: Traceback\n  File "src/everclip/loop.py", line 3, in train\n'
+        "    data=imagefolder:my photos/a (x.py) see https://a.org/b/c: 1/2 of a/b.png\n"
+        "error: killed cannot be written",
+        "index": 3,
+        "killed": [True],
+        "in": {"a": ["c"]},
+    }
 
 
 @pytest.mark.parametrize("index", range(20))

@@ -227,7 +227,7 @@ def test_several_runs_and_what_was_left_out(tmp_path: Path) -> None:
     page = Page(html)
     assert [a["id"] for tag, a in page.elements if tag == "article"] == ["run1", "run2"]
     assert f'"{tmp_path}/missing" is no run directory' in page.text
-    assert f"{tmp_path}/broken/results.json: not JSON" in page.text
+    assert f"{tmp_path}/broken/results.json cannot be read" in page.text
     test_ids_are_unique_and_references_resolve(html, page)
 
 

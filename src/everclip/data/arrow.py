@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip.config.fields import shown
-from everclip.data.images import Store
-from everclip.data.tables import MOST_BYTES, Fence
+from everclip.data.folders import Fence
+from everclip.data.images import MOST_BYTES, Store
 from everclip.errors import UserError
 
 if TYPE_CHECKING:

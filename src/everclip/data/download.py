@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from everclip.durable import put
 from everclip.errors import UserError
 from everclip.models import _cache
 
@@ -155,14 +156,7 @@ def fetch(remote: Remote, path: Path) -> None:
 def commit(part: Path, path: Path) -> None:
     """Move a finished file to its place, on the disk as well."""
     try:
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        put(part, path)
     except OSError as error:
         raise unwritable(path, error) from error
 

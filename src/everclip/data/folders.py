@@ -181,7 +181,8 @@ def dataset(
         held_out: the test images were chosen by ``split_of``.
 
     Raises:
-        UserError: no images, one class, a class without training images, or names that collide.
+        UserError: no images, one class, a class without training images, names that collide, or a link to a place
+            outside, which whoever made the folder may not be shown.
     """
     folders = sorted({row[2] for row in found})
     loose = _loose(root, places)
@@ -208,6 +209,12 @@ def dataset(
             " folders",
             *(len(loose), root, loose[0]),
         )
+    fence = Fence(root)
+    for key, *_ in found:
+        if not fence.holds(f"{root}/{key}"):
+            raise UserError(
+                f"{root / key} links out of {root}: put the images themselves there, such as with cp -rL"
+            )
     names_file, templates_file = root / "classnames.txt", root / "templates.txt"
     names = tuple(clean(folder) for folder in folders)
     if names_file.exists():
@@ -251,3 +258,25 @@ def check_names(
             )
         first[name] = index
     return names
+
+
+class Fence:
+    """Tells whether files lie in one of some folders, links followed."""
+
+    def __init__(self, *folders: str | Path) -> None:
+        self._folders = [os.path.realpath(folder) for folder in folders]
+        self._known: dict[str, bool] = {}
+
+    def holds(self, path: str) -> bool:
+        """Whether the file at ``path``, which need not exist, lies inside. Each folder on the way is followed once."""
+        if os.path.basename(path) in ("", ".", "..") or os.path.islink(path):
+            return self._inside(os.path.realpath(path))
+        parent = os.path.dirname(path)
+        if parent not in self._known:
+            self._known[parent] = self._inside(os.path.realpath(parent))
+        return self._known[parent]
+
+    def _inside(self, real: str) -> bool:
+        return any(
+            real == folder or real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._folders
+        )

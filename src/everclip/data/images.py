@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 
 from everclip.errors import UserError
 from everclip.seeding import hash64
+
+MOST_BYTES = 1 << 30
+"""Size of an encoded image, which is read whole."""
 
 
 class Store(ABC):
@@ -37,7 +41,13 @@ class FileStore(Store):
         self.keys = keys
 
     def read(self, row: int) -> bytes:
-        return (self.root / self.keys[row]).read_bytes()
+        path = self.root / self.keys[row]
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a pipe would never end
+            raise OSError("no file")
+        if found.st_size > MOST_BYTES:
+            raise OSError(f"too large: {found.st_size:,} bytes")
+        return path.read_bytes()
 
     def nbytes(self, row: int) -> int:
         try:

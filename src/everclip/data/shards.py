@@ -18,8 +18,7 @@ from typing import IO
 import numpy as np
 
 from everclip.config.fields import shown
-from everclip.data.images import Store
-from everclip.data.tables import MOST_BYTES
+from everclip.data.images import MOST_BYTES, Store
 from everclip.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

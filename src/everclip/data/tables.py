@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ log = logging.getLogger("everclip")
 
 MOST_IMAGES = 20_000_000
 """Rows of a list. A row costs some hundred bytes, so that a longer one would not fit into memory."""
-MOST_BYTES = 1 << 30
-"""Size of an encoded image, which is read whole."""
 MOST_LABEL = 200
 """Characters of a class's name; a longer text is a caption."""
 
@@ -192,25 +189,3 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
 def _templates(origin: Origin) -> tuple[str, ...]:
     path = origin.folder / "templates.txt" if origin.folder else None
     return read_templates(path) if path and path.exists() else origin.templates
-
-
-class Fence:
-    """Tells whether files lie in one of some folders, links followed."""
-
-    def __init__(self, *folders: str | Path) -> None:
-        self._folders = [os.path.realpath(folder) for folder in folders]
-        self._known: dict[str, bool] = {}
-
-    def holds(self, path: str) -> bool:
-        """Whether the file at ``path``, which need not exist, lies inside. Each folder on the way is followed once."""
-        if os.path.basename(path) in ("", ".", "..") or os.path.islink(path):
-            return self._inside(os.path.realpath(path))
-        parent = os.path.dirname(path)
-        if parent not in self._known:
-            self._known[parent] = self._inside(os.path.realpath(parent))
-        return self._known[parent]
-
-    def _inside(self, real: str) -> bool:
-        return any(
-            real == folder or real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._folders
-        )

@@ -153,5 +153,5 @@ def _saved(folder: Path) -> Mapping[str, Any] | None:
     file = folder / "open_clip_config.json"
     try:
         return json.loads(file.read_text(encoding="utf-8"))["model_cfg"] if file.is_file() else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None  # loading it will say what is wrong

@@ -152,7 +152,7 @@ def _cells(folder: Path) -> list[dict[str, Any]]:
     """The cells of sweep.json, as far as they can be read: it may be written at this moment."""
     try:
         cells = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return []
     return [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
 

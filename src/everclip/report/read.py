@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from everclip import results
 from everclip.errors import UserError
 
 Json = dict[str, Any]
@@ -159,7 +160,7 @@ def read_run(path: Path) -> RunData:
     run = RunData(
         path=path,
         results=_json(path / "results.json"),
-        config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
+        config_text=_config(config),
         environment=_json(path / "environment.json"),
         start=by_kind["start"].get((-1, -1), {}),
         steps=[by_kind["step"][key] for key in sorted(by_kind["step"])],
@@ -168,23 +169,26 @@ def read_run(path: Path) -> RunData:
         class_losses=_class_values(by_kind["class_losses"], "losses"),
         notes=notes,
     )
-    try:
-        _ = run.config
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{config}: not TOML ({error}); restore the file or leave the run out") from error
+    wrong = results.problem(run.results) if run.results else ""
+    if wrong:
+        file = path / "results.json"
+        raise UserError(f"{file} is no result of a run ({wrong}): restore it, or leave the run out")
     return run
 
 
-def _json(path: Path) -> Json:
-    if not path.is_file():
-        return {}
+def _config(path: Path) -> str:
+    """The text of config.toml, which can be read; empty where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); restore the file or leave the run out") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: no JSON object; restore the file or leave the run out")
-    return found
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{path}: not TOML ({reason}); restore the file or leave the run out") from error
+    return text
+
+
+def _json(path: Path) -> Json:
+    return results.read(path) if path.is_file() else {}
 
 
 def _class_values(lines: dict[tuple[int, int], Json], name: str) -> list[ClassValues]:
@@ -211,7 +215,7 @@ def _events(path: Path, notes: list[str]) -> list[Json]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             torn += bool(line.strip())
             continue
         if _usable(event):

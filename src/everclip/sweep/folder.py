@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 from filelock import FileLock, Timeout
 
 from everclip import __version__
+from everclip.durable import write_atomic
 from everclip.errors import UserError
-from everclip.run import Run, write_atomic
+from everclip.run import Run
 from everclip.runs import natural
 from everclip.sweep.grid import Job, content_key
 
@@ -100,7 +101,7 @@ class Folder:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}
 

@@ -34,7 +34,7 @@ class WeightsAndBiases(Numbers):
             id=hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
             resume="allow",
             dir=str(path),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=None if os.environ.get("WANDB_MODE") else "offline",  # None: as the variable says
             config=settings(config),
             settings=wandb.Settings(console="off", silent=True),
         )
