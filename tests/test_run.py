@@ -50,6 +50,7 @@ RESULT_KEYS = {
     "optimizer_steps",
     "samples_seen",
     "tuned_on",
+    "forked_from",
 }
 
 

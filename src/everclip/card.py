@@ -33,7 +33,7 @@ METHOD_FILE = "method.pt"
 CALIBRATION_FILE = "calibration.json"
 """A run's temperature, with the stage that it belongs to; a checkpoint is left as it is."""
 FORMAT = 1
-_LOCAL = {"out", "device", "smoke", "tuned_on", "classnames", "templates", "loader", "checkpoint"}
+_LOCAL = {"out", "device", "smoke", "tuned_on", "fork", "classnames", "templates", "loader", "checkpoint"}
 """Keys of a config that tell of the machine, and nothing of the model."""
 
 

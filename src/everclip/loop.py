@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip import caching
+from everclip import caching, forking
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
@@ -112,6 +112,8 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     """The lab at the run's newest checkpoint, or before its first task."""
     config, record_clock = run.config, Clock()
     plan = Plan.of(config)
+    if config.fork is not None and not run.store.places():
+        forking.begin(run, plan)
     trail = read(run)
     clip = restore(plan, trail[0]) if trail else load_model(plan, config.model)
     check_room(run.path, room(config, clip, len(plan.tasks)))

@@ -38,6 +38,7 @@ class Record:
 
     Attributes:
         precision: what ``train.precision=auto`` became at the run's first step.
+        forked_from: the run, its number of tasks and its config's hash, where this one began in another.
         skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
     """
 
@@ -49,6 +50,7 @@ class Record:
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         self.precision: str | None = None
+        self.forked_from: dict[str, Any] | None = None
         self.training_seconds = 0.0
         self.trainable_parameters = 0
         self.zero_shot: dict[str, Any] = {}
@@ -156,6 +158,7 @@ class Record:
             "samples_seen": self.samples_seen,
             "skipped_steps": [self.skipped_steps, self.skipped_in_a_row],
             "precision": self.precision,
+            "forked_from": self.forked_from,
             "training_seconds": self.training_seconds,
             "trainable_parameters": self.trainable_parameters,
             "zero_shot": self.zero_shot,
@@ -171,6 +174,7 @@ class Record:
         self.samples_seen = state["samples_seen"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"]
         self.precision = state["precision"]
+        self.forked_from = state.get("forked_from")  # which earlier versions did not write
         self.training_seconds = state["training_seconds"]
         self.trainable_parameters = state["trainable_parameters"]
         self.zero_shot = state["zero_shot"]
@@ -229,6 +233,7 @@ class Record:
             "tune": config.tune,
             "validation": config.scenario.validation,
             "tuned_on": config.tuned_on,
+            "forked_from": self.forked_from,
             "skipped_images": list(loader.pixels.skipped()),
         }
 

@@ -81,12 +81,12 @@ def read(run: Run) -> list[Saved]:
         RunError: there are checkpoints, and none can be used.
         UserError: one is whole, and cannot be read here.
     """
-    trail = [_saved(run.store.folder(place), place) for place in run.store.newest()]
+    trail = [saved(run.store.folder(place), place) for place in run.store.newest()]
     run.cut_log(trail[-1].state["log_bytes"] if trail else 0)
     return trail
 
 
-def _saved(folder: Path, place: Place) -> Saved:
+def saved(folder: Path, place: Place) -> Saved:
     """A checkpoint that was verified. Raises UserError where it cannot be read."""
     try:
         state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
@@ -148,4 +148,4 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
             f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}"
         )
     plan = Plan.of(run.config)
-    return plan, restore(plan, _saved(run.store.folder(place), place)), place.task - 1
+    return plan, restore(plan, saved(run.store.folder(place), place)), place.task - 1

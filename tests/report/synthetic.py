@@ -138,7 +138,7 @@ def _results(
         "images_per_second": 118.4, "peak_memory_bytes": 1_400_000_000, "seconds": 412.7,
         "trainable_parameters": 3_371_009, "state_bytes": 20_480, "optimizer_steps": 300,
         "samples_seen": 19_200,
-        "tuned_on": None, "tasks": [f"task {t + 1}" for t in range(tasks)],
+        "tuned_on": None, "forked_from": None, "tasks": [f"task {t + 1}" for t in range(tasks)],
         "test_counts": [per_task * IMAGES] * tasks,
         "zero_shot_after_stage": zero_curve,
         "zero_shot_per_task": [float(v) for v in base.reshape(tasks, per_task).mean(1)],

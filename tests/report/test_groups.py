@@ -115,6 +115,20 @@ def test_methods_without_memory_belong_to_no_size(tmp_path: Path) -> None:
     assert [g.method for g in setting.joint] == ["joint"]
 
 
+def test_a_sweep_runs_a_method_without_memory_once_at_none(tmp_path: Path) -> None:
+    """It then stands for all sizes; the method is asked, since the run itself kept nothing either way."""
+    for memory in (0, 200):
+        write_run(tmp_path / f"gdro{memory}", memory=memory, options="", **SMALL)
+    for method in ("ncm", "gcl"):
+        write_run(tmp_path / method, method=method, memory=0, options="", **SMALL)
+    (setting,) = sorted_out(tmp_path)
+    assert [g.label for g in setting.level] == ["ncm"]
+    assert ("gcl", 0) in [(g.method, g.memory) for g in setting.groups]
+    (tmp_path / "ncm" / "results.json").unlink()
+    (setting,) = sorted_out(tmp_path)
+    assert [g.label for g in setting.level] == ["ncm"]
+
+
 def test_unfinished_runs_join_the_setting_that_they_do_not_contradict(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         write_run(tmp_path / f"s{seed}", seed=seed, **SMALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -37,7 +38,7 @@ def started(tokens: list[str]) -> subprocess.Popen[str]:
 
 
 def wait_for(file: Path, text: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not file.exists() or text not in file.read_text():
         assert time.monotonic() < deadline, f"{text} is not in {file}"
         time.sleep(0.1)
@@ -124,14 +125,14 @@ def test_failures_are_named_and_retried(
     assert main(words) == 1
     shown, said = capsys.readouterr()
     assert "gcl_lr1e-4: last" in said
-    assert "failed: gcl_lr1e30: the loss is" in said.splitlines()[-2]
+    assert re.search("failed: gcl_lr1e30: .* not finite at step", said.splitlines()[-2])
     assert said.splitlines()[-1] == "the same command with --retry runs what failed again"
     assert "gcl" in shown
     assert "begins" in said
     assert main(words) == 1
     again = capsys.readouterr().err
     assert "begins" not in again
-    assert "failed: gcl_lr1e30: the loss is" in again
+    assert re.search("failed: gcl_lr1e30: .* not finite at step", again)
     assert main([*words, "--json"]) == 1
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert [(cell["state"], bool(cell["error"])) for cell in cells] == [("failed", True), ("finished", False)]
@@ -161,6 +162,7 @@ def test_a_sweep_that_is_ended_goes_on_to_the_same_table(
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     if number != signal.SIGKILL:
         assert said.splitlines()[-1].endswith(f"the same command continues the sweep in {out}")
+        assert "stopping: gcl_s" in said
     deadline = time.monotonic() + 60
     while any(busy(folder) for folder in out.glob("gcl*")):  # no child outlives its sweep
         assert time.monotonic() < deadline
@@ -234,12 +236,14 @@ def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.Ca
         (["--tune", "method.gdro.margin=1,2"], "gdro, which is not in the grid"),
         (["--tune", "train.lr_text=0,1", "train.lr_text=0"], "is given twice"),
         (["--jobs", "0"], "--jobs is 0"),
+        (["--slurm-set", "timeout_min=5"], "write --slurm too"),
+        (["--slurm", "--print"], "write one of the two"),
         (["--threads", "-1"], "--threads is -1"),
         (["data=imagefolder:nowhere,imagefolder:nothing"], "test/CLASS; data folder nothing does not exist"),
         (["model=local-dir:nowhere"], "nowhere does not exist"),
         (["device=cuda:7"], "device=cuda:7"),
         (["scenario.tasks=7,8"], "scenario.tasks=8"),
-        (["method=gcl,gdr"], 'unknown method "gdr"'),
+        (["method=gcl,gdr"], '1 cell of the grid is invalid: unknown method "gdr"'),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(
@@ -326,6 +330,8 @@ class Quiet(pool.Watcher):
 
     def ended(self, child: Child, error: str | None) -> None:
         self.errors[child.work.name] = error
+
+    def stopping(self, running: object) -> None: ...
 
     def look(self, running: object, waiting: object) -> None: ...
 

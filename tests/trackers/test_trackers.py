@@ -15,7 +15,7 @@ from everclip import plugins, trackers
 from everclip.config import Config
 from everclip.errors import UserError
 from everclip.trackers._base import Numbers, Tracker, numbers
-from tests.running import configured, run
+from tests.running import configured, run, run_for, timeless
 
 
 @pytest.fixture
@@ -52,21 +52,42 @@ def stopped_and_continued(config: Config, path: Path, events: list[dict[str, Any
     tell(config, path, events[steps[2] :])
 
 
-def test_tensorboard(tmp_path: Path, events: list[dict[str, Any]]) -> None:
-    config, path = wanted("tensorboard"), tmp_path / "runs" / "x"
-    stopped_and_continued(config, path, events)
+def same_in_tensorboard(path: Path, events: list[dict[str, Any]]) -> None:
+    """Its event files have each step's losses and each stage's accuracy once, as ``events`` do."""
     from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingImports]
         EventAccumulator,
     )
 
     found = EventAccumulator(str(path / "tensorboard"))
     found.Reload()
-    (term,) = [name for name in found.Tags()["scalars"] if name.startswith("step/loss/")][:1]
-    told = [(scalar.step, scalar.value) for scalar in found.Scalars(term)]
-    expected = losses(events, term.removeprefix("step/loss/"))
-    assert [step for step, _ in told] == [step for step, _ in expected]
-    assert [value for _, value in told] == pytest.approx([value for _, value in expected], rel=1e-6)
-    assert len(found.Scalars("stage/accuracy_after_stage")) == 3
+    terms = [name for name in found.Tags()["scalars"] if name.startswith("step/loss/")]
+    assert {term.removeprefix("step/loss/") for term in terms} == set(
+        next(event for event in events if event["event"] == "step")["loss"]
+    )
+    for term in terms:
+        told = [(scalar.step, scalar.value) for scalar in found.Scalars(term)]
+        expected = losses(events, term.removeprefix("step/loss/"))
+        assert [step for step, _ in told] == [step for step, _ in expected]
+        assert [value for _, value in told] == pytest.approx([value for _, value in expected], rel=1e-6)
+    stages = [event["accuracy_after_stage"] for event in events if event["event"] == "stage"]
+    told = [scalar.value for scalar in found.Scalars("stage/accuracy_after_stage")]
+    assert told == pytest.approx(stages, rel=1e-6)
+
+
+def test_tensorboard(tmp_path: Path, events: list[dict[str, Any]]) -> None:
+    config, path = wanted("tensorboard"), tmp_path / "runs" / "x"
+    stopped_and_continued(config, path, events)
+    same_in_tensorboard(path, events)
+
+
+def test_a_run_tells_its_tracker_what_it_logs(tmp_path: Path, toy: str, photos: str) -> None:
+    """Also where it is stopped in the middle of a task and goes on."""
+    wanted("tensorboard")
+    words = [f"data={photos}", f"model={toy}", "method=gdro", "trackers=tensorboard"]
+    assert run_for(tmp_path / "x", 5, *words) is None
+    assert run_for(tmp_path / "x", 1000, *words) is not None
+    lines = (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()
+    same_in_tensorboard(tmp_path / "x", [json.loads(line) for line in lines])
 
 
 def test_mlflow(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +170,20 @@ def test_a_tracker_that_fails_is_let_go(
     assert "RuntimeError: closed twice" in caplog.text
     tell(config, tmp_path, [])  # never opened, so never closed
     assert len(caplog.records) == 2
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_trackers").mkdir()
+    (tmp_path / "my_trackers" / "failing.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [f"data={photos}", f"model={toy}", "method=gcl"]
+    failing = run(tmp_path / "x", *words, "trackers=my_trackers.failing")
+    assert (tmp_path / "x" / "told").read_text() == "startstep"
+    told = (tmp_path / "x" / "run.log").read_text()
+    assert told.count("my_trackers.failing is told no more of this run: OSError: the disk is full") == 1
+    assert timeless(failing) == timeless(run(tmp_path / "alone", *words))
 
 
 class Kept(Numbers):

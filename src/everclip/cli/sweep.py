@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from everclip.errors import UserError
+
 if TYPE_CHECKING:
     from everclip.sweep.session import Session
 
@@ -17,6 +19,8 @@ _ONE = Parameter(consume_multiple=False)
 def sweep(
     *tokens: str,
     tune: Annotated[list[str] | None, _ONE] = None,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    from_stage: int | None = None,
     jobs: int | None = None,
     threads: int | None = None,
     retry: bool = False,
@@ -35,6 +39,7 @@ def sweep(
     everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
     everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
     everclip sweep my.toml seed=0..4 --print > commands.txt
+    everclip sweep my.toml train.lr=1e-5,1e-4 --from runs/X --from-stage 5
 
     Parameters
     ----------
@@ -43,6 +48,11 @@ def sweep(
         the folder that holds the run directories.
     tune
         KEY=A,B: choose it for each method first, without the test set (see everclip tune).
+    from_
+        Finished runs to go on from: each run begins as the one that has its data,
+        method and seed stood after some tasks.
+    from_stage
+        The number of these tasks.
     jobs
         Runs side by side (default: one a GPU; without any, one a core).
     threads
@@ -65,8 +75,13 @@ def sweep(
     from everclip.sweep.session import Session
     from everclip.sweep.slots import cores, gpus, slots
 
+    if slurm_set and not slurm:
+        raise UserError("--slurm-set is a setting of SLURM jobs: write --slurm too, or leave it out")
+    if print_ and slurm:
+        raise UserError("--print prints the commands and --slurm submits them: write one of the two")
     places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
-    session = Session.of(tokens, tune or (), smoke, look=not print_)
+    extra = [*(["smoke=true"] if smoke else []), *_fork(from_, from_stage)]
+    session = Session.of(tokens, tune or (), extra, look=not print_)
     for line in session.shared():
         print(line, file=sys.stderr)
     if print_ or slurm:
@@ -80,6 +95,15 @@ def sweep(
     if session.failed() and not dry_run:
         print("the same command with --retry runs what failed again", file=sys.stderr)
     return 0 if dry_run or session.complete else 1
+
+
+def _fork(runs: str | None, stage: int | None) -> list[str]:
+    """The word of every cell that makes it a fork. Raises UserError where one of the two is missing or impossible."""
+    if runs is None and stage is None:
+        return []
+    if runs is None or stage is None or stage < 1:
+        raise UserError("--from RUNS and --from-stage K go together, with K from 1: write both")
+    return [f"fork={runs}@{stage}"]
 
 
 def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) -> int:

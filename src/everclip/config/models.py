@@ -276,6 +276,13 @@ class Config(Section):
     tuned_on: Text | None = Field(
         default=None, description="for the record: what the settings were chosen on; everclip tune writes it"
     )
+    fork: str | None = Field(
+        default=None,
+        description="begin as a finished run stood after its first K tasks: the one of RUNS (a run directory, a folder"
+        " of them or a pattern) that has the same model, data, tasks, method and seed",
+        pattern=r"^[^\x00-\x1f\x7f]+@[1-9]\d{0,8}$",
+        json_schema_extra={"allowed": '"RUNS@K" or none'},
+    )
     trackers: list[Text] = Field(
         default=[],
         description="where the log goes beside metrics.jsonl; each is an extra of the package",

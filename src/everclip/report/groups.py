@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from everclip.compare.cells import REFERENCES
+from everclip.compare.cells import REFERENCES, without_memory
 from everclip.metrics.stats import Interval, interval
 from everclip.report.facts import FACTS, names
 from everclip.report.facts import facts as facts_of
 from everclip.report.read import RunData
 from everclip.report.words import plain
-from everclip.runs import flat, natural
+from everclip.runs import Finished, flat, natural
 
 _NOT_COMPARED = (
     "seed",
@@ -257,10 +257,11 @@ def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[st
 
 
 def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
-    """Whether a method keeps no exemplars, whatever its budget: a reference, or one that was given some for nothing."""
-    done = [run for run in runs if run.finished]
-    given = any(_memory(run) != 0 for run in done)
-    return method in REFERENCES or (given and not any(run.results.get("memory_bytes", 1) for run in done))
+    """Whether a method keeps no exemplars, whatever its budget, as far as its finished runs or else its configs say."""
+    done = [run for run in runs if run.finished] or runs
+    return method in REFERENCES or all(
+        without_memory(Finished(run.path, {"method": method} | run.results, flat(run.config))) for run in done
+    )
 
 
 def _memory(run: RunData) -> Memory:

@@ -29,7 +29,8 @@ def verdict(setting: Setting) -> list[str]:
     ranked = sorted((g for g in setting.every if not g.reference and g.finished), key=_last, reverse=True)
     if not ranked:
         done = [f"{g.label}: {len(g.curve)} of {len(setting.tasks)} tasks" for g in setting.every if g.curve]
-        return ["No run of it has finished.", *done]
+        some = any(group.finished for group in setting.every)
+        return ["No run but references has finished." if some else "No run of it has finished.", *done]
     best, span = ranked[0], ranked[0].interval("last")
     assert span is not None
     line = f"{_title(setting)}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
@@ -65,7 +66,12 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
         return f"{start}; no seed is common to both."
     ahead = paired([first[seed] for seed in both], [second[seed] for seed in both])
     if ahead.low is None or ahead.high is None:
-        return f"{start}; with one seed the difference may be chance."
+        why = (
+            "with one seed the difference may be chance"
+            if ahead.n == 1
+            else "the difference is the same for each seed"
+        )
+        return f"{start}; {why}."
     chance = "which may be chance" if ahead.low <= 0 <= ahead.high else "more than chance"
     return (
         f"{start}; the difference is {points(ahead.difference)} points (95 % interval over {several(ahead.n, 'seed')},"

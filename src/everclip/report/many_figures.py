@@ -10,16 +10,25 @@ from everclip.report.plots import Line, Plot, Plots, aligned, around
 from everclip.report.svg import Figure, both, csv_text, ticks
 from everclip.report.words import percent, several
 
-ZERO_SHOT, JOINT = "zero-shot (no training)", "joint (all tasks at once)"
-_BARS = (
+ZERO_SHOT, JOINT = "zero-shot", "joint"
+_REFERENCES = (
+    " Grey: zero-shot (the pretrained model) and joint training (on all tasks at once), where they are known."
+)
+_INTERVALS = (
     " Bars: 95 % intervals of the mean over seeds (Student t), cut off where they leave the panel; none where there is"
-    " one seed. Pale dots: single seeds."
+    " one seed."
+)
+_RANGES = (
+    " Bars: from the lowest seed to the highest, since two seeds give no useful interval of the mean (the CSV file has"
+    " it all the same)."
 )
 
 
 def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
     """A number of results.json, ``last`` or ``average``, at each memory size; a panel a setting."""
-    plots = [plot for setting in settings if (plot := _memory_plot(setting, key)) is not None]
+    spans = [group.interval(key) for setting in settings for group in setting.every]
+    few = any(span is not None and span.n == 2 for span in spans)
+    plots = [plot for setting in settings if (plot := _memory_plot(setting, key, few)) is not None]
     if not plots:
         return None
     words = {
@@ -28,7 +37,11 @@ def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
     }
     title, what = words[key]
     chart = Plots(
-        title, f"{several(len(plots), 'panel')}; the numbers are in the CSV file.", plots, height=230
+        title,
+        f"{several(len(plots), 'panel')}; the numbers are in the CSV file.",
+        plots,
+        height=280,
+        ends=True,
     )
     rows = [
         [
@@ -50,7 +63,10 @@ def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
         title,
         f"Accuracy in %: {what}. The memory is the number of training images kept; its sizes are evenly spaced, not to"
         " scale, and methods stand a little apart so that they do not hide each other."
-        + _BARS
+        " A level line without markers is a method that keeps none."
+        + (_RANGES if few else _INTERVALS)
+        + " Pale dots: single seeds."
+        + _REFERENCES
         + ("" if key == "last" else " Joint training has no average of its own: it learns in one task."),
         *both(chart.draw, "all", f"memory-{key}"),
         csv_text(["setting", "method", "variant", "memory", "seeds", "mean", "low", "high"], rows),
@@ -81,6 +97,7 @@ def after_each_task(setting: Setting) -> Figure | None:
         title,
         "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far: the test grows"
         " and gets harder from left to right. Means over seeds."
+        + _REFERENCES
         + (f" As far as unfinished runs have come: {'; '.join(open_)}." if open_ else ""),
         *both(chart.draw, setting.ident, "stages"),
         csv_text(["method", "variant", "memory", "task", "seeds", "mean", "low", "high"], rows),
@@ -98,20 +115,21 @@ def _pretrained(setting: Setting, key: str) -> float | None:
     return sum(curve) / len(curve) if curve else None
 
 
-def _memory_plot(setting: Setting, key: str) -> Plot | None:
+def _memory_plot(setting: Setting, key: str, few: bool) -> Plot | None:
     groups = [group for group in setting.groups if group.interval(key) is not None]
     sizes = [size for size in setting.memories if any(group.memory == size for group in groups)]
     if not sizes:
         return None
     series = list(dict.fromkeys(group.series for group in groups))
     ends = (-0.45, len(sizes) - 0.55)
-    lines = _references(setting, key, ends)
+    lines = _references(setting, key, ends, few)
     for k, name in enumerate(series):
         apart = (k - (len(series) - 1) / 2) * min(0.12, 0.7 / len(series))
         members = [
             group for size in sizes for group in groups if group.series == name and group.memory == size
         ]
-        lines.append(_memory_line(members, key, [sizes.index(group.memory) + apart for group in members]))
+        xs = [sizes.index(group.memory) + apart for group in members]
+        lines.append(_memory_line(members, key, xs, few))
     shown = [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]
     return Plot(
         setting.name,
@@ -124,7 +142,7 @@ def _memory_plot(setting: Setting, key: str) -> Plot | None:
     )
 
 
-def _memory_line(groups: Sequence[Group], key: str, xs: Sequence[float]) -> Line:
+def _memory_line(groups: Sequence[Group], key: str, xs: Sequence[float], few: bool) -> Line:
     means = [(group.interval(key), x, group) for group, x in zip(groups, xs, strict=True)]
     known = [(span, x, group) for span, x, group in means if span is not None]
     return Line(
@@ -132,14 +150,19 @@ def _memory_line(groups: Sequence[Group], key: str, xs: Sequence[float]) -> Line
         groups[0].look,
         [x for _, x, _ in known],
         [100 * span.mean for span, _, _ in known],
-        [_span(span) for span, _, _ in known],
+        [_span(group, key, few) for _, _, group in known],
         [(x, 100 * value) for span, x, group in known if span.n > 1 for value in group.values(key)],
         [_tip(group, span) for span, _, group in known],
     )
 
 
-def _span(span: Interval) -> tuple[float, float] | None:
-    return None if span.low is None or span.high is None else (100 * span.low, 100 * span.high)
+def _span(group: Group, key: str, few: bool) -> tuple[float, float] | None:
+    """The ends of a bar in percent: of the interval, or of the seeds where there are few."""
+    span, values = group.interval(key), group.values(key)
+    if span is None or span.low is None or span.high is None:
+        return None
+    low, high = (min(values), max(values)) if few else (span.low, span.high)
+    return 100 * low, 100 * high
 
 
 def _tip(group: Group, span: Interval) -> str:
@@ -147,7 +170,7 @@ def _tip(group: Group, span: Interval) -> str:
     return f"{group.label}: {percent(span.mean)}{between}, {several(span.n, 'seed')}"
 
 
-def _references(setting: Setting, key: str, ends: tuple[float, float]) -> list[Line]:
+def _references(setting: Setting, key: str, ends: tuple[float, float], few: bool) -> list[Line]:
     """Level lines: zero-shot, joint training, and methods to which the memory makes no difference."""
     lines: list[Line] = []
     value = _pretrained(setting, key)
@@ -160,7 +183,8 @@ def _references(setting: Setting, key: str, ends: tuple[float, float]) -> list[L
         if group.reference:
             lines.append(Line(reference(group), None, ends, [100 * span.mean] * 2, dash="dots"))
         else:
-            lines.append(Line(group.series, group.look, ends, [100 * span.mean] * 2, marked=False))
+            bars = [None, _span(group, key, few)]
+            lines.append(Line(group.series, group.look, ends, [100 * span.mean] * 2, bars, marked=False))
     return lines
 
 

@@ -11,6 +11,7 @@ import base64
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
@@ -26,6 +27,7 @@ from everclip.report.style import FIGURE_CSS, light
 
 _SMALLER = 0.9  # DejaVu Sans is as much wider than the fonts that the charts are laid out for
 _SLICES = 48  # of a gradient
+_OFTEN = 16  # times from which a letter takes less room where its outline is kept once, and drawn from there
 Element = ElementTree.Element
 Style = Mapping[str, str]
 
@@ -48,7 +50,7 @@ class _Page:
         self.width, self.height = (float(root.attrib[key]) for key in ("width", "height"))
         self.title = root.findtext("title") or ""
         self.named = {found.attrib["id"]: found for found in root.iter() if "id" in found.attrib}
-        self.out: list[str] = []
+        self.out: list[str | tuple[str, int]] = []
         self.alphas: dict[str, str] = {}
         self.images: list[Image.Image] = []
 
@@ -133,9 +135,7 @@ class _Page:
         em = size / UNITS
         self.out.append(f"{_colour(style.get('fill', '#000'))} rg {em:.5f} 0 0 {-em:.5f} {start:.2f} 0 cm")
         for letter in text:
-            self.out.append(
-                f"{font.outline(ord(letter))} 1 0 0 1 {round(UNITS * font.advance(ord(letter)))} 0 cm"
-            )
+            self.out.append((font.outline(ord(letter)), round(UNITS * font.advance(ord(letter)))))
 
     def _image(self, element: Element, style: Style) -> None:
         _, _, data = element.attrib["href"].partition("base64,")
@@ -146,10 +146,21 @@ class _Page:
     def file(self) -> bytes:
         """The finished file."""
         file = _File()
-        names = " ".join(f"/I{k} {_picture(file, image)} 0 R" for k, image in enumerate(self.images))
+        counts = Counter(part[0] for part in self.out if isinstance(part, tuple))
+        forms = {
+            outline: f"G{k}" for k, outline in enumerate(counts) if outline and counts[outline] >= _OFTEN
+        }
+        box = f"/Subtype /Form /BBox [{-UNITS} {-UNITS} {3 * UNITS} {3 * UNITS}]"
+        names = " ".join(f"/{name} {file.add(box, text.encode('ascii'))} 0 R" for text, name in forms.items())
+        names += "".join(f" /I{k} {_picture(file, image)} 0 R" for k, image in enumerate(self.images))
         states = " ".join(f"/{name} << {alpha} >>" for alpha, name in self.alphas.items())
         scale = 0.75  # px to points
-        content = f"{scale} 0 0 {-scale} 0 {self.height * scale} cm\n" + "\n".join(self.out)
+        content = f"{scale} 0 0 {-scale} 0 {self.height * scale} cm\n" + "\n".join(
+            part
+            if isinstance(part, str)
+            else f"{f'/{forms[part[0]]} Do' if part[0] in forms else part[0]} 1 0 0 1 {part[1]} 0 cm"
+            for part in self.out
+        )
         stream = file.add("", content.encode("ascii"))
         box = f"/MediaBox [0 0 {self.width * scale:g} {self.height * scale:g}]"
         return file.finish(

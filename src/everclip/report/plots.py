@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from everclip.report import style
-from everclip.report.svg import WIDE, Canvas, Panel, shorten, text_width
+from everclip.report.svg import WIDE, Canvas, Panel, shorten, spread, text_width
 
 _LEFT, _HEAD, _FOOT, _GAP = 50.0, 30.0, 46.0, 20.0  # px around the plotting area of a panel
 _WIDEST = 620.0  # px of a panel
+_SAMPLE, _NAME, _LONGEST = (
+    62.0,
+    14.5,
+    130.0,
+)  # px: room before a name at a line's end, its height, its most width
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Plots:
     Args:
         columns: most panels in a row of a wide chart; a narrow one has one.
         height: px of a plotting area.
+        ends: whether a wide chart has the names at the ends of the lines, in place of a legend, where they are short.
     """
 
     title: str
@@ -82,17 +88,22 @@ class Plots:
     plots: Sequence[Plot]
     columns: int = 3
     height: float = 190.0
+    ends: bool = False
 
     def draw(self, width: float, ident: str) -> Canvas:
         """The chart at a width."""
-        columns = 1
-        if width == WIDE:
+        columns, wide = 1, width == WIDE
+        if wide:
             columns = 2 if len(self.plots) == 4 and self.columns == 3 else min(self.columns, len(self.plots))
             width = min(width, _WIDEST * columns - _GAP)
         step = (width + _GAP) / columns
-        entries = _legend(self.plots, width)
+        longest = max(text_width(line.name) for plot in self.plots for line in plot.lines)
+        side = _SAMPLE + longest if self.ends and wide and longest <= _LONGEST else 0.0
+        most = max(len(plot.lines) for plot in self.plots)
+        height = max(self.height, _NAME * most) if side else self.height
+        entries = [] if side else _legend(self.plots, width)
         top = 8 + 20 * (1 + max(row for row, _, _ in entries)) if entries else 0.0
-        row_height = _HEAD + self.height + _FOOT
+        row_height = _HEAD + height + _FOOT
         rows = math.ceil(len(self.plots) / columns)
         canvas = Canvas(
             width, top + rows * row_height, ident=ident, title=self.title, description=self.description
@@ -101,8 +112,10 @@ class Plots:
             _entry(canvas, x, 14 + 20 * row, line)
         for k, plot in enumerate(self.plots):
             left, y = (k % columns) * step, top + (k // columns) * row_height
-            area = (left + _LEFT, y + _HEAD, step - _GAP - _LEFT - 18, self.height)
-            _draw(canvas, plot, area)
+            area = (left + _LEFT, y + _HEAD, step - _GAP - _LEFT - (side or 18), height)
+            panel = _draw(canvas, plot, area)
+            if side:
+                _names(panel, plot.lines)
         return canvas
 
 
@@ -127,7 +140,22 @@ def _entry(canvas: Canvas, x: float, y: float, line: Line) -> None:
     canvas.text(x + 40, y, shorten(line.name, canvas.width - 60))
 
 
-def _draw(canvas: Canvas, plot: Plot, area: tuple[float, float, float, float]) -> None:
+def _names(panel: Panel, lines: Sequence[Line]) -> None:
+    """The name of each line beside its end, with a sample of it, one below the other."""
+    canvas, right = panel.canvas, panel.left + panel.width
+    shown = [line for line in lines if line.name and line.ys and line.ys[-1] is not None]
+    heights = [panel.y(min(max(line.ys[-1] or 0.0, panel.ys[0]), panel.ys[1])) for line in shown]
+    places = spread(heights, _NAME, panel.top, panel.top + panel.height)
+    for line, height, y in zip(shown, heights, places, strict=True):
+        end = panel.x(line.xs[-1]) + (6 if line.marked and line.look is not None else 0)
+        canvas.line(end, height, right + 24, y, "grid")
+        canvas.line(right + 26, y, right + 50, y, line.classes)
+        if line.look is not None and line.marked:
+            canvas.mark(line.look, right + 38, y)
+        canvas.text(right + 55, y + 4, line.name)
+
+
+def _draw(canvas: Canvas, plot: Plot, area: tuple[float, float, float, float]) -> Panel:
     panel = Panel(canvas, *area, plot.xs, plot.ys)
     left, top, width, height = area
     canvas.text(left - _LEFT + 4, top - 12, shorten(plot.title, width + _LEFT), "strong")
@@ -144,6 +172,7 @@ def _draw(canvas: Canvas, plot: Plot, area: tuple[float, float, float, float]) -
     canvas.text(left + width / 2, top + height + 34, plot.under, "dim small", "middle")
     for line in plot.lines:
         _line(panel, line)
+    return panel
 
 
 def _line(panel: Panel, line: Line) -> None:

@@ -224,18 +224,24 @@ class Panel:
 
 
 def spread(wanted: Iterable[float], gap: float, low: float, high: float) -> list[float]:
-    """Move label positions apart to at least ``gap`` px inside [low, high], keeping their order of height."""
+    """Move label positions apart to at least ``gap`` px inside [low, high], keeping their order of height.
+
+    Labels that would collide stand around the mean of where they should be (isotonic regression: least squares).
+    """
     wanted = list(wanted)
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[float, int]] = []  # the mean place, less the gaps above it, of labels that touch
+    for rank, i in enumerate(order):
+        mean, count = wanted[i] - rank * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, more = blocks.pop()
+            mean, count = (before * more + mean * count) / (more + count), more + count
+        blocks.append((mean, count))
+    last = high - (len(wanted) - 1) * gap
+    free = [min(max(mean, low), last) for mean, count in blocks for _ in range(count)]
     placed = [0.0] * len(wanted)
-    floor = low
-    for i in order:
-        placed[i] = max(wanted[i], floor)
-        floor = placed[i] + gap
-    ceiling = high
-    for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
+    for rank, i in enumerate(order):
+        placed[i] = free[rank] + rank * gap
     return placed
 
 

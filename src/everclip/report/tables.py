@@ -105,5 +105,6 @@ def mean(span: Interval | None, kind: str) -> Cell:
 
 def change(value: float | None) -> Cell:
     """A signed difference in points."""
-    class_ = "" if value is None else "down" if value < 0 else "up" if value > 0 else ""
+    shown = 0.0 if value is None else round(value, 3)  # what reads 0.0 has no colour
+    class_ = "down" if shown < 0 else "up" if shown > 0 else ""
     return amount(value, "points", class_)

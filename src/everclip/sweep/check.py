@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from everclip import methods, restore
+from everclip import forking, methods, restore
 from everclip.config import Config
 from everclip.errors import UserError
 from everclip.methods._base import Method
@@ -32,6 +32,22 @@ def plans(configs: Sequence[Config]) -> dict[str, Plan]:
     return found
 
 
+def forks(configs: Sequence[Config]) -> None:
+    """Find the checkpoint of each config that is forked from another run.
+
+    Raises:
+        UserError: with every complaint.
+    """
+    refused: list[str] = []
+    for config in configs:
+        if config.fork is not None:
+            try:
+                forking.source(config)
+            except UserError as error:
+                refused.append(str(error))
+    _raise(refused)
+
+
 def setting(config: Config) -> str:
     """What of a config decides its data and tasks, as a key."""
     names = ("data", "model", "classnames", "templates", "scenario", "smoke")
@@ -39,10 +55,11 @@ def setting(config: Config) -> str:
 
 
 def models(configs: Sequence[Config], plans: dict[str, Plan]) -> None:
-    """Load each model once, and let each method that adds to it do so once.
+    """Load each model once, and let each method that adds to it do so once; what is forked, from its checkpoint.
 
     Raises:
-        UserError: with every complaint: no such model or device, or a method that the model does not suit.
+        UserError: with every complaint: no such model or device, a method that the model does not suit, or a checkpoint
+            that does not fit.
     """
     refused: list[str] = []
     seen: set[str] = set()
@@ -54,13 +71,19 @@ def models(configs: Sequence[Config], plans: dict[str, Plan]) -> None:
             method=methods.build(config, plan.prompts),
         )
         grows = type(here.method).grow is not Method.grow
-        key = repr([config.device, config.model, config.image_size, grows and config.method])
+        forked = [config.fork, config.seed] if config.fork else None
+        key = repr(
+            [config.device, config.model, config.image_size, (grows or forked) and config.method, forked]
+        )
         if key in seen:
             continue
         seen.add(key)
         try:
             restore.device(config.device)
-            restore.grow(here, restore.load_model(here, config.model), plan.tasks[0])
+            if forked:
+                forking.check(here)
+            else:
+                restore.grow(here, restore.load_model(here, config.model), plan.tasks[0])
         except UserError as error:
             refused.append(str(error))
     _raise(refused)

@@ -176,7 +176,8 @@ def _all_valid(refused: Sequence[str]) -> None:
     """Raise UserError with every distinct complaint."""
     different = list(dict.fromkeys(refused))
     if different:
-        raise UserError(f"{len(refused)} cells of the grid are invalid: " + "; ".join(different))
+        many = "1 cell of the grid is" if len(refused) == 1 else f"{len(refused)} cells of the grid are"
+        raise UserError(f"{many} invalid: " + "; ".join(different))
 
 
 def owned(

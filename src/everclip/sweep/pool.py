@@ -89,6 +89,10 @@ class Watcher(ABC):
         """It is over; ``error`` says why it failed."""
 
     @abstractmethod
+    def stopping(self, running: Sequence[Child]) -> None:
+        """Those still running are about to be asked to save themselves and end."""
+
+    @abstractmethod
     def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
         """Called several times a second."""
 
@@ -112,6 +116,8 @@ def run(works: Sequence[Work], slots: Sequence[Environment], watcher: Watcher) -
             watcher.look(running, waiting)
             time.sleep(EVERY)
     finally:
+        if running:
+            watcher.stopping(running)
         stop(running)
 
 

@@ -32,42 +32,55 @@ class Session:
 
     Args:
         command: the words of the sweep, for the record.
+        asked: the grid as the words give it.
         plans: of the settings of data, where they have been looked at.
-        searches: of ``--tune``; their cells are in ``grid`` once they are finished.
+        tune: all searches of ``--tune``.
+
+    Attributes:
+        grid: the cells that can be run by now: those of a search, with its values, once it is finished.
+        searches: those that are not finished.
+        jobs: the runs of ``grid``.
     """
 
     command: list[str]
-    grid: Grid
+    asked: Grid
     folder: Folder
     plans: dict[str, Plan]
-    searches: list[Search]
-    jobs: list[Job]
+    tune: list[Search]
+
+    def __post_init__(self) -> None:
+        self.refresh()
 
     @classmethod
     def of(
-        cls, words: Sequence[str], tune: Sequence[str] = (), smoke: bool = False, look: bool = True
+        cls, words: Sequence[str], tune: Sequence[str] = (), extra: Sequence[str] = (), look: bool = True
     ) -> Session:
         """The session that words ask for; nothing is written.
 
         Args:
+            extra: words of every cell, such as ``smoke=true``.
             look: look at the data, so that what does not fit them is found now.
 
         Raises:
             UserError: a cell of the grid cannot be, or ``out`` is no folder of runs.
         """
-        grid = read(words, ["smoke=true"] if smoke else [])
+        grid = read(words, extra)
+        if tune and any(cell.config.fork for cell in grid.cells):
+            raise UserError(
+                "--tune trains from the first task, a fork begins later: tune first, then fork with the values found"
+            )
         out = grid.out or f"runs/sweep-{_code([job.key for job in grid.jobs()], tune)}"
         folder = Folder(Path(out).expanduser())
         plans = check.plans([cell.config for cell in grid.cells]) if look or tune else {}
+        if look:
+            check.forks([cell.config for cell in grid.cells])
         found = searches.searches(grid, tune, plans, folder.path) if tune else []
-        session = cls(list(words), grid, folder, plans, found, [])
-        session.refresh()
-        return session
+        return cls(list(words), grid, folder, plans, found)
 
     def refresh(self) -> None:
         """Take what finished searches have chosen, and look again at what is in the folder."""
-        self.grid = searches.tuned(self.grid, self.searches)
-        self.searches = [search for search in self.searches if not search.finished]
+        self.grid = searches.tuned(self.asked, self.tune)
+        self.searches = [search for search in self.tune if not search.finished]
         self.jobs = self.grid.jobs()
         self.folder.scan(self.jobs)
 

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from everclip.sweep.child import GRACE
 from everclip.sweep.pool import Child, Watcher, Work
 
 REFRESH = 1.0
@@ -138,6 +139,11 @@ class View(Watcher):
             f"[{self._done + self._failed}/{self._total}] {child.work.name}: {words}"
             f" ({duration(child.seconds)}{rest})"
         )
+
+    def stopping(self, running: Sequence[Child]) -> None:
+        """The sweep ends before they do."""
+        names = ", ".join(child.work.name for child in running)
+        self.say(f"stopping: {names} may take up to {duration(GRACE)} to save where they stand")
 
     def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
         """Show where the runs stand."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everclip.trackers._base import Numbers, Tracker, settings
 
@@ -28,13 +28,14 @@ class WeightsAndBiases(Numbers):
         super().__init__()
         import wandb  # pyright: ignore[reportMissingImports]
 
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "everclip"),
             name=path.name,
             id=hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
             resume="allow",
             dir=str(path),
-            mode=None if os.environ.get("WANDB_MODE") else "offline",  # None: as the variable says
+            mode=mode,
             config=settings(config),
             settings=wandb.Settings(console="off", silent=True),
         )

@@ -1,0 +1,152 @@
+"""``fork = "RUNS@K"``: a run that begins where another one stood after K tasks, and learns the rest its own way.
+
+The other run's checkpoint is copied, with the log up to there, so the new directory needs the old one no more. What
+decides those tasks' images and what the model is must be the same in both; what only acts on training (rates, lengths,
+exemplars, the method's options) may differ, and that is what a fork is for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from everclip import methods
+from everclip.checkpoint import Damaged, Place, verify
+from everclip.config import Config, config_hash
+from everclip.errors import UserError
+from everclip.plan import Plan
+from everclip.record import environment
+from everclip.restore import RECORD, restore, saved
+from everclip.run import Run
+from everclip.runs import find_runs
+
+SAME = (
+    "data",
+    "model",
+    "classnames",
+    "templates",
+    "image_size",
+    "center",
+    "tune",
+    "smoke",
+    "seed",
+    "scenario",
+    "method.name",
+    "train.precision",
+)
+"""Keys in which a run and the one that it is forked from must agree."""
+
+
+class Source(NamedTuple):
+    """The checkpoint that a run is forked from."""
+
+    run: Run
+    place: Place
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.run.store.folder(self.place)
+
+
+def source(config: Config) -> Source:
+    """The checkpoint that ``config.fork`` asks for.
+
+    Raises:
+        UserError: no run fits the config, or several do, or the one that does has no checkpoint there.
+    """
+    assert config.fork is not None
+    where, _, number = config.fork.rpartition("@")
+    fitting, reasons = [], dict[str, None]()
+    for finished in find_runs([where]):
+        other = Run.read_config(finished.path)
+        different = _different(other, config)
+        if different:
+            reasons[different] = None
+        else:
+            fitting.append(Run(finished.path, other))
+    if not fitting:
+        raise UserError(
+            f"fork={config.fork}: no finished run there can be the beginning of this one"
+            f" ({'; '.join(reasons) or 'there is none'}): give one that differs in training alone"
+        )
+    if len(fitting) > 1:
+        names = " and ".join(str(run.path) for run in fitting[:2])
+        raise UserError(f"fork={config.fork}: {len(fitting)} runs fit, such as {names}: name the one meant")
+    (run,), place = fitting, Place(int(number))
+    there = [place.task for place in run.store.places() if place.whole and place.task]
+    if place.task not in there:
+        have = ", ".join(map(str, there)) or "none"
+        raise UserError(
+            f"fork={config.fork}: {run.path} has checkpoints after these numbers of tasks: {have}: take one of"
+            f" these, or repeat it with checkpoint.keep={len(there) + place.task} to keep more"
+        )
+    return Source(run, place)
+
+
+def check(plan: Plan) -> Source:
+    """Make sure that a plan can go on from the checkpoint that its config asks for; the plan stays as it is.
+
+    Raises:
+        UserError: it cannot; or as ``source`` does.
+    """
+    found = source(plan.config)
+    if found.place.task >= len(plan.tasks):
+        raise UserError(
+            f"fork={plan.config.fork}: there are {len(plan.tasks)} tasks: fork after fewer, or nothing is left to learn"
+        )
+    try:
+        verify(found.folder)
+        restore(
+            replace(plan, method=methods.build(plan.config, plan.prompts)), saved(found.folder, found.place)
+        )
+    except Damaged as error:
+        raise UserError(f"fork={plan.config.fork}: {found.folder} is damaged ({error})") from None
+    except UserError as error:
+        raise UserError(f"fork={plan.config.fork} cannot be gone on from: {error}") from error
+    return found
+
+
+def begin(run: Run, plan: Plan) -> None:
+    """Copy the checkpoint that the config of a run, which has none of its own, asks for.
+
+    Raises:
+        UserError: as ``check`` does.
+    """
+    found = check(plan)
+    record = json.loads((found.folder / RECORD).read_text(encoding="utf-8"))
+    record["record"]["forked_from"] = {
+        "run": str(found.run.path),
+        "stage": found.place.task,
+        "config": config_hash(found.run.config),
+    }
+    log = (found.run.path / "metrics.jsonl").read_bytes()[: record["log_bytes"]]
+    run.write("metrics.jsonl", log)
+    run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(
+            found.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json")
+        )
+        (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+    run.store.commit(found.place, copy)
+
+
+def _different(other: Config, config: Config) -> str:
+    """The first key in which two configs may not differ and do, with both values; empty where there is none."""
+    for key in SAME:
+        there, here = _value(other, key), _value(config, key)
+        if there != here:
+            return f"{key} is {there} there and {here} here"
+    return ""
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,108 @@
+"""Accuracy against memory: the chart that papers show."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from everclip.report.collect import collect
+from everclip.report.many import verdict
+from everclip.report.many_figures import against_memory
+from everclip.report.plots import Line, Plot, Plots
+from everclip.report.svg import NARROW, WIDE, Figure
+from everclip.report.tables import change
+from tests.report.synthetic import write_run
+
+SMALL: dict[str, Any] = {"tasks": 2, "per_task": 3, "steps": 2, "options": ""}
+METHODS = ("gcl", "gdro", "icarl", "memo", "foster", "co2l", "der_expand", "finetune")
+
+
+def drawn(folder: Path, seeds: int) -> Figure:
+    """Two panels, of eight methods and of one; ncm keeps no exemplars."""
+    for seed in range(seeds):
+        for number, method in enumerate(METHODS):
+            for memory in (0, 100):
+                path = folder / f"{method}{memory}{seed}"
+                write_run(path, method=method, gain=0.02 * number, memory=memory, seed=seed, **SMALL)
+        for method in ("ncm", "joint", "zero_shot"):
+            write_run(folder / f"{method}{seed}", method=method, memory=0, seed=seed, **SMALL)
+        write_run(folder / f"other{seed}", data="imagefolder:other", seed=seed, **SMALL)
+    figure = against_memory(collect([folder]).settings, "last")
+    assert figure is not None
+    return figure
+
+
+def texts(svg: str) -> list[tuple[str, float, float]]:
+    root = ElementTree.fromstring(svg)
+    return [
+        (element.text or "", float(element.attrib["x"]), float(element.attrib["y"]))
+        for element in root.iter()
+        if element.tag.endswith("text")
+    ]
+
+
+def test_each_line_is_named_at_its_end(tmp_path: Path) -> None:
+    figure = drawn(tmp_path, 1)
+    names = [*METHODS, "ncm", "joint", "zero-shot"]
+    wide = [text for text in texts(figure.wide) if text[0] in names and text[1] < WIDE / 2]
+    assert sorted(name for name, _, _ in wide) == sorted(names)  # no legend besides, nothing cut short
+    heights = sorted(y for _, _, y in wide)
+    assert min(after - before for before, after in pairwise(heights)) >= 14
+    assert len({x for _, x, _ in wide}) == 1
+    narrow = [name for name, _, _ in texts(figure.narrow) if name in names]
+    assert sorted(narrow) == sorted(names)  # a phone has a legend
+    assert "whisker" not in figure.wide
+    assert "none where there is one seed" in figure.caption
+    assert "cut off" in figure.caption
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"), [(2, "from the lowest seed to the highest"), (3, "95 % intervals")]
+)
+def test_two_seeds_have_a_range_and_more_an_interval(tmp_path: Path, seeds: int, words: str) -> None:
+    figure = drawn(tmp_path, seeds)
+    assert words in figure.caption
+    root = ElementTree.fromstring(figure.wide)
+    spans = [
+        abs(float(line.attrib["y1"]) - float(line.attrib["y2"]))
+        for line in root.iter()
+        if "whisker" in line.get("class", "")
+    ]
+    dots = [float(dot.attrib["cy"]) for dot in root.iter() if "faint" in dot.get("class", "")]
+    assert max(spans) > 0
+    ranges = [max(dots[k : k + seeds]) - min(dots[k : k + seeds]) for k in range(0, len(dots), seeds)]
+    assert len(ranges) == 2 * len(METHODS) + 1
+    if seeds == 2:
+        assert all(min(abs(length - span) for span in spans) < 0.2 for length in ranges)
+    else:
+        assert max(spans) > max(ranges)
+
+
+def test_long_names_go_into_a_legend() -> None:
+    lines = [Line("a name " * n, n, [0, 1], [n, n + 1.0]) for n in (1, 9)]
+    plots = Plots("t", "d", [Plot("p", lines, (0, 1), (0, 10), [])] * 2, ends=True)
+    legend = [text for text in texts(plots.draw(WIDE, "x").svg()) if text[0].startswith("a name")]
+    assert len(legend) == 2
+    assert len(texts(plots.draw(NARROW, "y").svg())) >= 2
+
+
+def test_references_alone_are_no_result(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"z{seed}", method="zero_shot", memory=0, seed=seed, **SMALL)
+    (setting,) = collect([tmp_path]).settings
+    assert verdict(setting)[0] == "No run but references has finished."
+    for seed in (0, 1):
+        (tmp_path / f"z{seed}" / "results.json").unlink()
+    (setting,) = collect([tmp_path]).settings
+    assert verdict(setting)[0] == "No run of it has finished."
+    assert [change(value).class_ for value in (None, 0.0004, -0.0004, 0.001, -0.001)] == [
+        "",
+        "",
+        "",
+        "up",
+        "down",
+    ]
