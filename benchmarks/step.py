@@ -88,17 +88,19 @@ class Ours:
     batches: Iterator[Batch]
 
     @classmethod
-    def of(cls, data: str, model: str, tune: str, out: Path) -> Ours:
+    def of(
+        cls, data: str, model: str, tune: str, out: Path, batch: int = BATCH, method: str = "clip"
+    ) -> Ours:
         """A run that trains what ``tune`` says, without augmentation, so that a trunk can be kept."""
         words = [
             f"data={data}",
             f"model={model}",
             f"tune={tune}",
             f"out={out}",
-            "method=clip",
+            f"method={method}",
             "scenario.tasks=1",
         ]
-        more = [f"train.batch_size={BATCH}", f"train.steps={STEPS}", "train.augment=none", "device=cpu"]
+        more = [f"train.batch_size={batch}", f"train.steps={STEPS}", "train.augment=none", "device=cpu"]
         run = Run.open(resolve(load_config([*words, *more]))).__enter__()
         plan = Plan.of(run.config)
         clip = load_model(plan, model)

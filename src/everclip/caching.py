@@ -196,7 +196,8 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         views = config.cache.views if plan.method.trains else 1
         begin = _shown(progress, "computing what is kept of the images")
         activations = Activations(pixels, clip.normalise, rows, views, [train, test], size.rows, begin)
-    return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations)
+    light = config.distributed.gather == "light"
+    return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations, light)
 
 
 def _shown(progress: Progress, name: str) -> Begin:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
 from everclip.methods._base import Classifier
 from everclip.models.clip import Clip
+from everclip.spread import spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,8 @@ def evaluate(
 ) -> Scores:
     """Scores of the tasks' test images over all the classes of these tasks; each image is encoded once.
 
+    Several processes share the images, and all of them get all scores.
+
     Args:
         classifier: labels to a module from normalised images to scores, built once.
 
@@ -98,26 +101,15 @@ def evaluate(
     labels = seen(tasks)
     classify = classifier(labels).eval()
     owner: list[NDArray[np.int64]] = []
-    truth: list[NDArray[np.int64]] = []
-    ids: list[NDArray[np.int64]] = []
-    scores: list[NDArray[np.float32]] = []
+    columns: list[tuple[Tensor, Tensor, Tensor]] = []
     for task in tasks:
-        before = len(scores)
-        for batch in loader.plain(task.test):
-            result = classify(clip.normalise(batch.images)).float().cpu().numpy()
-            owner.append(np.full(len(batch), task.index))
-            truth.append(batch.labels.numpy())
-            ids.append(batch.ids.numpy())
-            scores.append(result)
-        if len(scores) == before:
+        found = spread(loader, task.test, lambda batch: classify(clip.normalise(batch.images)).float())
+        if found is None:
             raise RunError(
                 f"not one test image of {task.name} can be read: see the skipped images in run.log"
             )
-    return Scores(
-        labels,
-        np.concatenate(owner, dtype=np.int64),
-        np.concatenate(truth),
-        np.concatenate(ids),
-        np.concatenate(scores),
-        classify.to_logits if isinstance(classify, Classifier) else 1.0,
-    )
+        owner.append(np.full(len(found[0]), task.index))
+        columns.append(found)
+    scores, truth, ids = (torch.cat(part).numpy() for part in zip(*columns, strict=True))
+    sharpness = classify.to_logits if isinstance(classify, Classifier) else 1.0
+    return Scores(labels, np.concatenate(owner, dtype=np.int64), truth, ids, scores, sharpness)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from everclip import card as cards
+from everclip import ranks
 from everclip.checkpoint import Place, amend
 from everclip.lab import Lab
 from everclip.optim import Update
@@ -64,7 +65,8 @@ class Keeper:
     def scored(self) -> None:
         """Add to the checkpoint of the finished task what its test has given."""
         content = {key: value for key, value in self._state().items() if key != "method"}
-        amend(self.lab.run.store.folder(self.place), RECORD, json.dumps(content).encode())
+        if self.lab.run.writes:
+            amend(self.lab.run.store.folder(self.place), RECORD, json.dumps(content).encode())
 
     def enter(self, phase: int) -> None:
         """A phase is about to begin: save how, or bring it back where the run stopped later than that."""
@@ -75,7 +77,7 @@ class Keeper:
         elif self._moved and self._target is None:
             self._save(start, None)
         if self._target is None:
-            self.stop.check()
+            self._stop_for(*ranks.most(self.stop.requested or 0))
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
         """How many batches of a phase, which has begun, are done already; the update goes on after them."""
@@ -97,11 +99,19 @@ class Keeper:
         self._steps += 1
         minutes = (time.monotonic() - self._saved_at) / 60
         due = {"task": False, "steps": self._steps >= self._number, "minutes": minutes >= self._number}
-        if due[self._kind] or self.stop.requested:
+        save, signal = ranks.most(due[self._kind], self.stop.requested or 0)
+        if save or signal:
             self._save(Place(self.place.task, phase, done), update)
-        self.stop.check()
+        self._stop_for(signal)
 
     # ----------------------------------------------------------------------------------------------------------------
+
+    def _stop_for(self, signal: int) -> None:
+        """Raise Stopped for a signal that this process or another has got."""
+        if signal:
+            if not self.stop.requested:
+                self.stop.ask(signal)
+            self.stop.check()
 
     def _state(self) -> dict[str, Any]:
         lab = self.lab
@@ -128,7 +138,9 @@ class Keeper:
             model(folder)
             _save_state(state, folder / STATE)
 
-        self.lab.run.store.commit(place, write, [] if place.whole else self._on)
+        if self.lab.run.writes:
+            self.lab.run.store.commit(place, write, [] if place.whole else self._on)
+        ranks.wait()  # the others must not go on without it
         self.place = place
         self._steps, self._saved_at = 0, time.monotonic()
 

@@ -19,6 +19,7 @@ from everclip.data.scenario import Task, seen
 from everclip.disk import check_room, room, writing
 from everclip.errors import RunError
 from everclip.evaluate import evaluate
+from everclip.follower import check
 from everclip.keeper import Keeper
 from everclip.lab import Lab
 from everclip.methods._base import TextClassifier
@@ -32,6 +33,7 @@ from everclip.record import Record, environment
 from everclip.restore import fitting, freeze, grow, load_model, read, restore
 from everclip.run import Clock, Run
 from everclip.signals import Stop
+from everclip.spread import spread
 from everclip.step import step
 
 log = logging.getLogger("everclip")
@@ -112,7 +114,8 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     """The lab at the run's newest checkpoint, or before its first task."""
     config, record_clock = run.config, Clock()
     plan = Plan.of(config)
-    if config.fork is not None and not run.store.places():
+    check(plan)
+    if config.fork is not None and run.writes and not run.store.places():
         forking.begin(run, plan)
     trail = read(run)
     clip = restore(plan, trail[0]) if trail else load_model(plan, config.model)
@@ -156,12 +159,12 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     return lab, keeper
 
 
-@torch.inference_mode()
 def _features(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
     """The method's features of readable images, for memory policies that choose by them."""
     clip = lab.clip
-    rows = [lab.method.features(clip, clip.normalise(batch.images)) for batch in lab.loader.plain(images)]
-    return torch.cat(rows).double().cpu().numpy()
+    found = spread(lab.loader, images, lambda batch: lab.method.features(clip, clip.normalise(batch.images)))
+    assert found is not None, "images that can be read"
+    return found[0].double().numpy()
 
 
 def _scores(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
@@ -170,13 +173,12 @@ def _scores(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
     return np.array([known.get(sample, 0.0) for sample in images.ids.tolist()])
 
 
-@torch.inference_mode()
 def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]:
     """Mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
-    features = [clip.encode_image(clip.normalise(batch.images)) for batch in loader.plain(task.train)]
-    if not features:
+    found = spread(loader, task.train, lambda batch: clip.encode_image(clip.normalise(batch.images)))
+    if found is None:
         raise _unreadable(task)
-    return torch.cat(features).mean(0)
+    return found[0].mean(0)
 
 
 def _unreadable(task: Task) -> RunError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everclip import ranks
 from everclip.config.models import Train
 from everclip.data.loader import Phase
 from everclip.errors import UserError
@@ -122,6 +123,7 @@ class Update:
         self.optimizer.zero_grad()
         if total.requires_grad:  # a batch without a single negative has nothing to learn from
             total.backward()
+            ranks.mean_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         length, most = norm.item(), self.train.clip_norm or math.inf

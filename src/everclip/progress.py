@@ -16,9 +16,14 @@ EVERY = 10.0
 
 
 class Progress:
-    """Shows steps of one piece of work at a time, on stderr. A context manager."""
+    """Shows steps of one piece of work at a time, on stderr. A context manager.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self.console = Console(stderr=True, soft_wrap=True)
         self._bar = (
             Bar(
@@ -30,7 +35,7 @@ class Progress:
                 console=self.console,
                 transient=True,
             )
-            if self.console.is_terminal
+            if self.console.is_terminal and not quiet
             else None
         )
         self._task = None
@@ -68,5 +73,5 @@ class Progress:
         """A line that stays, above the bar."""
         if self._bar is not None:
             self.console.print(line, markup=False, highlight=False)
-        else:
+        elif not self._quiet:
             print(line, file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import everclip
+from everclip import ranks
 from everclip.data.loader import Loader
 from everclip.data.memory import Memory
 from everclip.data.scenario import Task, seen
@@ -283,6 +284,7 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": ranks.size(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
     }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from everclip import caching
+from everclip import caching, ranks
 from everclip.checkpoint import Place, names
 from everclip.data.scenario import Task
 from everclip.errors import UserError
@@ -81,7 +81,8 @@ def read(run: Run) -> list[Saved]:
         RunError: there are checkpoints, and none can be used.
         UserError: one is whole, and cannot be read here.
     """
-    trail = [saved(run.store.folder(place), place) for place in run.store.newest()]
+    found = ranks.from_first([[*place] for place in run.store.newest()] if run.writes else None)
+    trail = [saved(run.store.folder(place), place) for place in (Place(*numbers) for numbers in found)]
     run.cut_log(trail[-1].state["log_bytes"] if trail else 0)
     return trail
 

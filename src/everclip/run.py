@@ -10,7 +10,7 @@ import socket
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
@@ -41,7 +41,8 @@ class _RunLog(logging.FileHandler):
 def _difference(before: Config, now: Config) -> str:
     """The first key in which two configs ask for different runs, with both values; empty where there is none.
 
-    Where a run is written, how often it is saved and who is told of it changes nothing of what it computes.
+    Where a run is written, how often it is saved, who is told of it and how processes share it changes nothing of
+    what it computes.
     """
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _difference(before: Config, now: Config) -> str:
         return found
 
     old, new = flat(before.model_dump()), flat(now.model_dump())
-    same = ("out", "checkpoint.every", "checkpoint.keep", "trackers")
+    same = ("out", "checkpoint.every", "checkpoint.keep", "trackers", "distributed.gather")
     different = [key for key in old | new if key not in same and old.get(key) != new.get(key)]
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
 
@@ -75,6 +76,9 @@ class Run:
 
     Use ``Run.open(config)`` to make or continue one, as a context manager.
     """
+
+    writes: ClassVar[bool] = True
+    """Whether this process writes it; of several it is the first."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path

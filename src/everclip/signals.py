@@ -73,9 +73,9 @@ class Stop:
         self.check()
 
     @property
-    def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self._signal is not None
+    def requested(self) -> int | None:
+        """The signal that has come, if any."""
+        return self._signal
 
     def ask(self, number: int = signal.SIGTERM) -> None:
         """Ask to stop, as a signal would in ``held``."""

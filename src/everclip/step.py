@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple
 
+from everclip import ranks
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.errors import RunError
@@ -77,7 +79,7 @@ def _precision(lab: Lab) -> Precision:
     if wanted != "auto":
         return wanted
     if record.precision is None:
-        choice = precision.choose(lab.clip)
+        choice = precision.Choice(*ranks.from_first([*astuple(precision.choose(lab.clip))]))
         record.precision = choice.precision
         lab.run.log("precision", chosen=choice.precision, seconds={"fp32": choice.fp32, "bf16": choice.bf16})
         lab.progress.say(f"train.precision=auto: {choice.precision}{choice.words()}")

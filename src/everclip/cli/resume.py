@@ -20,9 +20,9 @@ def resume(run: str, *, json: bool = False) -> None:
     json
         Print results.json instead of the table.
     """
-    from everclip.cli.train import run_here
+    from everclip.cli.train import open_here
     from everclip.run import Run
 
     path = Path(run)
-    with Run(path, Run.read_config(path)) as opened:
-        run_here(opened, json)
+    config = Run.read_config(path)
+    open_here(config, lambda: Run(path, config), json)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,17 +48,32 @@ def run_config(config: Config, json: bool) -> None:
     """Train a resolved config in its run directory, and print what came out."""
     from everclip.run import Run
 
-    with Run.open(config) as run:
+    open_here(config, lambda: Run.open(config), json)
+
+
+def open_here(config: Config, make: Callable[[], Run], json: bool) -> None:
+    """Train the run that ``make`` opens: in this process, or in each of those that torchrun has started."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        with make() as run:
+            run_here(run, json)
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what goes wrong is said once, by us
+    from everclip import follower, joining
+
+    with joining.joined(config.device), follower.shared(config, make) as run:
         run_here(run, json)
 
 
 def run_here(run: Run, json: bool) -> None:
     """Train an open run to its end, or say that it is finished; then print its results."""
     if run.finished:
-        print(f"{run.path} is finished: nothing to do", file=sys.stderr)
+        if run.writes:
+            print(f"{run.path} is finished: nothing to do", file=sys.stderr)
         results = run.results()
     else:
         results = train_here(run)
+    if not run.writes:
+        return
     if not (run.path / "report.html").exists():
         from everclip.disk import writing
         from everclip.report.build import build
@@ -77,7 +94,7 @@ def train_here(run: Run) -> dict[str, Any]:
 
     stop = Stop()
     try:
-        with stop.listening(), Progress() as progress:
+        with stop.listening(), Progress(not run.writes) as progress:
             return train_run(run, progress, stop)
     except Stopped as stopped:
         raise Stopped(

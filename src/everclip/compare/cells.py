@@ -23,7 +23,7 @@ REFERENCES = ("zero_shot", "joint")
 ANY = object()
 """The value of a key that makes no difference to a run."""
 
-_HOW = ("out", "device", "tuned_on", "trackers", "loader.", "checkpoint.")
+_HOW = ("out", "device", "tuned_on", "trackers", "loader.", "checkpoint.", "distributed.")
 """Beginnings of the keys that say how a run is carried out, not what it computes."""
 
 _PRETRAINED = {

@@ -227,6 +227,16 @@ class Checkpoint(Section):
     )
 
 
+class Distributed(Section):
+    """Several processes under torchrun."""
+
+    gather: Literal["gradient", "light"] = Field(
+        default="gradient",
+        description="whether each process computes the loss of the whole batch, or that of its own images and exchanges"
+        " numbers a sample (FastCLIP), the same for less work in large batches; of gcl and gdro alone",
+    )
+
+
 class Config(Section):
     """Everything that decides what a run computes. Immutable."""
 
@@ -296,6 +306,7 @@ class Config(Section):
     loader: Loader = Field(default=Loader(), description="reading images")
     cache: Cache = Field(default=Cache(), description="keeping the frozen part's activations")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="continuing")
+    distributed: Distributed = Field(default=Distributed(), description="several processes")
 
     @field_validator("trackers", mode="before")
     @classmethod

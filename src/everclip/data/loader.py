@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from everclip import ranks
 from everclip.data.activations import Activations
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
@@ -34,17 +35,20 @@ class Batch:
         key: (stage, phase, epoch, step), for random draws that must repeat exactly.
         seed: the run's seed of such draws.
         number: how many batches of the phase come before it.
+        share: how several processes share it: pictures are then those of this process's images alone, ``[own, ...]``,
+            and all else is the whole batch's.
     """
 
-    images: UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b ..."]
+    images: UInt8[Tensor, "own 3 s s"] | Float[Tensor, "own ..."]
     labels: Int64[Tensor, " b"]
     domains: Int64[Tensor, " b"]
     ids: Int64[Tensor, " b"]
     current: Bool[Tensor, " b"]
-    second: UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b ..."] | None = None
+    second: UInt8[Tensor, "own 3 s s"] | Float[Tensor, "own ..."] | None = None
     key: tuple[int, int, int, int] = (0, 0, 0, 0)
     seed: int = 0
     number: int = 0
+    share: ranks.Share | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,6 +79,27 @@ class Phase:
     train: Mapping[str, float | None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a process has read of a batch.
+
+    Args:
+        images, current, key: of the whole batch, broken images too.
+        good: which of this process's images could be read; ``first`` and ``second`` are their pictures.
+    """
+
+    images: ImageSet
+    current: NDArray[np.bool_]
+    key: tuple[int, int, int, int]
+    views: int
+    good: NDArray[np.bool_]
+    first: Tensor
+    second: Tensor | None
+
+
+_Made = TypeVar("_Made")
+
+
 class Loader:
     """Makes batches from images.
 
@@ -85,6 +110,7 @@ class Loader:
             loss meets a last batch of one.
         augment: ``none`` or ``shift_flip`` (a shift of up to an eighth of the side, mirrored half of the time).
         seed: of the order and of the augmentation.
+        light: of ``ranks.Share``.
     """
 
     def __init__(
@@ -94,12 +120,14 @@ class Loader:
         augment: str = "none",
         seed: int = 0,
         activations: Activations | None = None,
+        light: bool = False,
     ) -> None:
         self.pixels = pixels
         self.activations = activations
         self.batch_size = batch_size
         self.augment = augment
         self.seed = seed
+        self.light = light
 
     @property
     def cache_bytes(self) -> int:
@@ -164,21 +192,21 @@ class Loader:
         which = {"mixed": np.ones_like(current), "new": current, "memory": ~current}[phase.data]
         images, current = images.select(which), current[which]
         self.prepare(images)
+        ranks.wait()
         per_epoch = self.steps_per_epoch(len(images))
         orders: dict[int, list[NDArray[np.int64]]] = {}
 
-        def make(step: int) -> Batch:
+        def make(step: int) -> _Part:
             epoch, within = divmod(step, per_epoch)
             if epoch not in orders:
                 orders.clear()
                 orders[epoch] = self.order(images, phase, (stage, index, epoch))
             where = orders[epoch][within]
-            part, key = images.select(where), (stage, index, epoch, within)
-            if self.activations is not None:
-                return self._drawn(self.activations, part, current[where], key, phase.views)
-            return self._augmented(self._batch(part, current[where], key), phase.views)
+            key = (stage, index, epoch, within)
+            return self._part(images.select(where), current[where], key, phase.views)
 
-        for number, batch in enumerate(self._ahead(make, start, steps), start):
+        for number, part in enumerate(self._ahead(make, range(start, steps)), start):
+            batch = self._whole(part)
             if len(batch):
                 yield replace(batch, number=number)
 
@@ -194,64 +222,91 @@ class Loader:
                 "the method compares two views of each image, and one is kept: write cache.views=4, or cache.trunk=off"
             )
 
-    def _drawn(
+    def _part(
         self,
-        activations: Activations,
         images: ImageSet,
         current: NDArray[np.bool_],
         key: tuple[int, int, int, int],
         views: int,
-    ) -> Batch:
-        """A batch of kept views, one drawn of each image, or two different ones."""
-        first, second = activations.drawn(len(images), generator(self.seed, "fixed view", *key))
-        batch = self._batch(images, current, key, first)
-        return replace(batch, second=activations.load(images, second)[0]) if views == 2 else batch
-
-    def _augmented(self, batch: Batch, views: int) -> Batch:
-        """The batch with augmented pictures, the second view from a random stream of its own."""
-        if not len(batch):
-            return batch
-        first, second = batch.images, batch.images
-        if self.augment == "shift_flip":
-            first = shift_flip(first, batch.rng("augment"))
-            second = shift_flip(second, batch.rng("second view")) if views == 2 else second
-        return replace(batch, images=first, second=second if views == 2 else None)
-
-    def plain(self, images: ImageSet, batch_size: int = 128) -> Iterator[Batch]:
-        """The images in their order, once, without augmentation; broken ones are left out."""
+        own: slice | None = None,
+    ) -> _Part:
+        """The pictures of a batch that are this process's, or those asked for, each seen as in the whole batch."""
+        own = ranks.own(len(images)) if own is None else own
+        mine, second = images.select(np.arange(own.start, own.stop)), None
         if self.activations is not None:
-            self.activations.fill(images)
+            drawn = self.activations.drawn(len(images), generator(self.seed, "fixed view", *key))
+            first, good = self.activations.load(mine, drawn[0][own])
+            if views == 2:
+                second = self.activations.load(mine, drawn[1][own])[0]
+            return _Part(images, current, key, views, good, first, second)
+        pictures, good = self.pixels.load(mine.rows)
+        first, second = pictures, pictures if views == 2 else None
+        if self.augment == "shift_flip" and len(pictures):
+            which = np.zeros(len(images), dtype=bool)
+            which[own] = good
+            first = shift_flip(pictures, generator(self.seed, "augment", *key), which)
+            if views == 2:
+                second = shift_flip(pictures, generator(self.seed, "second view", *key), which)
+        return _Part(images, current, key, views, good, first, second)
+
+    def _whole(self, part: _Part) -> Batch:
+        """The batch of a part. Where a process would be without images, each takes all of them."""
+        images, good, share = part.images, part.good, None
+        if ranks.size() > 1:
+            good = ranks.gathered_mask(part.good, len(images))
+            if not good.all():
+                self.agree()
+            counts = tuple(int(good[own].sum()) for own in ranks.parts(len(images)))
+            if min(counts):
+                share = ranks.Share(counts, self.light)
+            else:
+                part = self._part(images, part.current, part.key, part.views, slice(0, len(images)))
+                good = part.good
+        columns = (images.labels[good], images.domains[good], images.ids[good], part.current[good])
+        batch = Batch(part.first, *map(torch.from_numpy, columns), second=part.second)
+        return replace(batch, key=part.key, seed=self.seed, share=share)
+
+    def agree(self) -> None:
+        """What one process has found broken, all know."""
+        for skipped in ranks.told(self.pixels.skipped()):
+            self.pixels.mark_broken(skipped)
+
+    def plain(self, images: ImageSet, batch_size: int = 128, shared: bool = False) -> Iterator[Batch]:
+        """The images in their order, once, without augmentation; broken ones are left out.
+
+        Args:
+            shared: whether processes share the batches, of which each gets every ``ranks.size()``-th.
+        """
+        first, each = (ranks.rank(), ranks.size()) if shared else (0, 1)
+        steps = range(first, -(-len(images) // batch_size), each)
+        where = [np.arange(step * batch_size, min((step + 1) * batch_size, len(images))) for step in steps]
+        if self.activations is not None and where:
+            self.activations.fill(images.select(np.concatenate(where)))
 
         def make(step: int) -> Batch:
-            part = images.select(np.arange(step * batch_size, min((step + 1) * batch_size, len(images))))
+            part = images.select(where[(step - first) // each])
             return self._batch(part, np.ones(len(part), dtype=bool), (0, 0, 0, step))
 
-        yield from (batch for batch in self._ahead(make, 0, -(-len(images) // batch_size)) if len(batch))
+        yield from (batch for batch in self._ahead(make, steps) if len(batch))
 
-    def _batch(
-        self,
-        images: ImageSet,
-        current: NDArray[np.bool_],
-        key: tuple[int, int, int, int],
-        views: NDArray[np.int64] | None = None,
-    ) -> Batch:
-        """The images that can be read, or of each the kept view asked for (default: the plain one)."""
+    def _batch(self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]) -> Batch:
+        """The images that can be read."""
         if self.activations is not None:
-            pictures, good = self.activations.load(images, views)
+            pictures, good = self.activations.load(images)
         else:
             pictures, good = self.pixels.load(images.rows)
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])
         return Batch(pictures, *(torch.from_numpy(column) for column in columns), key=key, seed=self.seed)
 
-    def _ahead(self, make: Callable[[int], Batch], start: int, steps: int) -> Iterator[Batch]:
-        """Batches, the next one being decoded while this one is used; from memory that would gain nothing."""
+    def _ahead(self, make: Callable[[int], _Made], steps: range) -> Iterator[_Made]:
+        """What is made, the next one being decoded while this one is used; from memory that would gain nothing."""
         if self.activations.rows.at_hand if self.activations is not None else self.pixels.cached:
-            yield from map(make, range(start, steps))
+            yield from map(make, steps)
             return
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(make, start) if start < steps else None
-            for step in range(start, steps):
+            future = pool.submit(make, steps[0]) if steps else None
+            for place in range(len(steps)):
                 assert future is not None
-                batch = future.result()
-                future = pool.submit(make, step + 1) if step + 1 < steps else None
-                yield batch
+                made = future.result()
+                future = pool.submit(make, steps[place + 1]) if place + 1 < len(steps) else None
+                yield made

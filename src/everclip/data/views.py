@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from everclip.seeding import generator
@@ -15,11 +16,18 @@ SCHEME = "shift_flip 1"
 """Of fixed views; another number for another way of drawing them."""
 
 
-def shift_flip(images: UInt8[Tensor, "b 3 s s"], rng: np.random.Generator) -> UInt8[Tensor, "b 3 s s"]:
-    """Each picture shifted (edges mirrored) and maybe flipped."""
-    count, reach = len(images), 2 * _pad(images) + 1
-    shifts = torch.from_numpy(rng.integers(0, reach, size=(2, count)))
-    return _moved(images, shifts, torch.from_numpy(rng.random(count) < 0.5))
+def shift_flip(
+    images: UInt8[Tensor, "b 3 s s"], rng: np.random.Generator, which: NDArray[np.bool_] | None = None
+) -> UInt8[Tensor, "b 3 s s"]:
+    """Each picture shifted (edges mirrored) and maybe flipped.
+
+    Args:
+        which: bool ``[n]``: which images of a batch these are; each then moves as it does where all are there.
+    """
+    which = np.ones(len(images), dtype=bool) if which is None else which
+    shifts = rng.integers(0, 2 * _pad(images) + 1, size=(2, len(which)))
+    flips = rng.random(len(which)) < 0.5
+    return _moved(images, torch.from_numpy(shifts[:, which]), torch.from_numpy(flips[which]))
 
 
 def fixed_view(images: UInt8[Tensor, "b 3 s s"], ids: Sequence[int], view: int) -> UInt8[Tensor, "b 3 s s"]:

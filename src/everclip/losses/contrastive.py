@@ -157,6 +157,7 @@ def surrogate(
     among: Bool[Tensor, "a b"],
     tau: float | Float[Tensor, " a"],
     weights: Float[Tensor, " a"] | None = None,
+    count: Int64[Tensor, "a 1"] | None = None,
 ) -> Float[Tensor, ""]:
     """The scalar whose gradient estimates that of the objective (equation 4).
 
@@ -170,8 +171,9 @@ def surrogate(
         among: N; an anchor without any contributes nothing, but counts in B.
         tau: one temperature, or one an anchor.
         weights: omega, 1 where not given.
+        count: |N_i|, where ``among`` has a part of the negatives alone.
     """
-    count = among.sum(1, keepdim=True).clamp(min=1)
+    count = (among.sum(1, keepdim=True) if count is None else count).clamp(min=1)
     total = torch.zeros((), dtype=log_u.dtype, device=log_u.device)
     for side, loss in enumerate(losses):
         exponent = (loss.detach() / _column(tau) - log_u[:, side, None]).masked_fill(~among, -math.inf)

@@ -96,6 +96,12 @@ class Method(nn.Module, ABC):
     """What it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels or all of
     its blocks, in whose place no kept activation can stand. Set on the instance where an option decides."""
 
+    shares: bool = True
+    """Whether several processes can share its batches: it gives the towers the batch's images alone, all of them, and
+    draws nothing at random in them. Set on the instance where an option decides."""
+    light: bool = False
+    """Whether its loss has a form for a part of the batch (``ranks.Share.light``). Set as ``shares`` is."""
+
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__()
         self.config = config

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from everclip.data.images import ImageSet
-from everclip.losses import contrastive
+from everclip.losses import contrastive, light
 from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task, pairs
 from everclip.sample_table import SampleTable
 
@@ -64,23 +64,27 @@ class Pairs:
     """A batch of pairs, each compared with its negatives, after the estimators were updated.
 
     Args:
-        losses: l(d1), l(d2), ``[b, b]`` each, with gradient.
+        losses: l(d1), l(d2), ``[b, b]`` each, with gradient; of a part of the batch ``[own, b]``.
         among: the negatives N_i.
         log_u: ``[b, 2]``; 0 for a pair without negatives.
         tau: the temperature, or one a pair.
         value: ``[b]``: tau log u1 + tau log u2, each pair's part of the objective.
         active: ``[b]``: pairs that have negatives.
+        part: of the batch, where each process has a loss of its own (``ranks.Share.light``).
     """
 
-    losses: tuple[Float[Tensor, "b b"], Float[Tensor, "b b"]]
+    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]]
     among: Bool[Tensor, "b b"]
     log_u: Float[Tensor, "b 2"]
     tau: float | Float[Tensor, " b"]
     value: Float[Tensor, " b"]
     active: Bool[Tensor, " b"]
+    part: light.Part | None = None
 
     def surrogate(self, weights: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
         """The scalar to call backward on (equation 4)."""
+        if self.part is not None:
+            return self.part.surrogate(self.losses, self.log_u, self.tau, weights)
         return contrastive.surrogate(self.losses, self.log_u, self.among, self.tau, weights)
 
 
@@ -90,6 +94,7 @@ class Contrastive(Method):
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
+        self.light = config.negatives != "multi_positive"  # whose positive is other images' business too
         self.estimators = SampleTable(2)
         self.temperatures = SampleTable(1)
         if config.temperature == "learnable":
@@ -142,24 +147,29 @@ class Contrastive(Method):
 
         The averages are then used as updated.
         """
-        options = self.options
+        options, share = self.options, batch.share
         among = contrastive.negatives(batch.labels, options.negatives)
-        positives = ~among if options.negatives == "multi_positive" else None
-        first, second = contrastive.differences(features["image"] @ features["text"].T, positives)
+        own, part = slice(None), None
+        if share is not None and share.light:
+            own = share.own
+            part = light.Part(
+                features["image"], features["text"], among, own, options.surrogate, options.margin
+            )
+            first, second = part.rows()
+        else:
+            positives = ~among if options.negatives == "multi_positive" else None
+            first, second = contrastive.differences(features["image"] @ features["text"].T, positives)
         losses = (
             contrastive.pair_loss(first, options.surrogate, options.margin),
             contrastive.pair_loss(second, options.surrogate, options.margin),
         )
-        active = among.any(1)
-        tau = self._temperature(batch, first)
-        old, seen = self.estimators.get(batch.ids)
-        fresh = contrastive.log_means(losses, among, tau)
-        log_u = contrastive.moving_average(
-            old.to(fresh), seen[:, None].to(fresh.device), fresh, self._gamma(batch, fresh)
-        ).masked_fill(~active[:, None], 0)
+        active, tau = among.any(1), self._temperature(batch, first)
+        log_u, slope = self._average(losses, among[own], tau, own, batch)
+        if share is not None and part is not None:
+            log_u, slope = share.numbers(torch.cat([log_u, slope[:, None]], 1)).split([2, 1], 1)
+            slope = slope[:, 0]
         self.estimators.set(batch.ids[active.cpu()], log_u[active])
         if options.temperature != "fixed" and active.any():
-            slope = contrastive.temperature_gradient(losses, log_u, among, tau, options.rho)
             self._learn_temperature(batch, slope, active)
         self.last = {}
         if active.any():
@@ -169,7 +179,30 @@ class Contrastive(Method):
         value = contrastive.objective(log_u, tau)
         met = torch.stack([value, torch.ones_like(value)])[:, active]
         self._sums.index_add_(1, batch.labels[active], met.to(self._sums))
-        return Pairs(losses, among, log_u, tau, value, active)
+        return Pairs(losses, among, log_u, tau, value, active, part)
+
+    def _average(
+        self,
+        losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+        among: Bool[Tensor, "a b"],
+        tau: float | Float[Tensor, " b"],
+        own: slice,
+        batch: Batch,
+    ) -> tuple[Float[Tensor, "a 2"], Float[Tensor, " a"]]:
+        """log u of the anchors ``own`` after this batch, 0 without negatives; the slope of a learned temperature."""
+        options, own_tau = self.options, tau[own] if isinstance(tau, Tensor) else tau
+        old, seen = self.estimators.get(batch.ids[own])
+        fresh = contrastive.log_means(losses, among, own_tau)
+        gamma = self._gamma(batch, fresh)
+        log_u = contrastive.moving_average(
+            old.to(fresh),
+            seen[:, None].to(fresh.device),
+            fresh,
+            gamma[own] if isinstance(gamma, Tensor) else gamma,
+        ).masked_fill(~among.any(1, keepdim=True), 0)
+        if options.temperature == "fixed":
+            return log_u, torch.zeros_like(log_u[:, 0])
+        return log_u, contrastive.temperature_gradient(losses, log_u, among, own_tau, options.rho)
 
     def _gamma(self, batch: Batch, like: Tensor) -> float | Float[Tensor, "b 1"]:
         """The rate of the moving averages; a schedule spares what was carried over from earlier tasks."""

@@ -38,7 +38,8 @@ class FirstSession(Method):
         self._first: tuple[Method, ...] = ()
         if config.adapt != "none":
             options = options_of(config.adapt, config.adapt_options, "method.adapt_options.")
-            self._first = (method_class(config.adapt).create(options, prompts),)
+            learner = method_class(config.adapt).create(options, prompts)
+            self._first, self.shares, self.light = (learner,), learner.shares, learner.light
 
     @property
     def _learner(self) -> Method:

@@ -73,6 +73,7 @@ class Cmoa(Classify):
         self.means = SampleTable(1)
         self._stage = 0
         self._texts = torch.zeros(0, 0)
+        self.shares = config.dropout == config.separate == 0
 
     def tables(self) -> dict[str, SampleTable]:
         return {"means": self.means}

@@ -60,6 +60,7 @@ class Zscl(Kept, Distilling):
         )
         emoji_count: int = Field(default=600, ge=1, description="emoji pictures at most")
 
+    shares = False
     config: Config
     cost = Cost(
         state="the pretrained model's features (fp32) of reference texts and emoji pictures; its image tower with other"

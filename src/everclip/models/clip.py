@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from everclip import ranks
 from everclip.models.folding import fold
 from everclip.models.passes import in_pieces, unwatched
 from everclip.models.preprocess import pil_part, triple
@@ -48,6 +49,8 @@ class Clip(nn.Module):
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
         text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
         pieces: in how many the towers take their inputs where a gradient is kept; see ``passes``.
+        share: how several processes share the batch of the step that goes on. Images are then this process's part of
+            it, and features those of the whole batch; of prompts each process encodes a part.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Clip(nn.Module):
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
         self._held: frozenset[str] = frozenset()
         self.pieces = 1
+        self.share: ranks.Share | None = None
         self._memory_format = (
             torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
         )
@@ -158,7 +162,9 @@ class Clip(nn.Module):
         """Unit-length fp32 features of what ``normalise`` gives, by the image tower or by a copy of it."""
         raw = self._raw_image(images) if tower is None else tower(images)
         features = F.normalize(raw.float(), dim=-1)
-        return features if self._center is None else F.normalize(features - self._center, dim=-1)
+        if self._center is not None:
+            features = F.normalize(features - self._center, dim=-1)
+        return features if self.share is None else self.share.whole(features)
 
     def copy_tower(self) -> nn.Module:
         """A frozen copy of the image tower as it is now: a teacher, an older stage.
@@ -184,15 +190,11 @@ class Clip(nn.Module):
 
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p d"]:
         """Unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
-        row = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-        distinct = list(row)
-        chunks = [distinct[start : start + _TEXT_CHUNK] for start in range(0, len(distinct), _TEXT_CHUNK)]
-        features = torch.cat([in_pieces(self._encode_distinct, chunk, self.pieces) for chunk in chunks])
-        if len(row) == len(prompts):
-            return features
-        rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
-        # not features[rows]: its backward adds in the order in which threads come, so no two runs would be equal
-        return features.index_select(0, rows)
+        share = self.share
+        if share is not None and share.light:  # a process's loss reaches the captions of its own images alone
+            assert len(prompts) == sum(share.counts), "a caption an image"
+            return share.whole(self._encode_prompts(prompts[share.own], False))
+        return self._encode_prompts(prompts, share is not None)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
         """Token ids on the CPU, cached per prompt.
@@ -275,6 +277,22 @@ class Clip(nn.Module):
         if self.pieces > 1:
             unwatched(self.model.visual, f"train.accumulate={self.pieces} runs the image tower in pieces")
         return in_pieces(self.model.encode_image, images, self.pieces)
+
+    def _encode_prompts(self, prompts: Sequence[str], shared: bool) -> Float[Tensor, "p d"]:
+        """``encode_text`` in this process, or ``shared``: each encodes a part of the distinct prompts."""
+        row = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+        distinct, count = list(row), len(row)
+        shared = shared and count >= ranks.size()
+        own = distinct[ranks.own(count)] if shared else distinct
+        chunks = [own[start : start + _TEXT_CHUNK] for start in range(0, len(own), _TEXT_CHUNK)]
+        features = torch.cat([in_pieces(self._encode_distinct, chunk, self.pieces) for chunk in chunks])
+        if shared:
+            features = ranks.with_gradient(features, [part.stop - part.start for part in ranks.parts(count)])
+        if count == len(prompts):
+            return features
+        rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
+        # not features[rows]: its backward adds in the order in which threads come, so no two runs would be equal
+        return features.index_select(0, rows)
 
     def _encode_distinct(self, prompts: list[str]) -> Float[Tensor, "p d"]:
         # what is kept serves training; for an evaluation's many prompts it is not worth its memory

@@ -21,6 +21,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from everclip import ranks
 from everclip.config.models import Train
 from everclip.data.loader import Batch
 from everclip.errors import UserError
@@ -55,6 +56,11 @@ class Passes:
         self._pieces = train.accumulate
         self._share = train.patch_dropout
         self._drop = _patches(clip) if train.patch_dropout > 0 else None
+        if self._drop is not None and ranks.size() > 1:
+            raise UserError(
+                "train.patch_dropout draws patches for a whole batch, of which each process has a part:"
+                " write train.patch_dropout=0, or start one process"
+            )
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
         if not train.checkpointing and not train.compile:
             return
@@ -74,6 +80,8 @@ class Passes:
         with ExitStack() as stack:
             stack.callback(setattr, clip, "pieces", clip.pieces)
             clip.pieces = self._pieces
+            stack.callback(setattr, clip, "share", clip.share)
+            clip.share = batch.share
             for module, forward in self._forwards:
                 _replace(stack, module, forward)
             if self._drop is not None:

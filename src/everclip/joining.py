@@ -1,0 +1,126 @@
+"""How the processes of a run under torchrun find each other, and how they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from everclip import ranks
+from everclip.errors import RunError, UserError
+from everclip.signals import PREEMPTED, Stopped
+
+
+def started() -> bool:
+    """Whether torchrun has started several processes."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarts() -> bool:
+    """Whether torchrun starts the processes again where one ends."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """While it is open, the processes that torchrun has started are those of one run.
+
+    Of the errors that end them one is raised in its process; the others end with the same exit code, and say nothing.
+
+    Args:
+        device: the config's.
+
+    Raises:
+        UserError: there are fewer GPUs than processes on this machine.
+    """
+    if not started():
+        yield
+        return
+    with ranks.answered():
+        store, number, count = next(rendezvous("env://", timeout=ranks.PATIENCE))
+        store = _fresh(store, number, count)
+    if number > 0:
+        logging.getLogger("everclip").setLevel(logging.ERROR)
+    with _alone(store):
+        with ranks.answered():
+            dist.init_process_group(
+                _backend(device), store=store, rank=number, world_size=count, timeout=ranks.TIMEOUT
+            )
+            ranks.patient.append(dist.new_group(backend="gloo", timeout=ranks.PATIENCE))
+        yield
+    ranks.patient.clear()
+    dist.destroy_process_group()
+
+
+def _backend(device: str) -> str:
+    """Gloo, and NCCL for what is on the GPUs, of which each process takes its own."""
+    if device.startswith("cuda:"):
+        raise UserError(f"device={device}, but each process takes a GPU of its own: write device=cuda")
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return "gloo"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"there are {torch.cuda.device_count()} GPUs and more processes:"
+            f" write torchrun --nproc-per-node={torch.cuda.device_count()}, or device=cpu"
+        )
+    torch.cuda.set_device(local)
+    return "cpu:gloo,cuda:nccl"
+
+
+def _fresh(store: Any, number: int, count: int) -> Any:
+    """The part of torchrun's store that these processes alone know.
+
+    The store may outlive a restart, with the addresses of processes that are gone. So each process says a word that
+    nobody has said before, and the first one answers every word it finds until all have heard it.
+    """
+    word = uuid.uuid4().hex
+    if number > 0:
+        store.set(f"word of {number}", word)
+        name = store.get(f"answer to {word}").decode()  # waits for it
+        store.set(f"{name} has {number}", "")
+        return PrefixStore(name, store)
+    end = time.monotonic() + ranks.PATIENCE.total_seconds()
+    missing = set(range(1, count))
+    while missing:
+        for other in [*missing]:
+            if store.check([f"word of {other}"]):
+                store.set(f"answer to {store.get(f'word of {other}').decode()}", word)
+            if store.check([f"{word} has {other}"]):
+                missing.remove(other)
+        if time.monotonic() > end:
+            raise RuntimeError("not all processes have come")
+        time.sleep(0.02)
+    return PrefixStore(word, store)
+
+
+@contextmanager
+def _alone(store: Any) -> Iterator[None]:
+    """Lets one process speak of what ends them all: the first that has something to say."""
+    try:
+        yield
+    except (UserError, RunError, Stopped) as error:
+        if _spoken(store):
+            codes = {UserError: 2, RunError: 1, Stopped: PREEMPTED}
+            raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
+        raise
+    except Exception:
+        _spoken(store)  # a fault is always shown; the others need not say that this process has ended
+        raise
+
+
+def _spoken(store: Any) -> bool:
+    """Whether another process has said already why the run ends."""
+    try:
+        return store.add("why the run ends", 1) > 1
+    except RuntimeError:  # the store has gone with the machine that had it
+        return False

@@ -1,0 +1,234 @@
+"""The processes of a run under torchrun, and what they exchange.
+
+Every process loads the same data and makes the same batches, and each takes its own part of a batch through the
+towers. Features are gathered, and every process computes the loss of the whole batch from the same numbers: so labels,
+estimators and group weights are the same everywhere without being exchanged. Of the features' gradient a process keeps
+its own rows. docs/decisions/0014-every-process-computes-the-loss.md has the reasons.
+
+Without torchrun there is one process, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from everclip.errors import RunError
+
+TIMEOUT = timedelta(seconds=50)
+"""Longest wait for the others within a step; one that was killed is noticed at once."""
+PATIENCE = timedelta(minutes=30)
+"""Longest wait where processes may do different things: while a run starts, is saved or is tested."""
+_LARGE = 1 << 18
+"""Entries from which a gradient is summed on its own."""
+
+
+class Gone(RunError):
+    """Another process has ended, or does not answer."""
+
+
+def size() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if _joined() else 0
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turns what torch raises where another process is missing into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, RunError):
+            raise
+        raise Gone(
+            "another process of this run has ended or does not answer: everclip resume RUN, under torchrun again, goes"
+            " on from its last checkpoint; torchrun --max-restarts=3 with out=PATH does so by itself"
+        ) from error
+
+
+patient: list[Any] = []
+"""The group of all processes that waits longer, where there are several."""
+
+
+# What they exchange -----------------------------------------------------------------------------------------------
+
+
+def parts(count: int) -> list[slice]:
+    """How ``count`` rows are shared: the first parts are longer by one at most."""
+    edges = [0, *accumulate(len(part) for part in np.array_split(np.arange(count), size()))]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def own(count: int) -> slice:
+    """This process's part of ``count`` rows."""
+    return parts(count)[rank()]
+
+
+def gathered(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
+    """The rows of all processes, process after process, without gradient.
+
+    Args:
+        rows: this process's.
+        counts: of each process.
+    """
+    if size() == 1:
+        return rows
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in counts]
+    with answered():
+        dist.all_gather(found, padded)
+    return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
+
+def gathered_mask(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """The whole mask of ``count`` rows, of which ``mask`` is this process's part."""
+    lengths = [part.stop - part.start for part in parts(count)]
+    return gathered(torch.from_numpy(mask.astype(np.uint8)), lengths).numpy().astype(bool)
+
+
+def told(value: Any) -> list[Any]:
+    """What each process says: JSON. Waits long."""
+    if size() == 1:
+        return [value]
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+    with answered():
+        dist.all_gather(lengths, torch.tensor([len(text)]), group=patient[0])
+    return [
+        json.loads(part.numpy().tobytes())
+        for part in gathered(text, [int(n) for n in lengths]).split([int(n) for n in lengths])
+    ]
+
+
+def from_first(value: Any) -> Any:
+    """What the first process says, JSON; of one process the value itself. Waits long."""
+    return value if size() == 1 else told(value if rank() == 0 else None)[0]
+
+
+def ragged(rows: Shaped[Tensor, "n ..."] | None) -> Shaped[Tensor, "total ..."] | None:
+    """``gathered`` where no process knows how many rows others have, or how wide; None for none. Waits long."""
+    if size() == 1:
+        return rows
+    about = told(None if rows is None else [str(rows.dtype).removeprefix("torch."), *rows.shape])
+    known = next((each for each in about if each), None)
+    if known is None:
+        return None
+    kind, _, *width = known
+    mine = torch.zeros(0, *width, dtype=getattr(torch, kind)) if rows is None else rows.cpu()
+    return gathered(mine, [each[1] if each else 0 for each in about])
+
+
+def most(*values: int) -> tuple[int, ...]:
+    """The largest that a process has of each value."""
+    if size() == 1:
+        return values
+    found = torch.tensor(values, dtype=torch.int64)
+    with answered():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return tuple(found.tolist())
+
+
+def wait() -> None:
+    """Until all processes are here. Waits long."""
+    told(None)
+
+
+# Features and gradients -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the processes share a batch.
+
+    Args:
+        counts: images of each process, at least one; they are the batch in the order of the processes.
+        light: whether a process's loss is that of its own images, with the other features as constants (the
+            communication-light form of FastCLIP), and only numbers a sample are exchanged after them.
+    """
+
+    counts: tuple[int, ...]
+    light: bool = False
+
+    @property
+    def own(self) -> slice:
+        """The rows of the batch that are this process's."""
+        start = sum(self.counts[: rank()])
+        return slice(start, start + self.counts[rank()])
+
+    def whole(self, features: Shaped[Tensor, "own d"]) -> Shaped[Tensor, "all d"]:
+        """Features of the whole batch from those of this process's images, whose gradient they take.
+
+        Args:
+            features: of one view after the other where there are several.
+        """
+        views = len(features) // self.counts[rank()]
+        assert len(features) == views * self.counts[rank()], "features of other images than the batch's"
+        apart = features.unflatten(0, (views, -1)).transpose(0, 1)
+        return with_gradient(apart, self.counts).transpose(0, 1).flatten(0, 1)
+
+    def numbers(self, values: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
+        """Numbers of all images from those of this process's, without gradient."""
+        return gathered(values.contiguous(), self.counts)
+
+
+def with_gradient(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
+    """``gathered``, with this process's part of the gradient, times the number of processes.
+
+    ``mean_gradients`` takes the mean over processes: of what all compute alike (a head, a penalty) that is the value
+    itself, and of what each computes for its own rows the sum, by this factor.
+    """
+    return _Gather.apply(rows, tuple(counts))  # pyright: ignore[reportReturnType]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.start = sum(counts[: rank()])
+        ctx.count = counts[rank()]
+        return gathered(rows.contiguous(), counts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.start : ctx.start + ctx.count] * size(), None
+
+
+def mean_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Put the mean over the processes in the place of each gradient. All have the same ones, in the same order."""
+    if size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    apart = [gradient.numel() >= _LARGE and gradient.is_contiguous() for gradient in gradients]
+    large = [gradient for gradient, alone in zip(gradients, apart, strict=True) if alone]
+    small = [gradient for gradient, alone in zip(gradients, apart, strict=True) if not alone]
+    joint = torch.cat([gradient.flatten() for gradient in small]) if small else torch.zeros(0)
+    with answered():
+        works = [dist.all_reduce(gradient, async_op=True) for gradient in [*large, joint] if gradient.numel()]
+        for work in works:
+            work.wait()  # pyright: ignore[reportOptionalMemberAccess]
+    for summed in [*large, joint]:
+        summed /= size()
+    places = joint.split([gradient.numel() for gradient in small])
+    for gradient, summed in zip(small, places, strict=True):
+        gradient.copy_(summed.view_as(gradient))

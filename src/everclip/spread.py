@@ -1,0 +1,38 @@
+"""Rows of many images, each process computing some of them and all having them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from everclip import ranks
+from everclip.data.images import ImageSet
+from everclip.data.loader import Batch, Loader
+
+Rows = tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"], Int64[Tensor, " n"]]
+"""Rows on the CPU, with the labels and the ids of their images."""
+
+
+@torch.inference_mode()
+def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor]) -> Rows | None:
+    """What ``compute`` gives of the images that can be read, in their order; None where there is none.
+
+    Processes share the batches, which are those of one process: no image is computed twice or in other company.
+    """
+    rows, about = [], []
+    for batch in loader.plain(images, shared=True):
+        rows.append(compute(batch).cpu())
+        number = torch.full_like(batch.labels, batch.key[3])
+        about.append(torch.stack([number, batch.labels, batch.ids], 1))
+    found = ranks.ragged(torch.cat(rows) if rows else None)
+    columns = ranks.ragged(torch.cat(about) if about else None)
+    if ranks.size() > 1:
+        loader.agree()
+    if found is None or columns is None:
+        return None
+    order = torch.from_numpy(np.argsort(columns[:, 0].numpy(), kind="stable"))
+    return found[order], columns[order, 1], columns[order, 2]

@@ -1,0 +1,56 @@
+"""Starting several processes of one run, as torchrun would."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process: one thread, the package and its tests at hand."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"} | more
+
+
+def start(count: int, command: list[str], **options: Any) -> list[subprocess.Popen[str]]:
+    """``python COMMAND`` in ``count`` processes that find each other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), TORCHELASTIC_RUN_ID="test", **shared),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        for rank in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], seconds: float = 150) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each process. None is left behind."""
+    try:
+        found = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+
+
+def work(count: int, *jobs: list[str]) -> list[Any]:
+    """What the first process prints of each job of ``tests.distributed.jobs``, JSON; all must end well."""
+    ended = finish(start(count, ["-m", "tests.distributed.jobs", json.dumps(jobs)]))
+    for code, _, errors in ended:
+        assert code == 0, errors
+    return [json.loads(line) for line in ended[0][1].splitlines()]

@@ -1,0 +1,152 @@
+"""How the processes of a run end: killed, hung, asked to stop, wrong; and how torchrun goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.processes import environment, finish, start
+from tests.distributed.test_exact import same
+from tests.running import run, timeless
+
+LONG = ["scenario.tasks=2", "train.epochs=20", "train.batch_size=8", "memory.budget=12", "device=cpu"]
+OFTEN = "checkpoint.every=steps:5"
+
+
+def words(toy: str, photos: str, *more: str) -> list[str]:
+    return [f"data={photos}", f"model={toy}", "method=gdro", *LONG, *more]
+
+
+def command(*tokens: str) -> list[str]:
+    return ["-m", "everclip", "train", *tokens]
+
+
+def wait_for(path: Path, steps: int, seconds: float = 100) -> None:
+    """Until a run has made so many steps."""
+    end = time.monotonic() + seconds
+    while not path.exists() or path.read_text(encoding="utf-8").count('"step"') < steps:
+        assert time.monotonic() < end, "the run does not begin"
+        time.sleep(0.05)
+
+
+def errors(texts: list[str]) -> list[str]:
+    """Lines that say why a run has ended."""
+    return [
+        line
+        for text in texts
+        for line in text.splitlines()
+        if line.startswith(("error", "stopped", "Traceback"))
+    ]
+
+
+def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path, toy: str, photos: str) -> None:
+    out = tmp_path / "run"
+    processes = start(3, command(*words(toy, photos, OFTEN, f"out={out}")))
+    wait_for(out / "metrics.jsonl", 8)
+    processes[1].kill()
+    begun = time.monotonic()
+    ended = finish(processes, 60)
+    assert time.monotonic() - begun < 60
+    assert [code for code, _, _ in ended] == [1, -signal.SIGKILL, 1]
+    (line,) = errors([text for _, _, text in ended])
+    assert "another process of this run has ended" in line
+
+
+def test_what_is_wrong_is_said_once(tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = [token for token in words(toy, photos) if token != "train.batch_size=8"]
+    ended = finish(start(2, command(*tokens, "train.batch_size=1", f"out={tmp_path / 'run'}")))
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    (line,) = errors([text for _, _, text in ended])
+    assert "train.batch_size=1 is that of all 2 processes together: write at least 2" in line
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = words(toy, photos)
+    out = tmp_path / "two"
+    processes = start(2, command(*tokens, f"out={out}"))
+    wait_for(out / "metrics.jsonl", 5)
+    processes[1].send_signal(signal.SIGTERM)  # the other one learns of it
+    ended = finish(processes)
+    assert [code for code, _, _ in ended] == [75, 75]
+    assert len(errors([text for _, _, text in ended])) == 1
+    assert [*(out / "checkpoints").glob("task-*-step-*")], "it was saved within the task"
+    again = finish(start(2, command(*tokens, f"out={out}")))
+    assert [code for code, _, _ in again] == [0, 0], again
+    results = json.loads((out / "results.json").read_text())
+    same(run(tmp_path / "one", *tokens), results, tmp_path / "one", out)
+
+
+@contextmanager
+def torchrun(*options: str, tokens: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """``torchrun`` with two processes, and all that it has started gone when it is closed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    process = subprocess.Popen(
+        [*launcher, "--rdzv-endpoint=localhost:0", *options, *command(*tokens)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for worker in workers(process.pid):
+            os.kill(worker, signal.SIGKILL)
+        process.kill()
+
+
+def workers(launcher: int) -> list[int]:
+    """The processes that a launcher has started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children")
+    return [int(number) for number in children.read_text().split()] if children.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_goes_on_after_a_killed_process(tmp_path: Path, toy: str, photos: str, victim: int) -> None:
+    tokens, out = words(toy, photos, OFTEN), tmp_path / "two"
+    with torchrun("--max-restarts=2", tokens=[*tokens, f"out={out}"]) as launcher:
+        for steps in (12, 50):
+            wait_for(out / "metrics.jsonl", steps)
+            os.kill(workers(launcher.pid)[victim], signal.SIGKILL)
+            time.sleep(1)
+        _, text = launcher.communicate(timeout=150)
+    assert launcher.returncode == 0, text
+    assert "continued in task 1 after step" in text
+    results = json.loads((out / "results.json").read_text())
+    alone = run(tmp_path / "one", *tokens)
+    assert timeless(alone)["matrix"] == results["matrix"]
+    same(alone, results, tmp_path / "one", out)
+
+
+@pytest.mark.slow
+def test_torchrun_asks_for_a_directory(toy: str, photos: str) -> None:
+    with torchrun("--max-restarts=1", tokens=words(toy, photos)) as launcher:
+        _, text = launcher.communicate(timeout=100)
+    assert launcher.returncode != 0
+    assert "give out=PATH" in text
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_run_within_a_minute(tmp_path: Path, toy: str, photos: str) -> None:
+    out = tmp_path / "run"
+    processes = start(2, command(*words(toy, photos, f"out={out}")))
+    wait_for(out / "metrics.jsonl", 8)
+    processes[1].send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    assert processes[0].wait(100) == 1
+    assert time.monotonic() - begun < 60
+    processes[1].kill()
+    (line,) = errors([text for _, _, text in finish(processes)])
+    assert "does not answer" in line

@@ -1,0 +1,77 @@
+"""Every method with two processes, and the ways of training that change what a process does; then four processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from everclip import plugins
+from everclip.plan import Plan
+from tests.distributed.processes import work
+from tests.distributed.test_exact import same
+from tests.running import configured, run
+
+pytestmark = pytest.mark.slow
+
+WORDS = ["scenario.tasks=2"]
+MORE = [
+    "gdro cache.trunk=on tune=top:1 cache.views=3",
+    "gdro train.accumulate=2",
+    "gdro train.precision=bf16",
+    "gdro tune=lora:2 train.checkpointing=true center=true",
+    "gdro method.dro=sagawa method.groups=class_origin method.sampling=class_balanced",
+    "gcl method.negatives=multi_positive method.temperature=learnable",
+    "gcl distributed.gather=light method.temperature=learnable",
+    "cclis memory.policy=method",
+    "cassle method.objective=sogclr method.probe=mixed",
+    "cmoa method.dropout=0",
+    "finetune memory.policy=herding train.nonfinite=skip method.head=linear",
+]
+
+WITHIN = {
+    # products of fewer rows are rounded otherwise
+    "gdro train.precision=bf16": 2e-2,
+    # a bias before a batch norm has no gradient but rounding, which Adam makes a step of
+    "cassle": 2e-3,
+    "cassle method.objective=sogclr method.probe=mixed": 2e-3,
+}
+
+
+def forms(photos: str, toy: str) -> list[str]:
+    """Every method that processes can share, by its defaults, then the others."""
+    found = []
+    for name in plugins.names("methods"):
+        if Plan.of(configured(*words(name, toy, photos))).method.shares:
+            found.append(f"{name} method.width=64" if name == "ranpac" else name)
+    return [*found, *MORE]
+
+
+def words(form: str, toy: str, photos: str) -> list[str]:
+    name, *options = form.split()
+    return [f"data={photos}", f"model={toy}", f"method={name}", *WORDS, *options]
+
+
+def test_every_method(tmp_path: Path, toy: str, photos: str) -> None:
+    every = forms(photos, toy)
+    assert len(every) - len(MORE) >= len(plugins.names("methods")) - 2, "zscl and cmoa alone are refused"
+    jobs = [["run", str(tmp_path / "two" / form), *words(form, toy, photos)] for form in every]
+    different = []
+    for form, shared in zip(every, work(2, *jobs), strict=True):
+        alone = run(tmp_path / "one" / form, *words(form, toy, photos))
+        try:
+            same(alone, shared, tmp_path / "one" / form, tmp_path / "two" / form, WITHIN.get(form, 1e-5))
+        except AssertionError as error:
+            different.append(f"{form}: {error}")
+    assert not different, "\n".join(different)
+
+
+def test_four_processes(tmp_path: Path, toy: str) -> None:
+    """Test images are several batches here, which the processes share."""
+    tokens = ["data=emoji", f"model={toy}", "method=gdro", "scenario.tasks=[20,80]", "train.batch_size=42"]
+    (shared,) = work(4, ["run", str(tmp_path / "four"), *tokens])
+    same(run(tmp_path / "one", *tokens), shared, tmp_path / "one", tmp_path / "four")
+    predictions = [np.load(tmp_path / name / "predictions.npz") for name in ("one", "four")]
+    assert predictions[0]["id"].tolist() == predictions[1]["id"].tolist()
+    assert len(set(predictions[0]["id"].tolist())) > 4 * 64

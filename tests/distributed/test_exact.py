@@ -1,0 +1,148 @@
+"""Two processes give what one gives: every loss, and whole runs."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed import losses
+from tests.distributed.processes import ROOT, work
+from tests.pictures import image_folder
+from tests.running import run
+
+WORDS = [
+    "scenario.tasks=2",
+    "train.epochs=2",
+    "train.batch_size=9",
+    "train.augment=shift_flip",
+    "train.lr=1e-4",
+]
+FORMS = {
+    "gdro": [],
+    "gcl": [],
+    "gcl broken": ["loader.cache_mb=0"],
+    "gcl light": ["distributed.gather=light", "method.temperature=per_sample"],
+    "gdro light": ["distributed.gather=light", "train.captions=random"],
+}
+
+
+REFUSED = {
+    "method=zscl": "method=zscl with these options asks its towers for more than the batch",
+    "method=cmoa": "2 processes cannot share: start one process, or write another method",
+    "method=clip distributed.gather=light": "the loss of method=clip with these options has no such form",
+    "method=gcl distributed.gather=light method.negatives=multi_positive": "write distributed.gather=gradient",
+    "method=gcl train.patch_dropout=0.5": "write train.patch_dropout=0, or start one process",
+}
+"""What several processes cannot do, and what they say."""
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Pictures of which some cannot be read: in training images and test images, one beside the other."""
+    root = image_folder(tmp_path_factory.mktemp("broken"), {"train": 4, "test": 2})
+    for name in ("train/blue/1.png", "train/blue/2.png", "train/red/0.png", "test/green/1.png"):
+        (root / name).write_bytes(b"no picture")
+    return f"imagefolder:{root}"
+
+
+def words(form: str, toy: str, photos: str) -> list[str]:
+    return [f"data={photos}", f"model={toy}", f"method={form.split()[0]}", *WORDS, *FORMS[form]]
+
+
+@pytest.fixture(scope="module")
+def two(
+    tmp_path_factory: pytest.TempPathFactory, toy: str, photos: str, broken: str
+) -> tuple[Path, list[Any]]:
+    """A folder with a run of two processes for each form, and what their jobs have said."""
+    out = tmp_path_factory.mktemp("two")
+    data = {form: broken if "broken" in form else photos for form in FORMS}
+    jobs = [["run", str(out / form), *words(form, toy, data[form])] for form in FORMS]
+    base = [f"data={photos}", f"model={toy}", *WORDS]
+    wrong = [["refused", str(out / "wrong"), *base, *more.split()] for more in REFUSED]
+    return out, work(2, ["losses"], *jobs, *wrong)
+
+
+def test_every_loss_is_among_the_cases() -> None:
+    """That is every public function of ``losses/`` that gives a scalar."""
+    scalars = set()
+    for path in (ROOT / "src" / "everclip" / "losses").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if (
+                isinstance(node, ast.FunctionDef)
+                and node.returns
+                and 'Tensor, ""' in ast.unparse(node.returns).replace("'", '"')
+            ):
+                scalars.add(node.name)
+    assert len(scalars) >= 10
+    assert scalars <= set(losses.CASES)
+
+
+def test_losses(two: tuple[Path, list[Any]]) -> None:
+    shared, alone = two[1][0], losses.gradients()
+    assert shared.keys() == alone.keys()
+    for name, values in alone.items():
+        assert shared[name] == pytest.approx(values, rel=1e-5, abs=1e-9), name
+        assert max(map(abs, values)) > 1e-3, f"{name} has a gradient"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whole_runs(
+    two: tuple[Path, list[Any]], tmp_path: Path, toy: str, photos: str, broken: str, form: str
+) -> None:
+    one = run(tmp_path / "one", *words(form, toy, broken if "broken" in form else photos))
+    assert len(one["skipped_images"]) == 4 * ("broken" in form)
+    same(one, two[1][1 + [*FORMS].index(form)], tmp_path / "one", two[0] / form)
+
+
+def test_what_cannot_be_shared_is_refused(two: tuple[Path, list[Any]]) -> None:
+    found = two[1][1 + len(FORMS) :]
+    for message, expected in zip(found, REFUSED.values(), strict=True):
+        assert expected in message
+    assert not (two[0] / "wrong" / "results.json").exists()
+
+
+def same(one: dict[str, Any], two: dict[str, Any], alone: Path, shared: Path, within: float = 1e-5) -> None:
+    """Fails unless two finished runs have learned the same, ``within`` 1e-5."""
+    for key in ("matrix", "test_counts", "optimizer_steps", "samples_seen", "memory_bytes", "skipped_images"):
+        assert one[key] == two[key], key
+    steps = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (alone, shared)
+    ]
+    assert len(steps[0]) == len(steps[1])
+    for mine, theirs in zip(*steps, strict=True):
+        assert mine["event"] == theirs["event"]
+        if mine["event"] == "step":
+            for key in ("loss", "diagnostics"):
+                assert theirs[key] == pytest.approx(mine[key], rel=within, abs=within)
+            assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=10 * within, abs=within)
+    for stage in sorted(path.name for path in (alone / "checkpoints").glob("stage-*")):
+        mine, theirs = (folder / "checkpoints" / stage for folder in (alone, shared))
+        weights = [load_file(folder / "open_clip_model.safetensors") for folder in (mine, theirs)]
+        for name, value in weights[0].items():
+            assert torch.allclose(value, weights[1][name], rtol=within, atol=within), name
+        states = [torch.load(folder / "state.pt", weights_only=True) for folder in (mine, theirs)]
+        assert states[0]["memory"] == states[1]["memory"]
+        alike(states[0]["method"], states[1]["method"], 2 * within)
+
+
+def alike(one: Any, two: Any, within: float) -> None:
+    """Fails unless nested states are the same, ids exactly and numbers nearly."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            alike(one[key], two[key], within)
+    elif isinstance(one, torch.Tensor):
+        assert one.shape == two.shape
+        if one.is_floating_point():
+            assert torch.allclose(one, two, rtol=within, atol=within)
+        else:
+            assert torch.equal(one, two)
+    else:
+        assert one == two
