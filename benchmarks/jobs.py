@@ -148,6 +148,12 @@ def pictures(source: Path, scratch: Path) -> None:
         pacs_part.build(scratch / "pacs128", scratch / "pacs_part")
 
 
+def imagenet_part(source: Path, scratch: Path) -> Path:
+    """The folder of one picture a class of ImageNet, made in ``scratch`` from those in ``source``."""
+    _one_of_each_class(source / "imagenet1k-sample", scratch / "imagenet")
+    return scratch / "imagenet"
+
+
 def _one_of_each_class(pictures: Path, target: Path) -> None:
     """One picture of each of ImageNet's classes as a validation folder, where the folder ``pictures`` is there."""
     if target.exists() or not pictures.is_dir():

@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from everclip.learner import Learner
     from everclip.runs import load_runs
 
 __version__ = "0.1.0"
-__all__ = ["load_runs"]
+__all__ = ["Learner", "load_runs"]
 
-_LAZY = {"load_runs": "everclip.runs"}
+_LAZY = {"Learner": "everclip.learner", "load_runs": "everclip.runs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -118,13 +118,18 @@ def read(folder: Path) -> Card:
     return card
 
 
-def write(folder: Path, card: Card) -> None:
-    """Write the card of a model folder, atomically: a key a line, as a list may have a thousand classes."""
+def text_of(card: Card) -> str:
+    """The content of everclip.json: a key a line, as a list may have a thousand classes."""
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in card.model_dump().items()
     ]
-    write_atomic(folder / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write(folder: Path, card: Card) -> None:
+    """Write the card of a model folder, atomically."""
+    write_atomic(folder / FILE, text_of(card))
 
 
 def read_of_run(path: Path, stage: int) -> Calibration | None:

@@ -196,7 +196,7 @@ def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()
 def amend(folder: Path, name: str, content: bytes) -> None:
     """Add a file to a checkpoint, at once or not at all. Raises Damaged, and OSError as ``commit`` does."""
     body = _body(folder)
-    write_atomic(folder / name, content)
+    write_atomic(folder / name, content)  # not written over: another folder may have a link to the file
     write_atomic(folder / MANIFEST, _manifest({**body["files"], name: _entry(folder / name)}, body["on"]))
 
 

@@ -24,6 +24,7 @@ from everclip import card as cards
 from everclip import methods
 from everclip.calibration import Calibration
 from everclip.card import FILE, METHOD_FILE, Card, CardTask
+from everclip.checkpoint import MANIFEST, amend
 from everclip.config import Config
 from everclip.config.models import MethodChoice
 from everclip.data.folders import check_names
@@ -156,7 +157,7 @@ def open_model(
         if classes is None:
             raise UserError(f"{spec} comes without classes: give --classes FILE, one name a line")
         check_names(classes, "the classes given")
-        prompts = templates or _templates(spec)
+        prompts = templates or templates_of(spec)
         return zero_shot(spec, zoo.load(spec, image_size, device("auto")), classes, prompts)
     if image_size is not None or templates is not None:
         option = "--templates" if image_size is None else "--image-size"
@@ -172,11 +173,12 @@ def of_run(path: Path) -> Deployed:
         UserError: ``path`` is no run, has finished no task, or its data is not what it was.
     """
     plan, clip, stage = open_run(path)
-    found = _of_plan(str(path), plan, clip, stage)
+    found = of_plan(str(path), plan, clip, stage)
     return replace(found, calibration=cards.read_of_run(path, stage))
 
 
-def _of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
+def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
+    """A plan's method, grown and filled, as the classifier of what the tasks up to ``stage`` have taught."""
     labels = seen(plan.tasks[: stage + 1])
     prompts, method = plan.prompts, plan.method
     plan = replace(plan, tasks=plan.tasks[: stage + 1])
@@ -201,7 +203,7 @@ def _of_checkpoint(path: Path) -> Deployed:
 def _of_folder(folder: Path, spec: str) -> Deployed:
     """A model folder, or a checkpoint, from its card alone."""
     card = cards.read(folder)
-    plan = _without_images(card)
+    plan = plan_of(card)
     if card.classifier == "text":
         clip = zoo.load(f"{LOCAL}{folder}", plan.config.image_size, device("auto"))
         known = zero_shot(spec, clip, card.classes, card.templates)
@@ -226,10 +228,10 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
             f"{file} does not fit {FILE} beside it, or these versions: export the model again"
         ) from error
     freeze(plan, clip)
-    return replace(_of_plan(spec, plan, clip, len(plan.tasks) - 1), calibration=card.calibration)
+    return replace(of_plan(spec, plan, clip, len(plan.tasks) - 1), calibration=card.calibration)
 
 
-def _without_images(card: Card) -> Plan:
+def plan_of(card: Card) -> Plan:
     """The plan that a card tells of: its tasks have classes and no images."""
     config, nothing = card.config(), np.zeros(0, dtype=np.int64)
     none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing)
@@ -287,7 +289,11 @@ def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
     folder = Path(model.spec).expanduser()
     try:
         if (folder / FILE).is_file():
-            cards.write(folder, cards.read(folder).model_copy(update={"calibration": calibration}))
+            card = cards.read(folder).model_copy(update={"calibration": calibration})
+            if (folder / MANIFEST).is_file():  # a version vouches for its files
+                amend(folder, FILE, cards.text_of(card).encode())
+            else:
+                cards.write(folder, card)
             return folder / FILE
         return cards.write_of_run(folder, len(model.plan.tasks) - 1, calibration)
     except OSError as error:
@@ -301,7 +307,7 @@ def read_classes(path: str) -> list[str]:
     return names
 
 
-def _templates(spec: str) -> tuple[str, ...]:
+def templates_of(spec: str) -> tuple[str, ...]:
     """The prompts of a model whose user names none."""
     if spec != LITE:
         return (PHOTO,)

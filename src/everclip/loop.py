@@ -57,7 +57,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
         for task in tasks[record.stages :]:
             if keeper.place.task == task.index:  # else it was stopped while it was tested
                 with keeper.stop.held():
-                    _learn(lab, keeper, task)
+                    learn(lab, keeper, task)
             scores = evaluate(
                 clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
             )
@@ -70,7 +70,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
     return results
 
 
-def _learn(lab: Lab, keeper: Keeper, task: Task) -> None:
+def learn(lab: Lab, keeper: Keeper, task: Task) -> None:
     """Train on a task, phase by phase; then choose its exemplars, and save the run."""
     clip, method, memory, loader = lab.clip, lab.method, lab.memory, lab.loader
     lab.record.begin_stage()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
@@ -13,6 +14,11 @@ from rich.progress import Progress as Bar
 
 EVERY = 10.0
 """Seconds between plain lines."""
+
+
+def _notebook(console: Console) -> bool:
+    """Whether a notebook shows a bar, for which rich needs ipywidgets."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 class Progress:
@@ -35,7 +41,7 @@ class Progress:
                 console=self.console,
                 transient=True,
             )
-            if self.console.is_terminal and not quiet
+            if (self.console.is_terminal or _notebook(self.console)) and not quiet
             else None
         )
         self._task = None

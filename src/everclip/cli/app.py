@@ -137,6 +137,28 @@ COMMANDS = {
   everclip export runs/X --format onnx -o birds-onnx/
 """,
     ),
+    "update": Command(
+        _RUN,
+        "Teach a deployed model new classes or domains, if the old ones keep up.",
+        """\
+  everclip update lite --add imagefolder:/a --test imagefolder:/a -o v1
+  everclip update v1 --add imagefolder:/new --test imagefolder:/holdout -o v2
+  everclip update v1 --add imagefolder:/new --dry-run
+""",
+    ),
+    "rollback": Command(
+        _RUN,
+        "Put the version before an update in its place.",
+        "  everclip rollback v2\n",
+    ),
+    "forget": Command(
+        _RUN,
+        "Take classes or images out of a version; weights are not unlearned.",
+        """\
+  everclip forget v2 --class "sports car" -o v3
+  everclip forget v2 --images /photos/7.jpg -o v3
+""",
+    ),
     "methods": Command(
         _LOOK,
         "List the methods, or explain one with its options.",

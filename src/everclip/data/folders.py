@@ -17,6 +17,8 @@ log = logging.getLogger("everclip")
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
 TEST_NAMES = ("test", "val")
+ADDITION = "addition"
+"""Kind of a scenario in which a model that knows other classes learns more, so that one class is enough."""
 PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
 """What people call the parts of a data set, in any case; only "train", "test" and "val" are taken as such."""
 
@@ -171,6 +173,7 @@ def dataset(
     domains: Sequence[str],
     places: Sequence[str],
     held_out: bool,
+    least: int = 2,
 ) -> Dataset:
     """A Dataset of files under ``root``.
 
@@ -179,6 +182,7 @@ def dataset(
         domains: domain folders in the order learned.
         places: the folders, relative to ``root``, that hold the class folders.
         held_out: the test images were chosen by ``split_of``.
+        least: classes; what a model learns in addition may be one.
 
     Raises:
         UserError: no images, one class, a class without training images, names that collide, or a link to a place
@@ -193,7 +197,7 @@ def dataset(
         )
     if not found:
         raise UserError(f"no images under {root}: put files such as .jpg or .png into CLASS folders there")
-    if len(folders) < 2:
+    if len(folders) < least:
         raise UserError(
             f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders'
         )

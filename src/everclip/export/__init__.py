@@ -60,6 +60,17 @@ def export(model: Deployed, form: str, out: str, pictures: UInt8[Tensor, "b 3 s 
         return module.write(model, folder, pictures)
 
 
+def check_new(out: str) -> Path:
+    """The path of a folder to write. Raises UserError where something is there, or nothing can be."""
+    path = Path(out).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{out} exists: give a new or an empty folder")
+    above = next((parent for parent in path.parents if parent.exists()), path)
+    if not above.is_dir():
+        raise UserError(f"{out} cannot be written, as {above} is a file: give another folder")
+    return path
+
+
 @contextlib.contextmanager
 def new_folder(out: str) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` at the end: complete, or not there.
@@ -67,12 +78,7 @@ def new_folder(out: str) -> Iterator[Path]:
     Raises:
         UserError: ``out`` is a file, holds something, or cannot be written.
     """
-    path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{out} exists: give a new or an empty folder")
-    above = next((parent for parent in path.parents if parent.exists()), path)
-    if not above.is_dir():
-        raise UserError(f"{out} cannot be written, as {above} is a file: give another folder")
+    path = check_new(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))

@@ -35,7 +35,8 @@ def load(argument: str | None, kind: str) -> Dataset:
     """
     if argument:
         raise UserError(f'data "emoji" takes no folder: write data=emoji, or data=imagefolder:{argument}')
-    with verified(f"{kind}.csv").open(encoding="utf-8", newline="") as file:
+    lists = kind if kind == "domain-incremental" else "class-incremental"
+    with verified(f"{lists}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     classes = list(dict.fromkeys(row["class"] for row in rows))
     domains = list(dict.fromkeys(row.get("domain", "") for row in rows))

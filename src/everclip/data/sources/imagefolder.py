@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from everclip.data.folders import checked_root, dataset, image_files, parts, split_of, subfolders
+from everclip.data.folders import ADDITION, checked_root, dataset, image_files, parts, split_of, subfolders
 from everclip.data.images import Dataset
 from everclip.errors import UserError
 
@@ -20,7 +20,7 @@ LAYOUT = "CLASS/*.jpg, or train/CLASS and test/CLASS"
 
 
 def load(argument: str | None, kind: str) -> Dataset:
-    """The images under the folder ``argument``; ``kind`` matters for a warning alone.
+    """The images under the folder ``argument``; ``kind`` matters for a warning, and ``addition`` may be one class.
 
     Raises:
         UserError: the folder or a class is missing or empty, or names collide.
@@ -37,7 +37,8 @@ def load(argument: str | None, kind: str) -> Dataset:
     for folder in subfolders(root / test) if test else []:
         found += [(key, "", folder, True) for key in image_files(root, f"{test}{folder}")]
     places = [part for part in (train, test) if part is not None]
-    made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None)
+    least = 1 if kind == ADDITION else 2
+    made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
     if kind == "class-incremental":
         _warn_of_domains(root, [key.removeprefix(train) for key, _, _, _ in found if key.startswith(train)])
     return made

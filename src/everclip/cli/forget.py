@@ -1,0 +1,66 @@
+"""everclip forget: classes or images that must not be kept."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def forget(
+    version: str,
+    *,
+    classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
+    images: tuple[str, ...] = (),
+    out: Annotated[str, Parameter(name=["--out", "-o"])],
+    json: bool = False,
+) -> None:
+    """Take classes or images out of a version's memory, sums and class list; weights are not unlearned.
+
+    Examples
+    --------
+    everclip forget v2 --class "sports car" -o v3
+    everclip forget v2 --images photos/7.jpg --images photos/9.jpg -o v3
+
+    Parameters
+    ----------
+    version
+        A folder that everclip update wrote. It stays as it is: remove it once the new one is in use.
+    classes
+        A class's name; given several times, several classes.
+    images
+        A file or a folder of images that were learned, found by content. Those of a class that goes make it exact.
+    out
+        The model folder to write, new or empty. It keeps no version before it.
+    json
+        Print what was taken out as JSON.
+    """
+    from pathlib import Path
+
+    from everclip.errors import UserError
+    from everclip.export import check_new
+    from everclip.updating.forgetting import forget as without
+    from everclip.updating.opening import begin
+    from everclip.updating.state import is_version, write
+    from everclip.updating.versions import on_disk
+
+    path = check_new(out)
+    if not is_version(Path(version).expanduser()):
+        raise UserError(f"{version} is no version: give a folder that everclip update wrote")
+    made = without(begin(version), classes, images)
+    with on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(made.state, path, {}, None)
+    report = made.report
+    if json:
+        print(json_module.dumps(report, ensure_ascii=False, indent=2))
+        return
+    what = [f"{report['classes']} classes"] if report["classes"] else []
+    what += [f"{report['images']} images"] if report["images"] else []
+    print(f"{path}: without {' and '.join(what)}; update.json says so, and manifest.json vouches for it")
+    if report["second_moments_made_anew"]:
+        print("second moments were made anew, as not all images of the class were at hand")
+    if report["weights_trained_on_them"]:
+        print("trained weights are not unlearned: to be rid of what they saw, train without it")
+    print(f"{version} still has all of it: remove it and its copies")

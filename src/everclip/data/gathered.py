@@ -1,0 +1,109 @@
+"""Images of several stores as one table, each known by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from everclip.data.images import ImageSet, Store
+
+
+class Encoded(Store):
+    """Encoded images in main memory."""
+
+    def __init__(self, keys: Sequence[str], contents: Sequence[bytes]) -> None:
+        self.keys = keys
+        self._contents = contents
+
+    def read(self, row: int) -> bytes:
+        return self._contents[row]
+
+    def nbytes(self, row: int) -> int:
+        return len(self._contents[row])
+
+
+class Archive(Store):
+    """Files that lie uncompressed in a zip archive, which is open only while one is read.
+
+    Raises OSError or zipfile.BadZipFile where it cannot be read, KeyError where a file is missing.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self.keys = keys
+        self._path = path
+        with zipfile.ZipFile(path) as archive:
+            found = [archive.getinfo(key) for key in keys]
+        with path.open("rb") as file:
+            self._places = [(_content(file, info.header_offset), info.file_size) for info in found]
+
+    def read(self, row: int) -> bytes:
+        start, size = self._places[row]
+        with self._path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def nbytes(self, row: int) -> int:
+        return self._places[row][1]
+
+
+def _content(file: BinaryIO, header: int) -> int:
+    """Where the content begins after a local header: 30 bytes, the name, and an extra field."""
+    file.seek(header + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    return header + 30 + name + extra
+
+
+class Gathered(Store):
+    """Rows of other stores, one after another."""
+
+    def __init__(self, sets: Sequence[ImageSet]) -> None:
+        self._places: list[tuple[Store, int]] = [
+            (part.store, row) for part in sets for row in part.rows.tolist()
+        ]
+        self.keys: Sequence[str] = [store.keys[row] for store, row in self._places]
+
+    def read(self, row: int) -> bytes:
+        store, place = self._places[row]
+        return store.read(place)
+
+    def nbytes(self, row: int) -> int:
+        store, place = self._places[row]
+        return store.nbytes(place)
+
+
+def content_id(content: bytes) -> int:
+    """A stable id from 0 to 2^63 - 1 of an encoded image: the same wherever the file lies and whatever its name."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+def gather(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], dict[str, str]]:
+    """The sets on one store, so that they can be added, with ids of their images' content.
+
+    Within a set the first of equal images stays. Files that cannot be read are left out.
+
+    Returns:
+        the sets, and path -> reason for what was left out as unreadable.
+    """
+    store, skipped = Gathered(sets), dict[str, str]()
+    made, start = [], 0
+    for part in sets:
+        rows, ids = np.arange(start, start + len(part), dtype=np.int64), np.zeros(len(part), dtype=np.int64)
+        kept, seen = np.zeros(len(part), dtype=bool), set[int]()
+        for place, row in enumerate(rows.tolist()):
+            try:
+                ids[place] = content_id(store.read(row))
+            except OSError as error:
+                skipped[store.keys[row]] = error.strerror or str(error)
+                continue
+            kept[place] = int(ids[place]) not in seen
+            seen.add(int(ids[place]))
+        made.append(replace(part, store=store, rows=rows, ids=ids).select(kept))
+        start += len(part)
+    return made, skipped

@@ -1,0 +1,293 @@
+"""Learner: a model that learns in Python what ``everclip update`` learns on the command line.
+
+    learner = everclip.Learner("lite", image_size=96)
+    learner.learn(images, ["cat", "dog", ...])
+    learner.update(more, ["bird", ...])
+    learner.predict(images)               # ["cat", ...]
+    learner.save("pets")                  # a folder that all commands take
+
+Images are paths, PIL images, arrays ``[h, w, 3]`` of uint8 (an array ``[n, h, w, 3]`` too), encoded bytes, or a
+Dataset, which has labels of its own.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+
+from everclip.calibration import probabilities
+from everclip.data.gathered import Encoded
+from everclip.data.images import Dataset, ImageSet, sample_ids
+from everclip.data.pixels import Pixels
+from everclip.data.prompts import PHOTO
+from everclip.deployed import Deployed
+from everclip.errors import UserError
+from everclip.export import check_new
+from everclip.progress import Progress
+from everclip.updating.core import Options, Outcome, update
+from everclip.updating.opening import begin
+from everclip.updating.state import State
+from everclip.updating.versions import on_disk, write_next
+
+Images = Sequence[Any] | np.ndarray | Dataset
+ENOUGH = 256
+"""Images of ``partial_fit`` that are waited for at most."""
+BATCH = 128
+
+
+class Learner:
+    """A model with classes, which grows.
+
+    Args:
+        model: ``lite``, an open_clip ``NAME:TAG``, ``local-dir:FOLDER``, a run, or a folder that was saved.
+        classes: what a model that has learned nothing knows by name.
+        image_size: side in pixels, of such a model.
+        method, exemplars, seed: as in ``everclip update``.
+        progress: whether to show a bar, in a notebook too.
+
+    Raises:
+        UserError: no such model.
+    """
+
+    def __init__(
+        self,
+        model: str = "lite",
+        *,
+        classes: Sequence[str] | None = None,
+        image_size: int | None = None,
+        method: str = "auto",
+        exemplars: int = 10,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self._options = Options(method=method, exemplars=exemplars, seed=seed)
+        self._options.check()
+        self._progress = progress
+        self._state = begin(model, classes, None, image_size)
+        self._saved: tuple[State, Outcome] | None = None
+        self._waiting: list[tuple[bytes, str]] = []
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names, in the order of the columns of ``predict_proba``."""
+        self._catch_up()
+        return list(self._state.known.names)
+
+    def learn(self, images: Images, labels: Sequence[str] | None = None) -> Learner:
+        """Learn images; the same as ``update`` without a limit on what old classes may lose. Returns the learner.
+
+        Raises:
+            UserError: images and labels do not go together, or a class has no image that can be read.
+        """
+        self.update(images, labels)
+        return self
+
+    def update(
+        self,
+        images: Images,
+        labels: Sequence[str] | None = None,
+        test: tuple[Images, Sequence[str]] | Dataset | None = None,
+        max_drop: float = 100.0,
+    ) -> dict[str, Any]:
+        """Learn new classes, or new images of old ones.
+
+        Args:
+            labels: a name an image; None for a Dataset.
+            test: held-out images with their labels, or a Dataset.
+            max_drop: percentage points that old classes may lose on ``test``; where they lose more the learner stays
+                as it was, and ``verdict["gate"]["passed"]`` is false.
+
+        Returns:
+            the verdict, as in verdict.json.
+
+        Raises:
+            UserError: as ``learn``.
+        """
+        self._catch_up()
+        held = test if test is None or isinstance(test, Dataset) else _held(_dataset(*test))
+        return self._learn(_dataset(images, labels), held, replace(self._options, max_drop=max_drop))
+
+    def partial_fit(self, images: Images, labels: Sequence[str]) -> Learner:
+        """Take a batch of a stream. Batches are learned together: when something is asked of the learner, or once
+        256 images have come. Returns the learner.
+        """
+        if isinstance(images, Dataset):
+            raise UserError("partial_fit takes images and their labels: a Dataset goes to learn or update")
+        self._waiting += zip(_encoded(images), _checked(images, labels), strict=True)
+        if len(self._waiting) >= ENOUGH:
+            self._catch_up()
+        return self
+
+    def predict(self, images: Images) -> list[str]:
+        """The most probable class of each image. Raises UserError as ``predict_proba``."""
+        found = self.predict_proba(images)
+        names = self._state.known.names
+        return [names[column] for column in found.argmax(1)]
+
+    def predict_proba(self, images: Images) -> Float[np.ndarray, "n c"]:
+        """Probabilities of the classes.
+
+        Raises:
+            UserError: an image cannot be read, or the learner knows no class yet.
+        """
+        self._catch_up()
+        model = self._state.model
+        if model is None:
+            raise UserError("the learner knows no class yet: call learn(images, labels) first")
+        if isinstance(images, Dataset):
+            whole = images.whole()
+            return _probabilities(model, whole)
+        return _probabilities(model, _table(_encoded(images), [0] * len(images)))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a model folder, new or empty, which all commands and ``load`` take. Returns its path.
+
+        Raises:
+            UserError: the folder holds something, or nothing was learned since it was loaded.
+            RunError: the disk is full or fails.
+        """
+        self._catch_up()
+        path = check_new(str(folder))
+        if self._saved is None:
+            raise UserError("nothing was learned yet: call learn(images, labels) before save")
+        before, outcome = self._saved
+        with on_disk(path):
+            write_next(outcome, before, path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path, **options: Any) -> Learner:
+        """The learner that was saved, or a run, or a version; ``options`` are those of the class."""
+        return cls(str(folder), **options)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
+        with self._bar() as progress:
+            outcome = update(self._state, new, held, options, progress)
+        if outcome.passed:
+            # what is saved goes back to what was on the disk last
+            self._saved = (self._saved[0] if self._saved else self._state, outcome)
+            self._state = outcome.state
+        return outcome.verdict
+
+    def _catch_up(self) -> None:
+        """Learn what ``partial_fit`` has taken."""
+        if self._waiting:
+            contents, labels = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self._learn(_of_contents(contents, labels), None, replace(self._options, max_drop=100.0))
+
+    @contextmanager
+    def _bar(self) -> Iterator[Progress]:
+        if self._progress:
+            with Progress() as progress:
+                yield progress
+        else:
+            yield _Silent()
+
+
+class _Silent(Progress):
+    """Shows nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def step(self, note: str = "", count: int = 1) -> None:
+        """Nothing."""
+
+
+def _checked(images: Any, labels: Sequence[str] | None) -> list[str]:
+    """Labels as names. Raises UserError where there is not one for each image."""
+    names = [] if labels is None else [str(label).strip() for label in labels]
+    if len(names) != len(images) or not len(images):
+        raise UserError(f"{len(images)} images and {len(names)} labels: give one class name an image")
+    if "" in names:
+        raise UserError(f"label {names.index('')} is empty: give one class name an image")
+    return names
+
+
+def _dataset(images: Images, labels: Sequence[str] | None = None) -> Dataset:
+    """A data set to learn. Raises UserError for labels that do not go with the images."""
+    if not isinstance(images, Dataset):
+        names = _checked(images, labels)
+        return _of_contents(_encoded(images), names)
+    if labels is not None:
+        raise UserError("a Dataset has labels of its own: leave labels out")
+    return images
+
+
+def _of_contents(contents: Sequence[bytes], names: Sequence[str]) -> Dataset:
+    classes = list(dict.fromkeys(names))
+    table = _table(contents, [classes.index(name) for name in names])
+    nothing = table.select(np.zeros(0, dtype=np.int64))
+    return Dataset("the images", tuple(classes), ("",), table, nothing, (PHOTO,))
+
+
+def _held(found: Dataset) -> Dataset:
+    """The images as a test part."""
+    return replace(found, train=found.test, test=found.train)
+
+
+def _table(contents: Sequence[bytes], labels: Sequence[int]) -> ImageSet:
+    keys = [f"image {number}" for number in range(len(contents))]
+    rows = np.arange(len(keys), dtype=np.int64)
+    of = np.asarray(labels, dtype=np.int64)
+    return ImageSet(Encoded(keys, contents), rows, of, np.zeros_like(of), sample_ids(keys))
+
+
+def _encoded(images: Any) -> list[bytes]:
+    """Images as the files they are, or as PNG files. Raises UserError for what is no image."""
+    return [_bytes(image, number) for number, image in enumerate(images)]
+
+
+def _bytes(image: Any, number: int) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        try:
+            return Path(image).expanduser().read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{image} cannot be read ({error.strerror}): give paths of image files"
+            ) from error
+    if isinstance(image, torch.Tensor):
+        image = image.numpy()
+    if isinstance(image, np.ndarray):
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or (image.ndim == 3 and image.shape[2] not in (3, 4))
+        ):
+            raise UserError(
+                f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"image {number} is a {type(image).__name__}: give a path, a PIL image, an array or encoded bytes"
+        )
+    content = io.BytesIO()
+    image.save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
+def _probabilities(model: Deployed, images: ImageSet) -> Float[np.ndarray, "n c"]:
+    pixels = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0)
+    found = []
+    for start in range(0, len(images), BATCH):
+        pictures, good = pixels.load(images.rows[start : start + BATCH])
+        if not good.all():
+            key, reason = next(iter(pixels.skipped().items()))
+            raise UserError(f"{key} cannot be read ({reason}): leave it out")
+        found.append(probabilities(model.logits(pictures)))
+    return np.concatenate(found) if found else np.zeros((0, len(model.labels)))

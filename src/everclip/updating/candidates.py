@@ -1,0 +1,157 @@
+"""The candidates of an update, each with its scores on the check images.
+
+nothing         the deployed model; where its text tower classifies, asked for the new names too
+means           class means of frozen features (method ncm)
+ridge           ridge regression on frozen features (method ridge)
+trained         both towers trained on the new images and the exemplars
+interpolated    weights between those that training began with and the trained ones (WiSE-FT)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from torch import Tensor
+
+from everclip.data.pixels import Pixels
+from everclip.deployed import Deployed
+from everclip.methods._statistics import Linear
+from everclip.models.clip import Clip
+from everclip.progress import Progress
+from everclip.updating.checks import Checks
+from everclip.updating.forms import Known, closed_form, mixed, scores, text_form
+from everclip.updating.rule import Decision
+from everclip.updating.state import State
+from everclip.updating.sums import Sums
+from everclip.updating.training import Lesson, trained
+
+NAMES = ("nothing", "means", "ridge", "trained", "interpolated")
+SHARES = (0.25, 0.5, 0.75)
+"""Shares of the trained weights that are tried."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A possible next version.
+
+    Args:
+        name: of ``NAMES``.
+        scores: of the check images, a column a class; -inf for what it cannot say.
+        build: the model, of all images; for what is solved from sums that is not what was checked.
+        eligible: whether it can name all classes.
+        clip: the trained weights.
+        detail: how, for the verdict.
+    """
+
+    name: str
+    scores: Float32[np.ndarray, "n c"]
+    build: Callable[[], Deployed]
+    seconds: float
+    eligible: bool = True
+    clip: Clip | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What candidates are made of and checked on.
+
+    Args:
+        known: all classes, old and new.
+        sums: of all images learned, these included; ``checked`` are those without the check images.
+        checks: old and new images that nothing is trained on.
+        features: of the frozen model, of the checks.
+    """
+
+    state: State
+    known: Known
+    lesson: Lesson
+    sums: Sums
+    checked: Sums
+    checks: Checks
+    features: Float32[Tensor, "n d"]
+    pixels: Pixels
+    decision: Decision
+
+
+def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candidate]:
+    """All of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
+    if trial.state.model is not None:
+        yield nothing(trial)
+    yield solved(trial, "means", {"name": "ncm"}, "class means")
+    unseen = bool((~trial.checked.learned).any())
+    options: dict[str, Any] = {"name": "ridge", "prior": trial.decision.prior}
+    if unseen:
+        options["unseen"] = "text"
+    yield solved(trial, "ridge", options, f"prior={trial.decision.prior}, lam=0.3")
+    if trial.decision.train:
+        yield from learned(trial, progress)
+
+
+def nothing(trial: Trial) -> Candidate:
+    """The deployed model."""
+    begin, state = time.perf_counter(), trial.state
+    model = state.model
+    assert model is not None
+    wide = model
+    if model.reads_text:
+        wide = text_form(state.spec, trial.known, model.encoder, _method(model))
+    found = scores(wide, trial.checks.images, trial.pixels)
+    lacking = len(trial.known.names) - found.shape[1]
+    padded = np.pad(found, ((0, 0), (0, lacking)), constant_values=-np.inf)
+    detail = (
+        "as deployed, the text tower asked for the new names" if model.reads_text and lacking == 0 else ""
+    )
+    seconds = time.perf_counter() - begin
+    return Candidate("nothing", padded, lambda: wide, seconds, lacking == 0, None, detail or "as deployed")
+
+
+def _method(model: Deployed) -> str:
+    return "zero_shot" if model.plan is None else model.plan.config.method.name
+
+
+def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Candidate:
+    """A classifier solved from sums: checked without the check images, built with them."""
+    begin, clip, spec = time.perf_counter(), trial.state.frozen, trial.state.spec
+    model = closed_form(spec, trial.known, clip, method, trial.checked)
+    linear = model.classifier
+    assert isinstance(linear, Linear)
+    weight, bias = linear.weight.cpu(), linear.bias.cpu()
+    found = (trial.features.double() @ weight + bias).float().numpy()
+    eligible = bool(bias.isfinite().all())
+
+    def build() -> Deployed:
+        return closed_form(spec, trial.known, clip, method, trial.sums)
+
+    return Candidate(name, found, build, time.perf_counter() - begin, eligible, None, detail)
+
+
+def learned(trial: Trial, progress: Progress) -> Iterator[Candidate]:
+    """The trained model, and the best mixture of it with what it began with."""
+    begin, state, decision = time.perf_counter(), trial.state, trial.decision
+    start = state.tuned or (
+        state.model.encoder if state.model is not None and state.model.reads_text else state.frozen
+    )
+    after = trained(start, trial.lesson, decision, progress)
+
+    def candidate(name: str, clip: Clip, seconds: float, detail: str) -> Candidate:
+        model = text_form(state.spec, trial.known, clip, decision.method)
+        found = scores(model, trial.checks.images, trial.pixels)
+        return Candidate(name, found, lambda: model, seconds, True, clip, detail)
+
+    took = time.perf_counter() - begin
+    yield candidate(
+        "trained", after, took, f"{decision.method}, {decision.steps} steps, lr x {decision.lr_share:.2g}"
+    )
+    begin = time.perf_counter()
+    tried = [
+        candidate("interpolated", mixed(start, after, share), took, f"{share:g} of the trained weights")
+        for share in SHARES
+    ]
+    best = max(tried, key=lambda one: trial.checks.accuracy(one.scores) or 0.0)
+    yield replace(best, seconds=took + time.perf_counter() - begin)

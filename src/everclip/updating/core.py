@@ -1,0 +1,281 @@
+"""One update: look at the data, make candidates, keep the best on check images, test it, and say how it went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from everclip.calibration import fit
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.prompts import PHOTO
+from everclip.errors import UserError, suggest
+from everclip.progress import Progress
+from everclip.updating import rule
+from everclip.updating.candidates import NAMES, Candidate, Trial, candidates
+from everclip.updating.checks import Checks
+from everclip.updating.forms import features, scores, text_form
+from everclip.updating.pictures import Pictures, collect
+from everclip.updating.state import State
+from everclip.updating.testing import compare, gate_of, unseen
+from everclip.updating.training import Lesson
+
+AUTO = "auto"
+ERRORS = 2.0
+"""Standard errors by which a candidate must be ahead of the preferred one to take its place."""
+CALIBRATED = 40
+"""Check images from which on a temperature is fitted on them."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to update.
+
+    Args:
+        method: ``auto`` or a candidate's name.
+        exemplars: images a class to keep in the model folder, check images included.
+        max_drop: percentage points that the old classes may lose.
+        same: new class name -> old class name, where they are one class.
+        seed: of training.
+    """
+
+    method: str = AUTO
+    exemplars: int = 10
+    max_drop: float = 1.0
+    same: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot be meant."""
+        if self.method not in (AUTO, *NAMES):
+            raise UserError(f'--method is "{self.method}"{suggest(self.method, (AUTO, *NAMES))}')
+        if not 0 <= self.exemplars <= 100_000:
+            raise UserError(f"--exemplars is {self.exemplars}: write a whole number from 0 to 100000")
+        if not 0 <= self.max_drop <= 100:
+            raise UserError(f"--max-drop is {self.max_drop:g}: write percentage points, 0 to 100")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The next version, and what there is to say of it.
+
+    Args:
+        passed: whether the old classes keep what they must.
+    """
+
+    state: State
+    verdict: dict[str, Any]
+    passed: bool
+
+
+def prepare(state: State, new: Dataset, options: Options) -> tuple[Pictures, rule.Facts, rule.Decision]:
+    """The images, what the rule looks at, and what it says; nothing is trained. Raises UserError for bad data."""
+    options.check()
+    state = spoken(state, new)
+    pictures = collect(state, new, options.exemplars, options.same)
+    old, labels = set(range(len(state.known.names))), set(pictures.known.tasks[-1].labels)
+    summed = state.sums.learned.numpy().copy()
+    summed[np.unique(pictures.older.labels)] = True
+    counts = np.bincount(pictures.new.labels, minlength=len(pictures.known.names))[sorted(labels)]
+    facts = rule.Facts(
+        old=len(old),
+        new=len(labels - old),
+        again=len(labels & old),
+        images=len(pictures.new),
+        per_class=float(np.median(counts)),
+        exemplars=len(pictures.exemplars) / len(old) if old else 0.0,
+        summed=float(summed.mean()) if len(summed) else 1.0,
+        zero_shot=_zero_shot(state, pictures),
+    )
+    return pictures, facts, rule.decide(facts, options.method)
+
+
+def spoken(state: State, new: Dataset) -> State:
+    """The state with the prompts of the first data set it learns, where that has its own."""
+    if state.model is not None or new.templates == (PHOTO,):
+        return state
+    return replace(state, known=replace(state.known, templates=new.templates))
+
+
+def _zero_shot(state: State, pictures: Pictures) -> float | None:
+    if not len(pictures.fresh):
+        return None
+    text = text_form(state.spec, pictures.known, state.frozen, "zero_shot")
+    checks = Checks.of(pictures.fresh, pictures.fresh, pictures.known)
+    return checks.accuracy(scores(text, pictures.fresh, pictures.pixels))
+
+
+def update(state: State, new: Dataset, test: Dataset | None, options: Options, progress: Progress) -> Outcome:
+    """The next version of ``state``, which is left as it is.
+
+    Raises:
+        UserError: the data do not fit, or no candidate can name the new classes.
+        RunError: training fails.
+    """
+    begin = time.perf_counter()
+    pictures, facts, decision = prepare(state, new, options)
+    tested = None if test is None else unseen(state, pictures, test)
+    for line in decision.why:
+        progress.say(line)
+    trial = _trial(state, pictures, decision, options.seed)
+    made: list[Candidate] = []
+    for one in candidates(trial, options.method, progress):
+        progress.say(f"{one.name:13s} {_share(one, trial.checks)} on check images, {one.seconds:.0f} s")
+        made.append(one)
+    chosen, reason = choose(made, decision, trial.checks, options.method)
+    progress.say(f"chosen: {chosen.name} ({reason})")
+    after = _next(state, trial, pictures, made, chosen, options)
+    result = None if tested is None else compare(state, after, *tested)
+    gate = gate_of(result, options.max_drop, state)
+    verdict: dict[str, Any] = {
+        "schema": 1,
+        "from": state.spec,
+        "version": after.version,
+        "made": after.record["made"],
+        "chosen": chosen.name,
+        "reason": reason,
+        "rule": list(decision.why),
+        "facts": vars(facts),
+        "candidates": [_row(one, trial.checks, len(state.known.names), chosen) for one in made],
+        "checks": {"images": len(pictures.checks), "new": len(pictures.fresh)},
+        "test": result,
+        "gate": gate,
+        "classes": {
+            "old": list(state.known.names),
+            "new": list(pictures.known.names[len(state.known.names) :]),
+            "again": [
+                name for i, name in enumerate(state.known.names) if i in pictures.known.tasks[-1].labels
+            ],
+        },
+        "memory": {
+            "exemplars": len(after.exemplars),
+            "checks": len(after.checks),
+            "bytes": after.exemplars.nbytes() + after.checks.nbytes(),
+        },
+        "skipped_images": pictures.skipped,
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+    return Outcome(after, verdict, gate["passed"])
+
+
+def _trial(state: State, pictures: Pictures, decision: rule.Decision, seed: int) -> Trial:
+    """What the candidates are made of: features of all images, and sums with and without the check images."""
+    known, pixels, clip = pictures.known, pictures.pixels, state.frozen
+    sums = state.sums.widened(len(known.names))
+
+    def columns(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return features(clip, images, pixels), torch.from_numpy(images.labels), torch.from_numpy(images.ids)
+
+    checks = columns(pictures.checks)
+    for part in (pictures.new, pictures.older):
+        sums = sums.plus(*columns(part))
+    checked, whole = sums.minus(*checks), sums.plus(*checks)
+    lesson = Lesson(known, pictures.new, pictures.exemplars, pixels, seed)
+    compared = Checks.of(pictures.checks, pictures.fresh, known)
+    return Trial(state, known, lesson, whole, checked, compared, checks[0], pixels, decision)
+
+
+def choose(
+    made: list[Candidate], decision: rule.Decision, checks: Checks, method: str
+) -> tuple[Candidate, str]:
+    """The candidate to keep, and why. Raises UserError where none can name the new classes."""
+    possible = [one for one in made if one.eligible]
+    if not possible:
+        raise UserError("no candidate can name all classes: give images of the old ones with --memory")
+    by_name = {one.name: one for one in possible}
+    if method != AUTO:
+        if method not in by_name:
+            raise UserError(
+                f"--method {method} cannot name all classes here: take {' or '.join(by_name)}, or auto"
+            )
+        return by_name[method], "asked for"
+    if not len(checks):
+        kept = by_name.get(decision.prefer, possible[0])
+        return kept, "preferred; there are no check images to compare on"
+    best = max(possible, key=lambda one: checks.accuracy(one.scores) or 0.0)
+    prefer = by_name.get(decision.prefer, best)
+    ahead, error = checks.better(best.scores, prefer.scores)
+    if best is prefer:
+        return best, "preferred, and the best on check images"
+    if ahead < 1e-9:
+        return prefer, "preferred, and none is better on check images"
+    if ahead > ERRORS * error:
+        return (
+            best,
+            f"{100 * ahead:.1f} points ahead of {prefer.name} on check images (standard error {100 * error:.1f})",
+        )
+    return (
+        prefer,
+        f"preferred; {best.name} is {100 * ahead:.1f} points ahead, which may be chance (standard error"
+        f" {100 * error:.1f})",
+    )
+
+
+def _next(
+    state: State, trial: Trial, pictures: Pictures, made: list[Candidate], chosen: Candidate, options: Options
+) -> State:
+    """The state after the update."""
+    model = chosen.build()
+    checks = trial.checks
+    if len(checks) >= CALIBRATED and np.isfinite(chosen.scores).all():
+        logits = chosen.scores.astype(np.float64) * model.to_logits
+        model = replace(model, calibration=fit(logits, checks.images.labels, "check images of the update"))
+    clips = [one for one in made if one.clip is not None]
+    tuned = max(clips, key=lambda one: checks.accuracy(one.scores) or 0.0).clip if clips else state.tuned
+    if chosen.clip is not None:
+        tuned = chosen.clip
+    exemplars, kept = pictures.kept(options.exemplars, options.seed)
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    line = {
+        "version": state.version + 1,
+        "made": now,
+        "chosen": chosen.name,
+        "images": len(pictures.new) + len(pictures.fresh),
+        "classes": [trial.known.names[label] for label in trial.known.tasks[-1].labels],
+    }
+    record = {
+        "version": state.version + 1,
+        "made": now,
+        "parent": {"spec": state.spec, "version": state.version},
+        "history": [*state.record.get("history", []), line],
+        "forgotten": list(state.record.get("forgotten", [])),
+    }
+    return State(
+        state.spec,
+        model,
+        trial.known,
+        state.frozen,
+        tuned,
+        trial.sums,
+        exemplars,
+        kept,
+        pictures.domains,
+        None,
+        record,
+    )
+
+
+def _share(one: Candidate, checks: Checks) -> str:
+    found = checks.accuracy(one.scores)
+    return "     –" if found is None else f"{found:6.1%}"
+
+
+def _row(one: Candidate, checks: Checks, old: int, chosen: Candidate) -> dict[str, Any]:
+    """A candidate in the verdict: accuracies are means over classes."""
+
+    labels = checks.images.labels
+    return {
+        "name": one.name,
+        "detail": one.detail,
+        "accuracy": checks.accuracy(one.scores),
+        "old": checks.accuracy(one.scores, labels < old),
+        "new": checks.accuracy(one.scores, labels >= old),
+        "seconds": round(one.seconds, 1),
+        "eligible": one.eligible,
+        "chosen": one is chosen,
+    }

@@ -1,0 +1,118 @@
+"""What an update will take on this machine, measured on a few blank images before anything trains."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from everclip.models.clip import Clip
+from everclip.updating.candidates import SHARES
+from everclip.updating.forms import width
+from everclip.updating.pictures import Pictures
+from everclip.updating.rule import Decision
+
+TRIED, BATCH = 16, 32
+COPIES = 4
+"""Of the model at once: the frozen one, the one training began with, the trained one, a mixture."""
+OVERHEAD = 3.0
+"""Seconds for reading the model, hashing and writing."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A prediction.
+
+    Args:
+        seconds, training_seconds: in all, and of them for training.
+        memory: bytes of main memory at the most.
+        disk: bytes of the version, exemplars aside.
+    """
+
+    seconds: float
+    training_seconds: float
+    memory: int
+    disk: int
+
+
+def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> Cost:
+    """The cost of an update whose images are read already.
+
+    Args:
+        clip: the frozen model.
+        tested: held-out images.
+    """
+    image, text = _seconds(clip)
+    classes, prompts = len(pictures.known.names), len(pictures.known.templates)
+    training = mixtures = 0.0
+    if decision.train:
+        per_step = BATCH * image + min(classes, BATCH) * text
+        training = 3 * decision.steps * per_step
+        mixtures = (1 + len(SHARES)) * (len(pictures.checks) * image + classes * prompts * text)
+    once = len(pictures.new) + len(pictures.older) + 3 * len(pictures.checks) + 2 * tested
+    known = 4 * classes * prompts * text
+    return Cost(
+        seconds=OVERHEAD + once * image + known + training + mixtures,
+        training_seconds=training,
+        memory=_memory(clip, pictures, decision.train),
+        disk=_weights(clip) * (2 if decision.train else 1) + 3 * 8 * width(clip) ** 2,
+    )
+
+
+@torch.inference_mode()
+def _seconds(clip: Clip) -> tuple[float, float]:
+    """Seconds of an image and of a prompt, forward: the best of three batches."""
+    blank = torch.zeros(TRIED, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+    names = [f"a photo of a thing {number}." for number in range(TRIED)]
+
+    def best(work: Callable[[], Tensor]) -> float:
+        took = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            work().sum().item()
+            took.append(time.perf_counter() - begin)
+        return min(took) / TRIED
+
+    return best(lambda: clip.encode_image(clip.normalise(blank))), best(lambda: clip.encode_text(names))
+
+
+def _weights(clip: Clip) -> int:
+    return sum(value.nbytes for value in clip.model.state_dict().values())
+
+
+def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
+    """Bytes: what the process has now, copies of the model, gradients and moments, activations, sums."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    sums = 6 * 8 * width(clip) ** 2
+    if not train:
+        return now + sums + _weights(clip)
+    classes = min(len(pictures.known.names), BATCH)
+    blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+    image = _activations(clip, lambda: clip.encode_image(clip.normalise(blank)))
+    text = _activations(clip, lambda: clip.encode_text(["a photo of a thing."]))
+    return now + sums + (COPIES + 3) * _weights(clip) + BATCH * image + classes * text
+
+
+@torch.inference_mode()
+def _activations(clip: Clip, work: Callable[[], Tensor]) -> int:
+    """Bytes that the layers of a tower give, which training keeps."""
+    total = 0
+
+    def note(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal total
+        total += output.nbytes if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in clip.model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    try:
+        work()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total

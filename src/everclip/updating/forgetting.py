@@ -1,0 +1,193 @@
+"""Taking classes or single images out of a version, and showing that they are gone.
+
+What goes: the images' bytes; what they added to the sums; their ids; a class's name, its place in the class list and
+its row of the sums. What stays: trained weights, which no one can take an image out of. Features are computed again to
+be taken out of the sums, so this is exact up to their rounding. A class can be taken out of G only with its images:
+where not all of them are at hand, G is made anew from what is left (``Sums.without_class``). Versions before have all
+of it, so the new folder keeps none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everclip.card import CardTask
+from everclip.data.folders import image_files
+from everclip.data.gathered import content_id, gather
+from everclip.data.images import FileStore, ImageSet
+from everclip.data.pixels import Pixels
+from everclip.deployed import Deployed
+from everclip.errors import UserError, suggest
+from everclip.updating.forms import Known, closed_form, features, text_form
+from everclip.updating.opening import nothing
+from everclip.updating.state import State
+from everclip.updating.sums import Sums
+
+
+@dataclass(frozen=True, eq=False)
+class Forgotten:
+    """What is left, and what was taken out (``report``, which goes into update.json and so under the manifest)."""
+
+    state: State
+    report: dict[str, Any]
+
+
+def forget(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgotten:
+    """A version without classes and without single images.
+
+    Args:
+        classes: names.
+        files: images, or folders with images, that were learned: found by their content, whatever their names. Those of
+            a class that goes make its part of G exact.
+
+    Raises:
+        UserError: an unknown class, no class would be left, a file that was never learned, or a version that is
+            classified by more than this can take an image out of.
+    """
+    model = state.model
+    if model is None or not (classes or files):
+        raise UserError("nothing to forget: give --class NAME or --images FILES")
+    _check(state, classes)
+    given, ids = _found(state, files)
+    sums, exact = _without_images(state, given, ids, classes)
+    kept, checks = (part.select(~np.isin(part.ids, ids)) for part in (state.exemplars, state.checks))
+    gone = [state.known.names.index(name) for name in classes]
+    rebuilt = False
+    for label in sorted(gone, reverse=True):
+        if int(sums.counts[label]) == 0:
+            sums = sums.dropped(label)
+        else:
+            rebuilt = True
+            # higher labels have moved down already, in the sums as in the exemplars
+            others = kept.select(~np.isin(kept.labels, [other for other in gone if other <= label]))
+            sums = sums.without_class(label, *_columns(state, others))
+        kept, checks = (_drop(part, label) for part in (kept, checks))
+    known = _known(state.known, gone)
+    after = replace(state, known=known, sums=sums, exemplars=kept, checks=checks)
+    after = replace(after, model=_model(after, model))
+    report = {
+        "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "classes": len(classes),
+        "images": len(ids),
+        "exact": exact,
+        "second_moments_made_anew": rebuilt,
+        "weights_trained_on_them": state.tuned is not None,
+    }
+    record = dict(state.record) | {"forgotten": [*state.record.get("forgotten", []), report]}
+    if classes:  # names are forgotten too
+        record["history"] = [
+            line | {"classes": [name for name in line["classes"] if name not in classes]}
+            for line in record["history"]
+        ]
+    return Forgotten(replace(after, record=record), report)
+
+
+def _check(state: State, classes: Sequence[str]) -> None:
+    for name in classes:
+        if name not in state.known.names:
+            raise UserError(
+                f'--class "{name}": {state.spec} does not know it{suggest(name, state.known.names)}'
+            )
+    if len(set(classes)) == len(state.known.names):
+        raise UserError("no class would be left: remove the folder instead")
+
+
+def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
+    """The images of ``files`` as a table with the labels they were learned with. Raises UserError."""
+    paths: list[str] = []
+    for file in files:
+        path = Path(file).expanduser()
+        inner = [str(path / name) for name in image_files(path, "")] if path.is_dir() else [str(path)]
+        if path.is_dir() and not inner:
+            raise UserError(f"no images in {file}: give files, or a folder with files such as .jpg or .png")
+        paths += inner
+    if not paths:
+        return nothing(), np.zeros(0, dtype=np.int64)
+    ids = []
+    for path in paths:
+        try:
+            ids.append(content_id(Path(path).read_bytes()))
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): give the file that was learned"
+            ) from error
+    label_of = _labels(state)
+    unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
+    if unknown:
+        raise UserError(
+            f"{unknown[0]} is no image that {state.spec} has learned: give the file as it was then"
+        )
+    rows = np.arange(len(paths), dtype=np.int64)
+    labels = np.array([label_of[sample] for sample in ids], dtype=np.int64)
+    table = ImageSet(
+        FileStore(Path(), paths), rows, labels, np.zeros_like(rows), np.array(ids, dtype=np.int64)
+    )
+    return table, table.ids
+
+
+def _labels(state: State) -> dict[int, int]:
+    found = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
+    for part in (state.exemplars, state.checks):
+        found |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
+    return found
+
+
+def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Features of the frozen model, and labels."""
+    pixels = Pixels(images.store, state.frozen.eval_transform, state.frozen.image_size, 0)
+    return features(state.frozen, images, pixels), torch.from_numpy(images.labels)
+
+
+def _without_images(
+    state: State, given: ImageSet, ids: np.ndarray, classes: Sequence[str]
+) -> tuple[Sums, bool]:
+    """The sums without the images given, and without all of a class that are in the folder.
+
+    Returns:
+        whether all classes that go are out of the sums exactly by that.
+    """
+    gone = [state.known.names.index(name) for name in classes]
+    own = [part.of_classes(gone) for part in (state.exemplars, state.checks)]
+    sums = state.sums
+    parts, _ = gather([given, *own])
+    for part in parts:  # what is out already is not taken out again
+        sums = sums.minus(*_columns(state, part), torch.from_numpy(part.ids))
+    return sums, all(int(sums.counts[label]) == 0 for label in gone)
+
+
+def _drop(images: ImageSet, label: int) -> ImageSet:
+    """The images without those of a class; labels above it move down."""
+    left = images.select(images.labels != label)
+    return replace(left, labels=left.labels - (left.labels > label))
+
+
+def _known(known: Known, gone: Sequence[int]) -> Known:
+    place = {label: i for i, label in enumerate(i for i in range(len(known.names)) if i not in gone)}
+    tasks = [
+        CardTask(name=task.name, labels=[place[label] for label in task.labels if label in place])
+        for task in known.tasks
+        if any(label in place for label in task.labels)
+    ]
+    return replace(known, names=tuple(known.names[label] for label in place), tasks=tuple(tasks))
+
+
+def _model(state: State, model: Deployed) -> Deployed:
+    """The model over the classes that are left. Raises UserError where its classifier cannot be made anew."""
+    name = "zero_shot" if model.plan is None else model.plan.config.method.name
+    if model.reads_text:
+        return text_form(state.spec, state.known, model.encoder, name)
+    if name not in ("ridge", "ncm"):
+        raise UserError(
+            f"{state.spec} is classified by {name}, which keeps what it learned in its own weights: update it first"
+        )
+    assert model.plan is not None
+    options = dict(model.plan.config.method.options)
+    return closed_form(state.spec, state.known, state.frozen, {"name": name, **options}, state.sums)

@@ -1,0 +1,151 @@
+"""What an update can begin with: a version, a run, a model folder, or any model with or without classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from everclip import data as sources
+from everclip.card import CardTask
+from everclip.data.folders import check_names
+from everclip.data.images import Dataset, FileStore, ImageSet
+from everclip.data.scenario import Task, seen
+from everclip.deployed import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
+from everclip.errors import UserError, suggest
+from everclip.merging import whole
+from everclip.models import zoo
+from everclip.models.clip import Clip
+from everclip.restore import device
+from everclip.updating import state as states
+from everclip.updating.forms import Known, labels_of, width
+from everclip.updating.state import State
+from everclip.updating.sums import Sums
+
+MOST_OLDER = 100
+"""Old images a class, at most, whose features go into the first sums."""
+
+
+def nothing() -> ImageSet:
+    """No image."""
+    none = np.zeros(0, dtype=np.int64)
+    return ImageSet(FileStore(Path(), ()), none, none, none, none)
+
+
+def begin(
+    spec: str,
+    classes: Sequence[str] | None = None,
+    memory: str | None = None,
+    image_size: int | None = None,
+) -> State:
+    """The state that an update of ``spec`` starts from.
+
+    Args:
+        classes: of a model that has none of its own; None: it knows no class yet.
+        memory: a data set with images of old classes.
+
+    Raises:
+        UserError: no such model, a version that is damaged, a run whose images are gone, or ``memory`` has other
+            classes.
+    """
+    folder = Path(spec).expanduser()
+    if is_learned(spec) and (classes is not None or image_size is not None):
+        option = "--classes" if classes is not None else "--image-size"
+        raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
+    if states.is_version(folder):
+        found = states.read(folder)
+    elif is_learned(spec):
+        found = _of_learned(spec, folder, memory is None)
+    else:
+        found = _of_model(spec, classes, image_size)
+    return found if memory is None else _with_memory(found, memory)
+
+
+def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) -> State:
+    """A model that has learned nothing."""
+    path = Path(spec).expanduser()
+    if path.is_file():
+        raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
+    names = tuple(classes or ())
+    check_names(names, "the classes given")
+    clip = zoo.load(spec, image_size, device("auto"))
+    templates = tuple(templates_of(spec))
+    model = zero_shot(spec, clip, names, templates) if names else None
+    tasks = (CardTask(name="asked for", labels=list(range(len(names)))),) if names else ()
+    base = {"model": spec, "image_size": clip.image_size, "center": clip.centered}
+    return _fresh(spec, model, Known(names, tasks, templates, base), clip, None)
+
+
+def _of_learned(spec: str, folder: Path, images: bool) -> State:
+    """A run, with its training images where they are needed, or a model folder."""
+    older = None
+    if (folder / "config.toml").is_file() and images:
+        try:
+            model = of_run(folder)
+        except UserError as error:
+            raise UserError(f"{error}; or give images of its classes with --memory DATA") from error
+        assert model.plan is not None
+        older = _older(model, model.plan.tasks)
+    else:
+        model = open_model(spec)
+    assert model.plan is not None
+    config, names = model.plan.config, model.names
+    place = {label: column for column, label in enumerate(model.labels)}
+    tasks = tuple(
+        CardTask(name=t.name, labels=[place[label] for label in t.classes]) for t in model.plan.tasks
+    )
+    clip = whole(model.encoder)
+    base = {"model": config.model, "image_size": clip.image_size, "center": clip.centered}
+    return _fresh(spec, model, Known(names, tasks, model.templates, base), clip, older)
+
+
+def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: ImageSet | None) -> State:
+    sums = Sums.empty(len(known.names), width(clip))
+    return State(spec, model, known, clip, None, sums, nothing(), nothing(), ("before",), older)
+
+
+def _older(model: Deployed, tasks: Sequence[Task]) -> ImageSet:
+    """The training images of a run, some of each class, with labels as columns of the model."""
+    every = tasks[0].train
+    for task in tasks[1:]:
+        every = every + task.train
+    table = [-1] * len(model.classes)
+    for column, label in enumerate(seen(tasks)):
+        table[label] = column
+    return _few(every.relabel(table))
+
+
+def _few(images: ImageSet) -> ImageSet:
+    """At most ``MOST_OLDER`` images a class, spread over it, in one domain."""
+    kept = []
+    for label in np.unique(images.labels).tolist():
+        rows = np.flatnonzero(images.labels == label)
+        kept.append(rows[np.unique(np.linspace(0, len(rows) - 1, MOST_OLDER).astype(np.int64))])
+    chosen = images.select(np.sort(np.concatenate(kept)))
+    return replace(chosen, domains=np.zeros_like(chosen.domains))
+
+
+def _with_memory(state: State, spec: str) -> State:
+    """The state with old images to learn from. Raises UserError for a class that the model does not know."""
+    found = load(spec, state)
+    images = everything(found)
+    table = labels_of(found.class_names, state.known.names)
+    unknown = [found.class_names[label] for label in np.unique(images.labels) if table[label] < 0]
+    if unknown:
+        raise UserError(
+            f'--memory {spec} has images of "{unknown[0]}", which {state.spec} does not know (new classes go to --add)'
+            f"{suggest(unknown[0], state.known.names)}"
+        )
+    return replace(state, older=_few(images.relabel(table)))
+
+
+def load(spec: str, state: State) -> Dataset:
+    """A data set of any number of classes, with prompts that suit the state's model."""
+    return sources.load(spec, "addition", model=str(state.known.base["model"]))
+
+
+def everything(found: Dataset) -> ImageSet:
+    """The images to learn from: all of a folder that was split here, else the training part."""
+    return found.train + found.test if found.held_out else found.train

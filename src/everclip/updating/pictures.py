@@ -1,0 +1,223 @@
+"""The images of an update: put on one store, matched to the classes known, cut into learning and check images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.card import CardTask
+from everclip.data.gathered import gather
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.memory import Memory
+from everclip.data.pixels import Pixels
+from everclip.errors import UserError
+from everclip.models.clip import Clip
+from everclip.seeding import hash64
+from everclip.updating.forms import Known, labels_of
+from everclip.updating.opening import everything, nothing
+from everclip.updating.state import State
+
+log = logging.getLogger("everclip")
+
+SHARE, MOST_CHECKS = 0.2, 50
+"""Of the new images of a class what is kept apart to compare candidates on, and at most how many."""
+KEPT_BYTES = 4 << 30
+"""Decoded pixels that are kept at most; more are decoded each time."""
+DECODED = 64
+"""Images that are decoded side by side."""
+
+
+def plain(name: str) -> str:
+    """A name as far as two ways of writing it agree: case, spaces, hyphens, underscores."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def united(
+    known: Known, names: Sequence[str], same: Mapping[str, str], where: str
+) -> tuple[Known, list[int]]:
+    """The classes known with those of new data, and the label of each of the data's classes.
+
+    Args:
+        names: the data's class names.
+        same: new name -> old name, where they are one class.
+
+    Raises:
+        UserError: a name is an old one written in another way, or ``same`` names what is not there.
+    """
+    for new, old in same.items():
+        if new not in names:
+            raise UserError(f'--same "{new}={old}": {where} has no class "{new}"')
+        if old not in known.names:
+            raise UserError(f'--same "{new}={old}": the model knows no class "{old}"')
+    spelt = {plain(name): name for name in known.names}
+    table, every = [], list(known.names)
+    for name in names:
+        wanted = same.get(name, name)
+        near = spelt.get(plain(wanted))
+        if wanted not in every and near is not None:
+            raise UserError(
+                f'class "{name}" of {where} is "{near}" written in another way: rename the folder, or write'
+                f' --same "{name}={near}"'
+            )
+        if wanted not in every:
+            every.append(wanted)
+        table.append(every.index(wanted))
+    return replace(known, names=tuple(every)), table
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """All images of an update, on one store.
+
+    Args:
+        known: all classes; the last task's are those of the new images.
+        new, older: to learn from: new ones, and old ones that the sums do not have yet.
+        exemplars: old ones to train on again.
+        checks: old and new ones that nothing is trained on; ``fresh`` are the new ones among them.
+        domains: names.
+        skipped: path -> why it was left out.
+    """
+
+    known: Known
+    new: ImageSet
+    older: ImageSet
+    exemplars: ImageSet
+    checks: ImageSet
+    fresh: ImageSet
+    domains: tuple[str, ...]
+    pixels: Pixels
+    skipped: dict[str, str]
+
+    def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
+        """The exemplars and the check images to keep, of each class at most so many together."""
+        apart = checks_of(exemplars)
+        classes = len(self.known.names)
+        replay = Memory((exemplars - apart) * classes, seed, self.exemplars)
+        replay.update(self.new, classes)
+        checked = Memory(apart * classes, seed, self.checks)
+        checked.update(self.checks.select(np.zeros(0, dtype=np.int64)), classes)
+        return replay.images(), checked.images()
+
+
+def checks_of(exemplars: int) -> int:
+    """How many of a class's exemplars are never trained on: a quarter, at least one of two."""
+    return max(1, exemplars // 4) if exemplars > 1 else 0
+
+
+def collect(state: State, found: Dataset, exemplars: int, same: Mapping[str, str]) -> Pictures:
+    """Match, read and cut the images of an update.
+
+    Raises:
+        UserError: class names that do not go together, a class none of whose images can be read, or one picture
+            under two names.
+    """
+    new = everything(found)
+    present = np.unique(new.labels).tolist()
+    known, table = united(state.known, [found.class_names[label] for label in present], same, found.name)
+    new = new.relabel(
+        [table[present.index(i)] if i in present else -1 for i in range(len(found.class_names))]
+    )
+    labels = sorted(set(np.unique(new.labels).tolist()))
+    number = state.version + 1
+    known = replace(known, tasks=(*known.tasks, CardTask(name=f"update {number}", labels=labels)))
+    several = len(found.domain_names) > 1
+    domains = found.domain_names if several else (f"update {number}",)
+    new = replace(new, domains=new.domains + len(state.domains))
+    sets = [new, state.older or nothing(), state.exemplars, state.checks]
+    (new, older, kept, checks), skipped = gather(sets)
+    pixels = _read(new, state.encoder)
+    _look(pixels, [new, older, kept, checks])
+    new, older, kept, checks = (pixels.readable(part) for part in (new, older, kept, checks))
+    for label in labels:
+        if not (new.labels == label).any():
+            raise UserError(
+                f'not one image of "{known.names[label]}" in {found.name} can be read: replace them, or remove'
+                " the class"
+            )
+    _one_name(known, new, [older, kept, checks])
+    new = new.select(~np.isin(new.ids, np.concatenate([older.ids, kept.ids, checks.ids])))
+    new, fresh = apart(new, SHARE, MOST_CHECKS)
+    older, past = apart(older, SHARE, checks_of(exemplars))
+    if len(older):
+        memory = Memory(
+            (exemplars - checks_of(exemplars)) * len(known.names),
+            0,
+            older.select(np.zeros(0, dtype=np.int64)),
+        )
+        memory.update(older, len(known.names))
+        kept = kept + memory.images().select(~np.isin(memory.images().ids, kept.ids))
+    skipped |= {pixels.store.keys[row]: reason for row, reason in pixels.broken.items()}
+    if skipped:
+        log.warning(
+            "%d images cannot be read and are left out, such as %s", len(skipped), next(iter(skipped))
+        )
+    checks = checks + past + fresh
+    return Pictures(known, new, older, kept, checks, fresh, (*state.domains, *domains), pixels, skipped)
+
+
+def _read(images: ImageSet, clip: Clip) -> Pixels:
+    return Pixels(images.store, clip.eval_transform, clip.image_size, KEPT_BYTES)
+
+
+def _look(pixels: Pixels, parts: Sequence[ImageSet]) -> None:
+    """Decode all images once, whether or not they are kept, so that those that cannot be read are known."""
+    for part in parts:
+        for rows in np.array_split(part.rows, -(-len(part) // DECODED) or 1):
+            pixels.load(rows)
+
+
+def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
+    """Refuse a picture that has two names. Raises UserError."""
+    label_of = {
+        sample: label
+        for part in old
+        for sample, label in zip(part.ids.tolist(), part.labels.tolist(), strict=True)
+    }
+    for sample, label, row in zip(new.ids.tolist(), new.labels.tolist(), new.rows.tolist(), strict=True):
+        before = label_of.setdefault(sample, label)
+        if before != label:
+            one, two = known.names[label], known.names[before]
+            raise UserError(
+                f'{new.store.keys[row]} is a picture of "{one}", and the same picture is there as "{two}": if they are'
+                f' one class write --same "{one}={two}", else take it out of one of them'
+            )
+
+
+def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet]:
+    """Images to learn from and to check on: a share of each class in each domain, at least one, and never all."""
+    held = np.zeros(len(images), dtype=bool)
+    pairs = np.stack([images.labels, images.domains])
+    priority: NDArray[np.int64] = np.array([hash64("check", sample) for sample in images.ids.tolist()])
+    for pair in np.unique(pairs, axis=1).T if len(images) else ():
+        where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
+        count = min(max(1, round(share * len(where))), len(where) - 1, most)
+        held[where[np.argsort(priority[where])[:count]]] = True
+    return images.select(~held), images.select(held)
+
+
+def holdout(known: Known, found: Dataset, clip: Clip) -> tuple[ImageSet, Pixels]:
+    """Images to test on, with labels of the classes known.
+
+    Raises:
+        UserError: a class that the model does not know, or not one image can be read.
+    """
+    images = found.whole()
+    table = labels_of(found.class_names, known.names)
+    unknown = [found.class_names[label] for label in np.unique(images.labels).tolist() if table[label] < 0]
+    if unknown:
+        near = {plain(name): name for name in known.names}.get(plain(unknown[0]))
+        hint = f': did you mean "{near}"?' if near else ": leave that class out, or add it with --add"
+        raise UserError(
+            f'--test {found.name} has images of "{unknown[0]}", which is neither an old nor a new class{hint}'
+        )
+    (images,), _ = gather([images.relabel(table)])
+    pixels = _read(images, clip)
+    _look(pixels, [images])
+    images = pixels.readable(images)
+    if not len(images):
+        raise UserError(f"not one image of --test {found.name} can be read: give others")
+    return images, pixels

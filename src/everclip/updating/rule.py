@@ -1,0 +1,103 @@
+"""Which candidate an update prefers, how training is set, and why: decided by the data before anything is trained.
+
+The table is in docs/update.md, with the measurements behind it. Whatever the rule prefers is compared with the others
+on check images, and gives way to one that is better there by more than chance would have it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FEW_IMAGES = 20
+"""New images below which nothing is trained: two batches would be one step each."""
+SMALL_MEMORY = 1.0
+"""Exemplars a class below which old classes count as not remembered."""
+CLOSE = 0.9
+"""Zero-shot accuracy on the new images from which there is little to learn."""
+LEAST_STEPS, EPOCHS = 20, 2
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rule looks at.
+
+    Args:
+        old, new, again: classes known before; of them not known; known, and with new images.
+        images: new images to learn from, ``per_class`` of the class in the middle.
+        exemplars: old images to train on, as a mean over old classes.
+        summed: share of the old classes that the sums know.
+        zero_shot: accuracy of the frozen model's text tower on the new check images, among all classes; None where
+            there are none.
+    """
+
+    old: int
+    new: int
+    again: int
+    images: int
+    per_class: float
+    exemplars: float
+    summed: float
+    zero_shot: float | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the rule says.
+
+    Args:
+        prefer: the candidate that is kept unless another one is clearly better on the check images.
+        train: whether a model is trained; ``method``, ``lr_share`` (of the model's own rate) and ``steps`` are how.
+        prior: what ridge regression is drawn to.
+        why: in sentences.
+    """
+
+    prefer: str
+    train: bool
+    method: str
+    lr_share: float
+    steps: int
+    prior: str
+    why: tuple[str, ...] = field(default=())
+
+
+def decide(facts: Facts, choice: str, batch: int = 32) -> Decision:
+    """The decision for these facts.
+
+    Args:
+        choice: ``auto``, or the candidate that the user asks for.
+    """
+    why = []
+    remembered = facts.old == 0 or facts.exemplars >= SMALL_MEMORY
+    known = facts.old == 0 or facts.summed == 1
+    method = "gcl" if facts.new else "finetune"
+    what = "new classes" if facts.new else "new images of old classes alone"
+    why.append(f"{what}: training is with {method}, the better one there in benchmarks/methods.md")
+    lr_share = 1 / 3 if remembered else 1 / 10
+    seen = facts.images + round(facts.exemplars * facts.old)
+    steps = max(LEAST_STEPS, EPOCHS * -(-seen // batch))
+    train = facts.images >= FEW_IMAGES and (remembered or not facts.new)
+    if facts.images < FEW_IMAGES:
+        why.append(f"{facts.images} new images, fewer than {FEW_IMAGES}: nothing is trained")
+    elif not train:
+        why.append(
+            f"{facts.exemplars:.1f} exemplars an old class, below {SMALL_MEMORY:g}: training would forget them, so"
+            " nothing is trained"
+        )
+    if known:
+        prefer, prior = "ridge", "text"
+        why.append("the sums know every old class: ridge regression on frozen features is preferred")
+    else:
+        prefer, prior = "ridge", "text"
+        why.append(
+            f"{1 - facts.summed:.0%} of the old classes are known by name alone: ridge regression drawn to the class"
+            " embeddings is preferred, which leaves those to the text tower"
+        )
+    if facts.zero_shot is not None and facts.zero_shot >= CLOSE and not known:
+        prefer = "nothing"
+        why.append(
+            f"the text tower alone is right on {facts.zero_shot:.0%} of the new check images: it stays"
+        )
+    if choice != "auto":
+        prefer, train = choice, choice in ("trained", "interpolated")
+        why = [f"--method {choice} was asked for", *why[:1]]
+    return Decision(prefer, train, method, lr_share, steps, prior, tuple(why))

@@ -1,0 +1,226 @@
+"""A deployed model with all that the next update starts from, and its folder.
+
+open_clip_*, everclip.json, method.pt    the model, as ``everclip export`` writes it
+images.zip, images.json                  exemplars and check images, the files as they came
+sums.safetensors                         sums over the frozen features of all images learned
+frozen.safetensors                       the weights that those features are of, where the model has others
+tuned.safetensors                        trained weights that training goes on from, where the model has others
+update.json                              version, parent, history, what was forgotten
+verdict.json, verdict.html               how the update went
+before-*                                 the files of the version before (hard links where the disk has them)
+manifest.json                            bytes and SHA-256 of each of these (checkpoint.py)
+
+The manifest is written last, and the folder gets its name after that: it is there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from everclip import checkpoint
+from everclip.card import CardTask
+from everclip.data.gathered import Archive
+from everclip.data.images import ImageSet
+from everclip.deployed import Deployed, open_model, save
+from everclip.errors import UserError
+from everclip.merging import whole
+from everclip.models.clip import Clip
+from everclip.updating.forms import Known, weights_of
+from everclip.updating.sums import Sums
+
+FORMAT = 1
+RECORD, IMAGES, LIST, SUMS = "update.json", "images.zip", "images.json", "sums.safetensors"
+FROZEN, TUNED, BEFORE = "frozen.safetensors", "tuned.safetensors", "before-"
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A version.
+
+    Args:
+        spec: what it was opened by.
+        model: None where it knows no class yet.
+        known: class names, index = label in everything below; tasks; prompts; base settings.
+        frozen: the model whose features the sums are of: no update changes it.
+        tuned: the model that training goes on from; None before the first training.
+        exemplars: images of old classes that training sees again.
+        checks: images of old classes that are never trained on: candidates are compared on them.
+        domains: names of the domains of both.
+        older: images of old classes that are not in the sums yet (of a run, or given with --memory).
+        record: the content of update.json, without ``format``.
+    """
+
+    spec: str
+    model: Deployed | None
+    known: Known
+    frozen: Clip
+    tuned: Clip | None
+    sums: Sums
+    exemplars: ImageSet
+    checks: ImageSet
+    domains: tuple[str, ...]
+    older: ImageSet | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        """How many updates made it."""
+        return int(self.record.get("version", 0))
+
+    @property
+    def encoder(self) -> Clip:
+        """The model in use."""
+        return self.frozen if self.model is None else self.model.encoder
+
+
+def is_version(folder: Path) -> bool:
+    """Whether ``folder`` is what an update writes."""
+    return (folder / RECORD).is_file()
+
+
+def read(folder: Path) -> State:
+    """The version in a folder.
+
+    Raises:
+        UserError: a file of it is missing, or is not what was written.
+    """
+    record = _checked(folder)
+    try:
+        model = open_model(str(folder))
+        clip = whole(model.encoder)
+        frozen, tuned = (
+            weights_of(clip, load_file(folder / name)) if (folder / name).is_file() else None
+            for name in (FROZEN, TUNED)
+        )
+        exemplars, checks = _read_images(folder)
+        sums = Sums.load(folder / SUMS)
+        tasks = tuple(CardTask.model_validate(task) for task in record["tasks"])
+        known = Known(model.names, tasks, model.templates, record["base"])
+        domains = tuple(record["domains"])
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UserError(
+            f"{folder} is whole but cannot be read with these versions ({reason}): update an older version"
+        ) from error
+    if frozen is None:
+        frozen = clip
+    elif tuned is None:
+        tuned = clip  # the model in use has other weights than the frozen ones, so it was trained
+    return State(str(folder), model, known, frozen, tuned, sums, exemplars, checks, domains, None, record)
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """What update.json says, once every file was compared with the manifest. Raises UserError."""
+    try:
+        checkpoint.verify(folder)
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except checkpoint.Damaged as error:
+        raise UserError(
+            f"{folder} is damaged ({error}): take another copy, or the version it was made of"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be read ({error}): take another copy") from error
+    if record.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} is of format {record.get('format')}, not {FORMAT}: use the everclip that made it"
+        )
+    return record
+
+
+def write(state: State, folder: Path, files: Mapping[str, str], before: Path | None) -> None:
+    """Commit a version.
+
+    Args:
+        folder: is not there, or gives way.
+        files: more files by name, such as the verdict.
+        before: a folder whose files are kept as those of the version before.
+
+    Raises:
+        OSError: the disk is full or fails; nothing is left of the new folder then.
+    """
+    model = state.model
+    assert model is not None
+
+    def put(where: Path) -> None:
+        save(model, where)
+        for name, clip in ((FROZEN, state.frozen), (TUNED, state.tuned)):
+            if clip is not None and not _same(clip, model.encoder):
+                save_file(
+                    {k: v.detach().cpu().contiguous().clone() for k, v in clip.model.state_dict().items()},
+                    where / name,
+                )
+        _write_images(state, where)
+        state.sums.save(where / SUMS)
+        record = dict(state.record) | {
+            "format": FORMAT,
+            "base": dict(state.known.base),
+            "tasks": [task.model_dump() for task in state.known.tasks],
+            "domains": list(state.domains),
+        }
+        content = {RECORD: json.dumps(record, ensure_ascii=False, indent=1) + "\n", **files}
+        for name, text in content.items():
+            (where / name).write_text(text, encoding="utf-8")
+        for file in where.glob("*.safetensors"):  # safetensors writes files that their owner alone may read
+            file.chmod((where / RECORD).stat().st_mode)
+        if before is not None:
+            _keep(before, where)
+
+    checkpoint.commit(folder, put)
+
+
+def _same(one: Clip, other: Clip) -> bool:
+    """Whether two models have the same weights."""
+    mine, theirs = one.model.state_dict(), other.model.state_dict()
+    return one is other or (
+        mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
+    )
+
+
+def _keep(before: Path, where: Path) -> None:
+    """Keep the files of a version, without what it kept of its own version before."""
+    whole = (before / checkpoint.MANIFEST).is_file()
+    own = {*checkpoint.names(before), checkpoint.MANIFEST} if whole else {f.name for f in before.iterdir()}
+    for file in sorted(before / name for name in own):
+        if file.is_file() and not file.name.startswith((BEFORE, ".")):
+            try:
+                os.link(file, where / (BEFORE + file.name))
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(file, where / (BEFORE + file.name))
+
+
+def _write_images(state: State, where: Path) -> None:
+    """The bytes of exemplars and checks, and what each of them is."""
+    rows = []
+    with zipfile.ZipFile(where / IMAGES, "w", zipfile.ZIP_STORED) as archive:
+        for check, images in ((False, state.exemplars), (True, state.checks)):
+            columns = (images.rows, images.labels, images.domains, images.ids)
+            for row, label, domain, sample in zip(*(c.tolist() for c in columns), strict=True):
+                source = str(images.store.keys[row])
+                name = f"{len(rows):06d}{Path(source).suffix.lower()}"
+                archive.writestr(zipfile.ZipInfo(name), images.store.read(row))
+                rows.append([name, label, domain, check, sample, Path(source).name])
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    head = '{"columns": ["file", "label", "domain", "check", "id", "name"], "rows": [\n'
+    (where / LIST).write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
+
+
+def _read_images(folder: Path) -> tuple[ImageSet, ImageSet]:
+    rows = json.loads((folder / LIST).read_text(encoding="utf-8"))["rows"]
+    store = Archive(folder / IMAGES, [row[0] for row in rows])
+    places = np.arange(len(rows), dtype=np.int64)
+    labels, domains, ids = (np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2, 4))
+    check = np.array([row[3] for row in rows], dtype=bool)
+    every = ImageSet(store, places, labels, domains, ids)
+    return every.select(~check), every.select(check)

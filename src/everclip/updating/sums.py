@@ -1,0 +1,127 @@
+"""Sums over the frozen features of all images learned: what ridge regression and class means are solved from.
+
+    G = sum_i x_i x_i'     Q_k = sum_{i of class k} x_i     n_k = number of images of class k
+
+No image is needed to solve them, or to add to them. An image can be taken out again, up to the rounding of its
+features, where it is at hand; which images are in them is known by their content (``ids``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from everclip.methods._closed_form import within_class
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """The sums, on the CPU. Immutable.
+
+    Args:
+        gram, sums, counts: G, Q and n; rows of Q are labels.
+        ids, labels: of the images in them.
+    """
+
+    gram: Float64[Tensor, "d d"]
+    sums: Float64[Tensor, "c d"]
+    counts: Int64[Tensor, " c"]
+    ids: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+
+    @classmethod
+    def empty(cls, classes: int, width: int) -> Sums:
+        """Of no image."""
+        none = torch.zeros(0, dtype=torch.int64)
+        zeros = (
+            torch.zeros(width, width, dtype=torch.float64),
+            torch.zeros(classes, width, dtype=torch.float64),
+        )
+        return cls(*zeros, torch.zeros(classes, dtype=torch.int64), none, none)
+
+    @property
+    def learned(self) -> Bool[Tensor, " c"]:
+        """Which classes have images in the sums."""
+        return self.counts > 0
+
+    def widened(self, classes: int) -> Sums:
+        """The same with rows for more classes."""
+        more = classes - len(self.counts)
+        return replace(self, sums=pad(self.sums, (0, 0, 0, more)), counts=pad(self.counts, (0, more)))
+
+    def plus(
+        self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
+    ) -> Sums:
+        """With more images; those that are in already are not counted again."""
+        fresh = ~torch.isin(ids, self.ids)
+        rows, labels, ids = features[fresh].double(), labels[fresh], ids[fresh]
+        return replace(
+            self._shifted(rows, labels, 1),
+            ids=torch.cat([self.ids, ids]),
+            labels=torch.cat([self.labels, labels]),
+        )
+
+    def minus(
+        self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
+    ) -> Sums:
+        """Without some images; those that are not in are left alone."""
+        there = torch.isin(ids, self.ids)
+        left = ~torch.isin(self.ids, ids[there])
+        made = self._shifted(features[there].double(), labels[there], -1)
+        return replace(made, ids=self.ids[left], labels=self.labels[left])
+
+    def _shifted(self, rows: Float64[Tensor, "b d"], labels: Int64[Tensor, " b"], sign: int) -> Sums:
+        targets = one_hot(labels, len(self.counts)).double()
+        return replace(
+            self,
+            gram=self.gram + sign * rows.T @ rows,
+            sums=self.sums + sign * targets.T @ rows,
+            counts=self.counts + sign * targets.sum(0).long(),
+        )
+
+    def without_class(self, label: int, known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Sums:
+        """Without a class whose images are not all at hand: G is made anew from what is left.
+
+            G = sum_k Q_k Q_k' / n_k + S,    S: scatter of exemplars around their class means, scaled to all images
+
+        Nothing of the class goes into the result.
+
+        Args:
+            known, labels: features of exemplars of the other classes; their labels are those before.
+        """
+        keep = torch.arange(len(self.counts)) != label
+        sums, counts = self.sums[keep], self.counts[keep]
+        gram = (sums[counts > 0] / counts[counts > 0, None]).T @ sums[counts > 0]
+        own = Sums.empty(len(self.counts), len(self.gram))
+        own = own.plus(known, labels, torch.arange(len(labels)))
+        free = len(labels) - int((own.counts > 0).sum())
+        if free > 0:
+            scatter = within_class(own.gram, own.sums, own.counts)
+            gram = gram + scatter * (max(0, int(counts.sum()) - int((counts > 0).sum())) / free)
+        there = self.labels != label
+        moved = self.labels[there] - (self.labels[there] > label).long()
+        return Sums(gram, sums, counts, self.ids[there], moved)
+
+    def dropped(self, label: int) -> Sums:
+        """Without the row of a class whose images have been taken out already."""
+        assert int(self.counts[label]) == 0
+        keep = torch.arange(len(self.counts)) != label
+        moved = self.labels - (self.labels > label).long()
+        return replace(self, sums=self.sums[keep], counts=self.counts[keep], labels=moved)
+
+    def save(self, file: Path) -> None:
+        """Write them. Raises OSError."""
+        save_file({name: value.contiguous() for name, value in vars(self).items()}, file)
+
+    @classmethod
+    def load(cls, file: Path) -> Sums:
+        """Read them; raises what a damaged file makes safetensors raise."""
+        found: dict[str, Any] = load_file(file)
+        return cls(**found)

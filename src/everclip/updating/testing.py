@@ -1,0 +1,88 @@
+"""Held-out images: what the old classes lose, and whether that is allowed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.pixels import Pixels
+from everclip.data.scenario import seen
+from everclip.deployed import Deployed
+from everclip.errors import RunError, UserError
+from everclip.updating.forms import scores
+from everclip.updating.pictures import Pictures, holdout
+from everclip.updating.state import State
+
+log = logging.getLogger("everclip")
+
+
+def unseen(state: State, pictures: Pictures, test: Dataset) -> tuple[ImageSet, Pixels]:
+    """Held-out images without those that were learned. Raises UserError where none is left."""
+    images, pixels = holdout(pictures.known, test, state.encoder)
+    learned = [
+        state.sums.ids.numpy(),
+        *(part.ids for part in (pictures.new, pictures.older, pictures.checks)),
+    ]
+    fresh = ~np.isin(images.ids, np.concatenate([*learned, pictures.exemplars.ids]))
+    if not fresh.any():
+        raise UserError(
+            f"all images of --test {test.name} are among those to learn: keep some of each class in another folder"
+        )
+    if not fresh.all():
+        log.warning("%d images of --test %s are learned too, and left out of it", (~fresh).sum(), test.name)
+    return images.select(fresh), pixels
+
+
+def compare(state: State, after: State, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
+    """Accuracy on held-out images, before among the old classes and after among all."""
+    assert after.model is not None
+    old = len(state.known.names)
+    found = scores(after.model, images, pixels)
+    is_old = images.labels < old
+    now = _in_label_order(after.model).take(found.argmax(1)) == images.labels
+    before: np.ndarray | None = None
+    if state.model is not None and is_old.any():
+        part = images.select(is_old)
+        before = scores(state.model, part, pixels).argmax(1) == part.labels
+    names, per_class = after.known.names, []
+    for label in np.unique(images.labels).tolist():
+        rows = images.labels == label
+        was = None if before is None or label >= old else float(before[images.labels[is_old] == label].mean())
+        per_class.append(
+            {"class": names[label], "n": int(rows.sum()), "before": was, "after": float(now[rows].mean())}
+        )
+    return {
+        "images": len(images),
+        "accuracy": float(now.mean()),
+        "old_before": None if before is None else float(before.mean()),
+        "old_after": float(now[is_old].mean()) if is_old.any() else None,
+        "new_after": float(now[~is_old].mean()) if (~is_old).any() else None,
+        "per_class": per_class,
+    }
+
+
+def _in_label_order(model: Deployed) -> np.ndarray:
+    """Label of each column; a version's columns are its labels in their order."""
+    if model.plan is not None and model.labels == seen(model.plan.tasks):
+        return np.arange(len(model.labels))
+    raise RunError("a version has columns in another order than its labels")
+
+
+def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict[str, Any]:
+    """Whether the old classes keep enough, and on what that was measured."""
+    if not state.known.names:
+        return {"passed": True, "max_drop": allowed, "drop": None, "words": "no class was known before"}
+    if result is None or result["old_before"] is None:
+        return {
+            "passed": True,
+            "max_drop": allowed,
+            "drop": None,
+            "words": "no held-out images of old classes: not measured",
+        }
+    drop = 100 * (result["old_before"] - result["old_after"])
+    passed = drop <= allowed + 1e-9
+    words = f"old classes {100 * result['old_before']:.1f} % -> {100 * result['old_after']:.1f} % on held-out images"
+    return {"passed": passed, "max_drop": allowed, "drop": round(drop, 2), "words": words}

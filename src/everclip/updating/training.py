@@ -1,0 +1,101 @@
+"""Training for an update: one task of the loop, on new images beside exemplars."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from everclip import methods
+from everclip.config import Config, resolve
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.loader import Loader
+from everclip.data.memory import Memory
+from everclip.data.pixels import Pixels
+from everclip.data.prompts import Prompts
+from everclip.data.scenario import Task
+from everclip.keeper import Keeper
+from everclip.lab import Lab
+from everclip.loop import learn
+from everclip.models.catalogue import recommended
+from everclip.models.clip import Clip
+from everclip.plan import Plan
+from everclip.progress import Progress
+from everclip.record import Record
+from everclip.restore import grow
+from everclip.run import Run
+from everclip.signals import Stop
+from everclip.updating.forms import Known
+from everclip.updating.rule import Decision
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What is learned.
+
+    Args:
+        known: all classes, old and new; the last task's labels are those of ``new``.
+        new, exemplars: images, on one store.
+    """
+
+    known: Known
+    new: ImageSet
+    exemplars: ImageSet
+    pixels: Pixels
+    seed: int
+
+
+class Unkept(Keeper):
+    """Saves nothing: an update that is stopped begins again from the deployed model."""
+
+    def finish(self, stage: int) -> None:
+        """Nothing to save."""
+
+
+def config_of(known: Known, decision: Decision, seed: int, device: str) -> Config:
+    """The config that an update trains with."""
+    own = recommended(str(known.base["model"]))
+    rates = {key: own[key] * decision.lr_share for key in ("lr", "lr_text") if key in own}
+    return resolve(
+        Config.model_validate(
+            {
+                **known.base,
+                "device": device,
+                "seed": seed,
+                "method": {"name": decision.method},
+                "train": {"steps": decision.steps, **rates},
+            }
+        )
+    )
+
+
+def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress) -> Clip:
+    """A copy of ``start`` that has learned.
+
+    Raises:
+        RunError: the loss is not finite, or no new image can be read.
+    """
+    clip, known = copy.deepcopy(start), lesson.known
+    device = clip.device.type if clip.device.index is None else str(clip.device)
+    config = config_of(known, decision, lesson.seed, device)
+    nothing = lesson.new.select(np.zeros(0, dtype=np.int64))
+    old = tuple(dict.fromkeys(label for task in known.tasks[:-1] for label in task.labels))
+    tasks = [Task(0, "what was known", old, nothing, nothing)] if old else []
+    now = Task(len(tasks), "this update", tuple(known.tasks[-1].labels), lesson.new, nothing)
+    tasks.append(now)
+    data = Dataset("an update", known.names, ("",), nothing, nothing, known.templates)
+    prompts = Prompts(known.names, known.templates, config.train.captions)
+    plan = Plan(config, data, tasks, prompts, methods.build(config, prompts))
+    plan.method.to(clip.device)
+    loader = Loader(lesson.pixels, config.train.batch_size, config.train.augment, lesson.seed)
+    memory = Memory("all", lesson.seed, lesson.exemplars)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(Path(scratch), config)
+        lab = Lab(plan, clip, plan.method, memory, loader, Record(tasks), run, progress)
+        for task in tasks[:-1]:
+            grow(plan, clip, task)
+        learn(lab, Unkept(lab, Stop(), []), now)
+    return clip

@@ -1,0 +1,66 @@
+"""The verdict of an update, as a page and as lines for a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+JSON_FILE, PAGE_FILE = "verdict.json", "verdict.html"
+SHOWN = 40
+"""Classes on the page, so that it stays one."""
+LISTED = 12
+_TEMPLATES = Path(__file__).parents[1] / "assets" / "update"
+
+
+def share(value: float | None) -> str:
+    """A share in %, a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def change(points: float) -> str:
+    """Points with their sign."""
+    return f"{points:+.1f}".replace("-", "−")
+
+
+def listed(names: list[str]) -> str:
+    """The first names."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def files(verdict: dict[str, Any]) -> dict[str, str]:
+    """The two files, by name."""
+    return {JSON_FILE: json.dumps(verdict, ensure_ascii=False, indent=2) + "\n", PAGE_FILE: page(verdict)}
+
+
+def page(verdict: dict[str, Any]) -> str:
+    """One HTML page that needs nothing else."""
+    rows = [] if verdict["test"] is None else verdict["test"]["per_class"]
+    ordered = sorted(
+        rows, key=lambda row: row["after"] - (row["before"] or 0) if row["before"] else row["after"]
+    )
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    template = environment.get_template("verdict.html.j2")
+    more = max(0, len(ordered) - SHOWN)
+    return template.render(
+        v=verdict, rows=ordered[:SHOWN], more=more, share=share, change=change, listed=listed
+    )
+
+
+def lines(verdict: dict[str, Any]) -> list[str]:
+    """What a terminal shows below the table of candidates."""
+    told = [f"kept: {verdict['chosen']}, {verdict['reason']}"]
+    test, gate = verdict["test"], verdict["gate"]
+    if test is not None:
+        told.append(
+            f"held-out images: {share(test['accuracy'])} % on {test['images']}; old classes"
+            f" {share(test['old_before'])} before, {share(test['old_after'])} after; new {share(test['new_after'])}"
+        )
+    if gate["drop"] is None:
+        told.append(f"old classes: {gate['words']}")
+    return told

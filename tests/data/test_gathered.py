@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from everclip.data.gathered import Archive, Encoded, content_id, gather
+from everclip.data.images import FileStore, ImageSet, Store
+
+
+def table(store: Store, ids: int = 0) -> ImageSet:
+    rows = np.arange(len(store.keys), dtype=np.int64)
+    return ImageSet(store, rows, rows % 2, np.zeros_like(rows), rows + ids)
+
+
+def test_sets_of_several_stores_can_be_added(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"one")
+    files = FileStore(tmp_path, ["a.png", "gone.png"])
+    (first, second), skipped = gather([table(files), table(Encoded(["x", "y"], [b"two", b"one"]))])
+    both = first + second
+    assert [both.store.read(row) for row in both.rows.tolist()] == [b"one", b"two", b"one"]
+    assert both.ids.tolist() == [content_id(b"one"), content_id(b"two"), content_id(b"one")]
+    assert both.nbytes() == 9
+    assert list(skipped) == ["gone.png"]
+    assert "No such file" in skipped["gone.png"]
+
+
+def test_of_equal_images_in_a_set_the_first_stays() -> None:
+    (one,), _ = gather([table(Encoded(["x", "y", "z"], [b"two", b"two", b"one"]))])
+    assert one.labels.tolist() == [0, 0]
+    assert len(set(one.ids.tolist())) == 2
+
+
+def test_an_archive_is_open_only_while_it_is_read(tmp_path: Path) -> None:
+    contents = {"a.png": b"one", "b.jpg": bytes(range(256)) * 9, "c.png": b""}
+    with zipfile.ZipFile(tmp_path / "i.zip", "w", zipfile.ZIP_STORED) as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    store = Archive(tmp_path / "i.zip", ["c.png", "b.jpg", "a.png"])
+    assert [store.read(row) for row in range(3)] == [contents[key] for key in store.keys]
+    assert [store.nbytes(row) for row in range(3)] == [0, 2304, 3]
+    (tmp_path / "i.zip").unlink()
+    with pytest.raises(OSError, match=r"i\.zip"):
+        store.read(0)
+    with pytest.raises(OSError, match=r"i\.zip"):
+        Archive(tmp_path / "i.zip", [])

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import importlib.machinery
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.console
+from PIL import Image
+
+import everclip
+from everclip import progress
+from everclip.cli.app import main
+from everclip.errors import UserError
+from tests.learned import coloured
+from tests.pictures import COLOURS, picture
+
+COLD = {"blue": (40, 60, 220), "green": (40, 180, 60)}
+
+
+def pictures(names: list[str], seed: int = 0, count: int = 6) -> tuple[list[Image.Image], list[str]]:
+    """Noisy pictures of colours, and their names."""
+    found = [
+        (picture(COLOURS[name], seed + 100 * i + n), name)
+        for i, name in enumerate(names)
+        for n in range(count)
+    ]
+    return [image for image, _ in found], [name for _, name in found]
+
+
+@pytest.fixture
+def learner(toy: str) -> everclip.Learner:
+    return everclip.Learner(toy, progress=False, exemplars=4)
+
+
+def test_it_learns_grows_saves_and_loads(learner: everclip.Learner, tmp_path: Path) -> None:
+    images, labels = pictures(["red", "black", "white"])
+    assert learner.learn(images, labels) is learner
+    assert learner.classes == ["red", "black", "white"]
+    verdict = learner.update(*pictures(["blue"]), test=pictures(["red", "blue"], 5000, 3))
+    assert verdict["gate"]["passed"]
+    assert verdict["test"]["images"] == 6
+    found = learner.predict_proba(images)
+    assert found.shape == (18, 4)
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert [learner.classes[i] for i in found.argmax(1)] == learner.predict(images)
+    again = everclip.Learner.load(learner.save(tmp_path / "colours"), progress=False)
+    np.testing.assert_allclose(again.predict_proba(images), found, atol=1e-5)
+    images[0].save(tmp_path / "p.png")
+    assert main(["predict", str(tmp_path / "colours"), str(tmp_path / "p.png")]) == 0
+    assert main(["rollback", str(tmp_path / "colours")]) == 2  # no class was known before
+    again.update(*pictures(["green"]))
+    again.save(tmp_path / "more")
+    assert main(["rollback", str(tmp_path / "more")]) == 0
+    assert everclip.Learner(str(tmp_path / "more"), progress=False).classes == learner.classes
+
+
+def test_every_kind_of_image_is_the_same_picture(learner: everclip.Learner, tmp_path: Path) -> None:
+    images, labels = pictures(["red", "black"])
+    learner.learn(images, labels)
+    one = images[0]
+    one.save(tmp_path / "p.png")
+    kinds = [
+        one,
+        np.asarray(one),
+        tmp_path / "p.png",
+        str(tmp_path / "p.png"),
+        (tmp_path / "p.png").read_bytes(),
+    ]
+    found = learner.predict_proba(kinds)
+    assert np.abs(found - found[0]).max() < 1e-9
+    stacked = learner.predict_proba(np.stack([np.asarray(one)] * 2))
+    np.testing.assert_allclose(stacked[0], found[0], atol=1e-9)
+
+
+def test_a_dataset_has_its_own_labels(learner: everclip.Learner, tmp_path: Path) -> None:
+    from everclip import data
+
+    found = data.load(coloured(tmp_path / "cold", COLD, 6))
+    learner.learn(found)
+    assert learner.classes == ["blue", "green"]
+    assert len(learner.predict(found)) == 12
+    with pytest.raises(UserError, match="labels of its own"):
+        learner.learn(found, ["blue"])
+
+
+def test_a_stream_is_learned_when_it_is_asked(learner: everclip.Learner) -> None:
+    images, labels = pictures(["red", "black", "white"])
+    for start in range(0, 18, 4):
+        learner.partial_fit(images[start : start + 4], labels[start : start + 4])
+    assert learner.classes == ["red", "black", "white"]
+    learner.partial_fit(*pictures(["blue"], 900, 2))
+    assert len(learner.predict(images)) == 18
+    assert learner.classes[-1] == "blue"
+
+
+def test_a_gate_leaves_the_learner_as_it_was(toy: str) -> None:
+    learner = everclip.Learner(toy, progress=False, exemplars=4)
+    learner.learn(*pictures(["red", "black"]))
+    before = learner.predict_proba(pictures(["red"])[0])
+    swapped = pictures(["red", "black"], 7000, 40)
+    names = {"red": "blue", "black": "green"}
+    test = pictures(["red", "black"], 9000, 4)
+    verdict = learner.update(swapped[0], [names[n] for n in swapped[1]], test=test, max_drop=0)
+    assert not verdict["gate"]["passed"]
+    assert learner.classes == ["red", "black"]
+    np.testing.assert_array_equal(learner.predict_proba(pictures(["red"])[0]), before)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ([picture((9, 9, 9), 1)], ["a", "b"], "1 images and 2 labels"),
+        ([], [], "0 images and 0 labels"),
+        ([picture((9, 9, 9), 1)], [" "], "label 0 is empty"),
+        ([np.zeros((4, 4, 3))], ["a"], "image 0 is an array of float64"),
+        ([7], ["a"], "image 0 is a int: give a path"),
+        (["gone.png"], ["a"], "gone.png cannot be read"),
+        ([b"no picture"], ["a"], 'not one image of "a"'),
+    ],
+)
+def test_what_is_no_image_is_said(
+    images: list, labels: list, message: str, learner: everclip.Learner
+) -> None:
+    with pytest.raises(UserError, match=message):
+        learner.learn(images, labels)
+
+
+def test_before_it_learns_it_says_so(learner: everclip.Learner, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="knows no class yet"):
+        learner.predict([picture((9, 9, 9), 1)])
+    with pytest.raises(UserError, match="nothing was learned yet"):
+        learner.save(tmp_path / "x")
+
+
+def test_a_notebook_has_a_bar_where_widgets_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = rich.console.Console(force_jupyter=True)
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    assert not progress._notebook(console)
+    monkeypatch.setattr(progress, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+    assert progress._notebook(console)

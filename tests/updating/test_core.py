@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everclip import checkpoint
+from everclip.calibration import fit, probabilities
+from everclip.deployed import keep_calibration, open_model
+from everclip.errors import UserError
+from everclip.updating import core, pictures
+from everclip.updating.pictures import collect
+from everclip.updating.state import BEFORE, read
+from everclip.updating.testing import gate_of
+from everclip.updating.versions import rollback
+from tests.pictures import domain_folder
+from tests.running import run
+from tests.versions import COLD, ENDS, WARM, begin, colours, first, load, updated, written
+
+BLANK = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_an_update_adds_classes_and_keeps_what_the_next_one_needs(toy: str, tmp_path: Path) -> None:
+    one = first(toy, tmp_path)
+    state = written(one, begin(toy), tmp_path / "v1")
+    assert state.known.names == ("red", "yellow")
+    assert state.version == 1
+    two = updated(state, colours(tmp_path / "cold", COLD), colours(tmp_path / "t", WARM | COLD, 4, 9))
+    again = written(two, state, tmp_path / "v2")
+    assert again.known.names == ("red", "yellow", "blue", "green")
+    assert again.sums.counts.tolist() == [6, 6, 6, 6]
+    assert np.bincount(again.exemplars.labels).tolist() == [3, 3, 3, 3]
+    assert np.bincount(again.checks.labels).tolist() == [1, 1, 1, 1]
+    assert not set(again.exemplars.ids.tolist()) & set(again.checks.ids.tolist())
+    assert [line["chosen"] for line in again.record["history"]] == [
+        one.verdict["chosen"],
+        two.verdict["chosen"],
+    ]
+    assert {row["name"] for row in two.verdict["candidates"]} == {
+        "nothing",
+        "means",
+        "ridge",
+    }  # 8 are too few
+
+
+@pytest.mark.parametrize("method", ["nothing", "means", "ridge", "trained", "interpolated"])
+def test_every_form_is_read_as_it_was_written(method: str, toy: str, tmp_path: Path) -> None:
+    state = begin(toy, ["red", "yellow"])
+    if method == "means":  # which names alone do not give
+        state = written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    made = updated(state, colours(tmp_path / "cold", COLD), method=method)
+    again = written(made, state, tmp_path / "v2")
+    assert made.state.model is not None
+    assert again.model is not None
+    ours, theirs = made.state.model.logits(BLANK), again.model.logits(BLANK)
+    assert np.abs(probabilities(ours) - probabilities(theirs)).max() < 1e-5
+    third = updated(again, colours(tmp_path / "ends", ENDS), method=method)
+    assert third.state.known.names == ("red", "yellow", "blue", "green", "black", "white")
+    assert third.verdict["chosen"] == method
+    trained = method in ("trained", "interpolated")
+    assert (again.tuned is not None) == trained
+    frozen = {key: value.clone() for key, value in state.frozen.model.state_dict().items()}
+    assert all(value.equal(frozen[key]) for key, value in again.frozen.model.state_dict().items())
+
+
+def test_images_kept_are_the_files_as_they_came(toy: str, tmp_path: Path) -> None:
+    one = first(toy, tmp_path)
+    state = written(one, begin(toy), tmp_path / "v1")
+    originals = {file.read_bytes() for file in (tmp_path / "warm").rglob("*.png")}
+    for images in (state.exemplars, state.checks):
+        assert len(images)
+        assert all(images.store.read(row) in originals for row in images.rows.tolist())
+
+
+def test_more_images_of_a_known_class_are_a_new_domain(toy: str, tmp_path: Path) -> None:
+    state = first(toy, tmp_path).state
+    other = colours(tmp_path / "again", {"red": (120, 10, 10), "blue": (40, 60, 220)}, 6, 5)
+    made = updated(state, other)
+    assert made.state.known.names == ("red", "yellow", "blue")
+    assert made.verdict["facts"]["again"] == 1
+    assert made.verdict["facts"]["new"] == 1
+    domains = made.state.exemplars.domains[made.state.exemplars.labels == 0]
+    assert len(set(domains.tolist())) == 2  # the quota of red is shared by both
+
+
+def test_several_domains_may_come_at_once(toy: str, tmp_path: Path) -> None:
+    found = load(f"domainfolder:{domain_folder(tmp_path / 'd', domains=2, classes=2, count=6)}", begin(toy))
+    made = updated(begin(toy), found, method="ridge")
+    assert made.state.domains == ("before", "domain0", "domain1")
+    assert made.state.sums.counts.tolist() == [12, 12]
+    for label in (0, 1):
+        domains = made.state.exemplars.domains[made.state.exemplars.labels == label]
+        assert sorted(np.bincount(domains, minlength=3).tolist()) == [0, 1, 2]  # three exemplars, shared
+
+
+def test_one_new_class_is_enough(toy: str, tmp_path: Path) -> None:
+    made = updated(first(toy, tmp_path).state, colours(tmp_path / "one", {"blue": (40, 60, 220)}))
+    assert made.state.known.names == ("red", "yellow", "blue")
+
+
+def test_check_images_are_not_in_what_is_compared_on_them(toy: str, tmp_path: Path) -> None:
+    state = begin(toy)
+    new = colours(tmp_path / "warm", WARM)
+    found = collect(state, new, 4, {})
+    trial = core._trial(
+        state, found, core.rule.decide(core.prepare(state, new, core.Options())[1], "auto"), 0
+    )
+    assert trial.checked.counts.tolist() == [5, 5]
+    assert trial.sums.counts.tolist() == [6, 6]
+    direct = trial.state.sums.widened(2).plus(
+        core.features(state.frozen, found.new, found.pixels),
+        torch.from_numpy(found.new.labels),
+        torch.from_numpy(found.new.ids),
+    )
+    torch.testing.assert_close(trial.checked.gram, direct.gram, atol=1e-12, rtol=0)
+    torch.testing.assert_close(trial.checked.sums, direct.sums, atol=1e-12, rtol=0)
+
+
+def test_a_run_is_updated_from_its_images(toy: str, photos: str, tmp_path: Path) -> None:
+    run(tmp_path / "run", f"data={photos}", f"model={toy}", "method=ncm")
+    state = begin(str(tmp_path / "run"))
+    purple = colours(tmp_path / "purple", {"purple": (150, 30, 160)})
+    made = updated(state, purple, colours(tmp_path / "t", WARM | {"purple": (150, 30, 160)}, 4, 3))
+    again = written(made, state, tmp_path / "v1")
+    assert len(again.known.names) == 7
+    assert again.known.names[-1] == "purple"
+    assert made.verdict["facts"]["summed"] == 1.0
+    assert again.sums.counts.tolist() == [4] * 6 + [6]
+    assert rollback(tmp_path / "v1") == tmp_path / "v1.undone"
+    assert open_model(str(tmp_path / "v1")).names == open_model(str(tmp_path / "run")).names
+
+
+def test_the_gate_counts_points(toy: str) -> None:
+    state = begin(toy, ["red", "yellow"])
+    result = {"old_before": 0.9, "old_after": 0.885}
+    assert gate_of(result, 1.5, state)["passed"]
+    assert not gate_of(result, 1.4, state)["passed"]
+    assert gate_of(result, 1.4, state)["drop"] == 1.5
+    assert gate_of(None, 1.0, state)["drop"] is None
+
+
+def test_rollback_restores_the_version_before_bit_for_bit(toy: str, tmp_path: Path) -> None:
+    one = first(toy, tmp_path)
+    state = written(one, begin(toy), tmp_path / "v1")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "v1").iterdir()}
+    written(updated(state, colours(tmp_path / "cold", COLD)), state, tmp_path / "v2")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "v1").iterdir()} == before
+    rollback(tmp_path / "v2")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "v2").iterdir()} == before
+    assert read(tmp_path / "v2.undone").version == 2
+    with pytest.raises(UserError, match="keeps no version before it"):
+        rollback(tmp_path / "v2")
+
+
+def test_what_is_done_to_the_old_folder_does_not_reach_the_new_one(toy: str, tmp_path: Path) -> None:
+    """Its files are links to those of the old one."""
+    state = written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    (tmp_path / "v1" / "notes.txt").write_text("mine")
+    written(updated(state, colours(tmp_path / "cold", COLD)), state, tmp_path / "v2")
+    fitted = fit(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2, "some")
+    assert keep_calibration(open_model(str(tmp_path / "v1")), fitted) is not None
+    checkpoint.verify(tmp_path / "v1")
+    rollback(tmp_path / "v2")
+    assert open_model(str(tmp_path / "v1")).calibration == fitted
+    assert open_model(str(tmp_path / "v2")).calibration is None
+    assert not (tmp_path / "v2" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+def test_images_that_cannot_be_read_are_left_out(
+    kept: int, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether decoded pixels are kept or not."""
+    monkeypatch.setattr(pictures, "KEPT_BYTES", kept)
+    new = colours(tmp_path / "warm", WARM)
+    broken = tmp_path / "warm" / "red" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    made = updated(begin(toy), new)
+    assert made.state.sums.counts.tolist() == [5, 6]
+    assert list(made.verdict["skipped_images"]) == ["red/2.png"]
+
+
+def test_a_damaged_version_is_refused(toy: str, tmp_path: Path) -> None:
+    written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    record = tmp_path / "v1" / "update.json"
+    record.write_text(record.read_text().replace('"version": 1', '"version": 7', 1))
+    with pytest.raises(UserError, match=r"v1 is damaged \(update.json is not what was written\)"):
+        begin(str(tmp_path / "v1"))
+    with pytest.raises(checkpoint.Damaged):
+        checkpoint.verify(tmp_path / "v1")
+
+
+def test_a_failed_write_leaves_nothing_and_the_old_version_alone(toy: str, tmp_path: Path) -> None:
+    state = written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    made = updated(state, colours(tmp_path / "cold", COLD))
+    away = tmp_path / "away.zip"
+    before = {file.name: file.read_bytes() for file in (tmp_path / "v1").iterdir()}
+    (tmp_path / "v1" / "images.zip").rename(
+        away
+    )  # the old exemplars are gone when they are to be written again
+    with pytest.raises(OSError, match=r"images\.zip"):
+        written(made, state, tmp_path / "v2")
+    away.rename(tmp_path / "v1" / "images.zip")
+    assert not [path for path in tmp_path.iterdir() if "v2" in path.name]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "v1").iterdir()} == before
+
+
+def test_the_verdict_is_a_page_and_json(toy: str, tmp_path: Path) -> None:
+    state = written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    test = colours(tmp_path / "t", WARM | COLD, 4, 9)
+    written(updated(state, colours(tmp_path / "cold", COLD), test), state, tmp_path / "v2")
+    verdict = json.loads((tmp_path / "v2" / "verdict.json").read_text())
+    page = (tmp_path / "v2" / "verdict.html").read_text()
+    assert verdict["classes"]["new"] == ["blue", "green"]
+    for word in ("Passed", "ridge", "nothing", "means", "blue", "Held-out"):
+        assert word in page
+    assert verdict["test"]["images"] == 16
+    assert (tmp_path / "v2" / f"{BEFORE}everclip.json").is_file()

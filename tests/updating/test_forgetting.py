@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everclip import data
+from everclip.cli.app import main
+from everclip.errors import UserError
+from everclip.updating.forgetting import forget
+from everclip.updating.state import State
+from tests.versions import COLD, WARM, begin, colours, first, updated, written
+
+
+def four(toy: str, root: Path, cold_seed: int = 0, method: str = "auto") -> State:
+    """A version that knows four colours; ``cold_seed`` decides what the pictures of two of them are."""
+    root.mkdir(exist_ok=True)
+    one = first(toy, root)
+    state = written(one, begin(toy), root / "v1")
+    return written(
+        updated(state, colours(root / "cold", COLD, 6, cold_seed), method=method), state, root / "v2"
+    )
+
+
+def test_an_image_is_taken_out_exactly(toy: str, tmp_path: Path) -> None:
+    state = four(toy, tmp_path / "a")
+    files = sorted((tmp_path / "a" / "cold" / "blue").iterdir())[:2]
+    made = forget(state, [], [str(file) for file in files])
+    after = made.state
+    assert after.sums.counts.tolist() == [6, 6, 4, 6]
+    assert made.report["images"] == 2
+    gone = set(state.sums.ids.tolist()) - set(after.sums.ids.tolist())
+    assert len(gone) == 2
+    for part in (after.exemplars, after.checks):
+        assert not gone & set(part.ids.tolist())
+    for file in files:
+        file.unlink()
+    again = updated(
+        begin(str(tmp_path / "a" / "v1")), data.load(f"imagefolder:{tmp_path / 'a' / 'cold'}")
+    ).state.sums
+    torch.testing.assert_close(after.sums.gram, again.gram, atol=1e-6, rtol=0)
+    torch.testing.assert_close(after.sums.sums, again.sums, atol=1e-6, rtol=0)
+
+
+def test_with_its_images_a_class_is_taken_out_exactly(toy: str, tmp_path: Path) -> None:
+    state = four(toy, tmp_path / "a")
+    made = forget(state, ["blue", "green"], [str(tmp_path / "a" / "cold")])
+    assert made.report["exact"]
+    assert not made.report["second_moments_made_anew"]
+    before = begin(str(tmp_path / "a" / "v1"))
+    torch.testing.assert_close(made.state.sums.gram, before.sums.gram, atol=1e-6, rtol=0)
+    torch.testing.assert_close(made.state.sums.sums, before.sums.sums, atol=1e-6, rtol=0)
+    assert made.state.known.names == ("red", "yellow")
+
+
+@pytest.mark.parametrize("names", [["blue"], ["green", "blue"]])
+def test_without_its_images_nothing_of_a_class_is_left(names: list[str], toy: str, tmp_path: Path) -> None:
+    """Two versions that differ in the pictures of a class alone are the same once they have forgotten it."""
+    made = []
+    for number, name in enumerate("ab"):
+        root = tmp_path / name
+        state = four(toy, root, cold_seed=0)
+        other = colours(root / "more", {names[0]: (90 * number + 20, 77, 130)}, 6, 40 + number)
+        made.append(forget(updated(state, other).state, names, []).state)
+    one, two = made
+    assert one.known.names == two.known.names
+    torch.testing.assert_close(one.sums.gram, two.sums.gram, atol=1e-12, rtol=0)
+    for field in ("sums", "counts", "ids", "labels"):
+        assert getattr(one.sums, field).equal(getattr(two.sums, field))
+    assert one.exemplars.ids.tolist() == two.exemplars.ids.tolist()
+    assert (one.sums.gram.diagonal() > 0).all()
+
+
+@pytest.mark.parametrize("method", ["ridge", "means", "trained"])
+def test_a_version_works_on_without_a_class(method: str, toy: str, tmp_path: Path) -> None:
+    state = four(toy, tmp_path / "a", method=method)
+    made = forget(state, ["yellow"], [])
+    assert made.report["weights_trained_on_them"] == (method == "trained")
+    model = made.state.model
+    assert model is not None
+    assert model.names == ("red", "blue", "green")
+    assert np.isfinite(model.logits(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))).all()
+    assert made.state.known.names == model.names
+    again = updated(made.state, colours(tmp_path / "b", {"yellow": (230, 220, 50)}))
+    assert again.state.known.names == ("red", "blue", "green", "yellow")
+
+
+def test_the_command_writes_a_version_that_proves_it(
+    toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four(toy, tmp_path / "a")
+    out = tmp_path / "v3"
+    assert main(["forget", str(tmp_path / "a" / "v2"), "--class", "red", "-o", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "still has all of it" in told
+    everything = b"".join(file.read_bytes() for file in out.iterdir() if file.suffix in (".json", ".html"))
+    assert b'"red"' not in everything
+    assert not [file for file in out.iterdir() if file.name.startswith("before-")]
+    record = json.loads((out / "update.json").read_text())
+    assert record["forgotten"][0]["classes"] == 1
+    assert begin(str(out)).known.names == ("yellow", "blue", "green")
+    assert main(["forget", str(tmp_path / "a" / "v2"), "--class", "rde", "-o", str(tmp_path / "v4")]) == 2
+    assert 'did you mean "red"?' in capsys.readouterr().err
+    assert main(["forget", str(tmp_path), "--class", "red", "-o", str(tmp_path / "v4")]) == 2
+    assert "is no version" in capsys.readouterr().err
+
+
+def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> None:
+    state = four(toy, tmp_path / "a")
+    for classes, files, message in (
+        ([], [], "nothing to forget"),
+        (list(WARM | COLD), [], "no class would be left"),
+        ([], [str(tmp_path / "gone.png")], "cannot be read"),
+        ([], [str(tmp_path / "a" / "warm-test")], "is no image that"),
+    ):
+        with pytest.raises(UserError, match=message):
+            forget(state, classes, files)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from everclip.updating.rule import Facts, decide
+
+USUAL = Facts(old=10, new=5, again=0, images=100, per_class=20, exemplars=4, summed=1.0, zero_shot=0.3)
+
+
+def test_ridge_is_preferred_and_training_tried() -> None:
+    found = decide(USUAL, "auto")
+    assert (found.prefer, found.train, found.method) == ("ridge", True, "gcl")
+    assert found.steps == 20
+    assert decide(replace(USUAL, images=1000), "auto").steps == 2 * 33  # 1040 images in batches of 32
+
+
+def test_new_images_of_old_classes_are_fine_tuned() -> None:
+    assert decide(replace(USUAL, new=0, again=5), "auto").method == "finetune"
+
+
+def test_without_exemplars_new_classes_train_nothing() -> None:
+    found = decide(replace(USUAL, exemplars=0.5), "auto")
+    assert not found.train
+    assert any("would forget them" in line for line in found.why)
+    assert decide(replace(USUAL, exemplars=0, new=0), "auto").lr_share == 0.1
+    assert decide(replace(USUAL, old=0, exemplars=0), "auto").train  # there is nothing to forget
+
+
+def test_few_images_train_nothing() -> None:
+    found = decide(replace(USUAL, images=19), "auto")
+    assert not found.train
+    assert any("19 new images" in line for line in found.why)
+
+
+def test_where_old_classes_are_names_and_the_text_tower_is_right_it_stays() -> None:
+    assert decide(replace(USUAL, summed=0.0, zero_shot=0.95), "auto").prefer == "nothing"
+    assert decide(replace(USUAL, summed=0.0, zero_shot=0.5), "auto").prefer == "ridge"
+    assert decide(replace(USUAL, zero_shot=0.95), "auto").prefer == "ridge"
+
+
+def test_a_choice_of_the_user_is_followed() -> None:
+    found = decide(replace(USUAL, images=5), "interpolated")
+    assert (found.prefer, found.train) == ("interpolated", True)
+    assert not decide(USUAL, "means").train

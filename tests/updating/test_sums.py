@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from everclip.updating.sums import Sums
+
+
+def rows(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    features = torch.nn.functional.normalize(torch.randn(count, 5, generator=random), dim=1)
+    return features, torch.arange(count) % 3, torch.arange(count) + 1000 * seed
+
+
+def test_order_and_parts_do_not_matter() -> None:
+    features, labels, ids = rows(12, 1)
+    whole = Sums.empty(3, 5).plus(features, labels, ids)
+    parts = Sums.empty(3, 5)
+    for part in torch.randperm(12, generator=torch.Generator().manual_seed(0)).split(5):
+        parts = parts.plus(features[part], labels[part], ids[part])
+    torch.testing.assert_close(parts.gram, whole.gram)
+    torch.testing.assert_close(whole.gram, features.double().T @ features.double())
+    torch.testing.assert_close(parts.sums, whole.sums)
+    assert whole.counts.tolist() == [4, 4, 4]
+
+
+def test_an_image_counts_once() -> None:
+    one = Sums.empty(3, 5).plus(*rows(6, 1))
+    assert one.plus(*rows(6, 1)).counts.equal(one.counts)
+
+
+def test_minus_is_the_inverse_of_plus() -> None:
+    base = Sums.empty(3, 5).plus(*rows(6, 1))
+    there = base.plus(*rows(4, 2)).minus(*rows(4, 2))
+    torch.testing.assert_close(there.gram, base.gram, atol=1e-14, rtol=0)
+    assert there.ids.equal(base.ids)
+    assert base.minus(*rows(4, 2)).gram.equal(base.gram)  # which were never in
+
+
+def test_without_a_class_the_second_moments_come_from_the_others() -> None:
+    """With all images of the other classes as exemplars the sums are those of these images alone."""
+    features, labels, ids = rows(12, 1)
+    other = labels != 1
+    made = Sums.empty(3, 5).plus(features, labels, ids).without_class(1, features[other], labels[other])
+    alone = Sums.empty(3, 5).plus(features[other], labels[other], ids[other])
+    torch.testing.assert_close(made.gram, alone.gram)
+    torch.testing.assert_close(made.sums, alone.sums[[0, 2]])
+    assert made.counts.tolist() == [4, 4]
+    assert sorted(made.labels.tolist()) == [0] * 4 + [1] * 4
+    assert made.ids.equal(alone.ids)
+
+
+def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
+    made = Sums.empty(3, 5).plus(*rows(7, 1)).widened(6)
+    made.save(tmp_path / "s.safetensors")
+    again = Sums.load(tmp_path / "s.safetensors")
+    for name, value in vars(made).items():
+        assert vars(again)[name].equal(value)
+    assert again.counts.tolist() == [3, 2, 2, 0, 0, 0]
+    with pytest.raises(AssertionError):
+        made.dropped(0)
