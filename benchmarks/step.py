@@ -40,7 +40,7 @@ from everclip.config import load_config, resolve
 from everclip.data.loader import Batch
 from everclip.lab import Lab
 from everclip.models import tuning
-from everclip.models.clip import is_convolutional
+from everclip.models.towers import is_convolutional
 from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.progress import Progress

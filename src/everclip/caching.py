@@ -90,8 +90,11 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
         except UserError:
             if config.cache.trunk == "on":
                 raise
+    if config.cache.trunk == "off" or not method.trains:
+        return
+    clip.keep_features()
     kind, _, number = config.tune.partition(":")
-    if kind == "top" and config.cache.trunk != "off" and method.trains:
+    if kind == "top":
         clip.keep_text(tuning.below(clip, int(number)), int(number))
 
 

@@ -16,12 +16,12 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from everclip import card as cards
 from everclip import ranks
 from everclip.checkpoint import Place, amend
 from everclip.lab import Lab
+from everclip.models.savable import savable
 from everclip.optim import Update
 from everclip.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
 from everclip.signals import Stop
@@ -129,7 +129,9 @@ class Keeper:
         if clip.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(clip.device)
         state = self._state() | {"random": random, "update": update and update.state_dict()}
-        self._commit(place, lambda folder: save_file(_copies(clip.model), folder / WEIGHTS), state)
+        self._commit(
+            place, lambda folder: save_file(savable(clip.model.state_dict()), folder / WEIGHTS), state
+        )
         if not place.step:
             self._on.append(place)
 
@@ -186,11 +188,3 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
             torch.save(state, noting)  # pyright: ignore[reportArgumentType]
         except RuntimeError as error:
             raise noting.error or error from error
-
-
-def _copies(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Weights as safetensors takes them: on the CPU, contiguous, none sharing its memory."""
-    return {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.state_dict().items()
-    }

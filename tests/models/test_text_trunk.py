@@ -148,3 +148,40 @@ def test_towers_that_are_left_whole(tmp_path: Path, spec: str) -> None:
 
     assert TextTrunk.of(clip.model, tuning.below(clip, 2), 2, odd) is None
     assert called
+
+
+def frozen(spec: str, kept: bool) -> Clip:
+    """A model whose text tower does not train."""
+    clip = zoo.load(spec).requires_grad_(False)
+    if kept:
+        clip.keep_features()
+    return clip
+
+
+def test_a_frozen_tower_runs_once_for_each_prompt(spec: str) -> None:
+    whole, kept = frozen(spec, False), frozen(spec, True)
+    calls = counted(kept)
+    for _ in range(3):
+        features = kept.encode_text(PROMPTS + PROMPTS[:1])
+        torch.testing.assert_close(features, whole.encode_text(PROMPTS + PROMPTS[:1]), atol=1e-6, rtol=0)
+    assert calls == [1, 1, 1]
+    with torch.no_grad():  # an evaluation keeps nothing, and is not slowed down by prompts one at a time
+        kept.encode_text(PROMPTS)
+    assert calls == [1, 1, 1, 3]
+
+
+def test_kept_features_go_with_the_weights(spec: str) -> None:
+    clip = frozen(spec, True)
+    before = clip.encode_text(PROMPTS)
+    with torch.no_grad():
+        clip.model.text_projection.mul_(torch.linspace(0.5, 1.5, clip.model.text_projection.shape[1]))
+    after = clip.encode_text(PROMPTS)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, copy.deepcopy(clip).encode_text(PROMPTS), atol=1e-6, rtol=0)
+
+
+def test_a_tower_that_trains_is_not_kept(spec: str) -> None:
+    clip = frozen(spec, True)
+    clip.encode_text(PROMPTS)
+    clip.model.ln_final.weight.requires_grad_(True)
+    assert clip.encode_text(PROMPTS).requires_grad

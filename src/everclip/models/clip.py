@@ -20,8 +20,10 @@ from everclip import ranks
 from everclip.models.folding import fold
 from everclip.models.passes import in_pieces, unwatched
 from everclip.models.preprocess import pil_part, triple
+from everclip.models.savable import drop_key, savable
 from everclip.models.text import TextTower
-from everclip.models.text_trunk import TextTrunk
+from everclip.models.text_trunk import Kept, TextTrunk
+from everclip.models.towers import input_side, is_convolutional
 from everclip.models.trunk import Trunk, cut
 
 CONFIG_FILE = "open_clip_config.json"
@@ -64,6 +66,7 @@ class Clip(nn.Module):
         self.name = name
         self.trunk: Trunk | None = None
         self.text_trunk: TextTrunk | None = None
+        self._text_rows: Kept | None = None
         self._keys: tuple[str, ...] = ()  # of the whole model's state, where it was cut
         self.config = model_cfg
         self._tokenizer = tokenizer
@@ -136,6 +139,10 @@ class Clip(nn.Module):
             count: last blocks of the text tower that are not among them.
         """
         self.text_trunk = TextTrunk.of(self.model, held, count, self._raw_text)
+
+    def keep_features(self) -> None:
+        """From here on compute the features of a prompt that is trained on once, where no text parameter trains."""
+        self._text_rows = Kept()
 
     def preprocessing(self) -> dict[str, Any]:
         """How pictures become the model's input, ready for JSON."""
@@ -246,20 +253,15 @@ class Clip(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self._tokenizer, HFTokenizer):
             self._tokenizer.save_pretrained(str(folder))
-            _drop_path(folder / "tokenizer_config.json", "name_or_path")
+            drop_key(folder / "tokenizer_config.json", "name_or_path")
         if self._hf_text is not None:
             self._hf_text.config.save_pretrained(folder)
-            _drop_path(folder / "config.json", "_name_or_path")
+            drop_key(folder / "config.json", "_name_or_path")
         config: dict[str, Any] = {"model_cfg": self.config, "preprocess_cfg": vars(self._preprocess_cfg)}
         if self._center is not None:
             config[CENTER] = self._center.tolist()
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        # copies: safetensors refuses channels-last strides and tensors that share memory (tied embeddings)
-        weights = {
-            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for key, value in self._whole().items()
-        }
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(savable(self._whole()), folder / WEIGHTS_FILE, metadata={"format": "pt"})
         # safetensors writes files that their owner alone may read
         (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
 
@@ -296,27 +298,22 @@ class Clip(nn.Module):
 
     def _encode_distinct(self, prompts: list[str]) -> Float[Tensor, "p d"]:
         # what is kept serves training; for an evaluation's many prompts it is not worth its memory
-        trunk = self.text_trunk if torch.is_grad_enabled() else None
+        training = torch.is_grad_enabled()
+        if (
+            training
+            and self._text_rows is not None
+            and not any(w.requires_grad for w in self._text_weights())
+        ):
+            rows = self._text_rows.rows(prompts, self._text_weights(), lambda p: self._raw_text([p])[0])
+            return F.normalize(torch.stack(rows), dim=-1)
+        trunk = self.text_trunk if training else None
         raw = self._raw_text(prompts) if trunk is None else trunk(prompts, self._raw_text)
         return F.normalize(raw.float(), dim=-1)
 
+    def _text_weights(self) -> list[nn.Parameter]:
+        """All parameters of the text tower, trained or not."""
+        every = self.model.named_parameters()
+        return [p for name, p in every if not name.startswith("visual.") and name not in _LOGIT_PARAMETERS]
+
     def _raw_text(self, prompts: list[str]) -> Tensor:
         return self._text(self._text.fitted(self.tokenize(prompts)).to(self.device))
-
-
-def input_side(visual: Any) -> int:
-    """Side in pixels of a tower's input; open_clip notes it as one number or as two."""
-    size: int | tuple[int, int] = visual.image_size
-    return size if isinstance(size, int) else size[0]
-
-
-def is_convolutional(visual: nn.Module) -> bool:
-    """Whether most of the tower is 2-d convolutions; a ViT has one, or a few in its stem."""
-    return sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 8
-
-
-def _drop_path(file: Path, key: str) -> None:
-    """Remove ``key``, under which transformers notes where on this machine it read a model."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if content.pop(key, None) is not None:
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""The frozen lower blocks of a text tower: what they make of a prompt is computed once and kept."""
+"""The frozen part of a text tower, lower blocks or all of it: what it makes of a prompt is computed once and kept."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,12 +21,58 @@ MOST_BYTES = 512 << 20
 _PROBE = ["a photo of a cat.", "a dog"]
 
 
+class Kept:
+    """A row for each prompt, in fp32, as long as the weights behind it are the same and unchanged.
+
+    Each prompt is computed alone, so that a row does not depend on what it was first asked for with.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Tensor] = {}
+        self._bytes = 0
+        self._stamp: tuple[tuple[int, int], ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        """Without rows: the weights of a copy may become others."""
+        return Kept()
+
+    def clear(self) -> None:
+        """Let all rows go."""
+        self._rows, self._bytes, self._stamp = {}, 0, ()
+
+    def rows(
+        self, prompts: Iterable[str], weights: Collection[nn.Parameter], compute: Callable[[str], Tensor]
+    ) -> list[Tensor]:
+        """Rows of prompts, from memory or computed, without a gradient and in fp32.
+
+        Args:
+            weights: all that a row depends on, some at least.
+        """
+        stamp = tuple((id(weight), weight._version) for weight in weights)
+        if stamp != self._stamp:
+            self.clear()
+            self._stamp = stamp
+        device = next(iter(weights)).device.type
+        # as in a step of fp32, wherever it is first asked for
+        attention = CpuAttention() if device == "cpu" else nullcontext()
+        found = []
+        with torch.no_grad(), torch.autocast(device, enabled=False), attention:
+            for prompt in prompts:
+                row = self._rows.get(prompt)
+                if row is None:
+                    row = compute(prompt).float()
+                    if self._bytes + row.nbytes <= MOST_BYTES:
+                        self._rows[prompt] = row
+                        self._bytes += row.nbytes
+                found.append(row)
+        return found
+
+
 class TextTrunk:
     """What enters the last blocks of a text tower, kept by prompt in fp32 while the weights below stay as they are.
 
     The tower runs as always, without its lower blocks, and what it then has before the first of the others is put
-    right: embedding, masks and pooling are its own. Each prompt is computed alone, so that a row does not depend on
-    what it was first asked for with.
+    right: embedding, masks and pooling are its own.
 
     Args:
         owner: the module that has the blocks.
@@ -40,8 +86,7 @@ class TextTrunk:
         self._lower = tuple(lower)
         blocks: Any = getattr(owner, name)
         self._upper = nn.ModuleList(list(blocks)[-count:])
-        self._rows: dict[str, Float[Tensor, "length width"]] = {}
-        self._bytes, self._stamp = 0, -1
+        self._kept = Kept()
 
     @classmethod
     def of(cls, model: nn.Module, held: Collection[str], count: int, raw: Raw) -> TextTrunk | None:
@@ -83,19 +128,7 @@ class TextTrunk:
 
     def _hidden(self, prompts: list[str], raw: Raw) -> list[Float[Tensor, "length width"]]:
         """Rows of prompts, from memory or computed."""
-        stamp = sum(parameter._version for parameter in self._lower)
-        if stamp != self._stamp:
-            self._rows, self._bytes, self._stamp = {}, 0, stamp
-        found = []
-        for prompt in prompts:
-            row = self._rows.get(prompt)
-            if row is None:
-                row = self._entering(prompt, raw)
-                if self._bytes + row.nbytes <= MOST_BYTES:
-                    self._rows[prompt] = row
-                    self._bytes += row.nbytes
-            found.append(row)
-        return found
+        return self._kept.rows(prompts, self._lower, lambda prompt: self._entering(prompt, raw))
 
     def _entering(self, prompt: str, raw: Raw) -> Float[Tensor, "length width"]:
         entered: list[Tensor] = []
@@ -104,15 +137,11 @@ class TextTrunk:
             entered.append(inputs[0] if inputs else named["hidden_states"])
 
         hook = self._upper[0].register_forward_pre_hook(take, with_kwargs=True)
-        device = self._lower[0].device.type
-        # as in a step of fp32, wherever it is first asked for
-        attention = CpuAttention() if device == "cpu" else nullcontext()
         try:
-            with torch.no_grad(), torch.autocast(device, enabled=False), attention:
-                raw([prompt])
+            raw([prompt])
         finally:
             hook.remove()
-        return entered[0][0].float()
+        return entered[0][0]
 
     def _agrees(self, raw: Raw) -> bool:
         """Whether the tower gives the same when it starts in the middle."""
@@ -122,7 +151,7 @@ class TextTrunk:
                 found = self(_PROBE, raw)
             except (RuntimeError, TypeError, IndexError, KeyError, AttributeError):  # a tower of another make
                 return False
-        self._stamp = -1  # nobody will ask for these again
+        self._kept.clear()  # nobody will ask for these again
         return bool(torch.allclose(found, expected, rtol=1e-3, atol=1e-4))
 
 

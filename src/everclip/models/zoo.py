@@ -28,7 +28,8 @@ from everclip.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.errors import UserError, suggest
 from everclip.models import lite
 from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
-from everclip.models.clip import CENTER, CONFIG_FILE, Clip, input_side, is_convolutional
+from everclip.models.clip import CENTER, CONFIG_FILE, Clip
+from everclip.models.towers import input_side, is_convolutional
 
 __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 

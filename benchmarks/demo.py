@@ -1,0 +1,81 @@
+"""What makes the demo (`everclip train`) faster, and what that does to its accuracy.
+
+    python -m benchmarks.demo --out runs/demo [--variants full image ...] [--seeds 0 1 2]
+
+Whole runs of the offline default, GDRO with `lite` on the emoji pictures, each a process of its own on one thread: all
+variants of a seed in turn, then the next seed. Seconds are the processor's, of the whole command: imports, tests,
+checkpoints and report are in it. A run whose line is in DIR/runs.jsonl is not run again. Ratios are medians over the
+seeds against the first variant; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from benchmarks.children import python
+from benchmarks.jobs import machine
+
+VARIANTS = {
+    "full": ["tune=full"],
+    "image": ["tune=image"],
+    "top2": ["tune=top:2", "cache.views=4"],
+    "top2_fast": ["tune=top:2", "cache.views=4", "train.lr=6e-4", "train.lr_text=4e-5"],
+    "top3_fast": ["tune=top:3", "cache.views=4", "train.lr=6e-4", "train.lr_text=4e-5"],
+    "short": ["train.epochs=2", "train.lr=2e-4"],
+}
+
+
+def run(name: str, seed: int, out: Path) -> dict[str, Any]:
+    """One run's line."""
+    folder = out / f"{name}_{seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # left by a benchmark that was stopped
+    words = [*VARIANTS[name], f"seed={seed}", "device=cpu", f"out={folder}", "--json"]
+    child = python(["-m", "everclip", "train", *words])
+    results = json.loads(child.output)
+    shutil.rmtree(folder)
+    row = {"variant": name, "seed": seed, "last": results["last"], "average": results["average"]}
+    return row | {"seconds": round(child.seconds, 1)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", nargs="+", default=["full", "image"], choices=VARIANTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    wanted = parser.parse_args()
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    file = wanted.out / "runs.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for seed in wanted.seeds:
+        for name in wanted.variants:
+            if not any((row["variant"], row["seed"]) == (name, seed) for row in rows):
+                rows.append(run(name, seed, wanted.out))
+                with file.open("a") as lines:
+                    lines.write(json.dumps(rows[-1]) + "\n")
+                print(rows[-1], flush=True)
+    found: dict[str, Any] = {}
+    for name in wanted.variants:
+        own, base = (
+            sorted(
+                (r for r in rows if r["variant"] == v and r["seed"] in wanted.seeds), key=lambda r: r["seed"]
+            )
+            for v in (name, wanted.variants[0])
+        )
+        ratio = median(b["seconds"] / a["seconds"] for a, b in zip(own, base, strict=True))
+        found[name] = {"times_as_fast": round(ratio, 2)} | {
+            key: round(100 * mean(row[key] for row in own), 1) for key in ("last", "average")
+        }
+        print(f"| {name} | {ratio:.2f} | {found[name]['last']} | {found[name]['average']} |")
+    print(json.dumps(found | {"seeds": wanted.seeds, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()

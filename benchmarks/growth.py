@@ -1,0 +1,204 @@
+"""Whether anything grows with the tasks and the classes seen, the text head and the test set aside.
+
+    python -m benchmarks.growth [--model ViT-B-32 | --model lite] [--rounds 9] [--batch 8] [--tasks 100]
+
+One thread, the processor's seconds of the process, method gdro. Two measurements:
+
+Tasks: a real run, checkpoints and tests included, of a tiny random CLIP on 100 tasks of 2 classes, 8 pictures each,
+with 160 exemplars from the tenth task on; with so small a model nothing hides. A step (16 pictures), a stage (all that
+a task costs but its test) and the resident size, the medians of tasks 91 to 100 over those of tasks 11 to 20.
+
+Classes: a step of ``--model`` on the same ten classes, once as the first task, once after 9,990 others, each with an
+exemplar and its state. The two in turn, medians of the rounds' ratios; a stage's lines of class weights in the log are
+in it as often as a stage has them.
+
+Goals: a step within 3 %, a stage that costs O(new + memory), at most 2 % more memory. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from tests.toy import toy_clip
+
+from benchmarks.jobs import machine
+from benchmarks.step import spent, weights
+from everclip import caching, loop
+from everclip.config import load_config, resolve
+from everclip.data.loader import Batch, Phase
+from everclip.evaluate import evaluate
+from everclip.lab import Lab
+from everclip.models import tuning
+from everclip.optim import Update
+from everclip.plan import Plan
+from everclip.progress import Progress
+from everclip.record import Record
+from everclip.restore import grow, load_model
+from everclip.run import Run
+from everclip.signals import Stop
+from everclip.step import step
+
+NEW, EXEMPLARS, OTHERS, EPOCHS = 8, 160, 9_990, 5
+EARLY, LATE = slice(10, 20), slice(-10, None)
+
+
+def pictures(folder: Path, classes: Sequence[int], side: int) -> str:
+    """A data set of so many training images of each class and one to test; all are one file of noise."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, size=(side, side, 3), dtype=np.uint8)
+    first = folder / "noise"
+    Image.fromarray(noise).save(first, "JPEG")
+    for label, count in enumerate(classes):
+        for part, number in (("train", count), ("test", 1)):
+            where = folder / part / f"thing {label:05d}"
+            where.mkdir(parents=True)
+            for n in range(number):
+                os.link(first, where / f"{n}.jpg")
+    return f"data=imagefolder:{folder}"
+
+
+class Steps(Progress):
+    """Notes the processor's seconds between the steps of each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[list[float]] = []
+        self._since = 0.0
+
+    def start(self, name: str, total: int, done: int = 0) -> None:
+        super().start(name, total, done)
+        self.tasks.append([])
+
+    def step(self, note: str = "", count: int = 1) -> None:
+        super().step(note, count)
+        now = time.process_time()
+        self.tasks[-1].append(now - self._since)
+        self._since = now
+
+    def say(self, line: str) -> None:
+        """Nothing: a hundred tasks say much."""
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def by_tasks(tasks: int, scratch: Path) -> dict[str, float]:
+    """The real loop through many tasks."""
+    words = [
+        pictures(scratch / "many", [NEW] * (2 * tasks), 32),
+        f"model=local-dir:{toy_clip(scratch)}",
+        f"scenario.tasks={tasks}",
+        f"memory.budget={EXEMPLARS}",
+        "memory.policy=equal_task",
+        "train.batch_size=16",
+        "train.epochs=1",
+        f"out={scratch / 'tasks'}",
+        "device=cpu",
+    ]
+    steps, stages, sizes = Steps(), [], []
+    with Run.open(resolve(load_config(words))) as run:
+        lab, keeper = loop._start(run, steps, Stop())  # pyright: ignore[reportPrivateUsage]
+        clip, method, loader, every = lab.clip, lab.method, lab.loader, lab.plan.tasks
+        for task in every:
+            stages.append(spent(lambda task=task: loop.learn(lab, keeper, task)))
+            scores = evaluate(
+                clip, lambda labels: method.classifier(clip, labels), every[: task.index + 2], loader
+            )
+            line = lab.record.end_stage(task, scores, lab.memory)
+            loop._close_stage(lab, keeper, task, line)  # pyright: ignore[reportPrivateUsage]
+            sizes.append(resident())
+    each = [median(seconds[1:]) for seconds in steps.tasks[1:]]  # the first entry is of reading the images
+    ratio = {
+        "step_tasks": median(each[LATE]) / median(each[EARLY]),
+        "stage_tasks": median(stages[LATE]) / median(stages[EARLY]),
+        "memory_tasks": median(sizes[LATE]) / median(sizes[EARLY]),
+    }
+    print(f"a step {median(each[EARLY]) * 1000:.1f} ms, a stage {median(stages[EARLY]):.2f} s at first")
+    return ratio
+
+
+def stepping(words: list[str], model: str, folder: Path) -> Callable[[], None]:
+    """A step on the last task's images of a run that has seen the tasks before it."""
+    fixed = ["device=cpu", "method=gdro", f"model={model}", "scenario.order=given", "loader.workers=0"]
+    run = Run.open(resolve(load_config([*fixed, *words, f"out={folder}"]))).__enter__()
+    plan = Plan.of(run.config)
+    clip = load_model(plan, model)
+    loader = caching.loader(plan, clip, run.path, Progress())
+    *before, task = plan.tasks
+    lab = Lab(plan, clip, plan.method, plan.empty_memory(), loader, Record(plan.tasks), run, Progress())
+    old = sum((other.train for other in before), task.train.select(np.zeros(len(task.train), dtype=bool)))
+    tables = plan.method.tables()
+    if len(old):
+        tables["estimators"].set(old.ids, torch.zeros(len(old), 2))
+        tables["group_losses"].set(np.unique(old.labels), torch.zeros(len(np.unique(old.labels)), 1))
+    for other in plan.tasks:
+        grow(plan, clip, other)
+    tuning.begin(clip, run.config.tune)
+    images = task.train + old
+    plan.method.begin_task(clip, task, images)
+    phase = Phase(data="new")
+    steps = EPOCHS * loader.steps_per_epoch(len(images))
+    update = Update(clip, plan.method, phase, run.config.train, steps)
+    current = np.arange(len(images)) < len(task.train)
+    batches: Iterator[Batch] = loader.batches(images, current, phase, task.index, 0, steps)
+
+    return lambda: step(lab, update, next(batches), phase, task)
+
+
+def by_classes(model: str, rounds: int, batch: int, scratch: Path) -> dict[str, float]:
+    """A step after ten classes, and after ten thousand."""
+    spec, size = weights(model, scratch / "model"), f"train.batch_size={batch}"
+    few = [pictures(scratch / "ten", [NEW] * 10, 64), "scenario.tasks=1", size]
+    many = [
+        pictures(scratch / "thousands", [1] * OTHERS + [NEW] * 10, 64),
+        f"scenario.tasks=[{OTHERS}, 10]",
+        size,
+    ]
+    first, later = stepping(few, spec, scratch / "few"), stepping(many, spec, scratch / "later")
+    ratios = []
+    for number in range(rounds + 1):
+        seconds = spent(first)
+        if number:
+            ratios.append(spent(later) / seconds)
+        else:
+            later()
+    return {"step_classes": median(ratios)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="ViT-B-32", help="an open_clip name, or lite")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tasks", type=int, default=100, help="at least 30; 0: classes alone")
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = by_tasks(wanted.tasks, Path(folder)) if wanted.tasks else {}
+        found |= by_classes(wanted.model, wanted.rounds, wanted.batch, Path(folder))
+    for name, value in found.items():
+        print(f"{name}: {value:.3f}", flush=True)
+    print(
+        json.dumps(
+            {name: round(value, 4) for name, value in found.items()} | vars(wanted) | {"machine": machine()}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The sections of a config that are the same for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from everclip.config.fields import kinds
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's legacy generator takes 32 bits
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class Section(BaseModel):
+    """Values of exact types, without unknown keys.
+
+    For a field that may be None the text ``none`` means None, and ``auto`` means as if it had not been given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_and_auto(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        optional = {name for name, field in cls.model_fields.items() if NoneType in kinds(field)}
+        return {
+            name: None if name in optional and value == "none" else value
+            for name, value in values.items()
+            if not (name in optional and value == "auto")
+        }
+
+
+class Scenario(Section):
+    """How the data set is cut into tasks."""
+
+    kind: Literal["class-incremental", "domain-incremental"] = Field(
+        default="class-incremental",
+        description="each task brings new classes, or the same classes in a new domain",
+    )
+    tasks: Count | list[Count] = Field(
+        default=10,
+        description="number of tasks, or the number of classes of each; domains are always one task each",
+    )
+    order: Seed | Literal["given", "icarl"] | list[Text] = Field(
+        default=1993,
+        description="order of the classes: seed of numpy's legacy permutation, as given by the data set, iCaRL's of"
+        " CIFAR-100, or all names in order; of domains: all names in order, else as given by the data set",
+    )
+
+    validation: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="for tuning: the first two tasks alone, tested on this share of their training images; the test"
+        " set is never read",
+    )
+
+    @field_validator("tasks", "order")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("the list is empty: write at least one entry, or leave the key out")
+        return value
+
+
+class Memory(Section):
+    """Which images of earlier tasks are kept."""
+
+    budget: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        default=200, description="images kept in all, over all classes seen"
+    )
+    policy: Literal["method", "random", "herding", "exp", "equal_task", "all", "none"] = Field(
+        default="method",
+        description="how they are chosen: as the method does; at random or by herding, equally many a class; by shares"
+        " of the tasks, halved with each step into the past or equal; all of them; none",
+    )
+
+
+class Train(Section):
+    """Optimisation of one task. What is None here is filled in by ``resolve``."""
+
+    epochs: Count | None = Field(default=None, description="passes over a task's images and the memory")
+    steps: Count | None = Field(default=None, description="optimizer steps a task, in place of epochs")
+    batch_size: Count = Field(default=32, description="images a step")
+    lr: float | None = Field(
+        default=None, gt=0, description="peak learning rate of the image tower and the rest"
+    )
+    lr_text: float | None = Field(default=None, ge=0, description="of the text tower; 0 freezes it")
+    lr_head: float | None = Field(default=None, gt=0, description="of heads that start from nothing")
+    weight_decay: float | None = Field(default=None, ge=0, description="of AdamW, on matrices only")
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="share of a task's steps with a rising learning rate"
+    )
+    clip_norm: float | None = Field(default=1.0, gt=0, description="largest gradient norm; none is no limit")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="fp32",
+        description="of the towers while they train; losses are always fp32. auto: bf16 where a short measurement at"
+        " the run's first step finds it faster; the run keeps to what it found",
+    )
+    accumulate: Count = Field(
+        default=1,
+        description="pieces in which a batch goes through the towers, to save memory for one more forward pass; the"
+        " loss compares the whole batch all the same",
+    )
+    checkpointing: bool = Field(
+        default=False,
+        description="compute the blocks of the towers again in the backward pass in place of keeping what is in them",
+    )
+    patch_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the patches that a vision transformer leaves out of each training image, drawn each time",
+    )
+    compile: bool = Field(
+        default=False, description="compile the blocks of the towers with torch.compile; on a GPU only"
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="what a step with features, a loss or a gradient of nan or inf does: end the run, or be left out,"
+        " up to ten in a row",
+    )
+    augment: Literal["none", "shift_flip"] = Field(
+        default="shift_flip", description="training views of an image"
+    )
+    captions: Literal["fixed", "random"] = Field(
+        default="fixed",
+        description='training caption of an image: "a photo of a {}.", or one of the templates drawn a step',
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are both given: write one of them")
+        return self
+
+
+class Loader(Section):
+    """How images are read."""
+
+    workers: int = Field(
+        default=2, ge=0, le=256, description="decoding threads; 0 decodes in the main thread"
+    )
+    cache_mb: int = Field(
+        default=2048, ge=0, description="sets whose decoded pixels fit are kept in memory, in MB"
+    )
+
+
+class Cache(Section):
+    """Keeping what the frozen part of the image tower gives, so that it runs once for each image."""
+
+    trunk: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether what the frozen part of the image tower gives is kept. auto: wherever training then sees"
+        " the pictures asked for, as nothing trains, or tune freezes a part and train.augment=none or cache.views is"
+        " above 1; on says why where it cannot",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="fixed augmented views kept of a training image, one drawn at each step; 1 keeps the plain picture",
+    )
+    ram_mb: int = Field(
+        default=4096, ge=0, description="above it, or where less memory is free, a file keeps it, in MB"
+    )
+    shared: bool = Field(
+        default=False,
+        description="whether it stays in a file under EVERCLIP_CACHE, for other runs of the same model and images",
+    )
+
+
+class Checkpoint(Section):
+    """What a stopped run continues from."""
+
+    every: str = Field(
+        default="task",
+        description="when a run is saved: after each task and between its phases; or also after each N steps, or once N"
+        " minutes have passed; a signal to stop saves it at the next step in any case",
+        pattern=r"^(task|(steps|minutes):[1-9]\d{0,8})$",
+        json_schema_extra={"allowed": '"task", "steps:N" or "minutes:N"'},
+    )
+    keep: Count = Field(
+        default=2,
+        description="checkpoints kept between tasks, and as many within the present one; older ones are deleted, and"
+        " with one alone there is none to fall back to",
+    )
+
+
+class Distributed(Section):
+    """Several processes under torchrun."""
+
+    gather: Literal["gradient", "light"] = Field(
+        default="gradient",
+        description="whether each process computes the loss of the whole batch, or that of its own images and exchanges"
+        " numbers a sample (FastCLIP), the same for less work in large batches; of gcl and gdro alone",
+    )

@@ -1,0 +1,18 @@
+"""Facts about an image tower, of whatever class it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def input_side(visual: Any) -> int:
+    """Side in pixels of a tower's input; open_clip notes it as one number or as two."""
+    size: int | tuple[int, int] = visual.image_size
+    return size if isinstance(size, int) else size[0]
+
+
+def is_convolutional(visual: nn.Module) -> bool:
+    """Whether most of the tower is 2-d convolutions; a ViT has one, or a few in its stem."""
+    return sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 8
