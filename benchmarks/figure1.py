@@ -64,7 +64,7 @@ def sweep(panel: str, scratch: Path, jobs: int) -> int:
     """Run what a panel lacks, and keep what has finished, whatever ended the sweep."""
     kept = KEPT / "runs" / panel
     copy(kept, scratch / panel)
-    words = [*command(panel), "--jobs", str(jobs), "--threads", "1"]
+    words = [*command(panel), "--retry", "--jobs", str(jobs), "--threads", "1"]
     try:
         return subprocess.run([sys.executable, "-m", "everclip", *words], cwd=scratch, check=False).returncode
     finally:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.saving [--gb 2] [--rounds 3] [--folder DIR]
 
-Weights and AdamW's moments of random numbers go through ``Store.commit`` as a run's do: copied, written, hashed and
+Weights and AdamW's moments of random numbers go through ``Store.commit`` as a run's do: written, hashed and
 brought to the disk. Going on finds the newest checkpoint, checks every file and reads it, as ``restore.read`` does.
 Beside them stands a plain ``torch.save`` of the same with fsync, and ``torch.load``; all in turn, medians of the rounds
 and of their ratios. Goals: a pause of at most 1.5 s a GB; 2 GB read in at most 5 s. Seconds are those that pass and, in
@@ -42,7 +42,7 @@ def measured(gigabytes: float, rounds: int, folder: Path) -> dict[str, list[tupl
     store, plain = Store(folder, 2), folder / "plain.pt"
 
     def write(target: Path) -> None:
-        save_file({name: value.clone() for name, value in weights.items()}, target / WEIGHTS)
+        save_file(weights, target / WEIGHTS)
         torch.save({"optimizer": moments}, target / STATE)
 
     def save_plainly() -> None:

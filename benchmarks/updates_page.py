@@ -50,16 +50,11 @@ def page(results: Mapping[tuple[str, str], Json]) -> str:
     for setting, title in TITLES.items():
         there = {choice: results[setting, choice] for choice in ROWS if (setting, choice) in results}
         if there:
-            parts += ["", f"## {title}", "", *_table(there), "", *_said(there)]
-    missing = [
-        f"{ROWS[choice].strip('*')} on {setting}"
-        for setting in TITLES
-        for choice in ROWS
-        if (setting, choice) not in results
-    ]
-    if missing:
-        line = f"Not run yet (the same command goes on): {'; '.join(missing)}."
-        parts += ["", *textwrap.wrap(line, 118)]
+            parts += ["", f"## {title}", "", *_table(there), *_said(there)]
+        missing = [ROWS[choice].strip("*") for choice in ROWS if choice not in there]
+        if missing:
+            line = f"Not run yet, the same command goes on: {'; '.join(missing)}."
+            parts += ["", *textwrap.wrap(line, 118, break_on_hyphens=False)]
     return "\n".join(parts) + "\n"
 
 
@@ -89,8 +84,9 @@ def _said(there: Mapping[str, Json]) -> list[str]:
     chosen = [row["chosen"] for row in there["auto"]["updates"]]
     counts = ", ".join(f"{name} {chosen.count(name)} times" for name in dict.fromkeys(chosen))
     return [
+        "",
         f"The automatic choice kept {counts}. The best fixed choice that was run is {best}; the automatic one is"
         f" {abs(behind):.1f} points {'behind' if behind > 0 else 'ahead'}."
         if abs(behind) > 0.05
-        else f"The automatic choice kept {counts}, as the best fixed choice that was run ({best}) does."
+        else f"The automatic choice kept {counts}, and ends where the best fixed choice that was run does ({best}).",
     ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ with install_import_hook("everclip", "beartype.beartype"):
 from tests.pictures import domain_folder, image_folder
 from tests.toy import toy_clip
 
+# A shell that starts tests in the background ignores these for its children, and so would the runs that tests stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # tests run side by side on few cores; the models are tiny
 
 

@@ -16,7 +16,7 @@ from everclip.updating.pictures import collect
 from everclip.updating.state import BEFORE, read
 from everclip.updating.testing import gate_of
 from everclip.updating.versions import rollback
-from tests.pictures import domain_folder
+from tests.learned import coloured
 from tests.running import run
 from tests.versions import COLD, ENDS, WARM, begin, colours, first, load, updated, written
 
@@ -87,9 +87,11 @@ def test_more_images_of_a_known_class_are_a_new_domain(toy: str, tmp_path: Path)
 
 
 def test_several_domains_may_come_at_once(toy: str, tmp_path: Path) -> None:
-    found = load(f"domainfolder:{domain_folder(tmp_path / 'd', domains=2, classes=2, count=6)}", begin(toy))
+    for seed, domain in enumerate(("one", "two")):
+        coloured(tmp_path / "d" / domain, WARM, 6, seed)
+    found = load(f"domainfolder:{tmp_path / 'd'}", begin(toy))
     made = updated(begin(toy), found, method="ridge")
-    assert made.state.domains == ("before", "domain0", "domain1")
+    assert made.state.domains == ("before", "one", "two")
     assert made.state.sums.counts.tolist() == [12, 12]
     for label in (0, 1):
         domains = made.state.exemplars.domains[made.state.exemplars.labels == label]
