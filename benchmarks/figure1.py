@@ -31,7 +31,7 @@ CLASSES = "method=gcl,gdro,ewc,icarl,der_expand,memo,foster,co2l,finetune,zero_s
 DOMAINS = ("method=gcl,gdro,cassle,zero_shot,joint", "scenario.kind=domain-incremental")
 TUNE = ("--tune", "train.lr=1e-4,3e-4,1e-3")
 PANELS = {
-    "emoji-domains": ("data=emoji", *DOMAINS, "memory.budget=0,100,1000", "train.epochs=5"),
+    "emoji-domains": ("data=emoji", *DOMAINS, "memory.budget=0,20,200", "train.epochs=5"),
     "pacs": ("data=domainfolder:pacs_part", *DOMAINS, "memory.budget=0,7,70", "train.epochs=3"),
     "emoji": ("data=emoji", CLASSES, "memory.budget=0,100,1000", "train.epochs=5"),
     "caltech50": ("data=imagefolder:caltech50", CLASSES, "memory.budget=0,50,500", "train.epochs=3"),

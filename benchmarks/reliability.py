@@ -154,6 +154,11 @@ def _numbers(done: Sequence[Row]) -> list[str]:
     lines.append(
         f"- R5: {', '.join(f'{count} {name}' for name, count in sorted(signals.items())) or 'none'}."
     )
+    shared = [row for row in by_goal["R6"] if row.get("killed")]
+    lines.append(
+        f"- R6: {len(shared)} processes were killed; the slowest of the others ended after"
+        f" {max((row['seconds_to_end'] for row in shared), default=0)} s."
+    )
     decoded = [sum(row.get(key, 0) for row in by_goal["R8"]) for key in ("images", "left_out")]
     slowest = max((row.get("slowest_seconds", 0) for row in by_goal["R8"]), default=0)
     lines.append(f"- R8: {decoded[1]} of {decoded[0]} pictures left out, the slowest took {slowest} s.")

@@ -107,6 +107,7 @@ def test_checkpoints_that_are_gone_damaged_or_ambiguous(tmp_path: Path, words: l
         forking.source(config)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_forks(
     tmp_path: Path, words: list[str], base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,7 +172,7 @@ def test_what_cannot_be_meant_is_one_line_and_changes_nothing(
     assert {p.name: p.read_bytes() for p in Path(world["v1"]).iterdir()} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_update_leaves_no_half(
     number: signal.Signals, world: dict[str, str], tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path, toy: str, p
     assert "another process of this run has ended" in line
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_once(tmp_path: Path, toy: str, photos: str) -> None:
     tokens = [token for token in words(toy, photos) if token != "train.batch_size=8"]
     ended = finish(start(2, command(*tokens, "train.batch_size=1", f"out={tmp_path / 'run'}")))

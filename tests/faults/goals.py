@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from everclip import plugins
 from everclip.checkpoint import Damaged, Place, Store, verify
 from everclip.seeding import generator
+from tests.distributed import processes
 from tests.faults import inputs
 from tests.faults.forks import Ended, Forks
 from tests.faults.server import PARTS
@@ -51,7 +53,6 @@ FACTORS: dict[str, Sequence[str]] = {
     "checkpoint.every": ("task", "steps:1", "steps:3"),
     "moment": (*PARTS, "clock"),
     "times": ("1", "1", "2"),
-    "processes": ("1",),
 }
 """What a run is drawn from. ``times``: killed so often in a row; ``clock``: killed after a time, whatever it does."""
 DECISIVE = ("method", "train.precision")
@@ -345,6 +346,50 @@ def preempt(bench: Bench, index: int) -> Row:
     return row | finish(bench, out, expected)
 
 
+# R6: one of two processes -------------------------------------------------------------------------------------
+
+SHARED = ("gdro", "gcl", "icarl", "ewc", "finetune")
+"""Methods of the runs that two processes share."""
+
+
+def kill_one_of_two(bench: Bench, index: int) -> Row:
+    """One of two processes killed at an arbitrary line of the log: the other ends within a minute with one line, and
+    two processes go on.
+    """
+    rng = bench.rng("two", index)
+    drawn = {"method": SHARED[index % 5], "train.precision": ("fp32", "bf16")[index // 5 % 2]}
+    tokens, out = bench.tokens(drawn | {"checkpoint.every": "steps:3"}), bench.fresh("shared")
+    key = ("two", *drawn.values())
+    if key not in bench.references:
+        ended = processes.finish(processes.start(2, ["-m", "everclip", "train", *tokens, f"out={out}"]))
+        assert all(code == 0 for code, _, _ in ended), ended
+        bench.references[key] = Reference(fingerprint(out), (out / "metrics.jsonl").read_bytes(), 0.0)
+        out = bench.fresh("shared")
+    expected, victim = bench.references[key], int(rng.integers(2))
+    lines = int(rng.integers(1, expected.parts.count(b"\n")))
+    pair = processes.start(2, ["-m", "everclip", "train", *tokens, f"out={out}"])
+    log, deadline = out / "metrics.jsonl", time.monotonic() + 120
+    while not log.exists() or log.read_bytes().count(b"\n") < lines:
+        if time.monotonic() > deadline or pair[victim].poll() is not None:
+            break
+        time.sleep(0.01)
+    pair[victim].kill()
+    begun = time.monotonic()
+    pair[1 - victim].wait(100)
+    seconds = time.monotonic() - begun
+    ended = processes.finish(pair)
+    said = [line for line in ended[1 - victim][2].splitlines() if line.startswith("error: ")]
+    row: Row = drawn | {"victim": victim, "line": lines, "killed": ended[victim][0] == -9}
+    row |= {"seconds_to_end": round(seconds, 1), "said": said[-1:]}
+    if row["killed"] and ended[1 - victim][0] and (len(said) != 1 or seconds > 60):
+        return row | {"ok": False, "why": f"{said} after {seconds:.0f} s: {ended[1 - victim][2][-400:]}"}
+    again = processes.finish(processes.start(2, ["-m", "everclip", *start_again(bench, out, tokens)]))
+    if any(code for code, _, _ in again):
+        return row | {"ok": False, "why": f"going on: {again[0][2][-400:]}"}
+    same = fingerprint(out) == expected.print
+    return row | {"ok": same, "why": "" if same else "other results"}
+
+
 # R8, R9, R12: what comes from outside, and many stages ------------------------------------------------------
 
 PICTURES, SETTINGS, STAGES = 100, 50, 1000
@@ -384,6 +429,11 @@ GOALS = {
         "the disk full from an arbitrary moment on; then room again, and resumed bit for bit", 100, full_disk
     ),
     "R5": Goal("SIGTERM or SIGUSR1 at an arbitrary moment: exit 75; resumed bit for bit", 50, preempt),
+    "R6": Goal(
+        "one of two processes killed: the other ends within 60 s with one line; two go on, bit for bit",
+        30,
+        kill_one_of_two,
+    ),
     "R8": Goal(f"{PICTURES} damaged pictures: decoded or left out with a reason", 30, pictures),
     "R9": Goal(f"{SETTINGS} mistaken configs: one line, nothing silently ignored", 10, mistakes),
     "R12": Goal(f"{STAGES} stages: memory and open files stay", 1, many_stages),

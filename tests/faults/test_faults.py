@@ -103,6 +103,13 @@ def test_mistaken_configs(bench: Bench, toy: str, photos: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_one_of_two_processes_killed(bench: Bench) -> None:
+    row = GOALS["R6"].item(bench, 0)
+    assert row["ok"], row
+    assert row["killed"]
+
+
+@pytest.mark.slow
 def test_many_stages(bench: Bench, tmp_path: Path) -> None:
     row = stages(tmp_path / "stages", bench.folder / "model", 60, every=0.1)
     assert row["ok"], row
