@@ -24,10 +24,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
-from safetensors.torch import save_file
 
+from benchmarks.step import weights
 from everclip import caching
 from everclip.config import load_config, resolve
 from everclip.data.loader import Batch, Loader, Phase
@@ -52,16 +51,6 @@ def spent(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
-
-
-def random_model(name: str, folder: Path) -> str:
-    """Spec of open_clip's model of this name with random weights."""
-    folder.mkdir()
-    torch.manual_seed(0)
-    save_file(open_clip.create_model(name).state_dict(), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return f"local-dir:{folder}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +199,7 @@ def main() -> None:
         scratch = Path(folder)
         spec = []
         if arguments.model != "lite":
-            spec = [f"model={random_model(arguments.model, scratch / 'model')}"]
+            spec = [f"model={weights(arguments.model, scratch / 'model')}"]
         found = testing(spec, arguments.images, arguments.rounds, scratch)
         found |= training(spec, arguments.images, arguments.batch, arguments.rounds, scratch)
     machine = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}

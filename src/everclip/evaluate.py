@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from everclip.calibration import probabilities
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
@@ -74,13 +75,13 @@ class Scores:
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         ordered = np.take_along_axis(scores, best, axis=1)
         margin = ordered[:, 0] - ordered[:, 1] if k > 1 else np.full(len(scores), np.inf)
-        below = self.to_logits * (scores.astype(np.float64) - ordered[:, :1])
+        sure = probabilities(self.to_logits * scores.astype(np.float64)).max(axis=1)
         return {
             "id": self.ids[rows],
             "label": self.truth[rows],
             "top": np.asarray(self.labels, dtype=np.int64)[best],
             "margin": margin.astype(np.float32),
-            "confidence": (1 / np.exp(below).sum(axis=1)).astype(np.float32),
+            "confidence": sure.astype(np.float32),
         }
 
 

@@ -44,15 +44,7 @@ def _difference(before: Config, now: Config) -> str:
     Where a run is written, how often it is saved, who is told of it and how processes share it changes nothing of
     what it computes.
     """
-
-    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-            found |= inner
-        return found
-
-    old, new = flat(before.model_dump()), flat(now.model_dump())
+    old, new = configs.dotted(before.model_dump()), configs.dotted(now.model_dump())
     same = ("out", "checkpoint.every", "checkpoint.keep", "trackers", "distributed.gather")
     different = [key for key in old | new if key not in same and old.get(key) != new.get(key)]
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.config import dotted
 from everclip.errors import UserError
 from everclip.results import read as read_results
 
@@ -165,12 +166,9 @@ def read(path: Path) -> Finished:
     return Finished(path, results, values)
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config's tables as dotted keys; a method's name is ``method`` itself."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    found = dotted(config)
     if "method.name" in found:
         found["method"] = found.pop("method.name")
     return found

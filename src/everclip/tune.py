@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ def _score(config: Config, out: Path, train: Trainer) -> float | None:
     """Accuracy after the second task of the run in ``out``, which is trained unless it is finished."""
     with Run.open(config.model_copy(update={"out": str(out)})) as run:
         if run.finished:
-            return json.loads((run.path / "results.json").read_text(encoding="utf-8"))["last"]
+            return run.results()["last"]
         try:
             return train(run)["last"]
         except RunError:

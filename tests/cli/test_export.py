@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from everclip.cli.app import main
+from tests.cli.conftest import Say
 from tests.learned import held_out, learned, unlearned
-
-Say = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +19,6 @@ def run(toy: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def head(toy: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return learned(tmp_path_factory.mktemp("heads") / "run", toy, photos, "method=ncm", "center=true")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    def said(*tokens: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(token) for token in tokens])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return said
 
 
 def test_what_it_says_of_a_folder(run: Path, tmp_path: Path, say: Say) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +11,20 @@ import torch
 from safetensors.torch import load_file
 
 from everclip import merging
-from everclip.cli.app import main
 from everclip.cli.export import drawn
 from everclip.deployed import open_model
 from everclip.merging import Tried, best
 from everclip.models import zoo
+from tests.cli.conftest import Say
 from tests.learned import held_out, learned, unlearned
 from tests.toy import toy_clip
 
-Say = Callable[..., tuple[int, str, str]]
 WEIGHTS = "open_clip_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def run(toy: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return learned(tmp_path_factory.mktemp("runs") / "run", toy, photos, "method=finetune", "train.lr=0.003")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    def said(*tokens: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(token) for token in tokens])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return said
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:

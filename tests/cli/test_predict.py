@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,16 @@ import numpy as np
 import pytest
 
 from everclip.cli import predict as command
-from everclip.cli.app import main
 from everclip.data.pixels import Pixels
 from everclip.deployed import open_model
+from tests.cli.conftest import Say
 from tests.learned import held_out, learned, unlearned
 from tests.pictures import COLOURS, picture
-
-Say = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def run(toy: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return learned(tmp_path_factory.mktemp("runs") / "run", toy, photos, "method=finetune", "train.epochs=3")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Runs a command line; gives its exit code, stdout and stderr."""
-
-    def said(*tokens: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(token) for token in tokens])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return said
 
 
 @pytest.fixture

@@ -7,6 +7,19 @@ import io
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+PARTS = (
+    "verdict",
+    "memory",
+    "stages",
+    "matrix",
+    "weights",
+    "classes",
+    "retention",
+    "cost",
+    "training",
+    "provenance",
+)
+"""Names of the sections of a page of many runs."""
 VOID = {"meta", "link", "input", "br", "img"}
 
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from everclip.report.build import build
-from tests.report.page import Page
+from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
 
 PROBE = """
@@ -112,19 +112,7 @@ def test_many_runs_in_a_browser(many: str, tmp_path: Path, flags: list[str], col
     assert seen["wide"] <= 0
     assert seen["hidden"] == seen["empty"] == 0
     assert seen["loaded"] == []
-    parts = (
-        "verdict",
-        "memory",
-        "stages",
-        "matrix",
-        "weights",
-        "classes",
-        "retention",
-        "cost",
-        "training",
-        "provenance",
-    )
-    assert seen["sections"] == [f"all-{part}" for part in parts]
+    assert seen["sections"] == [f"all-{part}" for part in PARTS]
 
 
 def test_what_is_unknown_is_sorted_last_both_ways(many: str, tmp_path: Path) -> None:

@@ -14,24 +14,12 @@ import pytest
 from everclip.metrics.stats import interval
 from everclip.report import build as module
 from everclip.report.build import build, collect, write
-from tests.report.page import Page
+from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
 from tests.report.test_find import unfinished
 from tests.report.test_report import test_ids_are_unique_and_references_resolve as ids_are_sound
 from tests.report.test_report import test_loads_nothing as loads_nothing
 
-PARTS = (
-    "verdict",
-    "memory",
-    "stages",
-    "matrix",
-    "weights",
-    "classes",
-    "retention",
-    "cost",
-    "training",
-    "provenance",
-)
 SMALL: dict[str, Any] = {"tasks": 3, "per_task": 4, "steps": 30, "answers": True}
 
 

@@ -23,7 +23,7 @@ REFERENCES = ("zero_shot", "joint")
 ANY = object()
 """The value of a key that makes no difference to a run."""
 
-_HOW = ("out", "device", "tuned_on", "trackers", "loader.", "checkpoint.", "distributed.")
+HOW = ("out", "device", "tuned_on", "trackers", "loader.", "checkpoint.", "distributed.")
 """Beginnings of the keys that say how a run is carried out, not what it computes."""
 
 _PRETRAINED = {
@@ -210,7 +210,7 @@ def _varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
         for key, found in values.items()
         if len(found) > 1
         and key not in known
-        and not key.startswith(_HOW)
+        and not key.startswith(HOW)
         and not (free and key.startswith("memory."))
     ]
 

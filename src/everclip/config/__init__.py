@@ -13,8 +13,9 @@ This module imports no torch, so that ``everclip --help`` is fast.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
@@ -31,6 +32,7 @@ __all__ = [
     "MethodChoice",
     "MethodConfig",
     "config_hash",
+    "dotted",
     "dump",
     "known_keys",
     "load_config",
@@ -78,6 +80,15 @@ def _checked(values: Layer, where: str) -> Config:
 def dump(config: Config) -> str:
     """The config as TOML that loads to an equal one."""
     return f"# everclip {__version__}\n" + tomli_w.dumps(written(config))
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Tables within tables as one, with the keys ``table.key``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= dotted(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def config_hash(config: Config) -> str:

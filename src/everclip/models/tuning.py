@@ -20,7 +20,8 @@ from itertools import pairwise
 from torch import nn
 
 from everclip.errors import UserError
-from everclip.models.clip import Clip, fold
+from everclip.models.clip import Clip
+from everclip.models.folding import fold
 from everclip.models.low_rank import low_rank
 
 _BLOCKS = ("resblocks", "blocks", "stages", "layers", "layer")

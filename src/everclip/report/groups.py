@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from everclip.compare.cells import REFERENCES, without_memory
+from everclip.compare.cells import HOW, REFERENCES, without_memory
 from everclip.metrics.stats import Interval, interval
 from everclip.report.facts import FACTS, names
 from everclip.report.facts import facts as facts_of
@@ -22,9 +22,6 @@ from everclip.runs import Finished, flat, natural
 
 _NOT_COMPARED = (
     "seed",
-    "out",
-    "device",
-    "tuned_on",
     "method",
     "memory.budget",
     "scenario.kind",
@@ -214,7 +211,7 @@ def compared(run: RunData) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if key not in _NOT_COMPARED and key not in FACTS and not key.startswith(("loader.", "checkpoint."))
+        if key not in _NOT_COMPARED and key not in FACTS and not key.startswith(HOW)
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -156,8 +156,3 @@ def busy(run: Path) -> bool:
             return False
     except (Timeout, OSError):
         return True
-
-
-def results(run: Path) -> Mapping[str, Any]:
-    """results.json of a finished run."""
-    return json.loads((run / "results.json").read_text(encoding="utf-8"))

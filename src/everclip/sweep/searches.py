@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,9 +54,7 @@ class Search:
 
     def chosen(self) -> list[str]:
         """What it has found, as words of a config."""
-        found = flat(tomllib.loads((self.path / "tuned.toml").read_text(encoding="utf-8")))
-        keys = (*self.keys, "tuned_on")
-        return [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in keys]
+        return _words(self.path / "tuned.toml", (*self.keys, "tuned_on"))
 
 
 def searches(grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder: Path) -> list[Search]:
@@ -124,9 +122,7 @@ def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path) -> Path | No
     for file in sorted(folder.glob("*/tuned.toml")):
         try:
             config = resolve(load_config([str(file.absolute())]))
-            found = flat(tomllib.loads(file.read_text(encoding="utf-8")))
-            values = [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in asked]
-            wanted = resolve(load_config([*cell.words, *values]))
+            wanted = resolve(load_config([*cell.words, *_words(file, asked)]))
         except UserError:
             continue
         record = re.sub(_SCORE, "", config.tuned_on or "")
@@ -134,6 +130,12 @@ def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path) -> Path | No
         if same and record.endswith(f"; {searched}"):
             return file.parent
     return None
+
+
+def _words(file: Path, keys: Iterable[str]) -> list[str]:
+    """Values of a config's file as words."""
+    found = flat(tomllib.loads(file.read_text(encoding="utf-8")))
+    return [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in keys]
 
 
 def _check(found: Sequence[Search], given: Mapping[str, list[str]]) -> None:
