@@ -66,11 +66,9 @@ def test_steps_in_place_of_epochs() -> None:
     assert (found.steps, found.trained) == (21, 168)
 
 
-@pytest.mark.parametrize(
-    "method", [name for name in plugins.names("methods") if name not in ("joint", "wise_ft")]
-)
-def test_every_method_of_the_package_is_known(method: str) -> None:
-    assert estimate.known(method)
+@pytest.mark.parametrize("method", plugins.names("methods"))
+def test_every_method_of_the_package_says_what_it_asks_of_the_towers(method: str) -> None:
+    assert estimate.counted(config(f"method={method}"))
 
 
 def test_steps_are_those_of_a_run(tmp_path: Path) -> None:
@@ -135,3 +133,34 @@ def test_memory_grows_with_the_batch_and_with_frozen_copies() -> None:
     zero_shot = resolve(load_config(["cifar100/zero_shot"]))
     assert estimate.device_bytes(zero_shot, model, sizes) < small
     assert estimate.disk_bytes(der, model, 10) > 3 * estimate.disk_bytes(gcl, model, 10)
+
+
+def test_what_is_frozen_and_kept_is_not_counted() -> None:
+    model = costs("ViT-B-32:openai")
+    assert model is not None
+    work = Work(trained=100, trained_prompts=30)
+    image, text = 100 * model.image_flops, 30 * model.text_flops
+    counts = {
+        "": 3 * image + 3 * text,
+        "tune=lora:4": 2 * image + 2 * text,
+        "tune=image": 3 * image,
+        "tune=text": image + 3 * text,
+        "tune=text train.augment=none": 3 * text,
+        "tune=top:3": (1 / 4 * 3 + 3 / 4) * image + 1 / 4 * 3 * text,
+        "tune=top:3 cache.views=4": 1 / 4 * 3 * image + 1 / 4 * 3 * text,
+        "tune=top:3 cache.views=4 cache.trunk=off": (1 / 4 * 3 + 3 / 4) * image + 1 / 4 * 3 * text,
+    }
+    for words, operations in counts.items():
+        found = work.operations(model, resolve(load_config(["model=ViT-B-32:openai", *words.split()])))
+        assert found == pytest.approx(operations), words
+
+
+def test_memory_of_a_part_that_trains() -> None:
+    model = costs("ViT-B-32:openai")
+    assert model is not None
+    sizes = Sizes((900,) * 2, (100,) * 2, (10, 20))
+    full, top = (
+        estimate.device_bytes(resolve(load_config(["model=ViT-B-32:openai", *words])), model, sizes)
+        for words in ([], ["tune=top:2", "cache.views=4"])
+    )
+    assert 4 * model.parameters < top < 0.5 * full

@@ -167,7 +167,7 @@ def hours(config: Config) -> str:
     assert sizes is not None
     assert model is not None
     work = estimate.work(config, sizes)
-    operations = work.operations(model)
+    operations = work.operations(model, config)
     card = {name: estimate.duration(estimate.seconds(operations, name)) for name in ("H100", "A100")}
     four = estimate.duration(estimate.seconds(operations, "A5000", cards=4))
     views = f" for {work.trained:,.0f} views of images trained on" if work.trained else ""

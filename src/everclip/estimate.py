@@ -1,20 +1,19 @@
 """What a run will compute and hold, before it starts: images through the towers, operations, hours, bytes.
 
 An image or a prompt that is trained on counts three forward passes: one forward, two for the backward pass. What a
-method asks of the towers beside that is in ``_EXTRA``; a method that is not in it counts as one pass an image,
-with one caption for each class of the batch.
+method asks of the towers stands in its ``passes``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from everclip import plugins
 from everclip.config import Config
+from everclip.methods._passes import Passes, Text
 from everclip.models.catalogue import Costs
 
 UTILISATION = 0.2
@@ -81,64 +80,52 @@ class Work:
             max(self.memory, other.memory),
         )
 
-    def operations(self, costs: Costs) -> float:
-        """In all."""
-        images = costs.image_flops * (3 * self.trained + self.forward)
-        return images + costs.text_flops * (3 * self.trained_prompts + self.prompts)
+    def operations(self, costs: Costs, config: Config | None = None) -> float:
+        """In all.
+
+        Args:
+            config: what of the towers trains, and what is kept of the rest; default: all of it. That images without
+                gradient count as whole passes stands for computing once what is kept.
+        """
+        image, text = (3.0, 3.0) if config is None else _factors(config, costs)
+        images = costs.image_flops * (image * self.trained + self.forward)
+        return images + costs.text_flops * (text * self.trained_prompts + self.prompts)
 
 
-Text = Literal["batch", "seen", "none"]
-_OWN_BLOCK = 1 / 12  # memo trains the last of twelve blocks, as by default
+def _trained(config: Config, costs: Costs) -> tuple[float, float]:
+    """Shares of the image tower and of the text tower that a config trains, blocks taken to be alike."""
+    kind, _, number = config.tune.partition(":")
+    if kind == "top":
+        return min(1.0, int(number) / costs.blocks[0]), min(1.0, int(number) / costs.blocks[1])
+    return float(kind in ("full", "image", "lora")), float(kind in ("full", "text", "lora"))
 
 
-class Extra(NamedTuple):
-    """What a method asks of the towers.
+def _factors(config: Config, costs: Costs) -> tuple[float, float]:
+    """Forward passes that training on an image, and on a prompt, counts as.
 
-    Args:
-        towers: stage -> (passes with gradient, passes without) an image and epoch.
-        text: prompts of a step: the classes of the batch, all seen, none.
-        after: (with gradient, without) a new image once the task is learned: a Fisher matrix, features to choose by.
-        read: stage -> image towers that a prediction takes.
+    The backward pass of low-rank updates has no gradients of weights to speak of. A frozen part below the trained one
+    costs one pass, or none where what it gives is kept; a text tower that is frozen gives the same each time.
     """
-
-    towers: Callable[[int], tuple[float, float]] = lambda stage: (1.0, 0.0)
-    text: Text = "none"
-    after: tuple[float, float] = (0.0, 0.0)
-    read: Callable[[int], float] = lambda stage: 1.0
-
-
-def _teacher(views: int) -> Callable[[int], tuple[float, float]]:
-    """As many views through the model, and from the second task on through the one before."""
-    return lambda stage: (float(views), float(views * (stage > 0)))
+    whole = 2.0 if config.tune.startswith("lora") else 3.0
+    image, text = _trained(config, costs)
+    plain = config.train.augment == "none" or config.cache.views > 1
+    kept = plain and config.cache.trunk != "off" and not config.train.patch_dropout
+    return image * whole + (0.0 if kept else 1 - image), text * whole
 
 
-_STATISTICS = Extra(lambda stage: (0.0, 0.0), after=(0.0, 1.0))
-_EXTRA = {
-    "zero_shot": Extra(lambda stage: (0.0, 0.0), "seen"),
-    **dict.fromkeys(("ncm", "ridge", "ranpac", "slda"), _STATISTICS),
-    **dict.fromkeys(("clip", "gcl", "gdro"), Extra(text="batch")),
-    **dict.fromkeys(("finetune", "dark_er"), Extra(text="seen")),
-    "ewc": Extra(text="seen", after=(1.0, 0.0)),
-    "lwf": Extra(_teacher(1), "seen"),
-    "zscl": Extra(lambda stage: (2.0, 0.0), "seen"),
-    "icarl": Extra(_teacher(1), after=(0.0, 1.0)),
-    "cclis": Extra(_teacher(1), after=(0.0, 1.0)),
-    "co2l": Extra(_teacher(2)),
-    "cassle": Extra(_teacher(2)),
-    "cmoa": Extra(),
-    "foster": Extra(lambda stage: (2.0, 3.0) if stage else (1.0, 0.0), after=(0.0, 1.0)),
-    "der_expand": Extra(lambda stage: (1.0, float(stage)), after=(0.0, 1.0), read=lambda stage: stage + 1.0),
-    "memo": Extra(
-        lambda stage: (_OWN_BLOCK, 1 - _OWN_BLOCK + stage * _OWN_BLOCK) if stage else (1.0, 0.0),
-        after=(0.0, 1.0),
-        read=lambda stage: 1 + stage * _OWN_BLOCK,
-    ),
-}
+def _passes(config: Config) -> tuple[Passes, dict[str, Any]]:
+    """What the config's method asks of the towers, and its options. Imports torch."""
+    from everclip.config import method_class
+
+    name, options = inner(config)
+    return method_class(name).passes, options
 
 
-def known(method: str) -> bool:
-    """Whether what a method asks of the towers is in the table."""
-    return method in _EXTRA
+def counted(config: Config) -> bool:
+    """Whether the config's method says what it asks of the towers; else it counts as one pass an image."""
+    from everclip.methods._base import Method
+
+    return _passes(config)[0] is not Method.passes
 
 
 def inner(config: Config) -> tuple[str, dict[str, Any]]:
@@ -168,18 +155,17 @@ def work(config: Config, sizes: Sizes) -> Work:
     """What a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
     budget, at_once = exemplars(config)
     sizes = sizes.merged() if at_once else sizes
-    name, options = inner(config)
-    extra = _EXTRA.get(name, Extra(text="batch"))
+    passes, options = _passes(config)
     total = Work(forward=sum(sizes.test), prompts=sizes.seen[-1] * sizes.templates)  # the pretrained model
     stages, before = len(sizes.train), 0
     for stage in range(stages):
         kept = _kept(budget, before, sizes.seen[stage - 1]) if stage else 0
-        total += _training(config, extra, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
+        total += _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
         before += sizes.train[stage]
         ahead = min(stage + 2, stages)
         tested, classes = sum(sizes.test[:ahead]), sizes.seen[ahead - 1]
-        prompts = classes * sizes.templates if _text(extra, options) != "none" else 0
-        total += Work(forward=tested * extra.read(stage), prompts=prompts)
+        prompts = classes * sizes.templates if _text(passes, options) != "none" else 0
+        total += Work(forward=tested * passes.read(stage), prompts=prompts)
     return total
 
 
@@ -187,23 +173,23 @@ def _kept(budget: int | Literal["all"], images: int, seen: int) -> int:
     return images if budget == "all" else min(images, budget // max(1, seen) * seen)
 
 
-def _text(extra: Extra, options: dict[str, Any]) -> Text:
-    return "none" if options.get("head") == "linear" else extra.text
+def _text(passes: Passes, options: dict[str, Any]) -> Text:
+    return "none" if options.get("head") == "linear" else passes.text
 
 
 def _training(
-    config: Config, extra: Extra, options: dict[str, Any], stage: int, counts: tuple[int, int, int]
+    config: Config, passes: Passes, options: dict[str, Any], stage: int, counts: tuple[int, int, int]
 ) -> Work:
     """One task: ``counts`` are its new images, exemplars, and classes seen with it."""
     new, kept, seen = counts
     train = config.train
-    with_gradient, without = extra.towers(stage)
-    after = Work(trained=new * extra.after[0], forward=new * extra.after[1], memory=kept)
+    with_gradient, without = passes.towers(stage)
+    after = Work(trained=new * passes.after[0], forward=new * passes.after[1], memory=kept)
     if not with_gradient:
         return after
     steps = train.steps or (train.epochs or 1) * math.ceil((new + kept) / train.batch_size)
     images = steps * train.batch_size if train.steps else (train.epochs or 1) * (new + kept)
-    text, classes = _text(extra, options), seen
+    text, classes = _text(passes, options), seen
     if text == "batch" and not kept and config.scenario.kind == "class-incremental":
         classes = max(1, seen // (stage + 1))  # the task's own, about
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
@@ -269,26 +255,23 @@ def device_bytes(config: Config, costs: Costs, sizes: Sizes, batch: int | None =
     Args:
         batch: images a step; default: the config's.
     """
-    name, options = inner(config)
-    extra = _EXTRA.get(name, Extra(text="batch"))
+    passes, options = _passes(config)
     last = len(sizes.train) - 1
-    with_gradient, without = extra.towers(last)
-    text = _text(extra, options)
+    with_gradient, _ = passes.towers(last)
+    text = _text(passes, options)
     bf16 = config.train.precision == "bf16"
-    trained = costs.image_parameters + (costs.text_parameters if text != "none" else 0)
+    image, prompt = _trained(config, costs)
+    trained = image * costs.image_parameters + (prompt * costs.text_parameters if text != "none" else 0)
     bytes_ = _WEIGHT * float(costs.parameters)
     if not with_gradient:
         return (
             bytes_ + _activations(costs.activations[0], bf16) / 6 * 128
         )  # one block of twelve at a time, no gradient
-    frozen = {"der_expand": last, "foster": 2}.get(name, min(1.0, without))
-    bytes_ += trained * (3 * _WEIGHT + 2 * bf16) + frozen * costs.image_parameters * _WEIGHT
-    bytes_ += 2 * trained * _WEIGHT * (name == "ewc")
-    images = (batch or config.train.batch_size) * max(
-        1.0, with_gradient if name in ("co2l", "cassle") else 1.0
-    )
+    bytes_ += trained * (3 * _WEIGHT + 2 * bf16) + passes.held(last) * costs.image_parameters * _WEIGHT
+    bytes_ += passes.anchored * trained * _WEIGHT
+    images = (batch or config.train.batch_size) * passes.views
     prompts = 0 if text == "none" else min(sizes.seen[-1], images if text == "batch" else sizes.seen[-1])
-    kept = images * costs.activations[0] + prompts * costs.activations[1]
+    kept = image * images * costs.activations[0] + prompt * prompts * costs.activations[1]
     return bytes_ + _activations(kept, bf16)
 
 
@@ -302,10 +285,7 @@ def disk_bytes(config: Config, costs: Costs, stages: int) -> float:
 
     Between two tasks a checkpoint holds the weights and what the method keeps; within one, AdamW's two moments too.
     """
-    name, _ = inner(config)
-    towers = {"der_expand": stages - 1, "foster": 1}.get(name, 0) * costs.image_parameters
-    if name == "ewc":
-        towers += 2 * costs.parameters
-    weights = costs.parameters + towers
+    passes, _ = _passes(config)
+    weights = (1 + passes.anchored) * costs.parameters + passes.saved(stages - 1) * costs.image_parameters
     within = 0 if config.checkpoint.every == "task" else weights + 2 * costs.parameters
     return (config.checkpoint.keep + 1) * _WEIGHT * float(weights + within) + 50e6

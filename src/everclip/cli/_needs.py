@@ -225,12 +225,12 @@ def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
         )
     share = SHARE["cpu" if device == "cpu" else "gpu", model.convolutional]
     work = estimate.work(config, sizes)
-    operations = work.operations(model)
+    operations = work.operations(model, config)
     text = (
         f"{estimate.duration(operations / (rate * share))}: {estimate.amount(operations)} at {share:.0%} of the"
         f" {rate / 1e12:.2g} TFLOP/s that matrix products reach here, if pictures are decoded as fast"
     )
-    if not estimate.known(estimate.inner(config)[0]):
+    if not estimate.counted(config):
         text += f"; {config.method.name} is counted as one pass an image"
     long = operations / (rate * share) > 7 * 24 * 3600
     return Finding("time", "warn" if long else "ok", text, "take a faster device" if long else "")

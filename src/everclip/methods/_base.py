@@ -17,6 +17,7 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task
+from everclip.methods._passes import Passes
 from everclip.models.clip import Clip
 from everclip.sample_table import SampleTable
 
@@ -84,6 +85,8 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     cost: ClassVar[Cost] = Cost()
+    passes: ClassVar[Passes] = Passes()
+    """The same in numbers, for estimates of time and memory."""
     uses_memory: bool = True
     """Whether exemplars are kept for it at all; set on the instance where an option decides."""
     memory_policy: ClassVar[Literal["random", "herding", "score"]] = "random"

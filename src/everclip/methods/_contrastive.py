@@ -16,6 +16,7 @@ from torch import Tensor
 from everclip.data.images import ImageSet
 from everclip.losses import contrastive, light
 from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task, pairs
+from everclip.methods._passes import Passes
 from everclip.sample_table import SampleTable
 
 
@@ -90,6 +91,8 @@ class Pairs:
 
 class Contrastive(Method):
     """Base of the global contrastive losses."""
+
+    passes = Passes(text="batch")
 
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -17,6 +17,7 @@ from everclip.data.images import ImageSet
 from everclip.losses import supcon
 from everclip.methods._base import Batch, Clip, Phase, Prompts, Task
 from everclip.methods._contrastive import valued
+from everclip.methods._passes import Passes, teacher
 from everclip.methods._probe import Probe, ProbeConfig
 from everclip.sample_table import SampleTable
 
@@ -103,6 +104,7 @@ class TwoViews(Represent):
     """Base of methods that contrast two augmented views of each image."""
 
     views = 2
+    passes = Passes(teacher(2), "none", views=2)
 
     def __init__(self, config: ViewsConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)

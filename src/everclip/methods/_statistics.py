@@ -20,6 +20,7 @@ from torch.nn.functional import one_hot
 
 from everclip.methods._base import Batch, Classifier, Clip, Prompts, Task
 from everclip.methods._first_session import FirstSession, FirstSessionConfig
+from everclip.methods._passes import Passes
 from everclip.models.pooled import pooled
 
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
@@ -42,6 +43,7 @@ class Statistics(FirstSession):
     """
 
     uses_memory = False
+    passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 1.0))
     second_moments: ClassVar[bool] = True
     """Whether G is kept."""
     cosines: ClassVar[bool] = True

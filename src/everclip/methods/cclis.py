@@ -32,6 +32,7 @@ from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.prototypes import draw_scores, importance, prototype_contrast, shares
 from everclip.methods._base import Batch, Clip, Cost, Method, Phase, Prompts, Task
+from everclip.methods._passes import Passes, teacher
 from everclip.methods._represent import Represent, RepresentConfig
 from everclip.sample_table import SampleTable
 
@@ -64,6 +65,7 @@ class Cclis(Represent):
         passes="1 of the image tower, 1 of its frozen copy after the first task; 1 an epoch of the probe, 1 for scores",
         memory="trains on exemplars beside new images; chooses them by score",
     )
+    passes = Passes(teacher(), "none", after=(0.0, 1.0))
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

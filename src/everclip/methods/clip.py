@@ -16,6 +16,7 @@ from torch import Tensor
 
 from everclip.losses.contrastive import clip_loss
 from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, pairs
+from everclip.methods._passes import Passes
 
 
 class ClipLoss(Method):
@@ -25,6 +26,7 @@ class ClipLoss(Method):
         """No options."""
 
     cost = Cost()
+    passes = Passes(text="batch")
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         return pairs(clip, self.prompts, batch)

@@ -33,6 +33,7 @@ from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
 from everclip.methods._classify import Classify, HeadConfig, LabelsConfig
 from everclip.methods._head import Head, HeadClassifier, columns
 from everclip.methods._mixture import Mixtures, branches, overlap
+from everclip.methods._passes import Passes
 from everclip.methods._represent import feature_width
 from everclip.sample_table import SampleTable
 
@@ -66,6 +67,7 @@ class Cmoa(Classify):
         passes="1 of the image tower with its adapters",
         memory="none",
     )
+    passes = Passes(text="none")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -28,6 +28,7 @@ from everclip.losses.replay import known_outputs
 from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task, to_device
 from everclip.methods._classify import Classify, HeadConfig
 from everclip.methods._head import columns
+from everclip.methods._passes import Passes
 from everclip.sample_table import SampleTable
 
 
@@ -53,6 +54,7 @@ class DarkEr(Classify):
         passes="1 of the image tower; 1 of the text tower for each class seen, none with a linear head",
         memory="exemplars have a loss of their own; without any it is finetune",
     )
+    passes = Passes(text="seen")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from everclip.methods._base import Clip, Cost
 from everclip.methods._expand import Expand, ExpandConfig
+from everclip.methods._passes import Passes
 
 
 class DerExpand(Expand):
@@ -41,6 +42,14 @@ class DerExpand(Expand):
         parameters="an image tower a task after the first; a head on the features of all; an auxiliary head",
         state="those towers and heads",
         passes="1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each an epoch",
+    )
+    passes = Passes(
+        lambda stage: (1.0, float(stage)),
+        "none",
+        after=(0.0, 1.0),
+        read=lambda stage: stage + 1.0,
+        frozen=float,
+        saved=float,
     )
 
     def own_part(self, clip: Clip) -> nn.Module:

@@ -36,6 +36,7 @@ from everclip.methods import _fisher
 from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task, to_device
 from everclip.methods._classify import Classify, HeadConfig, LabelsConfig
 from everclip.methods._head import columns
+from everclip.methods._passes import Passes
 from everclip.methods._weights import Kept, tower_weights, value
 
 _HEAD = "head of the method: "
@@ -78,6 +79,7 @@ class Ewc(Kept, Classify):
         " takes 1 more an image after the task, one by one unless method.fisher=batch",
         memory="trains on exemplars beside new images; published without: memory.budget=0",
     )
+    passes = Passes(text="seen", after=(1.0, 0.0), anchored=2)
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from everclip.methods._base import Cost
 from everclip.methods._classify import Classify, HeadConfig, LabelsConfig
+from everclip.methods._passes import Passes
 
 
 class Finetune(Classify):
@@ -28,3 +29,4 @@ class Finetune(Classify):
         parameters="none; a linear head with method.head=linear",
         passes="1 of the image tower; 1 of the text tower for each class seen, none with a linear head",
     )
+    passes = Passes(text="seen")

@@ -33,6 +33,7 @@ from everclip.losses.distill import distillation
 from everclip.losses.longtail import balanced_distillation, effective_weights
 from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods._head import Head, HeadClassifier, HeadInit
+from everclip.methods._passes import Passes
 
 
 class Foster(Method):
@@ -61,6 +62,13 @@ class Foster(Method):
         parameters="a linear head; from the second task on two more, for boosting",
         state="the heads",
         passes="1 of the image tower, and after the first task 1 of a frozen copy (boosting) and 2 (compression)",
+    )
+    passes = Passes(
+        lambda stage: (2.0, 3.0) if stage else (1.0, 0.0),
+        "none",
+        after=(0.0, 1.0),
+        frozen=lambda stage: 2.0,
+        saved=lambda stage: 1.0,
     )
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

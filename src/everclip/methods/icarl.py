@@ -32,6 +32,7 @@ from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task, to_device
 from everclip.methods._head import Classifier, Head, HeadClassifier, HeadInit, columns
+from everclip.methods._passes import Passes, teacher
 
 
 class NearestMean(Classifier):
@@ -74,6 +75,7 @@ class Icarl(Method):
         passes="1 of the image tower, and 1 of its frozen copy after the first task",
         memory="trains on exemplars beside new images, and classifies by them",
     )
+    passes = Passes(teacher(), "none", after=(0.0, 1.0))
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

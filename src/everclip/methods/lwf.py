@@ -25,6 +25,7 @@ from everclip.data.images import ImageSet
 from everclip.methods import _reference
 from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
 from everclip.methods._distilling import Distilling, DistillingConfig
+from everclip.methods._passes import Passes, teacher
 
 
 class Lwf(Distilling):
@@ -43,6 +44,7 @@ class Lwf(Distilling):
         " each class at hand; the copied tower is gone when the task ends",
         memory="trains on exemplars beside new images; published without: memory.budget=0",
     )
+    passes = Passes(teacher(), "seen")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -24,7 +24,11 @@ from torch import Tensor, nn
 
 from everclip.methods._base import Clip, Cost, Task
 from everclip.methods._expand import Expand, ExpandConfig
+from everclip.methods._passes import Passes
 from everclip.models.split import Split
+
+OWN = 1 / 12
+"""Share of a tower that is a task's own, as for one of twelve blocks: what the estimates count with."""
 
 
 class Memo(Expand):
@@ -48,6 +52,12 @@ class Memo(Expand):
         parameters="last blocks for each task after the first; a head on the features of all; an auxiliary head",
         state="those blocks and heads",
         passes="1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many an epoch",
+    )
+    passes = Passes(
+        lambda stage: (OWN, 1 - OWN + stage * OWN) if stage else (1.0, 0.0),
+        "none",
+        after=(0.0, 1.0),
+        read=lambda stage: 1 + stage * OWN,
     )
     _split: Split
 

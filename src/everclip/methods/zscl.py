@@ -29,6 +29,7 @@ from everclip.data.images import ImageSet
 from everclip.methods import _reference
 from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
 from everclip.methods._distilling import Distilling, DistillingConfig
+from everclip.methods._passes import Passes
 from everclip.methods._weights import Average, Kept, tower_weights, value
 
 
@@ -69,6 +70,7 @@ class Zscl(Kept, Distilling):
         " 1 of the text tower for each class at hand",
         memory="trains on exemplars beside new images; published without: memory.budget=0",
     )
+    passes = Passes(lambda stage: (2.0, 0.0), "seen")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

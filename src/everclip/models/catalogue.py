@@ -49,6 +49,7 @@ class Costs:
         image_parameters, text_parameters: of each tower.
         activations: numbers that training keeps for the backward pass of one image, of one prompt.
         convolutional: whether the image tower is; such towers come less near to a machine's matrix products.
+        blocks: of each tower, as ``tune=top:K`` counts them.
     """
 
     image_flops: float
@@ -57,6 +58,7 @@ class Costs:
     text_parameters: int
     activations: tuple[float, float]
     convolutional: bool = False
+    blocks: tuple[int, int] = (12, 12)
 
     @property
     def parameters(self) -> int:
@@ -92,14 +94,14 @@ _CATALOGUE = (
     ModelInfo("ViT-bigG-14:laion2b_s39b_b160k", 2539.6, 224, 80.09, 87.52),
 )
 
-# image and text tower: operations at the model's own size, parameters; convolutional towers keep about as many numbers
-# for an image as _KEPT_PER_OPERATION says
+# image and text tower: operations at the model's own size, parameters, blocks; convolutional towers keep about as many
+# numbers for an image as _KEPT_PER_OPERATION says
 _OTHERS = {
-    LITE: (0.768e9, 0.173e9, 3_371_008, 23_949_825, True),
-    "RN50": (12.22e9, 5.96e9, 38_316_896, 63_690_241, True),
-    "convnext_base_w": (40.11e9, 9.27e9, 88_221_824, 91_163_521, True),
-    "convnext_large_d_320": (140.25e9, 17.73e9, 199_770_816, 152_001_793, True),
-    "EVA02-B-16": (35.13e9, 5.96e9, 86_263_040, 63_428_097, False),
+    LITE: (0.768e9, 0.173e9, 3_371_008, 23_949_825, (7, 6), True),
+    "RN50": (12.22e9, 5.96e9, 38_316_896, 63_690_241, (4, 12), True),
+    "convnext_base_w": (40.11e9, 9.27e9, 88_221_824, 91_163_521, (4, 12), True),
+    "convnext_large_d_320": (140.25e9, 17.73e9, 199_770_816, 152_001_793, (4, 16), True),
+    "EVA02-B-16": (35.13e9, 5.96e9, 86_263_040, 63_428_097, (12, 12), False),
 }
 _KEPT_PER_OPERATION = 1 / 300
 _KEPT_PER_TOKEN = 16
@@ -134,10 +136,10 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
     name = spec.partition(":")[0]
     if name in _OTHERS and (name == LITE or ":" in spec):
         own = next(info.image_size for info in _CATALOGUE if info.name.partition(":")[0] == name)
-        image, text, image_parameters, text_parameters, convolutional = _OTHERS[name]
+        image, text, image_parameters, text_parameters, blocks, convolutional = _OTHERS[name]
         image *= ((image_size or own) / own) ** 2
         kept = (image * _KEPT_PER_OPERATION, text * _KEPT_PER_OPERATION)
-        return Costs(image, text, image_parameters, text_parameters, kept, convolutional)
+        return Costs(image, text, image_parameters, text_parameters, kept, convolutional, blocks)
     config = flops.named(name) if name != "local-dir" else None
     config = config or _saved(Path(spec.removeprefix("local-dir:")).expanduser())
     found = flops.towers(config, image_size) if config else None
@@ -145,7 +147,10 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
         return None
     kept = [_KEPT_PER_TOKEN * tower.tokens * tower.width * tower.layers for tower in found]
     image, text = found
-    return Costs(image.flops, text.flops, image.parameters, text.parameters, (kept[0], kept[1]))
+    blocks = (image.layers, text.layers)
+    return Costs(
+        image.flops, text.flops, image.parameters, text.parameters, (kept[0], kept[1]), blocks=blocks
+    )
 
 
 def _saved(folder: Path) -> Mapping[str, Any] | None:

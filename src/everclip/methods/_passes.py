@@ -1,0 +1,44 @@
+"""What a method asks of the towers, in numbers: from it the time and the memory of a run are estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+Text = Literal["batch", "seen", "none"]
+Stage = Callable[[int], float]
+"""A number for each stage, counted from 0."""
+
+
+class Passes(NamedTuple):
+    """Passes of the towers, and what is kept beside the model.
+
+    Args:
+        towers: stage -> (passes with gradient, passes without) an image and epoch.
+        text: prompts of a step: the classes of the batch, all seen, none.
+        after: (with gradient, without) a new image once the task is learned: a Fisher matrix, features to choose by.
+        read: stage -> image towers that a prediction takes.
+        views: pictures made of each image of a batch.
+        frozen: stage -> image towers held without gradient beside the trained one; None: as many as ``towers`` passes
+            without gradient, at most one.
+        saved: stage -> image towers in a checkpoint beside the model.
+        anchored: numbers held and saved for each parameter that trains.
+    """
+
+    towers: Callable[[int], tuple[float, float]] = lambda stage: (1.0, 0.0)
+    text: Text = "batch"
+    after: tuple[float, float] = (0.0, 0.0)
+    read: Stage = lambda stage: 1.0
+    views: int = 1
+    frozen: Stage | None = None
+    saved: Stage = lambda stage: 0.0
+    anchored: int = 0
+
+    def held(self, stage: int) -> float:
+        """Image towers held without gradient."""
+        return self.frozen(stage) if self.frozen else min(1.0, self.towers(stage)[1])
+
+
+def teacher(views: int = 1) -> Callable[[int], tuple[float, float]]:
+    """As many views through the model, and from the second task on through the one before."""
+    return lambda stage: (float(views), float(views * (stage > 0)))
