@@ -202,6 +202,13 @@ def test_a_dump_loads_to_an_equal_config(tmp_path: Path, tokens: list[str]) -> N
 
 def test_the_same_run_whatever_its_folder() -> None:
     assert same_run(load_config(["out=a"]), load_config([]))
+    how = [
+        "trackers=tensorboard",
+        "checkpoint.every=steps:5",
+        "checkpoint.keep=1",
+        "distributed.gather=light",
+    ]
+    assert same_run(load_config(how), load_config([]))
     assert not same_run(load_config(["seed=1"]), load_config([]))
     assert not same_run(load_config(["method.tau=1"]), load_config([]))
     assert len(configs.config_hash(load_config([]))) == 16

@@ -39,14 +39,9 @@ class _RunLog(logging.FileHandler):
 
 
 def _difference(before: Config, now: Config) -> str:
-    """The first key in which two configs ask for different runs, with both values; empty where there is none.
-
-    Where a run is written, how often it is saved, who is told of it and how processes share it changes nothing of
-    what it computes.
-    """
-    old, new = configs.dotted(before.model_dump()), configs.dotted(now.model_dump())
-    same = ("out", "checkpoint.every", "checkpoint.keep", "trackers", "distributed.gather")
-    different = [key for key in old | new if key not in same and old.get(key) != new.get(key)]
+    """The first key in which two configs ask for different runs, with both values; empty where there is none."""
+    old, new = (configs.dotted(configs.essence(config).model_dump()) for config in (before, now))
+    different = [key for key in old | new if old.get(key) != new.get(key)]
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
+from everclip.config import CARRIED_OUT
 from everclip.errors import UserError, suggest
 from everclip.runs import Finished, natural
 
@@ -23,7 +24,7 @@ REFERENCES = ("zero_shot", "joint")
 ANY = object()
 """The value of a key that makes no difference to a run."""
 
-HOW = ("out", "device", "tuned_on", "trackers", "loader.", "checkpoint.", "distributed.")
+HOW = (*CARRIED_OUT, "device", "tuned_on", "loader.")
 """Beginnings of the keys that say how a run is carried out, not what it computes."""
 
 _PRETRAINED = {

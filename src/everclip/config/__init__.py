@@ -28,12 +28,14 @@ from everclip.config.sources import Layer, config_path, is_override, merge, over
 from everclip.errors import UserError
 
 __all__ = [
+    "CARRIED_OUT",
     "Config",
     "MethodChoice",
     "MethodConfig",
     "config_hash",
     "dotted",
     "dump",
+    "essence",
     "known_keys",
     "load_config",
     "method_class",
@@ -91,9 +93,19 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+CARRIED_OUT = ("out", "trackers", "checkpoint", "distributed")
+"""Where a run is written, who is told of it, how often it is saved and how processes share it: none of it changes what
+is computed."""
+
+
+def essence(config: Config) -> Config:
+    """The config with the defaults of ``CARRIED_OUT``: two that are equal ask for the same run."""
+    return config.model_copy(update={key: getattr(Config(), key) for key in CARRIED_OUT})
+
+
 def config_hash(config: Config) -> str:
-    """16 hexadecimal digits of everything but ``out`` and ``trackers``, which change nothing of what is computed."""
-    text = tomli_w.dumps(written(config.model_copy(update={"out": None, "trackers": []})))
+    """16 hexadecimal digits of the config's essence."""
+    text = tomli_w.dumps(written(essence(config)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,9 +17,8 @@ from typing import Any
 import tomli_w
 
 from everclip import estimate, plugins
-from everclip.config import Config, config_hash, load_config, resolve
+from everclip.config import Config, config_hash, essence, load_config, resolve
 from everclip.config.fields import shown
-from everclip.config.models import Checkpoint
 from everclip.config.sources import is_override
 from everclip.errors import UserError
 
@@ -105,7 +104,7 @@ class Grid:
 
 
 def content(config: Config) -> Config:
-    """A resolved config without what makes no difference: where it is written, the memory of what keeps none.
+    """The essence of a resolved config, with the memory of a method that keeps none as if it were not asked for.
 
     Raises:
         UserError: the method refuses its options.
@@ -113,8 +112,7 @@ def content(config: Config) -> Config:
     kept, _ = estimate.exemplars(config)
     policy = "method" if kept == 0 or config.memory.policy in ("all", "none") else config.memory.policy
     memory = config.memory.model_copy(update={"budget": kept, "policy": policy})
-    how = {"out": None, "trackers": [], "checkpoint": Checkpoint()}
-    return config.model_copy(update=how | {"memory": memory})
+    return essence(config).model_copy(update={"memory": memory})
 
 
 def content_key(config: Config) -> str:
