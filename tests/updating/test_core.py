@@ -103,6 +103,17 @@ def test_one_new_class_is_enough(toy: str, tmp_path: Path) -> None:
     assert made.state.known.names == ("red", "yellow", "blue")
 
 
+def test_a_model_without_classes_may_stay_as_it_is(toy: str, tmp_path: Path) -> None:
+    state = begin(toy)
+    made = updated(state, colours(tmp_path / "warm", WARM), method="nothing")
+    again = written(made, state, tmp_path / "v1")
+    assert again.model is not None
+    weights = state.frozen.class_embeddings(["red", "yellow"], state.known.templates)
+    pixels = state.frozen.normalise(BLANK)
+    expected = state.frozen.encode_image(pixels) @ weights.T * state.frozen.logit_scale.exp()
+    assert np.allclose(again.model.logits(BLANK), expected.detach().numpy(), atol=1e-4)
+
+
 def test_check_images_are_not_in_what_is_compared_on_them(toy: str, tmp_path: Path) -> None:
     state = begin(toy)
     new = colours(tmp_path / "warm", WARM)

@@ -1,6 +1,6 @@
 """The candidates of an update, each with its scores on the check images.
 
-nothing         the deployed model; where its text tower classifies, asked for the new names too
+nothing         the deployed model; where its text tower classifies, or has no class yet, asked for the new names too
 means           class means of frozen features (method ncm)
 ridge           ridge regression on frozen features (method ridge)
 trained         both towers trained on the new images and the exemplars
@@ -81,8 +81,7 @@ class Trial:
 
 def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candidate]:
     """All of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
-    if trial.state.model is not None:
-        yield nothing(trial)
+    yield nothing(trial)
     yield solved(trial, "means", {"name": "ncm"}, "class means")
     unseen = bool((~trial.checked.learned).any())
     options: dict[str, Any] = {"name": "ridge", "prior": trial.decision.prior}
@@ -94,21 +93,21 @@ def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candid
 
 
 def nothing(trial: Trial) -> Candidate:
-    """The deployed model."""
+    """The deployed model; of one that knows no class its text tower."""
     begin, state = time.perf_counter(), trial.state
-    model = state.model
-    assert model is not None
-    wide = model
-    if model.reads_text:
+    model, detail = state.model, "as deployed"
+    if model is None:
+        wide = text_form(state.spec, trial.known, state.frozen, "zero_shot")
+        detail = "the text tower, asked for the names"
+    elif model.reads_text:
         wide = text_form(state.spec, trial.known, model.encoder, _method(model))
+        detail = "as deployed, the text tower asked for the new names"
+    else:
+        wide = model
     found = scores(wide, trial.checks.images, trial.pixels)
     lacking = len(trial.known.names) - found.shape[1]
     padded = np.pad(found, ((0, 0), (0, lacking)), constant_values=-np.inf)
-    detail = (
-        "as deployed, the text tower asked for the new names" if model.reads_text and lacking == 0 else ""
-    )
-    seconds = time.perf_counter() - begin
-    return Candidate("nothing", padded, lambda: wide, seconds, lacking == 0, None, detail or "as deployed")
+    return Candidate("nothing", padded, lambda: wide, time.perf_counter() - begin, lacking == 0, None, detail)
 
 
 def _method(model: Deployed) -> str:
