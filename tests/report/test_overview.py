@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from everclip.metrics.stats import interval
 from everclip.report import build as module
 from everclip.report.build import build, collect, write
+from everclip.report.maps_figure import forgotten
 from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
 from tests.report.test_find import unfinished
@@ -279,3 +281,14 @@ def test_100_runs_weigh_less_than_2_mb(tmp_path: Path) -> None:
     page = build([tmp_path], tmp_path / "r.html")
     assert page.stat().st_size < 2_000_000
     assert "100 runs" in Page(page.read_text(encoding="utf-8")).text
+
+
+def test_forgetting_is_against_the_best_earlier_accuracy() -> None:
+    rng = random.Random(0)
+    matrix = [[rng.random() if i <= t + 1 else None for i in range(6)] for t in range(6)]
+    matrix[3][2] = None
+    for t, row in enumerate(forgotten(matrix)):
+        for i, found in enumerate(row):
+            earlier = [value for s in range(i, t) if (value := matrix[s][i]) is not None]
+            now = matrix[t][i]
+            assert found == (max(earlier) - now if earlier and now is not None else None)

@@ -217,6 +217,19 @@ def test_one_task_and_no_class_weights(tmp_path: Path) -> None:
     assert "on average since their best" not in page.text
 
 
+def test_hundreds_of_tasks_are_drawn_by_a_sample_of_them(tmp_path: Path) -> None:
+    results = write_run(tmp_path / "long", tasks=150, per_task=1, steps=150)
+    html = build([tmp_path / "long"], tmp_path / "r.html").read_text()
+    assert len(html) < 2_000_000
+    page = Page(html)
+    header, _, *stages, _ = page.csv("-matrix.csv")
+    places = [results["tasks"].index(name) for name in header[1:-1]]
+    assert len(places) == 60
+    assert {places[0], places[-1]} == {0, 149}
+    assert [stages[-1][k + 1] for k in (0, 59)] == [str(results["matrix"][-1][i]) for i in (0, 149)]
+    assert "60 of 150 tasks are drawn" in page.text
+
+
 def test_several_runs_and_what_was_left_out(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / name, tasks=2, per_task=4, steps=20)

@@ -59,14 +59,12 @@ def forgetting_maps(setting: Setting) -> Figure | None:
 def forgotten(matrix: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
     """F[t, i] = max over s < t of R[s, i], minus R[t, i] (Chaudhry et al. 2018); None before task i is old."""
     rows: list[list[float | None]] = []
+    best: dict[int, float] = {}
     for t, row in enumerate(matrix):
-        best = [[m for s in range(i, t) if (m := matrix[s][i]) is not None] for i in range(len(row))]
-        rows.append(
-            [
-                max(b) - now if b and now is not None and i < t else None
-                for i, (b, now) in enumerate(zip(best, row, strict=True))
-            ]
-        )
+        rows.append([best[i] - now if i in best and now is not None else None for i, now in enumerate(row)])
+        for i, now in enumerate(row[: t + 1]):
+            if now is not None:
+                best[i] = max(now, best.get(i, now))
     return rows
 
 

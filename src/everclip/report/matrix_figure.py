@@ -6,6 +6,7 @@ Cividis is perceptually uniform and reads the same with every kind of colour bli
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,19 +26,53 @@ from everclip.report.svg import (
     text_width,
 )
 
+MOST = 60
+"""Tasks drawn; of more, as many evenly spaced ones: a thousand tasks would be a million cells."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What of a run is drawn; ``places`` are the indices of its tasks."""
+
+    places: list[int]
+    tasks: list[str]
+    matrix: list[list[float | None]]
+    accuracy: list[float]
+    forgetting: list[float | None]
+    base: list[float]
+
+    @classmethod
+    def of(cls, run: RunData) -> _Shown:
+        count, done = len(run.tasks), len(run.matrix)
+        places = sorted({*np.linspace(0, count - 1, min(count, MOST)).round().astype(int).tolist(), done - 1})
+        stages = [place for place in places if place < done]
+        base = run.results.get("zero_shot_per_task") or []
+        return cls(
+            places,
+            [run.tasks[i] for i in places],
+            [[run.matrix[t][i] for i in places] for t in stages],
+            [run.accuracy[t] for t in stages],
+            [run.forgetting[i] for i in places],
+            [base[i] for i in places] if base else [],
+        )
+
 
 def matrix(run: RunData, prefix: str) -> Figure | None:
     """R[t, i] with the zero-shot row above and forgetting beneath."""
     if not run.matrix:
         return None
+    shown = _Shown.of(run)
 
     def draw(width: float, ident: str) -> Canvas:
-        return _Heatmap(run, width, ident).draw()
+        return _Heatmap(shown, width, ident).draw()
 
-    base = run.results.get("zero_shot_per_task")
-    rows: list[list[object]] = [["zero-shot", *base, ""]] if base else []
-    rows += [[f"after {run.tasks[t]}", *row, run.accuracy[t]] for t, row in enumerate(run.matrix)]
-    rows.append(["forgetting", *run.forgetting, ""])
+    rows: list[list[object]] = [["zero-shot", *shown.base, ""]] if shown.base else []
+    rows += [
+        [f"after {task}", *row, all_]
+        for task, row, all_ in zip(shown.tasks, shown.matrix, shown.accuracy, strict=False)
+    ]
+    rows.append(["forgetting", *shown.forgetting, ""])
+    left_out = len(run.tasks) - len(shown.tasks)
     return Figure(
         "matrix",
         "Accuracy per task after each task",
@@ -45,18 +80,23 @@ def matrix(run: RunData, prefix: str) -> Figure | None:
         " classes learned by then). Outlined: the task just learned. Italic: a task not learned yet, measured"
         " one ahead."
         " Bottom row: points lost since the task's best earlier accuracy."
-        + (" Top row: the pretrained model, each task among the classes up to it." if base else ""),
+        + (" Top row: the pretrained model, each task among the classes up to it." if shown.base else "")
+        + (
+            f" {len(shown.tasks)} of {len(run.tasks):,} tasks are drawn; matrix.csv of the run has all."
+            if left_out
+            else ""
+        ),
         *both(draw, prefix, "matrix"),
-        csv_text(["stage", *run.tasks, "all_seen"], rows),
+        csv_text(["stage", *shown.tasks, "all_seen"], rows),
     )
 
 
 class _Heatmap:
     """Geometry and drawing of the matrix figure."""
 
-    def __init__(self, run: RunData, width: float, ident: str) -> None:
+    def __init__(self, run: _Shown, width: float, ident: str) -> None:
         self.run, self.wide = run, width == WIDE
-        self.base: list[float] | None = run.results.get("zero_shot_per_task")
+        self.base = run.base
         tasks = len(run.tasks)
         labels = [*(self._row_label(t) for t in range(tasks)), "forgetting", "zero-shot"]
         self.left = 12 + min(190.0, max(text_width(label) for label in labels)) if self.wide else 80.0
@@ -79,11 +119,11 @@ class _Heatmap:
         )
 
     def _column(self, i: int) -> str:
-        name = self.run.tasks[i]
-        return f"{i + 1}" if name == f"task {i + 1}" else name
+        name, number = self.run.tasks[i], self.run.places[i] + 1
+        return f"{number}" if name == f"task {number}" else name
 
     def _row_label(self, t: int) -> str:
-        return f"after {self.run.tasks[t]}" if self.wide else f"after {t + 1}"
+        return f"after {self.run.tasks[t]}" if self.wide else f"after {self.run.places[t] + 1}"
 
     def x(self, i: int) -> float:
         return self.left + i * self.cell
