@@ -65,7 +65,7 @@ def _table(there: Mapping[str, Json]) -> list[str]:
     ]
     pretrained = max(row["zero_shot"] for choice, row in there.items() if choice in FROZEN)
     for choice, row in there.items():
-        lost = "–" if row["forgetting"] is None else f"{100 * row['forgetting']:.1f}"
+        lost = "–" if row["forgetting"] is None else f"{100 * row['forgetting']:z.1f}"
         average = "–" if len(row["updates"]) == 1 else f"{100 * row['average']:.1f}"
         kept = 100 * row["zero_shot"] / pretrained
         lines.append(
@@ -80,13 +80,17 @@ def _said(there: Mapping[str, Json]) -> list[str]:
     if "auto" not in there or not fixed:
         return []
     best = max(fixed, key=lambda choice: fixed[choice]["last"])
+    mean = max(fixed, key=lambda choice: fixed[choice]["average"])
+    short = 100 * (fixed[mean]["average"] - there["auto"]["average"])
     behind = 100 * (fixed[best]["last"] - there["auto"]["last"])
     chosen = [row["chosen"] for row in there["auto"]["updates"]]
     counts = ", ".join(f"{name} {chosen.count(name)} times" for name in dict.fromkeys(chosen))
-    return [
-        "",
-        f"The automatic choice kept {counts}. The best fixed choice that was run is {best}; the automatic one is"
-        f" {abs(behind):.1f} points {'behind' if behind > 0 else 'ahead'}."
-        if abs(behind) > 0.05
-        else f"The automatic choice kept {counts}, and ends where the best fixed choice that was run does ({best}).",
-    ]
+    line = f"The automatic choice kept {counts}. "
+    if abs(behind) > 0.05:
+        way = "behind" if behind > 0 else "ahead"
+        line += f"The best fixed choice is {best}; the automatic one ends {abs(behind):.1f} points {way}."
+    else:
+        line += f"It ends where the best fixed choice does ({best})."
+    if short > 0.05:
+        line += f" On average over the updates {mean} is {short:.1f} points better."
+    return ["", *textwrap.wrap(line, 118, break_on_hyphens=False)]
