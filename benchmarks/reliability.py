@@ -168,8 +168,8 @@ def _numbers(done: Sequence[Row]) -> list[str]:
     )
     for row in by_goal["R12"]:
         lines.append(
-            f"- R12: resident memory grew by {row.get('growth', 0):.1%} from a tenth of the stages on; open files"
-            f" {row.get('open_files')}."
+            f"- R12: resident memory grew by {row.get('growth', 0):.1%} from a tenth of the stages to the last, to"
+            f" {row.get('at_end', 0) / 1e9:.2f} GB while the page was drawn; open files {row.get('open_files')}."
         )
     return lines
 

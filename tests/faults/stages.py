@@ -19,7 +19,7 @@ from tests.faults.forks import ROOT
 Row = dict[str, Any]
 
 GROWTH = 0.1
-"""Most that the resident memory may grow, as a share, from a tenth of the stages on; results are in it."""
+"""Most that the resident memory may grow, as a share, from a tenth of the stages to the last; results are in it."""
 
 
 def stages(folder: Path, model: Path, count: int, every: float = 0.5) -> Row:
@@ -69,13 +69,14 @@ def _look(pid: int) -> tuple[int, int] | None:
 
 
 def _judged(code: int, count: int, looks: Sequence[tuple[int, int, int]]) -> Row:
-    late = [look for look in looks if look[0] > count / 10]
+    late = [look for look in looks if count / 10 < look[0] < count]
     if code or len(late) < 2:
         return {"ok": False, "why": f"exit {code}, {len(late)} looks"}
     first, last = late[0], max(late, key=lambda look: look[1])
     files = [look[2] for look in late]
     row = {
         "stages": count,
+        "at_end": max(look[1] for look in looks),  # while the results are written and the page is drawn
         "resident_bytes": {str(done): size for done, size, _ in late[:: max(1, len(late) // 10)]},
         "growth": round(last[1] / first[1] - 1, 4),
         "open_files": [min(files), max(files)],
