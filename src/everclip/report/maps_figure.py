@@ -155,7 +155,7 @@ class _Maps:
                 if value is not None:
                     text = f"{100 * value:.0f}".replace("-", "−")
                     place = (x + cell * (i + 0.5), y + high * (t + 0.5) + 4)
-                    canvas.text(*place, "0" if text == "−0" else text, _ink(rgba[t, i]), "middle")
+                    canvas.text(*place, "0" if text == "−0" else text, _ink(rgba[t, i]))
 
     def _legend(self, canvas: Canvas, y: float) -> None:
         ident, (low, high) = f"{canvas.ident}-scale", self.scale.ends
@@ -181,8 +181,8 @@ def _ink(rgba: NDArray[np.uint8]) -> str:
     """Text on a cell: the page's own colour where the cell lets the page through."""
     red, green, blue, opacity = (int(value) for value in rgba)
     if opacity < 255:
-        return "small"
-    return "small ondark" if 0.3 * red + 0.59 * green + 0.11 * blue < 125 else "small onlight"
+        return "cell"
+    return "cell ondark" if 0.3 * red + 0.59 * green + 0.11 * blue < 125 else "cell onlight"
 
 
 def _diverging(place: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -125,7 +125,8 @@ class _Page:
             (float(turn[1]), float(turn[2])) if turn else (float(element.get(key, 0)) for key in ("x", "y"))
         )
         length = size * sum(font.advance(ord(letter)) for letter in text)
-        start = {"end": -length, "middle": -length / 2}.get(element.get("text-anchor", ""), 0.0)
+        anchor = element.get("text-anchor") or style.get("text-anchor", "")
+        start = {"end": -length, "middle": -length / 2}.get(anchor, 0.0)
         a, b = _turned(float(turn[3])) if turn else (1.0, 0.0)
         self.out.append(f"{a:.4f} {b:.4f} {-b:.4f} {a:.4f} {x:.2f} {y:.2f} cm")
         if style.get("stroke", "none") != "none":  # the light halo that keeps text readable on top of lines

@@ -20,6 +20,7 @@ svg.fig text.dim { fill: var(--dim, #5b6570); }
 svg.fig text.strong { font-weight: 650; }
 svg.fig text.halo { paint-order: stroke; stroke: var(--page, #fff); stroke-width: 5px; }
 svg.fig text.small { font-size: 10.5px; }
+svg.fig text.cell { font-size: 10.5px; text-anchor: middle; }
 svg.fig text.onlight { fill: #111; }
 svg.fig text.ondark { fill: #fff; }
 svg.fig text.onpage { fill: var(--page, #fff); }
