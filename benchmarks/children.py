@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,20 @@ class Child:
     errors: str
 
 
-def python(words: Sequence[str], code: int = 0) -> Child:
-    """``python WORDS`` on one thread. Raises RuntimeError where it ends with another exit code than ``code``."""
+def python(words: Sequence[str], code: int = 0, source: Path | None = None) -> Child:
+    """``python WORDS`` on one thread. Raises RuntimeError where it ends with another exit code than ``code``.
+
+    Args:
+        source: the folder that the package is taken from; None: the installed one.
+    """
+    path = {} if source is None else {"PYTHONPATH": str(source)}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         begin = time.perf_counter()
         child = subprocess.Popen(
             [sys.executable, *words],
             stdout=output,
             stderr=errors,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | path | {"OMP_NUM_THREADS": "1"},
         )
         _, status, usage = os.wait4(child.pid, 0)
         wall = time.perf_counter() - begin

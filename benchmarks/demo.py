@@ -1,11 +1,13 @@
 """What makes the demo (`everclip train`) faster, and what that does to its accuracy.
 
-    python -m benchmarks.demo --out runs/demo [--variants full image ...] [--seeds 0 1 2]
+    git worktree add runs/before 33e9b57
+    python -m benchmarks.demo --out runs/demo --before runs/before [--variants before full ...] [--seeds 0 1 2]
 
 Whole runs of the offline default, GDRO with `lite` on the emoji pictures, each a process of its own on one thread: all
-variants of a seed in turn, then the next seed. Seconds are the processor's, of the whole command: imports, tests,
-checkpoints and report are in it. A run whose line is in DIR/runs.jsonl is not run again. Ratios are medians over the
-seeds against the first variant; the last line is one JSON object.
+variants of a seed in turn, then the next seed. ``before`` is the default of another version, whose checkout is named.
+Seconds are the processor's, of the whole command: imports, tests, checkpoints and report are in it. A run whose line is
+in DIR/runs.jsonl is not run again. Ratios are medians over the seeds against the first variant; the last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -21,21 +23,24 @@ from benchmarks.children import python
 from benchmarks.jobs import machine
 
 VARIANTS = {
+    "before": [],
     "full": ["tune=full"],
     "image": ["tune=image"],
+    "top4": ["tune=top:4", "cache.views=8"],
+    "top4_four": ["tune=top:4", "cache.views=8", "train.epochs=4"],
+    "top3": ["tune=top:3", "cache.views=8"],
     "top2": ["tune=top:2", "cache.views=4"],
-    "top2_fast": ["tune=top:2", "cache.views=4", "train.lr=6e-4", "train.lr_text=4e-5"],
-    "top3_fast": ["tune=top:3", "cache.views=4", "train.lr=6e-4", "train.lr_text=4e-5"],
-    "short": ["train.epochs=2", "train.lr=2e-4"],
+    "short": ["train.epochs=3", "train.lr=4e-4", "train.lr_text=3e-5"],
 }
 
 
-def run(name: str, seed: int, out: Path) -> dict[str, Any]:
+def run(name: str, seed: int, out: Path, before: Path | None) -> dict[str, Any]:
     """One run's line."""
     folder = out / f"{name}_{seed}"
     shutil.rmtree(folder, ignore_errors=True)  # left by a benchmark that was stopped
     words = [*VARIANTS[name], f"seed={seed}", "device=cpu", f"out={folder}", "--json"]
-    child = python(["-m", "everclip", "train", *words])
+    source = before / "src" if name == "before" and before else None
+    child = python(["-m", "everclip", "train", *words], source=source)
     results = json.loads(child.output)
     shutil.rmtree(folder)
     row = {"variant": name, "seed": seed, "last": results["last"], "average": results["average"]}
@@ -48,16 +53,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--variants", nargs="+", default=["full", "image"], choices=VARIANTS)
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--variants", nargs="+", default=["full", "top4"], choices=VARIANTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     wanted = parser.parse_args()
+    if "before" in wanted.variants and wanted.before is None:
+        parser.error("--variants before: give --before, a checkout of the version to compare with")
     wanted.out.mkdir(parents=True, exist_ok=True)
     file = wanted.out / "runs.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in wanted.seeds:
         for name in wanted.variants:
             if not any((row["variant"], row["seed"]) == (name, seed) for row in rows):
-                rows.append(run(name, seed, wanted.out))
+                rows.append(run(name, seed, wanted.out, wanted.before))
                 with file.open("a") as lines:
                     lines.write(json.dumps(rows[-1]) + "\n")
                 print(rows[-1], flush=True)
