@@ -184,6 +184,32 @@ def test_bf16_on_kept_views(method: str, tmp_path: Path, words: list[str]) -> No
     assert results["precision"] == "bf16"
 
 
+def test_bf16_computes_the_rows_that_train_and_no_others(
+    tmp_path: Path, words: list[str], kept: list[Activations]
+) -> None:
+    tokens = [*words, *ON, "method=gdro", "train.steps=1", "train.epochs=none"]
+    for kind in ("fp32", "bf16"):
+        run(tmp_path / kind, *tokens, f"train.precision={kind}")
+    found: list[list[Tensor]] = []
+    for cache in kept:
+        for part in cache.parts:
+            cache.fill(part)
+        found.append([cache.load(part)[0].float() for part in cache.parts])
+    (train, test), (train_bf16, test_bf16) = found
+    assert torch.equal(test, test_bf16)
+    assert 1e-4 < (train_bf16 - train).norm() / train.norm() < 2e-2
+
+
+def test_bf16_above_kept_rows_is_as_without(tmp_path: Path, words: list[str]) -> None:
+    tokens = [*words, "method=gdro", "train.precision=bf16", "train.augment=none", "tune=top:1"]
+    losses = []
+    for trunk in ("off", "on"):
+        run(tmp_path / trunk, *tokens, f"cache.trunk={trunk}")
+        lines = logged(tmp_path / trunk)
+        losses.append([sum(line["loss"].values()) for line in lines if line["event"] == "step"])
+    assert losses[1] == pytest.approx(losses[0], rel=3e-2, abs=3e-2)
+
+
 def test_wherever_rows_are_kept_a_run_is_the_same(
     tmp_path: Path, words: list[str], kept: list[Activations], monkeypatch: pytest.MonkeyPatch
 ) -> None:

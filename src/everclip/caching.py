@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from everclip.data.views import SCHEME
 from everclip.errors import UserError
 from everclip.machine import free_memory
 from everclip.methods._base import Method
-from everclip.models import _cache, tuning, zoo
+from everclip.models import _cache, precision, tuning, zoo
 from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.progress import Progress
@@ -92,6 +94,8 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
                 raise
     if config.cache.trunk == "off" or not method.trains:
         return
+    if clip.trunk is not None:  # auto is settled at the first step, after the first rows
+        clip.trunk.bf16 = config.train.precision == "bf16" and not clip.trunk.vectors
     clip.keep_features()
     kind, _, number = config.tune.partition(":")
     if kind == "top":
@@ -195,10 +199,20 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         config.loader.workers,
     )
     activations = None
-    if rows is not None and size is not None:
+    if rows is not None and size is not None and clip.trunk is not None:
         views = config.cache.views if plan.method.trains else 1
         begin = _shown(progress, "computing what is kept of the images")
-        activations = Activations(pixels, clip.normalise, rows, views, [train, test], size.rows, begin)
+        training = partial(precision.training, clip, "bf16") if clip.trunk.bf16 else nullcontext
+        activations = Activations(
+            pixels,
+            clip.normalise,
+            rows,
+            views,
+            [train, test],
+            size.rows,
+            begin,
+            training,
+        )
     light = config.distributed.gather == "light"
     return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations, light)
 
@@ -271,7 +285,7 @@ def _about(clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
         "images": fingerprint(parts),
         "device": clip.device.type,
         "torch": torch.__version__,
-    }
+    } | ({"training": "bf16"} if clip.trunk.bf16 else {})
 
 
 def _name(about: dict[str, Any]) -> str:

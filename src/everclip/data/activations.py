@@ -8,6 +8,7 @@ whichever stage, run or resume it was first asked for in.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,6 +49,7 @@ class Activations:
         parts: all images of the run: its training images, its test images.
         most: rows that a run keeps at any time, as planned.
         begin: is told when images are to be computed.
+        training: what is open while those of ``parts[0]`` are computed: the precision that towers train in.
     """
 
     pixels: Pixels
@@ -57,12 +59,15 @@ class Activations:
     parts: Sequence[ImageSet]
     most: int = 0
     begin: Begin = silent
+    training: Callable[[], AbstractContextManager[None]] = nullcontext
     _groups: list[ImageSet] = field(init=False)
+    _trained: int = field(init=False)
     _group_of: dict[int, int] = field(init=False)
     _contents: dict[int, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._groups = grouped(self.parts)
+        self._trained = len(grouped(self.parts[:1]))
         self._group_of = {
             sample: number for number, group in enumerate(self._groups) for sample in group.ids.tolist()
         }
@@ -98,7 +103,8 @@ class Activations:
         for start in range(0, len(missing), AT_ONCE):
             with self.rows.filling():
                 for number in missing[start : start + AT_ONCE]:
-                    self._compute(self._groups[number], views, wanted)
+                    with self.training() if number < self._trained else nullcontext():
+                        self._compute(self._groups[number], views, wanted)
                     step(len(self._groups[number]))
 
     def load(

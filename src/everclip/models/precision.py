@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +58,13 @@ def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
     """Fast attention where it makes a difference; open for a whole step, as checkpointed blocks run twice."""
     gains = precision == "bf16" or any(isinstance(part, nn.MultiheadAttention) for part in clip.modules())
     return CpuAttention() if clip.device.type == "cpu" and gains else nullcontext()
+
+
+@contextmanager
+def training(clip: Clip, precision: Precision) -> Iterator[None]:
+    """While it is open, the towers compute as in a step."""
+    with attention(clip, precision), autocast(clip.device, precision):
+        yield
 
 
 def choose(clip: Clip) -> Choice:

@@ -65,7 +65,10 @@ class Trunk(nn.Module):
 
     Attributes:
         vectors: whether it is the whole tower, so that it gives features and no activations of a block.
+        bf16: whether it goes along where training computes in bf16; else it is in fp32 always.
     """
+
+    bf16 = False
 
     def __init__(self, lower: nn.Module, vectors: bool, pooled: bool) -> None:
         super().__init__()
@@ -78,14 +81,12 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ..."]:
-        """What enters the tower's first block above the cut, or all that its upper part hands on.
-
-        In fp32, as it is kept, where a step asks for it in bf16 too.
-        """
-        with torch.autocast(pictures.device.type, enabled=False):
+        """What enters the tower's first block above the cut, or all that its upper part hands on; as fp32 numbers."""
+        device = pictures.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16 and torch.is_autocast_enabled(device)):
             if self._pooled:
-                return torch.cat(both(self.lower, pictures), 1)
-            return self.lower(pictures)
+                return torch.cat(both(self.lower, pictures), 1).float()
+            return self.lower(pictures).float()
 
     def joined(self, keys: Iterable[str], upper: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """The whole model's tensors in the order of ``keys``: those of ``upper``, and under ``prefix`` its own."""
