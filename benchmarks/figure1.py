@@ -37,13 +37,15 @@ PANELS = {
     "caltech50": ("data=imagefolder:caltech50", CLASSES, "memory.budget=0,50,500", "train.epochs=3"),
 }
 """Budgets are 0, 1 and 10 exemplars for each class; in the domain-incremental panels, for each class of all domains."""
+SWEPT = "swept"
+"""Folder of the sweeps in the scratch folder, where links to the pictures have a panel's name."""
 FILES = ("config.toml", "results.json", "tuned.toml")
 """What is kept of a run, and of a search."""
 
 
 def command(panel: str) -> list[str]:
     """The words of ``everclip`` that sweep a panel."""
-    return ["sweep", *PANELS[panel], *COMMON, f"out={panel}", *TUNE]
+    return ["sweep", *PANELS[panel], *COMMON, f"out={SWEPT}/{panel}", *TUNE]
 
 
 def copy(source: Path, target: Path) -> int:
@@ -62,14 +64,14 @@ def copy(source: Path, target: Path) -> int:
 
 def sweep(panel: str, scratch: Path, jobs: int) -> int:
     """Run what a panel lacks, and keep what has finished, whatever ended the sweep."""
-    kept = KEPT / "runs" / panel
-    copy(kept, scratch / panel)
+    kept, swept = KEPT / "runs" / panel, scratch / SWEPT / panel
+    copy(kept, swept)
     words = [*command(panel), "--retry", "--jobs", str(jobs), "--threads", "1"]
     try:
         return subprocess.run([sys.executable, "-m", "everclip", *words], cwd=scratch, check=False).returncode
     finally:
-        print(f"{panel}: {copy(scratch / panel, kept)} new results in {kept}", file=sys.stderr)
-        for checkpoints in (scratch / panel).glob("*/checkpoints"):
+        print(f"{panel}: {copy(swept, kept)} new results in {kept}", file=sys.stderr)
+        for checkpoints in swept.glob("*/checkpoints"):
             if (checkpoints.parent / "results.json").exists():
                 shutil.rmtree(checkpoints)  # a hundred runs' checkpoints would fill a disk
 
