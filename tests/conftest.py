@@ -20,6 +20,8 @@ from tests.toy import toy_clip
 # A shell that starts tests in the background ignores these for its children, and so would the runs that tests stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for name in ("COLUMNS", "LINES"):  # which a worker of pytest-xdist has, as if it had a terminal
+    os.environ.pop(name, None)
 torch.set_num_threads(1)  # tests run side by side on few cores; the models are tiny
 
 

@@ -65,7 +65,8 @@ def room(config: Config, clip: Clip, stages: int) -> float:
 def check_room(run: Path, needed: float) -> None:
     """Raise UserError where a run that writes ``needed`` bytes, of which some may be there, would fill the disk."""
     there = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
-    free = shutil.disk_usage(run).free
+    # of several processes the first may have been refused already, and have taken its folder away
+    free = shutil.disk_usage(next(place for place in (run, *run.absolute().parents) if place.exists())).free
     if needed - there > free:
         raise UserError(
             f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f} GiB free:"

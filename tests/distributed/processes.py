@@ -51,6 +51,7 @@ def finish(processes: list[subprocess.Popen[str]], seconds: float = 150) -> list
 def work(count: int, *jobs: list[str]) -> list[Any]:
     """What the first process prints of each job of ``tests.distributed.jobs``, JSON; all must end well."""
     ended = finish(start(count, ["-m", "tests.distributed.jobs", json.dumps(jobs)]))
-    for code, _, errors in ended:
-        assert code == 0, errors
+    assert [code for code, _, _ in ended] == [0] * count, "\n".join(
+        said + errors for _, said, errors in ended
+    )
     return [json.loads(line) for line in ended[0][1].splitlines()]
