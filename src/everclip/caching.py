@@ -203,16 +203,8 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         views = config.cache.views if plan.method.trains else 1
         begin = _shown(progress, "computing what is kept of the images")
         training = partial(precision.training, clip, "bf16") if clip.trunk.bf16 else nullcontext
-        activations = Activations(
-            pixels,
-            clip.normalise,
-            rows,
-            views,
-            [train, test],
-            size.rows,
-            begin,
-            training,
-        )
+        images = [train, test]
+        activations = Activations(pixels, clip.normalise, rows, views, images, size.rows, begin, training)
     light = config.distributed.gather == "light"
     return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations, light)
 

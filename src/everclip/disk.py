@@ -62,11 +62,16 @@ def room(config: Config, clip: Clip, stages: int) -> float:
     return disk_bytes(config, Costs(0, 0, image, every - image, (0, 0)), stages)
 
 
+def nearest(place: Path) -> Path:
+    """The folder that ``place`` is, or will be in: the nearest that exists."""
+    return next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+
+
 def check_room(run: Path, needed: float) -> None:
     """Raise UserError where a run that writes ``needed`` bytes, of which some may be there, would fill the disk."""
     there = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
     # of several processes the first may have been refused already, and have taken its folder away
-    free = shutil.disk_usage(next(place for place in (run, *run.absolute().parents) if place.exists())).free
+    free = shutil.disk_usage(nearest(run)).free
     if needed - there > free:
         raise UserError(
             f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f} GiB free:"

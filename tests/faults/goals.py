@@ -298,9 +298,8 @@ def full_disk(bench: Bench, index: int) -> Row:
         ended = bench.forks.run(["train", *tokens, f"out={out}"], what="full", **blow)
         if ended.status or blow["at"] == 1:
             break
-        blow["at"] //= (
-            2  # it ended before: pictures decoded in other threads are no events, as they were there
-        )
+        # it ended before: pictures that other threads decode are no events, and in the reference they were
+        blow["at"] //= 2
     row = drawn | {"moment": moment, "status": ended.status, "line": ended.last[-200:]}
     bad = _one_line(ended) or _whole(out)
     if bad:

@@ -15,6 +15,7 @@ from everclip import estimate
 from everclip.cli._finding import GIB, Finding
 from everclip.config import Config
 from everclip.data.download import Remote, home
+from everclip.disk import nearest
 from everclip.errors import UserError
 from everclip.estimate import Sizes
 from everclip.machine import free_memory
@@ -198,8 +199,7 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
         wanted.append(("the data", home(config.data.partition(":")[0], argument), size))
     by_disk: dict[int, list[tuple[str, Path, float]]] = {}
     for what, place, size in wanted:
-        place = place.expanduser().absolute()
-        folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
+        folder = nearest(place.expanduser().absolute())
         by_disk.setdefault(folder.stat().st_dev, []).append((what, folder, size))
     for parts in by_disk.values():
         folder, size = parts[0][1], sum(part[2] for part in parts)

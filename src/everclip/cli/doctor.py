@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from everclip import __version__
 from everclip.cli._finding import GIB, Finding
 from everclip.cli._output import print_columns, print_json
+from everclip.disk import nearest
 from everclip.errors import UserError
 from everclip.machine import free_memory
 
@@ -118,8 +119,7 @@ def _memory() -> list[Finding]:
 
 def _disk() -> list[Finding]:
     # A run writes to runs/, which may not exist yet.
-    folder = Path("runs").resolve()
-    folder = folder if folder.is_dir() else folder.parent
+    folder = nearest(Path("runs").resolve())
     if not os.access(folder, os.W_OK):
         return [Finding("disk", "fail", f"{folder} is not writable", "change folder, or write out=PATH")]
     free = shutil.disk_usage(folder).free

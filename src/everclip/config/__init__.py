@@ -100,7 +100,8 @@ is computed."""
 
 def essence(config: Config) -> Config:
     """The config with the defaults of ``CARRIED_OUT``: two that are equal ask for the same run."""
-    return config.model_copy(update={key: getattr(Config(), key) for key in CARRIED_OUT})
+    usual = Config()
+    return config.model_copy(update={key: getattr(usual, key) for key in CARRIED_OUT})
 
 
 def config_hash(config: Config) -> str:

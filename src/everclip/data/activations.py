@@ -66,8 +66,8 @@ class Activations:
     _contents: dict[int, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._groups = grouped(self.parts)
-        self._trained = len(grouped(self.parts[:1]))
+        trained = grouped(self.parts[:1])
+        self._groups, self._trained = trained + grouped(self.parts[1:]), len(trained)
         self._group_of = {
             sample: number for number, group in enumerate(self._groups) for sample in group.ids.tolist()
         }

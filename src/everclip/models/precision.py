@@ -77,7 +77,7 @@ def choose(clip: Clip) -> Choice:
     spent: dict[Precision, float] = {"fp32": 0.0, "bf16": 0.0}
     for layer in layers:
         for precision in spent:
-            with attention(clip, precision), autocast(clip.device, precision):
+            with training(clip, precision):
                 spent[precision] += layer.count * min(layer.seconds() for _ in range(_RUNS))
     faster = spent["bf16"] < GAIN * spent["fp32"]
     return Choice("bf16" if faster else "fp32", spent["fp32"], spent["bf16"])
