@@ -7,12 +7,14 @@ A step of method=gdro, full fine-tuning in fp32, one thread a process:
     together    two processes, each with half of the batch
     apart       two processes at the same time, each a run of its own with half of the batch: nothing is exchanged
     alone       one process with the whole batch
+    sharded     as together, with distributed.shard=true
 
-All five processes stay; rounds go through `together` and `apart` in turn, a step each, and a ratio is the median over
-the rounds: of the slower process's seconds by the clock, and of the processor's seconds of both. `loss` and `grad_norm`
-are the largest relative differences of `together` and `alone` over the first five steps. Bytes are those that a process
-hands over in a step: features, gradients, and all else, which is the state. The last line is one JSON object with the
-ratios.
+All seven processes stay; rounds go through `together`, `apart` and `sharded` in turn, a step each, and a ratio is the
+median over the rounds of `apart` over another: of the slower process's seconds by the clock, and of the processor's
+seconds of both. `loss` and `grad_norm` are the largest relative differences of `together` and `alone` over the first
+five steps. Bytes are those that a process hands over in a step: features, gradients, and all else, which is the state.
+`held` is what a process of `sharded` has of the weights, gradients and moments that train. The last line is one JSON
+object with the ratios.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.step import Ours, pictures, weights
-from everclip import joining
+from everclip import joining, sharding
 
 CHECKED = 5
 """Steps whose losses are compared."""
@@ -61,11 +63,15 @@ class Bytes:
         dist.all_gather, dist.all_reduce = gathering, reducing
 
 
-def worker(data: str, model: str, out: Path, batch: int) -> None:
+def worker(data: str, model: str, out: Path, batch: int, shard: bool) -> None:
     """Makes a step for each line on stdin, and answers with its numbers."""
     torch.set_num_threads(1)
     with joining.joined("cpu"):
-        ours = Ours.of(data, model, "full", out, batch, "gdro")
+        ours = Ours.of(data, model, "full", out, batch, "gdro", shard)
+        here, all_of_it = (
+            sum(form(parameter).numel() for parameter in ours.update.parameters)
+            for form in (sharding.local, lambda parameter: parameter)
+        )
         counts = Bytes()
         for _ in sys.stdin:
             counts.counted |= dict.fromkeys(counts.counted, 0)
@@ -75,7 +81,12 @@ def worker(data: str, model: str, out: Path, batch: int) -> None:
             seconds = [time.perf_counter() - begun, time.process_time() - spent]
             lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
             line = [line for line in lines if line["event"] == "step"][-1]
-            print(json.dumps({"seconds": seconds, "line": line, "bytes": counts.counted}), flush=True)
+            print(
+                json.dumps(
+                    {"seconds": seconds, "line": line, "bytes": counts.counted, "held": here / all_of_it}
+                ),
+                flush=True,
+            )
 
 
 def started(count: int, *words: str) -> list[subprocess.Popen[str]]:
@@ -109,6 +120,14 @@ def step(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     return [json.loads(answer) for answer in answers]
 
 
+def _slower(answers: list[dict[str, Any]]) -> float:
+    return max(answer["seconds"][0] for answer in answers)
+
+
+def _both(answers: list[dict[str, Any]]) -> float:
+    return sum(answer["seconds"][1] for answer in answers)
+
+
 def difference(one: list[float], two: list[float]) -> float:
     """The largest relative difference."""
     return max(abs(mine - theirs) / abs(mine) for mine, theirs in zip(one, two, strict=True))
@@ -118,42 +137,48 @@ def measured(model: str, batch: int, rounds: int, folder: Path) -> dict[str, flo
     """The ratios."""
     data, spec = pictures(folder / "data"), weights(model, folder / "model")
 
-    def run(count: int, name: str, size: int) -> list[subprocess.Popen[str]]:
-        return started(count, data, spec, str(folder / name), str(size))
+    def run(count: int, name: str, size: int, shard: str = "") -> list[subprocess.Popen[str]]:
+        return started(count, data, spec, str(folder / name), str(size), shard)
 
-    together, alone = run(2, "together", batch), run(1, "alone", batch)
+    together, alone, sharded = (
+        run(2, "together", batch),
+        run(1, "alone", batch),
+        run(2, "sharded", batch, "yes"),
+    )
     apart = [*run(1, "apart", batch // 2), *run(1, "other", batch // 2)]
     try:
         lines = [[step(group)[0]["line"] for _ in range(CHECKED)] for group in (alone, together)]
         step(apart)
-        clock, processor, counted = [], [], {}
+        joint, parts = step(together), step(sharded)
+        ratios: dict[str, list[float]] = {}
         for _ in range(rounds):
-            free, joint = step(apart), step(together)
-            rows = [[answer["seconds"] for answer in answers] for answers in (free, joint)]
-            slower = [max(row[0] for row in each) for each in rows]
-            both = [sum(row[1] for row in each) for each in rows]
-            clock.append(slower[0] / slower[1])
-            processor.append(both[0] / both[1])
-            counted = joint[0]["bytes"]
-            print(f"clock {slower[0]:.2f} s, {slower[1]:.2f} s; processor {both[0]:.2f} s, {both[1]:.2f} s")
+            free, joint, parts = step(apart), step(together), step(sharded)
+            said = []
+            for name, seconds in (("clock", _slower), ("processor", _both)):
+                spent = [seconds(answers) for answers in (free, joint, parts)]
+                ratios.setdefault(name, []).append(spent[0] / spent[1])
+                ratios.setdefault(f"sharded_{name}", []).append(spent[0] / spent[2])
+                said.append(f"{name} {', '.join(f'{value:.2f} s' for value in spent)}")
+            print("; ".join(said))
+        counted = joint[0]["bytes"]
         print(f"bytes a process and step: {counted}")
         return {
-            "clock": round(median(clock), 3),
-            "processor": round(median(processor), 3),
+            **{name: round(median(values), 3) for name, values in ratios.items()},
             "loss": difference(*([line["loss"]["gdro"] for line in each] for each in lines)),
             "grad_norm": difference(*([line["grad_norm"] for line in each] for each in lines)),
             "state_share": round(counted["state"] / counted["features"], 5),
+            "held": round(parts[0]["held"], 3),
         }
     finally:
-        for process in [*together, *alone, *apart]:
+        for process in [*together, *alone, *apart, *sharded]:
             process.kill()
 
 
 def main() -> None:
     """Measure and print."""
     if sys.argv[1:2] == ["--work"]:
-        data, model, out, batch, rank = sys.argv[2:]
-        worker(data, model, Path(f"{out}-{rank}"), int(batch))
+        data, model, out, batch, shard, rank = sys.argv[2:]
+        worker(data, model, Path(f"{out}-{rank}"), int(batch), bool(shard))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

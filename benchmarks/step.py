@@ -89,7 +89,14 @@ class Ours:
 
     @classmethod
     def of(
-        cls, data: str, model: str, tune: str, out: Path, batch: int = BATCH, method: str = "clip"
+        cls,
+        data: str,
+        model: str,
+        tune: str,
+        out: Path,
+        batch: int = BATCH,
+        method: str = "clip",
+        shard: bool = False,
     ) -> Ours:
         """A run that trains what ``tune`` says, without augmentation, so that a trunk can be kept."""
         words = [
@@ -111,7 +118,7 @@ class Ours:
         tuning.begin(clip, tune)
         plan.method.begin_task(clip, task, task.train)
         (phase,) = plan.method.phases(task)
-        update = Update(clip, plan.method, phase, run.config.train, STEPS)
+        update = Update(clip, plan.method, phase, run.config.train, STEPS, shard)
         current = np.ones(len(task.train), dtype=bool)
         return cls(lab, update, loader.batches(task.train, current, phase, 0, 0, STEPS))
 

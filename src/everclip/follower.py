@@ -10,6 +10,7 @@ from typing import Any
 from everclip import joining, ranks
 from everclip.config import Config
 from everclip.errors import UserError
+from everclip.methods._base import Method
 from everclip.plan import Plan
 from everclip.run import Run
 
@@ -53,10 +54,32 @@ def check(plan: Plan) -> None:
             f"distributed.gather=light, but the loss of method={name} with these options has no such form:"
             " write distributed.gather=gradient"
         )
+    if config.distributed.shard:
+        _check_shards(config, method)
     if config.train.batch_size < count:
         raise UserError(
             f"train.batch_size={config.train.batch_size} is that of all {count} processes together:"
             f" write at least {count}"
+        )
+
+
+def _check_shards(config: Config, method: Method) -> None:
+    """Refuse what towers that are shared out cannot do. Raises UserError."""
+    if not method.shards:
+        raise UserError(
+            f"distributed.shard=true, but method={config.method.name} reads the towers' weights at each step:"
+            " write distributed.shard=false, or another method"
+        )
+    if config.tune.startswith("lora"):
+        raise UserError(
+            f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and moments are"
+            " small: write distributed.shard=false"
+        )
+    if config.distributed.gather == "light" or config.train.accumulate > 1:
+        given = "distributed.gather=light" if config.distributed.gather == "light" else "train.accumulate"
+        raise UserError(
+            f"distributed.shard=true needs as many passes of the towers in every process, and {given} makes others:"
+            " write distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less memory"
         )
 
 

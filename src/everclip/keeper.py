@@ -125,6 +125,8 @@ class Keeper:
     def _save(self, place: Place, update: Update | None) -> None:
         """Save a place within a task."""
         clip = self.lab.clip
+        if update is not None:
+            update.collect()
         random = {"cpu": torch.get_rng_state()}
         if clip.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(clip.device)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip import caching, forking
+from everclip import caching, forking, ranks
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
@@ -87,13 +87,15 @@ def learn(lab: Lab, keeper: Keeper, task: Task) -> None:
             continue
         keeper.enter(index)
         method.begin_phase(clip, phase)
-        update = Update(clip, method, phase, lab.run.config.train, steps)
+        shard = lab.run.config.distributed.shard and ranks.size() > 1
+        update = Update(clip, method, phase, lab.run.config.train, steps, shard)
         lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
         done = keeper.resume(update, index, steps)
         lab.progress.start(f"{task.name} of {len(lab.plan.tasks)}: {phase.name}", steps, done)
         for batch in loader.batches(images, current, phase, task.index, index, steps, done):
             step(lab, update, batch, phase, task)
             keeper.step(update, index, batch.number + 1)
+        update.close()
     if not len(new := loader.pixels.readable(new)):
         raise _unreadable(task)
     tuning.end(clip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from everclip.methods._base import Method
 from everclip.models.clip import Clip
 from everclip.models.passes import Passes
 from everclip.nonfinite import NonFinite, located
+from everclip.sharding import Shards, answered
 
 MOST_WARMUP = 500
 """Steps of warm-up at most, as FLYP uses."""
@@ -32,20 +34,23 @@ class Update:
 
     Args:
         steps: optimizer steps of the phase.
+        shard: whether the processes share out the towers' weights until ``close``.
 
     Attributes:
+        clip: what trains: the model, or its copy that is shared out.
         passes: how the towers run in this phase.
 
     Raises:
         UserError: nothing is left to train, or the towers cannot run as ``train`` says.
     """
 
-    def __init__(self, clip: Clip, method: Method, phase: Phase, train: Train, steps: int) -> None:
+    def __init__(
+        self, clip: Clip, method: Method, phase: Phase, train: Train, steps: int, shard: bool = False
+    ) -> None:
         train = train.model_copy(update=dict(phase.train))
         assert train.lr is not None
         assert train.lr_text is not None
         assert train.weight_decay is not None
-        self.clip = clip
         self.train = train
         self.steps = steps
         self.warmup = min(MOST_WARMUP, math.ceil(train.warmup * steps))
@@ -64,29 +69,57 @@ class Update:
             )
         for parameter in [*clip.parameters(), *method.parameters()]:
             parameter.requires_grad_(False)
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter in chosen:
             parameter.requires_grad_(True)
-            key = (rates.get(id(parameter), head), parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
-        self.parameters = chosen
+        groups: dict[tuple[float, bool], list[int]] = {}
+        for number, parameter in enumerate(chosen):
+            groups.setdefault((rates.get(id(parameter), head), parameter.ndim > 1), []).append(number)
+        self._shards = Shards(clip, chosen) if shard else None
+        self.clip = clip if self._shards is None else self._shards.clip
+        self.parameters = chosen if self._shards is None else self._shards.parameters
+        stepped = chosen if self._shards is None else self._shards.parts
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": members, "lr": rate, "base": rate, "weight_decay": train.weight_decay * decayed}
+                {
+                    "params": [stepped[number] for number in members],
+                    "lr": rate,
+                    "base": rate,
+                    "weight_decay": train.weight_decay * decayed,
+                }
                 for (rate, decayed), members in groups.items()
             ],
             fused=True,
         )
-        self.passes = Passes(clip, train)
+        self.passes = Passes(self.clip, train)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the phase has come, and the optimizer's moments."""
-        return {"done": self.done, "optimizer": self.optimizer.state_dict()}
+        state = self.optimizer.state_dict()
+        if self._shards is not None:
+            state = self._shards.whole_state(self.optimizer)
+        return {"done": self.done, "optimizer": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state of the same phase."""
-        self.done = state["done"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from a saved state of the same phase, and from the weights that the model was given."""
+        self.done, moments = state["done"], state["optimizer"]
+        if self._shards is not None:
+            self._shards.hand_out()
+            moments = self._shards.shared_state(self.optimizer, moments)
+        self.optimizer.load_state_dict(moments)
+
+    def collect(self) -> None:
+        """Give the model the weights that have trained, where its copy has them. All processes together."""
+        if self._shards is not None:
+            self._shards.collect()
+
+    def answered(self) -> AbstractContextManager[None]:
+        """For a whole step: what torch raises where another process is missing becomes one line."""
+        return nullcontext() if self._shards is None else answered()
+
+    def close(self) -> None:
+        """The phase is over: the model has the weights that have trained."""
+        if self._shards is not None:
+            self._shards.close()
 
     def factor(self, step: int) -> float:
         """The rate at a 0-based step, as a share of its base."""
@@ -120,18 +153,21 @@ class Update:
         rate = self.factor(self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * rate
-        self.optimizer.zero_grad()
+        self._forget()
         if total.requires_grad:  # a batch without a single negative has nothing to learn from
             total.backward()
+        if self._shards is not None:
+            norm = self._shards.exchange()
+        else:
             ranks.mean_gradients(self.parameters)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         length, most = norm.item(), self.train.clip_norm or math.inf
         self._demand("gradient", length, where, ids)
         if length + _CLIP_EPSILON > most:  # else the factor is 1, and would cost a pass over all gradients
-            nn.utils.clip_grads_with_norm_(self.parameters, most, norm)
+            stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grads_with_norm_(stepped, most, norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()  # their memory is the next forward pass's
+        self._forget()  # their memory is the next forward pass's
         if (
             self.clip.logit_scale.requires_grad
         ):  # a model that stays as it is may have a larger one, as SigLIP does
@@ -145,8 +181,14 @@ class Update:
 
     def skip(self) -> None:
         """Leave a step out: the schedule goes on, and nothing else."""
-        self.optimizer.zero_grad()
+        self._forget()
         self.done += 1
+
+    def _forget(self) -> None:
+        """Let all gradients go."""
+        self.optimizer.zero_grad()
+        if self._shards is not None:
+            self._shards.forget()
 
     def _demand(self, what: str, value: float, where: str, ids: Iterable[int]) -> None:
         if not math.isfinite(value):

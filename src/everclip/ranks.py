@@ -74,15 +74,27 @@ patient: list[Any] = []
 # What they exchange -----------------------------------------------------------------------------------------------
 
 
-def parts(count: int) -> list[slice]:
-    """How ``count`` rows are shared: the first parts are longer by one at most."""
-    edges = [0, *accumulate(len(part) for part in np.array_split(np.arange(count), size()))]
+def parts(count: int, number: int | None = None) -> list[slice]:
+    """How ``count`` rows are shared by the processes, or by a ``number``: the first parts are longer by one at most."""
+    edges = [0, *accumulate(len(part) for part in np.array_split(np.arange(count), number or size()))]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def own(count: int) -> slice:
     """This process's part of ``count`` rows."""
     return parts(count)[rank()]
+
+
+def chunks(count: int, most: int) -> list[slice]:
+    """This process's part of ``count`` rows in chunks of at most ``most`` (2 or more), as many as in each process.
+
+    Towers that are shared out run in all processes at once.
+    """
+    longest, mine = parts(count)[0], own(count)
+    return [
+        slice(mine.start + part.start, mine.start + part.stop)
+        for part in parts(mine.stop - mine.start, -(-longest.stop // most))
+    ]
 
 
 def gathered(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:

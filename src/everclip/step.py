@@ -32,8 +32,8 @@ def step(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task) -> No
     state: AbstractContextManager[Callable[[], None] | None] = (
         undoable(lab.method) if skipping else nullcontext()
     )
-    batch = to_device(batch, lab.clip.device)
-    with state as undo:
+    batch = to_device(batch, update.clip.device)
+    with state as undo, update.answered():
         try:
             losses, numbers = _train(lab, update, batch, phase, task)
         except NonFinite as error:
@@ -42,7 +42,7 @@ def step(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task) -> No
             undo()
             _skip(lab, update, batch, phase, task, error)
             return
-    lab.method.after_step(lab.clip)
+    lab.method.after_step(update.clip)
     lab.record.step(len(batch))
     lab.run.log(
         "step",
@@ -61,7 +61,7 @@ def _train(
     lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The terms of the loss and the numbers of the update. Raises NonFinite before anything has learned from such."""
-    method, clip, kind = lab.method, lab.clip, _precision(lab)
+    method, clip, kind = lab.method, update.clip, _precision(lab, update)
     where = f"at step {update.done + 1} of {task.name}"
     ids = batch.ids.tolist()
     # open for the backward pass too, which computes pieces and blocks again
@@ -73,13 +73,15 @@ def _train(
         return update.step(terms, where, ids)
 
 
-def _precision(lab: Lab) -> Precision:
+def _precision(lab: Lab, update: Update) -> Precision:
     """What the towers train in: as configured, or as it was found at the run's first step."""
     wanted, record = lab.run.config.train.precision, lab.record
     if wanted != "auto":
         return wanted
     if record.precision is None:
-        choice = precision.Choice(*ranks.from_first([*astuple(precision.choose(lab.clip))]))
+        choice = precision.Choice(
+            *ranks.from_first([*astuple(precision.choose(lab.clip, update.clip.device))])
+        )
         record.precision = choice.precision
         lab.run.log("precision", chosen=choice.precision, seconds={"fp32": choice.fp32, "bf16": choice.bf16})
         lab.progress.say(f"train.precision=auto: {choice.precision}{choice.words()}")

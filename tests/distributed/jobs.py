@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from everclip import follower, joining, ranks
+import torch
+
+from everclip import follower, joining, ranks, sharding
+from everclip.data.loader import Phase
 from everclip.errors import UserError
 from everclip.loop import train
+from everclip.models import zoo
+from everclip.optim import Update
+from everclip.plan import Plan
 from everclip.progress import Progress
 from everclip.run import Run
 from tests.distributed.losses import gradients
@@ -33,7 +39,26 @@ def refused(out: str, *tokens: str) -> str:
     return "not refused"
 
 
-JOBS = {"run": run, "refused": refused, "losses": gradients}
+def parts(model: str, *tokens: str) -> list[dict[str, int]]:
+    """Of each process the numbers of a phase's parameters, gradients and moments on it, after a step."""
+    clip, config = zoo.load(model), configured(*tokens)
+    method = Plan.of(config).method
+    with ranks.answered():
+        update = Update(clip, method, Phase(), config.train, 4, shard=True)
+    loss = (
+        update.clip.encode_text(["a dog", "a cat", "a red bird"]).sum()
+        + update.clip.encode_image(torch.ones(2, 3, clip.image_size, clip.image_size)).square().sum(0).max()
+    )
+    loss.backward()
+    local = [sharding.local(parameter) for parameter in update.parameters]
+    gradients = [sharding.local(p.grad) for p in update.parameters if p.grad is not None]
+    update.step({"loss": update.clip.encode_text(["a dog"]).sum()}, "here", [0])
+    moments = [value for entry in update.optimizer.state.values() for value in entry.values() if value.ndim]
+    counted = {"weights": local, "gradients": gradients, "moments": moments}
+    return ranks.told({name: sum(part.numel() for part in found) for name, found in counted.items()})
+
+
+JOBS = {"run": run, "refused": refused, "losses": gradients, "parts": parts}
 
 if __name__ == "__main__":
     with joining.joined("cpu"):

@@ -53,18 +53,23 @@ def words(form: str, toy: str, photos: str) -> list[str]:
     return [f"data={photos}", f"model={toy}", f"method={name}", *WORDS, *options]
 
 
+def different(folder: Path, toy: str, photos: str, every: list[str], *more: str) -> str:
+    """What is not the same in runs of two processes, with ``more`` words, and of one."""
+    jobs = [["run", str(folder / "two" / form), *words(form, toy, photos), *more] for form in every]
+    found = []
+    for form, shared in zip(every, work(2, *jobs), strict=True):
+        alone = run(folder / "one" / form, *words(form, toy, photos))
+        try:
+            same(alone, shared, folder / "one" / form, folder / "two" / form, WITHIN.get(form, 1e-5))
+        except AssertionError as error:
+            found.append(f"{form}: {error}")
+    return "\n".join(found)
+
+
 def test_every_method(tmp_path: Path, toy: str, photos: str) -> None:
     every = forms(photos, toy)
     assert len(every) - len(MORE) >= len(plugins.names("methods")) - 2, "zscl and cmoa alone are refused"
-    jobs = [["run", str(tmp_path / "two" / form), *words(form, toy, photos)] for form in every]
-    different = []
-    for form, shared in zip(every, work(2, *jobs), strict=True):
-        alone = run(tmp_path / "one" / form, *words(form, toy, photos))
-        try:
-            same(alone, shared, tmp_path / "one" / form, tmp_path / "two" / form, WITHIN.get(form, 1e-5))
-        except AssertionError as error:
-            different.append(f"{form}: {error}")
-    assert not different, "\n".join(different)
+    assert not different(tmp_path, toy, photos, every)
 
 
 def test_four_processes(tmp_path: Path, toy: str) -> None:

@@ -29,6 +29,7 @@ FORMS = {
     "gcl broken": ["loader.cache_mb=0"],
     "gcl light": ["distributed.gather=light", "method.temperature=per_sample"],
     "gdro light": ["distributed.gather=light", "train.captions=random"],
+    "gdro shard": ["distributed.shard=true", "train.clip_norm=0.05"],
 }
 
 
@@ -37,6 +38,10 @@ REFUSED = {
     "method=cmoa": "2 processes cannot share: start one process, or write another method",
     "method=clip distributed.gather=light": "the loss of method=clip with these options has no such form",
     "method=gcl distributed.gather=light method.negatives=multi_positive": "write distributed.gather=gradient",
+    "method=ewc distributed.shard=true": "method=ewc reads the towers' weights at each step",
+    "method=gcl distributed.shard=true distributed.gather=light": "and distributed.gather=light makes others",
+    "method=gcl distributed.shard=true tune=lora:2": "tune=lora:2 trains a few weights",
+    "method=gcl distributed.shard=true train.accumulate=2": "and train.accumulate makes others",
     "method=gcl train.patch_dropout=0.5": "write train.patch_dropout=0, or start one process",
 }
 """What several processes cannot do, and what they say."""
@@ -126,7 +131,9 @@ def same(one: dict[str, Any], two: dict[str, Any], alone: Path, shared: Path, wi
         mine, theirs = (folder / "checkpoints" / stage for folder in (alone, shared))
         weights = [load_file(folder / "open_clip_model.safetensors") for folder in (mine, theirs)]
         for name, value in weights[0].items():
-            assert torch.allclose(value, weights[1][name], rtol=within, atol=within), name
+            # a third of it moves no softmax: what the keys' bias learns is rounding, of which Adam makes a step
+            most = 10 * within if name.endswith("in_proj_bias") else within
+            assert torch.allclose(value, weights[1][name], rtol=most, atol=most), name
         states = [torch.load(folder / "state.pt", weights_only=True) for folder in (mine, theirs)]
         assert states[0]["memory"] == states[1]["memory"]
         alike(states[0]["method"], states[1]["method"], 2 * within)

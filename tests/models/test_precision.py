@@ -185,7 +185,7 @@ def test_auto_is_settled_once_and_kept(
 ) -> None:
     asked: list[Clip] = []
 
-    def once(clip: Clip) -> Choice:
+    def once(clip: Clip, device: torch.device) -> Choice:
         asked.append(clip)
         return Choice(chosen, 2.0, 1.0)
 
@@ -198,7 +198,7 @@ def test_auto_is_settled_once_and_kept(
     (line,) = [found for found in map(json.loads, lines) if found["event"] == "precision"]
     assert line == {"event": "precision", "chosen": chosen, "seconds": {"fp32": 2.0, "bf16": 1.0}}
     assert run_for(tmp_path / "parts", 3, *words) is None
-    monkeypatch.setattr(precision, "choose", lambda clip: Choice("fp32" if chosen == "bf16" else "bf16"))
+    monkeypatch.setattr(precision, "choose", lambda *_: Choice("fp32" if chosen == "bf16" else "bf16"))
     assert timeless(run(tmp_path / "parts", *words)) == timeless(whole)
     plain = run(tmp_path / "plain", *words[:-1], f"train.precision={chosen}")
     assert timeless(plain) == timeless(whole)

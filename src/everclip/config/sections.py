@@ -201,3 +201,8 @@ class Distributed(Section):
         description="whether each process computes the loss of the whole batch, or that of its own images and exchanges"
         " numbers a sample (FastCLIP), the same for less work in large batches; of gcl and gdro alone",
     )
+    shard: bool = Field(
+        default=False,
+        description="whether each process keeps its part alone of the weights, gradients and moments of the towers that"
+        " train (FSDP2), for towers that do not fit on a device; not of ewc",
+    )

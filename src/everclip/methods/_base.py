@@ -104,6 +104,9 @@ class Method(nn.Module, ABC):
     draws nothing at random in them. Set on the instance where an option decides."""
     light: bool = False
     """Whether its loss has a form for a part of the batch (``ranks.Share.light``). Set as ``shares`` is."""
+    shards: bool = True
+    """Whether processes can share out the towers' weights (``distributed.shard``): within a phase it neither reads nor
+    writes them. Set as ``shares`` is."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__()

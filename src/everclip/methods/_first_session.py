@@ -39,7 +39,8 @@ class FirstSession(Method):
         if config.adapt != "none":
             options = options_of(config.adapt, config.adapt_options, "method.adapt_options.")
             learner = method_class(config.adapt).create(options, prompts)
-            self._first, self.shares, self.light = (learner,), learner.shares, learner.light
+            self._first = (learner,)
+            self.shares, self.light, self.shards = learner.shares, learner.light, learner.shards
 
     @property
     def _learner(self) -> Method:

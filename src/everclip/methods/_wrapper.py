@@ -22,7 +22,7 @@ class Wrapper(Method):
         self.inner = inner
         self.uses_memory = inner.uses_memory
         self.trains, self.reads = inner.trains, inner.reads
-        self.shares, self.light = inner.shares, inner.light
+        self.shares, self.light, self.shards = inner.shares, inner.light, inner.shards
 
     @property
     def memory_policy(self) -> Literal["random", "herding", "score"]:  # pyright: ignore[reportIncompatibleVariableOverride]

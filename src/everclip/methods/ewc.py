@@ -72,6 +72,7 @@ class Ewc(Kept, Classify):
             return "true" if value is True else value
 
     config: Config
+    shards = False
     cost = Cost(
         parameters="none; a linear head with method.head=linear",
         state="two copies (fp32) of what it trains: anchors and Fisher",

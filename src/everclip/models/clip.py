@@ -285,8 +285,8 @@ class Clip(nn.Module):
         row = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
         distinct, count = list(row), len(row)
         shared = shared and count >= ranks.size()
-        own = distinct[ranks.own(count)] if shared else distinct
-        chunks = [own[start : start + _TEXT_CHUNK] for start in range(0, len(own), _TEXT_CHUNK)]
+        every = (slice(start, start + _TEXT_CHUNK) for start in range(0, count, _TEXT_CHUNK))
+        chunks = [distinct[part] for part in (ranks.chunks(count, _TEXT_CHUNK) if shared else every)]
         features = torch.cat([in_pieces(self._encode_distinct, chunk, self.pieces) for chunk in chunks])
         if shared:
             features = ranks.with_gradient(features, [part.stop - part.start for part in ranks.parts(count)])

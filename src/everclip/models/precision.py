@@ -67,11 +67,16 @@ def training(clip: Clip, precision: Precision) -> Iterator[None]:
         yield
 
 
-def choose(clip: Clip) -> Choice:
-    """The faster precision for training what takes a gradient now. Fractions of a second on a CPU, nothing on a GPU."""
-    if clip.device.type == "cuda":
+def choose(clip: Clip, device: torch.device | None = None) -> Choice:
+    """The faster precision for training what takes a gradient now. Fractions of a second on a CPU, nothing on a GPU.
+
+    Args:
+        device: where it trains; default: where it is.
+    """
+    device = device or clip.device
+    if device.type == "cuda":
         return Choice("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
-    if clip.device.type != "cpu":
+    if device.type != "cpu":
         return Choice("fp32")
     layers = [*_layers(clip.model.visual, lambda: _image(clip)), *_layers(clip.model, lambda: _texts(clip))]
     spent: dict[Precision, float] = {"fp32": 0.0, "bf16": 0.0}

@@ -1,0 +1,208 @@
+"""Towers that are shared out over the processes of a run while they train, by torch's FSDP2.
+
+Outside of a phase every process has the whole model, which teachers, tests and checkpoints read. In a phase each keeps
+its part of the weights of every block, of their gradients and of AdamW's moments; a block is put together when it is
+computed, forward and backward, and let go behind that. So a phase takes 1/n of 16 bytes a parameter on the device, and
+the whole model, 4 bytes a parameter, waits in main memory. docs/decisions/0016-towers-are-shared-out-in-a-phase.md has
+the reasons.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from everclip import ranks
+from everclip.models.clip import Clip
+from everclip.models.passes import blocks
+
+
+class Shards:
+    """A model whose blocks the processes share, and the whole one that it is a copy of.
+
+    Args:
+        whole: with ``requires_grad`` as it will train. It is in main memory until ``close``.
+        trained: what trains, of the model and of the method.
+
+    Attributes:
+        clip: the copy, which trains.
+        parameters: ``trained``, of the copy where they are the model's.
+        parts: what of each of them this process has, in the same memory: the optimizer's parameters.
+    """
+
+    def __init__(self, whole: Clip, trained: Sequence[nn.Parameter]) -> None:
+        self._whole, self._device = whole, whole.device
+        whole.model.to("cpu")
+        self.clip = copy.deepcopy(whole)
+        # it computes a row by the whole tower, for a prompt that other processes may not have
+        self.clip.text_trunk = None
+        _share_out(self.clip.model, init_device_mesh(self._device.type, (ranks.size(),)))
+        self.clip.to(self._device)
+        self._pairs = [*zip(whole.model.parameters(), self.clip.model.parameters(), strict=True)]
+        copies = {id(mine): theirs for mine, theirs in self._pairs}
+        self.parameters = [copies.get(id(parameter), parameter) for parameter in trained]
+        self.parts = [
+            nn.Parameter(parameter.to_local().detach()) if isinstance(parameter, DTensor) else parameter
+            for parameter in self.parameters
+        ]
+        self._shared = [
+            pair for pair in zip(self.parameters, self.parts, strict=True) if pair[0] is not pair[1]
+        ]
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Give the whole model the weights that have trained. All processes together."""
+        for mine, theirs in self._pairs:
+            if theirs.requires_grad:
+                mine.copy_(_whole(theirs))
+
+    @torch.no_grad()
+    def hand_out(self) -> None:
+        """Give the copy the weights of the whole model, which has been loaded."""
+        for mine, theirs in self._pairs:
+            value = mine.to(self._device)
+            if isinstance(theirs, DTensor):
+                theirs.to_local().copy_(_part(value, theirs))
+            else:
+                theirs.copy_(value)
+
+    def close(self) -> None:
+        """Give the whole model what was learned, and its place."""
+        self.collect()
+        self._whole.model.to(self._device)
+
+    # Gradients --------------------------------------------------------------------------------------------------
+
+    def exchange(self) -> Float[Tensor, ""]:
+        """Mean gradients over the processes in their places, those of ``parts`` too; the 2-norm of all together.
+
+        FSDP has taken that mean of what is shared out.
+        """
+        ranks.mean_gradients(
+            [parameter for parameter in self.parameters if not isinstance(parameter, DTensor)]
+        )
+        for parameter, part in self._shared:
+            gradient: Any = parameter.grad
+            part.grad = None if gradient is None else gradient.to_local()
+        shared = {id(part) for _, part in self._shared}
+        apart, alike = (
+            nn.utils.get_total_norm(
+                [part.grad for part in self.parts if part.grad is not None and (id(part) in shared) == kind]
+            )
+            for kind in (True, False)
+        )
+        squared = (apart**2).to(self._device)
+        with ranks.answered():
+            dist.all_reduce(squared)
+        return (squared + alike.to(self._device) ** 2).sqrt()
+
+    def forget(self) -> None:
+        """Let all gradients go."""
+        for parameter, part in self._shared:
+            parameter.grad = part.grad = None
+
+    # The optimizer's state ----------------------------------------------------------------------------------------
+
+    def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimizer's state as one process would have it. All processes together."""
+
+        def joined(value: Any, parameter: Tensor, part: Tensor) -> Any:
+            if not isinstance(parameter, DTensor) or value.shape != part.shape:
+                return value
+            shape = {"shape": parameter.shape, "stride": parameter.stride()}
+            return DTensor.from_local(
+                value, parameter.device_mesh, parameter.placements, **shape
+            ).full_tensor()
+
+        return self._mapped(optimizer, optimizer.state_dict(), joined)
+
+    def shared_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What of such a state is this process's."""
+
+        def cut(value: Any, parameter: Tensor, _: Tensor) -> Any:
+            if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+                return value
+            return _part(value.to(self._device), parameter)
+
+        return self._mapped(optimizer, state, cut)
+
+    def _mapped(
+        self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], change: Any
+    ) -> dict[str, Any]:
+        known = {id(part): parameter for parameter, part in self._shared}
+        parts = [part for group in optimizer.param_groups for part in group["params"]]
+        moments = {
+            number: {
+                name: change(value, known.get(id(parts[number]), parts[number]), parts[number])
+                for name, value in entry.items()
+            }
+            for number, entry in state["state"].items()
+        }
+        return {**state, "state": moments}
+
+
+def _share_out(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Share out the blocks and the embeddings of the towers that train; what stands around them is small.
+
+    A tower that is frozen altogether stays whole: where that is the text tower, each process computes the captions
+    that it has not seen, and the others may have none.
+    """
+    weights = ((name, weight) for name, weight in model.named_parameters() if not name.startswith("logit_"))
+    training = {_visual(name) for name, weight in weights if weight.requires_grad}
+    every = {id(block) for block in blocks(model)}
+    owners: dict[int, nn.Module] = {}
+    for path, module in [*model.named_modules()]:
+        if _visual(path) not in training:
+            continue
+        if isinstance(module, nn.Embedding):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        members = [child for child in module.children() if id(child) in every]
+        for block in members:
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        if members:  # what calls the blocks fetches the next one while one is computed
+            above = path.rpartition(".")[0]
+            owner = module if isinstance(module, nn.Sequential) or not above else model.get_submodule(above)
+            owners[id(owner)] = owner
+    for owner in owners.values():
+        if not isinstance(owner, nn.ModuleList):
+            fully_shard(owner, mesh=mesh, reshard_after_forward=True)
+
+
+def _visual(name: str) -> bool:
+    return name.partition(".")[0] == "visual"
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor is on this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _part(value: Tensor, like: DTensor) -> Tensor:
+    """This process's part of a whole tensor, which all of them have, where it is shared out as another one is."""
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """As ``ranks.answered`` for a whole step, in which torch may raise for other reasons than a missing process."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+            with ranks.answered():
+                raise
+        raise
