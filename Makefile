@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint setup clean
 
 demo: $(VENV)/.demo
-	$(BIN)/everclip train
+	$(BIN)/everclip train demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal

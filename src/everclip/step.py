@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
+from typing import cast, get_args
 
 from everclip import ranks
 from everclip.data.loader import Batch, Phase
@@ -66,7 +67,7 @@ def _train(
     ids = batch.ids.tolist()
     # open for the backward pass too, which computes pieces and blocks again
     with precision.attention(clip, kind), update.passes.open(batch):
-        with precision.autocast(clip.device, kind):
+        with precision.autocast(clip, kind):
             features = method.encode(clip, batch, phase)
         check(features, located(where, ids), update.advice)
         terms = method.loss(features, batch, phase) | method.penalty(clip)
@@ -83,9 +84,13 @@ def _precision(lab: Lab, update: Update) -> Precision:
             *ranks.from_first([*astuple(precision.choose(lab.clip, update.clip.device))])
         )
         record.precision = choice.precision
-        lab.run.log("precision", chosen=choice.precision, seconds={"fp32": choice.fp32, "bf16": choice.bf16})
+        lab.run.log(
+            "precision",
+            chosen=choice.precision,
+            seconds={kind: getattr(choice, kind) for kind in get_args(Precision)},
+        )
         lab.progress.say(f"train.precision=auto: {choice.precision}{choice.words()}")
-    return "bf16" if record.precision == "bf16" else "fp32"
+    return cast("Precision", record.precision)
 
 
 def _place(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task) -> dict[str, int | str]:

@@ -105,6 +105,22 @@ def test_a_group_is_always_computed_whole(found: Dataset) -> None:
     assert len(rows) == 1, "of the others nothing is kept"
 
 
+def test_views_of_a_small_group_are_computed_together_whichever_are_lacking(found: Dataset) -> None:
+    kept = activations(found, views=20)
+    (first, *_) = grouped([found.train])
+    assert len(first) == 7
+    kept.fill(first, kept.training_views)
+    assert counted(kept) == [63, 63, 14], "9, 9 and 2 views of 7 images"
+    kept.fill(first)
+    assert counted(kept)[3:] == [7], "the plain picture is alone"
+    other = activations(found, views=20)
+    other.fill(first, [12])
+    assert counted(other) == [63], "in the same company"
+    views = np.full(len(first), 12)
+    assert torch.equal(kept.load(first, views)[0], other.load(first, views)[0])
+    assert not other._has(int(first.ids[0]), 11)
+
+
 def test_dropped_images_are_computed_again(found: Dataset) -> None:
     kept = activations(found)
     maker = loader(kept)

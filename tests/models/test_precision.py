@@ -113,7 +113,7 @@ def test_bf16_features_stay_within_its_rounding(frozen: bool, toy: str, tmp_path
         )
 
         def features(kind: Precision, clip: Clip = clip, images: Tensor = images) -> Tensor:
-            with attention(clip, kind), autocast(clip.device, kind):
+            with attention(clip, kind), autocast(clip, kind):
                 return torch.cat([clip.encode_image(images), clip.encode_text(PROMPTS)])
 
         exact, rounded = features("fp32"), features("bf16")
@@ -136,26 +136,61 @@ def test_the_mode_is_open_where_it_gains(toy: str, tmp_path: Path) -> None:
     assert CpuAttention.again()[1].__class__ is nullcontext
 
 
-def timed(patch: pytest.MonkeyPatch, fp32: float, bf16: float) -> list[str]:
+def timed(patch: pytest.MonkeyPatch, fp32: float, bf16: float, convolution: float) -> list[str]:
     """Let each layer take so long."""
     kinds: list[str] = []
 
     def seconds(self: Any) -> float:
         kinds.append(type(self.module).__name__)
-        return bf16 if torch.is_autocast_enabled("cpu") else fp32
+        if not torch.is_autocast_enabled("cpu"):
+            return fp32
+        return convolution if isinstance(self.module, nn.Conv2d) else bf16
 
     patch.setattr(precision._Layer, "seconds", seconds)
     return kinds
 
 
-@pytest.mark.parametrize(("bf16", "expected"), [(0.5, "bf16"), (0.89, "bf16"), (0.95, "fp32"), (2.0, "fp32")])
-def test_the_faster_is_chosen(bf16: float, expected: str, toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = timed(monkeypatch, 1.0, bf16)
+@pytest.mark.parametrize(
+    ("bf16", "convolution", "expected"),
+    [
+        (0.5, 0.5, "bf16"),
+        (0.89, 0.89, "bf16"),
+        (0.95, 0.95, "fp32"),
+        (2.0, 2.0, "fp32"),
+        (0.5, 200.0, "bf16_text"),
+    ],
+)
+def test_the_fastest_is_chosen(
+    bf16: float, convolution: float, expected: str, toy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = timed(monkeypatch, 1.0, bf16, convolution)
     choice = choose(zoo.load(toy))
     assert choice.precision == expected
-    assert choice.words() == f" (bf16 takes {bf16:.2f} of fp32's time)"
+    if convolution == bf16:
+        assert choice.words().startswith(f" (bf16 takes {bf16:.2f} of fp32's time, in the text tower alone ")
     assert Choice("bf16").words() == ""
     assert {"Conv2d", "MultiheadAttention", "Linear", "LayerNorm", "GELU"} <= set(kinds)
+
+
+def test_bf16_in_the_text_tower_alone(toy: str) -> None:
+    clip = zoo.load(toy)
+    images = clip.normalise(
+        torch.randint(0, 255, (4, 3, clip.image_size, clip.image_size), dtype=torch.uint8)
+    )
+
+    def features(kind: Precision) -> tuple[Tensor, Tensor]:
+        with precision.training(clip, kind):
+            return clip.encode_image(images), clip.encode_text(PROMPTS)
+
+    (image, text), (image_32, text_32), (_, text_16) = map(features, ("bf16_text", "fp32", "bf16"))
+    assert torch.equal(image, image_32)
+    assert torch.equal(text, text_16)
+    assert not torch.equal(text, text_32)
+    assert text.dtype == torch.float32
+    assert not clip.text_bf16
+    loss = (text * torch.linspace(-1, 1, text.numel()).view_as(text)).sum()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for _, p in clip.text_parameters())
 
 
 def test_layers_are_counted_and_run_as_they_are_called(toy: str) -> None:
@@ -179,7 +214,7 @@ def test_the_text_tower_is_timed_on_the_tokens_it_gets(toy: str) -> None:
     assert attend.args[0].shape[1] < 12
 
 
-@pytest.mark.parametrize("chosen", ["fp32", "bf16"])
+@pytest.mark.parametrize("chosen", ["fp32", "bf16", "bf16_text"])
 def test_auto_is_settled_once_and_kept(
     chosen: Precision, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +222,7 @@ def test_auto_is_settled_once_and_kept(
 
     def once(clip: Clip, device: torch.device) -> Choice:
         asked.append(clip)
-        return Choice(chosen, 2.0, 1.0)
+        return Choice(chosen, 2.0, 1.0, 1.5)
 
     words = (f"data={photos}", f"model={toy}", "method=gdro", "train.precision=auto")
     monkeypatch.setattr(precision, "choose", once)
@@ -196,7 +231,11 @@ def test_auto_is_settled_once_and_kept(
     assert len(asked) == 1
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     (line,) = [found for found in map(json.loads, lines) if found["event"] == "precision"]
-    assert line == {"event": "precision", "chosen": chosen, "seconds": {"fp32": 2.0, "bf16": 1.0}}
+    assert line == {
+        "event": "precision",
+        "chosen": chosen,
+        "seconds": {"fp32": 2.0, "bf16": 1.0, "bf16_text": 1.5},
+    }
     assert run_for(tmp_path / "parts", 3, *words) is None
     monkeypatch.setattr(precision, "choose", lambda *_: Choice("fp32" if chosen == "bf16" else "bf16"))
     assert timeless(run(tmp_path / "parts", *words)) == timeless(whole)
@@ -206,7 +245,7 @@ def test_auto_is_settled_once_and_kept(
 
 def test_auto_on_this_machine(tmp_path: Path, toy: str, photos: str) -> None:
     results = run(tmp_path / "run", f"data={photos}", f"model={toy}", "method=clip", "train.precision=auto")
-    assert results["precision"] in ("fp32", "bf16")
+    assert results["precision"] in ("fp32", "bf16", "bf16_text")
 
 
 def test_a_model_cut_below_its_last_block_is_timed(toy: str) -> None:

@@ -62,7 +62,7 @@ def test_fewer_tokens_give_the_same_features_and_gradients(name: str, prompts: l
     kind, text = TOWERS[name]
     model = model_of(kind, **text)
     tokens = open_clip.SimpleTokenizer()(prompts)
-    tower = TextTower(model)
+    tower = TextTower(model, open_clip.SimpleTokenizer())
     fitted = tower.fitted(tokens)
     assert fitted.shape[1] == int((tokens == END).int().argmax(1).max()) + 1
     assert (fitted.shape[1] < 77) == (prompts[:1] != LONG)
@@ -88,7 +88,7 @@ def test_fewer_tokens_give_the_same_features_and_gradients(name: str, prompts: l
 )
 def test_other_towers_run_on_all_tokens(text: dict[str, Any]) -> None:
     model, tokens = model_of(CustomTextCLIP, **text), open_clip.SimpleTokenizer()(PROMPTS)
-    tower = TextTower(model)
+    tower = TextTower(model, open_clip.SimpleTokenizer())
     assert torch.equal(tower.fitted(tokens), tokens)
     assert torch.equal(tower(tokens), model.encode_text(tokens))
 
@@ -110,7 +110,7 @@ def test_a_changed_mask_is_not_taken_for_a_causal_one() -> None:
     model = model_of(CLIP)
     model.attn_mask[0, 5] = 0
     tokens = open_clip.SimpleTokenizer()(PROMPTS)
-    assert TextTower(model).fitted(tokens).shape[1] == 77
+    assert TextTower(model, open_clip.SimpleTokenizer()).fitted(tokens).shape[1] == 77
 
 
 def test_clip_runs_its_tower_on_the_tokens_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +124,28 @@ def test_clip_runs_its_tower_on_the_tokens_it_needs(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(short, alone, atol=1e-6, rtol=0)
     monkeypatch.setattr("everclip.models.clip._TEXT_CHUNK", 1)
     torch.testing.assert_close(clip.encode_text(PROMPTS), short, atol=1e-6, rtol=0)
+
+
+def test_without_a_gradient_prompts_are_encoded_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = clip_of(model_of(CLIP))
+    prompts = [
+        "a photo of a very old and rather tired sea lion, asleep.",
+        "cat",
+        "a photo of a dog.",
+        "dog",
+        "cat",
+    ]
+    expected = clip.encode_text(prompts)
+    seen: list[tuple[int, ...]] = []
+    clip.model.transformer.register_forward_pre_hook(
+        lambda _, inputs: seen.append(tuple(inputs[0].shape[:2]))
+    )
+    monkeypatch.setattr("everclip.models.clip._SORTED_CHUNK", 2)
+    with torch.no_grad():
+        found = clip.encode_text(prompts)
+    assert seen == [(2, 3), (2, 16)]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert torch.equal(found[1], found[4])
 
 
 def test_a_copy_of_clip_encodes_with_its_own_tower() -> None:
@@ -145,7 +167,7 @@ def test_the_text_tower_of_vit_b_32() -> None:
         model: Any = open_clip.create_model("ViT-B-32").eval()
     finally:
         logging.disable(logging.NOTSET)
-    tower, tokens = TextTower(model), open_clip.SimpleTokenizer()(PROMPTS)
+    tower, tokens = TextTower(model, open_clip.SimpleTokenizer()), open_clip.SimpleTokenizer()(PROMPTS)
     short, whole = tower(tower.fitted(tokens)), model.encode_text(tokens)
     assert close(short, whole)
     ours, plain = gradients(model, short), gradients(model, whole)

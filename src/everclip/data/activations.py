@@ -1,8 +1,8 @@
 """What the frozen trunk of an image tower makes of each image, computed once and kept in place of the pictures.
 
 Images are computed in groups that depend on the data alone: those of one part, class and domain, in the order of their
-ids, at most ``GROUP`` at a time. A processor's last bit depends on how many rows it is given; so a row is the same
-whichever stage, run or resume it was first asked for in.
+ids, at most ``GROUP`` at a time; of small groups several augmented views at once. A processor's last bit depends on how
+many rows it is given; so a row is the same whichever stage, run or resume it was first asked for in.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from everclip.data.views import fixed_view
 from everclip.seeding import hash64
 
 GROUP = 64
-"""Images computed together, at most."""
+"""Rows computed together, at most."""
 AT_ONCE = 16
 """Groups between which other processes get a turn at a shared file."""
 
@@ -154,9 +154,22 @@ class Activations:
         ids = group.ids[good].tolist()
         shared = isinstance(self.rows, Shared)
         kept = [place for place, sample in enumerate(ids) if shared or sample in wanted]
-        for view in self._lacking(group, views, wanted):  # none, where only broken images had no row
-            hidden = self.encode(fixed_view(pictures, ids, view)).float().cpu()
-            self.rows.write([self._key(ids[place], view) for place in kept], hidden[kept])
+        lacking = self._lacking(group, views, wanted)  # none, where only broken images had no row
+        for company in self._passes(len(ids)):
+            if not set(lacking).intersection(company):
+                continue
+            hidden = (
+                self.encode(torch.cat([fixed_view(pictures, ids, view) for view in company])).float().cpu()
+            )
+            for view, part in zip(company, hidden.split(len(ids)), strict=True):
+                if view in lacking:
+                    self.rows.write([self._key(ids[place], view) for place in kept], part[kept])
+
+    def _passes(self, images: int) -> list[tuple[int, ...]]:
+        """Views of so many images that are computed together, whichever of them are lacking."""
+        drawn = self.training_views if self.views > 1 else ()
+        each = max(1, GROUP // max(1, images))
+        return [(0,), *(drawn[start : start + each] for start in range(0, len(drawn), each))]
 
 
 def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:

@@ -3,13 +3,13 @@
 import copy
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg
 from PIL import Image
@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from everclip import ranks
+from everclip.models.attention import CpuAttention
 from everclip.models.folding import fold
 from everclip.models.passes import in_pieces, unwatched
 from everclip.models.preprocess import pil_part, triple
 from everclip.models.savable import drop_key, savable
-from everclip.models.text import TextTower
+from everclip.models.text import TextTower, hugging_face
 from everclip.models.text_trunk import Kept, TextTrunk
 from everclip.models.towers import input_side, is_convolutional
 from everclip.models.trunk import Trunk, cut
@@ -30,6 +31,7 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CENTER = "image_center"  # key of the config file
 _TEXT_CHUNK = 256  # prompts per forward pass: bounds the memory of a thousand classes with eighty templates
+_SORTED_CHUNK = 64  # where they are sorted by length
 _LOGIT_PARAMETERS = {"logit_scale", "logit_bias"}
 
 
@@ -51,6 +53,7 @@ class Clip(nn.Module):
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
         text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
         pieces: in how many the towers take their inputs where a gradient is kept; see ``passes``.
+        text_bf16: whether the text tower, and it alone, computes in bf16 now.
         share: how several processes share the batch of the step that goes on. Images are then this process's part of
             it, and features those of the whole batch; of prompts each process encodes a part.
     """
@@ -70,8 +73,7 @@ class Clip(nn.Module):
         self._keys: tuple[str, ...] = ()  # of the whole model's state, where it was cut
         self.config = model_cfg
         self._tokenizer = tokenizer
-        self._text = TextTower(model)
-        self._tokens: dict[str, Int64[Tensor, " length"]] = {}
+        self._text = TextTower(model, tokenizer)
         self.image_size = input_side(self.model.visual)
         self._preprocess_cfg = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self.image_size})
         self.mean = triple(self._preprocess_cfg.mean)
@@ -87,6 +89,7 @@ class Clip(nn.Module):
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
         self._held: frozenset[str] = frozenset()
         self.pieces = 1
+        self.text_bf16 = False
         self.share: ranks.Share | None = None
         self._memory_format = (
             torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
@@ -104,11 +107,6 @@ class Clip(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.logit_scale.device
-
-    @property
-    def _hf_text(self) -> Any:
-        """An HFTextEncoder or None; open_clip annotates its config without the fields read here."""
-        return next((child for child in self.model.children() if isinstance(child, HFTextEncoder)), None)
 
     def train(self, mode: bool = True) -> "Clip":
         """Keep every submodule in eval mode, whatever ``mode`` says (see the class)."""
@@ -204,19 +202,8 @@ class Clip(nn.Module):
         return self._encode_prompts(prompts, share is not None)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
-        """Token ids on the CPU, cached per prompt.
-
-        For a Hugging Face text tower the columns that are padding in every prompt are dropped: such towers mask the
-        padding, so those columns cost time and change nothing.
-        """
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens]
-        if new:
-            self._tokens.update(zip(new, self._tokenizer(new).long(), strict=True))
-        tokens = torch.stack([self._tokens[prompt] for prompt in prompts])
-        if self._hf_text is None:
-            return tokens
-        used = (tokens != self._hf_text.config.pad_token_id).any(dim=0).nonzero()
-        return tokens[:, : int(used.max()) + 1]
+        """Token ids on the CPU, without columns that every prompt is padded with where the tower masks padding."""
+        return self._text.tokenize(prompts)
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
         """One unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of
@@ -254,8 +241,8 @@ class Clip(nn.Module):
         if isinstance(self._tokenizer, HFTokenizer):
             self._tokenizer.save_pretrained(str(folder))
             drop_key(folder / "tokenizer_config.json", "name_or_path")
-        if self._hf_text is not None:
-            self._hf_text.config.save_pretrained(folder)
+        if (text := hugging_face(self.model)) is not None:
+            text.config.save_pretrained(folder)
             drop_key(folder / "config.json", "_name_or_path")
         config: dict[str, Any] = {"model_cfg": self.config, "preprocess_cfg": vars(self._preprocess_cfg)}
         if self._center is not None:
@@ -282,15 +269,19 @@ class Clip(nn.Module):
 
     def _encode_prompts(self, prompts: Sequence[str], shared: bool) -> Float[Tensor, "p d"]:
         """``encode_text`` in this process, or ``shared``: each encodes a part of the distinct prompts."""
-        row = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-        distinct, count = list(row), len(row)
+        distinct = list(dict.fromkeys(prompts))
+        size = _TEXT_CHUNK
+        if not torch.is_grad_enabled() and self.device.type == "cpu":  # as little padding as can be
+            distinct.sort(key=self._text.length)
+            size = _SORTED_CHUNK
+        row, count = {prompt: index for index, prompt in enumerate(distinct)}, len(distinct)
         shared = shared and count >= ranks.size()
-        every = (slice(start, start + _TEXT_CHUNK) for start in range(0, count, _TEXT_CHUNK))
-        chunks = [distinct[part] for part in (ranks.chunks(count, _TEXT_CHUNK) if shared else every)]
+        every = (slice(start, start + size) for start in range(0, count, size))
+        chunks = [distinct[part] for part in (ranks.chunks(count, size) if shared else every)]
         features = torch.cat([in_pieces(self._encode_distinct, chunk, self.pieces) for chunk in chunks])
         if shared:
             features = ranks.with_gradient(features, [part.stop - part.start for part in ranks.parts(count)])
-        if count == len(prompts):
+        if distinct == [*prompts]:
             return features
         rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
         # not features[rows]: its backward adds in the order in which threads come, so no two runs would be equal
@@ -304,16 +295,23 @@ class Clip(nn.Module):
             and self._text_rows is not None
             and not any(w.requires_grad for w in self._text_weights())
         ):
-            rows = self._text_rows.rows(prompts, self._text_weights(), lambda p: self._raw_text([p])[0])
+            rows = self._text_rows.rows(prompts, [*self._text_weights()], lambda p: self._raw_text([p])[0])
             return F.normalize(torch.stack(rows), dim=-1)
         trunk = self.text_trunk if training else None
-        raw = self._raw_text(prompts) if trunk is None else trunk(prompts, self._raw_text)
+        with _in_bf16(self.device.type) if self.text_bf16 else nullcontext():
+            raw = self._raw_text(prompts) if trunk is None else trunk(prompts, self._raw_text)
         return F.normalize(raw.float(), dim=-1)
 
-    def _text_weights(self) -> list[nn.Parameter]:
+    def _text_weights(self) -> Iterator[nn.Parameter]:
         """All parameters of the text tower, trained or not."""
         every = self.model.named_parameters()
-        return [p for name, p in every if not name.startswith("visual.") and name not in _LOGIT_PARAMETERS]
+        return (p for name, p in every if not name.startswith("visual.") and name not in _LOGIT_PARAMETERS)
 
     def _raw_text(self, prompts: list[str]) -> Tensor:
         return self._text(self._text.fitted(self.tokenize(prompts)).to(self.device))
+
+
+@contextmanager
+def _in_bf16(device: str) -> Iterator[None]:
+    with CpuAttention() if device == "cpu" else nullcontext(), torch.autocast(device, torch.bfloat16):
+        yield

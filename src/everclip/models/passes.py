@@ -25,6 +25,7 @@ from everclip import ranks
 from everclip.config.models import Train
 from everclip.data.loader import Batch
 from everclip.errors import UserError
+from everclip.models import depthwise
 from everclip.models.attention import CpuAttention
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Passes:
                 " write train.patch_dropout=0, or start one process"
             )
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
+        if clip.device.type == "cpu":
+            wide = [module for module in clip.model.visual.modules() if depthwise.suits(module)]
+            self._forwards += [(module, partial(depthwise.forward, module)) for module in wide]
         if not train.checkpointing and not train.compile:
             return
         if train.compile and clip.device.type == "cpu":

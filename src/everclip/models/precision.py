@@ -1,14 +1,15 @@
-"""In which precision the towers train: fp32, bf16, or whichever is faster on this machine.
+"""In which precision the towers train: fp32, bf16, bf16 for the text tower alone, or whichever is fastest here.
 
 bf16 pays where there are units for it (AVX512-BF16, AMX, a GPU) and not on every layer: a depthwise convolution can run
-slower in bf16 than in fp32, and a processor without such units computes bf16 by way of fp32. So ``auto`` asks the
-machine: it times the distinct layers of both towers, each on inputs of its real shape, forward and backward.
+slower in bf16 than in fp32, and a processor without such units computes bf16 by way of fp32. So a convolutional image
+tower may want fp32 and the transformer beside it bf16. ``auto`` asks the machine: it times the distinct layers of both
+towers, each on inputs of its real shape, forward and backward.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,14 +21,14 @@ from everclip.models.attention import CpuAttention
 from everclip.models.clip import Clip
 from everclip.models.passes import UNITS
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "bf16_text"]
 
 IMAGES = 2
-"""Images, and prompts, that a layer is timed on."""
+"""Images that a layer is timed on; of prompts, which are short, as many as a batch may have."""
 GAIN = 0.9
-"""bf16 is taken where it needs at most this share of fp32's time: it has to be worth its rounding."""
+"""bf16 is taken in a tower that it runs in at most this share of fp32's time: it has to be worth its rounding."""
 _RUNS = 2
-_PROMPTS = ("a photo of a cat.", "a photo of a sea lion.")
+_PROMPTS = tuple(f"a photo of thing {number}." for number in range(16))
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,31 @@ class Choice:
     """What ``auto`` became.
 
     Args:
-        fp32, bf16: seconds that the towers' layers took; None where the device alone decides.
+        fp32, bf16, bf16_text: seconds that the towers' layers took; None where the device alone decides.
     """
 
     precision: Precision
     fp32: float | None = None
     bf16: float | None = None
+    bf16_text: float | None = None
 
     def words(self) -> str:
         """Why, for a line."""
-        if self.fp32 is None or self.bf16 is None:
+        if self.fp32 is None or self.bf16 is None or self.bf16_text is None:
             return ""
-        return f" (bf16 takes {self.bf16 / self.fp32:.2f} of fp32's time)"
+        both, text = self.bf16 / self.fp32, self.bf16_text / self.fp32
+        return f" (bf16 takes {both:.2f} of fp32's time, in the text tower alone {text:.2f})"
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+@contextmanager
+def autocast(clip: Clip, precision: Precision) -> Iterator[None]:
     """While it is open, the towers compute in this precision; parameters and features stay fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    before, clip.text_bf16 = clip.text_bf16, precision == "bf16_text"
+    try:
+        with torch.autocast(clip.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        clip.text_bf16 = before
 
 
 def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
@@ -63,7 +72,7 @@ def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
 @contextmanager
 def training(clip: Clip, precision: Precision) -> Iterator[None]:
     """While it is open, the towers compute as in a step."""
-    with attention(clip, precision), autocast(clip.device, precision):
+    with attention(clip, precision), autocast(clip, precision):
         yield
 
 
@@ -78,14 +87,24 @@ def choose(clip: Clip, device: torch.device | None = None) -> Choice:
         return Choice("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
     if device.type != "cpu":
         return Choice("fp32")
-    layers = [*_layers(clip.model.visual, lambda: _image(clip)), *_layers(clip.model, lambda: _texts(clip))]
-    spent: dict[Precision, float] = {"fp32": 0.0, "bf16": 0.0}
-    for layer in layers:
-        for precision in spent:
-            with training(clip, precision):
-                spent[precision] += layer.count * min(layer.seconds() for _ in range(_RUNS))
-    faster = spent["bf16"] < GAIN * spent["fp32"]
-    return Choice("bf16" if faster else "fp32", spent["fp32"], spent["bf16"])
+    image = _layers(clip.model.visual, lambda: _image(clip))
+    text = _layers(clip.model, lambda: _texts(clip))
+    kinds: tuple[Precision, Precision] = ("fp32", "bf16")
+    (image_32, image_16), (text_32, text_16) = (
+        [_seconds(clip, layers, kind) for kind in kinds] for layers in (image, text)
+    )
+    fp32, bf16, bf16_text = image_32 + text_32, image_16 + text_16, image_32 + text_16
+    chosen: Precision = "fp32"
+    if image_16 < GAIN * image_32 and bf16 < GAIN * fp32:
+        chosen = "bf16"
+    elif text_16 < GAIN * text_32:
+        chosen = "bf16_text"
+    return Choice(chosen, fp32, bf16, bf16_text)
+
+
+def _seconds(clip: Clip, layers: Iterable[_Layer], kind: Precision) -> float:
+    with training(clip, kind):
+        return sum(layer.count * min(layer.seconds() for _ in range(_RUNS)) for layer in layers)
 
 
 @dataclass(eq=False)

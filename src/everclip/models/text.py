@@ -4,15 +4,17 @@ A caption of ten tokens is padded to the tower's full length, 77 for most. Where
 earlier ones alone, and the features are read off at the end token, what stands behind it changes nothing: neither the
 features nor the gradient. So the tokens, the position embeddings and the mask are cut behind the last end token of the
 prompts at hand. Towers that look both ways mask their padding instead, or read it; they run as they are (those of
-Hugging Face without the columns that are padding in every prompt, see ``Clip.tokenize``).
+Hugging Face without the columns that are padding in every prompt).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
@@ -23,11 +25,38 @@ class TextTower:
 
     Args:
         model: with a method ``encode_text`` from token ids to features.
+        tokenizer: maps a list of prompts to token ids.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor]) -> None:
         self._encoder = _Encoder(model)
         self._cut = _cut_of(model)
+        self._tokenizer = tokenizer
+        self._tokens: dict[str, Int64[Tensor, " length"]] = {}
+        self._lengths: dict[str, int] = {}
+        text = hugging_face(model)
+        self._padding: int | None = None if text is None else text.config.pad_token_id
+
+    def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
+        """Token ids on the CPU, kept by prompt.
+
+        For a Hugging Face text tower the columns that are padding in every prompt are dropped: such towers mask the
+        padding, so those columns cost time and change nothing.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens]
+        if new:
+            self._tokens.update(zip(new, self._tokenizer(new).long(), strict=True))
+        tokens = torch.stack([self._tokens[prompt] for prompt in prompts])
+        if self._padding is None:
+            return tokens
+        used = (tokens != self._padding).any(dim=0).nonzero()
+        return tokens[:, : int(used.max()) + 1]
+
+    def length(self, prompt: str) -> int:
+        """Tokens that the tower has to be run on for a prompt."""
+        if prompt not in self._lengths:
+            self._lengths[prompt] = self.fitted(self.tokenize([prompt])).shape[1]
+        return self._lengths[prompt]
 
     def fitted(self, tokens: Int64[Tensor, "p length"]) -> Int64[Tensor, "p fewer"]:
         """The columns of ``tokens`` that the tower has to be run on."""
@@ -39,6 +68,13 @@ class TextTower:
             return self._encoder(tokens)
         shortened = self._cut.shortened(self._encoder.model, tokens.shape[1])
         return torch.func.functional_call(self._encoder, shortened, (tokens,))
+
+
+def hugging_face(model: nn.Module) -> Any:
+    """The text tower of a model where that is a HFTextEncoder, else None; open_clip annotates its config without the
+    fields that are read of it.
+    """
+    return next((child for child in model.children() if isinstance(child, HFTextEncoder)), None)
 
 
 class _Cut:

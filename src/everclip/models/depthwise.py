@@ -1,0 +1,74 @@
+"""Depthwise convolutions with large kernels, whose weights' gradient torch takes long to compute on a CPU.
+
+The gradient of a kernel is a convolution too, of the inputs with the gradient of the outputs, image by image and
+channel by channel, added up over images. Asked for as that, with images times channels as groups, oneDNN has a fast way
+for it; asked for as a weights' gradient it has one for 3 x 3 kernels alone. docs/decisions/0008-exact-fast-step.md has
+the numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+
+MOST_SIDE = {1: 14, 2: 6}
+"""Of the outputs, which are the kernels of that convolution, by stride; with larger ones torch's way is faster."""
+
+
+def suits(module: nn.Module) -> bool:
+    """Whether ``forward`` is a form of a module's that may be faster."""
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and isinstance(module, nn.Conv2d)
+        and module.groups == module.in_channels == module.out_channels
+        and module.stride in ((1, 1), (2, 2))
+        and module.dilation == (1, 1)
+        and min(module.kernel_size) > 3
+        and not isinstance(module.padding, str)
+        and module.padding_mode == "zeros"
+    )
+
+
+def forward(module: nn.Conv2d, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
+    """``module(images)``, whose weights' gradient is computed in another way where that is faster."""
+    padding, stride = module.padding, module.stride[0]
+    if isinstance(module, Conv2dSame):
+        images, padding = pad_same(images, [*module.kernel_size], [*module.stride]), (0, 0)
+    gains = max(images.shape[2:]) <= MOST_SIDE[stride] * stride + max(module.kernel_size)
+    if not gains or not module.weight.requires_grad or torch.is_autocast_enabled("cpu"):
+        return F.conv2d(images, module.weight, module.bias, stride, padding, 1, module.groups)
+    return _Depthwise.apply(images, module.weight, module.bias, stride, padding)  # pyright: ignore[reportReturnType]
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.bias, ctx.stride, ctx.padding = bias is not None, stride, padding
+        return F.conv2d(images, weight, bias, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        images, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        strides, inputs = [ctx.stride, ctx.stride], None
+        if ctx.needs_input_grad[0]:
+            mask = [True, False, False]
+            inputs = torch.ops.aten.convolution_backward(
+                gradient, images, weight, None, strides, ctx.padding, [1, 1], False, [0, 0], len(weight), mask
+            )[0]
+        # one image that has the channels of all of them, and a kernel for each
+        kernels = gradient.contiguous().flatten(0, 1)[:, None]
+        one = images.contiguous().flatten(0, 1)[None]
+        found = F.conv2d(one, kernels, None, 1, ctx.padding, ctx.stride, len(kernels))
+        height, width = weight.shape[2:]  # a last row of images that the strides leave out makes one more
+        each = found[0, :, :height, :width].unflatten(0, (len(images), len(weight)))
+        return inputs, each.sum(0)[:, None], gradient.sum((0, 2, 3)) if ctx.bias else None, None, None
