@@ -54,7 +54,7 @@ REFUSED = [
     (["train.lr=[1]"], "train.lr is [1]: write a number above 0 or none"),
     (["train.lr={a = 1}"], 'train.lr is "{a = 1}": write a number above 0 or none'),
     (["train.warmup=1.5"], "train.warmup is 1.5: write a number from 0 to 1"),
-    (["train.precision=fp16"], 'train.precision is "fp16": write "fp32" or "bf16" or "auto"'),
+    (["train.precision=fp16"], 'train.precision is "fp16": write "fp32" or "bf16" or "bf16_text" or "auto"'),
     (["train.batch_size=0"], "train.batch_size is 0: write a whole number from 1"),
     (["train.epochs=2.5"], "train.epochs is 2.5: write a whole number from 1 or none"),
     (["train.epochs=1", "train.steps=1"], "train: epochs and steps are both given: write one of them"),
@@ -110,11 +110,11 @@ REFUSED = [
     (["defualt"], '"defualt" is no shipped config, .toml file or KEY=VALUE; did you mean "default"?'),
     (
         ["no.toml"],
-        "config no.toml does not exist: give a .toml file, or one of cifar100, default, domainnet, imagenet",
+        "config no.toml does not exist: give a .toml file, or one of cifar100, default, demo, domainnet, imagenet",
     ),
     (
         ["a\nb.toml"],
-        'config "a\\nb.toml" does not exist: give a .toml file, or one of cifar100, default, domainnet, imagenet',
+        'config "a\\nb.toml" does not exist: give a .toml file, or one of cifar100, default, demo, domainnet, imagenet',
     ),
     (["~nobody-there/a.toml"], None),
     (["x" * 5000 + ".toml"], None),
