@@ -230,7 +230,7 @@ def _rows(
     """What the activations are kept in, said in a line; None where there is no room."""
     cache = plan.config.cache
     if cache.shared:
-        about = _about(clip, size, parts)
+        about = _about(clip, size, parts, cache.views if plan.method.trains else 1)
         rows = Shared(size.shape, size.exact, _cache.folder() / "activations" / _name(about), about)
         if not _room(max(0, size.nbytes - rows.nbytes), rows.folder, plan, progress):
             return None
@@ -263,7 +263,7 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _about(clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
+def _about(clip: Clip, size: Size, parts: list[ImageSet], views: int) -> dict[str, Any]:
     """All that a row depends on, its image aside."""
     assert clip.trunk is not None
     return {
@@ -274,6 +274,7 @@ def _about(clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
         "row": [*size.shape],
         "dtype": "float32" if size.exact else "float16",
         "views": SCHEME,
+        "together": views,  # views that are computed in one pass
         "images": fingerprint(parts),
         "device": clip.device.type,
         "torch": torch.__version__,

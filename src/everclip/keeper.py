@@ -125,11 +125,13 @@ class Keeper:
     def _save(self, place: Place, update: Update | None) -> None:
         """Save a place within a task."""
         clip = self.lab.clip
+        device = clip.device
         if update is not None:
             update.collect()
+            device = update.clip.device
         random = {"cpu": torch.get_rng_state()}
-        if clip.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(clip.device)
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
         state = self._state() | {"random": random, "update": update and update.state_dict()}
         self._commit(
             place, lambda folder: save_file(savable(clip.model.state_dict()), folder / WEIGHTS), state
@@ -157,8 +159,9 @@ class Keeper:
             lab.record.load_state_dict(state["record"])
             lab.loader.pixels.mark_broken(state["skipped"])
             torch.set_rng_state(state["random"]["cpu"])
-            if "cuda" in state["random"] and lab.clip.device.type == "cuda":
-                torch.cuda.set_rng_state(state["random"]["cuda"], lab.clip.device)
+            device = (lab if update is None else update).clip.device
+            if "cuda" in state["random"] and device.type == "cuda":
+                torch.cuda.set_rng_state(state["random"]["cuda"], device)
             if update is not None:
                 update.load_state_dict(state["update"])
 

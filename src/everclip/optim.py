@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -74,7 +75,8 @@ class Update:
         groups: dict[tuple[float, bool], list[int]] = {}
         for number, parameter in enumerate(chosen):
             groups.setdefault((rates.get(id(parameter), head), parameter.ndim > 1), []).append(number)
-        self._shards = Shards(clip, chosen) if shard else None
+        with answered():
+            self._shards = Shards(clip, chosen) if shard else None
         self.clip = clip if self._shards is None else self._shards.clip
         self.parameters = chosen if self._shards is None else self._shards.parameters
         stepped = chosen if self._shards is None else self._shards.parts
@@ -96,7 +98,8 @@ class Update:
         """How far the phase has come, and the optimizer's moments."""
         state = self.optimizer.state_dict()
         if self._shards is not None:
-            state = self._shards.whole_state(self.optimizer)
+            with answered():
+                state = self._shards.whole_state(self.optimizer)
         return {"done": self.done, "optimizer": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -110,16 +113,22 @@ class Update:
     def collect(self) -> None:
         """Give the model the weights that have trained, where its copy has them. All processes together."""
         if self._shards is not None:
-            self._shards.collect()
+            with answered():
+                self._shards.collect()
 
     def answered(self) -> AbstractContextManager[None]:
         """For a whole step: what torch raises where another process is missing becomes one line."""
         return nullcontext() if self._shards is None else answered()
 
     def close(self) -> None:
-        """The phase is over: the model has the weights that have trained."""
-        if self._shards is not None:
-            self._shards.close()
+        """The phase is over: the model has the weights that have trained, and nothing else of the update is left."""
+        shards = self._shards
+        del self.optimizer, self.passes, self.parameters, self.clip, self._shards
+        if shards is not None:
+            with answered():
+                shards.close()
+            del shards
+            gc.collect()  # what FSDP hangs on its modules goes round in circles
 
     def factor(self, step: int) -> float:
         """The rate at a 0-based step, as a share of its base."""

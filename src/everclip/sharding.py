@@ -2,9 +2,9 @@
 
 Outside of a phase every process has the whole model, which teachers, tests and checkpoints read. In a phase each keeps
 its part of the weights of every block, of their gradients and of AdamW's moments; a block is put together when it is
-computed, forward and backward, and let go behind that. So a phase takes 1/n of 16 bytes a parameter on the device, and
-the whole model, 4 bytes a parameter, waits in main memory. docs/decisions/0016-towers-are-shared-out-in-a-phase.md has
-the reasons.
+computed, forward and backward, and let go behind that. So the blocks take 1/n of 16 bytes a parameter on the device,
+beside activations, and the whole model, 4 bytes a parameter, waits in main memory.
+docs/decisions/0016-towers-are-shared-out-in-a-phase.md has the reasons.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -46,9 +46,12 @@ class Shards:
         self.clip = copy.deepcopy(whole)
         # it computes a row by the whole tower, for a prompt that other processes may not have
         self.clip.text_trunk = None
-        _share_out(self.clip.model, init_device_mesh(self._device.type, (ranks.size(),)))
+        group = dist.group.WORLD
+        assert group is not None, "several processes"
+        _share_out(self.clip.model, DeviceMesh.from_group(group, self._device.type))
         self.clip.to(self._device)
         self._pairs = [*zip(whole.model.parameters(), self.clip.model.parameters(), strict=True)]
+        self._whole_of = {id(theirs): mine for mine, theirs in self._pairs}
         copies = {id(mine): theirs for mine, theirs in self._pairs}
         self.parameters = [copies.get(id(parameter), parameter) for parameter in trained]
         self.parts = [
@@ -114,15 +117,22 @@ class Shards:
     # The optimizer's state ----------------------------------------------------------------------------------------
 
     def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """An optimizer's state as one process would have it. All processes together."""
+        """An optimizer's state as one process would have it: in main memory, and of the first process alone.
+
+        All processes together.
+        """
 
         def joined(value: Any, parameter: Tensor, part: Tensor) -> Any:
             if not isinstance(parameter, DTensor) or value.shape != part.shape:
                 return value
             shape = {"shape": parameter.shape, "stride": parameter.stride()}
-            return DTensor.from_local(
+            found = DTensor.from_local(
                 value, parameter.device_mesh, parameter.placements, **shape
             ).full_tensor()
+            if ranks.rank() > 0:
+                return value
+            # fused AdamW takes moments to lie in memory as their parameter does
+            return torch.empty_like(self._whole_of[id(parameter)], requires_grad=False).copy_(found)
 
         return self._mapped(optimizer, optimizer.state_dict(), joined)
 
@@ -132,7 +142,7 @@ class Shards:
         def cut(value: Any, parameter: Tensor, _: Tensor) -> Any:
             if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
                 return value
-            return _part(value.to(self._device), parameter)
+            return _part(value.to(self._device).contiguous(), parameter)
 
         return self._mapped(optimizer, state, cut)
 
@@ -160,22 +170,30 @@ def _share_out(model: nn.Module, mesh: DeviceMesh) -> None:
     weights = ((name, weight) for name, weight in model.named_parameters() if not name.startswith("logit_"))
     training = {_visual(name) for name, weight in weights if weight.requires_grad}
     every = {id(block) for block in blocks(model)}
+    inside = tuple(f"{path}." for path, module in model.named_modules() if id(module) in every)
     owners: dict[int, nn.Module] = {}
     for path, module in [*model.named_modules()]:
         if _visual(path) not in training:
             continue
-        if isinstance(module, nn.Embedding):
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        if isinstance(module, nn.Embedding) and not path.startswith(inside):
+            _share(module, mesh)
         members = [child for child in module.children() if id(child) in every]
         for block in members:
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+            _share(block, mesh)
         if members:  # what calls the blocks fetches the next one while one is computed
             above = path.rpartition(".")[0]
             owner = module if isinstance(module, nn.Sequential) or not above else model.get_submodule(above)
             owners[id(owner)] = owner
     for owner in owners.values():
         if not isinstance(owner, nn.ModuleList):
-            fully_shard(owner, mesh=mesh, reshard_after_forward=True)
+            _share(owner, mesh)
+
+
+def _share(module: nn.Module, mesh: DeviceMesh) -> None:
+    for weight in module.parameters():
+        if not isinstance(weight, DTensor):  # channels may come last in memory, which FSDP refuses
+            weight.data = weight.data.contiguous()
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def _visual(name: str) -> bool:

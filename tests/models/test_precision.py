@@ -19,7 +19,7 @@ from everclip.models.attention import CpuAttention
 from everclip.models.clip import Clip
 from everclip.models.precision import Choice, Precision, attention, autocast, choose
 from tests.methods.stages import TIMM, batch, clip_with
-from tests.running import run, run_for, timeless
+from tests.running import logged, run, run_for, timeless
 
 WIDTH, LENGTH = 32, 20
 PROMPTS = ["a cat", "a photo of a dog."]
@@ -241,6 +241,23 @@ def test_auto_is_settled_once_and_kept(
     assert timeless(run(tmp_path / "parts", *words)) == timeless(whole)
     plain = run(tmp_path / "plain", *words[:-1], f"train.precision={chosen}")
     assert timeless(plain) == timeless(whole)
+
+
+def test_a_piece_is_computed_again_in_the_same_precision(tmp_path: Path, toy: str, photos: str) -> None:
+    words = (
+        f"data={photos}",
+        f"model={toy}",
+        "method=clip",
+        "train.precision=bf16_text",
+        "train.captions=random",
+    )
+    whole, pieces = (
+        [line["loss"]["clip"] for line in logged(tmp_path / name) if line["event"] == "step"]
+        for name, more in (("whole", []), ("pieces", ["train.accumulate=2"]))
+        if run(tmp_path / name, *words, *more)
+    )
+    assert len(whole) > 5
+    assert pieces == pytest.approx(whole, rel=2e-2)
 
 
 def test_auto_on_this_machine(tmp_path: Path, toy: str, photos: str) -> None:

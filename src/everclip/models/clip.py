@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,9 @@ class Clip(nn.Module):
         shared = shared and count >= ranks.size()
         every = (slice(start, start + size) for start in range(0, count, size))
         chunks = [distinct[part] for part in (ranks.chunks(count, size) if shared else every)]
-        features = torch.cat([in_pieces(self._encode_distinct, chunk, self.pieces) for chunk in chunks])
+        # a piece is computed again when it may no longer be so
+        encode = partial(self._encode_distinct, bf16=self.text_bf16)
+        features = torch.cat([in_pieces(encode, chunk, self.pieces) for chunk in chunks])
         if shared:
             features = ranks.with_gradient(features, [part.stop - part.start for part in ranks.parts(count)])
         if distinct == [*prompts]:
@@ -287,7 +290,7 @@ class Clip(nn.Module):
         # not features[rows]: its backward adds in the order in which threads come, so no two runs would be equal
         return features.index_select(0, rows)
 
-    def _encode_distinct(self, prompts: list[str]) -> Float[Tensor, "p d"]:
+    def _encode_distinct(self, prompts: list[str], bf16: bool) -> Float[Tensor, "p d"]:
         # what is kept serves training; for an evaluation's many prompts it is not worth its memory
         training = torch.is_grad_enabled()
         if (
@@ -298,7 +301,7 @@ class Clip(nn.Module):
             rows = self._text_rows.rows(prompts, [*self._text_weights()], lambda p: self._raw_text([p])[0])
             return F.normalize(torch.stack(rows), dim=-1)
         trunk = self.text_trunk if training else None
-        with _in_bf16(self.device.type) if self.text_bf16 else nullcontext():
+        with _in_bf16(self.device.type) if bf16 else nullcontext():
             raw = self._raw_text(prompts) if trunk is None else trunk(prompts, self._raw_text)
         return F.normalize(raw.float(), dim=-1)
 
