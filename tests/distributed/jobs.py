@@ -19,6 +19,7 @@ from everclip.plan import Plan
 from everclip.progress import Progress
 from everclip.run import Run
 from tests.distributed.losses import gradients
+from tests.distributed.towers import differences
 from tests.running import configured
 
 
@@ -58,7 +59,7 @@ def parts(model: str, *tokens: str) -> list[dict[str, int]]:
     return ranks.told({name: sum(part.numel() for part in found) for name, found in counted.items()})
 
 
-JOBS = {"run": run, "refused": refused, "losses": gradients, "parts": parts}
+JOBS = {"run": run, "refused": refused, "losses": gradients, "parts": parts, "towers": differences}
 
 if __name__ == "__main__":
     with joining.joined("cpu"):

@@ -33,6 +33,13 @@ def test_each_process_has_its_part_alone(toy: str, photos: str) -> None:
         assert sum(process[kind] for process in found) >= whole * times * 0.9, kind
 
 
+@pytest.mark.slow
+def test_towers_of_many_makes() -> None:
+    (found,) = work(2, ["towers"])
+    assert len(found) == 8
+    assert not any(found.values()), found
+
+
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_every_process_has_as_many_chunks(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "size", lambda: processes)
