@@ -75,8 +75,9 @@ def _check_shards(config: Config, method: Method) -> None:
             f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and moments are"
             " small: write distributed.shard=false"
         )
-    if config.distributed.gather == "light" or config.train.accumulate > 1:
-        given = "distributed.gather=light" if config.distributed.gather == "light" else "train.accumulate"
+    light = config.distributed.gather == "light"
+    if light or config.train.accumulate > 1:
+        given = "distributed.gather=light" if light else "train.accumulate"
         raise UserError(
             f"distributed.shard=true needs as many passes of the towers in every process, and {given} makes others:"
             " write distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less memory"

@@ -125,10 +125,9 @@ class Keeper:
     def _save(self, place: Place, update: Update | None) -> None:
         """Save a place within a task."""
         clip = self.lab.clip
-        device = clip.device
+        device = (self.lab if update is None else update).clip.device
         if update is not None:
             update.collect()
-            device = update.clip.device
         random = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)

@@ -75,8 +75,7 @@ class Update:
         groups: dict[tuple[float, bool], list[int]] = {}
         for number, parameter in enumerate(chosen):
             groups.setdefault((rates.get(id(parameter), head), parameter.ndim > 1), []).append(number)
-        with answered():
-            self._shards = Shards(clip, chosen) if shard else None
+        self._shards = Shards(clip, chosen) if shard else None
         self.clip = clip if self._shards is None else self._shards.clip
         self.parameters = chosen if self._shards is None else self._shards.parameters
         stepped = chosen if self._shards is None else self._shards.parts
@@ -96,11 +95,9 @@ class Update:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the phase has come, and the optimizer's moments."""
-        state = self.optimizer.state_dict()
-        if self._shards is not None:
-            with answered():
-                state = self._shards.whole_state(self.optimizer)
-        return {"done": self.done, "optimizer": state}
+        optimizer, shards = self.optimizer, self._shards
+        moments = optimizer.state_dict() if shards is None else shards.whole_state(optimizer)
+        return {"done": self.done, "optimizer": moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state of the same phase, and from the weights that the model was given."""
@@ -113,8 +110,7 @@ class Update:
     def collect(self) -> None:
         """Give the model the weights that have trained, where its copy has them. All processes together."""
         if self._shards is not None:
-            with answered():
-                self._shards.collect()
+            self._shards.collect()
 
     def answered(self) -> AbstractContextManager[None]:
         """For a whole step: what torch raises where another process is missing becomes one line."""
@@ -125,8 +121,7 @@ class Update:
         shards = self._shards
         del self.optimizer, self.passes, self.parameters, self.clip, self._shards
         if shards is not None:
-            with answered():
-                shards.close()
+            shards.close()
             del shards
             gc.collect()  # what FSDP hangs on its modules goes round in circles
 

@@ -10,7 +10,7 @@ docs/decisions/0016-towers-are-shared-out-in-a-phase.md has the reasons.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from everclip import ranks
 from everclip.models.clip import Clip
 from everclip.models.passes import blocks
+from everclip.models.towers import is_visual
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """As ``ranks.answered`` for a whole step, in which torch may raise for other reasons than a missing process."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+            with ranks.answered():
+                raise
+        raise
 
 
 class Shards:
@@ -40,6 +53,7 @@ class Shards:
         parts: what of each of them this process has, in the same memory: the optimizer's parameters.
     """
 
+    @answered()
     def __init__(self, whole: Clip, trained: Sequence[nn.Parameter]) -> None:
         self._whole, self._device = whole, whole.device
         whole.model.to("cpu")
@@ -51,7 +65,6 @@ class Shards:
         _share_out(self.clip.model, DeviceMesh.from_group(group, self._device.type))
         self.clip.to(self._device)
         self._pairs = [*zip(whole.model.parameters(), self.clip.model.parameters(), strict=True)]
-        self._whole_of = {id(theirs): mine for mine, theirs in self._pairs}
         copies = {id(mine): theirs for mine, theirs in self._pairs}
         self.parameters = [copies.get(id(parameter), parameter) for parameter in trained]
         self.parts = [
@@ -62,12 +75,13 @@ class Shards:
             pair for pair in zip(self.parameters, self.parts, strict=True) if pair[0] is not pair[1]
         ]
 
+    @answered()
     @torch.no_grad()
     def collect(self) -> None:
         """Give the whole model the weights that have trained. All processes together."""
         for mine, theirs in self._pairs:
             if theirs.requires_grad:
-                mine.copy_(_whole(theirs))
+                mine.copy_(whole_of(theirs))
 
     @torch.no_grad()
     def hand_out(self) -> None:
@@ -91,18 +105,13 @@ class Shards:
 
         FSDP has taken that mean of what is shared out.
         """
-        ranks.mean_gradients(
-            [parameter for parameter in self.parameters if not isinstance(parameter, DTensor)]
-        )
+        others = [parameter for parameter in self.parameters if not isinstance(parameter, DTensor)]
+        ranks.mean_gradients(others)
         for parameter, part in self._shared:
-            gradient: Any = parameter.grad
-            part.grad = None if gradient is None else gradient.to_local()
-        shared = {id(part) for _, part in self._shared}
+            part.grad = None if parameter.grad is None else local(parameter.grad)
         apart, alike = (
-            nn.utils.get_total_norm(
-                [part.grad for part in self.parts if part.grad is not None and (id(part) in shared) == kind]
-            )
-            for kind in (True, False)
+            nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            for weights in ([part for _, part in self._shared], others)
         )
         squared = (apart**2).to(self._device)
         with ranks.answered():
@@ -116,46 +125,47 @@ class Shards:
 
     # The optimizer's state ----------------------------------------------------------------------------------------
 
+    @answered()
     def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """An optimizer's state as one process would have it: in main memory, and of the first process alone.
 
         All processes together.
         """
 
-        def joined(value: Any, parameter: Tensor, part: Tensor) -> Any:
-            if not isinstance(parameter, DTensor) or value.shape != part.shape:
-                return value
+        whole = {id(theirs): mine for mine, theirs in self._pairs}
+
+        def joined(value: Tensor, parameter: DTensor) -> Tensor:
             shape = {"shape": parameter.shape, "stride": parameter.stride()}
-            found = DTensor.from_local(
-                value, parameter.device_mesh, parameter.placements, **shape
-            ).full_tensor()
+            found = whole_of(DTensor.from_local(value, parameter.device_mesh, parameter.placements, **shape))
             if ranks.rank() > 0:
                 return value
             # fused AdamW takes moments to lie in memory as their parameter does
-            return torch.empty_like(self._whole_of[id(parameter)], requires_grad=False).copy_(found)
+            return torch.empty_like(whole[id(parameter)], requires_grad=False).copy_(found)
 
         return self._mapped(optimizer, optimizer.state_dict(), joined)
 
     def shared_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
         """What of such a state is this process's."""
-
-        def cut(value: Any, parameter: Tensor, _: Tensor) -> Any:
-            if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
-                return value
-            return _part(value.to(self._device).contiguous(), parameter)
-
-        return self._mapped(optimizer, state, cut)
+        return self._mapped(
+            optimizer, state, lambda value, parameter: _part(value.to(self._device).contiguous(), parameter)
+        )
 
     def _mapped(
-        self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], change: Any
+        self,
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        change: Callable[[Tensor, DTensor], Tensor],
     ) -> dict[str, Any]:
+        """The state with ``change`` made to the moments of what is shared out; the count of steps is a scalar."""
         known = {id(part): parameter for parameter, part in self._shared}
         parts = [part for group in optimizer.param_groups for part in group["params"]]
+
+        def changed(value: Tensor, part: Tensor) -> Tensor:
+            parameter = known.get(id(part))
+            return change(value, parameter) if isinstance(parameter, DTensor) and value.ndim else value
+
         moments = {
-            number: {
-                name: change(value, known.get(id(parts[number]), parts[number]), parts[number])
-                for name, value in entry.items()
-            }
+            number: {name: changed(value, parts[number]) for name, value in entry.items()}
             for number, entry in state["state"].items()
         }
         return {**state, "state": moments}
@@ -168,12 +178,12 @@ def _share_out(model: nn.Module, mesh: DeviceMesh) -> None:
     that it has not seen, and the others may have none.
     """
     weights = ((name, weight) for name, weight in model.named_parameters() if not name.startswith("logit_"))
-    training = {_visual(name) for name, weight in weights if weight.requires_grad}
+    training = {is_visual(name) for name, weight in weights if weight.requires_grad}
     every = {id(block) for block in blocks(model)}
     inside = tuple(f"{path}." for path, module in model.named_modules() if id(module) in every)
     owners: dict[int, nn.Module] = {}
     for path, module in [*model.named_modules()]:
-        if _visual(path) not in training:
+        if is_visual(path) not in training:
             continue
         if isinstance(module, nn.Embedding) and not path.startswith(inside):
             _share(module, mesh)
@@ -196,11 +206,8 @@ def _share(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def _visual(name: str) -> bool:
-    return name.partition(".")[0] == "visual"
-
-
-def _whole(tensor: Tensor) -> Tensor:
+def whole_of(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be shared out. All processes together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -212,15 +219,3 @@ def local(tensor: Tensor) -> Tensor:
 def _part(value: Tensor, like: DTensor) -> Tensor:
     """This process's part of a whole tensor, which all of them have, where it is shared out as another one is."""
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()
-
-
-@contextmanager
-def answered() -> Iterator[None]:
-    """As ``ranks.answered`` for a whole step, in which torch may raise for other reasons than a missing process."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            with ranks.answered():
-                raise
-        raise

@@ -44,8 +44,7 @@ def parts(model: str, *tokens: str) -> list[dict[str, int]]:
     """Of each process the numbers of a phase's parameters, gradients and moments on it, after a step."""
     clip, config = zoo.load(model), configured(*tokens)
     method = Plan.of(config).method
-    with ranks.answered():
-        update = Update(clip, method, Phase(), config.train, 4, shard=True)
+    update = Update(clip, method, Phase(), config.train, 4, shard=True)
     loss = (
         update.clip.encode_text(["a dog", "a cat", "a red bird"]).sum()
         + update.clip.encode_image(torch.ones(2, 3, clip.image_size, clip.image_size)).square().sum(0).max()

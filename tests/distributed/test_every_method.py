@@ -53,14 +53,14 @@ def words(form: str, toy: str, photos: str) -> list[str]:
     return [f"data={photos}", f"model={toy}", f"method={name}", *WORDS, *options]
 
 
-def different(folder: Path, toy: str, photos: str, every: list[str], *more: str) -> str:
+def different(folder: Path, toy: str, photos: str, every: list[str], *more: str, keys: float = 1.0) -> str:
     """What is not the same in runs of two processes, with ``more`` words, and of one."""
     jobs = [["run", str(folder / "two" / form), *words(form, toy, photos), *more] for form in every]
     found = []
     for form, shared in zip(every, work(2, *jobs), strict=True):
         alone = run(folder / "one" / form, *words(form, toy, photos))
         try:
-            same(alone, shared, folder / "one" / form, folder / "two" / form, WITHIN.get(form, 1e-5))
+            same(alone, shared, folder / "one" / form, folder / "two" / form, WITHIN.get(form, 1e-5), keys)
         except AssertionError as error:
             found.append(f"{form}: {error}")
     return "\n".join(found)

@@ -102,7 +102,8 @@ def test_whole_runs(
 ) -> None:
     one = run(tmp_path / "one", *words(form, toy, broken if "broken" in form else photos))
     assert len(one["skipped_images"]) == 4 * ("broken" in form)
-    same(one, two[1][1 + [*FORMS].index(form)], tmp_path / "one", two[0] / form)
+    keys = 10 if "shard" in form else 1
+    same(one, two[1][1 + [*FORMS].index(form)], tmp_path / "one", two[0] / form, keys=keys)
 
 
 def test_what_cannot_be_shared_is_refused(two: tuple[Path, list[Any]]) -> None:
@@ -112,8 +113,20 @@ def test_what_cannot_be_shared_is_refused(two: tuple[Path, list[Any]]) -> None:
     assert not (two[0] / "wrong" / "results.json").exists()
 
 
-def same(one: dict[str, Any], two: dict[str, Any], alone: Path, shared: Path, within: float = 1e-5) -> None:
-    """Fails unless two finished runs have learned the same, ``within`` 1e-5."""
+def same(
+    one: dict[str, Any],
+    two: dict[str, Any],
+    alone: Path,
+    shared: Path,
+    within: float = 1e-5,
+    keys: float = 1.0,
+) -> None:
+    """Fails unless two finished runs have learned the same, ``within`` 1e-5.
+
+    Args:
+        keys: times that bound for the keys' bias. It moves no softmax, so what it learns is rounding, of which Adam
+            makes a step.
+    """
     for key in ("matrix", "test_counts", "optimizer_steps", "samples_seen", "memory_bytes", "skipped_images"):
         assert one[key] == two[key], key
     steps = [
@@ -131,9 +144,13 @@ def same(one: dict[str, Any], two: dict[str, Any], alone: Path, shared: Path, wi
         mine, theirs = (folder / "checkpoints" / stage for folder in (alone, shared))
         weights = [load_file(folder / "open_clip_model.safetensors") for folder in (mine, theirs)]
         for name, value in weights[0].items():
-            # a third of it moves no softmax: what the keys' bias learns is rounding, of which Adam makes a step
-            most = 10 * within if name.endswith("in_proj_bias") else within
-            assert torch.allclose(value, weights[1][name], rtol=most, atol=most), name
+            other = weights[1][name]
+            if name.endswith("in_proj_bias") and keys > 1:
+                (value, key), (other, second) = (
+                    (torch.cat(b.chunk(3)[::2]), b.chunk(3)[1]) for b in (value, other)
+                )
+                assert torch.allclose(key, second, rtol=keys * within, atol=keys * within), name
+            assert torch.allclose(value, other, rtol=within, atol=within), name
         states = [torch.load(folder / "state.pt", weights_only=True) for folder in (mine, theirs)]
         assert states[0]["memory"] == states[1]["memory"]
         alike(states[0]["method"], states[1]["method"], 2 * within)

@@ -166,8 +166,12 @@ def test_the_fastest_is_chosen(
     kinds = timed(monkeypatch, 1.0, bf16, convolution)
     choice = choose(zoo.load(toy))
     assert choice.precision == expected
-    if convolution == bf16:
-        assert choice.words().startswith(f" (bf16 takes {bf16:.2f} of fp32's time, in the text tower alone ")
+    assert choice.fp32
+    assert choice.bf16
+    assert choice.bf16_text
+    both, text = choice.bf16 / choice.fp32, choice.bf16_text / choice.fp32
+    assert convolution != bf16 or both == pytest.approx(bf16)
+    assert choice.words() == f" (bf16 takes {both:.2f} of fp32's time, in the text tower alone {text:.2f})"
     assert Choice("bf16").words() == ""
     assert {"Conv2d", "MultiheadAttention", "Linear", "LayerNorm", "GELU"} <= set(kinds)
 

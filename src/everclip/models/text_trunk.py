@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from everclip.models.attention import CpuAttention
+from everclip.models.towers import is_visual
 
 Raw = Callable[[list[str]], Tensor]
 """Prompts to the text tower's output, by the whole tower."""
@@ -94,10 +95,10 @@ class TextTrunk:
 
         None for a tower without a block below, and for one that does not give the same when it starts in the middle.
         """
-        named = {name: p for name, p in model.named_parameters() if name in held and not _visual(name)}
+        named = {name: p for name, p in model.named_parameters() if name in held and not is_visual(name)}
         for path, blocks in model.named_modules():
             inside = any(name.startswith(path + ".") for name in named)
-            if inside and isinstance(blocks, nn.ModuleList) and len(blocks) > count and not _visual(path):
+            if inside and isinstance(blocks, nn.ModuleList) and len(blocks) > count and not is_visual(path):
                 parent, _, name = path.rpartition(".")
                 found = cls(model.get_submodule(parent), name, count, named.values())
                 return found if found._agrees(raw) else None
@@ -164,7 +165,3 @@ def _padded(
         length = min(len(row), whole.shape[1])
         whole[place, :length] = row[:length]
     return whole
-
-
-def _visual(name: str) -> bool:
-    return name.startswith("visual.")

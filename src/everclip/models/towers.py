@@ -16,3 +16,8 @@ def input_side(visual: Any) -> int:
 def is_convolutional(visual: nn.Module) -> bool:
     """Whether most of the tower is 2-d convolutions; a ViT has one, or a few in its stem."""
     return sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 8
+
+
+def is_visual(name: str) -> bool:
+    """Whether a module or parameter of an open_clip model, by its name, is the image tower's."""
+    return name.partition(".")[0] == "visual"
