@@ -74,9 +74,11 @@ def test_a_commit_is_there_as_a_whole(tmp_path: Path) -> None:
     checkpoint.amend(folder, "record.json", b"{}")
     verify(folder)
     assert checkpoint.names(folder) == {"model", "state.pt", "record.json"}
-    commit(folder, fill("model", content=b"another"))
+    with pytest.raises(UserError, match="was made by something else in the meantime, and is left alone"):
+        commit(folder, fill("model", content=b"another"))
     verify(folder)
-    assert checkpoint.names(folder) == {"model"}
+    assert checkpoint.names(folder) == {"model", "state.pt", "record.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["stage-000"]
     (folder / ".DS_Store").write_bytes(b"not ours")
     verify(folder)
 
@@ -270,6 +272,7 @@ def test_a_state_that_would_run_code_is_not_read(tmp_path: Path, toy: str, photo
             (place / name).write_bytes(content)
         torch.save({"method": Evil()}, place / "state.pt")
 
+    shutil.rmtree(folder)
     commit(folder, write)
     with pytest.raises(UserError, match=r"is whole but cannot be read with these versions \(UnpicklingError"):
         run(tmp_path / "run", *tokens)
@@ -300,6 +303,7 @@ def test_a_state_that_does_not_fit(tmp_path: Path, toy: str, photos: str, change
             (place / name).write_bytes(content)
         torch.save(state | change, place / "state.pt")
 
+    shutil.rmtree(folder)
     commit(folder, write)
     with pytest.raises(UserError) as error:
         run(tmp_path / "run", *tokens)

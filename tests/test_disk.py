@@ -22,8 +22,8 @@ from everclip.checkpoint import Place
 from everclip.cli.app import main
 from everclip.disk import check_room, room, writing
 from everclip.errors import RunError, UserError
-from everclip.keeper import _save_state
 from everclip.models import zoo
+from everclip.models.savable import save_state
 from everclip.run import Run
 from tests.running import configured, run, timeless
 
@@ -43,9 +43,9 @@ def files_up_to(size: int) -> Iterator[None]:
 def test_what_the_disk_says_is_not_lost(tmp_path: Path, size: int) -> None:
     state = {"weights": torch.zeros(100_000), "record": {"steps": 3}}
     with files_up_to(size), pytest.raises(OSError, match="File too large") as error:
-        _save_state(state, tmp_path / "state.pt")
+        save_state(state, tmp_path / "state.pt")
     assert error.value.errno == errno.EFBIG
-    _save_state(state, tmp_path / "state.pt")
+    save_state(state, tmp_path / "state.pt")
     again = torch.load(tmp_path / "state.pt", weights_only=True)
     assert torch.equal(again["weights"], state["weights"])
     assert again["record"] == state["record"]
@@ -53,7 +53,7 @@ def test_what_the_disk_says_is_not_lost(tmp_path: Path, size: int) -> None:
 
 def test_an_error_that_is_none_of_the_disks_stays(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="meta"):
-        _save_state({"weights": torch.zeros(3, device="meta").untyped_storage()}, tmp_path / "state.pt")
+        save_state({"weights": torch.zeros(3, device="meta").untyped_storage()}, tmp_path / "state.pt")
     with pytest.raises(FileNotFoundError), writing(tmp_path):
         (tmp_path / "nothing").read_text()
     with pytest.raises(RuntimeError, match="a fault"), writing(tmp_path):
@@ -195,5 +195,5 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, toy: str, phot
         run(tmp_path / "run", *tokens, "smoke=true")
     store = Run(tmp_path / "run", configured(*tokens)).store
     assert store.newest() == [Place(1)]
-    assert not list(store.path.glob("*.tmp"))
+    assert not list(store.path.glob(".*"))
     assert run(tmp_path / "run", *tokens, "smoke=true")["smoke"]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everclip import data
-from everclip.card import CALIBRATION_FILE, read_of_run
+from everclip.card import CALIBRATION_FILE, read_calibration
 from everclip.checkpoint import MANIFEST, Damaged, _rendered, names
 from everclip.cli.app import main
 from everclip.cli.train import run_here
@@ -179,4 +179,4 @@ def test_nesting_that_no_parser_follows(tmp_path: Path) -> None:
     assert costs(f"local-dir:{tmp_path}") is None
     assert not_begun([tmp_path], []) == []
     with pytest.raises(UserError, match=rf"{CALIBRATION_FILE} is damaged"):
-        read_of_run(tmp_path, 0)
+        read_calibration(tmp_path, {"stage": 0})

@@ -116,7 +116,7 @@ def test_skipped_images_survive_a_resume(tmp_path: Path, folder: Path, tokens: l
     )
 
 
-@pytest.mark.parametrize("name", [".lock", ".holder", "config.toml.tmp"])
+@pytest.mark.parametrize("name", [".lock", ".holder", ".config.toml.everclip-0123abcd"])
 def test_killed_before_its_config_was_there(tmp_path: Path, tokens: list[str], name: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("half")

@@ -9,19 +9,23 @@ classifier      "text": cosines to the class embeddings of the text tower, and t
                 "method": the method in ``settings`` classifies, whose state is in method.pt (state.pt
                     in a run's checkpoint)
 settings        the config that it was trained with, without what belongs to the machine
-calibration     a temperature and what it was fitted on (calibration.py), or null
+calibration     a temperature and what it was fitted on (calibration.py), or null; calibration.json, which
+                ``predict --calibrate`` writes beside it, goes before it
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from everclip import __version__
+from everclip import __version__, checkpoint
 from everclip.calibration import Calibration
+from everclip.checkpoint import MANIFEST
 from everclip.config import Config, resolve
 from everclip.config.resolve import written
 from everclip.durable import write_atomic
@@ -31,7 +35,7 @@ from everclip.plan import Plan
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
 CALIBRATION_FILE = "calibration.json"
-"""A run's temperature, with the stage that it belongs to; a checkpoint is left as it is."""
+"""A temperature, with the model that it belongs to; checkpoints and versions are left as they are."""
 FORMAT = 1
 _LOCAL = {"out", "device", "smoke", "tuned_on", "fork", "classnames", "templates", "loader", "checkpoint"}
 """Keys of a config that tell of the machine, and nothing of the model."""
@@ -132,26 +136,47 @@ def write(folder: Path, card: Card) -> None:
     write_atomic(folder / FILE, text_of(card))
 
 
-def read_of_run(path: Path, stage: int) -> Calibration | None:
-    """The temperature fitted for a stage of the run at ``path``; None where there is none, or another stage's.
+def identity(folder: Path) -> str:
+    """Which model a folder holds: the same only where its files are. Raises UserError where it is damaged."""
+    if (folder / MANIFEST).is_file():
+        try:
+            return checkpoint.identity(folder)
+        except checkpoint.Damaged as error:
+            raise UserError(f"{folder} is damaged ({error}): take another copy of it") from error
+    return hashlib.sha256(text_of(read(folder)).encode()).hexdigest()
+
+
+def read_calibration(folder: Path, of: Mapping[str, Any]) -> Calibration | None:
+    """The temperature that was kept in a run directory or a model folder; None where it is of another model.
+
+    Args:
+        of: the model: ``{"stage": 3}`` of a run, ``{"model": identity(folder)}`` of a model folder.
 
     Raises:
         UserError: the file is damaged.
     """
-    file = path / CALIBRATION_FILE
+    file = folder / CALIBRATION_FILE
     if not file.is_file():
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         found = Calibration.model_validate(content["calibration"])
-        return found if content["stage"] == stage else None
+        if content.get("sha256", _hash(content)) != _hash(content):  # earlier versions wrote none
+            raise ValueError("changed")
+        return found if of.items() <= content.items() else None
     # pydantic's error is a ValueError
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged: remove it, or calibrate again") from error
 
 
-def write_of_run(path: Path, stage: int, calibration: Calibration) -> Path:
-    """Write it. Raises OSError."""
-    content = {"stage": stage, "calibration": calibration.model_dump()}
-    write_atomic(path / CALIBRATION_FILE, json.dumps(content, indent=2) + "\n")
-    return path / CALIBRATION_FILE
+def write_calibration(folder: Path, of: Mapping[str, Any], calibration: Calibration) -> Path:
+    """Write it, whole or not at all, beside the files that a manifest vouches for. Raises OSError."""
+    content = {**of, "calibration": calibration.model_dump()}
+    content["sha256"] = _hash(content)
+    write_atomic(folder / CALIBRATION_FILE, json.dumps(content, indent=2) + "\n")
+    return folder / CALIBRATION_FILE
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

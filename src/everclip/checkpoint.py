@@ -4,9 +4,9 @@
 
 The last number is the hash of the rest, and the file must be, byte for byte, what its content is written as: so no
 byte of a checkpoint can change unnoticed. ``on`` names the checkpoints that it stands on, and is of no use without.
-Files are written into a temporary folder, hashed and brought to the disk (fsync); then the manifest is; then the
-folder gets its name (rename), and its parent is brought to the disk. Whenever the power fails, the folder is there as
-a whole or not at all.
+Files are written into a temporary folder (durable.py), hashed and brought to the disk (fsync); then the manifest is;
+then the folder gets its name (rename), and its parent is brought to the disk. Whenever the power fails, the folder is
+there as a whole or not at all.
 
 Names tell where a run stands, and their order is that of the run:
 
@@ -30,13 +30,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from everclip import __version__
-from everclip.durable import sync, write_atomic
+from everclip.durable import exchange, settle, stage, sync, write_atomic
 from everclip.errors import RunError, UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
 """End of the name of a folder that could not be used; it goes with the next checkpoint."""
+BEFORE = "before-"
+"""Start of the names of files that a version keeps of the version before it."""
+UNSIGNED = {"calibration.json"}
+"""Files that may change while a checkpoint stays what it is: each has a hash of its own (calibration.py)."""
 
 log = logging.getLogger("everclip")
 
@@ -106,8 +110,18 @@ class Store:
         return self.path / place.name
 
     def commit(self, place: Place, write: Callable[[Path], object], on: Sequence[Place] = ()) -> None:
-        """Save a place, then delete what is no longer wanted. ``write`` and errors are those of ``commit``."""
-        commit(self.folder(place), write, [base.name for base in on])
+        """Save a place, then delete what is no longer wanted. ``write`` and errors are those of ``commit``.
+
+        A checkpoint of that place gives way.
+        """
+        folder, names = self.folder(place), [base.name for base in on]
+        with stage(folder) as made:
+            fill(made, write, names)
+            if not folder.exists():
+                settle(made, folder)
+            elif not exchange(made, folder):  # a run's own folder, which the run has locked
+                shutil.rmtree(folder)
+                settle(made, folder)
         every = self.places()
         whole = [old for old in every if old.whole]
         inner = [old for old in every if not old.whole and old.task == place.task]
@@ -115,8 +129,9 @@ class Store:
         if not place.whole:  # a task's phases stand on where each began
             kept |= {old for old in inner if not old.step}
         gone = [self.folder(old) for old in every if old not in kept]
-        for folder in [*gone, *self.path.glob("*" + DAMAGED)]:
-            shutil.rmtree(folder, ignore_errors=True)
+        unfinished = [*self.path.glob(".*.everclip-*"), *self.path.glob("*.tmp")]  # .tmp: of earlier versions
+        for old_folder in [*gone, *self.path.glob("*" + DAMAGED), *unfinished]:
+            shutil.rmtree(old_folder, ignore_errors=True)
 
     def newest(self) -> list[Place]:
         """The newest checkpoint that is as it was written, after those that it stands on; empty before the first.
@@ -164,40 +179,43 @@ class Store:
 def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()) -> None:
     """Make ``folder`` a checkpoint of the files that ``write`` puts into the empty folder it is called with.
 
-    A folder of that name gives way.
-
     Args:
         on: names of the checkpoints that it stands on.
 
     Raises:
+        UserError: something is at ``folder`` already.
         OSError: the disk is full or fails; or whatever ``write`` raises. Nothing is left of the new folder then.
     """
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        write(unfinished)
-        written = sorted(unfinished.iterdir())
-        with ThreadPoolExecutor(4) as pool:  # hashing does not wait for the disk
-            synced = pool.map(sync, written)
-            files = dict(zip((file.name for file in written), pool.map(_entry, written), strict=True))
-            list(synced)  # raises what went wrong
-        (unfinished / MANIFEST).write_bytes(_manifest(files, on))
-        sync(unfinished / MANIFEST)
-        sync(unfinished)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    sync(folder.parent)
+    with stage(folder) as made:
+        fill(made, write, on)
+        settle(made, folder)
+
+
+def fill(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()) -> None:
+    """Have an empty folder written, and its manifest, all on the disk. Arguments and errors are those of ``commit``."""
+    write(folder)
+    written = sorted(folder.iterdir())
+    with ThreadPoolExecutor(4) as pool:  # hashing does not wait for the disk
+        synced = pool.map(sync, written)
+        signed = [file for file in written if file.name not in UNSIGNED]
+        files = dict(zip((file.name for file in signed), pool.map(_entry, signed), strict=True))
+        list(synced)  # raises what went wrong
+    (folder / MANIFEST).write_bytes(_manifest(files, on))
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def amend(folder: Path, name: str, content: bytes) -> None:
-    """Add a file to a checkpoint, at once or not at all. Raises Damaged, and OSError as ``commit`` does."""
+    """Add a new file to a checkpoint, at once or not at all. Raises Damaged, and OSError as ``commit`` does."""
     body = _body(folder)
-    write_atomic(folder / name, content)  # not written over: another folder may have a link to the file
+    write_atomic(folder / name, content)
     write_atomic(folder / MANIFEST, _manifest({**body["files"], name: _entry(folder / name)}, body["on"]))
+
+
+def identity(folder: Path) -> str:
+    """A hash of what a checkpoint holds, whatever it keeps of the one before. Raises as ``verify`` does."""
+    own = {name: entry for name, entry in _body(folder)["files"].items() if not name.startswith(BEFORE)}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def names(folder: Path) -> frozenset[str]:

@@ -24,18 +24,19 @@ from everclip import card as cards
 from everclip import methods
 from everclip.calibration import Calibration
 from everclip.card import FILE, METHOD_FILE, Card, CardTask
-from everclip.checkpoint import MANIFEST, amend
 from everclip.config import Config
 from everclip.config.models import MethodChoice
 from everclip.data.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.prompts import PHOTO, Prompts, read_lines
 from everclip.data.scenario import Task, seen
+from everclip.durable import recover
 from everclip.errors import UserError, suggest
 from everclip.methods._base import Classifier, TextClassifier
 from everclip.models import zoo
 from everclip.models.catalogue import LITE
 from everclip.models.clip import Clip
+from everclip.models.savable import save_state
 from everclip.plan import Plan
 from everclip.restore import STATE, device, freeze, grow, load_model, open_run
 from everclip.run import Run
@@ -56,6 +57,7 @@ class Deployed:
         build: labels to a classifier of them.
         plan: what it was trained with; without images unless it was opened for them.
         calibration: the temperature that was fitted for it.
+        identity: which model its folder held when it was opened; empty for what is no model folder.
     """
 
     spec: str
@@ -66,6 +68,7 @@ class Deployed:
     build: Callable[[tuple[int, ...]], nn.Module]
     plan: Plan | None = None
     calibration: Calibration | None = None
+    identity: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,6 +156,7 @@ def open_model(
     path = Path(spec).expanduser()
     if path.is_file():
         raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
+    recover(path)  # of a rollback that was interrupted
     if not is_learned(spec):
         if classes is None:
             raise UserError(f"{spec} comes without classes: give --classes FILE, one name a line")
@@ -174,7 +178,7 @@ def of_run(path: Path) -> Deployed:
     """
     plan, clip, stage = open_run(path)
     found = of_plan(str(path), plan, clip, stage)
-    return replace(found, calibration=cards.read_of_run(path, stage))
+    return replace(found, calibration=cards.read_calibration(path, {"stage": stage}))
 
 
 def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
@@ -197,17 +201,21 @@ def _of_checkpoint(path: Path) -> Deployed:
     if place is None or folder is None or not (folder / FILE).is_file():
         return of_run(path)
     found = _of_folder(folder, str(path))
-    return replace(found, calibration=cards.read_of_run(path, place.task - 1))
+    kept = cards.read_calibration(path, {"stage": place.task - 1})
+    return replace(found, calibration=kept, identity="")
 
 
 def _of_folder(folder: Path, spec: str) -> Deployed:
     """A model folder, or a checkpoint, from its card alone."""
     card = cards.read(folder)
+    identity = cards.identity(folder)
+    kept = cards.read_calibration(folder, {"model": identity})
     plan = plan_of(card)
     if card.classifier == "text":
         clip = zoo.load(f"{LOCAL}{folder}", plan.config.image_size, device("auto"))
         known = zero_shot(spec, clip, card.classes, card.templates)
-        return replace(known, labels=seen(plan.tasks), plan=plan, calibration=card.calibration)
+        known = replace(known, labels=seen(plan.tasks), plan=plan)
+        return replace(known, calibration=kept or card.calibration, identity=identity)
     file = folder / (STATE if (folder / STATE).is_file() else METHOD_FILE)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -228,7 +236,8 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
             f"{file} does not fit {FILE} beside it, or these versions: export the model again"
         ) from error
     freeze(plan, clip)
-    return replace(of_plan(spec, plan, clip, len(plan.tasks) - 1), calibration=card.calibration)
+    found = of_plan(spec, plan, clip, len(plan.tasks) - 1)
+    return replace(found, calibration=kept or card.calibration, identity=identity)
 
 
 def plan_of(card: Card) -> Plan:
@@ -272,11 +281,11 @@ def save(model: Deployed, folder: Path) -> None:
     cards.write(folder, card_of(model))
     if not model.reads_text:
         assert model.plan is not None
-        torch.save(model.plan.method.state_dict(), folder / METHOD_FILE)
+        save_state(model.plan.method.state_dict(), folder / METHOD_FILE)
 
 
 def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
-    """Note a temperature where the model was opened from: in a folder's card, or beside a run's checkpoints.
+    """Keep a temperature where the model was opened from: in the model folder, or in the run directory.
 
     Returns:
         the file; None where the model has no folder of its own.
@@ -287,15 +296,9 @@ def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
     if model.plan is None:
         return None
     folder = Path(model.spec).expanduser()
+    of = {"model": model.identity} if model.identity else {"stage": len(model.plan.tasks) - 1}
     try:
-        if (folder / FILE).is_file():
-            card = cards.read(folder).model_copy(update={"calibration": calibration})
-            if (folder / MANIFEST).is_file():  # a version vouches for its files
-                amend(folder, FILE, cards.text_of(card).encode())
-            else:
-                cards.write(folder, card)
-            return folder / FILE
-        return cards.write_of_run(folder, len(model.plan.tasks) - 1, calibration)
+        return cards.write_calibration(folder, of, calibration)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): make it writable") from error
 

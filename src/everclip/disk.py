@@ -22,10 +22,24 @@ if TYPE_CHECKING:
     from everclip.models.clip import Clip
 
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
-_FAILURES |= {errno.EACCES, errno.EPERM}
+_FAILURES |= {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 """What a disk does or forbids, as against what a program gets wrong."""
 _CODE = re.compile(r"\(os error (\d+)\)")
 GIB = 1 << 30
+
+
+@contextmanager
+def on_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what a disk does to a folder that is being written into a RunError of one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = what_it_did(error)
+        if reason is None:
+            raise
+        raise RunError(
+            f"{os.fspath(folder)} cannot be written ({reason}): make room, or give another folder; nothing was changed"
+        ) from error
 
 
 @contextmanager
@@ -38,7 +52,7 @@ def writing(run: Path) -> Iterator[None]:
             raise RunError(
                 f"{run} is gone, removed or its disk is: nothing of the run is left there"
             ) from error
-        reason = _reason(error)
+        reason = what_it_did(error)
         if reason is None:
             raise
         raise RunError(
@@ -47,8 +61,8 @@ def writing(run: Path) -> Iterator[None]:
         ) from error
 
 
-def _reason(error: Exception) -> str | None:
-    """What the disk did, in words; None where the error is none of a disk's."""
+def what_it_did(error: Exception) -> str | None:
+    """What the disk did or forbade, in words; None where the error is none of a disk's."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in _FAILURES else None
     code = _CODE.search(str(error))

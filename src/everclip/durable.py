@@ -1,9 +1,36 @@
-"""Files that a reader, or a crash, finds as they were or as they are to be, and never between."""
+"""Write files and folders whole: a reader, or a crash, finds what was there or what is to be, and nothing between.
+
+Unfinished work stands beside its target under hidden names that no user gives:
+
+    .NAME.everclip-0123abcd     a file or folder that is being written
+    .NAME.everclip-swap-INODE   a finished folder that takes the place of the one with this inode
+    .NAME.everclip-lock         held while a folder is written
+
+What a killed process leaves is removed, or finished, by the next one that uses the target. Nothing else ever is.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from everclip.errors import UserError
+
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+_UNABLE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_RENAME_EXCHANGE, _CWD = 2, -100
+_PART, _SWAP = "[0-9a-f]{8}", r"swap-\d+\D.*"
 
 
 def sync(path: Path) -> None:
@@ -18,12 +45,260 @@ def sync(path: Path) -> None:
 def put(part: Path, path: Path) -> None:
     """Move a finished file to its place in the same folder, on the disk as well; what was there is replaced."""
     sync(part)
-    part.replace(path)
+    os.replace(part, path)
     sync(path.parent)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole; what was there is replaced."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    put(part, path)
+    """Write a file whole; what was there is replaced. Raises OSError, and the file is as it was then."""
+    _remove_dead_parts(path)
+    part, descriptor = _new_part(path)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(descriptor)
+            os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def _new_part(path: Path) -> tuple[Path, int]:
+    """A new file beside ``path``, locked as long as its descriptor is open: so others know that it is in use."""
+    while True:
+        part = _beside(path, secrets.token_hex(4))
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return part, descriptor
+        os.close(descriptor)  # another process took it for a dead one before it was locked
+
+
+def _remove_dead_parts(path: Path) -> None:
+    """Remove the unfinished files of killed processes."""
+    for part in _found(path, _PART):
+        with suppress(OSError):  # gone, in use, or on a disk without locks
+            descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+            finally:
+                os.close(descriptor)
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def check_new(out: str | os.PathLike[str]) -> Path:
+    """The path of a folder to write; a link to an empty folder is followed.
+
+    Raises:
+        UserError: something is there, nothing can be, or it is the current folder or one that holds it.
+    """
+    try:
+        return _new(Path(out).expanduser(), os.fspath(out))
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{os.fspath(out)[:200]} cannot be written ({reason}): give another folder"
+        ) from error
+
+
+def _new(path: Path, out: str) -> Path:
+    if path.is_symlink():
+        if not path.exists():
+            raise UserError(f"{out} is a link to nothing: give a new or an empty folder")
+        path = path.resolve()
+    if Path(os.path.realpath(".")).is_relative_to(os.path.realpath(path)):
+        raise UserError(f"{out} is the current folder, or one that holds it: give the name of a new folder")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{out} exists: give a new or an empty folder")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"{out} cannot be written, as {above} is a file: give another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{out} cannot be written (no permission in {above}): give another folder")
+    return path
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the folder ``path``, after finishing or removing what killed ones left.
+
+    Raises:
+        UserError: another process writes it, or its parent cannot be written.
+    """
+    lock = _beside(path, "lock")
+    held = FileLock(lock, timeout=0.2, poll_interval=0.05)  # not 0: an owner that ends removes the file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        raise UserError(
+            f"{path} is being written by another process{_holder(lock)}: wait for it, or give another folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another folder") from error
+    try:
+        with suppress(OSError):  # who holds it is for a message only
+            lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        _finish_swaps(path)
+        for left in _found(path, _PART):
+            _remove(left)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
+        held.release()
+
+
+def _holder(lock: Path) -> str:
+    try:
+        text = " ".join(lock.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return ""
+    return f" ({text[:100]})" if text.isprintable() and text else ""
+
+
+@contextmanager
+def stage(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path`` to fill and then to move; what is still there at the end is removed.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = _beside(path, secrets.token_hex(4))
+    made.mkdir()
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def sync_all(folder: Path) -> None:
+    """Bring a folder, and all that is in it, to the disk."""
+    for place in (folder, *folder.rglob("*")):
+        if not place.is_symlink():
+            sync(place)
+
+
+def settle(made: Path, path: Path) -> None:
+    """Give a finished folder its name, in one step.
+
+    Raises:
+        UserError: something is at ``path`` that was not there before; it is left alone.
+        OSError: the disk fails.
+    """
+    try:
+        os.rename(made, path)  # the system replaces nothing but an empty folder
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise UserError(
+            f"{path} was made by something else in the meantime, and is left alone: give another folder"
+        ) from None
+    sync(path.parent)
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write into, which becomes ``out`` at the end: complete, or not there.
+
+    Raises:
+        UserError: ``out`` cannot be a new folder, or another process writes it.
+        OSError: the disk is full or fails.
+    """
+    path = check_new(out)
+    with claimed(path), stage(path) as made:
+        yield made
+        sync_all(made)
+        settle(made, path)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; False where the system or the disk cannot. Raises OSError where it fails."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if rename(_CWD, os.fsencode(first), _CWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _UNABLE:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def swap(made: Path, folder: Path, end: str) -> Path:
+    """Put a finished folder in the place of another one, which is kept as ``NAME + end`` (or ``-2``, ...).
+
+    Call it with ``folder`` claimed. After a crash ``folder`` is one of the two, or the next ``recover`` makes it so.
+
+    Returns:
+        where the other one is from now on.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    ready = _beside(folder, f"swap-{folder.stat().st_ino}{end}")
+    os.rename(made, ready)
+    if exchange(ready, folder):
+        aside = _free(folder, end)
+        os.rename(ready, aside)
+    else:
+        aside = _free(folder, end)
+        os.rename(folder, aside)
+        os.rename(ready, folder)
+    sync(folder.parent)
+    return aside
+
+
+def recover(folder: Path) -> None:
+    """Finish, or undo, a swap that was interrupted; nothing where there is none, or where it cannot be done."""
+    if folder.name and _found(folder, _SWAP):
+        with suppress(UserError, OSError), claimed(folder):
+            pass
+
+
+def _finish_swaps(folder: Path) -> None:
+    for ready in _found(folder, _SWAP):
+        number, end = re.findall(r"swap-(\d+)(\D.*)$", ready.name)[0]
+        old = int(number)
+        if ready.stat().st_ino == old:
+            os.rename(ready, _free(folder, end))
+        elif not folder.exists():
+            os.rename(ready, folder)
+        elif folder.stat().st_ino == old:
+            _remove(ready)
+        # else someone else has been at work: all of it is left alone
+        sync(folder.parent)
+
+
+def _free(folder: Path, end: str) -> Path:
+    """``NAME + end`` if nothing is there, else the same with a number."""
+    aside, number = folder.with_name(folder.name + end), 2
+    while os.path.lexists(aside):
+        aside, number = folder.with_name(f"{folder.name}{end}-{number}"), number + 1
+    return aside
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.everclip-{what}")
+
+
+def _found(path: Path, what: str) -> list[Path]:
+    """The names beside ``path`` that match; empty where they cannot be listed."""
+    pattern = re.compile(re.escape(_beside(path, "").name) + what)
+    try:
+        return [path.parent / name for name in sorted(os.listdir(path.parent)) if pattern.fullmatch(name)]
+    except OSError:
+        return []
+
+
+def _remove(left: Path) -> None:
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)

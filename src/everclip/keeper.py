@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,7 @@ from everclip import card as cards
 from everclip import ranks
 from everclip.checkpoint import Place, amend
 from everclip.lab import Lab
-from everclip.models.savable import savable
+from everclip.models.savable import savable, save_state
 from everclip.optim import Update
 from everclip.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
 from everclip.signals import Stop
@@ -141,7 +141,7 @@ class Keeper:
     def _commit(self, place: Place, model: Callable[[Path], object], state: dict[str, Any]) -> None:
         def write(folder: Path) -> None:
             model(folder)
-            _save_state(state, folder / STATE)
+            save_state(state, folder / STATE)
 
         if self.lab.run.writes:
             self.lab.run.store.commit(place, write, [] if place.whole else self._on)
@@ -163,32 +163,3 @@ class Keeper:
                 torch.cuda.set_rng_state(state["random"]["cuda"], device)
             if update is not None:
                 update.load_state_dict(state["update"])
-
-
-class _Noting:
-    """A file that notes what the disk does: torch.save raises errors that do not say it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Write all of it."""
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        """Nothing: it is flushed when it is closed."""
-
-
-def _save_state(state: dict[str, Any], path: Path) -> None:
-    """Write what ``weights_only`` loading takes. Raises OSError where the disk is full or fails."""
-    with path.open("wb") as file:
-        noting = _Noting(file)
-        try:
-            torch.save(state, noting)  # pyright: ignore[reportArgumentType]
-        except RuntimeError as error:
-            raise noting.error or error from error

@@ -30,13 +30,14 @@ from everclip.data.images import Dataset, ImageSet, sample_ids
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO
 from everclip.deployed import Deployed
+from everclip.disk import on_disk
+from everclip.durable import check_new, claimed
 from everclip.errors import UserError
-from everclip.export import check_new
 from everclip.progress import Progress
 from everclip.updating.core import Options, Outcome, update
 from everclip.updating.opening import begin
 from everclip.updating.state import State
-from everclip.updating.versions import on_disk, write_next
+from everclip.updating.versions import write_next
 
 Images = Sequence[Any] | np.ndarray | Dataset
 ENOUGH = 256
@@ -152,7 +153,7 @@ class Learner:
         """Write a model folder, new or empty, which all commands and ``load`` take. Returns its path.
 
         Raises:
-            UserError: the folder holds something, or nothing was learned since it was loaded.
+            UserError: the folder holds something, is being written, or nothing was learned since it was loaded.
             RunError: the disk is full or fails.
         """
         self._catch_up()
@@ -160,7 +161,7 @@ class Learner:
         if self._saved is None:
             raise UserError("nothing was learned yet: call learn(images, labels) before save")
         before, outcome = self._saved
-        with on_disk(path):
+        with on_disk(path), claimed(path):
             write_next(outcome, before, path)
         return path
 

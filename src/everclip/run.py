@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import time
 from datetime import datetime
@@ -27,8 +28,8 @@ log.setLevel(logging.INFO)  # run.log has it all; the command line shows warning
 
 HOLDER = ".holder"
 """The file that says which process has the lock."""
-_FIRST = {".lock", HOLDER, "config.toml.tmp"}
-"""What is there of a run before its config is."""
+_FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip-[0-9a-f]{8}")
+"""What is there of a run before its config is; the third was so in earlier versions."""
 
 
 class _RunLog(logging.FileHandler):
@@ -101,7 +102,9 @@ class Run:
                 raise UserError(
                     f"{path} holds a run of another config ({difference}): give another out, or remove that folder"
                 )
-        elif path.exists() and (not path.is_dir() or any(p.name not in _FIRST for p in path.iterdir())):
+        elif path.exists() and (
+            not path.is_dir() or not all(_FIRST.fullmatch(p.name) for p in path.iterdir())
+        ):
             raise UserError(f"out={path} exists and is no run directory: give a new or an empty folder")
 
     @classmethod

@@ -145,7 +145,7 @@ def test_a_temperature_is_kept_with_the_run_or_in_the_folder(
     for model in (run, folder):
         code, out, err = say("predict", model, "--calibrate", data)
         assert (code, out) == (0, "")
-        kept = model / ("calibration.json" if model == run else "everclip.json")
+        kept = model / "calibration.json"
         assert "fitted on 24 images is rough" in err
         assert f"fitted on 24 images of {data}" in err
         assert f"kept in {kept}" in err

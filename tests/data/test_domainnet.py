@@ -205,7 +205,7 @@ def test_a_download_that_breaks_off(tmp_path: Path, site: Site) -> None:
     ):
         data.load(f"domainnet:{root}")
     assert not (root / "real").exists()
-    assert (root / ".real.zip.part").stat().st_size == half
+    assert (root / "..real.zip.everclip-part").stat().st_size == half
     site.asked = []
     assert len(data.load(f"domainnet:{root}").train) == 6 * 3 * TRAIN
     assert site.asked == [f"bytes={half}-"]

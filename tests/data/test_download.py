@@ -92,7 +92,7 @@ def test_the_next_run_goes_on(
         f"{site.url}/set.zip cannot be downloaded (the connection was closed): try again, which goes on after the 2 MB"
         f" that are there, or put the file there yourself as {path}"
     )
-    assert os.listdir(tmp_path) == ["set.zip.part"]
+    assert os.listdir(tmp_path) == [".set.zip.everclip-part"]
     site.breaks, site.asked = [], []
     fetch(remote(site), path)
     assert path.read_bytes() == CONTENT
@@ -117,7 +117,7 @@ def test_a_killed_process_leaves_nothing_in_place(site: Site, tmp_path: Path) ->
     wanted = remote(site)
     arguments = [wanted.url, str(wanted.size), wanted.digest, str(path)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
-    part = tmp_path / "set.zip.part"
+    part = tmp_path / ".set.zip.everclip-part"
     until = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size >= 1_000_000):
         assert process.poll() is None
@@ -148,7 +148,7 @@ def test_another_content_is_thrown_away(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_damaged_part_is_thrown_away(site: Site, tmp_path: Path) -> None:
-    path, part = tmp_path / "set.zip", tmp_path / "set.zip.part"
+    path, part = tmp_path / "set.zip", tmp_path / ".set.zip.everclip-part"
     part.write_bytes(bytes(1_000_000))  # as after a power failure
     assert "has another checksum" in refused(site, path)
     assert not part.exists()
@@ -161,12 +161,12 @@ def test_a_damaged_part_is_thrown_away(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("have", [0, 10])
 def test_another_length_is_refused_at_once(site: Site, tmp_path: Path, size: int, have: int) -> None:
     site.files["/set.zip"] = (CONTENT + b"x")[:size]
-    (tmp_path / "set.zip.part").write_bytes(CONTENT[:have])
+    (tmp_path / ".set.zip.everclip-part").write_bytes(CONTENT[:have])
     assert refused(site, tmp_path / "set.zip") == (
         f"{site.url}/set.zip has {size} bytes and the original {len(CONTENT)}: put the original there yourself as"
         f" {tmp_path / 'set.zip'}"
     )
-    assert (tmp_path / "set.zip.part").read_bytes() == CONTENT[:have]
+    assert (tmp_path / ".set.zip.everclip-part").read_bytes() == CONTENT[:have]
 
 
 def test_more_than_the_original(site: Site, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_more_than_the_original(site: Site, tmp_path: Path) -> None:
 
 def test_a_file_that_became_shorter(site: Site, tmp_path: Path) -> None:
     site.files["/set.zip"] = CONTENT[:10]
-    (tmp_path / "set.zip.part").write_bytes(CONTENT[:1000])
+    (tmp_path / ".set.zip.everclip-part").write_bytes(CONTENT[:1000])
     assert "cannot be downloaded (it is shorter than the original)" in refused(site, tmp_path / "set.zip")
 
 
@@ -209,9 +209,9 @@ def test_no_room(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_folders_that_cannot_be_written(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "set.zip.part").mkdir()
+    (tmp_path / ".set.zip.everclip-part").mkdir()
     advice = "give a folder on a disk with room that you may write to"
-    message = f"{tmp_path}/set.zip.part cannot be written (Is a directory): {advice}"
+    message = f"{tmp_path}/.set.zip.everclip-part cannot be written (Is a directory): {advice}"
     assert refused(site, tmp_path / "set.zip") == message
     (tmp_path / "file").write_text("")
     with (

@@ -65,7 +65,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("pack", "name"), [(zipped, "a.zip"), (tarred, "a.tar.gz")])
 def test_one_folder_of_an_archive(pack: Callable[..., Path], name: str, target: Path, tmp_path: Path) -> None:
-    part = target.with_name(".set.part")
+    part = target.with_name(".set.everclip-0123abcd")
     part.mkdir()
     (part / "left over").write_text("from a killed process")
     seen = []
@@ -82,7 +82,9 @@ def test_one_folder_of_an_archive(pack: Callable[..., Path], name: str, target: 
     assert found == {key: content for key, content in FILES.items() if key.startswith("set/")}
     assert os.listdir(target.parent) == ["set"]
     assert len(seen) == 1
-    assert seen[0][0].parents[0].name == ".set.part", "the check came before the folder had its name"
+    assert seen[0][0].parents[0].name.startswith(".set.everclip-"), (
+        "the check came before the folder had its name"
+    )
 
 
 def test_a_dot_in_front_of_the_names(target: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_run_is_updated_from_its_images(toy: str, photos: str, tmp_path: Path)
     assert again.known.names[-1] == "purple"
     assert made.verdict["facts"]["summed"] == 1.0
     assert again.sums.counts.tolist() == [4] * 6 + [6]
-    assert rollback(tmp_path / "v1") == tmp_path / "v1.undone"
+    assert rollback(tmp_path / "v1") == (tmp_path / "v1", tmp_path / "v1.undone")
     assert open_model(str(tmp_path / "v1")).names == open_model(str(tmp_path / "run")).names
 
 

@@ -38,19 +38,18 @@ def forget(
     """
     from pathlib import Path
 
+    from everclip.disk import on_disk
+    from everclip.durable import check_new, claimed
     from everclip.errors import UserError
-    from everclip.export import check_new
     from everclip.updating.forgetting import forget as without
     from everclip.updating.opening import begin
     from everclip.updating.state import is_version, write
-    from everclip.updating.versions import on_disk
 
     path = check_new(out)
     if not is_version(Path(version).expanduser()):
         raise UserError(f"{version} is no version: give a folder that everclip update wrote")
-    made = without(begin(version), classes, images)
-    with on_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with on_disk(path), claimed(path):
+        made = without(begin(version), classes, images)
         write(made.state, path, {}, None)
     report = made.report
     if json:

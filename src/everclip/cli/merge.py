@@ -50,14 +50,15 @@ def merge(
     """
     from everclip import merging
     from everclip.deployed import save
-    from everclip.export import new_folder
+    from everclip.disk import on_disk
+    from everclip.durable import new_folder
 
     share = _share(alpha)
     if share is None and not validate:
         raise UserError(
             "--alpha auto chooses on held-out images: give --validate DATA, or a number such as --alpha 0.5"
         )
-    with new_folder(out) as folder:
+    with on_disk(out), new_folder(out) as folder:
         models = merging.pair(run, other)
         sets = merging.held_out(models, validate)
         shares = merging.GRID if share is None else (share,)

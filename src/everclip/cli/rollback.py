@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 def rollback(version: str) -> None:
     """Put the version before an update in its place; what is undone stays beside it.
@@ -15,11 +13,11 @@ def rollback(version: str) -> None:
     Parameters
     ----------
     version
-        A folder that everclip update wrote. It becomes VERSION.undone.
+        A folder that everclip update wrote. It becomes VERSION.undone (or VERSION.undone-2, ...).
     """
-    from everclip.updating import versions
+    from everclip.disk import on_disk
+    from everclip.updating.versions import rollback as undo
 
-    folder = Path(version).expanduser()
-    with versions.on_disk(folder):
-        undone = versions.rollback(folder)
-    print(f"{folder} is the version before; what it was is in {undone}")
+    with on_disk(version):
+        folder, undone = undo(version)
+    print(f"{folder.name} is the version before; what it was is in {undone}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,7 +110,7 @@ def _run(
     json: bool,
 ) -> int:
     """Update, or where ``out`` is None say what would be done."""
-    from everclip.export import check_new
+    from everclip.durable import check_new, claimed
     from everclip.progress import Progress
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
@@ -118,21 +119,22 @@ def _run(
     options = Options(knobs.method, knobs.exemplars, knobs.max_drop, _pairs(knobs.same), knobs.seed)
     options.check()
     path = None if out is None else check_new(out)
-    memory, classes, image_size = given
-    state = begin(deployed, classes, memory, image_size)
-    found, held = (None if spec is None else load(spec, state) for spec in data)
-    assert found is not None
-    if path is None:
-        _dry(state, found, 0 if held is None else len(held.whole()), options, json)
-        return 0
-    try:
-        with Progress() as progress:
-            outcome = run(state, found, held, options, progress)
-        return _written(outcome, state, path, json)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted: {deployed} is as it was and {out} was not written; the same command begins again"
-        ) from None
+    with nullcontext() if path is None else claimed(path):
+        memory, classes, image_size = given
+        state = begin(deployed, classes, memory, image_size)
+        found, held = (None if spec is None else load(spec, state) for spec in data)
+        assert found is not None
+        if path is None:
+            _dry(state, found, 0 if held is None else len(held.whole()), options, json)
+            return 0
+        try:
+            with Progress() as progress:
+                outcome = run(state, found, held, options, progress)
+            return _written(outcome, state, path, json)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: {deployed} is as it was and {out} was not written; the same command begins again"
+            ) from None
 
 
 def _pairs(same: tuple[str, ...]) -> dict[str, str]:
@@ -154,16 +156,16 @@ def _classes(file: str) -> list[str]:
 
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
     """Write the version, or only the verdict where the old classes suffer; say how it went."""
-    from everclip.run import write_atomic
+    from everclip.disk import on_disk
+    from everclip.durable import write_atomic
     from everclip.updating.verdict import files
-    from everclip.updating.versions import on_disk, write_next
+    from everclip.updating.versions import write_next
 
     verdict = outcome.verdict
     with on_disk(path):
         if outcome.passed:
             write_next(outcome, state, path)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
             for name, text in files(verdict).items():
                 write_atomic(path.with_name(f"{path.name}.{name}"), text)
     if json:

@@ -128,14 +128,14 @@ def matches(path: Path, digest: str) -> bool:
 
 
 def fetch(remote: Remote, path: Path) -> None:
-    """Download a file unless it is there, going on with ``PATH.part`` where an earlier try left one.
+    """Download a file unless it is there, going on where an earlier try was interrupted.
 
     Raises:
         UserError: no answer, a connection that breaks again and again, no room, or another size or digest.
     """
     if path.exists():
         return
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f".{path.name}.everclip-part")
     have = _size(part)
     if have > remote.size:
         part.unlink()
@@ -159,6 +159,11 @@ def commit(part: Path, path: Path) -> None:
         put(part, path)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _whole(part: Path) -> Path:
+    """The file that an unfinished one will be."""
+    return part.with_name(part.name.removeprefix(".").removesuffix(".everclip-part"))
 
 
 def _size(path: Path) -> int:
@@ -209,7 +214,7 @@ def _append(remote: Remote, part: Path, have: int) -> None:
         if total.isdecimal() and int(total) != remote.size:
             raise UserError(
                 f"{remote.url} has {int(total)} bytes and the original {remote.size}: put the original there"
-                f" yourself as {part.with_suffix('')}"
+                f" yourself as {_whole(part)}"
             )
         with _opened(part, "ab" if goes_on else "wb") as file:
             while chunk := answer.read(CHUNK):
@@ -218,7 +223,7 @@ def _append(remote: Remote, part: Path, have: int) -> None:
                     part.unlink()
                     raise UserError(
                         f"{remote.url} sends more than the {remote.size} bytes of the original: put the original there"
-                        f" yourself as {part.with_suffix('')}"
+                        f" yourself as {_whole(part)}"
                     )
                 try:
                     while chunk:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from everclip.data.download import CHUNK, check_room, unwritable
+from everclip.durable import claimed, settle, stage
 from everclip.errors import UserError
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -55,23 +55,15 @@ def unpack(
         UserError: the archive is damaged, larger than ``limits``, lacks the folder, or holds links or paths that
             lead out of it; or there is no room.
     """
-    part = target.with_name(f".{target.name}.part")
     try:
-        if part.exists():
-            shutil.rmtree(part)
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise unwritable(part, error) from error
-    try:
-        _extract(archive, inside, part, limits)
-        if check is not None:
-            check(part)
-        os.sync()  # before the folder has its name, its files are on the disk
-        part.rename(target)
+        with claimed(target), stage(target) as part:
+            _extract(archive, inside, part, limits)
+            if check is not None:
+                check(part)
+            os.sync()  # before the folder has its name, its files are on the disk
+            settle(part, target)
     except OSError as error:
         raise unwritable(target, error) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _extract(archive: Path, inside: str, part: Path, limits: Limits) -> None:

@@ -6,15 +6,12 @@ LINE                                           what the format is, in a few word
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
+from everclip.disk import on_disk
+from everclip.durable import new_folder
 from everclip.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -51,44 +48,10 @@ def export(model: Deployed, form: str, out: str, pictures: UInt8[Tensor, "b 3 s 
 
     Raises:
         UserError: an unknown format, a missing package, or ``out`` holds something.
-        RunError: the export does not give what torch gives.
+        RunError: the export does not give what torch gives, or the disk is full or fails.
     """
     if form not in formats():
         raise UserError(f'--format is "{form}"{suggest(form, formats())}')
     module = plugins.load("export", form.replace("-", "_"))
-    with new_folder(out) as folder:
+    with on_disk(out), new_folder(out) as folder:
         return module.write(model, folder, pictures)
-
-
-def check_new(out: str) -> Path:
-    """The path of a folder to write. Raises UserError where something is there, or nothing can be."""
-    path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{out} exists: give a new or an empty folder")
-    above = next((parent for parent in path.parents if parent.exists()), path)
-    if not above.is_dir():
-        raise UserError(f"{out} cannot be written, as {above} is a file: give another folder")
-    return path
-
-
-@contextlib.contextmanager
-def new_folder(out: str) -> Iterator[Path]:
-    """A folder to write into, which becomes ``out`` at the end: complete, or not there.
-
-    Raises:
-        UserError: ``out`` is a file, holds something, or cannot be written.
-    """
-    path = check_new(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): give another folder") from error
-    try:
-        unfinished.chmod(path.parent.stat().st_mode & 0o777)  # mkdtemp's folders are their owner's alone
-        yield unfinished
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): give another folder") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

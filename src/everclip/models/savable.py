@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,3 +33,35 @@ def drop_key(file: Path, key: str) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     if content.pop(key, None) is not None:
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class _Noting:
+    """A file that notes what the disk does: torch.save raises errors that do not say it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of it."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Nothing: it is flushed when it is closed."""
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a method's or a run's state as ``weights_only`` loading takes it.
+
+    Raises OSError where the disk is full or fails.
+    """
+    with path.open("wb") as file:
+        noting = _Noting(file)
+        try:
+            torch.save(state, noting)  # pyright: ignore[reportArgumentType]
+        except RuntimeError as error:
+            raise noting.error or error from error

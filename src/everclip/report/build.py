@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from everclip.durable import write_atomic
 from everclip.report import one, overview
 from everclip.report.collect import Report, collect
 from everclip.report.read import Json
@@ -66,10 +67,8 @@ def write(report: Report, out: Path, figures: Path | None = None) -> Path:
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + ".part")
     # Undecodable file names (lone surrogates) are written as escapes instead of failing the report.
-    half.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(half, path)
+    write_atomic(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def _save(figure: Figure, folder: Path, name: str) -> None:

@@ -14,6 +14,7 @@ from everclip.data.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, seen
 from everclip.deployed import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
+from everclip.durable import recover
 from everclip.errors import UserError, suggest
 from everclip.merging import whole
 from everclip.models import zoo
@@ -51,6 +52,7 @@ def begin(
             classes.
     """
     folder = Path(spec).expanduser()
+    recover(folder)  # of a rollback that was interrupted
     if is_learned(spec) and (classes is not None or image_size is not None):
         option = "--classes" if classes is not None else "--image-size"
         raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")

@@ -28,7 +28,8 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 
 from everclip import checkpoint
-from everclip.card import CardTask
+from everclip.card import CALIBRATION_FILE, CardTask
+from everclip.checkpoint import BEFORE
 from everclip.data.gathered import Archive
 from everclip.data.images import ImageSet
 from everclip.deployed import Deployed, open_model, save
@@ -40,7 +41,7 @@ from everclip.updating.sums import Sums
 
 FORMAT = 1
 RECORD, IMAGES, LIST, SUMS = "update.json", "images.zip", "images.json", "sums.safetensors"
-FROZEN, TUNED, BEFORE = "frozen.safetensors", "tuned.safetensors", "before-"
+FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +144,12 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
     """Commit a version.
 
     Args:
-        folder: is not there, or gives way.
+        folder: is not there, or empty.
         files: more files by name, such as the verdict.
         before: a folder whose files are kept as those of the version before.
 
     Raises:
+        UserError: something has appeared at ``folder``, which is left alone.
         OSError: the disk is full or fails; nothing is left of the new folder then.
     """
     model = state.model
@@ -191,7 +193,9 @@ def _same(one: Clip, other: Clip) -> bool:
 def _keep(before: Path, where: Path) -> None:
     """Keep the files of a version, without what it kept of its own version before."""
     whole = (before / checkpoint.MANIFEST).is_file()
-    own = {*checkpoint.names(before), checkpoint.MANIFEST} if whole else {f.name for f in before.iterdir()}
+    own = {f.name for f in before.iterdir()}
+    if whole:
+        own = {*checkpoint.names(before), checkpoint.MANIFEST, CALIBRATION_FILE}
     for file in sorted(before / name for name in own):
         if file.is_file() and not file.name.startswith((BEFORE, ".")):
             try:

@@ -1,67 +1,71 @@
-"""Versions as folders: writing the next one, and going back to the one before."""
+"""Versions as folders: write the next one, and go back to the one before."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from everclip import checkpoint
-from everclip.deployed import is_learned, save
-from everclip.errors import RunError, UserError
+from everclip.card import FILE, identity
+from everclip.checkpoint import BEFORE
+from everclip.deployed import save
+from everclip.durable import claimed, recover, stage, swap
+from everclip.errors import UserError
 from everclip.updating.core import Outcome
-from everclip.updating.state import BEFORE, RECORD, State, is_version, write
+from everclip.updating.state import RECORD, State, is_version, write
 from everclip.updating.verdict import files
 
 UNDONE = ".undone"
-
-
-@contextmanager
-def on_disk(folder: Path) -> Iterator[None]:
-    """Turns what a disk does to a version that is being written into a RunError of one line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.errno else str(error)
-        raise RunError(
-            f"{os.fspath(folder)} cannot be written ({reason}): make room, or give another folder; nothing was changed"
-        ) from error
+"""End of the name that an undone version gets."""
 
 
 def write_next(outcome: Outcome, before: State, folder: Path) -> None:
-    """Commit the next version, with the one before in it. Raises OSError."""
+    """Commit the next version, with the one before in it. Call it with ``folder`` claimed.
+
+    Raises:
+        UserError: ``folder`` is not empty, or the version before is no longer what the update began with.
+        OSError: the disk is full or fails.
+    """
     source = Path(before.spec).expanduser()
     texts = files(outcome.verdict)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if before.model is None:  # no class was known: there is nothing to go back to
         write(outcome.state, folder, texts, None)
-    elif is_version(source) or (is_learned(before.spec) and not (source / "config.toml").is_file()):
+    elif (source / FILE).is_file() and not (source / "config.toml").is_file():
+        if before.model.identity and identity(source) != before.model.identity:
+            raise UserError(f"{source} is another version than when the update began: update it again")
         write(outcome.state, folder, texts, source)
     else:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            save(before.model, Path(scratch))
-            write(outcome.state, folder, texts, Path(scratch))
+        with stage(folder) as scratch:
+            save(before.model, scratch)
+            write(outcome.state, folder, texts, scratch)
 
 
-def rollback(folder: Path) -> Path:
+def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Put the version before in a version's place.
 
     Returns:
-        where the version that was undone is from now on.
+        the version's folder, and where the version that was undone is from now on.
 
     Raises:
-        UserError: the folder is no version, is damaged, or has none before it.
+        UserError: the folder is no version, is damaged, in use, or has none before it.
         OSError: the disk is full or fails; the folder is as it was then.
     """
+    folder = Path(version).expanduser().resolve()  # a link stays, and leads to what it led to
+    if Path(os.path.realpath(".")).is_relative_to(folder):
+        raise UserError(
+            f"{version} is the current folder, or holds it: go to the one above, and give its name"
+        )
+    recover(folder)
     if not is_version(folder):
         raise UserError(
-            f"{folder} is no version (it has no {RECORD}): give a folder that everclip update wrote"
+            f"{version} is no version (it has no {RECORD}): give a folder that everclip update wrote"
         )
+    with claimed(folder):
+        return folder, _rollback(folder)
+
+
+def _rollback(folder: Path) -> Path:
     try:
         checkpoint.verify(folder)
     except checkpoint.Damaged as error:
@@ -75,10 +79,6 @@ def rollback(folder: Path) -> Path:
             if file.name != BEFORE + checkpoint.MANIFEST:  # the new manifest has the same hashes
                 shutil.copyfile(file, where / file.name.removeprefix(BEFORE))
 
-    restored, undone = (folder.with_name(folder.name + end) for end in (".restored", UNDONE))
-    checkpoint.commit(restored, put)
-    shutil.rmtree(undone, ignore_errors=True)
-    folder.rename(undone)
-    restored.rename(folder)
-    checkpoint.sync(folder.parent)
-    return undone
+    with stage(folder) as restored:
+        checkpoint.fill(restored, put)
+        return swap(restored, folder, UNDONE)

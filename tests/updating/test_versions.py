@@ -1,0 +1,148 @@
+"""A version is written whole, under a lock, or not at all; going back loses neither of the two."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from everclip import checkpoint
+from everclip.card import CALIBRATION_FILE
+from everclip.cli.app import main
+from everclip.deployed import open_model
+from everclip.durable import claimed
+from everclip.errors import UserError
+from everclip.updating.state import read
+from everclip.updating.versions import rollback, write_next
+from tests.learned import coloured
+from tests.test_disk import files_up_to
+from tests.versions import COLD, ENDS, WARM, begin, colours, first, updated, written
+
+
+@pytest.fixture(scope="module")
+def two(toy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two versions, ``v1`` and ``v2``."""
+    root = tmp_path_factory.mktemp("two")
+    state = written(first(toy, root), begin(toy), root / "v1")
+    written(updated(state, colours(root / "cold", COLD)), state, root / "v2")
+    return root
+
+
+@pytest.fixture
+def versions(two: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    for name in ("v1", "v2"):
+        shutil.copytree(two / name, tmp_path / name)
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
+    """What a command that ends with ``code`` says on stderr, which has no traceback."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err
+
+
+def test_a_calibrated_version_stays_the_version_that_it_was(
+    versions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = coloured(versions / "held", WARM | COLD, 8, 4)
+    before = {file.name: file.read_bytes() for file in (versions / "v2").iterdir()}
+    said(capsys, 0, "predict", versions / "v2", "--calibrate", held)
+    after = {file.name: file.read_bytes() for file in (versions / "v2").iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {CALIBRATION_FILE}
+    checkpoint.verify(versions / "v2")
+    fitted = open_model(str(versions / "v2")).calibration
+    assert fitted is not None
+    assert fitted.data == held
+
+    state = begin(str(versions / "v2"))
+    assert state.model is not None
+    assert state.model.calibration == fitted
+    written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    rollback(versions / "v3")
+    assert open_model(str(versions / "v3")).calibration == fitted, (
+        "the temperature goes back with its version"
+    )
+    checkpoint.verify(versions / "v3")
+    (versions / "v1" / CALIBRATION_FILE).write_bytes((versions / "v2" / CALIBRATION_FILE).read_bytes())
+    other = open_model(str(versions / "v1")).calibration
+    assert other is None or other != fitted, "another model's temperature is not taken"
+    content = (versions / "v2" / CALIBRATION_FILE).read_text()
+    (versions / "v2" / CALIBRATION_FILE).write_text(content.replace('temperature": ', 'temperature": 1'))
+    assert "calibration.json is damaged" in said(capsys, 2, "predict", versions / "v2", versions / "held")
+
+
+def test_an_undone_version_takes_no_name_of_the_users(
+    versions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("v2.undone", "v2.restored", "v2.tmp"):
+        (versions / name).mkdir()
+        (versions / name / "mine").write_text(name)
+    assert rollback(versions / "v2") == (versions / "v2", versions / "v2.undone-2")
+    assert read(versions / "v2").version == 1
+    assert read(versions / "v2.undone-2").version == 2
+    for name in ("v2.undone", "v2.restored", "v2.tmp"):
+        assert (versions / name / "mine").read_text() == name
+
+
+def test_a_link_still_leads_to_what_it_led_to(
+    versions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (versions / "now").symlink_to("v2")
+    monkeypatch.chdir(versions / "v2")
+    for name in (".", "..", "../v2"):
+        assert "is the current folder, or holds it" in said(capsys, 2, "rollback", name)
+    monkeypatch.chdir(versions)
+    said(capsys, 0, "rollback", "now")
+    assert (versions / "now").is_symlink()
+    assert read(versions / "now").version == 1
+    assert read(versions / "v2.undone").version == 2
+
+
+def test_nobody_else_writes_what_is_being_written(
+    versions: Path, toy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = f"imagefolder:{versions / 'warm'}", versions / "v9"
+    coloured(versions / "warm", WARM, 4)
+    with claimed(versions / "v9"), claimed(versions / "v2"):
+        for words in (
+            ("update", toy, "--add", data, "--test", data, "-o", out),
+            ("export", versions / "v1", "-o", out),
+            ("merge", versions / "v1", "--with", toy, "--alpha", "0.5", "-o", out),
+            ("forget", versions / "v1", "--class", "red", "-o", out),
+            ("rollback", versions / "v2"),
+        ):
+            err = said(capsys, 2, *words)
+            assert "is being written by another process" in err, words
+    assert not out.exists()
+    assert read(versions / "v2").version == 2
+
+
+def test_a_version_that_changed_meanwhile_is_not_kept_as_the_one_before(versions: Path) -> None:
+    state = begin(str(versions / "v2"))
+    made = updated(state, colours(versions / "ends", ENDS))
+    rollback(versions / "v2")
+    with pytest.raises(UserError, match="v2 is another version than when the update began"):
+        write_next(made, state, versions / "v3")
+    assert not (versions / "v3").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    versions: Path, toy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in versions.iterdir())
+    for words in (
+        ("export", versions / "v2", "-o", versions / "out"),
+        ("forget", versions / "v2", "--class", "red", "-o", versions / "out"),
+        ("rollback", versions / "v2"),
+    ):
+        with files_up_to(3_000):
+            err = said(capsys, 1, *words)
+        assert err.count("\n") == 1
+        assert "cannot be written (File too large): make room" in err
+        assert sorted(path.name for path in versions.iterdir()) == before
+    assert read(versions / "v2").version == 2
