@@ -141,7 +141,9 @@ def claimed(path: Path) -> Iterator[None]:
             f"{path} is being written by another process{_holder(lock)}: wait for it, or give another folder"
         ) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another folder") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make {path.parent} writable, or give another folder"
+        ) from error
     try:
         with suppress(OSError):  # who holds it is for a message only
             lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
