@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.jobs import Json, machines
-from benchmarks.table_page import cells, difference, paragraph, rows, spread
+from benchmarks.table_page import WITHDRAWN, cells, difference, paragraph, rows, spread
 
 Results = Mapping[str, Json]
 NAMES = {
@@ -22,7 +22,7 @@ def page(tuned: Results, results: Results) -> str:
     """The whole page as Markdown."""
     terms = {name: run for name, run in results.items() if name.startswith("term-")}
     found = cells({name: run for name, run in results.items() if name not in terms})
-    lines = ["# All methods", "", *_about(results)]
+    lines = ["# All methods", "", *paragraph(WITHDRAWN), *_about(results)]
     for setting, title in NAMES.items():
         own = {key[1:]: runs for key, runs in found.items() if key[0] == setting}
         lines += [f"## {title}", "", *_setting(own), *_winners(own)]

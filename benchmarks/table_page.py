@@ -22,6 +22,19 @@ Cell = tuple[str, str, int]
 """Setting, method, exemplars a class."""
 
 
+WITHDRAWN = """
+**Withdrawn: every statement on this page about memory 0**, "far ahead without exemplars" first of all.
+finetune, ewc, dark_er, wise_ft and joint were trained with a softmax over all classes seen: without
+exemplars, every absent class is pushed down and nothing pulls it up. GCL and GDRO compare the classes of a
+batch alone, which are present. With `method.classes=present`, fine-tuning without exemplars rises from 34.6,
+47.0 and 42.8 % in the three published tables to 77.0, 76.0 and 72.6 %, level with GCL and GDRO (78.8, 73.7
+and 74.2 %; caltech50, `lite`, one seed). Besides, heads were trained at too low a rate, EWC at a strength
+without effect, and joint for too few epochs to be a reference. The rows at memory 0 stand until they are
+measured again with fair defaults.
+"""
+"""What a page says whose rows at memory 0 compare unlike things."""
+
+
 def cells(results: Results) -> dict[Cell, list[Json]]:
     """The runs of each cell, one a seed; ablations are left out."""
     found: dict[Cell, list[Json]] = {}
@@ -74,7 +87,7 @@ def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 def page(tuned: Results, results: Results) -> str:
     """The whole page as Markdown."""
     found = cells(results)
-    lines = ["# Six methods, three memory sizes", "", *_about(results)]
+    lines = ["# Six methods, three memory sizes", "", *paragraph(WITHDRAWN), *_about(results)]
     for setting, title in NAMES.items():
         own = {key[1:]: runs for key, runs in found.items() if key[0] == setting}
         if own:
