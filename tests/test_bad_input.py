@@ -185,7 +185,7 @@ CASES = [
     Case("folder named twice", write("classnames.txt", "red\trose\nblue\tsky\nred\truby\n"),
          'error: lines 1 and 3 of {root}/classnames.txt both name the folder "red": keep one of them'),
     Case("names in another encoding", write("classnames.txt", "red\trosé\n", encoding="latin-1"),
-         "error: class names file {root}/classnames.txt is no UTF-8 text: save it as UTF-8"),
+         "error: class names file {root}/classnames.txt cannot be read (line 1 is no UTF-8 text): give a text file"),
     Case("missing names", settings("classnames={root}/x"), f"error: class names file {{root}}/x {NO_TEXT}"),
     Case("missing templates", settings("templates={root}/x"), f"error: templates file {{root}}/x {NO_TEXT}"),
     Case("template without a place", write("templates.txt", "a photo of a thing, " * 9),

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everclip.config import Config, dump, known_keys, load_config
-from everclip.config.sources import MAX_BYTES, is_override
+from everclip.config.sources import is_override
 from everclip.errors import UserError
+from everclip.reading import TOML_BYTES
 
 
 def refusal(tokens: list[str]) -> str:
@@ -148,7 +149,7 @@ BAD_FILES = [
     ("a = " + "[" * 5000, "lists or tables nested too deeply: a config has one level of sections"),
     ("seed = " + "9" * 5000, None),
     ("seed = " + "9" * 30, "a whole number is too large: it must fit in 64 bits"),
-    ("#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes: a config is a short text file"),
+    ("#" * (TOML_BYTES + 1), f"larger than {TOML_BYTES} bytes"),
 ]
 
 

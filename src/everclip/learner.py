@@ -26,7 +26,7 @@ from PIL import Image
 
 from everclip.calibration import probabilities
 from everclip.data.gathered import Encoded
-from everclip.data.images import Dataset, ImageSet, sample_ids
+from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO
 from everclip.deployed import Deployed
@@ -34,6 +34,7 @@ from everclip.disk import on_disk
 from everclip.durable import check_new, claimed
 from everclip.errors import UserError
 from everclip.progress import Progress
+from everclip.reading import Unreadable, read_bytes
 from everclip.updating.core import Options, Outcome, update
 from everclip.updating.opening import begin
 from everclip.updating.state import State
@@ -256,11 +257,9 @@ def _bytes(image: Any, number: int) -> bytes:
         return image
     if isinstance(image, str | Path):
         try:
-            return Path(image).expanduser().read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{image} cannot be read ({error.strerror}): give paths of image files"
-            ) from error
+            return read_bytes(Path(image).expanduser(), MOST_BYTES)
+        except Unreadable as error:
+            raise UserError(f"{image} cannot be read ({error}): give paths of image files") from error
     if isinstance(image, torch.Tensor):
         image = image.numpy()
     if isinstance(image, np.ndarray):

@@ -6,18 +6,18 @@ Everything here is plain dictionaries of the shape that ``everclip.config.Config
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from everclip import reading
 from everclip.config.fields import kinds, shown, unknown_key
 from everclip.errors import UserError, suggest
+from everclip.reading import TooDeep, Unreadable
 
 SHIPPED = Path(__file__).parents[1] / "configs"
-MAX_BYTES = 1_000_000
 MAX_DEPTH = 8
 
 Layer = dict[str, Any]
@@ -124,44 +124,28 @@ def read_layers(path: Path, check: Check, base: Layer, chain: tuple[Path, ...] =
 def read_toml(path: Path) -> Layer:
     """A TOML file of at most 1 MB as a dictionary. Raises UserError, one line, for anything else."""
     name = _named(path)
-    text = _read_text(path)
-    try:
-        values = tomllib.loads(text)
-    except RecursionError as error:
-        raise UserError(
-            f"{name}: lists or tables nested too deeply: a config has one level of sections"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{name}: no valid TOML: {error}") from error
-    _check_numbers(values, f"{name}: ")
-    return values
-
-
-def _read_text(path: Path) -> str:
-    name = _named(path)
     try:
         path = path.expanduser()
         if path.is_dir():
             raise UserError(f"{name} is a folder: give a .toml file")
-        if not path.is_file():
+        if not path.exists():
             raise UserError(
                 f"config {name} does not exist: give a .toml file, or one of {', '.join(bases())}"
             )
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
     except (OSError, RuntimeError) as error:
         # RuntimeError: a loop of links, or the home folder of an unknown user.
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"config {name} cannot be read ({reason}): check the path and its permissions"
         ) from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{name}: larger than {MAX_BYTES} bytes: a config is a short text file")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{name}: line {line} is not UTF-8: save the file as UTF-8 text") from error
+        values = reading.read_toml(path)
+    except TooDeep as error:
+        raise UserError(f"{name}: {error}: a config has one level of sections") from error
+    except Unreadable as error:
+        raise UserError(f"{name}: {error}") from error
+    _check_numbers(values, f"{name}: ")
+    return values
 
 
 def _named(path: Path) -> str:
@@ -220,9 +204,9 @@ def _value(key: str, text: str, field: FieldInfo | None) -> Any:
     else:
         try:
             # Inside braces a comment swallows the closing one, so "a # b" is no value and stays a plain text.
-            parsed = tomllib.loads(f"v = {{x = {text}}}")["v"]
+            parsed = reading.parse_toml(f"v = {{x = {text}}}")["v"]
             value = parsed["x"] if list(parsed) == ["x"] else text
-        except RecursionError as error:
+        except TooDeep as error:
             raise UserError(f"the value of {shown(key)} is nested too deeply: write a plain list") from error
         except ValueError:
             value = text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip.errors import UserError, suggest
+from everclip.reading import read_json, strange
 
 if TYPE_CHECKING:
     import datasets
@@ -35,6 +35,9 @@ def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]
     root = Path(name)
     if not root.is_dir() and (root.exists() or name.startswith((".", "/")) or name.count("/") > 1):
         raise UserError(f"data folder {root} {'is a file' if root.exists() else 'does not exist'}: {_HINT}")
+    wrong = strange(root, deep=True) if root.is_dir() else ""
+    if wrong:
+        raise UserError(f"data folder {root} cannot be used: {wrong}; {_HINT}")
     try:
         with _quiet():
             if (root / "dataset_dict.json").is_file():
@@ -138,8 +141,8 @@ def _damaged(root: Path) -> str | None:
                     for _ in file.iter_batches():
                         pass
             elif path.name in ("dataset_dict.json", "dataset_info.json", "state.json"):
-                json.loads(path.read_bytes())
-        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+                read_json(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
             reason = _short(" ".join(str(error).split()) or type(error).__name__)
             return f"{path} is damaged ({reason}): copy it again"
     return None

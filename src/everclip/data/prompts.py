@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from everclip.errors import UserError
+from everclip.reading import Unreadable, read_text
 
 log = logging.getLogger("everclip")
 
@@ -76,14 +77,12 @@ def read_lines(path: Path, what: str) -> list[str]:
     """Non-empty lines of a UTF-8 text file, stripped at the right.
 
     Raises:
-        UserError: the file is missing, is no UTF-8 text, or is empty.
+        UserError: the file is missing, is no UTF-8 text of at most 64 MiB, or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{what} file {path} cannot be read ({error.strerror}): give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} file {path} is no UTF-8 text: save it as UTF-8") from error
+        text = read_text(path)
+    except Unreadable as error:
+        raise UserError(f"{what} file {path} cannot be read ({error}): give a text file") from error
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{what} file {path} is empty: write one entry a line")

@@ -6,7 +6,6 @@ The files of a sample stand beside each other and share their name up to the fir
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tarfile
@@ -20,6 +19,7 @@ import numpy as np
 from everclip.config.fields import shown
 from everclip.data.images import MOST_BYTES, Store
 from everclip.errors import UserError
+from everclip.reading import Unreadable, open_regular, parse_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("cls", "json", "txt")
@@ -75,7 +75,7 @@ def read_shard(path: Path) -> Shard:
     shard = Shard(path)
     seen: set[str] = set()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for key, members in _samples(path, file):
                 if key in seen:
                     raise UserError(
@@ -84,8 +84,9 @@ def read_shard(path: Path) -> Shard:
                     )
                 seen.add(key)
                 _add(shard, file, key, members)
-    except OSError as error:
-        raise UserError(f"shard {path} cannot be read ({error.strerror or error}): check the file") from error
+    except (OSError, Unreadable) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
+        raise UserError(f"shard {path} cannot be read ({reason}): check the file") from error
     return shard
 
 
@@ -181,8 +182,8 @@ def _label(where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo]) -> 
         file.seek(member.offset_data)
         try:
             text = file.read(member.size).decode("utf-8-sig").strip()
-            found = json.loads(text) if extension == "json" else text
-        except (ValueError, RecursionError) as error:
+            found = parse_json(text) if extension == "json" else text
+        except ValueError as error:
             what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
             raise UserError(
                 f"{where} has a .{extension} that is no {what}: write a class's number or name"

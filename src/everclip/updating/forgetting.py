@@ -22,10 +22,11 @@ from torch import Tensor
 from everclip.card import CardTask
 from everclip.data.folders import image_files
 from everclip.data.gathered import content_id, gather
-from everclip.data.images import FileStore, ImageSet
+from everclip.data.images import MOST_BYTES, FileStore, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed
 from everclip.errors import UserError, suggest
+from everclip.reading import Unreadable, read_bytes
 from everclip.updating.forms import Known, closed_form, features, text_form
 from everclip.updating.opening import nothing
 from everclip.updating.state import State
@@ -114,11 +115,9 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     ids = []
     for path in paths:
         try:
-            ids.append(content_id(Path(path).read_bytes()))
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}): give the file that was learned"
-            ) from error
+            ids.append(content_id(read_bytes(Path(path), MOST_BYTES)))
+        except Unreadable as error:
+            raise UserError(f"{path} cannot be read ({error}): give the file that was learned") from error
     label_of = _labels(state)
     unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
     if unknown:

@@ -22,11 +22,12 @@ from everclip.data import templates
 from everclip.data.check import Official
 from everclip.data.download import Remote, check_room, fetch, home, locked, matches
 from everclip.data.folders import check_names
-from everclip.data.images import Dataset, Store, build
+from everclip.data.images import MOST_BYTES, Dataset, Store, build
 from everclip.data.prompts import clean
 from everclip.data.unpack import Limits, unpack
 from everclip.data.unpickle import text, unpickle
 from everclip.errors import UserError
+from everclip.reading import Unreadable, read_bytes
 
 SIDE = 32
 ARCHIVE = Remote(
@@ -153,9 +154,9 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     """The dict in one of the three files, whose MD5 must be that of the original."""
     path = folder / name
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        content = read_bytes(path, MOST_BYTES)
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error}): check its permissions") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:
         raise UserError(f"{path} is not the original (its MD5 differs): {_again(folder)}")
     return unpickle(content, str(path))

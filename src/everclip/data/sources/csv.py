@@ -27,6 +27,7 @@ from everclip.data.folders import Fence
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
 from everclip.data.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.errors import UserError
+from everclip.reading import Unreadable, open_regular
 
 log = logging.getLogger("everclip")
 
@@ -149,7 +150,7 @@ def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
 def _lines(file: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, with or without a byte order mark, and with their line breaks."""
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             for number in count(1):
                 line = opened.readline(MOST_LINE + 1)
                 if not line:
@@ -164,8 +165,9 @@ def _lines(file: Path) -> Iterator[str]:
                     raise UserError(
                         f"line {number} of {file} is no UTF-8 text: save the list as UTF-8"
                     ) from error
-    except OSError as error:
-        raise UserError(f"list {file} cannot be read ({error.strerror}): check its permissions") from error
+    except (OSError, Unreadable) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"list {file} cannot be read ({reason}): check its permissions") from error
 
 
 def _columns(file: Path, header: Sequence[str]) -> dict[str, int]:

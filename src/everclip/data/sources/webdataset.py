@@ -20,7 +20,6 @@ prompt.
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
@@ -34,6 +33,7 @@ from everclip.data.prompts import PHOTO, read_lines
 from everclip.data.shards import Shard, TarStore, read_shard
 from everclip.data.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.errors import UserError, suggest
+from everclip.reading import Unreadable, read_json
 
 log = logging.getLogger("everclip")
 
@@ -260,8 +260,8 @@ def _size_is_known(shard: Shard) -> bool:
     if not path.exists():
         return False
     try:
-        sizes = json.loads("\n".join(read_lines(path, "sizes")))
-    except (ValueError, RecursionError) as error:
+        sizes = read_json(path)
+    except Unreadable as error:
         raise UserError(
             f'{path} is no JSON: write {{"{shard.path.name}": {len(shard.keys)}, ...}}'
         ) from error

@@ -1,0 +1,194 @@
+"""Files that others may have written, or put something else in the place of: read within bounds, or not at all.
+
+A pipe, a device or a folder in place of a file is refused without waiting for it; so is a file that is too large, or
+nested deeper than anything that everclip writes. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MIB = 2**20
+TEXT_BYTES = 64 * MIB
+"""Most bytes of a list of class names or templates."""
+JSON_BYTES = 32 * MIB
+"""Most bytes of a JSON file: those of a run with 100,000 classes fit."""
+TOML_BYTES = 1_000_000
+"""Most bytes of a config."""
+DEPTH = 32
+"""Most lists and tables within each other."""
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+_TOKEN = re.compile(
+    r'"""(?:[^\\]|\\.)*?"""|' + r"'''.*?'''|" + r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'|#[^\n]*|[.=,\n\[\]{}]",
+    re.DOTALL,
+)
+
+
+class Unreadable(ValueError):
+    """A file cannot be read: why, in a few words."""
+
+
+class TooDeep(Unreadable):
+    """Its lists and tables are nested more than ``DEPTH`` deep."""
+
+    def __init__(self) -> None:
+        super().__init__("lists or tables nested too deeply")
+
+
+def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+    """Open a regular file for reading, without ever waiting for it.
+
+    Args:
+        most: bytes that it may have.
+
+    Raises:
+        Unreadable: it is missing, may not be read, is larger, or is no regular file.
+    """
+    try:
+        _check(os.stat(path), most)  # a device that is opened may do something
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check(os.fstat(descriptor), most)
+        except Unreadable:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from error
+    return os.fdopen(descriptor, "rb")
+
+
+def _check(found: os.stat_result, most: int | None) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise Unreadable(f"it is {_kind(found)}")
+    if most is not None and found.st_size > most:
+        raise Unreadable(f"larger than {_size(most)}")
+
+
+def _kind(found: os.stat_result) -> str:
+    return _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+
+
+def _size(count: int) -> str:
+    return f"{count // MIB} MiB" if count >= MIB else f"{count} bytes"
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes. Raises Unreadable."""
+    with open_regular(path, most) as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from error
+    if len(content) > most:  # it grows, or is one of those that have no size
+        raise Unreadable(f"larger than {_size(most)}")
+    return content
+
+
+def read_text(path: Path, most: int = TEXT_BYTES) -> str:
+    """The same as text in UTF-8, with or without a byte order mark. Raises Unreadable."""
+    content = read_bytes(path, most)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise Unreadable(f"line {line} is no UTF-8 text") from error
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """The value in a JSON file. Raises Unreadable."""
+    return parse_json(read_bytes(path, most))
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text, all numbers of which are finite or too large for a float. Raises Unreadable."""
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_no_number)
+    except RecursionError as error:
+        raise TooDeep() from error
+    except ValueError as error:
+        raise Unreadable(f"no valid JSON: {' '.join(str(error).split())[:150]}") from error
+    return _shallow(value)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises Unreadable."""
+    return parse_toml(read_text(path, TOML_BYTES))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises Unreadable."""
+    dots = 0
+    for token in _TOKEN.finditer(
+        text
+    ):  # the parser takes the square of a key's parts, which may be thousands
+        dots = dots + 1 if token[0] == "." else 0 if token[0] in "=,\n[]{}" else dots
+        if dots >= DEPTH:
+            raise TooDeep()
+    try:
+        return _shallow(tomllib.loads(text))
+    except RecursionError as error:
+        raise TooDeep() from error
+    except Unreadable:
+        raise
+    except ValueError as error:
+        raise Unreadable(f"no valid TOML: {' '.join(str(error).split())[:150]}") from error
+
+
+def _shallow(value: Any) -> Any:
+    """The value itself. Raises Unreadable where it is nested so deeply that code which follows it would fail."""
+    level: list[Any] = [value]
+    for _ in range(DEPTH + 1):
+        level = (
+            [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, dict | list)
+            ]
+            if isinstance(value, dict | list)
+            else []
+        )
+        if not level:
+            return value
+    raise TooDeep()
+
+
+def strange(folder: Path, deep: bool = False) -> str:
+    """What in a folder is neither a file nor a folder, in words; empty where there is nothing of that kind.
+
+    Libraries that are handed the folder would wait for a pipe, and read a device for good. Links that lead nowhere do
+    not count.
+
+    Args:
+        deep: look in the folders within it too; links to folders are not followed.
+    """
+    folders = [folder]
+    while folders:
+        try:
+            entries = sorted(os.scandir(folders.pop()), key=lambda entry: entry.name)
+            for entry in entries:
+                if deep and entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif not entry.is_file() and not entry.is_dir() and os.path.exists(entry):
+                    return f"{os.path.relpath(entry, folder)} is {_kind(entry.stat())}"
+        except OSError as error:
+            return f"{error.filename} cannot be read ({error.strerror})"
+    return ""
