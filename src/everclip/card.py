@@ -28,9 +28,12 @@ from everclip.calibration import Calibration
 from everclip.checkpoint import MANIFEST
 from everclip.config import Config, resolve
 from everclip.config.resolve import written
+from everclip.data.folders import check_names
+from everclip.data.prompts import check_templates
 from everclip.durable import write_atomic
 from everclip.errors import UserError
 from everclip.plan import Plan
+from everclip.texts import check, printable
 
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
@@ -66,8 +69,6 @@ class Card(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError("two classes have one name")
         if any(not 0 <= label < len(self.classes) for task in self.tasks for label in task.labels):
             raise ValueError("a label is no index of a class")
         return self
@@ -98,7 +99,7 @@ def read(folder: Path) -> Card:
     """The card of a model folder.
 
     Raises:
-        UserError: there is none, or it is not what everclip writes.
+        UserError: there is none, it is not what everclip writes, or a name in it could not stand in data.
     """
     path = folder / FILE
     try:
@@ -114,11 +115,14 @@ def read(folder: Path) -> Card:
         card.config()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = printable(".".join(map(str, first["loc"])))
         reason = f"{where}: {first['msg']}" if where else first["msg"]
         raise UserError(
             f"{path} is damaged or of another version ({reason}): export the model again"
         ) from error
+    check_names(card.classes, str(path))
+    check_templates(tuple(card.templates), path)
+    check(card.model_dump(), path)
     return card
 
 

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from everclip.texts import printable
+
 EVERY = 10.0
 """Seconds between plain lines."""
 
@@ -77,6 +79,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
+        line = printable(line)
         if self._bar is not None:
             self.console.print(line, markup=False, highlight=False)
         elif not self._quiet:

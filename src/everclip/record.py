@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from everclip.evaluate import Scores
 from everclip.methods._base import Method
 from everclip.metrics.matrix import Matrix
 from everclip.run import Clock, Run
+from everclip.texts import csv_text
 
 if TYPE_CHECKING:
     from everclip.plan import Plan
@@ -261,9 +261,11 @@ class Record:
         top = self.scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
         np.savez_compressed(predictions, **top)  # pyright: ignore[reportArgumentType]
         run.write("predictions.npz", predictions.getvalue())
-        run.write("matrix.csv", _csv(["after", *results["tasks"]], self._matrix_rows(results)))
+        run.write("matrix.csv", csv_text(["after", *results["tasks"]], self._matrix_rows(results)))
         columns = ["class", "task", "n", "zero_shot", "after_learning", "last"]
-        run.write("per_class.csv", _csv(columns, [[row[c] for c in columns] for row in results["per_class"]]))
+        run.write(
+            "per_class.csv", csv_text(columns, [[row[c] for c in columns] for row in results["per_class"]])
+        )
         run.write("results.json", json.dumps(results, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
     def _matrix_rows(self, results: Mapping[str, Any]) -> list[list[Any]]:
@@ -288,14 +290,6 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
     }
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _peak_memory() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.errors import UserError
+from everclip.texts import cleaned
 
 Kind = Callable[[Any], bool]
 
@@ -68,9 +69,9 @@ _A_STAGE = ("accuracy_after_stage", "zero_shot_after_stage", "matrix")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError where it cannot be read or is none."""
+    """The JSON object in a file, its texts printable. Raises UserError where it cannot be read or is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = cleaned(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{path} cannot be read ({reason}): restore it, or leave the run out") from error

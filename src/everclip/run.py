@@ -21,6 +21,7 @@ from everclip.checkpoint import Store
 from everclip.config import Config
 from everclip.durable import sync, write_atomic
 from everclip.errors import UserError
+from everclip.texts import printable
 
 log = logging.getLogger("everclip")
 log.setLevel(logging.INFO)  # run.log has it all; the command line shows warnings
@@ -34,6 +35,10 @@ _FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip
 
 class _RunLog(logging.FileHandler):
     """run.log; a line that cannot be written, as on a full disk, is no reason to fail."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line, which a terminal only shows."""
+        return printable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Let the line go."""

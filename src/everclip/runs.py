@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from everclip.config import dotted
 from everclip.errors import UserError
 from everclip.results import read as read_results
+from everclip.texts import cleaned
 
 if TYPE_CHECKING:
     import pandas
@@ -160,7 +161,7 @@ def read(path: Path) -> Finished:
     values: dict[str, Any] = {}
     if config.is_file():
         try:
-            values = flat(tomllib.loads(config.read_text(encoding="utf-8")))
+            values = flat(cleaned(tomllib.loads(config.read_text(encoding="utf-8"))))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{config} cannot be read ({error}): restore it, or leave the run out") from error
     return Finished(path, results, values)

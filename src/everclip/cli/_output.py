@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Sequence
 
+from everclip.texts import json_text
+
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json_text(value))
 
 
 def print_columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:

@@ -24,6 +24,7 @@ from cyclopts.exceptions import (
 from everclip import __version__
 from everclip.errors import RunError, UserError, suggest
 from everclip.signals import INTERRUPTED, PREEMPTED, Stopped
+from everclip.texts import printable
 
 _EXAMPLES = """\
 Examples:
@@ -253,7 +254,7 @@ class _Talk(logging.Handler):
     """Warnings on whatever stderr is now: a live progress bar puts its own in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr)
 
 
 def _show_warnings() -> None:
@@ -263,7 +264,7 @@ def _show_warnings() -> None:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     print(line if code in (PREEMPTED, INTERRUPTED) else f"error: {line}", file=sys.stderr)
     return code
 

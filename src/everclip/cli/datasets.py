@@ -6,6 +6,7 @@ from everclip import plugins
 from everclip.cli._output import print_columns, print_json, summary
 from everclip.config.fields import shown
 from everclip.errors import UserError, suggest
+from everclip.texts import printable
 
 _KIND = "data/sources"
 
@@ -85,7 +86,7 @@ def _check(spec: str | None, json: bool) -> int:
             print(f"{name:<{width}}  {train:>9,}  {test:>9,}")
         print(f"{report.decoded} of a sample of {report.sampled} images can be decoded\n")
     for problem in report.problems:
-        print(problem)
+        print(printable(problem))
     if not report.problems:
         print("complete")
         return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
 import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everclip.cli._output import print_json
 from everclip.errors import UserError
+from everclip.texts import printable
 
 log = logging.getLogger("everclip")
 
@@ -59,7 +60,7 @@ def evaluate(
         raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
     result = measure(run, data, image_size, templates, retention)
     if json:
-        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+        print_json(result)
     else:
         _show(result)
 
@@ -91,7 +92,7 @@ def _show(result: dict[str, Any]) -> None:
         )
     lines += [f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(printable(line), markup=False, highlight=False)
 
 
 def _calibration_line(result: dict[str, Any]) -> str:

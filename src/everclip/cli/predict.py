@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from everclip.errors import RunError, UserError
+from everclip.texts import json_text, printable
 
 if TYPE_CHECKING:
     from everclip.answering import Answer
@@ -91,7 +91,7 @@ def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, j
         total += 1
         read += answer.probabilities is not None
         shown = as_dict(model, answer, top, reject_below)
-        line = json_module.dumps(shown, ensure_ascii=False) if json else as_line(shown, aligned)
+        line = json_text(shown, None) if json else as_line(shown, aligned)
         print(line, flush=total % BATCH == 0)
     if not read:
         raise RunError(f"not one of {total} pictures could be read: the lines above say why")
@@ -129,6 +129,7 @@ def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:
         cells.append((f"{shown['probability']:.3f}", 5))
     for other in shown["top"][1:]:
         cells += [(other["class"], aligned or 0), (f"{other['probability']:.3f}", 5)]
+    cells = [(printable(text), width) for text, width in cells]
     if aligned is None:
         return "\t".join(text for text, _ in cells)
     return "  ".join(f"{text:<{width}}" for text, width in cells).rstrip()

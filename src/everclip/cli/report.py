@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from everclip.cli._output import print_json
 from everclip.errors import UserError
+from everclip.texts import printable
 
 
 def report(
@@ -41,7 +42,7 @@ def report(
 
     found = collect(runs)
     for line in found.skipped:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"left out: {printable(line)}", file=sys.stderr)
     try:
         write(found, out, figures)
     except OSError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from everclip.compare.cells import shown_any
+from everclip.texts import csv_text
 
 Json = dict[str, Any]
 
 _FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot")
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _PM = " \\pm "
+_TEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 WIDE = 100
 """Columns of a terminal from which on ranks are shown too."""
 
@@ -170,14 +173,12 @@ def legend(comparison: Json) -> list[str]:
 
 def as_csv(comparison: Json) -> str:
     """A line a row, with plain numbers (fractions stay fractions)."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     metrics = comparison["metrics"]
     test = ["difference", "low", "high", "p", "p_holm", "sign_flip"]
     head = [*comparison["by"], "label", "method", "n"]
     head += [f"{metric}{part}" for metric in metrics for part in ("", "_low", "_high")]
     head += ["cost"] if comparison["equal"] else []
-    writer.writerow([*head, "rank", "against", "test", *test])
+    rows: list[list[Any]] = []
     for section in comparison["sections"]:
         for row in section["rows"]:
             cells = [
@@ -192,10 +193,10 @@ def as_csv(comparison: Json) -> str:
             cells += [row.get("cost")] if comparison["equal"] else []
             result = row["test"] or {}
             against = section["against"] if row["test"] else None
-            writer.writerow(
+            rows.append(
                 [*cells, row["rank"], against, result.get("name"), *(result.get(key) for key in test)]
             )
-    return text.getvalue()
+    return csv_text([*head, "rank", "against", "test", *test], rows)
 
 
 def as_latex(comparison: Json) -> str:
@@ -230,6 +231,5 @@ def _best(rows: Sequence[Json], metric: str) -> float:
 
 
 def _tex(text: str) -> str:
-    for char in "&%$#_{}":
-        text = text.replace(char, f"\\{char}")
-    return text
+    """The text as LaTeX prints it; a backslash in it is no command."""
+    return text.translate(_TEX)

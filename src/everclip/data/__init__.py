@@ -51,11 +51,12 @@ def load(
         model: the spec of the model that is to read the prompts; the source's own are then suited to it.
 
     Raises:
-        UserError: unknown source (with a suggestion), or whatever the source finds wrong.
+        UserError: unknown source (with a suggestion), whatever the source finds wrong, or a name or template that
+            cannot be printed.
     """
     from everclip.data import prompts
     from everclip.data import templates as lists
-    from everclip.data.folders import check_names
+    from everclip.data.folders import check_names, check_texts
 
     module, argument = source(spec)
     data: Dataset = module.load(argument, kind)
@@ -68,5 +69,6 @@ def load(
         data = replace(data, templates=tuple(templates))
     elif model is not None:
         data = lists.suited(data, model)
+    check_texts(data, f"data {spec}")
     prompts.warn_of_alike(data.class_names)
     return data

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from everclip.data.images import Dataset, FileStore, build
-from everclip.data.prompts import PHOTO, clean, read_class_names, read_templates
+from everclip.data.prompts import PHOTO, check_templates, clean, read_class_names, read_templates
 from everclip.errors import UserError
 from everclip.seeding import hash64
+from everclip.texts import printable
 
 log = logging.getLogger("everclip")
 
@@ -243,18 +244,27 @@ def dataset(
 def check_names(
     names: Sequence[str], where: str, folders: Sequence[str] | None = None, domains: bool = False
 ) -> Sequence[str]:
-    """The names, which must differ: the text tower could not tell two classes of one name apart.
+    """The names, in data and in model folders: they can be shown, and differ, as the text tower could not tell two
+    classes of one name apart.
 
     Args:
         where: what has them, and ``folders`` where each is from (else it is numbered), for the message.
+
+    Raises:
+        UserError: for the first that is empty, there twice, or holds what a terminal would obey.
     """
     one, more = ("domain", "domains") if domains else ("class", "classes")
-    other_way = "" if domains else ", or name it in classnames.txt (folder<TAB>name)"
+    other_way = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""
     first: dict[str, int] = {}
     for index, name in enumerate(names):
         this, before = (f'"{folders[i]}"' if folders else i + 1 for i in (index, first.get(name, index)))
         if not name:
             raise UserError(f"{one} {this} of {where} has an empty name: rename it{other_way}")
+        if printable(name) != name:
+            raise UserError(
+                f'{one} {index + 1} of {where} is named "{printable(name)}", with characters that cannot be printed:'
+                f" rename it{other_way}"
+            )
         if name in first:
             raise UserError(
                 f'{more} {before} and {this} of {where} are both named "{name}": '
@@ -262,6 +272,14 @@ def check_names(
             )
         first[name] = index
     return names
+
+
+def check_texts(data: Dataset, where: str) -> None:
+    """Refuse a data set whose names or templates a model folder could not hold. Raises UserError."""
+    check_names(data.class_names, where)
+    if len(data.domain_names) > 1:
+        check_names(data.domain_names, where, domains=True)
+    check_templates(data.templates, where)
 
 
 class Fence:

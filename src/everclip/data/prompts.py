@@ -12,6 +12,7 @@ import numpy as np
 
 from everclip.errors import UserError
 from everclip.reading import Unreadable, read_text
+from everclip.texts import printable
 
 log = logging.getLogger("everclip")
 
@@ -91,13 +92,24 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 def read_templates(path: Path) -> tuple[str, ...]:
     """Templates, one a line, each with ``{}`` once for the class name. Raises UserError for another form."""
-    lines = read_lines(path, "templates")
-    for number, line in enumerate(lines, 1):
+    return check_templates(tuple(read_lines(path, "templates")), path)
+
+
+def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...]:
+    """Templates, in data and in model folders. Raises UserError for the first without one ``{}``, or that cannot be
+    printed.
+    """
+    for number, line in enumerate(templates, 1):
         if line.count("{}") != 1:
             raise UserError(
-                f'template {number} of {path} is "{_short(line)}": write "{{}}" once where the class name goes'
+                f'template {number} of {where} is "{_short(line)}": write "{{}}" once where the class name goes'
             )
-    return tuple(lines)
+        if printable(line) != line:
+            raise UserError(
+                f'template {number} of {where} is "{_short(printable(line))}", with characters that cannot be printed:'
+                " write it without them"
+            )
+    return templates
 
 
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:

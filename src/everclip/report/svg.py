@@ -6,7 +6,6 @@ Charts are drawn with the CSS classes of ``style``, in px.
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import math
 import unicodedata
@@ -20,6 +19,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
+from everclip import texts
 from everclip.report import style
 from everclip.report.pdf import pdf
 
@@ -272,11 +272,7 @@ class Figure:
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """``rows`` as CSV, with the byte-order mark that spreadsheets need to see UTF-8."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return "\ufeff" + text.getvalue()
+    return "\ufeff" + texts.csv_text(header, rows)
 
 
 def address(csv: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from everclip.calibration import fit
+from everclip.data.folders import check_texts
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError, suggest
@@ -76,6 +77,7 @@ class Outcome:
 def prepare(state: State, new: Dataset, options: Options) -> tuple[Pictures, rule.Facts, rule.Decision]:
     """The images, what the rule looks at, and what it says; nothing is trained. Raises UserError for bad data."""
     options.check()
+    check_texts(new, new.name)
     state = spoken(state, new)
     pictures = collect(state, new, options.exemplars, options.same)
     old, labels = set(range(len(state.known.names))), set(pictures.known.tasks[-1].labels)

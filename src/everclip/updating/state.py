@@ -36,6 +36,7 @@ from everclip.deployed import Deployed, open_model, save
 from everclip.errors import UserError
 from everclip.merging import whole
 from everclip.models.clip import Clip
+from everclip.texts import check
 from everclip.updating.forms import Known, weights_of
 from everclip.updating.sums import Sums
 
@@ -133,6 +134,7 @@ def _checked(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be read ({error}): take another copy") from error
+    check(record, folder / RECORD)
     if record.get("format") != FORMAT:
         raise UserError(
             f"{folder} is of format {record.get('format')}, not {FORMAT}: use the everclip that made it"

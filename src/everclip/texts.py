@@ -1,0 +1,87 @@
+"""Texts that someone else may have written, on their way to a terminal, a log or a spreadsheet. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from numbers import Number
+from typing import Any
+
+from everclip.errors import UserError
+
+_ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys in place of showing it: control characters (C0, DEL, C1), ends of lines, changes of direction;
+and halves of characters, which cannot be written. What joins the parts of an emoji or of a Persian word stays."""
+_ODD_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""What a cell begins with that a spreadsheet computes (OWASP, "CSV Injection"); full-width forms too."""
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with escapes such as ``\x1b`` in place of what a terminal would obey."""
+    if text.isprintable():
+        return text
+    return _ODD.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def cleaned(value: Any) -> Any:
+    """A value as JSON or TOML has it, with all texts in it printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {cleaned(key): cleaned(inner) for key, inner in value.items()}
+    return [cleaned(inner) for inner in value] if isinstance(value, list) else value
+
+
+def check(value: Any, where: object) -> None:
+    """Refuse a value, as JSON has it, that holds a text which a terminal would not only show.
+
+    Args:
+        where: what holds it, for the message.
+
+    Raises:
+        UserError: naming the first such text, escaped.
+    """
+    waiting = [value]
+    while waiting:  # not a function that calls itself: nesting has no end
+        found = waiting.pop()
+        if isinstance(found, str) and printable(found) != found:
+            raise UserError(
+                f'{where} has the text "{shortened(printable(found))}", which holds characters that cannot be'
+                " printed: get another copy, or write it without them"
+            )
+        if isinstance(found, dict):
+            waiting += [*found, *found.values()]
+        elif isinstance(found, list):
+            waiting += found
+
+
+def shortened(text: str, width: int = 80) -> str:
+    """The text, cut to ``width`` characters."""
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """A value as JSON for people and programs: what a terminal would obey is escaped as JSON does it."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _ODD_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV. A text that a spreadsheet would compute has ``'`` before it; numbers stay as they are."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in (header, *rows))
+    return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    if value is None or isinstance(value, Number):
+        return value
+    text = str(value)
+    formula = text.startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    return ("'" if formula else "") + printable(text)
