@@ -5,7 +5,8 @@
     python -m benchmarks.reliability --page               # only write the page anew
 
 Items and what they draw depend on the seed and their number alone. Each is appended to ``reliability.jsonl`` when it is
-done; ``reliability.md`` is written from that at the end. What an item does stands in ``tests/faults/goals.py``.
+done; ``reliability.md`` is written from that at the end. What an item does stands in ``tests/faults/goals.py``, and for
+the goals "kill COMMAND" and "pair COMMAND" in ``commits.py`` and ``pairs.py`` beside it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import torch
+from tests.faults.bench import FACTORS, LEAST, Bench
+from tests.faults.commands import COMMANDS
+from tests.faults.commits import COMMITS
 from tests.faults.forks import ROOT, Forks
-from tests.faults.goals import FACTORS, GOALS, LEAST, Bench
+from tests.faults.goals import GOALS
+from tests.faults.pairs import PAIRS
 
 from benchmarks.jobs import machine
 from everclip.disk import GIB, check_room
@@ -33,9 +38,21 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "reliability.jsonl", HERE / "reliability.md"
 
 Row = dict[str, Any]
+Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
 
 _FOLDERS = re.compile(r"(?<![\w./])(?:/[^/\s\"'()\[\],:]+)+/")
 """The folders of an absolute path; an address has two slashes."""
+
+_OF_COMMANDS = """
+Each is killed with -9 before and after each of its calls that change what is on the disk (rename, replace, link,
+unlink, mkdir, rmdir, rmtree, exchange, fsync, sync, files opened anew); and some at a call that is drawn, and again
+when they are given once more. It passes when each model answers as before or as after the command; the target is not
+there, or whole; the command, given again, has the result of one that nobody disturbed, or says in one line that it is
+done; nothing of everclip's is left beside that; and what the user has there, under names such as NAME.tmp, is as it
+was. Of two at once the second comes while the first stands before each of these calls, or begins soon after it. They
+pass when the result is the work of one that says it is done, and the other one says in one line why it is not. An
+intruder is a folder or a file of the user's that appears at the target while the command works: it has to stay.
+"""
 
 
 def rows(path: Path, seed: int) -> list[Row]:
@@ -98,8 +115,18 @@ def campaign(folder: Path, seed: int, wanted: Sequence[str], minutes: float) -> 
             )
 
 
-def page(done: Sequence[Row], seed: int) -> str:
-    """The results as a page."""
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table's lines."""
+    every = [head, ["---"] * len(head), *rows]
+    return ["|" + "|".join("---" if cell == "---" else f" {cell} " for cell in row) + "|" for row in every]
+
+
+def page(done: Sequence[Row], seed: int, tables: Sequence[Table] = ()) -> str:
+    """The results as a page.
+
+    Args:
+        tables: more of them, each with its heading and its head.
+    """
     lines = [
         "# Reliability",
         "",
@@ -113,11 +140,13 @@ def page(done: Sequence[Row], seed: int) -> str:
         "| goal | an item | passed | done | of |",
         "|---|---|---|---|---|",
     ]
-    for name, goal in GOALS.items():
+    for name in [name for name in GOALS if name not in COMMITS | PAIRS]:
         mine = [row for row in done if row["goal"] == name]
         passed = sum(row["ok"] for row in mine)
-        lines.append(f"| {name} | {goal.title} | {passed} | {len(mine)} | {goal.count} |")
-    lines += ["", *_numbers(done)]
+        lines.append(f"| {name} | {GOALS[name].title} | {passed} | {len(mine)} | {GOALS[name].count} |")
+    lines += ["", *_numbers(done), "", *_commands(done)]
+    for heading, head, rows in tables:
+        lines += ["", f"## {heading}", "", *table(head, rows)]
     failed = [row for row in done if not row["ok"]]
     lines += ["", "## Failed", ""] if failed else []
     lines += [f"- {row['goal']} {row['index']}: {' '.join(row['why'].split())[:300]}" for row in failed]
@@ -125,6 +154,22 @@ def page(done: Sequence[Row], seed: int) -> str:
         line if line.startswith("|") else fill(line, 118, subsequent_indent=_indent(line)) for line in lines
     )
     return "\n".join(wrapped).rstrip() + "\n"
+
+
+def _commands(done: Sequence[Row]) -> list[str]:
+    """How commands fared that were killed at each of their calls, and two at once on one target."""
+    lines = ["## Commands that write", "", " ".join(_OF_COMMANDS.split()), ""]
+    rows: list[list[object]] = []
+    for name in COMMANDS:
+        kills, pairs = ([row for row in done if row["goal"] == f"{kind} {name}"] for kind in ("kill", "pair"))
+        every = COMMITS[f"kill {name}"].count + PAIRS[f"pair {name}"].count
+        cells: list[object] = [name, max((row["calls"] for row in kills), default=0)]
+        for mine, what in ((kills, "points"), (pairs, "pairs"), (pairs, "appeared")):
+            tried = sum(row[what] for row in mine)
+            cells.append(f"{tried - sum(row['lost'].get(what, 0) for row in mine)} of {tried}")
+        rows.append([*cells, f"{len(kills) + len(pairs)} of {every}"])
+    head = ("command", "calls", "kills passed", "pairs passed", "intruders passed", "items done")
+    return lines + table(head, rows)
 
 
 def _indent(line: str) -> str:

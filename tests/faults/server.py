@@ -1,10 +1,15 @@
 """A process that has the package imported, and forks a child for each command line that it is told.
 
-It reads a JSON object a line, ``{"argv", "at", "part", "what", "after", "trace"}``, and answers with ``{"status",
-"out", "err", "seconds"}`` when the child has ended. The child counts events, the calls that code of the package makes
-and takes in its main thread; at the event number ``at`` of a part, or of all, while a run trains it suffers ``what``:
-"kill" (SIGKILL), "full" (no file can grow from there on), or a signal's name. ``after`` so many seconds it is killed.
-With ``trace``, a file, it writes which part of the package each event belongs to.
+It reads a JSON object a line, a ``forks.order``, and answers with ``{"status", "out", "err", "seconds"}`` when the
+child has ended. The child counts events, the calls that code of the package makes and takes in its main thread; at the
+event number ``at`` of a part, or of all, while a run trains it suffers ``what``: "kill" (SIGKILL), "full" (no file can
+grow from there on), or a signal's name. ``after`` so many seconds it is killed. With ``trace``, a file, it writes which
+part of the package each event belongs to. ``strike`` is explained in ``strikes``.
+
+An object with "pair", a list of two orders, has two children: the second begins when the first stops, where it is to be
+struck so, else after "delay" seconds. The first goes on when the second has ended, or waits for it ("patience"
+seconds). The answer is a list of three: how both ended, and whether the first did stop. With "warm" the server itself
+calls a function, and what that keeps all later children have.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ import resource
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +33,8 @@ import torch
 
 import everclip
 from everclip.cli.app import main
+from tests.faults import strikes
+from tests.faults.strikes import Strike
 
 PACKAGE = str(Path(everclip.__file__).parent)
 PARTS = ("step", "save", "memory", "test", "between")
@@ -88,52 +97,106 @@ def strike(what: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.Signals[what])
 
 
+def _named(call: str) -> Callable[..., int | None]:
+    """A function as MODULE:FUNCTION."""
+    module, _, name = call.partition(":")
+    return vars(importlib.import_module(module))[name]
+
+
 def child(order: dict[str, Any]) -> int:
-    """Run a command line; returns its exit code."""
+    """Run a command line, or a function of tests with its words; returns the exit code."""
+    os.environ.update(order["env"] or {})
+    os.chdir(order["cwd"] or ".")
+    run = _named(order["call"]) if order["call"] else main
+    striker = strikes.install(Strike(*order["strike"])) if order["strike"] else None
     counter = Counter(order["at"], order["part"], order["what"])
     if order["at"] or order["trace"]:
         sys.setprofile(counter)
-    code = main(order["argv"])
+    code = run(order["argv"])
     sys.setprofile(None)
     if order["trace"]:
         Path(order["trace"]).write_bytes(bytes(counter.parts))
-    return code
+    if striker is not None:
+        striker.write()
+    return code or 0
 
 
-def _said(end: int) -> str:
-    """All that comes out of a pipe."""
-    with open(end, encoding="utf-8", errors="replace") as file:
-        return file.read()
+class Child:
+    """A forked process that does what an order says."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        pipes = [os.pipe(), os.pipe()]
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for number, (_, end) in enumerate(pipes, 1):
+                os.dup2(end, number)
+            code = 99
+            try:
+                code = child(order)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        self._said = ["", ""]
+        self._status: int | None = None
+        self._seconds = 0.0
+        self._readers = [threading.Thread(target=self._read, args=pair) for pair in enumerate(pipes)]
+        for _, end in pipes:
+            os.close(end)
+        for reader in self._readers:
+            reader.start()
+        limit = LONGEST if order["after"] is None else order["after"]
+        self._timer = threading.Timer(limit, os.kill, (self.pid, signal.SIGKILL))
+        self._timer.start()
+
+    def _read(self, number: int, ends: tuple[int, int]) -> None:
+        with open(ends[0], encoding="utf-8", errors="replace") as file:
+            self._said[number] = file.read()
+
+    def stopped(self) -> bool:
+        """Wait until it has ended or stopped, and say whether it has stopped."""
+        _, status, usage = os.wait4(self.pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            return True
+        self._status = os.waitstatus_to_exitcode(status)
+        self._seconds = usage.ru_utime + usage.ru_stime
+        return False
+
+    def over(self, seconds: float) -> bool:
+        """Whether it ends within so many seconds."""
+        end = time.monotonic() + seconds
+        for reader in self._readers:
+            reader.join(max(0.0, end - time.monotonic()))
+        return not any(reader.is_alive() for reader in self._readers)
+
+    def ended(self) -> dict[str, Any]:
+        """Wait for its end, and tell of it."""
+        for reader in self._readers:
+            reader.join()
+        self._timer.cancel()
+        self._timer.join()
+        if self._status is None:
+            self.stopped()
+        out, err = self._said
+        return {"status": self._status, "out": out, "err": err, "seconds": self._seconds}
 
 
-def serve(order: dict[str, Any]) -> None:
-    """Fork a child and tell how it ends."""
-    pipes = [os.pipe(), os.pipe()]
-    pid = os.fork()
-    if pid == 0:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number, (_, end) in enumerate(pipes, 1):
-            os.dup2(end, number)
-        code = 99
-        try:
-            code = child(order)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    for _, end in pipes:
-        os.close(end)
-    timer = threading.Timer(order["after"] or 0, os.kill, (pid, signal.SIGKILL))
-    if order["after"] is not None:
-        timer.start()
-    out, err = (_said(end) for end, _ in pipes)
-    if order["after"] is not None:
-        timer.cancel()
-        timer.join()
-    _, status, usage = os.wait4(pid, 0)
-    seconds = usage.ru_utime + usage.ru_stime
-    ended = {"status": os.waitstatus_to_exitcode(status), "out": out, "err": err, "seconds": seconds}
-    print(json.dumps(ended), flush=True)
+LONGEST = 300.0
+"""Seconds after which a child is killed that does not end."""
+
+
+def pair(order: dict[str, Any]) -> list[Any]:
+    """Two children at once."""
+    first = Child(order["pair"][0])
+    stops = order["pair"][0]["strike"] is not None
+    stopped = stops and first.stopped()
+    time.sleep(0 if stops else order["delay"])
+    second = Child(order["pair"][1])
+    if stopped:
+        second.over(order["patience"])
+        os.kill(first.pid, signal.SIGCONT)
+    return [first.ended(), second.ended(), stopped]
 
 
 if __name__ == "__main__":
@@ -144,4 +207,8 @@ if __name__ == "__main__":
                 importlib.import_module(module.name)
     importlib.import_module("matplotlib")
     for line in sys.stdin:
-        serve(json.loads(line))
+        told = json.loads(line)
+        if "warm" in told:
+            print(json.dumps(_named(told["warm"])()), flush=True)
+        else:
+            print(json.dumps(pair(told) if "pair" in told else Child(told).ended()), flush=True)

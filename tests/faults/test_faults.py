@@ -11,8 +11,9 @@ from benchmarks.reliability import pending, portable
 from everclip import plugins
 from everclip.seeding import generator
 from tests.faults import inputs
+from tests.faults.bench import FACTORS, LEAST, Bench, combination
 from tests.faults.forks import Forks
-from tests.faults.goals import FACTORS, GOALS, KILLS, LEAST, Bench, combination
+from tests.faults.goals import GOALS, KILLS
 from tests.faults.stages import stages
 
 
