@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.timm_model import TimmModel
-from safetensors import SafetensorError
 from torch import nn
 
 from everclip.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.errors import UserError, suggest
-from everclip.models import lite
+from everclip.models import lite, vetted
 from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, CONFIG_FILE, Clip
 from everclip.models.towers import input_side, is_convolutional
@@ -58,6 +57,12 @@ def load(spec: str, image_size: int | None = None, device: str | torch.device = 
     with torch.random.fork_rng(devices=[]):
         source, options = _resolve(spec)
         return _create(spec, source, options, image_size).to(device)
+
+
+def check(spec: str) -> None:
+    """Raise UserError where ``spec`` names no model; nothing is built, loaded or looked for on a hub."""
+    if spec != LITE:
+        _resolve(spec)
 
 
 def _resolve(spec: str) -> tuple[str, dict[str, Any]]:
@@ -141,7 +146,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
         raise UserError(
             f'model "{spec}" needs a missing package ({_line(error)}): pip install transformers'
         ) from error
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # files that others wrote make the libraries raise anything
         if local:
             raise UserError(
                 f'model "{spec}" cannot be loaded from {source.removeprefix(_LOCAL)}: {_line(error)}'
@@ -154,28 +159,29 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
 def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
     model_cfg = open_clip.get_model_config(source)
     assert model_cfg is not None, source
+    where = f'model "{spec}"'
+    vetted.check(model_cfg, where)
     if "quick_gelu" in options:
         model_cfg["quick_gelu"] = options["quick_gelu"]
-    vision, text = model_cfg["vision_cfg"], dict(model_cfg["text_cfg"])
-    if source.startswith(_LOCAL) and text.get("hf_model_name"):
-        # open_clip would ask a hub for the text tower's config; a saved folder carries it. The path is put in
-        # memory only: folders move
-        text.update(hf_model_name=source.removeprefix(_LOCAL), hf_model_pretrained=False)
-        options = {**options, "text_cfg": text}
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    folder = source.removeprefix(_LOCAL) if source.startswith(_LOCAL) else None
     if (
         image_size is not None
         and "timm_model_name" not in vision
         and isinstance(vision.get("layers", 12), int)
     ):
         options = {**options, "force_image_size": image_size}
-    model: Any = open_clip.create_model(source, require_pretrained=True, **options)
+    with vetted.text_tower(text, folder, where) as tower:
+        model: Any = open_clip.create_model(source, require_pretrained=True, **options, **tower)
     if image_size is not None and image_size != input_side(model.visual):
         _allow(spec, model.visual, image_size)
         model.visual.image_size = (image_size, image_size)
     vision["image_size"] = input_side(model.visual)
-    clip = Clip(model, model_cfg, open_clip.get_tokenizer(source), spec)
-    if source.startswith(_LOCAL):
-        _restore_center(clip, Path(source.removeprefix(_LOCAL)) / CONFIG_FILE)
+    clip = Clip(
+        model, model_cfg, open_clip.get_tokenizer(source, **vetted.tokenizer(text, folder, where)), spec
+    )
+    if folder is not None:
+        _restore_center(clip, Path(folder) / CONFIG_FILE)
     return clip
 
 
@@ -276,5 +282,7 @@ def _quiet() -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """An error's message as one short line."""
+    if type(error).__name__ == "UnpicklingError":  # its own message says how to run them
+        return "its weights are a pickle that holds more than tensors: take a copy in safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,184 @@
+"""What is taken of the files of a model that came from elsewhere: nothing that runs code, or asks whether it may.
+
+open_clip_config.json      keys that open_clip's own configs have; no options of tokenizers that load anything else
+                           (of preprocess_cfg open_clip itself takes what it knows, and leaves the rest)
+config.json                of a Hugging Face text tower: keys of an architecture that open_clip knows, written anew for
+                           transformers, which so sees nothing else
+tokenizer_config.json      looked at before transformers reads it: a class of transformers that is known to be plain
+
+Code that comes with a model (``auto_map``, ``trust_remote_code``) is never run, whatever is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import timm
+from open_clip.coca_model import MultimodalCfg
+from open_clip.hf_configs import arch_dict
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+from everclip.config.fields import shown
+from everclip.errors import UserError
+
+_SECTIONS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
+_MODEL = {
+    *_SECTIONS,
+    *(
+        "embed_dim",
+        "quick_gelu",
+        "custom_text",
+        "init_logit_scale",
+        "init_logit_bias",
+        "nonscalar_logit_scale",
+    ),
+}
+_TOKENIZER = {"clean", "strip_sep_token", "language"}
+_KWARGS = {"act_kwargs": {"approximate"}, "norm_kwargs": {"eps"}, "tokenizer_kwargs": _TOKENIZER}
+"""Tables of a section, and the keys that open_clip's own configs have in them."""
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
+_CODE = ("auto_map", "trust_remote_code")
+_ELSEWHERE = ("configuration_files", "fast_tokenizer_files", "gguf_file", "init_inputs", "tokenizer_object")
+"""Keys of transformers that have it read other files, or hand over objects."""
+_TOKENIZERS = {
+    *("AlbertTokenizer", "BertTokenizer", "CLIPTokenizer", "CamembertTokenizer", "DebertaV2Tokenizer"),
+    *("DistilBertTokenizer", "ElectraTokenizer", "GPT2Tokenizer", "GemmaTokenizer", "LlamaTokenizer"),
+    *("M2M100Tokenizer", "MPNetTokenizer", "NllbTokenizer", "PreTrainedTokenizer", "RobertaTokenizer"),
+    *("Siglip2Tokenizer", "SiglipTokenizer", "T5Tokenizer", "TokenizersBackend", "XLMRobertaTokenizer"),
+}
+"""Classes that read a vocabulary and nothing else; with "Fast" behind it too."""
+
+
+def check(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a model's config as far as it asks for anything but an architecture of open_clip.
+
+    Args:
+        config: ``model_cfg`` of open_clip_config.json.
+        where: what the message calls it.
+
+    Raises:
+        UserError: an unknown key, or a name that leads elsewhere.
+    """
+    _known(config, _MODEL, where, "")
+    for name, kind in _SECTIONS.items():
+        section = config.get(name, {})
+        if not isinstance(section, Mapping):
+            raise UserError(f"{where}: {name} is {shown(section)}, no table: take another copy of the model")
+        _known(section, {field.name for field in fields(kind)}, where, f"{name}.")
+        for table, keys in _KWARGS.items():
+            _known(section.get(table) or {}, keys, where, f"{name}.{table}.")
+    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    name = vision.get("timm_model_name")
+    if name is not None and not (isinstance(name, str) and ":" not in name and timm.is_model(name)):
+        raise UserError(f"{where}: vision_cfg.timm_model_name {shown(name)} is no model of timm's own")
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        name = text.get(key)
+        if name and not (isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name):
+            raise UserError(f"{where}: text_cfg.{key} {shown(name)} is no name on the hub, such as ORG/NAME")
+
+
+def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(
+            f"{where}: {prefix.rstrip('.')} is {shown(values)}, no table: take another copy of the model"
+        )
+    for key in values:
+        if key not in keys:
+            what = (
+                "runs code that comes with a model"
+                if key in _CODE
+                else "is no setting of a model that is known"
+            )
+            raise UserError(f"{where}: {shown(prefix + key)} {what}; it is not loaded: take another model")
+
+
+@contextmanager
+def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Iterator[dict[str, Any]]:
+    """Options of ``create_model`` with which a Hugging Face text tower is built; none for any other.
+
+    Its config is written anew, with what its architecture knows alone. Its weights come with all others.
+
+    Args:
+        text: ``text_cfg`` of the model.
+        folder: that of a saved model, which has the config, whatever ``text`` calls it.
+        where: what a message calls the model.
+
+    Raises:
+        UserError: the config names code, or another architecture than open_clip's.
+        OSError: it cannot be had.
+        ValueError: it is no JSON.
+    """
+    name = text.get("hf_model_name")
+    if not name:
+        yield {}
+        return
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    found, _ = PretrainedConfig.get_config_dict(folder or name)
+    _check_code(found, where)
+    kind = found.get("model_type")
+    if kind not in arch_dict:
+        known = ", ".join(arch_dict)
+        raise UserError(f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}")
+    keys = {key for key in CONFIG_MAPPING[kind]().to_dict() if not key.startswith("_")} | {"model_type"}
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = {key: value for key, value in found.items() if key in keys}
+        Path(scratch, "config.json").write_text(json.dumps(kept), encoding="utf-8")
+        yield {"text_cfg": {**text, "hf_model_name": scratch, "hf_model_pretrained": False}}
+
+
+def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[str, Any]:
+    """Options of ``get_tokenizer``, once it is sure that a Hugging Face tokenizer is a plain class of transformers.
+
+    Args:
+        text, folder, where: as in ``text_tower``.
+
+    Raises:
+        UserError: it names code, other files, or another class.
+        OSError: it cannot be had.
+        ValueError: a file of it is no JSON.
+    """
+    name = text.get("hf_tokenizer_name")
+    if not name:
+        return {}
+    from transformers import PretrainedConfig
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, get_tokenizer_config
+
+    own = get_tokenizer_config(folder or name)
+    try:
+        model, _ = PretrainedConfig.get_config_dict(folder or name)
+    except OSError:  # a tokenizer alone
+        model = {}
+    for found in (own, model):
+        _check_code(found, where)
+    usual: Any = TOKENIZER_MAPPING_NAMES.get(
+        str(model.get("model_type"))
+    )  # before transformers 5: slow and fast
+    usual = usual if isinstance(usual, tuple) else (usual,)
+    for kind in (own.get("tokenizer_class"), model.get("tokenizer_class"), *usual):
+        if kind is not None and str(kind).removesuffix("Fast") not in _TOKENIZERS:
+            raise UserError(
+                f"{where}: {shown(kind)} is no tokenizer that is known to be plain: take another model"
+            )
+    return {"trust_remote_code": False}
+
+
+def _check_code(found: Any, where: str) -> None:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where}: a config of transformers that is no table")
+    for key in found:
+        if key in _CODE:
+            raise UserError(
+                f"{where}: {key} asks to run code that comes with the model; it is not loaded: take another model"
+            )
+        if key in _ELSEWHERE:
+            raise UserError(
+                f"{where}: {shown(key)} leads to other files; it is not loaded: take another model"
+            )
