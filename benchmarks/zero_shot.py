@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from everclip.data.pixels import FORMATS
 from everclip.models import zoo
 from everclip.models.clip import Clip
 
@@ -69,7 +70,9 @@ def features(clip: Clip, files: Sequence[Path], batch: int = 64) -> Float[Tensor
     """Image features of the files, in order."""
     rows = []
     for start in range(0, len(files), batch):
-        images = [clip.eval_transform(Image.open(file)) for file in files[start : start + batch]]
+        images = [
+            clip.eval_transform(Image.open(file, formats=FORMATS)) for file in files[start : start + batch]
+        ]
         rows.append(
             clip.encode_image(clip.normalise(torch.stack([pil_to_tensor(image) for image in images])))
         )

@@ -31,7 +31,7 @@ NAME_IT = "rename one, or name it in classnames.txt (folder<TAB>name)"
 NO_TEXT = "cannot be read (No such file or directory): give a text file"
 DENIED = "cannot be read (Permission denied): check its permissions"
 SKIPPED = "broken images are skipped; run.log names them"
-UNKNOWN = "no image format that Pillow knows"
+UNKNOWN = "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM"
 GREY = picture((90, 60, 9), 0)
 LONGEST = 160  # characters of a line besides the folder's path
 

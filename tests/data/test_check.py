@@ -65,8 +65,8 @@ def half(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (broken(b""), "no image format that Pillow knows"),
-        (broken(b"<html>404</html>"), "no image format that Pillow knows"),
+        (broken(b""), "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM"),
+        (broken(b"<html>404</html>"), "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM"),
         (half, "image file is truncated"),
     ],
 )

@@ -23,6 +23,9 @@ log = logging.getLogger("everclip")
 # We refuse what Pillow only warns of; its warning cannot be caught in several threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""What Pillow may take a file for, whatever its name says: for others it starts programs, such as one for EPS."""
+
 _UNKNOWN, _GOOD, _BROKEN = 0, 1, 2
 
 
@@ -75,7 +78,7 @@ class Pixels:
         """The picture as uint8 ``[3, size, size]``, or why there is none."""
         most = Image.MAX_IMAGE_PIXELS or math.inf
         try:
-            with Image.open(io.BytesIO(self.store.read(row))) as image:
+            with Image.open(io.BytesIO(self.store.read(row)), formats=FORMATS) as image:
                 if image.width * image.height > most:
                     return f"too large: {image.width} x {image.height} pixels"
                 # The shorter side is resized to ``size`` before the crop: the longer one grows with it.
@@ -84,7 +87,7 @@ class Pixels:
                 image.load()
                 small = self._transform(to_rgb(image))
         except UnidentifiedImageError:
-            return "no image format that Pillow knows"
+            return f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         except OSError as error:
             return _words(error)
         except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError

@@ -140,7 +140,7 @@ class _Page:
 
     def _image(self, element: Element, style: Style) -> None:
         _, _, data = element.attrib["href"].partition("base64,")
-        self.images.append(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+        self.images.append(Image.open(io.BytesIO(base64.b64decode(data)), formats=("PNG",)).convert("RGBA"))
         x, y, width, height = _box(element)
         self.out.append(f"{width} 0 0 {-height} {x} {y + height} cm /I{len(self.images) - 1} Do")
 

@@ -15,7 +15,8 @@ LABELS = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
 
 def load(path):
     """A picture as float32 [3, size, size]."""
-    image, size = Image.open(path), HOW["size"]
+    formats = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # for others Pillow starts programs
+    image, size = Image.open(path, formats=formats), HOW["size"]
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # on white
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
