@@ -41,8 +41,9 @@ class Child:
         self.started = time.monotonic()
         with work.log.open("ab") as output:
             # A session of its own: Ctrl-C goes to the sweep alone, which then asks its children to stop.
+            # -P: else modules of the current folder, whosever it is, would stand before the installed ones.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "everclip.sweep.child", *work.words],
+                [sys.executable, "-P", "-m", "everclip.sweep.child", *work.words],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

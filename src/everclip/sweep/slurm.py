@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def submit(
         raise UserError(f"--slurm: {error}: run this where sbatch is, or use --print") from error
     except (NameError, TypeError, AssertionError) as error:
         raise UserError(f"--slurm-set: {error}") from error
+    # A job begins with "python -m" in the current folder, whose modules would stand before the installed ones.
+    os.environ["PYTHONSAFEPATH"] = "1"
     with executor.batch():
         jobs = [executor.submit(Command(words)) for words in commands]
     return [job.job_id for job in jobs]
