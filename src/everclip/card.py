@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from everclip import __version__, checkpoint
+from everclip import __version__, checkpoint, trust
 from everclip.calibration import Calibration
 from everclip.checkpoint import MANIFEST
 from everclip.config import Config, resolve
@@ -99,7 +99,8 @@ def read(folder: Path) -> Card:
     """The card of a model folder.
 
     Raises:
-        UserError: there is none, it is not what everclip writes, or a name in it could not stand in data.
+        UserError: there is none, it is not what everclip writes, a name in it could not stand in data, or its method
+            is code that nobody allowed.
     """
     path = folder / FILE
     try:
@@ -112,6 +113,7 @@ def read(folder: Path) -> Card:
         raise UserError(f"{path} is damaged (no UTF-8 text): export the model again") from error
     try:
         card = Card.model_validate_json(text)
+        trust.asked(card.settings, path)
         card.config()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

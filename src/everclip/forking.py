@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from everclip import methods
+from everclip import methods, trust
 from everclip.checkpoint import Damaged, Place, verify
 from everclip.config import Config, config_hash
 from everclip.errors import UserError
@@ -62,7 +62,12 @@ def source(config: Config) -> Source:
     where, _, number = config.fork.rpartition("@")
     fitting, reasons = [], dict[str, None]()
     for finished in find_runs([where]):
-        other = Run.read_config(finished.path)
+        try:
+            with trust.reading():
+                other = Run.read_config(finished.path)
+        except trust.Refused as error:
+            reasons[str(error)] = None
+            continue
         different = _different(other, config)
         if different:
             reasons[different] = None

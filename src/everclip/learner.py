@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from everclip import trust as trusting
 from everclip.calibration import probabilities
 from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
@@ -55,9 +56,11 @@ class Learner:
         image_size: side in pixels, of such a model.
         method, exemplars, seed: as in ``everclip update``.
         progress: whether to show a bar, in a notebook too.
+        trust: a folder whose files may name code that is then imported, as ``--trust`` does on the command line; it
+            stays trusted in this process.
 
     Raises:
-        UserError: no such model.
+        UserError: no such model, or it names code and is not trusted.
     """
 
     def __init__(
@@ -70,7 +73,10 @@ class Learner:
         exemplars: int = 10,
         seed: int = 0,
         progress: bool = True,
+        trust: str | Path | None = None,
     ) -> None:
+        if trust is not None:
+            trusting.folder(trust)
         self._options = Options(method=method, exemplars=exemplars, seed=seed)
         self._options.check()
         self._progress = progress

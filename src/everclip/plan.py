@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from everclip import data, methods
+from everclip import data, methods, trackers
 from everclip.config import Config
 from everclip.data.images import Dataset
 from everclip.data.memory import Memory
@@ -16,6 +17,7 @@ from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
 from everclip.errors import UserError
 from everclip.methods._base import Method, Phase
+from everclip.models import zoo
 
 log = logging.getLogger("everclip")
 
@@ -43,7 +45,7 @@ class Plan:
             UserError: the data, the scenario or the method's options are wrong.
         """
         scenario = config.scenario
-        source = data.load(config.data, scenario.kind, config.classnames, config.templates, config.model)
+        source = data.of(config)
         if scenario.validation is not None:
             source = source.holding_out(scenario.validation)
         if scenario.kind == "class-incremental":
@@ -101,6 +103,12 @@ class Plan:
         epochs = phase.epochs or train.epochs
         assert epochs is not None
         return epochs * -(-images // train.batch_size)
+
+
+def check_names(config: Config) -> None:
+    """Refuse a model or a tracker that there is none of, as the run itself would. Raises UserError."""
+    zoo.check(config.model)
+    trackers.start(config, Path(config.out or "runs"))
 
 
 def _trim(task: Task) -> Task:

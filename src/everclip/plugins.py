@@ -1,7 +1,7 @@
 """Plug-ins found by file name: adding one costs one file, no registry.
 
 A plug-in of kind ``methods`` named ``gdro`` is the module ``everclip.methods.gdro``; a dotted name such as
-``my_package.my_method`` is imported as it stands, so plug-ins outside the package work the same.
+``my_package.my_method`` is imported as it stands, so plug-ins outside the package work the same; ``trust`` says which.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from everclip import trust
 from everclip.errors import UserError, suggest
 
 _ROOT = Path(__file__).parent
@@ -32,10 +33,12 @@ def load(kind: str, name: str) -> ModuleType:
     """Import the plug-in ``name`` of ``kind``.
 
     Raises:
-        UserError: no such plug-in; the message suggests the nearest name.
+        UserError: no such plug-in; the message suggests the nearest name. Or it is a module that only a file asks for
+            (``trust.Refused``).
     """
     what = kind.rsplit("/", 1)[-1].rstrip("s")
-    if "." in name:
+    if trust.is_module(name):
+        trust.check(name)
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

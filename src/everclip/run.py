@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from everclip import config as configs
-from everclip import results, trackers
+from everclip import results, trackers, trust
 from everclip.checkpoint import Store
 from everclip.config import Config
 from everclip.durable import sync, write_atomic
@@ -102,7 +102,11 @@ class Run:
         """Refuse a folder that holds something else than this run."""
         path = self.path
         if (path / "config.toml").exists():
-            difference = _difference(self.read_config(path), self.config)
+            try:
+                with trust.reading():
+                    difference = _difference(self.read_config(path), self.config)
+            except trust.Refused as error:
+                difference = str(error)
             if difference:
                 raise UserError(
                     f"{path} holds a run of another config ({difference}): give another out, or remove that folder"

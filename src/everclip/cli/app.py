@@ -21,7 +21,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from everclip import __version__
+from everclip import __version__, trust
 from everclip.errors import RunError, UserError, suggest
 from everclip.signals import INTERRUPTED, PREEMPTED, Stopped
 from everclip.texts import printable
@@ -40,11 +40,12 @@ _LOOK = Group("Look up", sort_key=2)
 
 
 class Command(NamedTuple):
-    """What the help says of a command before it is loaded."""
+    """What the help says of a command before it is loaded; ``code``: whether it may run what a file names."""
 
     group: Group
     line: str
     examples: str
+    code: bool = False
 
 
 COMMANDS = {
@@ -60,6 +61,7 @@ COMMANDS = {
   everclip train my.toml --dry-run         # show what would be done
   everclip train my.toml --smoke           # a trial run within a minute
 """,
+        code=True,
     ),
     "tune": Command(
         _RUN,
@@ -69,11 +71,13 @@ COMMANDS = {
   everclip tune method=gcl train.lr=3e-5,1e-4 method.tau=0.02,0.05 out=runs/T
   everclip train runs/T/tuned.toml seed=1    # with what it chose
 """,
+        code=True,
     ),
     "resume": Command(
         _RUN,
         "Continue a stopped run from where it was saved last.",
         "  everclip resume runs/20260131-101500_emoji_gdro_m200_s0\n",
+        code=True,
     ),
     "sweep": Command(
         _RUN,
@@ -84,6 +88,7 @@ COMMANDS = {
   everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
   everclip sweep my.toml seed=0..4 --print   # a command each, for a scheduler
 """,
+        code=True,
     ),
     "compare": Command(
         _RUN,
@@ -111,6 +116,7 @@ COMMANDS = {
   everclip evaluate runs/X --data imagefolder:/photos --json
   everclip evaluate runs/X --retention imagefolder:/other
 """,
+        code=True,
     ),
     "predict": Command(
         _RUN,
@@ -121,6 +127,7 @@ COMMANDS = {
   everclip predict runs/X --calibrate imagefolder:/validation
   everclip predict lite photos/ --classes pets.txt
 """,
+        code=True,
     ),
     "merge": Command(
         _RUN,
@@ -129,6 +136,7 @@ COMMANDS = {
   everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
   everclip merge runs/X --with zero-shot --validate imagefolder:/val -o m/
 """,
+        code=True,
     ),
     "export": Command(
         _RUN,
@@ -137,6 +145,7 @@ COMMANDS = {
   everclip export runs/X -o birds/
   everclip export runs/X --format onnx -o birds-onnx/
 """,
+        code=True,
     ),
     "update": Command(
         _RUN,
@@ -146,6 +155,7 @@ COMMANDS = {
   everclip update v1 --add imagefolder:/new --test imagefolder:/holdout -o v2
   everclip update v1 --add imagefolder:/new --dry-run
 """,
+        code=True,
     ),
     "rollback": Command(
         _RUN,
@@ -159,6 +169,7 @@ COMMANDS = {
   everclip forget v2 --class "sports car" -o v3
   everclip forget v2 --images /photos/7.jpg -o v3
 """,
+        code=True,
     ),
     "methods": Command(
         _LOOK,
@@ -189,6 +200,7 @@ COMMANDS = {
         _LOOK,
         "Check the installation, the machine and the offline default, or what a config needs.",
         "  everclip doctor\n  everclip doctor --config cifar100\n  everclip doctor --config my.toml device=cpu\n",
+        code=True,
     ),
 }
 
@@ -211,6 +223,7 @@ def build() -> App:
             help=command.line,
             group=command.group,
             help_prologue="Examples:\n" + command.examples,
+            help_epilogue=trust.HELP if command.code else "",
             help_format="plaintext",
             version_flags=(),
         )
@@ -221,12 +234,9 @@ def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; ``tokens`` default to the process's arguments."""
     _show_warnings()
     try:
-        result = build()(
-            sys.argv[1:] if tokens is None else list(tokens),
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        words, folders = trust.taken(sys.argv[1:] if tokens is None else list(tokens))
+        with trust.session(folders):
+            result = build()(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except UserError as error:

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
-from everclip import plugins
+from everclip import plugins, trust
 from everclip.cli._output import print_columns, print_json, summary
 from everclip.config import method_class
 from everclip.config.fields import allowed, shown
@@ -23,6 +23,7 @@ def methods(name: str | None = None, /, *, json: bool = False) -> None:
         Print JSON.
     """
     if name is not None:
+        trust.typed(name)
         _explain(describe(name), json)
         return
     found = {name: summary(plugins.docstring("methods", name)) for name in plugins.names("methods")}

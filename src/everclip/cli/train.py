@@ -145,9 +145,10 @@ def _show_plan(config: Config, json: bool) -> None:
 
     from everclip import config as configs
     from everclip.data.scenario import seen
-    from everclip.plan import Plan
+    from everclip.plan import Plan, check_names
 
     plan = Plan.of(config)
+    check_names(config)
     memory = plan.empty_memory()
     lines: list[dict[str, Any]] = []
     for task in plan.tasks:

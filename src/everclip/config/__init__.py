@@ -20,7 +20,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from everclip import __version__
+from everclip import __version__, trust
 from everclip.config.fields import explain, leaves, public
 from everclip.config.models import Config, MethodChoice, MethodConfig
 from everclip.config.resolve import method_class, method_config, options_of, resolve, written
@@ -65,6 +65,7 @@ def load_config(tokens: Sequence[str]) -> Config:
     keys = {key: field for key, field in leaves(Config).items() if key != "method.name"}
     first = tokens.pop(0) if tokens and not is_override(tokens[0]) else None
     given = overrides(tokens, keys)
+    trust.typed([*trust.in_config(given)])
     _checked(given, "")
     # A file of the user's starts from the defaults above, not from the demonstration.
     path = config_path("default" if first is None else first, Path())

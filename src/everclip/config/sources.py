@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from everclip import reading
+from everclip import reading, trust
 from everclip.config.fields import kinds, shown, unknown_key
 from everclip.errors import UserError, suggest
 from everclip.reading import TooDeep, Unreadable
@@ -145,6 +145,7 @@ def read_toml(path: Path) -> Layer:
     except Unreadable as error:
         raise UserError(f"{name}: {error}") from error
     _check_numbers(values, f"{name}: ")
+    trust.asked(values, path)
     return values
 
 

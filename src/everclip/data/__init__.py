@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everclip import plugins
+from everclip import plugins, trust
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from everclip.config import Config
     from everclip.data.images import Dataset
 
 
@@ -30,7 +31,7 @@ def source(spec: str) -> tuple[ModuleType, str | None]:
             f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
         )
     found = plugins.load("data/sources", name)
-    if "load" not in vars(found):
+    if not callable(vars(found).get("load")):
         raise UserError(f'module "{name}" is no data source: it has no function load(argument, kind)')
     return found, os.path.expanduser(argument) or None
 
@@ -44,6 +45,8 @@ def load(
 ) -> Dataset:
     """The data set that ``spec`` names: ``SOURCE`` or ``SOURCE:ARGUMENT``, where SOURCE is a file in data/sources.
 
+    It is taken for what the user wrote: a SOURCE that is a module is imported. A config's data is loaded by ``of``.
+
     Args:
         kind: of the scenario; a source may ship different lists for each.
         classnames, templates: a file's path, or a list of templates (or the name of a shipped one); override the
@@ -54,6 +57,19 @@ def load(
         UserError: unknown source (with a suggestion), whatever the source finds wrong, or a name or template that
             cannot be printed.
     """
+    trust.typed(spec)
+    return _load(spec, kind, classnames, templates, model)
+
+
+def of(config: Config) -> Dataset:
+    """The data set of a config. Raises UserError as ``load`` does, and for code that only a file asks for."""
+    kind = config.scenario.kind
+    return _load(config.data, kind, config.classnames, config.templates, config.model)
+
+
+def _load(
+    spec: str, kind: str, classnames: str | None, templates: str | list[str] | None, model: str | None
+) -> Dataset:
     from everclip.data import prompts
     from everclip.data import templates as lists
     from everclip.data.folders import check_names, check_texts

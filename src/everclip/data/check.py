@@ -69,8 +69,9 @@ def check(spec: str) -> Report:
     Raises:
         UserError: unknown source.
     """
-    from everclip import data
+    from everclip import data, trust
 
+    trust.typed(spec)
     source, argument = data.source(spec)
     official: Official | None = vars(source).get("OFFICIAL")
     home = official.home if official is not None else ""

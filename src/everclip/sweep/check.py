@@ -9,7 +9,7 @@ from everclip import forking, methods, restore
 from everclip.config import Config
 from everclip.errors import UserError
 from everclip.methods._base import Method
-from everclip.plan import Plan
+from everclip.plan import Plan, check_names
 
 
 def plans(configs: Sequence[Config]) -> dict[str, Plan]:
@@ -28,6 +28,11 @@ def plans(configs: Sequence[Config]) -> dict[str, Plan]:
             found[key] = Plan.of(config)
         except UserError as error:
             refused[key] = str(error)
+    for config in {repr([config.model, config.trackers]): config for config in configs}.values():
+        try:
+            check_names(config)
+        except UserError as error:
+            refused[str(error)] = str(error)
     _raise(refused.values())
     return found
 

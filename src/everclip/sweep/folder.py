@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from everclip import __version__
+from everclip import __version__, trust
+from everclip.config.sources import read_toml
 from everclip.durable import write_atomic
 from everclip.errors import UserError
 from everclip.run import Run
@@ -90,7 +91,8 @@ class Folder:
     def _take(self, folder: Path) -> None:
         """Note a run directory; of two with the same content the finished one."""
         try:
-            key = content_key(Run.read_config(folder))
+            with trust.reading():
+                key = content_key(Run.read_config(folder))
         except UserError as error:
             log.warning("%s is left alone: %s", folder, error)
             return
@@ -132,8 +134,9 @@ class Folder:
         """The words of ``everclip`` that begin or continue a job."""
         place = self.place(job)
         if (place / "config.toml").is_file():
-            return ["resume", str(place)]
-        return ["train", *job.words, f"out={place}"]
+            values = read_toml(place / "config.toml")
+            return ["resume", str(place), *trust.passed_on(place, values)]
+        return ["train", *job.words, f"out={place}", *trust.passed_on()]
 
     def log(self, name: str) -> Path:
         """Where the output of a command is kept."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from everclip import methods
+from everclip import methods, trust
 from everclip.config import load_config, resolve
 from everclip.config.models import Train
-from everclip.config.sources import is_override
+from everclip.config.sources import is_override, read_toml
 from everclip.errors import UserError
 from everclip.plan import Plan
 from everclip.runs import flat
@@ -50,7 +49,7 @@ class Search:
 
     def command(self) -> list[str]:
         """The words of ``everclip`` that begin or continue it."""
-        return ["tune", *self.words, f"out={self.path}", "--json"]
+        return ["tune", *self.words, f"out={self.path}", "--json", *trust.passed_on()]
 
     def chosen(self) -> list[str]:
         """What it has found, as words of a config."""
@@ -75,6 +74,7 @@ def searches(grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder
                 f"--tune {key} is none of the settings that can be tuned: train.KEY, method.OPTION, center"
             )
         given[key] = values
+    trust.typed([*given.values()])
     own, shared = owned(given, list(dict.fromkeys(cell.config.method.name for cell in grid.cells)))
     groups: dict[str, list[Cell]] = {}
     for cell in grid.cells:
@@ -121,20 +121,28 @@ def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path) -> Path | No
     searched = "; ".join(f"{key} {', '.join(values)}" for key, values in asked.items())
     for file in sorted(folder.glob("*/tuned.toml")):
         try:
-            config = resolve(load_config([str(file.absolute())]))
-            wanted = resolve(load_config([*cell.words, *_words(file, asked)]))
+            with trust.reading():
+                config = resolve(load_config([str(file.absolute())]))
+                wanted = resolve(load_config([*cell.words, *_words(file, asked)]))
+                same = content_key(config.model_copy(update={"tuned_on": None})) == content_key(wanted)
         except UserError:
             continue
         record = re.sub(_SCORE, "", config.tuned_on or "")
-        same = content_key(config.model_copy(update={"tuned_on": None})) == content_key(wanted)
         if same and record.endswith(f"; {searched}"):
             return file.parent
     return None
 
 
 def _words(file: Path, keys: Iterable[str]) -> list[str]:
-    """Values of a config's file as words."""
-    found = flat(tomllib.loads(file.read_text(encoding="utf-8")))
+    """Values of a config's file as words, which then count as written by the user.
+
+    Raises:
+        UserError: the file cannot be read, or names code that nobody allowed.
+    """
+    found = flat(read_toml(file))
+    for key in keys:
+        for name in trust.names(found.get(key)) if key.startswith("method") else ():
+            trust.check(name)
     return [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in keys]
 
 

@@ -28,7 +28,7 @@ def start(config: Config, path: Path) -> list[Tracker]:
     """The trackers of a config for the run in ``path``; each opens with the first thing it is told.
 
     Raises:
-        UserError: no such tracker, or its package is not installed.
+        UserError: no such tracker, its package is not installed, or it is code that only a file asks for.
     """
     return [_Careful(name, config, path) for name in dict.fromkeys(config.trackers)]
 
@@ -38,6 +38,11 @@ class _Careful(Tracker):
 
     def __init__(self, name: str, config: Config, path: Path) -> None:
         self._module = plugins.load("trackers", name)
+        has = vars(self._module)
+        if not isinstance(has.get("PACKAGE"), str) or not callable(has.get("start")):
+            raise UserError(
+                f'module "{name}" is no tracker: it has no PACKAGE or no function start(config, path)'
+            )
         if find_spec(self._module.PACKAGE) is None:
             raise UserError(f'trackers has "{name}", which is not installed: pip install "everclip[{name}]"')
         self._name, self._config, self._path = name, config, path

@@ -1,0 +1,210 @@
+"""Whose code runs: modules that the user named, and of those that a file names only what ``--trust FOLDER`` allows.
+
+A method, a data source or a tracker may be a module such as ``my_package.my_method``. One that the user wrote, on the
+command line or in Python, is imported. One that a file asks for (the config.toml of a run, a .toml and those that it
+extends, the everclip.json of a model folder) is imported only where the file is in a trusted folder, or where the user
+wrote the same name. To compare or to report runs nothing is imported for their sake.
+
+Nothing here imports torch, or what a name stands for. The state is that of the process.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from everclip.errors import UserError
+
+OPTION = "--trust"
+HELP = (
+    "Every command takes --trust FOLDER (repeatable): modules that files in FOLDER name, such as a method of your own"
+    " in a run's config.toml, are then imported."
+)
+
+_CODE = ("data", "method", "trackers")
+"""Keys of a config whose values may name a module; a method's options may too."""
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+class Refused(UserError):
+    """Code that a file asks for and nobody allowed."""
+
+
+@dataclass
+class _State:
+    """What is known of names of modules.
+
+    Args:
+        strict: whether a name that nobody is known to have written is refused.
+        reading: whether code is wanted only to compare or to report.
+        folders: the trusted ones, resolved.
+        allowed: names that the user wrote, or that a trusted file asked for.
+        asked: for each name the files that ask for it.
+    """
+
+    strict: bool = False
+    reading: bool = False
+    folders: tuple[Path, ...] = ()
+    allowed: set[str] = field(default_factory=set)
+    asked: dict[str, list[Path]] = field(default_factory=dict)
+
+
+_state = _State()
+
+
+def is_module(name: str) -> bool:
+    """Whether a name is that of a module outside the package: it has a dot."""
+    return _MODULE.fullmatch(name) is not None
+
+
+def names(value: Any) -> Iterator[str]:
+    """The modules that a value may name: a text up to its first colon; and those of a list's or a table's values."""
+    if isinstance(value, str):
+        name = value.partition(":")[0]
+        if is_module(name):
+            yield name
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from names(inner)
+
+
+def folder(path: str | Path) -> None:
+    """Trust the files in a folder from now on, in this process. Raises UserError where there is no such folder."""
+    where = Path(path).expanduser()
+    if not where.is_dir():
+        raise UserError(f'{OPTION} "{path}" is no folder: give the one whose files may name code')
+    _state.folders = (*_state.folders, where.resolve())
+
+
+def in_config(values: Mapping[str, Any]) -> set[str]:
+    """The modules that a config's tables name."""
+    return {*names([values.get(key) for key in _CODE])}
+
+
+def typed(value: Any) -> None:
+    """Note what the user wrote, such as a spec of data: its modules are imported."""
+    _state.allowed.update(names(value))
+
+
+def asked(values: Mapping[str, Any], file: Path) -> None:
+    """Note the config that a file has: its modules are imported only if ``check`` lets them."""
+    for name in in_config(values):
+        files = _state.asked.setdefault(name, [])
+        if file not in files:
+            files.append(file)
+
+
+def check(name: str) -> None:
+    """Let a module be imported, or raise; says on stderr what a trusted file is about to have imported.
+
+    Raises:
+        Refused: a file asks for it that is in no trusted folder, or it is asked for only to be compared.
+    """
+    if name in _state.allowed:
+        return
+    files = _state.asked.get(name, [])
+    if not files and not _state.strict:
+        return
+    file = next((file for file in files if _trusted(file)), None)
+    if _state.reading:
+        raise Refused(f'{_of(files)} asks for the code "{name}", which is not run to compare runs')
+    if file is None:
+        remedy = f"{OPTION} {files[0].parent}" if files else f"{OPTION} FOLDER"
+        raise Refused(
+            f'{_of(files)} asks to run the code "{name}", which may do anything: look at it, then add {remedy} if you'
+            " trust it"
+        )
+    print(f"{OPTION}: {file} has {name} imported, from {place(name)}", file=sys.stderr, flush=True)
+    _state.allowed.add(name)
+
+
+def _of(files: Sequence[Path]) -> str:
+    return str(files[0]) if files else "a file"
+
+
+def _trusted(file: Path) -> bool:
+    where = file.expanduser().resolve()
+    return any(where.is_relative_to(one) for one in _state.folders)
+
+
+def place(name: str) -> str:
+    """The file that a module would be imported from, in words; neither it nor a package around it is imported."""
+    path: list[str] | None = None
+    origin: str | None = None
+    for part in name.split("."):
+        # by its last part alone: a finder takes no more of it, and would look up the package otherwise
+        spec = PathFinder.find_spec(part, path)
+        if spec is None:
+            return "a file that PYTHONPATH does not show"
+        origin, inside = spec.origin, spec.submodule_search_locations
+        path = [] if inside is None else [*inside]
+    return origin or ", ".join(path or ())
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """While it is open runs are only compared: no code is imported that the user did not ask for otherwise."""
+    before, _state.reading = _state.reading, True
+    try:
+        yield
+    finally:
+        _state.reading = before
+
+
+@contextmanager
+def session(folders: Iterable[str | Path] = (), strict: bool = True) -> Iterator[None]:
+    """While it is open a command line runs, whose words are all that its user wrote; what is noted goes when it ends.
+
+    Raises:
+        UserError: one of ``folders`` is none.
+    """
+    global _state
+    before, _state = _state, replace(_State(), strict=strict)
+    try:
+        for path in folders:
+            folder(path)
+        yield
+    finally:
+        _state = before
+
+
+def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without its ``--trust FOLDER`` and ``--trust=FOLDER``, and these folders.
+
+    Raises:
+        UserError: a folder is missing.
+    """
+    rest: list[str] = []
+    folders: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--":
+            return [*rest, word, *waiting], folders
+        option, equals, value = word.partition("=")
+        if option != OPTION:
+            rest.append(word)
+            continue
+        value = value if equals else next(waiting, "")
+        if not value or (not equals and value.startswith("--")):
+            raise UserError(f"{OPTION} needs a folder: write {OPTION} FOLDER")
+        folders.append(value)
+    return rest, folders
+
+
+def passed_on(run: Path | None = None, values: Mapping[str, Any] | None = None) -> list[str]:
+    """``--trust FOLDER`` for a command that this one starts: what is trusted here.
+
+    Args:
+        run: a run directory, whose config.toml has ``values``; it is trusted where all that these name is allowed here.
+    """
+    folders = dict.fromkeys(map(str, _state.folders))
+    found = in_config(values or {})
+    if run is not None and found and found <= _state.allowed:
+        folders[str(run.resolve())] = None
+    return [word for path in folders for word in (OPTION, path)]
