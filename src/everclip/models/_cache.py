@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from everclip.errors import UserError
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from everclip.checkpoint import Damaged, commit, verify
+from everclip.errors import RunError, UserError
+
+log = logging.getLogger("everclip")
+
+_verified: set[Path] = set()
+"""Folders that this process has found to be what was written."""
 
 
 def folder() -> Path:
@@ -30,3 +42,84 @@ def folder() -> Path:
     if not writable:
         raise UserError(f"the cache folder {path} cannot be written; set EVERCLIP_CACHE to a folder that can")
     return path
+
+
+def built(name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of the cache, as ``make`` wrote it: made on first use, and again where it is not what was written.
+
+    Every file is compared with the manifest at the first use in a process. Processes take turns, and whoever's turn it
+    is removes what a killed one has left.
+
+    Args:
+        make: writes the files into the empty folder that it is called with.
+
+    Raises:
+        UserError: the folder is damaged, and ``make`` says why it cannot be made again; or it cannot be made at all.
+        RunError: the disk is full or fails.
+    """
+    target = folder() / name
+    try:
+        with FileLock(f"{target}.lock"):
+            if target not in _verified or not target.is_dir():
+                _clear(target)
+                _restore(target, make)
+                _verified.add(target)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.errno else str(error)
+        raise RunError(
+            f"{target} cannot be read or written ({reason}): make room and check its permissions, or set EVERCLIP_CACHE"
+            " to a folder elsewhere"
+        ) from error
+    return target
+
+
+def problem(name: str) -> str | None:
+    """What is wrong with a folder of the cache: empty where it is what was written; None where it is not there.
+
+    Raises:
+        UserError: it may not be read.
+    """
+    target = folder() / name
+    with FileLock(f"{target}.lock"):
+        return _problem(target) if os.path.lexists(target) else None
+
+
+def _problem(target: Path) -> str:
+    try:
+        verify(target)
+    except (Damaged, UserError) as error:  # another version's format is made again too
+        return str(error)
+    return ""
+
+
+def _restore(target: Path, make: Callable[[Path], object]) -> None:
+    """Make ``target``, unless it is whole."""
+    there, reason = os.path.lexists(target), _problem(target)
+    if not reason:
+        return
+
+    def write(where: Path) -> None:
+        make(where)
+        if target.is_symlink() or target.is_file():  # a folder gives way by itself
+            target.unlink()
+
+    try:
+        commit(target, write)
+    except UserError as error:
+        if there:
+            raise UserError(f"{target} is damaged ({reason}) and cannot be built again: {error}") from error
+        raise
+    if there:
+        log.warning("%s was not what is built there (%s): it was built again", target, reason)
+
+
+def _clear(target: Path) -> None:
+    """Remove what killed processes have left of ``target``, whose lock is held."""
+    lock = f"{target.name}.lock"
+    left = tuple(f"{dot}{target.name}{end}" for dot in ("", ".") for end in "-.")
+    for path in target.parent.iterdir():
+        if path.name.startswith(left) and path.name != lock:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -1,0 +1,154 @@
+"""What is built once and kept: compared with its manifest, made again where it is damaged, never used as it is then."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from everclip.checkpoint import MANIFEST, verify
+from everclip.cli.app import main
+from everclip.errors import RunError, UserError
+from everclip.models import _cache, lite
+from tests.models.test_lite import needs_files
+
+CONTENT = {"config.json": b"{}", "weights": bytes(range(256)) * 64}
+
+
+def make(folder: Path) -> None:
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+
+
+def gone(folder: Path) -> None:
+    raise UserError("the sources are not there: install them")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, as a process that has just begun sees it."""
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_cache, "_verified", set())
+    return _cache.folder()
+
+
+def zeros(folder: Path) -> None:
+    (folder / "weights").write_bytes(bytes(len(CONTENT["weights"])))
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def no_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+
+
+def a_file(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("what is this?")
+
+
+def a_link(folder: Path) -> None:
+    a_file(folder)
+    folder.unlink()
+    folder.symlink_to(folder.parent / "nowhere")
+
+
+DAMAGE = [zeros, no_config, no_manifest, a_file, a_link]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_is_made_again_and_told_in_one_line(
+    damage: Callable[[Path], None],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = _cache.built("toy", make)
+    assert not caplog.messages
+    damage(folder)
+    assert _cache.problem("toy")
+    monkeypatch.setattr(_cache, "_verified", set())
+    assert _cache.built("toy", make) == folder
+    assert files(folder) == CONTENT
+    verify(folder)
+    (line,) = caplog.messages
+    assert line.startswith(f"{folder} was not what is built there (")
+    assert line.endswith("): it was built again")
+    assert sorted(path.name for path in cache.iterdir()) == ["toy", "toy.lock"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_cannot_be_made_again_is_refused_and_left_alone(
+    damage: Callable[[Path], None], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _cache.built("toy", make)
+    damage(folder)
+    monkeypatch.setattr(_cache, "_verified", set())
+    message = (
+        rf"^{folder} is damaged \(.*\) and cannot be built again: the sources are not there: install them$"
+    )
+    with pytest.raises(UserError, match=message):
+        _cache.built("toy", gone)
+    assert folder.is_dir() or folder.is_file() or folder.is_symlink()
+
+
+def test_it_is_made_once_and_compared_once_in_a_process(cache: Path) -> None:
+    folder = _cache.built("toy", make)
+    assert _cache.built("toy", gone) == folder
+    a_file(folder)
+    with pytest.raises(UserError, match="is damaged"):
+        _cache.built("toy", gone)
+
+
+def test_a_killed_build_leaves_nothing_for_good(cache: Path) -> None:
+    script = """
+import os, signal
+from everclip.models import _cache
+def make(folder):
+    (folder / "weights").write_bytes(bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+_cache.built("toy", make)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -9
+    assert len([*cache.iterdir()]) == 2  # the lock and what it has left
+    (cache / "toy-x1y2").mkdir()  # of earlier versions
+    (cache / "toy-x1y2" / "weights").write_bytes(b"0")
+    (cache / "toys").mkdir()
+    assert files(_cache.built("toy", make)) == CONTENT
+    assert sorted(path.name for path in cache.iterdir()) == ["toy", "toy.lock", "toys"]
+
+
+def test_a_full_disk_is_one_line(cache: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        RunError, match=r"toy cannot be read or written \(No space left on device\): make room"
+    ):
+        _cache.built("toy", full)
+    assert sorted(path.name for path in cache.iterdir()) == ["toy.lock"]
+
+
+@needs_files
+def test_the_doctor_compares_lite_with_its_manifest(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    assert "files as expected, built on first use" in capsys.readouterr().out
+    folder = _cache.built(lite.CACHED, make)
+    main(["doctor"])
+    assert "files as expected, built and as it was written" in " ".join(capsys.readouterr().out.split())
+    zeros(folder)
+    main(["doctor"])
+    told = "".join(capsys.readouterr().out.split())  # lines are wrapped
+    assert f"{folder}isdamaged(weightsisnotwhatwaswritten)-itsnextusebuildsitagain" in told
