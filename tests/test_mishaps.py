@@ -112,7 +112,8 @@ def test_skipped_images_survive_a_resume(tmp_path: Path, folder: Path, tokens: l
     unfinished(tmp_path / "run")
     assert run(tmp_path / "run", *words)["skipped_images"] == ["train/red/0.png"]
     assert (
-        "skipped train/red/0.png: no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM" in (tmp_path / "run/run.log").read_text()
+        "skipped train/red/0.png: no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM"
+        in (tmp_path / "run/run.log").read_text()
     )
 
 
