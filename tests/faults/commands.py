@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from everclip import durable
 from everclip.cli.app import main
 from everclip.data.download import Remote
 from everclip.data.sources import cifar100
@@ -94,6 +95,15 @@ COMMANDS = {
         ("run", "first"),
     ),
     "rollback": Command(("rollback", "v2"), ("rollback", "v2"), "v2", ("v2",), ("v2",), finished="left"),
+    "rollback without exchange": Command(
+        ("rollback", "v2"),
+        ("rollback", "v2"),
+        "v2",
+        ("v2",),
+        ("v2",),
+        finished="left",
+        call=f"{__name__}:without_exchange",
+    ),
     "forget": Command(
         ("forget", "v2", "--class", "red", "-o", "v3"),
         ("forget", "v2", "--class", "blue", "-o", "v3"),
@@ -124,7 +134,7 @@ COMMANDS = {
         ("run", "model", "photos", "check", "held"),
         ("run",),
         finished="repeats",
-        beside=("run/calibration.json.tmp",),
+        beside=("run/calibration.json.tmp", "run/notes.txt"),
     ),
     "export": Command(
         ("export", "run", "-o", "out"),
@@ -287,6 +297,12 @@ def download(words: Sequence[str]) -> int:
 def cifar_files() -> dict[str, bytes]:
     """The three files of a small CIFAR-100."""
     return {name: cifar.python2_pickle(value) for name, value in cifar.contents().items()}
+
+
+def without_exchange(words: Sequence[str]) -> int:
+    """Run a command where the system cannot swap two names in one step."""
+    durable.exchange = lambda first, second: False
+    return main(words)
 
 
 _computed: list[Clip] = []

@@ -19,7 +19,7 @@ from tests.data.web import serving
 from tests.faults.bench import Bench, Goal, Row
 from tests.faults.commands import ARCHIVE, COMMANDS, SITE, Command, fill, foreign, world
 from tests.faults.forks import Ended, order
-from tests.faults.looks import Expected, Look, look, torn, touched
+from tests.faults.looks import Expected, Look, look, state, torn, touched
 from tests.faults.strikes import Strike
 
 SHARES = 8
@@ -109,13 +109,16 @@ def copied(source: Path, work: Path) -> None:
 
 
 def answered(bench: Bench, command: Command, work: Path) -> dict[str, Any]:
-    """What the models of a folder say, each in words where it fails."""
+    """What the models of a folder say, each in words where it fails; of folders that hold the same one is asked."""
     if not command.models:
         return {}
+    key = f"answers {command.models} {state(look(work))}"
+    if key in bench.kept:
+        return bench.kept[key]
     ended = bench.forks.do(order(command.models, call="tests.faults.commands:answer", cwd=work))
     if ended.status:
         raise RuntimeError(f"no answers: {ended.err[-600:]}")
-    return json.loads(ended.out)
+    return bench.kept.setdefault(key, json.loads(ended.out))
 
 
 def refused(ended: Ended) -> bool:
@@ -160,16 +163,27 @@ class Killed:
         return self.bench.forks.do(self.command.order(self.work, strike=strike))
 
     def judge(self) -> list[str]:
-        """Look at what is left, give the command again, and look again; returns what is wrong."""
-        self._left()
-        self._again()
-        after = look(self.work)
-        self.wrong += self.plain.expected.differences(after) if not self.wrong else []
-        self.wrong += touched(self.plain.before, after, self.plain.own)
+        """Look at what is left, give the command again, and look again; returns what is wrong.
+
+        Where a kill before has left the same, what came of that is what comes of this.
+        """
+        key = f"judged {self.command.words} {self.command.call} {state(look(self.work))}"
+        struck, self.wrong = self.wrong, []
+        if key not in self.bench.kept or self.command.children:  # which may be at work still
+            self._left()
+            self._again()
+            self._in_the_end()
+            self.bench.kept[key] = self.wrong
+        return [*dict.fromkeys([*struck, *self.bench.kept[key]])]
+
+    def _in_the_end(self) -> None:
+        """What the command has left that was given again."""
+        found = look(self.work)
+        self.wrong += self.plain.expected.differences(found) if not self.wrong else []
+        self.wrong += touched(self.plain.before, found, self.plain.own)
         self.wrong += torn(self.work)
         if answered(self.bench, self.command, self.work) != self.plain.answers[1]:
             self.wrong.append("other answers in the end")
-        return [*dict.fromkeys(self.wrong)]
 
     def _left(self) -> None:
         """What the kill has left."""

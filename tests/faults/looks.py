@@ -23,6 +23,7 @@ TIMED = {
     "metrics.jsonl",
 }
 """Files whose numbers tell of times, also where two of them happen to be the same."""
+_RANDOM = re.compile(r"everclip-[0-9a-f]{8}(?![^/])")
 _NUMBERS = re.compile(rb"[0-9a-fA-F]+([.:+T-][0-9a-fA-F]+)*")
 
 
@@ -45,6 +46,15 @@ def look(folder: Path) -> dict[str, Look]:
             prints = (hashlib.sha256(c).hexdigest() for c in (content, _NUMBERS.sub(b"#", content)))
             found[str((place / name).relative_to(folder))] = Look(*prints)
     return found
+
+
+def state(found: Mapping[str, Look]) -> str:
+    """A hash of what is there, the same whatever random names and times have become."""
+    lines = []
+    for path, entry in sorted(found.items()):
+        name = Path(path).name
+        lines.append(f"{_RANDOM.sub('everclip-', path)} {entry.text if name in TIMED else entry.exact}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 class Expected(NamedTuple):

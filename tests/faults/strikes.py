@@ -97,7 +97,8 @@ class Striker:
     @staticmethod
     def _writes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         mode = kwargs.get("mode", args[1] if len(args) > 1 else "r")
-        return not {*"wx+"}.isdisjoint(mode)  # one that is appended to is as it was
+        new = not {*"wx+"}.isdisjoint(mode)  # one that is appended to is as it was
+        return new and not isinstance(args[0], int)
 
     @staticmethod
     def _makes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
