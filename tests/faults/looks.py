@@ -23,12 +23,13 @@ TIMED = {
     "metrics.jsonl",
 }
 """Files whose numbers tell of times, also where two of them happen to be the same."""
+_TEXTS = {".csv", ".html", ".json", ".jsonl", ".log", ".svg", ".toml"}
 _RANDOM = re.compile(r"everclip-[0-9a-f]{8}(?![^/])")
 _NUMBERS = re.compile(rb"[0-9a-fA-F]+([.:+T-][0-9a-fA-F]+)*")
 
 
 class Look(NamedTuple):
-    """A file: the hash of its bytes, and that of its text without numbers; both are empty of a folder."""
+    """A file: the hash of its bytes, and that of its text without numbers, if it is one; empty of a folder."""
 
     exact: str
     text: str
@@ -43,7 +44,8 @@ def look(folder: Path) -> dict[str, Look]:
             found[str((place / name).relative_to(folder))] = Look("", "")
         for name in files:
             content = (place / name).read_bytes()
-            prints = (hashlib.sha256(c).hexdigest() for c in (content, _NUMBERS.sub(b"#", content)))
+            text = _NUMBERS.sub(b"#", content) if Path(name).suffix in _TEXTS else content
+            prints = (hashlib.sha256(each).hexdigest() for each in (content, text))
             found[str((place / name).relative_to(folder))] = Look(*prints)
     return found
 
