@@ -63,11 +63,13 @@ class Page(HTMLParser):
         return {row[0]: row[1] for row in self.rows if len(row) == 2}
 
     def csv(self, ending: str) -> list[list[str]]:
-        """The rows of the downloadable CSV file whose name ends so."""
+        """The rows of the downloadable CSV file whose name ends so, less the quote before what would be computed."""
         found = [
             a["href"] for tag, a in self.elements if tag == "a" and (a.get("download") or "").endswith(ending)
         ]
         assert len(found) == 1
         assert found[0] is not None
         text = unquote(found[0].removeprefix("data:text/csv;charset=utf-8,"))
-        return list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
+        rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
+        assert not any(cell.startswith(("=", "@")) for row in rows for cell in row)
+        return [[cell[1:] if cell.startswith("'=") else cell for cell in row] for row in rows]
