@@ -146,8 +146,9 @@ def change(key: str, value: object) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: (path / card.FILE).write_text("{"), r"everclip.json is damaged or of another version"),
-        (lambda path: (path / card.FILE).write_bytes(b"\xff\xfe\xff"), r"everclip.json is damaged \(no UTF-8 text\)"),
+        (lambda path: (path / card.FILE).write_text("{"), r"everclip.json cannot be read \(no valid JSON"),
+        (lambda path: (path / card.FILE).write_text("[" * 20_000), r"everclip.json cannot be read \(lists or tables"),
+        (lambda path: (path / card.FILE).write_bytes(b"\xff\xfe\xff"), r"everclip.json cannot be read \(no valid JSON"),
         (change("format", 2), r"everclip.json is damaged or of another version \(format: Input should be 1\)"),
         (change("classes", ["a"] * 6), r'classes 1 and 2 of .*everclip.json are both named "a"'),
         (change("classes", ["", *"abcde"]), r"class 1 of .*everclip.json has an empty name"),
@@ -164,7 +165,7 @@ def change(key: str, value: object) -> Callable[[Path], object]:
         (change("settings", {"model": 5}), r"everclip.json is damaged or of another version \(model: Input should"),
         (change("settings", {"method": {"name": "ncm"}}), r"method.pt does not fit everclip.json beside it"),
         (lambda path: (path / card.METHOD_FILE).write_bytes(b"x"), r"method.pt cannot be read"),
-        (lambda path: (path / card.METHOD_FILE).unlink(), r"method.pt cannot be read \(FileNotFoundError\)"),
+        (lambda path: (path / card.METHOD_FILE).unlink(), r"method.pt cannot be read \(No such file"),
         (lambda path: (path / "open_clip_model.safetensors").write_bytes(b"x"), r"cannot be loaded from"),
     ],
 )  # fmt: skip

@@ -25,7 +25,7 @@ from everclip.models.catalogue import costs
 from everclip.report.build import build
 from everclip.report.find import not_begun
 from everclip.report.read import read_run
-from everclip.results import _MORE, _WHOLE
+from everclip.results import SCHEMA
 from everclip.run import Run
 from everclip.runs import load_runs
 from tests.report.synthetic import write_run
@@ -131,7 +131,7 @@ def test_results_and_logs(results: bytes, lines: list[bytes], tmp_path: Path) ->
 
 
 @settings(quick, max_examples=40)
-@given(key=st.sampled_from(sorted(_WHOLE | _MORE)), value=st.just(...) | JSON)
+@given(key=st.sampled_from(sorted(SCHEMA)), value=st.just(...) | JSON)
 def test_results_of_which_one_key_is_another(key: str, value: object, tmp_path: Path) -> None:
     """The page and the table of a run: refused, or made."""
     folder = tmp_path / "run"

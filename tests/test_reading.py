@@ -63,7 +63,7 @@ def test_lists_and_shards_are_files(tmp_path: Path) -> None:
 def test_sizes_are_bounded(tmp_path: Path) -> None:
     with (tmp_path / "x.json").open("wb") as file:
         file.truncate(JSON_BYTES + 1)
-    with pytest.raises(Unreadable, match="larger than 32 MiB"):
+    with pytest.raises(Unreadable, match="larger than 64 MiB"):
         read_json(tmp_path / "x.json")
     (tmp_path / "x").write_bytes(b"12345")
     assert read_bytes(tmp_path / "x", 5) == b"12345"
@@ -106,7 +106,7 @@ def test_json_that_is_nested_too_deeply() -> None:
     assert parse_json("[" * DEPTH + "]" * DEPTH)
 
 
-@pytest.mark.parametrize("text", [b"\xff", "{", "[NaN]", "[-Infinity]", "1" * 5000, ""])
+@pytest.mark.parametrize("text", [b"\xff", "{", "nan", "1" * 5000, ""])
 def test_what_is_no_json(text: str | bytes) -> None:
     with pytest.raises(Unreadable, match="no valid JSON"):
         parse_json(text)

@@ -28,8 +28,8 @@ def test_a_row_a_run_with_its_numbers_and_settings(tmp_path: Path, toy: str, pho
     assert row["forgetting"] == results["forgetting"]
     assert not {"matrix", "classes", "per_class", "templates"} & row.keys()
     again = runs.read(tmp_path / "x")
-    assert runs.right_both(again.path, again.path) is not None
-    told = runs.right(again.path)
+    assert runs.right_both(again, again) is not None
+    told = runs.right(again)
     assert told is not None
     assert np.mean(list(told.values())) == pytest.approx(results["last"])
 
@@ -68,8 +68,8 @@ def test_results_alone_are_a_run(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("results.json", "{", "results.json cannot be read"),
-        ("results.json", "[]", "holds no JSON object"),
-        ("results.json", '{"accuracy": 1}', "is no result of everclip"),
+        ("results.json", "[]", "it is no JSON object"),
+        ("results.json", '{"accuracy": 1}', 'it has no "schema"'),
         ("config.toml", "seed = ", "config.toml cannot be read"),
     ],
 )
@@ -95,9 +95,10 @@ def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_answers_on_other_images_are_not_paired(tmp_path: Path) -> None:
-    first, second, third = (run_folder(tmp_path / name, 0.5) for name in "abc")
-    answers(first, 5, 10)
-    answers(second, 5, 11)
+    folders = [run_folder(tmp_path / name, 0.5) for name in "abc"]
+    answers(folders[0], 5, 10)
+    answers(folders[1], 5, 11)
+    first, second, third = map(runs.read, folders)
     assert runs.right_both(first, second) is None
     assert runs.right_both(first, third) is None
 

@@ -33,6 +33,7 @@ from everclip.data.prompts import check_templates
 from everclip.durable import write_atomic
 from everclip.errors import UserError
 from everclip.plan import Plan
+from everclip.reading import Unreadable, read_json
 from everclip.texts import check, printable
 
 FILE = "everclip.json"
@@ -104,15 +105,11 @@ def read(folder: Path) -> Card:
     """
     path = folder / FILE
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): give a model folder of everclip"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged (no UTF-8 text): export the model again") from error
+        content = read_json(path)
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error}): give a model folder of everclip") from error
     try:
-        card = Card.model_validate_json(text)
+        card = Card.model_validate(content)
         trust.asked(card.settings, path)
         card.config()
     except ValidationError as error:
@@ -162,16 +159,16 @@ def read_calibration(folder: Path, of: Mapping[str, Any]) -> Calibration | None:
         UserError: the file is damaged.
     """
     file = folder / CALIBRATION_FILE
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         found = Calibration.model_validate(content["calibration"])
         if content.get("sha256", _hash(content)) != _hash(content):  # earlier versions wrote none
             raise ValueError("changed")
         return found if of.items() <= content.items() else None
-    # pydantic's error is a ValueError
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    # Unreadable and pydantic's error are ValueErrors
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged: remove it, or calibrate again") from error
 
 

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from everclip import __version__
 from everclip.durable import exchange, settle, stage, sync, write_atomic
 from everclip.errors import RunError, UserError
+from everclip.reading import JSON_BYTES, parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -247,13 +248,13 @@ def _body(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Damaged(f"it has no {MANIFEST}")
     with _readable(MANIFEST):
-        content = path.read_bytes()
+        content = path.read_bytes() if path.stat().st_size <= JSON_BYTES else b""
     try:
-        body = json.loads(content)["checkpoint"]
+        body = parse_json(content)["checkpoint"]
         form, named, sizes = body["format"], [*body["files"], *body["on"]], body["files"].values()
         plain = all(Path(name).name == name for name in named) and all(entry["bytes"] >= 0 for entry in sizes)
         plain = plain and content == _rendered(body)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         plain, form, body = False, FORMAT, {}
     if not plain:
         raise Damaged(f"{MANIFEST} is not what was written")

@@ -37,7 +37,9 @@ from everclip.models import zoo
 from everclip.models.catalogue import LITE
 from everclip.models.clip import Clip
 from everclip.models.savable import save_state
+from everclip.models.states import read_state
 from everclip.plan import Plan
+from everclip.reading import Unreadable
 from everclip.restore import STATE, device, freeze, grow, load_model, open_run
 from everclip.run import Run
 
@@ -218,20 +220,17 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
         return replace(known, calibration=kept or card.calibration, identity=identity)
     file = folder / (STATE if (folder / STATE).is_file() else METHOD_FILE)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever a damaged file makes it raise
-        raise UserError(f"{file} cannot be read ({type(error).__name__}): export the model again") from error
-    state = state["method"] if file.name == STATE else state
+        state = read_state(file)
+    except Unreadable as error:
+        raise UserError(f"{file} cannot be read ({error}): export the model again") from error
+    if file.name == STATE:
+        state = state["method"] if isinstance(state, dict) and "method" in state else {}
     clip = load_model(plan, f"{LOCAL}{folder}")
     for task in plan.tasks:
         grow(plan, clip, task)
     try:
         plan.method.load_state_dict(state)
-    except (
-        RuntimeError,
-        KeyError,
-        AttributeError,
-    ) as error:  # another version's state has other keys or shapes
+    except Exception as error:  # another version's state has other keys or shapes, and a stranger's anything
         raise UserError(
             f"{file} does not fit {FILE} beside it, or these versions: export the model again"
         ) from error

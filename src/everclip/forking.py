@@ -18,6 +18,7 @@ from everclip.checkpoint import Damaged, Place, verify
 from everclip.config import Config, config_hash
 from everclip.errors import UserError
 from everclip.plan import Plan
+from everclip.reading import open_regular, read_json
 from everclip.record import environment
 from everclip.restore import RECORD, restore, saved
 from everclip.run import Run
@@ -122,14 +123,14 @@ def begin(run: Run, plan: Plan) -> None:
         UserError: as ``check`` does.
     """
     found = check(plan)
-    record = json.loads((found.folder / RECORD).read_text(encoding="utf-8"))
+    record = read_json(found.folder / RECORD)
     record["record"]["forked_from"] = {
         "run": str(found.run.path),
         "stage": found.place.task,
         "config": config_hash(found.run.config),
     }
-    log = (found.run.path / "metrics.jsonl").read_bytes()[: record["log_bytes"]]
-    run.write("metrics.jsonl", log)
+    with open_regular(found.run.path / "metrics.jsonl") as log:
+        run.write("metrics.jsonl", log.read(record["log_bytes"]))
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
 
     def copy(folder: Path) -> None:

@@ -6,6 +6,7 @@ nested deeper than anything that everclip writes. Imports no torch.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -17,8 +18,8 @@ from typing import Any, BinaryIO
 MIB = 2**20
 TEXT_BYTES = 64 * MIB
 """Most bytes of a list of class names or templates."""
-JSON_BYTES = 32 * MIB
-"""Most bytes of a JSON file: those of a run with 100,000 classes fit."""
+JSON_BYTES, MOST_PARTS = 64 * MIB, 10**6
+"""Most bytes of a JSON file, and lists and objects in it: the results of 100,000 classes fit."""
 TOML_BYTES = 1_000_000
 """Most bytes of a config."""
 DEPTH = 32
@@ -113,28 +114,28 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """The value of a JSON text, all numbers of which are finite or too large for a float. Raises Unreadable."""
+    """The value of a JSON text; numbers may be infinite, or NaN. Raises Unreadable."""
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_no_number)
+        if text.count("{") + text.count("[") > MOST_PARTS:
+            raise Unreadable("more than a million lists and objects")
+        value = json.loads(text)
     except RecursionError as error:
         raise TooDeep() from error
+    except Unreadable:
+        raise
     except ValueError as error:
         raise Unreadable(f"no valid JSON: {' '.join(str(error).split())[:150]}") from error
     return _shallow(value)
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises Unreadable."""
+    """The tables of a TOML file, as ``parse_toml`` gives them. Raises Unreadable."""
     return parse_toml(read_text(path, TOML_BYTES))
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text. Raises Unreadable."""
+    """The tables of a TOML text, whole numbers of which have 64 bits; dates become texts. Raises Unreadable."""
     dots = 0
     for token in _TOKEN.finditer(
         text
@@ -143,13 +144,23 @@ def parse_toml(text: str) -> dict[str, Any]:
         if dots >= DEPTH:
             raise TooDeep()
     try:
-        return _shallow(tomllib.loads(text))
+        return _plain(_shallow(tomllib.loads(text)))
     except RecursionError as error:
         raise TooDeep() from error
     except Unreadable:
         raise
     except ValueError as error:
         raise Unreadable(f"no valid TOML: {' '.join(str(error).split())[:150]}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # Python reads longer ones
+        raise Unreadable("a whole number is too large: it must fit in 64 bits")
+    return str(value) if isinstance(value, datetime.date | datetime.time) else value
 
 
 def _shallow(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,12 @@ from everclip import caching, ranks
 from everclip.checkpoint import Place, names
 from everclip.data.scenario import Task
 from everclip.errors import UserError
+from everclip.kinds import COUNT
 from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.models.states import read_state
 from everclip.plan import Plan
+from everclip.reading import Unreadable, read_json
 from everclip.run import Run
 from everclip.seeding import generator
 
@@ -90,17 +92,14 @@ def read(run: Run) -> list[Saved]:
 def saved(folder: Path, place: Place) -> Saved:
     """A checkpoint that was verified. Raises UserError where it cannot be read."""
     try:
-        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-        if RECORD in names(folder):
-            state |= json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        missing = {"log_bytes", "method", "record", "skipped"} - set(state)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises whatever the file makes it raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(
-            f"{folder} is whole but cannot be read with these versions ({reason[:200]})"
-        ) from error
+        parts = [read_state(folder / STATE)]
+        parts += [read_json(folder / RECORD)] if RECORD in names(folder) else []
+    except Unreadable as error:
+        raise UserError(f"{folder} is whole but cannot be read with these versions ({error})") from error
+    state = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    missing = {"log_bytes", "method", "record", "skipped"} - set(state)
+    if not missing and not COUNT(state["log_bytes"]):
+        missing = {"log_bytes"}
     if missing:
         raise UserError(f"{folder} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
     return Saved(place, folder, state)

@@ -1,94 +1,123 @@
-"""results.json, which others may have written or damaged: what is read of it is of the right kind, or it is refused.
+"""results.json, which others may have written or damaged: it is as docs/results.md says, or it is refused with the key.
 
-docs/results.md says what its keys mean. Imports no torch.
+Imports no torch.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from everclip.arrays import MOST_ROWS
 from everclip.errors import UserError
+from everclip.kinds import AMOUNT, CHANGE, COUNT, SHARE, Kind, listed, or_null, table, text, truth, whole
+from everclip.reading import Unreadable, read_json
 from everclip.texts import cleaned
 
-Kind = Callable[[Any], bool]
+MOST_CLASSES, MOST_TASKS = 100_000, 10_000
 
+_NUMBERS = ("zero_shot", "after_learning", "last")
+_CLASS = table(
+    {"class": text, "task": whole(MOST_TASKS - 1), "n": COUNT, **dict.fromkeys(_NUMBERS, or_null(SHARE))}
+)
+_FORK = table({"run": text, "stage": whole(MOST_TASKS), "config": text})
+_SHARES = listed(SHARE, MOST_TASKS)
+_KNOWN_SHARES = listed(or_null(SHARE), MOST_TASKS)
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _or_null(kind: Kind) -> Kind:
-    return lambda value: value is None or kind(value)
-
-
-def _list(kind: Kind) -> Kind:
-    return lambda value: isinstance(value, list) and all(map(kind, value))
-
-
-def _class(value: Any) -> bool:
-    """A row of ``per_class``."""
-    shares = ("zero_shot", "after_learning", "last")
-    return (
-        isinstance(value, dict)
-        and _text(value.get("class"))
-        and all(type(value.get(key)) is int for key in ("task", "n"))
-        and all(value.get(key) is None or _number(value[key]) for key in shares)
-    )
-
-
-_WHOLE: dict[str, Kind] = {
-    **dict.fromkeys(("method", "data", "model"), _text),
-    **dict.fromkeys(("last", "average", "zero_shot", "seconds", "memory_bytes"), _number),
-    "memory_budget": lambda value: _number(value) or _text(value),
-    "forgetting": _or_null(_number),
-    **dict.fromkeys(("tasks", "skipped_images"), _list(_text)),
-    **dict.fromkeys(("accuracy_after_stage", "zero_shot_after_stage"), _list(_number)),
-    "matrix": _list(_list(_or_null(_number))),
-    "per_class": _list(_class),
+SCHEMA: dict[str, Kind] = {
+    "schema": lambda value: value == 1,
+    **dict.fromkeys(("everclip", "finished", "method", "data", "model", "scenario"), text),
+    **dict.fromkeys(("train_captions", "precision", "tune"), text),
+    **dict.fromkeys(("template_set", "tuned_on"), or_null(text)),
+    **dict.fromkeys(("smoke", "center"), truth),
+    **dict.fromkeys(("last", "average", "zero_shot"), SHARE),
+    **dict.fromkeys(("forgetting", "backward_transfer", "forward_transfer"), or_null(CHANGE)),
+    **dict.fromkeys(("seconds", "memory_bytes", "state_bytes", "peak_memory_bytes", "cache_bytes"), AMOUNT),
+    **dict.fromkeys(("optimizer_steps", "samples_seen", "skipped_steps", "trainable_parameters"), COUNT),
+    **dict.fromkeys(("seed", "image_size"), COUNT),
+    "memory_budget": lambda value: value == "all" or COUNT(value),
+    "images_per_second": or_null(AMOUNT),
+    "validation": or_null(SHARE),
+    "forked_from": or_null(_FORK),
+    "tasks": lambda value: bool(value) and listed(text, MOST_TASKS)(value),
+    **dict.fromkeys(("classes", "templates"), listed(text, MOST_CLASSES)),
+    "class_labels": listed(COUNT, MOST_CLASSES),
+    "test_counts": listed(COUNT, MOST_TASKS),
+    **dict.fromkeys(("accuracy_after_stage", "zero_shot_after_stage"), _SHARES),
+    **dict.fromkeys(("task_mean_after_stage", "zero_shot_per_task"), _KNOWN_SHARES),
+    "matrix": listed(_KNOWN_SHARES, MOST_TASKS),
+    "per_class": listed(
+        lambda row: _CLASS(row) and len({row[key] is None for key in _NUMBERS}) == 1, MOST_CLASSES
+    ),
+    "skipped_images": listed(text, 10**6),
 }
+"""What each key must be where it is there; others are not looked at."""
+
+LEAST = ("schema", "method", "last")
+"""What a comparison cannot do without."""
+WHOLE = (
+    *("method", "data", "model", "memory_budget", "memory_bytes", "last", "average", "zero_shot", "seconds"),
+    *("forgetting", "tasks", "skipped_images", "accuracy_after_stage", "zero_shot_after_stage", "matrix"),
+    "per_class",
+)
 """What a run's table and page cannot do without."""
-_MORE: dict[str, Kind] = {
-    **dict.fromkeys(("classes", "templates"), _list(_text)),
-    **dict.fromkeys(("test_counts", "class_labels"), _list(lambda value: type(value) is int)),
-    "zero_shot_per_task": _list(_or_null(_number)),
-    **dict.fromkeys(("backward_transfer", "forward_transfer", "images_per_second"), _or_null(_number)),
-    **dict.fromkeys(("optimizer_steps", "samples_seen", "skipped_steps", "state_bytes"), _number),
-    **dict.fromkeys(("trainable_parameters", "peak_memory_bytes", "cache_bytes"), _number),
-    **dict.fromkeys(("finished", "everclip", "scenario"), _text),
-}
-"""What they show where it is there."""
-_A_STAGE = ("accuracy_after_stage", "zero_shot_after_stage", "matrix")
+_A_TASK = (
+    *("accuracy_after_stage", "task_mean_after_stage", "zero_shot_after_stage", "zero_shot_per_task"),
+    *("matrix", "test_counts"),
+)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, its texts printable. Raises UserError where it cannot be read or is none."""
-    try:
-        found = cleaned(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{path} cannot be read ({reason}): restore it, or leave the run out") from error
+def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
+    """The results in a file, their texts printable.
+
+    Args:
+        needed: keys that it must have.
+
+    Raises:
+        Unreadable: it cannot be read, or is not as ``SCHEMA`` says: naming the key.
+    """
+    found = cleaned(read_json(path))
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object: restore it, or leave the run out")
+        raise Unreadable("it is no JSON object")
+    wrong = _problem(found, needed)
+    if wrong:
+        raise Unreadable(wrong)
     return found
 
 
-def problem(results: dict[str, Any]) -> str:
-    """What is wrong with the results of a run in a few words; empty where they can be shown."""
-    for key, kind in (_WHOLE | _MORE).items():
-        if key not in results:
-            if key in _WHOLE:
-                return f'it has no "{key}"'
-        elif not kind(results[key]):
-            return f'its "{key}" is of another kind'
-    for key in _A_STAGE:
-        if len(results[key]) != len(results["tasks"]):
-            return f'its "{key}" is not as long as its tasks'
+def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
+    """The same for a message. Raises UserError."""
+    try:
+        return load(path, needed)
+    except Unreadable as error:
+        raise UserError(
+            f"{path} cannot be read as results ({error}): restore it, or leave the run out"
+        ) from error
+
+
+def test_images(results: dict[str, Any]) -> int:
+    """How many test images there were in the end, at most, as far as the results tell."""
+    known = [results.get("test_counts"), [row["n"] for row in results.get("per_class", ())]]
+    return max((sum(counts) for counts in known if counts), default=MOST_ROWS)
+
+
+def _problem(results: dict[str, Any], needed: Sequence[str]) -> str:
+    """What is wrong with the results of a run in a few words; empty where nothing is."""
+    absent = next((key for key in needed if key not in results), None)
+    if absent is not None:
+        return f'it has no "{absent}"'
+    for key, fits in SCHEMA.items():
+        if key in results and not fits(results[key]):
+            return f'its "{key}" is not what docs/results.md says'
+    tasks, classes = len(results.get("tasks", ())), len(results.get("classes", ()))
+    for key in _A_TASK if tasks else ():
+        if key in results and len(results[key]) != tasks:
+            return f'its "{key}" is not as long as its "tasks"'
+    if any(len(row) > len(results["matrix"]) for row in results.get("matrix", ())):
+        return 'a row of its "matrix" is longer than the matrix'
+    if tasks and any(row["task"] >= tasks for row in results.get("per_class", ())):
+        return 'its "per_class" has a task that is none of its "tasks"'
+    if classes and len(results.get("class_labels") or ()) not in (0, classes):
+        return 'its "class_labels" is not as long as its "classes"'
     return ""

@@ -21,6 +21,7 @@ from everclip.checkpoint import Store
 from everclip.config import Config
 from everclip.durable import sync, write_atomic
 from everclip.errors import UserError
+from everclip.reading import Unreadable
 from everclip.texts import printable
 
 log = logging.getLogger("everclip")
@@ -198,15 +199,11 @@ class Run:
         """The results of a finished run. Raises UserError where the file is damaged."""
         path = self.path / "results.json"
         try:
-            found = results.read(path)
-            wrong = results.problem(found)
-        except UserError:
-            found, wrong = {}, "it is no JSON"
-        if wrong:
+            return results.load(path)
+        except Unreadable as error:
             raise UserError(
-                f"{path} is damaged ({wrong}): remove it, and everclip resume {self.path} writes it again"
-            )
-        return found
+                f"{path} is damaged ({error}): remove it, and everclip resume {self.path} writes it again"
+            ) from error
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to ``metrics.jsonl``, and tell the trackers."""

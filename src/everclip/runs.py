@@ -9,7 +9,6 @@ import glob
 import logging
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.arrays import read_columns
 from everclip.config import dotted
 from everclip.errors import UserError
+from everclip.reading import Unreadable, read_toml
+from everclip.results import LEAST, test_images
 from everclip.results import read as read_results
 from everclip.texts import cleaned
 
@@ -154,17 +156,17 @@ def natural(text: str) -> list[str | int]:
 
 def read(path: Path) -> Finished:
     """The finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
-    file, config = path / "results.json", path / "config.toml"
-    results = read_results(file)
-    if not {"schema", "method", "last"} <= results.keys():
-        raise UserError(f"{file} is no result of everclip (docs/results.md): leave that folder out")
-    values: dict[str, Any] = {}
-    if config.is_file():
-        try:
-            values = flat(cleaned(tomllib.loads(config.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{config} cannot be read ({error}): restore it, or leave the run out") from error
-    return Finished(path, results, values)
+    results = read_results(path / "results.json", LEAST)
+    config = path / "config.toml"
+    return Finished(path, results, flat(read_config(config)) if config.exists() else {})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The tables of a run's config.toml, their texts printable. Raises UserError where it cannot be read."""
+    try:
+        return cleaned(read_toml(path))
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,16 +177,24 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def right(run: Path) -> dict[int, bool] | None:
-    """Whether each test image (by its id) was told right after the last stage; None without predictions.npz."""
-    if not (run / "predictions.npz").is_file():
+def right(run: Finished) -> dict[int, bool] | None:
+    """Whether each test image (by its id) was told right after the last stage; None without predictions.npz.
+
+    Raises:
+        UserError: that file cannot be read.
+    """
+    path, form = run.path / "predictions.npz", {"id": ("iu", 1), "label": ("i", 1), "top": ("i", 2)}
+    if not path.exists():
         return None
-    with np.load(run / "predictions.npz", allow_pickle=False) as file:
-        told = file["top"][:, 0] == file["label"]
-        return dict(zip(file["id"].tolist(), told.tolist(), strict=True))
+    try:
+        file = read_columns(path, form, most=test_images(run.results))
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or remove it") from error
+    told = file["top"][:, 0] == file["label"]
+    return dict(zip(file["id"].tolist(), told.tolist(), strict=True))
 
 
-def right_both(first: Path, second: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def right_both(first: Finished, second: Finished) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Two runs' answers on the same images: ``[n]``, whether each is right; None where the images differ."""
     one, other = right(first), right(second)
     if one is None or other is None or one.keys() != other.keys():

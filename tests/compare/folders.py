@@ -49,7 +49,7 @@ def run_folder(
         "memory_budget": budget,
         "memory_bytes": 0 if method in ("zero_shot", "joint", "ncm") else 1000 * budget,
         "last": last,
-        "average": last + 0.1,
+        "average": min(1.0, last + 0.1),
     }
     written: dict[str, Any] = {
         "data": "emoji",

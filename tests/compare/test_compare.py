@@ -28,7 +28,7 @@ def grid(tmp_path: Path) -> Path:
     for seed in range(5):
         luck = rng.gauss(0, 0.01)
         run_folder(root / f"ncm-s{seed}", 0.6 + luck, method="ncm", budget=0, seed=seed)
-        one = {"tasks": ["all"], "test_counts": [50], "forgetting": None}
+        one = {"tasks": ["all"], "test_counts": [50], "zero_shot_after_stage": [0.1], "forgetting": None}
         run_folder(root / f"joint-s{seed}", 0.9, method="joint", budget=0, seed=seed, **one)
         for budget, base in ((0, 0.4), (500, 0.7)):
             for method, gain in (("gcl", 0.0), ("gdro", 0.03), ("ewc", -0.1)):
@@ -154,7 +154,6 @@ def test_one_run_each_is_tested_over_images(tmp_path: Path) -> None:
         ("test counts", {"test_counts": [20, 29]}),
         ("smoke", {"smoke": True}),
         ("validation", {"validation": 0.2}),
-        ("schema", {"schema": 2}),
         ("memory accounting", {"config": {"memory.policy": "all"}}),
     ],
 )
@@ -173,7 +172,7 @@ def test_runs_that_are_not_alike_are_refused(
 
 def test_joint_has_one_task_of_the_same_images(tmp_path: Path) -> None:
     run_folder(tmp_path / "a", 0.5)
-    one = {"tasks": ["all"], "method": "joint", "budget": 0}
+    one = {"tasks": ["all"], "method": "joint", "budget": 0, "zero_shot_after_stage": [0.1]}
     run_folder(tmp_path / "b", 0.9, test_counts=[50], **one)
     assert list(rows(compared(tmp_path))) == ["gcl", "joint", "zero_shot"]
     run_folder(tmp_path / "c", 0.9, seed=1, test_counts=[51], **one)

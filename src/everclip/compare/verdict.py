@@ -129,7 +129,7 @@ def _test(row: Row, base: Row, metric: str, values: dict[Repetition, float]) -> 
         result = paired(first, second)
         return {"name": "paired t", "sign_flip": sign_flip(first, second), **result._asdict()}
     if shared and metric == "last" and not base.recorded:
-        answers = right_both(row.runs[shared[0]].path, base.runs[shared[0]].path)
+        answers = right_both(row.runs[shared[0]], base.runs[shared[0]])
         if answers is not None:
             return {"name": "mcnemar", "sign_flip": None, **mcnemar(*answers)._asdict()}
     return None

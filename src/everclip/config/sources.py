@@ -144,7 +144,6 @@ def read_toml(path: Path) -> Layer:
         raise UserError(f"{name}: {error}: a config has one level of sections") from error
     except Unreadable as error:
         raise UserError(f"{name}: {error}") from error
-    _check_numbers(values, f"{name}: ")
     trust.asked(values, path)
     return values
 
@@ -215,13 +214,4 @@ def _value(key: str, text: str, field: FieldInfo | None) -> Any:
         value = text
     if field is not None and str in kinds(field) and type(value) not in kinds(field):
         value = text
-    _check_numbers(value, f"{key}: ")
     return value
-
-
-def _check_numbers(value: Any, where: str) -> None:
-    """TOML's whole numbers have 64 bits; Python reads longer ones, which nothing later can use."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise UserError(f"{where}a whole number is too large: it must fit in 64 bits")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_numbers(inner, where)

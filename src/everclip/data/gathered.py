@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from everclip.data.images import ImageSet, Store
+from everclip.data.images import MOST_BYTES, ImageSet, Store
 
 
 class Encoded(Store):
@@ -42,6 +43,11 @@ class Archive(Store):
             found = [archive.getinfo(key) for key in keys]
         with path.open("rb") as file:
             self._places = [(_content(file, info.header_offset), info.file_size) for info in found]
+            length = file.seek(0, os.SEEK_END)
+        if any(info.compress_type != zipfile.ZIP_STORED for info in found) or any(
+            start + size > length or size > MOST_BYTES for start, size in self._places
+        ):
+            raise zipfile.BadZipFile("it holds something else than files that lie in it as they are")
 
     def read(self, row: int) -> bytes:
         start, size = self._places[row]
@@ -56,7 +62,10 @@ class Archive(Store):
 def _content(file: BinaryIO, header: int) -> int:
     """Where the content begins after a local header: 30 bytes, the name, and an extra field."""
     file.seek(header + 26)
-    name, extra = struct.unpack("<HH", file.read(4))
+    sizes = file.read(4)
+    if len(sizes) < 4:
+        raise zipfile.BadZipFile("it ends too early")
+    name, extra = struct.unpack("<HH", sizes)
     return header + 30 + name + extra
 
 

@@ -6,13 +6,13 @@ towers that ``flops`` cannot count are open_clip's own (its files docs/openclip_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from everclip.models import flops
+from everclip.reading import Unreadable, read_json
 
 LITE = "lite"
 
@@ -157,6 +157,6 @@ def _saved(folder: Path) -> Mapping[str, Any] | None:
     """The model config in a folder, if it holds a saved model."""
     file = folder / "open_clip_config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["model_cfg"] if file.is_file() else None
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return read_json(file)["model_cfg"]
+    except (Unreadable, KeyError, TypeError):
         return None  # loading it will say what is wrong

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import socket
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from everclip.reading import Unreadable, open_regular, read_json, read_text
 from everclip.report.read import RunData
 from everclip.report.words import several
 from everclip.runs import natural
@@ -19,6 +19,8 @@ from everclip.runs import natural
 Kind = Literal["finished", "running", "stopped", "failed", "waiting"]
 _FILES = ("results.json", "metrics.jsonl", "config.toml")
 _OF_A_SWEEP = {"sweep.json", "logs", "tune"}
+_TAIL = 100_000
+"""Bytes at the end of a log that are looked at."""
 
 
 class State(NamedTuple):
@@ -98,10 +100,12 @@ def state(run: RunData) -> State:
 
 def failure(run: Path) -> str:
     """The error with which a sweep's run ended last; empty where it did not."""
-    log = run.parent / "logs" / f"{run.name}.log"
-    if not log.is_file():
+    try:
+        with open_regular(run.parent / "logs" / f"{run.name}.log") as file:
+            file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = file.read(_TAIL).decode("utf-8", errors="replace").split("\n")
+    except (OSError, Unreadable):
         return ""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
     return last.removeprefix("error: ") if last.startswith("error: ") else ""
 
@@ -109,8 +113,8 @@ def failure(run: Path) -> str:
 def _holder(path: Path) -> str:
     """The process that works in a run directory; empty where there is none, or where it is gone."""
     try:
-        match = re.search(r"process (\d+) on (\S+)", (path / ".holder").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        match = re.search(r"process (\d{1,9}) on (\S+)", read_text(path / ".holder", 1000))
+    except Unreadable:
         return ""
     if match is None or (match[2] == socket.gethostname() and not _alive(int(match[1]))):
         return ""
@@ -151,8 +155,8 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
 def _cells(folder: Path) -> list[dict[str, Any]]:
     """The cells of sweep.json, as far as they can be read: it may be written at this moment."""
     try:
-        cells = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        cells = read_json(folder / "sweep.json")["cells"]
+    except (Unreadable, KeyError, TypeError):
         return []
     return [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
 

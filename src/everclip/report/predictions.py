@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.arrays import Form, read_columns
 from everclip.calibration import BINS
+from everclip.reading import Unreadable
 from everclip.report.read import RunData
+from everclip.results import test_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +42,17 @@ class Predictions:
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, changed: int) -> Predictions | None:
-    """The file as it was ``changed`` last: a page asks for it several times."""
+def _read(path: Path, changed: int, images: int) -> Predictions | None:
+    """The file as it was ``changed`` last, of so many images at most: a page asks for it several times."""
+    form: dict[str, Form] = {"label": ("i", 1), "top": ("i", 2), "margin": ("f", 1)}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            sure = file.get("confidence")
-            return Predictions(file["label"], file["top"][:, 0], file["margin"], sure)
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+        found = read_columns(path, form, {"confidence": ("f", 1)}, images)
+    except Unreadable:
         return None
+    sure = found.get("confidence")
+    if np.isnan(found["margin"]).any() or (sure is not None and not ((sure >= 0) & (sure <= 1)).all()):
+        return None
+    return Predictions(found["label"], found["top"][:, 0].copy(), found["margin"], sure)
 
 
 def predictions(run: RunData) -> Predictions | None:
@@ -55,7 +60,7 @@ def predictions(run: RunData) -> Predictions | None:
     path = run.path / "predictions.npz"
     if not run.finished or not path.is_file():
         return None
-    found = _read(path, path.stat().st_mtime_ns)
+    found = _read(path, path.stat().st_mtime_ns, test_images(run.results))
     return found if found is not None and len(found.label) else None
 
 

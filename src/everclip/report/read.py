@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +9,8 @@ from typing import Any, TypeGuard
 
 from everclip import results
 from everclip.errors import UserError
-
-Json = dict[str, Any]
-
-# The lines of the log that come with a step, and what each must hold to be of use.
-_HOLDS = {"step": "loss", "class_weights": "weights", "class_losses": "losses"}
+from everclip.reading import MIB, TOML_BYTES, Unreadable, parse_toml, read_json, read_text
+from everclip.report.log import Json, Log
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class RunData:
 
     @cached_property
     def config(self) -> Json:
-        return tomllib.loads(self.config_text)
+        return parse_toml(self.config_text)
 
     def fact(self, key: str) -> Any:
         """``key`` of results.json, else of the config (dotted keys descend), else None."""
@@ -146,56 +141,55 @@ def read_run(path: Path) -> RunData:
         raise UserError(
             f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
         )
-    notes: list[str] = []
-    events = _events(path / "metrics.jsonl", notes)
-    by_kind: dict[str, dict[tuple[int, int], Json]] = {kind: {} for kind in ("start", "stage", *_HOLDS)}
-    # A resumed run repeats what it had logged after its last checkpoint: the later record wins.
-    for event in events:
-        kind = event.get("event")
-        if kind in by_kind:
-            by_kind[kind][event.get("stage", -1), event.get("global_step", -1) if kind != "stage" else -1] = (
-                event
-            )
-    config = path / "config.toml"
-    run = RunData(
+    log = Log(path / "metrics.jsonl")
+    found, config = path / "results.json", path / "config.toml"
+    known = results.read(found) if found.exists() else {}
+    starts = log.of("start")
+    start, stages, notes = starts[0] if starts else {}, log.of("stage"), log.notes
+    if start and len(start["tasks"]) != len(known.get("tasks", start["tasks"])):
+        start, notes = {}, [*notes, "metrics.jsonl began with other tasks than the results have."]
+    planned = known.get("tasks") or start.get("tasks") or stages
+    return RunData(
         path=path,
-        results=_json(path / "results.json"),
-        config_text=_config(config),
-        environment=_json(path / "environment.json"),
-        start=by_kind["start"].get((-1, -1), {}),
-        steps=[by_kind["step"][key] for key in sorted(by_kind["step"])],
-        stages=[by_kind["stage"][key] for key in sorted(by_kind["stage"])],
-        class_weights=_class_values(by_kind["class_weights"], "weights"),
-        class_losses=_class_values(by_kind["class_losses"], "losses"),
+        results=known,
+        config_text=_config(config) if config.exists() else "",
+        environment=_environment(path / "environment.json", notes),
+        start=start,
+        steps=log.of("step"),
+        stages=[stage for stage in stages if max(stage["stage"] + 1, len(stage["row"])) <= len(planned)],
+        class_weights=_class_values(log.of("class_weights"), "weights"),
+        class_losses=_class_values(log.of("class_losses"), "losses"),
         notes=notes,
     )
-    wrong = results.problem(run.results) if run.results else ""
-    if wrong:
-        file = path / "results.json"
-        raise UserError(f"{file} is no result of a run ({wrong}): restore it, or leave the run out")
-    return run
 
 
 def _config(path: Path) -> str:
-    """The text of config.toml, which can be read; empty where there is none."""
+    """The text of config.toml, which can be read. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{path}: not TOML ({reason}); restore the file or leave the run out") from error
+        text = read_text(path, TOML_BYTES)
+        parse_toml(text)
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
     return text
 
 
-def _json(path: Path) -> Json:
-    return results.read(path) if path.is_file() else {}
+def _environment(path: Path, notes: list[str]) -> Json:
+    """What environment.json says, if it says anything: a page can do without it."""
+    try:
+        found = read_json(path, MIB) if path.exists() else {}
+    except Unreadable as error:
+        notes.append(f"environment.json cannot be read ({error}).")
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _class_values(lines: dict[tuple[int, int], Json], name: str) -> list[ClassValues]:
+def _class_values(lines: list[Json], name: str) -> list[ClassValues]:
     """The finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
     records = [
-        ClassValues(step, stage, {k: float(v) for k, v in lines[stage, step][name].items() if finite(v)})
-        for stage, step in sorted(lines)
+        ClassValues(
+            line["global_step"], line["stage"], {k: float(v) for k, v in line[name].items() if finite(v)}
+        )
+        for line in lines
     ]
     return sorted((record for record in records if record.values), key=lambda record: record.step)
 
@@ -203,35 +197,3 @@ def _class_values(lines: dict[tuple[int, int], Json], name: str) -> list[ClassVa
 def finite(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a number that can be drawn; JSON may hold anything in its place."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _events(path: Path, notes: list[str]) -> list[Json]:
-    """The usable lines; a process killed while writing leaves a torn one, which is counted, not fatal."""
-    if not path.is_file():
-        notes.append("metrics.jsonl is missing: nothing over time can be shown.")
-        return []
-    events: list[Json] = []
-    torn = unusable = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            torn += bool(line.strip())
-            continue
-        if _usable(event):
-            events.append(event)
-        else:
-            unusable += 1
-    for word, count in (("torn", torn), ("unusable", unusable)):
-        if count:
-            notes.append(f"{count} {word} line{'s' if count > 1 else ''} of metrics.jsonl skipped.")
-    return events
-
-
-def _usable(event: object) -> bool:
-    """Whether an event can be put in order and, where it belongs to a step, holds what its kind is for."""
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-        return False
-    name = _HOLDS.get(event["event"])
-    places = (event.get("stage"), event.get("global_step"))
-    return name is None or (isinstance(event.get(name), dict) and all(type(at) is int for at in places))

@@ -20,6 +20,7 @@ from everclip import __version__, trust
 from everclip.config.sources import read_toml
 from everclip.durable import write_atomic
 from everclip.errors import UserError
+from everclip.reading import Unreadable, read_json
 from everclip.run import Run
 from everclip.runs import natural
 from everclip.sweep.grid import Job, content_key
@@ -102,8 +103,8 @@ class Folder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            found = read_json(self.path / "sweep.json")
+        except Unreadable:
             return {}
         return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from everclip.reading import parse_json
 from everclip.sweep.child import GRACE
 from everclip.sweep.pool import Child, Watcher, Work
 
@@ -55,7 +55,7 @@ class Follow:
 
     def _take(self, line: bytes) -> None:
         try:
-            event: dict[str, Any] = json.loads(line)
+            event: dict[str, Any] = parse_json(line)
             kind = event["event"]
             if kind == "start":
                 self.tasks = len(event["tasks"])

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from everclip import checkpoint
+from everclip import checkpoint, kinds
 from everclip.card import CALIBRATION_FILE, CardTask
 from everclip.checkpoint import BEFORE
 from everclip.data.gathered import Archive
@@ -36,13 +36,31 @@ from everclip.deployed import Deployed, open_model, save
 from everclip.errors import UserError
 from everclip.merging import whole
 from everclip.models.clip import Clip
+from everclip.reading import Unreadable, read_json
+from everclip.results import MOST_CLASSES
 from everclip.texts import check
-from everclip.updating.forms import Known, weights_of
+from everclip.updating.forms import Known, weights_of, width
 from everclip.updating.sums import Sums
 
 FORMAT = 1
 RECORD, IMAGES, LIST, SUMS = "update.json", "images.zip", "images.json", "sums.safetensors"
 FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
+
+_NAMES = kinds.listed(kinds.text, MOST_CLASSES)
+_LINE = kinds.table(
+    {"version": kinds.COUNT, "images": kinds.COUNT, "classes": _NAMES}
+    | dict.fromkeys(("made", "chosen"), kinds.text)
+)
+_RECORD = kinds.table(
+    {"format": lambda value: value == FORMAT, "domains": _NAMES, "base": kinds.table({})},
+    {
+        "version": kinds.COUNT,
+        "history": kinds.listed(_LINE, 10**5),
+        "forgotten": kinds.listed(kinds.table({}), 10**5),
+    },
+)
+_COLUMNS = (kinds.text, kinds.COUNT, kinds.COUNT, kinds.truth, kinds.whole(2**63 - 1), kinds.text)
+"""Of images.json."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +115,9 @@ def read(folder: Path) -> State:
         UserError: a file of it is missing, or is not what was written.
     """
     record = _checked(folder)
+    model = open_model(str(folder))
+    clip = whole(model.encoder)
     try:
-        model = open_model(str(folder))
-        clip = whole(model.encoder)
         frozen, tuned = (
             weights_of(clip, load_file(folder / name)) if (folder / name).is_file() else None
             for name in (FROZEN, TUNED)
@@ -109,9 +127,12 @@ def read(folder: Path) -> State:
         tasks = tuple(CardTask.model_validate(task) for task in record["tasks"])
         known = Known(model.names, tasks, model.templates, record["base"])
         domains = tuple(record["domains"])
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
+        _check(known, sums, (exemplars, checks), domains)
+        if sums.width != width(frozen or clip):
+            raise ValueError("its sums are of another model's features")
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or a stranger's file makes its reader raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UserError(
             f"{folder} is whole but cannot be read with these versions ({reason}): update an older version"
@@ -123,21 +144,31 @@ def read(folder: Path) -> State:
     return State(str(folder), model, known, frozen, tuned, sums, exemplars, checks, domains, None, record)
 
 
+def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequence[str]) -> None:
+    """Whether what the files say fits together. Raises ValueError, and UserError for settings that are none."""
+    known.card("text", {"name": "zero_shot"}).config()
+    classes = len(known.names)
+    if len(sums.counts) != classes or any(part.labels.max(initial=-1) >= classes for part in images):
+        raise ValueError("its parts know other classes")
+    if any(part.domains.max(initial=-1) >= len(domains) for part in images):
+        raise ValueError("its images have domains without a name")
+
+
 def _checked(folder: Path) -> dict[str, Any]:
     """What update.json says, once every file was compared with the manifest. Raises UserError."""
     try:
         checkpoint.verify(folder)
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
     except checkpoint.Damaged as error:
         raise UserError(
             f"{folder} is damaged ({error}): take another copy, or the version it was made of"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, Unreadable) as error:
         raise UserError(f"{folder} cannot be read ({error}): take another copy") from error
     check(record, folder / RECORD)
-    if record.get("format") != FORMAT:
+    if not _RECORD(record):
         raise UserError(
-            f"{folder} is of format {record.get('format')}, not {FORMAT}: use the everclip that made it"
+            f"{folder / RECORD} is damaged, or of another format than {FORMAT}: use the everclip that made it"
         )
     return record
 
@@ -223,7 +254,10 @@ def _write_images(state: State, where: Path) -> None:
 
 
 def _read_images(folder: Path) -> tuple[ImageSet, ImageSet]:
-    rows = json.loads((folder / LIST).read_text(encoding="utf-8"))["rows"]
+    rows = read_json(folder / LIST)["rows"]
+    for row in rows:
+        if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):
+            raise ValueError(f"a row of {LIST} is none")
     store = Archive(folder / IMAGES, [row[0] for row in rows])
     places = np.arange(len(rows), dtype=np.int64)
     labels, domains, ids = (np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2, 4))

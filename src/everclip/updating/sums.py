@@ -47,6 +47,11 @@ class Sums:
         return cls(*zeros, torch.zeros(classes, dtype=torch.int64), none, none)
 
     @property
+    def width(self) -> int:
+        """Length of a feature."""
+        return len(self.gram)
+
+    @property
     def learned(self) -> Bool[Tensor, " c"]:
         """Which classes have images in the sums."""
         return self.counts > 0
@@ -122,6 +127,30 @@ class Sums:
 
     @classmethod
     def load(cls, file: Path) -> Sums:
-        """Read them; raises what a damaged file makes safetensors raise."""
+        """Read them.
+
+        Raises:
+            ValueError: they do not fit one another; or whatever a damaged file makes safetensors raise.
+        """
         found: dict[str, Any] = load_file(file)
-        return cls(**found)
+        sums = cls(**found)
+        classes, width = sums.sums.shape
+        whole, real = torch.int64, torch.float64
+        wanted = {
+            "gram": (real, (width, width)),
+            "sums": (real, (classes, width)),
+            "counts": (whole, (classes,)),
+            "ids": (whole, tuple(sums.ids.shape[:1])),
+            "labels": (whole, tuple(sums.ids.shape[:1])),
+        }
+        for name, (kind, shape) in wanted.items():
+            value = found[name]
+            if value.dtype != kind or tuple(value.shape) != shape:
+                raise ValueError(
+                    f"{name} has other numbers than it should: {value.dtype} {tuple(value.shape)}"
+                )
+            if not value.isfinite().all() or (name in ("counts", "labels") and (value < 0).any()):
+                raise ValueError(f"{name} has numbers that cannot be")
+        if (sums.labels >= classes).any():
+            raise ValueError("labels has one that is no class")
+        return sums

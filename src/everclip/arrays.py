@@ -1,0 +1,75 @@
+"""Columns of an .npz file that others may have written: what it claims is checked before anything is unpacked.
+
+A megabyte of packed zeros may claim to be gigabytes, or an array of objects. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from everclip.reading import MIB, Unreadable, open_regular
+
+MOST_ROWS = 4_000_000
+MOST_COLUMNS = 100
+_MOST_MEMBERS, _MOST_BYTES = 100, 256 * MIB
+
+Form = tuple[str, int]
+"""Kinds of numbers, as numpy names them ("iu", "f"), and how many dimensions."""
+
+
+def read_columns(
+    path: Path, needed: Mapping[str, Form], more: Mapping[str, Form] | None = None, most: int = MOST_ROWS
+) -> dict[str, NDArray[Any]]:
+    """Arrays of equally many rows from a file that ``np.savez`` wrote.
+
+    Args:
+        needed, more: name -> form of those to read; those of ``more`` may be missing.
+        most: rows that there may be; never more than ``MOST_ROWS``.
+
+    Raises:
+        Unreadable: it is no such file, or has something else in it.
+    """
+    most = min(most, MOST_ROWS)
+    found: dict[str, NDArray[Any]] = {}
+    try:
+        with open_regular(path, min(_MOST_BYTES, MIB + 200 * most)) as file, zipfile.ZipFile(file) as archive:
+            if len(archive.infolist()) > _MOST_MEMBERS:
+                raise Unreadable(f"more than {_MOST_MEMBERS} arrays")
+            for name, form in {**needed, **(more or {})}.items():
+                if name not in needed and f"{name}.npy" not in archive.namelist():
+                    continue
+                with archive.open(f"{name}.npy") as member:
+                    found[name] = _array(member, name, form, most)
+                if len(found[name]) != len(next(iter(found.values()))):
+                    raise Unreadable(f"its arrays differ in length: {name}")
+    except Unreadable:
+        raise
+    except KeyError as error:
+        raise Unreadable(str(error.args[0])) from error
+    # zipfile raises RuntimeError for what is encrypted, NotImplementedError for methods that it does not know
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Unreadable(f"no .npz file: {' '.join(str(error).split())[:100]}") from error
+    return found
+
+
+def _array(member: IO[bytes], name: str, form: Form, most: int) -> NDArray[Any]:
+    kinds, dimensions = form
+    version = npy.read_magic(member)
+    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = header(member)
+    if dtype.kind not in kinds or dtype.itemsize > 8 or len(shape) != dimensions:
+        raise Unreadable(f"{name} is of another kind: {dtype} {shape}")
+    if not 0 <= shape[0] <= most or any(not 0 < length <= MOST_COLUMNS for length in shape[1:]):
+        raise Unreadable(f"{name} has the shape {shape}: at most {most} rows were to be expected")
+    content = member.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    if member.read(1):  # at its end the checksum is compared
+        raise Unreadable(f"{name} has more in it than it claims")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,68 @@
+"""What a value that came from a file of others may be: functions that say whether it is. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Kind = Callable[[Any], bool]
+
+
+def number(low: float, high: float) -> Kind:
+    """A number from ``low`` to ``high``, which a truth value and NaN are not."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    return fits
+
+
+def whole(high: int) -> Kind:
+    """A whole number from 0 to ``high``."""
+    return lambda value: type(value) is int and 0 <= value <= high
+
+
+def text(value: Any) -> bool:
+    """A text."""
+    return isinstance(value, str)
+
+
+def truth(value: Any) -> bool:
+    """True or false."""
+    return isinstance(value, bool)
+
+
+def or_null(kind: Kind) -> Kind:
+    """``kind``, or null."""
+    return lambda value: value is None or kind(value)
+
+
+def listed(kind: Kind, most: int) -> Kind:
+    """A list of at most so many."""
+    return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
+
+
+def mapped(kind: Kind, most: int) -> Kind:
+    """An object of at most so many keys."""
+    return lambda value: isinstance(value, dict) and len(value) <= most and all(map(kind, value.values()))
+
+
+def table(needed: Mapping[str, Kind], more: Mapping[str, Kind] | None = None) -> Kind:
+    """An object with these keys, and perhaps some more; others are not looked at."""
+
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and all(key in value and kind(value[key]) for key, kind in needed.items())
+            and all(key not in value or kind(value[key]) for key, kind in (more or {}).items())
+        )
+
+    return fits
+
+
+SLACK = 1e-9
+"""By which the rounding of a mean may lead out of its range."""
+SHARE = number(-SLACK, 1 + SLACK)
+CHANGE = number(-1 - SLACK, 1 + SLACK)
+AMOUNT = number(0, 1e18)
+COUNT = whole(10**18)

@@ -1,0 +1,31 @@
+"""State files of ``torch.save`` that others may have written: tensors and plain values within bounds, or a reason."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everclip.reading import Unreadable, open_regular
+
+
+def read_state(path: Path) -> Any:
+    """What ``torch.save`` has written, on the CPU. No code in it runs, and it takes no more memory than the file says.
+
+    Raises:
+        Unreadable: it is no such file, or holds more than tensors and plain values.
+    """
+    try:
+        with open_regular(path) as file:
+            with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise Unreadable("it is packed, and torch.save does not pack")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:  # torch.load raises whatever the file makes it raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Unreadable(reason if len(reason) <= 160 else reason[:157] + "...") from error

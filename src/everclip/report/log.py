@@ -1,0 +1,147 @@
+"""metrics.jsonl as a page needs it: the usable lines, within bounds. It may still grow, and any line may be torn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from everclip.kinds import AMOUNT, COUNT, SHARE, Kind, listed, mapped, number, or_null, table, text, whole
+from everclip.reading import MIB, Unreadable, open_regular, parse_json
+from everclip.results import MOST_CLASSES, MOST_TASKS
+
+Json = dict[str, Any]
+
+MOST_BYTES = 256 * MIB
+"""Of the file: some 900,000 steps."""
+MOST_LINE = 16 * MIB
+KEPT_BYTES = 16 * MIB
+"""Of the lines of one kind that are kept; of more, every other one is."""
+
+_FINITE = number(-1e300, 1e300)
+_ANY = or_null(lambda value: True)
+_AT = {"stage": whole(MOST_TASKS - 1), "global_step": whole(10**12)}
+_TASK = table({"name": text, "classes": listed(text, MOST_CLASSES), "train": COUNT, "test": COUNT})
+_START = table(
+    {
+        "classes": listed(text, MOST_CLASSES),
+        "tasks": listed(_TASK, MOST_TASKS),
+        "zero_shot": listed(SHARE, MOST_TASKS),
+    }
+)
+KINDS: dict[str, Kind] = {
+    "start": lambda event: _START(event) and len(event["tasks"]) == len(event["zero_shot"]),
+    "stage": table(
+        {
+            "stage": _AT["stage"],
+            "accuracy_after_stage": SHARE,
+            "row": listed(or_null(SHARE), MOST_TASKS),
+            "seconds": AMOUNT,
+            "memory": table({"count": COUNT, "bytes": AMOUNT}, {"per_class": or_null(AMOUNT)}),
+        }
+    ),
+    "step": table(
+        _AT | {"loss": mapped(_ANY, 100)},
+        {"images_per_second": _FINITE, "diagnostics": or_null(mapped(_ANY, 1000))},
+    ),
+    "class_weights": table(_AT | {"weights": mapped(_ANY, MOST_CLASSES)}),
+    "class_losses": table(_AT | {"losses": mapped(_ANY, MOST_CLASSES)}),
+}
+"""What a line of each kind must hold to be of use; lines of other kinds are not looked at."""
+
+
+@dataclass
+class _Kept:
+    """Lines of one kind by where they belong, of which a later one wins: a resumed run repeats what it had logged."""
+
+    thinned: bool
+    lines: dict[tuple[int, int], Json] = field(default_factory=dict)
+    sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    held: int = 0
+    every: int = 1
+    met: int = 0
+
+    def _place(self, event: Json) -> tuple[int, int]:
+        if not self.thinned:
+            return (event["stage"] if event["event"] == "stage" else -1), -1
+        return event["stage"], event["global_step"]
+
+    def add(self, event: Json, size: int) -> bool:
+        """Keep a line, or leave it out for want of room. Returns whether it could be kept, were it wanted."""
+        place = self._place(event)
+        if not self.thinned and self.held - self.sizes.get(place, 0) + size > KEPT_BYTES:
+            return False
+        self.met += 1
+        if self.met % self.every == 0 or place in self.lines:
+            self.held += size - self.sizes.get(place, 0)
+            self.lines[place], self.sizes[place] = event, size
+        while self.held > KEPT_BYTES and len(self.lines) > 1:
+            self.every *= 2
+            for place in sorted(self.lines)[1::2]:
+                del self.lines[place]
+                self.held -= self.sizes.pop(place)
+        return True
+
+
+class Log:
+    """The lines of a log that can be used.
+
+    Attributes:
+        notes: what could not be read, one sentence each.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.notes: list[str] = []
+        self._kept = {kind: _Kept(kind not in ("start", "stage")) for kind in KINDS}
+        try:
+            with open_regular(path) as file:
+                self._read(file)
+        except (OSError, Unreadable) as error:
+            missing = not path.exists() and not path.is_symlink()
+            reason = "is missing" if missing else f"cannot be read ({error})"
+            self.notes.append(f"metrics.jsonl {reason}: nothing over time can be shown.")
+
+    def of(self, kind: str) -> list[Json]:
+        """The lines of a kind, by stage and step."""
+        lines = self._kept[kind].lines
+        return [lines[place] for place in sorted(lines)]
+
+    def _read(self, file: BinaryIO) -> None:
+        counts = {"torn": 0, "unusable": 0}
+        for line in _lines(file):
+            try:
+                event = None if line is None else parse_json(line)
+            except Unreadable:
+                counts["torn"] += bool((line or b"").strip())
+                continue
+            if not isinstance(event, dict) or not self._take(event, len(line or b"")):
+                counts["unusable"] += 1
+        self.notes += [
+            f"{count} {word} line{'s' if count > 1 else ''} of metrics.jsonl skipped."
+            for word, count in counts.items()
+            if count
+        ]
+        if file.tell() >= MOST_BYTES:
+            self.notes.append(
+                f"metrics.jsonl is long: what comes after its first {MOST_BYTES >> 20} MiB is not shown."
+            )
+        if any(kept.every > 1 for kept in self._kept.values()):
+            self.notes.append("metrics.jsonl is long: curves are drawn of some of its lines.")
+
+    def _take(self, event: Json, size: int) -> bool:
+        """Keep a line of a kind that is wanted; whether it is as it should be."""
+        kind = event.get("event")
+        if not isinstance(kind, str) or kind not in KINDS:
+            return isinstance(kind, str)
+        return KINDS[kind](event) and self._kept[kind].add(event, size)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """The lines; None for one that is too long."""
+    while file.tell() < MOST_BYTES and (line := file.readline(MOST_LINE)):
+        whole = line.endswith(b"\n") or len(line) < MOST_LINE
+        yield line if whole else None
+        while not whole:
+            line = file.readline(MOST_LINE)
+            whole = line.endswith(b"\n") or not line
