@@ -54,12 +54,14 @@ def test_other_classes_than_when_it_began(tmp_path: Path, folder: Path, tokens: 
         run(tmp_path / "run", *tokens)
 
 
-def test_an_exemplar_that_is_gone(tmp_path: Path, folder: Path, tokens: list[str]) -> None:
+def test_an_exemplar_that_is_gone(
+    tmp_path: Path, folder: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path / "run", *tokens, "memory.budget=all")
     unfinished(tmp_path / "run")
     (folder / "train" / "red" / "0.png").unlink()
-    with pytest.raises(UserError, match=r"1 exemplars of the memory are no longer in the data"):
-        run(tmp_path / "run", *tokens, "memory.budget=all")
+    assert main(["resume", str(tmp_path / "run"), "--changed-data"]) == 2
+    assert "1 exemplars of the memory are no longer in the data" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_older(

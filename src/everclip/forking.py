@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from everclip import methods, trust
+from everclip import methods, noted, trust
 from everclip.checkpoint import Damaged, Place, verify
 from everclip.config import Config, config_hash
 from everclip.errors import UserError
@@ -21,7 +21,7 @@ from everclip.plan import Plan
 from everclip.reading import open_regular, read_json
 from everclip.record import environment
 from everclip.restore import RECORD, restore, saved
-from everclip.run import Run
+from everclip.run import IMAGES, Run
 from everclip.runs import find_runs
 
 SAME = (
@@ -109,10 +109,15 @@ def check(plan: Plan) -> Source:
         restore(
             replace(plan, method=methods.build(plan.config, plan.prompts)), saved(found.folder, found.place)
         )
+        different = noted.difference(found.run.path, plan)
     except Damaged as error:
         raise UserError(f"fork={plan.config.fork}: {found.folder} is damaged ({error})") from None
     except UserError as error:
         raise UserError(f"fork={plan.config.fork} cannot be gone on from: {error}") from error
+    if different:
+        raise UserError(
+            f"fork={plan.config.fork}: {different}; put the data back, or learn all tasks in a new run"
+        )
     return found
 
 
@@ -132,6 +137,8 @@ def begin(run: Run, plan: Plan) -> None:
     with open_regular(found.run.path / "metrics.jsonl") as log:
         run.write("metrics.jsonl", log.read(record["log_bytes"]))
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+    if (found.run.path / IMAGES).is_file():
+        run.write(IMAGES, (found.run.path / IMAGES).read_bytes())
 
     def copy(folder: Path) -> None:
         shutil.copytree(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip import caching, forking, ranks
+from everclip import caching, forking, noted, ranks
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
@@ -122,13 +122,14 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     trail = read(run)
     clip = restore(plan, trail[0]) if trail else load_model(plan, config.model)
     check_room(run.path, room(config, clip, len(plan.tasks)))
+    images = noted.keep(run, plan, bool(trail), progress)
     parts = [part for task in plan.tasks for part in (task.train, task.test)]
     progress.say(f"run directory: {run.path}")
     loader = caching.loader(plan, clip, run.path, progress)
     pixels = loader.pixels
     progress.start("reading images", sum(map(len, parts)))
     pixels.preload(parts, lambda done: progress.step(count=done))
-    method, memory, record = plan.method, plan.empty_memory(), Record(plan.tasks)
+    method, memory, record = plan.method, plan.empty_memory(), Record(plan.tasks, images)
     lab = Lab(plan, clip, method, memory, loader, record, run, progress)
     keeper = Keeper(lab, stop, trail)
     if pixels.broken:

@@ -24,6 +24,7 @@ from everclip.data.templates import set_name
 from everclip.evaluate import Scores
 from everclip.methods._base import Method
 from everclip.metrics.matrix import Matrix
+from everclip.noted import NOTHING, Noted
 from everclip.run import Clock, Run
 from everclip.texts import csv_text
 
@@ -37,14 +38,18 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", 
 class Record:
     """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so a resume goes on counting.
 
+    Args:
+        images: what the process that writes the results has noted of them.
+
     Attributes:
         precision: what ``train.precision=auto`` became at the run's first step.
         forked_from: the run, its number of tasks and its config's hash, where this one began in another.
         skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], images: Noted = NOTHING) -> None:
         self.tasks = tasks
+        self.images = images
         self.matrix = Matrix()
         self.optimizer_steps = 0
         self.samples_seen = 0
@@ -235,6 +240,8 @@ class Record:
             "validation": config.scenario.validation,
             "tuned_on": config.tuned_on,
             "forked_from": self.forked_from,
+            "duplicates": self.images.duplicates,
+            "data_changed": self.images.changed,
             "skipped_images": list(loader.pixels.skipped()),
         }
 

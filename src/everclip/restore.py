@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from everclip import caching, ranks
+from everclip import caching, noted, ranks
 from everclip.checkpoint import Place, names
 from everclip.data.scenario import Task
 from everclip.errors import UserError
@@ -21,6 +22,8 @@ from everclip.plan import Plan
 from everclip.reading import Unreadable, read_json
 from everclip.run import Run
 from everclip.seeding import generator
+
+log = logging.getLogger("everclip")
 
 STATE, WEIGHTS, RECORD = "state.pt", "weights.safetensors", "record.json"
 """Files of a checkpoint: what is kept beside the model; a model within a task, which low-rank updates may sit on; and
@@ -138,6 +141,8 @@ def restore(plan: Plan, saved: Saved) -> Clip:
 def open_run(path: Path) -> tuple[Plan, Clip, int]:
     """The plan, the model and the newest finished stage of a run, for use (not for training on).
 
+    Images that are not those it began with are warned of.
+
     Raises:
         UserError: ``path`` is no run, or has not finished a task.
     """
@@ -148,4 +153,6 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
             f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}"
         )
     plan = Plan.of(run.config)
+    if different := noted.difference(path, plan):
+        log.warning("%s", different)
     return plan, restore(plan, saved(run.store.folder(place), place)), place.task - 1

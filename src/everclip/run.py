@@ -30,6 +30,8 @@ log.setLevel(logging.INFO)  # run.log has it all; the command line shows warning
 
 HOLDER = ".holder"
 """The file that says which process has the lock."""
+IMAGES = "images.npz"
+"""The file that says what the images are (noted.py)."""
 _FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip-[0-9a-f]{8}")
 """What is there of a run before its config is; the third was so in earlier versions."""
 
@@ -69,14 +71,18 @@ class Run:
     """One run's directory, locked while it is open.
 
     Use ``Run.open(config)`` to make or continue one, as a context manager.
+
+    Args:
+        changed_data: whether it goes on where its images are not those that it began with.
     """
 
     writes: ClassVar[bool] = True
     """Whether this process writes it; of several it is the first."""
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, changed_data: bool = False) -> None:
         self.path = path
         self.config = config
+        self.changed_data = changed_data
         self.store = Store(path / "checkpoints", config.checkpoint.keep)
         self._metrics = path / "metrics.jsonl"
         self._lock = FileLock(path / ".lock", timeout=0)
@@ -184,7 +190,7 @@ class Run:
 
         Called with the lock held, so that no other run can be in the folder.
         """
-        for name in ("config.toml", "run.log", "environment.json", ".lock"):
+        for name in ("config.toml", "run.log", "environment.json", IMAGES, ".lock"):
             (self.path / name).unlink(missing_ok=True)
         if self._made:
             with contextlib.suppress(OSError):  # the folder stays if someone else's file is in it

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everclip.data.gathered import Archive, Encoded, content_id, gather
-from everclip.data.images import FileStore, ImageSet, Store
+from everclip.data.gathered import Archive, Encoded, gather
+from everclip.data.images import FileStore, ImageSet, Store, content_id
 
 
 def table(store: Store, ids: int = 0) -> ImageSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def resume(run: str, *, json: bool = False) -> None:
+def resume(run: str, *, changed_data: bool = False, json: bool = False) -> None:
     """Continue a stopped run from where it was saved last.
 
     Examples
@@ -17,6 +17,8 @@ def resume(run: str, *, json: bool = False) -> None:
     run
         The run's directory. A finished run is left alone. `checkpoint.every` says how often a run is saved; a signal to
         stop (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) saves it at the next step.
+    changed_data
+        Go on although the images or their classes are not those that the run began with; results.json says so.
     json
         Print results.json instead of the table.
     """
@@ -25,4 +27,4 @@ def resume(run: str, *, json: bool = False) -> None:
 
     path = Path(run)
     config = Run.read_config(path)
-    open_here(config, lambda: Run(path, config), json)
+    open_here(config, lambda: Run(path, config, changed_data), json)

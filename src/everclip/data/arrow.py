@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from everclip.config.fields import shown
 from everclip.data.folders import Fence
-from everclip.data.images import MOST_BYTES, Store
+from everclip.data.images import MOST_BYTES, Store, file_stamp
 from everclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ class ArrowStore(Store):
             return os.path.getsize(path) if path is not None else len(self._cell(row) or b"")
         except OSError:
             return 0
+
+    def stamp(self, row: int) -> tuple[int, int] | None:
+        path = self._files.get(row)
+        return None if path is None else file_stamp(path)
 
     def _cell(self, row: int) -> bytes | None:
         split = bisect_right(self._starts, row) - 1

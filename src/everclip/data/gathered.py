@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import zipfile
@@ -13,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from everclip.data.images import MOST_BYTES, ImageSet, Store
+from everclip.data.images import MOST_BYTES, ImageSet, Store, content_id
 
 
 class Encoded(Store):
@@ -86,10 +85,9 @@ class Gathered(Store):
         store, place = self._places[row]
         return store.nbytes(place)
 
-
-def content_id(content: bytes) -> int:
-    """A stable id from 0 to 2^63 - 1 of an encoded image: the same wherever the file lies and whatever its name."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+    def content(self, row: int) -> int:
+        store, place = self._places[row]
+        return store.content(place)
 
 
 def gather(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], dict[str, str]]:

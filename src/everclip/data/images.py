@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import stat
 import zipfile
 from abc import ABC, abstractmethod
@@ -32,6 +34,27 @@ class Store(ABC):
     def nbytes(self, row: int) -> int:
         """Size of the encoded file in bytes; 0 where it cannot be read."""
 
+    def stamp(self, row: int) -> tuple[int, int] | None:
+        """Size of a row in bytes, and a number below 2^63 that is another one once what holds it is written anew,
+        replaced or moved; None where only reading it can tell. Raises OSError where it cannot be had.
+        """
+        return None
+
+    def content(self, row: int) -> int:
+        """The ``content_id`` of a row. Raises OSError where it cannot be read."""
+        return content_id(self.read(row))
+
+
+def content_id(content: bytes) -> int:
+    """A stable id from 0 to 2^63 - 1 of an encoded image: the same wherever the file lies and whatever its name."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+def file_stamp(path: str | Path) -> tuple[int, int]:
+    """``Store.stamp`` of a file, from its time of change and its inode. Raises OSError."""
+    found = os.stat(path)
+    return found.st_size, (found.st_mtime_ns * 0x9E3779B97F4A7C15 + found.st_ino) % (1 << 63)
+
 
 class FileStore(Store):
     """Image files under a folder."""
@@ -55,6 +78,9 @@ class FileStore(Store):
         except OSError:
             return 0
 
+    def stamp(self, row: int) -> tuple[int, int]:
+        return file_stamp(os.path.join(self.root, self.keys[row]))
+
 
 class ZipStore(Store):
     """Image files in an uncompressed zip archive."""
@@ -68,6 +94,10 @@ class ZipStore(Store):
 
     def nbytes(self, row: int) -> int:
         return self._zip.getinfo(self.keys[row]).file_size
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        found = self._zip.getinfo(self.keys[row])
+        return found.file_size, found.CRC
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from everclip.config.fields import shown
-from everclip.data.images import MOST_BYTES, Store
+from everclip.data.images import MOST_BYTES, Store, file_stamp
 from everclip.errors import UserError
 from everclip.reading import Unreadable, open_regular, parse_json
 
@@ -63,6 +63,10 @@ class TarStore(Store):
 
     def nbytes(self, row: int) -> int:
         return int(self._sizes[row])
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        _, stamp = file_stamp(self._paths[self._shards[row]])
+        return self.nbytes(row), stamp
 
 
 def read_shard(path: Path) -> Shard:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from everclip.card import CardTask
 from everclip.data.folders import image_files
-from everclip.data.gathered import content_id, gather
-from everclip.data.images import MOST_BYTES, FileStore, ImageSet
+from everclip.data.gathered import gather
+from everclip.data.images import MOST_BYTES, FileStore, ImageSet, content_id
 from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed
 from everclip.errors import UserError, suggest

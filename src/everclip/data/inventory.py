@@ -1,0 +1,244 @@
+"""What the images of a run are, and what is different of them later.
+
+Of each image its path, class, domain, task and part, size, and a stamp of the file that holds it (time of change and
+inode; of a zip archive the checksum). Of as many as ``BUDGET`` bytes hold a hash of the content as well: of those first
+that share their size with one of the other part, which may be the same picture, then of a sample spread over the rest.
+
+An image of the same size and stamp is taken for the same unread. Another stamp alone is no change: a data set may be
+copied. Then the content decides, where its hash is known; else the size, and whether the others were copied too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.data.images import Store
+from everclip.data.scenario import Task
+
+BUDGET = 1 << 30
+"""Bytes of images that are read to hash them, when a run begins."""
+MOST_LOADED = 4 << 30
+"""Bytes that what is kept may take in memory."""
+UNREAD, UNREADABLE = -1, -2
+"""In place of a content's hash: not taken; could not be taken."""
+_COLUMNS = ("places", "labels", "domains", "sizes", "stamps", "contents")
+
+Column = NDArray[np.int64]
+Step = Callable[[int], object]
+
+
+def silent(done: int) -> None:
+    """Where nobody wants to know."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inventory:
+    """Images as columns, task after task, training images before test images.
+
+    Args:
+        keys: paths relative to the data's root.
+        places: twice the task's index, and one more of a test image.
+        labels, domains: as in ImageSet.
+        sizes, stamps: as ``Store.stamp`` gives them; a stamp of -1 where there is none.
+        contents: ``Store.content``, ``UNREAD`` or ``UNREADABLE``.
+        changed: what differed when the run went on with --changed-data: "images", how many, and the "first" of them.
+    """
+
+    keys: list[str]
+    places: Column
+    labels: Column
+    domains: Column
+    sizes: Column
+    stamps: Column
+    contents: Column
+    changed: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def is_test(self) -> NDArray[np.bool_]:
+        """Which are test images."""
+        return self.places % 2 == 1
+
+    def twins(self) -> NDArray[np.bool_]:
+        """Which share their size with an image of the other part."""
+        train, test = (np.unique(self.sizes[self.is_test == part]) for part in (False, True))
+        return np.isin(self.sizes, np.intersect1d(train, test)) & (self.contents != UNREADABLE)
+
+    def duplicates(self) -> int | None:
+        """How many test images are training images too; None where there are too many bytes to tell."""
+        twins = self.twins()
+        if (self.contents[twins] == UNREAD).any():
+            return None
+        test, train = (self.contents[twins & (self.is_test == part)] for part in (True, False))
+        return int(np.isin(test, train).sum())
+
+    def learned(self, tasks: int) -> Inventory:
+        """The training images of the first tasks whose content is known."""
+        return self.select(~self.is_test & (self.places < 2 * tasks) & (self.contents >= 0))
+
+    def select(self, which: NDArray[np.bool_] | Column) -> Inventory:
+        """The rows at ``which``, a mask or positions."""
+        places = np.flatnonzero(which) if which.dtype == bool else which
+        columns = {name: getattr(self, name)[places] for name in _COLUMNS}
+        return replace(self, keys=[self.keys[place] for place in places.tolist()], **columns)
+
+    def packed(self) -> bytes:
+        """As a file's content."""
+        content = io.BytesIO()
+        keys = "\0".join(self.keys).encode("utf-8", "surrogatepass")
+        np.savez_compressed(
+            content,
+            keys=np.frombuffer(keys, dtype=np.uint8),
+            columns=np.stack([getattr(self, name) for name in _COLUMNS]),
+            changed=np.frombuffer(json.dumps(self.changed).encode(), dtype=np.uint8),
+        )
+        return content.getvalue()
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> Inventory:
+        """From a file's content. Raises ValueError where it is damaged."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if sum(part.file_size for part in archive.infolist()) > MOST_LOADED:
+                    raise ValueError("too large")
+            with np.load(io.BytesIO(content), allow_pickle=False) as found:
+                keys, changed = (found[name].tobytes() for name in ("keys", "changed"))
+                columns = dict(zip(_COLUMNS, found["columns"].astype(np.int64), strict=True))
+            names = keys.decode("utf-8", "surrogatepass").split("\0") if keys else []
+            noted = cls(names, **columns, changed=json.loads(changed))
+        except (OSError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(str(error)) from error
+        if len(noted.keys) != len(noted.places) or not isinstance(noted.changed, dict | None):
+            raise ValueError("columns of several lengths")
+        return noted
+
+
+def of(tasks: Sequence[Task], store: Store) -> Inventory:
+    """The images of tasks, with stamps alone."""
+    sets = [part for task in tasks for part in (task.train, task.test)]
+    rows, labels, domains = (
+        np.concatenate([getattr(part, name) for part in sets]) for name in ("rows", "labels", "domains")
+    )
+    places = np.repeat(np.arange(len(sets), dtype=np.int64), [len(part) for part in sets])
+    sizes, stamps = np.zeros_like(rows), np.full_like(rows, -1)
+    contents = np.full_like(rows, UNREAD)
+    for place, row in enumerate(rows.tolist()):
+        try:
+            stamp = store.stamp(row)
+        except OSError:
+            contents[place] = UNREADABLE
+            continue
+        sizes[place], stamps[place] = (store.nbytes(row), -1) if stamp is None else stamp
+    keys = [str(store.keys[row]).replace("\0", "\ufffd") for row in rows.tolist()]
+    return Inventory(keys, places, labels, domains, sizes, stamps, contents)
+
+
+def hashed(noted: Inventory, tasks: Sequence[Task], store: Store, step: Step = silent) -> Inventory:
+    """The same with as many contents as ``BUDGET`` allows; ``step`` is told how many more images were looked at."""
+    order = np.lexsort([np.random.default_rng(0).permutation(len(noted)), ~noted.twins()])
+    order = order[noted.contents[order] == UNREAD]
+    chosen = np.sort(order[np.cumsum(noted.sizes[order]) <= BUDGET])
+    contents = noted.contents.copy()
+    contents[chosen] = _contents(tasks, store, chosen, step)
+    step(len(noted) - len(chosen))
+    return replace(noted, contents=contents)
+
+
+def _contents(tasks: Sequence[Task], store: Store, places: Column, step: Step = silent) -> Column:
+    """Hashes of the images at some places."""
+    rows = np.concatenate([part.rows for task in tasks for part in (task.train, task.test)])[places]
+
+    def take(some: Column) -> list[int]:
+        found = []
+        for row in some.tolist():
+            try:
+                found.append(store.content(row))
+            except OSError:
+                found.append(UNREADABLE)
+        return found
+
+    taken: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        for some in pool.map(take, np.array_split(rows, -(-len(rows) // 128) or 1)):
+            taken += some
+            step(len(some))
+    return np.array(taken, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is different: of how many images, the first of them, and how."""
+
+    images: int
+    first: str
+    what: str
+
+    def words(self, data: str, whose: str, total: int) -> str:
+        """For a message."""
+        return (
+            f"{data} is not what it was when {whose} began: {self.images} of {total} images differ, such as"
+            f" {self.first} ({self.what})"
+        )
+
+
+def compare(before: Inventory, tasks: Sequence[Task], store: Store) -> tuple[Change | None, Inventory]:
+    """What has changed since, and the images as they are now with the contents that are known of them."""
+    now = of(tasks, store)
+    if now.keys == before.keys:
+        then = np.arange(len(now))
+    else:
+        place = {key: row for row, key in enumerate(before.keys)}
+        then = np.array([place.get(key, -1) for key in now.keys], dtype=np.int64)
+    here, was = np.flatnonzero(then >= 0), then[then >= 0]
+    old, new = before.select(was), now.select(here)
+    moved = (old.places != new.places) | (old.domains != new.domains)
+    named = old.labels != new.labels
+    contents, other = _other(old, new, lambda places: _contents(tasks, store, here[places]))
+    now.contents[here] = contents
+    differing: dict[str, str] = {}
+    gone = np.ones(len(before), dtype=bool)
+    gone[was] = False
+    for keys, which, what in (
+        (before.keys, gone, "it is gone"),
+        (now.keys, then < 0, "it is new"),
+        (new.keys, named, "it has another class"),
+        (new.keys, moved, "it is in another part or domain"),
+        (new.keys, other, "it is another picture"),
+    ):
+        for row in np.flatnonzero(which).tolist():
+            differing.setdefault(keys[row], what)
+    now = replace(now, changed=before.changed)
+    if not differing:
+        return None, now
+    first, what = next(iter(differing.items()))
+    return Change(len(differing), first, what), now
+
+
+def _other(
+    old: Inventory, new: Inventory, take: Callable[[Column], Column]
+) -> tuple[Column, NDArray[np.bool_]]:
+    """The contents of the same images then and now, as far as they are known, and which of them differ."""
+    known = old.contents >= 0
+    doubtful = (old.sizes != new.sizes) | (old.stamps != new.stamps) | (new.stamps < 0)
+    doubtful &= old.contents != UNREADABLE  # it was left out, and stays so
+    contents = old.contents.copy()
+    reread = np.flatnonzero(doubtful & known)
+    contents[reread] = take(reread)
+    other = known & (contents != old.contents)
+    unknown = ~known & (old.contents != UNREADABLE)
+    other |= unknown & (old.sizes != new.sizes)
+    if (unknown & doubtful).sum() < unknown.sum():  # else all of them were copied, as the sizes say
+        other |= unknown & doubtful
+    return contents, other

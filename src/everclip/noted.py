@@ -1,0 +1,113 @@
+"""What a run has noted of its images: in ``images.npz`` when it begins, compared when it goes on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from everclip import ranks
+from everclip.data.inventory import Inventory, compare, hashed, of
+from everclip.errors import UserError
+from everclip.plan import Plan
+from everclip.progress import Progress
+from everclip.run import IMAGES, Run
+
+log = logging.getLogger("everclip")
+
+
+class Noted(NamedTuple):
+    """What results.json says of the images.
+
+    Args:
+        duplicates: how many test images are training images too; None where that is not known.
+        changed: what differed when the run went on with --changed-data: "images", how many, and the "first" of them.
+    """
+
+    duplicates: int | None
+    changed: dict[str, Any] | None
+
+
+NOTHING = Noted(None, None)
+
+
+def read(folder: Path) -> Inventory | None:
+    """What the run in a folder has noted; None of a run of an earlier version. Raises UserError where it is damaged."""
+    path = folder / IMAGES
+    if not path.is_file():
+        return None
+    try:
+        return Inventory.unpacked(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged: remove it, and the run goes on without knowing whether its images changed"
+        ) from error
+
+
+def keep(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> Noted:
+    """Note what the images of a run are, or compare them where it goes on; of several processes the first does.
+
+    Raises:
+        UserError: they are not those that the run began with, and ``run.changed_data`` does not say that this is known.
+    """
+    kept, wrong = _kept(run, plan, goes_on, progress) if run.writes else (None, "")
+    wrong = ranks.from_first(wrong)
+    if wrong:
+        raise UserError(wrong)
+    if kept is None:
+        return NOTHING
+    copies = kept.duplicates()
+    if copies:
+        log.warning(
+            "%d of %d test images are training images too: their accuracy flatters",
+            *(copies, kept.is_test.sum()),
+        )
+    return Noted(copies, kept.changed)
+
+
+def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inventory | None, str]:
+    """The inventory as it is now, or why the run cannot go on."""
+    tasks, store = plan.tasks, plan.data.train.store
+    before = read(run.path) if goes_on else None
+    if before is None:
+        if goes_on:
+            log.info("an earlier version began this run: whether its images have changed is not known")
+        return _noted(run, plan, progress, None), ""
+    change, now = compare(before, tasks, store)
+    if change is None:
+        if not (np.array_equal(now.stamps, before.stamps) and now.keys == before.keys):
+            run.write(IMAGES, now.packed())  # a copy, which need not be read another time
+        return now, ""
+    words = change.words(plan.config.data, "this run", len(before))
+    if not run.changed_data:
+        return None, (
+            f"{words}; put the data back, start a new run, or write everclip resume {run.path} --changed-data to go on"
+            " all the same"
+        )
+    log.warning("%s; the run goes on all the same", words)
+    earlier = before.changed or {"images": 0, "first": change.first}
+    changed = {"images": earlier["images"] + change.images, "first": earlier["first"]}
+    return _noted(run, plan, progress, changed), ""
+
+
+def _noted(run: Run, plan: Plan, progress: Progress, changed: dict[str, Any] | None) -> Inventory:
+    """Note what the images are now."""
+    tasks, store = plan.tasks, plan.data.train.store
+    stamped = of(tasks, store)
+    progress.start("noting what the images are", len(stamped))
+    noted = hashed(stamped, tasks, store, lambda done: progress.step(count=done))
+    noted = replace(noted, changed=changed)
+    run.write(IMAGES, noted.packed())
+    return noted
+
+
+def difference(folder: Path, plan: Plan) -> str:
+    """How a plan's images differ from those of the run in a folder, in words; empty where they do not."""
+    before = read(folder)
+    if before is None:
+        return ""
+    change, _ = compare(before, plan.tasks, plan.data.train.store)
+    return "" if change is None else change.words(plan.config.data, str(folder), len(before))
