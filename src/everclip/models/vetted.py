@@ -29,17 +29,8 @@ from everclip.config.fields import shown
 from everclip.errors import UserError
 
 _SECTIONS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
-_MODEL = {
-    *_SECTIONS,
-    *(
-        "embed_dim",
-        "quick_gelu",
-        "custom_text",
-        "init_logit_scale",
-        "init_logit_bias",
-        "nonscalar_logit_scale",
-    ),
-}
+_LOGITS = {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
+_MODEL = {*_SECTIONS, *_LOGITS, "embed_dim", "quick_gelu", "custom_text"}
 _TOKENIZER = {"clean", "strip_sep_token", "language"}
 _KWARGS = {"act_kwargs": {"approximate"}, "norm_kwargs": {"eps"}, "tokenizer_kwargs": _TOKENIZER}
 """Tables of a section, and the keys that open_clip's own configs have in them."""
@@ -47,12 +38,11 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
 _CODE = ("auto_map", "trust_remote_code")
 _ELSEWHERE = ("configuration_files", "fast_tokenizer_files", "gguf_file", "init_inputs", "tokenizer_object")
 """Keys of transformers that have it read other files, or hand over objects."""
-_TOKENIZERS = {
-    *("AlbertTokenizer", "BertTokenizer", "CLIPTokenizer", "CamembertTokenizer", "DebertaV2Tokenizer"),
-    *("DistilBertTokenizer", "ElectraTokenizer", "GPT2Tokenizer", "GemmaTokenizer", "LlamaTokenizer"),
-    *("M2M100Tokenizer", "MPNetTokenizer", "NllbTokenizer", "PreTrainedTokenizer", "RobertaTokenizer"),
-    *("Siglip2Tokenizer", "SiglipTokenizer", "T5Tokenizer", "TokenizersBackend", "XLMRobertaTokenizer"),
-}
+_FAMILIES = (
+    "Albert Bart Bert CLIP Camembert Deberta DebertaV2 DistilBert Electra GPT2 Gemma Llama M2M100 MPNet MT5 Nllb"
+    " PreTrained Qwen2 Roberta Siglip Siglip2 T5 XLMRoberta"
+)
+_TOKENIZERS = {f"{family}Tokenizer" for family in _FAMILIES.split()} | {"TokenizersBackend"}
 """Classes that read a vocabulary and nothing else; with "Fast" behind it too."""
 
 
@@ -74,14 +64,20 @@ def check(config: Mapping[str, Any], where: str) -> None:
         _known(section, {field.name for field in fields(kind)}, where, f"{name}.")
         for table, keys in _KWARGS.items():
             _known(section.get(table) or {}, keys, where, f"{name}.{table}.")
-    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
-    name = vision.get("timm_model_name")
+    name = config.get("vision_cfg", {}).get("timm_model_name")
     if name is not None and not (isinstance(name, str) and ":" not in name and timm.is_model(name)):
         raise UserError(f"{where}: vision_cfg.timm_model_name {shown(name)} is no model of timm's own")
-    for key in ("hf_model_name", "hf_tokenizer_name"):
-        name = text.get(key)
-        if name and not (isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name):
-            raise UserError(f"{where}: text_cfg.{key} {shown(name)} is no name on the hub, such as ORG/NAME")
+
+
+def _home(name: Any, folder: str | None, where: str) -> str:
+    """Where transformers finds what a config calls ``name``: in the folder of a saved model, else on the hub."""
+    if folder is not None:
+        return folder
+    if isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name:
+        return name
+    raise UserError(
+        f"{where}: text_cfg leads to {shown(name)}, which is no name on the hub, such as ORG/NAME"
+    )
 
 
 def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
@@ -121,10 +117,10 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
         return
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
-    found, _ = PretrainedConfig.get_config_dict(folder or name)
+    found, _ = PretrainedConfig.get_config_dict(_home(name, folder, where))
     _check_code(found, where)
     kind = found.get("model_type")
-    if kind not in arch_dict:
+    if not isinstance(kind, str) or kind not in arch_dict:
         known = ", ".join(arch_dict)
         raise UserError(f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}")
     keys = {key for key in CONFIG_MAPPING[kind]().to_dict() if not key.startswith("_")} | {"model_type"}
@@ -151,9 +147,10 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
     from transformers import PretrainedConfig
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, get_tokenizer_config
 
-    own = get_tokenizer_config(folder or name)
+    home = _home(name, folder, where)
+    own = get_tokenizer_config(home)
     try:
-        model, _ = PretrainedConfig.get_config_dict(folder or name)
+        model, _ = PretrainedConfig.get_config_dict(home)
     except OSError:  # a tokenizer alone
         model = {}
     for found in (own, model):

@@ -86,6 +86,7 @@ def _model_folder(path: Path) -> Path:
     nothing that loading could run.
     """
     if (path / CONFIG_FILE).is_file():
+        _check_files(path)
         if (path / MANIFEST).is_file():
             try:
                 verify(path)
@@ -102,6 +103,13 @@ def _model_folder(path: Path) -> Path:
         f"holds no {CONFIG_FILE} and no checkpoint of a finished task" if path.is_dir() else "does not exist"
     )
     raise UserError(f"model: the folder {path} {what}; give the folder of a saved model or of a run")
+
+
+def _check_files(path: Path) -> None:
+    """Raise UserError for a pipe or a device, which whoever opens it waits for without an end."""
+    for file in path.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise UserError(f"model: {file} is a pipe or a device: take another copy of the model")
 
 
 def _named(spec: str) -> tuple[str, dict[str, Any]]:
@@ -151,9 +159,8 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
             raise UserError(
                 f'model "{spec}" cannot be loaded from {source.removeprefix(_LOCAL)}: {_line(error)}'
             ) from error
-        raise UserError(
-            f'model "{spec}": {no_network or _line(error)} (tried {_tried(source, options)}); {_REMEDY}'
-        ) from error
+        reason = no_network if no_network and not _is_pickle(error) else _line(error)
+        raise UserError(f'model "{spec}": {reason} (tried {_tried(source, options)}); {_REMEDY}') from error
 
 
 def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
@@ -280,9 +287,14 @@ def _quiet() -> Iterator[None]:
         logging.root.removeHandler(handler)
 
 
+def _is_pickle(error: Exception) -> bool:
+    """Whether torch refused weights that hold more than tensors; its message says how to run them all the same."""
+    return type(error).__name__ == "UnpicklingError"
+
+
 def _line(error: Exception) -> str:
     """An error's message as one short line."""
-    if type(error).__name__ == "UnpicklingError":  # its own message says how to run them
+    if _is_pickle(error):
         return "its weights are a pickle that holds more than tensors: take a copy in safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

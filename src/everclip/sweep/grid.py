@@ -16,7 +16,7 @@ from typing import Any
 
 import tomli_w
 
-from everclip import estimate, plugins
+from everclip import estimate, plugins, trust
 from everclip.config import Config, config_hash, essence, load_config, resolve
 from everclip.config.fields import shown
 from everclip.config.sources import is_override
@@ -141,7 +141,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
             raise UserError(f"{shown(key)} is given twice: write it once, with all its values after commas")
         given[key] = [text] if key in WHOLE else parted(text, key)
     out = given.pop("out", [None])[0]
-    methods = given.get("method") or [load_config(base).method.name]
+    methods = given.get("method") or [_method_of(base)]
     own, shared = owned(given, methods)
     cells: list[Cell] = []
     refused: list[str] = []
@@ -163,6 +163,14 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
     _all_valid(refused)
     axes = {key: values for key, values in given.items() if len(values) > 1}
     return Grid(axes, cells, out)
+
+
+def _method_of(base: Sequence[str]) -> str:
+    """The method of a config, to be a word of each cell. Raises UserError for code that only a file asks for."""
+    name = load_config(base).method.name
+    for module in trust.names(name):
+        trust.check(module)  # what stands in a word counts as written by the user
+    return name
 
 
 def _order(given: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,22 @@ def submit(
         raise UserError(f"--slurm: {error}: run this where sbatch is, or use --print") from error
     except (NameError, TypeError, AssertionError) as error:
         raise UserError(f"--slurm-set: {error}") from error
-    # A job begins with "python -m" in the current folder, whose modules would stand before the installed ones.
-    os.environ["PYTHONSAFEPATH"] = "1"
-    with executor.batch():
+    with _safe_path(), executor.batch():
         jobs = [executor.submit(Command(words)) for words in commands]
     return [job.job_id for job in jobs]
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Have the jobs begin as with ``python -P``: else modules of the current folder stand before the installed ones."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _value(text: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from everclip import data as sources
+from everclip import trust
 from everclip.card import CardTask
 from everclip.data.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
@@ -86,6 +87,8 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     if (folder / "config.toml").is_file() and images:
         try:
             model = of_run(folder)
+        except trust.Refused:  # whose remedy is another one
+            raise
         except UserError as error:
             raise UserError(f"{error}; or give images of its classes with --memory DATA") from error
         assert model.plan is not None

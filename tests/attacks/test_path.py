@@ -1,0 +1,59 @@
+"""What a sweep starts takes no module of the current folder, and still those of PYTHONPATH."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from everclip.sweep import pool
+from everclip.sweep.pool import Child, Watcher, Work
+from tests.attacks.plant import payload
+
+METHOD = '''
+"""A method of one's own."""
+from everclip.methods.gcl import Gcl
+
+class Mine(Gcl):
+    """As gcl."""
+'''
+
+
+class _Silent(Watcher):
+    def started(self, child: Child) -> None:
+        pass
+
+    def ended(self, child: Child, error: str | None) -> None:
+        assert error is None
+
+    def stopping(self, running: Sequence[Child]) -> None:
+        pass
+
+    def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
+        pass
+
+
+def test_a_sweeps_children_read_no_module_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, marker = tmp_path / "here", tmp_path / "ran"
+    payload(
+        here / "filelock.py",
+        marker,
+        "class FileLock: ...\nclass Timeout(Exception): ...\n",
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "method.py").write_text(METHOD)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    log = tmp_path / "log"
+    pool.run([Work("x", ["methods", "mine.method"], tmp_path / "x", log)], [{}], _Silent())
+    assert "A method of one's own." in log.read_text()
+    assert not marker.exists()
+    # the payload is live: without -P Python runs it
+    subprocess.run([sys.executable, "-m", "everclip", "methods", "gdro"], capture_output=True, check=False)
+    assert marker.exists()
