@@ -32,6 +32,7 @@ from everclip.report.svg import (
 
 _MOST_CELLS = 25_000  # of the CSV file, which would otherwise outweigh the page
 _COLUMNS = 600  # of the image
+_ROWS = 2000  # of the image, at most: a pixel row has several of them already
 _STRIP = 118.0  # px from one line chart beneath the map to the next
 
 
@@ -72,9 +73,10 @@ class ClassMap:
 
     @cached_property
     def classes(self) -> list[str]:
-        """The rows from the top: what the records know, in the order learned."""
+        """The rows from the top: what the records know, in the order learned; of very many classes some."""
         seen = {name for record in self.records for name in record.values}
-        return [name for name in self.run.classes if name in seen] or sorted(seen)
+        known = [name for name in self.run.classes if name in seen] or sorted(seen)
+        return known[:: math.ceil(len(known) / _ROWS)]
 
     @cached_property
     def table(self) -> NDArray[np.float64]:
@@ -94,6 +96,8 @@ class ClassMap:
             )
         if thin > 1:
             caption += f" The CSV file has every {thin}th record; metrics.jsonl has all."
+        if len(self.classes) < len(self.records[-1].values):
+            caption += f" Of very many classes {len(self.classes)} are drawn, evenly spread over their order."
         text = csv_text(["step", *self.classes], rows)
         return Figure(key, self.title, caption, *both(self._draw, prefix, key), text)
 

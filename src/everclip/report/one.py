@@ -22,6 +22,7 @@ from everclip.report.tables import Cell, Table, table, words
 from everclip.report.words import duration, percent, points, size
 
 _MOST_PAIRS = 40  # confusions in the table
+_MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all
 
 
 def context(run: RunData, prefix: str) -> Json:
@@ -41,7 +42,8 @@ def context(run: RunData, prefix: str) -> Json:
         "verdict": _verdict(run),
         "tiles": _tiles(run),
         "figures": drawn,
-        "per_class": per_class,
+        "per_class": per_class[:_MOST_CLASSES],
+        "classes": len(per_class),
         "below": sum(row["change"] < 0 for row in per_class),
         "per_class_csv": csv_address(
             ["class", "task", "test_images", "zero_shot", "after_learning", "last"],

@@ -20,6 +20,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from everclip.report.outlines import UNITS, face
@@ -208,12 +209,18 @@ class _File:
 def _picture(file: _File, image: Image.Image) -> int:
     """An RGBA image, on white paper; with a palette, which suits charts."""
     paper = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    colours, places = np.unique(np.asarray(paper).reshape(-1, 3), axis=0, return_inverse=True)
+    colours, places = colours_of(np.asarray(paper.convert("RGBA")))
     size = f"/Type /XObject /Subtype /Image /Width {image.width} /Height {image.height} /BitsPerComponent 8"
     if len(colours) > 256:
         return file.add(f"{size} /ColorSpace /DeviceRGB", paper.tobytes())
-    palette = f"[/Indexed /DeviceRGB {len(colours) - 1} <{colours.tobytes().hex()}>]"
+    palette = f"[/Indexed /DeviceRGB {len(colours) - 1} <{colours[:, :3].tobytes().hex()}>]"
     return file.add(f"{size} /ColorSpace {palette}", places.astype(np.uint8).tobytes())
+
+
+def colours_of(rgba: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The colours ``[n, 4]`` of an image ``[height, width, 4]``, and which of them each pixel has."""
+    keys, places = np.unique(np.ascontiguousarray(rgba).view(np.uint32)[..., 0], return_inverse=True)
+    return keys[:, None].view(np.uint8), places.reshape(rgba.shape[:2])
 
 
 def _turned(degrees: float) -> tuple[float, float]:

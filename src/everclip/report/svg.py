@@ -21,7 +21,7 @@ from PIL import Image
 
 from everclip import texts
 from everclip.report import style
-from everclip.report.pdf import pdf
+from everclip.report.pdf import colours_of, pdf
 
 WIDE, NARROW = 920, 360  # px: every chart is drawn for a desk or paper, and for a phone
 ORANGE, BLUE = (
@@ -292,9 +292,9 @@ def both(draw: Callable[[float, str], Canvas], prefix: str, key: str) -> tuple[M
 
 def png(rgba: NDArray[np.uint8]) -> str:
     """A data: address of ``[height, width, 4]`` as a PNG image, with a palette where there are few colours."""
-    colours, places = np.unique(rgba.reshape(-1, 4), axis=0, return_inverse=True)
+    colours, places = colours_of(rgba)
     if len(colours) <= 256:
-        image = Image.fromarray(places.reshape(rgba.shape[:2]).astype(np.uint8), "P")
+        image = Image.fromarray(places.astype(np.uint8), "P")
         image.putpalette(colours.tobytes(), "RGBA")
     else:
         image = Image.fromarray(rgba)
