@@ -96,9 +96,10 @@ class Striker:
 
     @staticmethod
     def _writes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        mode = kwargs.get("mode", args[1] if len(args) > 1 else "r")
+        file, *more = args
+        mode = kwargs.get("mode", more[0] if more else "r")
         new = not {*"wx+"}.isdisjoint(mode)  # one that is appended to is as it was
-        return new and not isinstance(args[0], int)
+        return new and not isinstance(file, int)
 
     @staticmethod
     def _makes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
