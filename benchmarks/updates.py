@@ -108,7 +108,9 @@ def chain(one: Setting, choice: str, scratch: Path) -> Json:
     rows: list[Json] = []
     for task in one.steps:
         start = time.process_time()
-        made = update(state, one.part(task), None, Options(choice, EXEMPLARS, 100.0), Quiet())
+        made = update(
+            state, one.part(task), None, Options(choice, EXEMPLARS, 100.0, unmeasured=True), Quiet()
+        )
         state, verdict = made.state, made.verdict
         assert state.model is not None
         rows.append(

@@ -26,7 +26,7 @@ def colours(root: Path, classes: dict[str, tuple[int, int, int]], count: int = 6
 
 def updated(state: State, new: Dataset, test: Dataset | None = None, **options: Any) -> Outcome:
     """An update; old classes may lose anything unless it is said."""
-    given = {"max_drop": 100.0, "exemplars": 4, "seed": 0} | options
+    given = {"max_drop": 100.0, "exemplars": 4, "seed": 0, "unmeasured": True} | options
     return update(state, new, test, Options(**given), Progress())
 
 

@@ -18,6 +18,7 @@ from everclip.data.scenario import Task
 from everclip.deployed import Deployed, zero_shot
 from everclip.errors import UserError
 from everclip.evaluate import Scores, evaluate
+from everclip.learned import repeated
 from everclip.models.clip import Clip
 
 log = logging.getLogger("everclip")
@@ -157,6 +158,7 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
             f'--calibrate {spec} has images of "{unknown[0]}", which is none of the {len(model.names)} classes of'
             f" {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
         )
+    repeated(model.spec, found.whole(), spec)
     answered = examined(model, found)
     fitted = fit(answered.logits(), answered.truth(), spec)
     if not LOWEST * 1.01 < fitted.temperature < HIGHEST / 1.01:

@@ -104,25 +104,25 @@ class Learner:
         images: Images,
         labels: Sequence[str] | None = None,
         test: tuple[Images, Sequence[str]] | Dataset | None = None,
-        max_drop: float = 100.0,
+        max_drop: float | None = None,
     ) -> dict[str, Any]:
         """Learn new classes, or new images of old ones.
 
         Args:
             labels: a name an image; None for a Dataset.
             test: held-out images with their labels, or a Dataset.
-            max_drop: percentage points that old classes may lose on ``test``; where they lose more the learner stays
-                as it was, and ``verdict["gate"]["passed"]`` is false.
+            max_drop: percentage points that old classes may lose on ``test``, which then needs images of them; where
+                they lose more the learner stays as it was, and ``verdict["gate"]["passed"]`` is false. None: anything.
 
         Returns:
             the verdict, as in verdict.json.
 
         Raises:
-            UserError: as ``learn``.
+            UserError: as ``learn``; or ``max_drop`` is given, and ``test`` has no image of an old class.
         """
         self._catch_up()
         held = test if test is None or isinstance(test, Dataset) else _held(_dataset(*test))
-        return self._learn(_dataset(images, labels), held, replace(self._options, max_drop=max_drop))
+        return self._learn(_dataset(images, labels), held, replace(self._options, **_limit(max_drop)))
 
     def partial_fit(self, images: Images, labels: Sequence[str]) -> Learner:
         """Take a batch of a stream. Batches are learned together: when something is asked of the learner, or once
@@ -193,7 +193,7 @@ class Learner:
         if self._waiting:
             contents, labels = zip(*self._waiting, strict=True)
             self._waiting = []
-            self._learn(_of_contents(contents, labels), None, replace(self._options, max_drop=100.0))
+            self._learn(_of_contents(contents, labels), None, replace(self._options, **_limit(None)))
 
     @contextmanager
     def _bar(self) -> Iterator[Progress]:
@@ -202,6 +202,11 @@ class Learner:
                 yield progress
         else:
             yield _Silent()
+
+
+def _limit(max_drop: float | None) -> dict[str, Any]:
+    """The options that say how much old classes may lose; None: they need not even be measured."""
+    return {"max_drop": 100.0 if max_drop is None else max_drop, "unmeasured": max_drop is None}
 
 
 class _Silent(Progress):

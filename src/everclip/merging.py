@@ -13,6 +13,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
 from everclip.deployed import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
 from everclip.errors import UserError
+from everclip.learned import repeated
 from everclip.methods._weights import blend
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -161,6 +163,8 @@ class Tried:
 def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]:
     """The data sets to choose on, decoded once. Raises UserError for the model's own data, its test set included."""
     found = [load_held_out(spec, models.learned, "--validate") for spec in specs]
+    for one, model in product(found, dict.fromkeys([models.learned.spec, models.other_name])):
+        repeated(model, one.whole(), one.name)
     return [(data, decoded(data.whole(), models.other, kept=True)) for data in found]
 
 

@@ -95,6 +95,25 @@ def test_a_gate_that_is_not_met_is_exit_code_3_and_no_model(
     assert {p.name: p.read_bytes() for p in Path(world["v1"]).iterdir()} == before
 
 
+def test_a_gate_that_measures_nothing_is_refused(
+    world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out images of the new classes alone say nothing of what the old ones lose."""
+    test = coloured(tmp_path / "cold-test", COLD, 4, 9)
+    words = ["update", world["v1"], "--add", world["cold"], "--test", test, "-o", str(tmp_path / "v2")]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1] == (
+        f"error: the 2 old classes of {world['v1']} may lose 1 points, and no held-out image is of one of them: add some"
+        " to --test, or write --unmeasured (in Python: no max_drop)"
+    )
+    assert "chosen" not in told  # nothing was trained either
+    assert not [path for path in tmp_path.iterdir() if "v2" in path.name]
+    assert main([*words, "--unmeasured"]) == 0
+    assert "no held-out images of old classes: not measured" in capsys.readouterr().out
+    assert json.loads((tmp_path / "v2" / "verdict.json").read_text())["gate"]["drop"] is None
+
+
 def test_a_dry_run_predicts_and_writes_nothing(
     world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

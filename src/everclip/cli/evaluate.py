@@ -120,7 +120,7 @@ def measure(
     from everclip.calibration import expected_error, likelihood, probabilities
     from everclip.data.templates import set_name
 
-    found, name = _answers(run, data, image_size, templates)
+    found, name, duplicates = _answers(run, data, image_size, templates)
     model, scores, logits, truth = found.model, found.scores, found.logits(), found.truth()
     nll = likelihood(logits, truth)
     return {
@@ -128,6 +128,7 @@ def measure(
         "data": name,
         "accuracy": found.accuracy,
         "images": scores.count(0),
+        "duplicates": duplicates,
         "label_set": len(model.labels),
         "ece": expected_error(probabilities(logits), truth),
         "nll": nll if math.isfinite(nll) else None,
@@ -145,14 +146,15 @@ def measure(
 
 def _answers(
     run: str, data: str | None, image_size: int | None, templates: str | None
-) -> tuple[Answers, str]:
-    """What the model says, and the name of the data."""
+) -> tuple[Answers, str, int | None]:
+    """What the model says, the name of the data, and how many of its images were learned."""
     from everclip import assess
     from everclip.deployed import is_learned, of_run, open_model
+    from everclip.learned import repeated
 
     if not is_learned(run):
         model, found = _of_model(run, data, image_size, templates)
-        return assess.examined(model, found), found.name
+        return assess.examined(model, found), found.name, None
     for option, value in (("--image-size", image_size), ("--templates", templates)):
         if value is not None:
             raise UserError(
@@ -161,13 +163,14 @@ def _answers(
     if data is not None:
         model = open_model(run)
         found = assess.load(data, model)
-        return assess.examined(model, found), found.name
+        return assess.examined(model, found), found.name, repeated(run, found.whole(), found.name)
     if not (Path(run) / "config.toml").is_file():
         raise UserError(f"{run} is a model folder, without images of its own: give --data")
     model = of_run(Path(run))
     assert model.plan is not None
     tests = [task.test for task in model.plan.tasks]
-    return assess.answers(model, sum(tests[1:], tests[0])), model.plan.data.name
+    images, name = sum(tests[1:], tests[0]), f"the test part of {model.plan.data.name}"
+    return assess.answers(model, images), model.plan.data.name, repeated(run, images, name)
 
 
 def _of_model(

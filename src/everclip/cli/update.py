@@ -27,6 +27,10 @@ class Knobs:
         float,
         Parameter(help="Points that old classes may lose on --test; more is exit code 3, and no model."),
     ] = 1.0
+    unmeasured: Annotated[
+        bool,
+        Parameter(help="Go on where --test has no image of an old class, so that max-drop says nothing."),
+    ] = False
     exemplars: Annotated[
         int, Parameter(help="Images a class to keep for later updates, a quarter of them for checks alone.")
     ] = 10
@@ -116,7 +120,8 @@ def _run(
     from everclip.updating.core import update as run
     from everclip.updating.opening import begin, load
 
-    options = Options(knobs.method, knobs.exemplars, knobs.max_drop, _pairs(knobs.same), knobs.seed)
+    chosen = (knobs.max_drop, _pairs(knobs.same), knobs.seed, knobs.unmeasured)
+    options = Options(knobs.method, knobs.exemplars, *chosen)
     options.check()
     path = None if out is None else check_new(out)
     with nullcontext() if path is None else claimed(path):

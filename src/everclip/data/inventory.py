@@ -128,21 +128,22 @@ class Inventory:
 def of(tasks: Sequence[Task], store: Store) -> Inventory:
     """The images of tasks, with stamps alone."""
     sets = [part for task in tasks for part in (task.train, task.test)]
-    rows, labels, domains = (
-        np.concatenate([getattr(part, name) for part in sets]) for name in ("rows", "labels", "domains")
+    labels, domains = (
+        np.concatenate([getattr(part, name) for part in sets]) for name in ("labels", "domains")
     )
+    rows = _rows(tasks)
     places = np.repeat(np.arange(len(sets), dtype=np.int64), [len(part) for part in sets])
     sizes, stamps = np.zeros_like(rows), np.full_like(rows, -1)
-    contents = np.full_like(rows, UNREAD)
+    taken = np.full_like(rows, UNREAD)
     for place, row in enumerate(rows.tolist()):
         try:
             stamp = store.stamp(row)
         except OSError:
-            contents[place] = UNREADABLE
+            taken[place] = UNREADABLE
             continue
         sizes[place], stamps[place] = (store.nbytes(row), -1) if stamp is None else stamp
     keys = [str(store.keys[row]).replace("\0", "\ufffd") for row in rows.tolist()]
-    return Inventory(keys, places, labels, domains, sizes, stamps, contents)
+    return Inventory(keys, places, labels, domains, sizes, stamps, taken)
 
 
 def hashed(noted: Inventory, tasks: Sequence[Task], store: Store, step: Step = silent) -> Inventory:
@@ -150,21 +151,25 @@ def hashed(noted: Inventory, tasks: Sequence[Task], store: Store, step: Step = s
     order = np.lexsort([np.random.default_rng(0).permutation(len(noted)), ~noted.twins()])
     order = order[noted.contents[order] == UNREAD]
     chosen = np.sort(order[np.cumsum(noted.sizes[order]) <= BUDGET])
-    contents = noted.contents.copy()
-    contents[chosen] = _contents(tasks, store, chosen, step)
+    taken = noted.contents.copy()
+    taken[chosen] = contents(_rows(tasks)[chosen], store.content, step)
     step(len(noted) - len(chosen))
-    return replace(noted, contents=contents)
+    return replace(noted, contents=taken)
 
 
-def _contents(tasks: Sequence[Task], store: Store, places: Column, step: Step = silent) -> Column:
-    """Hashes of the images at some places."""
-    rows = np.concatenate([part.rows for task in tasks for part in (task.train, task.test)])[places]
+def _rows(tasks: Sequence[Task]) -> Column:
+    """The images' rows in their store."""
+    return np.concatenate([part.rows for task in tasks for part in (task.train, task.test)])
+
+
+def contents(rows: Column, content: Callable[[int], int], step: Step = silent) -> Column:
+    """What ``content`` says of each row, several at once; ``UNREADABLE`` where it raises OSError."""
 
     def take(some: Column) -> list[int]:
         found = []
         for row in some.tolist():
             try:
-                found.append(store.content(row))
+                found.append(content(row))
             except OSError:
                 found.append(UNREADABLE)
         return found
@@ -205,8 +210,8 @@ def compare(before: Inventory, tasks: Sequence[Task], store: Store) -> tuple[Cha
     old, new = before.select(was), now.select(here)
     moved = (old.places != new.places) | (old.domains != new.domains)
     named = old.labels != new.labels
-    contents, other = _other(old, new, lambda places: _contents(tasks, store, here[places]))
-    now.contents[here] = contents
+    rows = _rows(tasks)[here]
+    now.contents[here], other = _other(old, new, lambda places: contents(rows[places], store.content))
     differing: dict[str, str] = {}
     gone = np.ones(len(before), dtype=bool)
     gone[was] = False
@@ -233,12 +238,12 @@ def _other(
     known = old.contents >= 0
     doubtful = (old.sizes != new.sizes) | (old.stamps != new.stamps) | (new.stamps < 0)
     doubtful &= old.contents != UNREADABLE  # it was left out, and stays so
-    contents = old.contents.copy()
+    taken = old.contents.copy()
     reread = np.flatnonzero(doubtful & known)
-    contents[reread] = take(reread)
-    other = known & (contents != old.contents)
+    taken[reread] = take(reread)
+    other = known & (taken != old.contents)
     unknown = ~known & (old.contents != UNREADABLE)
     other |= unknown & (old.sizes != new.sizes)
     if (unknown & doubtful).sum() < unknown.sum():  # else all of them were copied, as the sizes say
         other |= unknown & doubtful
-    return contents, other
+    return taken, other

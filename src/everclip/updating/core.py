@@ -23,7 +23,7 @@ from everclip.updating.checks import Checks
 from everclip.updating.forms import features, scores, text_form
 from everclip.updating.pictures import Pictures, collect
 from everclip.updating.state import State
-from everclip.updating.testing import compare, gate_of, unseen
+from everclip.updating.testing import check_measured, compare, gate_of, unseen
 from everclip.updating.training import Lesson
 
 AUTO = "auto"
@@ -43,6 +43,7 @@ class Options:
         max_drop: percentage points that the old classes may lose.
         same: new class name -> old class name, where they are one class.
         seed: of training.
+        unmeasured: whether to go on where no held-out image is of an old class, so that a drop is not measured.
     """
 
     method: str = AUTO
@@ -50,6 +51,7 @@ class Options:
     max_drop: float = 1.0
     same: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    unmeasured: bool = False
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be meant."""
@@ -122,6 +124,8 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     begin = time.perf_counter()
     pictures, facts, decision = prepare(state, new, options)
     tested = None if test is None else unseen(state, pictures, test)
+    if not options.unmeasured:
+        check_measured(state, tested, options.max_drop)
     for line in decision.why:
         progress.say(line)
     trial = _trial(state, pictures, decision, options.seed)
@@ -132,7 +136,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     chosen, reason = choose(made, decision, trial.checks, options.method)
     progress.say(f"chosen: {chosen.name} ({reason})")
     after = _next(state, trial, pictures, made, chosen, options)
-    result = None if tested is None else compare(state, after, *tested)
+    result = None if tested is None else compare(state, after, tested)
     gate = gate_of(result, options.max_drop, state)
     verdict: dict[str, Any] = {
         "schema": 1,

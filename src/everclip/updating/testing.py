@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
 from everclip.deployed import Deployed
 from everclip.errors import RunError, UserError
+from everclip.learned import of_run
 from everclip.updating.forms import scores
 from everclip.updating.pictures import Pictures, holdout
 from everclip.updating.state import State
@@ -19,7 +21,15 @@ from everclip.updating.state import State
 log = logging.getLogger("everclip")
 
 
-def unseen(state: State, pictures: Pictures, test: Dataset) -> tuple[ImageSet, Pixels]:
+class Held(NamedTuple):
+    """Held-out images. ``duplicates``: how many more there were, that were learned."""
+
+    images: ImageSet
+    pixels: Pixels
+    duplicates: int
+
+
+def unseen(state: State, pictures: Pictures, test: Dataset) -> Held:
     """Held-out images without those that were learned. Raises UserError where none is left."""
     images, pixels = holdout(pictures.known, test, state.encoder)
     learned = [
@@ -27,18 +37,31 @@ def unseen(state: State, pictures: Pictures, test: Dataset) -> tuple[ImageSet, P
         *(part.ids for part in (pictures.new, pictures.older, pictures.checks)),
     ]
     fresh = ~np.isin(images.ids, np.concatenate([*learned, pictures.exemplars.ids]))
+    before = of_run(Path(state.spec).expanduser())
+    if before is not None:  # of a run's training images some alone are learned again
+        fresh &= ~before.among(images)
     if not fresh.any():
         raise UserError(
             f"all images of --test {test.name} are among those to learn: keep some of each class in another folder"
         )
     if not fresh.all():
         log.warning("%d images of --test %s are learned too, and left out of it", (~fresh).sum(), test.name)
-    return images.select(fresh), pixels
+    return Held(images.select(fresh), pixels, int((~fresh).sum()))
 
 
-def compare(state: State, after: State, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
+def check_measured(state: State, held: Held | None, max_drop: float) -> None:
+    """Refuse an update whose old classes could lose anything unseen. Raises UserError."""
+    if state.known.names and (held is None or not (held.images.labels < len(state.known.names)).any()):
+        raise UserError(
+            f"the {len(state.known.names)} old classes of {state.spec} may lose {max_drop:g} points, and no held-out"
+            " image is of one of them: add some to --test, or write --unmeasured (in Python: no max_drop)"
+        )
+
+
+def compare(state: State, after: State, held: Held) -> dict[str, Any]:
     """Accuracy on held-out images, before among the old classes and after among all."""
     assert after.model is not None
+    images, pixels, duplicates = held
     old = len(state.known.names)
     found = scores(after.model, images, pixels)
     is_old = images.labels < old
@@ -56,6 +79,7 @@ def compare(state: State, after: State, images: ImageSet, pixels: Pixels) -> dic
         )
     return {
         "images": len(images),
+        "duplicates": duplicates,
         "accuracy": float(now.mean()),
         "old_before": None if before is None else float(before.mean()),
         "old_after": float(now[is_old].mean()) if is_old.any() else None,

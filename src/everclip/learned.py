@@ -1,0 +1,98 @@
+"""What a model has learned, image by image, told by content: so that one that it is tested on may be recognised."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from everclip.checkpoint import Store
+from everclip.data.images import ImageSet, content_id
+from everclip.data.inventory import contents
+from everclip.errors import UserError
+from everclip.noted import read
+from everclip.updating.sums import Sums
+
+log = logging.getLogger("everclip")
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """Images that were learned.
+
+    Args:
+        ids: their content: of a run as its data's store tells it, of a version the ``content_id`` of the files.
+        sizes: bytes of each of a run's images; None where they are not known.
+    """
+
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64] | None
+
+    def among(self, images: ImageSet) -> NDArray[np.bool_]:
+        """Which of the images are among them. Only those are read that have the size of one, where sizes are known."""
+        store, found = images.store, np.zeros(len(images), dtype=bool)
+        if self.sizes is None:
+            maybe = np.arange(len(images))
+            read_ids = contents(images.rows, lambda row: content_id(store.read(row)))
+        else:
+            sizes = np.array([store.nbytes(row) for row in images.rows.tolist()], dtype=np.int64)
+            maybe = np.flatnonzero(np.isin(sizes, self.sizes))
+            read_ids = contents(images.rows[maybe], store.content)
+        found[maybe] = np.isin(read_ids, self.ids)
+        return found
+
+
+def of(spec: str) -> Learned | None:
+    """What the run or version ``spec`` has learned; None where that is not known.
+
+    Raises:
+        UserError: its folder is damaged.
+    """
+    from everclip.updating.state import is_version  # which imports this module
+
+    folder = Path(spec).expanduser()
+    return _of_version(folder) if is_version(folder) else of_run(folder)
+
+
+def of_run(folder: Path) -> Learned | None:
+    """The training images of the tasks that the run in a folder has finished; None where it has noted none."""
+    noted = read(folder)
+    if noted is None:
+        return None
+    done = max((place.task for place in Store(folder / "checkpoints", 1).places() if place.whole), default=0)
+    trained = noted.learned(done)
+    return Learned(trained.contents, trained.sizes)
+
+
+def _of_version(folder: Path) -> Learned:
+    from everclip.updating.state import LIST, SUMS
+
+    try:
+        rows = json.loads((folder / LIST).read_text(encoding="utf-8"))["rows"]
+        kept = np.array([row[4] for row in rows], dtype=np.int64)
+        return Learned(np.concatenate([Sums.load(folder / SUMS).ids.numpy(), kept]), None)
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder} is damaged ({LIST} or {SUMS}): take another copy") from error
+
+
+def repeated(spec: str, images: ImageSet, name: str) -> int | None:
+    """How many of the images the model ``spec`` has learned, said in a line; None where that is not known.
+
+    Args:
+        name: of the data, for the line.
+    """
+    known = of(spec)
+    if known is None:
+        return None
+    count = int(known.among(images).sum())
+    if count:
+        log.warning(
+            "%d of the %d images of %s are ones that %s has learned: they flatter it",
+            *(count, len(images), name, spec),
+        )
+    return count
