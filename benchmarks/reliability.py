@@ -2,6 +2,7 @@
 
     python -m benchmarks.reliability                      # all of it; goes on where it stopped
     python -m benchmarks.reliability --only R1,R5 --minutes 4
+    python -m benchmarks.reliability --attacks            # every way in with every attack, again; takes minutes
     python -m benchmarks.reliability --page               # only write the page anew
 
 Items and what they draw depend on the seed and their number alone. Each is appended to ``reliability.jsonl`` when it is
@@ -15,6 +16,7 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +26,7 @@ from textwrap import fill
 from typing import Any
 
 import torch
+from tests.attacks.table import table as attacks
 from tests.faults.bench import FACTORS, LEAST, Bench
 from tests.faults.commands import COMMANDS
 from tests.faults.commits import COMMITS
@@ -39,6 +42,7 @@ RESULTS, PAGE = HERE / "reliability.jsonl", HERE / "reliability.md"
 
 Row = dict[str, Any]
 Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
+ATTACKED = HERE / "attacks.json"
 
 _FOLDERS = re.compile(r"(?<![\w./])(?:/[^/\s\"'()\[\],:]+)+/")
 """The folders of an absolute path; an address has two slashes."""
@@ -172,6 +176,27 @@ def _commands(done: Sequence[Row]) -> list[str]:
     return lines + table(head, rows)
 
 
+def attack() -> None:
+    """Try every way in with every attack, and keep for each pair what came out."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = attacks(Path(folder))
+    kept = [[row.met, row.way, row.attack, row.code, row.ran] for row in rows]
+    ATTACKED.write_text("[\n" + ",\n".join(json.dumps(row) for row in kept) + "\n]\n", encoding="utf-8")
+
+
+def attacked() -> Table:
+    """Ways in against outcomes."""
+    tried: dict[tuple[str, str], list[list[Any]]] = {}
+    for row in json.loads(ATTACKED.read_text(encoding="utf-8")):
+        tried.setdefault((row[0], row[1]), []).append(row)
+    lines: list[list[object]] = []
+    for (met, way), rows in tried.items():
+        codes = Counter("raised" if row[3] is None else f"exit {row[3]}" for row in rows)
+        shown = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
+        lines.append([met, way, len(rows), sum(row[4] for row in rows), shown])
+    return "Attacks: ways in against outcomes", ("met as", "way in", "attacks", "ran", "ended with"), lines
+
+
 def _indent(line: str) -> str:
     return "  " if line.startswith("- ") else ""
 
@@ -228,11 +253,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(GOALS), help="goals, after commas")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after about so long")
+    parser.add_argument("--attacks", action="store_true", help="try all attacks again")
     parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     if not arguments.page:
         campaign(arguments.scratch.resolve(), arguments.seed, arguments.only.split(","), arguments.minutes)
-    PAGE.write_text(page(rows(RESULTS, arguments.seed), arguments.seed), encoding="utf-8")
+    if arguments.attacks or not (ATTACKED.exists() or arguments.page):
+        attack()
+    tables = [attacked()] if ATTACKED.exists() else []
+    PAGE.write_text(page(rows(RESULTS, arguments.seed), arguments.seed, tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

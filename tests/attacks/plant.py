@@ -91,6 +91,7 @@ def seal(folder: Path) -> None:
         return
     with TemporaryDirectory() as scratch:
         copy = shutil.copytree(folder, Path(scratch, "copy"), ignore=shutil.ignore_patterns(MANIFEST))
+        shutil.rmtree(folder)
         commit(folder, lambda new: shutil.copytree(copy, new, dirs_exist_ok=True))
 
 
