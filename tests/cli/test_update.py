@@ -104,8 +104,8 @@ def test_a_gate_that_measures_nothing_is_refused(
     assert main(words) == 2
     told = capsys.readouterr().err
     assert told.splitlines()[-1] == (
-        f"error: the 2 old classes of {world['v1']} may lose 1 points, and no held-out image is of one of them: add some"
-        " to --test, or write --unmeasured (in Python: no max_drop)"
+        f"error: the 2 old classes of {world['v1']} may lose 1 points, and no held-out image is of one of them:"
+        " add some to --test, or write --unmeasured (in Python: no max_drop)"
     )
     assert "chosen" not in told  # nothing was trained either
     assert not [path for path in tmp_path.iterdir() if "v2" in path.name]
