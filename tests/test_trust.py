@@ -214,13 +214,22 @@ def test_a_module_of_another_kind_is_refused(
         assert not [*(tmp_path / "new").rglob("*")]
 
 
-def test_the_option(tmp_path: Path, say: Say) -> None:
+def test_the_option(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trust.taken(["a", "--trust", "b", "--trust=c", "--", "--trust", "d"]) == (
         ["a", "--", "--trust", "d"],
         ["b", "c"],
     )
     for words in (["train", "--trust"], ["train", "--trust="], ["train", "--trust", "--dry-run"]):
         assert say(*words) == (2, "", "error: --trust needs a folder: write --trust FOLDER\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("--trust=.", "--trust"):  # as a pattern such as * has them
+        (tmp_path / name).touch()
+        assert say("methods", name, ".") == (
+            2,
+            "",
+            f'error: a file here is called "{name}": give files as ./*, or --trust from another folder\n',
+        )
+        (tmp_path / name).unlink()
     assert 'error: --trust "none" is no folder' in say("methods", "--trust", "none")[2]
     assert say("methods", "--trust", tmp_path)[0] == 0
     for command in ("train", "resume", "sweep", "predict", "update"):

@@ -10,6 +10,7 @@ Nothing here imports torch, or what a name stands for. The state is that of the 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,6 +191,10 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if option != OPTION:
             rest.append(word)
             continue
+        if os.path.lexists(word):  # a pattern such as * makes words of whatever a stranger calls a file
+            raise UserError(
+                f'a file here is called "{word}": give files as ./*, or {OPTION} from another folder'
+            )
         value = value if equals else next(waiting, "")
         if not value or (not equals and value.startswith("--")):
             raise UserError(f"{OPTION} needs a folder: write {OPTION} FOLDER")

@@ -23,6 +23,8 @@ from tests.attacks.ways import WAYS, Case, Home, Way, copied
 
 ROOT = Path(__file__).parents[2]
 HUB = "hf-hub:stranger/model"
+NOTHING = "nothing"
+"""The attack that is none."""
 
 
 class Row(NamedTuple):
@@ -88,6 +90,10 @@ def rows(folder: Path, every: bool) -> Iterator[Row]:
         home = Home.made(folder / "home")
     for number, (met, attack, way, done) in enumerate(_tries(every)):
         yield _row(home, folder / f"t{number}", met, attack, way, done)
+    for met in ATTACKS:
+        # the same without an attack is done, so it is the attack that is refused
+        way = "resume" if met == "half" else "predict"
+        yield _row(home, folder / f"n{met}", met, NOTHING, way, lambda target, marker: None)
     yield from _controls(folder / "controls", home)
 
 

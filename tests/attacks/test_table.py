@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks import plant
-from tests.attacks.table import ATTACKS, Row, table
+from tests.attacks.table import ATTACKS, NOTHING, Row, table
 from tests.attacks.ways import WAYS
 
 LOADS_NOTHING = {"report", "compare", "load_runs"}
@@ -16,7 +16,7 @@ LOADS_NOTHING = {"report", "compare", "load_runs"}
 
 
 def _held(rows: Sequence[Row]) -> None:
-    tries = [row for row in rows if row.way != "control"]
+    tries = [row for row in rows if row.way != "control" and row.attack != NOTHING]
     assert [row for row in tries if row.ran] == []
     for row in tries:
         assert (
@@ -37,6 +37,9 @@ def _live(rows: Sequence[Row]) -> None:
     controls = [row for row in rows if row.way == "control"]
     assert {row.attack for row in controls} == {name for attacks in ATTACKS.values() for name in attacks}
     assert [row for row in controls if not row.ran] == []
+    harmless = [row for row in rows if row.attack == NOTHING]
+    assert [row.met for row in harmless] == [*ATTACKS]
+    assert [row for row in harmless if row.code != 0] == []
 
 
 def test_each_way_and_each_attack(tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_each_way_and_each_attack(tmp_path: Path) -> None:
         (met, way) for met in ATTACKS for way in WAYS["model" if met == "hub" else met]
     }
     assert {(row.met, row.attack) for row in rows if row.way != "control"} == {
-        (met, attack) for met, attacks in ATTACKS.items() for attack in attacks
+        (met, attack) for met, attacks in ATTACKS.items() for attack in (*attacks, NOTHING)
     }
     _held(rows)
     _live(rows)

@@ -15,6 +15,7 @@ import torch
 
 from everclip.errors import UserError
 from everclip.models import vetted, zoo
+from everclip.models.catalogue import costs
 from everclip.models.clip import CONFIG_FILE
 from tests.attacks.plant import CONFIG, TEXT, TOKENIZER, change, hugging
 from tests.toy import toy_clip
@@ -122,6 +123,10 @@ def test_a_repository_leads_to_others_by_their_name_alone(name: Any) -> None:
     [
         (CONFIG, '{"model_cfg": []}'),
         (CONFIG, '{"model_cfg": {"text_cfg": {}}}'),
+        (CONFIG, '{"model_cfg": null}'),
+        (CONFIG, '{"model_cfg": {"embed_dim": 8, "text_cfg": {}, "vision_cfg": {"patch_size": 0}}}'),
+        (CONFIG, '{"model_cfg": {"embed_dim": "8", "text_cfg": {}, "vision_cfg": {}}}'),
+        (CONFIG, '{"model_cfg": {"embed_dim": 8, "text_cfg": {}, "vision_cfg": []}}'),
         (CONFIG, "[]"),
         (CONFIG, "[" * 100_000),
         (TOKENIZER, "[]"),
@@ -136,6 +141,7 @@ def test_what_is_no_config_is_refused_in_one_line(copy: Path, file: str, text: s
     with pytest.raises(UserError) as caught:
         zoo.load(str(copy))
     assert "\n" not in str(caught.value)
+    costs(str(copy))  # doctor asks for them first
 
 
 def test_a_pipe_among_a_models_files_is_not_opened(tmp_path: Path) -> None:

@@ -142,7 +142,10 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
         return Costs(image, text, image_parameters, text_parameters, kept, convolutional, blocks)
     config = flops.named(name) if name != "local-dir" else None
     config = config or _saved(Path(spec.removeprefix("local-dir:")).expanduser())
-    found = flops.towers(config, image_size) if config else None
+    try:
+        found = flops.towers(config, image_size) if config else None
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        found = None  # a folder that is no model: loading it will say what is wrong
     if found is None:
         return None
     kept = [_KEPT_PER_TOKEN * tower.tokens * tower.width * tower.layers for tower in found]

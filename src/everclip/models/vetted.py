@@ -46,7 +46,7 @@ _TOKENIZERS = {f"{family}Tokenizer" for family in _FAMILIES.split()} | {"Tokeniz
 """Classes that read a vocabulary and nothing else; with "Fast" behind it too."""
 
 
-def check(config: Mapping[str, Any], where: str) -> None:
+def check(config: Any, where: str) -> None:
     """Refuse a model's config as far as it asks for anything but an architecture of open_clip.
 
     Args:
@@ -58,13 +58,13 @@ def check(config: Mapping[str, Any], where: str) -> None:
     """
     _known(config, _MODEL, where, "")
     for name, kind in _SECTIONS.items():
-        section = config.get(name, {})
+        section = config.get(name, {} if name == "multimodal_cfg" else None)
         if not isinstance(section, Mapping):
             raise UserError(f"{where}: {name} is {shown(section)}, no table: take another copy of the model")
         _known(section, {field.name for field in fields(kind)}, where, f"{name}.")
         for table, keys in _KWARGS.items():
             _known(section.get(table) or {}, keys, where, f"{name}.{table}.")
-    name = config.get("vision_cfg", {}).get("timm_model_name")
+    name = config["vision_cfg"].get("timm_model_name")
     if name is not None and not (isinstance(name, str) and ":" not in name and timm.is_model(name)):
         raise UserError(f"{where}: vision_cfg.timm_model_name {shown(name)} is no model of timm's own")
 
@@ -83,7 +83,7 @@ def _home(name: Any, folder: str | None, where: str) -> str:
 def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
     if not isinstance(values, Mapping):
         raise UserError(
-            f"{where}: {prefix.rstrip('.')} is {shown(values)}, no table: take another copy of the model"
+            f"{where}: {prefix.rstrip('.') or 'model_cfg'} is {shown(values)}, no table: take another copy of the model"
         )
     for key in values:
         if key not in keys:

@@ -164,8 +164,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
 
 
 def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
-    model_cfg = open_clip.get_model_config(source)
-    assert model_cfg is not None, source
+    model_cfg: Any = open_clip.get_model_config(source)
     where = f'model "{spec}"'
     vetted.check(model_cfg, where)
     if "quick_gelu" in options:
