@@ -34,7 +34,7 @@ from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.progress import Progress
 
-FORMAT = 3
+FORMAT = 4
 """Of a shared cache; another number for rows that are computed in another way."""
 SHARE = 0.8
 """Of the free main memory that kept activations may take."""

@@ -152,6 +152,20 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
         assert torch.equal(known.read([key(1, 0), key(2, 0), key(3, 0)]), expected)
 
 
+@pytest.mark.parametrize("file", ["rows.bin", "index.bin"])
+def test_a_damaged_row_is_never_used(file: str, tmp_path: Path) -> None:
+    rows, what = shared(tmp_path), values(3)
+    put(rows, [1, 2, 3], what)
+    place = {"rows.bin": 30 + 7, "index.bin": RECORD.itemsize + 13}[file]  # of the second row, and its scale
+    content = bytearray((tmp_path / "rows" / file).read_bytes())
+    content[place] ^= 1
+    (tmp_path / "rows" / file).write_bytes(content)
+    again = shared(tmp_path)
+    assert torch.equal(again.read([key(1), key(3)]), what.half()[[0, 2]])
+    with pytest.raises(RunError, match=r"rows holds a row that is not what was written: remove that folder"):
+        again.read([key(1), key(2)])
+
+
 def test_records_without_rows_are_ignored(tmp_path: Path) -> None:
     rows = shared(tmp_path)
     put(rows, [1, 2, 3], values(3))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 import tempfile
 import weakref
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,8 +34,8 @@ rows. Of runs that share rows one may find another image under the same id: each
 
 LARGEST = 2.0**15
 """Rows with larger values are kept divided by a power of two: fp16 ends at 65504."""
-RECORD = np.dtype([("id", "<i8"), ("view", "<i4"), ("scale", "<f4"), ("content", "<u8")])
-"""An entry of a shared file's index: which row a slot holds, and its scale."""
+RECORD = np.dtype([("id", "<i8"), ("view", "<i4"), ("scale", "<f4"), ("content", "<u8"), ("sum", "<u4")])
+"""An entry of a shared file's index: which row a slot holds, its scale, and a checksum of all that and the row."""
 
 
 class Rows(ABC):
@@ -191,7 +193,7 @@ class Shared(Rows):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock")
-        self._places: dict[Key, tuple[int, np.float32]] = {}
+        self._places: dict[Key, tuple[int, np.float32, int]] = {}
         self._known = 0
         with self._lock:
             if not (folder / "about.json").exists():
@@ -224,18 +226,27 @@ class Shared(Rows):
         fresh = np.frombuffer(os.pread(self._index, max(0, size), start), dtype=RECORD)
         for slot, record in enumerate(fresh, self._known):
             key = int(record["id"]), int(record["view"]), int(record["content"])
-            self._places[key] = slot, record["scale"]
+            self._places[key] = slot, record["scale"], int(record["sum"])
         self._known += len(fresh)
 
     def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         places = [self._places[key] for key in keys]
         rows = _read(self._rows, [place[0] for place in places], self)
+        for key, row, (_, scale, checksum) in zip(keys, rows, places, strict=True):
+            if _checksum(key, row, scale) != checksum:
+                raise RunError(
+                    f"{self.folder} holds a row that is not what was written: remove that folder, and everclip resume"
+                    " goes on"
+                )
         return rows, np.array([place[1] for place in places], dtype=np.float32)
 
     def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         assert self._lock.is_locked, "rows are shared: they are written inside of filling()"
-        columns = zip(keys, scales, strict=True)
-        records = np.array([(*key[:2], scale, key[2]) for key, scale in columns], dtype=RECORD)
+        columns = zip(keys, rows, scales, strict=True)
+        records = np.array(
+            [(*key[:2], scale, key[2], _checksum(key, row, scale)) for key, row, scale in columns],
+            dtype=RECORD,
+        )
         try:
             _write(self._rows, self._known * self.row_bytes, rows)
             os.fsync(self._rows)
@@ -250,6 +261,10 @@ class Shared(Rows):
 
     def drop(self, ids: Collection[int]) -> None:
         """Nothing: another run may read them."""
+
+
+def _checksum(key: Key, row: NDArray[Any], scale: np.float32) -> int:
+    return zlib.crc32(row.tobytes(), zlib.crc32(struct.pack("<qiQf", *key, scale)))
 
 
 def _read(file: int, slots: Sequence[int], rows: Rows) -> NDArray[Any]:
