@@ -25,19 +25,25 @@ def picture(colour: tuple[int, int, int], seed: int, side: int = 40) -> Image.Im
     return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
 
 
-def image_folder(root: Path, counts: Mapping[str, int], classes: int = 6, suffix: str = ".png") -> Path:
-    """``root/PART/CLASS/N.png`` for each part ("train", "test", or "" for bare classes) and its number of images."""
+def image_folder(
+    root: Path, counts: Mapping[str, int], classes: int = 6, suffix: str = ".png", seed: int = 0
+) -> Path:
+    """``root/PART/CLASS/N.png`` for each part ("train", "test", or "" for bare classes) and its number of images.
+
+    No two pictures are the same.
+    """
     for part, count in counts.items():
+        first = seed + {"": 0, "train": 5}.get(part, 505)
         for index, (name, colour) in enumerate(list(COLOURS.items())[:classes]):
             folder = root / part / name
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                picture(colour, 1000 * index + number + len(part)).save(folder / f"{number}{suffix}")
+                picture(colour, 1000 * index + number + first).save(folder / f"{number}{suffix}")
     return root
 
 
 def domain_folder(root: Path, domains: int = 3, classes: int = 3, count: int = 6) -> Path:
     """``root/DOMAIN/CLASS/N.png``."""
     for domain in range(domains):
-        image_folder(root / f"domain{domain}", {"": count}, classes)
+        image_folder(root / f"domain{domain}", {"": count}, classes, seed=50 * domain)
     return root

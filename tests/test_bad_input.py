@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,11 +72,12 @@ def tree(*layout: str, tokens: Sequence[str] = ()) -> Spoil:
     def spoil(root: Path) -> list[str]:
         shutil.rmtree(root)
         root.mkdir()
+        seeds = count()  # no two are the same
         for line in layout:
             for parts in product(*(names.split(",") for names in line.split("/"))):
                 root.joinpath(*parts).mkdir(parents=True)
                 for number in range(3):
-                    GREY.save(root.joinpath(*parts, f"{number}.png"))
+                    picture((90, 60, 9), next(seeds)).save(root.joinpath(*parts, f"{number}.png"))
         return [*tokens]
 
     return spoil

@@ -102,8 +102,8 @@ def test_whole_runs(
 ) -> None:
     one = run(tmp_path / "one", *words(form, toy, broken if "broken" in form else photos))
     assert len(one["skipped_images"]) == 4 * ("broken" in form)
-    keys = 10 if "shard" in form else 1
-    same(one, two[1][1 + [*FORMS].index(form)], tmp_path / "one", two[0] / form, keys=keys)
+    # how far the keys' bias is off depends on the processor, sharded or not
+    same(one, two[1][1 + [*FORMS].index(form)], tmp_path / "one", two[0] / form, keys=10)
 
 
 def test_what_cannot_be_shared_is_refused(two: tuple[Path, list[Any]]) -> None:

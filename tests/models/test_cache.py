@@ -151,4 +151,9 @@ def test_the_doctor_compares_lite_with_its_manifest(cache: Path, capsys: pytest.
     zeros(folder)
     main(["doctor"])
     told = "".join(capsys.readouterr().out.split())  # lines are wrapped
+    no_manifest(folder)
+    main(["doctor"])
+    assert "built by an earlier version: its next use builds it again" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert f"{folder}isdamaged(weightsisnotwhatwaswritten)-itsnextusebuildsitagain" in told

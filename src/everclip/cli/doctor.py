@@ -142,6 +142,7 @@ def _cache() -> list[Finding]:
 
 def _lite() -> list[Finding]:
     try:
+        from everclip.checkpoint import MANIFEST
         from everclip.models import _cache, lite
 
         lite._sources()
@@ -150,8 +151,14 @@ def _lite() -> list[Finding]:
         return [Finding("lite", "fail", f"cannot be imported ({error})", 'pip install "everclip[lite]"')]
     except UserError as error:
         return [Finding("lite", "fail", str(error))]
+    place = _cache.folder() / lite.CACHED
+    if problem and not (place / MANIFEST).is_file():
+        return [
+            Finding(
+                "lite", "ok", "files as expected, built by an earlier version: its next use builds it again"
+            )
+        ]
     if problem:
-        place = _cache.folder() / lite.CACHED
         return [Finding("lite", "warn", f"{place} is damaged ({problem})", "its next use builds it again")]
     state = "built on first use" if problem is None else "built and as it was written"
     return [Finding("lite", "ok", f"files as expected, {state}")]

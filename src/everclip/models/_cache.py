@@ -100,8 +100,7 @@ def _restore(target: Path, make: Callable[[Path], object]) -> None:
 
     def write(where: Path) -> None:
         make(where)
-        if target.is_symlink() or target.is_file():  # a folder gives way by itself
-            target.unlink()
+        _remove(target)
 
     try:
         commit(target, write)
@@ -119,7 +118,11 @@ def _clear(target: Path) -> None:
     left = tuple(f"{dot}{target.name}{end}" for dot in ("", ".") for end in "-.")
     for path in target.parent.iterdir():
         if path.name.startswith(left) and path.name != lock:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
