@@ -99,7 +99,7 @@ REFUSED = [
     (["out=a\udcffb"], 'the value of "out" is not UTF-8: rename the file, or set the terminal to UTF-8'),
     (["train.lr=" + "[" * 5000], 'the value of "train.lr" is nested too deeply: write a plain list'),
     (["=3"], '"=3" has no key: write for example train.lr=1e-4'),
-    (["seed="], '"seed=" has no value: write for example seed=1e-4'),
+    (["seed="], '"seed=" has no value: write for example seed=0'),
     (["seed=0", "gdro"], '"gdro" is no KEY=VALUE: write for example train.lr=1e-4'),
     (
         ["default", "b.toml"],

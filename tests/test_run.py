@@ -119,6 +119,8 @@ def test_out_is_continued_left_alone_or_refused(tmp_path: Path, tokens: list[str
     for bad in ("full", "full/thesis.txt"):
         with pytest.raises(UserError, match="is no run directory: give a new or an empty folder"):
             Run.open(configured(*tokens, f"out={tmp_path / bad}"))
+    with pytest.raises(UserError, match=r"thesis.txt is no folder.: give another out"):
+        Run.open(configured(*tokens, f"out={tmp_path / 'full' / 'thesis.txt' / 'x'}"))
     assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
 
 

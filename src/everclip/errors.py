@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import re
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -28,3 +30,34 @@ def suggest(word: str, known: Iterable[str], most: int = 3) -> str:
 
 class RunError(RuntimeError):
     """A run cannot go on (a loss that is not finite, no image left). One line; exit code 1."""
+
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|can't start new thread"
+    r"|failed to map segment",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised for, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def memory_words(error: BaseException) -> str:
+    """What to do, in one line, where an error was raised for want of memory; empty where it was not."""
+    for cause in causes(error):
+        text = str(cause)
+        short = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        # torch raises RuntimeError, safetensors and the loader of shared libraries their own
+        if short or (not isinstance(cause, UserError) and _NO_MEMORY.search(text)):
+            asked = _ASKED.search(text)
+            amount = f" ({asked[1]} {asked[2]} more were asked for)" if asked else ""
+            return (
+                f"not enough memory{amount}: end other programs, allow more (ulimit -v), or take a smaller model,"
+                " image_size, train.batch_size or loader.cache_mb; what was saved before stays"
+            )
+    return ""

@@ -8,6 +8,7 @@ exemplars, the method's options) may differ, and that is what a fork is for.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +136,7 @@ def begin(run: Run, plan: Plan) -> None:
         "config": config_hash(found.run.config),
     }
     with open_regular(found.run.path / "metrics.jsonl") as log:
-        run.write("metrics.jsonl", log.read(record["log_bytes"]))
+        run.write("metrics.jsonl", log.read(min(record["log_bytes"], os.fstat(log.fileno()).st_size)))
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     if (found.run.path / IMAGES).is_file():
         run.write(IMAGES, (found.run.path / IMAGES).read_bytes())

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
 }
 _TOKEN = re.compile(
     r'"""(?:[^\\]|\\.)*?"""|' + r"'''.*?'''|" + r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'|#[^\n]*|[.=,\n\[\]{}]",
@@ -90,10 +92,14 @@ def read_bytes(path: Path, most: int) -> bytes:
     """The content of a regular file of at most ``most`` bytes. Raises Unreadable."""
     with open_regular(path, most) as file:
         try:
-            content = file.read(most + 1)
+            content = file.read(os.fstat(file.fileno()).st_size + 1)
+            while len(content) <= most and (
+                more := file.read(MIB)
+            ):  # it grows, or is one of those without a size
+                content += more
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
-    if len(content) > most:  # it grows, or is one of those that have no size
+    if len(content) > most:
         raise Unreadable(f"larger than {_size(most)}")
     return content
 
@@ -180,6 +186,22 @@ def _shallow(value: Any) -> Any:
         if not level:
             return value
     raise TooDeep()
+
+
+def diverted(folder: Path, names: Iterable[str]) -> str:
+    """What in a folder would lead what is written there elsewhere, or take it in: a link, a pipe, a device, in words.
+
+    Args:
+        names: of the files and folders that are written in place; others are replaced.
+    """
+    for name in names:
+        try:
+            found = os.lstat(folder / name)
+        except OSError:
+            continue
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            return f"{name} is {_kind(found)}"
+    return ""
 
 
 def strange(folder: Path, deep: bool = False) -> str:

@@ -21,7 +21,7 @@ from everclip.checkpoint import Store
 from everclip.config import Config
 from everclip.durable import sync, write_atomic
 from everclip.errors import UserError
-from everclip.reading import Unreadable
+from everclip.reading import Unreadable, diverted, read_text
 from everclip.texts import printable
 
 log = logging.getLogger("everclip")
@@ -34,6 +34,8 @@ IMAGES = "images.npz"
 """The file that says what the images are (noted.py)."""
 _FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip-[0-9a-f]{8}")
 """What is there of a run before its config is; the third was so in earlier versions."""
+_IN_PLACE = (".lock", HOLDER, "run.log", "metrics.jsonl", "checkpoints")
+"""What is written in place; other files of a run are replaced as a whole."""
 
 
 class _RunLog(logging.FileHandler):
@@ -106,8 +108,16 @@ class Run:
         return run
 
     def _check(self) -> None:
-        """Refuse a folder that holds something else than this run."""
+        """Refuse a folder that holds something else than this run, or cannot be written."""
         path = self.path
+        above = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if above != path and not above.is_dir():
+            raise UserError(f"out={path} cannot be used ({above} is no folder): give another out")
+        if not os.access(above, os.W_OK):
+            raise UserError(f"out={path} cannot be used ({above} is not writable): give another out")
+        wrong = diverted(path, _IN_PLACE)
+        if wrong:
+            raise UserError(f"{path} cannot be written, as {wrong}: a run writes into its own folder alone")
         if (path / "config.toml").exists():
             try:
                 with trust.reading():
@@ -133,6 +143,7 @@ class Run:
         return configs.resolve(configs.load_config([str((path / "config.toml").absolute())]))
 
     def __enter__(self) -> Run:
+        self._check()
         self._trackers = trackers.start(self.config, self.path)
         try:
             self._made = not self.path.exists()
@@ -180,8 +191,8 @@ class Run:
     def _holder(self) -> str:
         """Who has the lock, as far as it has written it down: the lock itself goes when its process does."""
         try:
-            text = (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")
-        except OSError:
+            text = read_text(self.path / HOLDER, 1000)
+        except Unreadable:
             return ""
         return f" ({' '.join(text.split())[:100]})" if text else ""
 

@@ -146,9 +146,7 @@ def test_a_fault_of_ours_shows_a_traceback(
     assert app.main(["doctor"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
-    assert (
-        lines[-1] == "error: ZeroDivisionError is a fault of everclip; please report it with the lines above"
-    )
+    assert lines[-1] == "error: internal error (ZeroDivisionError): please report it with the lines above"
 
 
 def test_a_result_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ that was is saved, and the same command continues it.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from cyclopts.exceptions import (
 )
 
 from everclip import __version__, trust
-from everclip.errors import RunError, UserError, suggest
+from everclip.cli.streams import Unwritable, prepare
+from everclip.errors import RunError, UserError, causes, memory_words, suggest
 from everclip.signals import INTERRUPTED, PREEMPTED, Stopped
 from everclip.texts import printable
 
@@ -34,6 +34,8 @@ Examples:
   everclip evaluate runs/X                     # test what a run has learned
   everclip doctor                              # is everything there?
 """
+
+_INTERRUPTED = 'interrupted; "everclip resume RUN" continues a stopped run'
 
 _RUN = Group("Run", sort_key=1)
 _LOOK = Group("Look up", sort_key=2)
@@ -232,6 +234,7 @@ def build() -> App:
 
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; ``tokens`` default to the process's arguments."""
+    prepare()
     _show_warnings()
     try:
         words, folders = trust.taken(sys.argv[1:] if tokens is None else list(tokens))
@@ -239,25 +242,29 @@ def main(tokens: Sequence[str] | None = None) -> int:
             result = build()(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except UserError as error:
-        return _fail(str(error))
-    except RunError as error:
-        return _fail(str(error), 1)
     except CycloptsError as error:
         return _fail(_usage(error))
     except Stopped as error:
         return _fail(str(error) or error.cause, error.code)
     except KeyboardInterrupt as error:
-        return _fail(str(error) or 'interrupted; "everclip resume RUN" continues a stopped run', 130)
-    except BrokenPipeError:
-        # The reader (head, less) has left. What is still buffered must not fail again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _fail(str(error) or _INTERRUPTED, INTERRUPTED)
+    except Unwritable as error:
+        return 1 if error.left else _fail(str(error), 1)
     except Exception as error:
-        traceback.print_exc()
-        return _fail(
-            f"{type(error).__name__} is a fault of everclip; please report it with the lines above", 1
-        )
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Say why a command has failed, and return its exit code."""
+    short = memory_words(error)
+    if short:
+        return _fail(short, 1)
+    if isinstance(error, UserError | RunError):
+        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+        return _fail(_INTERRUPTED, INTERRUPTED)  # a library has made something else of Ctrl-C
+    traceback.print_exc()
+    return _fail(f"internal error ({type(error).__name__}): please report it with the lines above", 1)
 
 
 class _Talk(logging.Handler):

@@ -146,7 +146,10 @@ def _show_plan(config: Config, json: bool) -> None:
     from everclip import config as configs
     from everclip.data.scenario import seen
     from everclip.plan import Plan, check_names
+    from everclip.run import Run
 
+    if config.out is not None:
+        Run.open(config)  # refuses what training would refuse, and makes nothing
     plan = Plan.of(config)
     check_names(config)
     memory = plan.empty_memory()

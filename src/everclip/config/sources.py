@@ -24,6 +24,19 @@ Layer = dict[str, Any]
 Check = Callable[[Layer, str], object]
 """Validates a layer by itself; the text is where it came from ("my.toml: " or nothing)."""
 
+_EXAMPLES = {
+    "method": "gdro",
+    "out": "runs/mine",
+    "fork": "runs/X@2",
+    "image_size": "224",
+    "templates": "imagenet",
+    "classnames": "names.txt",
+    "tuned_on": "none",
+    "trackers": "tensorboard",
+    "scenario.validation": "0.1",
+    "train.weight_decay": "0.05",
+}
+"""Values of the keys whose default would say nothing."""
 _OVERRIDE = re.compile(r"[\w.\-]*=", re.ASCII)
 _SHORT_FLOAT = re.compile(r"[+-]?(\.\d+|\d+\.)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -169,11 +182,24 @@ def overrides(tokens: Sequence[str], known: Mapping[str, FieldInfo]) -> Layer:
         if not equals or not is_override(token):
             hint = "; a config's name or file comes first, and once" if token.endswith(".toml") else ""
             raise UserError(f"{shown(token)} is no KEY=VALUE: write for example train.lr=1e-4{hint}")
-        if not key or not text.strip():
-            missing = "value" if key else "key"
-            raise UserError(f"{shown(token)} has no {missing}: write for example {key or 'train.lr'}=1e-4")
+        if not key:
+            raise UserError(f"{shown(token)} has no key: write for example train.lr=1e-4")
+        if not text.strip():
+            _place({}, key, "", known)  # says where there is no such key
+            raise UserError(f"{shown(token)} has no value: write for example {key}={_example(key, known)}")
         _place(layer, key, _value(key, text.strip(), known.get(key)), known)
     return layer
+
+
+def _example(key: str, known: Mapping[str, FieldInfo]) -> str:
+    """A value that a key may have, as it is written."""
+    if key in _EXAMPLES or key not in known:
+        return _EXAMPLES.get(key, "VALUE")
+    field = known[key]
+    value = field.get_default()
+    if value is None:
+        return "5" if int in kinds(field) else "1e-4"
+    return shown(value).strip('"')
 
 
 def _place(layer: Layer, key: str, value: Any, known: Mapping[str, FieldInfo]) -> None:

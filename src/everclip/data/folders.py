@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,10 @@ def _check_text(names: Sequence[str], folder: str) -> None:
     for name in names:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
             shown = name.encode("utf-8", "backslashreplace").decode()
+            if sys.getfilesystemencoding() != "utf-8":
+                raise UserError(
+                    f'"{shown}" in {folder} is no text in this locale: set LC_ALL=C.UTF-8, or PYTHONUTF8=1'
+                )
             raise UserError(f'"{shown}" in {folder} is no UTF-8 name: rename it')
 
 

@@ -27,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """What Pillow may take a file for, whatever its name says: for others it starts programs, such as one for EPS."""
 
 _UNKNOWN, _GOOD, _BROKEN = 0, 1, 2
+_SPARE = 64 << 20
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -90,6 +91,11 @@ class Pixels:
             return f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         except OSError as error:
             return _words(error)
+        except MemoryError:
+            bytearray(
+                _SPARE
+            )  # raises again where it is the machine that has no more, and not the file that claims it
+            return "it asks for more memory than there is"
         except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))

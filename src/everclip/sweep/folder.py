@@ -20,7 +20,7 @@ from everclip import __version__, trust
 from everclip.config.sources import read_toml
 from everclip.durable import write_atomic
 from everclip.errors import UserError
-from everclip.reading import Unreadable, read_json
+from everclip.reading import Unreadable, diverted, read_json
 from everclip.run import Run
 from everclip.runs import natural
 from everclip.sweep.grid import Job, content_key
@@ -50,6 +50,9 @@ class Folder:
         self._names: dict[str, str] = {}
 
     def __enter__(self) -> Folder:
+        wrong = diverted(self.path, (".sweep.lock", "logs", "tune"))
+        if wrong:
+            raise UserError(f"out={self.path} cannot be used, as {wrong}: give another out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -152,7 +155,7 @@ def _usable(name: str) -> bool:
 
 def busy(run: Path) -> bool:
     """Whether another process works in a run directory."""
-    if not (run / ".lock").exists():
+    if not (run / ".lock").exists() or diverted(run, [".lock"]):
         return False
     lock = FileLock(run / ".lock", timeout=0)
     try:

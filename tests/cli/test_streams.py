@@ -1,0 +1,247 @@
+"""Standard streams that are closed, full, left, or of another encoding, in every command that prints; no memory left;
+Ctrl-C at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from everclip.errors import RunError, UserError, memory_words
+from tests.learned import learned
+from tests.pictures import COLOURS, image_folder
+from tests.report.synthetic import write_run
+
+FULL = "error: stdout cannot be written (No space left on device): give the output another place\n"
+WORDS = {
+    "help": ["--help"],
+    "version": ["--version"],
+    "methods": ["methods"],
+    "one method": ["methods", "gdro", "--json"],
+    "datasets": ["datasets"],
+    "scenarios": ["scenarios"],
+    "configs": ["configs", "default"],
+    "models": ["models"],
+    "resume": ["resume", "{run}"],
+    "compare": ["compare", "{run}"],
+    "report": ["report", "{run}", "-o", "{tmp}/page.html", "--json"],
+    "predict": ["predict", "{run}", "{photos}"],
+    "evaluate": ["evaluate", "{run}"],
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, toy: str) -> dict[str, str]:
+    """A finished run of classes with names in other scripts."""
+    root = tmp_path_factory.mktemp("other")
+    photos = image_folder(root / "photos", {"train": 4, "test": 2})
+    for name, other in zip(COLOURS, ("слон", "日本の猫", "قطة", "ñandú", "😀", "red"), strict=False):
+        for part in ("train", "test"):
+            (photos / part / name).rename(photos / part / other)
+    run = learned(root / "run", toy, f"imagefolder:{photos}")
+    (run / "report.html").write_text("there")
+    return {"run": str(run), "photos": str(photos / "test"), "tmp": str(root)}
+
+
+def shell(places: dict[str, str], words: list[str], streams: str, **environment: str) -> tuple[int, str, str]:
+    """Run a command line with its streams as a shell sets them; its exit code, stdout and stderr."""
+    command = [sys.executable, "-m", "everclip", *(word.format(**places) for word in words)]
+    found = subprocess.run(
+        ["bash", "-c", f'"$@" {streams}', "bash", *command],
+        capture_output=True,
+        check=False,
+        timeout=100,
+        env=os.environ | environment,
+    )
+    return found.returncode, found.stdout.decode(), found.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["help", "version", "one method", "resume", "predict"])
+def test_a_full_disk_behind_stdout_is_one_line(places: dict[str, str], name: str) -> None:
+    code, out, err = shell(places, WORDS[name], "> /dev/full")
+    assert (code, out) == (1, "")
+    assert err.endswith(FULL)
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize(
+    ("streams", "codes"),
+    [
+        ("> /dev/full", (1,)),
+        (">&-", (0,)),
+        ("2>&-", (0,)),
+        ("2> /dev/full", (0,)),
+        ("<&- >&- 2>&-", (0,)),
+        ("2>&1 | head -c 1; exit ${PIPESTATUS[0]}", (0, 1)),
+    ],
+)
+def test_every_command_with_any_streams(
+    places: dict[str, str], name: str, streams: str, codes: tuple[int, ...]
+) -> None:
+    code, _, err = shell(places, WORDS[name], streams)
+    assert code in codes
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "code"),
+    [
+        (["methods"], ">&-", 0),
+        (["methods"], "2>&-", 0),
+        (["methods", "gdor"], "2>&-", 2),
+        (["methods", "gdor"], "2> /dev/full", 2),
+        (["methods"], "<&- >&- 2>&-", 0),
+    ],
+)
+def test_closed_streams(places: dict[str, str], words: list[str], streams: str, code: int) -> None:
+    found, out, err = shell(places, words, streams)
+    assert (found, err) == (code, "")
+    assert bool(out) == (words == ["methods"] and ">&-" not in streams.replace("2>&-", ""))
+
+
+def test_nothing_that_is_said_goes_into_a_file(places: dict[str, str], tmp_path: Path) -> None:
+    """With stdout and stderr closed the next files that are opened would get their numbers."""
+    words = ["report", "{run}", "-o", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")]
+    assert shell(places, words, ">&- 2>&-")[0] == 0
+    assert (
+        shell(places, ["train", "{run}/config.toml", "out=" + str(tmp_path / "run")], "<&- >&- 2>&-")[0] == 0
+    )
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+    assert "task 1" not in (tmp_path / "run" / "run.log").read_text()
+
+
+ASCII = {"PYTHONIOENCODING": "ascii"}
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("name", ["resume", "compare", "predict", "evaluate"])
+def test_a_terminal_that_knows_ascii_alone(places: dict[str, str], name: str) -> None:
+    code, out, err = shell(places, WORDS[name], "", **ASCII)
+    assert code == 0, err
+    assert (out + err).isascii()
+    if name in ("predict", "evaluate"):
+        assert "\\u65e5\\u672c\\u306e\\u732b" in out
+
+
+def test_a_locale_without_other_scripts(places: dict[str, str]) -> None:
+    code, out, err = shell(places, WORDS["resume"], "", **C_LOCALE)
+    assert code == 0, err
+    assert (out + err).isascii()
+    code, out, err = shell(places, WORDS["predict"], "", **C_LOCALE)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "is no text in this locale: set LC_ALL=C.UTF-8, or PYTHONUTF8=1" in err
+
+
+def test_json_stays_json_where_stdout_knows_ascii_alone(places: dict[str, str]) -> None:
+    code, out, err = shell(places, [*WORDS["evaluate"], "--json"], "", **ASCII)
+    assert code == 0, err
+    assert {row["class"] for row in json.loads(out)["per_class"]} >= {"日本の猫", "😀", "ñandú"}
+
+
+STARVED = """
+import contextlib, importlib, pkgutil, resource, sys
+import torch, everclip
+from everclip.cli.app import main
+torch.set_num_threads(1)
+for module in pkgutil.walk_packages(everclip.__path__, "everclip."):
+    if module.name != "everclip.__main__":
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module.name)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("words", ["train", "predict", "update", "report"])
+@pytest.mark.parametrize("room", [1, 5_000_000])
+def test_no_memory_left_is_one_line(places: dict[str, str], tmp_path: Path, words: str, room: int) -> None:
+    lines = {
+        "train": ["train", "{run}/config.toml", f"out={tmp_path / 'run'}"],
+        "predict": WORDS["predict"],
+        "update": ["update", "{run}", "--add", "imagefolder:{photos}", "--dry-run"],
+        "report": ["report", "{run}", "-o", str(tmp_path / "page.html")],
+    }
+    if words == "report":
+        write_run(tmp_path / "large", tasks=10, per_task=500, steps=3000)
+        lines["report"][1] = str(tmp_path / "large")
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, str(room), *(word.format(**places) for word in lines[words])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: not enough memory")
+    assert "ulimit -v" in last
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (MemoryError(), ""),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:113] . DefaultCPUAllocator: can't allocate memory: you tried to"
+                      " allocate 8000000000 bytes. Error code 12 (Cannot allocate memory)"), "8000000000 bytes"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "2.00 GiB"),
+        (OSError(12, "Cannot allocate memory"), ""),
+        (RuntimeError("can't start new thread"), ""),
+        (MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,)"), "7.45 GiB"),
+    ],
+)  # fmt: skip
+def test_what_is_for_want_of_memory(error: Exception, asked: str) -> None:
+    assert asked in memory_words(error)
+    outer = UserError("the model cannot be loaded")
+    outer.__cause__ = error
+    assert memory_words(outer).startswith("not enough memory")
+    for other in (
+        ValueError("x"),
+        UserError("out of memory, says a name"),
+        RunError("y"),
+        OSError(28, "full"),
+    ):
+        assert memory_words(other) == ""
+
+
+def interrupted(words: list[str], ready: Callable[[float], bool]) -> tuple[int, str]:
+    """Ctrl-C once it is time for it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "everclip", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    start = time.monotonic()
+    while process.poll() is None and not ready(time.monotonic() - start):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0])
+@pytest.mark.parametrize("name", ["methods", "compare", "predict", "report", "evaluate"])
+def test_ctrl_c_at_any_moment_leaves_no_traceback(places: dict[str, str], name: str, after: float) -> None:
+    words = [word.format(**places) for word in WORDS[name]]
+    code, err = interrupted(words, lambda seconds: seconds > after)
+    assert code in (0, 130, -signal.SIGINT)
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
