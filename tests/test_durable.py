@@ -170,6 +170,19 @@ def test_a_swap_killed_before_the_exchange_is_undone(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"v": None, "v/a": b"old"}
 
 
+def test_what_a_killed_process_left_goes_with_the_next_that_uses_the_folder(
+    tmp_path: Path, foreign: dict[str, bytes | None]
+) -> None:
+    made(tmp_path / "v", "whole")
+    (tmp_path / ".v.everclip-lock").write_text("process 1 on a machine")
+    made(tmp_path / ".v.everclip-0123abcd", "half")
+    recover(tmp_path / "v")
+    assert tree(tmp_path) == foreign | {"v": None, "v/a": b"whole"}
+    with claimed(tmp_path / "v"):
+        recover(tmp_path / "v")
+        assert (tmp_path / ".v.everclip-lock").exists(), "one that is held stays"
+
+
 def test_a_swap_that_others_have_meddled_with_is_left_alone(tmp_path: Path) -> None:
     made(tmp_path / "v", "of another user")
     made(tmp_path / ".v.everclip-swap-1.undone", "who knows")

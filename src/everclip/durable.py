@@ -148,12 +148,17 @@ def claimed(path: Path) -> Iterator[None]:
         with suppress(OSError):  # who holds it is for a message only
             lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         _finish_swaps(path)
-        for left in _found(path, _PART):
-            _remove(left)
+        remove_unfinished(path)
         yield
     finally:
         lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
         held.release()
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes have left of ``path``. Call it where no other process can be at work on it."""
+    for left in _found(path, _PART):
+        _remove(left)
 
 
 def _holder(lock: Path) -> str:
@@ -258,8 +263,11 @@ def swap(made: Path, folder: Path, end: str) -> Path:
 
 
 def recover(folder: Path) -> None:
-    """Finish, or undo, a swap that was interrupted; nothing where there is none, or where it cannot be done."""
-    if folder.name and _found(folder, _SWAP):
+    """Finish, or undo, a swap that was interrupted, and remove what else a killed process has left of a folder.
+
+    Nothing happens where it has left nothing, where one is at work, or where it cannot be done.
+    """
+    if folder.name and _found(folder, f"lock|{_PART}|{_SWAP}"):
         with suppress(UserError, OSError), claimed(folder):
             pass
 
@@ -292,7 +300,7 @@ def _beside(path: Path, what: str) -> Path:
 
 def _found(path: Path, what: str) -> list[Path]:
     """The names beside ``path`` that match; empty where they cannot be listed."""
-    pattern = re.compile(re.escape(_beside(path, "").name) + what)
+    pattern = re.compile(f"{re.escape(_beside(path, '').name)}(?:{what})")
     try:
         return [path.parent / name for name in sorted(os.listdir(path.parent)) if pattern.fullmatch(name)]
     except OSError:

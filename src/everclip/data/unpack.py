@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from everclip.data.download import CHUNK, check_room, unwritable
-from everclip.durable import claimed, settle, stage
+from everclip.durable import remove_unfinished, settle, stage
 from everclip.errors import UserError
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -46,7 +46,7 @@ def unpack(
     archive: Path, inside: str, target: Path, limits: Limits, check: Callable[[Path], None] | None = None
 ) -> None:
     """Write what an archive (.zip or .tar.gz) has in its folder ``inside`` to the folder ``target``, which is there
-    when all of it is, and not before.
+    when all of it is, and not before. Call it with the folder around ``target`` locked (``download.locked``).
 
     Args:
         check: of the unpacked folder before it takes its place; raises UserError.
@@ -56,7 +56,8 @@ def unpack(
             lead out of it; or there is no room.
     """
     try:
-        with claimed(target), stage(target) as part:
+        remove_unfinished(target)
+        with stage(target) as part:
             _extract(archive, inside, part, limits)
             if check is not None:
                 check(part)
