@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -19,10 +19,22 @@ from everclip.reading import MIB, Unreadable, open_regular
 
 MOST_ROWS = 4_000_000
 MOST_COLUMNS = 100
-_MOST_MEMBERS, _MOST_BYTES = 100, 256 * MIB
+_MOST_MEMBERS = 100
 
 Form = tuple[str, int]
 """Kinds of numbers, as numpy names them ("iu", "f"), and how many dimensions."""
+
+
+class Shape(NamedTuple):
+    """What an array may be.
+
+    Args:
+        kinds: of numbers, as numpy names them.
+        most: its largest shape.
+    """
+
+    kinds: str
+    most: tuple[int, ...]
 
 
 def read_columns(
@@ -38,37 +50,61 @@ def read_columns(
         Unreadable: it is no such file, or has something else in it.
     """
     most = min(most, MOST_ROWS)
+
+    def shapes(forms: Mapping[str, Form]) -> dict[str, Shape]:
+        return {
+            name: Shape(kinds, (most, *[MOST_COLUMNS] * (dimensions - 1)))
+            for name, (kinds, dimensions) in forms.items()
+        }
+
+    found = read_arrays(path, shapes(needed), shapes(more or {}), MIB + 200 * most)
+    rows = len(next(iter(found.values())))
+    for name, column in found.items():
+        if len(column) != rows:
+            raise Unreadable(f"its arrays differ in length: {name}")
+        if 0 in column.shape[1:]:
+            raise Unreadable(f"{name} has the shape {column.shape}")
+    return found
+
+
+def read_arrays(
+    path: Path, needed: Mapping[str, Shape], more: Mapping[str, Shape], most: int
+) -> dict[str, NDArray[Any]]:
+    """Arrays from a file of at most so many bytes that ``np.savez`` wrote.
+
+    Args:
+        needed, more: name -> what those to read may be; those of ``more`` may be missing.
+
+    Raises:
+        Unreadable: it is no such file, or has something else in it.
+    """
     found: dict[str, NDArray[Any]] = {}
     try:
-        with open_regular(path, min(_MOST_BYTES, MIB + 200 * most)) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path, most) as file, zipfile.ZipFile(file) as archive:
             if len(archive.infolist()) > _MOST_MEMBERS:
                 raise Unreadable(f"more than {_MOST_MEMBERS} arrays")
-            for name, form in {**needed, **(more or {})}.items():
-                if name not in needed and f"{name}.npy" not in archive.namelist():
-                    continue
-                with archive.open(f"{name}.npy") as member:
-                    found[name] = _array(member, name, form, most)
-                if len(found[name]) != len(next(iter(found.values()))):
-                    raise Unreadable(f"its arrays differ in length: {name}")
+            for name, shape in {**needed, **more}.items():
+                if name in needed or f"{name}.npy" in archive.namelist():
+                    with archive.open(f"{name}.npy") as member:
+                        found[name] = _array(member, name, shape)
     except Unreadable:
         raise
     except KeyError as error:
         raise Unreadable(str(error.args[0])) from error
-    # zipfile raises RuntimeError for what is encrypted, NotImplementedError for methods that it does not know
+    # zipfile raises RuntimeError for what is encrypted or that it does not know
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Unreadable(f"no .npz file: {' '.join(str(error).split())[:100]}") from error
     return found
 
 
-def _array(member: IO[bytes], name: str, form: Form, most: int) -> NDArray[Any]:
-    kinds, dimensions = form
+def _array(member: IO[bytes], name: str, form: Shape) -> NDArray[Any]:
     version = npy.read_magic(member)
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = header(member)
-    if dtype.kind not in kinds or dtype.itemsize > 8 or len(shape) != dimensions:
+    if dtype.kind not in form.kinds or dtype.itemsize > 8 or len(shape) != len(form.most):
         raise Unreadable(f"{name} is of another kind: {dtype} {shape}")
-    if not 0 <= shape[0] <= most or any(not 0 < length <= MOST_COLUMNS for length in shape[1:]):
-        raise Unreadable(f"{name} has the shape {shape}: at most {most} rows were to be expected")
+    if any(not 0 <= length <= most for length, most in zip(shape, form.most, strict=True)):
+        raise Unreadable(f"{name} has the shape {shape}, where {form.most} was to be expected at most")
     content = member.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
     if member.read(1):  # at its end the checksum is compared
         raise Unreadable(f"{name} has more in it than it claims")

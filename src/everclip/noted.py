@@ -14,6 +14,7 @@ from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.errors import UserError
 from everclip.plan import Plan
 from everclip.progress import Progress
+from everclip.reading import Unreadable
 from everclip.run import IMAGES, Run
 
 log = logging.getLogger("everclip")
@@ -37,13 +38,13 @@ NOTHING = Noted(None, None)
 def read(folder: Path) -> Inventory | None:
     """What the run in a folder has noted; None of a run of an earlier version. Raises UserError where it is damaged."""
     path = folder / IMAGES
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        return Inventory.unpacked(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return Inventory.read(path)
+    except Unreadable as error:
         raise UserError(
-            f"{path} is damaged: remove it, and the run goes on without knowing whether its images changed"
+            f"{path} is damaged ({error}): remove it, and the run goes on without knowing whether its images changed"
         ) from error
 
 

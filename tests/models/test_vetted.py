@@ -159,5 +159,6 @@ def test_a_pipe_among_a_models_files_is_not_opened(tmp_path: Path) -> None:
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
     thread.join(30)
-    assert caught == [f"model: {weights} is a pipe or a device: take another copy of the model"]
+    wrong = f"the folder {folder} cannot be used ({weights.name} is a pipe)"
+    assert caught == [f"model: {wrong}: take another copy of it"]
     assert CONFIG == CONFIG_FILE

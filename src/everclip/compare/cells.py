@@ -128,7 +128,7 @@ def _keeps_none(method: str, options: str) -> bool:
     name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
     try:
         return exemplars(Config.model_validate({"method": name, "memory": {"budget": 1}}))[0] == 0
-    except UserError:
+    except ValueError:  # UserError, and pydantic's of what is no method's name
         return False
 
 

@@ -12,26 +12,33 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.arrays import Shape, read_arrays
 from everclip.data.images import Store
 from everclip.data.scenario import Task
+from everclip.reading import MIB, Unreadable, parse_json
 
 BUDGET = 1 << 30
 """Bytes of images that are read to hash them, when a run begins."""
-MOST_LOADED = 4 << 30
-"""Bytes that what is kept may take in memory."""
+MOST_LOADED = 1 << 30
+"""Bytes that the paths, or the columns, may take in memory."""
 UNREAD, UNREADABLE = -1, -2
 """In place of a content's hash: not taken; could not be taken."""
 _COLUMNS = ("places", "labels", "domains", "sizes", "stamps", "contents")
+_ARRAYS = {
+    "keys": Shape("u", (MOST_LOADED,)),
+    "columns": Shape("i", (len(_COLUMNS), MOST_LOADED // (8 * len(_COLUMNS)))),
+    "changed": Shape("u", (MIB,)),
+}
+"""What a file has."""
 
 Column = NDArray[np.int64]
 Step = Callable[[int], object]
@@ -107,21 +114,21 @@ class Inventory:
         return content.getvalue()
 
     @classmethod
-    def unpacked(cls, content: bytes) -> Inventory:
-        """From a file's content. Raises ValueError where it is damaged."""
+    def read(cls, path: Path) -> Inventory:
+        """From a file. Raises Unreadable where it is damaged."""
+        found = read_arrays(path, _ARRAYS, {}, MOST_LOADED)
+        content, changed = (found[name].tobytes() for name in ("keys", "changed"))
+        rows = found["columns"].shape[1]
+        if content.count(b"\0") != max(0, rows - 1) or len(found["columns"]) != len(_COLUMNS):
+            raise Unreadable("columns of several lengths")
         try:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if sum(part.file_size for part in archive.infolist()) > MOST_LOADED:
-                    raise ValueError("too large")
-            with np.load(io.BytesIO(content), allow_pickle=False) as found:
-                keys, changed = (found[name].tobytes() for name in ("keys", "changed"))
-                columns = dict(zip(_COLUMNS, found["columns"].astype(np.int64), strict=True))
-            names = keys.decode("utf-8", "surrogatepass").split("\0") if keys else []
-            noted = cls(names, **columns, changed=json.loads(changed))
-        except (OSError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(str(error)) from error
-        if len(noted.keys) != len(noted.places) or not isinstance(noted.changed, dict | None):
-            raise ValueError("columns of several lengths")
+            names = content.decode("utf-8", "surrogatepass").split("\0") if rows else []
+        except UnicodeDecodeError as error:
+            raise Unreadable("keys are no text") from error
+        columns = dict(zip(_COLUMNS, found["columns"].astype(np.int64), strict=True))
+        noted = cls(names, **columns, changed=parse_json(changed))
+        if not isinstance(noted.changed, dict | None):
+            raise Unreadable("what has changed is no object")
         return noted
 
 

@@ -18,21 +18,24 @@ import huggingface_hub.constants
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from open_clip.pretrained import get_pretrained_cfg
+from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.timm_model import TimmModel
 from torch import nn
 
 from everclip.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.errors import UserError, suggest
-from everclip.models import lite, vetted
+from everclip.models import bounded, lite, vetted
 from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
-from everclip.models.clip import CENTER, CONFIG_FILE, Clip
+from everclip.models.clip import CENTER, CONFIG_FILE, WEIGHTS_FILE, Clip
 from everclip.models.towers import input_side, is_convolutional
 
 __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
+CARD_FILE = "everclip.json"
+"""In folders that everclip has written (card.py)."""
 _PROBE_SECONDS = 3.0
 _REMEDY = (
     "use local-dir:FOLDER with a downloaded copy, set HF_HOME to a cache that holds it "
@@ -86,7 +89,7 @@ def _model_folder(path: Path) -> Path:
     nothing that loading could run.
     """
     if (path / CONFIG_FILE).is_file():
-        _check_files(path)
+        bounded.check_files(path, CONFIG_FILE)
         if (path / MANIFEST).is_file():
             try:
                 verify(path)
@@ -103,13 +106,6 @@ def _model_folder(path: Path) -> Path:
         f"holds no {CONFIG_FILE} and no checkpoint of a finished task" if path.is_dir() else "does not exist"
     )
     raise UserError(f"model: the folder {path} {what}; give the folder of a saved model or of a run")
-
-
-def _check_files(path: Path) -> None:
-    """Raise UserError for a pipe or a device, which whoever opens it waits for without an end."""
-    for file in path.iterdir():
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            raise UserError(f"model: {file} is a pipe or a device: take another copy of the model")
 
 
 def _named(spec: str) -> tuple[str, dict[str, Any]]:
@@ -177,7 +173,11 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
         and isinstance(vision.get("layers", 12), int)
     ):
         options = {**options, "force_image_size": image_size}
+    weights = _weights(source, folder)
     with vetted.text_tower(text, folder, where) as tower:
+        if weights is not None:
+            given = {key: value for key, value in options.items() if key != "force_image_size"}
+            bounded.check(source, model_cfg, weights, {**given, **tower})
         model: Any = open_clip.create_model(source, require_pretrained=True, **options, **tower)
     if image_size is not None and image_size != input_side(model.visual):
         _allow(spec, model.visual, image_size)
@@ -189,6 +189,22 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
     if folder is not None:
         _restore_center(clip, Path(folder) / CONFIG_FILE)
     return clip
+
+
+def _weights(source: str, folder: str | None) -> Path | None:
+    """The file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
+    if folder is None:
+        return (
+            Path(download_pretrained_from_hf(source.removeprefix(_HUB))) if source.startswith(_HUB) else None
+        )
+    own = Path(folder, WEIGHTS_FILE)
+    if own.is_file() or Path(folder, CARD_FILE).exists():  # of ours, which has others too
+        found: str | Path | None = own if own.is_file() else None
+    else:
+        found = _find_checkpoint_in_dir(Path(folder))
+    if found is None:
+        raise ValueError(f"it has no {WEIGHTS_FILE}")
+    return Path(found)
 
 
 def _restore_center(clip: Clip, file: Path) -> None:

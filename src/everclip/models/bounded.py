@@ -1,0 +1,151 @@
+"""A model's config may claim any size: it is as large as its weights are, or it is not built.
+
+The model is built without memory first (torch's meta device, 0.1 s). That ends as soon as it has more than its file of
+weights holds; then each tensor must have the shape that it has there.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from everclip.config.fields import shown
+from everclip.errors import UserError
+from everclip.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
+
+SPARE = 1 << 26
+"""Numbers that a model may have besides its weights: masks, buffers."""
+MOST_PIXELS, MOST_TOKENS = 4096, 20_000
+"""A side of an image; patches of an image, or tokens of a text: attention takes the square."""
+MOST_TENSORS = 5000
+_HEADER = 100 * MIB
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_files(folder: Path, config: str) -> None:
+    """Refuse a model folder with what is no file, or with a config that cannot be read.
+
+    Raises:
+        UserError: naming the file.
+    """
+    wrong = strange(folder)
+    try:
+        read_json(folder / config)
+        large = [file.name for file in folder.glob("*.json") if file.stat().st_size > JSON_BYTES]
+        wrong = wrong or (f"{large[0]} is larger than {JSON_BYTES >> 20} MiB" if large else "")
+    except Unreadable as error:
+        wrong = f"{config} cannot be read: {error}"
+    except OSError as error:
+        wrong = f"{error.filename} cannot be read: {error.strerror}"
+    if wrong:
+        raise UserError(f"model: the folder {folder} cannot be used ({wrong}): take another copy of it")
+
+
+def shapes_of(path: Path) -> Shapes:
+    """The shapes of the tensors in a safetensors file, from its header. Raises Unreadable."""
+    with open_regular(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= min(_HEADER, path.stat().st_size):
+            raise Unreadable(f"{path.name} is no safetensors file")
+        header = file.read(size)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        found = {str(name): tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError, OverflowError) as error:
+        raise Unreadable(f"{path.name} is no safetensors file") from error
+    return found
+
+
+def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Mapping[str, Any]) -> None:
+    """Refuse a model whose config is not that of its weights.
+
+    Args:
+        source: what open_clip calls it.
+        model_cfg: its config.
+        weights: the file that its weights are read from.
+        options: of ``create_model``, without those that change the model's size.
+
+    Raises:
+        ValueError: it claims to be larger, or of another shape; Unreadable; or what building it raises.
+    """
+    _check_tokens(model_cfg)
+    found = shapes_of(weights) if weights.suffix == ".safetensors" else {}
+    most = weights.stat().st_size  # a number has a byte at least
+    with (
+        torch.device("meta"),
+        within(2 * most + SPARE, 2 * min(len(found) or MOST_TENSORS, MOST_TENSORS) + 1000),
+    ):
+        model = open_clip.create_model(
+            source, load_weights=False, pretrained_text=False, device="meta", **options
+        )
+    for name, value in model.state_dict().items():
+        there = found.get(name)
+        if (
+            there is not None
+            and there != tuple(value.shape)
+            and (value.numel() > 1 or there not in ((), (1,)))
+        ):
+            raise ValueError(
+                f"its config says that {shown(name)} has the shape {list(value.shape)}, and {weights.name} has"
+                f" {shown(list(there))}"
+            )
+
+
+def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    sizes = {"image_size": 224, "patch_size": 16}
+    sizes = {key: vision.get(key, usual) for key, usual in sizes.items()}
+    sizes["context_length"] = text.get("context_length", 77)
+    sides = sizes["image_size"] if isinstance(sizes["image_size"], list) else [sizes["image_size"]]
+    length, patch = sizes["context_length"], sizes["patch_size"]
+    if (
+        not sides
+        or not all(type(value) is int and value > 0 for value in (*sides, patch, length))
+        or max(sides) > MOST_PIXELS
+        or max((max(sides) // patch) ** 2, length) > MOST_TOKENS
+    ):
+        raise ValueError(f"no model has sizes like {shown(sizes, 100)}")
+
+
+@contextmanager
+def within(numbers: int, tensors: int) -> Iterator[None]:
+    """While it is open this thread makes modules of at most so many numbers, in at most so many tensors.
+
+    Raises:
+        ValueError: there are more.
+    """
+    mine = threading.get_ident()
+    left = [numbers, tensors, 20 * tensors]
+
+    def took(owner: nn.Module, name: str, value: Tensor | nn.Module | None) -> None:
+        if value is None or threading.get_ident() != mine:
+            return
+        if isinstance(value, nn.Module):
+            left[2] -= 1
+        else:
+            left[0] -= value.numel()
+            left[1] -= 1
+        if min(left) < 0:
+            raise ValueError("its config says that it is larger than its weights are")
+
+    handles = [
+        hooks.register_module_parameter_registration_hook(took),
+        hooks.register_module_buffer_registration_hook(took),
+        hooks.register_module_module_registration_hook(took),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,163 @@
+"""A model is as large as its weights are, whatever its config claims."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from everclip.errors import UserError
+from everclip.models import zoo
+from everclip.models.bounded import shapes_of, within
+from everclip.reading import Unreadable
+from tests.attacks.plant import hugging
+from tests.toy import toy_clip
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def claims(folder: Path, section: str, **values: Any) -> None:
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    (config["model_cfg"][section] if section else config["model_cfg"]).update(values)
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("", {"embed_dim": 2**31}),
+        ("vision_cfg", {"width": 2**31}),
+        ("vision_cfg", {"layers": 10**9}),
+        ("vision_cfg", {"layers": [10**9, 1, 1, 1]}),
+        ("vision_cfg", {"mlp_ratio": 1e9}),
+        ("vision_cfg", {"image_size": 10**6}),
+        ("vision_cfg", {"image_size": 4096, "patch_size": 1}),
+        ("vision_cfg", {"image_size": 64}),
+        ("vision_cfg", {"patch_size": 0}),
+        ("vision_cfg", {"attentional_pool": True, "attn_pooler_queries": 10**9}),
+        ("vision_cfg", {"timm_model_name": "vit_giant_patch14_224"}),
+        ("text_cfg", {"vocab_size": 10**12}),
+        ("text_cfg", {"context_length": 10**6}),
+        ("text_cfg", {"context_length": 78}),
+        ("text_cfg", {"layers": 10**9}),
+        ("text_cfg", {"layers": 2}),
+    ],
+    ids=str,
+)
+def test_a_config_that_claims_more_than_its_weights(
+    tmp_path: Path, section: str, values: dict[str, Any]
+) -> None:
+    folder = toy_clip(tmp_path)
+    claims(folder, section, **values)
+    start = time.perf_counter()
+    tracemalloc.start()
+    with pytest.raises(UserError, match=f"cannot be loaded from {folder}: ") as error:
+        zoo.load(str(folder))
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+    assert time.perf_counter() - start < 20
+    assert "memory" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values", [{"hidden_size": 2**20}, {"num_hidden_layers": 10**9}, {"vocab_size": 10**12}], ids=str
+)
+def test_a_text_tower_that_claims_more_than_its_weights(tmp_path: Path, values: dict[str, int]) -> None:
+    folder = hugging(tmp_path / "model")
+    zoo.load(str(folder))
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="cannot be loaded from") as error:
+        zoo.load(str(folder))
+    assert time.perf_counter() - start < 20
+    assert "memory" not in str(error.value)
+
+
+def header(content: bytes, size: int | None = None) -> Callable[[Path], object]:
+    return lambda file: file.write_bytes(struct.pack("<Q", len(content) if size is None else size) + content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        header(b"{}", 2**63),
+        header(b"{}", 0),
+        header(b"[" * 20_000),
+        header(b'{"a": {"shape": 5}}'),
+        header(b'{"a": {"shape": [1e400]}}'),
+        header(b"[]"),
+        lambda file: [os.truncate(file, size) for size in (0, 50 << 30)],
+        lambda file: file.write_bytes(file.read_bytes()[:100]),
+        lambda file: file.write_bytes(b""),
+    ],
+)
+def test_headers_of_weights(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    file = toy_clip(tmp_path) / WEIGHTS
+    assert shapes_of(file)["visual.conv1.weight"] == (32, 3, 8, 8)
+    spoil(file)
+    with pytest.raises(Unreadable, match="is no safetensors file"):
+        shapes_of(file)
+    with pytest.raises(UserError, match="is no safetensors file"):
+        zoo.load(str(file.parent))
+
+
+def test_a_folder_of_ours_is_read_from_its_own_weights_alone(tmp_path: Path) -> None:
+    """A version has other weights too, which open_clip would take where these are missing."""
+    folder = toy_clip(tmp_path)
+    (folder / WEIGHTS).rename(folder / "frozen.safetensors")
+    zoo.load(str(folder))
+    (folder / "everclip.json").write_text("{}")
+    with pytest.raises(UserError, match=f"it has no {WEIGHTS}"):
+        zoo.load(str(folder))
+
+
+def test_weights_that_are_no_safetensors_are_bounded_too(tmp_path: Path) -> None:
+    folder = toy_clip(tmp_path)
+    torch.save(load_file(folder / WEIGHTS), folder / "open_clip_pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    zoo.load(str(folder))
+    claims(folder, "vision_cfg", layers=10**6)
+    with pytest.raises(UserError, match="larger than its weights are"):
+        zoo.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["open_clip_config.json", "config.json"])
+def test_config_files_of_any_size(tmp_path: Path, name: str) -> None:
+    folder = toy_clip(tmp_path)
+    os.truncate(folder / "open_clip_config.json", 0) if name == "open_clip_config.json" else (
+        folder / name
+    ).touch()
+    os.truncate(folder / name, 50 << 30)
+    with pytest.raises(UserError, match=r"the folder .+ cannot be used \(.*larger than 64 MiB\)"):
+        zoo.load(str(folder))
+
+
+def test_an_image_size_that_the_user_wants_is_no_claim(tmp_path: Path) -> None:
+    assert zoo.load(str(toy_clip(tmp_path)), 64).image_size == 64
+
+
+def test_other_modules_are_not_counted(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="larger than its weights"), within(10, 10):
+        torch.nn.Linear(4, 4)
+    torch.nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="larger than its weights"), within(10**9, 2):
+        torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+
+
+def test_a_scale_may_be_a_number_or_a_list_of_one(tmp_path: Path) -> None:
+    folder = toy_clip(tmp_path)
+    state = load_file(folder / WEIGHTS)
+    save_file(state | {"logit_scale": state["logit_scale"].reshape(1)}, folder / WEIGHTS)
+    zoo.load(str(folder))
