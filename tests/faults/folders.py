@@ -30,7 +30,7 @@ SECONDS, WALL = 10.0, 100.0
 """Processor seconds that a command may take, and seconds by the clock after which it is killed."""
 RESIDENT = 1.5e9
 """Bytes that it may hold, torch and all."""
-_PEAK = "peak resident kilobytes:"
+PEAK = "peak resident kilobytes:"
 _MORE = {"purple": (150, 30, 160), "orange": (240, 150, 30)}
 
 NEW, HELD = "imagefolder:../new", "imagefolder:../held"
@@ -118,7 +118,7 @@ def measured(argv: Sequence[str]) -> int:
     code = main(argv)
     status = Path("/proc/self/status").read_text()
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    print(_PEAK, peak, file=sys.stderr)
+    print(PEAK, peak, file=sys.stderr)
     return code
 
 
@@ -158,7 +158,9 @@ class World:
         update = ("--unmeasured", "--method", "means", "--exemplars", "4")
         self.done("update", "../good/run", "--add", NEW, "--test", HELD, *update, "-o", "../good/version")
         self.sweep = (*tokens, "method=finetune,ridge", "seed=0")
-        self.done("sweep", *self.sweep, "out=../good/sweep")
+        for method in ("finetune", "ridge"):
+            self.done("train", *tokens, f"method={method}", f"out=../good/sweep/{method}")
+        self.done("sweep", *self.sweep, "out=../good/sweep")  # which finds them finished
 
     def done(self, *words: str) -> None:
         """Run a command that must go well."""
@@ -213,11 +215,13 @@ def seal(folder: Path) -> None:
 
 def spoil(folder: Path, rng: Rng) -> tuple[str, str]:
     """Change one file of a folder, or add one; returns which, and how."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    every = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    files = sorted(path for path in every if 0 < path.stat().st_size < 2**26)
     kinds = sorted({path.suffix for path in files} - {".html", ".csv", ".log"})
     if rng.random() < 0.06:
         return _added(folder, rng)
-    path = drawn(rng, [path for path in files if path.suffix == drawn(rng, kinds)] or files)
+    kind = drawn(rng, kinds)
+    path = drawn(rng, [path for path in files if path.suffix == kind])
     what = change(path, rng)
     if path.name != checkpoint.MANIFEST and rng.random() < 0.8:
         seal(path.parent)
@@ -249,10 +253,8 @@ def _added(folder: Path, rng: Rng) -> tuple[str, str]:
 
 def wrong(ended: Ended) -> str:
     """What is wrong with how a command ended; empty where nothing is."""
-    lines = [line for line in ended.err.splitlines() if not line.startswith(_PEAK)]
-    peak = next(
-        (1024 * int(line.split()[-1]) for line in ended.err.splitlines() if line.startswith(_PEAK)), 0
-    )
+    lines = [line for line in ended.err.splitlines() if not line.startswith(PEAK)]
+    peak = next((1024 * int(line.split()[-1]) for line in ended.err.splitlines() if line.startswith(PEAK)), 0)
     if ended.seconds > SECONDS or ended.status == -9:
         return f"took {ended.seconds:.0f} s, exit {ended.status}"
     if ended.status not in (0, 1, 2, 3) or "Traceback" in ended.err + ended.out:
@@ -279,7 +281,8 @@ def folder(bench: Bench, index: int) -> Row:
     kind = list(COMMANDS)[index % len(COMMANDS)]
     rng = bench.rng("folder", index)
     it = world.fresh(kind)
-    file, what = spoil(it, rng)
+    spoiled = [spoil(it, rng) for _ in range(int(rng.integers(1, 4)))]
+    file, what = (", ".join(words) for words in zip(*spoiled, strict=True))
     several = COMMANDS[kind]
     chosen = rng.permutation(len(several))[:DRAWN].tolist()
     row: Row = {"kind": kind, "file": file, "what": what, "commands": [], "ok": True, "why": ""}

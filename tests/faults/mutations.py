@@ -330,4 +330,7 @@ def change(path: Path, rng: Rng) -> str:
         return f"replaced: {impostor(path, rng)}"
     if choice < 0.25 or fitting is None:
         return f"torn: {torn(path, rng)}"
-    return fitting(path, rng)
+    try:
+        return fitting(path, rng)
+    except Exception:  # it was changed before, and is none of its kind any more
+        return f"torn: {torn(path, rng)}"

@@ -133,7 +133,7 @@ def test_weights_that_are_no_safetensors_are_bounded_too(tmp_path: Path) -> None
         zoo.load(str(folder))
 
 
-@pytest.mark.parametrize("name", ["open_clip_config.json", "config.json"])
+@pytest.mark.parametrize("name", ["open_clip_config.json", "config.json", "vocab.txt"])
 def test_config_files_of_any_size(tmp_path: Path, name: str) -> None:
     folder = toy_clip(tmp_path)
     os.truncate(folder / "open_clip_config.json", 0) if name == "open_clip_config.json" else (

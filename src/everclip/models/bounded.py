@@ -28,6 +28,8 @@ MOST_PIXELS, MOST_TOKENS = 4096, 20_000
 """A side of an image; patches of an image, or tokens of a text: attention takes the square."""
 MOST_TENSORS = 5000
 _HEADER = 100 * MIB
+_TEXTS = {".json", ".txt", ".model", ".jinja"}
+"""Files that are read as a whole."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,7 +43,8 @@ def check_files(folder: Path, config: str) -> None:
     wrong = strange(folder)
     try:
         read_json(folder / config)
-        large = [file.name for file in folder.glob("*.json") if file.stat().st_size > JSON_BYTES]
+        texts = (file for file in folder.iterdir() if file.suffix in _TEXTS)
+        large = [file.name for file in texts if file.exists() and file.stat().st_size > JSON_BYTES]
         wrong = wrong or (f"{large[0]} is larger than {JSON_BYTES >> 20} MiB" if large else "")
     except Unreadable as error:
         wrong = f"{config} cannot be read: {error}"

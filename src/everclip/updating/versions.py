@@ -70,7 +70,8 @@ def _rollback(folder: Path) -> Path:
         checkpoint.verify(folder)
     except checkpoint.Damaged as error:
         raise UserError(f"{folder} is damaged ({error}): take the version before from elsewhere") from error
-    kept = [file for file in sorted(folder.iterdir()) if file.name.startswith(BEFORE)]
+    ours = sorted(checkpoint.names(folder))  # whatever else lies in the folder
+    kept = [folder / name for name in ours if name.startswith(BEFORE) and name != BEFORE]
     if not kept:
         raise UserError(f"{folder} keeps no version before it: it is the first, or was rolled back already")
 
