@@ -325,3 +325,7 @@ def test_the_log_is_cut_back_to_whole_lines(tmp_path: Path, caplog: pytest.LogCa
     assert "metrics.jsonl is shorter than at the last checkpoint: lines of it are lost" in caplog.text
     opened.cut_log(0)
     assert not log.exists()
+    log.mkdir()
+    for size in (0, 10):
+        with pytest.raises(UserError, match=r"metrics\.jsonl is no file"):
+            opened.cut_log(size)

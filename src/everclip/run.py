@@ -235,7 +235,12 @@ class Run:
         return self._metrics.stat().st_size
 
     def cut_log(self, size: int) -> None:
-        """Take ``metrics.jsonl`` back to its first ``size`` bytes, or drop it where that is 0."""
+        """Take ``metrics.jsonl`` back to its first ``size`` bytes, or drop it where that is 0.
+
+        Raises UserError where something else is in its place.
+        """
+        if self._metrics.exists() and not self._metrics.is_file():
+            raise UserError(f"{self._metrics} is no file: remove it, or put the log back")
         if size == 0:
             self._metrics.unlink(missing_ok=True)
             return

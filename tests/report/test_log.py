@@ -95,3 +95,12 @@ def test_a_log_that_is_a_pipe_or_of_another_run(tmp_path: Path) -> None:
     assert notes[0] == "metrics.jsonl cannot be read (it is a pipe): nothing over time can be shown."
     assert notes[1].startswith("environment.json cannot be read (lists or tables nested")
     build([tmp_path / "run"], tmp_path / "page.html")
+
+
+def test_a_line_without_end_is_not_followed(tmp_path: Path) -> None:
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(1 << 40)  # which takes no room
+    assert Log(tmp_path / "metrics.jsonl").notes == [
+        "1 unusable line of metrics.jsonl skipped.",
+        "metrics.jsonl is long: what comes after its first 256 MiB is not shown.",
+    ]

@@ -142,6 +142,6 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
     while file.tell() < MOST_BYTES and (line := file.readline(MOST_LINE)):
         whole = line.endswith(b"\n") or len(line) < MOST_LINE
         yield line if whole else None
-        while not whole:
+        while not whole and file.tell() < MOST_BYTES:
             line = file.readline(MOST_LINE)
             whole = line.endswith(b"\n") or not line
