@@ -299,7 +299,7 @@ def folder(bench: Bench, index: int) -> Row:
 
 GOAL: dict[str, Any] = {
     "R15": Goal(
-        "a folder of a stranger's, one thing of it changed: a result or one line, no code, nothing else touched",
+        "a stranger's folder, up to three things of it changed: a result or one line, no code, nothing else touched",
         COUNT,
         folder,
     )

@@ -13,6 +13,7 @@ from tests.distributed import processes
 from tests.faults import inputs
 from tests.faults.bench import FACTORS, LEAST, Bench, Goal, Reference, Row, combination, fingerprint
 from tests.faults.commits import COMMITS
+from tests.faults.folders import GOAL as FOLDERS
 from tests.faults.forks import Ended
 from tests.faults.pairs import PAIRS
 from tests.faults.server import PARTS
@@ -258,6 +259,7 @@ GOALS = {
     "R8": Goal(f"{PICTURES} damaged pictures: decoded or left out with a reason", 30, pictures),
     "R9": Goal(f"{SETTINGS} mistaken configs: one line, nothing silently ignored", 10, mistakes),
     "R12": Goal(f"{STAGES} stages: memory and open files stay", 1, many_stages),
+    **FOLDERS,
     **COMMITS,
     **PAIRS,
 }
