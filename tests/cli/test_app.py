@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -36,19 +35,13 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2
     return captured.err.rstrip("\n")
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from everclip.cli.app import main; code = main(['--help'])\n"
         f"sys.exit(code or ' '.join(name for name in {LIGHT!r} if name in sys.modules) or 0)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert run("--help").returncode == 0
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3  # the best of five: the machine may be busy
 
 
 def test_help_starts_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
