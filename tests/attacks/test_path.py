@@ -49,7 +49,10 @@ def test_a_sweeps_children_read_no_module_of_the_folder(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "method.py").write_text(METHOD)
     monkeypatch.chdir(here)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    # no empty entry: to Python that is the current folder
+    monkeypatch.setenv(
+        "PYTHONPATH", str(tmp_path), prepend=os.pathsep if os.environ.get("PYTHONPATH") else None
+    )
     log = tmp_path / "log"
     pool.run([Work("x", ["methods", "mine.method"], tmp_path / "x", log)], [{}], _Silent())
     assert "A method of one's own." in log.read_text()
