@@ -189,6 +189,16 @@ def test_what_is_kept(tmp_path: Path) -> None:
     assert store.newest_task() == Place(3)
 
 
+def test_what_a_killed_commit_would_have_deleted_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    store = Store(tmp_path, 2)
+    for task in range(3):
+        store.commit(Place(task), fill())
+    (tmp_path / "begin").mkdir()  # half of it is still there
+    (tmp_path / ".stage-002.everclip-12345678").mkdir()
+    assert store.newest() == [Place(2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage-000", "stage-001"]
+
+
 def test_the_older_one_is_taken_and_the_damaged_one_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

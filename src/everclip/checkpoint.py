@@ -123,6 +123,12 @@ class Store:
             elif not exchange(made, folder):  # a run's own folder, which the run has locked
                 shutil.rmtree(folder)
                 settle(made, folder)
+        self._clear(place)
+        for aside in self.path.glob("*" + DAMAGED):
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _clear(self, place: Place) -> None:
+        """Delete what is no longer wanted once the run stands at a place."""
         every = self.places()
         whole = [old for old in every if old.whole]
         inner = [old for old in every if not old.whole and old.task == place.task]
@@ -131,20 +137,20 @@ class Store:
             kept |= {old for old in inner if not old.step}
         gone = [self.folder(old) for old in every if old not in kept]
         unfinished = [*self.path.glob(".*.everclip-*"), *self.path.glob("*.tmp")]  # .tmp: of earlier versions
-        for old_folder in [*gone, *self.path.glob("*" + DAMAGED), *unfinished]:
-            shutil.rmtree(old_folder, ignore_errors=True)
+        for left in [*gone, *unfinished]:
+            shutil.rmtree(left, ignore_errors=True)
 
     def newest(self) -> list[Place]:
         """The newest checkpoint that is as it was written, after those that it stands on; empty before the first.
 
-        Newer ones are set aside, each with a warning.
+        Newer ones are set aside, each with a warning; what a killed commit would have deleted is deleted.
 
         Raises:
             RunError: there are checkpoints, and none can be used.
         """
         for place in reversed(self.places()):
             try:
-                return self._trail(place)
+                trail = self._trail(place)
             except Damaged as error:
                 log.warning(
                     "checkpoint %s cannot be used (%s): going back to the one before", place.name, error
@@ -152,6 +158,9 @@ class Store:
                 aside = self.path / (place.name + DAMAGED)
                 shutil.rmtree(aside, ignore_errors=True)
                 self.folder(place).rename(aside)
+                continue
+            self._clear(place)
+            return trail
         if any(self.path.glob("*" + DAMAGED)):
             raise RunError(f"no checkpoint in {self.path} can be used: remove that folder to begin again")
         return []
