@@ -123,11 +123,11 @@ _cache.built("toy", make)
     done = subprocess.run([sys.executable, "-c", script], check=False)
     assert done.returncode == -9
     assert len([*cache.iterdir()]) == 2  # the lock and what it has left
-    (cache / "toy-x1y2").mkdir()  # of earlier versions
-    (cache / "toy-x1y2" / "weights").write_bytes(b"0")
-    (cache / "toys").mkdir()
+    own = ["toy.tmp", "toy-x1y2", ".toy.everclip", "toys"]  # names that the user may have there
+    for name in own:
+        (cache / name).mkdir()
     assert files(_cache.built("toy", make)) == CONTENT
-    assert sorted(path.name for path in cache.iterdir()) == ["toy", "toy.lock", "toys"]
+    assert sorted(path.name for path in cache.iterdir()) == sorted(["toy", "toy.lock", *own])
 
 
 def test_a_full_disk_is_one_line(cache: Path) -> None:

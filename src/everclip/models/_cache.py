@@ -12,6 +12,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from everclip.checkpoint import Damaged, commit, verify
+from everclip.durable import remove_unfinished
 from everclip.errors import RunError, UserError
 
 log = logging.getLogger("everclip")
@@ -61,7 +62,7 @@ def built(name: str, make: Callable[[Path], object]) -> Path:
     try:
         with FileLock(f"{target}.lock"):
             if target not in _verified or not target.is_dir():
-                _clear(target)
+                remove_unfinished(target)
                 _restore(target, make)
                 _verified.add(target)
     except (OSError, SafetensorError) as error:
@@ -110,15 +111,6 @@ def _restore(target: Path, make: Callable[[Path], object]) -> None:
         raise
     if there:
         log.warning("%s was not what is built there (%s): it was built again", target, reason)
-
-
-def _clear(target: Path) -> None:
-    """Remove what killed processes have left of ``target``, whose lock is held."""
-    lock = f"{target.name}.lock"
-    left = tuple(f"{dot}{target.name}{end}" for dot in ("", ".") for end in "-.")
-    for path in target.parent.iterdir():
-        if path.name.startswith(left) and path.name != lock:
-            _remove(path)
 
 
 def _remove(path: Path) -> None:
