@@ -23,6 +23,8 @@ TIMED = {
     "metrics.jsonl",
 }
 """Files whose numbers tell of times, also where two of them happen to be the same."""
+LOGS = "logs"
+"""The folder for what the processes of a sweep say."""
 _TEXTS = {".csv", ".html", ".json", ".jsonl", ".log", ".svg", ".toml"}
 _RANDOM = re.compile(r"everclip-[0-9a-f]{8}(?![^/])")
 _NUMBERS = re.compile(rb"[0-9a-fA-F]+([.:+T-][0-9a-fA-F]+)*")
@@ -78,9 +80,11 @@ class Expected(NamedTuple):
             raise RuntimeError(
                 f"two undisturbed commands write other files: {sorted(one.keys() ^ other.keys())}"
             )
-        fixed = [path for path in one if Path(path).name not in TIMED]
+        told = [path for path in one if Path(path).parent.name == LOGS]  # also of what was killed and went on
+        fixed = [path for path in one if Path(path).name not in TIMED and path not in told]
         exact = {path: one[path].exact for path in fixed if one[path].exact == other[path].exact}
-        same = {path: entry.text for path, entry in one.items() if entry.text == other[path].text}
+        alike = [path for path in one if path not in told and one[path].text == other[path].text]
+        same = {path: one[path].text for path in alike}
         return cls(exact, same, frozenset(one))
 
     def under(self, path: str) -> Expected:
