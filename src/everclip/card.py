@@ -76,7 +76,7 @@ class Card(_Model):
 
     def config(self) -> Config:
         """The settings as a config, with defaults for what was left out. Raises UserError for unknown options."""
-        return resolve(Config.model_validate(self.settings))
+        return resolve(Config.model_validate({"defaults": 1} | self.settings))
 
 
 def of_plan(plan: Plan, stages: int) -> Card:

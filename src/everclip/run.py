@@ -140,7 +140,10 @@ class Run:
             raise UserError(
                 f"{path} is no run directory (it has no config.toml): give the folder that train wrote"
             )
-        return configs.resolve(configs.load_config([str((path / "config.toml").absolute())]))
+        config = configs.load_config([str((path / "config.toml").absolute())])
+        if "defaults" not in config.model_fields_set:  # written before there were others
+            config = config.model_copy(update={"defaults": 1})
+        return configs.resolve(config)
 
     def __enter__(self) -> Run:
         self._check()

@@ -24,7 +24,16 @@ from everclip import __version__, trust
 from everclip.config.fields import explain, leaves, public
 from everclip.config.models import Config, MethodChoice, MethodConfig
 from everclip.config.resolve import method_class, method_config, options_of, resolve, written
-from everclip.config.sources import Layer, config_path, is_override, merge, overrides, read_layers, shipped
+from everclip.config.sources import (
+    WRITTEN,
+    Layer,
+    config_path,
+    is_override,
+    merge,
+    overrides,
+    read_layers,
+    shipped,
+)
 from everclip.errors import UserError
 
 __all__ = [
@@ -82,7 +91,7 @@ def _checked(values: Layer, where: str) -> Config:
 
 def dump(config: Config) -> str:
     """The config as TOML that loads to an equal one."""
-    return f"# everclip {__version__}\n" + tomli_w.dumps(written(config))
+    return f"{WRITTEN}{__version__}\n" + tomli_w.dumps(written(config))
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,9 +103,9 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-CARRIED_OUT = ("out", "trackers", "checkpoint", "distributed")
-"""Where a run is written, who is told of it, how often it is saved and how processes share it: none of it changes what
-is computed."""
+CARRIED_OUT = ("out", "trackers", "checkpoint", "distributed", "defaults")
+"""Where a run is written, who is told of it, how often it is saved, how processes share it and which defaults have
+filled it in: none of it changes what a resolved config computes."""
 
 
 def essence(config: Config) -> Config:

@@ -59,6 +59,18 @@ def _kinds(annotation: object) -> set[object]:
     return {origin or annotation}
 
 
+def before(model: type[BaseModel]) -> dict[str, Any]:
+    """Options whose default was another one under ``defaults = 1``, with that default.
+
+    A field says so with ``json_schema_extra={"before": VALUE}``.
+    """
+    return {
+        name: extra["before"]
+        for name, field in model.model_fields.items()
+        if isinstance(extra := field.json_schema_extra, dict) and "before" in extra
+    }
+
+
 def allowed(field: FieldInfo) -> str:
     """What may be written for a field, in words: ``a number above 0 or none``."""
     extra = field.json_schema_extra

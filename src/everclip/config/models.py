@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -20,6 +20,9 @@ from everclip.config.sections import (
     Train,
 )
 
+NEWEST = 2
+"""The present generation of defaults. A changed default of an option keeps the earlier one in its ``before``."""
+
 
 class MethodConfig(Section):
     """Base of a method's ``Config``: its hyper-parameters, every field with a description.
@@ -30,6 +33,10 @@ class MethodConfig(Section):
 
     recommends: ClassVar[dict[str, Any]] = {}
     """Values of ``[train]`` for this method where the user gave none, such as ``{"epochs": 1}``."""
+    recommended_before: ClassVar[dict[str, Any] | None] = None
+    """The same under ``defaults = 1``; None: no other."""
+    wraps: ClassVar[tuple[str, str] | None] = None
+    """The two fields that hold another method's name and its options, for a method that trains with another's loss."""
 
 
 class MethodChoice(Section):
@@ -100,6 +107,11 @@ class Config(Section):
     smoke: bool = Field(
         default=False,
         description="a trial run: the first two tasks, 32 images of each part, two steps a phase",
+    )
+    defaults: Literal[1, 2] = Field(
+        default=NEWEST,
+        description="which defaults fill in what is not given: 2, or 1 for those before them; a run directory without"
+        " the key is of 1",
     )
     tuned_on: Text | None = Field(
         default=None, description="for the record: what the settings were chosen on; everclip tune writes it"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from everclip import plugins
-from everclip.config.fields import explain, shown
-from everclip.config.models import Config, MethodChoice, MethodConfig, Section, Train
+from everclip.config.fields import before, explain, kinds, shown
+from everclip.config.models import NEWEST, Config, MethodChoice, MethodConfig, Section, Train
 from everclip.config.sources import one_length
 from everclip.errors import UserError, suggest
 
@@ -47,11 +48,16 @@ def method_class(name: str) -> type[Method]:
 
 def method_config(config: Config) -> MethodConfig:
     """The method's options, checked. Raises UserError for an unknown method, option or value."""
-    return options_of(config.method.name, config.method.options)
+    return options_of(config.method.name, config.method.options, defaults=config.defaults)
 
 
-def options_of(name: str, options: dict[str, Any], prefix: str = "method.") -> MethodConfig:
+def options_of(
+    name: str, options: dict[str, Any], prefix: str = "method.", defaults: int = NEWEST
+) -> MethodConfig:
     """Options of the method ``name``, checked; ``prefix`` is where a message says they stand.
+
+    Args:
+        defaults: the generation of defaults that fills in what is not given.
 
     Raises:
         UserError: an unknown method, option or value.
@@ -61,10 +67,29 @@ def options_of(name: str, options: dict[str, Any], prefix: str = "method.") -> M
     if unknown:
         known = suggest(unknown[0], cls.model_fields) if cls.model_fields else "; it has no options"
         raise UserError(f'method "{name}" has no option {shown(unknown[0])}{known}')
+    given = options if defaults == NEWEST else _completed(cls, options)
     try:
-        return cls.model_validate(options)
+        return cls.model_validate(given)
     except ValidationError as error:
-        raise UserError(f"{prefix}{explain(error, cls, options)}") from error
+        raise UserError(f"{prefix}{explain(error, cls, given)}") from error
+
+
+def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, Any]:
+    """``options``, those not given as ``defaults = 1`` has them; also those of a method that this one wraps."""
+    options = dict(options)
+    for name, value in before(cls).items():
+        open_ = "auto" if NoneType in kinds(cls.model_fields[name]) else None
+        if options.get(name, open_) == open_:
+            options[name] = value
+    if cls.wraps is not None:
+        fields = cls.model_fields
+        inner, given = (options.get(name, fields[name].default) for name in cls.wraps)
+        if isinstance(inner, str) and inner != "none" and isinstance(given, dict):
+            # their values are plain ones, and None is "none" among them
+            known = before(method_class(inner).Config)
+            old = {name: "none" if value is None else value for name, value in known.items()}
+            options[cls.wraps[1]] = old | given
+    return options
 
 
 def resolve(config: Config) -> Config:
@@ -72,6 +97,9 @@ def resolve(config: Config) -> Config:
 
     A train value is the user's, else the method's recommendation, else the model's, else a global default
     (5 epochs; heads learn at ten times ``lr``). ``image_size`` stays None for the model's own.
+
+    Every default is filled in here as the generation ``config.defaults`` had it. So what is resolved has the same
+    values in any later version.
     """
     from everclip.models.catalogue import recommended
 
@@ -80,7 +108,10 @@ def resolve(config: Config) -> Config:
         name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
     }
     values = one_length(_GLOBAL, recommended(config.model))
-    values = one_length(one_length(values, options.recommends), given)
+    advice = options.recommends
+    if config.defaults < NEWEST and options.recommended_before is not None:
+        advice = options.recommended_before
+    values = one_length(one_length(values, advice), given)
     values.setdefault("lr_head", float(f"{10 * values['lr']:.6g}"))
     return config.model_copy(
         update={
@@ -102,6 +133,6 @@ def written(section: Section) -> dict[str, Any]:
             values[name] = written(value)
         elif value is not None:
             values[name] = value
-        elif type(section).model_fields[name].default is not None:
+        elif type(section).model_fields[name].default is not None or name in before(type(section)):
             values[name] = "none"
     return values

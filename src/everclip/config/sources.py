@@ -118,6 +118,8 @@ def read_layers(path: Path, check: Check, base: Layer, chain: tuple[Path, ...] =
             f"{_named(path)}: more than {MAX_DEPTH} configs extend one another: merge some of them"
         )
     values = read_toml(path)
+    if "defaults" not in values and "extends" not in values and _written(path):
+        values["defaults"] = 1
     real = path.resolve()
     if real in chain:
         raise UserError(f"{_named(path)}: extends itself by way of {_named(chain[-1])}: remove one extends")
@@ -159,6 +161,14 @@ def read_toml(path: Path) -> Layer:
         raise UserError(f"{name}: {error}") from error
     trust.asked(values, path)
     return values
+
+
+WRITTEN = "# everclip "
+"""How a config begins that everclip itself has written, with every value of its time."""
+
+
+def _written(path: Path) -> bool:
+    return reading.read_text(path.expanduser()).startswith(WRITTEN)
 
 
 def _named(path: Path) -> str:

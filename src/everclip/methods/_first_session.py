@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Pro
 
 class FirstSessionConfig(MethodConfig):
     """Options of the first task's training."""
+
+    wraps: ClassVar[tuple[str, str] | None] = ("adapt", "adapt_options")
 
     adapt: Literal["none", "clip", "gcl", "gdro", "finetune"] = Field(
         default="none",

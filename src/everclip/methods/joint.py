@@ -9,6 +9,8 @@ The upper bound of the ImageNet experiment in https://arxiv.org/abs/2605.03866, 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from everclip.config import method_class, options_of
@@ -22,6 +24,7 @@ class Joint(Method):
     class Config(MethodConfig):
         """Options of joint training."""
 
+        wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method whose loss is used")
         options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
 

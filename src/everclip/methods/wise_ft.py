@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class WiseFt(Wrapper):
     class Config(MethodConfig):
         """Options of weight averaging."""
 
+        wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")
         options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
         alpha: float = Field(default=0.5, ge=0, le=1, description="share of the learned weights")

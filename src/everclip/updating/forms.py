@@ -34,7 +34,8 @@ class Known:
         names: class names, index = label.
         tasks: the labels learned by each update.
         templates: prompts of the class embeddings.
-        base: settings of the model that the first version began with: ``model``, ``image_size``, ``center``.
+        base: settings of the model that the first version began with: ``model``, ``image_size``, ``center``, and
+            ``defaults``, 1 where it is not there.
     """
 
     names: tuple[str, ...]

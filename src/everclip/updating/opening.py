@@ -11,6 +11,7 @@ import numpy as np
 from everclip import data as sources
 from everclip import trust
 from everclip.card import CardTask
+from everclip.config.models import NEWEST
 from everclip.data.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, seen
@@ -77,7 +78,12 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
     templates = tuple(templates_of(spec))
     model = zero_shot(spec, clip, names, templates) if names else None
     tasks = (CardTask(name="asked for", labels=list(range(len(names)))),) if names else ()
-    base = {"model": spec, "image_size": clip.image_size, "center": clip.centered}
+    base = {
+        "model": spec,
+        "image_size": clip.image_size,
+        "center": clip.centered,
+        "defaults": NEWEST,
+    }
     return _fresh(spec, model, Known(names, tasks, templates, base), clip, None)
 
 
@@ -102,7 +108,12 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
         CardTask(name=t.name, labels=[place[label] for label in t.classes]) for t in model.plan.tasks
     )
     clip = whole(model.encoder)
-    base = {"model": config.model, "image_size": clip.image_size, "center": clip.centered}
+    base = {
+        "model": config.model,
+        "image_size": clip.image_size,
+        "center": clip.centered,
+        "defaults": config.defaults,
+    }
     return _fresh(spec, model, Known(names, tasks, model.templates, base), clip, older)
 
 

@@ -62,6 +62,7 @@ def config_of(known: Known, decision: Decision, seed: int, device: str) -> Confi
     return resolve(
         Config.model_validate(
             {
+                "defaults": 1,
                 **known.base,
                 "device": device,
                 "seed": seed,
