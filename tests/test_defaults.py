@@ -12,7 +12,8 @@ import pytest
 
 from everclip import card
 from everclip import config as configs
-from everclip.config import dotted, dump, load_config, method_config, resolve
+from everclip.config import dotted, dump, load_config, method_class, method_config, resolve
+from everclip.config.fields import before
 from everclip.config.resolve import written
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
@@ -150,4 +151,14 @@ def test_a_kept_run_goes_on_as_it_began(method: str, tmp_path: Path, toy: str, p
         assert timeless(train(opened, Progress())) == timeless(whole)
     had = read_toml(KEPT[0].with_stem(method.split()[0]))["method"]
     now = written(Run.read_config(out))["method"]
-    assert {key: now[key] for key in had if key != "head"} == {key: had[key] for key in had if key != "head"}
+    same = set(had) - {"head", "options"}
+    assert {key: now[key] for key in same} == {key: had[key] for key in same}
+
+
+def test_a_method_within_another_has_them_too() -> None:
+    for name in ("joint", "wise_ft"):
+        config = resolve(load_config([f"method={name}", "defaults=1", "method.options.head=linear"]))
+        options = config.method.options["options"]
+        assert options == {"head": "linear"} | before(method_class("finetune").Config)
+        assert options["classes"] == "seen"
+    assert resolve(load_config(["method=joint"])).method.options["options"] == {}

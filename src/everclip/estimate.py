@@ -190,7 +190,8 @@ def _training(
     steps = train.steps or (train.epochs or 1) * math.ceil((new + kept) / train.batch_size)
     images = steps * train.batch_size if train.steps else (train.epochs or 1) * (new + kept)
     text, classes = _text(passes, options), seen
-    if text == "batch" and not kept and config.scenario.kind == "class-incremental":
+    present = text == "batch" or options.get("classes") == "present"
+    if present and not kept and config.scenario.kind == "class-incremental":
         classes = max(1, seen // (stage + 1))  # the task's own, about
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
     probe = options.get("probe_epochs", 0) * (new + kept)

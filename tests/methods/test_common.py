@@ -32,7 +32,7 @@ TRAINED = [name for name in EVERY if name not in UNTRAINED]
 VARIANTS = [
     "finetune method.head=linear",
     "finetune method.head=linear method.head_init=zero_shot",
-    "finetune method.classes=present",
+    "finetune method.classes=seen",
     "finetune train.captions=random",
     "gcl method.negatives=other_class method.temperature=learnable",
     "gcl method.negatives=multi_positive method.temperature=per_sample",

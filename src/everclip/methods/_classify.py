@@ -30,13 +30,19 @@ class HeadConfig(MethodConfig):
     )
 
 
-class LabelsConfig(MethodConfig):
-    """Which classes the softmax runs over, and its targets."""
+class ClassesConfig(MethodConfig):
+    """Which classes the softmax runs over."""
 
     classes: Literal["seen", "present"] = Field(
-        default="seen",
+        default="present",
         description="label set of the softmax: all classes seen so far, or those with images now",
+        json_schema_extra={"before": "seen"},
     )
+
+
+class LabelsConfig(ClassesConfig):
+    """Which classes the softmax runs over, and its targets."""
+
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the target spread over all classes"
     )
@@ -52,7 +58,8 @@ class Classify(Method):
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self._scores = config if isinstance(config, HeadConfig) else HeadConfig()
-        self._targets = config if isinstance(config, LabelsConfig) else LabelsConfig()
+        self._classes = (config if isinstance(config, ClassesConfig) else ClassesConfig()).classes
+        self._smoothing = config.label_smoothing if isinstance(config, LabelsConfig) else 0.0
         self.seen: list[int] = []
         self._labels: list[int] = []
         self.head = Head()
@@ -66,7 +73,8 @@ class Classify(Method):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Settle the label set of the task."""
         present = set(np.unique(train.labels).tolist())
-        self._labels = [label for label in self.seen if self._targets.classes == "seen" or label in present]
+        # A class without images would be pushed down by all others, with nothing to hold it up.
+        self._labels = [label for label in self.seen if self._classes == "seen" or label in present]
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         if self._scores.head == "text":
@@ -93,9 +101,8 @@ class Classify(Method):
         return self.head(features["image"], features["scale"])[:, rows]
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        logits, smoothing = self.logits(features), self._targets.label_smoothing
-        target = columns(self._labels, batch.labels)
-        return {"cross_entropy": functional.cross_entropy(logits, target, label_smoothing=smoothing)}
+        logits, target = self.logits(features), columns(self._labels, batch.labels)
+        return {"cross_entropy": functional.cross_entropy(logits, target, label_smoothing=self._smoothing)}
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         if self._scores.head == "text":

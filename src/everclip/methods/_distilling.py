@@ -21,7 +21,7 @@ class DistillingConfig(LabelsConfig):
     classes: Literal["seen", "present"] = Field(
         default="present",
         description="label set of the softmax: all classes seen so far, or those with images now",
-    )
+    )  # always these, so without an earlier default
     label_smoothing: float = Field(
         default=0.2, ge=0, lt=1, description="share of the target spread over all classes"
     )

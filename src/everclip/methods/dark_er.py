@@ -1,6 +1,7 @@
 """Dark experience replay, DER and DER++: exemplars keep the outputs that the model gave them when they were stored.
 
     loss = CE(new images) + alpha mean_i mean_k ( m o_k(x_i) - m o*_ik )^2 + beta CE(exemplars)      i: exemplars
+    CE over the classes with images now (`classes=seen`: all seen so far)
     o_k  = <z, e_k>, or <z, w_k> + b_k / scale with a linear head; z itself with method.target=feature
 
 o* are taken from un-augmented exemplars when their task ends and never again, over the classes seen by then: later
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
@@ -24,9 +26,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from everclip.data.images import ImageSet
 from everclip.losses.replay import known_outputs
 from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task, to_device
-from everclip.methods._classify import Classify, HeadConfig
+from everclip.methods._classify import ClassesConfig, Classify, HeadConfig
 from everclip.methods._head import columns
 from everclip.methods._passes import Passes
 from everclip.sample_table import SampleTable
@@ -35,7 +38,7 @@ from everclip.sample_table import SampleTable
 class DarkEr(Classify):
     """Cross-entropy, and exemplars held to their stored outputs."""
 
-    class Config(HeadConfig):
+    class Config(ClassesConfig, HeadConfig):
         """Options of DER and DER++."""
 
         alpha: float = Field(default=0.3, ge=0, description="weight of the distance to stored outputs")
@@ -59,6 +62,7 @@ class DarkEr(Classify):
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.stored: list[SampleTable] = []
+        self._compared: list[int] = []
 
     def grow(self, clip: Clip, task: Task) -> None:
         """A table of the task's outputs, a column a class seen, or a feature's entry."""
@@ -68,6 +72,13 @@ class DarkEr(Classify):
             with torch.no_grad():
                 width = clip.encode_text(["a"]).shape[1]
         self.stored.append(SampleTable(width))
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        """Settle the classes that the softmax compares; stored outputs are of all classes seen."""
+        super().begin_task(clip, task, train)
+        self._compared = self._labels
+        if np.isin(train.ids, task.train.ids, invert=True).any():
+            self._labels = list(self.seen)
 
     def tables(self) -> dict[str, SampleTable]:
         return {f"task {index}": table for index, table in enumerate(self.stored)}
@@ -82,11 +93,13 @@ class DarkEr(Classify):
         return self.logits(features) / features["scale"].detach()
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        logits, target = self.logits(features), columns(self._labels, batch.labels)
-        terms = {"cross_entropy": _mean(logits, target, batch.current)}
+        logits = self.logits(features)
+        rows = columns(self._labels, torch.tensor(self._compared)).tolist()
+        compared, target = logits[:, rows], columns(self._compared, batch.labels)
+        terms = {"cross_entropy": _mean(compared, target, batch.current)}
         old = ~batch.current
         if self.config.beta and old.any():
-            terms["replay"] = self.config.beta * _mean(logits, target, old)
+            terms["replay"] = self.config.beta * _mean(compared, target, old)
         distances: list[Tensor] = []
         for table in self.stored:
             values, seen = table.get(batch.ids)
@@ -100,6 +113,7 @@ class DarkEr(Classify):
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Store outputs of the exemplars that have none yet."""
+        self._labels = list(self.seen)
         for batch in memory:
             known = torch.stack([table.get(batch.ids)[1] for table in self.stored]).any(0)
             if not known.all():
