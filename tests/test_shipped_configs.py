@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,6 +61,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
+def pictures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+    """CIFAR-100 in folders, with one picture of each class in each part."""
+    monkeypatch.setattr(
+        cifar100, "OFFICIAL", replace(cifar100.OFFICIAL, per_class=dict.fromkeys(cifar100.PARTS, 1))
+    )
+    root = tmp_path_factory.getbasetemp() / "pictures"
+    if not root.exists():
+        cifar.folders(root, 1, 1)
+    return f"cifar100:{root}"
+
+
+@pytest.fixture
 def original(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> None:
     """Take the small pickles for CIFAR-100's own."""
     folder = Path(places["cifar100"].partition(":")[2])
@@ -104,6 +117,19 @@ def test_each_is_planned_on_data_of_its_form(
     assert all(task["train"] and task["test"] for task in plan["tasks"])
     if base == "domainnet":
         assert [task["task"] for task in plan["tasks"]] == list(domainnet.DOMAINS)
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("cifar100")])
+def test_each_of_cifar100_runs_offline(
+    name: str, tmp_path: Path, pictures: str, toy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With pictures in folders and ``lite``, which needs no download. One of them is run to its end, by a toy."""
+    assert main(["train", name, f"data={pictures}", "model=lite", "--dry-run", "--json"]) == 0
+    plan: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert [task["test"] for task in plan["tasks"]] == [10] * 10
+    if name == "cifar100/gdro-m500":
+        given = [f"data={pictures}", f"model={toy}", "train.steps=1", "device=cpu", f"out={tmp_path / 'out'}"]
+        assert main(["train", name, *given]) == 0
 
 
 def test_a_name_a_path_and_extends_mean_the_same(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.data.sources.cifar100 import NAMES
 from tests.pictures import COLOURS, picture
 
 FILES = ("train", "test", "meta")
@@ -100,6 +101,18 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def folders(root: Path, train: int, test: int) -> Path:
+    """All classes as folders of PNG files, ``train`` and ``test`` pictures of each."""
+    colours = list(COLOURS.values())
+    for part, count in (("train", train), ("test", test)):
+        for label, name in enumerate(NAMES):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for n in range(count):
+                picture(colours[label % len(colours)], label + n, 32).save(folder / f"{n:03d}.png")
+    return root
 
 
 def picture_of(values: dict[bytes, Any], row: int) -> NDArray[np.uint8]:

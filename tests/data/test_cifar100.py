@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from everclip import data
+from everclip.cli.app import main
 from everclip.data.check import Official, check
 from everclip.data.download import Remote
 from everclip.data.scenario import ICARL
@@ -68,6 +69,14 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def unpacked(folder: Path, files: Files) -> Path:
     return write(folder, {name: files[name] for name in FILES})
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-100 in folders: all its classes, two training pictures and one test picture of each."""
+    official = Official(200, 100, 100, per_class={"train": 2, "test": 1}, home="http://x/page")
+    monkeypatch.setattr(source, "OFFICIAL", official)
+    return cifar.folders(tmp_path / "pictures", 2, 1)
 
 
 def pixels(found: data.Dataset, part: str, row: int) -> np.ndarray:
@@ -256,3 +265,47 @@ def test_no_folder(tmp_path: Path) -> None:
         UserError, match=r"no does not exist: give the folder that holds cifar100, or write data="
     ):
         data.load(f"cifar100:{tmp_path / 'no'}")
+
+
+def test_pictures_in_folders(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = data.load(f"cifar100:{folders}")
+    assert found.name == f"cifar100:{folders}"
+    assert found.class_names[:2] == ("apple", "aquarium fish")
+    assert (len(found.class_names), len(found.train), len(found.test)) == (100, 200, 100)
+    assert len(found.templates) == 18
+    assert not found.held_out
+    assert found.test.store.keys[found.test.rows[1]] == "test/aquarium_fish/000.png"
+    assert main(["datasets", "check", f"cifar100:{folders}"]) == 0
+    assert capsys.readouterr().out.endswith("complete\n")
+
+
+def test_pictures_in_folders_are_found_without_a_download(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "all").mkdir()
+    folders.rename(tmp_path / "all" / "cifar100")
+    monkeypatch.setenv("EVERCLIP_DATA", str(tmp_path / "all"))
+    assert source.missing(None) == []
+    assert len(data.load("cifar100").train) == 200
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "test"),
+         "{0}/test is missing: put the pictures of CIFAR-100 there as test/CLASS/*.png"),
+        (lambda root: (root / "train" / "maple_tree").rename(root / "train" / "maple"),
+         '{0}/train has the class "maple", which CIFAR-100 lacks: remove it, or use data=imagefolder:{0}'),
+        (lambda root: shutil.rmtree(root / "train" / "worm"),
+         "{0}/train/worm has 0 images where CIFAR-100 has 2: put the originals there, or use data=imagefolder:{0} for"
+         " another selection"),
+        (lambda root: shutil.copy(root / "test/bear/000.png", root / "test/bear/001.png"),
+         "{0}/test/bear has 2 images where CIFAR-100 has 1: put the originals there, or use data=imagefolder:{0} for"
+         " another selection"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_not_all_of_it(
+    folders: Path, spoil: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(folders)
+    assert refusal(f"cifar100:{folders}", "http://x/page", capsys) == message.format(folders)

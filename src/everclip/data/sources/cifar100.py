@@ -1,7 +1,8 @@
 """cifar100[:DIR] - CIFAR-100: 60,000 pictures of 32 x 32 pixels, 100 classes of 500 training and 100 test images.
 
-DIR holds `cifar-100-python.tar.gz`, or what is in it: `train`, `test` and `meta` (torchvision's layout). Without DIR it
-is `$EVERCLIP_DATA/cifar100`, else a folder in everclip's cache; where nothing is there, the archive (169 MB) is
+DIR holds `cifar-100-python.tar.gz`, or what is in it: `train`, `test` and `meta` (torchvision's layout); or the
+pictures themselves as `train/CLASS/*` and `test/CLASS/*`, with the official classes and counts. Without DIR it is
+`$EVERCLIP_DATA/cifar100`, else a folder in everclip's cache; where nothing is there, the archive (169 MB) is
 downloaded from https://www.cs.toronto.edu/~kriz/cifar.html. Prompts are the 18 of CLIP
 (https://github.com/openai/CLIP/blob/main/data/prompts.md). `scenario.order=icarl` is the order of iCaRL, PODNet and
 DyTox; the default is that of PyCIL and UCIR.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from PIL import Image
 from everclip.data import templates
 from everclip.data.check import Official
 from everclip.data.download import Remote, check_room, fetch, home, locked, matches
-from everclip.data.folders import check_names
+from everclip.data.folders import check_names, dataset, image_files, subfolders
 from everclip.data.images import MOST_BYTES, Dataset, Store, build, content_id
 from everclip.data.prompts import clean
 from everclip.data.unpack import Limits, unpack
@@ -49,6 +51,22 @@ OFFICIAL = Official(
     per_class={"train": 500, "test": 100},
     home="https://www.cs.toronto.edu/~kriz/cifar.html",
 )
+PARTS = ("train", "test")
+# fmt: off
+NAMES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)
+# fmt: on
+"""The official class names in the order of their labels, as folders are called."""
 
 
 class CifarStore(Store):
@@ -85,17 +103,21 @@ def load(argument: str | None, kind: str) -> Dataset:
     Raises:
         UserError: files are missing, damaged or not the originals, or cannot be downloaded.
     """
-    folder = _folder(home("cifar100", argument))
+    root = home("cifar100", argument)
+    name = f"cifar100:{argument}" if argument else "cifar100"
+    if _has_folders(root):
+        return _pictures(root, name)
+    folder = _folder(root)
     meta = _read(folder, "meta")
     names = [clean(text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
-    parts = {part: _part(folder, part, len(names)) for part in ("train", "test")}
-    labels = [label for part in parts.values() for label in part.labels]
+    parts = {part: _part(folder, part, len(names)) for part in PARTS}
+    labels = [label for of in parts.values() for label in of.labels]
     return build(
-        f"cifar100:{argument}" if argument else "cifar100",
-        CifarStore({name: part.pixels for name, part in parts.items()}),
+        name,
+        CifarStore({part: of.pixels for part, of in parts.items()}),
         labels,
         [0] * len(labels),
-        [name == "test" for name, part in parts.items() for _ in part.labels],
+        [part == "test" for part, of in parts.items() for _ in of.labels],
         check_names(names, str(folder / "meta")),
         [""],
         templates.shipped("cifar100"),
@@ -105,9 +127,44 @@ def load(argument: str | None, kind: str) -> Dataset:
 def missing(argument: str | None) -> list[str]:
     """A line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no folder."""
     root = home("cifar100", argument)
-    if _there(root) is not None or (root / ARCHIVE.name).exists():
+    if _has_folders(root) or _there(root) is not None or (root / ARCHIVE.name).exists():
         return []
     return [f"{root / ARCHIVE.name} is missing: put {ARCHIVE.url} there, or let everclip train download it"]
+
+
+def _has_folders(root: Path) -> bool:
+    """Whether the pictures lie there in folders; torchvision's ``train`` and ``test`` are files."""
+    return any((root / part).is_dir() for part in PARTS)
+
+
+def _pictures(root: Path, name: str) -> Dataset:
+    """The data set of folders ``train/CLASS`` and ``test/CLASS``.
+
+    Raises:
+        UserError: a class or a picture is missing, or there is one too many.
+    """
+    found: list[tuple[str, str, str, bool]] = []
+    for part in PARTS:
+        if not (root / part).is_dir():
+            raise UserError(
+                f"{root / part} is missing: put the pictures of CIFAR-100 there as {part}/CLASS/*.png"
+            )
+        folders = subfolders(root / part)
+        if strange := [folder for folder in folders if folder not in NAMES]:
+            raise UserError(
+                f'{root / part} has the class "{strange[0]}", which CIFAR-100 lacks: remove it, or use'
+                f" data=imagefolder:{root}"
+            )
+        for folder in NAMES:
+            files = image_files(root, f"{part}/{folder}") if folder in folders else []
+            if len(files) != (wanted := OFFICIAL.per_class[part]):
+                raise UserError(
+                    f"{root / part / folder} has {len(files)} images where CIFAR-100 has {wanted}: put the originals"
+                    f" there, or use data=imagefolder:{root} for another selection"
+                )
+            found += [(key, "", folder, part == "test") for key in files]
+    made = dataset(name, root, found, [""], [f"{part}/" for part in PARTS], held_out=False)
+    return replace(made, templates=templates.shipped("cifar100"))
 
 
 def _there(root: Path) -> Path | None:
