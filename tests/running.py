@@ -22,6 +22,8 @@ def configured(*tokens: str) -> Config:
         return resolve(load_config(tokens))
     small = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "memory.budget=12", "device=cpu"]
     given = {token.partition("=")[0] for token in tokens}
+    if "memory.per_class" in given:
+        given.add("memory.budget")
     if "method=ranpac" in tokens:
         small.append("method.width=64")  # the default's state has 800 MB
     return resolve(load_config([t for t in small if t.partition("=")[0] not in given] + list(tokens)))

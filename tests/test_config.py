@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from everclip import config as configs
-from everclip.config import Config, dump, load_config, same_run
+from everclip.config import Config, dump, load_config, resolve, same_run
 from everclip.config.fields import allowed, leaves
 from everclip.config.sources import SHIPPED
 from everclip.errors import UserError
@@ -118,6 +118,17 @@ def test_later_layers_win(tmp_path: Path) -> None:
     config = load_config([child, "train.lr=0.3"])
     assert (config.seed, config.data, config.train.lr, config.train.batch_size) == (2, "a", 0.3, 8)
     assert (config.method.name, config.method.options) == ("gcl", {"tau": 0.1})
+
+
+def test_a_memory_per_class_takes_the_place_of_a_budget(tmp_path: Path) -> None:
+    base = toml(tmp_path, "[memory]\nbudget = 500\n", "base.toml")
+    memory = load_config([base, "memory.per_class=10"]).memory
+    assert (memory.budget, memory.per_class, memory.size(7)) == (None, 10, 70)
+    written = toml(tmp_path, dump(resolve(load_config([base, "memory.per_class=10"]))))
+    assert load_config([written]).memory == memory
+    again = load_config([written, "memory.budget=all"]).memory
+    assert (again.budget, again.per_class, again.size(7)) == ("all", None, "all")
+    assert load_config([base, "memory.per_class=none"]).memory == load_config([base]).memory
 
 
 def test_a_file_starts_from_the_general_defaults_and_may_extend_the_offline_one(tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ REFUSED = [
     (["train.batch_size=0"], "train.batch_size is 0: write a whole number from 1"),
     (["train.epochs=2.5"], "train.epochs is 2.5: write a whole number from 1 or none"),
     (["train.epochs=1", "train.steps=1"], "train: epochs and steps are both given: write one of them"),
+    (
+        ["memory.budget=9", "memory.per_class=1"],
+        "memory: budget and per_class are both given: write one of them",
+    ),
+    (["memory.per_class=-1"], "memory.per_class is -1: write a whole number from 0 or none"),
+    (["memory.budget=none"], "memory: budget is none and per_class is not given: write one of them"),
     (["seed=true"], "seed is true: write a whole number from 0 to 4294967295"),
     (["seed=-1"], "seed is -1: write a whole number from 0 to 4294967295"),
     (["seed=" + "9" * 30], f'seed is "{"9" * 30}": write a whole number from 0 to 4294967295'),

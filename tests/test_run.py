@@ -18,8 +18,11 @@ from everclip.evaluate import Scores
 from everclip.models import zoo
 from everclip.optim import Update
 from everclip.plan import Plan
+from everclip.report.groups import settings
+from everclip.report.read import read_run
 from everclip.restore import device, open_run
 from everclip.run import Run, default_path
+from everclip.runs import find_runs
 from tests.pictures import image_folder
 from tests.running import configured, run, timeless
 
@@ -321,3 +324,18 @@ def test_class_losses_are_logged_for_the_classes_met(tmp_path: Path, tokens: lis
     start = next(line for line in lines if line["event"] == "start")
     assert set(losses[0]["losses"]) == set(start["tasks"][0]["classes"])
     assert set(losses[-1]["losses"]) <= set(start["classes"])
+
+
+def test_a_memory_per_class_is_kept_recorded_and_compared(tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = (f"data={photos}", f"model={toy}", "method=gcl", "scenario.tasks=[3,2,1]")
+    results = run(tmp_path / "runs" / "each", *tokens, "memory.per_class=2")
+    assert (results["memory_budget"], results["memory_per_class"]) == (12, 2)
+    log = [json.loads(line) for line in (tmp_path / "runs/each/metrics.jsonl").read_text().splitlines()]
+    kept = [line["memory"] for line in log if line["event"] == "stage"]
+    assert [(memory["count"], memory["per_class"]) for memory in kept] == [(6, 2), (10, 2), (12, 2)]
+    shared = run(tmp_path / "runs" / "shared", *tokens, "memory.budget=12")
+    assert (shared["memory_budget"], shared["memory_per_class"]) == (12, None)
+    found = find_runs([tmp_path / "runs"])
+    assert [finished.value("memory.budget") for finished in found] == [12, 12]
+    (setting,) = settings([read_run(tmp_path / "runs" / name) for name in ("each", "shared")])
+    assert setting.memories == [12]

@@ -137,7 +137,8 @@ def inner(config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
-    """Exemplars that a resolved config keeps, and whether its method learns all tasks at once. Imports torch.
+    """Exemplars that a resolved config keeps (of each class, with ``memory.per_class``), and whether its method learns
+    all tasks at once. Imports torch.
 
     Raises:
         UserError: the method or its options are wrong.
@@ -148,18 +149,19 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
     method = methods.build(config, Prompts(("a", "b"), (PHOTO,)))
     if not method.uses_memory or method.one_task or config.memory.policy == "none":
         return 0, method.one_task
-    return ("all" if config.memory.policy == "all" else config.memory.budget), False
+    return ("all" if config.memory.policy == "all" else config.memory.size(1)), False
 
 
 def work(config: Config, sizes: Sizes) -> Work:
     """What a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
-    budget, at_once = exemplars(config)
+    asked, at_once = exemplars(config)
     sizes = sizes.merged() if at_once else sizes
     passes, options = _passes(config)
     total = Work(forward=sum(sizes.test), prompts=sizes.seen[-1] * sizes.templates)  # the pretrained model
     stages, before = len(sizes.train), 0
     for stage in range(stages):
-        kept = _kept(budget, before, sizes.seen[stage - 1]) if stage else 0
+        known = sizes.seen[stage - 1] if stage else 0
+        kept = _kept(asked if asked in (0, "all") else config.memory.size(known), before, known)
         total += _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
         before += sizes.train[stage]
         ahead = min(stage + 2, stages)

@@ -74,14 +74,15 @@ class Plan:
         Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
         it will when all classes are seen.
         """
-        budget, policy = self.config.memory.budget, self.config.memory.policy
+        policy = self.config.memory.policy
         if not self.method.uses_memory or self.method.one_task or policy == "none":
             return 0
         if policy == "all":
             return "all"
-        if budget == "all" or self.config.scenario.validation is None:
-            return budget
-        return budget * len(seen(self.tasks)) // len(self.data.class_names)
+        budget, classes = self.config.memory.budget, len(seen(self.tasks))
+        if not isinstance(budget, int) or self.config.scenario.validation is None:
+            return self.config.memory.size(classes)
+        return budget * classes // len(self.data.class_names)
 
     def empty_memory(self) -> Memory:
         """The memory before the first task."""
@@ -89,7 +90,9 @@ class Plan:
         policy = self.config.memory.policy
         if policy in ("method", "all", "none"):
             policy = self.method.memory_policy
-        return Memory(self.budget(), self.config.seed, nothing, policy)
+        budget = self.budget()
+        per_class = None if budget in (0, "all") else self.config.memory.per_class
+        return Memory(budget, self.config.seed, nothing, policy, per_class)
 
     def steps(self, phase: Phase, images: int) -> int:
         """Optimizer steps of a phase on this many images."""
@@ -129,7 +132,7 @@ def _check(plan: Plan) -> None:
     """Refuse tasks that cannot be learned or tested; say what is legal and probably not meant."""
     config, tasks, names = plan.config, plan.tasks, plan.data.class_names
     classes, budget = seen(tasks), plan.budget()
-    if budget != "all" and 0 < budget < len(classes):
+    if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
         log.warning(
             "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
             " write at least %d, or 0",

@@ -37,6 +37,7 @@ SCHEMA: dict[str, Kind] = {
     **dict.fromkeys(("optimizer_steps", "samples_seen", "skipped_steps", "trainable_parameters"), COUNT),
     **dict.fromkeys(("seed", "image_size"), COUNT),
     "memory_budget": lambda value: value == "all" or COUNT(value),
+    "memory_per_class": or_null(COUNT),
     "images_per_second": or_null(AMOUNT),
     "validation": or_null(SHARE),
     "forked_from": or_null(_FORK),

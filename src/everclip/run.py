@@ -60,7 +60,7 @@ def default_path(config: Config, what: str = "") -> Path:
     """``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
     data = "".join(c if c.isalnum() or c in "-." else "-" for c in config.data.rstrip("/").rsplit("/", 1)[-1])
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}{what and '_' + what}_{data}_{config.method.name}_m{config.memory.budget}_s{config.seed}"
+    name = f"{stamp}{what and '_' + what}_{data}_{config.method.name}_{config.memory.tag}_s{config.seed}"
     path = Path("runs") / name
     number = 2
     while path.exists():

@@ -130,6 +130,6 @@ def _record(config: Config, share: float, tried: Mapping[str, Mapping[str, float
         for key, scores in tried.items()
     )
     return (
-        f"{config.data}, tasks 1-2, {share} of their training images, memory {config.memory.budget},"
+        f"{config.data}, tasks 1-2, {share} of their training images, memory {config.memory.words},"
         f" seed {config.seed}; {searched}"
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everclip.data.images import FileStore, ImageSet
-from everclip.data.memory import Memory
+from everclip.data.memory import Memory, Policy
 
 
 def images(labels: list[int], domains: list[int] | None = None, start: int = 0) -> ImageSet:
@@ -120,3 +120,16 @@ def test_bytes_are_those_of_the_files(tmp_path: Path, budget: int | Literal["all
     memory = Memory(budget, 0, new.select(np.zeros(0, dtype=np.int64)))
     memory.update(new, 1)
     assert memory.images().nbytes() == sum(int(row) + 1 for row in memory.images().rows)
+
+
+@pytest.mark.parametrize("policy", ["random", "herding", "exp", "equal_task"])
+def test_a_quota_of_each_class_lets_the_memory_grow(policy: Policy) -> None:
+    """No class loses an exemplar to a later one, unless tasks have shares."""
+    memory = Memory(15, 0, EMPTY, policy, quota=5)
+    for stage in range(3):
+        before = set(memory.images().ids.tolist())
+        memory.update(images([stage] * 20, start=100 * stage), stage + 1, lambda new: np.eye(len(new)))
+        assert len(memory.images()) == 5 * (stage + 1)
+        if policy in ("random", "herding"):
+            assert before <= set(memory.images().ids.tolist())
+            assert memory.per_class(stage + 1) == 5

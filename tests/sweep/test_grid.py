@@ -100,6 +100,16 @@ def test_a_method_without_memory_is_run_once() -> None:
         assert again.memory == job.config.memory
 
 
+def test_a_memory_per_class() -> None:
+    grid = read(["method=ncm,gcl", "memory.per_class=0,5"])
+    assert [job.name for job in grid.jobs()] == ["ncm_k0", "gcl_k0", "gcl_k5"]
+    for job in grid.jobs():
+        again = resolve(load_config(job.words))
+        assert content_key(again) == job.key
+        assert again.memory == job.config.memory
+    assert grid.jobs()[1].key == read(["method=gcl", "memory.budget=0"]).jobs()[0].key
+
+
 def test_policies_that_decide_the_budget_share_runs_too() -> None:
     grid = read(["method=gcl", "memory.budget=100,200", "memory.policy=all,none,herding"])
     assert [len(job.cells) for job in grid.jobs()] == [2, 2, 1, 1]

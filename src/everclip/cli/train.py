@@ -114,6 +114,8 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     title = (
         f"{results['method']} on {results['data']} with {results['model']}, memory {results['memory_budget']}"
     )
+    if results.get("memory_per_class") is not None:
+        title += f" ({results['memory_per_class']} per class)"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("after")
     for column in ("accuracy", "zero-shot", "gain"):

@@ -3,9 +3,9 @@
 Values come, the later over the earlier, from the defaults in ``models``, TOML files (``extends`` names the
 one that a file starts from) and ``key=value`` on the command line. Without a file the base is the shipped
 ``configs/default.toml``. What belongs to a choice goes with it: ``method=X`` drops another method's
-options, ``model=X`` another model's ``image_size``, and ``train.steps`` and ``train.epochs`` replace each
-other. ``resolve`` then fills in what was left open: user, then the method's recommendation, then the
-model's, then a global default.
+options, ``model=X`` another model's ``image_size``; ``train.steps`` and ``train.epochs`` replace each
+other, and so do ``memory.budget`` and ``memory.per_class``. ``resolve`` then fills in what was left open:
+user, then the method's recommendation, then the model's, then a global default.
 
 This module imports no torch, so that ``everclip --help`` is fast.
 """

@@ -72,14 +72,48 @@ class Scenario(Section):
 class Memory(Section):
     """Which images of earlier tasks are kept."""
 
-    budget: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
-        default=200, description="images kept in all, over all classes seen"
+    budget: Annotated[int, Field(ge=0)] | Literal["all"] | None = Field(
+        default=200,
+        description="images kept in all, over all classes seen",
+        json_schema_extra={"allowed": 'a whole number from 0 or "all"'},
+    )
+    per_class: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="in place of budget: images kept of each class seen"
     )
     policy: Literal["method", "random", "herding", "exp", "equal_task", "all", "none"] = Field(
         default="method",
         description="how they are chosen: as the method does; at random or by herding, equally many a class; by shares"
         " of the tasks, halved with each step into the past or equal; all of them; none",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_place_of_budget(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("per_class") not in (None, "none", "auto"):
+            return {"budget": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Memory:
+        if self.budget is not None and self.per_class is not None:
+            raise ValueError("budget and per_class are both given: write one of them")
+        if self.budget is None and self.per_class is None:
+            raise ValueError("budget is none and per_class is not given: write one of them")
+        return self
+
+    def size(self, classes: int) -> int | Literal["all"]:
+        """Images kept once so many classes are seen."""
+        return self.budget if self.budget is not None else (self.per_class or 0) * classes
+
+    @property
+    def tag(self) -> str:
+        """The size in a folder's name: ``m200``, or ``k10`` for ten per class."""
+        return f"m{self.budget}" if self.per_class is None else f"k{self.per_class}"
+
+    @property
+    def words(self) -> str:
+        """The size in words."""
+        return str(self.budget) if self.per_class is None else f"{self.per_class} per class"
 
 
 class Train(Section):

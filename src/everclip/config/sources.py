@@ -77,7 +77,8 @@ def merge(lower: Layer, upper: Layer) -> Layer:
     """``upper`` laid over ``lower``, section by section.
 
     What belongs to a choice goes with it: another method drops the options of the lower one, another model
-    its ``image_size``, and ``train.epochs`` and ``train.steps`` replace each other.
+    its ``image_size``; ``train.epochs`` and ``train.steps`` replace each other, and so do ``memory.budget`` and
+    ``memory.per_class``.
     """
     lower = dict(lower)
     if upper.get("model", lower.get("model")) != lower.get("model"):
@@ -87,6 +88,8 @@ def merge(lower: Layer, upper: Layer) -> Layer:
         lower["method"] = {}
     if "train" in upper:
         upper = upper | {"train": one_length(lower.pop("train", {}), upper["train"])}
+    if isinstance(upper.get("memory"), dict):
+        upper = upper | {"memory": _one_of("budget", "per_class", lower.pop("memory", {}), upper["memory"])}
     return _over(lower, upper)
 
 
@@ -100,8 +103,13 @@ def _over(lower: Layer, upper: Layer) -> Layer:
 
 def one_length(lower: Layer, upper: Layer) -> Layer:
     """``[train]`` of ``upper`` over ``lower``; the length of training given last, epochs or steps, counts."""
+    return _one_of("epochs", "steps", lower, upper)
+
+
+def _one_of(first: str, second: str, lower: Layer, upper: Layer) -> Layer:
+    """A section of ``upper`` over ``lower``, in which two keys replace each other."""
     lower = dict(lower)
-    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+    for name, other in ((first, second), (second, first)):
         if upper.get(name) not in (None, "none", "auto"):
             lower.pop(other, None)
     return lower | upper

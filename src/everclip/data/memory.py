@@ -1,4 +1,4 @@
-"""The memory of exemplars: a constant budget, shared by the classes or the tasks seen."""
+"""The memory of exemplars: a constant budget, shared by the classes or the tasks seen, or a quota of each class."""
 
 from __future__ import annotations
 
@@ -37,12 +37,19 @@ class Memory:
         seed: of the priorities.
         empty: an empty ImageSet over the training store, what the memory holds before the first task.
         policy: how exemplars are chosen.
+        quota: exemplars of each class from the start, where the budget is not shared by the classes seen.
     """
 
     def __init__(
-        self, budget: int | Literal["all"], seed: int, empty: ImageSet, policy: Policy = "random"
+        self,
+        budget: int | Literal["all"],
+        seed: int,
+        empty: ImageSet,
+        policy: Policy = "random",
+        quota: int | None = None,
     ) -> None:
         self.budget: int | Literal["all"] = budget
+        self.quota = quota
         self.seed = seed
         self.policy = policy
         self._images = empty
@@ -55,9 +62,12 @@ class Memory:
         return self._images
 
     def per_class(self, classes_seen: int) -> int | None:
-        """The quota of a class: floor(M / classes seen); None where everything is kept, or tasks have shares."""
+        """The quota of a class: floor(M / classes seen), or the same from the start; None where everything is kept, or
+        tasks have shares."""
         if self.policy in ("exp", "equal_task"):
             return None
+        if self.quota is not None:
+            return self.quota
         return self.budget // classes_seen if isinstance(self.budget, int) else None
 
     def update(
@@ -116,9 +126,9 @@ class Memory:
         if scores is not None:
             priority = policies.race(priority / 2**63, scores)
         if self.policy in ("exp", "equal_task"):
-            return self._shared(pool, priority, budget)
+            return self._shared(pool, priority, budget if self.quota is None else self.quota * classes_seen)
         chosen: list[NDArray[np.int64]] = []
-        quota = budget // classes_seen
+        quota = budget // classes_seen if self.quota is None else self.quota
         for label in np.unique(pool.labels):
             of_class = pool.labels == label
             domains = sorted(

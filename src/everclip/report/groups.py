@@ -24,6 +24,7 @@ _NOT_COMPARED = (
     "seed",
     "method",
     "memory.budget",
+    "memory.per_class",
     "scenario.kind",
     "scenario.validation",
 )
@@ -262,8 +263,11 @@ def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
 
 
 def _memory(run: RunData) -> Memory:
-    value = run.results.get("memory_budget", run.fact("memory.budget"))
-    return "unknown" if value is None else value
+    quota, budget = run.fact("memory.per_class"), run.fact("memory.budget")
+    if quota is not None and run.classes:
+        budget = quota * len(run.classes)
+    value = run.results.get("memory_budget", budget)
+    return "unknown" if value in (None, "none") else value
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -52,7 +52,7 @@ def environments(settings: Sequence[Setting]) -> Shared:
 
 
 def _options(run: RunData) -> dict[str, str]:
-    told = ("seed", "out", "method", "memory.budget")  # by the names of groups
+    told = ("seed", "out", "method", "memory.budget", "memory.per_class")  # by the names of groups
     known = {key: value for key, value in flat(run.config).items() if key not in told}
     method = run.fact("method")
     return {

@@ -42,7 +42,7 @@ class Cell:
     @property
     def name(self) -> str:
         """A folder's name: method, memory and seed as far as they vary, then the rest."""
-        short = {"memory.budget": "m", "seed": "s"}
+        short = {"memory.budget": "m", "memory.per_class": "k", "seed": "s"}
         parts = [
             short.get(key, key.rsplit(".", 1)[-1]) + value
             for key, value in self.values.items()
@@ -67,7 +67,10 @@ class Job:
     def name(self) -> str:
         """A folder's name; with the memory that is kept, whatever the budget."""
         cell = self.cells[0]
-        kept = {"memory.budget": str(self.config.memory.budget)} if "memory.budget" in cell.values else {}
+        memory = self.config.memory
+        kept = {"memory.budget": str(memory.budget)} if "memory.budget" in cell.values else {}
+        if "memory.per_class" in cell.values:  # 0 where the method keeps none
+            kept = {"memory.per_class": str(memory.budget if memory.per_class is None else memory.per_class)}
         return replace(cell, values={**cell.values, **kept}).name
 
     @property
@@ -77,7 +80,9 @@ class Job:
         if config.memory == self.cells[0].config.memory:
             return list(self.cells[0].words)
         kept = [word for word in self.cells[0].words if not word.startswith("memory.")]
-        return [*kept, f"memory.budget={config.memory.budget}", f"memory.policy={config.memory.policy}"]
+        memory = config.memory
+        size = f"budget={memory.budget}" if memory.per_class is None else f"per_class={memory.per_class}"
+        return [*kept, f"memory.{size}", f"memory.policy={memory.policy}"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def content(config: Config) -> Config:
     """
     kept, _ = estimate.exemplars(config)
     policy = "method" if kept == 0 or config.memory.policy in ("all", "none") else config.memory.policy
-    memory = config.memory.model_copy(update={"budget": kept, "policy": policy})
+    size = {} if kept not in (0, "all") else {"budget": kept, "per_class": None}
+    memory = config.memory.model_copy(update={**size, "policy": policy})
     return essence(config).model_copy(update={"memory": memory})
 
 

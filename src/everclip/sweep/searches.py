@@ -28,7 +28,7 @@ RATES = "rates"
 _RATES = ("train.lr", "train.lr_text")
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
 """What follows each value of a search in ``tuned_on``."""
-_SHARED = ("seed", "memory.budget", "memory.policy")
+_SHARED = ("seed", "memory.budget", "memory.per_class", "memory.policy")
 
 
 @dataclass(frozen=True, eq=False)
