@@ -339,3 +339,25 @@ def test_a_memory_per_class_is_kept_recorded_and_compared(tmp_path: Path, toy: s
     assert [finished.value("memory.budget") for finished in found] == [12, 12]
     (setting,) = settings([read_run(tmp_path / "runs" / name) for name in ("each", "shared")])
     assert setting.memories == [12]
+
+
+def test_an_order_that_varies_with_the_seed(tmp_path: Path, toy: str, photos: str, domains: str) -> None:
+    tokens = (f"model={toy}", "method=zero_shot", "scenario.order=seed")
+    orders = []
+    for seed in (0, 1):
+        results = run(tmp_path / "cil" / f"{seed}", f"data={photos}", *tokens, f"seed={seed}")
+        names = sorted(results["classes"])
+        assert results["class_labels"] == np.random.RandomState(seed).permutation(6).tolist()
+        assert results["classes"] == [names[label] for label in results["class_labels"]]
+        assert 'order = "seed"' in (tmp_path / "cil" / f"{seed}" / "config.toml").read_text()
+        kind = "scenario.kind=domain-incremental"
+        orders.append(
+            run(tmp_path / "dil" / f"{seed}", f"data={domains}", *tokens, kind, f"seed={seed}")["tasks"]
+        )
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+    (setting,) = settings([read_run(tmp_path / "dil" / name) for name in "01"])
+    assert setting.tasks == ["task 1", "task 2", "task 3"]
+    (setting,) = settings([read_run(tmp_path / "cil" / name) for name in "01"])
+    curves = [run.zero_shot for run in setting.runs]
+    assert setting.zero_shot_curve == [sum(pair) / 2 for pair in zip(*curves, strict=True)]

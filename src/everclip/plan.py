@@ -48,10 +48,15 @@ class Plan:
         source = data.of(config)
         if scenario.validation is not None:
             source = source.holding_out(scenario.validation)
+        by_seed = scenario.order == "seed"
         if scenario.kind == "class-incremental":
-            tasks = class_incremental(source, scenario.tasks, scenario.order)
+            tasks = class_incremental(source, scenario.tasks, config.seed if by_seed else scenario.order)
+        elif by_seed:
+            tasks = domain_incremental(source, seed=config.seed)
         else:
-            tasks = domain_incremental(source, scenario.order)
+            # A seed of class orders (1993) means nothing for domains: they come as the source lists them.
+            order = "given" if isinstance(scenario.order, int) else scenario.order
+            tasks = domain_incremental(source, order)
         prompts = Prompts(source.class_names, source.templates, config.train.captions)
         method = methods.build(config, prompts)
         if scenario.validation is not None:

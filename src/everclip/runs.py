@@ -52,8 +52,8 @@ class Finished:
     config: dict[str, Any]
 
     def value(self, key: str) -> Any:
-        """``key`` of the config, else what results.json says of it, else None. The budget of a memory per class is what that
-        comes to."""
+        """``key`` of the config, else what results.json says of it, else None. The budget of a memory per class is
+        what that comes to."""
         if key == "memory.budget" and self.config.get("memory.per_class") is not None:
             return self.results.get("memory_budget")
         return self.config[key] if key in self.config else self.results.get(_NAMES.get(key, key))

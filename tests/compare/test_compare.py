@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,28 @@ def test_class_orders_as_repetitions(tmp_path: Path) -> None:
         compared(tmp_path)
     found = compared(tmp_path, over=["seed", "scenario.order"])
     assert rows(found)["gcl"]["test"]["n"] == 3
+
+
+def test_class_orders_by_the_seed_are_repetitions_without_a_word(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        for method, gain in (("gcl", 0.0), ("gdro", 0.1)):
+            run_folder(
+                tmp_path / f"{method}-{seed}",
+                0.5 + seed / 100 + gain * seed,
+                method=method,
+                seed=seed,
+                classes=[*"abcd"[seed:], *"abcd"[:seed]],
+                test_counts=[10 + seed, 30 - seed],
+                config={"scenario.order": "seed"},
+            )
+    assert rows(compared(tmp_path))["gcl"]["test"]["n"] == 3
+    run_folder(tmp_path / "fixed", 0.5, method="ewc", seed=1, classes=[*"bcda"])
+    with pytest.raises(UserError, match=r"differ in class order"):
+        compared(tmp_path)
+    shutil.rmtree(tmp_path / "fixed")
+    run_folder(tmp_path / "others", 0.5, seed=4, classes=[*"bcde"], config={"scenario.order": "seed"})
+    with pytest.raises(UserError, match=r"differ in class order"):
+        compared(tmp_path)
 
 
 def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(grid: Path) -> None:

@@ -86,6 +86,8 @@ def test_domain_incremental(tmp_path: Path) -> None:
     assert seen(tasks) == (0, 1, 2)
     turned = domain_incremental(source, ["domain2", "domain0", "domain1"])
     assert [task.name for task in turned] == ["domain2", "domain0", "domain1"]
+    shuffled = domain_incremental(source, seed=3)
+    assert [task.name for task in shuffled] == ["domain1", "domain0", "domain2"]
     with pytest.raises(UserError, match=r'unknown domain "dom"'):
         domain_incremental(source, ["dom"])
 

@@ -28,8 +28,8 @@ SCENARIOS = (
         "The classes are put in order and cut into tasks. After each task the model is tested on all"
         " classes seen so far, without being told which task an image is from. With tasks=10 the tasks"
         " are as even as can be, the larger ones first; tasks=[50, 10, 10] gives their sizes. The order"
-        " is a seed of numpy's legacy permutation (1993 is the field's), given for the data set's own,"
-        " or a list of all class names.",
+        " is a seed of numpy's legacy permutation (1993 is the field's), seed for one that varies with the"
+        " run's seed, given for the data set's own, or a list of all class names.",
         {"scenario.tasks": "10", "scenario.order": "1993"},
         (
             "everclip train scenario.tasks=5",
@@ -40,7 +40,8 @@ SCENARIOS = (
     ScenarioInfo(
         "domain-incremental",
         "each task brings the same classes in another style or place",
-        "One task a domain, in the order that the data set gives or that scenario.order lists. After"
+        "One task per domain, in the order that the data set gives or that scenario.order lists; with"
+        " scenario.order=seed it varies with the run's seed. After"
         " each task the model is tested on all domains seen so far. The memory is shared equally among"
         " the domains. It needs a data set with domains: emoji has six styles; your own pictures go into"
         " DOMAIN/CLASS folders.",

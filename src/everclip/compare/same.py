@@ -28,20 +28,25 @@ EXCUSES: dict[str, set[str]] = {
 
 
 def facts(run: Finished) -> dict[str, Any]:
-    """What must be alike. ``joint`` has one task: its counts are compared as a sum."""
+    """What must be alike. ``joint`` has one task: its counts are compared as a sum. So are those of runs whose order
+    goes with the seed; they need the same classes and tasks, in any order."""
     results = run.results
     one = results["method"] == REFERENCES[1]
     counts = results.get("test_counts")
     policy = run.config.get("memory.policy")
     kept = ANY if without_memory(run) else "all kept" if policy == "all" else "counted in exemplars"
+    classes, tasks = results.get("classes"), results.get("tasks")
+    if run.config.get("scenario.order") == "seed":
+        classes, tasks = (["by the seed", *sorted(names or ())] for names in (classes, tasks))
+        counts = [sum(counts or ())]
     return {
         "model": results.get("model"),
         "image_size": results.get("image_size"),
         "templates": results.get("templates"),
         "data": results.get("data"),
         "scenario": results.get("scenario"),
-        "class order": results.get("classes"),
-        "task order": ANY if one else results.get("tasks"),
+        "class order": classes,
+        "task order": ANY if one else tasks,
         "test counts": counts,
         "memory accounting": kept,
         "smoke": results.get("smoke"),

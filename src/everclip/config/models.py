@@ -102,7 +102,9 @@ class Config(Section):
         json_schema_extra={"allowed": '"auto", "cpu", "cuda", "cuda:1", "xpu" or "mps"'},
     )
     seed: Seed = Field(
-        default=0, description="of memory, data order, views and initialisation (not of the class order)"
+        default=0,
+        description="of memory, data order, views and initialisation (of the class order with scenario.order=seed"
+        " alone)",
     )
     smoke: bool = Field(
         default=False,

@@ -47,10 +47,11 @@ class Scenario(Section):
         default=10,
         description="number of tasks, or the number of classes of each; domains are always one task each",
     )
-    order: Seed | Literal["given", "icarl"] | list[Text] = Field(
+    order: Seed | Literal["given", "icarl", "seed"] | list[Text] = Field(
         default=1993,
         description="order of the classes: seed of numpy's legacy permutation, as given by the data set, iCaRL's of"
-        " CIFAR-100, or all names in order; of domains: all names in order, else as given by the data set",
+        " CIFAR-100, by the run's own seed, or all names in order; of domains: by the run's seed or all names in order,"
+        " else as given by the data set",
     )
 
     validation: float | None = Field(

@@ -135,8 +135,14 @@ def class_incremental(
     return result
 
 
-def domain_incremental(data: Dataset, order: int | str | Sequence[str] = "given") -> list[Task]:
+def domain_incremental(
+    data: Dataset, order: str | Sequence[str] = "given", seed: int | None = None
+) -> list[Task]:
     """Tasks that each bring a new domain of the same classes, in the data set's order unless told otherwise.
+
+    Args:
+        order: the names in order, else as given.
+        seed: of a permutation of that.
 
     Raises:
         UserError: the data set has one domain, or ``order`` is not a permutation of its domains.
@@ -147,8 +153,9 @@ def domain_incremental(data: Dataset, order: int | str | Sequence[str] = "given"
             f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
             " PATH/DOMAIN/CLASS/*.jpg"
         )
-    # A seed of class orders (1993) means nothing for domains: they come as the source lists them.
-    domains = range(len(names)) if isinstance(order, int | str) else _positions(order, names, "domain")
+    domains = range(len(names)) if isinstance(order, str) else _positions(order, names, "domain")
+    if seed is not None:
+        domains = [domains[place] for place in np.random.RandomState(seed).permutation(len(names))]
     classes = tuple(range(len(data.class_names)))
     return [
         Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))

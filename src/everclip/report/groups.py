@@ -150,8 +150,13 @@ class Setting:
 
     @cached_property
     def zero_shot_curve(self) -> list[float]:
-        """A_t of the pretrained model, from the run with the most tasks (joint training has one alone)."""
-        return max((run.zero_shot for run in self.runs), key=len, default=[])
+        """A_t of the pretrained model, of the runs with the most tasks (joint training has one alone): the mean, as the
+        order of the classes may vary with the seed."""
+        known = [run.zero_shot for run in self.runs]
+        most = max(map(len, known), default=0)
+        return [
+            sum(values) / len(values) for values in zip(*(c for c in known if len(c) == most), strict=True)
+        ]
 
     @property
     def joint(self) -> list[Group]:
@@ -160,8 +165,10 @@ class Setting:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Task names, from the run that has the most."""
-        return max((run.tasks for run in self.runs), key=len, default=[])
+        """Task names, from the run that has the most; numbers where their order differs between runs."""
+        names = max((run.tasks for run in self.runs), key=len, default=[])
+        alike = all(run.tasks == names for run in self.runs if len(run.tasks) == len(names))
+        return names if alike else [f"task {k + 1}" for k in range(len(names))]
 
 
 def settings(runs: Iterable[RunData]) -> list[Setting]:
