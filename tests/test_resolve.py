@@ -69,9 +69,15 @@ def test_the_user_comes_before_the_method_before_the_model() -> None:
     train = resolve(mine("train.weight_decay=0.7")).train
     assert (train.epochs, train.lr, train.batch_size) == (2, 0.5, 8)  # the method's
     assert train.lr_text == recommended("lite")["lr_text"]  # the model's
-    assert (train.weight_decay, train.lr_head, train.warmup) == (0.7, 5.0, 0.1)
+    assert (train.weight_decay, train.lr_head, train.warmup) == (0.7, 1e-3, 0.1)
     train = resolve(mine("train.lr=0.1", "train.epochs=9", "train.batch_size=16", "train.lr_head=3")).train
     assert (train.lr, train.epochs, train.batch_size, train.lr_head) == (0.1, 9, 16, 3)
+
+
+def test_the_rate_of_heads_is_tied_to_no_other() -> None:
+    for tokens in ([], ["train.lr=0.1"], ["model=ViT-B-16:laion400m_e32"], ["method=foster"]):
+        assert resolve(load_config(tokens)).train.lr_head == 1e-3
+    assert resolve(load_config(["train.lr=0.1", "defaults=1"])).train.lr_head == 1.0
 
 
 def test_the_length_of_training_is_in_one_unit() -> None:

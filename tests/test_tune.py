@@ -54,6 +54,23 @@ def test_the_search_where_none_is_given() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "head"),
+    [
+        ("finetune", False),
+        ("finetune method.head=linear", True),
+        ("joint method.options.head=linear", True),
+        ("gcl", False),
+        ("icarl", True),
+        ("der_expand", True),
+        ("wise_ft method.loss=foster", True),
+    ],
+)
+def test_the_rate_of_a_head_is_searched(method: str, head: bool) -> None:
+    search = tuning.default_search(resolve(load_config(f"method={method}".split())))
+    assert search.get("train.lr_head") == (["0.0003", "0.001", "0.003", "0.01"] if head else None)
+
+
 def test_held_out_images_are_training_images_of_every_class_and_domain() -> None:
     labels, domains = np.repeat([0, 0, 1, 1], 10), np.repeat([0, 1, 0, 1], 10)
     labels, domains = np.append(labels, 2), np.append(domains, 0)  # and a class of one image

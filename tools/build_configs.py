@@ -210,6 +210,7 @@ epochs = {base.epochs}
 batch_size = 256
 lr = 1e-5
 lr_text = 1e-5
+lr_head = 1e-3
 weight_decay = 0.1
 precision = "bf16"
 

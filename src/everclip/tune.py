@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everclip.config import Config, config_hash, dump, load_config, resolve
+from everclip.config import Config, config_hash, dump, load_config, method_class, resolve
 from everclip.durable import write_atomic
 from everclip.errors import RunError
+from everclip.estimate import inner
 from everclip.run import Run
 
 SHARE = 0.2
 """Share of the training images that is held out, where the config does not say."""
 RATES = (0.1, 0.3, 1.0, 3.0)
-"""The search where none is given: each tower's recommended rate times these, and 0 for the text tower."""
+"""The search where none is given: each tower's rate times these, and 0 for the text tower."""
+HEAD_RATES = (0.3, 1.0, 3.0, 10.0)
+"""The same for a head: too small a rate leaves it as it began."""
 
 SEARCHED = ("train.", "method.", "center")
 """Beginnings of the keys that can be searched."""
@@ -59,12 +62,24 @@ def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def default_search(config: Config) -> dict[str, list[str]]:
-    """The rates of both towers around those that are recommended (``RATES``)."""
+    """The rates of both towers, and of a head where there is one, around those of the config (``RATES``)."""
     assert config.train.lr is not None
     assert config.train.lr_text is not None
-    image = [f"{config.train.lr * factor:.3g}" for factor in RATES]
-    text = ["0", *(f"{config.train.lr_text * factor:.3g}" for factor in RATES)]
-    return {"train.lr": image, "train.lr_text": text}
+    search = {
+        "train.lr": [f"{config.train.lr * factor:.3g}" for factor in RATES],
+        "train.lr_text": ["0", *(f"{config.train.lr_text * factor:.3g}" for factor in RATES)],
+    }
+    if config.train.lr_head is not None and has_head(config):
+        search["train.lr_head"] = [f"{config.train.lr_head * factor:.3g}" for factor in HEAD_RATES]
+    return search
+
+
+def has_head(config: Config) -> bool:
+    """Whether the config's method trains a new head on the features."""
+    name, options = inner(config)
+    fields = method_class(name).Config.model_fields
+    head = fields["head"].default if "head" in fields else "linear"
+    return "head_init" in fields and options.get("head", head) == "linear"
 
 
 def tune(tokens: Sequence[str], out: Path, train: Trainer, say: Callable[[str], None]) -> Choice:
@@ -75,7 +90,7 @@ def tune(tokens: Sequence[str], out: Path, train: Trainer, say: Callable[[str], 
 
     Args:
         tokens: of a config; a key with several values after commas is searched, in the order given. Without one the
-            learning rates of both towers are (``default_search``).
+            learning rates of both towers and of a head are (``default_search``).
         train: trains an open run and returns its results.
 
     Raises:

@@ -69,7 +69,7 @@ COMMANDS = {
         _RUN,
         "Choose settings on a validation share of the first two tasks; the test set is never read.",
         """\
-  everclip tune method=gdro                  # the learning rates of both towers
+  everclip tune method=gdro                  # the learning rates
   everclip tune method=gcl train.lr=3e-5,1e-4 method.tau=0.02,0.05 out=runs/T
   everclip train runs/T/tuned.toml seed=1    # with what it chose
 """,

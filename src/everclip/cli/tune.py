@@ -14,7 +14,8 @@ def tune(*tokens: str, json: bool = False) -> None:
     ----------
     tokens
         A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is searched,
-        one key after another. Without one, the learning rates of both towers are.
+        one key after another. Without one, the learning rates of both towers are,
+        and of a head where the method has one.
     json
         Print JSON.
     """

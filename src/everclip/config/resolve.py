@@ -16,7 +16,7 @@ from everclip.errors import UserError, suggest
 if TYPE_CHECKING:
     from everclip.methods._base import Method
 
-_GLOBAL: dict[str, Any] = {"epochs": 5}
+_GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
 
 
 def method_class(name: str) -> type[Method]:
@@ -96,7 +96,7 @@ def resolve(config: Config) -> Config:
     """The config with nothing left open: train values and the method's options filled in. Idempotent.
 
     A train value is the user's, else the method's recommendation, else the model's, else a global default
-    (5 epochs; heads learn at ten times ``lr``). ``image_size`` stays None for the model's own.
+    (5 epochs; heads learn at 1e-3). ``image_size`` stays None for the model's own.
 
     Every default is filled in here as the generation ``config.defaults`` had it. So what is resolved has the same
     values in any later version.
@@ -107,12 +107,14 @@ def resolve(config: Config) -> Config:
     given = {
         name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
     }
-    values = one_length(_GLOBAL, recommended(config.model))
+    usual = _GLOBAL if config.defaults == NEWEST else {**_GLOBAL, "lr_head": None}
+    values = one_length(usual, recommended(config.model))
     advice = options.recommends
     if config.defaults < NEWEST and options.recommended_before is not None:
         advice = options.recommended_before
     values = one_length(one_length(values, advice), given)
-    values.setdefault("lr_head", float(f"{10 * values['lr']:.6g}"))
+    if values["lr_head"] is None:  # as it was: tied to another rate
+        values["lr_head"] = float(f"{10 * values['lr']:.6g}")
     return config.model_copy(
         update={
             "train": Train(**(Train().model_dump() | values)),

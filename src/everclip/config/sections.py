@@ -127,7 +127,7 @@ class Train(Section):
         default=None, gt=0, description="peak learning rate of the image tower and the rest"
     )
     lr_text: float | None = Field(default=None, ge=0, description="of the text tower; 0 freezes it")
-    lr_head: float | None = Field(default=None, gt=0, description="of heads that start from nothing")
+    lr_head: float | None = Field(default=None, gt=0, description="learning rate of newly initialised heads")
     weight_decay: float | None = Field(default=None, ge=0, description="of AdamW, on matrices only")
     warmup: float = Field(
         default=0.1, ge=0, le=1, description="share of a task's steps with a rising learning rate"

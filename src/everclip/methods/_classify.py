@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from everclip.data.images import ImageSet
 from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
-from everclip.methods._head import Head, HeadClassifier, HeadInit, columns
+from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, initial_rows
 
 
 class HeadConfig(MethodConfig):
@@ -24,10 +24,7 @@ class HeadConfig(MethodConfig):
         default="text",
         description="class embeddings of the text tower, or a linear layer on the image features",
     )
-    head_init: HeadInit = Field(
-        default="kaiming",
-        description="start of a linear head's new rows: random, or the class embeddings",
-    )
+    head_init: HeadInit = initial_rows("a linear head's")
 
 
 class ClassesConfig(MethodConfig):

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from everclip.data.images import ImageSet
 from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
-from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, first_rows
+from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 
 class ExpandConfig(MethodConfig):
@@ -24,10 +24,7 @@ class ExpandConfig(MethodConfig):
     aux_weight: float = Field(
         default=1.0, ge=0, description="weight of the auxiliary loss on the newest extractor alone"
     )
-    head_init: HeadInit = Field(
-        default="kaiming",
-        description="start of the heads' new rows: random, or the class embeddings",
-    )
+    head_init: HeadInit = initial_rows("the heads'")
     balance: Literal["align", "retrain", "none"] = Field(
         default="align",
         description="against the lean to new classes, after a task: scale their rows to the mean length of the old"

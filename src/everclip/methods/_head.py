@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.methods._base import Classifier, Clip, Prompts, Task
 
-HeadInit = Literal["kaiming", "zero_shot"]
+HeadInit = Literal["zero", "kaiming", "zero_shot"]
+
+
+def initial_rows(whose: str = "the head's") -> Any:
+    """The field of a method's ``Config`` for it."""
+    return Field(
+        default="zero",
+        description=f"start of {whose} new rows: 0, random (Kaiming-uniform), or the class embeddings",
+        json_schema_extra={"before": "kaiming"},
+    )
 
 
 class Head(nn.Module):
@@ -41,23 +51,24 @@ class Head(nn.Module):
             self.grow(new, first_rows(new, clip, prompts, init, extractors))
 
     def widen(self, count: int, init: HeadInit) -> None:
-        """Append columns for ``count`` more features: Kaiming-uniform, or 0, which leaves every score as it was.
+        """Append columns for ``count`` more features: 0, which leaves every score as it was, or Kaiming-uniform.
 
-        Zeros go with zero-shot rows: a head that starts as a classifier should not start with noise.
+        Zeros go with zero-shot rows too: a head that starts as a classifier should not start with noise.
         """
         rows, width = self.weight.shape
-        drawn = torch.zeros(rows, count) if init == "zero_shot" else kaiming(rows, width + count)[:, :count]
+        drawn = kaiming(rows, width + count)[:, :count] if init == "kaiming" else torch.zeros(rows, count)
         self.weight = nn.Parameter(torch.cat([self.weight.detach(), drawn.to(self.weight)], 1))
 
     @torch.no_grad()
     def align(self, new: Sequence[int]) -> None:
         """Scale the rows of ``new`` so that their mean length is that of the other rows (Zhao et al. 2020,
-        https://arxiv.org/abs/1911.07053); nothing happens where there is no row of one kind.
+        https://arxiv.org/abs/1911.07053); nothing happens where there is no row of one kind, or all of one are 0.
         """
         fresh = torch.tensor([label in new for label in self.labels], device=self.weight.device)
         if fresh.any() and not fresh.all():
             norms = self.weight.norm(dim=1)
-            self.weight[fresh] *= norms[~fresh].mean() / norms[fresh].mean()
+            if norms[fresh].any() and norms[~fresh].any():
+                self.weight[fresh] *= norms[~fresh].mean() / norms[fresh].mean()
 
     def forward(
         self, features: Float[Tensor, "b d"], scale: Float[Tensor, ""] | float = 1.0
@@ -80,13 +91,17 @@ def columns(known: Sequence[int], labels: Int64[Tensor, " b"]) -> Int64[Tensor, 
 def first_rows(
     labels: Sequence[int], clip: Clip, prompts: Prompts, init: HeadInit, extractors: int = 1
 ) -> Float[Tensor, "n w"]:
-    """Rows that a head starts with: Kaiming-uniform, or the class embeddings.
+    """Rows that a head starts with: 0, Kaiming-uniform, or the class embeddings.
+
+    Times a logit scale of 100, Kaiming-uniform rows start with logits whose standard deviation is above 4.
 
     For the features of several ``extractors`` side by side, a zero-shot score is the mean of theirs.
     """
     rows = clip.class_embeddings([prompts.names[label] for label in labels], prompts.templates)
     rows = rows.repeat(1, extractors) / extractors
-    return rows if init == "zero_shot" else kaiming(*rows.shape).to(rows)
+    if init == "kaiming":
+        return kaiming(*rows.shape).to(rows)
+    return rows if init == "zero_shot" else torch.zeros_like(rows)
 
 
 def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:

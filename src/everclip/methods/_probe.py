@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from everclip.data.images import ImageSet
 from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
-from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, first_rows
+from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 PROBE = "probe"
 """Name of the second phase."""
@@ -29,9 +29,7 @@ class ProbeConfig(MethodConfig):
         default="fresh",
         description="where the rows of classes with images begin after a task: anew, or as they were",
     )
-    head_init: HeadInit = Field(
-        default="kaiming", description="start of new rows: random, or the class embeddings"
-    )
+    head_init: HeadInit = initial_rows()
 
 
 class Probe(Method):

@@ -7,7 +7,8 @@ with z the image features and e_k the embedding of "a photo of a {class k}.". Th
 those of the current task and the memory, or all seen so far: then every class without images is pushed down by each
 image, and without a memory old classes are lost. The text head is the cross-entropy ablation of FLYP (Goyal et al.
 2023, section 5); the linear head without a memory is the sequential baseline of the everclip paper (section 4.4). Its
-rows start at Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows are kept when it grows.
+rows start at zero, at Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows are kept when it
+grows.
 
 Paper: https://arxiv.org/abs/2212.00638
 """

@@ -32,7 +32,7 @@ from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.longtail import balanced_distillation, effective_weights
 from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task
-from everclip.methods._head import Head, HeadClassifier, HeadInit
+from everclip.methods._head import Head, HeadClassifier, HeadInit, initial_rows
 from everclip.methods._passes import Passes
 
 
@@ -52,9 +52,7 @@ class Foster(Method):
         compress_epochs: int | None = Field(
             default=None, ge=1, description="epochs of compression; none: as many as of boosting"
         )
-        head_init: HeadInit = Field(
-            default="kaiming", description="start of the heads' new rows: random, or the class embeddings"
-        )
+        head_init: HeadInit = initial_rows("the heads'")
 
     memory_policy = "herding"
     config: Config

@@ -31,7 +31,7 @@ from torch.nn import functional
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task, to_device
-from everclip.methods._head import Classifier, Head, HeadClassifier, HeadInit, columns
+from everclip.methods._head import Classifier, Head, HeadClassifier, HeadInit, columns, initial_rows
 from everclip.methods._passes import Passes, teacher
 
 
@@ -63,9 +63,7 @@ class Icarl(Method):
             default="nme", description="nearest mean of exemplars, or the linear head"
         )
         flip: bool = Field(default=False, description="whether means are also taken over mirrored exemplars")
-        head_init: HeadInit = Field(
-            default="kaiming", description="start of the head's new rows: random, or the class embeddings"
-        )
+        head_init: HeadInit = initial_rows()
 
     memory_policy = "herding"
     config: Config

@@ -24,8 +24,7 @@ from everclip.sweep.grid import Cell, Grid, content_key, owned, parted, toml_tex
 from everclip.tune import default_search
 
 RATES = "rates"
-"""The word for the search that ``everclip tune`` makes of itself: the rates of both towers."""
-_RATES = ("train.lr", "train.lr_text")
+"""The word for the search that ``everclip tune`` makes of itself: the rates of both towers, and of a head."""
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
 """What follows each value of a search in ``tuned_on``."""
 _SHARED = ("seed", "memory.budget", "memory.per_class", "memory.policy")
@@ -101,14 +100,14 @@ def _search(
     wanted = {key: values for key, values in wanted.items() if trains or key.startswith("method.")}
     if not wanted:
         return None
-    keys = tuple(dict.fromkeys(name for key in wanted for name in (_RATES if key == RATES else (key,))))
+    asked = default_search(cell.config) if RATES in wanted else wanted
+    keys = tuple(asked)
     words = [f"{key}={','.join(values)}" for key, values in wanted.items() if key != RATES]
     if RATES in wanted and words:
         raise UserError(f"--tune {RATES} stands alone: write the rates out to search other keys too")
     code = hashlib.sha256(repr([content_key(cell.config), words]).encode()).hexdigest()[:16]
     rest = {key: value for key, value in cell.values.items() if key not in _SHARED}
     name = f"{replace(cell, values=rest).name}_{code[:6]}"
-    asked = default_search(cell.config) if RATES in wanted else wanted
     path = _made(cell, asked, folder / "tune") or folder / "tune" / name
     return Search(path.name, code, (*cell.words, *words), keys, path, tuple(cells))
 
