@@ -92,6 +92,9 @@ def test_there_is_one_for_each_experiment_of_the_paper() -> None:
     methods = {"gcl", "gdro", "ewc", "der_expand", "memo", "icarl", "co2l", "foster"}
     sizes = {"cifar100": (0, 100, 200, 500, 1000, 2000), "imagenet": (1000, 2000, 5000, 10000, 20000)}
     wanted = {f"{data}/{method}-m{size}" for data in sizes for method in methods for size in sizes[data]}
+    wanted -= {
+        f"cifar100/{method}-m0" for method in ("der_expand", "memo", "icarl", "foster")
+    }  # need exemplars
     wanted |= {
         f"domainnet/{method}-m{size}" for method in ("gcl", "gdro") for size in (345, 1725, 3450, 6900)
     }

@@ -134,6 +134,8 @@ TITLES = {
 }
 OPTIONS: dict[str, Layer] = {"ewc": {"head": "linear", "classes": "present"}}
 """Where a method's own defaults are not what the paper says of its baselines: their heads are linear."""
+NEED_EXEMPLARS = ("der_expand", "memo", "foster", "icarl")
+"""Methods without a defined form at memory 0 where new classes come."""
 NOTES = {
     "ewc": "published without a memory; with one, its images count as those of the task",
     "memo": "the shared blocks are frozen after the first task, as in LAMDA-PILOT",
@@ -251,6 +253,8 @@ def files() -> dict[str, str]:
         found[name] = header(TITLES["gdro"], name, base, loaded(text), [silent]) + text
         for method in base.sized:
             for size in base.sizes:
+                if size == 0 and method in NEED_EXEMPLARS:
+                    continue
                 values = {"name": method, **OPTIONS.get(method, {})}
                 title = f"{TITLES[method]}, a memory of {size:,} images"
                 add(found, base, (name, f"{method}-m{size}"), title, values, size)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from everclip import plugins
 from everclip.config import Config
 from everclip.methods._passes import Passes, Text
 from everclip.models.catalogue import Costs
+
+if TYPE_CHECKING:
+    from everclip.methods._base import Method
 
 UTILISATION = 0.2
 """Share of a card's dense peak that training is taken to reach. open_clip's published throughput of ViT-B/16 on an A100
@@ -143,13 +146,28 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
     Raises:
         UserError: the method or its options are wrong.
     """
-    from everclip import methods
-    from everclip.data.prompts import PHOTO, Prompts
-
-    method = methods.build(config, Prompts(("a", "b"), (PHOTO,)))
+    method = _method(config)
     if not method.uses_memory or method.one_task or config.memory.policy == "none":
         return 0, method.one_task
     return ("all" if config.memory.policy == "all" else config.memory.size(1)), False
+
+
+def lacking(config: Config) -> str:
+    """What a resolved config lacks for its method to have a defined form, as a message; else empty. Imports torch.
+
+    Raises:
+        UserError: the method or its options are wrong.
+    """
+    from everclip import methods
+
+    return methods.lacking(config, _method(config))
+
+
+def _method(config: Config) -> Method:
+    from everclip import methods
+    from everclip.data.prompts import PHOTO, Prompts
+
+    return methods.build(config, Prompts(("a", "b"), (PHOTO,)))
 
 
 def work(config: Config, sizes: Sizes) -> Work:

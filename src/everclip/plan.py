@@ -136,6 +136,8 @@ def _trim(task: Task) -> Task:
 def _check(plan: Plan) -> None:
     """Refuse tasks that cannot be learned or tested; say what is legal and probably not meant."""
     config, tasks, names = plan.config, plan.tasks, plan.data.class_names
+    if lacking := methods.lacking(config, plan.method):
+        raise UserError(lacking)
     classes, budget = seen(tasks), plan.budget()
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
         log.warning(

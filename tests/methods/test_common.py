@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from everclip import methods, plugins
+from everclip.cli.app import main
 from everclip.config import method_class
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
+from everclip.errors import UserError
 from everclip.methods._base import Method
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -29,6 +31,7 @@ EVERY = plugins.names("methods")
 UNTRAINED = {"ncm", "ranpac", "ridge", "slda", "zero_shot"}
 """Methods that take no optimizer step with their default options."""
 TRAINED = [name for name in EVERY if name not in UNTRAINED]
+NEED_EXEMPLARS = ["der_expand", "foster", "icarl", "memo"]
 VARIANTS = [
     "finetune method.head=linear",
     "finetune method.head=linear method.head_init=zero_shot",
@@ -46,7 +49,7 @@ VARIANTS = [
     "joint method.loss=gdro method.options.margin=0.1",
     "joint method.loss=finetune method.options.head=linear",
     "icarl method.loss=ce method.classifier=head",
-    "icarl method.flip=true memory.budget=0",
+    "icarl method.flip=true",
     "der_expand method.balance=retrain method.head_init=zero_shot",
     "memo method.shared=trained tune=lora:2",
     "foster method.head_init=zero_shot tune=lora:2",
@@ -210,6 +213,10 @@ def test_bf16_stays_finite(name: str, tmp_path: Path, toy: str, photos: str) -> 
 @pytest.mark.parametrize("budget", ["0", "12", "all"])
 def test_class_incremental_run(name: str, budget: str, tmp_path: Path, toy: str, photos: str) -> None:
     tokens = (f"data={photos}", f"model={toy}", f"method={name}", f"memory.budget={budget}")
+    if name in NEED_EXEMPLARS and budget == "0":
+        with pytest.raises(UserError, match=f"^{name} needs exemplars: set memory.budget to 1 or more$"):
+            run(tmp_path / "run", *tokens, "scenario.tasks=[3,2,1]")
+        return
     results = run(tmp_path / "run", *tokens, "scenario.tasks=[3,2,1]")
     stages = 1 if name == "joint" else 3
     assert len(results["accuracy_after_stage"]) == len(results["zero_shot_after_stage"]) == stages
@@ -293,11 +300,38 @@ def test_what_is_frozen_stays_frozen(name: str, frozen: str, tmp_path: Path, toy
 
 @pytest.mark.parametrize("name", EVERY)
 def test_state_is_bounded_by_the_memory(name: str, tmp_path: Path, toy: str, photos: str) -> None:
+    if name in NEED_EXEMPLARS:
+        pytest.skip("it needs exemplars")
     tokens = (f"data={photos}", f"model={toy}", f"method={name}", "memory.budget=0")
     results = run(tmp_path / "run", *tokens)
     plan, _, _ = open_run(tmp_path / "run")
     # Without exemplars nothing per sample may be left: what stays in tables is per class at most.
     assert sum(len(table) for table in plan.method.tables().values()) <= 2 * len(results["classes"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_without_exemplars_a_method_runs_or_says_that_it_needs_them(
+    name: str, toy: str, photos: str, domains: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", f"model={toy}", f"method={name}", "memory.budget=0", "--dry-run"]
+    new_classes = [*words, f"data={photos}", "scenario.tasks=3"]
+    refused = name in NEED_EXEMPLARS
+    assert main(new_classes) == (2 if refused else 0)
+    if refused:
+        message = f"{name} needs exemplars: set memory.budget to 1 or more"
+        assert capsys.readouterr().err.removeprefix("error: ").strip() == message
+    fine = ["memory.budget=1", "memory.policy=all", "scenario.tasks=1", "defaults=1"]
+    for other in fine if refused else ():
+        same = [word for word in new_classes if word.split("=")[0] != other.split("=")[0]]
+        assert main([*same, other]) == 0
+    assert main([*words, f"data={domains}", "scenario.kind=domain-incremental"]) == 0
+
+
+def test_a_wrapped_method_needs_exemplars_as_well(toy: str, photos: str) -> None:
+    tokens = [f"data={photos}", f"model={toy}", "memory.budget=0"]
+    with pytest.raises(UserError, match=r"^wise_ft needs exemplars: set memory.budget to 1 or more$"):
+        Plan.of(configured(*tokens, "method=wise_ft", "method.loss=icarl"))
+    assert Plan.of(configured(*tokens, "method=joint", "method.loss=icarl")).budget() == 0
 
 
 def test_der_is_two_methods() -> None:

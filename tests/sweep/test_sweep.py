@@ -90,6 +90,20 @@ def test_a_sweep_uses_what_is_there_and_shares_runs(
     assert finished(out).keys() == {"stopped", "bare", "by-hand"}
 
 
+def test_cells_without_a_form_are_skipped_and_said(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", *tokens, "method=gcl,icarl", "memory.budget=0,12", f"out={tmp_path / 's'}", "--dry-run"]
+    assert main(words) == 0
+    shown, said = capsys.readouterr()
+    assert (
+        "icarl at memory.budget=0 is skipped: icarl needs exemplars: set memory.budget to 1 or more\n" in said
+    )
+    assert "3 of 3 runs are missing" in shown
+    assert main([*words[:-4], "method=icarl", "memory.budget=0", "--dry-run"]) == 2
+    assert "icarl needs exemplars" in capsys.readouterr().err
+
+
 def test_printed_commands_give_the_sweeps_runs(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,7 +82,7 @@ def sweep(
     places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
     extra = [*(["smoke=true"] if smoke else []), *_fork(from_, from_stage)]
     session = Session.of(tokens, tune or (), extra, look=not print_)
-    for line in session.shared():
+    for line in (*session.asked.skipped, *session.shared()):
         print(line, file=sys.stderr)
     if print_ or slurm:
         return _hand_over(session, retry, slurm, slurm_set or [])
@@ -140,7 +140,14 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
 
     comparison = None if dry_run else session.comparison()
     if json:
-        print_json({"out": str(session.folder.path), "cells": session.cells(), "comparison": comparison})
+        print_json(
+            {
+                "out": str(session.folder.path),
+                "cells": session.cells(),
+                "skipped": list(session.asked.skipped),
+                "comparison": comparison,
+            }
+        )
     elif dry_run:
         rows = [
             (session.folder.place(job).name, session.folder.state(job), str(len(job.cells)))

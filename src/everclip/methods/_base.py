@@ -91,6 +91,8 @@ class Method(nn.Module, ABC):
     """Whether exemplars are kept for it at all; set on the instance where an option decides."""
     memory_policy: ClassVar[Literal["random", "herding", "score"]] = "random"
     """How its exemplars are chosen unless the config says otherwise."""
+    needs_exemplars: bool = False
+    """Whether it has no defined form where old classes have no image: new classes come, and nothing is kept."""
     one_task: bool = False
     """Whether all tasks are learned at once (joint training); set on the instance."""
     trains: bool = True

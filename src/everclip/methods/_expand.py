@@ -45,6 +45,7 @@ class Expand(Method):
     """
 
     memory_policy = "herding"
+    needs_exemplars = True
 
     def __init__(self, config: ExpandConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -20,7 +20,7 @@ class Wrapper(Method):
     def __init__(self, config: MethodConfig, prompts: Prompts, inner: Method) -> None:
         super().__init__(config, prompts)
         self.inner = inner
-        self.uses_memory = inner.uses_memory
+        self.uses_memory, self.needs_exemplars = inner.uses_memory, inner.needs_exemplars
         self.trains, self.reads = inner.trains, inner.reads
         self.shares, self.light, self.shards = inner.shares, inner.light, inner.shards
 

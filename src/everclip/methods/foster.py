@@ -55,6 +55,7 @@ class Foster(Method):
         head_init: HeadInit = initial_rows("the heads'")
 
     memory_policy = "herding"
+    needs_exemplars = True
     config: Config
     cost = Cost(
         parameters="a linear head; from the second task on two more, for boosting",

@@ -66,6 +66,7 @@ class Icarl(Method):
         head_init: HeadInit = initial_rows()
 
     memory_policy = "herding"
+    needs_exemplars = True
     config: Config
     cost = Cost(
         parameters="a linear head",

@@ -91,11 +91,13 @@ class Grid:
 
     Args:
         out: the folder asked for.
+        skipped: a line for each cell that was left out, as its method has no form there.
     """
 
     axes: dict[str, list[str]]
     cells: list[Cell]
     out: str | None
+    skipped: tuple[str, ...] = ()
 
     def jobs(self) -> list[Job]:
         """The distinct runs; those of the first seed come first, so that a part of the grid is a whole table early."""
@@ -133,7 +135,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
         extra: words of every cell, such as ``smoke=true``.
 
     Raises:
-        UserError: a word cannot be read, or cells are invalid; the message has all their complaints.
+        UserError: a word cannot be read, cells are invalid (the message has all their complaints), or none is left.
     """
     base = [words[0]] if words and not is_override(words[0]) else []
     given: dict[str, list[str]] = {}
@@ -151,6 +153,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
     own, shared = owned(given, methods)
     cells: list[Cell] = []
     refused: list[str] = []
+    skipped: dict[str, None] = {}
     for method in methods:
         settings = {k: v for k, v in shared.items() if k not in own[method]} | own[method]
         settings["method"] = [method]
@@ -162,13 +165,19 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
             try:
                 config = resolve(load_config(cell))
                 content(config)
+                lacking = estimate.lacking(config)
             except UserError as error:
                 refused.append(str(error))
                 continue
-            cells.append(Cell({key: chosen[key] for key in several}, tuple(cell), config))
+            if lacking:
+                skipped[f"{method} at memory.budget={config.memory.budget} is skipped: {lacking}"] = None
+            else:
+                cells.append(Cell({key: chosen[key] for key in several}, tuple(cell), config))
     _all_valid(refused)
+    if not cells:
+        raise UserError("; ".join(skipped))
     axes = {key: values for key, values in given.items() if len(values) > 1}
-    return Grid(axes, cells, out)
+    return Grid(axes, cells, out, tuple(skipped))
 
 
 def _method_of(base: Sequence[str]) -> str:

@@ -169,4 +169,4 @@ def tuned(grid: Grid, searches: Sequence[Search]) -> Grid:
         elif search.finished:
             words = (*cell.words, *search.chosen())
             cells.append(Cell(cell.values, words, resolve(load_config(words))))
-    return Grid(grid.axes, cells, grid.out)
+    return replace(grid, cells=cells)
