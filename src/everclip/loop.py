@@ -61,7 +61,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
             scores = evaluate(
                 clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
             )
-            _close_stage(lab, keeper, task, record.end_stage(task, scores, lab.memory))
+            _close_stage(lab, keeper, task, record.end_stage(task, scores, lab.memory, method.state_bytes()))
         if record.scores is None:  # stopped between its last checkpoint and its results
             record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
         results = record.results(lab.plan, method, lab.memory, loader)

@@ -128,11 +128,12 @@ class Record:
         """Training images a second of training time so far."""
         return self.samples_seen / max(self.training_seconds, 1e-9)
 
-    def end_stage(self, task: Task, scores: Scores, memory: Memory) -> dict[str, Any]:
+    def end_stage(self, task: Task, scores: Scores, memory: Memory, state_bytes: int) -> dict[str, Any]:
         """Take the scores of a finished stage, and return the fields of its line in the log.
 
         Args:
             scores: of tasks 0..t and, where there is one, of task t + 1.
+            state_bytes: of all that the method keeps beside model and memory.
         """
         stage = task.index
         known = self._seen(stage)
@@ -153,6 +154,7 @@ class Record:
                 "count": len(memory.images()),
                 "bytes": memory.images().nbytes(),
                 "per_class": memory.per_class(known),
+                "state_bytes": state_bytes,
             },
         }
 
@@ -193,6 +195,7 @@ class Record:
         """results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
         config, matrix, names = plan.config, self.matrix, plan.prompts.names
         labels = seen(plan.tasks)
+        images, state = memory.images().nbytes(), method.state_bytes()
         return {
             "schema": SCHEMA,
             "everclip": everclip.__version__,
@@ -206,7 +209,7 @@ class Record:
             "seed": config.seed,
             "memory_budget": config.memory.size(len(labels)),
             "memory_per_class": config.memory.per_class,
-            "memory_bytes": memory.images().nbytes(),
+            "memory_bytes": images,
             "classes": [names[label] for label in labels],
             "class_labels": list(labels),
             "tasks": [task.name for task in plan.tasks],
@@ -230,7 +233,8 @@ class Record:
             "peak_memory_bytes": _peak_memory(),
             "seconds": self.clock.seconds(),
             "trainable_parameters": self.trainable_parameters,
-            "state_bytes": method.state_bytes(),
+            "state_bytes": state,
+            "kept_bytes": images + state,
             "cache_bytes": loader.cache_bytes,
             "optimizer_steps": self.optimizer_steps,
             "samples_seen": self.samples_seen,

@@ -5,7 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ SCHEMA: dict[str, Kind] = {
     **dict.fromkeys(("last", "average", "zero_shot"), SHARE),
     **dict.fromkeys(("forgetting", "backward_transfer", "forward_transfer"), or_null(CHANGE)),
     **dict.fromkeys(("seconds", "memory_bytes", "state_bytes", "peak_memory_bytes", "cache_bytes"), AMOUNT),
+    "kept_bytes": AMOUNT,
     **dict.fromkeys(("optimizer_steps", "samples_seen", "skipped_steps", "trainable_parameters"), COUNT),
     **dict.fromkeys(("seed", "image_size"), COUNT),
     "memory_budget": lambda value: value == "all" or COUNT(value),
@@ -95,6 +96,14 @@ def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read as results ({error}): restore it, or leave the run out"
         ) from error
+
+
+def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Bytes of the exemplars and of the method's state, which is all that is kept beside the model; None where the
+    results do not say."""
+    if "memory_bytes" not in results:
+        return None
+    return results["memory_bytes"], results.get("state_bytes", 0)
 
 
 def test_images(results: dict[str, Any]) -> int:

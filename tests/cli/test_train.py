@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from everclip.cli.app import main
+from everclip.report.words import size
 from everclip.run import Run
 from tests.pictures import image_folder
 
@@ -164,3 +165,16 @@ def test_ctrl_c_says_how_to_continue_and_resume_does(tmp_path: Path, tokens: lis
     assert stderr.strip().splitlines()[-1].startswith(f"interrupted; everclip resume {out} continues")
     assert "Traceback" not in stderr
     assert not Run(out, Run.read_config(out)).finished
+
+
+def test_the_last_line_counts_the_state_beside_the_images(
+    tmp_path: Path, toy: str, photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data={photos}", f"model={toy}", "method=ridge", "scenario.tasks=3", "device=cpu"]
+    assert main(["train", *words, f"out={tmp_path / 'run'}"]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["memory_bytes"] == 0 < results["state_bytes"] == results["kept_bytes"]
+    assert f"memory 0 bytes of images + {size(results['state_bytes'])} of state" in capsys.readouterr().out
+    stages = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    states = [line["memory"]["state_bytes"] for line in stages if line["event"] == "stage"]
+    assert states[-1] == results["state_bytes"]

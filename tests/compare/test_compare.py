@@ -277,7 +277,8 @@ def test_tables_fit_the_terminal(
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= width
         (gdro,) = [line for line in lines if line.startswith("gdro") and "reference" in line]
-        assert ("rank" in lines[3]) == (width == 120)
+        assert ("rank" in lines[3]) == ("kept MB" in lines[3]) == (width == 120)
+        assert "0.50 + 0.40" in " ".join(lines)  # of ewc: images + state
         mean, low, _, _ = stats.interval(lasts(*[grid / f"gdro-m500-s{seed}" for seed in range(5)]))
         assert low is not None
         assert gdro.split()[1:4] == [f"{100 * mean:.1f}", "±", f"{100 * (mean - low):.1f}"]
@@ -312,10 +313,12 @@ def test_json_csv_and_latex_have_the_numbers(grid: Path, capsys: pytest.CaptureF
     ):
         assert line["label"] == row["label"]
         assert float(line["last"]) == row["metrics"]["last"]["mean"]
+        assert line["kept_state_bytes"] == ("" if row["kept"] is None else str(row["kept"]["state_bytes"]))
         assert line["p_holm"] == ("" if row["test"] is None else str(row["test"]["p_holm"]))
     assert main(["compare", str(grid), "--latex", "--metric", "last"]) == 0
     latex = capsys.readouterr().out
-    assert "\\begin{tabular}{lr}" in latex
+    assert "\\begin{tabular}{lrr}" in latex
+    assert "$0.50 + 0.40$" in latex
     assert "last \\%" in latex
     assert "zero\\_shot & $10.0$" in latex
     assert latex.count("\\mathbf") == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 from everclip.report.collect import collect
-from everclip.report.many import verdict
-from everclip.report.many_figures import against_memory
+from everclip.report.many import result_table, verdict
+from everclip.report.many_figures import against_bytes, against_memory
 from everclip.report.plots import Line, Plot, Plots
 from everclip.report.svg import NARROW, WIDE, Figure
 from everclip.report.tables import change
@@ -106,3 +109,28 @@ def test_references_alone_are_no_result(tmp_path: Path) -> None:
         "up",
         "down",
     ]
+
+
+def test_the_other_axis_is_what_is_kept_in_bytes(tmp_path: Path) -> None:
+    """ridge has no image and 13 MB of sums: right of what two images take, not at nothing."""
+    for method, memory, state in (("gcl", 0, 0), ("gcl", 100, 0), ("gcl", 400, 0), ("ridge", 0, 13_000_000)):
+        folder = tmp_path / f"{method}{memory}"
+        results = write_run(folder, method=method, memory=memory, **SMALL)
+        (folder / "results.json").write_text(json.dumps(results | {"state_bytes": state}))
+    write_run(tmp_path / "joint", method="joint", memory=0, **SMALL)
+    report = collect([tmp_path])
+    figure = against_bytes(report.settings, "last")
+    assert figure is not None
+    rows = list(csv.DictReader(io.StringIO(figure.csv)))
+    sizes = {
+        (row["method"], row["memory"]): (int(row["image_bytes"]), int(row["state_bytes"])) for row in rows
+    }
+    assert sizes[("ridge", "")] == (0, 13_000_000)
+    assert sizes[("gcl", "400")] == (2_469_134, 0)
+    at = {text: x for text, x, _ in texts(figure.narrow)}
+    assert at["0"] < at["100 kB"] < at["1 MB"] < at["10 MB"] < at["100 MB"]
+    (setting,) = report.settings
+    ridge = next(row for row in result_table(setting).rows if row[0].text == "ridge")
+    assert "0 bytes + 13.0 MB" in [cell.text for cell in ridge]
+    numbers = report.to_json()["settings"][0]["groups"]
+    assert next(group for group in numbers if group["method"] == "ridge")["kept_bytes"]["mean"] == 13_000_000

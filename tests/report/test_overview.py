@@ -68,7 +68,7 @@ def test_each_figure_has_its_files(whole: str, seen: Page) -> None:
     names = [a["download"] or "" for tag, a in seen.elements if tag == "a" and "download" in a]
     assert len(names) == len(set(names))
     figures = sum(tag == "figure" for tag, _ in seen.elements)
-    assert figures == 12
+    assert figures == 14
     assert sum(name.endswith(".pdf") for name in names) == figures
     assert whole.count('class="save-svg') == figures
     assert sum(name.endswith(".csv") for name in names) >= figures

@@ -110,6 +110,8 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from everclip.report.words import kept_words
+
     console = Console()
     title = (
         f"{results['method']} on {results['data']} with {results['model']}, memory {results['memory_budget']}"
@@ -129,11 +131,12 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     console.print(table)
     forgetting = results["forgetting"]
     console.print(
-        f"last {results['last']:.1%}   average {results['average']:.1%}   "
-        + (f"forgetting {100 * forgetting:.1f} points   " if forgetting is not None else "")
-        + f"memory {results['memory_bytes'] / 1e6:.2f} MB   {results['seconds']:.0f} s",
+        f"last {results['last']:.1%}   average {results['average']:.1%}"
+        + (f"   forgetting {100 * forgetting:.1f} points" if forgetting is not None else ""),
         highlight=False,
     )
+    kept = kept_words(results["memory_bytes"], results.get("state_bytes", 0))
+    console.print(f"memory {kept}   {results['seconds']:.0f} s", highlight=False)
     if results["skipped_images"]:
         console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
     print(f"report: {where}/report.html")

@@ -15,6 +15,7 @@ from typing import Any
 
 from everclip.config import CARRIED_OUT
 from everclip.errors import UserError, suggest
+from everclip.results import kept
 from everclip.runs import Finished, natural
 
 log = logging.getLogger("everclip")
@@ -85,6 +86,8 @@ class Section:
 def number(run: Finished, metric: str) -> float | None:
     """A number of results.json; None where it says null. Raises UserError for another key."""
     value = run.results.get(metric)
+    if metric == "kept_bytes" and value is None and (both := kept(run.results)) is not None:
+        return float(sum(both))
     if metric not in run.results or (value is not None and type(value) not in (int, float)):
         known = [key for key, value in run.results.items() if type(value) in (int, float)]
         raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, known)}')
@@ -229,6 +232,14 @@ def settings(row: Row) -> dict[str, Any]:
 def cost(row: Row, unit: str) -> float:
     """What a row's runs cost on average, in a unit of ``COSTS``."""
     return fmean(sum(run.results.get(key) or 0 for key in COSTS[unit]) for run in row.runs.values())
+
+
+def kept_by(row: Row) -> tuple[float, float] | None:
+    """Bytes of images and of state that a row's runs keep beside the model, on average; None where not known."""
+    found = [
+        both for run in row.runs.values() if not row.recorded and (both := kept(run.results)) is not None
+    ]
+    return (fmean(images for images, _ in found), fmean(state for _, state in found)) if found else None
 
 
 def amount(cost: float, unit: str) -> str:

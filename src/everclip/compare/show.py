@@ -18,13 +18,14 @@ Json = dict[str, Any]
 
 _FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot")
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
+_KEPT = "kept MB"
 _PM = " \\pm "
 _TEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 WIDE = 100
-"""Columns of a terminal from which on ranks are shown too."""
+"""Columns of a terminal from which on ranks and what is kept have columns."""
 
 
 def _scale(metric: str) -> tuple[float, int]:
@@ -50,6 +51,13 @@ def mean_text(mean: Json | None, metric: str, plus: str = " ± ") -> str:
     if mean["high"] is None or (mean["high"] == mean["low"] and mean["n"] > 1):
         return text
     return f"{text}{plus}{scale * (mean['high'] - mean['mean']):,.{digits}f}"
+
+
+def kept_text(kept: Json | None) -> str:
+    """Megabytes of images and of state: ``0.48 + 13.11``."""
+    if kept is None:
+        return ""
+    return f"{kept['image_bytes'] / 1e6:,.2f} + {kept['state_bytes'] / 1e6:,.2f}"
 
 
 def difference_text(test: Json | None, metric: str, plus: str = " ± ") -> str:
@@ -89,6 +97,7 @@ def _columns(comparison: Json, section: Json, wide: bool) -> tuple[list[str], li
     """Headings and rows of one section's table."""
     first, counts = comparison["metrics"][0], _counts(comparison)
     head = ["method", *(["n"] if len(counts) > 1 else []), *map(name, comparison["metrics"])]
+    head += [_KEPT] if wide else []
     unit = comparison["equal"]
     head += [_UNITS[unit]] if unit else []
     tested = any(row["test"] for row in _rows(comparison))
@@ -99,6 +108,8 @@ def _columns(comparison: Json, section: Json, wide: bool) -> tuple[list[str], li
     for row in section["rows"]:
         cells = [row["label"], *([str(len(row["repetitions"]))] if len(counts) > 1 else [])]
         cells += [mean_text(row["metrics"][metric], metric) for metric in comparison["metrics"]]
+        if wide:
+            cells.append(kept_text(row["kept"]))
         if unit:
             cost = row.get("cost")
             cells.append("" if cost is None else f"{cost / 1e6:,.2f}" if unit == "bytes" else f"{cost:,.0f}")
@@ -127,6 +138,9 @@ def show(comparison: Json, console: Console) -> None:
         for index, cells in enumerate(body):
             table.add_row(*map(escape, cells), end_section=index == last_rival and index < len(body) - 1)
         console.print(table)
+        if console.width < WIDE:  # where the column finds no room
+            kept = [f"{row['label']} {text}" for row in section["rows"] if (text := kept_text(row["kept"]))]
+            console.print(escape(f"{_KEPT}: {', '.join(kept)}"), highlight=False)
     console.print()
     for line in legend(comparison):
         console.print(escape(line), highlight=False)
@@ -148,6 +162,8 @@ def legend(comparison: Json) -> list[str]:
     kinds = {test["name"] for test in tests}
     metric = name(comparison["metrics"][0]).removesuffix(" %")
     lines: list[str] = []
+    if any(row["kept"] for row in _rows(comparison)):
+        lines.append(f"{_KEPT}: what is kept beside the model, images + state of the method")
     bases = {section["against"] for section in comparison["sections"] if section["against"]}
     if tests:
         base = f"to {bases.pop()}" if len(bases) == 1 else "to the best of each table"
@@ -177,6 +193,7 @@ def as_csv(comparison: Json) -> str:
     test = ["difference", "low", "high", "p", "p_holm", "sign_flip"]
     head = [*comparison["by"], "label", "method", "n"]
     head += [f"{metric}{part}" for metric in metrics for part in ("", "_low", "_high")]
+    head += ["kept_image_bytes", "kept_state_bytes"]
     head += ["cost"] if comparison["equal"] else []
     rows: list[list[Any]] = []
     for section in comparison["sections"]:
@@ -190,6 +207,8 @@ def as_csv(comparison: Json) -> str:
             for metric in metrics:
                 mean = row["metrics"][metric] or dict.fromkeys(("mean", "low", "high"))
                 cells += [mean["mean"], mean["low"], mean["high"]]
+            kept = row["kept"] or {}
+            cells += [kept.get("image_bytes"), kept.get("state_bytes")]
             cells += [row.get("cost")] if comparison["equal"] else []
             result = row["test"] or {}
             against = section["against"] if row["test"] else None
@@ -202,13 +221,13 @@ def as_csv(comparison: Json) -> str:
 def as_latex(comparison: Json) -> str:
     """A tabular for booktabs, a block of rows for each section; the best mean of a block is bold."""
     metrics, by = comparison["metrics"], comparison["by"]
-    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}", "\\toprule"]
-    lines.append(" & ".join(["method", *map(_tex, map(name, metrics))]) + " \\\\")
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * (len(metrics) + 1)}}}", "\\toprule"]
+    lines.append(" & ".join(["method", *map(_tex, map(name, metrics)), _KEPT]) + " \\\\")
     for section in comparison["sections"]:
         lines.append("\\midrule")
         if by:
             title = _tex(_place(section))
-            lines += [f"\\multicolumn{{{1 + len(metrics)}}}{{l}}{{{title}}} \\\\", "\\midrule"]
+            lines += [f"\\multicolumn{{{2 + len(metrics)}}}{{l}}{{{title}}} \\\\", "\\midrule"]
         best = [_best(section["rows"], metric) for metric in metrics]
         for row in section["rows"]:
             cells = [_tex(row["label"])]
@@ -217,6 +236,8 @@ def as_latex(comparison: Json) -> str:
                 number = mean_text(mean, metric, _PM).replace(",", "{,}")
                 bold = mean is not None and not row["reference"] and mean["mean"] == top
                 cells.append("--" if mean is None else f"$\\mathbf{{{number}}}$" if bold else f"${number}$")
+            kept = kept_text(row["kept"]).replace(",", "{,}")
+            cells.append(f"${kept}$" if kept else "--")
             lines.append(" & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 

@@ -91,6 +91,7 @@ def _section(section: Section, metrics: Sequence[str], against: str | None, equa
             "repetitions": [list(repetition) for repetition in row.runs],
             "paths": [] if row.recorded else [str(run.path) for run in row.runs.values()],
             "metrics": {metric: _mean(row, metric) for metric in metrics},
+            "kept": _kept(row),
             "rank": rival.get(id(row)),
             "test": None,
         }
@@ -105,6 +106,11 @@ def _section(section: Section, metrics: Sequence[str], against: str | None, equa
 def _mean(row: Row, metric: str) -> Json | None:
     values = list(row.values(metric).values())
     return interval(values)._asdict() if values else None
+
+
+def _kept(row: Row) -> Json | None:
+    kept = cells.kept_by(row)
+    return None if kept is None else {"image_bytes": kept[0], "state_bytes": kept[1]}
 
 
 def _base(

@@ -108,6 +108,8 @@ def _group(group: Group) -> dict[str, Any]:
         "forward_transfer",
         "seconds",
         "memory_bytes",
+        "state_bytes",
+        "kept_bytes",
     )
     return {
         "method": group.method,

@@ -16,8 +16,9 @@ from everclip.compare.cells import HOW, REFERENCES, without_memory
 from everclip.metrics.stats import Interval, interval
 from everclip.report.facts import FACTS, names
 from everclip.report.facts import facts as facts_of
-from everclip.report.read import RunData
+from everclip.report.read import Json, RunData
 from everclip.report.words import plain
+from everclip.results import kept
 from everclip.runs import Finished, flat, natural
 
 _NOT_COMPARED = (
@@ -85,7 +86,7 @@ class Group:
 
     def values(self, key: str) -> list[float]:
         """A number of results.json in each finished run that has it."""
-        found = (run.results.get(key) for run in self.finished)
+        found = (_number(run.results, key) for run in self.finished)
         return [float(value) for value in found if value is not None]
 
     def interval(self, key: str) -> Interval | None:
@@ -275,6 +276,13 @@ def _memory(run: RunData) -> Memory:
         budget = quota * len(run.classes)
     value = run.results.get("memory_budget", budget)
     return "unknown" if value in (None, "none") else value
+
+
+def _number(results: Json, key: str) -> Any:
+    """A number of results.json; earlier versions did not add up what is kept."""
+    if key == "kept_bytes" and (both := kept(results)) is not None:
+        return sum(both)
+    return results.get(key)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -38,7 +38,9 @@ KINDS: dict[str, Kind] = {
             "accuracy_after_stage": SHARE,
             "row": listed(or_null(SHARE), MOST_TASKS),
             "seconds": AMOUNT,
-            "memory": table({"count": COUNT, "bytes": AMOUNT}, {"per_class": or_null(AMOUNT)}),
+            "memory": table(
+                {"count": COUNT, "bytes": AMOUNT}, {"per_class": or_null(AMOUNT), "state_bytes": AMOUNT}
+            ),
         }
     ),
     "step": table(

@@ -18,7 +18,7 @@ from everclip.report.predictions import (
 )
 from everclip.report.read import RunData
 from everclip.report.tables import Cell, Table, amount, change, mean, table, words
-from everclip.report.words import percent, points, several
+from everclip.report.words import percent, points, several, size
 
 _MOST_CLASSES = 200  # rows of the per-class table; the CSV file has all
 _MOST_PAIRS = 8  # confusions shown of a group
@@ -123,6 +123,7 @@ def result_table(setting: Setting) -> Table:
                 _less(last, joint) if not group.reference else Cell("–"),
                 mean(_trained(group, "forgetting"), "share"),
                 mean(_trained(group, "backward_transfer"), "points"),
+                _kept(group),
             ]
         )
     if setting.zero_shot is not None and not any(group.method == "zero_shot" for group in setting.every):
@@ -139,10 +140,21 @@ def result_table(setting: Setting) -> Table:
                 blank,
                 blank,
                 blank,
+                blank,
             ]
         )
     columns = ["method", "memory", "seeds", "last, %", "average, %", "last − zero-shot", "last − joint"]
-    return _table(setting, "results", [*columns, "forgetting", "backward transfer"], rows)
+    columns += ["forgetting", "backward transfer", "kept: images + state"]
+    return _table(setting, "results", columns, rows)
+
+
+def _kept(group: Group) -> Cell:
+    """What a group keeps beside the model, in all and part by part; means over seeds."""
+    images, state, both = (group.interval(key) for key in ("memory_bytes", "state_bytes", "kept_bytes"))
+    if images is None or both is None:
+        return Cell("–")
+    more = state.mean if state else 0.0
+    return Cell(f"{size(images.mean)} + {size(more)}", both.mean, f"{size(both.mean)} in all")
 
 
 def retention_table(setting: Setting) -> Table:
@@ -191,6 +203,7 @@ def cost_table(setting: Setting) -> Table:
         "trainable_parameters": ("trained parameters", "count"),
         "memory_bytes": ("memory: image bytes", "size"),
         "state_bytes": ("method state", "size"),
+        "kept_bytes": ("kept in all", "size"),
         "cache_bytes": ("activation cache", "size"),
         "peak_memory_bytes": ("peak memory", "size"),
     }

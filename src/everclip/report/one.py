@@ -20,6 +20,7 @@ from everclip.report.sure_figure import sure_figures
 from everclip.report.svg import csv_address
 from everclip.report.tables import Cell, Table, table, words
 from everclip.report.words import duration, percent, points, size
+from everclip.results import kept
 
 _MOST_PAIRS = 40  # confusions in the table
 _MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all
@@ -131,6 +132,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     last, base, memory = run.accuracy[-1], _zero_shot_now(run), run.stages[-1]["memory"] if run.stages else {}
     gap = None if base is None else last - base
     held = run.results.get("memory_bytes", memory.get("bytes"))
+    state = run.results.get("state_bytes", memory.get("state_bytes", 0))
     count = memory.get("count")
     seconds = run.results.get("seconds", sum(stage["seconds"] for stage in run.stages))
     return [
@@ -145,8 +147,8 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         ),
         (
             "memory",
-            "none" if count == 0 else size(held),
-            "no image kept" if not count else f"{count} images kept",
+            "none" if held == state == 0 else size(None if held is None else held + state),
+            f"{count or 'no'} image{'' if count == 1 else 's'}: {size(held)}; state of the method: {size(state)}",
         ),
         ("time", duration(seconds), f"{seconds:.1f} seconds"),
     ]
@@ -199,6 +201,7 @@ def _cost(run: RunData) -> list[tuple[str, str, str]]:
         ("trained parameters", results.get("trainable_parameters"), "count"),
         ("memory: image bytes", results.get("memory_bytes"), "size"),
         ("method state beside the model", results.get("state_bytes"), "size"),
+        ("kept in all: images + state", None if (both := kept(results)) is None else sum(both), "size"),
         ("activation cache", results.get("cache_bytes"), "size"),
         ("peak memory of the process", results.get("peak_memory_bytes"), "size"),
     ]

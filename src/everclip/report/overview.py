@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from everclip.report.collect import Report
 from everclip.report.facts import fact
 from everclip.report.fates_figure import old_images
 from everclip.report.groups import Group, Setting, differing
-from everclip.report.many_figures import after_each_task, against_memory
+from everclip.report.many_figures import after_each_task, against_bytes, against_memory
 from everclip.report.maps_figure import accuracy_maps, forgetting_maps
 from everclip.report.predictions import labels, predictions
 from everclip.report.read import Json, RunData
@@ -32,7 +32,9 @@ def context(report: Report) -> Json:
         "open": _open(report),
         "settings": [_setting(setting, mapped=k < _MAPPED) for k, setting in enumerate(settings)],
         "apart": differing(settings) if len(settings) > 1 else [],
-        "memory": _drawn([against_memory(settings, "last"), against_memory(settings, "average")]),
+        "memory": _drawn(
+            draw(settings, key) for draw in (against_memory, against_bytes) for key in ("last", "average")
+        ),
         "runs": provenance.run_table(settings, report.states),
         "commands": [provenance.command(run) for setting in settings for run in setting.runs],
         "facts": provenance.setting_table(settings),
@@ -58,7 +60,7 @@ def all_figures(shown: Json) -> list[tuple[str, Figure]]:
     return named
 
 
-def _drawn(figures: Sequence[Figure | None]) -> list[Figure]:
+def _drawn(figures: Iterable[Figure | None]) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 

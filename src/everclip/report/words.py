@@ -29,6 +29,11 @@ def size(value: float | None) -> str:
     return f"{value:.0f} bytes"
 
 
+def kept_words(images: float, state: float) -> str:
+    """What is kept beside the model: ``480.3 kB of images + 13.1 MB of state``."""
+    return f"{size(images)} of images + {size(state)} of state"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as ``8.4 s``, ``6.9 min`` or ``2.1 h``."""
     if seconds is None:
