@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from everclip.cli.app import main
@@ -63,7 +64,12 @@ def test_a_section_for_each_memory_and_a_row_for_each_method(grid: Path) -> None
         assert all(row["metrics"]["last"]["n"] == 5 for row in here.values())
         assert here["joint"]["metrics"]["forgetting"] is None
     gcl = [grid / f"gcl-m500-s{seed}" for seed in range(5)]
-    assert rows(found, 1)["gcl"]["metrics"]["last"] == pytest.approx(stats.interval(lasts(*gcl))._asdict())
+    last = rows(found, 1)["gcl"]["metrics"]["last"]
+    assert {key: last[key] for key in ("mean", "low", "high", "n")} == pytest.approx(
+        stats.interval(lasts(*gcl))._asdict()
+    )
+    assert last["values"] == lasts(*gcl)
+    assert last["std"] == pytest.approx(np.std(lasts(*gcl), ddof=1))
     # ncm keeps no exemplars: the same runs stand in both
     assert rows(found, 0)["ncm"]["paths"] == rows(found, 1)["ncm"]["paths"]
     assert rows(found)["zero_shot"]["metrics"]["average"]["mean"] == pytest.approx(0.15)
@@ -286,6 +292,45 @@ def test_tables_fit_the_terminal(
     assert "difference of last to the best of each table; p corrected for 6 comparisons (Holm)" in lines
 
 
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    assert main(["compare", *words]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_what_stands_beside_a_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    lasts = (0.60, 0.62, 0.67)
+    for seed, last in enumerate(lasts[:2]):
+        run_folder(tmp_path / f"gcl{seed}", last, seed=seed)
+        run_folder(tmp_path / f"ridge{seed}", 0.57, method="ridge", seed=seed, memory_bytes=0)
+    words = [str(tmp_path), "--metric", "last"]
+
+    def shown(spread: str, name: str = "gcl") -> str:
+        lines = printed(capsys, *words, "--spread", spread)
+        return next(line for line in lines if line.startswith(name)).partition("   ")[2].strip()
+
+    assert [shown(spread).partition(")")[0] for spread in ("ci", "std")] == ["61.0 (n=2"] * 2
+    assert shown("range").startswith("61.0 [60.0, 62.0]")
+    assert shown("ci", "ridge°").startswith("57.0   ")  # nothing random: no n, no spread
+    title = printed(capsys, *words)[0]
+    assert title.endswith("mean over 2 values of seed, too few for an interval")
+    run_folder(tmp_path / "gcl2", lasts[2], seed=2)
+    run_folder(tmp_path / "ridge2", 0.57, method="ridge", seed=2, memory_bytes=0)
+    _, low, high, _ = stats.interval(lasts)
+    assert low is not None
+    assert high is not None
+    assert shown("ci").startswith(f"63.0 ± {100 * (high - low) / 2:.1f} ")
+    assert shown("std").startswith(f"63.0 ± {100 * np.std(lasts, ddof=1):.1f} ")
+    assert shown("range").startswith("63.0 [60.0, 67.0]")
+    lines = printed(capsys, *words, "--csv", "--spread", "range")
+    rows = {row["label"]: row for row in csv.DictReader(lines)}
+    assert [float(rows["gcl"][key]) for key in ("last_low", "last_high")] == [0.60, 0.67]
+    assert rows["ridge"]["last_low"] == ""
+    assert "$63.0 [60.0,\\ 67.0]$" in "\n".join(printed(capsys, *words, "--latex", "--spread", "range"))
+
+
 def test_long_labels_are_wrapped_and_no_column_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +365,7 @@ def test_json_csv_and_latex_have_the_numbers(grid: Path, capsys: pytest.CaptureF
     assert "\\begin{tabular}{lrr}" in latex
     assert "$0.50 + 0.40$" in latex
     assert "last \\%" in latex
-    assert "zero\\_shot & $10.0$" in latex
+    assert "zero\\_shot$^\\circ$ & $10.0$" in latex
     assert latex.count("\\mathbf") == 2
     assert main(["compare", str(grid), "--latex", "--csv"]) == 2
 

@@ -228,6 +228,24 @@ def test_class_incremental_run(name: str, budget: str, tmp_path: Path, toy: str,
         assert results["accuracy_after_stage"] == results["zero_shot_after_stage"]
 
 
+def seeded(*tokens: str) -> bool:
+    return Plan.of(configured(*tokens)).method.seeded
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_method_without_randomness_has_one_result(name: str, tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = (f"data={photos}", f"model={toy}", f"method={name}")
+    assert seeded(*tokens) == (name not in UNTRAINED or name == "ranpac")  # whose projection is random
+    if not seeded(*tokens):
+        first, second = (run(tmp_path / seed, *tokens, f"seed={seed}") for seed in "01")
+        assert {**timeless(first), "seed": 0} == {**timeless(second), "seed": 0}
+        assert seeded(*tokens, "method.adapt=clip") if name != "zero_shot" else True
+
+
+def test_a_random_layer_is_random(toy: str, photos: str) -> None:
+    assert seeded(f"data={photos}", f"model={toy}", "method=ridge", "method.expand=32")
+
+
 @pytest.mark.parametrize("variant", [*EVERY, *VARIANTS, *STILL])
 def test_domain_incremental_run(variant: str, tmp_path: Path, toy: str, domains: str) -> None:
     name, *options = variant.split()

@@ -47,12 +47,13 @@ def test_an_interval_is_scipys() -> None:
     expected = scipy_stats.t.interval(0.95, n - 1, loc=np.mean(FEW), scale=scipy_stats.sem(FEW))
     assert (mean, low, high) == pytest.approx((np.mean(FEW), *expected), rel=1e-10)
     assert stats.interval([0.5]) == (0.5, None, None, 1)
-    assert stats.interval([0.5, 0.5]) == (0.5, 0.5, 0.5, 2)
+    assert stats.interval([0.5, 0.7]) == (pytest.approx(0.6), None, None, 2)
+    assert stats.interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5, 3)
 
 
 def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
-    for n in (2, 5, 20):
+    for n in (3, 5, 20):
         held = 0
         for row in rng.normal(0.7, 0.02, size=(4000, n)).tolist():
             _, low, high, _ = stats.interval(row)
@@ -76,7 +77,8 @@ def test_a_paired_test_is_scipys() -> None:
 def test_without_a_spread_there_is_nothing_to_judge_by() -> None:
     assert stats.paired([0.5], [0.4]) == (pytest.approx(0.1), None, None, None, 1)
     assert stats.paired([0.5, 0.6], [0.4, 0.5]) == (pytest.approx(0.1), None, None, None, 2)
-    assert stats.paired([0.1, 0.7], [0.1, 0.7]) == (0, 0, 0, 1, 2)
+    assert stats.paired([0.1, 0.7], [0.1, 0.7]) == (0, None, None, 1, 2)
+    assert stats.paired([0.1, 0.7, 0.8], [0.1, 0.7, 0.8]) == (0, 0, 0, 1, 3)
 
 
 def test_a_true_difference_of_zero_is_called_significant_as_often_as_it_says() -> None:

@@ -134,3 +134,17 @@ def test_the_other_axis_is_what_is_kept_in_bytes(tmp_path: Path) -> None:
     assert "0 bytes + 13.0 MB" in [cell.text for cell in ridge]
     numbers = report.to_json()["settings"][0]["groups"]
     assert next(group for group in numbers if group["method"] == "ridge")["kept_bytes"]["mean"] == 13_000_000
+
+
+def test_three_seeds_have_an_interval_and_what_is_not_random_has_none(tmp_path: Path) -> None:
+    for seed in range(3):
+        for method, gain in (("gcl", 0.02), ("gdro", 0.3), ("ridge", 0.1)):
+            write_run(tmp_path / f"{method}{seed}", method=method, gain=gain, seed=seed, **SMALL)
+    (setting,) = collect([tmp_path]).settings
+    lines = verdict(setting)
+    assert "95 % interval" in lines[0]
+    assert "95 % interval over 3 seeds, paired" in lines[1]
+    cells = {row[0].text: row for row in result_table(setting).rows}
+    assert "±" in cells["gdro"][3].text
+    assert cells["ridge"][2].text == "any"
+    assert "±" not in cells["ridge"][3].text

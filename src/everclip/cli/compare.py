@@ -17,6 +17,7 @@ def compare(
     over: str = "seed",
     against: str | None = None,
     equal: Literal["bytes", "steps", "samples"] | None = None,
+    spread: Literal["ci", "std", "range"] = "ci",
     fail_if: Annotated[list[str] | None, _ONE] = None,
     anyway: bool = False,
     json: bool = False,
@@ -46,6 +47,9 @@ def compare(
         The method, or row, to test against (default: the best of each table).
     equal
         A table for each level of this cost: there every method enters with its dearest setting that costs no more.
+    spread
+        What stands beside a mean: ci, its 95 % interval (Student t), std or range of the repetitions. Two repetitions
+        have neither interval nor deviation.
     fail_if
         Exit with 3 where this holds of the means: "A<B" of two methods, or "KEY=VALUE METRIC<NUMBER".
     anyway
@@ -78,6 +82,7 @@ def compare(
         against=against,
         equal=equal,
         anyway=anyway,
+        spread=spread,
     )
     broken = [line for condition in conditions for line in gates.broken(condition, comparison)]
     comparison["metrics"] = comparison["metrics"][:shown]

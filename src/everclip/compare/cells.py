@@ -59,6 +59,11 @@ class Row:
         return self.method in REFERENCES
 
     @property
+    def random(self) -> bool:
+        """Whether its numbers could depend on the seed."""
+        return any(map(seeded, self.runs.values())) and not self.recorded
+
+    @property
     def label(self) -> str:
         """``gdro margin=0.3``."""
         given = {key: value for key, value in self.options.items() if value is not None} or self.options
@@ -133,6 +138,26 @@ def _keeps_none(method: str, options: str) -> bool:
         return exemplars(Config.model_validate({"method": name, "memory": {"budget": 1}}))[0] == 0
     except ValueError:  # UserError, and pydantic's of what is no method's name
         return False
+
+
+def seeded(run: Finished) -> bool:
+    """Whether another seed could have given the run other results."""
+    if run.config.get("scenario.order") == "seed":
+        return True
+    return _seeded(run.results["method"], json.dumps(_options(run)))
+
+
+@lru_cache(maxsize=256)
+def _seeded(method: str, options: str) -> bool:
+    """Asks the method; one that is not to be had here is taken to be random."""
+    from everclip.config import Config
+    from everclip.estimate import seeded
+
+    name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
+    try:
+        return seeded(Config.model_validate({"method": name}))
+    except ValueError:
+        return True
 
 
 def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Section]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from everclip.compare.cells import shown_any
+from everclip.metrics.stats import LEAST
 from everclip.texts import csv_text
 
 Json = dict[str, Any]
@@ -19,6 +20,13 @@ Json = dict[str, Any]
 _FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot")
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _KEPT = "kept MB"
+_STILL = "°"
+"""Mark of rows in which nothing is random."""
+_SPREADS = {
+    "ci": "mean ± 95 % interval",
+    "std": "mean ± standard deviation",
+    "range": "mean [lowest, highest]",
+}
 _PM = " \\pm "
 _TEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
@@ -42,15 +50,33 @@ def name(metric: str) -> str:
     return metric.replace("_", " ") + (" %" if metric in _FRACTIONS else "")
 
 
-def mean_text(mean: Json | None, metric: str, plus: str = " ± ") -> str:
-    """``71.2 ± 0.8``."""
+def ends(mean: Json, spread: str, random: bool = True) -> tuple[float, float] | None:
+    """The spread around a mean: its interval, a standard deviation to each side, or the lowest and the highest value.
+    None where there is none: of too few values, and where nothing is random."""
+    if not random or len(mean["values"]) < (2 if spread == "range" else LEAST):
+        return None
+    if spread == "range":
+        return min(mean["values"]), max(mean["values"])
+    if spread == "std":
+        return mean["mean"] - mean["std"], mean["mean"] + mean["std"]
+    return mean["low"], mean["high"]
+
+
+def mean_text(
+    mean: Json | None, metric: str, spread: str = "ci", random: bool = True, plus: str = " ± "
+) -> str:
+    """``71.2 ± 0.8``, or ``71.2 [70.5, 72.1]``; ``71.2 (n=2)`` where two values give no more."""
     if mean is None:
         return "–"
     scale, digits = _scale(metric)
     text = f"{scale * mean['mean']:,.{digits}f}"
-    if mean["high"] is None or (mean["high"] == mean["low"] and mean["n"] > 1):
-        return text
-    return f"{text}{plus}{scale * (mean['high'] - mean['mean']):,.{digits}f}"
+    around = ends(mean, spread, random)
+    if around is None:
+        return f"{text} (n=2)" if random and mean["n"] == 2 else text
+    low, high = around
+    if spread == "range":
+        return f"{text} [{scale * low:,.{digits}f}, {scale * high:,.{digits}f}]"
+    return text if high == low else f"{text}{plus}{scale * (high - mean['mean']):,.{digits}f}"
 
 
 def kept_text(kept: Json | None) -> str:
@@ -106,8 +132,14 @@ def _columns(comparison: Json, section: Json, wide: bool) -> tuple[list[str], li
     head += ["rank"] if ranked else []
     body: list[list[str]] = []
     for row in section["rows"]:
-        cells = [row["label"], *([str(len(row["repetitions"]))] if len(counts) > 1 else [])]
-        cells += [mean_text(row["metrics"][metric], metric) for metric in comparison["metrics"]]
+        cells = [
+            row["label"] + ("" if row["random"] else _STILL),
+            *([str(len(row["repetitions"]))] if len(counts) > 1 else []),
+        ]
+        cells += [
+            mean_text(row["metrics"][metric], metric, comparison["spread"], row["random"])
+            for metric in comparison["metrics"]
+        ]
         if wide:
             cells.append(kept_text(row["kept"]))
         if unit:
@@ -152,7 +184,11 @@ def _title(comparison: Json) -> str:
     text = f"{comparison['runs']} run{'s' * (comparison['runs'] > 1)}"
     if counts and counts[-1] > 1:
         n = f"{counts[0]}" if len(counts) == 1 else "n"
-        text += f"; mean ± 95 % interval over {n} values of {over}"
+        few = counts[-1] < LEAST and comparison["spread"] != "range"
+        text += f"; {'mean' if few else _SPREADS[comparison['spread']]} over {n} values of {over}"
+        text += (
+            f", too few for {'an interval' if comparison['spread'] == 'ci' else 'a deviation'}" if few else ""
+        )
     return text
 
 
@@ -162,6 +198,8 @@ def legend(comparison: Json) -> list[str]:
     kinds = {test["name"] for test in tests}
     metric = name(comparison["metrics"][0]).removesuffix(" %")
     lines: list[str] = []
+    if any(not row["random"] for row in _rows(comparison)):
+        lines.append(f"{_STILL}: nothing in it is random, so every seed gives the same")
     if any(row["kept"] for row in _rows(comparison)):
         lines.append(f"{_KEPT}: what is kept beside the model, images + state of the method")
     bases = {section["against"] for section in comparison["sections"] if section["against"]}
@@ -205,8 +243,9 @@ def as_csv(comparison: Json) -> str:
                 len(row["repetitions"]),
             ]
             for metric in metrics:
-                mean = row["metrics"][metric] or dict.fromkeys(("mean", "low", "high"))
-                cells += [mean["mean"], mean["low"], mean["high"]]
+                mean = row["metrics"][metric]
+                around = None if mean is None else ends(mean, comparison["spread"], row["random"])
+                cells += [mean["mean"] if mean else None, *(around or (None, None))]
             kept = row["kept"] or {}
             cells += [kept.get("image_bytes"), kept.get("state_bytes")]
             cells += [row.get("cost")] if comparison["equal"] else []
@@ -230,10 +269,15 @@ def as_latex(comparison: Json) -> str:
             lines += [f"\\multicolumn{{{2 + len(metrics)}}}{{l}}{{{title}}} \\\\", "\\midrule"]
         best = [_best(section["rows"], metric) for metric in metrics]
         for row in section["rows"]:
-            cells = [_tex(row["label"])]
+            cells = [_tex(row["label"]) + ("" if row["random"] else r"$^\circ$")]
             for metric, top in zip(metrics, best, strict=True):
                 mean = row["metrics"][metric]
-                number = mean_text(mean, metric, _PM).replace(",", "{,}")
+                number = mean_text(mean, metric, comparison["spread"], row["random"], _PM)
+                number = (
+                    number.replace(", ", ",\\ ")
+                    if comparison["spread"] == "range"
+                    else number.replace(",", "{,}")
+                )
                 bold = mean is not None and not row["reference"] and mean["mean"] == top
                 cells.append("--" if mean is None else f"$\\mathbf{{{number}}}$" if bold else f"${number}$")
             kept = kept_text(row["kept"]).replace(",", "{,}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from everclip.compare import cells, same
@@ -16,6 +16,7 @@ from everclip.runs import Finished, right_both
 Json = dict[str, Any]
 
 METRICS = ("last", "average", "forgetting")
+SPREADS = ("ci", "std", "range")
 _LOWER = ("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable_parameters")
 
 
@@ -33,6 +34,7 @@ def compare(
     against: str | None = None,
     equal: str | None = None,
     anyway: bool = False,
+    spread: str = "ci",
 ) -> Json:
     """Sections of rows, each with the mean and 95 % interval of every metric, and tests of the first one.
 
@@ -43,6 +45,7 @@ def compare(
         against: the method, or the label of the row, to test against; None: the best of each section.
         equal: "bytes", "steps" or "samples": a section for each level of that cost in place of the memory's size.
         anyway: show runs together that are not comparable.
+        spread: what is shown beside a mean: "ci", its 95 % interval, or "std" or "range" of the repetitions.
 
     Raises:
         UserError: nothing to compare, an unknown key or row, or runs that are not comparable.
@@ -69,6 +72,7 @@ def compare(
         "level": 0.95,
         "by": list(found[0].by),
         "over": list(over),
+        "spread": spread,
         "runs": len({run.path for run in runs}),
         "equal": equal,
         "sections": tables,
@@ -91,6 +95,7 @@ def _section(section: Section, metrics: Sequence[str], against: str | None, equa
             "repetitions": [list(repetition) for repetition in row.runs],
             "paths": [] if row.recorded else [str(run.path) for run in row.runs.values()],
             "metrics": {metric: _mean(row, metric) for metric in metrics},
+            "random": row.random,
             "kept": _kept(row),
             "rank": rival.get(id(row)),
             "test": None,
@@ -105,7 +110,10 @@ def _section(section: Section, metrics: Sequence[str], against: str | None, equa
 
 def _mean(row: Row, metric: str) -> Json | None:
     values = list(row.values(metric).values())
-    return interval(values)._asdict() if values else None
+    if not values:
+        return None
+    deviation = stdev(values) if len(values) > 1 else None
+    return {**interval(values)._asdict(), "std": deviation, "values": values}
 
 
 def _kept(row: Row) -> Json | None:

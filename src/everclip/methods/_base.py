@@ -110,6 +110,11 @@ class Method(nn.Module, ABC):
     """Whether processes can share out the towers' weights (``distributed.shard``): within a phase it neither reads nor
     writes them. Set as ``shares`` is."""
 
+    @property
+    def seeded(self) -> bool:
+        """Whether the run's seed can change its results, the tasks being the same."""
+        return self.trains or self.uses_memory
+
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__()
         self.config = config

@@ -60,6 +60,10 @@ class RidgeMethod(Statistics):
         self.options = config
 
     @property
+    def seeded(self) -> bool:
+        return super().seeded or self.random_features > 0
+
+    @property
     @abstractmethod
     def random_features(self) -> int:
         """Width of the random layer; 0: none."""

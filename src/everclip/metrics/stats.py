@@ -17,10 +17,12 @@ from everclip.metrics.distributions import binomial_two_sided, normal_quantile, 
 EXACT = 20
 """Differences up to which all sign flips are counted; above, ``DRAWS`` of them are drawn."""
 DRAWS = 100_000
+LEAST = 3
+"""Values from which on a mean has an interval: that of two is so wide (12.7 standard errors) that it says nothing."""
 
 
 class Interval(NamedTuple):
-    """A mean with its confidence interval; ``low`` and ``high`` are None for a single value."""
+    """A mean with its confidence interval; ``low`` and ``high`` are None for fewer than ``LEAST`` values."""
 
     mean: float
     low: float | None
@@ -39,11 +41,12 @@ class Paired(NamedTuple):
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean and Student t interval of at least one value (seeds are independent repetitions)."""
+    """Mean and Student t interval of at least one value (seeds are independent repetitions); without an interval
+    below ``LEAST`` values."""
     n = len(values)
     mean = math.fsum(values) / n
-    if n == 1:
-        return Interval(mean, None, None, 1)
+    if n < LEAST:
+        return Interval(mean, None, None, n)
     half = t_quantile(level, n - 1) * _error(values, mean)
     return Interval(mean, mean - half, mean + half, n)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from everclip.compare.cells import HOW, REFERENCES, without_memory
+from everclip.compare.cells import HOW, REFERENCES, seeded, without_memory
 from everclip.metrics.stats import Interval, interval
 from everclip.report.facts import FACTS, names
 from everclip.report.facts import facts as facts_of
@@ -64,6 +64,11 @@ class Group:
     def reference(self) -> bool:
         """Whether it is there to compare with: the pretrained model, or joint training."""
         return self.method in REFERENCES
+
+    @cached_property
+    def random(self) -> bool:
+        """Whether its numbers could depend on the seed."""
+        return any(seeded(_finished(run)) for run in self.finished or self.runs)
 
     @cached_property
     def finished(self) -> tuple[RunData, ...]:
@@ -265,9 +270,12 @@ def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[st
 def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
     """Whether a method keeps no exemplars, whatever its budget, as far as its finished runs or else its configs say."""
     done = [run for run in runs if run.finished] or runs
-    return method in REFERENCES or all(
-        without_memory(Finished(run.path, {"method": method} | run.results, flat(run.config))) for run in done
-    )
+    return method in REFERENCES or all(without_memory(_finished(run)) for run in done)
+
+
+def _finished(run: RunData) -> Finished:
+    """The run as a comparison has it; of one that goes on, no more than its method and config."""
+    return Finished(run.path, {"method": _method(run)} | run.results, flat(run.config))
 
 
 def _memory(run: RunData) -> Memory:

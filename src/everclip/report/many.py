@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from everclip.metrics.stats import Interval, interval, paired
+from everclip.metrics.stats import LEAST, Interval, interval, paired
 from everclip.report.groups import Group, Memory, Setting
 from everclip.report.predictions import (
     calibration_error,
@@ -67,8 +67,8 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
     ahead = paired([first[seed] for seed in both], [second[seed] for seed in both])
     if ahead.low is None or ahead.high is None:
         why = (
-            "with one seed the difference may be chance"
-            if ahead.n == 1
+            f"with {several(ahead.n, 'seed')} the difference may be chance"
+            if ahead.n < LEAST
             else "the difference is the same for each seed"
         )
         return f"{start}; {why}."
@@ -86,7 +86,7 @@ def _last(group: Group) -> float:
 
 def _sure(span: Interval) -> str:
     if span.low is None or span.high is None:
-        return "one seed"
+        return several(span.n, "seed")
     return f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))}, {several(span.n, 'seed')}"
 
 
@@ -97,9 +97,9 @@ def _name(group: Group) -> list[Cell]:
 
 
 def _trained(group: Group, key: str) -> Interval | None:
-    """The group's interval; the pretrained model has none, since no seed changes it."""
+    """The group's interval; there is none where no seed changes anything."""
     span = group.interval(key)
-    return span._replace(low=None, high=None) if span and group.method == "zero_shot" else span
+    return span._replace(low=None, high=None, n=1) if span and not group.random else span
 
 
 def _less(span: Interval | None, base: float | None) -> Cell:
@@ -116,7 +116,9 @@ def result_table(setting: Setting) -> Table:
         rows.append(
             [
                 *_name(group),
-                Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds),
+                Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds)
+                if group.random
+                else Cell("any", seeds, "nothing in it is random: every seed gives the same"),
                 mean(last, "share"),
                 mean(_trained(group, "average"), "share"),
                 _less(last, setting.zero_shot),

@@ -19,10 +19,7 @@ _INTERVALS = (
     " Bars: 95 % intervals of the mean over seeds (Student t), cut off where they leave the panel; none where there is"
     " one seed."
 )
-_RANGES = (
-    " Bars: from the lowest seed to the highest, since two seeds give no useful interval of the mean (the CSV file has"
-    " it all the same)."
-)
+_RANGES = " Bars: from the lowest seed to the highest, since two seeds give no interval of the mean."
 
 
 def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
@@ -252,10 +249,11 @@ def _memory_line(groups: Sequence[Group], key: str, xs: Sequence[float], few: bo
 def _span(group: Group, key: str, few: bool) -> tuple[float, float] | None:
     """The ends of a bar in percent: of the interval, or of the seeds where there are few."""
     span, values = group.interval(key), group.values(key)
+    if few and len(values) > 1:
+        return 100 * min(values), 100 * max(values)
     if span is None or span.low is None or span.high is None:
         return None
-    low, high = (min(values), max(values)) if few else (span.low, span.high)
-    return 100 * low, 100 * high
+    return 100 * span.low, 100 * span.high
 
 
 def _tip(group: Group, span: Interval) -> str:

@@ -90,12 +90,15 @@ def amount(value: float | None, kind: str, class_: str = "") -> Cell:
 
 
 def mean(span: Interval | None, kind: str) -> Cell:
-    """A mean over seeds with half of its 95 % interval: ``71.2 ± 3.4``."""
+    """A mean over seeds with half of its 95 % interval: ``71.2 ± 3.4``; ``71.2 (n=2)`` where two give none."""
     if span is None:
         return Cell("–")
     show = SHOW[kind]
     if span.low is None or span.high is None:
-        return Cell(show(span.mean), span.mean, "one seed: no interval")
+        number = "" if span.n == 1 else f" (n={span.n})"
+        return Cell(
+            show(span.mean) + number, span.mean, "" if span.n == 1 else "too few seeds for an interval"
+        )
     half = (span.high - span.low) / 2
     around = share(half) if kind == "points" else show(half)
     return Cell(
