@@ -328,7 +328,7 @@ def test_what_stands_beside_a_mean(
     rows = {row["label"]: row for row in csv.DictReader(lines)}
     assert [float(rows["gcl"][key]) for key in ("last_low", "last_high")] == [0.60, 0.67]
     assert rows["ridge"]["last_low"] == ""
-    assert "$63.0 [60.0,\\ 67.0]$" in "\n".join(printed(capsys, *words, "--latex", "--spread", "range"))
+    assert "{63.0 [60.0,\\ 67.0]}$" in "\n".join(printed(capsys, *words, "--latex", "--spread", "range"))
 
 
 def test_long_labels_are_wrapped_and_no_column_is_lost(

@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from everclip.report.bytes_figure import against_bytes
 from everclip.report.collect import collect
 from everclip.report.many import result_table, verdict
-from everclip.report.many_figures import against_bytes, against_memory
+from everclip.report.many_figures import against_memory
 from everclip.report.plots import Line, Plot, Plots
 from everclip.report.svg import NARROW, WIDE, Figure
 from everclip.report.tables import change

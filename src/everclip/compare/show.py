@@ -273,11 +273,7 @@ def as_latex(comparison: Json) -> str:
             for metric, top in zip(metrics, best, strict=True):
                 mean = row["metrics"][metric]
                 number = mean_text(mean, metric, comparison["spread"], row["random"], _PM)
-                number = (
-                    number.replace(", ", ",\\ ")
-                    if comparison["spread"] == "range"
-                    else number.replace(",", "{,}")
-                )
+                number = number.replace(",", "{,}").replace("{,} ", ",\\ ")
                 bold = mean is not None and not row["reference"] and mean["mean"] == top
                 cells.append("--" if mean is None else f"$\\mathbf{{{number}}}$" if bold else f"${number}$")
             kept = kept_text(row["kept"]).replace(",", "{,}")

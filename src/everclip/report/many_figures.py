@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from everclip.metrics.stats import Interval
 from everclip.report.groups import Group, Memory, Setting
 from everclip.report.plots import Line, Plot, Plots, aligned, around
 from everclip.report.svg import Figure, both, csv_text, ticks
-from everclip.report.words import percent, several, size
+from everclip.report.words import percent, several
 
 ZERO_SHOT, JOINT = "zero-shot", "joint"
-_REFERENCES = (
+REFERENCES = (
     " Grey: zero-shot (the pretrained model) and joint training (on all tasks at once), where they are known."
 )
-_INTERVALS = (
+INTERVALS = (
     " Bars: 95 % intervals of the mean over seeds (Student t), cut off where they leave the panel; none where there is"
     " one seed."
 )
-_RANGES = " Bars: from the lowest seed to the highest, since two seeds give no interval of the mean."
+RANGES = " Bars: from the lowest seed to the highest, since two seeds give no interval of the mean."
 
 
 def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
@@ -47,7 +46,7 @@ def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
             group.method,
             group.variant,
             "" if group.memory is None else group.memory,
-            *_numbers(span),
+            *numbers(span),
         ]
         for setting in settings
         for group in setting.every
@@ -62,104 +61,12 @@ def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
         f"Accuracy in %: {what}. The memory is the number of training images kept; its sizes are evenly spaced, not to"
         " scale, and methods stand a little apart so that they do not hide each other."
         " A level line without markers is a method that keeps none."
-        + (_RANGES if few else _INTERVALS)
+        + (RANGES if few else INTERVALS)
         + " Pale dots: single seeds."
-        + _REFERENCES
+        + REFERENCES
         + ("" if key == "last" else " Joint training has no average of its own: it learns in one task."),
         *both(chart.draw, "all", f"memory-{key}"),
         csv_text(["setting", "method", "variant", "memory", "seeds", "mean", "low", "high"], rows),
-    )
-
-
-def against_bytes(settings: Sequence[Setting], key: str) -> Figure | None:
-    """The same against the bytes that are kept beside the model, exemplars and state of the method together."""
-    spans = [group.interval(key) for setting in settings for group in setting.every]
-    few = any(span is not None and span.n == 2 for span in spans)
-    plots = [plot for setting in settings if (plot := _bytes_plot(setting, key, few)) is not None]
-    if not plots:
-        return None
-    title = f"{'Last' if key == 'last' else 'Average'} accuracy against bytes kept"
-    chart = Plots(
-        title,
-        f"{several(len(plots), 'panel')}; the numbers are in the CSV file.",
-        plots,
-        height=280,
-        ends=True,
-    )
-    rows = [
-        [
-            setting.name,
-            group.method,
-            group.variant,
-            "" if group.memory is None else group.memory,
-            *(round(value) for value in _bytes(group)),
-            *_numbers(span),
-        ]
-        for setting in settings
-        for group in _sized(setting, key)
-        if (span := group.interval(key)) is not None
-    ]
-    return Figure(
-        f"bytes-{key}",
-        title,
-        "Accuracy in % against all that a method keeps beside the model: the files of its exemplars, and its state,"
-        " such as sums, statistics and copies of the model. The axis is logarithmic, with nothing kept at its left end."
-        " Methods without exemplars are no level lines here: what they keep in their place is counted."
-        + (_RANGES if few else _INTERVALS)
-        + _REFERENCES,
-        *both(chart.draw, "all", f"bytes-{key}"),
-        csv_text(
-            [
-                *("setting", "method", "variant", "memory", "image_bytes", "state_bytes"),
-                *("seeds", "mean", "low", "high"),
-            ],
-            rows,
-        ),
-    )
-
-
-def _sized(setting: Setting, key: str) -> list[Group]:
-    """The groups that have the number and say what they keep, but for references."""
-    return [
-        group
-        for group in setting.every
-        if not group.reference
-        and group.interval(key) is not None
-        and group.interval("kept_bytes") is not None
-    ]
-
-
-def _bytes(group: Group) -> tuple[float, float]:
-    """Means over seeds of the bytes of exemplars, and of the method's state."""
-    images, state = group.interval("memory_bytes"), group.interval("state_bytes")
-    return (images.mean if images else 0.0), (state.mean if state else 0.0)
-
-
-def _bytes_plot(setting: Setting, key: str, few: bool) -> Plot | None:
-    groups = _sized(setting, key)
-    kept = [sum(_bytes(group)) for group in groups]
-    some = [math.log10(value) for value in kept if value > 0]
-    if not some:
-        return None
-    first, last = math.floor(min(some)), math.ceil(max(some))
-    nothing = first - 1  # where the axis has its zero, if anything lies there
-    start = nothing if 0 in kept else first
-    ends = (start - 0.15, max(last, start + 1) + 0.15)
-    lines = _references(setting, key, ends, few, level=False)
-    for name in dict.fromkeys(group.series for group in groups):
-        members = sorted((sum(_bytes(group)), k) for k, group in enumerate(groups) if group.series == name)
-        xs = [math.log10(value) if value > 0 else float(nothing) for value, _ in members]
-        lines.append(_memory_line([groups[k] for _, k in members], key, xs, few))
-    shown = [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]
-    decades = [(power, size(10.0**power).replace(".0", "")) for power in range(first, last + 1)]
-    return Plot(
-        setting.name,
-        lines,
-        ends,
-        around(shown),
-        [*([(nothing, "0")] if start == nothing else []), *decades],
-        "bytes of images + state",
-        " %",
     )
 
 
@@ -174,7 +81,7 @@ def after_each_task(setting: Setting) -> Figure | None:
         title, f"{several(len(plots), 'panel')}; the numbers are in the CSV file.", plots, height=210
     )
     rows = [
-        [group.method, group.variant, "" if group.memory is None else group.memory, t + 1, *_numbers(span)]
+        [group.method, group.variant, "" if group.memory is None else group.memory, t + 1, *numbers(span)]
         for group in setting.every
         for t, span in enumerate(group.curve)
     ]
@@ -187,14 +94,15 @@ def after_each_task(setting: Setting) -> Figure | None:
         title,
         "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far: the test grows"
         " and gets harder from left to right. Means over seeds."
-        + _REFERENCES
+        + REFERENCES
         + (f" As far as unfinished runs have come: {'; '.join(open_)}." if open_ else ""),
         *both(chart.draw, setting.ident, "stages"),
         csv_text(["method", "variant", "memory", "task", "seeds", "mean", "low", "high"], rows),
     )
 
 
-def _numbers(span: Interval) -> list[object]:
+def numbers(span: Interval) -> list[object]:
+    """Seeds, mean and ends of a row of a CSV file."""
     return [span.n, *("" if value is None else round(value, 6) for value in (span.mean, span.low, span.high))]
 
 
@@ -212,14 +120,14 @@ def _memory_plot(setting: Setting, key: str, few: bool) -> Plot | None:
         return None
     series = list(dict.fromkeys(group.series for group in groups))
     ends = (-0.45, len(sizes) - 0.55)
-    lines = _references(setting, key, ends, few)
+    lines = references(setting, key, ends, few)
     for k, name in enumerate(series):
         apart = (k - (len(series) - 1) / 2) * min(0.12, 0.7 / len(series))
         members = [
             group for size in sizes for group in groups if group.series == name and group.memory == size
         ]
         xs = [sizes.index(group.memory) + apart for group in members]
-        lines.append(_memory_line(members, key, xs, few))
+        lines.append(memory_line(members, key, xs, few))
     shown = [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]
     return Plot(
         setting.name,
@@ -232,7 +140,8 @@ def _memory_plot(setting: Setting, key: str, few: bool) -> Plot | None:
     )
 
 
-def _memory_line(groups: Sequence[Group], key: str, xs: Sequence[float], few: bool) -> Line:
+def memory_line(groups: Sequence[Group], key: str, xs: Sequence[float], few: bool) -> Line:
+    """The line of a series, with a marker, a bar and dots at each of its groups."""
     means = [(group.interval(key), x, group) for group, x in zip(groups, xs, strict=True)]
     known = [(span, x, group) for span, x, group in means if span is not None]
     return Line(
@@ -261,7 +170,7 @@ def _tip(group: Group, span: Interval) -> str:
     return f"{group.label}: {percent(span.mean)}{between}, {several(span.n, 'seed')}"
 
 
-def _references(
+def references(
     setting: Setting, key: str, ends: tuple[float, float], few: bool, level: bool = True
 ) -> list[Line]:
     """Level lines: zero-shot, joint training, and with ``level`` methods to which the memory makes no difference."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from everclip.report import many, provenance
+from everclip.report.bytes_figure import against_bytes
 from everclip.report.collect import Report
 from everclip.report.facts import fact
 from everclip.report.fates_figure import old_images
 from everclip.report.groups import Group, Setting, differing
-from everclip.report.many_figures import after_each_task, against_bytes, against_memory
+from everclip.report.many_figures import after_each_task, against_memory
 from everclip.report.maps_figure import accuracy_maps, forgetting_maps
 from everclip.report.predictions import labels, predictions
 from everclip.report.read import Json, RunData
