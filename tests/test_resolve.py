@@ -80,6 +80,10 @@ def test_the_rate_of_heads_is_tied_to_no_other() -> None:
     assert resolve(load_config(["train.lr=0.1", "defaults=1"])).train.lr_head == 1.0
 
 
+def test_the_rate_of_lite_by_generations() -> None:
+    assert (resolve(load_config([])).train.lr, resolve(load_config(["defaults=1"])).train.lr) == (3e-5, 3e-4)
+
+
 def test_the_length_of_training_is_in_one_unit() -> None:
     def lengths(config: configs.Config) -> tuple[int | None, int | None]:
         train = resolve(config).train

@@ -184,7 +184,8 @@ def test_catalogue_names_exist_in_open_clip() -> None:
 
 
 def test_recommended_values() -> None:
-    assert recommended("lite") == {"lr": 3e-4, "lr_text": 2e-5, "weight_decay": 0.05}
+    assert recommended("lite") == {"lr": 3e-5, "lr_text": 2e-5, "weight_decay": 0.05}
+    assert recommended("lite", before=True)["lr"] == 3e-4
     assert recommended("ViT-B-16:openai") == {"lr": 1e-5, "lr_text": 1e-5, "weight_decay": 0.1}
 
 

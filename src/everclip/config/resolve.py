@@ -108,7 +108,7 @@ def resolve(config: Config) -> Config:
         name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
     }
     usual = _GLOBAL if config.defaults == NEWEST else {**_GLOBAL, "lr_head": None}
-    values = one_length(usual, recommended(config.model))
+    values = one_length(usual, recommended(config.model, before=config.defaults < NEWEST))
     advice = options.recommends
     if config.defaults < NEWEST and options.recommended_before is not None:
         advice = options.recommended_before

@@ -114,15 +114,16 @@ def catalogue() -> list[ModelInfo]:
     return list(_CATALOGUE)
 
 
-def recommended(spec: str) -> dict[str, Any]:
+def recommended(spec: str, before: bool = False) -> dict[str, Any]:
     """Values of ``train`` that suit the model ``spec``: ``lr`` (image tower), ``lr_text`` and
-    ``weight_decay``.
+    ``weight_decay``; ``before``: those of ``defaults = 1``.
 
-    ``lite`` has a small convolutional tower that never saw captions, so its image tower learns 15 times
-    faster than its text tower; every other model was trained as a pair and gets the usual fine-tuning rate.
+    ``lite`` was never trained as a pair. At 3e-5 its image tower learns new classes at every memory size; at 3e-4,
+    its rate before, it learns faster where there are exemplars and forgets all else where there are none. Every other
+    model gets the usual rate of fine-tuning.
     """
     if spec == LITE:
-        return {"lr": 3e-4, "lr_text": 2e-5, "weight_decay": 0.05}
+        return {"lr": 3e-4 if before else 3e-5, "lr_text": 2e-5, "weight_decay": 0.05}
     return {"lr": 1e-5, "lr_text": 1e-5, "weight_decay": 0.1}
 
 

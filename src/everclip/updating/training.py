@@ -57,7 +57,7 @@ class Unkept(Keeper):
 
 def config_of(known: Known, decision: Decision, seed: int, device: str) -> Config:
     """The config that an update trains with."""
-    own = recommended(str(known.base["model"]))
+    own = recommended(str(known.base["model"]), before=True)  # the shares were chosen as parts of these
     rates = {key: own[key] * decision.lr_share for key in ("lr", "lr_text") if key in own}
     return resolve(
         Config.model_validate(
