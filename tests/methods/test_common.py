@@ -13,7 +13,7 @@ import torch
 
 from everclip import methods, plugins
 from everclip.cli.app import main
-from everclip.config import method_class
+from everclip.config import method_class, options_of
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
@@ -350,6 +350,27 @@ def test_a_wrapped_method_needs_exemplars_as_well(toy: str, photos: str) -> None
     with pytest.raises(UserError, match=r"^wise_ft needs exemplars: set memory.budget to 1 or more$"):
         Plan.of(configured(*tokens, "method=wise_ft", "method.loss=icarl"))
     assert Plan.of(configured(*tokens, "method=joint", "method.loss=icarl")).budget() == 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_method_has_to_tune_are_options_of_its_own(name: str) -> None:
+    config = method_class(name).Config
+    for option, values in config.search.items():
+        assert config.model_fields[option].default in values, f"{option}: the default is tried too"
+        assert len(set(values)) == len(values) > 1
+        for value in values:
+            options_of(name, {option: "none" if value is None else value})
+
+
+def test_constants_that_findings_ask_for_are_searched() -> None:
+    def searched(name: str) -> set[str]:
+        return set(method_class(name).Config.search)
+
+    assert searched("gdro") >= {"margin", "weight_clip", "sampling", "tau", "strength"}
+    assert method_class("ewc").Config.search["strength"] == (1e3, 1e4, 1e5, 1e6, 1e7)
+    assert searched("foster") >= {"beta_boost", "beta_compress"}
+    assert searched("joint") == {"loss"}
+    assert searched("ridge") == searched("zero_shot") == set()
 
 
 def test_der_is_two_methods() -> None:

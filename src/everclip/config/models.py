@@ -31,6 +31,9 @@ class MethodConfig(Section):
     TOML does not have.
     """
 
+    search: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Options that are this method's own to tune, beside rates and epochs, each with the values to try in order, the
+    default among them."""
     recommends: ClassVar[dict[str, Any]] = {}
     """Values of ``[train]`` for this method where the user gave none, such as ``{"epochs": 1}``."""
     recommended_before: ClassVar[dict[str, Any] | None] = None

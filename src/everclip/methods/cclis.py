@@ -20,7 +20,7 @@ Paper: https://arxiv.org/abs/2403.04599
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -42,6 +42,12 @@ class Cclis(Represent):
 
     class Config(RepresentConfig):
         """Options of CCLIS."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "tau": (0.1, 0.5),
+            "distill": (0.2, 0.6, 2.0),
+            "probe_lr": (0.001, 0.01),
+        }
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the contrast")
         prototypes: Literal["learned", "text"] = Field(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,8 @@ class Cmoa(Classify):
 
     class Config(HeadConfig, LabelsConfig):
         """Options of CMoA."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
 
         bottleneck: int = Field(default=8, ge=1, description="channels of an adapter")
         experts: int = Field(default=3, ge=1, description="convolutions that an adapter mixes")

@@ -16,7 +16,7 @@ Paper: https://arxiv.org/abs/2004.07211
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class DarkEr(Classify):
 
     class Config(ClassesConfig, HeadConfig):
         """Options of DER and DER++."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.1, 0.3, 1.0), "beta": (0.0, 0.5, 1.0)}
 
         alpha: float = Field(default=0.3, ge=0, description="weight of the distance to stored outputs")
         beta: float = Field(

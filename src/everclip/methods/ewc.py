@@ -25,7 +25,7 @@ Paper: https://arxiv.org/abs/1612.00796
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -49,6 +49,10 @@ class Ewc(Kept, Classify):
 
     class Config(LabelsConfig, HeadConfig):
         """Options of EWC."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)
+        }
 
         strength: float = Field(default=1000.0, ge=0, description="lambda: weight of the penalty")
         fisher: Literal["batch", "empirical", "true"] = Field(

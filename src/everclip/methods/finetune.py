@@ -15,6 +15,8 @@ Paper: https://arxiv.org/abs/2212.00638
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from everclip.methods._base import Cost
 from everclip.methods._classify import Classify, HeadConfig, LabelsConfig
 from everclip.methods._passes import Passes
@@ -25,6 +27,8 @@ class Finetune(Classify):
 
     class Config(LabelsConfig, HeadConfig):
         """Options of cross-entropy fine-tuning."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"label_smoothing": (0.0, 0.1)}
 
     config: Config
     cost = Cost(

@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ class Foster(Method):
 
     class Config(MethodConfig):
         """Options of FOSTER."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "beta_boost": (0.0, 0.9, 0.96),
+            "beta_compress": (0.0, 0.9, 0.97),
+        }
 
         boost: bool = Field(
             default=True, description="whether the second tower learns; if not, its heads alone"

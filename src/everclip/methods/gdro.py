@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,14 @@ class Gdro(Contrastive):
 
     class Config(ContrastiveConfig):
         """Options of GDRO."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "tau": (0.02, 0.05, 0.1),
+            "strength": (0.03, 0.1, 0.3, 1.0),
+            "margin": (0.1, 0.3, 0.5),
+            "weight_clip": (None, 2.0, 10.0),
+            "sampling": ("uniform", "class_balanced"),
+        }
 
         negatives: Literal["instance", "other_class", "multi_positive"] = Field(
             default="other_class",

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,11 @@ class Icarl(Method):
 
     class Config(MethodConfig):
         """Options of iCaRL."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "loss": ("bce", "ce"),
+            "distill_weight": (0.3, 1.0, 3.0),
+        }
 
         loss: Literal["bce", "ce"] = Field(
             default="bce", description="one-vs-all, as published, or cross-entropy and distillation"

@@ -9,7 +9,7 @@ The upper bound of the ImageNet experiment in https://arxiv.org/abs/2605.03866, 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ class Joint(Method):
 
     class Config(MethodConfig):
         """Options of joint training."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"loss": ("finetune", "clip", "gcl", "gdro")}
 
         wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method whose loss is used")

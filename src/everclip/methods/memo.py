@@ -16,7 +16,7 @@ Paper: https://arxiv.org/abs/2205.13218
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -36,6 +36,11 @@ class Memo(Expand):
 
     class Config(ExpandConfig):
         """Options of MEMO."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "aux_weight": (0.0, 0.3, 1.0),
+            "balance": ("align", "retrain", "none"),
+        }
 
         blocks: int = Field(
             default=1,

@@ -20,7 +20,7 @@ Paper: https://arxiv.org/abs/1909.01520
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float64, Int64
@@ -40,6 +40,8 @@ class Slda(Statistics):
 
     class Config(StatisticsConfig):
         """Options of streaming LDA."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"eps": ("oas", 0.0001, 0.001, 0.01)}
 
         eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas"] = Field(
             default="oas", description="shrinkage: oracle-approximating, or a share"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class WiseFt(Wrapper):
 
     class Config(MethodConfig):
         """Options of weight averaging."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.3, 0.5, 0.7, 0.9)}
 
         wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")

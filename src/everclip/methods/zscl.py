@@ -19,7 +19,7 @@ Paper: https://arxiv.org/abs/2303.06628
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +38,12 @@ class Zscl(Kept, Distilling):
 
     class Config(DistillingConfig):
         """Options of ZSCL."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "image_weight": (0.3, 1.0, 5.0),
+            "text_weight": (0.3, 1.0, 5.0),
+            "l2": (0.0, 1.0, 10.0),
+        }
 
         image_weight: float = Field(
             default=1.0, ge=0, description="of each image's distribution over the texts"
