@@ -119,9 +119,21 @@ def test_equal_counts_leave_plain_losses(toy: str, photos: str) -> None:
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_classes_without_images_count_as_one(toy: str, photos: str) -> None:
-    """As with no memory: finite weights, the largest there are."""
+def test_a_class_without_images_takes_all_weights_to_one(toy: str, photos: str) -> None:
     lesson, _, _ = second(toy, photos)
+    for images in (
+        list(lesson.plan.tasks[1].classes) * 30,
+        [*lesson.seen, *list(lesson.plan.tasks[1].classes) * 30],
+    ):
+        lesson.method.begin_task(lesson.clip, lesson.plan.tasks[1], image_set(images))
+        plain = set(lesson.method.head.labels) > set(images)
+        for weights in lesson.method._weights:
+            assert bool((weights == 1).all()) == plain
+
+
+def test_or_such_a_class_counts_as_one(toy: str, photos: str) -> None:
+    """As with no memory, and as before: finite weights, the largest there are."""
+    lesson, _, _ = second(toy, photos, "method.absent=rare")
     new = lesson.plan.tasks[1].classes
     lesson.method.begin_task(lesson.clip, lesson.plan.tasks[1], image_set([*new] * 5))
     expected = weights([1, 1, 5, 5], 0.96)

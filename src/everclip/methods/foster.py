@@ -10,8 +10,8 @@ class. Compression learns from the boosted pair alone, no labels: the student s 
 rows, and it becomes the model's image tower. KD_T is the cross-entropy of softened scores. In the first task there is
 plain cross-entropy. Exemplars are chosen by herding.
 
-Ours: unit-length features and the logit scale; n_k counted, and 1 for a class without images (no memory). Where domains
-come instead of classes all scores are old ones, and both phases are the same.
+Ours: unit-length features and the logit scale; n_k counted, and w = w' = 1 where a class seen has no image. Where
+domains come instead of classes all scores are old ones, and both phases are the same.
 
 Paper: https://arxiv.org/abs/2204.04662
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -53,6 +53,11 @@ class Foster(Method):
         )
         beta_boost: float = Field(default=0.96, ge=0, lt=1, description="of the weights w; 0: all alike")
         beta_compress: float = Field(default=0.97, ge=0, lt=1, description="of the weights w'; 0: all alike")
+        absent: Literal["alike", "rare"] = Field(
+            default="alike",
+            description="where a class seen has no image: all weights alike, as with beta 0, or as if it had one",
+            json_schema_extra={"before": "rare"},
+        )
         okd_weight: float = Field(default=1.0, ge=0, description="weight of the distillation while boosting")
         temperature: float = Field(default=2.0, gt=0, description="of both distillations")
         compress_epochs: int | None = Field(
@@ -104,7 +109,9 @@ class Foster(Method):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Count the images of each class, and keep the tower as it is."""
         counts = torch.tensor([int(np.sum(train.labels == label)) for label in self.head.labels])
-        betas = (self.config.beta_boost, self.config.beta_compress)
+        # One class without an image would have nearly all of the weight, and those with images none.
+        alike = self.config.absent == "alike" and not counts.all()
+        betas = (0.0, 0.0) if alike else (self.config.beta_boost, self.config.beta_compress)
         self._weights = tuple(effective_weights(counts, beta).to(clip.device) for beta in betas)
         if self._known:
             self._towers = (clip.copy_tower(),)
