@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from everclip.data.prompts import PHOTO
 from everclip.data.scenario import Task
 from everclip.errors import UserError
+from everclip.methods._closed_form import best_lam
 from everclip.methods._ridge import GRID
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -25,6 +26,7 @@ from tests.methods.closed import (
     LAM,
     QUERY,
     T,
+    brute_force,
     by_class,
     give,
     learn,
@@ -132,6 +134,58 @@ def test_lam_is_kept_where_nothing_can_be_held_out(clip: Clip) -> None:
         clip, Task(1, "task 2", (0,), images([0]), images([0])), [part(pictures(), EVERYTHING[:1])], []
     )
     assert method.strength() == chosen
+
+
+@pytest.mark.parametrize("rows", [9, 30, 400])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_cross_validation_is_that_of_the_hat_matrix(rows: int, noise: float, drawn: bool) -> None:
+    """With fewer rows than features, and more; with a prior and without."""
+    random = np.random.default_rng(7)
+    true = random.normal(size=(20, 3))
+    x = random.normal(size=(rows, 20)) * np.linspace(0.05, 2, 20)
+    y = x @ true + noise * random.normal(size=(rows, 3))
+    prior = true + 0.3 * random.normal(size=true.shape) if drawn else None
+    gram, cross = torch.from_numpy(x.T @ x), torch.from_numpy(x.T @ y)
+    found = best_lam(
+        gram, cross, np.square(y).sum(), rows, None if prior is None else torch.from_numpy(prior)
+    )
+    assert found == pytest.approx(brute_force(x, y, prior), rel=1e-9)
+
+
+def test_cross_validation_golden(clip: Clip) -> None:
+    """The six rows of two features."""
+    method = of_rows(clip, "ridge")
+    give(method, range(6))
+    expected = brute_force(T.numpy(), np.eye(3)[LABELS])
+    assert method.strength() == pytest.approx(expected, rel=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("prior", ["none", "text"])
+def test_ridge_chooses_by_cross_validation_in_any_order(weighted: bool, prior: str, clip: Clip) -> None:
+    options = {"class_weights": weighted, "prior": prior}
+    on = pictures()
+    known = [0, 1, 2, 3, 4]
+    images_of = torch.cat([by_class([label])[0] for label in known])
+    x = make("ridge").extract(clip, clip.normalise(part(on, images_of).images)).double().numpy()
+    labels = on.labels[images_of].numpy()
+    root = np.sqrt(1 / np.bincount(labels)[labels])[:, None] if weighted else 1.0
+    rows, y = root * x, root * np.eye(len(PROMPTS.names))[labels]
+    text = None
+    if prior == "text":
+        names = [name if label in known else None for label, name in enumerate(PROMPTS.names)]
+        embeddings = clip.class_embeddings(list(PROMPTS.names), PROMPTS.templates).double().numpy()
+        text = np.where([[name is not None] for name in names], embeddings, 0.0).T
+        text = text * ((rows.T @ y) * text).sum() / (text * (rows.T @ rows @ text)).sum()
+    expected = brute_force(rows, y, text)
+    for order in ([[0, 1], [2, 3, 4]], [[4], [0, 2], [1, 3]]):
+        method = learn(make("ridge", **options), clip, by_class(*order))
+        method.solve(clip, known)
+        assert method.strength() == pytest.approx(expected, rel=1e-6)
+    fixed = learn(make("ridge", **options, lam=0.7), clip, by_class(known))
+    assert fixed.strength() == pytest.approx(0.7 * fixed.gram.diagonal().mean().item())
 
 
 @pytest.mark.parametrize("choice", ["fixed", "task", "seen"])

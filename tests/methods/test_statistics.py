@@ -24,6 +24,7 @@ from tests.methods.closed import (
     NAMES,
     QUERY,
     T,
+    brute_force,
     by_class,
     give,
     learn,
@@ -118,7 +119,8 @@ def at_once(name: str, clip: Clip, method: Any) -> Tensor:
         sigma = 0.9 * sigma + 0.1 * mean * np.eye(len(sigma))
         weight = np.linalg.solve(sigma, means.T)
         return torch.from_numpy(x @ weight - 0.5 * (means.T * weight).sum(0))
-    rows = np.concatenate([x, np.sqrt(0.3 * np.square(x).mean() * len(x)) * np.eye(x.shape[1])])
+    lam = brute_force(x, np.eye(6)[on.labels]) if name == "ridge" else 0.3 * np.square(x).mean() * len(x)
+    rows = np.concatenate([x, np.sqrt(lam) * np.eye(x.shape[1])])
     targets = np.concatenate([np.eye(6)[on.labels], np.zeros((x.shape[1], 6))])
     return torch.from_numpy(x @ np.linalg.lstsq(rows, targets, rcond=None)[0])
 

@@ -58,6 +58,44 @@ class Spectrum:
         return torch.stack([(guess - targets).square().sum() for guess in predicted])
 
 
+LAMS = tuple(10 ** (step / 8) for step in range(-48, 17))
+"""The lams that ``best_lam`` tries, as multiples of the mean of G's diagonal: 1e-6 to 100, eight a decade."""
+
+
+def best_lam(
+    gram: Float64[Tensor, "m m"],
+    cross: Float64[Tensor, "m c"],
+    square: float,
+    count: int,
+    prior: Float64[Tensor, "m c"] | None = None,
+) -> float:
+    """The lam of ``ridge`` with the least score in generalised cross-validation (Golub, Heath and Wahba 1979).
+
+        score(lam) = |Y - X W|^2 / (n - tr H)^2,    H = X (G + lam I)^-1 X',  the same for all classes
+
+    Exact from the sums, since |Y - X W|^2 and tr H follow from the eigenvalues l_i of G and R = V' Q. The terms are
+    written so that nothing cancels: a direction has left of |R_i|^2 / l_i the share (lam / (l_i + lam))^2.
+
+    Args:
+        square: |Y|^2.
+        count: n, the rows of X.
+    """
+    if prior is not None:  # what is left to learn, Y - X prior
+        square += ((prior * (gram @ prior)).sum() - 2 * (prior * cross).sum()).item()
+        cross = cross - gram @ prior
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
+    spread = values[kept]
+    explained = (vectors[:, kept].T @ cross).square().sum(1) / spread
+    rest = square - explained.sum().item()
+    rest = rest if rest > 1e-10 * square else 0.0  # as many directions as rows: rounding is all there is
+    lams = gram.diagonal().mean() * torch.tensor(LAMS, dtype=torch.float64, device=gram.device)
+    left = lams[:, None] / (spread + lams[:, None])
+    error = rest + (left.square() * explained).sum(1)
+    free = max(0, count - len(spread)) + left.sum(1)
+    return lams[int((error / free.square()).argmin())].item()
+
+
 def text_scale(
     gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"], text: Float64[Tensor, "m c"]
 ) -> float:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from everclip.methods._base import Batch, Clip, Prompts, Task
-from everclip.methods._closed_form import Spectrum, ridge
+from everclip.methods._closed_form import Spectrum, best_lam, ridge
 from everclip.methods._statistics import Scores, Statistics, StatisticsConfig
 from everclip.seeding import generator
 
@@ -27,26 +27,38 @@ CHUNK = 128
 """Images whose random features are made at once."""
 
 
+USUAL = 0.3
+"""lam where it is neither given nor chosen."""
+
+
 class RidgeConfig(StatisticsConfig):
     """Options of ridge regression."""
 
-    lam: float = Field(
-        default=0.3,
+    lam: float | None = Field(
+        default=None,
         gt=0,
-        description="strength of the ridge, where it is fixed or nothing can be held out to choose it",
+        description="strength of the ridge; none: chosen as lam_choice says, and 0.3 where it chooses nothing",
+        json_schema_extra={"before": USUAL},
     )
     lam_unit: Literal["relative", "absolute"] = Field(
         default="relative", description="lam as a multiple of the mean of G's diagonal, or as it is"
     )
-    lam_choice: Literal["fixed", "task", "seen"] = Field(
-        default="fixed",
-        description="lam itself; or of 1e-8, 1e-7, ..., 1e8 the best on a fifth of each new task's images, fitted on"
-        " the rest of them (task) or on that and all tasks before (seen)",
+    lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
+        default="gcv",
+        description="by generalised cross-validation on the sums, unless lam is given; lam itself (fixed); or of"
+        " 1e-8, 1e-7, ..., 1e8 the best on a fifth of each new task's images, fitted on the rest of them (task) or on"
+        " that and all tasks before (seen)",
+        json_schema_extra={"before": "fixed"},
     )
     class_weights: bool = Field(
         default=False,
         description="count an image 1 / (images of its class in its task), so that classes count alike",
     )
+
+    @property
+    def choice(self) -> Literal["gcv", "fixed", "task", "seen"]:
+        """How lam comes about: a value that is given needs no choice by the sums."""
+        return "fixed" if self.lam_choice == "gcv" and self.lam is not None else self.lam_choice
 
 
 class RidgeMethod(Statistics):
@@ -58,6 +70,7 @@ class RidgeMethod(Statistics):
     def __init__(self, config: RidgeConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
+        self._best: tuple[int, float] = (0, 0.0)  # lam by cross-validation, and of how many images
 
     @property
     def seeded(self) -> bool:
@@ -79,6 +92,8 @@ class RidgeMethod(Statistics):
             self.register_buffer("projection", drawn, persistent=False)
         super().build(clip, self.random_features or width)
         self.register_buffer("chosen", self.sums.new_zeros(()))  # 0: none yet
+        if self.options.choice == "gcv" and self.options.class_weights:
+            self.register_buffer("square", self.sums.new_zeros(()))  # |Y|^2, else the number of images
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         return (features @ self.projection).relu() if self.random_features else features
@@ -86,7 +101,7 @@ class RidgeMethod(Statistics):
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         """Add the images of a task; they are looked at twice where classes are weighted or lam is chosen."""
         options, seed = self.options, 0
-        if options.lam_choice == "fixed" and not options.class_weights:
+        if options.choice in ("gcv", "fixed") and not options.class_weights:
             super().absorb(clip, task, new)
             return
         parts = []
@@ -96,12 +111,14 @@ class RidgeMethod(Statistics):
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         counts = self.targets(labels).sum(0)
         weights = 1 / counts[labels] if options.class_weights else torch.ones_like(labels).double()
-        if options.lam_choice != "fixed" and len(labels) > 1:
+        if options.choice in ("task", "seen") and len(labels) > 1:
             order = torch.from_numpy(generator(seed, "ridge", task.index).permutation(len(labels)))
             self._choose(features, labels, weights, order.to(labels.device))
             log.info("%s: lambda %.3g, chosen on %d images", task.name, self.chosen.item(), len(labels))
         for part in torch.arange(len(labels), device=labels.device).split(CHUNK):
             self.add(self.rows(features[part]), labels[part], weights[part])
+        if "square" in self._buffers:
+            self.get_buffer("square").add_(weights.sum())
 
     def _choose(
         self,
@@ -118,10 +135,10 @@ class RidgeMethod(Statistics):
 
         count = max(1, int(FIT * len(order)))
         fit, held = order[:count], order[count:]
-        if self.options.lam_choice == "task" and count < len(self.gram):
+        if self.options.choice == "task" and count < len(self.gram):
             spectrum = Spectrum.of_rows(*scaled(fit))
         else:
-            old = self.options.lam_choice == "seen"
+            old = self.options.choice == "seen"
             gram, cross = self.gram * old, self.sums.T * old
             for part in fit.split(CHUNK):
                 rows, targets = scaled(part)
@@ -131,15 +148,28 @@ class RidgeMethod(Statistics):
         errors = [spectrum.errors(*scaled(part), GRID) for part in held.split(CHUNK)]
         self.chosen.fill_(GRID[int(torch.stack(errors).sum(0).argmin())])
 
-    def strength(self) -> float:
-        """lam, in units of G."""
+    def strength(self, prior: Float64[Tensor, "m c"] | None = None) -> float:
+        """lam, in units of G.
+
+        Args:
+            prior: what the classifier of all labels is drawn to; none: 0.
+        """
         if self.chosen > 0:
             return self.chosen.item()
+        count = int(self.counts.sum())
+        if self.options.choice == "gcv" and count:
+            if self._best[0] != count:
+                square = self.get_buffer("square").item() if "square" in self._buffers else count
+                lam = best_lam(self.gram, self.sums.T, square, count, prior)
+                self._best = (count, lam)
+                log.info("lambda %.3g, by cross-validation on the sums of %d images", lam, count)
+            return self._best[1]
+        lam = USUAL if self.options.lam is None else self.options.lam
         if self.options.lam_unit == "relative":
-            return self.options.lam * self.gram.diagonal().mean().item()
+            return lam * self.gram.diagonal().mean().item()
         if self.options.class_weights:  # weights whose mean over the classes is 1, where G has 1 / n_k
-            return self.options.lam * (1 / self.counts[self.counts > 0]).mean().item()
-        return self.options.lam
+            return lam * (1 / self.counts[self.counts > 0]).mean().item()
+        return lam
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
         return ridge(self.gram, self.sums[labels].T, self.strength()), self.silence(labels)

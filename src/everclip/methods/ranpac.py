@@ -5,8 +5,8 @@
 
 over the images of all tasks. lam is chosen at each task as in the authors' code: of 1e-8, 1e-7, ..., 1e8 the one whose
 solution on 80 % of the task's images has the least squared error on the rest; so it depends on the order of tasks.
-`lam_choice=seen` fits on the sums of the tasks before as well, `fixed` gives back a classifier that knows no
-order. `width=0` leaves the projection out.
+`lam_choice=seen` fits on the sums of the tasks before as well; `gcv`, from all sums, and `fixed` give back a classifier
+that knows no order. `width=0` leaves the projection out.
 
 The paper adapts the model to the first task and freezes it after; `adapt` does so by a loss of this package, on what
 `tune` and the rates of [train] say, where the authors train an adapter with cross-entropy. Their CLIP rows are
@@ -39,10 +39,11 @@ class RanPac(RidgeMethod):
             ge=0,
             description="M, random features; the state has M x M numbers (800 MB at 10000); 0: none",
         )
-        lam_choice: Literal["fixed", "task", "seen"] = Field(
+        lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
             default="task",
             description="of 1e-8, 1e-7, ..., 1e8 the best on a fifth of each new task's images, fitted on the rest of"
-            " them (task) or on that and all tasks before (seen); or lam itself (fixed)",
+            " them (task) or on that and all tasks before (seen); by generalised cross-validation on the sums, unless"
+            " lam is given (gcv), which takes minutes at M = 10000; or lam itself (fixed)",
         )
 
     cost = Cost(

@@ -6,8 +6,9 @@
 over the images of all tasks, y_i one-hot, no bias. The classifier is that of all images at once, whatever their order.
 `expand` is ACIL's random layer: x becomes relu(P' x) with P uniform in +-1/sqrt(d), drawn once. ACIL has expand=8192
 (CIFAR-100) and lam=0.1 with lam_unit=absolute. Its recursion over R = (G + lam I)^-1 gives the same W and cannot
-change lam; lam is added once, not with each task. The default lam is relative to the mean of G's diagonal, as a sum
-over n unit-length features grows with n.
+change lam; lam is added once, not with each task. It is chosen by generalised cross-validation, exactly, from the sums
+that are kept, so it knows no order of tasks either; `lam=0.3` fixes it, as a multiple of the mean of G's diagonal, as a
+sum over n unit-length features grows with n.
 
 `class_weights` is AIR's: each image counts 1 / n_k (per task where a class comes again in another domain).
 `prior=text` is ours: E are the class embeddings (else 0), and kappa = <Q, E> / <E, G E> over the classes learned makes
@@ -83,7 +84,8 @@ class Ridge(RidgeMethod):
         text[wanted] = clip.class_embeddings(names, self.prompts.templates).to(text.device).double()
         kappa = self.config.kappa or _closed_form.text_scale(self.gram, self.sums[learned].T, text[learned].T)
         prior = kappa * text[labels].T
-        weight = _closed_form.ridge(self.gram, self.sums[labels].T, self.strength(), prior)
+        lam = self.strength(kappa * torch.where(learned[:, None], text, 0.0).T)
+        weight = _closed_form.ridge(self.gram, self.sums[labels].T, lam, prior)
         if self.config.unseen == "text":
             weight = torch.where(learned[labels], weight, prior)
         return weight, torch.zeros_like(weight[0])

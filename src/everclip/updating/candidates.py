@@ -20,6 +20,7 @@ from torch import Tensor
 
 from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed
+from everclip.methods._ridge import USUAL
 from everclip.methods._statistics import Linear
 from everclip.models.clip import Clip
 from everclip.progress import Progress
@@ -84,10 +85,10 @@ def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candid
     yield nothing(trial)
     yield solved(trial, "means", {"name": "ncm"}, "class means")
     unseen = bool((~trial.checked.learned).any())
-    options: dict[str, Any] = {"name": "ridge", "prior": trial.decision.prior}
+    options: dict[str, Any] = {"name": "ridge", "prior": trial.decision.prior, "lam": USUAL}
     if unseen:
         options["unseen"] = "text"
-    yield solved(trial, "ridge", options, f"prior={trial.decision.prior}, lam=0.3")
+    yield solved(trial, "ridge", options, f"prior={trial.decision.prior}, lam={USUAL}")
     if trial.decision.train:
         yield from learned(trial, progress)
 
