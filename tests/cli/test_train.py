@@ -178,3 +178,12 @@ def test_the_last_line_counts_the_state_beside_the_images(
     stages = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     states = [line["memory"]["state_bytes"] for line in stages if line["event"] == "stage"]
     assert states[-1] == results["state_bytes"]
+
+
+def test_the_terminal_does_not_praise_what_may_be_chance(
+    tmp_path: Path, toy: str, photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data={photos}", f"model={toy}", *SMALL, "method=finetune", "train.lr=1e-9", "train.lr_text=0"]
+    assert main(["train", *words, f"out={tmp_path / 'run'}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "No better than zero-shot. With 12 test images a gap below" in out

@@ -129,6 +129,19 @@ def test_mcnemar_is_the_binomial_test_of_the_images_told_apart() -> None:
     assert stats.mcnemar(first, first).p == 1
 
 
+def test_what_chance_gives_two_accuracies() -> None:
+    """Of two equal models on images of their own, 95 of 100 gaps are below it; near 0 and 1, nearly all."""
+    rng = np.random.default_rng(0)
+    for images, true in ((50, 0.5), (400, 0.8), (60, 0.02)):
+        pairs = rng.binomial(images, true, size=(4000, 2)) / images
+        within = np.mean([abs(a - b) <= stats.by_chance(a, b, images) for a, b in pairs.tolist()])
+        assert 0.94 <= within <= (0.965 if images * true > 5 else 1)
+    assert stats.by_chance(0.5, 0.5, 0) == 0
+    assert stats.by_chance(0.5, 0.6, 10_000) == pytest.approx(
+        1.96 * (0.25 / 1e4 + 0.24 / 1e4) ** 0.5, rel=1e-3
+    )
+
+
 def test_the_interval_over_images_holds_the_true_difference() -> None:
     """Over all that 50 images can show of a first method right alone on one in five and a second on one in ten."""
     n, held = 50, 0.0

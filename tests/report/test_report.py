@@ -15,6 +15,8 @@ import pytest
 
 from everclip.errors import UserError
 from everclip.report.build import build, duration, points, size
+from everclip.report.collect import collect
+from everclip.report.many import result_table, verdict
 from everclip.report.read import read_run
 from everclip.report.svg import csv_address, log_ticks, number, shorten, spread, ticks, value_range
 from tests.report.page import Page
@@ -175,7 +177,7 @@ def test_says_when_a_gap_may_be_chance(tmp_path: Path) -> None:
     close = {"zero_shot": results["last"] + 0.01, "tasks": results["tasks"]}
     (tmp_path / "r" / "results.json").write_text(json.dumps(results | close))
     text = Page(build([tmp_path / "r"], tmp_path / "r.html").read_text()).text
-    assert "Worse than zero-shot by 1.0 points." in text
+    assert "No better than zero-shot." in text
     assert "With 180 test images a gap below" in text
 
 
@@ -314,3 +316,31 @@ def test_of_very_many_classes_some_are_drawn_and_the_csv_file_has_all(tmp_path: 
     assert "Of very many classes 1667 are drawn, evenly spread over their order." in text
     assert text.count("<tr><th scope") < 2200
     assert text.count("kiwi%20333") >= 1
+
+
+@pytest.mark.parametrize(
+    ("gap", "mood", "head"),
+    [
+        (0.003, "level", "No better than zero-shot."),
+        (-0.003, "level", "No better than zero-shot."),
+        (0.0, "level", "No better than zero-shot."),
+        (0.2, "better", "20.0 points better than zero-shot."),
+        (-0.2, "worse", "Worse than zero-shot by 20.0 points: training did harm."),
+    ],
+)
+def test_a_headline_inside_the_noise_is_neutral(tmp_path: Path, gap: float, mood: str, head: str) -> None:
+    results = write_run(tmp_path / "run", tasks=2, per_task=3, steps=2)
+    last = results["zero_shot"] + gap
+    results |= {"last": last, "accuracy_after_stage": [*results["accuracy_after_stage"][:-1], last]}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    page = Page(build([tmp_path / "run"], tmp_path / "r.html").read_text())
+    assert head in page.text
+    assert any(element.get("class") == f"verdict {mood}" for _, element in page.elements)
+    assert ("With 180 test images a gap below" in page.text) == (mood == "level")
+    (setting,) = collect([tmp_path / "run"]).settings
+    beside = verdict(setting)[0]
+    assert ("; no better than zero-shot" in beside) == (mood == "level")
+    (row,) = (row for row in result_table(setting).rows if row[0].text == "gdro")
+    assert [cell.class_ for cell in row if cell.text == points(gap)][:1] == [
+        {"level": "", "better": "up", "worse": "down"}[mood]
+    ]

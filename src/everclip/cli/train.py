@@ -110,7 +110,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from everclip.report.words import kept_words
+    from everclip.report.words import headline, kept_words, noise
 
     console = Console()
     title = (
@@ -137,6 +137,11 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     )
     kept = kept_words(results["memory_bytes"], results.get("state_bytes", 0))
     console.print(f"memory {kept}   {results['seconds']:.0f} s", highlight=False)
+    measured = results["last"], results["zero_shot"], sum(results.get("test_counts", ()))
+    mood, head = headline(*measured)
+    if mood != "better" and results["method"] != "zero_shot":
+        why = noise(*measured)
+        console.print(f"{head}." + (f" {why}" if mood == "level" else ""), highlight=False)
     if results["skipped_images"]:
         console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
     print(f"report: {where}/report.html")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from everclip.metrics.stats import LEAST, Interval, interval, paired
+from everclip.metrics.stats import LEAST, Interval, by_chance, interval, paired
 from everclip.report.groups import Group, Memory, Setting
 from everclip.report.predictions import (
     calibration_error,
@@ -36,7 +36,8 @@ def verdict(setting: Setting) -> list[str]:
     line = f"{_title(setting)}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
     bases = [] if setting.zero_shot is None else [("zero-shot", setting.zero_shot)]
     bases += [(f"{group.label} training", _last(group)) for group in setting.joint]
-    beside = [f"{_beside(span.mean - value)} {name} ({percent(value)})" for name, value in bases]
+    images = setting.facts["test_images"] or 0
+    beside = [_beside(span.mean, value, name, images) for name, value in bases]
     return [
         "; ".join([line, *beside]) + ".",
         *(text for size in setting.memories if (text := _first_place(ranked, size))),
@@ -47,10 +48,18 @@ def _title(setting: Setting) -> str:
     return "Best" if all(run.finished for run in setting.runs) else "Best so far"
 
 
-def _beside(gap: float) -> str:
-    if abs(gap) < 5e-4:
-        return "level with"
-    return f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'}"
+def _beside(last: float, base: float, name: str, images: int) -> str:
+    """``12.3 points above zero-shot (13.7 %)``; neutral where the gap may be chance."""
+    gap, least = last - base, by_chance(last, base, images)
+    if abs(gap) <= least or abs(gap) < 5e-4:
+        level = "no better than" if name == "zero-shot" else "level with"
+        why = (
+            f"; with {images:,} test images a gap below {100 * least:.1f} points may be chance"
+            if images
+            else ""
+        )
+        return f"{level} {name} ({percent(base)}{why})"
+    return f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} {name} ({percent(base)})"
 
 
 def _first_place(ranked: Sequence[Group], size: Memory) -> str:
@@ -102,8 +111,10 @@ def _trained(group: Group, key: str) -> Interval | None:
     return span._replace(low=None, high=None, n=1) if span and not group.random else span
 
 
-def _less(span: Interval | None, base: float | None) -> Cell:
-    return change(None if span is None or base is None else span.mean - base)
+def _less(span: Interval | None, base: float | None, setting: Setting) -> Cell:
+    if span is None or base is None:
+        return change(None)
+    return change(span.mean - base, by_chance(span.mean, base, setting.facts["test_images"] or 0))
 
 
 def result_table(setting: Setting) -> Table:
@@ -121,8 +132,8 @@ def result_table(setting: Setting) -> Table:
                 else Cell("any", seeds, "nothing in it is random: every seed gives the same"),
                 mean(last, "share"),
                 mean(_trained(group, "average"), "share"),
-                _less(last, setting.zero_shot),
-                _less(last, joint) if not group.reference else Cell("–"),
+                _less(last, setting.zero_shot, setting),
+                _less(last, joint, setting) if not group.reference else Cell("–"),
                 mean(_trained(group, "forgetting"), "share"),
                 mean(_trained(group, "backward_transfer"), "points"),
                 _kept(group),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from everclip.report.fates_figure import old_images
@@ -19,7 +18,7 @@ from everclip.report.read import Json, RunData
 from everclip.report.sure_figure import sure_figures
 from everclip.report.svg import csv_address
 from everclip.report.tables import Cell, Table, table, words
-from everclip.report.words import duration, percent, points, size
+from everclip.report.words import duration, headline, noise, percent, points, size
 from everclip.results import kept
 
 _MOST_PAIRS = 40  # confusions in the table
@@ -97,16 +96,8 @@ def _verdict(run: RunData) -> Json:
             "head": f"{unfinished}{percent(last)} right.",
             "more": ["Zero-shot is unknown."],
         }
-    gap, images = last - base, sum(run.test_counts[:done])
-    # Half a 95 % interval of the difference as if the accuracies were independent: wider than the paired one.
-    margin = 1.96 * math.sqrt((last * (1 - last) + base * (1 - base)) / images) if images else 0.0
-    mood = "level" if abs(gap) < 5e-4 else "better" if gap > 0 else "worse"
-    harm = ": training did harm" if -gap > margin else ""
-    words = {
-        "level": "As good as zero-shot, no better",
-        "better": f"{100 * gap:.1f} points better than zero-shot",
-        "worse": f"Worse than zero-shot by {-100 * gap:.1f} points{harm}",
-    }
+    images = sum(run.test_counts[:done])
+    mood, words = headline(last, base, images)
     when = f"all {done} tasks" if done > 1 else "the only task"
     if done < planned:
         when = f"{done} of {planned} tasks"
@@ -115,13 +106,13 @@ def _verdict(run: RunData) -> Json:
         f" the pretrained model gets {percent(base)} of the same images, among the same classes."
     )
     more = [both]
-    if mood != "level" and abs(gap) < margin:
-        more.append(f"With {images} test images a gap below {100 * margin:.1f} points may be chance.")
+    if mood == "level" and images:
+        more.append(noise(last, base, images))
     forgotten = _forgetting(run)
     if forgotten is not None:
         verb = "lost" if forgotten >= 0 else "gained"
         more.append(f"Earlier tasks {verb} {abs(100 * forgotten):.1f} points on average since their best.")
-    return {"mood": mood if run.finished else "open", "head": f"{unfinished}{words[mood]}.", "more": more}
+    return {"mood": mood if run.finished else "open", "head": f"{unfinished}{words}.", "more": more}
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:

@@ -106,8 +106,8 @@ def mean(span: Interval | None, kind: str) -> Cell:
     )
 
 
-def change(value: float | None) -> Cell:
-    """A signed difference in points."""
+def change(value: float | None, chance: float = 0.0) -> Cell:
+    """A signed difference in points, without a colour where it is no larger than ``chance``."""
     shown = 0.0 if value is None else round(value, 3)  # what reads 0.0 has no colour
-    class_ = "down" if shown < 0 else "up" if shown > 0 else ""
+    class_ = "" if abs(shown) <= chance else "down" if shown < 0 else "up"
     return amount(value, "points", class_)

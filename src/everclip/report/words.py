@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
+
+from everclip.metrics.stats import by_chance
+
+Mood = Literal["better", "worse", "level"]
 
 
 def percent(value: float | None) -> str:
@@ -32,6 +36,22 @@ def size(value: float | None) -> str:
 def kept_words(images: float, state: float) -> str:
     """What is kept beside the model: ``480.3 kB of images + 13.1 MB of state``."""
     return f"{size(images)} of images + {size(state)} of state"
+
+
+def headline(last: float, base: float, images: int) -> tuple[Mood, str]:
+    """An accuracy beside zero-shot's on the same test images, in a few words: neutral where the gap may be chance."""
+    gap = last - base
+    if abs(gap) <= by_chance(last, base, images) or abs(gap) < 5e-4:
+        return "level", "No better than zero-shot"
+    if gap > 0:
+        return "better", f"{100 * gap:.1f} points better than zero-shot"
+    return "worse", f"Worse than zero-shot by {-100 * gap:.1f} points: training did harm"
+
+
+def noise(last: float, base: float, images: int) -> str:
+    """How large a gap must be for so many test images to show it."""
+    least = 100 * by_chance(last, base, images)
+    return f"With {images:,} test images a gap below {least:.1f} points may be chance."
 
 
 def duration(seconds: float | None) -> str:
