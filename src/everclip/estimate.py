@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from everclip import plugins
 from everclip.config import Config
-from everclip.methods._base import Method
 from everclip.methods._passes import Passes, Text
 from everclip.models.catalogue import Costs
+
+if TYPE_CHECKING:
+    from everclip.methods._base import Method
 
 if TYPE_CHECKING:
     from everclip.methods._base import Method
@@ -138,22 +140,6 @@ def inner(config: Config) -> tuple[str, dict[str, Any]]:
     while options.get("loss") in plugins.names("methods"):
         name, options = options["loss"], options.get("options", {})
     return name, options
-
-
-def _method(config: Config) -> Method:
-    from everclip import methods
-    from everclip.data.prompts import PHOTO, Prompts
-
-    return methods.build(config, Prompts(("a", "b"), (PHOTO,)))
-
-
-def seeded(config: Config) -> bool:
-    """Whether another seed can give a resolved config other results. Imports torch.
-
-    Raises:
-        UserError: the method or its options are wrong.
-    """
-    return config.scenario.order == "seed" or _method(config).seeded
 
 
 def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:

@@ -150,12 +150,13 @@ def seeded(run: Finished) -> bool:
 @lru_cache(maxsize=256)
 def _seeded(method: str, options: str) -> bool:
     """Asks the method; one that is not to be had here is taken to be random."""
+    from everclip import methods
     from everclip.config import Config
-    from everclip.estimate import seeded
+    from everclip.data.prompts import PHOTO, Prompts
 
     name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
     try:
-        return seeded(Config.model_validate({"method": name}))
+        return methods.build(Config.model_validate({"method": name}), Prompts(("a", "b"), (PHOTO,))).seeded
     except ValueError:
         return True
 
