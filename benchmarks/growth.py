@@ -135,7 +135,7 @@ def by_tasks(tasks: int, scratch: Path) -> dict[str, float]:
             scores = evaluate(
                 clip, lambda labels: method.classifier(clip, labels), every[: task.index + 2], loader
             )
-            line = lab.record.end_stage(task, scores, lab.memory)
+            line = lab.record.end_stage(task, scores, lab.memory, method.state_bytes())
             loop._close_stage(lab, keeper, task, line)  # pyright: ignore[reportPrivateUsage]
             sizes.append(resident())
     # the first entry is of reading the images, the first step of a task bears what comes before it; task 1 has no other

@@ -71,6 +71,10 @@ class Bench:
         with ThreadPoolExecutor(self.parallel) as pool:
             for done in as_completed([pool.submit(self._run, job) for job in waiting]):
                 print(done.result(), file=sys.stderr, flush=True)
+        return self.kept(jobs)
+
+    def kept(self, jobs: Sequence[Job]) -> dict[str, Json]:
+        """Results by name, of the jobs that are done."""
         found = {job.name: self.results / f"{job.name}.json" for job in jobs}
         return {name: json.loads(file.read_text()) for name, file in found.items() if file.exists()}
 
