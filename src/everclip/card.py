@@ -41,7 +41,18 @@ METHOD_FILE = "method.pt"
 CALIBRATION_FILE = "calibration.json"
 """A temperature, with the model that it belongs to; checkpoints and versions are left as they are."""
 FORMAT = 1
-_LOCAL = {"out", "device", "smoke", "tuned_on", "fork", "classnames", "templates", "loader", "checkpoint"}
+_LOCAL = {
+    "out",
+    "device",
+    "smoke",
+    "tuned_on",
+    "fork",
+    "classnames",
+    "templates",
+    "loader",
+    "checkpoint",
+    "references",
+}
 """Keys of a config that tell of the machine, and nothing of the model."""
 
 

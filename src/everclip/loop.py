@@ -12,12 +12,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip import caching, forking, noted, ranks
+from everclip import caching, forking, frozen, noted, ranks, references
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.disk import check_room, room, writing
-from everclip.errors import RunError
 from everclip.evaluate import evaluate
 from everclip.follower import check
 from everclip.keeper import Keeper
@@ -33,7 +32,7 @@ from everclip.record import Record, environment
 from everclip.restore import fitting, freeze, grow, load_model, read, restore
 from everclip.run import Clock, Run
 from everclip.signals import Stop
-from everclip.spread import spread
+from everclip.spread import spread, unreadable
 from everclip.step import step
 
 log = logging.getLogger("everclip")
@@ -97,7 +96,7 @@ def learn(lab: Lab, keeper: Keeper, task: Task) -> None:
             keeper.step(update, index, batch.number + 1)
         update.close()
     if not len(new := loader.pixels.readable(new)):
-        raise _unreadable(task)
+        raise unreadable(task)
     tuning.end(clip)
     gone = memory.update(
         new,
@@ -156,10 +155,23 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     record.set_zero_shot(evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader))
     if config.center and not clip.centered:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
+    _measure_frozen(lab)
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
     keeper.finish(-1)
     return lab, keeper
+
+
+def _measure_frozen(lab: Lab) -> None:
+    """Measure the second reference beside zero-shot, where the config asks for it, and say what it is."""
+    plan, clock = lab.plan, Clock()
+    if not references.wanted(plan.config, plan.sizes()):
+        return
+    found = lab.record.frozen = frozen.reference(lab.clip, plan.prompts, plan.tasks, lab.loader)
+    lab.progress.say(
+        f"frozen features without training: {found['frozen_features']:.1%} in the end"
+        f" ({found['frozen_features_methods'][-1]}), {clock.seconds():.0f} s"
+    )
 
 
 def _features(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
@@ -180,20 +192,18 @@ def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]
     """Mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
     found = spread(loader, task.train, lambda batch: clip.encode_image(clip.normalise(batch.images)))
     if found is None:
-        raise _unreadable(task)
+        raise unreadable(task)
     return found[0].mean(0)
-
-
-def _unreadable(task: Task) -> RunError:
-    return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")
 
 
 def _close_stage(lab: Lab, keeper: Keeper, task: Task, line: dict[str, Any]) -> None:
     """Log a finished stage, note in its checkpoint that it was tested, and say how it went."""
     lab.run.log("stage", **line)
     keeper.scored()
-    zero_shot = lab.record.zero_shot["after_stage"][task.index]
+    bases = [f"zero-shot {lab.record.zero_shot['after_stage'][task.index]:.1%}"]
+    if after := lab.record.frozen["frozen_features_after_stage"]:
+        bases.append(f"frozen features {after[task.index]:.1%}")
     lab.progress.say(
-        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far (zero-shot {zero_shot:.1%}),"
+        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far ({', '.join(bases)}),"
         f" memory {line['memory']['count']}, {line['seconds']:.0f} s"
     )

@@ -16,6 +16,7 @@ from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
 from everclip.errors import UserError
+from everclip.estimate import Sizes
 from everclip.methods._base import Method, Phase
 from everclip.models import zoo
 
@@ -72,6 +73,15 @@ class Plan:
     def class_names(self) -> list[list[str]]:
         """Names of each task's classes: what a run goes on with must be what it began with."""
         return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
+
+    def sizes(self) -> Sizes:
+        """The tasks in numbers."""
+        return Sizes(
+            tuple(len(task.train) for task in self.tasks),
+            tuple(len(task.test) for task in self.tasks),
+            tuple(len(seen(self.tasks[: task.index + 1])) for task in self.tasks),
+            len(self.prompts.templates),
+        )
 
     def budget(self) -> int | Literal["all"]:
         """Exemplars to keep: none where the method has no use for them.

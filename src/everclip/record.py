@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from everclip.plan import Plan
 
 SCHEMA = 1
+NOT_MEASURED: dict[str, Any] = dict.fromkeys(
+    ("frozen_features", "frozen_features_after_stage", "frozen_features_methods")
+)
+"""Keys of results.json on the frozen features, where they were not measured."""
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
 
@@ -42,6 +46,7 @@ class Record:
         images: what the process that writes the results has noted of them.
 
     Attributes:
+        frozen: what the frozen features give, as in results.json.
         precision: what ``train.precision=auto`` became at the run's first step.
         forked_from: the run, its number of tasks and its config's hash, where this one began in another.
         skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
@@ -60,6 +65,7 @@ class Record:
         self.training_seconds = 0.0
         self.trainable_parameters = 0
         self.zero_shot: dict[str, Any] = {}
+        self.frozen = NOT_MEASURED
         self._after_learning: dict[int, float] = {}
         self.scores: Scores | None = None
         self.clock = Clock()
@@ -100,7 +106,7 @@ class Record:
                 for task in plan.tasks
             ],
             "zero_shot": self.zero_shot["after_stage"],
-        }
+        } | ({"frozen_features": found} if (found := self.frozen["frozen_features_after_stage"]) else {})
 
     def begin_stage(self) -> None:
         """A stage starts now."""
@@ -170,6 +176,7 @@ class Record:
             "training_seconds": self.training_seconds,
             "trainable_parameters": self.trainable_parameters,
             "zero_shot": self.zero_shot,
+            "frozen": self.frozen,
             "after_learning": {str(label): value for label, value in self._after_learning.items()},
             "seconds": self.clock.seconds(),
             "stage_seconds": self._stage.seconds(),
@@ -186,6 +193,7 @@ class Record:
         self.training_seconds = state["training_seconds"]
         self.trainable_parameters = state["trainable_parameters"]
         self.zero_shot = state["zero_shot"]
+        self.frozen = state.get("frozen", NOT_MEASURED)  # which earlier versions did not write
         self._after_learning = {int(label): value for label, value in state["after_learning"].items()}
         self.clock = Clock(state["seconds"])
         self._stage = Clock(state["stage_seconds"])
@@ -228,6 +236,7 @@ class Record:
             "zero_shot": self.zero_shot["after_stage"][-1],
             "zero_shot_after_stage": self.zero_shot["after_stage"],
             "zero_shot_per_task": self.zero_shot["per_task"],
+            **self.frozen,
             "per_class": self._per_class(plan),
             "images_per_second": self.images_per_second() if self.optimizer_steps else None,
             "peak_memory_bytes": _peak_memory(),

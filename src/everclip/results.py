@@ -48,6 +48,9 @@ SCHEMA: dict[str, Kind] = {
     "test_counts": listed(COUNT, MOST_TASKS),
     **dict.fromkeys(("accuracy_after_stage", "zero_shot_after_stage"), _SHARES),
     **dict.fromkeys(("task_mean_after_stage", "zero_shot_per_task"), _KNOWN_SHARES),
+    "frozen_features": or_null(SHARE),
+    "frozen_features_after_stage": or_null(_SHARES),
+    "frozen_features_methods": or_null(listed(text, MOST_TASKS)),
     "matrix": listed(_KNOWN_SHARES, MOST_TASKS),
     "per_class": listed(
         lambda row: _CLASS(row) and len({row[key] is None for key in _NUMBERS}) == 1, MOST_CLASSES
@@ -66,7 +69,7 @@ WHOLE = (
 """What a run's table and page cannot do without."""
 _A_TASK = (
     *("accuracy_after_stage", "task_mean_after_stage", "zero_shot_after_stage", "zero_shot_per_task"),
-    *("matrix", "test_counts"),
+    *("matrix", "test_counts", "frozen_features_after_stage", "frozen_features_methods"),
 )
 
 
@@ -106,6 +109,12 @@ def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:
     return results["memory_bytes"], results.get("state_bytes", 0)
 
 
+def beside_frozen(level: float, last: float, method: str) -> str:
+    """A last accuracy beside that of the frozen features, in a line; ``method`` is what gives those."""
+    line = f"frozen features without training: {100 * level:.1f} (this run: {100 * last:.1f})"
+    return f"{line}: {method} gets more right and trains nothing" if level > last else line
+
+
 def test_images(results: dict[str, Any]) -> int:
     """How many test images there were in the end, at most, as far as the results tell."""
     known = [results.get("test_counts"), [row["n"] for row in results.get("per_class", ())]]
@@ -122,7 +131,7 @@ def _problem(results: dict[str, Any], needed: Sequence[str]) -> str:
             return f'its "{key}" is not what docs/results.md says'
     tasks, classes = len(results.get("tasks", ())), len(results.get("classes", ()))
     for key in _A_TASK if tasks else ():
-        if key in results and len(results[key]) != tasks:
+        if results.get(key) is not None and len(results[key]) != tasks:
             return f'its "{key}" is not as long as its "tasks"'
     if any(len(row) > len(results["matrix"]) for row in results.get("matrix", ())):
         return 'a row of its "matrix" is longer than the matrix'

@@ -12,6 +12,8 @@ from torch import Tensor
 from everclip import ranks
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Loader
+from everclip.data.scenario import Task
+from everclip.errors import RunError
 
 Rows = tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"], Int64[Tensor, " n"]]
 """Rows on the CPU, with the labels and the ids of their images."""
@@ -36,3 +38,8 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
         return None
     order = torch.from_numpy(np.argsort(columns[:, 0].numpy(), kind="stable"))
     return found[order], columns[order, 1], columns[order, 2]
+
+
+def unreadable(task: Task) -> RunError:
+    """What ends a run where ``spread`` finds none of a task's training images."""
+    return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")

@@ -102,6 +102,7 @@ def test_whole_runs(
 ) -> None:
     one = run(tmp_path / "one", *words(form, toy, broken if "broken" in form else photos))
     assert len(one["skipped_images"]) == 4 * ("broken" in form)
+    assert one["frozen_features"] is not None
     # how far the keys' bias is off depends on the processor, sharded or not
     same(one, two[1][1 + [*FORMS].index(form)], tmp_path / "one", two[0] / form, keys=10)
 
@@ -127,7 +128,8 @@ def same(
         keys: times that bound for the keys' bias. It moves no softmax, so what it learns is rounding, of which Adam
             makes a step.
     """
-    for key in ("matrix", "test_counts", "optimizer_steps", "samples_seen", "memory_bytes", "skipped_images"):
+    exact = ("matrix", "test_counts", "optimizer_steps", "samples_seen", "memory_bytes", "skipped_images")
+    for key in (*exact, "frozen_features_after_stage", "frozen_features_methods"):
         assert one[key] == two[key], key
     steps = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

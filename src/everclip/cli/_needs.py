@@ -78,18 +78,11 @@ def _published(config: Config) -> Sizes | None:
 
 def _planned(config: Config) -> tuple[Sizes, Finding]:
     """The tasks of data that are there. Raises UserError where the config does not fit them."""
-    from everclip.data.scenario import seen
     from everclip.plan import Plan
 
     plan = Plan.of(config)
-    classes = tuple(len(seen(plan.tasks[: index + 1])) for index in range(len(plan.tasks)))
-    sizes = Sizes(
-        tuple(len(task.train) for task in plan.tasks),
-        tuple(len(task.test) for task in plan.tasks),
-        classes,
-        len(plan.prompts.templates),
-    )
-    tasks = f"{len(plan.tasks)} task{'s' * (len(plan.tasks) > 1)} of {classes[-1]} classes"
+    sizes = plan.sizes()
+    tasks = f"{len(plan.tasks)} task{'s' * (len(plan.tasks) > 1)} of {sizes.seen[-1]} classes"
     text = f"{config.data}: {sum(sizes.train):,} training and {sum(sizes.test):,} test images, {tasks}"
     return sizes, Finding("data", "ok", text)
 
@@ -215,6 +208,8 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
 
 def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
     """How long the run may take, from the rate of matrix products measured here."""
+    from everclip import references  # imports torch
+
     if config.smoke:
         return Finding("time", "ok", "a trial run")
     try:
@@ -224,7 +219,7 @@ def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
             "time", "fail", f"{device} cannot compute ({str(error).splitlines()[0]})", "write device=cpu"
         )
     share = SHARE["cpu" if device == "cpu" else "gpu", model.convolutional]
-    work = estimate.work(config, sizes)
+    work = estimate.work(config, sizes) + references.work(config, sizes)
     operations = work.operations(model, config)
     text = (
         f"{estimate.duration(operations / (rate * share))}: {estimate.amount(operations)} at {share:.0%} of the"

@@ -111,6 +111,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     from rich.table import Table
 
     from everclip.report.words import headline, kept_words, noise
+    from everclip.results import beside_frozen
 
     console = Console()
     title = (
@@ -120,14 +121,13 @@ def _show_results(results: dict[str, Any], where: str) -> None:
         title += f" ({results['memory_per_class']} per class)"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("after")
-    for column in ("accuracy", "zero-shot", "gain"):
+    frozen = results.get("frozen_features_after_stage")
+    for column in ("accuracy", "zero-shot", "gain", *(["frozen features"] if frozen else [])):
         table.add_column(column, justify="right")
-    stages = zip(
-        results["tasks"], results["accuracy_after_stage"], results["zero_shot_after_stage"], strict=True
-    )
-    for name, accuracy, zero_shot in stages:
-        gain = 100 * (accuracy - zero_shot)
-        table.add_row(escape(name), f"{accuracy:.1%}", f"{zero_shot:.1%}", f"{gain:+.1f}")
+    for task, name in enumerate(results["tasks"]):
+        accuracy, zero_shot = (results[f"{key}_after_stage"][task] for key in ("accuracy", "zero_shot"))
+        cells = [f"{accuracy:.1%}", f"{zero_shot:.1%}", f"{100 * (accuracy - zero_shot):+.1f}"]
+        table.add_row(escape(name), *cells, *([f"{frozen[task]:.1%}"] if frozen else []))
     console.print(table)
     forgetting = results["forgetting"]
     console.print(
@@ -144,6 +144,9 @@ def _show_results(results: dict[str, Any], where: str) -> None:
         console.print(f"{head}." + (f" {why}" if mood == "level" else ""), highlight=False)
     if results["skipped_images"]:
         console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
+    if frozen:
+        level, method = frozen[-1], results["frozen_features_methods"][-1]
+        console.print(beside_frozen(level, results["last"], method), highlight=False, markup=False)
     print(f"report: {where}/report.html")
 
 
@@ -154,6 +157,7 @@ def _show_plan(config: Config, json: bool) -> None:
     from rich.table import Table
 
     from everclip import config as configs
+    from everclip import references
     from everclip.data.scenario import seen
     from everclip.plan import Plan, check_names
     from everclip.run import Run
@@ -185,6 +189,7 @@ def _show_plan(config: Config, json: bool) -> None:
     cache_bytes, kept = _cache(plan)
     if json:
         shown = {"config": config.model_dump(mode="json"), "tasks": lines, "cache_bytes": cache_bytes}
+        shown["frozen_features"] = references.wanted(config, plan.sizes())
         print(json_module.dumps(shown, ensure_ascii=False, indent=2))
         return
     print(configs.dump(config))
@@ -200,6 +205,7 @@ def _show_plan(config: Config, json: bool) -> None:
     Console().print(table)
     if kept:
         print(kept)
+    print(references.words(config, plan.sizes()))
     print(f"{sum(line['steps'] for line in lines)} optimizer steps in all; nothing was trained")
 
 

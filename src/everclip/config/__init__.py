@@ -103,9 +103,9 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-CARRIED_OUT = ("out", "trackers", "checkpoint", "distributed", "defaults")
-"""Where a run is written, who is told of it, how often it is saved, how processes share it and which defaults have
-filled it in: none of it changes what a resolved config computes."""
+CARRIED_OUT = ("out", "trackers", "checkpoint", "distributed", "defaults", "references")
+"""Where a run is written, who is told of it, how often it is saved, how processes share it, which defaults have filled
+it in and what it is measured against: none of it changes what the method of a resolved config computes."""
 
 
 def essence(config: Config) -> Config:

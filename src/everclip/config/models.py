@@ -118,6 +118,13 @@ class Config(Section):
         description="which defaults fill in what is not given: 2, or 1 for those before them; a run directory without"
         " the key is of 1",
     )
+    references: Literal["auto", "none", "all"] = Field(
+        default="auto",
+        description="whether the strongest closed form on the frozen features is measured beside zero-shot. auto: where"
+        " the method trains, unless one pass over the training images is above 20 % of those planned (an image trained"
+        " on counts three)",
+        json_schema_extra={"before": "none"},
+    )
     tuned_on: Text | None = Field(
         default=None, description="for the record: what the settings were chosen on; everclip tune writes it"
     )

@@ -115,8 +115,10 @@ def resolve(config: Config) -> Config:
     values = one_length(one_length(values, advice), given)
     if values["lr_head"] is None:  # as it was: tied to another rate
         values["lr_head"] = float(f"{10 * values['lr']:.6g}")
+    earlier = before(Config) if config.defaults < NEWEST else {}
     return config.model_copy(
-        update={
+        update={name: value for name, value in earlier.items() if name not in config.model_fields_set}
+        | {
             "train": Train(**(Train().model_dump() | values)),
             "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
         }

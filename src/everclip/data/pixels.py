@@ -7,8 +7,9 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -168,6 +169,15 @@ class Pixels:
         for key, reason in skipped.items():
             if key in row_of and row_of[key] not in self.broken:
                 self._break(row_of[key], reason)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is found broken while it is open is forgotten when it is closed: no batch is another one for it."""
+        before = set(self.broken)
+        yield
+        for row in set(self.broken) - before:
+            del self.broken[row]
+            self._state[row] = _UNKNOWN
 
     def skipped(self) -> dict[str, str]:
         """Relative path -> reason, for every image found broken so far."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from everclip.report.curves_figure import curves, estimators
 from everclip.report.losses_figure import class_losses
@@ -34,27 +35,38 @@ def figures(run: RunData, prefix: str) -> dict[str, Figure]:
     return {figure.key: figure for figure in drawn if figure is not None}
 
 
+class _Base(NamedTuple):
+    """A line that the run's own has to beat: the colours of its name, its line and its dots, and fractions."""
+
+    name: str
+    text: str
+    line: str
+    dot: str
+    values: list[float]
+
+
+def _bases(run: RunData) -> list[_Base]:
+    """The references that the run has measured."""
+    found = [
+        _Base("zero-shot", "c2", "line s2 dash", "f2", run.zero_shot),
+        _Base("frozen features", "dim", "line sdim dots", "fdim", run.frozen_features),
+    ]
+    return [base for base in found if base.values]
+
+
 def accuracy(run: RunData, prefix: str) -> Figure | None:
-    """A_t of the run against A_t of the pretrained model."""
+    """A_t of the run against A_t of the pretrained model, and of the closed form on its features."""
     if not run.accuracy:
         return None
     method = str(run.fact("method") or "run")
-    seen = _classes_seen(run)
+    seen, bases, last = _classes_seen(run), _bases(run), len(run.accuracy) - 1
+    ends = [f"{method} ends at {100 * run.accuracy[last]:.1f} % after {last + 1} tasks."]
+    ends += [f"{base.name.capitalize()} there: {100 * base.values[last]:.1f} %." for base in bases]
 
     def draw(width: float, ident: str) -> Canvas:
-        canvas = Canvas(
-            width,
-            330,
-            ident=ident,
-            title="Accuracy after each task",
-            description=f"{method} ends at {100 * run.accuracy[-1]:.1f} % after {len(run.accuracy)} tasks."
-            + (
-                f" Zero-shot there: {100 * run.zero_shot[len(run.accuracy) - 1]:.1f} %."
-                if run.zero_shot
-                else ""
-            ),
-        )
-        names = {"c1": method, "c2": "zero-shot"} if run.zero_shot else {"c1": method}
+        title = "Accuracy after each task"
+        canvas = Canvas(width, 330, ident=ident, title=title, description=" ".join(ends))
+        names = {"c1": method} | {base.text: base.name for base in bases}
         right = min(width * 0.34, 16 + max(text_width(f"{name} 00.0", 12.5) for name in names.values()))
         panel = Panel(
             canvas,
@@ -67,36 +79,51 @@ def accuracy(run: RunData, prefix: str) -> Figure | None:
         )
         _accuracy_axes(panel, run, seen)
         ours = [100 * value for value in run.accuracy]
-        base = [100 * value for value in run.zero_shot]
-        if base:
-            panel.path(range(len(base)), base, "line s2 dash")
-            if len(base) == 1:
-                panel.canvas.dot(panel.x(0), panel.y(base[0]), f"zero-shot: {base[0]:.1f} %", "f2")
+        lines = [[100 * value for value in base.values] for base in bases]
+        for base, line in zip(bases, lines, strict=True):
+            panel.path(range(len(line)), line, base.line)
+            if len(line) == 1:
+                panel.canvas.dot(panel.x(0), panel.y(line[0]), f"{base.name}: {line[0]:.1f} %", base.dot)
         panel.path(range(len(ours)), ours, "line s1")
         numbered = len(run.tasks) <= (14 if width == WIDE else 6)
         for t, value in enumerate(ours):
             panel.canvas.dot(panel.x(t), panel.y(value), f"{run.tasks[t]}: {value:.1f} %", "f1")
             if numbered and t < len(ours) - 1:
-                above = not base or value >= base[t]
-                canvas.text(
-                    panel.x(t), panel.y(value) + (-9 if above else 19), f"{value:.1f}", "small", "middle"
-                )
-        _end_labels(panel, names, [ours, base] if base else [ours])
+                # away from the reference that is nearest
+                nearest = min((line[t] for line in lines), key=lambda base: abs(base - value), default=-1.0)
+                y = panel.y(value) + (-9 if value >= nearest else 19)
+                canvas.text(panel.x(t), y, f"{value:.1f}", "small", "middle")
+        _end_labels(panel, names, [ours, *lines])
         return canvas
 
-    rows = [
-        [t + 1, run.tasks[t], seen[t], value, run.zero_shot[t] if run.zero_shot else ""]
-        for t, value in enumerate(run.accuracy)
-    ]
     return Figure(
         "accuracy",
         "Accuracy after each task",
         "Share of right answers on the test images of all tasks learned so far, among all classes learned"
         " so far (the test grows and gets harder from left to right). Dashed: the pretrained model on the"
-        " same images.",
+        " same images." + (_DOTTED if run.frozen_features else ""),
         *both(draw, prefix, "accuracy"),
-        csv_text(["task", "name", "classes_seen", "accuracy", "zero_shot"], rows),
+        _accuracy_csv(run, seen),
     )
+
+
+_DOTTED = (
+    " Dotted: the strongest classifier in closed form on the pretrained model's features, which trains nothing"
+    " and keeps no image."
+)
+
+
+def _accuracy_csv(run: RunData, seen: Sequence[int]) -> str:
+    columns = ["task", "name", "classes_seen", "accuracy", "zero_shot"]
+    bases = [run.zero_shot or [""] * len(run.tasks)]
+    if run.frozen_features:
+        columns.append("frozen_features")
+        bases.append(run.frozen_features)
+    rows = [
+        [t + 1, run.tasks[t], seen[t], value, *(line[t] for line in bases)]
+        for t, value in enumerate(run.accuracy)
+    ]
+    return csv_text(columns, rows)
 
 
 def _classes_seen(run: RunData) -> list[int]:
@@ -105,7 +132,7 @@ def _classes_seen(run: RunData) -> list[int]:
 
 
 def _percent_range(run: RunData) -> tuple[float, float]:
-    values = [100 * value for value in [*run.accuracy, *run.zero_shot]]
+    values = [100 * value for value in [*run.accuracy, *run.zero_shot, *run.frozen_features]]
     low, high = 10 * math.floor(min(values) / 10 - 0.3), 10 * math.ceil(max(values) / 10 + 0.3)
     return max(0, low), min(100, high)
 

@@ -28,10 +28,15 @@ _START = table(
         "classes": listed(text, MOST_CLASSES),
         "tasks": listed(_TASK, MOST_TASKS),
         "zero_shot": listed(SHARE, MOST_TASKS),
-    }
+    },
+    {"frozen_features": listed(SHARE, MOST_TASKS)},
 )
 KINDS: dict[str, Kind] = {
-    "start": lambda event: _START(event) and len(event["tasks"]) == len(event["zero_shot"]),
+    "start": lambda event: (
+        _START(event)
+        and {len(event["tasks"])}
+        == {len(event["zero_shot"]), len(event.get("frozen_features", event["tasks"]))}
+    ),
     "stage": table(
         {
             "stage": _AT["stage"],

@@ -19,7 +19,7 @@ from everclip.report.sure_figure import sure_figures
 from everclip.report.svg import csv_address
 from everclip.report.tables import Cell, Table, table, words
 from everclip.report.words import duration, headline, noise, percent, points, size
-from everclip.results import kept
+from everclip.results import beside_frozen, kept
 
 _MOST_PAIRS = 40  # confusions in the table
 _MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all
@@ -39,7 +39,7 @@ def context(run: RunData, prefix: str) -> Json:
             str(run.fact(key)) for key in ("method", "data", "model", "scenario") if run.fact(key) is not None
         ],
         "seed": run.fact("seed"),
-        "verdict": _verdict(run),
+        "verdict": _beside_frozen(run, _verdict(run)),
         "tiles": _tiles(run),
         "figures": drawn,
         "per_class": per_class[:_MOST_CLASSES],
@@ -115,6 +115,22 @@ def _verdict(run: RunData) -> Json:
     return {"mood": mood if run.finished else "open", "head": f"{unfinished}{words}.", "more": more}
 
 
+def _beside_frozen(run: RunData, verdict: Json) -> Json:
+    """The verdict with what the frozen features give; training that gives less has not paid off."""
+    done = len(run.accuracy)
+    if not done or not run.frozen_features:
+        return verdict
+    last, level = run.accuracy[-1], run.frozen_features[done - 1]
+    method = (run.results.get("frozen_features_methods") or ["linear algebra"])[-1]
+    mood = "worse" if level > last and verdict["mood"] != "open" else verdict["mood"]
+    head = f"{verdict['head'].removesuffix('.')}; {beside_frozen(level, last, method)}."
+    more = (
+        f"Frozen features: the strongest classifier in closed form on the pretrained model's features ({method}),"
+        " from the training images of the same tasks; no image is kept."
+    )
+    return verdict | {"mood": mood, "head": head, "more": [*verdict["more"], more]}
+
+
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     """(label, big number, small print)."""
     if not run.accuracy:
@@ -130,6 +146,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         (f"last{now}", percent(last), "on all classes learned"),
         (f"average{now}", percent(_average(run)), "mean over the tasks"),
         ("zero-shot", percent(base), "pretrained model, same test images"),
+        *_frozen_tile(run),
         ("difference", f"{points(gap)}", "points, last − zero-shot"),
         (
             "forgetting",
@@ -143,6 +160,13 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         ),
         ("time", duration(seconds), f"{seconds:.1f} seconds"),
     ]
+
+
+def _frozen_tile(run: RunData) -> list[tuple[str, str, str]]:
+    if not run.frozen_features:
+        return []
+    level = run.frozen_features[len(run.accuracy) - 1]
+    return [("frozen features", percent(level), "closed form, trains nothing")]
 
 
 def _per_class(run: RunData) -> list[Json]:
@@ -169,6 +193,7 @@ def _stages(run: RunData) -> list[Json]:
                 "test": task.get("test"),
                 "accuracy": stage["accuracy_after_stage"],
                 "zero_shot": run.zero_shot[t] if t < len(run.zero_shot) else None,
+                "frozen": run.frozen_features[t] if t < len(run.frozen_features) else None,
                 "seconds": stage["seconds"],
                 "memory": stage["memory"],
             }

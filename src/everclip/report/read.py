@@ -102,6 +102,11 @@ class RunData:
         return self.results.get("zero_shot_after_stage") or self.start.get("zero_shot", [])
 
     @cached_property
+    def frozen_features(self) -> list[float]:
+        """The same of the strongest closed form on the frozen features; empty where that was not measured."""
+        return self.results.get("frozen_features_after_stage") or self.start.get("frozen_features", [])
+
+    @cached_property
     def matrix(self) -> list[list[float | None]]:
         """R[t][i], one row a finished stage, as wide as there are tasks; None where nothing was measured."""
         rows = self.results.get("matrix") or [stage["row"] for stage in self.stages]

@@ -1,0 +1,157 @@
+"""Measure what the pretrained model's features give without training: the reference that a trained run has to beat.
+
+After each task a linear classifier is solved from sums over the training images seen so far; the model, the images and
+the pixels are the run's own, and no image is kept. Of the closed forms below it is the one that gets most training
+images right that it was not fitted on (cross-validation in five parts), solved again on all of them. Nothing is drawn
+at random and no test label is looked at; docs/decisions/0018-two-references.md has the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from everclip.config import method_class, options_of
+from everclip.data.images import ImageSet
+from everclip.data.loader import Loader
+from everclip.data.prompts import Prompts
+from everclip.data.scenario import Task, seen
+from everclip.methods._statistics import Statistics
+from everclip.models.clip import Clip
+from everclip.spread import Rows, spread, unreadable
+from everclip.updating.sums import Sums
+
+FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("slda", {}),
+    *(("ridge", {"lam": lam}) for lam in (0.03, 0.1, 0.3, 1.0, 3.0)),
+    ("ncm", {}),
+)
+"""Methods that train nothing, with their options; of equal ones the first is taken."""
+FOLDS = 5
+EACH = 50
+"""Images of a class and task that are held out at most, each once; more would change the choice little."""
+CHUNK = 1024
+"""Images that are in fp64 at once."""
+
+Known = tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]
+"""Features and labels of images."""
+
+
+def reference(clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loader) -> dict[str, Any]:
+    """The keys of results.json on the frozen features, A_t of the strongest closed form among them.
+
+    What is found broken on the way is forgotten again, and rows that are kept of images make room again: the run
+    computes what it would without.
+
+    Raises:
+        RunError: not one training image of a task can be read.
+    """
+    trained = Trained(clip, prompts)
+    tests: list[Known] = []
+    accuracies: list[float] = []
+    methods: list[str] = []
+    for task in tasks:
+        with loader.pixels.aside():
+            train, test = (_features(clip, loader, images) for images in (task.train, task.test))
+        if train is None or test is None:
+            raise unreadable(task)
+        if task.index:  # those of the first task are asked for next
+            loader.drop(task.train.ids)
+        trained.add(*train)
+        tests.append(test[:2])
+        known = seen(tasks[: task.index + 1])
+        best = trained.best(known)
+        right = trained.right(best, trained.whole, known, tests)
+        accuracies.append(right / sum(len(labels) for _, labels in tests))
+        methods.append(_words(*FORMS[best]))
+    return {
+        "frozen_features": accuracies[-1],
+        "frozen_features_after_stage": accuracies,
+        "frozen_features_methods": methods,
+    }
+
+
+class Trained:
+    """Sums over all training images and over those of each part that is held out, with what is held out."""
+
+    def __init__(self, clip: Clip, prompts: Prompts) -> None:
+        self._clip = clip
+        self._forms: list[Statistics] = []
+        for name, options in FORMS:
+            form = method_class(name).create(options_of(name, options), prompts)
+            assert isinstance(form, Statistics)
+            self._forms.append(form)
+        self.whole = Sums.empty(len(prompts.names), 0)
+        self._folds: list[Sums] = []
+        self._held: list[list[Known]] = [[] for _ in range(FOLDS)]
+
+    def add(
+        self, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]
+    ) -> None:
+        """Add the images of a task."""
+        if not self._folds:
+            for form in self._forms:
+                form.build(self._clip, features.shape[1])
+            self.whole = Sums.empty(len(self.whole.counts), features.shape[1])
+            self._folds = [self.whole] * FOLDS
+        for part in torch.arange(len(labels)).split(CHUNK):
+            self.whole = self.whole.plus(features[part], labels[part], ids[part])
+        of = folds(labels, ids)
+        for number in range(FOLDS):
+            held = features[of == number], labels[of == number]
+            self._folds[number] = self._folds[number].plus(*held, ids[of == number])
+            self._held[number].append(held)
+
+    def best(self, known: Sequence[int]) -> int:
+        """The number of the form that gets most of the held-out images right, each time fitted on the others."""
+        right = [0] * len(FORMS)
+        for fold, held in zip(self._folds, self._held, strict=True):
+            if len(fold.ids):
+                others = replace(
+                    self.whole,
+                    gram=self.whole.gram - fold.gram,
+                    sums=self.whole.sums - fold.sums,
+                    counts=self.whole.counts - fold.counts,
+                )
+                right = [count + self.right(form, others, known, held) for form, count in enumerate(right)]
+        return right.index(max(right))
+
+    def right(self, form: int, sums: Sums, known: Sequence[int], images: Sequence[Known]) -> int:
+        """How many images one of the forms, solved from some sums, gets right among the labels known."""
+        solver, columns, count = self._forms[form], torch.tensor(known), 0
+        solver.gram, solver.sums, solver.counts = sums.gram, sums.sums, sums.counts
+        weight, bias = solver.solve(self._clip, [*known])
+        for features, labels in images:
+            for rows, truth in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+                scores = torch.addmm(bias, solver.rows(rows), weight)
+                count += int((columns[scores.argmax(1)] == truth).sum())
+        return count
+
+
+def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """The part in which each image is held out, by its place among the ids of its class; -1 for none.
+
+    None of a class with a single image is, so that each part leaves images of every class.
+    """
+    found = torch.full_like(labels, -1)
+    for label in labels.unique():
+        where = (labels == label).nonzero()[:, 0]
+        if len(where) > 1:
+            first = where[ids[where].argsort()][:EACH]
+            found[first] = torch.arange(len(first)) % FOLDS
+    return found
+
+
+def _features(clip: Clip, loader: Loader, images: ImageSet) -> Rows | None:
+    """Features, labels and ids of the images that can be read; None where there are none."""
+    return spread(loader, images, lambda batch: clip.encode_image(clip.normalise(batch.images)))
+
+
+def _words(name: str, options: dict[str, Any]) -> str:
+    """What asks for a method on the command line."""
+    return " ".join([f"method={name}", *(f"method.{key}={value:g}" for key, value in options.items())])

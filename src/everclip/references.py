@@ -1,0 +1,49 @@
+"""Decide whether a run measures the frozen features: counted and not timed, so that machines agree."""
+
+from __future__ import annotations
+
+from everclip import estimate, methods
+from everclip.config import Config
+from everclip.data.prompts import PHOTO, Prompts
+from everclip.estimate import Sizes, Work
+
+MOST = 0.2
+"""Of the planned passes that one over the training images may be, for ``references=auto`` to ask for it."""
+
+
+def share(config: Config, sizes: Sizes) -> float:
+    """One pass over the training images, as a fraction of the image tower's passes that a resolved config plans.
+
+    An image that is trained on counts three.
+    """
+    planned = estimate.work(config, sizes)
+    return sum(sizes.train) / max(1.0, 3 * planned.trained + planned.forward)
+
+
+def wanted(config: Config, sizes: Sizes) -> bool:
+    """Whether a resolved config measures the frozen features.
+
+    With ``references=auto`` no tuning run does, whose results serve to choose between settings alone.
+    """
+    if config.references != "auto":
+        return config.references == "all"
+    return _trains(config) and config.scenario.validation is None and share(config, sizes) <= MOST
+
+
+def _trains(config: Config) -> bool:
+    return methods.build(config, Prompts(("a", "b"), (PHOTO,))).trains
+
+
+def work(config: Config, sizes: Sizes) -> Work:
+    """What that computes."""
+    return Work(forward=sum(sizes.train) + sum(sizes.test)) if wanted(config, sizes) else Work()
+
+
+def words(config: Config, sizes: Sizes) -> str:
+    """What a resolved config compares itself with, for a line."""
+    if wanted(config, sizes):
+        return f"references: zero-shot; frozen features, one pass over {sum(sizes.train):,} training images"
+    if config.references == "none" or not _trains(config) or config.scenario.validation is not None:
+        return "references: zero-shot"
+    passes = f"one pass over the training images is {share(config, sizes):.0%} of the passes planned"
+    return f"references: zero-shot; frozen features with references=all, as {passes}"
