@@ -110,7 +110,7 @@ def campaign(folder: Path, seed: int, wanted: Sequence[str], minutes: float) -> 
             row = {"goal": name, "index": index, "seed": seed} | GOALS[name].item(bench, index)
             row = portable(row, (folder, ROOT))
             row["seconds"] = round(time.monotonic() - start, 2)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row) + "\n")  # ASCII: names may be no UTF-8
             file.flush()
             print(
                 f"{name} {index}: {'ok' if row['ok'] else 'FAILED ' + row['why']}",
