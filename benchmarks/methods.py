@@ -74,6 +74,10 @@ def levels(method: str, setting: str = "caltech50") -> tuple[int, ...]:
 def words(setting: str, method: str, level: int, seed: int, extra: Sequence[str] = ()) -> tuple[str, ...]:
     """Config words of one run."""
     budget = f"memory.budget={level * CLASSES[setting]}"
+    if method == "joint":  # one task, with the epochs that it needs
+        extra = (*extra, f"train.epochs={method_class(method).Config.recommends['epochs']}")
+        settings = [word for word in SETTINGS[setting] if not word.startswith("train.epochs=")]
+        return (*settings, f"method={method}", budget, f"seed={seed}", *extra)
     return (*SETTINGS[setting], f"method={method}", budget, f"seed={seed}", *extra)
 
 

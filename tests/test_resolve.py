@@ -84,6 +84,23 @@ def test_the_rate_of_lite_by_generations() -> None:
     assert (resolve(load_config([])).train.lr, resolve(load_config(["defaults=1"])).train.lr) == (3e-5, 3e-4)
 
 
+def test_joint_training_has_epochs_of_its_own() -> None:
+    assert resolve(load_config(["method=joint"])).train.epochs == 15
+    assert resolve(load_config(["method=joint", "train.epochs=3"])).train.epochs == 3
+    assert resolve(load_config(["method=joint", "defaults=1"])).train.epochs == 5
+
+
+def test_no_page_calls_joint_training_a_bound() -> None:
+    root = Path(__file__).parents[1]
+    pages = [
+        root / "README.md",
+        *(root / "docs").glob("*.md"),
+        *(root / "src").rglob("*.toml"),
+        *(root / "src").rglob("*.py"),
+    ]
+    assert [page for page in pages if "upper bound" in page.read_text(encoding="utf-8")] == []
+
+
 def test_the_length_of_training_is_in_one_unit() -> None:
     def lengths(config: configs.Config) -> tuple[int | None, int | None]:
         train = resolve(config).train
