@@ -85,6 +85,37 @@ def test_whole_training_set_as_a_batch_has_the_gradient_of_the_objective(clip: C
     assert (gradient - torch.autograd.grad(per_image(leaf, labels).mean(), leaf)[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("groups", ["class", "class_origin"])
+def test_weights_of_the_batch_alone(clip: Clip, groups: str) -> None:
+    """sum_k q_k mean_i v_i over the groups of the batch, q their softmax; absent classes have no part in it."""
+    train, strength = [0] * 30 + [1] * 30 + [2] + [3], 0.05
+    method = gdro(clip, train, strength=strength, omega="batch", groups=groups)
+    step(
+        method, cosines(3, 1), batch([0, 2, 3])
+    )  # class 3 has a loss of its own, and is not in the next batch
+    labels = torch.tensor([0, 0, 0, 1, 2])
+    s = cosines(5, 2)
+    _, gradient = step(method, s, batch(labels.tolist()))
+    leaf = s.clone().requires_grad_()
+    losses = per_image(leaf, labels)
+    means = torch.stack([losses[labels == k].mean() for k in range(3)])
+    q = (means.detach() / strength).softmax(0)
+    (expected,) = torch.autograd.grad((q * means).sum(), leaf)
+    assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_exemplar_counts_no_more_than_its_class_in_the_batch(clip: Clip) -> None:
+    """The unbiased weight of one exemplar among 30 new images for each of two classes is far above theirs."""
+    labels = torch.tensor([0, 0, 0, 1, 2])
+    found = {}
+    for omega in ("unbiased", "batch"):
+        method = gdro(clip, [0] * 30 + [1] * 30 + [2], omega=omega, strength=100.0)
+        step(method, cosines(5, 2), batch(labels.tolist()))
+        found[omega] = method.groups.weights(labels, labels).tolist()
+    assert found["unbiased"][-1] / found["unbiased"][0] == pytest.approx(30, rel=1e-2)
+    assert found["batch"][-1] / found["batch"][0] == pytest.approx(3, rel=1e-2)
+
+
 def test_value_is_the_objective_and_gradient_the_estimate(clip: Clip) -> None:
     """A batch of an unbalanced set, with a past: mean_i n p_{y_i} / n_{y_i} sum_sides tau grad g_i / u_i."""
     train, rate = [0] * 6 + [1] * 2 + [2] * 4, 0.5

@@ -26,6 +26,7 @@ class GroupOptions:
     gamma_class: float
     weight_clip: float | None
     balanced: bool
+    omega: Literal["unbiased", "batch"] = "unbiased"
 
 
 class GroupWeights:
@@ -100,7 +101,11 @@ class GroupWeights:
         """omega: how much each image of the batch counts, by how it was drawn."""
         options, where = self.options, torch.searchsorted(self.ids, groups)
         p, counts, most = self.p[where], self.counts[where], options.weight_clip or math.inf
-        if options.dro == "sagawa":  # its losses are the batch's own
+        if options.omega == "batch":  # weights of the batch's groups alone, and means over its images
+            present, position = groups.unique(return_inverse=True)
+            among = self.p[torch.searchsorted(self.ids, present)]
+            p = (among / among.sum().clamp(min=torch.finfo(among.dtype).tiny))[position]
+        if options.dro == "sagawa" or options.omega == "batch":  # sagawa's losses are the batch's own
             return dro.balanced_sampling_weights(p, groups, len(groups.unique()), most)
         if options.balanced:
             within = self.class_counts[labels] / counts

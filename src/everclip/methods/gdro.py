@@ -8,7 +8,9 @@
 Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the
 positive costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task
 to task. The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k,
-which makes the estimate unbiased under uniform sampling. Equation 5 and the estimator are not public;
+which makes the estimate unbiased under uniform sampling, and an exemplar among many new images count fifty times as
+much as these; `omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k with q the
+p of the batch's classes, made to sum to 1. Equation 5 and the estimator are not public;
 docs/methods.md says what is certain.
 
 Paper: https://arxiv.org/abs/2605.03866
@@ -44,6 +46,7 @@ class Gdro(Contrastive):
             "margin": (0.1, 0.3, 0.5),
             "weight_clip": (None, 2.0, 10.0),
             "sampling": ("uniform", "class_balanced"),
+            "omega": ("unbiased", "batch"),
         }
 
         negatives: Literal["instance", "other_class", "multi_positive"] = Field(
@@ -65,6 +68,11 @@ class Gdro(Contrastive):
             description="lambda of kl: large weighs classes equally, small almost only the worst",
         )
         step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
+        omega: Literal["unbiased", "batch"] = Field(
+            default="unbiased",
+            description="how much an image counts: as often as makes the batch an unbiased estimate for all classes; or"
+            " by weights of the batch's classes alone, each the mean of its images in the batch",
+        )
         groups: Literal["class", "class_origin", "class_domain"] = Field(
             default="class",
             description="what is weighted: classes, classes by new or memory, or classes by domain",
@@ -87,6 +95,7 @@ class Gdro(Contrastive):
             config.gamma_class,
             config.weight_clip,
             config.sampling == "class_balanced",
+            config.omega,
         )
         self.groups = GroupWeights(options, len(prompts.names))
 
