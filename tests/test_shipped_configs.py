@@ -135,6 +135,12 @@ def test_each_of_cifar100_runs_offline(
         assert main(["train", name, *given]) == 0
 
 
+def test_every_config_of_ewc_has_a_penalty_that_holds() -> None:
+    ewc = [name for name in PAPER if "/ewc" in name]
+    assert ewc
+    assert {resolve(load_config([name])).method.options["strength"] for name in ewc} == {1e7}
+
+
 def test_a_name_a_path_and_extends_mean_the_same(tmp_path: Path) -> None:
     config = load_config(["cifar100", "method=gdro", "memory.budget=500"])
     assert load_config(["cifar100/gdro-m500"]) == config

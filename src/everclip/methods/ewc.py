@@ -54,7 +54,12 @@ class Ewc(Kept, Classify):
             "strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)
         }
 
-        strength: float = Field(default=1000.0, ge=0, description="lambda: weight of the penalty")
+        strength: float = Field(
+            default=1e7,
+            ge=0,
+            description="lambda: weight of the penalty",
+            json_schema_extra={"before": 1000.0},
+        )
         fisher: Literal["batch", "empirical", "true"] = Field(
             default="batch",
             description="squared gradients of batches; of images with their labels; or with labels of the model",
