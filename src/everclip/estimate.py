@@ -217,7 +217,8 @@ def _training(
     if present and not kept and config.scenario.kind == "class-incremental":
         classes = max(1, seen // (stage + 1))  # the task's own, about
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
-    probe = options.get("probe_epochs", 0) * (new + kept)
+    passes_of_probe = options.get("probe_epochs", 0)
+    probe = (passes_of_probe if isinstance(passes_of_probe, int) else 1) * (new + kept)
     return after + Work(images * with_gradient, images * without + probe, prompts, 0, steps, kept)
 
 

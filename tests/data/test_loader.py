@@ -75,6 +75,17 @@ def test_class_balanced_batches(found: Dataset) -> None:
     assert np.abs(rate - 1 / 6).max() < 0.03
 
 
+def test_class_repeated_batches_draw_images_of_small_classes_again(found: Dataset) -> None:
+    few = found.train.select((found.train.labels != 0) | (np.arange(len(found.train)) < 1))
+    maker = loader(found, 12)
+    whole = np.ones(len(few), bool)
+    for phase, least in ((Phase(sampler="class_balanced"), 1), (Phase(sampler="class_repeated"), 2)):
+        batches = maker.batches(few, whole, phase, 0, 0, 20)
+        counts = [np.bincount(batch.labels.numpy(), minlength=6) for batch in batches]
+        assert {int(count[0]) for count in counts} == {least}
+        assert {int(count[1]) for count in counts} == {2}
+
+
 def test_augmentation_shifts_and_flips_and_nothing_else(found: Dataset) -> None:
     plain = run(loader(found, 42, augment="none"), found, 1)[0]
     moved = run(loader(found, 42), found, 1)[0]

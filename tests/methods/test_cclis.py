@@ -130,7 +130,9 @@ def test_draws_are_in_proportion_to_the_scores() -> None:
 
 
 def test_prototypes_are_kept_and_stay_at_unit_length(toy: str, photos: str) -> None:
-    lesson = Course.of(f"data={photos}", f"model={toy}", "method=cclis", "method.start=random")
+    lesson = Course.of(
+        f"data={photos}", f"model={toy}", "method=cclis", "method.start=random", "method.probe_epochs=2"
+    )
     method = lesson.method
     first = torch.zeros(0, 128)
     for index in range(2):

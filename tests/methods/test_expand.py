@@ -195,7 +195,7 @@ def test_retraining_starts_the_head_anew_and_trains_it_alone(toy: str, photos: s
     lesson.leave(lesson.plan.tasks[0])
     task = lesson.enter(1)
     first, second = method.phases(task)
-    assert (second.sampler, second.epochs) == ("class_balanced", 2)
+    assert (second.sampler, second.epochs) == ("class_repeated", 2)
     lesson.phase(task, first)
     tower, head, aux = state(clip.model.visual), state(method.head), state(method.aux)
     update = lesson.update(second)

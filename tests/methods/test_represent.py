@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from everclip.data.loader import Batch
 from everclip.data.scenario import Task
 from everclip.losses import supcon
+from everclip.methods._probe import converged
 from everclip.methods._represent import TwoViews
 from everclip.methods.cassle import Cassle
 from everclip.methods.co2l import Co2l
@@ -162,7 +163,7 @@ def test_the_probe_trains_the_head_alone(toy: str, photos: str) -> None:
         "mixed",
         None,
     )
-    assert (probe.name, probe.views, probe.sampler, probe.epochs) == ("probe", 1, "class_balanced", 7)
+    assert (probe.name, probe.views, probe.sampler, probe.epochs) == ("probe", 1, "class_repeated", 7)
     lesson.phase(task, represent)
     update, on = lesson.update(probe), lesson.sample(task)
     rates = [(group["base"], group["weight_decay"]) for group in update.optimizer.param_groups]
@@ -174,6 +175,48 @@ def test_the_probe_trains_the_head_alone(toy: str, photos: str) -> None:
     assert same(before[0], state(lesson.clip))
     assert same(before[1], state(lesson.method.projector))
     assert not same(head, state(lesson.method.head))
+
+
+def balanced_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy whose mean is over classes, of the means over their images."""
+    each = torch.nn.functional.cross_entropy(scores, target, reduction="none")
+    return torch.stack([each[target == label].mean() for label in target.unique()]).mean()
+
+
+def test_the_probe_converges_with_classes_counting_alike() -> None:
+    """Classes of 60, 30 and 20 images that overlap: the gradient of the balanced loss is gone, from any start."""
+    random = torch.Generator().manual_seed(0)
+    target = torch.arange(3).repeat_interleave(torch.tensor([60, 30, 20]))
+    features = 0.5 * torch.randn(3, 4, generator=random)[target] + torch.randn(110, 4, generator=random)
+    found = []
+    for seed in (1, 2):
+        start = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+        weight, bias = (part.requires_grad_() for part in converged(features, target, start, torch.zeros(3)))
+        loss = balanced_loss(features @ weight.T + bias, target)
+        loss.backward()
+        assert weight.grad is not None
+        assert weight.grad.abs().max() < 0.01
+        found.append(loss.item())
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+    separable = torch.eye(3)[target]
+    weight, bias = converged(separable, target, torch.zeros(3, 3), torch.zeros(3))
+    assert balanced_loss(separable @ weight.T + bias, target) < 0.01
+
+
+@pytest.mark.parametrize("name", ["co2l", "cassle", "cclis"])
+def test_the_probe_is_learned_on_kept_features_of_one_pass(name: str, toy: str, photos: str) -> None:
+    lesson = course(name, toy, photos)
+    task = lesson.enter(0)
+    (represent,) = lesson.method.phases(task)
+    lesson.phase(task, represent)
+    before = state(lesson.clip)
+    on = lesson.sample(task)
+    lesson.leave(task)
+    assert same(before, state(lesson.clip))
+    with torch.no_grad():
+        scores = lesson.method.classifier(lesson.clip, task.classes)(lesson.clip.normalise(on.images))
+    target = torch.tensor([task.classes.index(label) for label in on.labels.tolist()])
+    assert balanced_loss(scores, target) < 0.05, "in five epochs on so few images it hardly moves"
 
 
 @pytest.mark.parametrize("start", ["fresh", "kept"])
@@ -198,6 +241,9 @@ def test_cassle_keeps_exemplars_for_the_probe_alone_if_at_all(toy: str, photos: 
         lesson = course("cassle", toy, photos, *options)
         assert lesson.method.uses_memory is used
         assert lesson.plan.budget() == (12 if used else 0)
+        assert [phase.data for phase in lesson.method.phases(lesson.plan.tasks[1])] == ["new"]
+        assert lesson.method.probe_data == data
+        lesson = course("cassle", toy, photos, *options, "method.probe_epochs=2")
         assert [phase.data for phase in lesson.method.phases(lesson.plan.tasks[1])] == ["new", data]
 
 

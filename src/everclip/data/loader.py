@@ -65,7 +65,8 @@ class Phase:
     Args:
         name: shown in the log.
         epochs: overrides ``train.epochs``; None takes the config's epochs or steps.
-        sampler: ``uniform`` over images, or ``class_balanced``: classes uniformly, then images of the class.
+        sampler: ``uniform`` over images, or ``class_balanced``: classes uniformly, then images of the class, no image
+            twice in a batch; with ``class_repeated`` as many of each class, again where it has too few.
         data: which images it trains on: new and memory, new alone, or memory alone.
         views: augmented views of each image: one, or two (``Batch.second``).
         train: values of ``[train]`` for this phase alone, such as ``{"lr_head": 0.1, "weight_decay": 0.0}``.
@@ -73,7 +74,7 @@ class Phase:
 
     name: str = "train"
     epochs: int | None = None
-    sampler: Literal["uniform", "class_balanced"] = "uniform"
+    sampler: Literal["uniform", "class_balanced", "class_repeated"] = "uniform"
     data: Literal["mixed", "new", "memory"] = "mixed"
     views: Literal[1, 2] = 1
     train: Mapping[str, float | None] = field(default_factory=dict)
@@ -152,19 +153,26 @@ class Loader:
         """Positions of each batch of one epoch; ``key`` is (stage, phase index, epoch)."""
         rng = generator(self.seed, "order", *key)
         steps = self.steps_per_epoch(len(images))
-        if phase.sampler == "class_balanced":
-            return [self._balanced(images.labels, rng) for _ in range(steps)]
+        if phase.sampler != "uniform":
+            again = phase.sampler == "class_repeated"
+            return [self._balanced(images.labels, rng, again) for _ in range(steps)]
         return np.array_split(rng.permutation(len(images)), steps)
 
-    def _balanced(self, labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """A batch of classes drawn uniformly, as many images of each, no image twice."""
+    def _balanced(
+        self, labels: NDArray[np.int64], rng: np.random.Generator, again: bool
+    ) -> NDArray[np.int64]:
+        """A batch of classes drawn uniformly, as many images of each; no image twice, unless ``again``."""
         classes = np.unique(labels)
         each = 2 if self.batch_size >= 4 else 1
         drawn = rng.permutation(classes)[: max(1, self.batch_size // each)]
         each = self.batch_size // len(drawn)
-        return np.concatenate(
-            [rng.permutation(np.flatnonzero(labels == label))[:each] for label in drawn.tolist()]
-        )
+
+        def some(label: int) -> NDArray[np.int64]:
+            own = np.flatnonzero(labels == label)
+            rounds = -(-each // len(own)) if again else 1
+            return np.concatenate([rng.permutation(own) for _ in range(rounds)])[:each]
+
+        return np.concatenate([some(label) for label in drawn.tolist()])
 
     def batches(
         self,

@@ -33,6 +33,11 @@ class ExpandConfig(MethodConfig):
     retrain_epochs: int | None = Field(
         default=None, ge=1, description="epochs of balance=retrain; none: as many as of training"
     )
+    few: Literal["again", "once"] = Field(
+        default="again",
+        description="whether images of a class that has too few for a batch of balance=retrain come again in it",
+        json_schema_extra={"before": "once"},
+    )
     retrain_temperature: float = Field(
         default=5.0, gt=0, description="what balance=retrain divides the scores by"
     )
@@ -97,7 +102,8 @@ class Expand(Method):
     def phases(self, task: Task) -> list[Phase]:
         if not self._known or self.options.balance != "retrain" or not self._complete:
             return [Phase()]
-        return [Phase(), Phase("retrain", self.options.retrain_epochs, "class_balanced")]
+        sampler = "class_balanced" if self.options.few == "once" else "class_repeated"
+        return [Phase(), Phase("retrain", self.options.retrain_epochs, sampler)]
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
         """Start the head anew where it is trained anew."""

@@ -1,13 +1,15 @@
-"""Methods in two phases: represent learns the image tower, probe a linear layer on what it then gives."""
+"""Methods in two stages: represent learns the image tower, probe a linear layer on what it then gives."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,13 +20,29 @@ from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, firs
 
 PROBE = "probe"
 """Name of the second phase."""
+FALL, ENOUGH, MOST = 0.01, 1e-3, 50
+"""A loss that falls by less than the first in ten iterations, or is below the second, has stopped; so many tens at
+most."""
+CHUNK = 8192
+"""Images whose scores are computed at once."""
 
 
 class ProbeConfig(MethodConfig):
     """Options of the linear probe."""
 
-    probe_epochs: int = Field(default=5, ge=1, description="passes of the linear probe after each task")
-    probe_lr: float = Field(default=1e-3, gt=0, description="its peak learning rate")
+    probe_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="passes of the linear probe through the tower after each task, on class-balanced batches; none: one"
+        " pass, and on the features kept from it until its loss stops falling",
+        json_schema_extra={"before": 5},
+    )
+    probe_lr: float = Field(default=1e-3, gt=0, description="its peak learning rate, where epochs are given")
+    few: Literal["again", "once"] = Field(
+        default="again",
+        description="where epochs are given: whether images of a class that has too few for a batch come again in it",
+        json_schema_extra={"before": "once"},
+    )
     probe_start: Literal["fresh", "kept"] = Field(
         default="fresh",
         description="where the rows of classes with images begin after a task: anew, or as they were",
@@ -35,9 +53,12 @@ class ProbeConfig(MethodConfig):
 class Probe(Method):
     """Base of methods whose loss learns features and no classifier.
 
-    The probe sees the images that the method may keep at hand, classes drawn alike, through the frozen tower, without
-    weight decay. Its softmax runs over the classes that have images; rows of other classes stay as they are.
+    The probe sees the images that the method may keep at hand, classes counting alike, through the frozen tower,
+    without weight decay. Its softmax runs over the classes that have images; rows of other classes stay as they are.
     """
+
+    probes: bool = True
+    """Whether the probe classifies; set on the instance where an option decides."""
 
     views: ClassVar[Literal[1, 2]] = 1
     """Augmented views of an image in the first phase."""
@@ -64,11 +85,12 @@ class Probe(Method):
         yield from (parameter for _, parameter in clip.image_parameters())
 
     def phases(self, task: Task) -> list[Phase]:
+        represent = Phase("represent", data=self.represent_data, views=self.views)
+        if self.options.probe_epochs is None or not self.probes:
+            return [represent]
         rates = {"lr_head": self.options.probe_lr, "weight_decay": 0.0}
-        return [
-            Phase("represent", data=self.represent_data, views=self.views),
-            Phase(PROBE, self.options.probe_epochs, "class_balanced", self.probe_data, train=rates),
-        ]
+        sampler = "class_balanced" if self.options.few == "once" else "class_repeated"
+        return [represent, Phase(PROBE, self.options.probe_epochs, sampler, self.probe_data, train=rates)]
 
     def grow(self, clip: Clip, task: Task) -> None:
         self.head.grow_for(task, clip, self.prompts, self.options.head_init)
@@ -85,6 +107,37 @@ class Probe(Method):
             with torch.no_grad():
                 self.head.weight[rows] = first_rows(self._labels, clip, self.prompts, self.options.head_init)
                 self.head.bias[rows] = 0
+
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Learn the probe on kept features, unless it has had a phase."""
+        if self.options.probe_epochs is not None or not self.probes:
+            return
+        known = set(task.train.ids.tolist())
+        with torch.no_grad():
+            met = [self._kept(clip, batch, set()) for batch in new]
+            if self.probe_data == "mixed":
+                met += [self._kept(clip, batch, known) for batch in memory]
+        features, labels = (torch.cat(column) for column in zip(*met, strict=True))
+        there = set(labels.tolist())
+        wanted = [label for label in self.head.labels if label in there]
+        rows = self.head.columns(torch.tensor(wanted)).tolist()
+        scale = clip.logit_scale.exp().detach()
+        target = columns(wanted, labels)
+        weight, bias = converged(
+            features, target, scale * self.head.weight.detach()[rows], self.head.bias.detach()[rows]
+        )
+        with torch.no_grad():
+            self.head.weight[rows] = weight / scale
+            self.head.bias[rows] = bias
+
+    @staticmethod
+    def _kept(clip: Clip, batch: Batch, known: set[int]) -> tuple[Tensor, Tensor]:
+        """Features and labels of images that are not ``known``."""
+        fresh = torch.tensor([sample not in known for sample in batch.ids.tolist()], dtype=torch.bool)
+        features = clip.encode_image(clip.normalise(batch.images))
+        return features[fresh.to(features.device)], batch.labels.to(features.device)[
+            fresh.to(features.device)
+        ]
 
     @final
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
@@ -110,3 +163,41 @@ class Probe(Method):
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         return HeadClassifier(clip.encode_image, self.head, labels, clip.logit_scale.exp())
+
+
+def converged(
+    features: Float[Tensor, "n d"],
+    target: Int64[Tensor, " n"],
+    weight: Float[Tensor, "c d"],
+    bias: Float[Tensor, " c"],
+) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+    """A linear classifier from these values on, by L-BFGS on all images until its loss stops falling.
+
+    The loss is the cross-entropy with all classes counting alike. It has stopped where ten iterations take less than
+    ``FALL`` of it away, or where there is none left: of classes that can be told apart it falls for ever.
+    """
+    weight, bias = (part.detach().clone().requires_grad_() for part in (weight, bias))
+    counts = target.bincount(minlength=len(weight))
+    share = 1 / (counts[target] * (counts > 0).sum())
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=10, line_search_fn="strong_wolfe")
+    loss = torch.zeros(())
+
+    def closure() -> Tensor:
+        nonlocal loss
+        optimizer.zero_grad()
+        loss = torch.zeros((), device=features.device)
+        for part in torch.arange(len(target), device=target.device).split(CHUNK):
+            logits = features[part] @ weight.T + bias
+            term = (share[part] * functional.cross_entropy(logits, target[part], reduction="none")).sum()
+            term.backward()
+            loss = loss + term.detach()
+        return loss
+
+    before = math.inf
+    with torch.enable_grad():
+        for _ in range(MOST):
+            now = float(optimizer.step(closure))  # before these ten
+            if now < ENOUGH or before - now < FALL * before:
+                break
+            before = now
+    return weight.detach(), bias.detach()

@@ -65,6 +65,7 @@ class Represent(Probe):
             self._teacher = (clip.copy_tower(), copy.deepcopy(self.projector).requires_grad_(False))
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        super().end_task(clip, task, new, memory)
         self._teacher = ()
 
     def represent(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:

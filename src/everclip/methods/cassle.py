@@ -37,11 +37,7 @@ class Cassle(TwoViews):
     class Config(ViewsConfig):
         """Options of CaSSLe."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.3, 1.0, 3.0),
-            "probe_lr": (0.001, 0.01),
-        }
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0)}
 
         hidden: int | None = Field(
             default=2048,
@@ -64,7 +60,7 @@ class Cassle(TwoViews):
     cost = Cost(
         parameters="a projector and a predictor of two layers each; a linear head",
         state="projector, predictor, head; one moving average (fp32) an exemplar with sogclr and method.probe=mixed",
-        passes="2 of the image tower (two views), 2 of its frozen copy after the first task; 1 an epoch of the probe",
+        passes="2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe",
         memory="none; method.probe=mixed learns the probe on it",
     )
 

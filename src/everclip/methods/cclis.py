@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.prototypes import draw_scores, importance, prototype_contrast, shares
-from everclip.methods._base import Batch, Clip, Cost, Method, Phase, Prompts, Task
+from everclip.methods._base import Batch, Clip, Cost, Method, Prompts, Task
 from everclip.methods._passes import Passes, teacher
 from everclip.methods._represent import Represent, RepresentConfig
 from everclip.sample_table import SampleTable
@@ -43,11 +43,7 @@ class Cclis(Represent):
     class Config(RepresentConfig):
         """Options of CCLIS."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.2, 0.6, 2.0),
-            "probe_lr": (0.001, 0.01),
-        }
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"tau": (0.1, 0.5), "distill": (0.2, 0.6, 2.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the contrast")
         prototypes: Literal["learned", "text"] = Field(
@@ -68,13 +64,14 @@ class Cclis(Represent):
     cost = Cost(
         parameters="a projector of two layers, a prototype a class; a linear head",
         state="these, and one probability (fp32) an exemplar",
-        passes="1 of the image tower, 1 of its frozen copy after the first task; 1 an epoch of the probe, 1 for scores",
+        passes="1 of the image tower, 1 of its frozen copy after the first task; 1 for the probe, 1 for scores",
         memory="trains on exemplars beside new images; chooses them by score",
     )
     passes = Passes(teacher(), "none", after=(0.0, 1.0))
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.probes = config.prototypes == "learned"
         self.drawn = SampleTable(1)
         self.prototypes = nn.Parameter(torch.zeros(0, 0))
         self._known = 0
@@ -85,9 +82,6 @@ class Cclis(Represent):
 
     def drop(self, ids: NDArray[Any]) -> None:
         self.drawn.drop(ids)
-
-    def phases(self, task: Task) -> list[Phase]:
-        return super().phases(task)[: 1 if self.config.prototypes == "text" else 2]
 
     def make_projector(self, width: int) -> nn.Module:
         return nn.Identity() if self.config.prototypes == "text" else super().make_projector(width)

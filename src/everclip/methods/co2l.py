@@ -33,11 +33,7 @@ class Co2l(TwoViews):
     class Config(ViewsConfig):
         """Options of Co2L."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.3, 1.0, 3.0),
-            "probe_lr": (0.001, 0.01),
-        }
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the objective")
         tau_base: float = Field(
@@ -52,7 +48,7 @@ class Co2l(TwoViews):
     cost = Cost(
         parameters="a projector of two layers; a linear head",
         state="the projector and the head; one moving average (fp32) an exemplar with method.objective=sogclr",
-        passes="2 of the image tower (two views), 2 of its frozen copy after the first task; 1 an epoch of the probe",
+        passes="2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe",
     )
 
     def contrast(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
