@@ -29,14 +29,16 @@ COMMON = (
 )
 CLASSES = "method=gcl,gdro,ewc,icarl,der_expand,memo,foster,co2l,finetune,zero_shot,ncm,ridge,ranpac,joint"
 DOMAINS = ("method=gcl,gdro,cassle,zero_shot,joint", "scenario.kind=domain-incremental")
-TUNE = ("--tune", "train.lr=1e-4,3e-4,1e-3")
+TUNE = ("--tune", "all", "--trials", "12")
 PANELS = {
-    "emoji-domains": ("data=emoji", *DOMAINS, "memory.budget=0,20,200", "train.epochs=5"),
-    "pacs": ("data=domainfolder:pacs_part", *DOMAINS, "memory.budget=0,7,70", "train.epochs=3"),
-    "emoji": ("data=emoji", CLASSES, "memory.budget=0,100,1000", "train.epochs=5"),
-    "caltech50": ("data=imagefolder:caltech50", CLASSES, "memory.budget=0,50,500", "train.epochs=3"),
+    "emoji-domains": ("data=emoji", *DOMAINS, "memory.budget=0,20,200"),
+    "pacs": ("data=domainfolder:pacs_part", *DOMAINS, "memory.budget=0,7,70"),
+    "emoji": ("data=emoji", CLASSES, "memory.budget=0,100,1000"),
+    "caltech50": ("data=imagefolder:caltech50", CLASSES, "memory.budget=0,50,500"),
 }
-"""Budgets are 0, 1 and 10 exemplars for each class; in the domain-incremental panels, for each class of all domains."""
+"""Each method is tuned at each memory size, within as many trials, epochs included.
+
+Budgets are 0, 1 and 10 exemplars for each class; in the domain-incremental panels, for each class of all domains."""
 SWEPT = "swept"
 """Folder of the sweeps in the scratch folder, where links to the pictures have a panel's name."""
 FILES = ("config.toml", "results.json", "tuned.toml")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everclip.config import Config, config_hash, dump, load_config, method_class, resolve
+from everclip import trials
+from everclip.config import Config, config_hash, dump, load_config, resolve
 from everclip.durable import write_atomic
-from everclip.errors import RunError
-from everclip.estimate import inner
+from everclip.errors import RunError, UserError
 from everclip.run import Run
+from everclip.trials import has_head
 
 SHARE = 0.2
 """Share of the training images that is held out, where the config does not say."""
@@ -74,24 +75,20 @@ def default_search(config: Config) -> dict[str, list[str]]:
     return search
 
 
-def has_head(config: Config) -> bool:
-    """Whether the config's method trains a new head on the features."""
-    name, options = inner(config)
-    fields = method_class(name).Config.model_fields
-    head = fields["head"].default if "head" in fields else "linear"
-    return "head_init" in fields and options.get("head", head) == "linear"
-
-
-def tune(tokens: Sequence[str], out: Path, train: Trainer, say: Callable[[str], None]) -> Choice:
-    """Choose settings key after key, each with the best values of the keys before it; at a tie the first.
+def tune(
+    tokens: Sequence[str], out: Path, train: Trainer, say: Callable[[str], None], most: int | None = None
+) -> Choice:
+    """Choose settings on the first two tasks, and write ``out/tuned.toml``, the config to train with.
 
     Every run is a directory in ``out``, so a search that was stopped continues and a finished one is only read.
-    Writes ``out/tuned.toml``, the config to train with.
 
     Args:
-        tokens: of a config; a key with several values after commas is searched, in the order given. Without one the
-            learning rates of both towers and of a head are (``default_search``).
+        tokens: of a config; a key with several values after commas is searched. Without one the learning rates of both
+            towers and of a head are (``default_search``), or with ``most`` all that there is to tune (``trials.space``)
+            but for what the tokens set.
         train: trains an open run and returns its results.
+        most: search within so many trials (``trials.search``); None: key after key, in the order given, each with the
+            best values of the keys before it, at a tie the first.
 
     Raises:
         UserError: the config is wrong.
@@ -101,26 +98,85 @@ def tune(tokens: Sequence[str], out: Path, train: Trainer, say: Callable[[str], 
     start = resolve(load_config(fixed))
     share = start.scenario.validation or SHARE
     fixed = [token for token in fixed if not token.startswith("scenario.validation=")]
-    tuning, values, tried = [*fixed, f"scenario.validation={share}"], {}, {}
-    known: dict[str, float | None] = {}
-    for key, candidates in (search or default_search(start)).items():
-        scores = tried[key] = {}
-        for value in candidates:
-            words = _words(values | {key: value})
-            config = resolve(load_config([*tuning, *words]))
-            same = config_hash(config)
-            if same not in known:
-                known[same] = _score(config, out / ",".join(words), train)
-            scores[value] = known[same]
-            say(f"{' '.join(words)}: {'not finite' if (score := known[same]) is None else f'{score:.1%}'}")
+    trial = _Trials([*fixed, f"scenario.validation={share}"], out, train, say, hashed=most is not None)
+    if most is None:
+        values, tried = _in_turn(search or default_search(start), trial)
+        counted = ""
+    else:
+        set_here = {token.partition("=")[0] for token in fixed}
+        found = _within(search or trials.space(start, set_here), start, trial, most)
+        values, tried = found.values, found.tried
+        edges = f" (still at the edge of its grid: {', '.join(found.edges)})" if found.edges else ""
+        counted = f", {found.trials} of {most} trials{edges}"
+    config = resolve(load_config([*fixed, "scenario.validation=none", *_words(values)]))
+    record = _record(start, share, tried, counted)
+    choice = Choice(config.model_copy(update={"tuned_on": record}), values, tried)
+    write_atomic(out / "tuned.toml", dump(choice.config))
+    return choice
+
+
+@dataclass
+class _Trials:
+    """Trains settings, each once.
+
+    Args:
+        tokens: of the config that they are laid over.
+        hashed: whether directories are named by what is trained, as names of many values are too long.
+    """
+
+    tokens: Sequence[str]
+    out: Path
+    train: Trainer
+    say: Callable[[str], None]
+    hashed: bool
+    known: dict[str, float | None] = field(default_factory=dict)
+
+    def score(self, values: Mapping[str, str]) -> float | None:
+        """Accuracy of both tasks' held-out images after the second task; None where the loss was not finite."""
+        words = _words(values)
+        config = resolve(load_config([*self.tokens, *words]))
+        same = config_hash(config)
+        if same not in self.known:
+            name = f"trial-{same}" if self.hashed else ",".join(words)
+            self.known[same] = _score(config, self.out / name, self.train)
+        score = self.known[same]
+        self.say(f"{' '.join(words)}: {'not finite' if score is None else f'{score:.1%}'}")
+        return score
+
+
+def _in_turn(
+    search: Mapping[str, Sequence[str]], trial: _Trials
+) -> tuple[dict[str, str], dict[str, dict[str, float | None]]]:
+    """Key after key: the best values, and what was tried."""
+    values: dict[str, str] = {}
+    tried: dict[str, dict[str, float | None]] = {}
+    for key, candidates in search.items():
+        scores = tried[key] = {value: trial.score(values | {key: value}) for value in candidates}
         finite = {value: score for value, score in scores.items() if score is not None}
         if not finite:
             raise RunError(f"no value of {key} trains ({', '.join(candidates)}): try smaller ones")
         values[key] = max(finite, key=lambda value, finite=finite: finite[value])
-    config = resolve(load_config([*fixed, "scenario.validation=none", *_words(values)]))
-    choice = Choice(config.model_copy(update={"tuned_on": _record(start, share, tried)}), values, tried)
-    write_atomic(out / "tuned.toml", dump(choice.config))
-    return choice
+    return values, tried
+
+
+def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> trials.Outcome:
+    """The search within a number of trials."""
+
+    def valid(key: str, value: str) -> bool:
+        try:
+            resolve(load_config([*trial.tokens, f"{key}={value}"]))
+        except UserError:
+            return False
+        return True
+
+    if not grid:
+        raise UserError(
+            f"{start.method.name} has nothing to tune: give a key several values, or leave --trials out"
+        )
+    found = trials.search(grid, trials.start(start, grid), trial.score, most, valid)
+    if all(score is None for scores in found.tried.values() for score in scores.values()):
+        raise RunError(f"none of {found.trials} trials trains: start from smaller rates")
+    return found
 
 
 def _words(values: Mapping[str, str]) -> list[str]:
@@ -138,13 +194,15 @@ def _score(config: Config, out: Path, train: Trainer) -> float | None:
             return None
 
 
-def _record(config: Config, share: float, tried: Mapping[str, Mapping[str, float | None]]) -> str:
-    """What ``tuned_on`` says: the data, the budget and every score."""
+def _record(
+    config: Config, share: float, tried: Mapping[str, Mapping[str, float | None]], counted: str
+) -> str:
+    """What ``tuned_on`` says: the data, the budget, how many trials were ``counted``, and every score."""
     searched = "; ".join(
         f"{key} " + ", ".join(f"{v}: {'-' if s is None else f'{s:.4f}'}" for v, s in scores.items())
         for key, scores in tried.items()
     )
     return (
         f"{config.data}, tasks 1-2, {share} of their training images, memory {config.memory.words},"
-        f" seed {config.seed}; {searched}"
+        f" seed {config.seed}{counted}; {searched}"
     )

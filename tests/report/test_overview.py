@@ -16,6 +16,7 @@ from everclip.metrics.stats import interval
 from everclip.report import build as module
 from everclip.report.build import build, collect, write
 from everclip.report.maps_figure import forgotten
+from everclip.report.tuning import searched
 from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
 from tests.report.test_find import unfinished
@@ -291,3 +292,24 @@ def test_forgetting_is_against_the_best_earlier_accuracy() -> None:
             earlier = [value for s in range(i, t) if (value := matrix[s][i]) is not None]
             now = matrix[t][i]
             assert found == (max(earlier) - now if earlier and now is not None else None)
+
+
+def test_what_was_tuned_is_shown(tmp_path: Path) -> None:
+    text = (
+        "imagefolder:photos, tasks 1-2, 0.2 of their training images, memory 200, seed 0, 6 of 6 trials (still at the"
+        " edge of its grid: train.lr); train.lr 1e-05: 0.5125, 0.0003: 0.6500; method.margin 0.1: -, 0.3: 0.6500,"
+        " 0.5: 0.6"
+    )
+    for seed in (0, 1):
+        results = write_run(tmp_path / f"{seed}", seed=seed, **SMALL)
+        (tmp_path / f"{seed}" / "results.json").write_text(json.dumps(results | {"tuned_on": text}))
+        config = tmp_path / f"{seed}" / "config.toml"
+        config.write_text(config.read_text() + "[train]\nlr = 3e-4\n")
+    for paths in ([tmp_path], [tmp_path / "0"]):
+        page = Page(build(paths, tmp_path / "r.html").read_text())
+        rows = [row[-5:] for row in page.rows if row[-4:-3] in (["train.lr"], ["method.margin"])]
+        assert rows[:2] == [
+            ["6 of 6", "train.lr", "1e-05: 51.2, 0.0003: 65.0", "0.0003", "yes"],
+            ["6 of 6", "method.margin", "0.1: not finite, 0.3: 65.0, 0.5: 60.0", "0.3", ""],
+        ]
+    assert searched("chosen by hand") is None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from everclip import trials
 from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.sweep import pool, searches, slots
@@ -397,21 +398,75 @@ def test_the_time_left(tmp_path: Path) -> None:
     assert [duration(seconds) for seconds in (5, 600, 8000)] == ["5 s", "10 min", "2.2 h"]
 
 
-def test_one_search_for_cells_that_differ_in_seed_and_memory(tmp_path: Path, tokens: list[str]) -> None:
+def test_one_search_for_cells_that_differ_in_the_seed_alone(tmp_path: Path, tokens: list[str]) -> None:
     words = [*tokens, "method=gcl,gdro,ncm", "method.gdro.margin=0.1,0.3", "memory.budget=0,12", "seed=0,1"]
     session = Session.of([*words, f"out={tmp_path / 's'}"], ["lr=1e-5,1e-4"])
     assert [search.name.rsplit("_", 1)[0] for search in session.searches] == [
-        "gcl",
-        "gdro_margin0.1",
-        "gdro_margin0.3",
+        *("gcl_m0", "gcl_m12"),
+        *("gdro_margin0.1_m0", "gdro_margin0.1_m12", "gdro_margin0.3_m0", "gdro_margin0.3_m12"),
     ]
-    assert [len(search.cells) for search in session.searches] == [4, 4, 4]
+    assert [len(search.cells) for search in session.searches] == [2] * 6
+    assert "memory.budget=12" in session.searches[1].command()
     assert {job.config.method.name for job in session.jobs} == {"ncm"}  # ncm trains nothing; the others wait
     with pytest.raises(UserError, match="rates stands alone"):
         Session.of(words, ["rates", "method.gcl.tau=0.1,0.2"])
     rates = Session.of(words, [searches.RATES]).searches[0]
     assert rates.keys == ("train.lr", "train.lr_text")
     assert rates.command()[1:-2] == [*rates.cells[0].words]
+
+
+def test_every_method_and_memory_size_has_as_many_trials(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = [word for word in tokens if not word.startswith("train.epochs")]
+    words = [*free, "method=gdro,ewc,cassle,slda,zero_shot", "memory.budget=0,12", "seed=0,1"]
+    found = Session.of([*words, f"out={tmp_path / 's'}"], ["all"], trials=7).searches
+    assert {tuple(search.command()[-3:]) for search in found} == {("--trials", "7", "--json")}
+    # cassle and slda keep no exemplars: one search for all memory sizes; zero_shot has nothing to tune
+    assert [search.cells[0].config.method.name for search in found] == ["gdro"] * 2 + ["ewc"] * 2 + [
+        "cassle",
+        "slda",
+    ]
+    assert {"train.lr", "train.lr_text", "train.epochs", "method.margin", "method.tau"} <= {*found[0].keys}
+    assert "method.strength" in found[2].keys
+    assert found[0].key != Session.of([*words, f"out={tmp_path / 's'}"], ["all"], trials=8).searches[0].key
+    assert Session.of([*words, f"out={tmp_path / 's'}"], ["all"]).searches[0].most == trials.MOST
+    fixed = Session.of([*words, "train.epochs=1", f"out={tmp_path / 's'}"], ["all"]).searches[0]
+    assert "train.epochs" not in fixed.keys
+    with pytest.raises(UserError, match="all stands alone"):
+        Session.of(words, ["all", "lr=1e-5,1e-4"])
+    assert main(["sweep", *words, "--trials", "3"]) == 2
+    assert "--tune" in capsys.readouterr().err
+
+
+def test_a_search_within_trials_is_found_again_and_used(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    words = [
+        "sweep",
+        *tokens,
+        "method=gcl",
+        "memory.budget=12",
+        f"out={out}",
+        "--tune",
+        "all",
+        "--trials",
+        "3",
+    ]
+    assert main([*words, "--print"]) == 0
+    (command,) = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert main(command[1:]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "3 of 3 trials" in found["tuned_on"]
+    (place,) = [Path(word.removeprefix("out=")) for word in command if word.startswith("out=")]
+    place.rename(place.parent / "of-before")
+    assert main([*words, "--print"]) == 0
+    (command,) = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert command[:2] == ["everclip", "train"]
+    assert f"train.lr={float(found['values']['train.lr'])!r}" in command
+    assert main([*words[:-1], "2", "--print"]) == 0
+    assert capsys.readouterr().out.startswith("everclip tune")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its child

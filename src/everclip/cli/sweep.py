@@ -19,6 +19,7 @@ _ONE = Parameter(consume_multiple=False)
 def sweep(
     *tokens: str,
     tune: Annotated[list[str] | None, _ONE] = None,
+    trials: int | None = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
     from_stage: int | None = None,
     jobs: int | None = None,
@@ -38,6 +39,7 @@ def sweep(
     everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
     everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
     everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
+    everclip sweep method=gcl,gdro,ewc memory.budget=0,200 --tune all --trials 24
     everclip sweep my.toml seed=0..4 --print > commands.txt
     everclip sweep my.toml train.lr=1e-5,1e-4 --from runs/X --from-stage 5
 
@@ -47,7 +49,10 @@ def sweep(
         A shipped config's name or a TOML file, then KEY=A,B or KEY=0..4. method.NAME.OPTION is for one method; out is
         the folder that holds the run directories.
     tune
-        KEY=A,B: choose it for each method first, without the test set (see everclip tune).
+        KEY=A,B: choose it for each method and memory size first, without the test set (see everclip tune). all: rates,
+        epochs and the method's own constants, but for what KEY=VALUE sets, within the same number of trials for each.
+    trials
+        That number (default: 24). With --tune KEY=A,B too, grids then grow while their winner lies at an edge.
     from_
         Finished runs to go on from: each run begins as the one that has its data,
         method and seed stood after some tasks.
@@ -79,9 +84,13 @@ def sweep(
         raise UserError("--slurm-set is a setting of SLURM jobs: write --slurm too, or leave it out")
     if print_ and slurm:
         raise UserError("--print prints the commands and --slurm submits them: write one of the two")
+    if trials is not None and (trials < 1 or not tune):
+        raise UserError(
+            f"--trials {trials} counts the runs of each search: write a number from 1, and --tune"
+        )
     places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
     extra = [*(["smoke=true"] if smoke else []), *_fork(from_, from_stage)]
-    session = Session.of(tokens, tune or (), extra, look=not print_)
+    session = Session.of(tokens, tune or (), extra, look=not print_, trials=trials)
     for line in (*session.asked.skipped, *session.shared()):
         print(line, file=sys.stderr)
     if print_ or slurm:

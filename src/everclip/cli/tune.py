@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-def tune(*tokens: str, json: bool = False) -> None:
+def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
     """Choose settings on a validation share of the first two tasks; the test set is never read.
 
     Parameters
@@ -16,6 +16,9 @@ def tune(*tokens: str, json: bool = False) -> None:
         A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is searched,
         one key after another. Without one, the learning rates of both towers are,
         and of a head where the method has one.
+    trials
+        Search within so many trained runs: rates, epochs and the method's own constants, but for what KEY=VALUE sets;
+        a grid grows while its winner lies at an edge.
     json
         Print JSON.
     """
@@ -25,13 +28,15 @@ def tune(*tokens: str, json: bool = False) -> None:
     from everclip.errors import UserError
     from everclip.run import default_path
 
+    if trials is not None and trials < 1:
+        raise UserError(f"--trials is {trials}: write a number from 1")
     fixed, _ = tuning.split(tokens)
     config = resolve(load_config(fixed))
     if config.method.name == "zero_shot":
         raise UserError("zero_shot trains nothing, so there is nothing to tune: write another method")
     out = Path(config.out).expanduser() if config.out else default_path(config, "tune")
     words = [token for token in tokens if not token.startswith("out=")]
-    choice = tuning.tune(words, out, train_here, lambda line: print(line, file=sys.stderr))
+    choice = tuning.tune(words, out, train_here, lambda line: print(line, file=sys.stderr), trials)
     if json:
         found = {"values": choice.values, "tuned_on": choice.config.tuned_on, "tried": choice.tried}
         print(json_module.dumps(found, ensure_ascii=False, indent=2))

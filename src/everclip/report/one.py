@@ -18,6 +18,7 @@ from everclip.report.read import Json, RunData
 from everclip.report.sure_figure import sure_figures
 from everclip.report.svg import csv_address
 from everclip.report.tables import Cell, Table, table, words
+from everclip.report.tuning import run_table
 from everclip.report.words import duration, headline, noise, percent, points, size
 from everclip.results import beside_frozen, kept
 
@@ -57,6 +58,7 @@ def context(run: RunData, prefix: str) -> Json:
         "stages": _stages(run),
         "cost": _cost(run),
         "command": command(run),
+        "tuning": run_table(run, prefix),
         "order": _order(run),
         "environment": list(nested(run.environment)),
     }

@@ -19,6 +19,7 @@ from everclip.report.read import Json, RunData
 from everclip.report.sure_figure import of_setting
 from everclip.report.svg import Figure
 from everclip.report.training_figures import gradient_norms, loss_terms, weight_entropies
+from everclip.report.tuning import tuning_table
 from everclip.report.weights_figure import class_weights
 
 _MAPPED = 2
@@ -37,6 +38,7 @@ def context(report: Report) -> Json:
             draw(settings, key) for draw in (against_memory, against_bytes) for key in ("last", "average")
         ),
         "runs": provenance.run_table(settings, report.states),
+        "tuning": tuning_table(settings),
         "commands": [provenance.command(run) for setting in settings for run in setting.runs],
         "facts": provenance.setting_table(settings),
         "configs": provenance.configs(settings),

@@ -1,6 +1,7 @@
-"""``--tune``: one search for each method, on a validation share of the first two tasks, before the grid is run.
+"""``--tune``: one search for each method and memory size, on a validation share of the first two tasks, before the
+grid is run.
 
-Cells that differ in seed and memory alone share a search, at the first of these; every other axis has its own. A search
+Cells that differ in the seed alone share a search, at the first of these; every other axis has its own. A search
 is ``everclip tune`` (the test set is never read), and the cells then train with its values and its ``tuned_on``.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from everclip import methods, trust
+from everclip import methods, trials, trust
 from everclip.config import load_config, resolve
 from everclip.config.models import Train
 from everclip.config.sources import is_override, read_toml
@@ -20,19 +21,24 @@ from everclip.errors import UserError
 from everclip.plan import Plan
 from everclip.runs import flat
 from everclip.sweep import check
-from everclip.sweep.grid import Cell, Grid, content_key, owned, parted, toml_text
+from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
+from everclip.trials import space
 from everclip.tune import default_search
 
 RATES = "rates"
 """The word for the search that ``everclip tune`` makes of itself: the rates of both towers, and of a head."""
+ALL = "all"
+"""The word for a search of all that there is to tune, within a number of trials (``everclip.trials``)."""
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
 """What follows each value of a search in ``tuned_on``."""
-_SHARED = ("seed", "memory.budget", "memory.per_class", "memory.policy")
+_TRIALS = r", \d+ of {most} trials[^;]*; "
+_KEY = r"(?:^|; )([\w.]+) "
+"""A key of what was searched, in ``tuned_on``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search and the cells that it is for; ``keys`` are what it chooses."""
+    """A search and the cells that it is for; ``keys`` are what it chooses, within ``most`` trials if that is given."""
 
     name: str
     key: str
@@ -40,6 +46,7 @@ class Search:
     keys: tuple[str, ...]
     path: Path
     cells: tuple[Cell, ...]
+    most: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -48,27 +55,38 @@ class Search:
 
     def command(self) -> list[str]:
         """The words of ``everclip`` that begin or continue it."""
-        return ["tune", *self.words, f"out={self.path}", "--json", *trust.passed_on()]
+        trials = [] if self.most is None else ["--trials", str(self.most)]
+        return ["tune", *self.words, f"out={self.path}", *trials, "--json", *trust.passed_on()]
 
     def chosen(self) -> list[str]:
         """What it has found, as words of a config."""
         return _words(self.path / "tuned.toml", (*self.keys, "tuned_on"))
 
 
-def searches(grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder: Path) -> list[Search]:
+def searches(
+    grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder: Path, most: int | None = None
+) -> list[Search]:
     """The searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
+
+    Args:
+        most: trials of each search; None: as many as the values of the words, or ``trials.MOST`` for ``ALL``.
 
     Raises:
         UserError: a word is none that can be searched, or a value is invalid for a method.
     """
     given: dict[str, list[str]] = {}
+    if ALL in words and most is None:
+        most = trials.MOST
     for word in words:
         key, _, text = word.partition("=")
         key = f"train.{key}" if key in Train.model_fields else key
         values = parted(text, key) if text else []
-        if word != RATES and (not is_override(word) or len(values) < 2):
-            raise UserError(f'--tune "{word}" has no values to choose from: write KEY=A,B, or {RATES}')
-        if word != RATES and not key.startswith(("train.", "method.", "center")):
+        named = word in (RATES, ALL)
+        if not named and (not is_override(word) or len(values) < 2):
+            raise UserError(f'--tune "{word}" has no values to choose from: write KEY=A,B, {RATES} or {ALL}')
+        if named and len(words) > 1:
+            raise UserError(f"--tune {word} stands alone: write the values out to search other keys too")
+        if not named and not key.startswith(("train.", "method.", "center")):
             raise UserError(
                 f"--tune {key} is none of the settings that can be tuned: train.KEY, method.OPTION, center"
             )
@@ -77,14 +95,13 @@ def searches(grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder
     own, shared = owned(given, list(dict.fromkeys(cell.config.method.name for cell in grid.cells)))
     groups: dict[str, list[Cell]] = {}
     for cell in grid.cells:
-        groups.setdefault(
-            repr({k: v for k, v in cell.values.items() if k not in _SHARED} | {"": cell.config.method.name}),
-            [],
-        ).append(cell)
+        axes = {k: v for k, v in cell.values.items() if k != "seed" and not k.startswith("memory.")}
+        memory = content(cell.config).memory  # of a method that keeps none, one for all sizes
+        groups.setdefault(repr([axes, cell.config.method.name, memory]), []).append(cell)
     found: list[Search] = []
     for cells in groups.values():
         wanted = shared | own[cells[0].config.method.name]
-        search = _search(cells, wanted, plans[check.setting(cells[0].config)], folder)
+        search = _search(cells, wanted, plans[check.setting(cells[0].config)], folder, most)
         if search is not None:
             found.append(search)
     _check(found, shared | {key: values for some in own.values() for key, values in some.items()})
@@ -92,28 +109,35 @@ def searches(grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder
 
 
 def _search(
-    cells: Sequence[Cell], wanted: Mapping[str, list[str]], plan: Plan, folder: Path
+    cells: Sequence[Cell], wanted: Mapping[str, list[str]], plan: Plan, folder: Path, most: int | None
 ) -> Search | None:
     """The search for cells that share one; None where none of the keys matters to their method."""
     cell = cells[0]
     trains = bool(methods.build(cell.config, plan.prompts).phases(plan.tasks[0]))
-    wanted = {key: values for key, values in wanted.items() if trains or key.startswith("method.")}
-    if not wanted:
+    wanted = {
+        key: values for key, values in wanted.items() if trains or key == ALL or key.startswith("method.")
+    }
+    asked = dict(wanted)
+    if ALL in wanted:
+        asked = space(cell.config, {word.partition("=")[0] for word in cell.words})
+    elif RATES in wanted:
+        asked = default_search(cell.config)
+    if not asked:
         return None
-    asked = default_search(cell.config) if RATES in wanted else wanted
-    keys = tuple(asked)
-    words = [f"{key}={','.join(values)}" for key, values in wanted.items() if key != RATES]
-    if RATES in wanted and words:
-        raise UserError(f"--tune {RATES} stands alone: write the rates out to search other keys too")
-    code = hashlib.sha256(repr([content_key(cell.config), words]).encode()).hexdigest()[:16]
-    rest = {key: value for key, value in cell.values.items() if key not in _SHARED}
+    words = [f"{key}={','.join(values)}" for key, values in wanted.items() if key not in (RATES, ALL)]
+    if RATES in wanted and most is not None:
+        words = [f"{key}={','.join(values)}" for key, values in asked.items()]
+    told = [content_key(cell.config), words, *([] if most is None else [most])]
+    code = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    rest = {key: value for key, value in cell.values.items() if key != "seed"}
     name = f"{replace(cell, values=rest).name}_{code[:6]}"
-    path = _made(cell, asked, folder / "tune") or folder / "tune" / name
-    return Search(path.name, code, (*cell.words, *words), keys, path, tuple(cells))
+    path = _made(cell, asked, folder / "tune", most) or folder / "tune" / name
+    return Search(path.name, code, (*cell.words, *words), tuple(asked), path, tuple(cells), most)
 
 
-def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path) -> Path | None:
-    """A finished search of the same values for the same cell, whatever its directory is called.
+def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | None) -> Path | None:
+    """A finished search of the same values for the same cell, whatever its directory is called; of the same keys within
+    as many trials, where these are given.
 
     Known by its content, as runs are, since the code in a name changes with each key that the config gets.
     """
@@ -127,7 +151,12 @@ def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path) -> Path | No
         except UserError:
             continue
         record = re.sub(_SCORE, "", config.tuned_on or "")
-        if same and record.endswith(f"; {searched}"):
+        if most is None:
+            same = same and record.endswith(f"; {searched}") and " trials" not in record
+        else:
+            counted = re.search(_TRIALS.format(most=most), record)
+            same = same and counted is not None and re.findall(_KEY, record[counted.end() :]) == [*asked]
+        if same:
             return file.parent
     return None
 

@@ -54,13 +54,19 @@ class Session:
 
     @classmethod
     def of(
-        cls, words: Sequence[str], tune: Sequence[str] = (), extra: Sequence[str] = (), look: bool = True
+        cls,
+        words: Sequence[str],
+        tune: Sequence[str] = (),
+        extra: Sequence[str] = (),
+        look: bool = True,
+        trials: int | None = None,
     ) -> Session:
         """The session that words ask for; nothing is written.
 
         Args:
             extra: words of every cell, such as ``smoke=true``.
             look: look at the data, so that what does not fit them is found now.
+            trials: runs of each search, at most.
 
         Raises:
             UserError: a cell of the grid cannot be, or ``out`` is no folder of runs.
@@ -70,12 +76,12 @@ class Session:
             raise UserError(
                 "--tune trains from the first task, a fork begins later: tune first, then fork with the values found"
             )
-        out = grid.out or f"runs/sweep-{_code([job.key for job in grid.jobs()], tune)}"
+        out = grid.out or f"runs/sweep-{_code([job.key for job in grid.jobs()], tune, trials)}"
         folder = Folder(Path(out).expanduser())
         plans = check.plans([cell.config for cell in grid.cells]) if look or tune else {}
         if look:
             check.forks([cell.config for cell in grid.cells])
-        found = searches.searches(grid, tune, plans, folder.path) if tune else []
+        found = searches.searches(grid, tune, plans, folder.path, trials) if tune else []
         return cls(list(words), grid, folder, plans, found)
 
     def refresh(self) -> None:
@@ -230,6 +236,8 @@ class Session:
             return None
 
 
-def _code(keys: Iterable[str], tune: Sequence[str]) -> str:
+def _code(keys: Iterable[str], tune: Sequence[str], trials: int | None) -> str:
     """Eight digits for a sweep without ``out``: the same command finds its folder again."""
-    return hashlib.sha256(repr([sorted(keys), list(tune)]).encode()).hexdigest()[:8]
+    return hashlib.sha256(
+        repr([sorted(keys), list(tune), *([] if trials is None else [trials])]).encode()
+    ).hexdigest()[:8]

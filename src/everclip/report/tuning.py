@@ -1,0 +1,98 @@
+"""What was tuned: each search's grid with its scores, the winner and the number of trials, as ``tuned_on`` tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from everclip.report.groups import Group, Setting
+from everclip.report.read import RunData
+from everclip.report.tables import Cell, Table, table, words
+from everclip.report.words import plain
+from everclip.runs import flat
+
+_KEY = re.compile(r"([\w.]+) (.+)")
+_VALUE = re.compile(r"(.+?): (-|\d\.\d+)(?:, |$)")
+_TRIALS = re.compile(r", (\d+) of (\d+) trials")
+
+
+class Searched(NamedTuple):
+    """One search: key -> value -> score, and its trials in words, where they were counted."""
+
+    tried: dict[str, dict[str, float | None]]
+    trials: str
+
+
+def searched(text: str | None) -> Searched | None:
+    """What ``tuned_on`` of results.json tells; None where it is another text."""
+    head, *parts = (text or "").split("; ")
+    tried: dict[str, dict[str, float | None]] = {}
+    for part in parts:
+        key = _KEY.fullmatch(part)
+        scores = _VALUE.findall(key[2]) if key else []
+        if key is None or not scores:
+            return None
+        tried[key[1]] = {value: None if score == "-" else float(score) for value, score in scores}
+    counted = _TRIALS.search(head)
+    return Searched(tried, f"{counted[1]} of {counted[2]}" if counted else "") if tried else None
+
+
+def tuning_table(settings: Iterable[Setting]) -> Table | None:
+    """A row for each key of each search; None where nothing was tuned."""
+    rows: list[list[Cell]] = []
+    several = [(setting, group) for setting in settings for group in setting.every]
+    for setting, group in several:
+        for run in _first(group):
+            rows += _rows(run, [words(setting.name), words(group.series), _memory(group)])
+    columns = ["data", "method", "memory", "trials", "key", "grid: score in %", "chosen", "at an edge"]
+    kinds = [(name, "number" if name == "memory" else "text") for name in columns]
+    return table("tuning", kinds, rows) if rows else None
+
+
+def run_table(run: RunData, prefix: str) -> Table | None:
+    """The same for one run."""
+    rows = _rows(run, [])
+    columns = ["trials", "key", "grid: score in %", "chosen", "at an edge"]
+    return table(f"{prefix}-tuning", [(name, "text") for name in columns], rows) if rows else None
+
+
+def _first(group: Group) -> list[RunData]:
+    """A run of each search that runs of the group are from; seeds mostly share one."""
+    known: dict[str, RunData] = {}
+    for run in group.runs:
+        known.setdefault(str(run.fact("tuned_on")), run)
+    return list(known.values())
+
+
+def _memory(group: Group) -> Cell:
+    return Cell("–" if group.memory is None else str(group.memory))
+
+
+def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
+    found = searched(run.fact("tuned_on"))
+    config = flat(run.config)
+    rows: list[list[Cell]] = []
+    for key, scores in found.tried.items() if found else ():
+        grid = [f"{value}: {'not finite' if s is None else f'{100 * s:.1f}'}" for value, s in scores.items()]
+        chosen = next((value for value in scores if _same(value, config.get(key))), None)
+        edge = chosen is not None and len(scores) > 1 and chosen in (next(iter(scores)), [*scores][-1])
+        marked = "yes" if edge and _number(chosen) not in (None, 0.0) else ""
+        shown = [words(found.trials if found and found.trials else "–"), words(key), words(", ".join(grid))]
+        rows.append([*name, *shown, words(chosen or plain(config.get(key))), words(marked)])
+    return rows
+
+
+def _same(word: str, value: object) -> bool:
+    """Whether a word of the command line is a value of config.toml."""
+    number = _number(word)
+    if number is not None and isinstance(value, int | float) and not isinstance(value, bool):
+        return abs(number - value) <= 1e-9 * abs(number)
+    return word == plain(value)
+
+
+def _number(word: str | None) -> float | None:
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        return None

@@ -1,0 +1,135 @@
+"""The search within a number of trials: on scores that are known, and on real runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everclip import tune as tuning
+from everclip.config import load_config, resolve
+from everclip.errors import RunError
+from everclip.loop import train
+from everclip.progress import Progress
+from everclip.run import Run
+from everclip.trials import beyond, search, space, start
+
+GRID = {"train.lr": ["1e-05", "3e-05", "9e-05"], "train.epochs": ["2", "4", "8"], "method.how": ["a", "b"]}
+OWN = {"train.lr": "3e-05", "train.epochs": "4", "method.how": "a"}
+
+
+def hill(values: dict[str, str]) -> float:
+    """Best at lr 2.43e-3, four grids above the first one's edge, 4 epochs and b."""
+    lr = abs(math.log(float(values["train.lr"]) / 2.43e-3)) / 10
+    return 0.9 - lr - abs(int(values["train.epochs"]) - 4) / 100 + 0.02 * (values["method.how"] == "b")
+
+
+def test_a_grid_grows_while_its_edge_wins() -> None:
+    asked: list[dict[str, str]] = []
+
+    def score(values: dict[str, str]) -> float:
+        asked.append(values)
+        return hill(values)
+
+    found = search(GRID, OWN, score, 40, lambda key, value: True)
+    assert found.values == {"train.lr": "0.00243", "train.epochs": "4", "method.how": "b"}
+    assert list(found.tried["train.lr"])[-2:] == ["0.00243", "0.00729"]  # one beyond the winner, which lost
+    assert found.tried["train.lr"]["0.00243"] == pytest.approx(0.92)
+    assert found.edges == []
+    assert asked[0] == OWN
+    assert found.trials == len(asked) == len({tuple(values.items()) for values in asked}) < 40
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 8])
+def test_trials_are_a_bound_and_an_edge_that_still_wins_is_told(most: int) -> None:
+    count = 0
+
+    def score(values: dict[str, str]) -> float:
+        nonlocal count
+        count += 1
+        return hill(values)
+
+    found = search(GRID, OWN, score, most, lambda key, value: True)
+    assert count == found.trials == most
+    assert ("train.lr" in found.edges) == (most >= 5)
+    assert found.values["train.lr"] == OWN["train.lr"] if most == 1 else True
+
+
+def test_what_is_not_better_does_not_win_and_what_is_not_finite_loses() -> None:
+    found = search(GRID, OWN, lambda values: 0.5, 40, lambda key, value: True)
+    assert found.values == OWN
+    assert found.trials == 1 + 2 + 2 + 1
+    found = search(
+        GRID, OWN, lambda v: None if v["train.lr"] == "3e-05" else 0.5, 40, lambda key, value: True
+    )
+    assert found.values["train.lr"] == "1e-05"
+    assert found.tried["train.lr"]["3e-05"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "winner", "further"),
+    [
+        (["1e-05", "3e-05"], "3e-05", "9e-05"),
+        (["1e-05", "3e-05"], "1e-05", "3.33e-06"),
+        (["1e-05", "3e-05", "1e-4"], "3e-05", None),
+        (["2", "4", "8"], "8", "16"),
+        (["1", "2"], "1", None),
+        (["0", "3e-05"], "0", None),
+        (["none", "2", "10"], "10", "50"),
+        (["none", "2", "10"], "none", None),
+        (["random", "herding"], "random", None),
+        (["5"], "5", None),
+    ],
+)
+def test_what_lies_beyond_an_edge(values: list[str], winner: str, further: str | None) -> None:
+    assert beyond(values, winner) == further
+
+
+def resolved(*words: str) -> Any:
+    return resolve(load_config(words))
+
+
+def test_what_there_is_to_tune() -> None:
+    grid = space(resolved("method=gdro", "train.lr=1e-4", "train.lr_text=1e-5", "train.epochs=4"))
+    assert grid["train.lr"] == ["3e-05", "0.0001", "0.0003"]
+    assert grid["train.lr_text"] == ["0", "3e-06", "1e-05", "3e-05"]
+    assert grid["train.epochs"] == ["2", "4", "8"]
+    assert "train.lr_head" not in grid
+    assert "method.margin" in grid
+    assert start(resolved("method=gdro", "train.lr=1e-4"), grid)["train.lr"] == "0.0001"
+    assert "train.lr_head" in space(resolved("method=icarl"))
+    assert "train.lr" not in space(resolved("method=icarl", "tune=head"))
+    assert "train.lr_text" not in space(resolved("method=finetune", "method.head=linear"))
+    assert "train.steps" in space(resolved("method=gcl", "train.steps=10"))
+    assert not {"train.steps", "train.epochs"} & space(resolved("method=gcl"), ["train.epochs"]).keys()
+    assert all(key.startswith("method.") for key in space(resolved("method=slda")))
+    assert space(resolved("method=zero_shot")) == {}
+    # an option outside of its method's grid is tried as well, and is where the search begins
+    config = resolved("method=ewc", "method.strength=33")
+    assert start(config, space(config))["method.strength"] == "33"
+
+
+def test_real_trials(tmp_path: Path, toy: str, photos: str) -> None:
+    words = [f"data={photos}", f"model={toy}", "scenario.tasks=3", "train.steps=1", "train.batch_size=8"]
+    words += ["memory.budget=12", "device=cpu", "method=gdro"]
+    begun: list[Path] = []
+
+    def once(run: Run) -> dict[str, Any]:
+        begun.append(run.path)
+        return train(run, Progress())
+
+    choice = tuning.tune(words, tmp_path, once, print, 5)
+    assert len(begun) == 5
+    assert choice.config.tuned_on is not None
+    assert ", 5 of 5 trials" in choice.config.tuned_on
+    assert resolved(str(tmp_path / "tuned.toml")).tuned_on == choice.config.tuned_on
+    again = tuning.tune(words, tmp_path, once, print, 5)
+    assert (len(begun), again.values) == (5, choice.values)
+
+    def fails(run: Run) -> dict[str, Any]:
+        raise RunError("the loss is nan")
+
+    with pytest.raises(RunError, match="none of 3 trials trains"):
+        tuning.tune(words, tmp_path / "not", fails, print, 3)
