@@ -64,6 +64,17 @@ def test_results_alone_are_a_run(tmp_path: Path) -> None:
     assert runs.read(folder).value("memory.budget") == 500
 
 
+def test_a_memory_per_class_and_a_budget_are_read_as_each_other(tmp_path: Path) -> None:
+    each = run_folder(
+        tmp_path / "each", 0.5, budget=50, config={"memory.budget": "none", "memory.per_class": 5}
+    )
+    none = run_folder(tmp_path / "none", 0.5, budget=0)
+    some = run_folder(tmp_path / "some", 0.5, budget=50)
+    found = [runs.read(folder) for folder in (each, none, some)]
+    assert [run.value("memory.budget") for run in found] == [50, 0, 50]
+    assert [run.value("memory.per_class") for run in found] == [5, 0, None]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -54,6 +54,8 @@ class Finished:
     def value(self, key: str) -> Any:
         """``key`` of the config, else what results.json says of it, else None. The budget of a memory per class is
         what that comes to."""
+        if key == "memory.per_class" and key not in self.config and self.config.get("memory.budget") == 0:
+            return 0  # a sweep writes nothing kept as a budget of 0
         if key == "memory.budget" and self.config.get("memory.per_class") is not None:
             return self.results.get("memory_budget")
         return self.config[key] if key in self.config else self.results.get(_NAMES.get(key, key))
