@@ -29,7 +29,7 @@ COMMON = (
 )
 CLASSES = "method=gcl,gdro,ewc,icarl,der_expand,memo,foster,co2l,finetune,zero_shot,ncm,ridge,ranpac,joint"
 DOMAINS = ("method=gcl,gdro,cassle,zero_shot,joint", "scenario.kind=domain-incremental")
-TUNE = ("--tune", "all", "--trials", "12")
+TUNE = ("--tune", "all", "--trials", "24")
 PANELS = {
     "emoji-domains": ("data=emoji", *DOMAINS, "memory.budget=0,20,200"),
     "pacs": ("data=domainfolder:pacs_part", *DOMAINS, "memory.budget=0,7,70"),
