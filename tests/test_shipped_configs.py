@@ -99,6 +99,7 @@ def test_there_is_one_for_each_experiment_of_the_paper() -> None:
         f"domainnet/{method}-m{size}" for method in ("gcl", "gdro") for size in (345, 1725, 3450, 6900)
     }
     wanted |= {f"{data}/zero_shot" for data in BASES} | {"cifar100/finetune", "domainnet/cassle"}
+    wanted |= {"domainnet/cassle-mixed"}
     wanted |= {"imagenet/joint-gcl", "imagenet/joint-finetune", "imagenet/ewc"}
     assert {*PAPER} == wanted | {*BASES}
 
@@ -139,6 +140,13 @@ def test_every_config_of_ewc_has_a_penalty_that_holds() -> None:
     ewc = [name for name in PAPER if "/ewc" in name]
     assert ewc
     assert {resolve(load_config([name])).method.options["strength"] for name in ewc} == {1e7}
+
+
+def test_methods_of_two_views_have_those_of_their_sources() -> None:
+    two = [name for name in PAPER if "/co2l" in name or "/cassle" in name]
+    assert {resolve(load_config([name])).train.augment for name in two} == {"crop_colour"}
+    mixed = resolve(load_config(["domainnet/cassle-mixed"]))
+    assert (mixed.method.options["probe"], mixed.memory.budget) == ("mixed", 6900)
 
 
 def test_a_name_a_path_and_extends_mean_the_same(tmp_path: Path) -> None:

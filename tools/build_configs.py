@@ -11,6 +11,7 @@ the files with what is written here, so change this script and run it, not the f
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -118,6 +119,10 @@ BASES = {
                 "CaSSLe with its supervised contrastive objective, no memory",
                 {"name": "cassle"},
             ),
+            "cassle-mixed": (
+                "CaSSLe with its supervised contrastive objective, its probe learned on exemplars too",
+                {"name": "cassle", "probe": "mixed"},
+            ),
         },
     ),
 }
@@ -141,6 +146,7 @@ NOTES = {
     "memo": "the shared blocks are frozen after the first task, as in LAMDA-PILOT",
     "finetune": "the paper does not say whether this baseline has a memory or a linear head; it has here none, and one",
     "cassle": "the linear probe learns on the current domain alone, which is fair to a method without a memory",
+    "cassle-mixed": "exemplars are for the linear probe alone, which then knows the domains before",
     "joint-gcl": "the paper does not name the loss of its curve for all data; five times the epochs of a task",
     "joint-finetune": "the paper does not name the loss of its curve for all data; five times the epochs of a task",
 }
@@ -221,13 +227,13 @@ precision = "bf16"
 """
 
 
-def experiment_text(name: str, method: Layer, budget: int, epochs: int | None) -> str:
+def experiment_text(name: str, method: Layer, budget: int, train: Layer) -> str:
     """The values of an experiment."""
     lines = [f'extends = "{name}"', "", "[method]"]
     lines += [f'{key} = "{value}"' for key, value in method.items()]
     lines += ["", "[memory]", f"budget = {budget}"]
-    if epochs is not None:
-        lines += ["", "[train]", f"epochs = {epochs}"]
+    if train:
+        lines += ["", "[train]", *(f"{key} = {json.dumps(value)}" for key, value in train.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -259,7 +265,8 @@ def files() -> dict[str, str]:
                 title = f"{TITLES[method]}, a memory of {size:,} images"
                 add(found, base, (name, f"{method}-m{size}"), title, values, size)
         for other, (title, values) in base.others.items():
-            add(found, base, (name, other), title, values, 0)
+            size = base.sizes[-1] if values.get("probe") == "mixed" else 0
+            add(found, base, (name, other), title, values, size)
     return found
 
 
@@ -268,10 +275,12 @@ def add(
 ) -> None:
     """Put one experiment of a data set among the files."""
     name, own = place
-    epochs = base.slow if values["name"] in ("co2l", "cassle") else None
-    if values["name"] == "joint":  # which sees each image in its own epochs alone
-        epochs = 5 * base.epochs
-    text = experiment_text(name, values, size, epochs)
+    train: Layer = {}
+    if values["name"] in ("co2l", "cassle"):  # with the views of their sources
+        train = {"epochs": base.slow, "augment": "crop_colour"}
+    elif values["name"] == "joint":  # which sees each image in its own epochs alone
+        train = {"epochs": 5 * base.epochs}
+    text = experiment_text(name, values, size, train)
     notes = [NOTES[key] for key in (own, values["name"]) if key in NOTES][:1]
     if values["name"] != "zero_shot":
         notes.append(f"what the paper leaves open stands in {name}.toml")

@@ -66,6 +66,11 @@ def blocks_above(config: Config, method: Method) -> int | None:
             f"cache.views={cache.views} keeps augmented views, and train.augment=none makes none:"
             " write train.augment=shift_flip, or cache.views=1"
         )
+    elif method.trains and cache.views > 1 and augment != "shift_flip":
+        raise UserError(
+            f"cache.views={cache.views} keeps shifted and mirrored views, and train.augment={augment} asks for others:"
+            " write train.augment=shift_flip, or cache.views=1"
+        )
     elif method.trains and cache.views == 1 and augment != "none":
         reason = (
             f"keeps the plain picture with cache.views=1, and train.augment={augment} draws another each time",

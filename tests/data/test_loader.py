@@ -12,7 +12,9 @@ from everclip import data
 from everclip.data.images import Dataset
 from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.pixels import Pixels
+from everclip.data.views import crop_colour
 from everclip.errors import UserError
+from everclip.seeding import generator
 from tests.pictures import image_folder
 
 
@@ -84,6 +86,41 @@ def test_class_repeated_batches_draw_images_of_small_classes_again(found: Datase
         counts = [np.bincount(batch.labels.numpy(), minlength=6) for batch in batches]
         assert {int(count[0]) for count in counts} == {least}
         assert {int(count[1]) for count in counts} == {2}
+
+
+def test_crops_and_colours_are_those_of_the_image_alone() -> None:
+    """Whatever the batch; grey stays grey, a plain picture stays plain, and views differ."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=random)
+    whole = crop_colour(images, generator(0, "test"))
+    assert whole.dtype == torch.uint8
+    assert whole.shape == images.shape
+    some = np.arange(40) % 3 == 0
+    assert torch.equal(crop_colour(images[some], generator(0, "test"), some), whole[some])
+    assert not torch.equal(crop_colour(images, generator(1, "test")), whole)
+    grey = images[:, :1].expand(-1, 3, -1, -1)
+    spread = crop_colour(grey, generator(0, "test")).int()
+    assert (spread.amax(1) - spread.amin(1)).max() <= 1
+    plain = images[:, :, :1, :1].expand(-1, -1, 16, 16)
+    coloured = crop_colour(plain, generator(0, "test"))
+    assert torch.equal(coloured, coloured[:, :, :1, :1].expand_as(coloured))
+    unlike = (coloured[:, :, 0, 0].int() - plain[:, :, 0, 0].int()).abs().amax(1) > 0
+    assert 0.7 <= unlike.float().mean() <= 1
+    washed = (coloured[:, :, 0, 0].int().amax(1) - coloured[:, :, 0, 0].int().amin(1)) <= 1
+    assert 0.05 <= washed.float().mean() <= 0.4
+
+
+def test_a_crop_is_part_of_the_picture() -> None:
+    """A picture of its own coordinates gives the crop away: straight, a fifth of the area at least, or mirrored."""
+    side, count = 64, 200
+    ramp = torch.arange(side) * (255 / (side - 1))
+    images = torch.stack([ramp.expand(side, side)] * 3).round().to(torch.uint8).expand(count, -1, -1, -1)
+    found = crop_colour(images, generator(3, "test")).float()
+    slope = found[:, :, :, -1].mean((1, 2)) - found[:, :, :, 0].mean((1, 2))
+    assert 0.35 < (slope < 0).float().mean() < 0.65, "mirrored half of the time"
+    assert found.std(dim=2).mean() < 1, "rows stay rows"
+    assert slope.abs().max() <= 255
+    assert (slope.abs() / 255).median() > 0.4
 
 
 def test_augmentation_shifts_and_flips_and_nothing_else(found: Dataset) -> None:

@@ -161,8 +161,9 @@ class Train(Section):
         description="what a step with features, a loss or a gradient of nan or inf does: end the run, or be left out,"
         " up to ten in a row",
     )
-    augment: Literal["none", "shift_flip"] = Field(
-        default="shift_flip", description="training views of an image"
+    augment: Literal["none", "shift_flip", "crop_colour"] = Field(
+        default="shift_flip",
+        description="training views of an image: itself, shifted and mirrored, or cropped and recoloured (SimCLR's)",
     )
     captions: Literal["fixed", "random"] = Field(
         default="fixed",

@@ -17,7 +17,7 @@ from everclip import ranks
 from everclip.data.activations import Activations
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
-from everclip.data.views import shift_flip
+from everclip.data.views import VIEWS
 from everclip.errors import UserError
 from everclip.seeding import generator
 
@@ -109,7 +109,8 @@ class Loader:
         activations: kept rows, which take the place of the pictures.
         batch_size: at most; an epoch is cut into batches whose sizes differ by one at most, so that no contrastive
             loss meets a last batch of one.
-        augment: ``none`` or ``shift_flip`` (a shift of up to an eighth of the side, mirrored half of the time).
+        augment: ``none``, or a name in ``VIEWS``: ``shift_flip`` (a shift of up to an eighth of the side, mirrored half
+            of the time) or ``crop_colour``.
         seed: of the order and of the augmentation.
         light: of ``ranks.Share``.
     """
@@ -249,12 +250,13 @@ class Loader:
             return _Part(images, current, key, views, good, first, second)
         pictures, good = self.pixels.load(mine.rows)
         first, second = pictures, pictures if views == 2 else None
-        if self.augment == "shift_flip" and len(pictures):
+        if self.augment != "none" and len(pictures):
+            view = VIEWS[self.augment]
             which = np.zeros(len(images), dtype=bool)
             which[own] = good
-            first = shift_flip(pictures, generator(self.seed, "augment", *key), which)
+            first = view(pictures, generator(self.seed, "augment", *key), which)
             if views == 2:
-                second = shift_flip(pictures, generator(self.seed, "second view", *key), which)
+                second = view(pictures, generator(self.seed, "second view", *key), which)
         return _Part(images, current, key, views, good, first, second)
 
     def _whole(self, part: _Part) -> Batch:
