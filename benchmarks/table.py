@@ -25,36 +25,31 @@ SEARCH = ("scenario.validation=0.4", "train.lr=3e-5,1e-4,3e-4", "train.lr_text=0
 
 @dataclass(frozen=True)
 class Setting:
-    """One scenario: how it is trained, how many classes and tasks it has, and over which seeds."""
+    """One scenario: how it is trained, how many classes it has, and over which seeds."""
 
     name: str
     words: tuple[str, ...]
     classes: int
-    tasks: int
-    steps: int
+    epochs: int
     seeds: tuple[int, ...]
 
     def cell(self, method: str, level: int, seed: int, extra: Sequence[str] = ()) -> tuple[str, ...]:
-        """Config words of one run. Joint training takes as many steps as all tasks together."""
-        steps = self.steps * (self.tasks if method == "joint" else 1)
+        """Config words of one run, whose epochs are the same at every memory size; joint training has its own."""
         memory = f"memory.budget={level * self.classes}"
-        return (*self.words, f"method={method}", memory, f"train.steps={steps}", f"seed={seed}", *extra)
+        length = () if method == "joint" else (f"train.epochs={self.epochs}",)
+        return (*self.words, f"method={method}", memory, *length, f"seed={seed}", *extra)
 
 
-CALTECH = Setting(
-    TUNED, ("data=imagefolder:caltech50", "image_size=96", "scenario.tasks=10"), 50, 10, 20, (0, 1)
-)
+CALTECH = Setting(TUNED, ("data=imagefolder:caltech50", "image_size=96", "scenario.tasks=10"), 50, 3, (0, 1))
 SETTINGS = (
     CALTECH,
     Setting(
         "pacs",
         ("data=domainfolder:pacs_part", "image_size=96", "scenario.kind=domain-incremental"),
-        *(7, 4, 20, (0, 1)),
+        *(7, 3, (0, 1)),
     ),
-    Setting("emoji", ("data=emoji", "image_size=96", "scenario.tasks=10"), 100, 10, 10, (0,)),
-    Setting(
-        "emoji-dil", ("data=emoji", "image_size=96", "scenario.kind=domain-incremental"), *(20, 6, 15, (0,))
-    ),
+    Setting("emoji", ("data=emoji", "image_size=96", "scenario.tasks=10"), 100, 5, (0,)),
+    Setting("emoji-dil", ("data=emoji", "image_size=96", "scenario.kind=domain-incremental"), *(20, 5, (0,))),
 )
 ABLATIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "gdro": {
@@ -89,9 +84,7 @@ def tuning() -> Iterator[Job]:
     """A search for each method and memory size."""
     for method in (*METHODS, "joint"):
         for level in levels(method):
-            # Two tasks are seen: joint training has as many steps as both.
-            two = CALTECH if method != "joint" else Setting(TUNED, CALTECH.words, 50, 2, CALTECH.steps, (0,))
-            words = [*two.cell(method, level, 0), *SEARCH]
+            words = [*CALTECH.cell(method, level, 0), *SEARCH]
             yield Job(f"tune-{method}-m{level}", tuple(words), "tune")
 
 

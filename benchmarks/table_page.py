@@ -105,9 +105,10 @@ def _about(results: Results) -> list[str]:
         {machines(results)};
         {len(results)} trainings, {hours:.1f} hours of runs besides the tuning). Model
         `lite` at 96 px, fp32, batches of at most 32, shift and flip. Within a setting every run makes the same
-        number of updates; joint training makes as many as all tasks together. Each method trains at its own
+        number of epochs in each task, joint training those of its own. Each method trains at its own
         rates, chosen for each memory size on 40 % of the training images of the first two tasks of caltech50
-        and used in all settings (last table). In % and points: mean over the seeds ± half their distance;
+        and used in all settings (last table). The logit scale of `lite` was chosen on caltech50.
+        In % and points: mean over the seeds ± half their distance;
         caltech50 and PACS have seeds 0 and 1, emoji seed 0. *CPU s* are the processor's seconds of a whole run,
         start and evaluation included, which vary less than the clock when jobs share a machine."""
     return paragraph(text)

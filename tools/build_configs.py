@@ -181,7 +181,7 @@ def hours(config: Config) -> str:
     views = f" for {work.trained:,.0f} views of images trained on" if work.trained else ""
     return (
         f"{card['H100']} on one H100, {card['A100']} on one A100, {four} on four A5000 (the paper's machine;"
-        f" everclip uses one card): {estimate.amount(operations)}{views}, at {estimate.UTILISATION:.0%} of the"
+        f" with torchrun): {estimate.amount(operations)}{views}, at {estimate.UTILISATION:.0%} of the"
         " cards' dense bf16 peaks, if the processor's cores decode as fast (about 260 pictures a second each)"
     )
 

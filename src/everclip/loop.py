@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ def learn(lab: Lab, keeper: Keeper, task: Task) -> None:
         if steps == 0:
             continue
         keeper.enter(index)
+        phase = replace(phase, steps=steps)
         method.begin_phase(clip, phase)
         shard = lab.run.config.distributed.shard and ranks.size() > 1
         update = Update(clip, method, phase, lab.run.config.train, steps, shard)

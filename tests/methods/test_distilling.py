@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,24 @@ def test_the_average_is_that_of_the_start_and_all_that_was_taken(clip: Clip) -> 
     assert_close(weight.detach(), torch.full_like(weight, 3))
 
 
+@pytest.mark.parametrize(
+    ("steps_", "taken"), [(18, range(2, 19, 2)), (1000, range(100, 1001, 100)), (3, (1, 2, 3))]
+)
+def test_zscl_averages_a_tenth_of_the_task_apart(clip: Clip, steps_: int, taken: Sequence[int]) -> None:
+    """A task of 18 steps has nine weights besides its start, where every hundredth step would be none."""
+    method = zscl()
+    method.grow(clip, FIRST)
+    method.begin_task(clip, FIRST, FIRST.train)
+    method.begin_phase(clip, Phase(steps=steps_))
+    found = []
+    for step in range(1, steps_ + 1):
+        before = method._average.count
+        method.after_step(clip)
+        if method._average.count > before:
+            found.append(step)
+    assert found == list(taken)
+
+
 @pytest.mark.parametrize(("every", "taken"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (100, [5]), (None, [])])
 @pytest.mark.parametrize("tune", ["full", "lora:2"])
 def test_zscl_leaves_the_average_of_its_task(
@@ -233,6 +252,7 @@ def test_zscl_leaves_the_average_of_its_task(
     method.grow(clip, FIRST)
     tuning.begin(clip, tune)
     method.begin_task(clip, FIRST, FIRST.train)
+    method.begin_phase(clip, Phase())
     name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
     seen = [clip.model.get_submodule(name.removesuffix(".weight")).weight.detach().clone()]
     after_step = method.after_step

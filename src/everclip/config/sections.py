@@ -121,7 +121,11 @@ class Train(Section):
     """Optimisation of one task. What is None here is filled in by ``resolve``."""
 
     epochs: Count | None = Field(default=None, description="passes over a task's images and the memory")
-    steps: Count | None = Field(default=None, description="optimizer steps a task, in place of epochs")
+    steps: Count | None = Field(
+        default=None,
+        description="optimizer steps a task, in place of epochs; new images are then seen less often the larger the"
+        " memory is",
+    )
     batch_size: Count = Field(default=32, description="images a step")
     lr: float | None = Field(
         default=None, gt=0, description="peak learning rate of the image tower and the rest"

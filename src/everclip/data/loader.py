@@ -70,6 +70,7 @@ class Phase:
         data: which images it trains on: new and memory, new alone, or memory alone.
         views: augmented views of each image: one, or two (``Batch.second``).
         train: values of ``[train]`` for this phase alone, such as ``{"lr_head": 0.1, "weight_decay": 0.0}``.
+        steps: optimizer steps that it has; the loop says so to ``begin_phase`` and after.
     """
 
     name: str = "train"
@@ -78,6 +79,7 @@ class Phase:
     data: Literal["mixed", "new", "memory"] = "mixed"
     views: Literal[1, 2] = 1
     train: Mapping[str, float | None] = field(default_factory=dict)
+    steps: int = 0
 
 
 @dataclass(frozen=True, eq=False)
