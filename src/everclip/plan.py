@@ -152,8 +152,8 @@ def _check(plan: Plan) -> None:
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
         log.warning(
             "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
-            " write at least %d, or 0",
-            *(budget, len(classes), budget, len(classes)),
+            " write at least %d%s",
+            *(budget, len(classes), budget, len(classes), "" if plan.method.needs_exemplars else ", or 0"),
         )
     for task in tasks:
         for part, images in (("training", task.train), ("test", task.test)):
