@@ -145,8 +145,10 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     if results["skipped_images"]:
         console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
     if frozen:
-        level, method = frozen[-1], results["frozen_features_methods"][-1]
-        console.print(beside_frozen(level, results["last"], method), highlight=False, markup=False)
+        line = beside_frozen(frozen[-1], results["last"])
+        if frozen[-1] > results["last"]:
+            line += f": {results['frozen_features_methods'][-1]} gets more right and trains nothing"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     print(f"report: {where}/report.html")
 
 

@@ -67,6 +67,8 @@ def accuracy(run: RunData, prefix: str) -> Figure | None:
         title = "Accuracy after each task"
         canvas = Canvas(width, 330, ident=ident, title=title, description=" ".join(ends))
         names = {"c1": method} | {base.text: base.name for base in bases}
+        if width < WIDE:  # where there is no room for both words
+            names = {key: name.removesuffix(" features") for key, name in names.items()}
         right = min(width * 0.34, 16 + max(text_width(f"{name} 00.0", 12.5) for name in names.values()))
         panel = Panel(
             canvas,

@@ -125,11 +125,14 @@ def _beside_frozen(run: RunData, verdict: Json) -> Json:
     last, level = run.accuracy[-1], run.frozen_features[done - 1]
     method = (run.results.get("frozen_features_methods") or ["linear algebra"])[-1]
     mood = "worse" if level > last and verdict["mood"] != "open" else verdict["mood"]
-    head = f"{verdict['head'].removesuffix('.')}; {beside_frozen(level, last, method)}."
+    words = beside_frozen(level, last)
     more = (
         f"Frozen features: the strongest classifier in closed form on the pretrained model's features ({method}),"
         " from the training images of the same tasks; no image is kept."
     )
+    if level > last:
+        more += " It gets more right than this run, and trains nothing."
+    head = f"{verdict['head']} {words[0].upper()}{words[1:]}."
     return verdict | {"mood": mood, "head": head, "more": [*verdict["more"], more]}
 
 
