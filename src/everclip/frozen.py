@@ -3,8 +3,8 @@
 After each task a linear classifier is solved from sums over the training images seen so far; the model, the images and
 the pixels are the run's own, and no image is kept. Of the closed forms below it is the one that gets most training
 images right that it was not fitted on (cross-validation in five parts), solved again on all of them; it is chosen anew
-each time that the images have doubled, and after the last task. Nothing is drawn at random and no test label is looked
-at; docs/decisions/0018-two-references.md has the reasons.
+each time that the images have grown fourfold, and after the last task. Nothing is drawn at random and no test label
+is looked at; docs/decisions/0018-two-references.md has the reasons.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def reference(clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loade
         tests.append(test[:2])
         known = seen(tasks[: task.index + 1])
         images = int(trained.whole.counts.sum())
-        if images >= 2 * chosen_on or task is tasks[-1]:
+        if images >= 4 * chosen_on or task is tasks[-1]:  # choosing is most of the cost
             best, chosen_on = trained.best(known), images
         right = trained.right(best, trained.whole, known, tests)
         accuracies.append(right / sum(len(labels) for _, labels in tests))
