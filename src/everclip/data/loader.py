@@ -111,8 +111,7 @@ class Loader:
         activations: kept rows, which take the place of the pictures.
         batch_size: at most; an epoch is cut into batches whose sizes differ by one at most, so that no contrastive
             loss meets a last batch of one.
-        augment: ``none``, or a name in ``VIEWS``: ``shift_flip`` (a shift of up to an eighth of the side, mirrored half
-            of the time) or ``crop_colour``.
+        augment: ``none``, or the name of a view in ``VIEWS``.
         seed: of the order and of the augmentation.
         light: of ``ranks.Share``.
     """
@@ -165,17 +164,14 @@ class Loader:
         self, labels: NDArray[np.int64], rng: np.random.Generator, again: bool
     ) -> NDArray[np.int64]:
         """A batch of classes drawn uniformly, as many images of each; no image twice, unless ``again``."""
-        classes = np.unique(labels)
         each = 2 if self.batch_size >= 4 else 1
-        drawn = rng.permutation(classes)[: max(1, self.batch_size // each)]
-        each = self.batch_size // len(drawn)
-
-        def some(label: int) -> NDArray[np.int64]:
+        drawn = rng.permutation(np.unique(labels))[: max(1, self.batch_size // each)]
+        each, found = self.batch_size // len(drawn), list[NDArray[np.int64]]()
+        for label in drawn.tolist():
             own = np.flatnonzero(labels == label)
             rounds = -(-each // len(own)) if again else 1
-            return np.concatenate([rng.permutation(own) for _ in range(rounds)])[:each]
-
-        return np.concatenate([some(label) for label in drawn.tolist()])
+            found.append(np.concatenate([rng.permutation(own) for _ in range(rounds)])[:each])
+        return np.concatenate(found)
 
     def batches(
         self,
