@@ -38,8 +38,8 @@ from everclip.data.sources import cifar100
 from everclip.keeper import Keeper
 from everclip.models.clip import Clip
 from everclip.models.trunk import Trunk
-from everclip.progress import Progress
 from everclip.run import Run
+from everclip.system.progress import Progress
 
 CLASSES, TRAIN, TEST, MEMORY, BATCH = 100, 500, 100, 2000, 128
 WATCHED: dict[str, tuple[tuple[Any, str], ...]] = {

@@ -39,8 +39,8 @@ from everclip.models.clip import Clip
 from everclip.models.precision import attention
 from everclip.optim import Update
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.restore import grow, load_model
+from everclip.system.progress import Progress
 
 TOPS = (4, 2, 1)
 STEPS = 1 << 30

@@ -41,12 +41,12 @@ from everclip.lab import Lab
 from everclip.models import tuning
 from everclip.optim import Update
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.record import Record
 from everclip.restore import grow, load_model
 from everclip.run import Run
-from everclip.signals import Stop
 from everclip.step import step
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop
 
 NEW, CLASSES, EXEMPLARS, OTHERS, EPOCHS = 8, 10, 200, 9_990, 5
 EARLY, LATE = slice(10, 20), slice(-10, None)

@@ -27,11 +27,11 @@ from everclip.data.loader import Batch, Phase
 from everclip.lab import Lab
 from everclip.losses import contrastive
 from everclip.optim import Update
-from everclip.progress import Progress
 from everclip.restore import grow
 from everclip.run import Run
-from everclip.signals import Stop
 from everclip.step import step as training_step
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop
 
 METHODS = ("clip", "gcl", "gdro")
 

@@ -22,8 +22,8 @@ import torch
 
 from everclip import frozen, loop
 from everclip.config import load_config, resolve
-from everclip.progress import Progress
 from everclip.run import Run
+from everclip.system.progress import Progress
 
 
 def measured(words: list[str], out: Path) -> tuple[float, float, dict[str, Any]]:

@@ -43,11 +43,11 @@ from everclip.models import tuning
 from everclip.models.towers import is_convolutional
 from everclip.optim import Update
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.record import Record
 from everclip.restore import grow, load_model
 from everclip.run import Run
 from everclip.step import step
+from everclip.system.progress import Progress
 
 NAMES = ("cat", "dog", "tiger", "sea lion", "oak tree", "sports car", "bus", "lamp", "rocket", "running shoe")
 BATCH, EACH, SIDE, STEPS = 16, 8, 256, 100_000

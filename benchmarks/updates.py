@@ -34,7 +34,7 @@ from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, class_order
 from everclip.deployed import Deployed
 from everclip.models.clip import Clip
-from everclip.progress import Progress
+from everclip.system.progress import Progress
 from everclip.updating.core import Options, spoken, update
 from everclip.updating.forms import Known, closed_form, features, scores, text_form
 from everclip.updating.opening import begin

@@ -34,9 +34,9 @@ from everclip.config import load_config, resolve
 from everclip.data.sources import cifar100
 from everclip.loop import train
 from everclip.models.catalogue import costs
-from everclip.progress import Progress
 from everclip.restore import device as device_of
 from everclip.run import Run
+from everclip.system.progress import Progress
 
 HERE = Path(__file__).parent
 ROWS, PAGE = HERE / "vit_b16.json", HERE / "vit_b16.md"

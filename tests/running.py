@@ -8,9 +8,9 @@ from typing import Any
 
 from everclip.config import Config, load_config, resolve
 from everclip.loop import train
-from everclip.progress import Progress
 from everclip.run import Run
-from everclip.signals import Stop, Stopped
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop, Stopped
 
 TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "finished"}
 """Keys of results.json that differ from run to run."""

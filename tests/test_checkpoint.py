@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from everclip import checkpoint
-from everclip.checkpoint import DAMAGED, MANIFEST, Damaged, Place, Store, commit, verify
 from everclip.cli.app import main
 from everclip.cli.evaluate import measure
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
 from everclip.restore import read
 from everclip.run import Run
+from everclip.system import checkpoint
+from everclip.system.checkpoint import DAMAGED, MANIFEST, Damaged, Place, Store, commit, verify
 from tests.running import configured, run, timeless
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from everclip.config import Config, dump, known_keys, load_config
 from everclip.config.sources import is_override
 from everclip.errors import UserError
-from everclip.reading import TOML_BYTES
+from everclip.system.reading import TOML_BYTES
 
 
 def refusal(tokens: list[str]) -> str:

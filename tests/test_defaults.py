@@ -18,8 +18,8 @@ from everclip.config.resolve import written
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
 from everclip.loop import train
-from everclip.progress import Progress
 from everclip.run import Run
+from everclip.system.progress import Progress
 from tests.running import run, run_for, timeless
 
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.toml"))

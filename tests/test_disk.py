@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 from everclip import disk
-from everclip.checkpoint import Place
 from everclip.cli.app import main
 from everclip.disk import check_room, room, writing
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
 from everclip.models.savable import save_state
 from everclip.run import Run
+from everclip.system.checkpoint import Place
 from tests.running import configured, run, timeless
 
 
@@ -107,10 +107,10 @@ def test_room_is_looked_for_before_a_run(
 REALLY_FULL = """
 import json, os, sys
 from pathlib import Path
-from everclip.checkpoint import verify
+from everclip.system.checkpoint import verify
 from everclip.errors import RunError
 from everclip.loop import train
-from everclip.progress import Progress
+from everclip.system.progress import Progress
 from everclip.run import Run
 from tests.running import configured, timeless
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from everclip import durable
-from everclip.durable import check_new, claimed, new_folder, recover, stage, swap, write_atomic
 from everclip.errors import UserError
+from everclip.system import atomic as durable
+from everclip.system.atomic import check_new, claimed, new_folder, recover, stage, swap, write_atomic
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from everclip import data
 from everclip.card import CALIBRATION_FILE, read_calibration
-from everclip.checkpoint import MANIFEST, Damaged, _rendered, names
 from everclip.cli.app import main
 from everclip.cli.train import run_here
 from everclip.config import load_config, resolve
@@ -28,6 +27,7 @@ from everclip.report.read import read_run
 from everclip.results import SCHEMA
 from everclip.run import Run
 from everclip.runs import load_runs
+from everclip.system.checkpoint import MANIFEST, Damaged, _rendered, names
 from tests.report.synthetic import write_run
 from tests.running import configured
 

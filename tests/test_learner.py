@@ -9,9 +9,9 @@ import rich.console
 from PIL import Image
 
 import everclip
-from everclip import progress
 from everclip.cli.app import main
 from everclip.errors import UserError
+from everclip.system import progress
 from tests.learned import coloured
 from tests.pictures import COLOURS, picture
 

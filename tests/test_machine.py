@@ -11,7 +11,7 @@ import pytest
 ALLOCATE = """
 import resource, sys
 import torch
-from everclip.machine import keep_freed_memory
+from everclip.system.machine import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -13,7 +13,7 @@ import pytest
 from everclip.data.prompts import read_lines
 from everclip.data.shards import read_shard
 from everclip.errors import UserError
-from everclip.reading import (
+from everclip.system.reading import (
     DEPTH,
     JSON_BYTES,
     TooDeep,

@@ -16,13 +16,13 @@ import pytest
 from numpy.lib import format as npy
 
 from everclip import load_runs
-from everclip.arrays import read_columns
 from everclip.cli.app import main
 from everclip.errors import UserError
-from everclip.reading import Unreadable
 from everclip.report.predictions import predictions
 from everclip.report.read import read_run
 from everclip.results import MOST_CLASSES, load
+from everclip.system.arrays import read_columns
+from everclip.system.reading import Unreadable
 from tests.compare.folders import run_folder
 from tests.report.synthetic import write_run
 

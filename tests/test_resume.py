@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from everclip import loop, plugins
-from everclip.checkpoint import names
 from everclip.run import Run
-from everclip.signals import Stopped
+from everclip.system.checkpoint import names
+from everclip.system.signals import Stopped
 from tests.pictures import image_folder
 from tests.running import TIMES, configured, logged, run, run_for, timeless
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from everclip import signals
 from everclip.cli.app import main
 from everclip.run import Run
-from everclip.signals import Stop, Stopped
+from everclip.system import signals
+from everclip.system.signals import Stop, Stopped
 from tests.running import configured, logged
 
 SMALL = ["scenario.tasks=2", "train.epochs=500", "train.batch_size=8", "memory.budget=12", "device=cpu"]

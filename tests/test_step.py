@@ -22,12 +22,12 @@ from everclip.methods._base import Method
 from everclip.methods.gdro import Gdro
 from everclip.nonfinite import IN_A_ROW, NonFinite
 from everclip.optim import Update
-from everclip.progress import Progress
 from everclip.restore import grow
 from everclip.run import Run
 from everclip.sample_table import SampleTable
-from everclip.signals import Stop
 from everclip.step import step
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop
 from tests.running import configured, run, run_for, timeless
 
 METHODS = [

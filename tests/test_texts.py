@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import everclip
-from everclip import checkpoint, texts
 from everclip.cli.app import main
 from everclip.data.images import Dataset
 from everclip.errors import UserError
-from everclip.progress import Progress
+from everclip.system import checkpoint
+from everclip.system import text as texts
+from everclip.system.progress import Progress
 from everclip.updating.opening import begin
 from tests.compare.folders import run_folder
 from tests.learned import coloured

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import everclip
-from everclip import trust
 from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.sweep.session import Session
+from everclip.system import trust
 from tests.cli.conftest import Say, say
 from tests.running import run, run_for
 

@@ -16,8 +16,8 @@ from everclip.data.images import FileStore, build
 from everclip.errors import RunError
 from everclip.loop import train
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.run import Run
+from everclip.system.progress import Progress
 from tests.running import run
 
 SMALL = ["scenario.tasks=3", "train.steps=2", "train.batch_size=8", "memory.budget=12", "device=cpu"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from everclip import data as sources
 from everclip.data.images import Dataset
-from everclip.progress import Progress
+from everclip.system.progress import Progress
 from everclip.updating.core import Options, Outcome, update
 from everclip.updating.opening import begin, load
 from everclip.updating.state import State

@@ -27,12 +27,13 @@ from everclip.data.pixels import Pixels
 from everclip.data.rows import Memory, Rows, Shared, Spilled
 from everclip.data.views import SCHEME
 from everclip.errors import UserError
-from everclip.machine import free_memory
 from everclip.methods._base import Method
-from everclip.models import _cache, precision, tuning, zoo
+from everclip.models import precision, tuning, zoo
 from everclip.models.clip import Clip
 from everclip.plan import Plan
-from everclip.progress import Progress
+from everclip.system import cache_folder
+from everclip.system.machine import free_memory
+from everclip.system.progress import Progress
 
 FORMAT = 4
 """Of a shared cache; another number for rows that are computed in another way."""
@@ -236,7 +237,7 @@ def _rows(
     cache = plan.config.cache
     if cache.shared:
         about = _about(clip, size, parts, cache.views if plan.method.trains else 1)
-        rows = Shared(size.shape, size.exact, _cache.folder() / "activations" / _name(about), about)
+        rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / _name(about), about)
         if not _room(max(0, size.nbytes - rows.nbytes), rows.folder, plan, progress):
             return None
         there = f", {len(rows):,} of them there" if len(rows) else ""

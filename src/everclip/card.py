@@ -23,18 +23,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from everclip import __version__, checkpoint, trust
+from everclip import __version__
 from everclip.calibration import Calibration
-from everclip.checkpoint import MANIFEST
 from everclip.config import Config, resolve
 from everclip.config.resolve import written
 from everclip.data.folders import check_names
 from everclip.data.prompts import check_templates
-from everclip.durable import write_atomic
 from everclip.errors import UserError
 from everclip.plan import Plan
-from everclip.reading import Unreadable, read_json
-from everclip.texts import check, printable
+from everclip.system import checkpoint, trust
+from everclip.system.atomic import write_atomic
+from everclip.system.checkpoint import MANIFEST
+from everclip.system.reading import Unreadable, read_json
+from everclip.system.text import check, printable
 
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"

@@ -30,7 +30,6 @@ from everclip.data.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.prompts import PHOTO, Prompts, read_lines
 from everclip.data.scenario import Task, seen
-from everclip.durable import recover
 from everclip.errors import UserError, suggest
 from everclip.methods._base import Classifier, TextClassifier
 from everclip.models import zoo
@@ -39,9 +38,10 @@ from everclip.models.clip import Clip
 from everclip.models.savable import save_state
 from everclip.models.states import read_state
 from everclip.plan import Plan
-from everclip.reading import Unreadable
 from everclip.restore import STATE, device, freeze, grow, load_model, open_run
 from everclip.run import Run
+from everclip.system.atomic import recover
+from everclip.system.reading import Unreadable
 
 LOCAL = "local-dir:"
 

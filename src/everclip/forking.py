@@ -14,16 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from everclip import methods, noted, trust
-from everclip.checkpoint import Damaged, Place, verify
+from everclip import methods, noted
 from everclip.config import Config, config_hash
 from everclip.errors import UserError
 from everclip.plan import Plan
-from everclip.reading import open_regular, read_json
 from everclip.record import environment
 from everclip.restore import RECORD, restore, saved
 from everclip.run import IMAGES, Run
 from everclip.runs import find_runs
+from everclip.system import trust
+from everclip.system.checkpoint import Damaged, Place, verify
+from everclip.system.reading import open_regular, read_json
 
 SAME = (
     "data",

@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from everclip import ranks
 from everclip.errors import RunError, UserError
-from everclip.signals import PREEMPTED, Stopped
+from everclip.system.signals import PREEMPTED, Stopped
 
 
 def started() -> bool:

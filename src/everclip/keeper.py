@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from everclip import card as cards
 from everclip import ranks
-from everclip.checkpoint import Place, amend
 from everclip.lab import Lab
 from everclip.models.savable import savable, save_state
 from everclip.optim import Update
 from everclip.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
-from everclip.signals import Stop
+from everclip.system.checkpoint import Place, amend
+from everclip.system.signals import Stop
 
 
 class Keeper:

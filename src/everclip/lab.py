@@ -9,9 +9,9 @@ from everclip.data.memory import Memory
 from everclip.methods._base import Method
 from everclip.models.clip import Clip
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.record import Record
 from everclip.run import Run
+from everclip.system.progress import Progress
 
 
 @dataclass(eq=False)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from everclip.checkpoint import Store
 from everclip.data.images import ImageSet, content_id
 from everclip.data.inventory import contents
 from everclip.errors import UserError
 from everclip.noted import read
+from everclip.system.checkpoint import Store
 from everclip.updating.sums import Sums
 
 log = logging.getLogger("everclip")

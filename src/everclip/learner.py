@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from everclip import trust as trusting
 from everclip.calibration import probabilities
 from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
@@ -32,10 +31,11 @@ from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO
 from everclip.deployed import Deployed
 from everclip.disk import on_disk
-from everclip.durable import check_new, claimed
 from everclip.errors import UserError
-from everclip.progress import Progress
-from everclip.reading import Unreadable, read_bytes
+from everclip.system import trust as trusting
+from everclip.system.atomic import check_new, claimed
+from everclip.system.progress import Progress
+from everclip.system.reading import Unreadable, read_bytes
 from everclip.updating.core import Options, Outcome, update
 from everclip.updating.opening import begin
 from everclip.updating.state import State

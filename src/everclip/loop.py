@@ -28,13 +28,13 @@ from everclip.models.clip import Clip
 from everclip.models.passes import Passes
 from everclip.optim import Update
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.record import Record, environment
 from everclip.restore import fitting, freeze, grow, load_model, read, restore
 from everclip.run import Clock, Run
-from everclip.signals import Stop
 from everclip.spread import spread, unreadable
 from everclip.step import step
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop
 
 log = logging.getLogger("everclip")
 

@@ -13,9 +13,9 @@ from everclip import ranks
 from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.errors import UserError
 from everclip.plan import Plan
-from everclip.progress import Progress
-from everclip.reading import Unreadable
 from everclip.run import IMAGES, Run
+from everclip.system.progress import Progress
+from everclip.system.reading import Unreadable
 
 log = logging.getLogger("everclip")
 

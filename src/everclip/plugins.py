@@ -12,8 +12,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from everclip import trust
 from everclip.errors import UserError, suggest
+from everclip.system import trust
 
 _ROOT = Path(__file__).parent
 

@@ -26,7 +26,7 @@ from everclip.methods._base import Method
 from everclip.metrics.matrix import Matrix
 from everclip.noted import NOTHING, Noted
 from everclip.run import Clock, Run
-from everclip.texts import csv_text
+from everclip.system.text import csv_text
 
 if TYPE_CHECKING:
     from everclip.plan import Plan

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import torch
 
 from everclip import caching, noted, ranks
-from everclip.checkpoint import Place, names
 from everclip.data.scenario import Task
 from everclip.errors import UserError
-from everclip.kinds import COUNT
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.models.states import read_state
 from everclip.plan import Plan
-from everclip.reading import Unreadable, read_json
 from everclip.run import Run
 from everclip.seeding import generator
+from everclip.system.checkpoint import Place, names
+from everclip.system.kinds import COUNT
+from everclip.system.reading import Unreadable, read_json
 
 log = logging.getLogger("everclip")
 

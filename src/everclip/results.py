@@ -9,11 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from everclip.arrays import MOST_ROWS
 from everclip.errors import UserError
-from everclip.kinds import AMOUNT, CHANGE, COUNT, SHARE, Kind, listed, or_null, table, text, truth, whole
-from everclip.reading import Unreadable, read_json
-from everclip.texts import cleaned
+from everclip.system.arrays import MOST_ROWS
+from everclip.system.kinds import (
+    AMOUNT,
+    CHANGE,
+    COUNT,
+    SHARE,
+    Kind,
+    listed,
+    or_null,
+    table,
+    text,
+    truth,
+    whole,
+)
+from everclip.system.reading import Unreadable, read_json
+from everclip.system.text import cleaned
 
 MOST_CLASSES, MOST_TASKS = 100_000, 10_000
 

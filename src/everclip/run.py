@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from everclip import config as configs
-from everclip import results, trackers, trust
-from everclip.checkpoint import Store
+from everclip import results, trackers
 from everclip.config import Config
-from everclip.durable import sync, write_atomic
 from everclip.errors import UserError
-from everclip.reading import Unreadable, diverted, read_text
-from everclip.texts import printable
+from everclip.system import trust
+from everclip.system.atomic import sync, write_atomic
+from everclip.system.checkpoint import Store
+from everclip.system.reading import Unreadable, diverted, read_text
+from everclip.system.text import printable
 
 log = logging.getLogger("everclip")
 log.setLevel(logging.INFO)  # run.log has it all; the command line shows warnings

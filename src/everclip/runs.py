@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from everclip.arrays import read_columns
 from everclip.config import dotted
 from everclip.errors import UserError
-from everclip.reading import Unreadable, read_toml
 from everclip.results import LEAST, test_images
 from everclip.results import read as read_results
-from everclip.texts import cleaned
+from everclip.system.arrays import read_columns
+from everclip.system.reading import Unreadable, read_toml
+from everclip.system.text import cleaned
 
 if TYPE_CHECKING:
     import pandas

@@ -21,8 +21,8 @@ from open_clip import CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer
 from transformers import BertConfig, BertTokenizer
 
-from everclip.checkpoint import MANIFEST, commit
 from everclip.models.clip import Clip
+from everclip.system.checkpoint import MANIFEST, commit
 from tests.toy import MODEL_CFG, toy_clip
 
 CONFIG, TOKENIZER, TEXT = "open_clip_config.json", "tokenizer_config.json", "config.json"

@@ -16,8 +16,8 @@ from everclip.loop import train
 from everclip.models import zoo
 from everclip.optim import Update
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.run import Run
+from everclip.system.progress import Progress
 from tests.distributed.losses import gradients
 from tests.distributed.towers import differences
 from tests.running import configured

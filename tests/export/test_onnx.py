@@ -21,10 +21,10 @@ from everclip.calibration import Calibration, probabilities
 from everclip.cli.export import drawn
 from everclip.data.sources.emoji import verified
 from everclip.deployed import Deployed, open_model, zero_shot
-from everclip.durable import write_atomic
 from everclip.errors import UserError
 from everclip.export import export
 from everclip.models import zoo
+from everclip.system.atomic import write_atomic
 from tests.learned import learned
 from tests.pictures import COLOURS, picture
 from tests.toy import toy_clip

@@ -16,8 +16,8 @@ from open_clip import CLIP
 from safetensors.torch import save_file
 
 from everclip import plugins
-from everclip.checkpoint import Store, verify
 from everclip.seeding import generator
+from everclip.system.checkpoint import Store, verify
 from tests.faults.forks import Forks
 from tests.faults.server import PARTS
 from tests.pictures import image_folder

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from everclip import durable
 from everclip.cli.app import main
 from everclip.data.download import Remote
 from everclip.data.sources import cifar100
 from everclip.models import lite
 from everclip.models.clip import Clip
+from everclip.system import atomic
 from tests.data import cifar
 from tests.faults.bench import Bench, small_model
 from tests.faults.forks import order
@@ -301,7 +301,7 @@ def cifar_files() -> dict[str, bytes]:
 
 def without_exchange(words: Sequence[str]) -> int:
     """Run a command where the system cannot swap two names in one step."""
-    durable.exchange = lambda first, second: False
+    atomic.exchange = lambda first, second: False
     return main(words)
 
 

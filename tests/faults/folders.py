@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from everclip import checkpoint
 from everclip.cli.app import main
+from everclip.system import checkpoint
 from tests.attacks.plant import hugging
 from tests.faults.bench import Bench, Goal, Row
 from tests.faults.forks import Ended, order

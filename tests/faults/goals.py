@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from everclip.checkpoint import Damaged, Place, Store, verify
+from everclip.system.checkpoint import Damaged, Place, Store, verify
 from tests.distributed import processes
 from tests.faults import inputs
 from tests.faults.bench import FACTORS, LEAST, Bench, Goal, Reference, Row, combination, fingerprint

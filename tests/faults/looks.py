@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from everclip.checkpoint import MANIFEST, Damaged, verify
+from everclip.system.checkpoint import MANIFEST, Damaged, verify
 
 TIMED = {
     "manifest.json",

@@ -86,7 +86,7 @@ class Striker:
         builtins.open = io.open = opens
         os.open = self._opening(os.open, self._makes)
         shutil.rmtree = self._counted("rmtree", shutil.rmtree, 1, inner=True)
-        durable = sys.modules.get("everclip.durable")
+        durable = sys.modules.get("everclip.system.atomic")
         if durable is not None and "exchange" in vars(durable):
             exchange = vars(durable)["exchange"]
             counted = self._counted("exchange", exchange, 2)
@@ -182,8 +182,9 @@ def install(strike: Strike) -> Striker | None:
 
 
 if __name__ == "__main__":
-    import everclip.cli.app
     import everclip.durable  # noqa: F401  whose calls are counted
+
+    import everclip.cli.app
 
     found = Striker(Strike(*json.loads(os.environ[VARIABLE])))
     found.install()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.bounded import shapes_of, within
-from everclip.reading import Unreadable
+from everclip.system.reading import Unreadable
 from tests.attacks.plant import hugging
 from tests.toy import toy_clip
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from everclip.checkpoint import MANIFEST, verify
 from everclip.cli.app import main
 from everclip.errors import RunError, UserError
-from everclip.models import _cache, lite
+from everclip.models import lite
+from everclip.system import cache_folder
+from everclip.system.checkpoint import MANIFEST, verify
 from tests.models.test_lite import needs_files
 
 CONTENT = {"config.json": b"{}", "weights": bytes(range(256)) * 64}
@@ -35,8 +36,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, as a process that has just begun sees it."""
     monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_cache, "_verified", set())
-    return _cache.folder()
+    monkeypatch.setattr(cache_folder, "_verified", set())
+    return cache_folder.folder()
 
 
 def zeros(folder: Path) -> None:
@@ -74,12 +75,12 @@ def test_what_is_damaged_is_made_again_and_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    folder = _cache.built("toy", make)
+    folder = cache_folder.built("toy", make)
     assert not caplog.messages
     damage(folder)
-    assert _cache.problem("toy")
-    monkeypatch.setattr(_cache, "_verified", set())
-    assert _cache.built("toy", make) == folder
+    assert cache_folder.problem("toy")
+    monkeypatch.setattr(cache_folder, "_verified", set())
+    assert cache_folder.built("toy", make) == folder
     assert files(folder) == CONTENT
     verify(folder)
     (line,) = caplog.messages
@@ -92,29 +93,29 @@ def test_what_is_damaged_is_made_again_and_told_in_one_line(
 def test_what_cannot_be_made_again_is_refused_and_left_alone(
     damage: Callable[[Path], None], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = _cache.built("toy", make)
+    folder = cache_folder.built("toy", make)
     damage(folder)
-    monkeypatch.setattr(_cache, "_verified", set())
+    monkeypatch.setattr(cache_folder, "_verified", set())
     message = (
         rf"^{folder} is damaged \(.*\) and cannot be built again: the sources are not there: install them$"
     )
     with pytest.raises(UserError, match=message):
-        _cache.built("toy", gone)
+        cache_folder.built("toy", gone)
     assert folder.is_dir() or folder.is_file() or folder.is_symlink()
 
 
 def test_it_is_made_once_and_compared_once_in_a_process(cache: Path) -> None:
-    folder = _cache.built("toy", make)
-    assert _cache.built("toy", gone) == folder
+    folder = cache_folder.built("toy", make)
+    assert cache_folder.built("toy", gone) == folder
     a_file(folder)
     with pytest.raises(UserError, match="is damaged"):
-        _cache.built("toy", gone)
+        cache_folder.built("toy", gone)
 
 
 def test_a_killed_build_leaves_nothing_for_good(cache: Path) -> None:
     script = """
 import os, signal
-from everclip.models import _cache
+from everclip.system import cache_folder as _cache
 def make(folder):
     (folder / "weights").write_bytes(bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +127,7 @@ _cache.built("toy", make)
     own = ["toy.tmp", "toy-x1y2", ".toy.everclip", "toys"]  # names that the user may have there
     for name in own:
         (cache / name).mkdir()
-    assert files(_cache.built("toy", make)) == CONTENT
+    assert files(cache_folder.built("toy", make)) == CONTENT
     assert sorted(path.name for path in cache.iterdir()) == sorted(["toy", "toy.lock", *own])
 
 
@@ -137,7 +138,7 @@ def test_a_full_disk_is_one_line(cache: Path) -> None:
     with pytest.raises(
         RunError, match=r"toy cannot be read or written \(No space left on device\): make room"
     ):
-        _cache.built("toy", full)
+        cache_folder.built("toy", full)
     assert sorted(path.name for path in cache.iterdir()) == ["toy.lock"]
 
 
@@ -145,7 +146,7 @@ def test_a_full_disk_is_one_line(cache: Path) -> None:
 def test_the_doctor_compares_lite_with_its_manifest(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     assert "files as expected, built on first use" in capsys.readouterr().out
-    folder = _cache.built(lite.CACHED, make)
+    folder = cache_folder.built(lite.CACHED, make)
     main(["doctor"])
     assert "files as expected, built and as it was written" in " ".join(capsys.readouterr().out.split())
     zeros(folder)

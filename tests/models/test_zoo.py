@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from everclip.checkpoint import commit
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.catalogue import catalogue, recommended
+from everclip.system.checkpoint import commit
 from tests.toy import MODEL_CFG, toy_clip
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from everclip import checkpoint
 from everclip.calibration import fit, probabilities
 from everclip.deployed import keep_calibration, open_model
 from everclip.errors import UserError
+from everclip.system import checkpoint
 from everclip.updating import core, pictures
 from everclip.updating.pictures import collect
 from everclip.updating.state import BEFORE, read

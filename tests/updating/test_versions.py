@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from everclip import checkpoint
 from everclip.card import CALIBRATION_FILE
 from everclip.cli.app import main
 from everclip.deployed import open_model
-from everclip.durable import claimed
 from everclip.errors import UserError
+from everclip.system import checkpoint
+from everclip.system.atomic import claimed
 from everclip.updating.state import read
 from everclip.updating.versions import rollback, write_next
 from tests.learned import coloured

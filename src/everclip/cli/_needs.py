@@ -18,8 +18,8 @@ from everclip.data.download import Remote, home
 from everclip.disk import nearest
 from everclip.errors import UserError
 from everclip.estimate import Sizes
-from everclip.machine import free_memory
 from everclip.models.catalogue import Costs, costs
+from everclip.system.machine import free_memory
 
 SHARE = {("cpu", False): 0.6, ("cpu", True): 0.3, ("gpu", False): 0.3, ("gpu", True): 0.15}
 """Of the rate of matrix products what training reaches, by device and whether the image tower is convolutional."""

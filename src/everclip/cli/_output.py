@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from everclip.texts import json_text
+from everclip.system.text import json_text
 
 
 def print_json(value: object) -> None:

@@ -20,11 +20,12 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from everclip import __version__, trust
+from everclip import __version__
 from everclip.cli.streams import Unwritable, prepare
 from everclip.errors import RunError, UserError, causes, memory_words, suggest
-from everclip.signals import INTERRUPTED, PREEMPTED, Stopped
-from everclip.texts import printable
+from everclip.system import trust
+from everclip.system.signals import INTERRUPTED, PREEMPTED, Stopped
+from everclip.system.text import printable
 
 _EXAMPLES = """\
 Examples:

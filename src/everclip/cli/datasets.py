@@ -6,7 +6,7 @@ from everclip import plugins
 from everclip.cli._output import print_columns, print_json, summary
 from everclip.config.fields import shown
 from everclip.errors import UserError, suggest
-from everclip.texts import printable
+from everclip.system.text import printable
 
 _KIND = "data/sources"
 

@@ -17,7 +17,7 @@ from everclip.cli._finding import GIB, Finding
 from everclip.cli._output import print_columns, print_json
 from everclip.disk import nearest
 from everclip.errors import UserError
-from everclip.machine import free_memory
+from everclip.system.machine import free_memory
 
 if TYPE_CHECKING:
     from everclip.config import Config
@@ -65,11 +65,11 @@ def examine(config: Config | None = None) -> list[Finding]:
     """All findings, in the order printed; about a resolved config, or else the offline default."""
     checks: list[Callable[[], list[Finding]]] = [_python, _packages, _processor]
     if config is None:
-        checks += [_memory, _disk, _cache, _lite, _emoji, _data, _hub]
+        checks += [_memory, _disk, cache_folder, _lite, _emoji, _data, _hub]
         return [finding for check in checks for finding in check()]
     from everclip.cli._needs import needs
 
-    checks += [_cache]
+    checks += [cache_folder]
     checks += [_lite] if config.model == "lite" else [_hub]
     checks += [_emoji] if config.data == "emoji" else []
     return [*(finding for check in checks for finding in check()), *needs(config)]
@@ -132,26 +132,27 @@ def _disk() -> list[Finding]:
 
 
 def _cache() -> list[Finding]:
-    from everclip.models import _cache
+    from everclip.system import cache_folder
 
     try:
-        return [Finding("cache", "ok", str(_cache.folder()))]
+        return [Finding("cache", "ok", str(cache_folder.folder()))]
     except UserError as error:
         return [Finding("cache", "fail", str(error))]
 
 
 def _lite() -> list[Finding]:
     try:
-        from everclip.checkpoint import MANIFEST
-        from everclip.models import _cache, lite
+        from everclip.models import lite
+        from everclip.system import cache_folder
+        from everclip.system.checkpoint import MANIFEST
 
         lite._sources()
-        problem = _cache.problem(lite.CACHED)
+        problem = cache_folder.problem(lite.CACHED)
     except ImportError as error:
         return [Finding("lite", "fail", f"cannot be imported ({error})", 'pip install "everclip[lite]"')]
     except UserError as error:
         return [Finding("lite", "fail", str(error))]
-    place = _cache.folder() / lite.CACHED
+    place = cache_folder.folder() / lite.CACHED
     if problem and not (place / MANIFEST).is_file():
         return [
             Finding(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from everclip.cli._output import print_json
 from everclip.errors import UserError
-from everclip.texts import printable
+from everclip.system.text import printable
 
 log = logging.getLogger("everclip")
 

@@ -39,8 +39,8 @@ def forget(
     from pathlib import Path
 
     from everclip.disk import on_disk
-    from everclip.durable import check_new, claimed
     from everclip.errors import UserError
+    from everclip.system.atomic import check_new, claimed
     from everclip.updating.forgetting import forget as without
     from everclip.updating.opening import begin
     from everclip.updating.state import is_version, write

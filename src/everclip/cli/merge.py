@@ -51,7 +51,7 @@ def merge(
     from everclip import merging
     from everclip.deployed import save
     from everclip.disk import on_disk
-    from everclip.durable import new_folder
+    from everclip.system.atomic import new_folder
 
     share = _share(alpha)
     if share is None and not validate:

@@ -6,10 +6,11 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
-from everclip import plugins, trust
+from everclip import plugins
 from everclip.cli._output import print_columns, print_json, summary
 from everclip.config import method_class
 from everclip.config.fields import allowed, shown
+from everclip.system import trust
 
 
 def methods(name: str | None = None, /, *, json: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from everclip.errors import RunError, UserError
-from everclip.texts import json_text, printable
+from everclip.system.text import json_text, printable
 
 if TYPE_CHECKING:
     from everclip.answering import Answer

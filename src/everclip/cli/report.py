@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from everclip.cli._output import print_json
 from everclip.errors import UserError
-from everclip.texts import printable
+from everclip.system.text import printable
 
 
 def report(

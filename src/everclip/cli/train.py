@@ -89,9 +89,9 @@ def run_here(run: Run, json: bool) -> None:
 def train_here(run: Run) -> dict[str, Any]:
     """Train an open run to its end with progress on stderr, or until a signal asks to stop; returns its results."""
     from everclip.loop import train as train_run
-    from everclip.machine import keep_freed_memory
-    from everclip.progress import Progress
-    from everclip.signals import Stop, Stopped
+    from everclip.system.machine import keep_freed_memory
+    from everclip.system.progress import Progress
+    from everclip.system.signals import Stop, Stopped
 
     keep_freed_memory()
     stop = Stop()

@@ -114,8 +114,8 @@ def _run(
     json: bool,
 ) -> int:
     """Update, or where ``out`` is None say what would be done."""
-    from everclip.durable import check_new, claimed
-    from everclip.progress import Progress
+    from everclip.system.atomic import check_new, claimed
+    from everclip.system.progress import Progress
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
     from everclip.updating.opening import begin, load
@@ -162,7 +162,7 @@ def _classes(file: str) -> list[str]:
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
     """Write the version, or only the verdict where the old classes suffer; say how it went."""
     from everclip.disk import on_disk
-    from everclip.durable import write_atomic
+    from everclip.system.atomic import write_atomic
     from everclip.updating.verdict import files
     from everclip.updating.versions import write_next
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from everclip.compare.cells import shown_any
 from everclip.metrics.stats import LEAST
-from everclip.texts import csv_text
+from everclip.system.text import csv_text
 
 Json = dict[str, Any]
 

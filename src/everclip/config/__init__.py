@@ -20,7 +20,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from everclip import __version__, trust
+from everclip import __version__
 from everclip.config.fields import explain, leaves, public
 from everclip.config.models import Config, MethodChoice, MethodConfig
 from everclip.config.resolve import method_class, method_config, options_of, resolve, written
@@ -35,6 +35,7 @@ from everclip.config.sources import (
     shipped,
 )
 from everclip.errors import UserError
+from everclip.system import trust
 
 __all__ = [
     "CARRIED_OUT",

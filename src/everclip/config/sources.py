@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from everclip import reading, trust
 from everclip.config.fields import kinds, shown, unknown_key
 from everclip.errors import UserError, suggest
-from everclip.reading import TooDeep, Unreadable
+from everclip.system import reading, trust
+from everclip.system.reading import TooDeep, Unreadable
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 MAX_DEPTH = 8

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everclip import plugins, trust
+from everclip import plugins
+from everclip.system import trust
 
 if TYPE_CHECKING:
     from types import ModuleType

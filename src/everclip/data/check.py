@@ -69,7 +69,8 @@ def check(spec: str) -> Report:
     Raises:
         UserError: unknown source.
     """
-    from everclip import data, trust
+    from everclip import data
+    from everclip.system import trust
 
     trust.typed(spec)
     source, argument = data.source(spec)

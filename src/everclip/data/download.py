@@ -18,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from everclip.durable import put
 from everclip.errors import UserError
-from everclip.models import _cache
+from everclip.system import cache_folder
+from everclip.system.atomic import put
 
 CHUNK = 1 << 20
 TRIES = 3
@@ -69,7 +69,7 @@ def home(source: str, argument: str | None) -> Path:
             )
         return root
     named = os.environ.get("EVERCLIP_DATA")
-    return (Path(named).expanduser() if named else _cache.folder() / "data") / source
+    return (Path(named).expanduser() if named else cache_folder.folder() / "data") / source
 
 
 def say(line: str) -> None:

@@ -13,7 +13,7 @@ from everclip.data.images import Dataset, FileStore, build
 from everclip.data.prompts import PHOTO, check_templates, clean, read_class_names, read_templates
 from everclip.errors import UserError
 from everclip.seeding import hash64
-from everclip.texts import printable
+from everclip.system.text import printable
 
 log = logging.getLogger("everclip")
 

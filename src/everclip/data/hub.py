@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip.errors import UserError, suggest
-from everclip.reading import read_json, strange
+from everclip.system.reading import read_json, strange
 
 if TYPE_CHECKING:
     import datasets

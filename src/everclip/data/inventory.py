@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from everclip.arrays import Shape, read_arrays
 from everclip.data.images import Store
 from everclip.data.scenario import Task
-from everclip.reading import MIB, Unreadable, parse_json
+from everclip.system.arrays import Shape, read_arrays
+from everclip.system.reading import MIB, Unreadable, parse_json
 
 BUDGET = 1 << 30
 """Bytes of images that are read to hash them, when a run begins."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from everclip.errors import UserError
-from everclip.reading import Unreadable, read_text
-from everclip.texts import printable
+from everclip.system.reading import Unreadable, read_text
+from everclip.system.text import printable
 
 log = logging.getLogger("everclip")
 

@@ -19,7 +19,7 @@ import numpy as np
 from everclip.config.fields import shown
 from everclip.data.images import MOST_BYTES, Store, file_stamp
 from everclip.errors import UserError
-from everclip.reading import Unreadable, open_regular, parse_json
+from everclip.system.reading import Unreadable, open_regular, parse_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("cls", "json", "txt")

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from everclip.data.download import CHUNK, check_room, unwritable
-from everclip.durable import remove_unfinished, settle, stage
 from everclip.errors import UserError
+from everclip.system.atomic import remove_unfinished, settle, stage
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 # RuntimeError (also as NotImplementedError) is what zipfile says of passwords and of unknown compressions.

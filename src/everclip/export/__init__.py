@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
 from everclip.disk import on_disk
-from everclip.durable import new_folder
 from everclip.errors import UserError, suggest
+from everclip.system.atomic import new_folder
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8

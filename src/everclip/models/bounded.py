@@ -20,7 +20,7 @@ from torch.nn.modules import module as hooks
 
 from everclip.config.fields import shown
 from everclip.errors import UserError
-from everclip.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
+from everclip.system.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
 
 SPARE = 1 << 26
 """Numbers that a model may have besides its weights: masks, buffers."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.models import flops
-from everclip.reading import Unreadable, read_json
+from everclip.system.reading import Unreadable, read_json
 
 LITE = "lite"
 

@@ -37,11 +37,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from everclip.checkpoint import MANIFEST
 from everclip.errors import UserError
-from everclip.models import _cache
 from everclip.models.catalogue import LITE
 from everclip.models.clip import WEIGHTS_FILE, Clip
+from everclip.system import cache_folder
+from everclip.system.checkpoint import MANIFEST
 
 RECIPE = 2  # part of the cache key: raise it when anything below changes what is built
 CACHED = f"{LITE}-{RECIPE}"
@@ -84,7 +84,7 @@ def folder() -> Path:
         UserError: a package or file is missing, has another version or another SHA-256.
         RunError: the disk is full or fails.
     """
-    return _cache.built(CACHED, _make)
+    return cache_folder.built(CACHED, _make)
 
 
 def _make(folder: Path) -> None:
@@ -92,7 +92,7 @@ def _make(folder: Path) -> None:
     if importlib.util.find_spec("transformers") is None:
         raise UserError('model "lite" needs the package transformers: pip install "everclip[lite]"')
     build(_sources()).save(folder)
-    before = _cache.folder() / CACHED
+    before = cache_folder.folder() / CACHED
     if not (before / MANIFEST).is_file() and _alike(before / WEIGHTS_FILE, folder / WEIGHTS_FILE):
         shutil.copyfile(before / WEIGHTS_FILE, folder / WEIGHTS_FILE)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from everclip.reading import Unreadable, open_regular
+from everclip.system.reading import Unreadable, open_regular
 
 
 def read_state(path: Path) -> Any:

@@ -24,12 +24,12 @@ from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.timm_model import TimmModel
 from torch import nn
 
-from everclip.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.errors import UserError, suggest
 from everclip.models import bounded, lite, vetted
 from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, CONFIG_FILE, WEIGHTS_FILE, Clip
 from everclip.models.towers import input_side, is_convolutional
+from everclip.system.checkpoint import MANIFEST, Damaged, Store, verify
 
 __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 

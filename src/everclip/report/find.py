@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from everclip.reading import Unreadable, open_regular, read_json, read_text
 from everclip.report.read import RunData
 from everclip.report.words import several
 from everclip.runs import natural
+from everclip.system.reading import Unreadable, open_regular, read_json, read_text
 
 Kind = Literal["finished", "running", "stopped", "failed", "waiting"]
 _FILES = ("results.json", "metrics.jsonl", "config.toml")

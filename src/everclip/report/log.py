@@ -7,9 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from everclip.kinds import AMOUNT, COUNT, SHARE, Kind, listed, mapped, number, or_null, table, text, whole
-from everclip.reading import MIB, Unreadable, open_regular, parse_json
 from everclip.results import MOST_CLASSES, MOST_TASKS
+from everclip.system.kinds import (
+    AMOUNT,
+    COUNT,
+    SHARE,
+    Kind,
+    listed,
+    mapped,
+    number,
+    or_null,
+    table,
+    text,
+    whole,
+)
+from everclip.system.reading import MIB, Unreadable, open_regular, parse_json
 
 Json = dict[str, Any]
 

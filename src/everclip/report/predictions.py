@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from everclip.arrays import Form, read_columns
 from everclip.calibration import BINS
-from everclip.reading import Unreadable
 from everclip.report.read import RunData
 from everclip.results import test_images
+from everclip.system.arrays import Form, read_columns
+from everclip.system.reading import Unreadable
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 
 from everclip import results
 from everclip.errors import UserError
-from everclip.reading import MIB, TOML_BYTES, Unreadable, parse_toml, read_json, read_text
 from everclip.report.log import Json, Log
+from everclip.system.reading import MIB, TOML_BYTES, Unreadable, parse_toml, read_json, read_text
 
 
 @dataclass(frozen=True)

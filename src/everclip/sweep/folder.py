@@ -16,14 +16,15 @@ from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from everclip import __version__, trust
+from everclip import __version__
 from everclip.config.sources import read_toml
-from everclip.durable import write_atomic
 from everclip.errors import UserError
-from everclip.reading import Unreadable, diverted, read_json
 from everclip.run import Run
 from everclip.runs import natural
 from everclip.sweep.grid import Job, content_key
+from everclip.system import trust
+from everclip.system.atomic import write_atomic
+from everclip.system.reading import Unreadable, diverted, read_json
 
 log = logging.getLogger("everclip")
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import tomli_w
 
-from everclip import estimate, plugins, trust
+from everclip import estimate, plugins
 from everclip.config import Config, config_hash, essence, load_config, resolve
 from everclip.config.fields import shown
 from everclip.config.sources import is_override
 from everclip.errors import UserError
+from everclip.system import trust
 
 WHOLE = ("out", "tuned_on", "classnames")
 """Keys whose value may have commas: they are never parted."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from everclip import methods, trials, trust
+from everclip import methods, trials
 from everclip.config import load_config, resolve
 from everclip.config.models import Train
 from everclip.config.sources import is_override, read_toml
@@ -22,6 +22,7 @@ from everclip.plan import Plan
 from everclip.runs import flat
 from everclip.sweep import check
 from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
+from everclip.system import trust
 from everclip.trials import space
 from everclip.tune import default_search
 

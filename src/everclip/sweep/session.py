@@ -15,7 +15,6 @@ from everclip.compare.same import EXCUSES
 from everclip.errors import UserError
 from everclip.plan import Plan
 from everclip.runs import read as read_run
-from everclip.signals import Stop, Stopped
 from everclip.sweep import check, pool, searches
 from everclip.sweep.folder import Folder
 from everclip.sweep.grid import Grid, Job, read
@@ -23,6 +22,7 @@ from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
 from everclip.sweep.slots import Environment
 from everclip.sweep.view import View
+from everclip.system.signals import Stop, Stopped
 
 Json = dict[str, Any]
 

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from everclip.reading import parse_json
 from everclip.sweep.child import GRACE
 from everclip.sweep.pool import Child, Watcher, Work
+from everclip.system.reading import parse_json
 
 REFRESH = 1.0
 """Seconds between looks at the logs of runs that go on."""

@@ -23,7 +23,7 @@ from everclip.deployed import Deployed
 from everclip.methods._ridge import USUAL
 from everclip.methods._statistics import Linear
 from everclip.models.clip import Clip
-from everclip.progress import Progress
+from everclip.system.progress import Progress
 from everclip.updating.checks import Checks
 from everclip.updating.forms import Known, closed_form, mixed, scores, text_form
 from everclip.updating.rule import Decision

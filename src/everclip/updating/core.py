@@ -16,7 +16,7 @@ from everclip.data.folders import check_texts
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError, suggest
-from everclip.progress import Progress
+from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, Candidate, Trial, candidates
 from everclip.updating.checks import Checks

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from everclip import data as sources
-from everclip import trust
 from everclip.card import CardTask
 from everclip.config.models import NEWEST
 from everclip.data.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, seen
 from everclip.deployed import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
-from everclip.durable import recover
 from everclip.errors import UserError, suggest
 from everclip.merging import whole
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.restore import device
+from everclip.system import trust
+from everclip.system.atomic import recover
 from everclip.updating import state as states
 from everclip.updating.forms import Known, labels_of, width
 from everclip.updating.state import State

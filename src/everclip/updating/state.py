@@ -27,18 +27,18 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from everclip import checkpoint, kinds
 from everclip.card import CALIBRATION_FILE, CardTask
-from everclip.checkpoint import BEFORE
 from everclip.data.gathered import Archive
 from everclip.data.images import ImageSet
 from everclip.deployed import Deployed, open_model, save
 from everclip.errors import UserError
 from everclip.merging import whole
 from everclip.models.clip import Clip
-from everclip.reading import Unreadable, read_json
 from everclip.results import MOST_CLASSES
-from everclip.texts import check
+from everclip.system import checkpoint, kinds
+from everclip.system.checkpoint import BEFORE
+from everclip.system.reading import Unreadable, read_json
+from everclip.system.text import check
 from everclip.updating.forms import Known, weights_of, width
 from everclip.updating.sums import Sums
 

@@ -23,11 +23,11 @@ from everclip.loop import learn
 from everclip.models.catalogue import recommended
 from everclip.models.clip import Clip
 from everclip.plan import Plan
-from everclip.progress import Progress
 from everclip.record import Record
 from everclip.restore import grow
 from everclip.run import Run
-from everclip.signals import Stop
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop
 from everclip.updating.forms import Known
 from everclip.updating.rule import Decision
 

@@ -6,12 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-from everclip import checkpoint
 from everclip.card import FILE, identity
-from everclip.checkpoint import BEFORE
 from everclip.deployed import save
-from everclip.durable import claimed, recover, stage, swap
 from everclip.errors import UserError
+from everclip.system import checkpoint
+from everclip.system.atomic import claimed, recover, stage, swap
+from everclip.system.checkpoint import BEFORE
 from everclip.updating.core import Outcome
 from everclip.updating.state import RECORD, State, is_version, write
 from everclip.updating.verdict import files

@@ -29,7 +29,7 @@ from everclip.data.prompts import clean
 from everclip.data.unpack import Limits, unpack
 from everclip.data.unpickle import text, unpickle
 from everclip.errors import UserError
-from everclip.reading import Unreadable, read_bytes
+from everclip.system.reading import Unreadable, read_bytes
 
 SIDE = 32
 ARCHIVE = Remote(

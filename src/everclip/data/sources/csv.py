@@ -27,7 +27,7 @@ from everclip.data.folders import Fence
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
 from everclip.data.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.errors import UserError
-from everclip.reading import Unreadable, open_regular
+from everclip.system.reading import Unreadable, open_regular
 
 log = logging.getLogger("everclip")
 

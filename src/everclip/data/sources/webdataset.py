@@ -33,7 +33,7 @@ from everclip.data.prompts import PHOTO, read_lines
 from everclip.data.shards import Shard, TarStore, read_shard
 from everclip.data.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.errors import UserError, suggest
-from everclip.reading import Unreadable, read_json
+from everclip.system.reading import Unreadable, read_json
 
 log = logging.getLogger("everclip")
 

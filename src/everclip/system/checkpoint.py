@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from everclip import __version__
-from everclip.durable import exchange, settle, stage, sync, write_atomic
 from everclip.errors import RunError, UserError
-from everclip.reading import JSON_BYTES, parse_json
+from everclip.system.atomic import exchange, settle, stage, sync, write_atomic
+from everclip.system.reading import JSON_BYTES, parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -11,9 +11,9 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from everclip.checkpoint import Damaged, commit, verify
-from everclip.durable import remove_unfinished
 from everclip.errors import RunError, UserError
+from everclip.system.atomic import remove_unfinished
+from everclip.system.checkpoint import Damaged, commit, verify
 
 log = logging.getLogger("everclip")
 

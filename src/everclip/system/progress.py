@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from everclip.texts import printable
+from everclip.system.text import printable
 
 EVERY = 10.0
 """Seconds between plain lines."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from everclip.reading import MIB, Unreadable, open_regular
+from everclip.system.reading import MIB, Unreadable, open_regular
 
 MOST_ROWS = 4_000_000
 MOST_COLUMNS = 100
