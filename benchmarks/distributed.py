@@ -36,7 +36,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.step import Ours, pictures, weights
-from everclip import joining, sharding
+from everclip import sharding
+from everclip.distributed import launch
 
 CHECKED = 5
 """Steps whose losses are compared."""
@@ -66,7 +67,7 @@ class Bytes:
 def worker(data: str, model: str, out: Path, batch: int, shard: bool) -> None:
     """Makes a step for each line on stdin, and answers with its numbers."""
     torch.set_num_threads(1)
-    with joining.joined("cpu"):
+    with launch.joined("cpu"):
         ours = Ours.of(data, model, "full", out, batch, "gdro", shard)
         here, all_of_it = (
             sum(form(parameter).numel() for parameter in ours.update.parameters)

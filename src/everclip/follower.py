@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from everclip import joining, ranks
 from everclip.config import Config
+from everclip.distributed import collectives, launch
 from everclip.errors import UserError
 from everclip.methods._base import Method
 from everclip.plan import Plan
@@ -22,15 +22,15 @@ def shared(config: Config, make: Callable[[], Run]) -> Iterator[Run]:
     Raises:
         UserError: as opening a run does; torchrun is to restart a run whose directory nobody has named.
     """
-    if ranks.size() > 1 and joining.restarts() and config.out is None:
+    if collectives.size() > 1 and launch.restarts() and config.out is None:
         raise UserError(
             "torchrun --max-restarts starts the same command again, which goes on where out says: give out=PATH"
         )
-    if ranks.rank() > 0:
-        yield Follower(Path(ranks.from_first(None)), config)
+    if collectives.rank() > 0:
+        yield Follower(Path(collectives.from_first(None)), config)
         return
     with make() as run:
-        ranks.from_first(str(run.path))
+        collectives.from_first(str(run.path))
         yield run
 
 
@@ -40,7 +40,7 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: of the method, its options or the batch size.
     """
-    config, method, count = plan.config, plan.method, ranks.size()
+    config, method, count = plan.config, plan.method, collectives.size()
     name = config.method.name
     if count == 1:
         return

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everclip import card as cards
-from everclip import ranks
+from everclip.distributed import collectives
 from everclip.lab import Lab
 from everclip.models.savable import savable, save_state
 from everclip.optim import Update
@@ -77,7 +77,7 @@ class Keeper:
         elif self._moved and self._target is None:
             self._save(start, None)
         if self._target is None:
-            self._stop_for(*ranks.most(self.stop.requested or 0))
+            self._stop_for(*collectives.most(self.stop.requested or 0))
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
         """How many batches of a phase, which has begun, are done already; the update goes on after them."""
@@ -99,7 +99,7 @@ class Keeper:
         self._steps += 1
         minutes = (time.monotonic() - self._saved_at) / 60
         due = {"task": False, "steps": self._steps >= self._number, "minutes": minutes >= self._number}
-        save, signal = ranks.most(due[self._kind], self.stop.requested or 0)
+        save, signal = collectives.most(due[self._kind], self.stop.requested or 0)
         if save or signal:
             self._save(Place(self.place.task, phase, done), update)
         self._stop_for(signal)
@@ -145,7 +145,7 @@ class Keeper:
 
         if self.lab.run.writes:
             self.lab.run.store.commit(place, write, [] if place.whole else self._on)
-        ranks.wait()  # the others must not go on without it
+        collectives.wait()  # the others must not go on without it
         self.place = place
         self._steps, self._saved_at = 0, time.monotonic()
 

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip import caching, forking, frozen, noted, ranks, references
+from everclip import caching, forking, frozen, noted, references
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.disk import check_room, room, writing
+from everclip.distributed import collectives
 from everclip.evaluate import evaluate
 from everclip.follower import check
 from everclip.keeper import Keeper
@@ -88,7 +89,7 @@ def learn(lab: Lab, keeper: Keeper, task: Task) -> None:
         keeper.enter(index)
         phase = replace(phase, steps=steps)
         method.begin_phase(clip, phase)
-        shard = lab.run.config.distributed.shard and ranks.size() > 1
+        shard = lab.run.config.distributed.shard and collectives.size() > 1
         update = Update(clip, method, phase, lab.run.config.train, steps, shard)
         lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
         done = keeper.resume(update, index, steps)

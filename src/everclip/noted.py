@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from everclip import ranks
 from everclip.data.inventory import Inventory, compare, hashed, of
+from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.plan import Plan
 from everclip.run import IMAGES, Run
@@ -55,7 +55,7 @@ def keep(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> Noted:
         UserError: they are not those that the run began with, and ``run.changed_data`` does not say that this is known.
     """
     kept, wrong = _kept(run, plan, goes_on, progress) if run.writes else (None, "")
-    wrong = ranks.from_first(wrong)
+    wrong = collectives.from_first(wrong)
     if wrong:
         raise UserError(wrong)
     if kept is None:

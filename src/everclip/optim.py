@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everclip import ranks
 from everclip.config.models import Train
 from everclip.data.loader import Phase
+from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods._base import Method
 from everclip.models.clip import Clip
@@ -163,7 +163,7 @@ class Update:
         if self._shards is not None:
             norm = self._shards.exchange()
         else:
-            ranks.mean_gradients(self.parameters)
+            collectives.mean_gradients(self.parameters)
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         length, most = norm.item(), self.train.clip_norm or math.inf
         self._demand("gradient", length, where, ids)

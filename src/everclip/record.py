@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 import everclip
-from everclip import ranks
 from everclip.data.loader import Loader
 from everclip.data.memory import Memory
 from everclip.data.scenario import Task, seen
 from everclip.data.templates import set_name
+from everclip.distributed import collectives
 from everclip.evaluate import Scores
 from everclip.methods._base import Method
 from everclip.metrics.matrix import Matrix
@@ -307,7 +307,7 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processes": ranks.size(),
+        "processes": collectives.size(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
     }

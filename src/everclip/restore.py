@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from everclip import caching, noted, ranks
+from everclip import caching, noted
 from everclip.data.scenario import Task
+from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -86,7 +87,7 @@ def read(run: Run) -> list[Saved]:
         RunError: there are checkpoints, and none can be used.
         UserError: one is whole, and cannot be read here.
     """
-    found = ranks.from_first([[*place] for place in run.store.newest()] if run.writes else None)
+    found = collectives.from_first([[*place] for place in run.store.newest()] if run.writes else None)
     trail = [saved(run.store.folder(place), place) for place in (Place(*numbers) for numbers in found)]
     run.cut_log(trail[-1].state["log_bytes"] if trail else 0)
     return trail

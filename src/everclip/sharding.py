@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from everclip import ranks
+from everclip.distributed import collectives
 from everclip.models.clip import Clip
 from everclip.models.passes import blocks
 from everclip.models.towers import is_visual
@@ -35,7 +35,7 @@ def answered() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            with ranks.answered():
+            with collectives.answered():
                 raise
         raise
 
@@ -106,7 +106,7 @@ class Shards:
         FSDP has taken that mean of what is shared out.
         """
         others = [parameter for parameter in self.parameters if not isinstance(parameter, DTensor)]
-        ranks.mean_gradients(others)
+        collectives.mean_gradients(others)
         for parameter, part in self._shared:
             part.grad = None if parameter.grad is None else local(parameter.grad)
         apart, alike = (
@@ -114,7 +114,7 @@ class Shards:
             for weights in ([part for _, part in self._shared], others)
         )
         squared = (apart**2).to(self._device)
-        with ranks.answered():
+        with collectives.answered():
             dist.all_reduce(squared)
         return (squared + alike.to(self._device) ** 2).sqrt()
 
@@ -137,7 +137,7 @@ class Shards:
         def joined(value: Tensor, parameter: DTensor) -> Tensor:
             shape = {"shape": parameter.shape, "stride": parameter.stride()}
             found = whole_of(DTensor.from_local(value, parameter.device_mesh, parameter.placements, **shape))
-            if ranks.rank() > 0:
+            if collectives.rank() > 0:
                 return value
             # fused AdamW takes moments to lie in memory as their parameter does
             return torch.empty_like(whole[id(parameter)], requires_grad=False).copy_(found)

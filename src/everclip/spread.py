@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from everclip import ranks
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Loader
 from everclip.data.scenario import Task
+from everclip.distributed import collectives
 from everclip.errors import RunError
 
 Rows = tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"], Int64[Tensor, " n"]]
@@ -30,9 +30,9 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
         rows.append(compute(batch).cpu())
         number = torch.full_like(batch.labels, batch.key[3])
         about.append(torch.stack([number, batch.labels, batch.ids], 1))
-    found = ranks.ragged(torch.cat(rows) if rows else None)
-    columns = ranks.ragged(torch.cat(about) if about else None)
-    if ranks.size() > 1:
+    found = collectives.ragged(torch.cat(rows) if rows else None)
+    columns = collectives.ragged(torch.cat(about) if about else None)
+    if collectives.size() > 1:
         loader.agree()
     if found is None or columns is None:
         return None

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from typing import cast, get_args
 
-from everclip import ranks
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
+from everclip.distributed import collectives
 from everclip.errors import RunError
 from everclip.lab import Lab
 from everclip.methods._base import to_device
@@ -81,7 +81,7 @@ def _precision(lab: Lab, update: Update) -> Precision:
         return wanted
     if record.precision is None:
         choice = precision.Choice(
-            *ranks.from_first([*astuple(precision.choose(lab.clip, update.clip.device))])
+            *collectives.from_first([*astuple(precision.choose(lab.clip, update.clip.device))])
         )
         record.precision = choice.precision
         lab.run.log(

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from everclip import follower, joining, ranks, sharding
+from everclip import follower, sharding
 from everclip.data.loader import Phase
+from everclip.distributed import collectives, launch
 from everclip.errors import UserError
 from everclip.loop import train
 from everclip.models import zoo
@@ -35,7 +36,7 @@ def refused(out: str, *tokens: str) -> str:
     try:
         run(out, *tokens)
     except UserError as error:
-        (message,) = set(ranks.told(str(error)))
+        (message,) = set(collectives.told(str(error)))
         return message
     return "not refused"
 
@@ -55,14 +56,14 @@ def parts(model: str, *tokens: str) -> list[dict[str, int]]:
     update.step({"loss": update.clip.encode_text(["a dog"]).sum()}, "here", [0])
     moments = [value for entry in update.optimizer.state.values() for value in entry.values() if value.ndim]
     counted = {"weights": local, "gradients": gradients, "moments": moments}
-    return ranks.told({name: sum(part.numel() for part in found) for name, found in counted.items()})
+    return collectives.told({name: sum(part.numel() for part in found) for name, found in counted.items()})
 
 
 JOBS = {"run": run, "refused": refused, "losses": gradients, "parts": parts, "towers": differences}
 
 if __name__ == "__main__":
-    with joining.joined("cpu"):
+    with launch.joined("cpu"):
         for name, *words in json.loads(sys.argv[1]):
             answer = JOBS[name](*words)
-            if ranks.rank() == 0:
+            if collectives.rank() == 0:
                 print(json.dumps(answer), flush=True)

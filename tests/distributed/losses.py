@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everclip import ranks
+from everclip.distributed import collectives
 from everclip.losses import contrastive, distill, dro, elastic, longtail, prototypes, replay, supcon
 from everclip.losses.light import Part
 
@@ -25,7 +25,7 @@ class Batch:
     text: Tensor
     head: Tensor
     labels: Tensor
-    share: ranks.Share | None
+    share: collectives.Share | None
     teacher: Tensor
 
     @property
@@ -111,8 +111,10 @@ def gradients() -> dict[str, list[float]]:
     for name, loss in CASES.items():
         image_map, text_map, head = leaves = [torch.nn.Parameter(value.clone()) for value in maps]
         share, own = None, slice(None)
-        if ranks.size() > 1:
-            share = ranks.Share(tuple(len(inputs[part]) for part in ranks.parts(IMAGES)), "light" in name)
+        if collectives.size() > 1:
+            share = collectives.Share(
+                tuple(len(inputs[part]) for part in collectives.parts(IMAGES)), "light" in name
+            )
             own = share.own
         image = normalize(torch.cat([inputs[own], views[own]]) @ image_map, dim=1)
         text = normalize(captions[own] @ text_map, dim=1)
@@ -121,7 +123,7 @@ def gradients() -> dict[str, list[float]]:
         first, second = image.chunk(2)
         value = loss(Batch(first, second, text, head, labels, share, teacher))
         value.backward()
-        ranks.mean_gradients(leaves)
+        collectives.mean_gradients(leaves)
         flat = [leaf.grad.flatten() for leaf in leaves if leaf.grad is not None]
         found[name] = [*torch.cat(flat).tolist(), *([] if "light" in name else [value.item()])]
     return found

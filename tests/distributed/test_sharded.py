@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from everclip import ranks
+from everclip.distributed import collectives
 from everclip.models import zoo
 from everclip.plan import Plan
 from tests.distributed.processes import finish, start, work
@@ -42,13 +42,13 @@ def test_towers_of_many_makes() -> None:
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_every_process_has_as_many_chunks(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "size", lambda: processes)
+    monkeypatch.setattr(collectives, "size", lambda: processes)
     for count, most in itertools.product(range(processes, 40), range(2, 9)):
         found = []
         for rank in range(processes):
-            monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-            found.append([[*range(count)[part]] for part in ranks.chunks(count, most)])
-            assert [*itertools.chain(*found[-1])] == [*range(count)[ranks.own(count)]]
+            monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
+            found.append([[*range(count)[part]] for part in collectives.chunks(count, most)])
+            assert [*itertools.chain(*found[-1])] == [*range(count)[collectives.own(count)]]
             assert all(0 < len(chunk) <= most for chunk in found[-1])
         assert len({len(chunks) for chunks in found}) == 1, (count, most)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import BertConfig, MT5Config
 
-from everclip import ranks
+from everclip.distributed import collectives
 from everclip.models.clip import Clip
 from everclip.sharding import Shards, whole_of
 from tests.toy import MODEL_CFG
@@ -99,6 +99,6 @@ def differences() -> dict[str, list[str]]:
                 wrong.append(name)
         if 2 * shared < sum(weight.numel() for weight in weights):
             wrong.append("too little is shared out")
-        found[make] = sorted({name for names in ranks.told(wrong) for name in names})
+        found[make] = sorted({name for names in collectives.told(wrong) for name in names})
         shards.close()
     return found

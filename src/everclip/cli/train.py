@@ -58,9 +58,10 @@ def open_here(config: Config, make: Callable[[], Run], json: bool) -> None:
             run_here(run, json)
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what goes wrong is said once, by us
-    from everclip import follower, joining
+    from everclip import follower
+    from everclip.distributed import launch
 
-    with joining.joined(config.device), follower.shared(config, make) as run:
+    with launch.joined(config.device), follower.shared(config, make) as run:
         run_here(run, json)
 
 

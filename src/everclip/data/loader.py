@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip import ranks
 from everclip.data.activations import Activations
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
 from everclip.data.views import VIEWS
+from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.seeding import generator
 
@@ -48,7 +48,7 @@ class Batch:
     key: tuple[int, int, int, int] = (0, 0, 0, 0)
     seed: int = 0
     number: int = 0
-    share: ranks.Share | None = None
+    share: collectives.Share | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -199,7 +199,7 @@ class Loader:
         which = {"mixed": np.ones_like(current), "new": current, "memory": ~current}[phase.data]
         images, current = images.select(which), current[which]
         self.prepare(images)
-        ranks.wait()
+        collectives.wait()
         per_epoch = self.steps_per_epoch(len(images))
         orders: dict[int, list[NDArray[np.int64]]] = {}
 
@@ -238,7 +238,7 @@ class Loader:
         own: slice | None = None,
     ) -> _Part:
         """The pictures of a batch that are this process's, or those asked for, each seen as in the whole batch."""
-        own = ranks.own(len(images)) if own is None else own
+        own = collectives.own(len(images)) if own is None else own
         mine, second = images.select(np.arange(own.start, own.stop)), None
         if self.activations is not None:
             drawn = self.activations.drawn(len(images), generator(self.seed, "fixed view", *key))
@@ -260,13 +260,13 @@ class Loader:
     def _whole(self, part: _Part) -> Batch:
         """The batch of a part. Where a process would be without images, each takes all of them."""
         images, good, share = part.images, part.good, None
-        if ranks.size() > 1:
-            good = ranks.gathered_mask(part.good, len(images))
+        if collectives.size() > 1:
+            good = collectives.gathered_mask(part.good, len(images))
             if not good.all():
                 self.agree()
-            counts = tuple(int(good[own].sum()) for own in ranks.parts(len(images)))
+            counts = tuple(int(good[own].sum()) for own in collectives.parts(len(images)))
             if min(counts):
-                share = ranks.Share(counts, self.light)
+                share = collectives.Share(counts, self.light)
             else:
                 part = self._part(images, part.current, part.key, part.views, slice(0, len(images)))
                 good = part.good
@@ -276,7 +276,7 @@ class Loader:
 
     def agree(self) -> None:
         """What one process has found broken, all know."""
-        for skipped in ranks.told(self.pixels.skipped()):
+        for skipped in collectives.told(self.pixels.skipped()):
             self.pixels.mark_broken(skipped)
 
     def plain(self, images: ImageSet, batch_size: int = 128, shared: bool = False) -> Iterator[Batch]:
@@ -285,7 +285,7 @@ class Loader:
         Args:
             shared: whether processes share the batches, of which each gets every ``ranks.size()``-th.
         """
-        first, each = (ranks.rank(), ranks.size()) if shared else (0, 1)
+        first, each = (collectives.rank(), collectives.size()) if shared else (0, 1)
         steps = range(first, -(-len(images) // batch_size), each)
         where = [np.arange(step * batch_size, min((step + 1) * batch_size, len(images))) for step in steps]
         if self.activations is not None and where:

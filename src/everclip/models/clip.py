@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from everclip import ranks
+from everclip.distributed import collectives
 from everclip.models.attention import CpuAttention
 from everclip.models.folding import fold
 from everclip.models.passes import in_pieces, unwatched
@@ -91,7 +91,7 @@ class Clip(nn.Module):
         self._held: frozenset[str] = frozenset()
         self.pieces = 1
         self.text_bf16 = False
-        self.share: ranks.Share | None = None
+        self.share: collectives.Share | None = None
         self._memory_format = (
             torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
         )
@@ -276,14 +276,16 @@ class Clip(nn.Module):
             distinct.sort(key=self._text.length)
             size = _SORTED_CHUNK
         row, count = {prompt: index for index, prompt in enumerate(distinct)}, len(distinct)
-        shared = shared and count >= ranks.size()
+        shared = shared and count >= collectives.size()
         every = (slice(start, start + size) for start in range(0, count, size))
-        chunks = [distinct[part] for part in (ranks.chunks(count, size) if shared else every)]
+        chunks = [distinct[part] for part in (collectives.chunks(count, size) if shared else every)]
         # a piece is computed again when it may no longer be so
         encode = partial(self._encode_distinct, bf16=self.text_bf16)
         features = torch.cat([in_pieces(encode, chunk, self.pieces) for chunk in chunks])
         if shared:
-            features = ranks.with_gradient(features, [part.stop - part.start for part in ranks.parts(count)])
+            features = collectives.with_gradient(
+                features, [part.stop - part.start for part in collectives.parts(count)]
+            )
         if distinct == [*prompts]:
             return features
         rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)

@@ -21,9 +21,9 @@ from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from everclip import ranks
 from everclip.config.models import Train
 from everclip.data.loader import Batch
+from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.models import depthwise
 from everclip.models.attention import CpuAttention
@@ -57,7 +57,7 @@ class Passes:
         self._pieces = train.accumulate
         self._share = train.patch_dropout
         self._drop = _patches(clip) if train.patch_dropout > 0 else None
-        if self._drop is not None and ranks.size() > 1:
+        if self._drop is not None and collectives.size() > 1:
             raise UserError(
                 "train.patch_dropout draws patches for a whole batch, of which each process has a part:"
                 " write train.patch_dropout=0, or start one process"

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from everclip import ranks
+from everclip.distributed import collectives
 from everclip.errors import RunError, UserError
 from everclip.system.signals import PREEMPTED, Stopped
 
@@ -45,19 +45,19 @@ def joined(device: str) -> Iterator[None]:
     if not started():
         yield
         return
-    with ranks.answered():
-        store, number, count = next(rendezvous("env://", timeout=ranks.PATIENCE))
+    with collectives.answered():
+        store, number, count = next(rendezvous("env://", timeout=collectives.PATIENCE))
         store = _fresh(store, number, count)
     if number > 0:
         logging.getLogger("everclip").setLevel(logging.ERROR)
     with _alone(store):
-        with ranks.answered():
+        with collectives.answered():
             dist.init_process_group(
-                _backend(device), store=store, rank=number, world_size=count, timeout=ranks.TIMEOUT
+                _backend(device), store=store, rank=number, world_size=count, timeout=collectives.TIMEOUT
             )
-            ranks.patient.append(dist.new_group(backend="gloo", timeout=ranks.PATIENCE))
+            collectives.patient.append(dist.new_group(backend="gloo", timeout=collectives.PATIENCE))
         yield
-    ranks.patient.clear()
+    collectives.patient.clear()
     dist.destroy_process_group()
 
 
@@ -89,7 +89,7 @@ def _fresh(store: Any, number: int, count: int) -> Any:
         name = store.get(f"answer to {word}").decode()  # waits for it
         store.set(f"{name} has {number}", "")
         return PrefixStore(name, store)
-    end = time.monotonic() + ranks.PATIENCE.total_seconds()
+    end = time.monotonic() + collectives.PATIENCE.total_seconds()
     missing = set(range(1, count))
     while missing:
         for other in [*missing]:
