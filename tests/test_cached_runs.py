@@ -18,10 +18,10 @@ from everclip import caching, loop
 from everclip.caching import Amount
 from everclip.cli.app import main
 from everclip.config import Config
-from everclip.data import activations
-from everclip.data.activations import Activations
+from everclip.data.cache import activations
+from everclip.data.cache.activations import Activations
+from everclip.data.cache.rows import RECORD, Memory, Shared, Spilled
 from everclip.data.loader import Loader
-from everclip.data.rows import RECORD, Memory, Shared, Spilled
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.plan import Plan
@@ -238,7 +238,7 @@ def test_wherever_rows_are_kept_a_run_is_the_same(
 SHARING = """
 import sys
 import torch
-from everclip.data import activations
+from everclip.data.cache import activations
 from tests.running import run
 from pathlib import Path
 torch.set_num_threads(1)  # as tests do: with more, the last bit is another

@@ -10,7 +10,7 @@ import pytest
 from everclip import data
 from everclip.cli.app import main
 from everclip.cli.evaluate import measure
-from everclip.data.folders import split_of
+from everclip.data.formats.folders import split_of
 from everclip.errors import RunError, UserError
 from everclip.run import Run
 from tests.pictures import domain_folder, image_folder

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from everclip.data.formats.shards import read_shard
 from everclip.data.prompts import read_lines
-from everclip.data.shards import read_shard
 from everclip.errors import UserError
 from everclip.system.reading import (
     DEPTH,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from everclip.calibration import probabilities
-from everclip.data.folders import image_files
+from everclip.data.formats.folders import image_files
 from everclip.data.images import FileStore, Store
 from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed

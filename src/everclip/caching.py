@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from everclip.config import Config
-from everclip.data.activations import Activations, Begin, fingerprint
+from everclip.data.cache.activations import Activations, Begin, fingerprint
+from everclip.data.cache.rows import Memory, Rows, Shared, Spilled
+from everclip.data.cache.views import SCHEME
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
-from everclip.data.rows import Memory, Rows, Shared, Spilled
-from everclip.data.views import SCHEME
 from everclip.errors import UserError
 from everclip.methods._base import Method
 from everclip.models import precision, tuning, zoo

@@ -27,7 +27,7 @@ from everclip import __version__
 from everclip.calibration import Calibration
 from everclip.config import Config, resolve
 from everclip.config.resolve import written
-from everclip.data.folders import check_names
+from everclip.data.formats.folders import check_names
 from everclip.data.prompts import check_templates
 from everclip.errors import UserError
 from everclip.plan import Plan

@@ -26,7 +26,7 @@ from everclip.calibration import Calibration
 from everclip.card import FILE, METHOD_FILE, Card, CardTask
 from everclip.config import Config
 from everclip.config.models import MethodChoice
-from everclip.data.folders import check_names
+from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.prompts import PHOTO, Prompts, read_lines
 from everclip.data.scenario import Task, seen

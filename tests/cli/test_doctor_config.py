@@ -20,7 +20,7 @@ from everclip.cli import _needs
 from everclip.cli._finding import GIB
 from everclip.cli.app import main
 from everclip.config import load_config, resolve
-from everclip.data.download import Remote
+from everclip.data.formats.download import Remote
 from everclip.data.sources import cifar100
 from everclip.estimate import Sizes
 from everclip.models.catalogue import costs

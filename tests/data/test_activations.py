@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from everclip import data
-from everclip.data.activations import GROUP, Activations, fingerprint, grouped
+from everclip.data.cache.activations import GROUP, Activations, fingerprint, grouped
+from everclip.data.cache.rows import Memory, Rows, Shared
+from everclip.data.cache.views import fixed_view, shift_flip
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.pixels import Pixels
-from everclip.data.rows import Memory, Rows, Shared
-from everclip.data.views import fixed_view, shift_flip
 from everclip.errors import UserError
 from everclip.seeding import generator
 from tests.pictures import image_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from everclip.data.arrow import ArrowStore, holds_bytes, holds_text
+from everclip.data.formats.arrow import ArrowStore, holds_bytes, holds_text
 from everclip.data.images import MOST_BYTES
 from everclip.errors import UserError
 

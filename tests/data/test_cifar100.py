@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR100
 from everclip import data
 from everclip.cli.app import main
 from everclip.data.check import Official, check
-from everclip.data.download import Remote
+from everclip.data.formats.download import Remote
 from everclip.data.scenario import ICARL
 from everclip.data.sources import cifar100 as source
 from everclip.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from everclip.cli import app
-from everclip.data.folders import Fence
+from everclip.data.formats.folders import Fence
 from tests.data.lists import listed, load, photos, split
 from tests.running import run
 

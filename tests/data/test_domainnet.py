@@ -15,7 +15,7 @@ import pytest
 from everclip import data
 from everclip.cli.app import main
 from everclip.data.check import Official, check
-from everclip.data.download import Remote
+from everclip.data.formats.download import Remote
 from everclip.data.sources import domainnet as source
 from everclip.data.sources.domainnet import DOMAINS, PARTS
 from everclip.errors import UserError

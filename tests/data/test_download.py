@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everclip.data import download
-from everclip.data.download import Remote, check_room, commit, fetch, home, locked
+from everclip.data.formats import download
+from everclip.data.formats.download import Remote, check_room, commit, fetch, home, locked
 from everclip.errors import UserError
 from tests.data.web import Site, serving
 
@@ -111,7 +111,7 @@ def test_a_killed_process_leaves_nothing_in_place(site: Site, tmp_path: Path) ->
     path = tmp_path / "set.zip"
     site.stall_after = 2_000_000
     code = (
-        "import sys; from pathlib import Path; from everclip.data.download import Remote, fetch;"
+        "import sys; from pathlib import Path; from everclip.data.formats.download import Remote, fetch;"
         "fetch(Remote(sys.argv[1], int(sys.argv[2]), sys.argv[3]), Path(sys.argv[4]))"
     )
     wanted = remote(site)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from everclip.cli import app
-from everclip.data.hub import caches
+from everclip.data.formats.hub import caches
 from everclip.errors import UserError
 from tests.data.hf_sets import NAMES, cast, counts, datasets, load, parquet, saved, table
 from tests.pictures import image_folder

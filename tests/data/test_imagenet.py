@@ -14,8 +14,8 @@ import pytest
 from everclip import data
 from everclip.cli.app import main
 from everclip.data.check import check
+from everclip.data.formats.validation_list import FIRST, image_name
 from everclip.data.sources.imagenet import OFFICIAL, wnids
-from everclip.data.validation_list import FIRST, image_name
 from everclip.errors import UserError
 from tests.data.refusals import refusal
 from tests.pictures import COLOURS, picture

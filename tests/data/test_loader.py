@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from everclip import data
+from everclip.data.cache.views import crop_colour
 from everclip.data.images import Dataset
 from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.pixels import Pixels
-from everclip.data.views import crop_colour
 from everclip.errors import UserError
 from everclip.seeding import generator
 from tests.pictures import image_folder

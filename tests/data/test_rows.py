@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from everclip.data.rows import RECORD, Key, Memory, Rows, Shared, Spilled
+from everclip.data.cache.rows import RECORD, Key, Memory, Rows, Shared, Spilled
 from everclip.errors import RunError
 from tests.test_disk import files_up_to
 

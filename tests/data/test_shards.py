@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everclip.data import shards
-from everclip.data.shards import TarStore, read_shard
+from everclip.data.formats import shards
+from everclip.data.formats.shards import TarStore, read_shard
 from everclip.errors import UserError
 from tests.tars import Sample, encoded, samples, shard
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from everclip import data
-from everclip.data.folders import split_of
+from everclip.data.formats.folders import split_of
 from everclip.data.images import MOST_BYTES, FileStore
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everclip.data import download
-from everclip.data.unpack import Limits, unpack
+from everclip.data.formats import download
+from everclip.data.formats.unpack import Limits, unpack
 from everclip.errors import UserError
 
 LIMITS = Limits(files=4, size=100_000)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from everclip.data.unpickle import unpickle
+from everclip.data.formats.unpickle import unpickle
 from everclip.errors import UserError
 from tests.data.cifar import contents, python2_pickle
 

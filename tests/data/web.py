@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The server, running; connections go to it directly and tries come without a pause."""
-    from everclip.data import download
+    from everclip.data.formats import download
 
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

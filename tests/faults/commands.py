@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from everclip.cli.app import main
-from everclip.data.download import Remote
+from everclip.data.formats.download import Remote
 from everclip.data.sources import cifar100
 from everclip.models import lite
 from everclip.models.clip import Clip

@@ -14,7 +14,7 @@ from types import ModuleType
 from everclip import estimate
 from everclip.cli._finding import GIB, Finding
 from everclip.config import Config
-from everclip.data.download import Remote, home
+from everclip.data.formats.download import Remote, home
 from everclip.disk import nearest
 from everclip.errors import UserError
 from everclip.estimate import Sizes

@@ -73,7 +73,7 @@ def _load(
 ) -> Dataset:
     from everclip.data import prompts
     from everclip.data import templates as lists
-    from everclip.data.folders import check_names, check_texts
+    from everclip.data.formats.folders import check_names, check_texts
 
     module, argument = source(spec)
     data: Dataset = module.load(argument, kind)

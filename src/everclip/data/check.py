@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from everclip.data.folders import absent
+from everclip.data.formats.folders import absent
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.errors import UserError
 

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip.data.activations import Activations
+from everclip.data.cache.activations import Activations
+from everclip.data.cache.views import VIEWS
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
-from everclip.data.views import VIEWS
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.seeding import generator

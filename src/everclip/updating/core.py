@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from everclip.calibration import fit
-from everclip.data.folders import check_texts
+from everclip.data.formats.folders import check_texts
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError, suggest

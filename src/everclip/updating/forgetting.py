@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from everclip.card import CardTask
-from everclip.data.folders import image_files
+from everclip.data.formats.folders import image_files
 from everclip.data.gathered import gather
 from everclip.data.images import MOST_BYTES, FileStore, ImageSet, content_id
 from everclip.data.pixels import Pixels

@@ -11,7 +11,7 @@ import numpy as np
 from everclip import data as sources
 from everclip.card import CardTask
 from everclip.config.models import NEWEST
-from everclip.data.folders import check_names
+from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, seen
 from everclip.deployed import Deployed, is_learned, of_run, open_model, templates_of, zero_shot

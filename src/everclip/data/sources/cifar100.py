@@ -22,12 +22,12 @@ from PIL import Image
 
 from everclip.data import templates
 from everclip.data.check import Official
-from everclip.data.download import Remote, check_room, fetch, home, locked, matches
-from everclip.data.folders import check_names, dataset, image_files, subfolders
+from everclip.data.formats.download import Remote, check_room, fetch, home, locked, matches
+from everclip.data.formats.folders import check_names, dataset, image_files, subfolders
+from everclip.data.formats.unpack import Limits, unpack
+from everclip.data.formats.unpickle import text, unpickle
 from everclip.data.images import MOST_BYTES, Dataset, Store, build, content_id
 from everclip.data.prompts import clean
-from everclip.data.unpack import Limits, unpack
-from everclip.data.unpickle import text, unpickle
 from everclip.errors import UserError
 from everclip.system.reading import Unreadable, read_bytes
 

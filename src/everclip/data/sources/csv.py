@@ -23,9 +23,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from everclip.config.fields import shown
-from everclip.data.folders import Fence
+from everclip.data.formats.folders import Fence
+from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
-from everclip.data.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.errors import UserError
 from everclip.system.reading import Unreadable, open_regular
 

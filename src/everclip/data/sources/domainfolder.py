@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from everclip.data.folders import checked_root, dataset, image_files, parts, split_of, subfolders
+from everclip.data.formats.folders import checked_root, dataset, image_files, parts, split_of, subfolders
 from everclip.data.images import Dataset
 from everclip.errors import UserError
 

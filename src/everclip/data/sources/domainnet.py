@@ -17,12 +17,12 @@ import csv
 from pathlib import Path
 
 from everclip.data.check import Official
-from everclip.data.domain_lists import Row, read
-from everclip.data.download import Remote, fetch, home, locked, matches
-from everclip.data.folders import absent, check_names
+from everclip.data.formats.domain_lists import Row, read
+from everclip.data.formats.download import Remote, fetch, home, locked, matches
+from everclip.data.formats.folders import absent, check_names
+from everclip.data.formats.unpack import Limits, unpack
 from everclip.data.images import Dataset, FileStore, build
 from everclip.data.prompts import PHOTO, clean
-from everclip.data.unpack import Limits, unpack
 from everclip.errors import UserError
 
 DOMAINS = ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")

@@ -10,7 +10,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from everclip.data.folders import ADDITION, checked_root, dataset, image_files, parts, split_of, subfolders
+from everclip.data.formats.folders import (
+    ADDITION,
+    checked_root,
+    dataset,
+    image_files,
+    parts,
+    split_of,
+    subfolders,
+)
 from everclip.data.images import Dataset
 from everclip.errors import UserError
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from everclip.data import templates
 from everclip.data.check import Official
-from everclip.data.download import home
-from everclip.data.folders import checked_root, subfolders
+from everclip.data.formats.download import home
+from everclip.data.formats.folders import checked_root, subfolders
+from everclip.data.formats.validation_list import FIRST, image_name
+from everclip.data.formats.validation_list import read as read_list
 from everclip.data.images import Dataset, FileStore, build
-from everclip.data.validation_list import FIRST, image_name
-from everclip.data.validation_list import read as read_list
 from everclip.errors import UserError
 
 log = logging.getLogger("everclip")

@@ -28,10 +28,10 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from everclip.config.fields import shown
+from everclip.data.formats.shards import Shard, TarStore, read_shard
+from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
 from everclip.data.prompts import PHOTO, read_lines
-from everclip.data.shards import Shard, TarStore, read_shard
-from everclip.data.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.errors import UserError, suggest
 from everclip.system.reading import Unreadable, read_json
 

@@ -17,10 +17,10 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from everclip.data.cache.rows import Key, Rows, Shared
+from everclip.data.cache.views import fixed_view
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
-from everclip.data.rows import Key, Rows, Shared
-from everclip.data.views import fixed_view
 from everclip.seeding import hash64
 
 GROUP = 64

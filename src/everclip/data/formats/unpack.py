@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from everclip.data.download import CHUNK, check_room, unwritable
+from everclip.data.formats.download import CHUNK, check_room, unwritable
 from everclip.errors import UserError
 from everclip.system.atomic import remove_unfinished, settle, stage
 

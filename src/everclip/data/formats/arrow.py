@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip.config.fields import shown
-from everclip.data.folders import Fence
+from everclip.data.formats.folders import Fence
 from everclip.data.images import MOST_BYTES, Store, file_stamp
 from everclip.errors import UserError
 

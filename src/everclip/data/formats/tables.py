@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everclip.data.folders import check_names, split_of
+from everclip.data.formats.folders import check_names, split_of
 from everclip.data.images import Dataset, Store, build
 from everclip.data.prompts import PHOTO, clean, fill, read_class_names, read_lines, read_templates
 from everclip.errors import UserError
