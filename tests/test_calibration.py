@@ -10,8 +10,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from everclip import calibration
-from everclip.calibration import best_temperature, expected_error, fit, likelihood, probabilities
+from everclip.metrics import calibration
+from everclip.metrics.calibration import best_temperature, expected_error, fit, likelihood, probabilities
 
 
 def drawn(n: int = 600, c: int = 5, sharp: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from everclip.calibration import probabilities
 from everclip.data.formats.folders import image_files
 from everclip.data.images import FileStore, Store
 from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed
 from everclip.errors import UserError
+from everclip.metrics.calibration import probabilities
 
 BATCH = 64
 """Pictures that are decoded and encoded at once."""

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from everclip import data as sources
-from everclip.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
@@ -19,6 +18,7 @@ from everclip.deployed import Deployed, zero_shot
 from everclip.errors import UserError
 from everclip.evaluate import Scores, evaluate
 from everclip.learned import repeated
+from everclip.metrics.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
 from everclip.models.clip import Clip
 
 log = logging.getLogger("everclip")

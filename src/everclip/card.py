@@ -24,12 +24,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from everclip import __version__
-from everclip.calibration import Calibration
 from everclip.config import Config, resolve
 from everclip.config.resolve import written
 from everclip.data.formats.folders import check_names
 from everclip.data.prompts import check_templates
 from everclip.errors import UserError
+from everclip.metrics.calibration import Calibration
 from everclip.plan import Plan
 from everclip.system import checkpoint, trust
 from everclip.system.atomic import write_atomic

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from everclip import card as cards
 from everclip import methods
-from everclip.calibration import Calibration
 from everclip.card import FILE, METHOD_FILE, Card, CardTask
 from everclip.config import Config
 from everclip.config.models import MethodChoice
@@ -32,6 +31,7 @@ from everclip.data.prompts import PHOTO, Prompts, read_lines
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError, suggest
 from everclip.methods._base import Classifier, TextClassifier
+from everclip.metrics.calibration import Calibration
 from everclip.models import zoo
 from everclip.models.catalogue import LITE
 from everclip.models.clip import Clip

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from everclip.calibration import probabilities
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
 from everclip.methods._base import Classifier
+from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 from everclip.spread import spread
 

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from everclip.calibration import probabilities
 from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
 from everclip.data.pixels import Pixels
@@ -32,6 +31,7 @@ from everclip.data.prompts import PHOTO
 from everclip.deployed import Deployed
 from everclip.disk import on_disk
 from everclip.errors import UserError
+from everclip.metrics.calibration import probabilities
 from everclip.system import trust as trusting
 from everclip.system.atomic import check_new, claimed
 from everclip.system.progress import Progress

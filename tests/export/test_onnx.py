@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from everclip.answering import answers, expanded, files
-from everclip.calibration import Calibration, probabilities
 from everclip.cli.export import drawn
 from everclip.data.sources.emoji import verified
 from everclip.deployed import Deployed, open_model, zero_shot
 from everclip.errors import UserError
 from everclip.export import export
+from everclip.metrics.calibration import Calibration, probabilities
 from everclip.models import zoo
 from everclip.system.atomic import write_atomic
 from tests.learned import learned

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everclip.calibration import expected_error
+from everclip.metrics.calibration import expected_error
 from everclip.report.predictions import (
     Predictions,
     calibration_error,

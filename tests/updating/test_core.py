@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from everclip.calibration import fit, probabilities
 from everclip.deployed import keep_calibration, open_model
 from everclip.errors import UserError
+from everclip.metrics.calibration import fit, probabilities
 from everclip.system import checkpoint
 from everclip.updating import core, pictures
 from everclip.updating.pictures import collect

@@ -117,8 +117,8 @@ def measure(
     Raises:
         UserError: no such run or model, or nothing to test on.
     """
-    from everclip.calibration import expected_error, likelihood, probabilities
     from everclip.data.templates import set_name
+    from everclip.metrics.calibration import expected_error, likelihood, probabilities
 
     found, name, duplicates = _answers(run, data, image_size, templates)
     model, scores, logits, truth = found.model, found.scores, found.logits(), found.truth()

@@ -15,8 +15,8 @@ from everclip.system.text import json_text, printable
 
 if TYPE_CHECKING:
     from everclip.answering import Answer
-    from everclip.calibration import Calibration
     from everclip.deployed import Deployed
+    from everclip.metrics.calibration import Calibration
 
 FILE_WIDTH = 40
 """Characters of a path on a terminal."""

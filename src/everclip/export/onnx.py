@@ -27,10 +27,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from everclip import __version__
-from everclip.calibration import probabilities
 from everclip.deployed import Deployed
 from everclip.errors import RunError, UserError
 from everclip.export import Written
+from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 
 LINE = "a graph for onnxruntime, with the classes in it"

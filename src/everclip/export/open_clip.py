@@ -20,11 +20,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from everclip.calibration import probabilities
 from everclip.data.scenario import seen
 from everclip.deployed import Deployed, open_model, save
 from everclip.errors import RunError, UserError
 from everclip.export import Written
+from everclip.metrics.calibration import probabilities
 from everclip.models.clip import CONFIG_FILE, Clip
 
 LINE = "a folder for open_clip, and for everclip"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from everclip.calibration import BINS
+from everclip.metrics.calibration import BINS
 from everclip.report.read import RunData
 from everclip.results import test_images
 from everclip.system.arrays import Form, read_columns

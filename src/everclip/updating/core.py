@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from everclip.calibration import fit
 from everclip.data.formats.folders import check_texts
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError, suggest
+from everclip.metrics.calibration import fit
 from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, Candidate, Trial, candidates
