@@ -36,8 +36,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.step import Ours, pictures, weights
-from everclip import sharding
 from everclip.distributed import launch
+from everclip.models import fsdp
 
 CHECKED = 5
 """Steps whose losses are compared."""
@@ -71,7 +71,7 @@ def worker(data: str, model: str, out: Path, batch: int, shard: bool) -> None:
         ours = Ours.of(data, model, "full", out, batch, "gdro", shard)
         here, all_of_it = (
             sum(form(parameter).numel() for parameter in ours.update.parameters)
-            for form in (sharding.local, lambda parameter: parameter)
+            for form in (fsdp.local, lambda parameter: parameter)
         )
         counts = Bytes()
         for _ in sys.stdin:

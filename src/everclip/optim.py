@@ -17,9 +17,9 @@ from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods._base import Method
 from everclip.models.clip import Clip
+from everclip.models.fsdp import Shards, answered
 from everclip.models.passes import Passes
 from everclip.nonfinite import NonFinite, located
-from everclip.sharding import Shards, answered
 
 MOST_WARMUP = 500
 """Steps of warm-up at most, as FLYP uses."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from everclip import follower, sharding
+from everclip import follower
 from everclip.data.loader import Phase
 from everclip.distributed import collectives, launch
 from everclip.errors import UserError
 from everclip.loop import train
-from everclip.models import zoo
+from everclip.models import fsdp, zoo
 from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.run import Run
@@ -51,8 +51,8 @@ def parts(model: str, *tokens: str) -> list[dict[str, int]]:
         + update.clip.encode_image(torch.ones(2, 3, clip.image_size, clip.image_size)).square().sum(0).max()
     )
     loss.backward()
-    local = [sharding.local(parameter) for parameter in update.parameters]
-    gradients = [sharding.local(p.grad) for p in update.parameters if p.grad is not None]
+    local = [fsdp.local(parameter) for parameter in update.parameters]
+    gradients = [fsdp.local(p.grad) for p in update.parameters if p.grad is not None]
     update.step({"loss": update.clip.encode_text(["a dog"]).sum()}, "here", [0])
     moments = [value for entry in update.optimizer.state.values() for value in entry.values() if value.ndim]
     counted = {"weights": local, "gradients": gradients, "moments": moments}

@@ -13,7 +13,7 @@ from transformers import BertConfig, MT5Config
 
 from everclip.distributed import collectives
 from everclip.models.clip import Clip
-from everclip.sharding import Shards, whole_of
+from everclip.models.fsdp import Shards, whole_of
 from tests.toy import MODEL_CFG
 
 SIDE = 64
