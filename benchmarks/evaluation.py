@@ -33,7 +33,7 @@ from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.scenario import Task
 from everclip.evaluate import evaluate
 from everclip.losses.contrastive import clip_loss
-from everclip.methods._base import TextClassifier, to_device
+from everclip.methods.base.method import TextClassifier, to_device
 from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.models.precision import attention

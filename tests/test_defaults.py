@@ -34,7 +34,7 @@ SMALL = (
 MINE = """
 from typing import Any, ClassVar
 from pydantic import Field
-from everclip.methods._base import Method, MethodConfig
+from everclip.methods.base.method import Method, MethodConfig
 
 class Changed(Method):
     class Config(MethodConfig):

@@ -15,7 +15,7 @@ from everclip.models.catalogue import recommended
 HEAD = """
 from typing import Any, ClassVar, Literal
 from pydantic import Field
-from everclip.methods._base import Method, MethodConfig
+from everclip.methods.base.method import Method, MethodConfig
 
 """
 BODY = """
@@ -195,7 +195,7 @@ def test_methods_that_are_not_there() -> None:
         == 'unknown method "zero_shoot"; did you mean "zero_shot"?'
     )
     assert "give a module on PYTHONPATH" in refusal(load_config(["method=nowhere.to_be_found"]))
-    need = "it must define one subclass of everclip.methods._base.Method"
+    need = "it must define one subclass of everclip.methods.base.method.Method"
     assert refusal(mine(module="two")) == f"module everclip_test_methods.two defines A and B: {need}"
     assert refusal(mine(module="empty")) == f"module everclip_test_methods.empty defines no method: {need}"
 

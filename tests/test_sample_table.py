@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everclip.sample_table import SampleTable
+from everclip.methods.base.sample_table import SampleTable
 
 IDS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)
 

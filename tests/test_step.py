@@ -18,13 +18,13 @@ from everclip import loop
 from everclip.data.loader import Batch, Phase
 from everclip.errors import RunError
 from everclip.lab import Lab
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
+from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.gdro import Gdro
 from everclip.nonfinite import IN_A_ROW, NonFinite
 from everclip.optim import Update
 from everclip.restore import grow
 from everclip.run import Run
-from everclip.sample_table import SampleTable
 from everclip.step import step
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop

@@ -27,7 +27,7 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.models import precision, tuning, zoo
 from everclip.models.clip import Clip
 from everclip.plan import Plan

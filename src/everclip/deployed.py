@@ -30,7 +30,7 @@ from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.prompts import PHOTO, Prompts, read_lines
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError, suggest
-from everclip.methods._base import Classifier, TextClassifier
+from everclip.methods.base.method import Classifier, TextClassifier
 from everclip.metrics.calibration import Calibration
 from everclip.models import zoo
 from everclip.models.catalogue import LITE

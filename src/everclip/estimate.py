@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from everclip import plugins
 from everclip.config import Config
-from everclip.methods._passes import Passes, Text
+from everclip.methods.base.cost import Passes, Text
 from everclip.models.catalogue import Costs
 
 if TYPE_CHECKING:
-    from everclip.methods._base import Method
+    from everclip.methods.base.method import Method
 
 if TYPE_CHECKING:
-    from everclip.methods._base import Method
+    from everclip.methods.base.method import Method
 
 UTILISATION = 0.2
 """Share of a card's dense peak that training is taken to reach. open_clip's published throughput of ViT-B/16 on an A100
@@ -129,7 +129,7 @@ def _passes(config: Config) -> tuple[Passes, dict[str, Any]]:
 
 def counted(config: Config) -> bool:
     """Whether the config's method says what it asks of the towers; else it counts as one pass an image."""
-    from everclip.methods._base import Method
+    from everclip.methods.base.method import Method
 
     return _passes(config)[0] is not Method.passes
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
-from everclip.methods._base import Classifier
+from everclip.methods.base.method import Classifier
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 from everclip.spread import spread

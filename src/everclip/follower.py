@@ -10,7 +10,7 @@ from typing import Any
 from everclip.config import Config
 from everclip.distributed import collectives, launch
 from everclip.errors import UserError
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.plan import Plan
 from everclip.run import Run
 

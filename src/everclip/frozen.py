@@ -22,10 +22,10 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, seen
-from everclip.methods._statistics import Statistics
+from everclip.methods.shared.statistics import Statistics
+from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.spread import Rows, spread, unreadable
-from everclip.updating.sums import Sums
 
 FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("slda", {}),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from everclip.data.loader import Loader
 from everclip.data.memory import Memory
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.record import Record

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from everclip.data.images import ImageSet, content_id
 from everclip.data.inventory import contents
 from everclip.errors import UserError
+from everclip.methods.shared.sums import Sums
 from everclip.noted import read
 from everclip.system.checkpoint import Store
-from everclip.updating.sums import Sums
 
 log = logging.getLogger("everclip")
 

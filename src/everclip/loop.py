@@ -23,7 +23,7 @@ from everclip.evaluate import evaluate
 from everclip.follower import check
 from everclip.keeper import Keeper
 from everclip.lab import Lab
-from everclip.methods._base import TextClassifier
+from everclip.methods.base.method import TextClassifier
 from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.models.passes import Passes

@@ -25,7 +25,7 @@ from everclip.data.scenario import Task, seen
 from everclip.deployed import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
 from everclip.errors import UserError
 from everclip.learned import repeated
-from everclip.methods._weights import blend
+from everclip.methods.shared.weights import blend
 from everclip.models import zoo
 from everclip.models.clip import Clip
 

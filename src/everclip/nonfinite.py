@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor, no_grad
 
 from everclip.errors import RunError
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 
 IN_A_ROW = 10
 """Steps left out one after the other that end a run: what goes wrong each time is no accident."""

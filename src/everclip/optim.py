@@ -15,7 +15,7 @@ from everclip.config.models import Train
 from everclip.data.loader import Phase
 from everclip.distributed import collectives
 from everclip.errors import UserError
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
 from everclip.models.fsdp import Shards, answered
 from everclip.models.passes import Passes

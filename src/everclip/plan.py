@@ -17,7 +17,7 @@ from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
 from everclip.errors import UserError
 from everclip.estimate import Sizes
-from everclip.methods._base import Method, Phase
+from everclip.methods.base.method import Method, Phase
 from everclip.models import zoo
 
 log = logging.getLogger("everclip")

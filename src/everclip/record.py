@@ -22,7 +22,7 @@ from everclip.data.scenario import Task, seen
 from everclip.data.templates import set_name
 from everclip.distributed import collectives
 from everclip.evaluate import Scores
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.metrics.matrix import Matrix
 from everclip.noted import NOTHING, Noted
 from everclip.run import Clock, Run

@@ -12,7 +12,7 @@ from everclip.data.scenario import Task
 from everclip.distributed import collectives
 from everclip.errors import RunError
 from everclip.lab import Lab
-from everclip.methods._base import to_device
+from everclip.methods.base.method import to_device
 from everclip.models import precision
 from everclip.models.precision import Precision
 from everclip.nonfinite import IN_A_ROW, NonFinite, check, located, undoable

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from everclip.losses import contrastive
 from everclip.losses.contrastive import Negatives, PairLoss
-from everclip.sample_table import SampleTable
+from everclip.methods.base.sample_table import SampleTable
 from tests.losses.pairs import everyone_else, features, golden, grad
 
 

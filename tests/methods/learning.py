@@ -11,7 +11,7 @@ import torch
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch
 from everclip.data.scenario import Task
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
 from everclip.optim import Update
 from tests.methods.plain import STORE

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from everclip.data.images import FileStore, ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.prompts import PHOTO, Prompts
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 
 PROMPTS = Prompts(tuple("abcdef"), (PHOTO,))
 S = [[0.30, 0.10, 0.05], [0.12, 0.28, 0.08], [0.02, 0.06, 0.25]]

@@ -9,7 +9,7 @@ from sklearn.covariance import oas as sklearn_oas
 from torch import Tensor
 from torch.testing import assert_close
 
-from everclip.methods import _closed_form as closed
+from everclip.methods.shared import closed_form as closed
 
 X = torch.tensor([[1, 0], [0.8, 0.2], [0, 1], [0.1, 0.9], [0.7, 0.7], [0.6, 0.8]], dtype=torch.float64)
 Y = torch.eye(3, dtype=torch.float64)[[0, 0, 1, 1, 2, 2]]

@@ -17,7 +17,7 @@ from everclip.data.loader import Phase
 from everclip.data.policies import herding
 from everclip.errors import UserError
 from everclip.losses.prototypes import mean_contrast
-from everclip.methods._mixture import Mixture, branches, mix, overlap
+from everclip.methods.shared.mixture import Mixture, branches, mix, overlap
 from everclip.models import zoo
 from tests.methods.stages import TIMM, Course, batch, clip_with, same, state
 from tests.running import run

@@ -18,7 +18,7 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.errors import UserError
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.optim import Update

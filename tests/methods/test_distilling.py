@@ -16,11 +16,11 @@ from everclip.data.images import ZipStore
 from everclip.data.loader import Phase
 from everclip.data.sources import emoji
 from everclip.losses.distill import distillation
-from everclip.methods import _reference
-from everclip.methods._base import Method
-from everclip.methods._distilling import Distilling
-from everclip.methods._weights import Average
+from everclip.methods.base.method import Method
 from everclip.methods.lwf import Lwf
+from everclip.methods.shared import reference as _reference
+from everclip.methods.shared.distilling import Distilling
+from everclip.methods.shared.weights import Average
 from everclip.methods.zscl import Zscl
 from everclip.models import tuning, zoo
 from everclip.models.clip import Clip

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from everclip.data.loader import Batch
 from everclip.data.prompts import PHOTO, fill
-from everclip.methods import _fisher
-from everclip.methods._weights import tower_weights, value
 from everclip.methods.ewc import ANCHOR, FISHER, Ewc
+from everclip.methods.shared import fisher as _fisher
+from everclip.methods.shared.weights import tower_weights, value
 from everclip.models import tuning, zoo
 from everclip.models.clip import Clip
 from tests.methods.learning import batch_of, begin, steps, task_of

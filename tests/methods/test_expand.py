@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from everclip.data.loader import Phase
-from everclip.methods._expand import auxiliary_target
-from everclip.methods._head import Head, first_rows
+from everclip.methods.shared.expand import auxiliary_target
+from everclip.methods.shared.head import Head, first_rows
 from everclip.models import zoo
 from tests.methods.stages import Course, batch, count, rows, same, state
 

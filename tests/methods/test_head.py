@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from everclip import plugins
 from everclip.config import load_config, method_class, resolve
-from everclip.methods._head import Head, kaiming
+from everclip.methods.shared.head import Head, kaiming
 from tests.methods.stages import Course, same, state
 
 

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from everclip.data.loader import Batch
 from everclip.data.scenario import Task
 from everclip.losses import supcon
-from everclip.methods._probe import converged
-from everclip.methods._represent import TwoViews
 from everclip.methods.cassle import Cassle
 from everclip.methods.co2l import Co2l
+from everclip.methods.shared.probe import converged
+from everclip.methods.shared.represent import TwoViews
 from everclip.restore import open_run
 from tests.losses.test_supcon import at, random
 from tests.methods.plain import PROMPTS, batch

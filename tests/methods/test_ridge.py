@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from everclip.data.prompts import PHOTO
 from everclip.data.scenario import Task
 from everclip.errors import UserError
-from everclip.methods._closed_form import best_lam
-from everclip.methods._ridge import GRID
+from everclip.methods.shared.closed_form import best_lam
+from everclip.methods.shared.ridge import GRID
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.seeding import generator

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from everclip.updating.sums import Sums
+from everclip.methods.shared.sums import Sums
 
 
 def rows(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from everclip.config.sources import one_length
 from everclip.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from everclip.methods._base import Method
+    from everclip.methods.base.method import Method
 
 _GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
 
@@ -31,7 +31,7 @@ def method_class(name: str) -> type[Method]:
             " or dark_er (Dark Experience Replay, Buzzega 2020)"
         )
     module = plugins.load("methods", name)
-    from everclip.methods._base import Method
+    from everclip.methods.base.method import Method
 
     found = [
         item
@@ -41,7 +41,7 @@ def method_class(name: str) -> type[Method]:
     if len(found) != 1:
         names = " and ".join(item.__name__ for item in found) or "no method"
         raise UserError(
-            f"module {name} defines {names}: it must define one subclass of everclip.methods._base.Method"
+            f"module {name} defines {names}: it must define one subclass of everclip.methods.base.method.Method"
         )
     return found[0]
 

@@ -9,7 +9,7 @@ from everclip.config import method_class, method_config
 if TYPE_CHECKING:
     from everclip.config import Config
     from everclip.data.prompts import Prompts
-    from everclip.methods._base import Method
+    from everclip.methods.base.method import Method
 
 
 def build(config: Config, prompts: Prompts) -> Method:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everclip.losses.contrastive import clip_loss
-from everclip.methods._base import Batch, Clip, Cost, Prompts, Task
-from everclip.methods._represent import TwoViews, ViewsConfig, mlp
+from everclip.methods.base.method import Batch, Clip, Cost, Prompts, Task
+from everclip.methods.shared.represent import TwoViews, ViewsConfig, mlp
 
 
 class Cassle(TwoViews):

@@ -31,10 +31,10 @@ from torch.nn.functional import normalize
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.prototypes import draw_scores, importance, prototype_contrast, shares
-from everclip.methods._base import Batch, Clip, Cost, Method, Prompts, Task
-from everclip.methods._passes import Passes, teacher
-from everclip.methods._represent import Represent, RepresentConfig
-from everclip.sample_table import SampleTable
+from everclip.methods.base.cost import Passes, teacher
+from everclip.methods.base.method import Batch, Clip, Cost, Method, Prompts, Task
+from everclip.methods.base.sample_table import SampleTable
+from everclip.methods.shared.represent import Represent, RepresentConfig
 
 
 class Cclis(Represent):

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from everclip.losses.contrastive import clip_loss
-from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, pairs
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Cost, Method, MethodConfig, Phase, pairs
 
 
 class ClipLoss(Method):

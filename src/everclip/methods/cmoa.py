@@ -29,13 +29,13 @@ from everclip.data.images import ImageSet
 from everclip.data.policies import herding
 from everclip.errors import UserError
 from everclip.losses.prototypes import mean_contrast
-from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
-from everclip.methods._classify import Classify, HeadConfig, LabelsConfig
-from everclip.methods._head import Head, HeadClassifier, columns
-from everclip.methods._mixture import Mixtures, branches, overlap
-from everclip.methods._passes import Passes
-from everclip.methods._represent import feature_width
-from everclip.sample_table import SampleTable
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.base.sample_table import SampleTable
+from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
+from everclip.methods.shared.head import Head, HeadClassifier, columns
+from everclip.methods.shared.mixture import Mixtures, branches, overlap
+from everclip.methods.shared.represent import feature_width
 
 
 class Cmoa(Classify):

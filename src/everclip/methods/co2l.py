@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everclip.losses import supcon
-from everclip.methods._base import Batch, Cost
-from everclip.methods._represent import TwoViews, ViewsConfig
+from everclip.methods.base.method import Batch, Cost
+from everclip.methods.shared.represent import TwoViews, ViewsConfig
 
 
 class Co2l(TwoViews):

@@ -28,11 +28,11 @@ from torch.nn import functional
 
 from everclip.data.images import ImageSet
 from everclip.losses.replay import known_outputs
-from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task, to_device
-from everclip.methods._classify import ClassesConfig, Classify, HeadConfig
-from everclip.methods._head import columns
-from everclip.methods._passes import Passes
-from everclip.sample_table import SampleTable
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task, to_device
+from everclip.methods.base.sample_table import SampleTable
+from everclip.methods.shared.classify import ClassesConfig, Classify, HeadConfig
+from everclip.methods.shared.head import columns
 
 
 class DarkEr(Classify):

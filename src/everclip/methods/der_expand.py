@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everclip.methods._base import Clip, Cost
-from everclip.methods._expand import Expand, ExpandConfig
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Clip, Cost
+from everclip.methods.shared.expand import Expand, ExpandConfig
 
 
 class DerExpand(Expand):

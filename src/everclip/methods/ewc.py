@@ -33,12 +33,12 @@ from torch.nn import functional
 
 from everclip.data.images import ImageSet
 from everclip.losses import elastic
-from everclip.methods import _fisher
-from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task, to_device
-from everclip.methods._classify import Classify, HeadConfig, LabelsConfig
-from everclip.methods._head import columns
-from everclip.methods._passes import Passes
-from everclip.methods._weights import Kept, tower_weights, value
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task, to_device
+from everclip.methods.shared import fisher as _fisher
+from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
+from everclip.methods.shared.head import columns
+from everclip.methods.shared.weights import Kept, tower_weights, value
 
 _HEAD = "head of the method: "
 FISHER, ANCHOR = "fisher ", "anchor "

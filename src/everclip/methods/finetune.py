@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from everclip.methods._base import Cost
-from everclip.methods._classify import Classify, HeadConfig, LabelsConfig
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Cost
+from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
 
 
 class Finetune(Classify):

@@ -32,9 +32,9 @@ from torch.nn import functional
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.longtail import balanced_distillation, effective_weights
-from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task
-from everclip.methods._head import Head, HeadClassifier, HeadInit, initial_rows
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, initial_rows
 
 
 class Foster(Method):

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from everclip.methods._base import Batch, Cost, Phase
-from everclip.methods._contrastive import Contrastive, ContrastiveConfig, valued
+from everclip.methods.base.method import Batch, Cost, Phase
+from everclip.methods.shared.contrastive import Contrastive, ContrastiveConfig, valued
 
 
 class Gcl(Contrastive):

@@ -28,10 +28,10 @@ from pydantic import Field
 from torch import Tensor
 
 from everclip.data.images import ImageSet
-from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
-from everclip.methods._contrastive import Contrastive, ContrastiveConfig, valued
-from everclip.methods._groups import GroupOptions, GroupWeights
-from everclip.sample_table import SampleTable
+from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.base.sample_table import SampleTable
+from everclip.methods.shared.contrastive import Contrastive, ContrastiveConfig, valued
+from everclip.methods.shared.groups import GroupOptions, GroupWeights
 
 
 class Gdro(Contrastive):

@@ -30,9 +30,19 @@ from torch.nn import functional
 
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
-from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task, to_device
-from everclip.methods._head import Classifier, Head, HeadClassifier, HeadInit, columns, initial_rows
-from everclip.methods._passes import Passes, teacher
+from everclip.methods.base.cost import Passes, teacher
+from everclip.methods.base.method import (
+    Batch,
+    Clip,
+    Cost,
+    Method,
+    MethodConfig,
+    Phase,
+    Prompts,
+    Task,
+    to_device,
+)
+from everclip.methods.shared.head import Classifier, Head, HeadClassifier, HeadInit, columns, initial_rows
 
 
 class NearestMean(Classifier):

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from everclip.config import method_class, options_of
 from everclip.errors import UserError
-from everclip.methods._base import Cost, Method, MethodConfig, Prompts
+from everclip.methods.base.method import Cost, Method, MethodConfig, Prompts
 
 
 class Joint(Method):

@@ -22,10 +22,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
-from everclip.methods import _reference
-from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
-from everclip.methods._distilling import Distilling, DistillingConfig
-from everclip.methods._passes import Passes, teacher
+from everclip.methods.base.cost import Passes, teacher
+from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.shared import reference as _reference
+from everclip.methods.shared.distilling import Distilling, DistillingConfig
 
 
 class Lwf(Distilling):

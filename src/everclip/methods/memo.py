@@ -22,9 +22,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from everclip.methods._base import Clip, Cost, Task
-from everclip.methods._expand import Expand, ExpandConfig
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Clip, Cost, Task
+from everclip.methods.shared.expand import Expand, ExpandConfig
 from everclip.models.split import Split
 
 OWN = 1 / 12

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everclip.methods._base import Clip, Cost, Prompts
-from everclip.methods._statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.base.method import Clip, Cost, Prompts
+from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 
 
 class Ncm(Statistics):

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from everclip.methods._base import Cost
-from everclip.methods._ridge import RidgeConfig, RidgeMethod
+from everclip.methods.base.method import Cost
+from everclip.methods.shared.ridge import RidgeConfig, RidgeMethod
 
 
 class RanPac(RidgeMethod):

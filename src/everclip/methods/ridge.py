@@ -28,10 +28,10 @@ from pydantic import Field
 from torch import Tensor
 
 from everclip.errors import UserError
-from everclip.methods import _closed_form
-from everclip.methods._base import Clip, Cost, Prompts
-from everclip.methods._ridge import RidgeConfig, RidgeMethod
-from everclip.methods._statistics import Scores
+from everclip.methods.base.method import Clip, Cost, Prompts
+from everclip.methods.shared import closed_form
+from everclip.methods.shared.ridge import RidgeConfig, RidgeMethod
+from everclip.methods.shared.statistics import Scores
 
 
 class Ridge(RidgeMethod):
@@ -82,10 +82,10 @@ class Ridge(RidgeMethod):
         wanted = sorted({*labels, *learned.nonzero()[:, 0].tolist()})
         names = [self.prompts.names[label] for label in wanted]
         text[wanted] = clip.class_embeddings(names, self.prompts.templates).to(text.device).double()
-        kappa = self.config.kappa or _closed_form.text_scale(self.gram, self.sums[learned].T, text[learned].T)
+        kappa = self.config.kappa or closed_form.text_scale(self.gram, self.sums[learned].T, text[learned].T)
         prior = kappa * text[labels].T
         lam = self.strength(kappa * torch.where(learned[:, None], text, 0.0).T)
-        weight = _closed_form.ridge(self.gram, self.sums[labels].T, lam, prior)
+        weight = closed_form.ridge(self.gram, self.sums[labels].T, lam, prior)
         if self.config.unseen == "text":
             weight = torch.where(learned[labels], weight, prior)
         return weight, torch.zeros_like(weight[0])

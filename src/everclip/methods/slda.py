@@ -27,9 +27,9 @@ from jaxtyping import Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everclip.methods import _closed_form
-from everclip.methods._base import Clip, Cost
-from everclip.methods._statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.base.method import Clip, Cost
+from everclip.methods.shared import closed_form
+from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 
 ROUNDING = 1e-12
 """Share of the features' mean square below which a variance is taken for 0."""
@@ -88,16 +88,16 @@ class Slda(Statistics):
         """Sigma; exactly 0 where nothing but rounding errors is left, as with one image a class."""
         scatter = self.gram
         if not self.config.streaming:
-            scatter = _closed_form.within_class(self.gram, self.sums, self.counts)
+            scatter = closed_form.within_class(self.gram, self.sums, self.counts)
         alive = scatter.trace() > ROUNDING * self.gram.trace()
         return scatter * alive / self.counts.sum()
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
         config, counts, sigma = self.config, self.counts[labels], self.covariance()
-        eps = _closed_form.oas(sigma, int(self.counts.sum())) if config.eps == "oas" else config.eps
+        eps = closed_form.oas(sigma, int(self.counts.sum())) if config.eps == "oas" else config.eps
         target = 1.0 if config.target == "one" else sigma.diagonal().mean().item() or 1.0
         means = self.sums[labels] / counts.clamp(min=1)[:, None]
-        weight, bias = _closed_form.discriminants(_closed_form.shrunk(sigma, eps, target), means)
+        weight, bias = closed_form.discriminants(closed_form.shrunk(sigma, eps, target), means)
         if config.log_priors:
             bias = bias + (counts.clamp(min=1) / self.counts.sum()).log()
         return weight, bias + self.silence(labels)

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from everclip.config import method_class, options_of
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
-from everclip.methods._base import Batch, Clip, Cost, MethodConfig, Prompts, Task
-from everclip.methods._weights import blend, weights
-from everclip.methods._wrapper import Wrapper
+from everclip.methods.base.method import Batch, Clip, Cost, MethodConfig, Prompts, Task
+from everclip.methods.base.wrapper import Wrapper
+from everclip.methods.shared.weights import blend, weights
 
 
 class WiseFt(Wrapper):

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from everclip.methods._base import Batch, Clip, Cost, Method, MethodConfig, Phase, Task
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Cost, Method, MethodConfig, Phase, Task
 
 
 class ZeroShot(Method):

@@ -27,11 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
-from everclip.methods import _reference
-from everclip.methods._base import Batch, Clip, Cost, Phase, Prompts, Task
-from everclip.methods._distilling import Distilling, DistillingConfig
-from everclip.methods._passes import Passes
-from everclip.methods._weights import Average, Kept, tower_weights, value
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.shared import reference
+from everclip.methods.shared.distilling import Distilling, DistillingConfig
+from everclip.methods.shared.weights import Average, Kept, tower_weights, value
 
 
 class Zscl(Kept, Distilling):
@@ -102,7 +102,7 @@ class Zscl(Kept, Distilling):
         super().begin_task(clip, task, train)
         self.kept_to(clip)
         if self.config.reference_images == "emoji" and self._pictures is None:
-            self._pictures = _reference.pictures(clip, train.store.keys, self.config.emoji_count)
+            self._pictures = reference.pictures(clip, train.store.keys, self.config.emoji_count)
         if not self._old:
             self._ask(clip)
         texts = self.kept["texts"]
@@ -119,10 +119,10 @@ class Zscl(Kept, Distilling):
     @torch.no_grad()
     def _ask(self, clip: Clip) -> None:
         """Keep the pretrained model's answers that no later task can ask for."""
-        named = {"imagenet": _reference.imagenet, "random": _reference.sentences}
+        named = {"imagenet": reference.imagenet, "random": reference.sentences}
         kind = self.config.reference_texts
         # Of old classes too: every row is taken now, but used only once its class is old.
-        texts = _reference.captions(self.prompts.names) if kind == "old" else named[kind]()
+        texts = reference.captions(self.prompts.names) if kind == "old" else named[kind]()
         self.kept["texts"] = clip.encode_text(texts)
         if self._pictures is not None:
             parts = [clip.encode_image(clip.normalise(part)) for part in self._pictures.split(64)]

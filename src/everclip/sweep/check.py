@@ -8,7 +8,7 @@ from dataclasses import replace
 from everclip import forking, methods, restore
 from everclip.config import Config
 from everclip.errors import UserError
-from everclip.methods._base import Method
+from everclip.methods.base.method import Method
 from everclip.plan import Plan, check_names
 
 

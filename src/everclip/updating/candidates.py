@@ -20,15 +20,15 @@ from torch import Tensor
 
 from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed
-from everclip.methods._ridge import USUAL
-from everclip.methods._statistics import Linear
+from everclip.methods.shared.ridge import USUAL
+from everclip.methods.shared.statistics import Linear
+from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.system.progress import Progress
 from everclip.updating.checks import Checks
 from everclip.updating.forms import Known, closed_form, mixed, scores, text_form
 from everclip.updating.rule import Decision
 from everclip.updating.state import State
-from everclip.updating.sums import Sums
 from everclip.updating.training import Lesson, trained
 
 NAMES = ("nothing", "means", "ridge", "trained", "interpolated")

@@ -26,11 +26,11 @@ from everclip.data.images import MOST_BYTES, FileStore, ImageSet, content_id
 from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed
 from everclip.errors import UserError, suggest
+from everclip.methods.shared.sums import Sums
 from everclip.system.reading import Unreadable, read_bytes
 from everclip.updating.forms import Known, closed_form, features, text_form
 from everclip.updating.opening import nothing
 from everclip.updating.state import State
-from everclip.updating.sums import Sums
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,10 @@ from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
 from everclip.deployed import Deployed, of_plan, plan_of, zero_shot
-from everclip.methods._weights import blend
+from everclip.methods.shared.sums import Sums
+from everclip.methods.shared.weights import blend
 from everclip.models.clip import Clip
 from everclip.restore import freeze, grow
-from everclip.updating.sums import Sums
 
 BATCH = 128
 

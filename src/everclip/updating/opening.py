@@ -17,6 +17,7 @@ from everclip.data.scenario import Task, seen
 from everclip.deployed import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
 from everclip.errors import UserError, suggest
 from everclip.merging import whole
+from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.restore import device
@@ -25,7 +26,6 @@ from everclip.system.atomic import recover
 from everclip.updating import state as states
 from everclip.updating.forms import Known, labels_of, width
 from everclip.updating.state import State
-from everclip.updating.sums import Sums
 
 MOST_OLDER = 100
 """Old images a class, at most, whose features go into the first sums."""

@@ -33,6 +33,7 @@ from everclip.data.images import ImageSet
 from everclip.deployed import Deployed, open_model, save
 from everclip.errors import UserError
 from everclip.merging import whole
+from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.results import MOST_CLASSES
 from everclip.system import checkpoint, kinds
@@ -40,7 +41,6 @@ from everclip.system.checkpoint import BEFORE
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import check
 from everclip.updating.forms import Known, weights_of, width
-from everclip.updating.sums import Sums
 
 FORMAT = 1
 RECORD, IMAGES, LIST, SUMS = "update.json", "images.zip", "images.json", "sums.safetensors"

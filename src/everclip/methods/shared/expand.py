@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
-from everclip.methods._head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
+from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 
 class ExpandConfig(MethodConfig):

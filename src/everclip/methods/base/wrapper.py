@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
-from everclip.sample_table import SampleTable
+from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.sample_table import SampleTable
 
 
 class Wrapper(Method):

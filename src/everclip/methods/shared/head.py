@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from everclip.methods._base import Classifier, Clip, Prompts, Task
+from everclip.methods.base.method import Classifier, Clip, Prompts, Task
 
 HeadInit = Literal["zero", "kaiming", "zero_shot"]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from everclip.data.images import ImageSet
 from everclip.losses import contrastive, light
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task, pairs
-from everclip.methods._passes import Passes
-from everclip.sample_table import SampleTable
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task, pairs
+from everclip.methods.base.sample_table import SampleTable
 
 
 class ContrastiveConfig(MethodConfig):

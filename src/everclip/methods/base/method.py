@@ -17,9 +17,9 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.sample_table import SampleTable
 from everclip.models.clip import Clip
-from everclip.sample_table import SampleTable
 
 __all__ = [
     "Batch",

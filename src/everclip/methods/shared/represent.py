@@ -15,11 +15,11 @@ from torch.nn.functional import normalize
 
 from everclip.data.images import ImageSet
 from everclip.losses import supcon
-from everclip.methods._base import Batch, Clip, Phase, Prompts, Task
-from everclip.methods._contrastive import valued
-from everclip.methods._passes import Passes, teacher
-from everclip.methods._probe import Probe, ProbeConfig
-from everclip.sample_table import SampleTable
+from everclip.methods.base.cost import Passes, teacher
+from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
+from everclip.methods.base.sample_table import SampleTable
+from everclip.methods.shared.contrastive import valued
+from everclip.methods.shared.probe import Probe, ProbeConfig
 
 
 class RepresentConfig(ProbeConfig):

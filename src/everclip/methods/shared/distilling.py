@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from everclip.losses.distill import distillation
-from everclip.methods._base import Batch, Clip, Phase, Prompts
-from everclip.methods._classify import Classify, LabelsConfig
+from everclip.methods.base.method import Batch, Clip, Phase, Prompts
+from everclip.methods.shared.classify import Classify, LabelsConfig
 
 
 class DistillingConfig(LabelsConfig):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from everclip.data.scenario import Task
-from everclip.methods._base import Batch
+from everclip.methods.base.method import Batch
 from everclip.seeding import generator, hash64
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
-from everclip.methods._closed_form import within_class
+from everclip.methods.shared.closed_form import within_class
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everclip.methods._base import Clip, Method, MethodConfig, Prompts
+from everclip.methods.base.method import Clip, Method, MethodConfig, Prompts
 
 _LOW_RANK = re.compile(r"parametrizations\.(\w+)\.(original|0\.a|0\.b)$")
 

@@ -12,9 +12,9 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everclip.methods._base import Batch, Clip, Prompts, Task
-from everclip.methods._closed_form import Spectrum, best_lam, ridge
-from everclip.methods._statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.base.method import Batch, Clip, Prompts, Task
+from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
+from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 from everclip.seeding import generator
 
 log = logging.getLogger("everclip")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from everclip.config import method_class, options_of
 from everclip.data.images import ImageSet
-from everclip.methods._base import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
 
 
 class FirstSessionConfig(MethodConfig):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from everclip.data.images import ImageSet
 from everclip.losses import dro
-from everclip.sample_table import SampleTable
+from everclip.methods.base.sample_table import SampleTable
 
 
 @dataclass(frozen=True)

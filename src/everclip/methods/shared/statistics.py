@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from everclip.methods._base import Batch, Classifier, Clip, Prompts, Task
-from everclip.methods._first_session import FirstSession, FirstSessionConfig
-from everclip.methods._passes import Passes
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
+from everclip.methods.base.method import Batch, Classifier, Clip, Prompts, Task
 from everclip.models.pooled import pooled
 
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
