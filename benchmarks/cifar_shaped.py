@@ -38,7 +38,7 @@ from everclip.data.sources import cifar100
 from everclip.keeper import Keeper
 from everclip.models.clip import Clip
 from everclip.models.trunk import Trunk
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 
 CLASSES, TRAIN, TEST, MEMORY, BATCH = 100, 500, 100, 2000, 128

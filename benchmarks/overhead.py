@@ -28,7 +28,7 @@ from everclip.lab import Lab
 from everclip.losses import contrastive
 from everclip.optim import Update
 from everclip.restore import grow
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.step import step as training_step
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop

@@ -22,7 +22,7 @@ import torch
 
 from everclip import frozen, loop
 from everclip.config import load_config, resolve
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 
 

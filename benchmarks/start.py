@@ -42,7 +42,7 @@ def first_step(words: list[str]) -> None:
     """Run a config up to the end of its first training step, and end this process there."""
     from everclip.config import load_config, resolve
     from everclip.loop import train
-    from everclip.run import Run
+    from everclip.runs.run import Run
     from everclip.system.progress import Progress
 
     class UntilFirst(Progress):

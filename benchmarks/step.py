@@ -45,7 +45,7 @@ from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.record import Record
 from everclip.restore import grow, load_model
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.step import step
 from everclip.system.progress import Progress
 

@@ -27,13 +27,13 @@ from benchmarks.jobs import imagenet_part, machine
 from benchmarks.pacs_part import build as build_pacs
 from everclip import assess
 from everclip import data as sources
-from everclip.card import CardTask
 from everclip.data.gathered import gather
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, class_order
 from everclip.deployed import Deployed
 from everclip.models.clip import Clip
+from everclip.runs.card import CardTask
 from everclip.system.progress import Progress
 from everclip.updating.core import Options, spoken, update
 from everclip.updating.forms import Known, closed_form, features, scores, text_form

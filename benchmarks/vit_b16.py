@@ -35,7 +35,7 @@ from everclip.data.sources import cifar100
 from everclip.loop import train
 from everclip.models.catalogue import costs
 from everclip.restore import device as device_of
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 
 HERE = Path(__file__).parent

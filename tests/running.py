@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.config import Config, load_config, resolve
 from everclip.loop import train
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop, Stopped
 

@@ -15,7 +15,7 @@ from everclip.cli.evaluate import measure
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
 from everclip.restore import read
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system import checkpoint
 from everclip.system.checkpoint import DAMAGED, MANIFEST, Damaged, Place, Store, commit, verify
 from tests.running import configured, run, timeless

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from everclip import card
 from everclip import config as configs
 from everclip.config import dotted, dump, load_config, method_class, method_config, resolve
 from everclip.config.fields import before
@@ -18,7 +17,8 @@ from everclip.config.resolve import written
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
 from everclip.loop import train
-from everclip.run import Run
+from everclip.runs import card
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from tests.running import run, run_for, timeless
 

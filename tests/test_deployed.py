@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from everclip import card
 from everclip.cli.export import drawn
 from everclip.data.scenario import seen
 from everclip.deployed import Deployed, is_learned, of_run, open_model, save, zero_shot
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.restore import open_run
+from everclip.runs import card
 from tests.learned import learned
 
 METHODS = {

@@ -23,7 +23,7 @@ from everclip.disk import check_room, room, writing
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
 from everclip.models.savable import save_state
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.checkpoint import Place
 from tests.running import configured, run, timeless
 
@@ -111,7 +111,7 @@ from everclip.system.checkpoint import verify
 from everclip.errors import RunError
 from everclip.loop import train
 from everclip.system.progress import Progress
-from everclip.run import Run
+from everclip.runs.run import Run
 from tests.running import configured, timeless
 
 here, *tokens = sys.argv[1:]

@@ -13,7 +13,7 @@ from everclip import forking
 from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.report.build import build
-from everclip.run import Run
+from everclip.runs.run import Run
 from tests.running import configured, logged, run, run_for, timeless
 
 KEEP = "checkpoint.keep=3"

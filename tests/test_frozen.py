@@ -17,7 +17,7 @@ from everclip.estimate import Sizes
 from everclip.frozen import FORMS, Trained, folds
 from everclip.models import zoo
 from everclip.record import NOT_MEASURED
-from everclip.run import Run
+from everclip.runs.run import Run
 from tests.pictures import image_folder
 from tests.running import configured, logged, run, run_for, timeless
 from tests.test_resume import same, state, stopped_at_every_step

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everclip import data
-from everclip.card import CALIBRATION_FILE, read_calibration
 from everclip.cli.app import main
 from everclip.cli.train import run_here
 from everclip.config import load_config, resolve
@@ -24,9 +23,10 @@ from everclip.models.catalogue import costs
 from everclip.report.build import build
 from everclip.report.find import not_begun
 from everclip.report.read import read_run
-from everclip.results import SCHEMA
-from everclip.run import Run
-from everclip.runs import load_runs
+from everclip.runs.card import CALIBRATION_FILE, read_calibration
+from everclip.runs.finished import load_runs
+from everclip.runs.run import Run
+from everclip.runs.schema import SCHEMA
 from everclip.system.checkpoint import MANIFEST, Damaged, _rendered, names
 from tests.report.synthetic import write_run
 from tests.running import configured

@@ -12,7 +12,7 @@ from everclip import data, learned
 from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.learned import repeated
-from everclip.run import IMAGES
+from everclip.runs.run import IMAGES
 from tests.learned import coloured, held_out
 from tests.pictures import COLOURS, image_folder
 from tests.running import run

@@ -12,7 +12,7 @@ from everclip.cli.app import main
 from everclip.cli.evaluate import measure
 from everclip.data.formats.folders import split_of
 from everclip.errors import RunError, UserError
-from everclip.run import Run
+from everclip.runs.run import Run
 from tests.pictures import domain_folder, image_folder
 from tests.running import configured, run, timeless
 

@@ -18,7 +18,7 @@ from everclip.data import inventory
 from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.data.scenario import class_incremental
 from everclip.errors import UserError
-from everclip.run import IMAGES
+from everclip.runs.run import IMAGES
 from tests.data.test_webdataset import shards, sized
 from tests.pictures import image_folder
 from tests.running import run, run_for, timeless

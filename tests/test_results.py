@@ -20,7 +20,7 @@ from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.report.predictions import predictions
 from everclip.report.read import read_run
-from everclip.results import MOST_CLASSES, load
+from everclip.runs.schema import MOST_CLASSES, load
 from everclip.system.arrays import read_columns
 from everclip.system.reading import Unreadable
 from tests.compare.folders import run_folder

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from everclip import loop, plugins
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.checkpoint import names
 from everclip.system.signals import Stopped
 from tests.pictures import image_folder

@@ -21,8 +21,8 @@ from everclip.plan import Plan
 from everclip.report.groups import settings
 from everclip.report.read import read_run
 from everclip.restore import device, open_run
-from everclip.run import Run, default_path
-from everclip.runs import find_runs
+from everclip.runs.finished import find_runs
+from everclip.runs.run import Run, default_path
 from tests.pictures import image_folder
 from tests.running import configured, run, timeless
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import everclip
-from everclip import runs
 from everclip.errors import UserError
+from everclip.runs import finished
 from tests.compare.folders import answers, run_folder
 from tests.running import run
 
@@ -27,9 +27,9 @@ def test_a_row_a_run_with_its_numbers_and_settings(tmp_path: Path, toy: str, pho
     assert (row["memory.budget"], row["train.batch_size"], row["method.margin"]) == (12, 8, 0.3)
     assert row["forgetting"] == results["forgetting"]
     assert not {"matrix", "classes", "per_class", "templates"} & row.keys()
-    again = runs.read(tmp_path / "x")
-    assert runs.right_both(again, again) is not None
-    told = runs.right(again)
+    again = finished.read(tmp_path / "x")
+    assert finished.right_both(again, again) is not None
+    told = finished.right(again)
     assert told is not None
     assert np.mean(list(told.values())) == pytest.approx(results["last"])
 
@@ -61,7 +61,7 @@ def test_results_alone_are_a_run(tmp_path: Path) -> None:
     (folder / "config.toml").unlink()
     (row,) = everclip.load_runs(folder)
     assert "memory.budget" not in row
-    assert runs.read(folder).value("memory.budget") == 500
+    assert finished.read(folder).value("memory.budget") == 500
 
 
 def test_a_memory_per_class_and_a_budget_are_read_as_each_other(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_memory_per_class_and_a_budget_are_read_as_each_other(tmp_path: Path) 
     )
     none = run_folder(tmp_path / "none", 0.5, budget=0)
     some = run_folder(tmp_path / "some", 0.5, budget=50)
-    found = [runs.read(folder) for folder in (each, none, some)]
+    found = [finished.read(folder) for folder in (each, none, some)]
     assert [run.value("memory.budget") for run in found] == [50, 0, 50]
     assert [run.value("memory.per_class") for run in found] == [5, 0, None]
 
@@ -109,14 +109,14 @@ def test_answers_on_other_images_are_not_paired(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / name, 0.5) for name in "abc"]
     answers(folders[0], 5, 10)
     answers(folders[1], 5, 11)
-    first, second, third = map(runs.read, folders)
-    assert runs.right_both(first, second) is None
-    assert runs.right_both(first, third) is None
+    first, second, third = map(finished.read, folders)
+    assert finished.right_both(first, second) is None
+    assert finished.right_both(first, third) is None
 
 
 def test_the_public_name_is_found_late() -> None:
     code = (
-        "import sys, everclip; before = 'everclip.runs' in sys.modules; everclip.load_runs;"
+        "import sys, everclip; before = 'everclip.runs.finished' in sys.modules; everclip.load_runs;"
         " print(before, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

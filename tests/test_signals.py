@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from everclip.cli.app import main
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system import signals
 from everclip.system.signals import Stop, Stopped
 from tests.running import configured, logged

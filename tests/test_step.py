@@ -24,7 +24,7 @@ from everclip.methods.gdro import Gdro
 from everclip.nonfinite import IN_A_ROW, NonFinite
 from everclip.optim import Update
 from everclip.restore import grow
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.step import step
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop

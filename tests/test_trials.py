@@ -12,7 +12,7 @@ from everclip import tune as tuning
 from everclip.config import load_config, resolve
 from everclip.errors import RunError
 from everclip.loop import train
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.trials import beyond, search, space, start
 

@@ -16,7 +16,7 @@ from everclip.data.images import FileStore, build
 from everclip.errors import RunError
 from everclip.loop import train
 from everclip.plan import Plan
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from tests.running import run
 

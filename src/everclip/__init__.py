@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everclip.learner import Learner
-    from everclip.runs import load_runs
+    from everclip.runs.finished import load_runs
 
 __version__ = "0.1.0"
 __all__ = ["Learner", "load_runs"]
 
-_LAZY = {"Learner": "everclip.learner", "load_runs": "everclip.runs"}
+_LAZY = {"Learner": "everclip.learner", "load_runs": "everclip.runs.finished"}
 
 
 def __getattr__(name: str) -> Any:

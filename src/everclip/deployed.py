@@ -20,9 +20,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from everclip import card as cards
 from everclip import methods
-from everclip.card import FILE, METHOD_FILE, Card, CardTask
 from everclip.config import Config
 from everclip.config.models import MethodChoice
 from everclip.data.formats.folders import check_names
@@ -39,7 +37,9 @@ from everclip.models.savable import save_state
 from everclip.models.states import read_state
 from everclip.plan import Plan
 from everclip.restore import STATE, device, freeze, grow, load_model, open_run
-from everclip.run import Run
+from everclip.runs import card as cards
+from everclip.runs.card import FILE, METHOD_FILE, Card, CardTask
+from everclip.runs.run import Run
 from everclip.system.atomic import recover
 from everclip.system.reading import Unreadable
 

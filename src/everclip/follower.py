@@ -12,7 +12,7 @@ from everclip.distributed import collectives, launch
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.plan import Plan
-from everclip.run import Run
+from everclip.runs.run import Run
 
 
 @contextmanager

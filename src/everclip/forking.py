@@ -20,8 +20,8 @@ from everclip.errors import UserError
 from everclip.plan import Plan
 from everclip.record import environment
 from everclip.restore import RECORD, restore, saved
-from everclip.run import IMAGES, Run
-from everclip.runs import find_runs
+from everclip.runs.finished import find_runs
+from everclip.runs.run import IMAGES, Run
 from everclip.system import trust
 from everclip.system.checkpoint import Damaged, Place, verify
 from everclip.system.reading import open_regular, read_json

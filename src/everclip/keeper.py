@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from everclip import card as cards
 from everclip.distributed import collectives
 from everclip.lab import Lab
 from everclip.models.savable import savable, save_state
 from everclip.optim import Update
 from everclip.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
+from everclip.runs import card as cards
 from everclip.system.checkpoint import Place, amend
 from everclip.system.signals import Stop
 

@@ -10,7 +10,7 @@ from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.record import Record
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 
 

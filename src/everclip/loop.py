@@ -31,7 +31,7 @@ from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.record import Record, environment
 from everclip.restore import fitting, freeze, grow, load_model, read, restore
-from everclip.run import Clock, Run
+from everclip.runs.run import Clock, Run
 from everclip.spread import spread, unreadable
 from everclip.step import step
 from everclip.system.progress import Progress

@@ -13,7 +13,7 @@ from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.plan import Plan
-from everclip.run import IMAGES, Run
+from everclip.runs.run import IMAGES, Run
 from everclip.system.progress import Progress
 from everclip.system.reading import Unreadable
 

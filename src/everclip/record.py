@@ -25,7 +25,7 @@ from everclip.evaluate import Scores
 from everclip.methods.base.method import Method
 from everclip.metrics.matrix import Matrix
 from everclip.noted import NOTHING, Noted
-from everclip.run import Clock, Run
+from everclip.runs.run import Clock, Run
 from everclip.system.text import csv_text
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.models.states import read_state
 from everclip.plan import Plan
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.seeding import generator
 from everclip.system.checkpoint import Place, names
 from everclip.system.kinds import COUNT

@@ -11,7 +11,7 @@ from typing import Any
 from everclip import trials
 from everclip.config import Config, config_hash, dump, load_config, resolve
 from everclip.errors import RunError, UserError
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.atomic import write_atomic
 from everclip.trials import has_head
 

@@ -12,7 +12,7 @@ import pytest
 
 from everclip.cli.app import main
 from everclip.report.words import size
-from everclip.run import Run
+from everclip.runs.run import Run
 from tests.pictures import image_folder
 
 SMALL = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "memory.budget=12", "device=cpu"]

@@ -17,7 +17,7 @@ from everclip.loop import train
 from everclip.models import fsdp, zoo
 from everclip.optim import Update
 from everclip.plan import Plan
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from tests.distributed.losses import gradients
 from tests.distributed.towers import differences

@@ -24,7 +24,7 @@ from everclip.models.clip import Clip
 from everclip.optim import Update
 from everclip.plan import Plan
 from everclip.restore import grow, open_run
-from everclip.run import Run
+from everclip.runs.run import Run
 from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everclip.card import CardTask
 from everclip.data.images import FileStore, ImageSet
 from everclip.errors import UserError
+from everclip.runs.card import CardTask
 from everclip.updating.candidates import Candidate
 from everclip.updating.checks import Checks
 from everclip.updating.core import choose

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from everclip.card import CALIBRATION_FILE
 from everclip.cli.app import main
 from everclip.deployed import open_model
 from everclip.errors import UserError
+from everclip.runs.card import CALIBRATION_FILE
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed
 from everclip.updating.state import read

@@ -23,7 +23,7 @@ def resume(run: str, *, changed_data: bool = False, json: bool = False) -> None:
         Print results.json instead of the table.
     """
     from everclip.cli.train import open_here
-    from everclip.run import Run
+    from everclip.runs.run import Run
 
     path = Path(run)
     config = Run.read_config(path)

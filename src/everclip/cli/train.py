@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from everclip.config import Config
     from everclip.plan import Plan
-    from everclip.run import Run
+    from everclip.runs.run import Run
 
 
 def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
@@ -46,7 +46,7 @@ def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool =
 
 def run_config(config: Config, json: bool) -> None:
     """Train a resolved config in its run directory, and print what came out."""
-    from everclip.run import Run
+    from everclip.runs.run import Run
 
     open_here(config, lambda: Run.open(config), json)
 
@@ -112,7 +112,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     from rich.table import Table
 
     from everclip.report.words import headline, kept_words, noise
-    from everclip.results import beside_frozen
+    from everclip.runs.schema import beside_frozen
 
     console = Console()
     title = (
@@ -163,7 +163,7 @@ def _show_plan(config: Config, json: bool) -> None:
     from everclip import references
     from everclip.data.scenario import seen
     from everclip.plan import Plan, check_names
-    from everclip.run import Run
+    from everclip.runs.run import Run
 
     if config.out is not None:
         Run.open(config)  # refuses what training would refuse, and makes nothing

@@ -26,7 +26,7 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
     from everclip.cli.train import train_here
     from everclip.config import load_config, resolve
     from everclip.errors import UserError
-    from everclip.run import default_path
+    from everclip.runs.run import default_path
 
     if trials is not None and trials < 1:
         raise UserError(f"--trials is {trials}: write a number from 1")

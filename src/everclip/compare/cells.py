@@ -15,8 +15,8 @@ from typing import Any
 
 from everclip.config import CARRIED_OUT
 from everclip.errors import UserError, suggest
-from everclip.results import kept
-from everclip.runs import Finished, natural
+from everclip.runs.finished import Finished, natural
+from everclip.runs.schema import kept
 
 log = logging.getLogger("everclip")
 

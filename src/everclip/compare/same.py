@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.compare.cells import ANY, REFERENCES, Section, shown, without_memory
 from everclip.errors import UserError
-from everclip.runs import Finished
+from everclip.runs.finished import Finished
 
 _CUT = {"class order", "task order", "test counts"}
 EXCUSES: dict[str, set[str]] = {

@@ -11,7 +11,7 @@ from everclip.compare.cells import Repetition, Row, Section
 from everclip.errors import UserError, suggest
 from everclip.metrics.ranks import critical_difference, friedman, mean_ranks
 from everclip.metrics.stats import holm, interval, mcnemar, paired, sign_flip
-from everclip.runs import Finished, right_both
+from everclip.runs.finished import Finished, right_both
 
 Json = dict[str, Any]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from everclip.report.read import RunData
 from everclip.report.words import several
-from everclip.runs import natural
+from everclip.runs.finished import natural
 from everclip.system.reading import Unreadable, open_regular, read_json, read_text
 
 Kind = Literal["finished", "running", "stopped", "failed", "waiting"]

@@ -18,8 +18,8 @@ from everclip.report.facts import FACTS, names
 from everclip.report.facts import facts as facts_of
 from everclip.report.read import Json, RunData
 from everclip.report.words import plain
-from everclip.results import kept
-from everclip.runs import Finished, flat, natural
+from everclip.runs.finished import Finished, flat, natural
+from everclip.runs.schema import kept
 
 _NOT_COMPARED = (
     "seed",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from everclip.results import MOST_CLASSES, MOST_TASKS
+from everclip.runs.schema import MOST_CLASSES, MOST_TASKS
 from everclip.system.kinds import (
     AMOUNT,
     COUNT,

@@ -20,7 +20,7 @@ from everclip.report.svg import csv_address
 from everclip.report.tables import Cell, Table, table, words
 from everclip.report.tuning import run_table
 from everclip.report.words import duration, headline, noise, percent, points, size
-from everclip.results import beside_frozen, kept
+from everclip.runs.schema import beside_frozen, kept
 
 _MOST_PAIRS = 40  # confusions in the table
 _MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all

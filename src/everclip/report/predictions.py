@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from everclip.metrics.calibration import BINS
 from everclip.report.read import RunData
-from everclip.results import test_images
+from everclip.runs.schema import test_images
 from everclip.system.arrays import Form, read_columns
 from everclip.system.reading import Unreadable
 

@@ -13,7 +13,7 @@ from everclip.report.groups import Group, Setting
 from everclip.report.read import RunData
 from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.report.words import plain
-from everclip.runs import flat
+from everclip.runs.finished import flat
 
 
 def command(run: RunData) -> str:

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from everclip import results
 from everclip.errors import UserError
 from everclip.report.log import Json, Log
+from everclip.runs import schema as results
 from everclip.system.reading import MIB, TOML_BYTES, Unreadable, parse_toml, read_json, read_text
 
 

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from everclip import __version__
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
-from everclip.run import Run
-from everclip.runs import natural
+from everclip.runs.finished import natural
+from everclip.runs.run import Run
 from everclip.sweep.grid import Job, content_key
 from everclip.system import trust
 from everclip.system.atomic import write_atomic

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everclip import results
 from everclip.compare import verdict
 from everclip.compare.same import EXCUSES
 from everclip.errors import UserError
 from everclip.plan import Plan
-from everclip.runs import read as read_run
+from everclip.runs import schema
+from everclip.runs.finished import read as read_run
 from everclip.sweep import check, pool, searches
 from everclip.sweep.folder import Folder
 from everclip.sweep.grid import Grid, Job, read
@@ -155,7 +155,7 @@ class Session:
         waiting, seconds = self.waiting(), {}
         for job in self.jobs:
             if self.folder.state(job) == "finished":
-                taken = results.read(self.folder.place(job) / "results.json").get("seconds")
+                taken = schema.read(self.folder.place(job) / "results.json").get("seconds")
                 if taken is not None:
                     seconds.setdefault(job.config.method.name, []).append(float(taken))
         works: dict[Work, Job] = {}
@@ -170,7 +170,7 @@ class Session:
                 return False, f"failed: {error}"
             if not (work.path / "results.json").is_file():
                 return False, "stopped"
-            return True, f"last {results.read(work.path / 'results.json')['last']:.1%}"
+            return True, f"last {schema.read(work.path / 'results.json')['last']:.1%}"
 
         done = len(self.jobs) - len(waiting)
         with View(len(self.jobs), done, seconds, lambda work: works[work].config.method.name, ended) as view:
@@ -214,7 +214,7 @@ class Session:
         found: list[Json] = []
         for job in self.jobs:
             place, state = self.folder.place(job), self.folder.state(job)
-            known = results.read(place / "results.json") if state == "finished" else {}
+            known = schema.read(place / "results.json") if state == "finished" else {}
             numbers = {key: known.get(key) for key in verdict.METRICS}
             error = self.folder.failures.get(job.key) if state == "failed" else None
             found += [

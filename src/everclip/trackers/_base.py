@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from everclip.runs import flat
+from everclip.runs.finished import flat
 
 if TYPE_CHECKING:
     from everclip.config import Config

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everclip.card import CardTask
 from everclip.data.formats.folders import image_files
 from everclip.data.gathered import gather
 from everclip.data.images import MOST_BYTES, FileStore, ImageSet, content_id
@@ -27,6 +26,7 @@ from everclip.data.pixels import Pixels
 from everclip.deployed import Deployed
 from everclip.errors import UserError, suggest
 from everclip.methods.shared.sums import Sums
+from everclip.runs.card import CardTask
 from everclip.system.reading import Unreadable, read_bytes
 from everclip.updating.forms import Known, closed_form, features, text_form
 from everclip.updating.opening import nothing

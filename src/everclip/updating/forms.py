@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from everclip.card import Card, CardTask
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
@@ -22,6 +21,7 @@ from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import blend
 from everclip.models.clip import Clip
 from everclip.restore import freeze, grow
+from everclip.runs.card import Card, CardTask
 
 BATCH = 128
 

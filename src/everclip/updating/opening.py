@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from everclip import data as sources
-from everclip.card import CardTask
 from everclip.config.models import NEWEST
 from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
@@ -21,6 +20,7 @@ from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.restore import device
+from everclip.runs.card import CardTask
 from everclip.system import trust
 from everclip.system.atomic import recover
 from everclip.updating import state as states

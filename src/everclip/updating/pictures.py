@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from everclip.card import CardTask
 from everclip.data.gathered import gather
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.models.clip import Clip
+from everclip.runs.card import CardTask
 from everclip.seeding import hash64
 from everclip.updating.forms import Known, labels_of
 from everclip.updating.opening import everything, nothing

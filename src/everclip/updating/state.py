@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from everclip.card import CALIBRATION_FILE, CardTask
 from everclip.data.gathered import Archive
 from everclip.data.images import ImageSet
 from everclip.deployed import Deployed, open_model, save
@@ -35,7 +34,8 @@ from everclip.errors import UserError
 from everclip.merging import whole
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
-from everclip.results import MOST_CLASSES
+from everclip.runs.card import CALIBRATION_FILE, CardTask
+from everclip.runs.schema import MOST_CLASSES
 from everclip.system import checkpoint, kinds
 from everclip.system.checkpoint import BEFORE
 from everclip.system.reading import Unreadable, read_json

@@ -25,7 +25,7 @@ from everclip.models.clip import Clip
 from everclip.plan import Plan
 from everclip.record import Record
 from everclip.restore import grow
-from everclip.run import Run
+from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.updating.forms import Known

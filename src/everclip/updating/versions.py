@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from everclip.card import FILE, identity
 from everclip.deployed import save
 from everclip.errors import UserError
+from everclip.runs.card import FILE, identity
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap
 from everclip.system.checkpoint import BEFORE

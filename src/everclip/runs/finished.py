@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from everclip.config import dotted
 from everclip.errors import UserError
-from everclip.results import LEAST, test_images
-from everclip.results import read as read_results
+from everclip.runs.schema import LEAST, test_images
+from everclip.runs.schema import read as read_results
 from everclip.system.arrays import read_columns
 from everclip.system.reading import Unreadable, read_toml
 from everclip.system.text import cleaned

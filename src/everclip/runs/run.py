@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from everclip import config as configs
-from everclip import results, trackers
+from everclip import trackers
 from everclip.config import Config
 from everclip.errors import UserError
+from everclip.runs import schema
 from everclip.system import trust
 from everclip.system.atomic import sync, write_atomic
 from everclip.system.checkpoint import Store
@@ -220,7 +221,7 @@ class Run:
         """The results of a finished run. Raises UserError where the file is damaged."""
         path = self.path / "results.json"
         try:
-            return results.load(path)
+            return schema.load(path)
         except Unreadable as error:
             raise UserError(
                 f"{path} is damaged ({error}): remove it, and everclip resume {self.path} writes it again"
