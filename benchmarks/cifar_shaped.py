@@ -30,16 +30,16 @@ from tests.data import cifar
 
 from benchmarks.jobs import machine
 from benchmarks.step import weights
-from everclip import loop
 from everclip.config import load_config, resolve
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.data.sources import cifar100
-from everclip.keeper import Keeper
 from everclip.models.clip import Clip
 from everclip.models.trunk import Trunk
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training import loop
+from everclip.training.checkpointer import Keeper
 
 CLASSES, TRAIN, TEST, MEMORY, BATCH = 100, 500, 100, 2000, 128
 WATCHED: dict[str, tuple[tuple[Any, str], ...]] = {

@@ -27,20 +27,20 @@ import numpy as np
 import torch
 
 from benchmarks.step import weights
-from everclip import caching
 from everclip.config import load_config, resolve
 from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.scenario import Task
-from everclip.evaluate import evaluate
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import TextClassifier, to_device
 from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.models.precision import attention
-from everclip.optim import Update
-from everclip.plan import Plan
-from everclip.restore import grow, load_model
 from everclip.system.progress import Progress
+from everclip.training import activation_cache
+from everclip.training.evaluate import evaluate
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
+from everclip.training.restore import grow, load_model
 
 TOPS = (4, 2, 1)
 STEPS = 1 << 30
@@ -79,7 +79,7 @@ class Bench:
         )
         plan = Plan.of(resolve(load_config([*fixed, *words])))
         clip = load_model(plan, plan.config.model)
-        loader = caching.loader(plan, clip, folder, Progress())
+        loader = activation_cache.loader(plan, clip, folder, Progress())
         first = plan.tasks[0]
         pool = sum((task.train for task in plan.tasks[1:]), first.train)
         chosen = pool.select(np.argsort(pool.labels, kind="stable")[:images])

@@ -33,20 +33,20 @@ from tests.toy import toy_clip
 
 from benchmarks.jobs import machine
 from benchmarks.step import spent, weights
-from everclip import caching, loop
 from everclip.config import load_config, resolve
 from everclip.data.loader import Batch, Phase
-from everclip.evaluate import evaluate
-from everclip.lab import Lab
 from everclip.models import tuning
-from everclip.optim import Update
-from everclip.plan import Plan
-from everclip.record import Record
-from everclip.restore import grow, load_model
 from everclip.runs.run import Run
-from everclip.step import step
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
+from everclip.training import activation_cache, loop
+from everclip.training.context import Lab
+from everclip.training.evaluate import evaluate
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
+from everclip.training.recorder import Record
+from everclip.training.restore import grow, load_model
+from everclip.training.step import step
 
 NEW, CLASSES, EXEMPLARS, OTHERS, EPOCHS = 8, 10, 200, 9_990, 5
 EARLY, LATE = slice(10, 20), slice(-10, None)
@@ -155,7 +155,7 @@ def stepping(words: list[str], model: str, folder: Path) -> Callable[[], None]:
     run = Run.open(resolve(load_config([*fixed, *words, f"out={folder}"]))).__enter__()
     plan = Plan.of(run.config)
     clip = load_model(plan, model)
-    loader = caching.loader(plan, clip, run.path, Progress())
+    loader = activation_cache.loader(plan, clip, run.path, Progress())
     *before, task = plan.tasks
     lab = Lab(plan, clip, plan.method, plan.empty_memory(), loader, Record(plan.tasks), run, Progress())
     old = sum((other.train for other in before), task.train.select(np.zeros(len(task.train), dtype=bool)))

@@ -21,17 +21,17 @@ from statistics import median
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from everclip import loop
 from everclip.config import load_config, resolve
 from everclip.data.loader import Batch, Phase
-from everclip.lab import Lab
 from everclip.losses import contrastive
-from everclip.optim import Update
-from everclip.restore import grow
 from everclip.runs.run import Run
-from everclip.step import step as training_step
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
+from everclip.training import loop
+from everclip.training.context import Lab
+from everclip.training.optim import Update
+from everclip.training.restore import grow
+from everclip.training.step import step as training_step
 
 METHODS = ("clip", "gcl", "gdro")
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from everclip import frozen, loop
 from everclip.config import load_config, resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training import frozen, loop
 
 
 def measured(words: list[str], out: Path) -> tuple[float, float, dict[str, Any]]:

@@ -35,7 +35,7 @@ from tests.faults.goals import GOALS
 from tests.faults.pairs import PAIRS
 
 from benchmarks.jobs import machine
-from everclip.disk import GIB, check_room
+from everclip.training.disk import GIB, check_room
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "reliability.jsonl", HERE / "reliability.md"

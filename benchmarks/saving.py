@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.jobs import machine
-from everclip.restore import STATE, WEIGHTS
 from everclip.system.atomic import sync
 from everclip.system.checkpoint import Place, Store
+from everclip.training.restore import STATE, WEIGHTS
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:

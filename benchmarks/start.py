@@ -41,9 +41,9 @@ VIT_BATCH = 4
 def first_step(words: list[str]) -> None:
     """Run a config up to the end of its first training step, and end this process there."""
     from everclip.config import load_config, resolve
-    from everclip.loop import train
     from everclip.runs.run import Run
     from everclip.system.progress import Progress
+    from everclip.training.loop import train
 
     class UntilFirst(Progress):
         """Ends the process after a step, of which it prints the processor's seconds of the process so far."""

@@ -35,19 +35,19 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from everclip import caching
 from everclip.config import load_config, resolve
 from everclip.data.loader import Batch
-from everclip.lab import Lab
 from everclip.models import tuning
 from everclip.models.towers import is_convolutional
-from everclip.optim import Update
-from everclip.plan import Plan
-from everclip.record import Record
-from everclip.restore import grow, load_model
 from everclip.runs.run import Run
-from everclip.step import step
 from everclip.system.progress import Progress
+from everclip.training import activation_cache
+from everclip.training.context import Lab
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
+from everclip.training.recorder import Record
+from everclip.training.restore import grow, load_model
+from everclip.training.step import step
 
 NAMES = ("cat", "dog", "tiger", "sea lion", "oak tree", "sports car", "bus", "lamp", "rocket", "running shoe")
 BATCH, EACH, SIDE, STEPS = 16, 8, 256, 100_000
@@ -111,7 +111,7 @@ class Ours:
         run = Run.open(resolve(load_config([*words, *more]))).__enter__()
         plan = Plan.of(run.config)
         clip = load_model(plan, model)
-        loader = caching.loader(plan, clip, run.path, Progress())
+        loader = activation_cache.loader(plan, clip, run.path, Progress())
         task = plan.tasks[0]
         lab = Lab(plan, clip, plan.method, plan.empty_memory(), loader, Record([task]), run, Progress())
         grow(plan, clip, task)

@@ -28,15 +28,16 @@ import torch
 from safetensors.torch import save_file
 from tests.data import cifar
 
-from everclip import __version__, estimate
+from everclip import __version__
 from everclip.cli import _needs
 from everclip.config import load_config, resolve
 from everclip.data.sources import cifar100
-from everclip.loop import train
 from everclip.models.catalogue import costs
-from everclip.restore import device as device_of
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training import estimate
+from everclip.training.loop import train
+from everclip.training.restore import device as device_of
 
 HERE = Path(__file__).parent
 ROWS, PAGE = HERE / "vit_b16.json", HERE / "vit_b16.md"

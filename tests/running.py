@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from everclip.config import Config, load_config, resolve
-from everclip.loop import train
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop, Stopped
+from everclip.training.loop import train
 
 TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "finished"}
 """Keys of results.json that differ from run to run."""

@@ -14,8 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from everclip import caching, loop
-from everclip.caching import Amount
 from everclip.cli.app import main
 from everclip.config import Config
 from everclip.data.cache import activations
@@ -24,8 +22,10 @@ from everclip.data.cache.rows import RECORD, Memory, Shared, Spilled
 from everclip.data.loader import Loader
 from everclip.errors import UserError
 from everclip.models import zoo
-from everclip.plan import Plan
-from everclip.restore import open_run
+from everclip.training import activation_cache, loop
+from everclip.training.activation_cache import Amount
+from everclip.training.plan import Plan
+from everclip.training.restore import open_run
 from tests.methods.stages import TIMM, clip_with
 from tests.pictures import image_folder
 from tests.running import configured, logged, run, run_for, timeless
@@ -57,7 +57,7 @@ def model(request: pytest.FixtureRequest, toy: str, conv: str) -> str:
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[Activations]:
     """The caches that runs make, for a look at them."""
     made: list[Activations] = []
-    make = caching.loader
+    make = activation_cache.loader
 
     def noting(*given: Any) -> Loader:
         loader = make(*given)
@@ -82,13 +82,13 @@ def refusal(*words: str) -> str:
     """What is said of a config that asks for a cache."""
     plan = Plan.of(configured(*words))
     with pytest.raises(UserError) as found:
-        caching.blocks_above(plan.config, plan.method)
+        activation_cache.blocks_above(plan.config, plan.method)
     return str(found.value)
 
 
 def blocks(*words: str) -> int | None:
     plan = Plan.of(configured(*words))
-    return caching.blocks_above(plan.config, plan.method)
+    return activation_cache.blocks_above(plan.config, plan.method)
 
 
 @pytest.mark.parametrize("model", ["ViT", "EfficientNet"], indirect=True)
@@ -121,7 +121,7 @@ def test_training_on_fp32_rows_is_as_without_to_the_last_digits(
     method: str, model: str, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So what differs on fp16 rows is their rounding. (A bias of attention's keys has a gradient of errors alone.)"""
-    monkeypatch.setattr(caching, "Memory", lambda shape, exact: Memory(shape, True))
+    monkeypatch.setattr(activation_cache, "Memory", lambda shape, exact: Memory(shape, True))
     tokens = [word for word in words if not word.startswith("model=")]
     tokens += [f"model={model}", *f"method={method}".split(), "train.augment=none", "tune=top:1"]
     for trunk in ("off", "on"):
@@ -390,7 +390,7 @@ def test_a_full_disk(
 ) -> None:
     tokens = [*words, "method=finetune", "train.augment=none", "tune=top:1", "cache.ram_mb=0"]
     expected = run(tmp_path / "room", *tokens)
-    monkeypatch.setattr(caching, "_free", lambda folder: 1000)
+    monkeypatch.setattr(activation_cache, "_free", lambda folder: 1000)
     out = f"out={tmp_path / 'on'}"
     assert main(["train", *tokens, "cache.trunk=on", out, "device=cpu", "train.epochs=1"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -440,7 +440,7 @@ def test_the_trunk_is_fp32_where_it_is_computed_anew(toy: str) -> None:
 def test_little_memory_means_a_file(
     tmp_path: Path, words: list[str], kept: list[Activations], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(activation_cache, "free_memory", lambda: 10_000)
     run(tmp_path / "run", *words, "method=finetune", *ON)
     assert isinstance(kept[0].rows, Spilled)
 
@@ -512,7 +512,7 @@ def test_an_unknown_tower_is_left_whole_unless_it_must_not_be(tmp_path: Path, wo
     def cut(*more: str) -> bool:
         plan = Plan.of(configured(*tokens, *more))
         clip = zoo.load(spec)
-        caching.cut(clip, plan.config, plan.method)
+        activation_cache.cut(clip, plan.config, plan.method)
         return clip.trunk is not None
 
     assert cut("method=ncm"), "whole towers need no blocks"

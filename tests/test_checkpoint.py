@@ -14,10 +14,10 @@ from everclip.cli.app import main
 from everclip.cli.evaluate import measure
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
-from everclip.restore import read
 from everclip.runs.run import Run
 from everclip.system import checkpoint
 from everclip.system.checkpoint import DAMAGED, MANIFEST, Damaged, Place, Store, commit, verify
+from everclip.training.restore import read
 from tests.running import configured, run, timeless
 
 

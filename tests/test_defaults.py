@@ -16,10 +16,10 @@ from everclip.config.fields import before
 from everclip.config.resolve import written
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
-from everclip.loop import train
 from everclip.runs import card
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training.loop import train
 from tests.running import run, run_for, timeless
 
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.toml"))

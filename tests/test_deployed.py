@@ -16,8 +16,8 @@ from everclip.data.scenario import seen
 from everclip.deployed import Deployed, is_learned, of_run, open_model, save, zero_shot
 from everclip.errors import UserError
 from everclip.models import zoo
-from everclip.restore import open_run
 from everclip.runs import card
+from everclip.training.restore import open_run
 from tests.learned import learned
 
 METHODS = {

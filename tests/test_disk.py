@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from everclip import disk
 from everclip.cli.app import main
-from everclip.disk import check_room, room, writing
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
 from everclip.models.savable import save_state
 from everclip.runs.run import Run
 from everclip.system.checkpoint import Place
+from everclip.training import disk
+from everclip.training.disk import check_room, room, writing
 from tests.running import configured, run, timeless
 
 
@@ -109,7 +109,7 @@ import json, os, sys
 from pathlib import Path
 from everclip.system.checkpoint import verify
 from everclip.errors import RunError
-from everclip.loop import train
+from everclip.training.loop import train
 from everclip.system.progress import Progress
 from everclip.runs.run import Run
 from tests.running import configured, timeless

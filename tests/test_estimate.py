@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from everclip import estimate, plugins
+from everclip import plugins
 from everclip.config import Config, load_config, resolve
-from everclip.estimate import Sizes, Work
 from everclip.models.catalogue import costs
+from everclip.training import estimate
+from everclip.training.estimate import Sizes, Work
 from tests.pictures import image_folder
 from tests.running import run
 from tests.toy import toy_clip

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from everclip import forking
 from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.report.build import build
 from everclip.runs.run import Run
+from everclip.training import fork as forking
 from tests.running import configured, logged, run, run_for, timeless
 
 KEEP = "checkpoint.keep=3"

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from everclip import references
 from everclip.cli.app import main
 from everclip.data.prompts import PHOTO, Prompts
-from everclip.estimate import Sizes
-from everclip.frozen import FORMS, Trained, folds
 from everclip.models import zoo
-from everclip.record import NOT_MEASURED
 from everclip.runs.run import Run
+from everclip.training import references
+from everclip.training.estimate import Sizes
+from everclip.training.frozen import FORMS, Trained, folds
+from everclip.training.recorder import NOT_MEASURED
 from tests.pictures import image_folder
 from tests.running import configured, logged, run, run_for, timeless
 from tests.test_resume import same, state, stopped_at_every_step

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everclip import data, noted
+from everclip import data
 from everclip.cli.app import main
 from everclip.data import inventory
 from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.data.scenario import class_incremental
 from everclip.errors import UserError
 from everclip.runs.run import IMAGES
+from everclip.training import noted
 from tests.data.test_webdataset import shards, sized
 from tests.pictures import image_folder
 from tests.running import run, run_for, timeless

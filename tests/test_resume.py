@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from everclip import loop, plugins
+from everclip import plugins
 from everclip.runs.run import Run
 from everclip.system.checkpoint import names
 from everclip.system.signals import Stopped
+from everclip.training import loop
 from tests.pictures import image_folder
 from tests.running import TIMES, configured, logged, run, run_for, timeless
 
@@ -160,7 +161,7 @@ def test_saved_by_the_clock(tmp_path: Path, tokens: list[str], monkeypatch: pyte
     run(tmp_path / "run", *tokens, "checkpoint.every=minutes:1")
     assert not commits
     clock = iter(range(0, 100_000, 61))
-    monkeypatch.setattr("everclip.keeper.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("everclip.training.checkpointer.time.monotonic", lambda: next(clock))
     run(tmp_path / "again", *tokens, "checkpoint.every=minutes:1")
     assert len(commits) == sum(line["event"] == "step" for line in logged(tmp_path / "again"))
 

@@ -14,15 +14,15 @@ from everclip.cli.evaluate import measure
 from everclip.data.loader import Loader, Phase
 from everclip.data.pixels import Pixels
 from everclip.errors import RunError, UserError
-from everclip.evaluate import Scores
 from everclip.models import zoo
-from everclip.optim import Update
-from everclip.plan import Plan
 from everclip.report.groups import settings
 from everclip.report.read import read_run
-from everclip.restore import device, open_run
 from everclip.runs.finished import find_runs
 from everclip.runs.run import Run, default_path
+from everclip.training.evaluate import Scores
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
+from everclip.training.restore import device, open_run
 from tests.pictures import image_folder
 from tests.running import configured, run, timeless
 

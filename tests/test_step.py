@@ -14,20 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from everclip import loop
 from everclip.data.loader import Batch, Phase
 from everclip.errors import RunError
-from everclip.lab import Lab
 from everclip.methods.base.method import Method
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.gdro import Gdro
-from everclip.nonfinite import IN_A_ROW, NonFinite
-from everclip.optim import Update
-from everclip.restore import grow
 from everclip.runs.run import Run
-from everclip.step import step
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
+from everclip.training import loop
+from everclip.training.context import Lab
+from everclip.training.nonfinite import IN_A_ROW, NonFinite
+from everclip.training.optim import Update
+from everclip.training.restore import grow
+from everclip.training.step import step
 from tests.running import configured, run, run_for, timeless
 
 METHODS = [
@@ -218,7 +218,7 @@ def test_a_hundred_bad_steps_are_all_left_out(bench: Callable[..., Bench]) -> No
 def test_a_buffer_too_large_to_be_copied_stops(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.nonfinite._COPIED_BYTES", 0)
+    monkeypatch.setattr("everclip.training.nonfinite._COPIED_BYTES", 0)
     made = bench("gcl method.temperature=learnable", "train.nonfinite=skip")
     poison_loss(made.lab, monkeypatch, float("nan"))
     with pytest.raises(

@@ -11,9 +11,9 @@ import pytest
 from everclip import tune as tuning
 from everclip.config import load_config, resolve
 from everclip.errors import RunError
-from everclip.loop import train
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training.loop import train
 from everclip.trials import beyond, search, space, start
 
 GRID = {"train.lr": ["1e-05", "3e-05", "9e-05"], "train.epochs": ["2", "4", "8"], "method.how": ["a", "b"]}

@@ -14,10 +14,10 @@ from everclip.cli.app import main
 from everclip.config import load_config, resolve
 from everclip.data.images import FileStore, build
 from everclip.errors import RunError
-from everclip.loop import train
-from everclip.plan import Plan
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training.loop import train
+from everclip.training.plan import Plan
 from tests.running import run
 
 SMALL = ["scenario.tasks=3", "train.steps=2", "train.batch_size=8", "memory.budget=12", "device=cpu"]

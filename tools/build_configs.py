@@ -4,7 +4,7 @@
     python tools/build_configs.py --check    # say which files differ, and exit with 1 if any does
 
 One file is the base of each data set; a file for each experiment extends it. The tables below say what there is; hours
-are computed from the model's operations (everclip.estimate), and numbers to expect are published ones. A test compares
+are computed from the model's operations (everclip.training.estimate), and numbers to expect are published ones. A test compares
 the files with what is written here, so change this script and run it, not the files.
 """
 
@@ -17,10 +17,10 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from everclip import estimate
 from everclip.config import Config, resolve
 from everclip.config.sources import SHIPPED, Layer, merge
 from everclip.models.catalogue import costs
+from everclip.training import estimate
 
 PAPER = "Memory-Efficient Continual Learning with CLIP Models, https://arxiv.org/abs/2605.03866"
 CURVE = "not published as a number; the paper shows a curve in Figure 1"

@@ -16,10 +16,10 @@ from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task
 from everclip.deployed import Deployed, zero_shot
 from everclip.errors import UserError
-from everclip.evaluate import Scores, evaluate
 from everclip.learned import repeated
 from everclip.metrics.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
 from everclip.models.clip import Clip
+from everclip.training.evaluate import Scores, evaluate
 
 log = logging.getLogger("everclip")
 

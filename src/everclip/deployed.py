@@ -35,13 +35,13 @@ from everclip.models.catalogue import LITE
 from everclip.models.clip import Clip
 from everclip.models.savable import save_state
 from everclip.models.states import read_state
-from everclip.plan import Plan
-from everclip.restore import STATE, device, freeze, grow, load_model, open_run
 from everclip.runs import card as cards
 from everclip.runs.card import FILE, METHOD_FILE, Card, CardTask
 from everclip.runs.run import Run
 from everclip.system.atomic import recover
 from everclip.system.reading import Unreadable
+from everclip.training.plan import Plan
+from everclip.training.restore import STATE, device, freeze, grow, load_model, open_run
 
 LOCAL = "local-dir:"
 

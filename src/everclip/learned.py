@@ -15,8 +15,8 @@ from everclip.data.images import ImageSet, content_id
 from everclip.data.inventory import contents
 from everclip.errors import UserError
 from everclip.methods.shared.sums import Sums
-from everclip.noted import read
 from everclip.system.checkpoint import Store
+from everclip.training.noted import read
 
 log = logging.getLogger("everclip")
 

@@ -29,13 +29,13 @@ from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO
 from everclip.deployed import Deployed
-from everclip.disk import on_disk
 from everclip.errors import UserError
 from everclip.metrics.calibration import probabilities
 from everclip.system import trust as trusting
 from everclip.system.atomic import check_new, claimed
 from everclip.system.progress import Progress
 from everclip.system.reading import Unreadable, read_bytes
+from everclip.training.disk import on_disk
 from everclip.updating.core import Options, Outcome, update
 from everclip.updating.opening import begin
 from everclip.updating.state import State

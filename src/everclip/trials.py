@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from everclip.config import Config, method_class
-from everclip.estimate import inner
+from everclip.training.estimate import inner
 
 MOST = 24
 """Trials of each method and memory size where the user does not say."""

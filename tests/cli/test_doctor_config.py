@@ -15,15 +15,15 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from everclip import estimate
 from everclip.cli import _needs
 from everclip.cli._finding import GIB
 from everclip.cli.app import main
 from everclip.config import load_config, resolve
 from everclip.data.formats.download import Remote
 from everclip.data.sources import cifar100
-from everclip.estimate import Sizes
 from everclip.models.catalogue import costs
+from everclip.training import estimate
+from everclip.training.estimate import Sizes
 from tests.pictures import image_folder
 from tests.toy import toy_clip
 

@@ -9,7 +9,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
 from everclip import data
 from everclip.data.templates import file_of, names, set_name, shipped, suited
-from everclip.plan import Plan
+from everclip.training.plan import Plan
 from tests.data.test_imagenet import train, val
 from tests.running import configured, run
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from everclip import follower
 from everclip.data.loader import Phase
 from everclip.distributed import collectives, launch
 from everclip.errors import UserError
-from everclip.loop import train
 from everclip.models import fsdp, zoo
-from everclip.optim import Update
-from everclip.plan import Plan
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training import multiprocess
+from everclip.training.loop import train
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
 from tests.distributed.losses import gradients
 from tests.distributed.towers import differences
 from tests.running import configured
@@ -27,7 +27,7 @@ from tests.running import configured
 def run(out: str, *tokens: str) -> Any:
     """A small run of all processes."""
     config = configured(*tokens, f"out={Path(out)}")
-    with follower.shared(config, lambda: Run.open(config)) as opened:
+    with multiprocess.shared(config, lambda: Run.open(config)) as opened:
         return train(opened, Progress(quiet=True))
 
 

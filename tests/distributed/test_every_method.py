@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from everclip import plugins
-from everclip.plan import Plan
+from everclip.training.plan import Plan
 from tests.distributed.processes import work
 from tests.distributed.test_exact import same
 from tests.running import configured, run

@@ -11,7 +11,7 @@ import pytest
 
 from everclip.distributed import collectives
 from everclip.models import zoo
-from everclip.plan import Plan
+from everclip.training.plan import Plan
 from tests.distributed.processes import finish, start, work
 from tests.distributed.test_ends import OFTEN, command, errors, wait_for, words
 from tests.distributed.test_every_method import different, forms

@@ -13,7 +13,7 @@ from everclip.data.loader import Batch
 from everclip.data.scenario import Task
 from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
-from everclip.optim import Update
+from everclip.training.optim import Update
 from tests.methods.plain import STORE
 from tests.running import configured
 

@@ -16,9 +16,9 @@ from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from everclip.optim import Update
-from everclip.plan import Plan
-from everclip.restore import grow
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
+from everclip.training.restore import grow
 from tests.running import configured
 from tests.toy import MODEL_CFG
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from everclip.data.loader import Batch
 from everclip.data.memory import Memory
 from everclip.methods.cclis import Cclis
-from everclip.restore import open_run
+from everclip.training.restore import open_run
 from tests.data.test_memory import EMPTY, images
 from tests.losses.test_supcon import at, random
 from tests.methods.plain import PROMPTS, batch, saved

@@ -21,10 +21,10 @@ from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from everclip.optim import Update
-from everclip.plan import Plan
-from everclip.restore import grow, open_run
 from everclip.runs.run import Run
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
+from everclip.training.restore import grow, open_run
 from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")

@@ -10,7 +10,7 @@ from torch import nn
 
 from everclip.errors import UserError
 from everclip.models import zoo
-from everclip.restore import open_run
+from everclip.training.restore import open_run
 from tests.methods.stages import TIMM, batch, clip_with, outputs, state
 from tests.running import run
 

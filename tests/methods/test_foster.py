@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from everclip.data.loader import Batch, Phase
-from everclip.restore import open_run
+from everclip.training.restore import open_run
 from tests.methods.plain import images as image_set
 from tests.methods.stages import Course, batch, count, same, state
 from tests.running import run

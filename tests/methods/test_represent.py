@@ -18,7 +18,7 @@ from everclip.methods.cassle import Cassle
 from everclip.methods.co2l import Co2l
 from everclip.methods.shared.probe import converged
 from everclip.methods.shared.represent import TwoViews
-from everclip.restore import open_run
+from everclip.training.restore import open_run
 from tests.losses.test_supcon import at, random
 from tests.methods.plain import PROMPTS, batch
 from tests.methods.stages import TIMM, Course, clip_with, rows, same, state

@@ -23,7 +23,7 @@ from everclip.data.memory import Memory
 from everclip.data.scenario import Task
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from everclip.optim import Update
+from everclip.training.optim import Update
 from tests.methods.plain import PROMPTS, STORE
 
 WIDTH, EACH, SCALE = 16, 15, 100.0

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from everclip import estimate
 from everclip.cli._finding import GIB, Finding
 from everclip.config import Config
 from everclip.data.formats.download import Remote, home
-from everclip.disk import nearest
 from everclip.errors import UserError
-from everclip.estimate import Sizes
 from everclip.models.catalogue import Costs, costs
 from everclip.system.machine import free_memory
+from everclip.training import estimate
+from everclip.training.disk import nearest
+from everclip.training.estimate import Sizes
 
 SHARE = {("cpu", False): 0.6, ("cpu", True): 0.3, ("gpu", False): 0.3, ("gpu", True): 0.15}
 """Of the rate of matrix products what training reaches, by device and whether the image tower is convolutional."""
@@ -28,7 +28,7 @@ SECONDS = 3.0
 
 def needs(config: Config) -> Iterator[Finding]:
     """Findings about a resolved config, in the order printed."""
-    from everclip import restore  # imports torch
+    from everclip.training import restore  # imports torch
 
     sizes, found = data_there(config)
     yield found
@@ -78,7 +78,7 @@ def _published(config: Config) -> Sizes | None:
 
 def _planned(config: Config) -> tuple[Sizes, Finding]:
     """The tasks of data that are there. Raises UserError where the config does not fit them."""
-    from everclip.plan import Plan
+    from everclip.training.plan import Plan
 
     plan = Plan.of(config)
     sizes = plan.sizes()
@@ -208,7 +208,7 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
 
 def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
     """How long the run may take, from the rate of matrix products measured here."""
-    from everclip import references  # imports torch
+    from everclip.training import references  # imports torch
 
     if config.smoke:
         return Finding("time", "ok", "a trial run")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from everclip import __version__
 from everclip.cli._finding import GIB, Finding
 from everclip.cli._output import print_columns, print_json
-from everclip.disk import nearest
 from everclip.errors import UserError
 from everclip.system.machine import free_memory
+from everclip.training.disk import nearest
 
 if TYPE_CHECKING:
     from everclip.config import Config

@@ -38,9 +38,9 @@ def forget(
     """
     from pathlib import Path
 
-    from everclip.disk import on_disk
     from everclip.errors import UserError
     from everclip.system.atomic import check_new, claimed
+    from everclip.training.disk import on_disk
     from everclip.updating.forgetting import forget as without
     from everclip.updating.opening import begin
     from everclip.updating.state import is_version, write

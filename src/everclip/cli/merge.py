@@ -50,8 +50,8 @@ def merge(
     """
     from everclip import merging
     from everclip.deployed import save
-    from everclip.disk import on_disk
     from everclip.system.atomic import new_folder
+    from everclip.training.disk import on_disk
 
     share = _share(alpha)
     if share is None and not validate:

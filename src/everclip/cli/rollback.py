@@ -15,7 +15,7 @@ def rollback(version: str) -> None:
     version
         A folder that everclip update wrote. It becomes VERSION.undone (or VERSION.undone-2, ...).
     """
-    from everclip.disk import on_disk
+    from everclip.training.disk import on_disk
     from everclip.updating.versions import rollback as undo
 
     with on_disk(version):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everclip.config import Config
-    from everclip.plan import Plan
     from everclip.runs.run import Run
+    from everclip.training.plan import Plan
 
 
 def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
@@ -58,10 +58,10 @@ def open_here(config: Config, make: Callable[[], Run], json: bool) -> None:
             run_here(run, json)
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what goes wrong is said once, by us
-    from everclip import follower
     from everclip.distributed import launch
+    from everclip.training import multiprocess
 
-    with launch.joined(config.device), follower.shared(config, make) as run:
+    with launch.joined(config.device), multiprocess.shared(config, make) as run:
         run_here(run, json)
 
 
@@ -76,8 +76,8 @@ def run_here(run: Run, json: bool) -> None:
     if not run.writes:
         return
     if not (run.path / "report.html").exists():
-        from everclip.disk import writing
         from everclip.report.build import build
+        from everclip.training.disk import writing
 
         with writing(run.path):
             build([run.path], run.path / "report.html")
@@ -89,10 +89,10 @@ def run_here(run: Run, json: bool) -> None:
 
 def train_here(run: Run) -> dict[str, Any]:
     """Train an open run to its end with progress on stderr, or until a signal asks to stop; returns its results."""
-    from everclip.loop import train as train_run
     from everclip.system.machine import keep_freed_memory
     from everclip.system.progress import Progress
     from everclip.system.signals import Stop, Stopped
+    from everclip.training.loop import train as train_run
 
     keep_freed_memory()
     stop = Stop()
@@ -160,10 +160,10 @@ def _show_plan(config: Config, json: bool) -> None:
     from rich.table import Table
 
     from everclip import config as configs
-    from everclip import references
     from everclip.data.scenario import seen
-    from everclip.plan import Plan, check_names
     from everclip.runs.run import Run
+    from everclip.training import references
+    from everclip.training.plan import Plan, check_names
 
     if config.out is not None:
         Run.open(config)  # refuses what training would refuse, and makes nothing
@@ -214,16 +214,16 @@ def _show_plan(config: Config, json: bool) -> None:
 
 def _cache(plan: Plan) -> tuple[int | None, str]:
     """Bytes of activations that a run would keep, None where that is not known here; and a line on them, if any."""
-    from everclip import caching
     from everclip.models import weights
+    from everclip.training import activation_cache
 
     model = plan.config.model
-    if caching.blocks_above(plan.config, plan.method) is None:
+    if activation_cache.blocks_above(plan.config, plan.method) is None:
         return 0, ""
     if weights.find(model).state != "here":
         return (
             None,
             f"the size of the kept activations is not known: the weights of {model} are not on this machine",
         )
-    size = caching.forecast(plan)
+    size = activation_cache.forecast(plan)
     return (0, "") if size is None else (size.nbytes, size.words())

@@ -161,8 +161,8 @@ def _classes(file: str) -> list[str]:
 
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
     """Write the version, or only the verdict where the old classes suffer; say how it went."""
-    from everclip.disk import on_disk
     from everclip.system.atomic import write_atomic
+    from everclip.training.disk import on_disk
     from everclip.updating.verdict import files
     from everclip.updating.versions import write_next
 

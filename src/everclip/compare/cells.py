@@ -131,7 +131,7 @@ def _options(run: Finished) -> dict[str, Any]:
 def _keeps_none(method: str, options: str) -> bool:
     """Asks the method, with a budget of one; a method that is not to be had here is taken to use memory."""
     from everclip.config import Config
-    from everclip.estimate import exemplars
+    from everclip.training.estimate import exemplars
 
     name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
     try:

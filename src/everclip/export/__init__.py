@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
-from everclip.disk import on_disk
 from everclip.errors import UserError, suggest
 from everclip.system.atomic import new_folder
+from everclip.training.disk import on_disk
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8

@@ -30,12 +30,12 @@ from everclip.data.formats.folders import check_names
 from everclip.data.prompts import check_templates
 from everclip.errors import UserError
 from everclip.metrics.calibration import Calibration
-from everclip.plan import Plan
 from everclip.system import checkpoint, trust
 from everclip.system.atomic import write_atomic
 from everclip.system.checkpoint import MANIFEST
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import check, printable
+from everclip.training.plan import Plan
 
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"

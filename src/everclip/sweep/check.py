@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from everclip import forking, methods, restore
+from everclip import methods
 from everclip.config import Config
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
-from everclip.plan import Plan, check_names
+from everclip.training import fork, restore
+from everclip.training.plan import Plan, check_names
 
 
 def plans(configs: Sequence[Config]) -> dict[str, Plan]:
@@ -47,7 +48,7 @@ def forks(configs: Sequence[Config]) -> None:
     for config in configs:
         if config.fork is not None:
             try:
-                forking.source(config)
+                fork.source(config)
             except UserError as error:
                 refused.append(str(error))
     _raise(refused)
@@ -86,7 +87,7 @@ def models(configs: Sequence[Config], plans: dict[str, Plan]) -> None:
         try:
             restore.device(config.device)
             if forked:
-                forking.check(here)
+                fork.check(here)
             else:
                 restore.grow(here, restore.load_model(here, config.model), plan.tasks[0])
         except UserError as error:

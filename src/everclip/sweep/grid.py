@@ -16,12 +16,13 @@ from typing import Any
 
 import tomli_w
 
-from everclip import estimate, plugins
+from everclip import plugins
 from everclip.config import Config, config_hash, essence, load_config, resolve
 from everclip.config.fields import shown
 from everclip.config.sources import is_override
 from everclip.errors import UserError
 from everclip.system import trust
+from everclip.training import estimate
 
 WHOLE = ("out", "tuned_on", "classnames")
 """Keys whose value may have commas: they are never parted."""

@@ -18,11 +18,11 @@ from everclip.config import load_config, resolve
 from everclip.config.models import Train
 from everclip.config.sources import is_override, read_toml
 from everclip.errors import UserError
-from everclip.plan import Plan
 from everclip.runs.finished import flat
 from everclip.sweep import check
 from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
 from everclip.system import trust
+from everclip.training.plan import Plan
 from everclip.trials import space
 from everclip.tune import default_search
 

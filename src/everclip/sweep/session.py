@@ -12,7 +12,6 @@ from typing import Any
 from everclip.compare import verdict
 from everclip.compare.same import EXCUSES
 from everclip.errors import UserError
-from everclip.plan import Plan
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
 from everclip.sweep import check, pool, searches
@@ -23,6 +22,7 @@ from everclip.sweep.searches import Search
 from everclip.sweep.slots import Environment
 from everclip.sweep.view import View
 from everclip.system.signals import Stop, Stopped
+from everclip.training.plan import Plan
 
 Json = dict[str, Any]
 

@@ -20,8 +20,8 @@ from everclip.deployed import Deployed, of_plan, plan_of, zero_shot
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import blend
 from everclip.models.clip import Clip
-from everclip.restore import freeze, grow
 from everclip.runs.card import Card, CardTask
+from everclip.training.restore import freeze, grow
 
 BATCH = 128
 

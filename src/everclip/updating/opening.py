@@ -19,10 +19,10 @@ from everclip.merging import whole
 from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from everclip.restore import device
 from everclip.runs.card import CardTask
 from everclip.system import trust
 from everclip.system.atomic import recover
+from everclip.training.restore import device
 from everclip.updating import state as states
 from everclip.updating.forms import Known, labels_of, width
 from everclip.updating.state import State

@@ -17,17 +17,17 @@ from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task
-from everclip.keeper import Keeper
-from everclip.lab import Lab
-from everclip.loop import learn
 from everclip.models.catalogue import recommended
 from everclip.models.clip import Clip
-from everclip.plan import Plan
-from everclip.record import Record
-from everclip.restore import grow
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
+from everclip.training.checkpointer import Keeper
+from everclip.training.context import Lab
+from everclip.training.loop import learn
+from everclip.training.plan import Plan
+from everclip.training.recorder import Record
+from everclip.training.restore import grow
 from everclip.updating.forms import Known
 from everclip.updating.rule import Decision
 

@@ -13,29 +13,29 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip import caching, forking, frozen, noted, references
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
-from everclip.disk import check_room, room, writing
 from everclip.distributed import collectives
-from everclip.evaluate import evaluate
-from everclip.follower import check
-from everclip.keeper import Keeper
-from everclip.lab import Lab
 from everclip.methods.base.method import TextClassifier
 from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.models.passes import Passes
-from everclip.optim import Update
-from everclip.plan import Plan
-from everclip.record import Record, environment
-from everclip.restore import fitting, freeze, grow, load_model, read, restore
 from everclip.runs.run import Clock, Run
-from everclip.spread import spread, unreadable
-from everclip.step import step
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
+from everclip.training import activation_cache, fork, frozen, noted, references
+from everclip.training.checkpointer import Keeper
+from everclip.training.context import Lab
+from everclip.training.disk import check_room, room, writing
+from everclip.training.evaluate import evaluate
+from everclip.training.extract import spread, unreadable
+from everclip.training.multiprocess import check
+from everclip.training.optim import Update
+from everclip.training.plan import Plan
+from everclip.training.recorder import Record, environment
+from everclip.training.restore import fitting, freeze, grow, load_model, read, restore
+from everclip.training.step import step
 
 log = logging.getLogger("everclip")
 
@@ -120,14 +120,14 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     plan = Plan.of(config)
     check(plan)
     if config.fork is not None and run.writes and not run.store.places():
-        forking.begin(run, plan)
+        fork.begin(run, plan)
     trail = read(run)
     clip = restore(plan, trail[0]) if trail else load_model(plan, config.model)
     check_room(run.path, room(config, clip, len(plan.tasks)))
     images = noted.keep(run, plan, bool(trail), progress)
     parts = [part for task in plan.tasks for part in (task.train, task.test)]
     progress.say(f"run directory: {run.path}")
-    loader = caching.loader(plan, clip, run.path, progress)
+    loader = activation_cache.loader(plan, clip, run.path, progress)
     pixels = loader.pixels
     progress.start("reading images", sum(map(len, parts)))
     pixels.preload(parts, lambda done: progress.step(count=done))

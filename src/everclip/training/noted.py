@@ -12,10 +12,10 @@ import numpy as np
 from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.distributed import collectives
 from everclip.errors import UserError
-from everclip.plan import Plan
 from everclip.runs.run import IMAGES, Run
 from everclip.system.progress import Progress
 from everclip.system.reading import Unreadable
+from everclip.training.plan import Plan
 
 log = logging.getLogger("everclip")
 

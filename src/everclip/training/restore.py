@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from everclip import caching, noted
 from everclip.data.scenario import Task
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.models.states import read_state
-from everclip.plan import Plan
 from everclip.runs.run import Run
 from everclip.seeding import generator
 from everclip.system.checkpoint import Place, names
 from everclip.system.kinds import COUNT
 from everclip.system.reading import Unreadable, read_json
+from everclip.training import activation_cache, noted
+from everclip.training.plan import Plan
 
 log = logging.getLogger("everclip")
 
@@ -57,7 +57,7 @@ def load_model(plan: Plan, spec: str) -> Clip:
     where = device(plan.config.device)
     plan.method.to(where)
     clip = zoo.load(spec, plan.config.image_size, where)
-    caching.cut(clip, plan.config, plan.method)
+    activation_cache.cut(clip, plan.config, plan.method)
     return clip
 
 

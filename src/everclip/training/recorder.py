@@ -21,15 +21,15 @@ from everclip.data.memory import Memory
 from everclip.data.scenario import Task, seen
 from everclip.data.templates import set_name
 from everclip.distributed import collectives
-from everclip.evaluate import Scores
 from everclip.methods.base.method import Method
 from everclip.metrics.matrix import Matrix
-from everclip.noted import NOTHING, Noted
 from everclip.runs.run import Clock, Run
 from everclip.system.text import csv_text
+from everclip.training.evaluate import Scores
+from everclip.training.noted import NOTHING, Noted
 
 if TYPE_CHECKING:
-    from everclip.plan import Plan
+    from everclip.training.plan import Plan
 
 SCHEMA = 1
 NOT_MEASURED: dict[str, Any] = dict.fromkeys(

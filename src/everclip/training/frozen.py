@@ -25,7 +25,7 @@ from everclip.data.scenario import Task, seen
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
-from everclip.spread import Rows, spread, unreadable
+from everclip.training.extract import Rows, spread, unreadable
 
 FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("slda", {}),

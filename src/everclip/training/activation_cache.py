@@ -30,10 +30,10 @@ from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.models import precision, tuning, zoo
 from everclip.models.clip import Clip
-from everclip.plan import Plan
 from everclip.system import cache_folder
 from everclip.system.machine import free_memory
 from everclip.system.progress import Progress
+from everclip.training.plan import Plan
 
 FORMAT = 4
 """Of a shared cache; another number for rows that are computed in another way."""

@@ -16,7 +16,7 @@ from everclip.errors import RunError
 from everclip.methods.base.method import Classifier
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
-from everclip.spread import spread
+from everclip.training.extract import spread
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,17 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from everclip import methods, noted
+from everclip import methods
 from everclip.config import Config, config_hash
 from everclip.errors import UserError
-from everclip.plan import Plan
-from everclip.record import environment
-from everclip.restore import RECORD, restore, saved
 from everclip.runs.finished import find_runs
 from everclip.runs.run import IMAGES, Run
 from everclip.system import trust
 from everclip.system.checkpoint import Damaged, Place, verify
 from everclip.system.reading import open_regular, read_json
+from everclip.training import noted
+from everclip.training.plan import Plan
+from everclip.training.recorder import environment
+from everclip.training.restore import RECORD, restore, saved
 
 SAME = (
     "data",

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from everclip.config import Config
 from everclip.errors import RunError, UserError
-from everclip.estimate import disk_bytes
 from everclip.models.catalogue import Costs
+from everclip.training.estimate import disk_bytes
 
 if TYPE_CHECKING:
     from everclip.models.clip import Clip

@@ -8,10 +8,10 @@ from everclip.data.loader import Loader
 from everclip.data.memory import Memory
 from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
-from everclip.plan import Plan
-from everclip.record import Record
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.training.plan import Plan
+from everclip.training.recorder import Record
 
 
 @dataclass(eq=False)

@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everclip.distributed import collectives
-from everclip.lab import Lab
 from everclip.models.savable import savable, save_state
-from everclip.optim import Update
-from everclip.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
 from everclip.runs import card as cards
 from everclip.system.checkpoint import Place, amend
 from everclip.system.signals import Stop
+from everclip.training.context import Lab
+from everclip.training.optim import Update
+from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
 
 
 class Keeper:

@@ -11,12 +11,12 @@ from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.distributed import collectives
 from everclip.errors import RunError
-from everclip.lab import Lab
 from everclip.methods.base.method import to_device
 from everclip.models import precision
 from everclip.models.precision import Precision
-from everclip.nonfinite import IN_A_ROW, NonFinite, check, located, undoable
-from everclip.optim import Update
+from everclip.training.context import Lab
+from everclip.training.nonfinite import IN_A_ROW, NonFinite, check, located, undoable
+from everclip.training.optim import Update
 
 LINES_A_STAGE = 20
 """Lines of class weights and class losses in the log per stage, about."""

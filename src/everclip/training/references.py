@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from everclip import estimate, methods
+from everclip import methods
 from everclip.config import Config
 from everclip.data.prompts import PHOTO, Prompts
-from everclip.estimate import Sizes, Work
+from everclip.training import estimate
+from everclip.training.estimate import Sizes, Work
 
 MOST = 0.2
 """Of the planned passes that one over the training images may be, for ``references=auto`` to ask for it."""

@@ -11,8 +11,8 @@ from everclip.config import Config
 from everclip.distributed import collectives, launch
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
-from everclip.plan import Plan
 from everclip.runs.run import Run
+from everclip.training.plan import Plan
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
 from everclip.errors import UserError
-from everclip.estimate import Sizes
 from everclip.methods.base.method import Method, Phase
 from everclip.models import zoo
+from everclip.training.estimate import Sizes
 
 log = logging.getLogger("everclip")
 

@@ -19,7 +19,7 @@ from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
 from everclip.models.fsdp import Shards, answered
 from everclip.models.passes import Passes
-from everclip.nonfinite import NonFinite, located
+from everclip.training.nonfinite import NonFinite, located
 
 MOST_WARMUP = 500
 """Steps of warm-up at most, as FLYP uses."""
