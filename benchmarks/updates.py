@@ -25,13 +25,13 @@ import torch
 
 from benchmarks.jobs import imagenet_part, machine
 from benchmarks.pacs_part import build as build_pacs
-from everclip import assess
 from everclip import data as sources
 from everclip.data.gathered import gather
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, class_order
-from everclip.deployed import Deployed
+from everclip.inference import assess
+from everclip.inference.model import Deployed
 from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
 from everclip.system.progress import Progress

@@ -13,8 +13,8 @@ import torch
 
 from everclip.cli.export import drawn
 from everclip.data.scenario import seen
-from everclip.deployed import Deployed, is_learned, of_run, open_model, save, zero_shot
 from everclip.errors import UserError
+from everclip.inference.model import Deployed, is_learned, of_run, open_model, save, zero_shot
 from everclip.models import zoo
 from everclip.runs import card
 from everclip.training.restore import open_run

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from everclip import data, learned
+from everclip import data
 from everclip.cli.app import main
 from everclip.errors import UserError
-from everclip.learned import repeated
+from everclip.inference import learned
+from everclip.inference.learned import repeated
 from everclip.runs.run import IMAGES
 from tests.learned import coloured, held_out
 from tests.pictures import COLOURS, image_folder

@@ -28,8 +28,8 @@ from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO
-from everclip.deployed import Deployed
 from everclip.errors import UserError
+from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 from everclip.system import trust as trusting
 from everclip.system.atomic import check_new, claimed

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from everclip import merging
 from everclip.cli.export import drawn
-from everclip.deployed import open_model
-from everclip.merging import Tried, best
+from everclip.inference import merge
+from everclip.inference.merge import Tried, best
+from everclip.inference.model import open_model
 from everclip.models import zoo
 from tests.cli.conftest import Say
 from tests.learned import held_out, learned, unlearned
@@ -90,7 +90,7 @@ def test_the_share_is_chosen_on_held_out_images(run: Path, tmp_path: Path, say: 
 
 def test_of_equal_shares_the_middle_one_wins() -> None:
     def tried(*accuracies: float) -> float:
-        return best([Tried(a, (value,)) for a, value in zip(merging.GRID, accuracies, strict=True)]).alpha
+        return best([Tried(a, (value,)) for a, value in zip(merge.GRID, accuracies, strict=True)]).alpha
 
     assert tried(*[0.5] * 11) == 0.5
     assert tried(*[0.5] * 10, 0.6) == 1.0

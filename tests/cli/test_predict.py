@@ -14,7 +14,7 @@ import pytest
 
 from everclip.cli import predict as command
 from everclip.data.pixels import Pixels
-from everclip.deployed import open_model
+from everclip.inference.model import open_model
 from tests.cli.conftest import Say
 from tests.learned import held_out, learned, unlearned
 from tests.pictures import COLOURS, picture

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from everclip.answering import answers, expanded, files
 from everclip.cli.export import drawn
 from everclip.data.sources.emoji import verified
-from everclip.deployed import Deployed, open_model, zero_shot
 from everclip.errors import UserError
 from everclip.export import export
+from everclip.inference.model import Deployed, open_model, zero_shot
+from everclip.inference.predict import answers, expanded, files
 from everclip.metrics.calibration import Calibration, probabilities
 from everclip.models import zoo
 from everclip.system.atomic import write_atomic

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from everclip.cli.export import drawn
-from everclip.deployed import open_model
 from everclip.errors import RunError, UserError
 from everclip.export import export, formats, new_folder
 from everclip.export import open_clip as ours
+from everclip.inference.model import open_model
 from tests.learned import learned
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from everclip.deployed import keep_calibration, open_model
 from everclip.errors import UserError
+from everclip.inference.model import keep_calibration, open_model
 from everclip.metrics.calibration import fit, probabilities
 from everclip.system import checkpoint
 from everclip.updating import core, pictures

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from everclip.cli.app import main
-from everclip.deployed import open_model
 from everclip.errors import UserError
+from everclip.inference.model import open_model
 from everclip.runs.card import CALIBRATION_FILE
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed

@@ -17,8 +17,8 @@ MANY_TEXTS = 10_000
 """Prompts from which on a user is told why nothing seems to happen."""
 
 if TYPE_CHECKING:
-    from everclip.assess import Answers
-    from everclip.deployed import Deployed
+    from everclip.inference.assess import Answers
+    from everclip.inference.model import Deployed
 
 
 def evaluate(
@@ -148,9 +148,9 @@ def _answers(
     run: str, data: str | None, image_size: int | None, templates: str | None
 ) -> tuple[Answers, str, int | None]:
     """What the model says, the name of the data, and how many of its images were learned."""
-    from everclip import assess
-    from everclip.deployed import is_learned, of_run, open_model
-    from everclip.learned import repeated
+    from everclip.inference import assess
+    from everclip.inference.learned import repeated
+    from everclip.inference.model import is_learned, of_run, open_model
 
     if not is_learned(run):
         model, found = _of_model(run, data, image_size, templates)
@@ -178,7 +178,7 @@ def _of_model(
 ) -> tuple[Deployed, Any]:
     """A model's zero-shot classifier of the classes of a data set, and that set."""
     from everclip import data as sources
-    from everclip.deployed import open_model
+    from everclip.inference.model import open_model
 
     if data is None:
         raise UserError(f'"{name}" is no run directory: give one, or a model\'s name with --data')
@@ -197,8 +197,8 @@ def retained(model: Deployed, run: str, data: str) -> dict[str, Any]:
     Raises:
         UserError: the model did not begin with another one, or that one cannot be had.
     """
-    from everclip import assess
-    from everclip.deployed import pretrained
+    from everclip.inference import assess
+    from everclip.inference.model import pretrained
 
     if model.plan is None:
         raise UserError(

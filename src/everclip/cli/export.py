@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from torch import Tensor
 
-    from everclip.deployed import Deployed
+    from everclip.inference.model import Deployed
 
 PICTURES = 64
 """Drawn pictures that an export is checked on, where no images are given."""
@@ -53,10 +53,10 @@ def export(
     json
         Print one JSON object.
     """
-    from everclip.deployed import open_model, read_classes
     from everclip.errors import UserError, suggest
     from everclip.export import export as write
     from everclip.export import formats
+    from everclip.inference.model import open_model, read_classes
 
     if format not in formats():
         raise UserError(f'--format is "{format}"{suggest(format, formats())}')
@@ -87,9 +87,9 @@ def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
     """Images of a data set, spread over it. Raises RunError where none can be read."""
     import numpy as np
 
-    from everclip import assess
     from everclip.data.pixels import Pixels
     from everclip.errors import RunError
+    from everclip.inference import assess
 
     images = assess.load(data, model).whole()
     rows = images.rows[np.unique(np.linspace(0, len(images) - 1, MOST).astype(np.int64))]

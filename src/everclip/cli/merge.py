@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from everclip.errors import UserError
 
 if TYPE_CHECKING:
-    from everclip.merging import Pair, Tried
+    from everclip.inference.merge import Pair, Tried
 
 AUTO = "auto"
 
@@ -48,8 +48,8 @@ def merge(
     json
         Print one JSON object.
     """
-    from everclip import merging
-    from everclip.deployed import save
+    from everclip.inference import merge
+    from everclip.inference.model import save
     from everclip.system.atomic import new_folder
     from everclip.training.disk import on_disk
 
@@ -59,11 +59,11 @@ def merge(
             "--alpha auto chooses on held-out images: give --validate DATA, or a number such as --alpha 0.5"
         )
     with on_disk(out), new_folder(out) as folder:
-        models = merging.pair(run, other)
-        sets = merging.held_out(models, validate)
-        shares = merging.GRID if share is None else (share,)
-        tried = [merging.try_share(models, value, sets) for value in shares] if sets else []
-        chosen = merging.best(tried).alpha if share is None else share
+        models = merge.pair(run, other)
+        sets = merge.held_out(models, validate)
+        shares = merge.GRID if share is None else (share,)
+        tried = [merge.try_share(models, value, sets) for value in shares] if sets else []
+        chosen = merge.best(tried).alpha if share is None else share
         save(models.mixed(chosen), folder)
     result = _result(models, chosen, tried, [found.name for found, _ in sets])
     result |= {"model": run, "out": out, "chosen": share is None}

@@ -14,8 +14,8 @@ from everclip.errors import RunError, UserError
 from everclip.system.text import json_text, printable
 
 if TYPE_CHECKING:
-    from everclip.answering import Answer
-    from everclip.deployed import Deployed
+    from everclip.inference.model import Deployed
+    from everclip.inference.predict import Answer
     from everclip.metrics.calibration import Calibration
 
 FILE_WIDTH = 40
@@ -61,7 +61,7 @@ def predict(
     json
         A JSON object a line.
     """
-    from everclip.deployed import open_model, read_classes
+    from everclip.inference.model import open_model, read_classes
 
     if top < 1:
         raise UserError(f"--top is {top}: write a whole number from 1")
@@ -81,7 +81,7 @@ def predict(
 
 def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, json: bool) -> None:
     """Print a line a picture. Raises RunError where none could be read."""
-    from everclip.answering import BATCH, answers, files
+    from everclip.inference.predict import BATCH, answers, files
 
     if reject_below and model.calibration is None:
         print(f"note: probabilities of {model.spec} are not calibrated: see --calibrate", file=sys.stderr)
@@ -137,7 +137,7 @@ def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:
 
 def _paths(files: tuple[str, ...]) -> Iterator[str]:
     """The pictures' paths. Raises UserError for one that is not there, before any model is loaded."""
-    from everclip.answering import expanded
+    from everclip.inference.predict import expanded
 
     lost = next((path for path in files if path != "-" and not Path(path).exists()), None)
     if lost is not None and lost.startswith("--"):
@@ -158,8 +158,8 @@ def _calibrate(model: Deployed, data: str) -> Deployed:
     """The model with a temperature fitted on ``data``, which is kept in the model's folder."""
     from dataclasses import replace
 
-    from everclip import assess
-    from everclip.deployed import keep_calibration
+    from everclip.inference import assess
+    from everclip.inference.model import keep_calibration
 
     plain = replace(model, calibration=None)
     fitted = assess.fit_temperature(plain, data)

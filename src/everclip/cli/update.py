@@ -154,7 +154,7 @@ def _pairs(same: tuple[str, ...]) -> dict[str, str]:
 
 
 def _classes(file: str) -> list[str]:
-    from everclip.deployed import read_classes
+    from everclip.inference.model import read_classes
 
     return read_classes(file)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from torch import Tensor
 
-    from everclip.deployed import Deployed
+    from everclip.inference.model import Deployed
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from everclip import __version__
-from everclip.deployed import Deployed
 from everclip.errors import RunError, UserError
 from everclip.export import Written
+from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 

@@ -21,9 +21,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from everclip.data.scenario import seen
-from everclip.deployed import Deployed, open_model, save
 from everclip.errors import RunError, UserError
 from everclip.export import Written
+from everclip.inference.model import Deployed, open_model, save
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import CONFIG_FILE, Clip
 

@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from everclip.data.pixels import Pixels
-from everclip.deployed import Deployed
+from everclip.inference.model import Deployed
 from everclip.methods.shared.ridge import USUAL
 from everclip.methods.shared.statistics import Linear
 from everclip.methods.shared.sums import Sums

@@ -23,8 +23,8 @@ from everclip.data.formats.folders import image_files
 from everclip.data.gathered import gather
 from everclip.data.images import MOST_BYTES, FileStore, ImageSet, content_id
 from everclip.data.pixels import Pixels
-from everclip.deployed import Deployed
 from everclip.errors import UserError, suggest
+from everclip.inference.model import Deployed
 from everclip.methods.shared.sums import Sums
 from everclip.runs.card import CardTask
 from everclip.system.reading import Unreadable, read_bytes

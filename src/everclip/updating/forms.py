@@ -16,7 +16,7 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
-from everclip.deployed import Deployed, of_plan, plan_of, zero_shot
+from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import blend
 from everclip.models.clip import Clip

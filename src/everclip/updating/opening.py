@@ -13,9 +13,9 @@ from everclip.config.models import NEWEST
 from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, seen
-from everclip.deployed import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
 from everclip.errors import UserError, suggest
-from everclip.merging import whole
+from everclip.inference.merge import whole
+from everclip.inference.model import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
 from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip

@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 
 from everclip.data.gathered import Archive
 from everclip.data.images import ImageSet
-from everclip.deployed import Deployed, open_model, save
 from everclip.errors import UserError
-from everclip.merging import whole
+from everclip.inference.merge import whole
+from everclip.inference.model import Deployed, open_model, save
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.runs.card import CALIBRATION_FILE, CardTask

@@ -11,9 +11,9 @@ import numpy as np
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
-from everclip.deployed import Deployed
 from everclip.errors import RunError, UserError
-from everclip.learned import of_run
+from everclip.inference.learned import of_run
+from everclip.inference.model import Deployed
 from everclip.updating.forms import scores
 from everclip.updating.pictures import Pictures, holdout
 from everclip.updating.state import State

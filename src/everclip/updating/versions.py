@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from everclip.deployed import save
 from everclip.errors import UserError
+from everclip.inference.model import save
 from everclip.runs.card import FILE, identity
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap

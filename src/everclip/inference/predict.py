@@ -15,8 +15,8 @@ from jaxtyping import Float
 from everclip.data.formats.folders import image_files
 from everclip.data.images import FileStore, Store
 from everclip.data.pixels import Pixels
-from everclip.deployed import Deployed
 from everclip.errors import UserError
+from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 
 BATCH = 64

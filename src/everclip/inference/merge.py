@@ -18,13 +18,13 @@ from itertools import product
 import numpy as np
 import torch
 
-from everclip.assess import decoded, examined, load_held_out
 from everclip.data.images import Dataset
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
-from everclip.deployed import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
 from everclip.errors import UserError
-from everclip.learned import repeated
+from everclip.inference.assess import decoded, examined, load_held_out
+from everclip.inference.learned import repeated
+from everclip.inference.model import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
 from everclip.methods.shared.weights import blend
 from everclip.models import zoo
 from everclip.models.clip import Clip

@@ -14,9 +14,9 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task
-from everclip.deployed import Deployed, zero_shot
 from everclip.errors import UserError
-from everclip.learned import repeated
+from everclip.inference.learned import repeated
+from everclip.inference.model import Deployed, zero_shot
 from everclip.metrics.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
 from everclip.models.clip import Clip
 from everclip.training.evaluate import Scores, evaluate
