@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from everclip import tune as tuning
 from everclip.config import load_config, resolve
 from everclip.errors import RunError
 from everclip.runs.run import Run
+from everclip.sweep import tune as tuning
+from everclip.sweep.trials import beyond, search, space, start
 from everclip.system.progress import Progress
 from everclip.training.loop import train
-from everclip.trials import beyond, search, space, start
 
 GRID = {"train.lr": ["1e-05", "3e-05", "9e-05"], "train.epochs": ["2", "4", "8"], "method.how": ["a", "b"]}
 OWN = {"train.lr": "3e-05", "train.epochs": "4", "method.how": "a"}

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from everclip import tune as tuning
 from everclip.cli.app import main
 from everclip.config import load_config, resolve
 from everclip.data.images import FileStore, build
 from everclip.errors import RunError
 from everclip.runs.run import Run
+from everclip.sweep import tune as tuning
 from everclip.system.progress import Progress
 from everclip.training.loop import train
 from everclip.training.plan import Plan

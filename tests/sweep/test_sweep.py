@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from everclip import trials
 from everclip.cli.app import main
 from everclip.errors import UserError
-from everclip.sweep import pool, searches, slots
+from everclip.sweep import pool, searches, slots, trials
 from everclip.sweep.folder import Folder, busy
 from everclip.sweep.pool import Child, Work
 from everclip.sweep.session import Session

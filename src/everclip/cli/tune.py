@@ -22,11 +22,11 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
     json
         Print JSON.
     """
-    from everclip import tune as tuning
     from everclip.cli.train import train_here
     from everclip.config import load_config, resolve
     from everclip.errors import UserError
     from everclip.runs.run import default_path
+    from everclip.sweep import tune as tuning
 
     if trials is not None and trials < 1:
         raise UserError(f"--trials is {trials}: write a number from 1")

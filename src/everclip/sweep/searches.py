@@ -13,23 +13,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from everclip import methods, trials
+from everclip import methods
 from everclip.config import load_config, resolve
 from everclip.config.models import Train
 from everclip.config.sources import is_override, read_toml
 from everclip.errors import UserError
 from everclip.runs.finished import flat
-from everclip.sweep import check
+from everclip.sweep import check, trials
 from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
+from everclip.sweep.trials import space
+from everclip.sweep.tune import default_search
 from everclip.system import trust
 from everclip.training.plan import Plan
-from everclip.trials import space
-from everclip.tune import default_search
 
 RATES = "rates"
 """The word for the search that ``everclip tune`` makes of itself: the rates of both towers, and of a head."""
 ALL = "all"
-"""The word for a search of all that there is to tune, within a number of trials (``everclip.trials``)."""
+"""The word for a search of all that there is to tune, within a number of trials (``everclip.sweep.trials``)."""
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
 """What follows each value of a search in ``tuned_on``."""
 _TRIALS = r", \d+ of {most} trials[^;]*; "

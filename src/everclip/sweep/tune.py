@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everclip import trials
 from everclip.config import Config, config_hash, dump, load_config, resolve
 from everclip.errors import RunError, UserError
 from everclip.runs.run import Run
+from everclip.sweep import trials
+from everclip.sweep.trials import has_head
 from everclip.system.atomic import write_atomic
-from everclip.trials import has_head
 
 SHARE = 0.2
 """Share of the training images that is held out, where the config does not say."""
