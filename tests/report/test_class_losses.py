@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from everclip.report.build import build
+from everclip.report.charts.canvas import BLUE, ORANGE
 from everclip.report.read import read_run
-from everclip.report.svg import BLUE, ORANGE
 from tests.report.page import Page
 from tests.report.synthetic import NASTY, write_run
 

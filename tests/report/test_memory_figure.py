@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from everclip.report.bytes_figure import against_bytes
+from everclip.report.charts.canvas import NARROW, WIDE, Figure
+from everclip.report.charts.memory_bytes import against_bytes
+from everclip.report.charts.memory_sizes import against_memory
+from everclip.report.charts.plots import Line, Plot, Plots
 from everclip.report.collect import collect
 from everclip.report.many import result_table, verdict
-from everclip.report.many_figures import against_memory
-from everclip.report.plots import Line, Plot, Plots
-from everclip.report.svg import NARROW, WIDE, Figure
 from everclip.report.tables import change
 from tests.report.synthetic import write_run
 

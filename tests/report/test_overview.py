@@ -15,7 +15,7 @@ import pytest
 from everclip.metrics.stats import interval
 from everclip.report import build as module
 from everclip.report.build import build, collect, write
-from everclip.report.maps_figure import forgotten
+from everclip.report.charts.maps import forgotten
 from everclip.report.tuning import searched
 from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep

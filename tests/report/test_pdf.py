@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everclip.report.pdf import pdf
-from everclip.report.svg import Canvas, Panel, png
+from everclip.report.charts.canvas import Canvas, Panel, png
+from everclip.report.charts.pdf import pdf
 
 
 def canvas() -> Canvas:
@@ -126,7 +126,7 @@ def test_gradient_and_hatching(tmp_path: Path) -> None:
 
 
 def test_every_marker_and_dash_differs() -> None:
-    from everclip.report import style
+    from everclip.report.charts import style
 
     looks = [(style.stroke(k), style.fill(k), tuple(style.corners(k))) for k in range(84)]
     assert len(set(looks)) == 84

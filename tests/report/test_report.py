@@ -15,10 +15,10 @@ import pytest
 
 from everclip.errors import UserError
 from everclip.report.build import build, duration, points, size
+from everclip.report.charts.canvas import csv_address, log_ticks, number, shorten, spread, ticks, value_range
 from everclip.report.collect import collect
 from everclip.report.many import result_table, verdict
 from everclip.report.read import read_run
-from everclip.report.svg import csv_address, log_ticks, number, shorten, spread, ticks, value_range
 from tests.report.page import Page
 from tests.report.synthetic import IMAGES, NASTY, write_run
 

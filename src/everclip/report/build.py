@@ -11,10 +11,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from everclip.report import one, overview
+from everclip.report.charts.canvas import Figure, printable
+from everclip.report.charts.style import FIGURE_CSS, light
 from everclip.report.collect import Report, collect
 from everclip.report.read import Json
-from everclip.report.style import FIGURE_CSS, light
-from everclip.report.svg import Figure, printable
 from everclip.report.words import SHOW, count, duration, percent, points, several, size
 from everclip.system.atomic import write_atomic
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from everclip.report.fates_figure import old_images
-from everclip.report.figures import figures
+from everclip.report.charts.accuracy import figures
+from everclip.report.charts.canvas import csv_address
+from everclip.report.charts.confidence import sure_figures
+from everclip.report.charts.fates import old_images
 from everclip.report.predictions import (
     calibration_error,
     confusions,
@@ -15,8 +17,6 @@ from everclip.report.predictions import (
 )
 from everclip.report.provenance import command, nested
 from everclip.report.read import Json, RunData
-from everclip.report.sure_figure import sure_figures
-from everclip.report.svg import csv_address
 from everclip.report.tables import Cell, Table, table, words
 from everclip.report.tuning import run_table
 from everclip.report.words import duration, headline, noise, percent, points, size

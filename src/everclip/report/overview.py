@@ -7,20 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from everclip.report import many, provenance
-from everclip.report.bytes_figure import against_bytes
+from everclip.report.charts.canvas import Figure
+from everclip.report.charts.confidence import of_setting
+from everclip.report.charts.fates import old_images
+from everclip.report.charts.maps import accuracy_maps, forgetting_maps
+from everclip.report.charts.memory_bytes import against_bytes
+from everclip.report.charts.memory_sizes import after_each_task, against_memory
+from everclip.report.charts.training import gradient_norms, loss_terms, weight_entropies
+from everclip.report.charts.weights import class_weights
 from everclip.report.collect import Report
 from everclip.report.facts import fact
-from everclip.report.fates_figure import old_images
 from everclip.report.groups import Group, Setting, differing
-from everclip.report.many_figures import after_each_task, against_memory
-from everclip.report.maps_figure import accuracy_maps, forgetting_maps
 from everclip.report.predictions import labels, predictions
 from everclip.report.read import Json, RunData
-from everclip.report.sure_figure import of_setting
-from everclip.report.svg import Figure
-from everclip.report.training_figures import gradient_norms, loss_terms, weight_entropies
 from everclip.report.tuning import tuning_table
-from everclip.report.weights_figure import class_weights
 
 _MAPPED = 2
 """Settings with a map of class weights, which weighs nearly as much as all else of one."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from everclip.metrics.stats import Interval
-from everclip.report.svg import csv_address
+from everclip.report.charts.canvas import csv_address
 from everclip.report.words import SHOW, share
 
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from everclip.report.class_map import ClassMap, Scale, Strip
+from everclip.report.charts.canvas import Figure, number, value_range
+from everclip.report.charts.class_map import ClassMap, Scale, Strip
 from everclip.report.read import ClassValues, RunData
-from everclip.report.svg import Figure, number, value_range
 
 
 def class_losses(run: RunData, prefix: str) -> Figure | None:

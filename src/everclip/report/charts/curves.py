@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from everclip.report.read import Json, RunData, finite
-from everclip.report.steps import step_axis, task_borders
-from everclip.report.svg import (
+from everclip.report.charts.canvas import (
     WIDE,
     Canvas,
     Figure,
@@ -21,6 +19,8 @@ from everclip.report.svg import (
     text_width,
     value_range,
 )
+from everclip.report.charts.steps import step_axis, task_borders
+from everclip.report.read import Json, RunData, finite
 
 _MOST_POINTS = 400  # longer curves are drawn as bin means with a minimum-maximum band
 _PANEL = 132.0  # px from one panel to the next

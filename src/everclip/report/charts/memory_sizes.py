@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from everclip.metrics.stats import Interval
+from everclip.report.charts.canvas import Figure, both, csv_text, ticks
+from everclip.report.charts.plots import Line, Plot, Plots, aligned, around
 from everclip.report.groups import Group, Memory, Setting
-from everclip.report.plots import Line, Plot, Plots, aligned, around
-from everclip.report.svg import Figure, both, csv_text, ticks
 from everclip.report.words import percent, several
 
 ZERO_SHOT, JOINT = "zero-shot", "joint"

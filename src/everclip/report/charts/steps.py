@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from everclip.report.charts.canvas import Canvas, Panel, text_width, ticks
 from everclip.report.read import RunData
-from everclip.report.svg import Canvas, Panel, text_width, ticks
 
 
 def task_borders(

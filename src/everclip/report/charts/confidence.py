@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from everclip.report.charts.canvas import Figure, both, csv_text
+from everclip.report.charts.memory_sizes import JOINT, reference
+from everclip.report.charts.plots import Line, Plot, Plots, aligned, around
 from everclip.report.groups import Group, Memory, Setting
-from everclip.report.many_figures import JOINT, reference
-from everclip.report.plots import Line, Plot, Plots, aligned, around
 from everclip.report.predictions import coverage, predictions, reliability
 from everclip.report.read import RunData
-from everclip.report.svg import Figure, both, csv_text
 
 _PLACES = 20
 _FEWEST = 10  # images of a bin that is drawn

@@ -13,8 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from everclip.report.read import RunData
-from everclip.report.svg import (
+from everclip.report.charts.canvas import (
     BLUE,
     ORANGE,
     WIDE,
@@ -25,6 +24,7 @@ from everclip.report.svg import (
     shorten,
     text_width,
 )
+from everclip.report.read import RunData
 
 MOST = 60
 """Tasks drawn; of more, as many evenly spaced ones: a thousand tasks would be a million cells."""

@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from everclip.report.charts.canvas import BLUE, ORANGE, WIDE, Canvas, Figure, both, csv_text, png, shorten
+from everclip.report.charts.matrix import cividis
 from everclip.report.groups import Group, Setting
-from everclip.report.matrix_figure import cividis
-from everclip.report.svg import BLUE, ORANGE, WIDE, Canvas, Figure, both, csv_text, png, shorten
 
 _MOST_NUMBERS = 12  # tasks up to which cells have numbers
 

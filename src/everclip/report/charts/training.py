@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from everclip.report.charts.canvas import Figure, both, csv_text, ticks, value_range
+from everclip.report.charts.plots import Line, Plot, Plots
+from everclip.report.charts.weights import entropies
 from everclip.report.groups import Group, Memory, Setting
-from everclip.report.plots import Line, Plot, Plots
 from everclip.report.read import Json, RunData, finite
-from everclip.report.svg import Figure, both, csv_text, ticks, value_range
-from everclip.report.weights_figure import entropies
 
 _BINS = 60  # points of a curve, each the mean of neighbouring steps
 Curve = tuple[list[float], list[float]]  # steps, values

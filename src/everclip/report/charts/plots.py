@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from everclip.report import style
-from everclip.report.svg import WIDE, Canvas, Panel, shorten, spread, text_width
+from everclip.report.charts import style
+from everclip.report.charts.canvas import WIDE, Canvas, Panel, shorten, spread, text_width
 
 _LEFT, _HEAD, _FOOT, _GAP = 50.0, 30.0, 46.0, 20.0  # px around the plotting area of a panel
 _WIDEST = 620.0  # px of a panel

@@ -19,8 +19,8 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
-from everclip.report import style
-from everclip.report.pdf import colours_of, pdf
+from everclip.report.charts import style
+from everclip.report.charts.pdf import colours_of, pdf
 from everclip.system import text as texts
 
 WIDE, NARROW = 920, 360  # px: every chart is drawn for a desk or paper, and for a phone

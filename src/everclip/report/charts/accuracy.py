@@ -9,11 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from everclip.report.curves_figure import curves, estimators
-from everclip.report.losses_figure import class_losses
-from everclip.report.matrix_figure import matrix
-from everclip.report.read import RunData
-from everclip.report.svg import (
+from everclip.report.charts.canvas import (
     WIDE,
     Canvas,
     Figure,
@@ -25,7 +21,11 @@ from everclip.report.svg import (
     text_width,
     ticks,
 )
-from everclip.report.weights_figure import class_weights
+from everclip.report.charts.curves import curves, estimators
+from everclip.report.charts.losses import class_losses
+from everclip.report.charts.matrix import matrix
+from everclip.report.charts.weights import class_weights
+from everclip.report.read import RunData
 
 
 def figures(run: RunData, prefix: str) -> dict[str, Figure]:

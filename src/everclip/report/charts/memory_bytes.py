@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from everclip.report.charts.canvas import Figure, both, csv_text
+from everclip.report.charts.memory_sizes import (
+    INTERVALS,
+    RANGES,
+    REFERENCES,
+    memory_line,
+    numbers,
+    references,
+)
+from everclip.report.charts.plots import Plot, Plots, around
 from everclip.report.groups import Group, Setting
-from everclip.report.many_figures import INTERVALS, RANGES, REFERENCES, memory_line, numbers, references
-from everclip.report.plots import Plot, Plots, around
-from everclip.report.svg import Figure, both, csv_text
 from everclip.report.words import several, size
 
 

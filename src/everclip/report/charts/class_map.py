@@ -11,10 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from everclip.report.matrix_figure import cividis
-from everclip.report.read import ClassValues, RunData
-from everclip.report.steps import step_axis, task_borders
-from everclip.report.svg import (
+from everclip.report.charts.canvas import (
     BLUE,
     ORANGE,
     WIDE,
@@ -29,6 +26,9 @@ from everclip.report.svg import (
     spread,
     text_width,
 )
+from everclip.report.charts.matrix import cividis
+from everclip.report.charts.steps import step_axis, task_borders
+from everclip.report.read import ClassValues, RunData
 
 _MOST_CELLS = 25_000  # of the CSV file, which would otherwise outweigh the page
 _COLUMNS = 600  # of the image

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from everclip.report.outlines import UNITS, face
-from everclip.report.style import FIGURE_CSS, light
+from everclip.report.charts.outlines import UNITS, face
+from everclip.report.charts.style import FIGURE_CSS, light
 
 _SMALLER = 0.9  # DejaVu Sans is as much wider than the fonts that the charts are laid out for
 _SLICES = 48  # of a gradient

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from everclip.report.class_map import ClassMap, Scale, Strip
+from everclip.report.charts.canvas import Figure
+from everclip.report.charts.class_map import ClassMap, Scale, Strip
 from everclip.report.read import ClassValues, RunData
-from everclip.report.svg import Figure
 
 _OCTAVES = 3.0  # class weights are coloured from 1/8 to 8 times uniform
 

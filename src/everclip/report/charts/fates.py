@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from everclip.report.charts.canvas import WIDE, Canvas, Figure, both, csv_text, shorten, text_width
 from everclip.report.predictions import FATES, fates
 from everclip.report.read import RunData
-from everclip.report.svg import WIDE, Canvas, Figure, both, csv_text, shorten, text_width
 
 _COLOURS = ("fo0", "fo1", "fdim", "fo4")  # of FATES
 _INK = ("ondark", "ondark", "onpage", "onlight")
