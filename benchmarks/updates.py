@@ -35,10 +35,10 @@ from everclip.inference.model import Deployed
 from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
 from everclip.system.progress import Progress
+from everclip.updating.classifiers import Known, closed_form, features, scores, text_form
 from everclip.updating.core import Options, spoken, update
-from everclip.updating.forms import Known, closed_form, features, scores, text_form
-from everclip.updating.opening import begin
 from everclip.updating.rule import Decision
+from everclip.updating.start import begin
 from everclip.updating.training import Lesson, trained
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from everclip.errors import UserError
 from everclip.system import checkpoint
 from everclip.system import text as texts
 from everclip.system.progress import Progress
-from everclip.updating.opening import begin
+from everclip.updating.start import begin
 from tests.compare.folders import run_folder
 from tests.learned import coloured
 from tests.pictures import image_folder, picture

@@ -9,7 +9,7 @@ from everclip import data as sources
 from everclip.data.images import Dataset
 from everclip.system.progress import Progress
 from everclip.updating.core import Options, Outcome, update
-from everclip.updating.opening import begin, load
+from everclip.updating.start import begin, load
 from everclip.updating.state import State
 from everclip.updating.versions import write_next
 from tests.learned import coloured

@@ -37,7 +37,7 @@ from everclip.system.progress import Progress
 from everclip.system.reading import Unreadable, read_bytes
 from everclip.training.disk import on_disk
 from everclip.updating.core import Options, Outcome, update
-from everclip.updating.opening import begin
+from everclip.updating.start import begin
 from everclip.updating.state import State
 from everclip.updating.versions import write_next
 

@@ -9,9 +9,9 @@ from everclip.data.images import FileStore, ImageSet
 from everclip.errors import UserError
 from everclip.runs.card import CardTask
 from everclip.updating.candidates import Candidate
-from everclip.updating.checks import Checks
+from everclip.updating.classifiers import Known
 from everclip.updating.core import choose
-from everclip.updating.forms import Known
+from everclip.updating.holdout import Checks
 from everclip.updating.rule import Decision
 
 PREFER = Decision("ridge", True, "gcl", 1.0, 20, "text")

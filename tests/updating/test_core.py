@@ -11,10 +11,11 @@ from everclip.errors import UserError
 from everclip.inference.model import keep_calibration, open_model
 from everclip.metrics.calibration import fit, probabilities
 from everclip.system import checkpoint
-from everclip.updating import core, pictures
-from everclip.updating.pictures import collect
+from everclip.updating import core
+from everclip.updating import images as pictures
+from everclip.updating.gate import gate_of
+from everclip.updating.images import collect
 from everclip.updating.state import BEFORE, read
-from everclip.updating.testing import gate_of
 from everclip.updating.versions import rollback
 from tests.learned import coloured
 from tests.running import run

@@ -42,7 +42,7 @@ def forget(
     from everclip.system.atomic import check_new, claimed
     from everclip.training.disk import on_disk
     from everclip.updating.forgetting import forget as without
-    from everclip.updating.opening import begin
+    from everclip.updating.start import begin
     from everclip.updating.state import is_version, write
 
     path = check_new(out)

@@ -118,7 +118,7 @@ def _run(
     from everclip.system.progress import Progress
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
-    from everclip.updating.opening import begin, load
+    from everclip.updating.start import begin, load
 
     chosen = (knobs.max_drop, _pairs(knobs.same), knobs.seed, knobs.unmeasured)
     options = Options(knobs.method, knobs.exemplars, *chosen)

@@ -25,8 +25,8 @@ from everclip.methods.shared.statistics import Linear
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.system.progress import Progress
-from everclip.updating.checks import Checks
-from everclip.updating.forms import Known, closed_form, mixed, scores, text_form
+from everclip.updating.classifiers import Known, closed_form, mixed, scores, text_form
+from everclip.updating.holdout import Checks
 from everclip.updating.rule import Decision
 from everclip.updating.state import State
 from everclip.updating.training import Lesson, trained

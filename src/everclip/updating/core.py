@@ -19,11 +19,11 @@ from everclip.metrics.calibration import fit
 from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, Candidate, Trial, candidates
-from everclip.updating.checks import Checks
-from everclip.updating.forms import features, scores, text_form
-from everclip.updating.pictures import Pictures, collect
+from everclip.updating.classifiers import features, scores, text_form
+from everclip.updating.gate import check_measured, compare, gate_of, unseen
+from everclip.updating.holdout import Checks
+from everclip.updating.images import Pictures, collect
 from everclip.updating.state import State
-from everclip.updating.testing import check_measured, compare, gate_of, unseen
 from everclip.updating.training import Lesson
 
 AUTO = "auto"

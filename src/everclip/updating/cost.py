@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from everclip.models.clip import Clip
 from everclip.updating.candidates import SHARES
-from everclip.updating.forms import width
-from everclip.updating.pictures import Pictures
+from everclip.updating.classifiers import width
+from everclip.updating.images import Pictures
 from everclip.updating.rule import Decision
 
 TRIED, BATCH = 16, 32

@@ -28,8 +28,8 @@ from everclip.inference.model import Deployed
 from everclip.methods.shared.sums import Sums
 from everclip.runs.card import CardTask
 from everclip.system.reading import Unreadable, read_bytes
-from everclip.updating.forms import Known, closed_form, features, text_form
-from everclip.updating.opening import nothing
+from everclip.updating.classifiers import Known, closed_form, features, text_form
+from everclip.updating.start import nothing
 from everclip.updating.state import State
 
 

@@ -40,7 +40,7 @@ from everclip.system import checkpoint, kinds
 from everclip.system.checkpoint import BEFORE
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import check
-from everclip.updating.forms import Known, weights_of, width
+from everclip.updating.classifiers import Known, weights_of, width
 
 FORMAT = 1
 RECORD, IMAGES, LIST, SUMS = "update.json", "images.zip", "images.json", "sums.safetensors"

@@ -28,7 +28,7 @@ from everclip.training.loop import learn
 from everclip.training.plan import Plan
 from everclip.training.recorder import Record
 from everclip.training.restore import grow
-from everclip.updating.forms import Known
+from everclip.updating.classifiers import Known
 from everclip.updating.rule import Decision
 
 

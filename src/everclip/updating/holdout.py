@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32
 from numpy.typing import NDArray
 
 from everclip.data.images import ImageSet
-from everclip.updating.forms import Known
+from everclip.updating.classifiers import Known
 
 SPREAD = 4.0
 

@@ -14,8 +14,8 @@ from everclip.data.scenario import seen
 from everclip.errors import RunError, UserError
 from everclip.inference.learned import of_run
 from everclip.inference.model import Deployed
-from everclip.updating.forms import scores
-from everclip.updating.pictures import Pictures, holdout
+from everclip.updating.classifiers import scores
+from everclip.updating.images import Pictures, holdout
 from everclip.updating.state import State
 
 log = logging.getLogger("everclip")

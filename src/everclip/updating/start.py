@@ -24,7 +24,7 @@ from everclip.system import trust
 from everclip.system.atomic import recover
 from everclip.training.restore import device
 from everclip.updating import state as states
-from everclip.updating.forms import Known, labels_of, width
+from everclip.updating.classifiers import Known, labels_of, width
 from everclip.updating.state import State
 
 MOST_OLDER = 100

@@ -17,8 +17,8 @@ from everclip.errors import UserError
 from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
 from everclip.seeding import hash64
-from everclip.updating.forms import Known, labels_of
-from everclip.updating.opening import everything, nothing
+from everclip.updating.classifiers import Known, labels_of
+from everclip.updating.start import everything, nothing
 from everclip.updating.state import State
 
 log = logging.getLogger("everclip")
