@@ -4,7 +4,7 @@ Counted are the calls that make, rename and remove names or bring them to the di
 ``pathlib``, ``shutil`` and ``tempfile`` call these), and files that are opened to be written anew and are empty then,
 as far as they are about one folder. What safetensors and torch write is not.
 
-``python -m tests.faults.strikes WORDS`` is ``python -m everclip.sweep.child WORDS`` struck as the environment says.
+``python -m tests.faults.strikes WORDS`` is ``python -m everclip.cli.child WORDS`` struck as the environment says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CHILD = "everclip.sweep.child"
+CHILD = "everclip.cli.child"
 VARIABLE = "STRIKE_AT_A_CHILD"
 """Says in the environment how a sweep's children are struck; of the words of ``Strike`` as JSON."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everclip.sweep.child import GRACE
+from everclip.cli.child import GRACE
 from everclip.sweep.folder import busy
 from everclip.sweep.slots import Environment
 
@@ -43,7 +43,7 @@ class Child:
             # A session of its own: Ctrl-C goes to the sweep alone, which then asks its children to stop.
             # -P: else modules of the current folder, whosever it is, would stand before the installed ones.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "everclip.sweep.child", *work.words],
+                [sys.executable, "-P", "-m", "everclip.cli.child", *work.words],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
