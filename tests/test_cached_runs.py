@@ -64,7 +64,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Activations]:
         made.extend([loader.activations] if loader.activations is not None else [])
         return loader
 
-    monkeypatch.setattr(loop.caching, "loader", noting)
+    monkeypatch.setattr(loop.activation_cache, "loader", noting)
     return made
 
 

@@ -182,7 +182,7 @@ def install(strike: Strike) -> Striker | None:
 
 
 if __name__ == "__main__":
-    import everclip.durable  # noqa: F401  whose calls are counted
+    import everclip.system.atomic  # noqa: F401  whose calls are counted
 
     import everclip.cli.app
 

@@ -65,11 +65,11 @@ def examine(config: Config | None = None) -> list[Finding]:
     """All findings, in the order printed; about a resolved config, or else the offline default."""
     checks: list[Callable[[], list[Finding]]] = [_python, _packages, _processor]
     if config is None:
-        checks += [_memory, _disk, cache_folder, _lite, _emoji, _data, _hub]
+        checks += [_memory, _disk, _cache, _lite, _emoji, _data, _hub]
         return [finding for check in checks for finding in check()]
     from everclip.cli._needs import needs
 
-    checks += [cache_folder]
+    checks += [_cache]
     checks += [_lite] if config.model == "lite" else [_hub]
     checks += [_emoji] if config.data == "emoji" else []
     return [*(finding for check in checks for finding in check()), *needs(config)]
