@@ -30,12 +30,13 @@ from tests.data import cifar
 
 from benchmarks.jobs import machine
 from benchmarks.step import weights
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.data.sources import cifar100
 from everclip.models.clip import Clip
 from everclip.models.trunk import Trunk
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training import loop

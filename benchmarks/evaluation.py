@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.step import weights
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.scenario import Task
 from everclip.losses.contrastive import clip_loss
@@ -35,6 +35,7 @@ from everclip.methods.base.method import TextClassifier, to_device
 from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.models.precision import attention
+from everclip.runs.resolve import resolve
 from everclip.system.progress import Progress
 from everclip.training import activation_cache
 from everclip.training.evaluate import evaluate

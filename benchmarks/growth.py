@@ -33,9 +33,10 @@ from tests.toy import toy_clip
 
 from benchmarks.jobs import machine
 from benchmarks.step import spent, weights
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.loader import Batch, Phase
 from everclip.models import tuning
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop

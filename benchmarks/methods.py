@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import methods_page
 from benchmarks.jobs import Bench, Job, Json
 from everclip import plugins
-from everclip.config import method_class
+from everclip.methods.base.registry import method_class
 
 HERE = Path(__file__).parent
 EXEMPLARS = 5

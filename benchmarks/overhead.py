@@ -21,9 +21,10 @@ from statistics import median
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.loader import Batch, Phase
 from everclip.losses import contrastive
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from everclip.config import load_config, resolve
+from everclip.config import load_config
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training import frozen, loop

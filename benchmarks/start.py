@@ -40,7 +40,8 @@ VIT_BATCH = 4
 
 def first_step(words: list[str]) -> None:
     """Run a config up to the end of its first training step, and end this process there."""
-    from everclip.config import load_config, resolve
+    from everclip.config import load_config
+    from everclip.runs.resolve import resolve
     from everclip.runs.run import Run
     from everclip.system.progress import Progress
     from everclip.training.loop import train

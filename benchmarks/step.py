@@ -35,10 +35,11 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.loader import Batch
 from everclip.models import tuning
 from everclip.models.towers import is_convolutional
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training import activation_cache

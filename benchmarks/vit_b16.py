@@ -28,11 +28,12 @@ import torch
 from safetensors.torch import save_file
 from tests.data import cifar
 
-from everclip import __version__
+from everclip._version import __version__
 from everclip.cli import _needs
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.sources import cifar100
 from everclip.models.catalogue import costs
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training import estimate

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from everclip.config import Config, load_config, resolve
+from everclip.config import Config, load_config
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop, Stopped

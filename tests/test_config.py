@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from everclip import config as configs
-from everclip.config import Config, dump, load_config, resolve, same_run
+from everclip.config import Config, load_config, same_run
 from everclip.config.fields import allowed, leaves
 from everclip.config.sources import SHIPPED
+from everclip.config.values import dump
 from everclip.errors import UserError
+from everclip.runs.resolve import resolve
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -10,8 +10,9 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everclip.config import Config, dump, known_keys, load_config
+from everclip.config import Config, known_keys, load_config
 from everclip.config.sources import is_override
+from everclip.config.values import dump
 from everclip.errors import UserError
 from everclip.system.reading import TOML_BYTES
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from everclip import config as configs
-from everclip.config import dotted, dump, load_config, method_class, method_config, resolve
+from everclip.config import load_config
 from everclip.config.fields import before
-from everclip.config.resolve import written
 from everclip.config.sources import read_toml
+from everclip.config.values import dotted, dump, written
 from everclip.errors import UserError
+from everclip.methods.base.registry import method_class, method_config
 from everclip.runs import card
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training.loop import train

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from everclip import plugins
-from everclip.config import Config, load_config, resolve
+from everclip.config import Config, load_config
 from everclip.models.catalogue import costs
+from everclip.runs.resolve import resolve
 from everclip.training import estimate
 from everclip.training.estimate import Sizes, Work
 from tests.pictures import image_folder

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from everclip import data
 from everclip.cli.app import main
 from everclip.cli.train import run_here
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.config.sources import is_override
 from everclip.data.templates import suited
 from everclip.errors import UserError
@@ -25,6 +25,7 @@ from everclip.report.find import not_begun
 from everclip.report.read import read_run
 from everclip.runs.card import CALIBRATION_FILE, read_calibration
 from everclip.runs.finished import load_runs
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.runs.schema import SCHEMA
 from everclip.system.checkpoint import MANIFEST, Damaged, _rendered, names

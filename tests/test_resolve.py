@@ -8,9 +8,12 @@ import pytest
 
 from everclip import config as configs
 from everclip import plugins
-from everclip.config import dump, load_config, method_class, method_config, options_of, resolve
+from everclip.config import load_config
+from everclip.config.values import dump
 from everclip.errors import UserError
+from everclip.methods.base.registry import method_class, method_config, options_of
 from everclip.models.catalogue import recommended
+from everclip.runs.resolve import resolve
 
 HEAD = """
 from typing import Any, ClassVar, Literal

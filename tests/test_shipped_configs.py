@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from everclip.cli.app import main
-from everclip.config import dump, load_config, resolve, shipped
+from everclip.config import load_config, shipped
 from everclip.config.sources import SHIPPED
+from everclip.config.values import dump
 from everclip.data.sources import cifar100, domainnet, imagenet
+from everclip.runs.resolve import resolve
 from tests.data import cifar
 from tests.pictures import picture
 

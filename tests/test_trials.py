@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.errors import RunError
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import tune as tuning
 from everclip.sweep.trials import beyond, search, space, start

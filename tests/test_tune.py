@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from everclip.cli.app import main
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.images import FileStore, build
 from everclip.errors import RunError
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import tune as tuning
 from everclip.system.progress import Progress

@@ -4,8 +4,8 @@
     python tools/build_configs.py --check    # say which files differ, and exit with 1 if any does
 
 One file is the base of each data set; a file for each experiment extends it. The tables below say what there is; hours
-are computed from the model's operations (everclip.training.estimate), and numbers to expect are published ones. A test compares
-the files with what is written here, so change this script and run it, not the files.
+are computed from the model's operations (everclip.training.estimate), and numbers to expect are published ones. A
+test compares the files with what is written here, so change this script and run it, not the files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from everclip.config import Config, resolve
+from everclip.config import Config
 from everclip.config.sources import SHIPPED, Layer, merge
 from everclip.models.catalogue import costs
+from everclip.runs.resolve import resolve
 from everclip.training import estimate
 
 PAPER = "Memory-Efficient Continual Learning with CLIP Models, https://arxiv.org/abs/2605.03866"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from everclip._version import __version__
+
 if TYPE_CHECKING:
     from everclip.learner import Learner
     from everclip.runs.finished import load_runs
 
-__version__ = "0.1.0"
-__all__ = ["Learner", "load_runs"]
+__all__ = ["Learner", "__version__", "load_runs"]
 
 _LAZY = {"Learner": "everclip.learner", "load_runs": "everclip.runs.finished"}
 

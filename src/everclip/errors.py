@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import re
 from collections.abc import Iterable, Iterator
 
@@ -14,6 +15,15 @@ class UserError(ValueError):
     The message is one line: what is wrong, where, and what to write instead. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+def shown(value: object, width: int = 60) -> str:
+    """A value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
+    if isinstance(value, str) and value.isprintable():
+        text = f'"{value}"'
+    else:
+        text = "none" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def suggest(word: str, known: Iterable[str], most: int = 3) -> str:

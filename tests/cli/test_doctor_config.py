@@ -18,10 +18,11 @@ import torch
 from everclip.cli import _needs
 from everclip.cli._finding import GIB
 from everclip.cli.app import main
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.data.formats.download import Remote
 from everclip.data.sources import cifar100
 from everclip.models.catalogue import costs
+from everclip.runs.resolve import resolve
 from everclip.training import estimate
 from everclip.training.estimate import Sizes
 from tests.pictures import image_folder

@@ -57,7 +57,7 @@ def test_a_file_of_the_folder_goes_before_a_shipped_one(
 
 
 def test_lite_has_prompts_of_its_own(photos: str) -> None:
-    from everclip.models.lite import TEMPLATES
+    from everclip.data.templates import TEMPLATES
 
     found = data.load(photos, templates="imagenet")
     assert suited(found, "lite").templates == TEMPLATES
@@ -68,7 +68,7 @@ def test_lite_has_prompts_of_its_own(photos: str) -> None:
 
 def test_a_run_of_lite(tmp_path: Path) -> None:
     """On a data set whose prompts are a shipped list, unless the config names one."""
-    from everclip.models.lite import TEMPLATES
+    from everclip.data.templates import TEMPLATES
 
     data_set = f"data=imagenet:{val(train(tmp_path))}"
     for tokens, expected in (([], TEMPLATES), (["templates=imagenet"], shipped("imagenet"))):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everclip.distributed import collectives
-from everclip.losses import contrastive, distill, dro, elastic, longtail, prototypes, replay, supcon
+from everclip.losses import contrastive, distill, dro, elastic, longtail, prototypes, supcon
 from everclip.losses.light import Part
 
 IMAGES, WIDTH, CLASSES = 7, 5, 3  # 7: two processes have 4 and 3
@@ -86,7 +86,7 @@ CASES: dict[str, Callable[[Batch], Tensor]] = {
     ),
     "prototype_contrast": lambda on: prototypes.prototype_contrast(on.logits, on.labels, imported(on)),
     "mean_contrast": lambda on: prototypes.mean_contrast(on.image, on.head, on.labels, 0.1),
-    "known_outputs": lambda on: replay.known_outputs(on.logits, on.teacher[:, :2]).mean(),
+    "known_outputs": lambda on: distill.known_outputs(on.logits, on.teacher[:, :2]).mean(),
     "supervised": lambda on: supcon.supervised(
         torch.cat([on.image, on.second]), on.labels.repeat(2), 0.2, torch.arange(2 * IMAGES) < IMAGES
     ),

@@ -182,9 +182,8 @@ def install(strike: Strike) -> Striker | None:
 
 
 if __name__ == "__main__":
-    import everclip.system.atomic  # noqa: F401  whose calls are counted
-
     import everclip.cli.app
+    import everclip.system.atomic  # noqa: F401  whose calls are counted
 
     found = Striker(Strike(*json.loads(os.environ[VARIABLE])))
     found.install()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from everclip.losses.replay import known_outputs
+from everclip.losses.distill import known_outputs
 
 
 def test_golden() -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from everclip.config import method_class
 from everclip.data.loader import Batch
 from everclip.data.scenario import Task
+from everclip.methods.base.registry import method_class
 from everclip.methods.shared.closed_form import LAMS
 from everclip.models.clip import Clip
 from tests.methods.plain import PROMPTS, images

@@ -13,12 +13,12 @@ import torch
 
 from everclip import methods, plugins
 from everclip.cli.app import main
-from everclip.config import method_class, options_of
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
+from everclip.methods.base.registry import method_class, options_of
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.runs.run import Run

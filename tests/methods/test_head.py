@@ -7,8 +7,10 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from everclip import plugins
-from everclip.config import load_config, method_class, resolve
+from everclip.config import load_config
+from everclip.methods.base.registry import method_class
 from everclip.methods.shared.head import Head, kaiming
+from everclip.runs.resolve import resolve
 from tests.methods.stages import Course, same, state
 
 

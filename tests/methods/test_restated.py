@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from everclip.config import MethodConfig, load_config, method_class, resolve
+from everclip.config import MethodConfig, load_config
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.memory import Memory
 from everclip.data.scenario import Task
+from everclip.methods.base.registry import method_class
 from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.runs.resolve import resolve
 from everclip.training.optim import Update
 from tests.methods.plain import PROMPTS, STORE
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from everclip.config import method_class
 from everclip.data.loader import Phase
 from everclip.data.prompts import PHOTO, Prompts
 from everclip.data.scenario import Task
 from everclip.errors import UserError
+from everclip.methods.base.registry import method_class
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import (

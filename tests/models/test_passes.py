@@ -18,9 +18,10 @@ from everclip.config.models import Train
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.errors import UserError
-from everclip.models import passes, zoo
+from everclip.models import passes, pieces, zoo
 from everclip.models.clip import Clip
-from everclip.models.passes import Passes, blocks, compiled, in_pieces
+from everclip.models.passes import Passes, blocks, compiled
+from everclip.models.pieces import in_pieces
 from tests.methods.stages import TIMM, Course, batch, clip_with
 from tests.methods.test_common import TRAINED
 from tests.running import run
@@ -197,7 +198,7 @@ def test_checkpointed_blocks_run_twice_and_give_the_same(name: str, count: int, 
     ours = Passes(clip, Train(checkpointing=True))
     for position, block in enumerate(found):
         plainly = counting(block, block.forward)
-        ours._forwards[position] = (block, partial(passes._again, plainly))
+        ours._forwards[position] = (block, partial(pieces.again, plainly))
     with ours.open(pictures(clip)):
         twice = pair(clip)
     assert set(calls.values()) == {2}

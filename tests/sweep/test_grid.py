@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.errors import UserError
+from everclip.runs.resolve import resolve
 from everclip.sweep.grid import Grid, content_key, parted, read
 
 

@@ -20,7 +20,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from everclip import __version__
+from everclip._version import __version__
 from everclip.cli.streams import Unwritable, prepare
 from everclip.errors import RunError, UserError, causes, memory_words, suggest
 from everclip.system import trust
@@ -290,7 +290,7 @@ def _fail(message: str, code: int = 2) -> int:
 def _usage(error: CycloptsError) -> str:
     """A usage mistake as one line that says what to write."""
     from everclip.config import known_keys
-    from everclip.config.fields import shown
+    from everclip.errors import shown
 
     chain = list(error.command_chain or ())
     command = " ".join(["everclip", *chain])

@@ -13,8 +13,7 @@ import sys
 import threading
 import time
 
-GRACE = 60.0
-"""Seconds that a run has to save itself."""
+from everclip.sweep.pool import GRACE
 
 
 def _watch(end: int) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from everclip.cli._output import print_columns, print_json
-from everclip.config.fields import shown
 from everclip.config.sources import SHIPPED, near, shipped
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 
 
 def configs(name: str | None = None, /, *, json: bool = False) -> None:

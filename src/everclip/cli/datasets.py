@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from everclip import plugins
 from everclip.cli._output import print_columns, print_json, summary
-from everclip.config.fields import shown
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, shown, suggest
 from everclip.system.text import printable
 
 _KIND = "data/sources"

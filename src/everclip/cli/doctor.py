@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everclip import __version__
+from everclip._version import __version__
 from everclip.cli._finding import GIB, Finding
 from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError
@@ -56,7 +56,8 @@ def _config(name: str | None, tokens: tuple[str, ...]) -> Config | None:
     """The resolved config asked about, if one is. Raises UserError where it is wrong."""
     if name is None and not tokens:
         return None
-    from everclip.config import load_config, resolve
+    from everclip.config import load_config
+    from everclip.runs.resolve import resolve
 
     return resolve(load_config([*([name] if name else []), *tokens]))
 

@@ -39,11 +39,12 @@ def forget(
     from pathlib import Path
 
     from everclip.errors import UserError
+    from everclip.inference.learned import is_version
     from everclip.system.atomic import check_new, claimed
     from everclip.training.disk import on_disk
     from everclip.updating.forgetting import forget as without
     from everclip.updating.start import begin
-    from everclip.updating.state import is_version, write
+    from everclip.updating.state import write
 
     path = check_new(out)
     if not is_version(Path(version).expanduser()):

@@ -8,8 +8,9 @@ from typing import Any
 
 from everclip import plugins
 from everclip.cli._output import print_columns, print_json, summary
-from everclip.config import method_class
-from everclip.config.fields import allowed, shown
+from everclip.config.fields import allowed
+from everclip.errors import shown
+from everclip.methods.base.registry import method_class
 from everclip.system import trust
 
 

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from everclip.cli._output import print_columns, print_json
-from everclip.config.fields import shown
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.models.catalogue import ModelInfo, catalogue, costs, recommended
 
 _MORE = (

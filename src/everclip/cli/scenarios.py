@@ -6,8 +6,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 
 from everclip.cli._output import print_columns, print_json
-from everclip.config.fields import shown
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, shown, suggest
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,10 @@ def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool =
     json
         Print results.json instead of the table.
     """
-    from everclip import config as configs
+    from everclip.config import load_config
+    from everclip.runs.resolve import resolve
 
-    config = configs.resolve(configs.load_config([*tokens, *(["smoke=true"] if smoke else [])]))
+    config = resolve(load_config([*tokens, *(["smoke=true"] if smoke else [])]))
     if dry_run:
         _show_plan(config, json)
         return
@@ -159,7 +160,7 @@ def _show_plan(config: Config, json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from everclip import config as configs
+    from everclip.config.values import dump
     from everclip.data.scenario import seen
     from everclip.runs.run import Run
     from everclip.training import references
@@ -195,7 +196,7 @@ def _show_plan(config: Config, json: bool) -> None:
         shown["frozen_features"] = references.wanted(config, plan.sizes())
         print(json_module.dumps(shown, ensure_ascii=False, indent=2))
         return
-    print(configs.dump(config))
+    print(dump(config))
     table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")
     headings = ("task", "classes", "train", "test", "steps", "memory", "per class", "memory kB")
     for column in headings:

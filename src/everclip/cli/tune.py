@@ -23,8 +23,9 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
         Print JSON.
     """
     from everclip.cli.train import train_here
-    from everclip.config import load_config, resolve
+    from everclip.config import load_config
     from everclip.errors import UserError
+    from everclip.runs.resolve import resolve
     from everclip.runs.run import default_path
     from everclip.sweep import tune as tuning
 

@@ -4,8 +4,7 @@ Values come, the later over the earlier, from the defaults in ``models``, TOML f
 one that a file starts from) and ``key=value`` on the command line. Without a file the base is the shipped
 ``configs/default.toml``. What belongs to a choice goes with it: ``method=X`` drops another method's
 options, ``model=X`` another model's ``image_size``; ``train.steps`` and ``train.epochs`` replace each
-other, and so do ``memory.budget`` and ``memory.per_class``. ``resolve`` then fills in what was left open:
-user, then the method's recommendation, then the model's, then a global default.
+other, and so do ``memory.budget`` and ``memory.per_class``. ``runs.resolve`` then fills in what was left open.
 
 This module imports no torch, so that ``everclip --help`` is fast.
 """
@@ -13,19 +12,15 @@ This module imports no torch, so that ``everclip --help`` is fast.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
 
-from everclip import __version__
 from everclip.config.fields import explain, leaves, public
 from everclip.config.models import Config, MethodChoice, MethodConfig
-from everclip.config.resolve import method_class, method_config, options_of, resolve, written
 from everclip.config.sources import (
-    WRITTEN,
     Layer,
     config_path,
     is_override,
@@ -34,6 +29,7 @@ from everclip.config.sources import (
     read_layers,
     shipped,
 )
+from everclip.config.values import written
 from everclip.errors import UserError
 from everclip.system import trust
 
@@ -43,15 +39,9 @@ __all__ = [
     "MethodChoice",
     "MethodConfig",
     "config_hash",
-    "dotted",
-    "dump",
     "essence",
     "known_keys",
     "load_config",
-    "method_class",
-    "method_config",
-    "options_of",
-    "resolve",
     "same_run",
     "shipped",
 ]
@@ -88,20 +78,6 @@ def _checked(values: Layer, where: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(where + explain(error, Config, values)) from error
-
-
-def dump(config: Config) -> str:
-    """The config as TOML that loads to an equal one."""
-    return f"{WRITTEN}{__version__}\n" + tomli_w.dumps(written(config))
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tables within tables as one, with the keys ``table.key``."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        found |= dotted(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 CARRIED_OUT = ("out", "trackers", "checkpoint", "distributed", "defaults", "references")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,16 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from everclip.errors import suggest
-
-
-def shown(value: object, width: int = 60) -> str:
-    """A value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
-    if isinstance(value, str) and value.isprintable():
-        text = f'"{value}"'
-    else:
-        text = "none" if value is None else json.dumps(value, default=str)
-    return text if len(text) <= width else text[: width - 3] + "..."
+from everclip.errors import shown, suggest
 
 
 def section(field: FieldInfo) -> type[BaseModel] | None:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from everclip.config.fields import shown
 from everclip.config.sections import (
     Cache,
     Checkpoint,
@@ -19,6 +18,7 @@ from everclip.config.sections import (
     Text,
     Train,
 )
+from everclip.errors import shown
 
 NEWEST = 2
 """The present generation of defaults. A changed default of an option keeps the earlier one in its ``before``."""

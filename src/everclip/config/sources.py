@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from everclip.config.fields import kinds, shown, unknown_key
-from everclip.errors import UserError, suggest
+from everclip.config.fields import kinds, unknown_key
+from everclip.errors import UserError, shown, suggest
 from everclip.system import reading, trust
 from everclip.system.reading import TooDeep, Unreadable
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from everclip.data.images import Dataset
 from everclip.data.prompts import read_templates
 
+TEMPLATES = ("{}", "a photo of a {}.")
+"""Those that the model ``lite`` was fitted to."""
 FOLDER = Path(__file__).parents[1] / "assets" / "templates"
 
 
@@ -27,8 +29,6 @@ def set_name(templates: tuple[str, ...]) -> str | None:
     found = {shipped(name): name for name in names()}
     if templates in found:
         return found[templates]
-    from everclip.models.lite import TEMPLATES
-
     return "lite" if templates == TEMPLATES else None
 
 
@@ -46,6 +46,4 @@ def suited(found: Dataset, model: str) -> Dataset:
     """
     if model != "lite" or found.templates not in map(shipped, names()):
         return found
-    from everclip.models.lite import TEMPLATES
-
     return replace(found, templates=TEMPLATES)

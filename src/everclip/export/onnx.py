@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from everclip import __version__
+from everclip._version import __version__
 from everclip.errors import RunError, UserError
 from everclip.export import Written
 from everclip.inference.model import Deployed

@@ -20,6 +20,9 @@ from everclip.training.noted import read
 
 log = logging.getLogger("everclip")
 
+RECORD, LIST, SUMS = "update.json", "images.json", "sums.safetensors"
+"""Files of a version: what was updated, its exemplars, its sums."""
+
 
 @dataclass(frozen=True, eq=False)
 class Learned:
@@ -47,14 +50,17 @@ class Learned:
         return found
 
 
+def is_version(folder: Path) -> bool:
+    """Whether ``folder`` is what an update writes."""
+    return (folder / RECORD).is_file()
+
+
 def of(spec: str) -> Learned | None:
     """What the run or version ``spec`` has learned; None where that is not known.
 
     Raises:
         UserError: its folder is damaged.
     """
-    from everclip.updating.state import is_version  # which imports this module
-
     folder = Path(spec).expanduser()
     return _of_version(folder) if is_version(folder) else of_run(folder)
 
@@ -70,8 +76,6 @@ def of_run(folder: Path) -> Learned | None:
 
 
 def _of_version(folder: Path) -> Learned:
-    from everclip.updating.state import LIST, SUMS
-
     try:
         rows = json.loads((folder / LIST).read_text(encoding="utf-8"))["rows"]
         kept = np.array([row[4] for row in rows], dtype=np.int64)

@@ -40,6 +40,7 @@ from everclip.runs.card import FILE, METHOD_FILE, Card, CardTask
 from everclip.runs.run import Run
 from everclip.system.atomic import recover
 from everclip.system.reading import Unreadable
+from everclip.training import plan as plans
 from everclip.training.plan import Plan
 from everclip.training.restore import STATE, device, freeze, grow, load_model, open_run
 
@@ -264,7 +265,7 @@ def card_of(model: Deployed) -> Card:
             calibration=model.calibration,
         )
     assert model.labels == seen(model.plan.tasks), "a folder keeps all learned classes"
-    card = cards.of_plan(model.plan, len(model.plan.tasks)).model_copy(
+    card = plans.card_of(model.plan, len(model.plan.tasks)).model_copy(
         update={"calibration": model.calibration}
     )
     if not model.reads_text:
@@ -313,6 +314,6 @@ def templates_of(spec: str) -> tuple[str, ...]:
     """The prompts of a model whose user names none."""
     if spec != LITE:
         return (PHOTO,)
-    from everclip.models.lite import TEMPLATES
+    from everclip.data.templates import TEMPLATES
 
     return TEMPLATES

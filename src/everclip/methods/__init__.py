@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from everclip.config import method_class, method_config
+from everclip.methods.base.registry import method_class, method_config
 
 if TYPE_CHECKING:
     from everclip.config import Config

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.losses.replay import known_outputs
+from everclip.losses.distill import known_outputs
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task, to_device
 from everclip.methods.base.sample_table import SampleTable

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from everclip.config import method_class, options_of
 from everclip.errors import UserError
 from everclip.methods.base.method import Cost, Method, MethodConfig, Prompts
+from everclip.methods.base.registry import method_class, options_of
 
 
 class Joint(Method):

@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from everclip.config import method_class, options_of
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
 from everclip.methods.base.method import Batch, Clip, Cost, MethodConfig, Prompts, Task
+from everclip.methods.base.registry import method_class, options_of
 from everclip.methods.base.wrapper import Wrapper
 from everclip.methods.shared.weights import blend, weights
 

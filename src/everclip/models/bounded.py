@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from everclip.config.fields import shown
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.system.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
 
 SPARE = 1 << 26

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from everclip.distributed import collectives
 from everclip.models.attention import CpuAttention
-from everclip.models.folding import fold
-from everclip.models.passes import in_pieces, unwatched
+from everclip.models.low_rank import fold
+from everclip.models.pieces import in_pieces, unwatched
 from everclip.models.preprocess import pil_part, triple
 from everclip.models.savable import drop_key, savable
 from everclip.models.text import TextTower, hugging_face

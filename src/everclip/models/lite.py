@@ -37,6 +37,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError
 from everclip.models.catalogue import LITE
 from everclip.models.clip import WEIGHTS_FILE, Clip
@@ -45,7 +46,6 @@ from everclip.system.checkpoint import MANIFEST
 
 RECIPE = 2  # part of the cache key: raise it when anything below changes what is built
 CACHED = f"{LITE}-{RECIPE}"
-TEMPLATES = ("{}", "a photo of a {}.")
 RIDGE = 0.3  # lambda over the mean squared length of the hidden features
 # the cosine to the right class is about 0.1 on photographs; a compromise of the scales with the lowest
 # zero-shot cross entropy on photographs (near 40), paintings (near 25) and cartoons (near 17)

@@ -112,3 +112,21 @@ class LowRank(nn.Module):
 def low_rank(module: nn.Module, weight: str, rank: int) -> None:
     """Give the weight called ``weight`` of a module a low-rank update that starts at zero."""
     parametrize.register_parametrization(module, weight, LowRank(getattr(module, weight), rank))
+
+
+def fold(module: nn.Module) -> None:
+    """Make every parametrized weight under ``module`` (LoRA) an ordinary one with its present value, in its old place.
+
+    Not torch's remove_parametrizations: that takes the property off a class that copies of the module share.
+    """
+    for part in list(module.modules()):
+        if not parametrize.is_parametrized(part):
+            continue
+        weights: Any = part.parametrizations
+        values = {name: nn.Parameter(getattr(part, name).detach()) for name in weights}
+        plain = parametrize.type_before_parametrizations(part)
+        del part.parametrizations
+        part.__class__ = plain
+        rest = dict(part._parameters)
+        part._parameters.clear()
+        part._parameters.update(values | rest)

@@ -8,7 +8,7 @@ updated once, random draws are those of the whole batch, and no method knows abo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,29 +19,19 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from everclip.config.models import Train
 from everclip.data.loader import Batch
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.models import depthwise
-from everclip.models.attention import CpuAttention
+from everclip.models.pieces import again, unwatched
 
 if TYPE_CHECKING:
     from everclip.models.clip import Clip
 
 UNITS = (nn.MultiheadAttention, nn.Linear, nn.Conv2d)
 """Modules that are layers, whatever they are made of."""
-
-
-def in_pieces(encode: Callable[[Any], Tensor], inputs: Tensor | Sequence[str], count: int) -> Tensor:
-    """``encode(inputs)``, of which a backward pass holds one of ``count`` pieces at a time."""
-    if count == 1 or len(inputs) < 2 or not torch.is_grad_enabled():
-        return encode(inputs)
-    size = -(-len(inputs) // count)
-    pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
-    return torch.cat([_again(encode, piece) for piece in pieces])
 
 
 class Passes:
@@ -72,7 +62,7 @@ class Passes:
             raise UserError("train.compile=true gains nothing on a CPU: leave it out, or write device=cuda")
         for block in blocks(clip.model):
             forward = compiled(block) if train.compile else block.forward
-            self._forwards.append((block, partial(_again, forward) if train.checkpointing else forward))
+            self._forwards.append((block, partial(again, forward) if train.checkpointing else forward))
 
     @contextmanager
     def open(self, batch: Batch) -> Iterator[None]:
@@ -106,18 +96,6 @@ class Passes:
         return torch.cat([tokens[:, :ahead], patches], 1)
 
 
-def unwatched(tower: nn.Module, what: str) -> None:
-    """Refuse a tower that a method looks into while it runs: what it expects to see would not be there.
-
-    Raises:
-        UserError: a module of the tower has a hook.
-    """
-    if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
-        raise UserError(
-            f"{what}, and the method looks into the image tower while it runs: leave it out, or write another method"
-        )
-
-
 def blocks(tower: nn.Module) -> list[nn.Module]:
     """What a tower has several of, one after the other: transformer blocks, or stages of a convolutional tower."""
     found: list[nn.Module] = []
@@ -133,11 +111,6 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 def compiled(block: nn.Module, backend: Any = "inductor") -> Callable[..., Any]:
     """The forward pass of a block, compiled at its first call; blocks of one kind share the result."""
     return torch.compile(block.forward, backend=backend)
-
-
-def _again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The function's value, which is computed again in the backward pass."""
-    return checkpoint(function, *args, use_reentrant=False, context_fn=CpuAttention.again, **kwargs)
 
 
 def _replace(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:

@@ -21,8 +21,7 @@ from torch import nn
 
 from everclip.errors import UserError
 from everclip.models.clip import Clip
-from everclip.models.folding import fold
-from everclip.models.low_rank import low_rank
+from everclip.models.low_rank import fold, low_rank
 
 _BLOCKS = ("resblocks", "blocks", "stages", "layers", "layer")
 _STEM = (

@@ -25,8 +25,7 @@ from open_clip.coca_model import MultimodalCfg
 from open_clip.hf_configs import arch_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-from everclip.config.fields import shown
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 
 _SECTIONS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
 _LOGITS = {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}

@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import Any
 
 from everclip.compare.cells import HOW, REFERENCES, seeded, without_memory
+from everclip.config.values import flat
 from everclip.metrics.stats import Interval, interval
 from everclip.report.facts import FACTS, names
 from everclip.report.facts import facts as facts_of
 from everclip.report.read import Json, RunData
 from everclip.report.words import plain
-from everclip.runs.finished import Finished, flat, natural
+from everclip.runs.finished import Finished, natural
 from everclip.runs.schema import kept
 
 _NOT_COMPARED = (

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from everclip.config.values import flat
 from everclip.report.facts import FACTS, fact
 from everclip.report.find import State
 from everclip.report.groups import Group, Setting
 from everclip.report.read import RunData
 from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.report.words import plain
-from everclip.runs.finished import flat
 
 
 def command(run: RunData) -> str:

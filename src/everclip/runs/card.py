@@ -23,19 +23,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from everclip import __version__
-from everclip.config import Config, resolve
-from everclip.config.resolve import written
+from everclip._version import __version__
+from everclip.config import Config
+from everclip.config.values import written
 from everclip.data.formats.folders import check_names
 from everclip.data.prompts import check_templates
 from everclip.errors import UserError
 from everclip.metrics.calibration import Calibration
+from everclip.runs.resolve import resolve
 from everclip.system import checkpoint, trust
 from everclip.system.atomic import write_atomic
 from everclip.system.checkpoint import MANIFEST
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import check, printable
-from everclip.training.plan import Plan
 
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
@@ -89,17 +89,6 @@ class Card(_Model):
     def config(self) -> Config:
         """The settings as a config, with defaults for what was left out. Raises UserError for unknown options."""
         return resolve(Config.model_validate({"defaults": 1} | self.settings))
-
-
-def of_plan(plan: Plan, stages: int) -> Card:
-    """The card of a plan whose first ``stages`` tasks have been learned, where the method classifies."""
-    return Card(
-        classes=list(plan.prompts.names),
-        tasks=[CardTask(name=task.name, labels=list(task.classes)) for task in plan.tasks[:stages]],
-        templates=list(plan.prompts.templates),
-        classifier="method",
-        settings=settings(plan.config),
-    )
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from everclip.config import dotted
+from everclip.config.values import flat
 from everclip.errors import UserError
 from everclip.runs.schema import LEAST, test_images
 from everclip.runs.schema import read as read_results
@@ -172,14 +172,6 @@ def read_config(path: Path) -> dict[str, Any]:
         return cleaned(read_toml(path))
     except Unreadable as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's tables as dotted keys; a method's name is ``method`` itself."""
-    found = dotted(config)
-    if "method.name" in found:
-        found["method"] = found.pop("method.name")
-    return found
 
 
 def right(run: Finished) -> dict[int, bool] | None:

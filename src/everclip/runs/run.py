@@ -18,8 +18,10 @@ from filelock import FileLock, Timeout
 from everclip import config as configs
 from everclip import trackers
 from everclip.config import Config
+from everclip.config.values import dotted, dump
 from everclip.errors import UserError
 from everclip.runs import schema
+from everclip.runs.resolve import resolve
 from everclip.system import trust
 from everclip.system.atomic import sync, write_atomic
 from everclip.system.checkpoint import Store
@@ -53,7 +55,7 @@ class _RunLog(logging.FileHandler):
 
 def _difference(before: Config, now: Config) -> str:
     """The first key in which two configs ask for different runs, with both values; empty where there is none."""
-    old, new = (configs.dotted(configs.essence(config).model_dump()) for config in (before, now))
+    old, new = (dotted(configs.essence(config).model_dump()) for config in (before, now))
     different = [key for key in old | new if old.get(key) != new.get(key)]
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
 
@@ -145,7 +147,7 @@ class Run:
         config = configs.load_config([str((path / "config.toml").absolute())])
         if "defaults" not in config.model_fields_set:  # written before there were others
             config = config.model_copy(update={"defaults": 1})
-        return configs.resolve(config)
+        return resolve(config)
 
     def __enter__(self) -> Run:
         self._check()
@@ -171,7 +173,7 @@ class Run:
         try:
             (self.path / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
             if self._fresh:
-                write_atomic(self.path / "config.toml", configs.dump(self.config))
+                write_atomic(self.path / "config.toml", dump(self.config))
             self._handler = _RunLog(self.path / "run.log", encoding="utf-8")
         except OSError as error:
             self._lock.release()

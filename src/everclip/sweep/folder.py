@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from everclip import __version__
+from everclip._version import __version__
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
 from everclip.runs.finished import natural

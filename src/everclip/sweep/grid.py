@@ -17,10 +17,10 @@ from typing import Any
 import tomli_w
 
 from everclip import plugins
-from everclip.config import Config, config_hash, essence, load_config, resolve
-from everclip.config.fields import shown
+from everclip.config import Config, config_hash, essence, load_config
 from everclip.config.sources import is_override
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
+from everclip.runs.resolve import resolve
 from everclip.system import trust
 from everclip.training import estimate
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everclip.cli.child import GRACE
 from everclip.sweep.folder import busy
 from everclip.sweep.slots import Environment
 
+GRACE = 60.0
+"""Seconds that a run has to save itself."""
 EVERY = 0.2
 """Seconds between looks at the processes."""
 STOPPED = (75, 130)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from everclip import methods
-from everclip.config import load_config, resolve
+from everclip.config import load_config
 from everclip.config.models import Train
 from everclip.config.sources import is_override, read_toml
+from everclip.config.values import flat
 from everclip.errors import UserError
-from everclip.runs.finished import flat
+from everclip.runs.resolve import resolve
 from everclip.sweep import check, trials
 from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
 from everclip.sweep.trials import space

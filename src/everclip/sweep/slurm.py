@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +23,7 @@ class Command:
 
     def __call__(self) -> int:
         """Run the command; its exit code. Raises RunError where it fails, so that the job counts as failed."""
-        from everclip.cli.app import main
-
-        code = main(self.words)
+        code = subprocess.run([sys.executable, "-P", "-m", "everclip", *self.words], check=False).returncode
         if code and code not in STOPPED:
             raise RunError(f"everclip {' '.join(self.words)}: exit code {code}")
         return code

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from everclip.config import Config, method_class
+from everclip.config import Config
+from everclip.methods.base.registry import method_class
 from everclip.training.estimate import inner
 
 MOST = 24

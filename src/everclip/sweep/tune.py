@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everclip.config import Config, config_hash, dump, load_config, resolve
+from everclip.config import Config, config_hash, load_config
+from everclip.config.values import dump
 from everclip.errors import RunError, UserError
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import trials
 from everclip.sweep.trials import has_head

@@ -15,8 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from everclip.cli.child import GRACE
-from everclip.sweep.pool import Child, Watcher, Work
+from everclip.sweep.pool import GRACE, Child, Watcher, Work
 from everclip.system.reading import parse_json
 
 REFRESH = 1.0

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from everclip import __version__
+from everclip._version import __version__
 from everclip.errors import RunError, UserError
 from everclip.system.atomic import exchange, settle, stage, sync, write_atomic
 from everclip.system.reading import JSON_BYTES, parse_json

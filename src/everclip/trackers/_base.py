@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from everclip.runs.finished import flat
+from everclip.config.values import flat
 
 if TYPE_CHECKING:
     from everclip.config import Config
@@ -62,6 +62,6 @@ def numbers(fields: Mapping[str, Any] | list[Any], prefix: str = "") -> Iterator
 
 def settings(config: Config) -> dict[str, Any]:
     """The config with dotted keys, for a tracker's table of runs."""
-    from everclip.config import dump
+    from everclip.config.values import dump
 
     return flat(tomllib.loads(dump(config)))

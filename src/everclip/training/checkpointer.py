@@ -24,6 +24,7 @@ from everclip.system.checkpoint import Place, amend
 from everclip.system.signals import Stop
 from everclip.training.context import Lab
 from everclip.training.optim import Update
+from everclip.training.plan import card_of
 from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
 
 
@@ -57,7 +58,7 @@ class Keeper:
         def model(folder: Path) -> None:
             lab.clip.save(folder)
             if stage >= 0:  # what the model is used by, without its training images
-                cards.write(folder, cards.of_plan(lab.plan, stage + 1))
+                cards.write(folder, card_of(lab.plan, stage + 1))
 
         self._commit(Place(stage + 1), model, state)
         self._on, self._moved = [self.place], False

@@ -121,7 +121,7 @@ def _factors(config: Config, costs: Costs) -> tuple[float, float]:
 
 def _passes(config: Config) -> tuple[Passes, dict[str, Any]]:
     """What the config's method asks of the towers, and its options. Imports torch."""
-    from everclip.config import method_class
+    from everclip.methods.base.registry import method_class
 
     name, options = inner(config)
     return method_class(name).passes, options

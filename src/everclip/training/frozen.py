@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from everclip.config import method_class, options_of
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, seen
+from everclip.methods.base.registry import method_class, options_of
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip

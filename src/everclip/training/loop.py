@@ -30,9 +30,8 @@ from everclip.training.context import Lab
 from everclip.training.disk import check_room, room, writing
 from everclip.training.evaluate import evaluate
 from everclip.training.extract import spread, unreadable
-from everclip.training.multiprocess import check
 from everclip.training.optim import Update
-from everclip.training.plan import Plan
+from everclip.training.plan import Plan, check
 from everclip.training.recorder import Record, environment
 from everclip.training.restore import fitting, freeze, grow, load_model, read, restore
 from everclip.training.step import step

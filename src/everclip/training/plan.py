@@ -15,9 +15,12 @@ from everclip.data.images import Dataset
 from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
+from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods.base.method import Method, Phase
 from everclip.models import zoo
+from everclip.runs import card as cards
+from everclip.runs.card import Card, CardTask
 from everclip.training.estimate import Sizes
 
 log = logging.getLogger("everclip")
@@ -168,4 +171,65 @@ def _check(plan: Plan) -> None:
         log.warning(
             "%d of %d classes have no test images, such as %s: their accuracy is not measured",
             *(len(untested), len(classes), f'"{untested[0]}"'),
+        )
+
+
+def card_of(plan: Plan, stages: int) -> Card:
+    """The card of a plan whose first ``stages`` tasks have been learned, where the method classifies."""
+    return Card(
+        classes=list(plan.prompts.names),
+        tasks=[CardTask(name=task.name, labels=list(task.classes)) for task in plan.tasks[:stages]],
+        templates=list(plan.prompts.templates),
+        classifier="method",
+        settings=cards.settings(plan.config),
+    )
+
+
+def check(plan: Plan) -> None:
+    """Refuse what several processes cannot do.
+
+    Raises:
+        UserError: of the method, its options or the batch size.
+    """
+    config, method, count = plan.config, plan.method, collectives.size()
+    name = config.method.name
+    if count == 1:
+        return
+    if not method.shares:
+        raise UserError(
+            f"method={name} with these options asks its towers for more than the batch, which {count} processes cannot"
+            " share: start one process, or write another method"
+        )
+    if config.distributed.gather == "light" and not method.light:
+        raise UserError(
+            f"distributed.gather=light, but the loss of method={name} with these options has no such form:"
+            " write distributed.gather=gradient"
+        )
+    if config.distributed.shard:
+        _check_shards(config, method)
+    if config.train.batch_size < count:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} is that of all {count} processes together:"
+            f" write at least {count}"
+        )
+
+
+def _check_shards(config: Config, method: Method) -> None:
+    """Refuse what towers that are shared out cannot do. Raises UserError."""
+    if not method.shards:
+        raise UserError(
+            f"distributed.shard=true, but method={config.method.name} reads the towers' weights at each step:"
+            " write distributed.shard=false, or another method"
+        )
+    if config.tune.startswith("lora"):
+        raise UserError(
+            f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and moments are"
+            " small: write distributed.shard=false"
+        )
+    light = config.distributed.gather == "light"
+    if light or config.train.accumulate > 1:
+        given = "distributed.gather=light" if light else "train.accumulate"
+        raise UserError(
+            f"distributed.shard=true needs as many passes of the towers in every process, and {given} makes others:"
+            " write distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less memory"
         )

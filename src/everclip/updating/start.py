@@ -14,6 +14,7 @@ from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError, suggest
+from everclip.inference.learned import is_version
 from everclip.inference.merge import whole
 from everclip.inference.model import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
 from everclip.methods.shared.sums import Sums
@@ -58,7 +59,7 @@ def begin(
     if is_learned(spec) and (classes is not None or image_size is not None):
         option = "--classes" if classes is not None else "--image-size"
         raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
-    if states.is_version(folder):
+    if is_version(folder):
         found = states.read(folder)
     elif is_learned(spec):
         found = _of_learned(spec, folder, memory is None)

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from everclip.data.gathered import Archive
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
+from everclip.inference.learned import LIST, RECORD, SUMS
 from everclip.inference.merge import whole
 from everclip.inference.model import Deployed, open_model, save
 from everclip.methods.shared.sums import Sums
@@ -43,7 +44,7 @@ from everclip.system.text import check
 from everclip.updating.classifiers import Known, weights_of, width
 
 FORMAT = 1
-RECORD, IMAGES, LIST, SUMS = "update.json", "images.zip", "images.json", "sums.safetensors"
+IMAGES = "images.zip"
 FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
 
 _NAMES = kinds.listed(kinds.text, MOST_CLASSES)
@@ -101,11 +102,6 @@ class State:
     def encoder(self) -> Clip:
         """The model in use."""
         return self.frozen if self.model is None else self.model.encoder
-
-
-def is_version(folder: Path) -> bool:
-    """Whether ``folder`` is what an update writes."""
-    return (folder / RECORD).is_file()
 
 
 def read(folder: Path) -> State:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from everclip import methods
-from everclip.config import Config, resolve
+from everclip.config import Config
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Loader
 from everclip.data.memory import Memory
@@ -19,6 +19,7 @@ from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task
 from everclip.models.catalogue import recommended
 from everclip.models.clip import Clip
+from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop

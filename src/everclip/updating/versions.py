@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 from everclip.errors import UserError
+from everclip.inference.learned import is_version
 from everclip.inference.model import save
 from everclip.runs.card import FILE, identity
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap
 from everclip.system.checkpoint import BEFORE
 from everclip.updating.core import Outcome
-from everclip.updating.state import RECORD, State, is_version, write
+from everclip.updating.state import RECORD, State, write
 from everclip.updating.verdict import files
 
 UNDONE = ".undone"

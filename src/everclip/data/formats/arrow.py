@@ -9,10 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everclip.config.fields import shown
 from everclip.data.formats.folders import Fence
 from everclip.data.images import MOST_BYTES, Store, file_stamp
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa

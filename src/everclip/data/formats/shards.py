@@ -16,9 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from everclip.config.fields import shown
 from everclip.data.images import MOST_BYTES, Store, file_stamp
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.system.reading import Unreadable, open_regular, parse_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -22,11 +22,10 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from everclip.config.fields import shown
 from everclip.data.formats.folders import Fence
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.system.reading import Unreadable, open_regular
 
 log = logging.getLogger("everclip")

@@ -23,12 +23,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everclip.config.fields import shown
 from everclip.data.formats.arrow import ArrowStore, holds_bytes, holds_text
 from everclip.data.formats.hub import caches, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, shown, suggest
 
 if TYPE_CHECKING:
     import datasets

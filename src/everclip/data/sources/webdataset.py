@@ -27,12 +27,11 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
-from everclip.config.fields import shown
 from everclip.data.formats.shards import Shard, TarStore, read_shard
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
 from everclip.data.prompts import PHOTO, read_lines
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, shown, suggest
 from everclip.system.reading import Unreadable, read_json
 
 log = logging.getLogger("everclip")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from everclip.config import method_class, options_of
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.registry import method_class, options_of
 
 
 class FirstSessionConfig(MethodConfig):

@@ -1,22 +1,17 @@
-"""Filling in what a config leaves open, from the method and the model it names."""
+"""Find a method by its name, and check its options."""
 
 from __future__ import annotations
 
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from everclip import plugins
-from everclip.config.fields import before, explain, kinds, shown
-from everclip.config.models import NEWEST, Config, MethodChoice, MethodConfig, Section, Train
-from everclip.config.sources import one_length
-from everclip.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    from everclip.methods.base.method import Method
-
-_GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
+from everclip.config.fields import before, explain, kinds
+from everclip.config.models import NEWEST, Config, MethodConfig
+from everclip.errors import UserError, shown, suggest
+from everclip.methods.base.method import Method
 
 
 def method_class(name: str) -> type[Method]:
@@ -31,8 +26,6 @@ def method_class(name: str) -> type[Method]:
             " or dark_er (Dark Experience Replay, Buzzega 2020)"
         )
     module = plugins.load("methods", name)
-    from everclip.methods.base.method import Method
-
     found = [
         item
         for item in vars(module).values()
@@ -90,53 +83,3 @@ def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, An
             old = {name: "none" if value is None else value for name, value in known.items()}
             options[cls.wraps[1]] = old | given
     return options
-
-
-def resolve(config: Config) -> Config:
-    """The config with nothing left open: train values and the method's options filled in. Idempotent.
-
-    A train value is the user's, else the method's recommendation, else the model's, else a global default
-    (5 epochs; heads learn at 1e-3). ``image_size`` stays None for the model's own.
-
-    Every default is filled in here as the generation ``config.defaults`` had it. So what is resolved has the same
-    values in any later version.
-    """
-    from everclip.models.catalogue import recommended
-
-    options = method_config(config)
-    given = {
-        name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
-    }
-    usual = _GLOBAL if config.defaults == NEWEST else {**_GLOBAL, "lr_head": None}
-    values = one_length(usual, recommended(config.model, before=config.defaults < NEWEST))
-    advice = options.recommends
-    if config.defaults < NEWEST and options.recommended_before is not None:
-        advice = options.recommended_before
-    values = one_length(one_length(values, advice), given)
-    if values["lr_head"] is None:  # as it was: tied to another rate
-        values["lr_head"] = float(f"{10 * values['lr']:.6g}")
-    earlier = before(Config) if config.defaults < NEWEST else {}
-    return config.model_copy(
-        update={name: value for name, value in earlier.items() if name not in config.model_fields_set}
-        | {
-            "train": Train(**(Train().model_dump() | values)),
-            "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
-        }
-    )
-
-
-def _set(section: Section) -> dict[str, Any]:
-    return {name: getattr(section, name) for name in section.model_fields_set}
-
-
-def written(section: Section) -> dict[str, Any]:
-    """Values as TOML has them: without None where that is the default, else ``"none"``."""
-    values: dict[str, Any] = {}
-    for name, value in section:
-        if isinstance(value, Section):
-            values[name] = written(value)
-        elif value is not None:
-            values[name] = value
-        elif type(section).model_fields[name].default is not None or name in before(type(section)):
-            values[name] = "none"
-    return values

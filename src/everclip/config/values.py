@@ -1,0 +1,48 @@
+"""Turn a config into plain values: nested, flat with dotted keys, and TOML text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tomli_w
+
+from everclip._version import __version__
+from everclip.config.fields import before
+from everclip.config.models import Config, Section
+from everclip.config.sources import WRITTEN
+
+
+def written(section: Section) -> dict[str, Any]:
+    """Values as TOML has them: without None where that is the default, else ``"none"``."""
+    values: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Section):
+            values[name] = written(value)
+        elif value is not None:
+            values[name] = value
+        elif type(section).model_fields[name].default is not None or name in before(type(section)):
+            values[name] = "none"
+    return values
+
+
+def dump(config: Config) -> str:
+    """The config as TOML that loads to an equal one."""
+    return f"{WRITTEN}{__version__}\n" + tomli_w.dumps(written(config))
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Tables within tables as one, with the keys ``table.key``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= dotted(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's tables as dotted keys; a method's name is ``method`` itself."""
+    found = dotted(config)
+    if "method.name" in found:
+        found["method"] = found.pop("method.name")
+    return found

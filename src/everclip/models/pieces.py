@@ -1,0 +1,39 @@
+"""Run a tower over a batch in pieces, each computed again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from everclip.errors import UserError
+from everclip.models.attention import CpuAttention
+
+
+def in_pieces(encode: Callable[[Any], Tensor], inputs: Tensor | Sequence[str], count: int) -> Tensor:
+    """``encode(inputs)``, of which a backward pass holds one of ``count`` pieces at a time."""
+    if count == 1 or len(inputs) < 2 or not torch.is_grad_enabled():
+        return encode(inputs)
+    size = -(-len(inputs) // count)
+    pieces = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+    return torch.cat([again(encode, piece) for piece in pieces])
+
+
+def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function's value, which is computed again in the backward pass."""
+    return checkpoint(function, *args, use_reentrant=False, context_fn=CpuAttention.again, **kwargs)
+
+
+def unwatched(tower: nn.Module, what: str) -> None:
+    """Refuse a tower that a method looks into while it runs: what it expects to see would not be there.
+
+    Raises:
+        UserError: a module of the tower has a hook.
+    """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
+        raise UserError(
+            f"{what}, and the method looks into the image tower while it runs: leave it out, or write another method"
+        )

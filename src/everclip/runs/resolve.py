@@ -1,0 +1,49 @@
+"""Fill in what a config leaves open, from the method and the model it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from everclip.config.fields import before
+from everclip.config.models import NEWEST, Config, MethodChoice, Section, Train
+from everclip.config.sources import one_length
+from everclip.config.values import written
+from everclip.methods.base.registry import method_config
+from everclip.models.catalogue import recommended
+
+_GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
+
+
+def resolve(config: Config) -> Config:
+    """The config with nothing left open: train values and the method's options filled in. Idempotent.
+
+    A train value is the user's, else the method's recommendation, else the model's, else a global default
+    (5 epochs; heads learn at 1e-3). ``image_size`` stays None for the model's own.
+
+    Every default is filled in here as the generation ``config.defaults`` had it. So what is resolved has the same
+    values in any later version.
+    """
+    options = method_config(config)
+    given = {
+        name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
+    }
+    usual = _GLOBAL if config.defaults == NEWEST else {**_GLOBAL, "lr_head": None}
+    values = one_length(usual, recommended(config.model, before=config.defaults < NEWEST))
+    advice = options.recommends
+    if config.defaults < NEWEST and options.recommended_before is not None:
+        advice = options.recommended_before
+    values = one_length(one_length(values, advice), given)
+    if values["lr_head"] is None:  # as it was: tied to another rate
+        values["lr_head"] = float(f"{10 * values['lr']:.6g}")
+    earlier = before(Config) if config.defaults < NEWEST else {}
+    return config.model_copy(
+        update={name: value for name, value in earlier.items() if name not in config.model_fields_set}
+        | {
+            "train": Train(**(Train().model_dump() | values)),
+            "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
+        }
+    )
+
+
+def _set(section: Section) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in section.model_fields_set}
