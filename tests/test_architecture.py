@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tools import imports
 
 from everclip import plugins
 
@@ -19,7 +21,8 @@ MOST_LINES, MOST_FUNCTION = 320, 65
 
 
 @pytest.mark.parametrize(
-    "name", ["loop.py", "run.py", "data/loader.py", "evaluate.py", "optim.py", "record.py"]
+    "name",
+    ["training/loop.py", "runs/run.py", "data/loader.py", "training/evaluate.py", "training/recorder.py"],
 )
 def test_no_method_is_named(name: str) -> None:
     """No import of a method's module, and no comparison with a method's name."""
@@ -30,6 +33,38 @@ def test_no_method_is_named(name: str) -> None:
             sides = [node.left, *node.comparators]
             compared = {side.value for side in sides if isinstance(side, ast.Constant)}
             assert not compared & set(plugins.names("methods"))
+
+
+def test_packages_lie_on_floors() -> None:
+    """Nothing imports upwards or sideways, in a circle, or a private module of another package."""
+    found = list(imports.arrows())
+    assert len(found) > 1000
+    assert [str(arrow) for arrow in imports.upward(found)] == []
+    assert imports.circles(found) == []
+    assert [str(arrow) for arrow in imports.private(found)] == []
+    assert len([*SOURCE.glob("*.py")]) == 7
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "what"),
+    [
+        ("data/images.py", "from everclip.models.clip import Clip", "upward"),
+        ("data/images.py", "def f():\n    from everclip.training import loop", "upward"),
+        ("data/images.py", "import importlib\nimportlib.import_module('everclip.cli.app')", "upward"),
+        ("report/one.py", "from everclip.sweep import grid", "upward"),  # of the same floor
+        ("sweep/grid.py", "from everclip.cli._needs import needs", "private"),
+        ("config/fields.py", "if TYPE_CHECKING:\n    from everclip.data.images import Store", "circle"),
+    ],
+)
+def test_what_breaks_the_order_is_found(tmp_path: Path, file: str, line: str, what: str) -> None:
+    root = tmp_path / "everclip"
+    shutil.copytree(SOURCE, root, ignore=shutil.ignore_patterns("assets", "configs", "__pycache__"))
+    with (root / file).open("a", encoding="utf-8") as added:
+        added.write(f"\n{line}\n")
+    found = list(imports.arrows(root))
+    wrong = {"upward": imports.upward, "circle": imports.circles, "private": imports.private}[what](found)
+    assert wrong
+    assert what == "circle" or file in str(wrong[0])
 
 
 def test_every_promise_of_security_names_tests_that_exist() -> None:

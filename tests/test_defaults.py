@@ -36,7 +36,7 @@ SMALL = (
 MINE = """
 from typing import Any, ClassVar
 from pydantic import Field
-from everclip.methods.base.method import Method, MethodConfig
+from everclip.methods import Method, MethodConfig
 
 class Changed(Method):
     class Config(MethodConfig):

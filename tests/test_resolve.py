@@ -18,7 +18,7 @@ from everclip.runs.resolve import resolve
 HEAD = """
 from typing import Any, ClassVar, Literal
 from pydantic import Field
-from everclip.methods.base.method import Method, MethodConfig
+from everclip.methods import Method, MethodConfig
 
 """
 BODY = """
@@ -198,7 +198,7 @@ def test_methods_that_are_not_there() -> None:
         == 'unknown method "zero_shoot"; did you mean "zero_shot"?'
     )
     assert "give a module on PYTHONPATH" in refusal(load_config(["method=nowhere.to_be_found"]))
-    need = "it must define one subclass of everclip.methods.base.method.Method"
+    need = "it must define one subclass of everclip.methods.Method"
     assert refusal(mine(module="two")) == f"module everclip_test_methods.two defines A and B: {need}"
     assert refusal(mine(module="empty")) == f"module everclip_test_methods.empty defines no method: {need}"
 

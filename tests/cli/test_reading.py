@@ -68,7 +68,7 @@ def test_a_method_from_outside(
     (tmp_path / "everclip_reading").mkdir()
     (tmp_path / "everclip_reading" / "own.py").write_text(
         '"""My own method."""\n'
-        "from everclip.methods.base.method import Method, MethodConfig\n"
+        "from everclip.methods import Method, MethodConfig\n"
         "class Own(Method):\n"
         "    class Config(MethodConfig):\n"
         '        recommends = {"epochs": 2}\n'

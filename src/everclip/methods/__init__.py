@@ -1,15 +1,58 @@
-"""The methods: one file each, found by its file name."""
+"""The methods: one file each, found by its file name, and what a method of your own is written with.
+
+The contract is imported from here: ``from everclip.methods import Method, MethodConfig, Batch``. Names are loaded when
+they are first used, since torch comes with them.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from everclip.methods.base.registry import method_class, method_config
 
 if TYPE_CHECKING:
     from everclip.config import Config
-    from everclip.data.prompts import Prompts
-    from everclip.methods.base.method import Method
+    from everclip.methods.base.cost import Passes
+    from everclip.methods.base.method import (
+        Batch,
+        Classifier,
+        Clip,
+        Cost,
+        Method,
+        MethodConfig,
+        Phase,
+        Prompts,
+        Task,
+        TextClassifier,
+    )
+    from everclip.methods.base.sample_table import SampleTable
+
+__all__ = [
+    "Batch",
+    "Classifier",
+    "Clip",
+    "Cost",
+    "Method",
+    "MethodConfig",
+    "Passes",
+    "Phase",
+    "Prompts",
+    "SampleTable",
+    "Task",
+    "TextClassifier",
+    "build",
+    "lacking",
+]
+
+_ELSEWHERE = {"Passes": "cost", "SampleTable": "sample_table"}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the contract, imported when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module everclip.methods has no attribute {name}")
+    return getattr(importlib.import_module(f"everclip.methods.base.{_ELSEWHERE.get(name, 'method')}"), name)
 
 
 def build(config: Config, prompts: Prompts) -> Method:

@@ -40,8 +40,7 @@ class Clip(nn.Module):
     """An open_clip model with its tokenizer and preprocessing.
 
     Features are unit length and fp32 whatever the precision of the towers. The module stays in eval mode:
-    batch-norm statistics are frozen and dropout is off, so features are deterministic; gradients flow all the
-    same.
+    batch-norm statistics are frozen and dropout is off, so features are deterministic; gradients flow.
 
     Attributes:
         model: the open_clip model (``CLIP`` or ``CustomTextCLIP``).

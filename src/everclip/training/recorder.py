@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import everclip
+from everclip._version import __version__
 from everclip.data.loader import Loader
 from everclip.data.memory import Memory
 from everclip.data.scenario import Task, seen
@@ -206,7 +206,7 @@ class Record:
         images, state = memory.images().nbytes(), method.state_bytes()
         return {
             "schema": SCHEMA,
-            "everclip": everclip.__version__,
+            "everclip": __version__,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "smoke": config.smoke,
             "method": config.method.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -11,7 +11,9 @@ from everclip import plugins
 from everclip.config.fields import before, explain, kinds
 from everclip.config.models import NEWEST, Config, MethodConfig
 from everclip.errors import UserError, shown, suggest
-from everclip.methods.base.method import Method
+
+if TYPE_CHECKING:
+    from everclip.methods.base.method import Method
 
 
 def method_class(name: str) -> type[Method]:
@@ -26,6 +28,8 @@ def method_class(name: str) -> type[Method]:
             " or dark_er (Dark Experience Replay, Buzzega 2020)"
         )
     module = plugins.load("methods", name)
+    from everclip.methods.base.method import Method
+
     found = [
         item
         for item in vars(module).values()
@@ -34,7 +38,7 @@ def method_class(name: str) -> type[Method]:
     if len(found) != 1:
         names = " and ".join(item.__name__ for item in found) or "no method"
         raise UserError(
-            f"module {name} defines {names}: it must define one subclass of everclip.methods.base.method.Method"
+            f"module {name} defines {names}: it must define one subclass of everclip.methods.Method"
         )
     return found[0]
 
