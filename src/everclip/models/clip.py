@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg
@@ -166,9 +165,9 @@ class Clip(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """Unit-length fp32 features of what ``normalise`` gives, by the image tower or by a copy of it."""
         raw = self._raw_image(images) if tower is None else tower(images)
-        features = F.normalize(raw.float(), dim=-1)
+        features = nn.functional.normalize(raw.float(), dim=-1)
         if self._center is not None:
-            features = F.normalize(features - self._center, dim=-1)
+            features = nn.functional.normalize(features - self._center, dim=-1)
         return features if self.share is None else self.share.whole(features)
 
     def copy_tower(self) -> nn.Module:
@@ -212,7 +211,7 @@ class Clip(nn.Module):
         """
         prompts = [template.replace("{}", name) for name in names for template in templates]
         per_prompt = self.encode_text(prompts).view(len(names), len(templates), -1)
-        return F.normalize(per_prompt.mean(dim=1), dim=-1)
+        return nn.functional.normalize(per_prompt.mean(dim=1), dim=-1)
 
     def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names (those of ``model``) and parameters of the image tower."""
@@ -300,11 +299,11 @@ class Clip(nn.Module):
             and not any(w.requires_grad for w in self._text_weights())
         ):
             rows = self._text_rows.rows(prompts, [*self._text_weights()], lambda p: self._raw_text([p])[0])
-            return F.normalize(torch.stack(rows), dim=-1)
+            return nn.functional.normalize(torch.stack(rows), dim=-1)
         trunk = self.text_trunk if training else None
         with _in_bf16(self.device.type) if bf16 else nullcontext():
             raw = self._raw_text(prompts) if trunk is None else trunk(prompts, self._raw_text)
-        return F.normalize(raw.float(), dim=-1)
+        return nn.functional.normalize(raw.float(), dim=-1)
 
     def _text_weights(self) -> Iterator[nn.Parameter]:
         """All parameters of the text tower, trained or not."""
