@@ -137,8 +137,12 @@ class Store:
             kept |= {old for old in inner if not old.step}
         gone = [self.folder(old) for old in every if old not in kept]
         unfinished = [*self.path.glob(".*.everclip-*"), *self.path.glob("*.tmp")]  # .tmp: of earlier versions
-        for left in [*gone, *unfinished]:
+        for left in unfinished:
             shutil.rmtree(left, ignore_errors=True)
+        for folder in gone:  # renamed first: one that is half removed must not look like a checkpoint
+            aside = folder.with_name(f".{folder.name}.everclip-gone")
+            folder.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
     def newest(self) -> list[Place]:
         """The newest checkpoint that is as it was written, after those that it stands on; empty before the first.
