@@ -94,8 +94,8 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["name"] for row in read_json(capsys, "models")] == [info.name for info in catalogue()]
     text = read(capsys, "models")
     assert all(info.name in text for info in catalogue())
-    assert read_json(capsys, "models", "lite")["recommended"]["lr"] == 3e-4
-    assert "train.lr=0.0003" in read(capsys, "models", "lite")
+    assert read_json(capsys, "models", "lite")["recommended"]["lr"] == 3e-5
+    assert "train.lr=3e-05" in read(capsys, "models", "lite")
 
 
 @pytest.mark.parametrize(

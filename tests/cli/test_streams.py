@@ -111,6 +111,7 @@ def test_closed_streams(places: dict[str, str], words: list[str], streams: str, 
     assert bool(out) == (words == ["methods"] and ">&-" not in streams.replace("2>&-", ""))
 
 
+@pytest.mark.slow
 def test_nothing_that_is_said_goes_into_a_file(places: dict[str, str], tmp_path: Path) -> None:
     """With stdout and stderr closed the next files that are opened would get their numbers."""
     words = ["report", "{run}", "-o", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")]
@@ -128,6 +129,7 @@ ASCII = {"PYTHONIOENCODING": "ascii"}
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resume", "compare", "predict", "evaluate"])
 def test_a_terminal_that_knows_ascii_alone(places: dict[str, str], name: str) -> None:
     code, out, err = shell(places, WORDS[name], "", **ASCII)
@@ -137,6 +139,7 @@ def test_a_terminal_that_knows_ascii_alone(places: dict[str, str], name: str) ->
         assert "\\u65e5\\u672c\\u306e\\u732b" in out
 
 
+@pytest.mark.slow
 def test_a_locale_without_other_scripts(places: dict[str, str]) -> None:
     code, out, err = shell(places, WORDS["resume"], "", **C_LOCALE)
     assert code == 0, err
@@ -167,6 +170,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["train", "predict", "update", "report"])
 @pytest.mark.parametrize("room", [1, 5_000_000])
 def test_no_memory_left_is_one_line(places: dict[str, str], tmp_path: Path, words: str, room: int) -> None:

@@ -20,6 +20,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench.at(tmp_path_factory.mktemp("folders"), forks, seed=0)
 
 
+@pytest.mark.slow
 def test_folders_of_which_one_thing_was_changed(bench: Bench) -> None:
     rows = [folder(bench, index) for index in range(PART)]
     failed = [row for row in rows if not row["ok"]]
