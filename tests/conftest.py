@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+
+from tests import shapes
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, which the lines below do
 
-# Shape annotations are executed: a wrong shape in any function of the package fails the test that called it.
-with install_import_hook("everclip", "beartype.beartype"):
-    pass
-
 from tests.pictures import domain_folder, image_folder
 from tests.toy import toy_clip
+
+shapes.install()  # no module above imports the package
 
 # A shell that starts tests in the background ignores these for its children, and so would the runs that tests stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)

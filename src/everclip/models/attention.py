@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class CpuAttention(TorchFunctionMode):
 
     _open: ClassVar[int] = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> CpuAttention:
         CpuAttention._open += 1
         return super().__enter__()
 

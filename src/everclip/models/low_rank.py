@@ -7,7 +7,7 @@ and ``(x A') (2 B)'``, W needs none: a third of a layer's work is saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class Updated(Tensor):
     b: Tensor
 
     @classmethod
-    def of(cls, base: Tensor, a: Tensor, b: Tensor) -> Self:
+    def of(cls, base: Tensor, a: Tensor, b: Tensor) -> Updated:
         """The stand-in for a weight and its update."""
         made = torch.Tensor._make_subclass(cls, base.detach())
         made.base, made.a, made.b = base, a, b

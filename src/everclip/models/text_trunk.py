@@ -127,11 +127,11 @@ class TextTrunk:
             setattr(self._owner, self._name, whole)
             hook.remove()
 
-    def _hidden(self, prompts: list[str], raw: Raw) -> list[Float[Tensor, "length width"]]:
+    def _hidden(self, prompts: list[str], raw: Raw) -> list[Float[Tensor, "_length width"]]:
         """Rows of prompts, from memory or computed."""
         return self._kept.rows(prompts, self._lower, lambda prompt: self._entering(prompt, raw))
 
-    def _entering(self, prompt: str, raw: Raw) -> Float[Tensor, "length width"]:
+    def _entering(self, prompt: str, raw: Raw) -> Float[Tensor, "_length width"]:
         entered: list[Tensor] = []
 
         def take(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ class TextTrunk:
 
 
 def _padded(
-    rows: Sequence[Float[Tensor, "length width"]], like: Float[Tensor, "p longest width"]
+    rows: Sequence[Float[Tensor, "_length width"]], like: Float[Tensor, "p longest width"]
 ) -> Float[Tensor, "p longest width"]:
     """Rows of several lengths in one tensor of the shape of ``like``; what a row lacks is padding that is masked."""
     whole = torch.zeros(like.shape, dtype=rows[0].dtype, device=like.device)

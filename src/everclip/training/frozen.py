@@ -39,7 +39,7 @@ EACH = 50
 CHUNK = 1024
 """Images that are in fp64 at once."""
 
-Known = tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]
+Known = tuple[Float[Tensor, "_n d"], Int64[Tensor, " _n"]]
 """Features and labels of images."""
 
 
