@@ -95,6 +95,7 @@ REFUSED = [
         ["scenario.order=[cat, dog]"],
         (
             'scenario.order is "[cat, dog]": write a whole number from 0 to 4294967295 or "given" or "icarl"'
+            ' or "seed"'
             " or a list, each text"
         ),
     ),
