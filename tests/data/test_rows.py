@@ -15,7 +15,7 @@ from torch import Tensor
 
 from everclip.data.cache.rows import RECORD, Key, Memory, Rows, Shared, Spilled
 from everclip.errors import RunError
-from tests.test_disk import files_up_to
+from tests.training.test_disk import files_up_to
 
 SHAPE = (3, 5)
 

@@ -263,7 +263,7 @@ class Killed(Exception):
 def test_stopped_and_resumed_equals_not_stopped(
     variant: str, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within a task where it takes steps (tests/test_resume.py stops everywhere), else between two."""
+    """Within a task where it takes steps (tests/training/test_checkpointer.py stops everywhere), else between two."""
     name, *options = variant.split()
     tokens = (f"data={photos}", f"model={toy}", f"method={name}", *options)
     whole = run(tmp_path / "whole", *tokens)

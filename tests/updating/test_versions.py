@@ -16,7 +16,7 @@ from everclip.system.atomic import claimed
 from everclip.updating.state import read
 from everclip.updating.versions import rollback, write_next
 from tests.learned import coloured
-from tests.test_disk import files_up_to
+from tests.training.test_disk import files_up_to
 from tests.versions import COLD, ENDS, WARM, begin, colours, first, updated, written
 
 

@@ -94,7 +94,7 @@ def test_joint_training_has_epochs_of_its_own() -> None:
 
 
 def test_no_page_calls_joint_training_a_bound() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     pages = [
         root / "README.md",
         *(root / "docs").glob("*.md"),

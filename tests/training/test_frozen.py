@@ -20,7 +20,7 @@ from everclip.training.frozen import FORMS, Trained, folds
 from everclip.training.recorder import NOT_MEASURED
 from tests.pictures import image_folder
 from tests.running import configured, logged, run, run_for, timeless
-from tests.test_resume import same, state, stopped_at_every_step
+from tests.training.test_checkpointer import same, state, stopped_at_every_step
 
 ALL = "references=all"
 

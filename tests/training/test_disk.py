@@ -157,7 +157,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, toy: str, photos: str) -> No
         [*mount, sys.executable, "-c", REALLY_FULL, str(here), *tokens],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ from everclip.training.restore import open_run
 from tests.methods.stages import TIMM, clip_with
 from tests.pictures import image_folder
 from tests.running import configured, logged, run, run_for, timeless
-from tests.test_resume import same, state
+from tests.training.test_checkpointer import same, state
 
 TRAINED = ["gcl", "gdro", "finetune", "memo", "foster", "der_expand", "lwf", "icarl"]
 STILL = ["ncm", "ridge method.feature=pooled", "zero_shot", "slda"]
@@ -261,7 +261,7 @@ def test_processes_share_a_file_at_once(
     children = {
         name: subprocess.Popen(
             [sys.executable, "-c", SHARING, str(tmp_path / name), *tokens, method, "cache.shared=true"],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ from everclip.config.values import dump
 from everclip.errors import UserError
 from everclip.runs.resolve import resolve
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def refusal(tokens: list[str]) -> str:

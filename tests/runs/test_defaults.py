@@ -24,7 +24,7 @@ from everclip.system.progress import Progress
 from everclip.training.loop import train
 from tests.running import run, run_for, timeless
 
-KEPT = sorted((Path(__file__).parent / "kept").glob("*.toml"))
+KEPT = sorted((Path(__file__).parents[1] / "kept").glob("*.toml"))
 SMALL = (
     "scenario.tasks=3",
     "train.epochs=1",
