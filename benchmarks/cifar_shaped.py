@@ -40,7 +40,7 @@ from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training import loop
-from everclip.training.checkpointer import Keeper
+from everclip.training.checkpointer import Checkpointer
 
 CLASSES, TRAIN, TEST, MEMORY, BATCH = 100, 500, 100, 2000, 128
 WATCHED: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -49,7 +49,7 @@ WATCHED: dict[str, tuple[tuple[Any, str], ...]] = {
     "training": ((loop, "step"),),
     "testing": ((loop, "evaluate"),),
     "class embeddings": ((Clip, "class_embeddings"),),
-    "checkpoints": ((Keeper, "finish"), (Keeper, "enter"), (Keeper, "scored")),
+    "checkpoints": ((Checkpointer, "finish"), (Checkpointer, "enter"), (Checkpointer, "scored")),
     "choosing exemplars": ((Memory, "update"),),
     "building the model": ((loop, "load_model"), (loop, "restore")),
 }

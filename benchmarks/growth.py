@@ -41,11 +41,11 @@ from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.training import activation_cache, loop
-from everclip.training.context import Lab
+from everclip.training.context import Context
 from everclip.training.evaluate import evaluate
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
-from everclip.training.recorder import Record
+from everclip.training.recorder import Recorder
 from everclip.training.restore import grow, load_model
 from everclip.training.step import step
 
@@ -129,15 +129,15 @@ def by_tasks(tasks: int, scratch: Path) -> dict[str, float]:
     ]
     steps, stages, sizes = Steps(), [], []
     with Run.open(resolve(load_config(words))) as run:
-        lab, keeper = loop._start(run, steps, Stop())  # pyright: ignore[reportPrivateUsage]
-        clip, method, loader, every = lab.clip, lab.method, lab.loader, lab.plan.tasks
+        context, checkpointer = loop._start(run, steps, Stop())  # pyright: ignore[reportPrivateUsage]
+        clip, method, loader, every = context.clip, context.method, context.loader, context.plan.tasks
         for task in every:
-            stages.append(spent(lambda task=task: loop.learn(lab, keeper, task)))
+            stages.append(spent(lambda task=task: loop.learn(context, checkpointer, task)))
             scores = evaluate(
                 clip, lambda labels: method.classifier(clip, labels), every[: task.index + 2], loader
             )
-            line = lab.record.end_stage(task, scores, lab.memory, method.state_bytes())
-            loop._close_stage(lab, keeper, task, line)  # pyright: ignore[reportPrivateUsage]
+            line = context.record.end_stage(task, scores, context.memory, method.state_bytes())
+            loop._close_stage(context, checkpointer, task, line)  # pyright: ignore[reportPrivateUsage]
             sizes.append(resident())
     # the first entry is of reading the images, the first step of a task bears what comes before it; task 1 has no other
     each = [median(seconds[1:] or seconds) for seconds in steps.tasks[1:]]
@@ -158,7 +158,9 @@ def stepping(words: list[str], model: str, folder: Path) -> Callable[[], None]:
     clip = load_model(plan, model)
     loader = activation_cache.loader(plan, clip, run.path, Progress())
     *before, task = plan.tasks
-    lab = Lab(plan, clip, plan.method, plan.empty_memory(), loader, Record(plan.tasks), run, Progress())
+    context = Context(
+        plan, clip, plan.method, plan.empty_memory(), loader, Recorder(plan.tasks), run, Progress()
+    )
     old = sum((other.train for other in before), task.train.select(np.zeros(len(task.train), dtype=bool)))
     tables = plan.method.tables()
     if len(old):
@@ -175,7 +177,7 @@ def stepping(words: list[str], model: str, folder: Path) -> Callable[[], None]:
     current = np.arange(len(images)) < len(task.train)
     batches: Iterator[Batch] = loader.batches(images, current, phase, task.index, 0, steps)
 
-    return lambda: step(lab, update, next(batches), phase, task)
+    return lambda: step(context, update, next(batches), phase, task)
 
 
 def by_classes(model: str, rounds: int, batch: int, scratch: Path) -> dict[str, float]:

@@ -29,7 +29,7 @@ from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.training import loop
-from everclip.training.context import Lab
+from everclip.training.context import Context
 from everclip.training.optim import Update
 from everclip.training.restore import grow
 from everclip.training.step import step as training_step
@@ -44,21 +44,21 @@ def spent(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def prepared(method: str, batch: int, out: Path) -> tuple[Lab, Update, Iterator[Batch]]:
-    """A lab before its first step, its optimizer, and endless batches of the images of its first four tasks."""
+def prepared(method: str, batch: int, out: Path) -> tuple[Context, Update, Iterator[Batch]]:
+    """A context before its first step, its optimizer, and endless batches of the images of its first four tasks."""
     words = [f"method={method}", f"train.batch_size={batch}", "device=cpu", "train.steps=100000"]
     run = Run.open(resolve(load_config([*words, f"out={out}"]))).__enter__()
-    lab, _ = loop._start(run, Progress(), Stop())  # pyright: ignore[reportPrivateUsage]
-    task = lab.plan.tasks[0]
-    images = sum((t.train for t in lab.plan.tasks[1:4]), task.train)
-    grow(lab.plan, lab.clip, task)
-    lab.method.begin_task(lab.clip, task, images)
+    context, _ = loop._start(run, Progress(), Stop())  # pyright: ignore[reportPrivateUsage]
+    task = context.plan.tasks[0]
+    images = sum((t.train for t in context.plan.tasks[1:4]), task.train)
+    grow(context.plan, context.clip, task)
+    context.method.begin_task(context.clip, task, images)
     current = torch.ones(len(images), dtype=torch.bool).numpy()
-    update = Update(lab.clip, lab.method, Phase(), lab.run.config.train, 100_000)
-    return lab, update, lab.loader.batches(images, current, Phase(), 0, 0, 100_000)
+    update = Update(context.clip, context.method, Phase(), context.run.config.train, 100_000)
+    return context, update, context.loader.batches(images, current, Phase(), 0, 0, 100_000)
 
 
-def loss_share(lab: Lab, batches: Iterator[Batch], steps: int) -> float:
+def loss_share(context: Context, batches: Iterator[Batch], steps: int) -> float:
     """Seconds of the loss, its state and its gradient at the features, as a share of forward + backward."""
     ratios = []
     for _ in range(steps):
@@ -66,37 +66,37 @@ def loss_share(lab: Lab, batches: Iterator[Batch], steps: int) -> float:
         kept = {}
 
         def whole(batch: Batch = batch, kept: dict[str, object] = kept) -> None:
-            features = lab.method.encode(lab.clip, batch, Phase())
+            features = context.method.encode(context.clip, batch, Phase())
             kept["features"] = {name: part.detach().requires_grad_() for name, part in features.items()}
             torch.stack([part.sum() for part in features.values()]).sum().backward()
 
         def loss(batch: Batch = batch, kept: dict[str, object] = kept) -> None:
-            terms = lab.method.loss(kept["features"], batch, Phase())  # pyright: ignore[reportArgumentType]
-            lab.method.diagnostics()
+            terms = context.method.loss(kept["features"], batch, Phase())  # pyright: ignore[reportArgumentType]
+            context.method.diagnostics()
             torch.stack([*terms.values()]).sum().backward()
 
         towers = spent(whole)
         ratios.append(spent(loss) / towers)
-        lab.clip.zero_grad()
+        context.clip.zero_grad()
     return median(ratios)
 
 
-def loop_ratio(lab: Lab, update: Update, batches: Iterator[Batch], steps: int) -> float:
+def loop_ratio(context: Context, update: Update, batches: Iterator[Batch], steps: int) -> float:
     """Seconds of a step of the loop over those of a plain one that does the same mathematics, in turn."""
-    clip, task = lab.clip, lab.plan.tasks[0]
-    rate = lab.run.config.train.lr
+    clip, task = context.clip, context.plan.tasks[0]
+    rate = context.run.config.train.lr
     assert rate is not None
     plain = torch.optim.AdamW(update.parameters, lr=rate / 1000, weight_decay=0.0, fused=True)
     ratios = []
     for _ in range(steps):
 
         def ours() -> None:
-            training_step(lab, update, next(batches), Phase(), task)
+            training_step(context, update, next(batches), Phase(), task)
 
         def by_hand() -> None:
             batch = next(batches)
             image = clip.encode_image(clip.normalise(batch.images))
-            names = [lab.plan.prompts.names[label] for label in batch.labels.tolist()]
+            names = [context.plan.prompts.names[label] for label in batch.labels.tolist()]
             text = clip.encode_text([f"a photo of a {name}." for name in names])
             loss = contrastive.clip_loss(image, text, clip.logit_scale.exp())
             plain.zero_grad()
@@ -120,10 +120,10 @@ def main() -> None:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for method in METHODS:
-            lab, update, batches = prepared(method, arguments.batch, Path(folder) / method)
-            loss_share(lab, batches, 3)
-            found[f"loss_{method}"] = loss_share(lab, batches, arguments.steps)
-            found[f"loop_{method}"] = loop_ratio(lab, update, batches, arguments.steps)
+            context, update, batches = prepared(method, arguments.batch, Path(folder) / method)
+            loss_share(context, batches, 3)
+            found[f"loss_{method}"] = loss_share(context, batches, arguments.steps)
+            found[f"loop_{method}"] = loop_ratio(context, update, batches, arguments.steps)
             print(
                 f"{method}: loss {found[f'loss_{method}']:.2%} of forward + backward,"
                 f" loop {found[f'loop_{method}']:.3f} of a plain one with CLIP's loss",

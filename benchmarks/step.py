@@ -43,10 +43,10 @@ from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training import activation_cache
-from everclip.training.context import Lab
+from everclip.training.context import Context
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
-from everclip.training.recorder import Record
+from everclip.training.recorder import Recorder
 from everclip.training.restore import grow, load_model
 from everclip.training.step import step
 
@@ -84,7 +84,7 @@ def weights(model: str, folder: Path) -> str:
 class Ours:
     """This package's step, in a run before its first."""
 
-    lab: Lab
+    context: Context
     update: Update
     batches: Iterator[Batch]
 
@@ -114,32 +114,34 @@ class Ours:
         clip = load_model(plan, model)
         loader = activation_cache.loader(plan, clip, run.path, Progress())
         task = plan.tasks[0]
-        lab = Lab(plan, clip, plan.method, plan.empty_memory(), loader, Record([task]), run, Progress())
+        context = Context(
+            plan, clip, plan.method, plan.empty_memory(), loader, Recorder([task]), run, Progress()
+        )
         grow(plan, clip, task)
         tuning.begin(clip, tune)
         plan.method.begin_task(clip, task, task.train)
         (phase,) = plan.method.phases(task)
         update = Update(clip, plan.method, phase, run.config.train, STEPS, shard)
         current = np.ones(len(task.train), dtype=bool)
-        return cls(lab, update, loader.batches(task.train, current, phase, 0, 0, STEPS))
+        return cls(context, update, loader.batches(task.train, current, phase, 0, 0, STEPS))
 
     def step(self, precision: str) -> Callable[[], None]:
         """A step in this precision; its batch is at hand."""
-        config, batch, task = self.lab.run.config, next(self.batches), self.lab.plan.tasks[0]
+        config, batch, task = self.context.run.config, next(self.batches), self.context.plan.tasks[0]
         train = config.train.model_copy(update={"precision": precision})
-        self.lab.run.config = config.model_copy(update={"train": train})
-        (phase,) = self.lab.method.phases(task)
-        return lambda: step(self.lab, self.update, batch, phase, task)
+        self.context.run.config = config.model_copy(update={"train": train})
+        (phase,) = self.context.method.phases(task)
+        return lambda: step(self.context, self.update, batch, phase, task)
 
 
 class Plain:
     """A loop as it is usually written, on the weights of one of ours."""
 
     def __init__(self, ours: Ours) -> None:
-        self._clip, self._batches = ours.lab.clip, ours.batches
+        self._clip, self._batches = ours.context.clip, ours.batches
         self._model: Any = self._clip.model
         self._tokenize: Any = self._clip._tokenizer  # pyright: ignore[reportPrivateUsage]
-        self._names = ours.lab.plan.prompts.names
+        self._names = ours.context.plan.prompts.names
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-7, weight_decay=0.1)
 
     def step(self) -> Callable[[], None]:
@@ -216,7 +218,7 @@ def measured(model: str, rounds: int, folder: Path) -> dict[str, float]:
         found[variant] = median(base / own for base, own in pairs)
         own = median(seconds[variant])
         share = f"{counted[variant] / own / limit['bf16' if variant.endswith('bf16') else 'fp32']:.0%}"
-        share = "" if is_convolutional(ours["full"].lab.clip.model.visual) else share
+        share = "" if is_convolutional(ours["full"].context.clip.model.visual) else share
         print(f"| {variant} | {own:.3f} s | {found[variant]:.2f} | {share} |", flush=True)
     return {variant: round(found[variant], 3) for variant in VARIANTS}
 

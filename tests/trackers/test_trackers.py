@@ -164,7 +164,7 @@ def test_a_tracker_that_fails_is_let_go(
         tell(config, tmp_path, [{"event": "start"}, {"event": "step"}, {"event": "stage"}])
     assert (tmp_path / "told").read_text() == "startstep"
     assert [record.getMessage() for record in caplog.records] == [
-        "my_trackers.failing is told no more of this run: OSError: the disk is full"
+        "my_trackers.failing failed and is disabled for this run: OSError: the disk is full"
     ]
     tell(config, tmp_path, [{"event": "start"}])
     assert "RuntimeError: closed twice" in caplog.text
@@ -182,7 +182,9 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     failing = run(tmp_path / "x", *words, "trackers=my_trackers.failing")
     assert (tmp_path / "x" / "told").read_text() == "startstep"
     told = (tmp_path / "x" / "run.log").read_text()
-    assert told.count("my_trackers.failing is told no more of this run: OSError: the disk is full") == 1
+    assert (
+        told.count("my_trackers.failing failed and is disabled for this run: OSError: the disk is full") == 1
+    )
     assert timeless(failing) == timeless(run(tmp_path / "alone", *words))
 
 

@@ -151,13 +151,13 @@ def test_saved_every_few_steps(tmp_path: Path, tokens: list[str], monkeypatch: p
 
 def test_saved_by_the_clock(tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[str] = []
-    commit = loop.Keeper._save
+    commit = loop.Checkpointer._save
 
-    def noting(self: loop.Keeper, place: Any, update: Any) -> None:
+    def noting(self: loop.Checkpointer, place: Any, update: Any) -> None:
         commits.append(place.name)
         commit(self, place, update)
 
-    monkeypatch.setattr(loop.Keeper, "_save", noting)
+    monkeypatch.setattr(loop.Checkpointer, "_save", noting)
     run(tmp_path / "run", *tokens, "checkpoint.every=minutes:1")
     assert not commits
     clock = iter(range(0, 100_000, 61))

@@ -23,7 +23,7 @@ from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.training import loop
-from everclip.training.context import Lab
+from everclip.training.context import Context
 from everclip.training.nonfinite import IN_A_ROW, NonFinite
 from everclip.training.optim import Update
 from everclip.training.restore import grow
@@ -38,12 +38,12 @@ METHODS = [
     "ewc method.head=linear",
     "cassle method.objective=sogclr",
 ]
-Poison = Callable[[Lab, pytest.MonkeyPatch, float], None]
+Poison = Callable[[Context, pytest.MonkeyPatch, float], None]
 
 
 def poison_features(name: str) -> Poison:
-    def poison(lab: Lab, patch: pytest.MonkeyPatch, value: float) -> None:
-        encode = lab.method.encode
+    def poison(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
+        encode = context.method.encode
 
         def poisoned(*args: Any) -> dict[str, Tensor]:
             features = encode(*args)
@@ -52,36 +52,36 @@ def poison_features(name: str) -> Poison:
             spoilt.view(-1)[-1] = value
             return features | {key: spoilt}
 
-        patch.setattr(lab.method, "encode", poisoned)
+        patch.setattr(context.method, "encode", poisoned)
 
     return poison
 
 
-def poison_tower(lab: Lab, patch: pytest.MonkeyPatch, value: float) -> None:
-    encode = lab.clip.model.encode_image
-    patch.setattr(lab.clip.model, "encode_image", lambda images: encode(images) + value)
+def poison_tower(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
+    encode = context.clip.model.encode_image
+    patch.setattr(context.clip.model, "encode_image", lambda images: encode(images) + value)
 
 
-def poison_loss(lab: Lab, patch: pytest.MonkeyPatch, value: float) -> None:
+def poison_loss(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
     """As an overflow would: the real loss is called, and has changed its state."""
-    loss = lab.method.loss
-    patch.setattr(lab.method, "loss", lambda *args: {k: v * value for k, v in loss(*args).items()})
+    loss = context.method.loss
+    patch.setattr(context.method, "loss", lambda *args: {k: v * value for k, v in loss(*args).items()})
 
 
-def poison_penalty(lab: Lab, patch: pytest.MonkeyPatch, value: float) -> None:
-    patch.setattr(lab.method, "penalty", lambda clip: {"penalty": clip.logit_scale.detach() * value})
+def poison_penalty(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
+    patch.setattr(context.method, "penalty", lambda clip: {"penalty": clip.logit_scale.detach() * value})
 
 
-def poison_gradient(lab: Lab, patch: pytest.MonkeyPatch, value: float) -> None:
+def poison_gradient(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
     """The loss is finite, and the gradient of a tower's parameter is not."""
-    encode = lab.method.encode
+    encode = context.method.encode
 
     def poisoned(clip: Any, *args: Any) -> dict[str, Tensor]:
         features = encode(clip, *args)
         features["image"].register_hook(lambda gradient: gradient * value)
         return features
 
-    patch.setattr(lab.method, "encode", poisoned)
+    patch.setattr(context.method, "encode", poisoned)
 
 
 WAYS: dict[str, tuple[Poison, str]] = {
@@ -98,29 +98,29 @@ WAYS: dict[str, tuple[Poison, str]] = {
 class Bench:
     """A run in the middle of its first phase, one step at a time."""
 
-    lab: Lab
+    context: Context
     update: Update
     batches: Iterator[Batch]
     phase: Phase
 
     def go(self) -> None:
-        step(self.lab, self.update, next(self.batches), self.phase, self.lab.plan.tasks[0])
+        step(self.context, self.update, next(self.batches), self.phase, self.context.plan.tasks[0])
 
     def state(self) -> dict[str, Any]:
         """All that must not learn of a bad step."""
-        lab = self.lab
+        context = self.context
         return copy.deepcopy(
             {
-                "weights": lab.clip.state_dict(),
-                "method": lab.method.state_dict(),
+                "weights": context.clip.state_dict(),
+                "method": context.method.state_dict(),
                 "optimizer": self.update.optimizer.state_dict()["state"],
-                "memory": lab.memory.state_dict(),
-                "steps": lab.record.optimizer_steps,
+                "memory": context.memory.state_dict(),
+                "steps": context.record.optimizer_steps,
             }
         )
 
     def log(self) -> list[dict[str, Any]]:
-        lines = (self.lab.run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.context.run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
 
@@ -133,15 +133,15 @@ def bench(tmp_path: Path, toy: str, photos: str) -> Iterator[Callable[..., Bench
         words = (f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2", "train.batch_size=6")
         opened = Run.open(configured(*words, *options, *tokens, f"out={tmp_path / str(len(runs))}"))
         runs.append(opened.__enter__())
-        lab, _ = loop._start(opened, Progress(), Stop())
-        task = lab.plan.tasks[0]
-        grow(lab.plan, lab.clip, task)
-        lab.method.begin_task(lab.clip, task, task.train)
-        phase = lab.method.phases(task)[0]
-        lab.method.begin_phase(lab.clip, phase)
-        update = Update(lab.clip, lab.method, phase, lab.run.config.train, 1000)
+        context, _ = loop._start(opened, Progress(), Stop())
+        task = context.plan.tasks[0]
+        grow(context.plan, context.clip, task)
+        context.method.begin_task(context.clip, task, task.train)
+        phase = context.method.phases(task)[0]
+        context.method.begin_phase(context.clip, phase)
+        update = Update(context.clip, context.method, phase, context.run.config.train, 1000)
         current = torch.ones(len(task.train), dtype=torch.bool).numpy()
-        return Bench(lab, update, lab.loader.batches(task.train, current, phase, 0, 0, 1000), phase)
+        return Bench(context, update, context.loader.batches(task.train, current, phase, 0, 0, 1000), phase)
 
     yield make
     for opened in runs:
@@ -168,7 +168,7 @@ def test_a_step_left_out_changes_nothing(method: str, way: str, bench: Callable[
     for value in (float("nan"), float("inf")):
         before, done, lines = made.state(), made.update.done, len(made.log())
         with pytest.MonkeyPatch.context() as patch:
-            poison(made.lab, patch, value)
+            poison(made.context, patch, value)
             made.go()
         assert equal(made.state(), before)
         assert made.update.done == done + 1
@@ -177,8 +177,8 @@ def test_a_step_left_out_changes_nothing(method: str, way: str, bench: Callable[
         assert re.search(reason, line["reason"])
     made.go()
     assert not equal(made.state(), before)
-    assert (made.lab.record.skipped_steps, made.lab.record.skipped_in_a_row) == (2, 0)
-    assert all(p.isfinite().all() for p in made.lab.clip.parameters())
+    assert (made.context.record.skipped_steps, made.context.record.skipped_in_a_row) == (2, 0)
+    assert all(p.isfinite().all() for p in made.context.clip.parameters())
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -187,7 +187,7 @@ def test_a_step_that_stops_the_run_leaves_the_weights(way: str, bench: Callable[
     poison, reason = WAYS[way]
     made.go()
     before = made.state()
-    poison(made.lab, pytest.MonkeyPatch(), float("inf"))
+    poison(made.context, pytest.MonkeyPatch(), float("inf"))
     with pytest.raises(NonFinite, match=reason) as error:
         made.go()
     assert "at step 2 of task 1 (ids of its first images: " in str(error.value)
@@ -206,12 +206,14 @@ def test_a_hundred_bad_steps_are_all_left_out(bench: Callable[..., Bench]) -> No
         made.go()
         before = made.state()
         with pytest.MonkeyPatch.context() as patch:
-            ways[number % len(ways)](made.lab, patch, [float("nan"), float("inf"), -float("inf")][number % 3])
+            ways[number % len(ways)](
+                made.context, patch, [float("nan"), float("inf"), -float("inf")][number % 3]
+            )
             made.go()
         after = made.state()
         assert [key for key in after if not equal(after[key], before[key])] == [], number
-    assert made.lab.record.skipped_steps == 100
-    assert made.lab.record.optimizer_steps == 100
+    assert made.context.record.skipped_steps == 100
+    assert made.context.record.optimizer_steps == 100
     assert sum(line["event"] == "skipped" for line in made.log()) == 100
 
 
@@ -220,7 +222,7 @@ def test_a_buffer_too_large_to_be_copied_stops(
 ) -> None:
     monkeypatch.setattr("everclip.training.nonfinite._COPIED_BYTES", 0)
     made = bench("gcl method.temperature=learnable", "train.nonfinite=skip")
-    poison_loss(made.lab, monkeypatch, float("nan"))
+    poison_loss(made.context, monkeypatch, float("nan"))
     with pytest.raises(
         RunError, match=r'the loss has changed "tau", which cannot be undone: write train\.nonf'
     ):

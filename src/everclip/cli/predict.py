@@ -50,7 +50,7 @@ def predict(
     files
         Pictures, folders of them, or - for a list of paths on standard input.
     top
-        So many classes a picture, the most probable first.
+        Number of classes per image, the most probable first.
     reject_below
         Say "none" where the most probable class is less probable than this, 0..1.
     classes

@@ -32,7 +32,8 @@ class Knobs:
         Parameter(help="Go on where --test has no image of an old class, so that max-drop says nothing."),
     ] = False
     exemplars: Annotated[
-        int, Parameter(help="Images a class to keep for later updates, a quarter of them for checks alone.")
+        int,
+        Parameter(help="Exemplars per class to keep for later updates, a quarter of them for checks alone."),
     ] = 10
     method: Annotated[
         str,

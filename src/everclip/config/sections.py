@@ -133,9 +133,7 @@ class Train(Section):
     lr_text: float | None = Field(default=None, ge=0, description="of the text tower; 0 freezes it")
     lr_head: float | None = Field(default=None, gt=0, description="learning rate of newly initialised heads")
     weight_decay: float | None = Field(default=None, ge=0, description="of AdamW, on matrices only")
-    warmup: float = Field(
-        default=0.1, ge=0, le=1, description="share of a task's steps with a rising learning rate"
-    )
+    warmup: float = Field(default=0.1, ge=0, le=1, description="fraction of steps used for warm-up")
     clip_norm: float | None = Field(default=1.0, gt=0, description="largest gradient norm; none is no limit")
     precision: Literal["fp32", "bf16", "bf16_text", "auto"] = Field(
         default="fp32",

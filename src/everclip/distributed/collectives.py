@@ -121,7 +121,7 @@ def gathered_mask(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
 
 
 def told(value: Any) -> list[Any]:
-    """What each process says: JSON. Waits long."""
+    """All-gather a JSON value (30 min timeout)."""
     if size() == 1:
         return [value]
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -163,7 +163,7 @@ def most(*values: int) -> tuple[int, ...]:
 
 
 def wait() -> None:
-    """Until all processes are here. Waits long."""
+    """Barrier (30 min timeout)."""
     told(None)
 
 

@@ -35,7 +35,7 @@ __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
 CARD_FILE = "everclip.json"
-"""In folders that everclip has written (card.py)."""
+"""In folders that everclip has written (runs/card.py)."""
 _PROBE_SECONDS = 3.0
 _REMEDY = (
     "use local-dir:FOLDER with a downloaded copy, set HF_HOME to a cache that holds it "

@@ -4,7 +4,7 @@
 
 The last number is the hash of the rest, and the file must be, byte for byte, what its content is written as: so no
 byte of a checkpoint can change unnoticed. ``on`` names the checkpoints that it stands on, and is of no use without.
-Files are written into a temporary folder (durable.py), hashed and brought to the disk (fsync); then the manifest is;
+Files are written into a temporary folder (atomic.py), hashed and brought to the disk (fsync); then the manifest is;
 then the folder gets its name (rename), and its parent is brought to the disk. Whenever the power fails, the folder is
 there as a whole or not at all.
 

@@ -72,4 +72,6 @@ class _Careful(Tracker):
     def _give_up(self, error: Exception) -> None:
         self._failed = True
         reason = " ".join(str(error).split())[:200]
-        log.warning("%s is told no more of this run: %s: %s", self._name, type(error).__name__, reason)
+        log.warning(
+            "%s failed and is disabled for this run: %s: %s", self._name, type(error).__name__, reason
+        )

@@ -1,4 +1,4 @@
-"""Where a run stands, saved and brought back: between two tasks, between two phases, after any step.
+"""Save and restore training progress: between two tasks, between two phases, after any step.
 
 What a method makes when a task or a phase begins (teachers, class counts, label sets) is no part of its state. A run
 that goes on in the middle of a task makes it again, and on the very model that it was made on: the one before the
@@ -22,13 +22,13 @@ from everclip.models.savable import savable, save_state
 from everclip.runs import card as cards
 from everclip.system.checkpoint import Place, amend
 from everclip.system.signals import Stop
-from everclip.training.context import Lab
+from everclip.training.context import Context
 from everclip.training.optim import Update
 from everclip.training.plan import card_of
 from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
 
 
-class Keeper:
+class Checkpointer:
     """Saves a run, and brings it back to where it stopped.
 
     Args:
@@ -38,27 +38,27 @@ class Keeper:
         place: where the run stands, as far as it is saved.
     """
 
-    def __init__(self, lab: Lab, stop: Stop, trail: Sequence[Saved]) -> None:
-        self.lab = lab
+    def __init__(self, context: Context, stop: Stop, trail: Sequence[Saved]) -> None:
+        self.context = context
         self.stop = stop
         self.place = trail[-1].place if trail else Place(0)
         self._trail = {saved.place: saved for saved in trail[1:]}
         self._target = self.place if self._trail else None
         self._on = [saved.place for saved in trail if not saved.place.step]
         self._moved = bool(self._trail)
-        self._kind, _, number = lab.run.config.checkpoint.every.partition(":")
+        self._kind, _, number = context.run.config.checkpoint.every.partition(":")
         self._number = int(number or 0)
         self._steps, self._saved_at = 0, time.monotonic()
 
     def finish(self, stage: int) -> None:
         """Save the run after task ``stage``, -1 before the first: the model as a ``local-dir:``, and what is kept."""
-        lab = self.lab
-        state = self._state() | {"memory": lab.memory.state_dict(), "tasks": lab.plan.class_names()}
+        context = self.context
+        state = self._state() | {"memory": context.memory.state_dict(), "tasks": context.plan.class_names()}
 
         def model(folder: Path) -> None:
-            lab.clip.save(folder)
+            context.clip.save(folder)
             if stage >= 0:  # what the model is used by, without its training images
-                cards.write(folder, card_of(lab.plan, stage + 1))
+                cards.write(folder, card_of(context.plan, stage + 1))
 
         self._commit(Place(stage + 1), model, state)
         self._on, self._moved = [self.place], False
@@ -66,12 +66,12 @@ class Keeper:
     def scored(self) -> None:
         """Add to the checkpoint of the finished task what its test has given."""
         content = {key: value for key, value in self._state().items() if key != "method"}
-        if self.lab.run.writes:
-            amend(self.lab.run.store.folder(self.place), RECORD, json.dumps(content).encode())
+        if self.context.run.writes:
+            amend(self.context.run.store.folder(self.place), RECORD, json.dumps(content).encode())
 
     def enter(self, phase: int) -> None:
         """A phase is about to begin: save how, or bring it back where the run stopped later than that."""
-        freeze(self.lab.plan, self.lab.clip)
+        freeze(self.context.plan, self.context.clip)
         start = Place(self.place.task, phase)
         if start in self._trail:
             self._bring_back(self._trail.pop(start))
@@ -115,18 +115,18 @@ class Keeper:
             self.stop.check()
 
     def _state(self) -> dict[str, Any]:
-        lab = self.lab
+        context = self.context
         return {
-            "log_bytes": lab.run.log_bytes(),
-            "method": lab.method.state_dict(),
-            "record": lab.record.state_dict(),
-            "skipped": lab.loader.pixels.skipped(),
+            "log_bytes": context.run.log_bytes(),
+            "method": context.method.state_dict(),
+            "record": context.record.state_dict(),
+            "skipped": context.loader.pixels.skipped(),
         }
 
     def _save(self, place: Place, update: Update | None) -> None:
         """Save a place within a task."""
-        clip = self.lab.clip
-        device = (self.lab if update is None else update).clip.device
+        clip = self.context.clip
+        device = (self.context if update is None else update).clip.device
         if update is not None:
             update.collect()
         random = {"cpu": torch.get_rng_state()}
@@ -144,22 +144,22 @@ class Keeper:
             model(folder)
             save_state(state, folder / STATE)
 
-        if self.lab.run.writes:
-            self.lab.run.store.commit(place, write, [] if place.whole else self._on)
+        if self.context.run.writes:
+            self.context.run.store.commit(place, write, [] if place.whole else self._on)
         collectives.wait()  # the others must not go on without it
         self.place = place
         self._steps, self._saved_at = 0, time.monotonic()
 
     def _bring_back(self, saved: Saved, update: Update | None = None) -> None:
         """Make weights, state and random numbers those of a place within the task."""
-        lab, state = self.lab, saved.state
+        context, state = self.context, saved.state
         with fitting(saved.folder):
-            lab.clip.model.load_state_dict(load_file(saved.folder / WEIGHTS))
-            lab.method.load_state_dict(state["method"])
-            lab.record.load_state_dict(state["record"])
-            lab.loader.pixels.mark_broken(state["skipped"])
+            context.clip.model.load_state_dict(load_file(saved.folder / WEIGHTS))
+            context.method.load_state_dict(state["method"])
+            context.record.load_state_dict(state["record"])
+            context.loader.pixels.mark_broken(state["skipped"])
             torch.set_rng_state(state["random"]["cpu"])
-            device = (lab if update is None else update).clip.device
+            device = (context if update is None else update).clip.device
             if "cuda" in state["random"] and device.type == "cuda":
                 torch.cuda.set_rng_state(state["random"]["cuda"], device)
             if update is not None:

@@ -1,4 +1,4 @@
-"""What the loop works with."""
+"""Hold everything one training run needs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from everclip.models.clip import Clip
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.training.plan import Plan
-from everclip.training.recorder import Record
+from everclip.training.recorder import Recorder
 
 
 @dataclass(eq=False)
-class Lab:
+class Context:
     """A plan with its model: what the loop works with."""
 
     plan: Plan
@@ -23,6 +23,6 @@ class Lab:
     method: Method
     memory: Memory
     loader: Loader
-    record: Record
+    record: Recorder
     run: Run
     progress: Progress

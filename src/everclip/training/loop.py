@@ -25,14 +25,14 @@ from everclip.runs.run import Clock, Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.training import activation_cache, fork, frozen, noted, references
-from everclip.training.checkpointer import Keeper
-from everclip.training.context import Lab
+from everclip.training.checkpointer import Checkpointer
+from everclip.training.context import Context
 from everclip.training.disk import check_room, room, writing
 from everclip.training.evaluate import evaluate
 from everclip.training.extract import spread, unreadable
 from everclip.training.optim import Update
 from everclip.training.plan import Plan, check
-from everclip.training.recorder import Record, environment
+from everclip.training.recorder import Recorder, environment
 from everclip.training.restore import fitting, freeze, grow, load_model, read, restore
 from everclip.training.step import step
 
@@ -51,70 +51,75 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
         RunError: the loss is not finite, no image can be read, or the disk is full.
     """
     with writing(run.path):
-        lab, keeper = _start(run, progress, stop or Stop())
-        clip, method, loader, record = lab.clip, lab.method, lab.loader, lab.record
-        tasks = lab.plan.tasks
+        context, checkpointer = _start(run, progress, stop or Stop())
+        clip, method, loader, record = context.clip, context.method, context.loader, context.record
+        tasks = context.plan.tasks
         for task in tasks[record.stages :]:
-            if keeper.place.task == task.index:  # else it was stopped while it was tested
-                with keeper.stop.held():
-                    learn(lab, keeper, task)
+            if checkpointer.place.task == task.index:  # else it was stopped while it was tested
+                with checkpointer.stop.held():
+                    learn(context, checkpointer, task)
             scores = evaluate(
                 clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
             )
-            _close_stage(lab, keeper, task, record.end_stage(task, scores, lab.memory, method.state_bytes()))
+            _close_stage(
+                context,
+                checkpointer,
+                task,
+                record.end_stage(task, scores, context.memory, method.state_bytes()),
+            )
         if record.scores is None:  # stopped between its last checkpoint and its results
             record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
-        results = record.results(lab.plan, method, lab.memory, loader)
+        results = record.results(context.plan, method, context.memory, loader)
         run.log("end", seconds=results["seconds"])
         record.write(run, results)
     return results
 
 
-def learn(lab: Lab, keeper: Keeper, task: Task) -> None:
+def learn(context: Context, checkpointer: Checkpointer, task: Task) -> None:
     """Train on a task, phase by phase; then choose its exemplars, and save the run."""
-    clip, method, memory, loader = lab.clip, lab.method, lab.memory, lab.loader
-    lab.record.begin_stage()
+    clip, method, memory, loader = context.clip, context.method, context.memory, context.loader
+    context.record.begin_stage()
     loader.prepare(task.train + memory.images())
     new, old = loader.pixels.readable(task.train), memory.images()
     images, current = new + old, np.arange(len(new) + len(old)) < len(new)
-    grow(lab.plan, clip, task)
-    tuning.begin(clip, lab.run.config.tune)
+    grow(context.plan, clip, task)
+    tuning.begin(clip, context.run.config.tune)
     method.begin_task(clip, task, images)
     for index, phase in enumerate(method.phases(task)):
         counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
-        steps = lab.plan.steps(phase, counts[phase.data])
+        steps = context.plan.steps(phase, counts[phase.data])
         if steps == 0:
             continue
-        keeper.enter(index)
+        checkpointer.enter(index)
         phase = replace(phase, steps=steps)
         method.begin_phase(clip, phase)
-        shard = lab.run.config.distributed.shard and collectives.size() > 1
-        update = Update(clip, method, phase, lab.run.config.train, steps, shard)
-        lab.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
-        done = keeper.resume(update, index, steps)
-        lab.progress.start(f"{task.name} of {len(lab.plan.tasks)}: {phase.name}", steps, done)
+        shard = context.run.config.distributed.shard and collectives.size() > 1
+        update = Update(clip, method, phase, context.run.config.train, steps, shard)
+        context.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
+        done = checkpointer.resume(update, index, steps)
+        context.progress.start(f"{task.name} of {len(context.plan.tasks)}: {phase.name}", steps, done)
         for batch in loader.batches(images, current, phase, task.index, index, steps, done):
-            step(lab, update, batch, phase, task)
-            keeper.step(update, index, batch.number + 1)
+            step(context, update, batch, phase, task)
+            checkpointer.step(update, index, batch.number + 1)
         update.close()
     if not len(new := loader.pixels.readable(new)):
         raise unreadable(task)
     tuning.end(clip)
     gone = memory.update(
         new,
-        len(seen(lab.plan.tasks[: task.index + 1])),
-        lambda images: _features(lab, images),
-        lambda images: _scores(lab, images),
+        len(seen(context.plan.tasks[: task.index + 1])),
+        lambda images: _features(context, images),
+        lambda images: _scores(context, images),
     )
     method.drop(gone)
     method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
     loader.drop(gone)
-    freeze(lab.plan, clip)
-    keeper.finish(task.index)
+    freeze(context.plan, clip)
+    checkpointer.finish(task.index)
 
 
-def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
-    """The lab at the run's newest checkpoint, or before its first task."""
+def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpointer]:
+    """The context at the run's newest checkpoint, or before its first task."""
     config, record_clock = run.config, Clock()
     plan = Plan.of(config)
     check(plan)
@@ -130,9 +135,9 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     pixels = loader.pixels
     progress.start("reading images", sum(map(len, parts)))
     pixels.preload(parts, lambda done: progress.step(count=done))
-    method, memory, record = plan.method, plan.empty_memory(), Record(plan.tasks, images)
-    lab = Lab(plan, clip, method, memory, loader, record, run, progress)
-    keeper = Keeper(lab, stop, trail)
+    method, memory, record = plan.method, plan.empty_memory(), Recorder(plan.tasks, images)
+    context = Context(plan, clip, method, memory, loader, record, run, progress)
+    checkpointer = Checkpointer(context, stop, trail)
     if pixels.broken:
         log.warning("%d broken images are skipped; run.log names them", len(pixels.broken))
     record.clock = record_clock
@@ -144,8 +149,8 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
                 saved["memory"], sum((t.train for t in plan.tasks[1:]), plan.tasks[0].train)
             )
             record.load_state_dict(saved["record"])
-        progress.say(f"continued {keeper.place.words([task.name for task in plan.tasks])}")
-        return lab, keeper
+        progress.say(f"continued {checkpointer.place.words([task.name for task in plan.tasks])}")
+        return context, checkpointer
     # what cannot be is said before the pretrained model is tested on everything
     tuning.check(clip, config.tune)
     if method.trains:
@@ -157,36 +162,38 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Lab, Keeper]:
     record.set_zero_shot(evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader))
     if config.center and not clip.centered:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
-    _measure_frozen(lab)
+    _measure_frozen(context)
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
-    keeper.finish(-1)
-    return lab, keeper
+    checkpointer.finish(-1)
+    return context, checkpointer
 
 
-def _measure_frozen(lab: Lab) -> None:
+def _measure_frozen(context: Context) -> None:
     """Measure the second reference beside zero-shot, where the config asks for it, and say what it is."""
-    plan, clock = lab.plan, Clock()
+    plan, clock = context.plan, Clock()
     if not references.wanted(plan.config, plan.sizes()):
         return
-    found = lab.record.frozen = frozen.reference(lab.clip, plan.prompts, plan.tasks, lab.loader)
-    lab.progress.say(
+    found = context.record.frozen = frozen.reference(context.clip, plan.prompts, plan.tasks, context.loader)
+    context.progress.say(
         f"frozen features without training: {found['frozen_features']:.1%} in the end"
         f" ({found['frozen_features_methods'][-1]}), {clock.seconds():.0f} s"
     )
 
 
-def _features(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
+def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
     """The method's features of readable images, for memory policies that choose by them."""
-    clip = lab.clip
-    found = spread(lab.loader, images, lambda batch: lab.method.features(clip, clip.normalise(batch.images)))
+    clip = context.clip
+    found = spread(
+        context.loader, images, lambda batch: context.method.features(clip, clip.normalise(batch.images))
+    )
     assert found is not None, "images that can be read"
     return found[0].double().numpy()
 
 
-def _scores(lab: Lab, images: ImageSet) -> NDArray[np.float64]:
+def _scores(context: Context, images: ImageSet) -> NDArray[np.float64]:
     """The method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
-    known = lab.method.scores(lab.clip, lab.loader.plain(images))
+    known = context.method.scores(context.clip, context.loader.plain(images))
     return np.array([known.get(sample, 0.0) for sample in images.ids.tolist()])
 
 
@@ -198,14 +205,14 @@ def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]
     return found[0].mean(0)
 
 
-def _close_stage(lab: Lab, keeper: Keeper, task: Task, line: dict[str, Any]) -> None:
+def _close_stage(context: Context, checkpointer: Checkpointer, task: Task, line: dict[str, Any]) -> None:
     """Log a finished stage, note in its checkpoint that it was tested, and say how it went."""
-    lab.run.log("stage", **line)
-    keeper.scored()
-    bases = [f"zero-shot {lab.record.zero_shot['after_stage'][task.index]:.1%}"]
-    if after := lab.record.frozen["frozen_features_after_stage"]:
+    context.run.log("stage", **line)
+    checkpointer.scored()
+    bases = [f"zero-shot {context.record.zero_shot['after_stage'][task.index]:.1%}"]
+    if after := context.record.frozen["frozen_features_after_stage"]:
         bases.append(f"frozen features {after[task.index]:.1%}")
-    lab.progress.say(
+    context.progress.say(
         f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far ({', '.join(bases)}),"
         f" memory {line['memory']['count']}, {line['seconds']:.0f} s"
     )

@@ -39,7 +39,7 @@ NOT_MEASURED: dict[str, Any] = dict.fromkeys(
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
 
-class Record:
+class Recorder:
     """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so a resume goes on counting.
 
     Args:

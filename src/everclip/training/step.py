@@ -14,7 +14,7 @@ from everclip.errors import RunError
 from everclip.methods.base.method import to_device
 from everclip.models import precision
 from everclip.models.precision import Precision
-from everclip.training.context import Lab
+from everclip.training.context import Context
 from everclip.training.nonfinite import IN_A_ROW, NonFinite, check, located, undoable
 from everclip.training.optim import Update
 
@@ -22,47 +22,47 @@ LINES_A_STAGE = 20
 """Lines of class weights and class losses in the log per stage, about."""
 
 
-def step(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task) -> None:
+def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Task) -> None:
     """Train on one batch.
 
     Raises:
         NonFinite: features, loss or gradient are not, and nothing has changed; with ``train.nonfinite=skip`` that is
             logged, up to ten times in a row.
     """
-    skipping = lab.run.config.train.nonfinite == "skip"
+    skipping = context.run.config.train.nonfinite == "skip"
     state: AbstractContextManager[Callable[[], None] | None] = (
-        undoable(lab.method) if skipping else nullcontext()
+        undoable(context.method) if skipping else nullcontext()
     )
     batch = to_device(batch, update.clip.device)
     with state as undo, update.answered():
         try:
-            losses, numbers = _train(lab, update, batch, phase, task)
+            losses, numbers = _train(context, update, batch, phase, task)
         except NonFinite as error:
             if undo is None:
                 raise
             undo()
-            _skip(lab, update, batch, phase, task, error)
+            _skip(context, update, batch, phase, task, error)
             return
-    lab.method.after_step(update.clip)
-    lab.record.step(len(batch))
-    lab.run.log(
+    context.method.after_step(update.clip)
+    context.record.step(len(batch))
+    context.run.log(
         "step",
-        **_place(lab, update, batch, phase, task),
+        **_place(context, update, batch, phase, task),
         loss=losses,
         **numbers,
-        images_per_second=round(lab.record.images_per_second(), 1),
-        diagnostics=lab.method.diagnostics(),
+        images_per_second=round(context.record.images_per_second(), 1),
+        diagnostics=context.method.diagnostics(),
     )
     if (update.done - 1) % max(1, update.steps // LINES_A_STAGE) == 0:
-        _log_classes(lab, task)
-    lab.progress.step(f"loss {sum(losses.values()):.4f}")
+        _log_classes(context, task)
+    context.progress.step(f"loss {sum(losses.values()):.4f}")
 
 
 def _train(
-    lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task
+    context: Context, update: Update, batch: Batch, phase: Phase, task: Task
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The terms of the loss and the numbers of the update. Raises NonFinite before anything has learned from such."""
-    method, clip, kind = lab.method, update.clip, _precision(lab, update)
+    method, clip, kind = context.method, update.clip, _precision(context, update)
     where = f"at step {update.done + 1} of {task.name}"
     ids = batch.ids.tolist()
     # open for the backward pass too, which computes pieces and blocks again
@@ -74,53 +74,53 @@ def _train(
         return update.step(terms, where, ids)
 
 
-def _precision(lab: Lab, update: Update) -> Precision:
+def _precision(context: Context, update: Update) -> Precision:
     """What the towers train in: as configured, or as it was found at the run's first step."""
-    wanted, record = lab.run.config.train.precision, lab.record
+    wanted, record = context.run.config.train.precision, context.record
     if wanted != "auto":
         return wanted
     if record.precision is None:
         choice = precision.Choice(
-            *collectives.from_first([*astuple(precision.choose(lab.clip, update.clip.device))])
+            *collectives.from_first([*astuple(precision.choose(context.clip, update.clip.device))])
         )
         record.precision = choice.precision
-        lab.run.log(
+        context.run.log(
             "precision",
             chosen=choice.precision,
             seconds={kind: getattr(choice, kind) for kind in get_args(Precision)},
         )
-        lab.progress.say(f"train.precision=auto: {choice.precision}{choice.words()}")
+        context.progress.say(f"train.precision=auto: {choice.precision}{choice.words()}")
     return cast("Precision", record.precision)
 
 
-def _place(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task) -> dict[str, int | str]:
+def _place(context: Context, update: Update, batch: Batch, phase: Phase, task: Task) -> dict[str, int | str]:
     return {
         "stage": task.index,
         "phase": phase.name,
         "epoch": batch.key[2],
         "step": update.done - 1,
-        "global_step": lab.record.optimizer_steps - 1,
+        "global_step": context.record.optimizer_steps - 1,
     }
 
 
-def _skip(lab: Lab, update: Update, batch: Batch, phase: Phase, task: Task, error: NonFinite) -> None:
+def _skip(context: Context, update: Update, batch: Batch, phase: Phase, task: Task, error: NonFinite) -> None:
     """Leave a step out: only the schedule goes on. Raises RunError where that is no accident any more."""
     update.skip()
-    lab.record.skip()
-    place = _place(lab, update, batch, phase, task)
-    lab.run.log("skipped", **place, reason=str(error), ids=batch.ids.tolist())
-    if lab.record.skipped_in_a_row >= IN_A_ROW:
+    context.record.skip()
+    place = _place(context, update, batch, phase, task)
+    context.run.log("skipped", **place, reason=str(error), ids=batch.ids.tolist())
+    if context.record.skipped_in_a_row >= IN_A_ROW:
         raise RunError(f"{IN_A_ROW} steps in a row were left out; of the last, {error}")
-    lab.progress.step("left out")
+    context.progress.step("left out")
 
 
-def _log_classes(lab: Lab, task: Task) -> None:
+def _log_classes(context: Context, task: Task) -> None:
     """A line of class weights and one of class losses, where the method has any."""
-    where = {"stage": task.index, "global_step": lab.record.optimizer_steps - 1}
+    where = {"stage": task.index, "global_step": context.record.optimizer_steps - 1}
     for event, name, values in (
-        ("class_weights", "weights", lab.method.class_weights()),
-        ("class_losses", "losses", lab.method.class_losses()),
+        ("class_weights", "weights", context.method.class_weights()),
+        ("class_losses", "losses", context.method.class_losses()),
     ):
         if values:
-            named = {lab.plan.prompts.names[label]: value for label, value in values.items()}
-            lab.run.log(event, **where, **{name: named})
+            named = {context.plan.prompts.names[label]: value for label, value in values.items()}
+            context.run.log(event, **where, **{name: named})

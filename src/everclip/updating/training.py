@@ -23,11 +23,11 @@ from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
-from everclip.training.checkpointer import Keeper
-from everclip.training.context import Lab
+from everclip.training.checkpointer import Checkpointer
+from everclip.training.context import Context
 from everclip.training.loop import learn
 from everclip.training.plan import Plan
-from everclip.training.recorder import Record
+from everclip.training.recorder import Recorder
 from everclip.training.restore import grow
 from everclip.updating.classifiers import Known
 from everclip.updating.rule import Decision
@@ -49,7 +49,7 @@ class Lesson:
     seed: int
 
 
-class Unkept(Keeper):
+class NoCheckpointer(Checkpointer):
     """Saves nothing: an update that is stopped begins again from the deployed model."""
 
     def finish(self, stage: int) -> None:
@@ -96,8 +96,8 @@ def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress)
     memory = Memory("all", lesson.seed, lesson.exemplars)
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(Path(scratch), config)
-        lab = Lab(plan, clip, plan.method, memory, loader, Record(tasks), run, progress)
+        context = Context(plan, clip, plan.method, memory, loader, Recorder(tasks), run, progress)
         for task in tasks[:-1]:
             grow(plan, clip, task)
-        learn(lab, Unkept(lab, Stop(), []), now)
+        learn(context, NoCheckpointer(context, Stop(), []), now)
     return clip
