@@ -64,7 +64,7 @@ class DerExpand(Expand):
     def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in clip.image_parameters())
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b d"]]:
+    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "n d"]]:
         with torch.no_grad():
             older = [clip.encode_image(images, tower) for tower in self.older]
         return [*older, clip.encode_image(images)]

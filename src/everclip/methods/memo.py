@@ -80,5 +80,5 @@ class Memo(Expand):
             if everything or self._split.above(name.removeprefix("visual.")):
                 yield parameter
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b d"]]:
+    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "n d"]]:
         return self._split.encode(clip, images, self.older)

@@ -47,7 +47,7 @@ class Split:
 
     def encode(
         self, clip: Clip, images: Float[Tensor, "b ..."], older: Iterable[nn.Module]
-    ) -> list[Float[Tensor, "b d"]]:
+    ) -> list[Float[Tensor, "n d"]]:
         """Unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
         entered: list[Tensor] = []
         block = clip.model.visual.get_submodule(self.cut)

@@ -66,7 +66,7 @@ class Expand(Method):
         """A frozen copy of what the finished task has of its own."""
 
     @abstractmethod
-    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b d"]]:
+    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "n d"]]:
         """Unit-length features of each extractor, the newest last; with gradient in what trains."""
 
     @abstractmethod
