@@ -38,7 +38,7 @@ def start(count: int, command: list[str], **options: Any) -> list[subprocess.Pop
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], seconds: float = 150) -> list[tuple[int, str, str]]:
+def finish(processes: list[subprocess.Popen[str]], seconds: float = 400) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each process. None is left behind."""
     try:
         found = [process.communicate(timeout=seconds) for process in processes]

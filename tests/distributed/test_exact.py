@@ -121,10 +121,12 @@ def same(
     shared: Path,
     within: float = 1e-5,
     keys: float = 1.0,
+    heads: float | None = None,
 ) -> None:
     """Fails unless two finished runs have learned the same, ``within`` 1e-5.
 
     Args:
+        heads: the bound for a method's head, where that is not twice ``within``.
         keys: times that bound for the keys' bias. It moves no softmax, so what it learns is rounding, of which Adam
             makes a step.
     """
@@ -155,15 +157,15 @@ def same(
             assert torch.allclose(value, other, rtol=within, atol=within), name
         states = [torch.load(folder / "state.pt", weights_only=True) for folder in (mine, theirs)]
         assert states[0]["memory"] == states[1]["memory"]
-        alike(states[0]["method"], states[1]["method"], 2 * within)
+        alike(states[0]["method"], states[1]["method"], 2 * within, heads or 2 * within)
 
 
-def alike(one: Any, two: Any, within: float) -> None:
+def alike(one: Any, two: Any, within: float, heads: float) -> None:
     """Fails unless nested states are the same, ids exactly and numbers nearly."""
     if isinstance(one, dict):
         assert one.keys() == two.keys()
         for key in one:
-            alike(one[key], two[key], within)
+            alike(one[key], two[key], heads if str(key).startswith("head.") else within, heads)
     elif isinstance(one, torch.Tensor):
         assert one.shape == two.shape
         if one.is_floating_point():
