@@ -1,4 +1,4 @@
-"""Whether a run keeps what the frozen part of its model gives, where, and how much that is.
+"""Decide whether a run keeps what the frozen part of its model gives, where, and how much that is.
 
 What is cut off the image tower is decided by the config, the method and the model alone: whoever opens the run later
 has to cut in the same place. Where the activations are kept changes nothing but time; where there is no room for them
@@ -42,7 +42,7 @@ SHARE = 0.8
 
 
 def blocks_above(config: Config, method: Method) -> int | None:
-    """How many last blocks of the image tower stay above the cut; None where it is not cut.
+    """Return how many last blocks of the image tower stay above the cut; None where it is not cut.
 
     Raises:
         UserError: ``cache.trunk=on`` and there is nothing that could be kept, or kept views that would be no views.
@@ -110,7 +110,7 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
 
 @dataclass(frozen=True)
 class Amount:
-    """How many rows of activations a run keeps.
+    """The number of rows of activations that a run keeps.
 
     Args:
         most: at any time, where those are dropped that no later stage sees.
@@ -122,7 +122,7 @@ class Amount:
 
     @classmethod
     def of(cls, plan: Plan) -> Amount:
-        """Of a plan: the images of a task and the memory beside all test images."""
+        """Count for a plan: the images of a task and the memory beside all test images."""
         views = plan.config.cache.views if plan.method.trains else 1
         each = views if views == 1 else views + 1  # the plain picture too
         train, budget = [len(task.train) for task in plan.tasks], plan.budget()
@@ -135,7 +135,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Size:
-    """What the activations of a run take.
+    """The space that the activations of a run take.
 
     Args:
         shape: of a row.
@@ -149,7 +149,7 @@ class Size:
 
     @classmethod
     def of(cls, plan: Plan, clip: Clip) -> Size:
-        """Of a plan with its model, which was cut."""
+        """Measure for a plan with its model, which was cut."""
         assert clip.trunk is not None
         blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
         amount = Amount.of(plan)
@@ -167,14 +167,14 @@ class Size:
         return self.rows * self.row_bytes
 
     def words(self) -> str:
-        """What is kept, for a line."""
+        """Describe in a line what is kept."""
         what = "image features are kept" if self.exact else "activations of the frozen trunk are kept"
         each = f"{_bytes(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
         return f"{what}: {each}, at most {_bytes(self.nbytes)}"
 
 
 def forecast(plan: Plan) -> Size | None:
-    """What a run of the plan will keep, before it starts; None where that is nothing. Loads the model to see.
+    """Forecast what a run of the plan will keep; None where that is nothing. Loads the model to see.
 
     Raises:
         UserError: the model cannot be had, or cannot be cut, as ``cut`` says.
@@ -216,7 +216,7 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
 
 
 def _shown(progress: Progress, name: str) -> Begin:
-    """What has computing activations shown under a name."""
+    """Return a function that shows how the computing of activations goes, under a name."""
 
     def begin(total: int) -> Any:
         progress.start(name, total)
@@ -233,7 +233,7 @@ def _all(plan: Plan, part: str) -> ImageSet:
 def _rows(
     plan: Plan, clip: Clip, size: Size, parts: list[ImageSet], folder: Path, progress: Progress
 ) -> Rows | None:
-    """What the activations are kept in, said in a line; None where there is no room."""
+    """Return the rows that the activations are kept in, said in a line; None where there is no room."""
     cache = plan.config.cache
     if cache.shared:
         about = _about(clip, size, parts, cache.views if plan.method.trains else 1)
@@ -254,7 +254,7 @@ def _rows(
 
 
 def _room(needed: int, folder: Path, plan: Plan, progress: Progress) -> bool:
-    """Whether a disk has room. Raises UserError where it has not, and the rows are what was asked for."""
+    """Return whether a disk has room. Raises UserError where it has not, and the rows are what was asked for."""
     free, cache = _free(folder), plan.config.cache
     if needed <= free:
         return True

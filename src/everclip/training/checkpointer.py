@@ -29,7 +29,7 @@ from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting, fr
 
 
 class Checkpointer:
-    """Saves a run, and brings it back to where it stopped.
+    """Save a run, and bring it back to where it stopped.
 
     Args:
         trail: the checkpoint it goes on from, after those it stands on; empty for a new run.
@@ -70,7 +70,7 @@ class Checkpointer:
             amend(self.context.run.store.folder(self.place), RECORD, json.dumps(content).encode())
 
     def enter(self, phase: int) -> None:
-        """A phase is about to begin: save how, or bring it back where the run stopped later than that."""
+        """Begin a phase: save how, or bring it back where the run stopped later than that."""
         freeze(self.context.plan, self.context.clip)
         start = Place(self.place.task, phase)
         if start in self._trail:
@@ -81,7 +81,9 @@ class Checkpointer:
             self._stop_for(*collectives.most(self.stop.requested or 0))
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
-        """How many batches of a phase, which has begun, are done already; the update goes on after them."""
+        """Return the number of batches of a phase, which has begun, that are done already; the update goes on
+        after them.
+        """
         target = self._target
         if target is None or phase < target.phase:
             return steps if target else 0
@@ -91,7 +93,7 @@ class Checkpointer:
         return target.step
 
     def step(self, update: Update, phase: int, done: int) -> None:
-        """A step is made, ``done`` batches of the phase in all: save where it is time, and stop where that is asked.
+        """Note a step, ``done`` batches of the phase in all: save where it is time, and stop where that is asked.
 
         Raises:
             Stopped: a signal has come; the run is saved.

@@ -1,4 +1,4 @@
-"""Disks that are full: found before a run where that can be, and told in one line where it cannot."""
+"""Find full disks before a run where that can be, and tell of them in one line where it cannot."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def on_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def writing(run: Path) -> Iterator[None]:
-    """Turns what a disk does to a run into a RunError of one line."""
+    """Turn what a disk does to a run into a RunError of one line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -62,7 +62,7 @@ def writing(run: Path) -> Iterator[None]:
 
 
 def what_it_did(error: Exception) -> str | None:
-    """What the disk did or forbade, in words; None where the error is none of a disk's."""
+    """Say what the disk did or forbade, in words; None where the error is none of a disk's."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in _FAILURES else None
     code = _CODE.search(str(error))

@@ -1,4 +1,4 @@
-"""What a run will compute and hold, before it starts: images through the towers, operations, hours, bytes.
+"""Estimate what a run will compute and hold, before it starts: images through the towers, operations, hours, bytes.
 
 An image or a prompt that is trained on counts three forward passes: one forward, two for the backward pass. What a
 method asks of the towers stands in its ``passes``.
@@ -28,7 +28,7 @@ is 11 to 13 % of it; 1,900 images a second on an H100 would be 20 %."""
 
 
 class Card(NamedTuple):
-    """A GPU: the vendor's dense peaks in operations a second."""
+    """A GPU: the vendor's dense peaks in operations per second."""
 
     bf16: float
     fp32: float
@@ -87,7 +87,7 @@ class Work:
         )
 
     def operations(self, costs: Costs, config: Config | None = None) -> float:
-        """In all.
+        """Operations in all.
 
         Args:
             config: what of the towers trains, and what is kept of the rest; default: all of it. That images without
@@ -99,7 +99,7 @@ class Work:
 
 
 def _trained(config: Config, costs: Costs) -> tuple[float, float]:
-    """Shares of the image tower and of the text tower that a config trains, blocks taken to be alike."""
+    """Fractions of the image tower and of the text tower that a config trains, blocks taken to be alike."""
     kind, _, number = config.tune.partition(":")
     if kind == "top":
         return min(1.0, int(number) / costs.blocks[0]), min(1.0, int(number) / costs.blocks[1])
@@ -120,7 +120,7 @@ def _factors(config: Config, costs: Costs) -> tuple[float, float]:
 
 
 def _passes(config: Config) -> tuple[Passes, dict[str, Any]]:
-    """What the config's method asks of the towers, and its options. Imports torch."""
+    """Return what the config's method asks of the towers, and its options. Imports torch."""
     from everclip.methods.base.registry import method_class
 
     name, options = inner(config)
@@ -128,7 +128,7 @@ def _passes(config: Config) -> tuple[Passes, dict[str, Any]]:
 
 
 def counted(config: Config) -> bool:
-    """Whether the config's method says what it asks of the towers; else it counts as one pass an image."""
+    """Return whether the config's method says what it asks of the towers; else it counts as one pass per image."""
     from everclip.methods.base.method import Method
 
     return _passes(config)[0] is not Method.passes
@@ -156,7 +156,7 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
 
 
 def lacking(config: Config) -> str:
-    """What a resolved config lacks for its method to have a defined form, as a message; else empty. Imports torch.
+    """Say what a resolved config lacks for its method to have a defined form; else empty. Imports torch.
 
     Raises:
         UserError: the method or its options are wrong.
@@ -174,7 +174,7 @@ def _method(config: Config) -> Method:
 
 
 def work(config: Config, sizes: Sizes) -> Work:
-    """What a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
+    """Count what a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
     asked, at_once = exemplars(config)
     sizes = sizes.merged() if at_once else sizes
     passes, options = _passes(config)
@@ -203,7 +203,7 @@ def _text(passes: Passes, options: dict[str, Any]) -> Text:
 def _training(
     config: Config, passes: Passes, options: dict[str, Any], stage: int, counts: tuple[int, int, int]
 ) -> Work:
-    """One task: ``counts`` are its new images, exemplars, and classes seen with it."""
+    """The work of one task: ``counts`` are its new images, exemplars, and classes seen with it."""
     new, kept, seen = counts
     train = config.train
     with_gradient, without = passes.towers(stage)
@@ -250,13 +250,13 @@ def published(config: Config) -> Sizes | None:
 
 
 def seconds(operations: float, card: str, precision: str = "bf16", cards: int = 1) -> float:
-    """On cards of a kind, at ``UTILISATION`` of their peak."""
+    """Seconds on cards of a kind, at ``UTILISATION`` of their peak."""
     peak = CARDS[card].bf16 if precision == "bf16" else CARDS[card].fp32
     return operations / (peak * UTILISATION * cards)
 
 
 def duration(seconds: float) -> str:
-    """In words, rounded to what an estimate can say."""
+    """A duration in words, rounded to what an estimate can say."""
     if seconds < 90:
         return "about a minute" if seconds > 30 else "less than a minute"
     if seconds < 90 * 60:
@@ -278,7 +278,7 @@ def device_bytes(config: Config, costs: Costs, sizes: Sizes, batch: int | None =
     """Memory of the device at the last task: weights, gradients, AdamW's two moments, frozen copies, activations.
 
     Args:
-        batch: images a step; default: the config's.
+        batch: images per step; default: the config's.
     """
     passes, options = _passes(config)
     last = len(sizes.train) - 1

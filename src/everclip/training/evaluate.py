@@ -1,4 +1,4 @@
-"""Evaluation after each stage: every seen task, and one ahead."""
+"""Evaluate after each stage: every seen task, and one ahead."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from everclip.training.extract import spread
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a model says of the test images of some tasks.
+    """The scores that a model gives the test images of some tasks.
 
     Args:
         labels: ``[c]`` label of each column, in the order learned.
-        tasks, truth, ids: int64 ``[n]``, one row an image that could be read.
+        tasks, truth, ids: int64 ``[n]``, one row per image that could be read.
         scores: float32 ``[n, c]``.
         to_logits: times this, the scores are logits of a softmax.
     """
@@ -42,7 +42,7 @@ class Scores:
         return np.asarray(self.labels)[self.scores[rows, :among].argmax(axis=1)]
 
     def accuracy(self, task: int, among: int) -> float:
-        """Share of a task's images that are right, among the first ``among`` classes learned."""
+        """Fraction of a task's images that are right, among the first ``among`` classes learned."""
         return self._right(self.tasks == task, among)
 
     def accuracy_up_to(self, task: int, among: int) -> float:

@@ -1,4 +1,4 @@
-"""Rows of many images, each process computing some of them and all having them."""
+"""Compute rows of many images: each process computes some of them, and all have them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"], Int64[Tensor, " n"]]
 
 @torch.inference_mode()
 def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor]) -> Rows | None:
-    """What ``compute`` gives of the images that can be read, in their order; None where there is none.
+    """Compute rows of the images that can be read, in their order; None where there is none.
 
     Processes share the batches, which are those of one process: no image is computed twice or in other company.
     """
@@ -41,5 +41,5 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
 
 
 def unreadable(task: Task) -> RunError:
-    """What ends a run where ``spread`` finds none of a task's training images."""
+    """Return the error that ends a run where ``spread`` finds none of a task's training images."""
     return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")

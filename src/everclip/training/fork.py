@@ -1,4 +1,4 @@
-"""``fork = "RUNS@K"``: a run that begins where another one stood after K tasks, and learns the rest its own way.
+"""Begin a run where another one stood after K tasks (``fork = "RUNS@K"``), and learn the rest its own way.
 
 The other run's checkpoint is copied, with the log up to there, so the new directory needs the old one no more. What
 decides those tasks' images and what the model is must be the same in both; what only acts on training (rates, lengths,
@@ -52,7 +52,7 @@ class Source(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The folder of the run that is forked."""
         return self.run.store.folder(self.place)
 
 

@@ -126,7 +126,7 @@ class Trained:
         return right.index(max(right))
 
     def right(self, form: int, sums: Sums, known: Sequence[int], images: Sequence[Known]) -> int:
-        """How many images one of the forms, solved from some sums, gets right among the labels known."""
+        """Count the images that one of the forms, solved from some sums, gets right among the labels known."""
         solver, columns, count = self._forms[form], torch.tensor(known), 0
         solver.gram, solver.sums, solver.counts = sums.gram, sums.sums, sums.counts
         weight, bias = solver.solve(self._clip, [*known])
@@ -157,5 +157,5 @@ def _features(clip: Clip, loader: Loader, images: ImageSet) -> Rows | None:
 
 
 def _words(name: str, options: dict[str, Any]) -> str:
-    """What asks for a method on the command line."""
+    """Return the words that ask for a method on the command line."""
     return " ".join([f"method={name}", *(f"method.{key}={value:g}" for key, value in options.items())])

@@ -1,4 +1,4 @@
-"""THE loop: every method, every scenario."""
+"""Run the one training loop: every method, every scenario."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of several processes: the first has its directory, the others read it and write nothing."""
+"""Share a run among processes: the first has its directory, the others read it and write nothing."""
 
 from __future__ import annotations
 

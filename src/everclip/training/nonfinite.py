@@ -1,4 +1,4 @@
-"""Steps with nan or inf: found before anything has learned from them, and undone."""
+"""Find steps with nan or inf before anything has learned from them, and undo them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def check(features: Mapping[str, Tensor], where: str, advice: str) -> None:
 
 
 def located(place: str, ids: Iterable[int]) -> str:
-    """Where a step stands and which images it has, for a message."""
+    """Say where a step stands and which images it has, for a message."""
     return f"{place} (ids of its first images: {', '.join(map(str, [*ids][:3]))})"
 
 
 @contextmanager
 def undoable(method: Method) -> Iterator[Callable[[], None]]:
-    """While it is open, a function can undo what ``loss`` changes of the method's tables and buffers.
+    """Give a function that can undo, while this is open, what ``loss`` changes of the method's tables and buffers.
 
     The function raises RunError where a buffer that is too large to be copied each time was changed.
     """

@@ -1,4 +1,4 @@
-"""What a run has noted of its images: in ``images.npz`` when it begins, compared when it goes on."""
+"""Note a run's images in ``images.npz`` when it begins, and compare them when it goes on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("everclip")
 
 
 class Noted(NamedTuple):
-    """What results.json says of the images.
+    """The part of results.json about the images.
 
     Args:
         duplicates: how many test images are training images too; None where that is not known.
@@ -36,7 +36,7 @@ NOTHING = Noted(None, None)
 
 
 def read(folder: Path) -> Inventory | None:
-    """What the run in a folder has noted; None of a run of an earlier version. Raises UserError where it is damaged."""
+    """Read what the run in a folder has noted; None of a run of an earlier version. Raises UserError if damaged."""
     path = folder / IMAGES
     if not path.exists():
         return None
@@ -106,7 +106,7 @@ def _noted(run: Run, plan: Plan, progress: Progress, changed: dict[str, Any] | N
 
 
 def difference(folder: Path, plan: Plan) -> str:
-    """How a plan's images differ from those of the run in a folder, in words; empty where they do not."""
+    """Describe how a plan's images differ from those of the run in a folder; empty where they do not."""
     before = read(folder)
     if before is None:
         return ""

@@ -1,4 +1,4 @@
-"""The optimizer step: which parameters train, at which rate, and when a step is refused."""
+"""Step the optimizer: which parameters train, at which rate, and when a step is refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Update:
         self.passes = Passes(self.clip, train)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the phase has come, and the optimizer's moments."""
+        """Return how far the phase has come, and the optimizer's moments."""
         optimizer, shards = self.optimizer, self._shards
         moments = optimizer.state_dict() if shards is None else shards.whole_state(optimizer)
         return {"done": self.done, "optimizer": moments}
@@ -113,11 +113,11 @@ class Update:
             self._shards.collect()
 
     def answered(self) -> AbstractContextManager[None]:
-        """For a whole step: what torch raises where another process is missing becomes one line."""
+        """Make one line, for a whole step, of what torch raises where another process is missing."""
         return nullcontext() if self._shards is None else answered()
 
     def close(self) -> None:
-        """The phase is over: the model has the weights that have trained, and nothing else of the update is left."""
+        """Close the phase: the model has the weights that have trained, and nothing else of the update is left."""
         shards = self._shards
         del self.optimizer, self.passes, self.parameters, self.clip, self._shards
         if shards is not None:
@@ -126,14 +126,14 @@ class Update:
             gc.collect()  # what FSDP hangs on its modules goes round in circles
 
     def factor(self, step: int) -> float:
-        """The rate at a 0-based step, as a share of its base."""
+        """The rate at a 0-based step, as a fraction of its base."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
 
     @property
     def advice(self) -> str:
-        """What to do against a loss that is not finite."""
+        """Advice against a loss that is not finite."""
         return "lower train.lr" + ("" if self.train.clip_norm else ", or set train.clip_norm=1")
 
     def step(

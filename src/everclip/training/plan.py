@@ -1,4 +1,4 @@
-"""What a config asks for, before any model is loaded: data, tasks, method, memory."""
+"""Plan what a config asks for, before any model is loaded: data, tasks, method, memory."""
 
 from __future__ import annotations
 

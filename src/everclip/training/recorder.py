@@ -1,4 +1,4 @@
-"""What a run has measured so far, and the results.json made of it (schema 1)."""
+"""Record what a run has measured so far, and make results.json of it (schema 1)."""
 
 from __future__ import annotations
 
@@ -109,29 +109,29 @@ class Recorder:
         } | ({"frozen_features": found} if (found := self.frozen["frozen_features_after_stage"]) else {})
 
     def begin_stage(self) -> None:
-        """A stage starts now."""
+        """Begin a stage."""
         self._stage = Clock()
 
     def begin_phase(self, trainable: int) -> None:
-        """A phase that trains this many parameters starts now."""
+        """Begin a phase that trains this many parameters."""
         self.trainable_parameters = max(self.trainable_parameters, trainable)
         self._training = Clock(self.training_seconds)
 
     def step(self, images: int) -> None:
-        """A training step on this many images is done."""
+        """Count a training step on this many images."""
         self.optimizer_steps += 1
         self.skipped_in_a_row = 0
         self.samples_seen += images
         self.training_seconds = self._training.seconds()
 
     def skip(self) -> None:
-        """A training step was left out."""
+        """Count a training step that was left out."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         self.training_seconds = self._training.seconds()
 
     def images_per_second(self) -> float:
-        """Training images a second of training time so far."""
+        """Training images per second of training time so far."""
         return self.samples_seen / max(self.training_seconds, 1e-9)
 
     def end_stage(self, task: Task, scores: Scores, memory: Memory, state_bytes: int) -> dict[str, Any]:

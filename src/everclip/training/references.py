@@ -22,7 +22,7 @@ def share(config: Config, sizes: Sizes) -> float:
 
 
 def wanted(config: Config, sizes: Sizes) -> bool:
-    """Whether a resolved config measures the frozen features.
+    """Return whether a resolved config measures the frozen features.
 
     With ``references=auto`` no tuning run does, whose results serve to choose between settings alone.
     """
@@ -36,12 +36,12 @@ def _trains(config: Config) -> bool:
 
 
 def work(config: Config, sizes: Sizes) -> Work:
-    """What that computes."""
+    """Count what measuring the frozen features computes."""
     return Work(forward=sum(sizes.train) + sum(sizes.test)) if wanted(config, sizes) else Work()
 
 
 def words(config: Config, sizes: Sizes) -> str:
-    """What a resolved config compares itself with, for a line."""
+    """Name in a line what a resolved config compares itself with."""
     if wanted(config, sizes):
         return f"references: zero-shot; frozen features, one pass over {sum(sizes.train):,} training images"
     if config.references == "none" or not _trains(config) or config.scenario.validation is not None:

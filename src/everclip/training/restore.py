@@ -1,4 +1,4 @@
-"""A plan's model: fresh, or as a checkpoint left it."""
+"""Load a plan's model: fresh, or as a checkpoint left it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training step: features, loss, update, and its line in the log."""
+"""Take one training step: features, loss, update, and its line in the log."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _train(
 
 
 def _precision(context: Context, update: Update) -> Precision:
-    """What the towers train in: as configured, or as it was found at the run's first step."""
+    """Return the precision that the towers train in: as configured, or as it was found at the run's first step."""
     wanted, record = context.run.config.train.precision, context.record
     if wanted != "auto":
         return wanted
