@@ -1,4 +1,4 @@
-"""everclip.json: what a model folder says of itself, beside the weights that open_clip reads.
+"""Read and write everclip.json: what a model folder says of itself, beside the weights that open_clip reads.
 
 format          1
 everclip        the version that wrote it
@@ -92,7 +92,7 @@ class Card(_Model):
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What a card keeps of a config."""
+    """Return the part of a config that a card keeps."""
     kept = {key: value for key, value in written(config).items() if key not in _LOCAL}
     return kept | {"scenario": {"kind": config.scenario.kind}}
 
@@ -127,7 +127,7 @@ def read(folder: Path) -> Card:
 
 
 def text_of(card: Card) -> str:
-    """The content of everclip.json: a key a line, as a list may have a thousand classes."""
+    """The content of everclip.json: one key per line, as a list may have a thousand classes."""
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in card.model_dump().items()
@@ -141,7 +141,7 @@ def write(folder: Path, card: Card) -> None:
 
 
 def identity(folder: Path) -> str:
-    """Which model a folder holds: the same only where its files are. Raises UserError where it is damaged."""
+    """Identify the model of a folder: the same only where its files are. Raises UserError where it is damaged."""
     if (folder / MANIFEST).is_file():
         try:
             return checkpoint.identity(folder)

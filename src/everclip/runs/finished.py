@@ -1,4 +1,4 @@
-"""Finished runs as plain dictionaries or a table: what ``everclip.load_runs`` gives, and comparisons start from.
+"""Load finished runs as plain dictionaries or a table: what ``everclip.load_runs`` gives, and comparisons start from.
 
 Nothing here imports torch.
 """
@@ -74,14 +74,14 @@ def load_runs(paths: Place | Iterable[Place], *, as_pandas: Literal[True]) -> pa
 def load_runs(
     paths: Place | Iterable[Place], *, as_pandas: bool = False
 ) -> list[dict[str, Any]] | pandas.DataFrame:
-    """One dictionary a finished run, sorted by path: ``path``, the numbers and texts of results.json under its keys
+    """One dictionary per finished run, sorted by path: ``path``, the numbers and texts of results.json under its keys
     (``last``, ``average``, ``method``, ``seed``, ...), and the config's under dotted keys (``memory.budget``,
     ``train.lr``, ``method.margin``, ...).
 
     Args:
         paths: run directories, folders of run directories (a sweep's ``out``), or patterns such as ``"runs/*"``.
             What is no finished run is left out, with a line on the log.
-        as_pandas: give a pandas DataFrame, a row a run.
+        as_pandas: give a pandas DataFrame, one row per run.
 
     Raises:
         UserError: a results.json or config.toml cannot be read, or pandas is wanted and not installed.
@@ -175,7 +175,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def right(run: Finished) -> dict[int, bool] | None:
-    """Whether each test image (by its id) was told right after the last stage; None without predictions.npz.
+    """Return whether each test image (by its id) was told right after the last stage; None without predictions.npz.
 
     Raises:
         UserError: that file cannot be read.

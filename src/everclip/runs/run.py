@@ -1,4 +1,4 @@
-"""A run directory is the only truth: its config, log, checkpoints and results."""
+"""Keep a run directory, the only truth about a run: its config, log, checkpoints and results."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class Run:
         self._lock.release()
 
     def _holder(self) -> str:
-        """Who has the lock, as far as it has written it down: the lock itself goes when its process does."""
+        """Name who has the lock, as far as it is written down: the lock itself goes when its process does."""
         try:
             text = read_text(self.path / HOLDER, 1000)
         except Unreadable:

@@ -1,4 +1,4 @@
-"""results.json, which others may have written or damaged: it is as docs/results.md says, or it is refused with the key.
+"""Check results.json, which others may have written or damaged: as docs/results.md says, or refused with the key.
 
 Imports no torch.
 """
@@ -127,13 +127,13 @@ def beside_frozen(level: float, last: float) -> str:
 
 
 def test_images(results: dict[str, Any]) -> int:
-    """How many test images there were in the end, at most, as far as the results tell."""
+    """Return the number of test images in the end, at most, as far as the results tell."""
     known = [results.get("test_counts"), [row["n"] for row in results.get("per_class", ())]]
     return max((sum(counts) for counts in known if counts), default=MOST_ROWS)
 
 
 def _problem(results: dict[str, Any], needed: Sequence[str]) -> str:
-    """What is wrong with the results of a run in a few words; empty where nothing is."""
+    """Say what is wrong with the results of a run in a few words; empty where nothing is."""
     absent = next((key for key in needed if key not in results), None)
     if absent is not None:
         return f'it has no "{absent}"'

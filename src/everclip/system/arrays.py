@@ -1,4 +1,4 @@
-"""Columns of an .npz file that others may have written: what it claims is checked before anything is unpacked.
+"""Read columns of an .npz file that others may have written: its claims are checked before anything is unpacked.
 
 A megabyte of packed zeros may claim to be gigabytes, or an array of objects. Imports no torch.
 """
@@ -26,7 +26,7 @@ Form = tuple[str, int]
 
 
 class Shape(NamedTuple):
-    """What an array may be.
+    """The form that an array must have.
 
     Args:
         kinds: of numbers, as numpy names them.
@@ -70,7 +70,7 @@ def read_columns(
 def read_arrays(
     path: Path, needed: Mapping[str, Shape], more: Mapping[str, Shape], most: int
 ) -> dict[str, NDArray[Any]]:
-    """Arrays from a file of at most so many bytes that ``np.savez`` wrote.
+    """Arrays from a file of bounded size that ``np.savez`` wrote.
 
     Args:
         needed, more: name -> what those to read may be; those of ``more`` may be missing.

@@ -1,4 +1,4 @@
-"""Where everclip keeps what it can build again. Imports no torch."""
+"""Keep what everclip can build again in one folder, the cache. Imports no torch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def built(name: str, make: Callable[[Path], object]) -> Path:
 
 
 def problem(name: str) -> str | None:
-    """What is wrong with a folder of the cache: empty where it is what was written; None where it is not there.
+    """Say what is wrong with a folder of the cache: empty where it is what was written; None where it is not there.
 
     Raises:
         UserError: it may not be read.

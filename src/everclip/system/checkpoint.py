@@ -1,4 +1,4 @@
-"""Checkpoints on disk: a folder is one when its manifest says so, with the hash of every file.
+"""Write and verify checkpoints: a folder is one when its manifest says so, with the hash of every file.
 
     manifest.json   {"checkpoint": {"everclip", "files": {name: {"bytes", "sha256"}}, "format", "on"}, "sha256"}
 
@@ -53,7 +53,7 @@ class Damaged(Exception):
 
 
 class Place(NamedTuple):
-    """Where a run stands: in a task, before batch ``step`` of a phase; ``(t, 0, 0)`` is between tasks t - 1 and t."""
+    """A place of a run: in a task, before batch ``step`` of a phase; ``(t, 0, 0)`` is between tasks t - 1 and t."""
 
     task: int
     phase: int = 0
@@ -102,12 +102,12 @@ class Store:
         self.keep = keep
 
     def places(self) -> list[Place]:
-        """Where there is a checkpoint, in the order of the run; damaged ones count until they are read."""
+        """List the places that have a checkpoint, in the order of the run; damaged ones count until they are read."""
         found = (Place.of(folder.name) for folder in self.path.glob("*") if folder.is_dir())
         return sorted(place for place in found if place is not None)
 
     def folder(self, place: Place) -> Path:
-        """Where the checkpoint of a place is, or would be."""
+        """Return the folder that holds the checkpoint of a place, or would hold it."""
         return self.path / place.name
 
     def commit(self, place: Place, write: Callable[[Path], object], on: Sequence[Place] = ()) -> None:
@@ -256,7 +256,7 @@ def verify(folder: Path) -> None:
 
 
 def _body(folder: Path) -> dict[str, Any]:
-    """What the manifest says. Raises as ``verify`` does."""
+    """Read what the manifest says. Raises as ``verify`` does."""
     path = folder / MANIFEST
     if not path.is_file():
         raise Damaged(f"it has no {MANIFEST}")

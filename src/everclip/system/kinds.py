@@ -1,4 +1,4 @@
-"""What a value that came from a file of others may be: functions that say whether it is. Imports no torch."""
+"""Check the kinds of values that came from someone else's file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def or_null(kind: Kind) -> Kind:
 
 
 def listed(kind: Kind, most: int) -> Kind:
-    """A list of at most so many."""
+    """A list of at most that length."""
     return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
 
 
 def mapped(kind: Kind, most: int) -> Kind:
-    """An object of at most so many keys."""
+    """An object of at most that number of keys."""
     return lambda value: isinstance(value, dict) and len(value) <= most and all(map(kind, value.values()))
 
 

@@ -1,4 +1,4 @@
-"""What the machine has left, and how its C library hands memory out."""
+"""Measure the machine's free memory, and keep its C library from handing memory back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, else a plain line now and then."""
+"""Show how a run goes on: a live bar on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVERY = 10.0
 
 
 def _notebook(console: Console) -> bool:
-    """Whether a notebook shows a bar, for which rich needs ipywidgets."""
+    """Return whether a notebook shows a bar, for which rich needs ipywidgets."""
     return console.is_jupyter and find_spec("ipywidgets") is not None
 
 

@@ -1,4 +1,4 @@
-"""Files that others may have written, or put something else in the place of: read within bounds, or not at all.
+"""Read files that others may have written or replaced by something else: within bounds, or not at all.
 
 A pipe, a device or a folder in place of a file is refused without waiting for it; so is a file that is too large, or
 nested deeper than anything that everclip writes. Imports no torch.
@@ -189,7 +189,7 @@ def _shallow(value: Any) -> Any:
 
 
 def diverted(folder: Path, names: Iterable[str]) -> str:
-    """What in a folder would lead what is written there elsewhere, or take it in: a link, a pipe, a device, in words.
+    """Name what in a folder would lead writing elsewhere, or take it in: a link, a pipe, a device, in words.
 
     Args:
         names: of the files and folders that are written in place; others are replaced.
@@ -205,7 +205,7 @@ def diverted(folder: Path, names: Iterable[str]) -> str:
 
 
 def strange(folder: Path, deep: bool = False) -> str:
-    """What in a folder is neither a file nor a folder, in words; empty where there is nothing of that kind.
+    """Name what in a folder is neither a file nor a folder; empty where there is nothing of that kind.
 
     Libraries that are handed the folder would wait for a pipe, and read a device for good. Links that lead nowhere do
     not count.

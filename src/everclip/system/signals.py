@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: SIGTERM and SIGUSR1 (a scheduler), SIGHUP (a terminal that closed), Ctrl-C.
+"""Listen for signals that ask a run to stop: SIGTERM and SIGUSR1 (a scheduler), SIGHUP (a closed terminal), Ctrl-C.
 
 Where nothing would be lost the command ends at once. While it trains, a signal only sets a flag; the next step ends
 with a checkpoint, then the command ends: with exit code 75, or 130 after Ctrl-C. A second signal does not wait.
@@ -34,12 +34,12 @@ class Stopped(BaseException):
 
     @property
     def cause(self) -> str:
-        """What happened, in words."""
+        """The cause of the stop, in words."""
         return "interrupted" if self.code == INTERRUPTED else f"stopped by {self.signal.name}"
 
 
 class Stop:
-    """Whether a run is to stop. Nothing asks it to before ``listening``."""
+    """A request to stop the run, or none yet. Nothing asks for it before ``listening``."""
 
     def __init__(self) -> None:
         self._signal: int | None = None

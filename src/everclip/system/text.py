@@ -1,4 +1,4 @@
-"""Texts that someone else may have written, on their way to a terminal, a log or a spreadsheet. Imports no torch."""
+"""Clean other people's texts on their way to a terminal, a log or a spreadsheet. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose code runs: modules that the user named, and of those that a file names only what ``--trust FOLDER`` allows.
+"""Decide whose code runs: modules that the user named; of those that a file names, what ``--trust FOLDER`` allows.
 
 A method, a data source or a tracker may be a module such as ``my_package.my_method``. One that the user wrote, on the
 command line or in Python, is imported. One that a file asks for (the config.toml of a run, a .toml and those that it
@@ -39,7 +39,7 @@ class Refused(UserError):
 
 @dataclass
 class _State:
-    """What is known of names of modules.
+    """The record of names of modules.
 
     Args:
         strict: whether a name that nobody is known to have written is refused.
@@ -60,7 +60,7 @@ _state = _State()
 
 
 def is_module(name: str) -> bool:
-    """Whether a name is that of a module outside the package: it has a dot."""
+    """Return whether a name is that of a module outside the package: it has a dot."""
     return _MODULE.fullmatch(name) is not None
 
 
