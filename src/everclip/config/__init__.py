@@ -1,4 +1,4 @@
-"""The config of a run: what can be set, where values come from, and how they are filled in.
+"""Load the config of a run: what can be set, where values come from, and how they are filled in.
 
 Values come, the later over the earlier, from the defaults in ``models``, TOML files (``extends`` names the
 one that a file starts from) and ``key=value`` on the command line. Without a file the base is the shipped
@@ -98,5 +98,5 @@ def config_hash(config: Config) -> str:
 
 
 def same_run(first: Config, second: Config) -> bool:
-    """Whether two resolved configs ask for the same run, wherever it is written."""
+    """Return whether two resolved configs ask for the same run, wherever it is written."""
     return config_hash(first) == config_hash(second)

@@ -1,4 +1,4 @@
-"""Config fields in words: what each accepts, and pydantic's complaints as one line."""
+"""Describe config fields in words: what each accepts, and pydantic's complaints as one line."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def before(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What may be written for a field, in words: ``a number above 0 or none``."""
+    """Say what may be written for a field: ``a number above 0 or none``."""
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "allowed" in extra:
         return str(extra["allowed"])

@@ -1,4 +1,4 @@
-"""What can be set: the pydantic models behind a config, each field with its default, range and meaning."""
+"""Define what can be set: the pydantic models behind a config, each field with its default, range and meaning."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Config(Section):
     )
     smoke: bool = Field(
         default=False,
-        description="a trial run: the first two tasks, 32 images of each part, two steps a phase",
+        description="a trial run: the first two tasks, 32 images of each part, two steps per phase",
     )
     defaults: Literal[1, 2] = Field(
         default=NEWEST,

@@ -1,4 +1,4 @@
-"""The sections of a config that are the same for every method."""
+"""Define the sections of a config that are the same for every method."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 
 class Scenario(Section):
-    """How the data set is cut into tasks."""
+    """Options for cutting the data set into tasks."""
 
     kind: Literal["class-incremental", "domain-incremental"] = Field(
         default="class-incremental",
@@ -58,8 +58,8 @@ class Scenario(Section):
         default=None,
         gt=0,
         lt=1,
-        description="for tuning: the first two tasks alone, tested on this share of their training images; the test"
-        " set is never read",
+        description="for tuning: the first two tasks alone, tested on this fraction of their training images; the"
+        " test set is never read",
     )
 
     @field_validator("tasks", "order")
@@ -71,7 +71,7 @@ class Scenario(Section):
 
 
 class Memory(Section):
-    """Which images of earlier tasks are kept."""
+    """Options for keeping images of earlier tasks."""
 
     budget: Annotated[int, Field(ge=0)] | Literal["all"] | None = Field(
         default=200,
@@ -83,7 +83,7 @@ class Memory(Section):
     )
     policy: Literal["method", "random", "herding", "exp", "equal_task", "all", "none"] = Field(
         default="method",
-        description="how they are chosen: as the method does; at random or by herding, equally many a class; by shares"
+        description="how they are chosen: as the method does; at random or by herding, equally per class; by shares"
         " of the tasks, halved with each step into the past or equal; all of them; none",
     )
 
@@ -103,7 +103,7 @@ class Memory(Section):
         return self
 
     def size(self, classes: int) -> int | Literal["all"]:
-        """Images kept once so many classes are seen."""
+        """Number of images kept once that number of classes is seen."""
         return self.budget if self.budget is not None else (self.per_class or 0) * classes
 
     @property
@@ -123,10 +123,10 @@ class Train(Section):
     epochs: Count | None = Field(default=None, description="passes over a task's images and the memory")
     steps: Count | None = Field(
         default=None,
-        description="optimizer steps a task, in place of epochs; new images are then seen less often the larger the"
+        description="optimizer steps per task, in place of epochs; new images are then seen less often the larger the"
         " memory is",
     )
-    batch_size: Count = Field(default=32, description="images a step")
+    batch_size: Count = Field(default=32, description="images per step")
     lr: float | None = Field(
         default=None, gt=0, description="peak learning rate of the image tower and the rest"
     )
@@ -153,7 +153,8 @@ class Train(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the patches that a vision transformer leaves out of each training image, drawn each time",
+        description="fraction of the patches that a vision transformer leaves out of each training image, drawn each"
+        " time",
     )
     compile: bool = Field(
         default=False, description="compile the blocks of the towers with torch.compile; on a GPU only"
@@ -180,7 +181,7 @@ class Train(Section):
 
 
 class Loader(Section):
-    """How images are read."""
+    """Options for reading images."""
 
     workers: int = Field(
         default=2, ge=0, le=256, description="decoding threads; 0 decodes in the main thread"
@@ -215,7 +216,7 @@ class Cache(Section):
 
 
 class Checkpoint(Section):
-    """What a stopped run continues from."""
+    """Options for the checkpoints that a stopped run continues from."""
 
     every: str = Field(
         default="task",
@@ -237,7 +238,7 @@ class Distributed(Section):
     gather: Literal["gradient", "light"] = Field(
         default="gradient",
         description="whether each process computes the loss of the whole batch, or that of its own images and exchanges"
-        " numbers a sample (FastCLIP), the same for less work in large batches; of gcl and gdro alone",
+        " numbers per sample (FastCLIP), the same for less work in large batches; of gcl and gdro alone",
     )
     shard: bool = Field(
         default=False,

@@ -1,4 +1,4 @@
-"""Where config values come from: TOML files with ``extends``, and key=value on the command line.
+"""Read config values from their sources: TOML files with ``extends``, and key=value on the command line.
 
 Everything here is plain dictionaries of the shape that ``everclip.config.Config`` validates.
 """
@@ -58,7 +58,7 @@ def near(name: str) -> str:
 
 
 def is_override(token: str) -> bool:
-    """Whether a token reads KEY=VALUE, rather than a config's name or path."""
+    """Return whether a token reads KEY=VALUE, rather than a config's name or path."""
     return _OVERRIDE.match(token) is not None
 
 

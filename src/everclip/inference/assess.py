@@ -1,4 +1,4 @@
-"""A model in use, against images with labels: what evaluation, calibration and merging share."""
+"""Measure a model in use on images with labels: what evaluation, calibration and merging share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEPT_BYTES = 2 << 30
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model says of images.
+    """A model's answers on images.
 
     Args:
         model: with the classes that there were to choose from.
@@ -43,7 +43,7 @@ class Answers:
 
     @property
     def accuracy(self) -> float:
-        """Share of the images that are right."""
+        """Fraction of the images that are right."""
         return self.scores.accuracy(0, len(self.model.labels))
 
     def logits(self) -> Float[np.ndarray, "n c"]:
@@ -134,7 +134,7 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
 
 
 def _is_part_of(spec: str, whole: str) -> bool:
-    """Whether a data set is another one, or that one's training or test part."""
+    """Return whether a data set is another one, or that one's training or test part."""
     if spec == whole:
         return True
     if not spec.partition(":")[2] or not whole.partition(":")[2]:

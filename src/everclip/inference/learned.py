@@ -1,4 +1,4 @@
-"""What a model has learned, image by image, told by content: so that one that it is tested on may be recognised."""
+"""Recognise images that a model has learned by their content, so that none is taken for a fresh test image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Learned:
     sizes: NDArray[np.int64] | None
 
     def among(self, images: ImageSet) -> NDArray[np.bool_]:
-        """Which of the images are among them. Only those are read that have the size of one, where sizes are known."""
+        """Return which images are among them. Only those are read that have the size of one, where sizes are known."""
         store, found = images.store, np.zeros(len(images), dtype=bool)
         if self.sizes is None:
             maybe = np.arange(len(images))
@@ -51,12 +51,12 @@ class Learned:
 
 
 def is_version(folder: Path) -> bool:
-    """Whether ``folder`` is what an update writes."""
+    """Return whether ``folder`` is what an update writes."""
     return (folder / RECORD).is_file()
 
 
 def of(spec: str) -> Learned | None:
-    """What the run or version ``spec`` has learned; None where that is not known.
+    """Return what the run or version ``spec`` has learned; None where that is not known.
 
     Raises:
         UserError: its folder is damaged.
@@ -85,7 +85,7 @@ def _of_version(folder: Path) -> Learned:
 
 
 def repeated(spec: str, images: ImageSet, name: str) -> int | None:
-    """How many of the images the model ``spec`` has learned, said in a line; None where that is not known.
+    """Say in a line how many of the images the model ``spec`` has learned; None where that is not known.
 
     Args:
         name: of the data, for the line.

@@ -1,4 +1,4 @@
-"""One model between two: WiSE-FT after training (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
+"""Merge two models into one between them: WiSE-FT after training (Wortsman et al. 2022, arXiv 2109.01903).
 
     theta(alpha) = (1 - alpha) theta_other + alpha theta_learned        each weight and float buffer of both towers
 
@@ -149,14 +149,14 @@ def _check(learned: Deployed, other: Clip, name: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """What a share gives on the held-out images: mean accuracy over the data sets."""
+    """The result of a share on the held-out images: mean accuracy over the data sets."""
 
     alpha: float
     accuracies: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over the data sets."""
+        """Mean accuracy over the data sets."""
         return float(np.mean(self.accuracies))
 
 

@@ -1,4 +1,4 @@
-"""A learned model in use: an encoder, the classes that it knows, and what makes scores of pictures.
+"""Open and save a learned model: an encoder, the classes that it knows, and what makes scores of pictures.
 
 What can be opened, and which classes there are to choose from:
 
@@ -80,7 +80,7 @@ class Deployed:
 
     @cached_property
     def classifier(self) -> nn.Module:
-        """Maps normalised images to scores, a column a label."""
+        """Maps normalised images to scores, one column per label."""
         with torch.no_grad():  # not inference_mode, whose tensors an exporter cannot trace
             return self.build(self.labels).eval()
 
@@ -96,7 +96,7 @@ class Deployed:
 
     @property
     def to_logits(self) -> float:
-        """What a score is multiplied with to be the logit of a softmax: 1 / temperature is part of it."""
+        """The factor that makes a score the logit of a softmax: 1 / temperature is part of it."""
         sharpness = self.classifier.to_logits if isinstance(self.classifier, Classifier) else 1.0
         return sharpness / (self.calibration.temperature if self.calibration else 1.0)
 
@@ -128,13 +128,13 @@ def zero_shot(spec: str, clip: Clip, names: Sequence[str], templates: Sequence[s
 
 
 def is_learned(spec: str) -> bool:
-    """Whether ``spec`` is a run directory or a model folder, which have classes of their own."""
+    """Return whether ``spec`` is a run directory or a model folder, which have classes of their own."""
     path = Path(spec).expanduser()
     return (path / "config.toml").is_file() or (path / FILE).is_file()
 
 
 def pretrained(model: Deployed) -> Clip:
-    """What a learned model began as, at its image size. Raises UserError where that cannot be had."""
+    """Return the model that a learned one began as, at its image size. Raises UserError where that cannot be had."""
     assert model.plan is not None
     config = model.plan.config
     return zoo.load(config.model, config.image_size, device("auto"))
@@ -251,7 +251,7 @@ def plan_of(card: Card) -> Plan:
 
 
 def card_of(model: Deployed) -> Card:
-    """What the model's folder has to say of it. Where the text tower classifies, only learned classes are listed."""
+    """Write the card of the model's folder. Where the text tower classifies, only learned classes are listed."""
     if model.plan is None:
         config = Config(
             model=model.spec, image_size=model.clip.image_size, method=MethodChoice(name="zero_shot")
@@ -304,7 +304,7 @@ def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
 
 
 def read_classes(path: str) -> list[str]:
-    """Class names, one a line. Raises UserError where the file cannot be read or names a class twice."""
+    """Class names, one per line. Raises UserError where the file cannot be read or names a class twice."""
     names = [line.strip() for line in read_lines(Path(path).expanduser(), "classes")]
     check_names(names, path)
     return names

@@ -1,4 +1,4 @@
-"""Classes of pictures without labels: files as they come, batch by batch."""
+"""Predict classes of pictures without labels: files as they come, batch by batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a model says of one picture.
+    """A model's answer for one picture.
 
     Args:
         key: its path.
