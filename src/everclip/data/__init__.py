@@ -1,4 +1,4 @@
-"""Images, scenarios, memory and loading. ``load`` turns a spec such as ``imagefolder:/path`` into a Dataset."""
+"""Load images, scenarios and memory. ``load`` turns a spec such as ``imagefolder:/path`` into a Dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a data set all there? Counts against the official ones, every file looked for, a sample decoded."""
+"""Check that a data set is all there: counts against the official ones, every file looked for, a sample decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Official:
-    """What a data set has as its makers publish it; a source has it as ``OFFICIAL``.
+    """The facts of a data set as its makers publish them; a source has them as ``OFFICIAL``.
 
     Args:
         train, test, classes: images of each part, and classes.
@@ -39,7 +39,7 @@ class Official:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; the counts are None where the data set could not be loaded.
+    """The findings; the counts are None where the data set could not be loaded.
 
     Args:
         domains: images of each part by domain, where there are two domains or more.
@@ -59,7 +59,7 @@ class Report:
     home: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The report for ``--json``."""
         return {"complete": not self.problems, **asdict(self), "problems": list(self.problems)}
 
 
@@ -146,7 +146,7 @@ def _absent(found: Dataset) -> list[str]:
 
 
 def _decode(found: Dataset) -> tuple[int, list[str]]:
-    """How many images were sampled, and a line for each that cannot be decoded. Their ids, which are hashes, choose."""
+    """Count the images sampled, with a line for each that cannot be decoded. Their ids, which are hashes, choose."""
     from everclip.data.pixels import Pixels
 
     ids = np.concatenate([found.train.ids, found.test.ids])

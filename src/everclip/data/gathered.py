@@ -1,4 +1,4 @@
-"""Images of several stores as one table, each known by its content."""
+"""Gather images of several stores into one table, each known by its content."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Archive(Store):
 
 
 def _content(file: BinaryIO, header: int) -> int:
-    """Where the content begins after a local header: 30 bytes, the name, and an extra field."""
+    """Find where the content begins after a local header: 30 bytes, the name, and an extra field."""
     file.seek(header + 26)
     sizes = file.read(4)
     if len(sizes) < 4:

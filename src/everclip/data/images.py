@@ -1,4 +1,4 @@
-"""ImageSet: an immutable table of images, and the stores their bytes come from."""
+"""Hold a table of images, immutable (ImageSet), and the stores their bytes come from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_BYTES = 1 << 30
 
 
 class Store(ABC):
-    """Where encoded images lie. ``keys`` are paths relative to the store's root, one a row."""
+    """The place where encoded images lie. ``keys`` are paths relative to the store's root, one per row."""
 
     keys: Sequence[str]
 
@@ -102,7 +102,7 @@ class ZipStore(Store):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """An immutable table: one row an image.
+    """An immutable table: one row per image.
 
     Args:
         store: where the encoded images lie.

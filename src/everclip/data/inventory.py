@@ -1,4 +1,4 @@
-"""What the images of a run are, and what is different of them later.
+"""Record what the images of a run are, and find what is different of them later.
 
 Of each image its path, class, domain, task and part, size, and a stamp of the file that holds it (time of change and
 inode; of a zip archive the checksum). Of as many as ``BUDGET`` bytes hold a hash of the content as well: of those first
@@ -45,7 +45,7 @@ Step = Callable[[int], object]
 
 
 def silent(done: int) -> None:
-    """Where nobody wants to know."""
+    """Report no progress, where nobody wants to know."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +75,16 @@ class Inventory:
 
     @property
     def is_test(self) -> NDArray[np.bool_]:
-        """Which are test images."""
+        """A truth value per image: whether it is a test image."""
         return self.places % 2 == 1
 
     def twins(self) -> NDArray[np.bool_]:
-        """Which share their size with an image of the other part."""
+        """Return the images that share their size with an image of the other part."""
         train, test = (np.unique(self.sizes[self.is_test == part]) for part in (False, True))
         return np.isin(self.sizes, np.intersect1d(train, test)) & (self.contents != UNREADABLE)
 
     def duplicates(self) -> int | None:
-        """How many test images are training images too; None where there are too many bytes to tell."""
+        """Count test images that are training images too; None where there are too many bytes to tell."""
         twins = self.twins()
         if (self.contents[twins] == UNREAD).any():
             return None
@@ -102,7 +102,7 @@ class Inventory:
         return replace(self, keys=[self.keys[place] for place in places.tolist()], **columns)
 
     def packed(self) -> bytes:
-        """As a file's content."""
+        """The inventory as a file's content."""
         content = io.BytesIO()
         keys = "\0".join(self.keys).encode("utf-8", "surrogatepass")
         np.savez_compressed(
@@ -115,7 +115,7 @@ class Inventory:
 
     @classmethod
     def read(cls, path: Path) -> Inventory:
-        """From a file. Raises Unreadable where it is damaged."""
+        """Read it from a file. Raises Unreadable where it is damaged."""
         found = read_arrays(path, _ARRAYS, {}, MOST_LOADED)
         content, changed = (found[name].tobytes() for name in ("keys", "changed"))
         rows = found["columns"].shape[1]
@@ -170,7 +170,7 @@ def _rows(tasks: Sequence[Task]) -> Column:
 
 
 def contents(rows: Column, content: Callable[[int], int], step: Step = silent) -> Column:
-    """What ``content`` says of each row, several at once; ``UNREADABLE`` where it raises OSError."""
+    """Return what ``content`` says of each row, several at once; ``UNREADABLE`` where it raises OSError."""
 
     def take(some: Column) -> list[int]:
         found = []
@@ -191,14 +191,14 @@ def contents(rows: Column, content: Callable[[int], int], step: Step = silent) -
 
 @dataclass(frozen=True)
 class Change:
-    """What is different: of how many images, the first of them, and how."""
+    """A difference: of how many images, the first of them, and how."""
 
     images: int
     first: str
     what: str
 
     def words(self, data: str, whose: str, total: int) -> str:
-        """For a message."""
+        """The change in words, for a message."""
         return (
             f"{data} is not what it was when {whose} began: {self.images} of {total} images differ, such as"
             f" {self.first} ({self.what})"
@@ -206,7 +206,7 @@ class Change:
 
 
 def compare(before: Inventory, tasks: Sequence[Task], store: Store) -> tuple[Change | None, Inventory]:
-    """What has changed since, and the images as they are now with the contents that are known of them."""
+    """Find what has changed since, and return the images as they are now with the contents that are known of them."""
     now = of(tasks, store)
     if now.keys == before.keys:
         then = np.arange(len(now))

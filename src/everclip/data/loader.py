@@ -1,4 +1,4 @@
-"""Batches of new and memory images, in an order that is a pure function of (seed, stage, phase, epoch, step)."""
+"""Load batches of new and memory images, in an order that is a pure function of (seed, stage, phase, epoch, step)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from everclip.seeding import generator
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a training step sees.
+    """The images that a training step sees.
 
     Args:
         images: uint8 pictures ``[b, 3, s, s]``, or in their place activations ``[b, ...]`` of the tower's frozen part;
@@ -84,7 +84,7 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What a process has read of a batch.
+    """The part of a batch that a process has read.
 
     Args:
         images, current, key: of the whole batch, broken images too.
@@ -104,7 +104,7 @@ _Made = TypeVar("_Made")
 
 
 class Loader:
-    """Makes batches from images.
+    """Make batches from images.
 
     Args:
         pixels: decoded images.
@@ -275,7 +275,7 @@ class Loader:
         return replace(batch, key=part.key, seed=self.seed, share=share)
 
     def agree(self) -> None:
-        """What one process has found broken, all know."""
+        """Tell every process what one has found broken."""
         for skipped in collectives.told(self.pixels.skipped()):
             self.pixels.mark_broken(skipped)
 
@@ -307,7 +307,7 @@ class Loader:
         return Batch(pictures, *(torch.from_numpy(column) for column in columns), key=key, seed=self.seed)
 
     def _ahead(self, make: Callable[[int], _Made], steps: range) -> Iterator[_Made]:
-        """What is made, the next one being decoded while this one is used; from memory that would gain nothing."""
+        """Yield what is made, decoding the next one while this one is used; from memory that would gain nothing."""
         if self.activations.rows.at_hand if self.activations is not None else self.pixels.cached:
             yield from map(make, steps)
             return

@@ -1,4 +1,4 @@
-"""The memory of exemplars: a constant budget, shared by the classes or the tasks seen, or a quota of each class."""
+"""Keep exemplars in a memory: a constant budget, shared by the classes or the tasks seen, or a quota per class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = Callable[[ImageSet], NDArray[np.float64]]
 
 
 class Memory:
-    """At most ``budget`` exemplars, floor(budget / classes seen) a class, chosen at random (paper, section 3.1).
+    """At most ``budget`` exemplars, floor(budget / classes seen) per class, chosen at random (paper, section 3.1).
 
     Each image has a fixed priority, and a class keeps the images of the lowest: so trimming is nested (the exemplars
     of a later stage are among those of an earlier one) and depends on no random state. Where a class has
@@ -143,7 +143,7 @@ class Memory:
         return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
     def _shared(self, pool: ImageSet, priority: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
-        """Positions of each task's share, equally many a class."""
+        """Positions of each task's share, equally many per class."""
         stage = np.array([self._stage[sample] for sample in pool.ids.tolist()], dtype=np.int64)
         members = [np.flatnonzero(stage == number) for number in range(self._stages)]
         kind: Literal["exp", "equal_task"] = "exp" if self.policy == "exp" else "equal_task"

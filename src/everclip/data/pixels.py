@@ -1,4 +1,4 @@
-"""Decoded images: small sets once into memory as uint8, large ones batch by batch."""
+"""Decode images: small sets once into memory as uint8, large ones batch by batch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Pixels:
-    """Loads rows of a store as uint8 tensors, through the model's own resize and crop.
+    """Load rows of a store as uint8 tensors, through the model's own resize and crop.
 
     Args:
         store: the encoded images.
@@ -172,7 +172,7 @@ class Pixels:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is found broken while it is open is forgotten when it is closed: no batch is another one for it."""
+        """Forget on closing what is found broken while it is open: no batch is another one for it."""
         before = set(self.broken)
         yield
         for row in set(self.broken) - before:

@@ -1,4 +1,4 @@
-"""How exemplars are chosen: herding, and shares for earlier tasks. Pure functions."""
+"""Choose exemplars: herding, and shares for earlier tasks. Pure functions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def race(uniform: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> N
     Spirakis 2006). Returned are logarithms of the times. Equal scores leave the order of ``uniform``.
 
     Args:
-        uniform: a number in [0, 1] an image, which alone decides the draw.
+        uniform: a number in [0, 1] per image, which alone decides the draw.
         scores: s, at least 0; 0 comes last.
     """
     wait = -np.log1p(-np.clip(uniform, 2.0**-64, 1 - 2.0**-53))
@@ -47,7 +47,7 @@ def race(uniform: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> N
 
 
 def shares(kind: Literal["exp", "equal_task"], budget: int, owned: Sequence[int]) -> list[int]:
-    """How many of ``budget`` exemplars each finished task gets (TiC-CLIP, Garg et al. 2024, arXiv 2310.16226).
+    """Share ``budget`` exemplars among the finished tasks (TiC-CLIP, Garg et al. 2024, arXiv 2310.16226).
 
     ``equal_task`` shares alike. ``exp`` gives half to the newest task, half of the rest to the one before, and so on;
     the two oldest get the same. Whole numbers by largest remainder, ties to the newer task. A task that owns fewer
@@ -87,7 +87,7 @@ def _largest_remainder(total: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def spread(labels: NDArray[np.int64], priority: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Positions of ``count`` rows, as equally many a label as can be, those of the lowest priority first.
+    """Positions of ``count`` rows, as equally many per label as can be, those of the lowest priority first.
 
     Nested: a smaller count chooses among the rows of a larger one.
     """

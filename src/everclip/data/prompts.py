@@ -1,4 +1,4 @@
-"""Class names and templates: what the text tower is asked."""
+"""Make prompts of class names and templates: what the text tower is asked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Prompts:
         names: readable class names, index = label.
         templates: evaluation templates; a class embedding is their renormalised mean.
         captions: ``fixed``: every training caption uses ``a photo of a {}.``; ``random``: each image draws one of
-            ``templates`` a step, as FLYP does (Goyal et al. 2023).
+            ``templates`` per step, as FLYP does (Goyal et al. 2023).
     """
 
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ class Prompts:
     captions: str = "fixed"
 
     def caption(self, labels: Sequence[int], rng: np.random.Generator) -> list[str]:
-        """One training caption a label."""
+        """One training caption per label."""
         if self.captions == "fixed":
             return [fill(PHOTO, self.names[label]) for label in labels]
         drawn = rng.integers(len(self.templates), size=len(labels))
@@ -91,7 +91,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_templates(path: Path) -> tuple[str, ...]:
-    """Templates, one a line, each with ``{}`` once for the class name. Raises UserError for another form."""
+    """Templates, one per line, each with ``{}`` once for the class name. Raises UserError for another form."""
     return check_templates(tuple(read_lines(path, "templates")), path)
 
 
@@ -115,7 +115,7 @@ def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     """Readable names for the classes in ``folders``.
 
-    Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name a line
+    Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name per line
     for each folder, in sorted order.
 
     Raises:

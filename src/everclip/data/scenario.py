@@ -1,4 +1,4 @@
-"""Scenarios: a data set cut into a list of tasks."""
+"""Cut a data set into a list of tasks: scenarios."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lists of prompts that come with the package, one file each in assets/templates."""
+"""Find the lists of prompts that come with the package, one file each in assets/templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "assets" / "templates"
 
 
 def names() -> list[str]:
-    """What ``templates=`` takes beside a path: "cifar100" (18 prompts), "imagenet" (80), "simple" (7)."""
+    """List what ``templates=`` takes beside a path: "cifar100" (18 prompts), "imagenet" (80), "simple" (7)."""
     return sorted(path.stem for path in FOLDER.glob("*.txt"))
 
 

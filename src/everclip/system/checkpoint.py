@@ -281,7 +281,7 @@ def _body(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Raises Damaged where the disk has lost what it should hold; other errors of reading stay."""
+    """Raise Damaged where the disk has lost what it should hold; other errors of reading stay."""
     try:
         yield
     except OSError as error:

@@ -24,7 +24,7 @@ def _notebook(console: Console) -> bool:
 
 
 class Progress:
-    """Shows steps of one piece of work at a time, on stderr. A context manager.
+    """Show steps of one piece of work at a time, on stderr. A context manager.
 
     Args:
         quiet: show nothing.
@@ -61,7 +61,7 @@ class Progress:
             self._bar.stop()
 
     def start(self, name: str, total: int, done: int = 0) -> None:
-        """A new piece of work of ``total`` steps, of which some may be done already."""
+        """Start a new piece of work of ``total`` steps, of which some may be done already."""
         self._name, self._total, self._done = name, total, done
         if self._bar is not None:
             if self._task is not None:
@@ -69,7 +69,7 @@ class Progress:
             self._task = self._bar.add_task(escape(name), total=total, completed=done, note="")
 
     def step(self, note: str = "", count: int = 1) -> None:
-        """``count`` steps more are done."""
+        """Count ``count`` steps more as done."""
         self._done += count
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, note=note)

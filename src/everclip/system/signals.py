@@ -48,7 +48,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While it is open signals come here, in the main thread; those that are ignored stay so (nohup)."""
+        """Take signals here while it is open, in the main thread; those that are ignored stay so (nohup)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -64,7 +64,7 @@ class Stop:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While it is open a signal only sets the flag, which ``check`` and its end look at."""
+        """Have a signal only set the flag while this is open, which ``check`` and its end look at."""
         self._held = True
         try:
             yield

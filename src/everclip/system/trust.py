@@ -150,7 +150,7 @@ def place(name: str) -> str:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """While it is open runs are only compared: no code is imported that the user did not ask for otherwise."""
+    """Only compare runs while it is open: no code is imported that the user did not ask for otherwise."""
     before, _state.reading = _state.reading, True
     try:
         yield
@@ -160,7 +160,7 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def session(folders: Iterable[str | Path] = (), strict: bool = True) -> Iterator[None]:
-    """While it is open a command line runs, whose words are all that its user wrote; what is noted goes when it ends.
+    """Run a command line while it is open: its words are all that its user wrote, and what is noted goes when it ends.
 
     Raises:
         UserError: one of ``folders`` is none.

@@ -111,7 +111,7 @@ def saved(folder: Path, place: Place) -> Saved:
 
 @contextmanager
 def fitting(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong while a checkpoint's state is taken over into a UserError of one line."""
+    """Turn what goes wrong while a checkpoint's state is taken over into a UserError of one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""What the frozen trunk of an image tower makes of each image, computed once and kept in place of the pictures.
+"""Keep what the frozen trunk of an image tower makes of each image, computed once, in place of the pictures.
 
 Images are computed in groups that depend on the data alone: those of one part, class and domain, in the order of their
 ids, at most ``GROUP`` at a time; of small groups several augmented views at once. A processor's last bit depends on how
@@ -33,7 +33,7 @@ Begin = Callable[[int], Callable[[int], object]]
 
 
 def silent(total: int) -> Callable[[int], object]:
-    """Where nobody wants to know."""
+    """Report no progress, where nobody wants to know."""
     return lambda done: None
 
 
@@ -166,7 +166,7 @@ class Activations:
                     self.rows.write([self._key(ids[place], view) for place in kept], part[kept])
 
     def _passes(self, images: int) -> list[tuple[int, ...]]:
-        """Views of so many images that are computed together, whichever of them are lacking."""
+        """Number of images whose views are computed together, whichever of them are lacking."""
         drawn = self.training_views if self.views > 1 else ()
         each = max(1, GROUP // max(1, images))
         return [(0,), *(drawn[start : start + each] for start in range(0, len(drawn), each))]

@@ -1,4 +1,4 @@
-"""Rows of numbers by image and view: in memory, in a file that goes with the run, or in one that runs share.
+"""Store rows of numbers by image and view: in memory, in a file that goes with the run, or in one that runs share.
 
 A file is read and written by position and not mapped: the system keeps its pages in memory all the same, and a full
 disk is an error and not the end of the process.
@@ -60,7 +60,7 @@ class Rows(ABC):
 
     @abstractmethod
     def has(self, key: Key) -> bool:
-        """Whether there is a row."""
+        """Return whether there is a row."""
 
     @abstractmethod
     def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -76,7 +76,7 @@ class Rows(ABC):
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """While it is open this process alone writes, and it knows what others have written."""
+        """Write in this process alone while it is open; it then knows what others have written."""
         yield
 
     @property
@@ -179,7 +179,7 @@ class Spilled(Rows):
 class Shared(Rows):
     """Rows in a folder that any number of processes fill and read; none is ever taken out.
 
-    ``rows.bin`` holds them slot by slot, ``index.bin`` a record a slot, in which a later one replaces an earlier one of
+    ``rows.bin`` holds them slot by slot, ``index.bin`` one record per slot, a later one replacing an earlier one of
     the same key. A writer holds the lock, and writes records only once the rows are on the disk: of one that was killed
     the rows without a record are written over, and a record cut short is cut off.
 

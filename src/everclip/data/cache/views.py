@@ -1,4 +1,4 @@
-"""Augmented views of pictures: shifted and mirrored, or cropped and recoloured as contrastive learning does."""
+"""Make augmented views of pictures: shifted and mirrored, or cropped and recoloured as contrastive learning does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in Arrow columns, as Hugging Face data sets keep them: encoded bytes, or the path of a file."""
+"""Read images in Arrow columns, as Hugging Face data sets keep them: encoded bytes, or the path of a file."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ class ArrowStore(Store):
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether cells of this type may hold encoded images: bytes, or ``struct<bytes, path>``."""
+    """Return whether cells of this type may hold encoded images: bytes, or ``struct<bytes, path>``."""
     import pyarrow as pa
 
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or {"bytes", "path"} == _fields(kind)
 
 
 def holds_text(kind: pa.DataType) -> bool:
-    """Whether cells of this type are texts, such as paths."""
+    """Return whether cells of this type are texts, such as paths."""
     import pyarrow as pa
 
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -1,4 +1,4 @@
-"""DomainNet's lists: lines "DOMAIN/CLASS/FILE LABEL", one file for each domain and part."""
+"""Read DomainNet's lists: lines "DOMAIN/CLASS/FILE LABEL", one file for each domain and part."""
 
 from __future__ import annotations
 

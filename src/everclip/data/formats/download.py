@@ -1,4 +1,4 @@
-"""Files from the web and out of archives: resumed where they broke off, checked, and in place only when whole."""
+"""Download files and take them out of archives: resumed where broken off, checked, in place only when whole."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def home(source: str, argument: str | None) -> Path:
 
 
 def say(line: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time prepares a folder, made if need be. Raises UserError where it cannot be written."""
+    """Let one process at a time prepare a folder, made if need be. Raises UserError where it cannot be written."""
     lock = FileLock(folder / ".everclip.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raises UserError where a disk has less than ``size`` bytes to spare."""
+    """Raise UserError where a disk has less than ``size`` bytes to spare."""
     free = shutil.disk_usage(folder).free - RESERVE
     if free < size:
         raise UserError(
@@ -123,7 +123,7 @@ def digest_of(path: Path, algorithm: str) -> str:
 
 
 def matches(path: Path, digest: str) -> bool:
-    """Whether a file has this digest."""
+    """Return whether a file has this digest."""
     return digest_of(path, digest.partition(":")[0]) == digest
 
 
@@ -198,7 +198,7 @@ def _complete(remote: Remote, part: Path, path: Path) -> None:
 
 
 def _append(remote: Remote, part: Path, have: int) -> None:
-    """What one connection brings. Raises UserError where it is too much or cannot be written."""
+    """Append what one connection brings. Raises UserError where it is too much or cannot be written."""
     headers = {"User-Agent": "everclip", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"

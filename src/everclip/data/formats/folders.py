@@ -1,4 +1,4 @@
-"""What the folder sources share: finding image files, splitting them, naming classes."""
+"""Read data sets from folders: find image files, split them, name classes. All folder sources share this."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def _unreadable(error: OSError) -> None:
-    """Raises UserError for a folder that cannot be listed."""
+    """Raise UserError for a folder that cannot be listed."""
     raise UserError(
         f"folder {error.filename} cannot be read ({error.strerror}): check its permissions"
     ) from error
 
 
 def _check_text(names: Sequence[str], folder: str) -> None:
-    """Names that are no UTF-8 could be neither hashed nor logged. Raises UserError for the first."""
+    """Refuse names that are no UTF-8: they could be neither hashed nor logged. Raises UserError for the first."""
     for name in names:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
             shown = name.encode("utf-8", "backslashreplace").decode()
@@ -99,7 +99,7 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
 
 
 def absent(root: Path, keys: Iterable[str]) -> list[str]:
-    """Which of the files, given by their paths relative to ``root``, are not there; each folder is read once."""
+    """Return the files, given by their paths relative to ``root``, that are absent; each folder is read once."""
     files: dict[str, set[str]] = {}
     for key in keys:
         folder, _, name = key.rpartition("/")
@@ -156,7 +156,7 @@ def parts(root: Path) -> tuple[str, str | None]:
 
 
 def _holds_folders(root: Path, folder: str) -> bool:
-    """Whether a folder holds folders and no pictures of its own."""
+    """Return whether a folder holds folders and no pictures of its own."""
     return bool(subfolders(root / folder)) and not image_files(root, folder, deep=False)
 
 
@@ -184,7 +184,7 @@ def dataset(
     """A Dataset of files under ``root``.
 
     Args:
-        found: (relative path, domain folder, class folder, is test) an image.
+        found: (relative path, domain folder, class folder, is test) per image.
         domains: domain folders in the order learned.
         places: the folders, relative to ``root``, that hold the class folders.
         held_out: the test images were chosen by ``split_of``.
@@ -288,14 +288,14 @@ def check_texts(data: Dataset, where: str) -> None:
 
 
 class Fence:
-    """Tells whether files lie in one of some folders, links followed."""
+    """Tell whether files lie in one of some folders, links followed."""
 
     def __init__(self, *folders: str | Path) -> None:
         self._folders = [os.path.realpath(folder) for folder in folders]
         self._known: dict[str, bool] = {}
 
     def holds(self, path: str) -> bool:
-        """Whether the file at ``path``, which need not exist, lies inside. Each folder on the way is followed once."""
+        """Return whether the file at ``path``, which need not exist, lies inside. Each folder is followed once."""
         if os.path.basename(path) in ("", ".", "..") or os.path.islink(path):
             return self._inside(os.path.realpath(path))
         parent = os.path.dirname(path)

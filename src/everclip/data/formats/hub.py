@@ -1,4 +1,4 @@
-"""Opening data sets with the package `datasets`: from a folder, or from the Hugging Face hub."""
+"""Open data sets with the package `datasets`: from a folder, or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _built(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
 
 
 def _check_shards(root: Path) -> None:
-    """Raises UserError where a file like ``PART-00001-of-00003.parquet`` is missing: the package takes the rest."""
+    """Raise UserError where a file like ``PART-00001-of-00003.parquet`` is missing: the package takes the rest."""
     found: dict[tuple[str, int, str], set[int]] = {}
     for path in sorted(root.rglob("*-of-*")):
         match = re.fullmatch(r"(.+)-([0-9]{5})-of-([0-9]{5})(?:-\w+)?(\.parquet|\.arrow)", str(path))
@@ -150,7 +150,7 @@ def _damaged(root: Path) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log lines of the package's own beside our message, and progress bars on a terminal alone."""
+    """Silence the package's own log lines beside our message, and its progress bars but on a terminal."""
     import datasets
 
     level = datasets.logging.get_verbosity()

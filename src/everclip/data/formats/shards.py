@@ -1,4 +1,4 @@
-"""Tar files of samples, in the layout that the WebDataset package defines: an index by header, reading by offset.
+"""Read tar files of samples, in the layout that the WebDataset package defines: an index by header, reading by offset.
 
 The files of a sample stand beside each other and share their name up to the first dot, the key: ``n01/7.jpg`` and
 ``n01/7.cls``. https://github.com/webdataset/webdataset

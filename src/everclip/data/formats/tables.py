@@ -1,4 +1,4 @@
-"""What the sources that read a list of images share: naming classes, holding out, keeping to a folder."""
+"""Read data sets from lists of images: name classes, hold images out, keep to a folder. All list sources share this."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a list comes from.
+    """The origin of a list.
 
     Args:
         name: the spec, for example ``csv:photos.csv``.
@@ -102,7 +102,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
 
 
 def _sorted(names: set[str]) -> list[str]:
-    """In alphabetical order; numbers in theirs."""
+    """The names in alphabetical order; numbers in theirs."""
     if _are_numbers(names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -113,7 +113,7 @@ def _are_numbers(names: Iterable[str]) -> bool:
 
 
 def _check_labels(where: str, classes: Sequence[str]) -> None:
-    """Raises UserError where there are too few classes, or where a label is a whole text."""
+    """Raise UserError where there are too few classes, or where a label is a whole text."""
     longest = max(classes, key=len)
     if len(longest) > MOST_LABEL:
         raise UserError(
@@ -126,7 +126,7 @@ def _check_labels(where: str, classes: Sequence[str]) -> None:
 
 
 def _held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]) -> list[bool]:
-    """Whether each image is one of the fifth of its class in its domain that is held out."""
+    """Return whether each image is one of the fifth of its class in its domain that is held out."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key, *pair in zip(keys, labels, domains, strict=True):
         groups.setdefault((pair[0], pair[1]), []).append(key)
@@ -137,7 +137,7 @@ def _held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]
 
 
 def _check_trained(where: str, labels: Sequence[str], is_test: Sequence[bool]) -> None:
-    """Raises UserError for a class that is only tested."""
+    """Raise UserError for a class that is only tested."""
     trained = {label for label, test in zip(labels, is_test, strict=True) if not test}
     if not trained:
         raise UserError(f"{where} lists test images alone: add training images")
@@ -149,7 +149,7 @@ def _check_trained(where: str, labels: Sequence[str], is_test: Sequence[bool]) -
 
 
 def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) -> None:
-    """Raises UserError for a domain in one part only: what is learned is tested, and the other way round."""
+    """Raise UserError for a domain in one part only: what is learned is tested, and the other way round."""
     pairs = {(domain, bool(test)) for domain, test in zip(domains, is_test, strict=True)}
     for domain, test in sorted(pairs):
         if (domain, not test) not in pairs:
@@ -162,7 +162,7 @@ def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) 
 def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
     """Readable names of the classes: those in ``classnames.txt``, else as the list writes them.
 
-    Where classes are numbers and the file has one name a line, it may name more classes than there are: a number is
+    Where classes are numbers and the file has one name per line, it may name more classes than there are: a number is
     then the line, from 0.
     """
     path = origin.folder / "classnames.txt" if origin.folder else None

@@ -1,4 +1,4 @@
-"""Archives unpacked with suspicion: plain files under one folder, of bounded number and size, or nothing at all."""
+"""Unpack archives with suspicion: plain files under one folder, of bounded number and size, or nothing at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BROKEN = (*_DAMAGED, EOFError, RuntimeError, ValueError)
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may hold."""
+    """The most that an archive may hold."""
 
     files: int
     size: int
@@ -119,7 +119,7 @@ def _zip_kind(info: zipfile.ZipInfo) -> str:
 
 
 def _place(member: _Member, inside: str) -> PurePosixPath | None:
-    """Where a member goes, relative to the folder ``inside``; None outside of it."""
+    """Return the place of a member, relative to the folder ``inside``; None outside of it."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
         raise ValueError(f"the path {member.name[:60]!a} leads out of it")
@@ -131,7 +131,7 @@ def _place(member: _Member, inside: str) -> PurePosixPath | None:
 
 
 def _write(member: _Member, path: Path) -> None:
-    """One file, of no more bytes than the archive says; two of one name are refused."""
+    """Write one file, of no more bytes than the archive says; two of one name are refused."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file, member.open() as packed:

@@ -1,4 +1,4 @@
-"""Reads the pickles that CIFAR comes in, without pickle: nothing that a file says is ever called.
+"""Read the pickles that CIFAR comes in, without pickle: nothing that a file says is ever called.
 
 A pickle is a program for a stack machine. This one knows the instructions that make numbers, texts, lists, dicts and
 numpy arrays of bytes, and refuses every other; the names it may mention are those of ``_KNOWN``, and they stand for
@@ -28,7 +28,7 @@ _NOTHING = {"PROTO", "FRAME", "STOP"}
 
 
 class _Refused(Exception):
-    """What the pickle asks for and we do not give."""
+    """A request of the pickle that is not granted."""
 
 
 class _DType:

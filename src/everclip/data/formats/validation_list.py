@@ -1,11 +1,11 @@
-"""The lists that say what ImageNet's validation images are, in the forms people have them.
+"""Read the lists that say what ImageNet's validation images are, in the forms people have them.
 
     ImageId,PredictionString                      Kaggle's LOC_val_solution.csv: class and boxes
     ILSVRC2012_val_00048981,n03995372 85 1 499 272
 
     ILSVRC2012_val_00000001.JPEG n01751748        val_labels.txt of many scripts
     ILSVRC2012_val_00000001.JPEG 65               Caffe's val.txt: place among the sorted ids, from 0
-    n01751748                                     TensorFlow's synset labels: one a line, in the images' order
+    n01751748                                     TensorFlow's synset labels: one per line, in the images' order
 
 The official devkit numbers its classes in an order of its own. Such a list would pass for the third form and label
 nearly every image wrongly, so the first five images, whose classes are known, are compared.

@@ -133,7 +133,7 @@ def missing(argument: str | None) -> list[str]:
 
 
 def _has_folders(root: Path) -> bool:
-    """Whether the pictures lie there in folders; torchvision's ``train`` and ``test`` are files."""
+    """Return whether the pictures lie there in folders; torchvision's ``train`` and ``test`` are files."""
     return any((root / part).is_dir() for part in PARTS)
 
 
@@ -190,7 +190,7 @@ def _folder(root: Path) -> Path:
 
 
 def _again(folder: Path) -> str:
-    """What to do about a file in ``folder``, which is the user's own where it is not called as in the archive."""
+    """Say what to do about a file in ``folder``, the user's own where it is not called as in the archive."""
     if folder.name == FOLDER:
         return f"remove the folder {folder}, to have it unpacked or downloaded again"
     return f"get the original from {ARCHIVE.url}"

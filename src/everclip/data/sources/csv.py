@@ -1,4 +1,4 @@
-"""csv:FILE - your images in a list: a header "path,label", then one line an image; "split" and "domain" are optional.
+"""csv:FILE - your images in a list: a header "path,label", then one line per image; "split" and "domain" are optional.
 
     path,label,split,domain
     photos/1.jpg,cat,train,sketch
@@ -94,7 +94,7 @@ def _checked(argument: str | None) -> Path:
 
 
 def _read(file: Path) -> tuple[dict[str, int], list[_Entry]]:
-    """The columns that the header names, with their positions, and a checked entry an image."""
+    """The columns that the header names, with their positions, and a checked entry per image."""
     entries: list[_Entry] = []
     line_of: dict[str, int] = {}
     fence = Fence(file.parent)
@@ -211,7 +211,7 @@ def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Ent
 
 
 def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
-    """Raises UserError where there is no such file in the list's folder."""
+    """Raise UserError where there is no such file in the list's folder."""
     path = f"{folder}/{key}"
     try:
         status = os.stat(path)

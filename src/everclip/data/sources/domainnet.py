@@ -108,7 +108,7 @@ def _list_of(root: Path, domain: str, part: str) -> Path:
 
 
 def _missing(root: Path) -> dict[str, Remote]:
-    """What is not there under ``root``, lists first: name -> where it comes from."""
+    """List what is not there under ``root``, lists first: name -> where it comes from."""
     there = {f"{d}_{part}.txt": _list_of(root, d, part).is_file() for d in DOMAINS for part in PARTS}
     there |= {domain: (root / domain).is_dir() for domain in DOMAINS}
     return {name: REMOTES[name] for name in there if not there[name]}

@@ -40,7 +40,7 @@ TESTS = ("test", "validation", "val", "valid")
 
 @dataclass(frozen=True)
 class _Options:
-    """What follows "#"."""
+    """The options that follow "#"."""
 
     image: str | None = None
     label: str | None = None
@@ -198,7 +198,7 @@ def _class_names(features: datasets.Features, column: str) -> list[str]:
 
 
 def _is_text(column: str, features: datasets.Features) -> bool:
-    """Whether a column is there and holds names, or numbers of classes."""
+    """Return whether a column is there and holds names, or numbers of classes."""
     import datasets
 
     feature = features.get(column)

@@ -1,7 +1,7 @@
 """imagefolder:PATH - your images in class folders: CLASS/*.jpg, or train/CLASS and test/CLASS (or val/CLASS).
 
 A root with bare classes, or with train/ alone, is split: a fifth of each class is the test part, by a hash of the
-file's name. `classnames.txt` (one name a line, or folder<TAB>name) and `templates.txt` in the root override the
+file's name. `classnames.txt` (one name per line, or folder<TAB>name) and `templates.txt` in the root override the
 folder names and the prompt.
 """
 

@@ -3,7 +3,7 @@
 DIR, or `$EVERCLIP_DATA/imagenet`, holds `train/nXXXXXXXX/*.JPEG` and `val/nXXXXXXXX/*.JPEG`, or is Kaggle's folder with
 `ILSVRC/Data/CLS-LOC`. Images may lie flat in `val` if a list beside it says what they are: Kaggle's
 `LOC_val_solution.csv`, or `val_labels.txt`, `val.txt` or `imagenet_2012_validation_synset_labels.txt` with lines
-"ILSVRC2012_val_00000001.JPEG n01751748", the same with numbers of the sorted classes (65), or one id a line. `val`
+"ILSVRC2012_val_00000001.JPEG n01751748", the same with numbers of the sorted classes (65), or one id per line. `val`
 alone is enough for `everclip evaluate`; folders of some of the classes are ImageNet of these.
 
 It cannot be downloaded without an account: https://image-net.org/download-images. Classes are in the order of their

@@ -74,7 +74,7 @@ def load(argument: str | None, kind: str) -> Dataset:
 
 
 def _parse(argument: str) -> tuple[str, dict[str, int]]:
-    """What names the shards, and the number of samples a part. Raises UserError for a remote name or a bad number."""
+    """Return the shards' pattern and the number of samples per part. Raises UserError for a remote or bad one."""
     if "://" in argument or argument.startswith("pipe:"):
         raise UserError(
             f'data "webdataset" reads local files, not {shown(argument)}: download the shards, then give their folder'
@@ -250,7 +250,7 @@ def _check_counts(spec: str, parts: Mapping[str, Sequence[Shard]], counts: Mappi
 
 
 def _size_is_known(shard: Shard) -> bool:
-    """Whether ``sizes.json`` beside a shard, {name: samples}, agrees with it; False where it is not there.
+    """Return whether ``sizes.json`` beside a shard, {name: samples}, agrees with it; False where it is not there.
 
     Raises:
         UserError: it does not agree, does not name the shard, or is malformed.
@@ -277,7 +277,7 @@ def _size_is_known(shard: Shard) -> bool:
 
 
 def _names_folder(folder: Path) -> Path:
-    """Where ``classnames.txt`` lies: beside the shards, or above their part's folder."""
+    """Find the folder of ``classnames.txt``: beside the shards, or above their part's folder."""
     names = ("classnames.txt", "templates.txt", BENCHMARK_TEMPLATES)
     above = folder.name == "train" and not any((folder / name).exists() for name in names)
     return folder.parent if above else folder
