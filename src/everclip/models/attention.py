@@ -1,4 +1,4 @@
-"""Attention as a CPU does it fastest, whatever module asks for it.
+"""Compute attention as a CPU does it fastest, whatever module asks for it.
 
 Two things are changed, and both are the same mathematics:
 
@@ -31,7 +31,7 @@ _PLAIN = ("bias_k", "bias_v", "add_zero_attn", "key_padding_mask", "need_weights
 
 
 class CpuAttention(TorchFunctionMode):
-    """While it is open, attention on the CPU runs as the module says; other calls are passed on."""
+    """Run attention on the CPU as the module says while it is open; other calls are passed on."""
 
     _open: ClassVar[int] = 0
 
@@ -45,7 +45,7 @@ class CpuAttention(TorchFunctionMode):
 
     @classmethod
     def again(cls) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """For ``checkpoint``: what to open the first time, and when something is computed again.
+        """Return, for ``checkpoint``, what to open the first time, and when something is computed again.
 
         That happens in a backward pass, which torch calls with the mode closed.
         """
@@ -58,7 +58,7 @@ class CpuAttention(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """What torch calls in place of each of its functions."""
+        """Stand in for each of torch's functions."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _in_fp32(*args, **kwargs)
@@ -84,7 +84,7 @@ def _float(argument: Any) -> Any:
 
 
 def _is_plain(given: Mapping[str, Any]) -> bool:
-    """Whether a call is self-attention of a batch, without dropout and without anything unusual."""
+    """Return whether a call is self-attention of a batch, without dropout and without anything unusual."""
     query = given["query"]
     mask = given["attn_mask"]
     same = given["key"] is query and given["value"] is query and query.ndim == 3

@@ -1,4 +1,4 @@
-"""A model's config may claim any size: it is as large as its weights are, or it is not built.
+"""Bound a model by its weights: whatever size its config claims, it is as large as they are, or is not built.
 
 The model is built without memory first (torch's meta device, 0.1 s). That ends as soon as it has more than its file of
 weights holds; then each tensor must have the shape that it has there.
@@ -122,7 +122,7 @@ def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
 
 @contextmanager
 def within(numbers: int, tensors: int) -> Iterator[None]:
-    """While it is open this thread makes modules of at most so many numbers, in at most so many tensors.
+    """Let this thread, while it is open, make modules of at most ``numbers`` numbers, in at most ``tensors`` tensors.
 
     Raises:
         ValueError: there are more.

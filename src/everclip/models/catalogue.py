@@ -1,4 +1,4 @@
-"""The models people start from, and the training values that suit them. Imports no torch.
+"""List the models people start from, and the training values that suit them. Imports no torch.
 
 Any open_clip name and tag works, listed here or not. Zero-shot accuracies, parameter counts, and the operations of
 towers that ``flops`` cannot count are open_clip's own (its files docs/openclip_results.csv and docs/model_profile.csv).
@@ -41,7 +41,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model computes and holds.
+    """The costs of a model: what it computes and holds.
 
     Attributes:
         image_flops, text_flops: operations of a forward pass of one image, of one prompt; a backward pass takes twice
@@ -62,7 +62,7 @@ class Costs:
 
     @property
     def parameters(self) -> int:
-        """Of both towers."""
+        """Parameters of both towers."""
         return self.image_parameters + self.text_parameters
 
 
@@ -128,7 +128,7 @@ def recommended(spec: str, before: bool = False) -> dict[str, Any]:
 
 
 def costs(spec: str, image_size: int | None = None) -> Costs | None:
-    """What the model ``spec`` computes and holds; None where that is not known without loading it.
+    """Return what the model ``spec`` computes and holds; None where that is not known without loading it.
 
     Args:
         spec: ``lite``, ``NAME:TAG`` (the tag does not matter), ``local-dir:FOLDER`` or a folder with a saved model.

@@ -1,4 +1,4 @@
-"""Clip: any open_clip model behind one small interface, with deterministic unit-length fp32 features."""
+"""Wrap any open_clip model behind one small interface (Clip), with deterministic unit-length fp32 features."""
 
 import copy
 import json
@@ -104,7 +104,7 @@ class Clip(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.logit_scale.device
 
     def train(self, mode: bool = True) -> "Clip":
@@ -129,7 +129,7 @@ class Clip(nn.Module):
         self.model.visual, self.trunk = cut(self.model.visual, blocks, pooled)
 
     def keep_text(self, held: Collection[str], count: int) -> None:
-        """From here on compute the lower blocks of the text tower once for each prompt that is trained on.
+        """Compute the lower blocks of the text tower, from here on, once for each prompt that is trained on.
 
         Args:
             held: names of parameters that never train from here on.
@@ -138,15 +138,15 @@ class Clip(nn.Module):
         self.text_trunk = TextTrunk.of(self.model, held, count, self._raw_text)
 
     def keep_features(self) -> None:
-        """From here on compute the features of a prompt that is trained on once, where no text parameter trains."""
+        """Compute the features of a trained prompt once, from here on, where no text parameter trains."""
         self._text_rows = Kept()
 
     def preprocessing(self) -> dict[str, Any]:
-        """How pictures become the model's input, ready for JSON."""
+        """Describe how pictures become the model's input, ready for JSON."""
         return dict(vars(self._preprocess_cfg))
 
     def normalise(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """uint8 pixels to the model's input on its device: divided by 255, minus mean, over std.
+        """Turn uint8 pixels into the model's input on its device: divided by 255, minus mean, over std.
 
         Where the image tower was cut, its upper part's input: what the trunk makes of the pixels, or of such
         activations, as they were kept, the same in fp32.
@@ -188,7 +188,7 @@ class Clip(nn.Module):
         return self._center is not None
 
     def center_images(self, mean: Float[Tensor, " d"] | Sequence[float]) -> None:
-        """From here on subtract ``mean``, that of unit-length image features, before features are made unit length.
+        """Subtract ``mean``, that of unit-length image features, from here on before features are made unit length.
 
         CLIP's image features lie in a narrow cone (Liang et al. 2022, https://arxiv.org/abs/2203.02053); with their
         mean gone, cosines spread. ``save`` keeps the mean in the config file, where plain open_clip ignores it.
@@ -227,7 +227,7 @@ class Clip(nn.Module):
         return ((name, p) for name, p in self._trainable() if not name.startswith("visual."))
 
     def hold(self, names: Collection[str]) -> None:
-        """From here on these parameters (names of ``model``) count as no tower's and are not trained."""
+        """Count these parameters (names of ``model``) from here on as no tower's; they are not trained."""
         self._held = frozenset(names)
 
     def held(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""Depthwise convolutions with large kernels, whose weights' gradient torch takes long to compute on a CPU.
+"""Speed up depthwise convolutions with large kernels, whose weights' gradient torch takes long to compute on a CPU.
 
 The gradient of a kernel is a convolution too, of the inputs with the gradient of the outputs, image by image and
 channel by channel, added up over images. Asked for as that, with images times channels as groups, oneDNN has a fast way
@@ -22,7 +22,7 @@ MOST_SIDE = {1: 14, 2: 6}
 
 
 def suits(module: nn.Module) -> bool:
-    """Whether ``forward`` is a form of a module's that may be faster."""
+    """Return whether ``forward`` is a form of a module's that may be faster."""
     return (
         type(module) in (nn.Conv2d, Conv2dSame)
         and isinstance(module, nn.Conv2d)

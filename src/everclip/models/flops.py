@@ -1,4 +1,4 @@
-"""Floating-point operations, parameters and activations of open_clip's transformers, counted from a model's config.
+"""Count floating-point operations, parameters and activations of open_clip's transformers from a model's config.
 
 A multiplication and an addition are two operations. Counted are matrix products and the patch convolution, which is
 what torch's flop counter sees; softmax, norms and activations are some per cent beside them. Imports no torch.
@@ -18,7 +18,7 @@ _OTHER_POOLS = ("attentional_pool", "timm_model_name")
 
 @dataclass(frozen=True)
 class Tower:
-    """What one tower is and costs, for one image or one prompt.
+    """The size and the costs of one tower, for one image or one prompt.
 
     Attributes:
         flops: of a forward pass; a backward pass takes twice as many.

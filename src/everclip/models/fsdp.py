@@ -1,9 +1,9 @@
-"""Towers that are shared out over the processes of a run while they train, by torch's FSDP2.
+"""Share out the towers over the processes of a run while they train, by torch's FSDP2.
 
 Outside of a phase every process has the whole model, which teachers, tests and checkpoints read. In a phase each keeps
 its part of the weights of every block, of their gradients and of AdamW's moments; a block is put together when it is
-computed, forward and backward, and let go behind that. So the blocks take 1/n of 16 bytes a parameter on the device,
-beside activations, and the whole model, 4 bytes a parameter, waits in main memory.
+computed, forward and backward, and let go behind that. So the blocks take 1/n of 16 bytes per parameter on the device,
+beside activations, and the whole model, 4 bytes per parameter, waits in main memory.
 docs/decisions/0016-towers-are-shared-out-in-a-phase.md has the reasons.
 """
 
@@ -145,7 +145,7 @@ class Shards:
         return self._mapped(optimizer, optimizer.state_dict(), joined)
 
     def shared_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What of such a state is this process's."""
+        """Return the part of such a state that is this process's."""
         return self._mapped(
             optimizer, state, lambda value, parameter: _part(value.to(self._device).contiguous(), parameter)
         )
@@ -212,7 +212,7 @@ def whole_of(tensor: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of a tensor is on this process."""
+    """Return the part of a tensor that is on this process."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

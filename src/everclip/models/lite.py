@@ -1,4 +1,4 @@
-"""The offline default ``lite``: two pretrained towers from installed packages, joined by a closed-form
+"""Build the offline default ``lite``: two pretrained towers from installed packages, joined by a closed-form
 bridge.
 
 Image tower: EfficientNet-Lite0 (ImageNet-1k weights), pooled features of width 1280. Text tower:
@@ -98,7 +98,7 @@ def _make(folder: Path) -> None:
 
 
 def _alike(before: Path, now: Path) -> bool:
-    """Whether weights that an earlier version built, which wrote no manifest, are these but for rounding.
+    """Return whether weights that an earlier version built, which wrote no manifest, are these but for rounding.
 
     They stay then, and with them the last bits of all results: how many threads solve the bridge changes its last bit.
     """
@@ -206,7 +206,7 @@ def _sources() -> dict[str, Path]:
 
 
 def _package_folder(package: str) -> Path:
-    """Where an installed package keeps its model files, found in its metadata: its code is never imported."""
+    """Find where an installed package keeps its model files, in its metadata: its code is never imported."""
     try:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""A weight with a low-rank update, which is never added up where a linear layer asks for it.
+"""Give a weight a low-rank update, which is never added up where a linear layer asks for it.
 
 ``W + 2 B A`` as one matrix costs a gradient of W's own size before it is projected onto A and B. Taken apart, ``x W'``
 and ``(x A') (2 B)'``, W needs none: a third of a layer's work is saved.
@@ -21,7 +21,7 @@ _FACTS = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_nested")
 
 
 class Updated(Tensor):
-    """Stands for ``base + SCALE b a``: linear layers and 1 x 1 convolutions take the parts, all else gets the sum.
+    """Stand for ``base + SCALE b a``: linear layers and 1 x 1 convolutions take the parts, all else gets the sum.
 
     Attributes:
         base: ``[out, in]``, or ``[out, in, 1, 1]`` of a convolution; takes no gradient.
@@ -51,7 +51,7 @@ class Updated(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """What torch calls in place of a function that got a stand-in."""
+        """Stand in for a function of torch that got a stand-in."""
         kwargs = kwargs or {}
         taken = _PARTS.get(func)
         if taken is not None and not isinstance(args[0], Updated):

@@ -1,4 +1,4 @@
-"""How the towers run while they train: in pieces, with blocks computed twice, with patches left out, compiled.
+"""Run the towers as training asks: in pieces, with blocks computed twice, with patches left out, compiled.
 
 Pieces are cut at the towers' calls, not out of the batch. The first pass of a piece keeps its input alone; the loss
 then sees the features of the whole batch, and its gradient goes back through one piece after the other, each computed
@@ -35,7 +35,7 @@ UNITS = (nn.MultiheadAttention, nn.Linear, nn.Conv2d)
 
 
 class Passes:
-    """What ``train`` says on how the towers run.
+    """The way the towers run, as ``train`` says.
 
     Raises:
         UserError: patches are to be left out of a tower that has none or whose lower blocks are cut off, or towers
@@ -66,7 +66,7 @@ class Passes:
 
     @contextmanager
     def open(self, batch: Batch) -> Iterator[None]:
-        """While it is open, for a whole step with its backward pass, the towers run as told.
+        """Run the towers as told while it is open, for a whole step with its backward pass.
 
         What is random in it depends on the batch's place alone.
         """
@@ -97,7 +97,7 @@ class Passes:
 
 
 def blocks(tower: nn.Module) -> list[nn.Module]:
-    """What a tower has several of, one after the other: transformer blocks, or stages of a convolutional tower."""
+    """Return the parts that a tower is a row of: transformer blocks, or stages of a convolutional tower."""
     found: list[nn.Module] = []
     for child in tower.children():
         members = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []

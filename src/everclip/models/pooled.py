@@ -1,4 +1,4 @@
-"""The image tower's output before its projection into the space that it shares with the text."""
+"""Take the image tower's output before its projection into the space that it shares with the text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everclip.errors import UserError
 
 
 class Features(nn.Module):
-    """What is left of a tower whose features come ready-made: it hands them on.
+    """The rest of a tower whose features come ready-made: it hands them on.
 
     Args:
         width: of the features, where pooled ones stand behind them in each row; else a row is the features.

@@ -1,4 +1,4 @@
-"""In which precision the towers train: fp32, bf16, bf16 for the text tower alone, or whichever is fastest here.
+"""Choose the precision that the towers train in: fp32, bf16, bf16 for the text tower alone, or the fastest here.
 
 bf16 pays where there are units for it (AVX512-BF16, AMX, a GPU) and not on every layer: a depthwise convolution can run
 slower in bf16 than in fp32, and a processor without such units computes bf16 by way of fp32. So a convolutional image
@@ -33,7 +33,7 @@ _PROMPTS = tuple(f"a photo of thing {number}." for number in range(16))
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``auto`` became.
+    """The outcome of ``auto``.
 
     Args:
         fp32, bf16, bf16_text: seconds that the towers' layers took; None where the device alone decides.
@@ -45,7 +45,7 @@ class Choice:
     bf16_text: float | None = None
 
     def words(self) -> str:
-        """Why, for a line."""
+        """The reason, for a line."""
         if self.fp32 is None or self.bf16 is None or self.bf16_text is None:
             return ""
         both, text = self.bf16 / self.fp32, self.bf16_text / self.fp32
@@ -54,7 +54,7 @@ class Choice:
 
 @contextmanager
 def autocast(clip: Clip, precision: Precision) -> Iterator[None]:
-    """While it is open, the towers compute in this precision; parameters and features stay fp32."""
+    """Compute the towers in this precision while it is open; parameters and features stay fp32."""
     before, clip.text_bf16 = clip.text_bf16, precision == "bf16_text"
     try:
         with torch.autocast(clip.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -71,7 +71,7 @@ def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
 
 @contextmanager
 def training(clip: Clip, precision: Precision) -> Iterator[None]:
-    """While it is open, the towers compute as in a step."""
+    """Compute the towers as in a step while it is open."""
     with attention(clip, precision), autocast(clip, precision):
         yield
 

@@ -1,4 +1,4 @@
-"""A model's own preprocessing of pictures, as open_clip notes it."""
+"""Reproduce a model's own preprocessing of pictures, as open_clip notes it."""
 
 from __future__ import annotations
 

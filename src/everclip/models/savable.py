@@ -1,4 +1,4 @@
-"""What a model folder is written of."""
+"""Prepare what a model folder is written of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An image tower in two: blocks that tasks share, and the last blocks, which a task can have of its own.
+"""Split an image tower in two: blocks that tasks share, and the last blocks, which a task can have of its own.
 
 A block is a transformer block or a stage of a convolutional tower; all that follows the last block (norm, pooling,
 projection) goes with it. The tower itself runs as always. What enters the first of its last blocks is taken on the
@@ -18,7 +18,7 @@ from everclip.models.trunk import Parts, above
 
 
 class Split:
-    """Where a tower is cut: before the last ``blocks`` of its blocks.
+    """The place where a tower is cut: before the last ``blocks`` of its blocks.
 
     Attributes:
         cut: path of the first block above the cut.
@@ -38,7 +38,7 @@ class Split:
         self._below = parts.below(blocks)
 
     def above(self, name: str) -> bool:
-        """Whether a parameter of the tower stands above the cut."""
+        """Return whether a parameter of the tower stands above the cut."""
         return not any(name == part or name.startswith(f"{part}.") for part in self._below)
 
     def upper(self, clip: Clip) -> Upper:

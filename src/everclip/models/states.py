@@ -1,4 +1,4 @@
-"""State files of ``torch.save`` that others may have written: tensors and plain values within bounds, or a reason."""
+"""Read state files of ``torch.save`` that others may have written: tensors and plain values within bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.system.reading import Unreadable, open_regular
 
 
 def read_state(path: Path) -> Any:
-    """What ``torch.save`` has written, on the CPU. No code in it runs, and it takes no more memory than the file says.
+    """Read what ``torch.save`` has written, on the CPU. No code in it runs; it takes no more memory than the file says.
 
     Raises:
         Unreadable: it is no such file, or holds more than tensors and plain values.

@@ -1,4 +1,4 @@
-"""The text tower on as few tokens as give the same features.
+"""Run the text tower on as few tokens as give the same features.
 
 A caption of ten tokens is padded to the tower's full length, 77 for most. Where every token attends to itself and to
 earlier ones alone, and the features are read off at the end token, what stands behind it changes nothing: neither the
@@ -78,7 +78,7 @@ def hugging_face(model: nn.Module) -> Any:
 
 
 class _Cut:
-    """How a causal tower is shortened.
+    """The way a causal tower is shortened.
 
     Args:
         prefix: of the tower's names in the model.
@@ -95,7 +95,7 @@ class _Cut:
         return int(marks.argmax(dim=1).max()) + 1
 
     def shortened(self, model: nn.Module, length: int) -> dict[str, Tensor]:
-        """The position embeddings and the mask of a tower for so many tokens, by the names of ``_Encoder``."""
+        """The position embeddings and the mask of a tower for this number of tokens, by the names of ``_Encoder``."""
         tower = model.get_submodule(self.prefix)
         positions, mask = tower.get_parameter("positional_embedding"), tower.get_buffer("attn_mask")
         name = f"model.{self.prefix}." if self.prefix else "model."
@@ -117,7 +117,7 @@ class _Encoder(nn.Module):
 
 
 def _cut_of(model: Any) -> _Cut | None:
-    """How the model's text tower is shortened; None where that would not be exact, or is not known to be."""
+    """Return how the model's text tower is shortened; None where that would not be exact, or is not known to be."""
     if isinstance(model, CLIP):
         found = "", model.text_pool_type, model.text_eos_id, model.attn_mask
     elif isinstance(model, CustomTextCLIP) and isinstance(text := model.text, TextTransformer):
@@ -133,7 +133,7 @@ def _cut_of(model: Any) -> _Cut | None:
 
 
 def _causal(mask: object) -> bool:
-    """Whether an additive mask hides every later token and no earlier one."""
+    """Return whether an additive mask hides every later token and no earlier one."""
     if not isinstance(mask, Tensor):
         return False
     later = torch.ones_like(mask, dtype=torch.bool).triu(1)

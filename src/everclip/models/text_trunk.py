@@ -1,4 +1,4 @@
-"""The frozen part of a text tower, lower blocks or all of it: what it makes of a prompt is computed once and kept."""
+"""Keep what the frozen part of a text tower, lower blocks or all of it, makes of a prompt: computed once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Kept:
         self._stamp: tuple[tuple[int, int], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        """Without rows: the weights of a copy may become others."""
+        """Copy without rows: the weights of a copy may become others."""
         return Kept()
 
     def clear(self) -> None:
@@ -70,7 +70,7 @@ class Kept:
 
 
 class TextTrunk:
-    """What enters the last blocks of a text tower, kept by prompt in fp32 while the weights below stay as they are.
+    """Inputs of the last blocks of a text tower, kept by prompt in fp32 while the weights below stay as they are.
 
     The tower runs as always, without its lower blocks, and what it then has before the first of the others is put
     right: embedding, masks and pooling are its own.
@@ -91,7 +91,7 @@ class TextTrunk:
 
     @classmethod
     def of(cls, model: nn.Module, held: Collection[str], count: int, raw: Raw) -> TextTrunk | None:
-        """Of a model whose parameters ``held`` are frozen, but for the last ``count`` blocks of its text tower.
+        """Make one of a model whose ``held`` parameters are frozen but for the last ``count`` blocks of its text tower.
 
         None for a tower without a block below, and for one that does not give the same when it starts in the middle.
         """
@@ -105,7 +105,7 @@ class TextTrunk:
         return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextTrunk:
-        """For a copy of the model, without rows: the copy's weights may become others."""
+        """Copy for a copy of the model, without rows: the copy's weights may become others."""
         owner, lower = copy.deepcopy((self._owner, self._lower), memo)
         return TextTrunk(owner, self._name, self._count, lower)
 
@@ -145,7 +145,7 @@ class TextTrunk:
         return entered[0][0]
 
     def _agrees(self, raw: Raw) -> bool:
-        """Whether the tower gives the same when it starts in the middle."""
+        """Return whether the tower gives the same when it starts in the middle."""
         with torch.no_grad():
             expected = raw(_PROBE)
             try:

@@ -1,4 +1,4 @@
-"""Facts about an image tower, of whatever class it is."""
+"""Tell facts about an image tower, of whatever class it is."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def input_side(visual: Any) -> int:
 
 
 def is_convolutional(visual: nn.Module) -> bool:
-    """Whether most of the tower is 2-d convolutions; a ViT has one, or a few in its stem."""
+    """Return whether most of the tower is 2-d convolutions; a ViT has one, or a few in its stem."""
     return sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 8
 
 
 def is_visual(name: str) -> bool:
-    """Whether a module or parameter of an open_clip model, by its name, is the image tower's."""
+    """Return whether a module or parameter of an open_clip model, by its name, is the image tower's."""
     return name.partition(".")[0] == "visual"

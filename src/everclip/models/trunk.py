@@ -1,4 +1,4 @@
-"""The trunk: the part of an image tower that no task trains, cut off, so that what it gives can be kept.
+"""Cut off the trunk, the part of an image tower that no task trains, so that what it gives can be kept.
 
 A tower is cut before the last of its blocks. What stands below becomes the trunk, from pictures to hidden activations;
 what is left in the tower's place goes on from there, under the names that its weights have always had. A block is a
@@ -42,7 +42,7 @@ class Parts:
 
     @classmethod
     def of(cls, tower: nn.Module, otherwise: str) -> Parts:
-        """Of a tower. Raises UserError for one whose blocks are not known, with what to write ``otherwise``."""
+        """Make one of a tower. Raises UserError where its blocks are not known, with what to write ``otherwise``."""
         kind: Any = tower.trunk if isinstance(tower, TimmModel) else tower
         found = _parts(kind)
         if found is None:
@@ -81,7 +81,7 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ..."]:
-        """What enters the tower's first block above the cut, or all that its upper part hands on; as fp32 numbers."""
+        """Return what enters the tower's first block above the cut, or all that its upper part hands on; in fp32."""
         device = pictures.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16 and torch.is_autocast_enabled(device)):
             if self._pooled:
@@ -195,7 +195,7 @@ def _twice(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _output_width(tower: Any) -> int:
-    """Features of one picture."""
+    """Number of features of one picture."""
     size = tower.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     like = next(tower.parameters())

@@ -1,4 +1,4 @@
-"""What of a model trains: everything, one tower, the top blocks, low-rank updates, or nothing but the method's head.
+"""Settle what of a model trains: everything, one tower, the top blocks, low-rank updates, or only the method's head.
 
     full      both towers (``train.lr_text=0`` freezes the text tower too)
     image     the image tower            text      the text tower

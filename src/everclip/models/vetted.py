@@ -1,4 +1,4 @@
-"""What is taken of the files of a model that came from elsewhere: nothing that runs code, or asks whether it may.
+"""Vet the files of a model that came from elsewhere: nothing is taken that runs code, or asks whether it may.
 
 open_clip_config.json      keys that open_clip's own configs have; no options of tokenizers that load anything else
                            (of preprocess_cfg open_clip itself takes what it knows, and leaves the rest)
@@ -69,7 +69,7 @@ def check(config: Any, where: str) -> None:
 
 
 def _home(name: Any, folder: str | None, where: str) -> str:
-    """Where transformers finds what a config calls ``name``: in the folder of a saved model, else on the hub."""
+    """Return where transformers finds what a config calls ``name``: in a saved model's folder, else on the hub."""
     if folder is not None:
         return folder
     if isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name:

@@ -1,4 +1,4 @@
-"""Where the weights of a model are: on this machine, on a hub that answers, or out of reach. Nothing is downloaded."""
+"""Find the weights of a model: on this machine, on a hub that answers, or out of reach. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from everclip.models.clip import WEIGHTS_FILE
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's weights are.
+    """The place where a model's weights are.
 
     Args:
         state: ``here``; ``hub``, to be downloaded on first use; ``none``, and what to do stands in ``remedy``.
@@ -31,7 +31,7 @@ class Place:
 
 
 def find(spec: str) -> Place:
-    """Where the weights of ``spec`` are; asks the hub only if the cache lacks them, for three seconds at most.
+    """Find the weights of ``spec``; asks the hub only if the cache lacks them, for three seconds at most.
 
     Raises:
         UserError: no such model, tag or folder.

@@ -1,4 +1,4 @@
-"""Model specs to Clip: ``lite``, ``NAME:TAG``, ``hf-hub:org/repo``, ``local-dir:/path``, or a run
+"""Load a Clip from a model spec: ``lite``, ``NAME:TAG``, ``hf-hub:org/repo``, ``local-dir:/path``, or a run
 directory.
 """
 
@@ -69,7 +69,7 @@ def check(spec: str) -> None:
 
 
 def _resolve(spec: str) -> tuple[str, dict[str, Any]]:
-    """What open_clip calls the model (a name or a schema with a path), and the options of
+    """Return what open_clip calls the model (a name or a schema with a path), and the options of
     ``create_model``.
     """
     if spec == LITE:
@@ -244,7 +244,7 @@ def _has_positions(visual: nn.Module) -> bool:
 
 
 def _tried(source: str, options: dict[str, Any]) -> str:
-    """Where the weights would have come from."""
+    """Name where the weights would have come from."""
     if source.startswith(_HUB):
         return source
     weights = get_pretrained_cfg(source, options["pretrained"])
@@ -303,7 +303,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_pickle(error: Exception) -> bool:
-    """Whether torch refused weights that hold more than tensors; its message says how to run them all the same."""
+    """Return whether torch refused weights that hold more than tensors; its message says how to run them anyway."""
     return type(error).__name__ == "UnpicklingError"
 
 
