@@ -1,4 +1,4 @@
-"""The methods: one file each, found by its file name, and what a method of your own is written with.
+"""Find methods, one file each, by their file names, and export what a method of your own is written with.
 
 The contract is imported from here: ``from everclip.methods import Method, MethodConfig, Batch``. Names are loaded when
 they are first used, since torch comes with them.
@@ -61,7 +61,7 @@ def build(config: Config, prompts: Prompts) -> Method:
 
 
 def lacking(config: Config, method: Method) -> str:
-    """What a resolved config lacks for its method to have a defined form, as a message; else empty."""
+    """Return what a resolved config lacks for its method to have a defined form, as a message; else empty."""
     scenario, memory = config.scenario, config.memory
     tasks = scenario.tasks if isinstance(scenario.tasks, int) else len(scenario.tasks)
     without = memory.budget == 0 and memory.policy != "all"

@@ -5,7 +5,7 @@
     v_kj = n_g p_j   for an exemplar j of another class than k, where k is an old class;   1 otherwise
     q_i  = softmax_{k old}( <c_k, z_i>/tau_student ),    q*_i = softmax_{k old}( <c*_k, z*_i>/tau_teacher )
 
-with z the unit-length projections of the image features, c_k one prototype a class, made unit length after each step,
+with z the unit-length projections of the image features, c_k one prototype per class, made unit length after each step,
 n_g the exemplars of j's class in the batch, and stars those of the frozen model that the task before left; the second
 term starts with the second task. Then a linear probe is learned. After a task each image scores s_j, the mean over the
 other classes k of its share of sum_j' exp(l_kj'). Exemplars are drawn without replacement in proportion to s_j, and p_j
@@ -48,7 +48,7 @@ class Cclis(Represent):
         tau: float = Field(default=0.5, gt=0, description="temperature of the contrast")
         prototypes: Literal["learned", "text"] = Field(
             default="learned",
-            description="one a class, learned; or the class embeddings, on the features themselves: no projector, and"
+            description="one per class, learned; or the class embeddings, on the features themselves: no projector, and"
             " the text tower classifies in place of a probe",
         )
         start: Literal["text", "random"] = Field(

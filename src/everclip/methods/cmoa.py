@@ -49,7 +49,9 @@ class Cmoa(Classify):
         bottleneck: int = Field(default=8, ge=1, description="channels of an adapter")
         experts: int = Field(default=3, ge=1, description="convolutions that an adapter mixes")
         scale: float = Field(default=1.0, description="s: weight of the adapters")
-        dropout: float = Field(default=0.1, ge=0, lt=1, description="share of an adapter's values left out")
+        dropout: float = Field(
+            default=0.1, ge=0, lt=1, description="fraction of an adapter's values left out"
+        )
         backbone: Literal["frozen", "trained"] = Field(
             default="frozen", description="whether the image tower itself trains too"
         )

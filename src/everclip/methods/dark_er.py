@@ -67,7 +67,7 @@ class DarkEr(Classify):
         self._compared: list[int] = []
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """A table of the task's outputs, a column a class seen, or a feature's entry."""
+        """A table of the task's outputs, one column per class seen, or a feature's entry."""
         super().grow(clip, task)
         width = len(self.seen)
         if self.config.target == "feature":

@@ -1,4 +1,4 @@
-"""Dynamically Expandable Representation: one image tower a task, older ones frozen, a head on all their features.
+"""Dynamically Expandable Representation: one image tower per task, older ones frozen, a head on all features.
 
     f(x)    = [ f_1(x), ..., f_t(x) ]                     f_t starts as f_{t-1} is, and is the model's image tower
     loss    = CE( scale * W f + b, y ) + aux_weight * CE( scale * V f_t + c, y' )        the second from task 2 on
@@ -10,7 +10,7 @@ scores divided by 5 (``retrain``, the authors' code). Exemplars are chosen by he
 
 Ours: each f_t is unit length and multiplied by the model's logit scale; class-balanced batches stand for a
 class-balanced subset, and no head is trained anew while a class seen has no image. The paper's channel masks and
-pruning are left out, as in the authors' public run. Where domains come instead of classes there is a tower a domain;
+pruning are left out, as in the authors' public run. Where domains come instead of classes, each has a tower;
 no class is new then, so y' is the class itself and no row is aligned.
 
 The parameters grow by a whole tower with each task: see memo for less.
@@ -33,7 +33,7 @@ from everclip.methods.shared.expand import Expand, ExpandConfig
 
 
 class DerExpand(Expand):
-    """One whole tower a task."""
+    """One whole tower per task."""
 
     class Config(ExpandConfig):
         """Options of Dynamically Expandable Representation."""

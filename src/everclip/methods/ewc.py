@@ -107,7 +107,7 @@ class Ewc(Kept, Classify):
         self._names = []
 
     def after_step(self, clip: Clip) -> None:
-        """Note once a task what trains."""
+        """Note once per task what trains."""
         if not self._names:
             heads = [
                 _HEAD + name for name, p in self.head.named_parameters() if p.requires_grad and p.numel()

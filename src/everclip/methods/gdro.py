@@ -78,7 +78,7 @@ class Gdro(Contrastive):
             description="what is weighted: classes, classes by new or memory, or classes by domain",
         )
         gamma_class: float = Field(
-            default=0.8, gt=0, le=1, description="share of the fresh value in a group's moving average"
+            default=0.8, gt=0, le=1, description="fraction of the fresh value in a group's moving average"
         )
         weight_clip: float | None = Field(default=None, gt=0, description="most that one image may count")
 

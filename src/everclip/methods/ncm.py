@@ -1,4 +1,4 @@
-"""Nearest class mean on frozen features (SimpleCIL, Zhou et al. 2023): no training, a sum and a count a class.
+"""Nearest class mean on frozen features (SimpleCIL, Zhou et al. 2023): no training, a sum and a count per class.
 
     score_k = <x, mu_k> / ( |x| |mu_k| ),    mu_k = mean of x over the training images of class k
 

@@ -54,7 +54,7 @@ class Slda(Statistics):
             description="the covariance of Deep SLDA's code, which depends on the order of images",
         )
         log_priors: bool = Field(
-            default=False, description="add the logarithm of a class's share of the images"
+            default=False, description="add the logarithm of a class's fraction of the images"
         )
 
     cosines = False

@@ -41,7 +41,7 @@ class WiseFt(Wrapper):
         wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")
         options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
-        alpha: float = Field(default=0.5, ge=0, le=1, description="share of the learned weights")
+        alpha: float = Field(default=0.5, ge=0, le=1, description="fraction of the learned weights")
         anchor: Literal["zero_shot", "previous", "mean"] = Field(
             default="zero_shot",
             description="what they are mixed with: the pretrained model, for predictions alone; the model before the"

@@ -1,4 +1,4 @@
-"""What a method asks of the towers, in numbers: from it the time and the memory of a run are estimated."""
+"""Tell in numbers what a method asks of the towers: from them the time and the memory of a run are estimated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Passes(NamedTuple):
     """Passes of the towers, and what is kept beside the model.
 
     Args:
-        towers: stage -> (passes with gradient, passes without) an image and epoch.
+        towers: stage -> (passes with gradient, passes without) per image and epoch.
         text: prompts of a step: the classes of the batch, all seen, none.
         after: (with gradient, without) a new image once the task is learned: a Fisher matrix, features to choose by.
         read: stage -> image towers that a prediction takes.

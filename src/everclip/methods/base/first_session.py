@@ -1,4 +1,4 @@
-"""Adaptation in the first session: the first task trains with another method's loss, later ones train nothing."""
+"""Adapt in the first session: the first task trains with another method's loss, later ones train nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FirstSessionConfig(MethodConfig):
 
 
 class FirstSession(Method):
-    """Lends its training to another method for the first task, and to nothing after it.
+    """Lend its training to another method for the first task, and to nothing after it.
 
     That method's state is dropped at the task's end: no later task asks for it.
     """

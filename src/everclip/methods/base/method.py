@@ -1,4 +1,4 @@
-"""What a method is. The loop knows this class and no method's name."""
+"""Define what a method is. The loop knows this class and no method's name."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs beside the model that it trains, in words.
+    """The costs of a method beside the model that it trains, in words.
 
     Args:
         parameters: that it adds.
         state: that it keeps from task to task, exemplars aside.
-        passes: forward passes of the towers a training image.
+        passes: forward passes of the towers per training image.
         memory: what it does with exemplars.
     """
 
@@ -53,7 +53,7 @@ class Cost:
 
 
 class Classifier(nn.Module):
-    """Maps normalised images to scores that are logits of a softmax when multiplied with ``to_logits``."""
+    """A map from normalised images to scores, logits of a softmax when multiplied with ``to_logits``."""
 
     to_logits: float = 1.0
 
@@ -135,7 +135,7 @@ class Method(nn.Module, ABC):
         """Add the structure (heads, towers) that a task needs. A resume replays it and then loads the state."""
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        """Called before the phases of a task, with its new and memory images.
+        """Prepare before the phases of a task, with its new and memory images.
 
         A run that goes on within a task calls it again, on the model and the state it had then, and loads the state of
         where it stopped after that: so what it makes (teachers, counts) need not be in the state, and what steps change
@@ -143,7 +143,7 @@ class Method(nn.Module, ABC):
         """
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Called before a phase, and before its parameters are asked for; called again as ``begin_task`` is."""
+        """Prepare before a phase, and before its parameters are asked for; called again as ``begin_task`` is."""
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         """Parameters to train in a phase: both towers and the logit scale, unless the method says otherwise."""
@@ -166,7 +166,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def after_step(self, clip: Clip) -> None:
-        """Called after each optimizer step."""
+        """React to each optimizer step, after it."""
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers of the last step worth a line in the log."""
@@ -198,10 +198,10 @@ class Method(nn.Module, ABC):
         """Forget per-sample state of images that left the memory."""
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Called after the phases with plain batches of the task's images and of the memory, which has been updated."""
+        """Finish a task after its phases, with plain batches of its images and of the memory, already updated."""
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        """Maps normalised images to scores ``[b, len(labels)]``; built once per evaluation."""
+        """Return a map from normalised images to scores ``[b, len(labels)]``; built once per evaluation."""
         names = [self.prompts.names[label] for label in labels]
         return TextClassifier(clip, clip.class_embeddings(names, self.prompts.templates))
 
@@ -223,7 +223,7 @@ class Method(nn.Module, ABC):
 
 
 def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]:
-    """Embedding of one training caption an image; equal captions are encoded once."""
+    """Embedding of one training caption per image; equal captions are encoded once."""
     return clip.encode_text(prompts.caption(batch.labels.tolist(), batch.rng("captions")))
 
 

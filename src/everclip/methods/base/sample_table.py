@@ -1,4 +1,4 @@
-"""SampleTable: state per sample (or per group), keyed by id, kept from task to task."""
+"""Keep state per sample (or per group), keyed by id, from task to task: SampleTable."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SampleTable:
 
     @contextmanager
     def undoable(self) -> Iterator[Callable[[], None]]:
-        """While it is open, ``set`` notes the rows that it replaces, and the function that it gives puts them back."""
+        """Note the rows that ``set`` replaces while it is open; the function that it gives puts them back."""
         before = self._before = []
         try:
             yield lambda: self._put_back(before)

@@ -1,4 +1,4 @@
-"""A method around another one: whatever it does not say itself, the other one does."""
+"""Wrap a method around another one: whatever it does not say itself, the other one does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from everclip.methods.base.sample_table import SampleTable
 
 
 class Wrapper(Method):
-    """Hands everything to the method ``inner``, which is a module of its own with a state of its own."""
+    """Hand everything to the method ``inner``, which is a module of its own with a state of its own."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts, inner: Method) -> None:
         super().__init__(config, prompts)
@@ -26,7 +26,7 @@ class Wrapper(Method):
 
     @property
     def memory_policy(self) -> Literal["random", "herding", "score"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """How the other method's exemplars are chosen."""
+        """The policy by which the other method's exemplars are chosen."""
         return self.inner.memory_policy
 
     def phases(self, task: Task) -> list[Phase]:
@@ -84,11 +84,11 @@ class Wrapper(Method):
         return self.inner.classifier(clip, labels)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Nothing: ``inner`` has its own."""
+        """Return nothing: ``inner`` has its own."""
         return {}
 
     def set_extra_state(self, state: Any) -> None:
-        """Nothing to restore."""
+        """Restore nothing."""
 
     def state_bytes(self) -> int:
         return self.inner.state_bytes()

@@ -1,4 +1,4 @@
-"""Cross-entropy over the classes, with the text tower or a linear head: what methods that train with it share."""
+"""Train with cross-entropy over the classes, by the text tower or a linear head: what several methods share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns
 
 
 class HeadConfig(MethodConfig):
-    """Where the scores come from."""
+    """Options for the head that gives the scores."""
 
     head: Literal["text", "linear"] = Field(
         default="text",
@@ -28,7 +28,7 @@ class HeadConfig(MethodConfig):
 
 
 class ClassesConfig(MethodConfig):
-    """Which classes the softmax runs over."""
+    """Options for the classes that the softmax runs over."""
 
     classes: Literal["seen", "present"] = Field(
         default="present",
@@ -38,10 +38,10 @@ class ClassesConfig(MethodConfig):
 
 
 class LabelsConfig(ClassesConfig):
-    """Which classes the softmax runs over, and its targets."""
+    """Options for the classes that the softmax runs over, and for its targets."""
 
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the target spread over all classes"
+        default=0.0, ge=0, lt=1, description="fraction of the target spread over all classes"
     )
 
 

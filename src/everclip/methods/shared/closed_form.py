@@ -1,4 +1,4 @@
-"""Classifiers in closed form from sums over images: G = sum x x', Q = sum x y', n_k. All in fp64."""
+"""Solve classifiers in closed form from sums over images: G = sum x x', Q = sum x y', n_k. All in fp64."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Spectrum:
 
     @classmethod
     def of_gram(cls, gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"]) -> Spectrum:
-        """From G = V diag(l) V': B = V, R = V' Q."""
+        """Solve from G = V diag(l) V': B = V, R = V' Q."""
         values, vectors = torch.linalg.eigh(gram)
         return cls(vectors, values.clamp(min=0), vectors.T @ cross)
 
     @classmethod
     def of_rows(cls, rows: Float64[Tensor, "n m"], targets: Float64[Tensor, "n c"]) -> Spectrum:
-        """From X X' = U diag(l) U', the cheaper one where there are fewer rows than features: B = X' U, R = U' Y."""
+        """Solve from X X' = U diag(l) U', cheaper with fewer rows than features: B = X' U, R = U' Y."""
         values, vectors = torch.linalg.eigh(rows @ rows.T)
         return cls(rows.T @ vectors, values.clamp(min=0), vectors.T @ targets)
 
@@ -112,7 +112,7 @@ def within_class(
 
 
 def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
-    """Share of the mean variance in the oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
+    """Fraction of the mean variance in the oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
 
     As scikit-learn computes it, which leaves out terms of 2 / m.
 

@@ -1,4 +1,4 @@
-"""What GCL and GDRO share: image-caption pairs, and two moving averages a sample, kept across tasks."""
+"""Contrast image-caption pairs for GCL and GDRO, with two moving averages per sample, kept across tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class ContrastiveConfig(MethodConfig):
         default=8.0, ge=0, description="weight of a learned temperature itself in the objective"
     )
     gamma: float = Field(
-        default=0.8, gt=0, le=1, description="share of the fresh value in the moving averages; 1: batch only"
+        default=0.8,
+        gt=0,
+        le=1,
+        description="fraction of the fresh value in the moving averages; 1: batch only",
     )
     gamma_decay: int = Field(
         default=0,
@@ -68,7 +71,7 @@ class Pairs:
         losses: l(d1), l(d2), ``[b, b]`` each, with gradient; of a part of the batch ``[own, b]``.
         among: the negatives N_i.
         log_u: ``[b, 2]``; 0 for a pair without negatives.
-        tau: the temperature, or one a pair.
+        tau: the temperature, or one per pair.
         value: ``[b]``: tau log u1 + tau log u2, each pair's part of the objective.
         active: ``[b]``: pairs that have negatives.
         part: of the batch, where each process has a loss of its own (``ranks.Share.light``).

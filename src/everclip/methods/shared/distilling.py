@@ -1,4 +1,4 @@
-"""Distillation of image-text similarities, on images and texts that serve as a reference."""
+"""Distil image-text similarities, on images and texts that serve as a reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DistillingConfig(LabelsConfig):
         description="label set of the softmax: all classes seen so far, or those with images now",
     )  # always these, so without an earlier default
     label_smoothing: float = Field(
-        default=0.2, ge=0, lt=1, description="share of the target spread over all classes"
+        default=0.2, ge=0, lt=1, description="fraction of the target spread over all classes"
     )
     temperature: float = Field(default=2.0, gt=0, description="T of the distillation")
     image_weight: float = Field(default=5.0, ge=0, description="of each image's distribution over the texts")

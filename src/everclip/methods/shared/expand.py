@@ -1,4 +1,4 @@
-"""What der_expand and memo share: extractors that add up, one a task, and a head on all of their features."""
+"""Expand a model for der_expand and memo: extractors add up, one per task, with a head on all of their features."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ExpandConfig(MethodConfig):
 
 
 class Expand(Method):
-    """Cross-entropy on the features of one extractor a task; all but the newest are frozen.
+    """Cross-entropy on the features of one extractor per task; all but the newest are frozen.
 
     The newest extractor is always the model's own image tower; ``older`` holds what earlier tasks had of their own.
     """

@@ -1,4 +1,4 @@
-"""The diagonal of a Fisher information, from losses one after another."""
+"""Estimate the diagonal of a Fisher information, from losses one after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The groups whose losses GDRO weighs: their counts, moving averages and weights."""
+"""Weigh the losses of groups for GDRO: their counts, moving averages and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everclip.methods.base.sample_table import SampleTable
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """How groups are made and weighed; the fields are those of GDRO's options."""
+    """Options for making and weighing groups; the fields are those of GDRO's options."""
 
     dro: Literal["kl", "sagawa", "none"]
     strength: float

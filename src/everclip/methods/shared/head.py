@@ -1,4 +1,4 @@
-"""A linear head that grows with the classes, and the classifier made of it."""
+"""Grow a linear head with the classes, and make the classifier of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HeadInit = Literal["zero", "kaiming", "zero_shot"]
 
 
 def initial_rows(whose: str = "the head's") -> Any:
-    """The field of a method's ``Config`` for it."""
+    """Make the field of a method's ``Config`` for it."""
     return Field(
         default="zero",
         description=f"start of {whose} new rows: 0, random (Kaiming-uniform), or the class embeddings",
@@ -26,7 +26,7 @@ def initial_rows(whose: str = "the head's") -> Any:
 
 
 class Head(nn.Module):
-    """``scale * W f + b`` with a row a class, in the order in which the classes came.
+    """``scale * W f + b`` with a row per class, in the order in which the classes came.
 
     Old rows are kept when it grows (PyCIL and everything built on it). ``scale`` is the encoder's own, 1 / temperature:
     without it, rows on unit-length features would have to grow a hundredfold before a softmax could decide.
@@ -76,7 +76,7 @@ class Head(nn.Module):
         return scale * features @ self.weight.T + self.bias
 
     def columns(self, labels: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
-        """Where each label's score stands; -1 for a label without a row."""
+        """Return where each label's score stands; -1 for a label without a row."""
         return columns(self.labels, labels)
 
 
@@ -110,7 +110,7 @@ def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:
 
 
 class HeadClassifier(Classifier):
-    """A head's scores of normalised images, a column a label asked for; -inf for a label without a row.
+    """A head's scores of normalised images, one column per label asked for; -inf for a label without a row.
 
     Args:
         encode: normalised images to the features that the head was trained on.

@@ -1,4 +1,4 @@
-"""Mixtures of convolutional adapters beside the two branches of each block of a vision transformer (CMoA)."""
+"""Mix convolutional adapters beside the two branches of each block of a vision transformer (CMoA)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Mixture(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b l w"], random: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "b l w"], Float[Tensor, "b a c s s"]]:
-        """What the tokens change by, and the experts' maps; dropout only where there is ``random`` to draw it from."""
+        """Return what the tokens change by, and the experts' maps; dropout only with a generator ``random``."""
         low = self.act(self.down(tokens)).transpose(1, 2)
         side = math.isqrt(low.shape[2])
         ahead = low.shape[2] - side**2
@@ -93,7 +93,7 @@ class Mixtures(nn.Module):
     def beside(
         self, visual: nn.Module, scale: float, random: torch.Generator | None = None
     ) -> Iterator[list[Tensor]]:
-        """While it is open each branch of the tower gives ``branch(norm(x)) + scale * mixture(norm(x))``.
+        """Have each branch of the tower give ``branch(norm(x)) + scale * mixture(norm(x))`` while it is open.
 
         Yields:
             the maps of each mixture, in the order in which the tower runs.

@@ -1,4 +1,4 @@
-"""Methods in two stages: represent learns the image tower, probe a linear layer on what it then gives."""
+"""Train methods in two stages: represent learns the image tower, probe a linear layer on what it then gives."""
 
 from __future__ import annotations
 

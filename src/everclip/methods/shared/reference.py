@@ -1,4 +1,4 @@
-"""Texts and pictures that a teacher is asked about and that no task is made of."""
+"""Provide texts and pictures that a teacher is asked about and that no task is made of."""
 
 from __future__ import annotations
 

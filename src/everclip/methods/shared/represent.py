@@ -1,4 +1,4 @@
-"""What learners of representations share: a projector, the model of the task before, and losses of two views."""
+"""Learn representations: a projector, the model of the task before, and losses of two views."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class ViewsConfig(RepresentConfig):
     )
     tau: float = Field(default=0.1, gt=0, description="temperature of the objective")
     gamma: float = Field(
-        default=0.9, gt=0, le=1, description="share of the fresh value in sogclr's moving averages"
+        default=0.9, gt=0, le=1, description="fraction of the fresh value in sogclr's moving averages"
     )
 
 

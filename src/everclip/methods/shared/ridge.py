@@ -1,4 +1,4 @@
-"""Ridge regression of one-hot labels on features, as they are or after a fixed random layer, and the choice of lam."""
+"""Fit one-hot labels by ridge regression on features, as they are or after a fixed random layer; choose lam."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RidgeConfig(StatisticsConfig):
 
     @property
     def choice(self) -> Literal["gcv", "fixed", "task", "seen"]:
-        """How lam comes about: a value that is given needs no choice by the sums."""
+        """The way lam comes about: a value that is given needs no choice by the sums."""
         return "fixed" if self.lam_choice == "gcv" and self.lam is not None else self.lam_choice
 
 

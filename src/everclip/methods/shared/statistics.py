@@ -1,4 +1,4 @@
-"""What the closed-form methods share: sums over training images, from which a classifier follows exactly.
+"""Keep sums over training images, from which the closed-form methods derive their classifiers exactly.
 
     G = sum_i x_i x_i'     Q_k = sum_{i of class k} x_i     n_k = number of images of class k
 
@@ -137,7 +137,7 @@ class Statistics(FirstSession):
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
 
     def query(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float64[Tensor, "b m"]:
-        """What the classifier is applied to."""
+        """The features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
 
     @torch.no_grad()

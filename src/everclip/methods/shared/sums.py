@@ -1,4 +1,4 @@
-"""Sums over the frozen features of all images learned: what ridge regression and class means are solved from.
+"""Sum over the frozen features of all images learned: what ridge regression and class means are solved from.
 
     G = sum_i x_i x_i'     Q_k = sum_{i of class k} x_i     n_k = number of images of class k
 
@@ -38,7 +38,7 @@ class Sums:
 
     @classmethod
     def empty(cls, classes: int, width: int) -> Sums:
-        """Of no image."""
+        """Make sums of no image."""
         none = torch.zeros(0, dtype=torch.int64)
         zeros = (
             torch.zeros(width, width, dtype=torch.float64),
@@ -53,7 +53,7 @@ class Sums:
 
     @property
     def learned(self) -> Bool[Tensor, " c"]:
-        """Which classes have images in the sums."""
+        """The classes that have images in the sums."""
         return self.counts > 0
 
     def widened(self, classes: int) -> Sums:
@@ -64,7 +64,7 @@ class Sums:
     def plus(
         self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
     ) -> Sums:
-        """With more images; those that are in already are not counted again."""
+        """Add more images; those that are in already are not counted again."""
         fresh = ~torch.isin(ids, self.ids)
         rows, labels, ids = features[fresh].double(), labels[fresh], ids[fresh]
         return replace(
@@ -76,7 +76,7 @@ class Sums:
     def minus(
         self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
     ) -> Sums:
-        """Without some images; those that are not in are left alone."""
+        """Take out some images; those that are not in are left alone."""
         there = torch.isin(ids, self.ids)
         left = ~torch.isin(self.ids, ids[there])
         made = self._shifted(features[there].double(), labels[there], -1)
@@ -92,7 +92,7 @@ class Sums:
         )
 
     def without_class(self, label: int, known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Sums:
-        """Without a class whose images are not all at hand: G is made anew from what is left.
+        """Take out a class whose images are not all at hand: G is made anew from what is left.
 
             G = sum_k Q_k Q_k' / n_k + S,    S: scatter of exemplars around their class means, scaled to all images
 
@@ -115,7 +115,7 @@ class Sums:
         return Sums(gram, sums, counts, self.ids[there], moved)
 
     def dropped(self, label: int) -> Sums:
-        """Without the row of a class whose images have been taken out already."""
+        """Leave out the row of a class whose images have been taken out already."""
         assert int(self.counts[label]) == 0
         keep = torch.arange(len(self.counts)) != label
         moved = self.labels - (self.labels > label).long()

@@ -1,4 +1,4 @@
-"""The model's weights by their ordinary names, also while low-rank updates sit on them; and tensors kept by name."""
+"""Find the model's weights by their ordinary names, also under low-rank updates; keep tensors by name."""
 
 from __future__ import annotations
 
