@@ -1,4 +1,4 @@
-"""Global contrastive losses of image-caption pairs, with moving averages in the logarithm.
+"""Compute global contrastive losses of image-caption pairs, with moving averages in the logarithm.
 
 Notation: z_i and e_i are the unit-length features of image i and of its caption, s(i,j) = <z_i, e_j>, and
 
@@ -139,7 +139,7 @@ def moving_average(
     Args:
         old, fresh: logarithms.
         seen: where ``old`` has a value. What is not finite there counts as unseen.
-        gamma: in (0, 1]; 1 keeps the fresh value alone. One a sample: a schedule can spare carried values.
+        gamma: in (0, 1]; 1 keeps the fresh value alone. One per sample: a schedule can spare carried values.
     """
     rate = torch.as_tensor(gamma, dtype=fresh.dtype, device=fresh.device)
     mixed = torch.logaddexp(old + torch.log1p(-rate), fresh + rate.log())
@@ -192,7 +192,7 @@ def temperature_gradient(
     """Derivative by tau of each anchor's tau log u1 + tau log u2 + 2 rho tau, without gradient.
 
     log u1 - sum_j w1_ij l(d1(i,j)) / tau + rho, and the same for the caption's side: the robust temperature of RGCL
-    (Qiu et al. 2023, arXiv 2305.11965); rho keeps tau from growing. One tau a pair for both sides is ours.
+    (Qiu et al. 2023, arXiv 2305.11965); rho keeps tau from growing. One tau per pair for both sides is ours.
     """
     total = torch.full_like(log_u[:, 0], 2 * rho)
     count = among.sum(1, keepdim=True).clamp(min=1)

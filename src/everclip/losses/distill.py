@@ -1,4 +1,4 @@
-"""Distillation losses: a frozen teacher's outputs as soft targets."""
+"""Compute distillation losses: a frozen teacher's outputs as soft targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Group distributionally robust optimisation: the weight of each group's loss.
+"""Optimise group distributional robustness: the weight of each group's loss.
 
 For group losses L_1..L_K (equation 6 of arXiv 2605.03866):
 

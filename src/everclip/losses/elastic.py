@@ -1,4 +1,4 @@
-"""Quadratic penalties on parameters, weighted by a Fisher information's diagonal."""
+"""Compute quadratic penalties on parameters, weighted by a Fisher information's diagonal."""
 
 from __future__ import annotations
 

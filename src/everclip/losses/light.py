@@ -1,8 +1,8 @@
-"""The contrastive losses of one process's part of a batch, after FastCLIP (Wei et al. 2024, arXiv 2407.01445).
+"""Compute the contrastive losses of one process's part of a batch, after FastCLIP (Wei et al. 2024, arXiv 2407.01445).
 
 All features are there, of which this process's rows alone take a gradient. These stand in the losses of their own
 anchors, and among the columns of every other anchor's. So the gradient is whole once the other anchors' log u and
-weights are known, one number a sample each, and no gradient of a feature has to be exchanged:
+weights are known, one number per sample, and no gradient of a feature has to be exchanged:
 
     own:     (1/B) sum_{i own}     omega_i sum_{j in N_i}      [ w1_ij l(d1(i,j)) + w2_ij l(d2(i,j)) ]
     others:  (1/B) sum_{i not own} omega_i sum_{j in N_i, own} [ the same, with s(i,i) constant ]

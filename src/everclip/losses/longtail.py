@@ -1,4 +1,4 @@
-"""Losses for classes of unequal size, as FOSTER uses them: effective numbers of images, balanced distillation."""
+"""Compute losses for classes of unequal size, as FOSTER does: effective numbers of images, balanced distillation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contrast of images with prototypes of classes, with importance weights for exemplars (CCLIS).
+"""Contrast images with prototypes of classes, with importance weights for exemplars (CCLIS).
 
 l_kj = <c_k, z_j>/tau for prototypes c_1..c_c and projections z_1..z_b of a batch, both unit length. The sum over a
 class that is left with a few exemplars is estimated from them: an exemplar j that was drawn with probability p_j stands
@@ -45,7 +45,7 @@ def prototype_contrast(
     """mean_i [ -l_{y_i,i} + log sum_j exp(l_{y_i,j}) / v_{y_i,j} ]: a prototype finds its images in the batch.
 
     Args:
-        logits: l, a row an image.
+        logits: l, one row per image.
         target: y, as prototypes.
         weights: v.
     """

@@ -1,4 +1,4 @@
-"""Contrastive losses of images alone: by class, by instance, against moving averages; and relations of instances.
+"""Compute contrastive losses of images alone: by class, by instance, against moving averages; and instance relations.
 
 z_1..z_n are unit-length projections. With two views of B images, n = 2B and row B + i is the second view of row i.
 """
@@ -68,7 +68,7 @@ def sogclr(
 
     Args:
         old: log u before this batch, where ``seen``.
-        gamma: share of the fresh value; 1 on a first visit.
+        gamma: fraction of the fresh value; 1 on a first visit.
 
     Returns:
         the scalar to call backward on, F, and the new log u (the old one where a batch has one image).

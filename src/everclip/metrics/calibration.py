@@ -1,4 +1,4 @@
-"""How far probabilities can be believed, and the one temperature that makes them believable.
+"""Measure how far probabilities can be believed, and find the one temperature that makes them believable.
 
     p_i = softmax( z_i / T ),   z_i the logits of image i,   T = argmin_T - mean_i log p_i[y_i]      on held-out images
 

@@ -1,4 +1,4 @@
-"""Tails and quantiles of the distributions that tests need, without scipy: t, chi-square, binomial, studentized range.
+"""Compute tails and quantiles of distributions that tests need, without scipy: t, chi-square, binomial, range.
 
 The incomplete beta and gamma functions are evaluated as continued fractions and series (Abramowitz and Stegun, 6.5
 and 26.5); they agree with scipy to 1e-10.
@@ -109,7 +109,7 @@ def range_quantile(level: float, k: int) -> float:
 
 
 def _root(falling: Callable[[float], float]) -> float:
-    """Where a falling function of x > 0 is 0."""
+    """Find where a falling function of x > 0 is 0."""
     high = 1.0
     while falling(high) > 0 and high < 1e300:
         high *= 2

@@ -1,4 +1,4 @@
-"""The accuracy matrix and what continual learning reads from it.
+"""Keep the accuracy matrix, and compute what continual learning reads from it.
 
 R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction. Definitions and their papers:
 iCaRL (arXiv 1611.07725) for the average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Matrix:
-    """R, one row a stage, with one value ahead: the accuracy on the task that comes next."""
+    """R, one row per stage, with one value ahead: the accuracy on the task that comes next."""
 
     def __init__(self) -> None:
         self._rows: list[list[float]] = []
@@ -27,7 +27,7 @@ class Matrix:
         return len(self._rows)
 
     def add_stage(self, row: Sequence[float], counts: Sequence[int], ahead: float | None = None) -> None:
-        """A finished stage.
+        """Add a finished stage.
 
         Args:
             row: accuracy on tasks 0..t, among all classes seen.

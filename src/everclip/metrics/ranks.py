@@ -1,7 +1,8 @@
-"""Ranks over blocks: which method is better on the whole, when blocks (seeds, memory sizes, data sets) differ in level.
+"""Rank methods over blocks: which is better on the whole, when blocks (seeds, memory sizes, data sets) differ in level.
 
-A table has a row a block and a column a method. Demsar, Statistical comparisons of classifiers over multiple data sets,
-JMLR 2006. Blocks must be independent for the tests to hold: data sets are, memory sizes with the same seeds are not.
+A table has one row per block and one column per method. Demsar, Statistical comparisons of classifiers over
+multiple data sets, JMLR 2006. Blocks must be independent for the tests to hold: data sets are,
+memory sizes with the same seeds are not.
 """
 
 from __future__ import annotations

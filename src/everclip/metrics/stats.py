@@ -1,4 +1,4 @@
-"""How sure a number is: intervals over seeds, paired tests over seeds and over test images, corrections for many.
+"""Tell how sure a number is: intervals over seeds, paired tests over seeds and over test images, corrections for many.
 
 Differences are first minus second. A test is two-sided; an interval is of ``level`` (0.95) and symmetric.
 """
@@ -58,7 +58,7 @@ def _error(values: Sequence[float], mean: float) -> float:
 
 
 def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Paired:
-    """Paired t-test of equally many values in the same order, such as one a seed.
+    """Paired t-test of equally many values in the same order, such as one per seed.
 
     Differences that are all equal have no spread to judge by: p is 1 where they are 0, else p and interval are None.
     """
@@ -74,7 +74,7 @@ def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95)
 
 
 def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
-    """p of the paired permutation test, which assumes no distribution: the share of sign flips of the differences with
+    """p of the paired permutation test, free of a distribution: the fraction of sign flips of the differences with
     a mean as far from 0. It cannot be below 2/2^n: with five seeds not below 0.0625.
 
     All flips are counted up to ``EXACT`` pairs; above, ``DRAWS`` are drawn with a fixed seed and p is not 0.
@@ -107,7 +107,7 @@ def mcnemar(first: NDArray[Any], second: NDArray[Any], level: float = 0.95) -> P
 
 
 def by_chance(first: float, second: float, images: int, level: float = 0.95) -> float:
-    """The difference of two accuracies on so many test images that chance alone may give: half of its interval.
+    """The difference of two accuracies on ``images`` test images that chance alone may give: half of its interval.
 
     Agresti and Caffo's (2000), as if each were measured on images of its own. On the same images it is at most about as
     wide, so a larger gap is none of chance; where both models' answers are known, ``mcnemar`` tells smaller ones.
