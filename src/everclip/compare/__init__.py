@@ -1,1 +1,1 @@
-"""Finished runs beside each other: sorted into cells, checked to be comparable, tested, shown."""
+"""Compare finished runs: sort them into cells, check that they are comparable, test and show them."""

@@ -1,4 +1,4 @@
-"""Runs sorted into what is compared.
+"""Sort runs into what is compared.
 
 A section for each value of ``by``, in it a row for each method and setting, in that one run for each repetition (seed).
 """
@@ -115,7 +115,7 @@ def default_by(runs: Sequence[Finished]) -> list[str]:
 
 
 def without_memory(run: Finished) -> bool:
-    """Whether the run's method keeps no exemplars, whatever the budget."""
+    """Return whether the run's method keeps no exemplars, whatever the budget."""
     if run.results["method"] in REFERENCES:
         return True
     if run.value("memory.budget") not in (0, None):
@@ -129,7 +129,7 @@ def _options(run: Finished) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _keeps_none(method: str, options: str) -> bool:
-    """Asks the method, with a budget of one; a method that is not to be had here is taken to use memory."""
+    """Ask the method, with a budget of one; a method that is not to be had here is taken to use memory."""
     from everclip.config import Config
     from everclip.training.estimate import exemplars
 
@@ -141,7 +141,7 @@ def _keeps_none(method: str, options: str) -> bool:
 
 
 def seeded(run: Finished) -> bool:
-    """Whether another seed could have given the run other results."""
+    """Return whether another seed could have given the run other results."""
     if run.config.get("scenario.order") == "seed":
         return True
     return _seeded(run.results["method"], json.dumps(_options(run)))
@@ -149,7 +149,7 @@ def seeded(run: Finished) -> bool:
 
 @lru_cache(maxsize=256)
 def _seeded(method: str, options: str) -> bool:
-    """Asks the method; one that is not to be had here is taken to be random."""
+    """Ask the method; one that is not to be had here is taken to be random."""
     from everclip import methods
     from everclip.config import Config
     from everclip.data.prompts import PHOTO, Prompts
@@ -256,7 +256,7 @@ def settings(row: Row) -> dict[str, Any]:
 
 
 def cost(row: Row, unit: str) -> float:
-    """What a row's runs cost on average, in a unit of ``COSTS``."""
+    """Average cost of a row's runs, in a unit of ``COSTS``."""
     return fmean(sum(run.results.get(key) or 0 for key in COSTS[unit]) for run in row.runs.values())
 
 

@@ -1,4 +1,4 @@
-"""Conditions under which a comparison fails: ``gdro<gcl``, ``method=gdro memory.budget=0 last<0.8``."""
+"""Check conditions under which a comparison fails: ``gdro<gcl``, ``method=gdro memory.budget=0 last<0.8``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def metrics_of(condition: str) -> list[str]:
 
 
 def broken(condition: str, comparison: Json) -> list[str]:
-    """Where the condition holds: a line for each section or row, with the means.
+    """List where the condition holds: a line for each section or row, with the means.
 
     Args:
         condition: ``KEY=VALUE ...``, which sections and rows it is about, then ``A<B`` of two rows' means of the first
@@ -81,7 +81,7 @@ def _about(wanted: Mapping[str, str], row: Json, by: Json) -> bool:
 
 
 def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
-    """What it is about (KEY=VALUE), the left side, the sign, the right side."""
+    """Return what it is about (KEY=VALUE), the left side, the sign, the right side."""
     words = condition.split()
     filters = list(takewhile(lambda word: "=" in word and not set(word) & {"<", ">"}, words))
     match = _CONDITION.fullmatch(" ".join(words[len(filters) :]))

@@ -1,4 +1,4 @@
-"""Whether runs may stand in one table: the same model, pictures, prompts, classes, tasks and memory."""
+"""Check that runs may stand in one table: the same model, pictures, prompts, classes, tasks and memory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ EXCUSES: dict[str, set[str]] = {
 
 
 def facts(run: Finished) -> dict[str, Any]:
-    """What must be alike. ``joint`` has one task: its counts are compared as a sum. So are those of runs whose order
-    goes with the seed; they need the same classes and tasks, in any order."""
+    """Return what must be alike. ``joint`` has one task: its counts are compared as a sum. So are those of runs whose
+    order goes with the seed; they need the same classes and tasks, in any order."""
     results = run.results
     one = results["method"] == REFERENCES[1]
     counts = results.get("test_counts")
@@ -64,7 +64,7 @@ def _same(key: str, first: Any, second: Any) -> bool:
 
 
 def difference(runs: Sequence[Finished], excused: Iterable[str] = ()) -> str:
-    """In which facts runs differ from the first, in words with two runs and their values; empty where they do not."""
+    """Name the facts in which runs differ from the first, with two runs and their values; empty where they do not."""
     known = [facts(run) for run in runs]
     excused, words = set(excused), []
     for key in known[0] if known else ():

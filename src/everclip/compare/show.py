@@ -1,4 +1,4 @@
-"""A comparison for people and papers: tables on a terminal, CSV, LaTeX."""
+"""Show a comparison to people and papers: tables on a terminal, CSV, LaTeX."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WIDE = 100
 
 
 def _scale(metric: str) -> tuple[float, int]:
-    """What a number is multiplied by, and its digits after the point."""
+    """Return the factor of a number, and its digits after the point."""
     if metric in _FRACTIONS:
         return 100, 1
     return (1e-6, 2) if metric.endswith("_bytes") else (1, 0)
@@ -193,7 +193,7 @@ def _title(comparison: Json) -> str:
 
 
 def legend(comparison: Json) -> list[str]:
-    """What the columns mean, and what the ranks say: a line each."""
+    """Explain the columns, and what the ranks say: one line each."""
     tests = [row["test"] for row in _rows(comparison) if row["test"]]
     kinds = {test["name"] for test in tests}
     metric = name(comparison["metrics"][0]).removesuffix(" %")
@@ -226,7 +226,7 @@ def legend(comparison: Json) -> list[str]:
 
 
 def as_csv(comparison: Json) -> str:
-    """A line a row, with plain numbers (fractions stay fractions)."""
+    """One line per row, with plain numbers (fractions stay fractions)."""
     metrics = comparison["metrics"]
     test = ["difference", "low", "high", "p", "p_holm", "sign_flip"]
     head = [*comparison["by"], "label", "method", "n"]

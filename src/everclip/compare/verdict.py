@@ -1,4 +1,4 @@
-"""The comparison itself: means with intervals, paired tests against one row, ranks; everything ready for JSON."""
+"""Compare runs: means with intervals, paired tests against one row, ranks; everything ready for JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOWER = ("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a key of results.json is better."""
+    """Return whether more of a key of results.json is better."""
     return metric not in _LOWER and not metric.endswith("_bytes")
 
 

@@ -1,1 +1,1 @@
-"""Many runs from one command: a grid of settings, on all that this machine has, stopped and continued at any time."""
+"""Run many trainings from one command: a grid of settings, on all that this machine has, stopped and continued."""

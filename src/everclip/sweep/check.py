@@ -1,4 +1,4 @@
-"""What would go wrong later, found before anything runs: data, model, device, and methods that refuse the model."""
+"""Find what would go wrong later before anything runs: data, model, device, and methods that refuse the model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def forks(configs: Sequence[Config]) -> None:
 
 
 def setting(config: Config) -> str:
-    """What of a config decides its data and tasks, as a key."""
+    """Return the part of a config that decides its data and tasks, as a key."""
     names = ("data", "model", "classnames", "templates", "scenario", "smoke")
     return repr([getattr(config, name) for name in names])
 

@@ -1,4 +1,4 @@
-"""What a sweep's folder holds: run directories, known by the content of their config and not by their name.
+"""Keep a sweep's folder: run directories, known by the content of their config and not by their name.
 
 out/gdro_m500_s0/     a run directory; with config.toml and results.json alone it counts as finished too
 out/logs/NAME.log     what the run's command has printed
@@ -128,7 +128,7 @@ class Folder:
         return self.path / self._names[job.key]
 
     def state(self, job: Job) -> State:
-        """Where a job stands; a failed one has an entry in ``failures``."""
+        """Say where a job stands; a failed one has an entry in ``failures``."""
         if (self.place(job) / "results.json").is_file():
             return "finished"
         if job.key in self.failures:
@@ -144,7 +144,7 @@ class Folder:
         return ["train", *job.words, f"out={place}", *trust.passed_on()]
 
     def log(self, name: str) -> Path:
-        """Where the output of a command is kept."""
+        """Return the file that keeps the output of a command."""
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         return logs / f"{name}.log"
@@ -155,7 +155,7 @@ def _usable(name: str) -> bool:
 
 
 def busy(run: Path) -> bool:
-    """Whether another process works in a run directory."""
+    """Return whether another process works in a run directory."""
     if not (run / ".lock").exists() or diverted(run, [".lock"]):
         return False
     lock = FileLock(run / ".lock", timeout=0)

@@ -1,4 +1,4 @@
-"""The grid that ``everclip sweep`` asks for: KEY=VALUE,VALUE words become cells; equal cells share a run.
+"""Read the grid that ``everclip sweep`` asks for: KEY=VALUE,VALUE words become cells; equal cells share a run.
 
     method=gcl,ewc memory.budget=0,500 method.ewc.strength=10,100 seed=0..4
 
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def config(self) -> Config:
-        """What is run: the content that the cells share."""
+        """The content that is run, which the cells share."""
         return content(self.cells[0].config)
 
     @property

@@ -1,4 +1,4 @@
-"""Commands of ``everclip`` side by side, each in a process of its own."""
+"""Run commands of ``everclip`` side by side, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Child:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since it was started."""
         return time.monotonic() - self.started
 
     def ended(self) -> bool:
-        """Whether it is over; what held it to the sweep is closed then."""
+        """Return whether it is over; what held it to the sweep is closed then."""
         if self.process.poll() is None:
             return False
         if self.process.stdin is not None:
@@ -80,23 +80,23 @@ class Child:
 
 
 class Watcher(ABC):
-    """What is told how it goes."""
+    """A watcher, which is told how it goes."""
 
     @abstractmethod
     def started(self, child: Child) -> None:
-        """A command begins."""
+        """Take note that a command begins."""
 
     @abstractmethod
     def ended(self, child: Child, error: str | None) -> None:
-        """It is over; ``error`` says why it failed."""
+        """Take note that it is over; ``error`` says why it failed."""
 
     @abstractmethod
     def stopping(self, running: Sequence[Child]) -> None:
-        """Those still running are about to be asked to save themselves and end."""
+        """Take note that those still running are about to be asked to save themselves and end."""
 
     @abstractmethod
     def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
-        """Called several times a second."""
+        """Look at what runs and waits, several times per second."""
 
 
 def run(works: Sequence[Work], slots: Sequence[Environment], watcher: Watcher) -> None:

@@ -1,4 +1,4 @@
-"""``--tune``: one search for each method and memory size, on a validation share of the first two tasks, before the
+"""Search as ``--tune`` asks, once for each method and memory size, on held-out images of two tasks, before the
 grid is run.
 
 Cells that differ in the seed alone share a search, at the first of these; every other axis has its own. A search
@@ -61,7 +61,7 @@ class Search:
         return ["tune", *self.words, f"out={self.path}", *trials, "--json", *trust.passed_on()]
 
     def chosen(self) -> list[str]:
-        """What it has found, as words of a config."""
+        """Return what it has found, as words of a config."""
         return _words(self.path / "tuned.toml", (*self.keys, "tuned_on"))
 
 

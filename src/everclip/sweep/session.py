@@ -1,4 +1,4 @@
-"""One call of ``everclip sweep``: what is there, what is still to be run, and running it."""
+"""Carry out one call of ``everclip sweep``: what is there, what is still to be run, and running it."""
 
 from __future__ import annotations
 

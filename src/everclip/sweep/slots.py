@@ -1,4 +1,4 @@
-"""How many runs go side by side, and what each of them has of the machine."""
+"""Decide how many runs go side by side, and what each of them has of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--slurm``: the runs of a sweep as an array of SLURM jobs, through submitit (the extra ``slurm``)."""
+"""Submit the runs of a sweep as an array of SLURM jobs (``--slurm``), through submitit (the extra ``slurm``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Command:
         return code
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by submitit before it queues the job again: the run directory is all the state there is."""
+        """Return what submitit, which calls it, is to queue again: the run directory is all the state there is."""
         from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(Command(self.words))

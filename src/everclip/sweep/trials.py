@@ -28,7 +28,7 @@ Score = Callable[[Values], float | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search within a number of trials has found.
+    """The outcome of a search within a number of trials.
 
     Args:
         values: the best value of each key.
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def space(config: Config, fixed: Collection[str] = ()) -> Grid:
-    """What there is to tune in a resolved config: rates, length, and the constants that its method's ``Config`` names.
+    """Return what there is to tune in a config: rates, length, and the constants that its method's ``Config`` names.
 
     Args:
         fixed: keys that are not searched, as the user has set them.
@@ -63,7 +63,7 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
 
 
 def trains(config: Config) -> bool:
-    """Whether the config's method has anything to train."""
+    """Return whether the config's method has anything to train."""
     from everclip import methods
     from everclip.data.prompts import PHOTO, Prompts
 
@@ -71,7 +71,7 @@ def trains(config: Config) -> bool:
 
 
 def has_head(config: Config) -> bool:
-    """Whether the config's method trains a new head on the features."""
+    """Return whether the config's method trains a new head on the features."""
     name, options = inner(config)
     fields = method_class(name).Config.model_fields
     head = fields["head"].default if "head" in fields else "linear"
@@ -79,7 +79,7 @@ def has_head(config: Config) -> bool:
 
 
 def _reads_text(config: Config) -> bool:
-    """Whether the loss asks the text tower for anything."""
+    """Return whether the loss asks the text tower for anything."""
     name, options = inner(config)
     return method_class(name).passes.text != "none" and options.get("head") != "linear"
 

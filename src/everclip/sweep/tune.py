@@ -1,4 +1,4 @@
-"""Tuning without peeking: settings are chosen on a validation share of the first two tasks' training images."""
+"""Tune without peeking: settings are chosen on held-out training images of the first two tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Trainer = Callable[[Run], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search found.
+    """The outcome of a search.
 
     Args:
         config: the resolved config to train with, ``tuned_on`` filled in.
@@ -89,7 +89,7 @@ def tune(
             towers and of a head are (``default_search``), or with ``most`` all that there is to tune (``trials.space``)
             but for what the tokens set.
         train: trains an open run and returns its results.
-        most: search within so many trials (``trials.search``); None: key after key, in the order given, each with the
+        most: trials to search within (``trials.search``); None: key after key, in the order given, each with the
             best values of the keys before it, at a tie the first.
 
     Raises:
@@ -119,7 +119,7 @@ def tune(
 
 @dataclass
 class _Trials:
-    """Trains settings, each once.
+    """Train settings, each once.
 
     Args:
         tokens: of the config that they are laid over.
@@ -199,7 +199,7 @@ def _score(config: Config, out: Path, train: Trainer) -> float | None:
 def _record(
     config: Config, share: float, tried: Mapping[str, Mapping[str, float | None]], counted: str
 ) -> str:
-    """What ``tuned_on`` says: the data, the budget, how many trials were ``counted``, and every score."""
+    """Return the text of ``tuned_on``: the data, the budget, how many trials were ``counted``, and every score."""
     searched = "; ".join(
         f"{key} " + ", ".join(f"{v}: {'-' if s is None else f'{s:.4f}'}" for v, s in scores.items())
         for key, scores in tried.items()

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table on a terminal, else a plain line when a run begins or ends."""
+"""Show a sweep to a person: a live table on a terminal, else a plain line when a run begins or ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFRESH = 1.0
 
 
 class Follow:
-    """Reads metrics.jsonl of a run as it grows: tasks planned and finished, and the step."""
+    """Read metrics.jsonl of a run as it grows: tasks planned and finished, and the step."""
 
     def __init__(self, run: Path) -> None:
         self._file = run / "metrics.jsonl"
@@ -31,7 +31,7 @@ class Follow:
         self.tasks = self.done = self.step = 0
 
     def look(self) -> str:
-        """Where the run stands, in words."""
+        """Say where the run stands, in words."""
         try:
             with self._file.open("rb") as file:
                 if file.seek(0, 2) < self._at:  # cut back by a resume
@@ -67,7 +67,7 @@ class Follow:
 
 
 class View(Watcher):
-    """Shows a sweep on stderr. A context manager.
+    """Show a sweep on stderr. A context manager.
 
     Args:
         total: works of the sweep, those that were done before included.
@@ -119,13 +119,13 @@ class View(Watcher):
             print(line, file=sys.stderr, flush=True)
 
     def started(self, child: Child) -> None:
-        """A run begins."""
+        """Show that a run begins."""
         self._follow[child.work] = Follow(child.work.path)
         if self._live is None:
             self.say(f"{child.work.name}: begins")
 
     def ended(self, child: Child, error: str | None) -> None:
-        """It is over."""
+        """Show that it is over."""
         done, words = self._ended(child.work, error)
         if done:
             self._done += 1
@@ -140,7 +140,7 @@ class View(Watcher):
         )
 
     def stopping(self, running: Sequence[Child]) -> None:
-        """The sweep ends before they do."""
+        """Show that the sweep ends before they do."""
         names = ", ".join(child.work.name for child in running)
         self.say(f"stopping: {names} may take up to {duration(GRACE)} to save where they stand")
 
@@ -163,7 +163,7 @@ class View(Watcher):
         return text if left is None else f"{text}; about {duration(left)} left"
 
     def seconds_left(self, running: Sequence[Child], waiting: Sequence[Work]) -> float | None:
-        """What is still to come, from how long runs of the same kind took, else any; None before one has ended."""
+        """Estimate the seconds to come from how long runs of the same kind took, else any; None until one has ended."""
         known = [value for values in self._seconds.values() for value in values]
         if not known:
             return None
