@@ -1,1 +1,1 @@
-"""From a deployed model to its next version: what ``everclip update``, ``rollback``, ``forget`` and Learner share."""
+"""Bring a deployed model to its next version: what ``everclip update``, ``rollback``, ``forget`` and Learner share."""

@@ -1,4 +1,4 @@
-"""The candidates of an update, each with its scores on the check images.
+"""Make the candidates of an update, each with its scores on the check images.
 
 nothing         the deployed model; where its text tower classifies, or has no class yet, asked for the new names too
 means           class means of frozen features (method ncm)
@@ -42,7 +42,7 @@ class Candidate:
 
     Args:
         name: of ``NAMES``.
-        scores: of the check images, a column a class; -inf for what it cannot say.
+        scores: of the check images, one column per class; -inf for what it cannot say.
         build: the model, of all images; for what is solved from sums that is not what was checked.
         eligible: whether it can name all classes.
         clip: the trained weights.
@@ -60,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What candidates are made of and checked on.
+    """The material that candidates are made of and checked on.
 
     Args:
         known: all classes, old and new.

@@ -1,4 +1,4 @@
-"""The forms of a next version: classes by the text tower, or by a classifier solved from sums of frozen features."""
+"""Form a next version: classes by the text tower, or by a classifier solved from sums of frozen features."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Known:
-    """What a version knows by name.
+    """The names that a version knows.
 
     Args:
         names: class names, index = label.
@@ -77,7 +77,7 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
 
 
 def mixed(before: Clip, after: Clip, share: float) -> Clip:
-    """A model with a share of the weights of ``after`` (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
+    """A model with a fraction of the weights of ``after`` (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
     made = copy.deepcopy(after)
     with torch.no_grad():
         made.model.load_state_dict(blend(before.model.state_dict(), after.model.state_dict(), share))
@@ -100,7 +100,7 @@ def width(clip: Clip) -> int:
 
 @torch.no_grad()
 def scores(model: Deployed, images: ImageSet, pixels: Pixels) -> Float32[np.ndarray, "n c"]:
-    """Scores of images that can be read, a column a label of the model."""
+    """Scores of images that can be read, one column per label of the model."""
     rows = [
         model.classifier(model.clip.normalise(batch.images)).float().cpu() for batch in _plain(images, pixels)
     ]

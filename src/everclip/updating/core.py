@@ -1,4 +1,4 @@
-"""One update: look at the data, make candidates, keep the best on check images, test it, and say how it went."""
+"""Update a model: look at the data, make candidates, keep the best on check images, test it, and say how it went."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ CALIBRATED = 40
 
 @dataclass(frozen=True)
 class Options:
-    """How to update.
+    """Options of an update.
 
     Args:
         method: ``auto`` or a candidate's name.
-        exemplars: images a class to keep in the model folder, check images included.
+        exemplars: images per class to keep in the model folder, check images included.
         max_drop: percentage points that the old classes may lose.
         same: new class name -> old class name, where they are one class.
         seed: of training.
@@ -170,7 +170,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
 
 
 def _trial(state: State, pictures: Pictures, decision: rule.Decision, seed: int) -> Trial:
-    """What the candidates are made of: features of all images, and sums with and without the check images."""
+    """Make what the candidates are made of: features of all images, and sums with and without the check images."""
     known, pixels, clip = pictures.known, pictures.pixels, state.frozen
     sums = state.sums.widened(len(known.names))
 

@@ -1,4 +1,4 @@
-"""What an update will take on this machine, measured on a few blank images before anything trains."""
+"""Predict what an update will take on this machine, measured on a few blank images before anything trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking classes or single images out of a version, and showing that they are gone.
+"""Take classes or single images out of a version, and show that they are gone.
 
 What goes: the images' bytes; what they added to the sums; their ids; a class's name, its place in the class list and
 its row of the sums. What stays: trained weights, which no one can take an image out of. Features are computed again to
@@ -35,7 +35,7 @@ from everclip.updating.state import State
 
 @dataclass(frozen=True, eq=False)
 class Forgotten:
-    """What is left, and what was taken out (``report``, which goes into update.json and so under the manifest)."""
+    """The version left, and what was taken out (``report``, which goes into update.json and so under the manifest)."""
 
     state: State
     report: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Held-out images: what the old classes lose, and whether that is allowed."""
+"""Measure on held-out images what the old classes lose, and whether that is allowed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _in_label_order(model: Deployed) -> np.ndarray:
 
 
 def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict[str, Any]:
-    """Whether the old classes keep enough, and on what that was measured."""
+    """Decide whether the old classes keep enough, and say on what that was measured."""
     if not state.known.names:
         return {"passed": True, "max_drop": allowed, "drop": None, "words": "no class was known before"}
     if result is None or result["old_before"] is None:

@@ -1,4 +1,4 @@
-"""Check images, and how much each of them counts when candidates are compared."""
+"""Hold check images, and weigh how much each of them counts when candidates are compared."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Checks:
 
     @classmethod
     def of(cls, images: ImageSet, new: ImageSet, known: Known) -> Checks:
-        """Those of an update; ``new`` are the ones among ``images`` that come with it."""
+        """Collect those of an update; ``new`` are the ones among ``images`` that come with it."""
         fresh = np.isin(images.ids, new.ids)
         weight = np.zeros(len(images))
         present = np.unique(images.labels).tolist()
@@ -51,7 +51,7 @@ class Checks:
     def accuracy(
         self, scores: Float32[np.ndarray, "n c"], rows: NDArray[np.bool_] | None = None
     ) -> float | None:
-        """Weighted share that is right, of all or of some rows; None where there is none."""
+        """Weighted fraction that is right, of all or of some rows; None where there is none."""
         weight = self.weight if rows is None else self.weight * rows
         if not weight.sum():
             return None
@@ -60,7 +60,7 @@ class Checks:
     def better(
         self, one: Float32[np.ndarray, "n c"], other: Float32[np.ndarray, "n c"]
     ) -> tuple[float, float]:
-        """How much ``one`` is ahead of ``other`` in ``accuracy``, and a standard error of that over images.
+        """Return how much ``one`` is ahead of ``other`` in ``accuracy``, and a standard error of that over images.
 
         As if ``SPREAD`` images more had been compared on which they disagree, half of them each way: of few images the
         spread is underestimated, or 0. Weights make n images as good as n' = 1 / sum_i w_i^2 of equal weight.

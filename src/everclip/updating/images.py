@@ -1,4 +1,4 @@
-"""The images of an update: put on one store, matched to the classes known, cut into learning and check images."""
+"""Collect the images of an update: on one store, matched to the classes known, cut into learning and check images."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Pictures:
     skipped: dict[str, str]
 
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
-        """The exemplars and the check images to keep, of each class at most so many together."""
+        """The exemplars and the check images to keep, of each class at most ``exemplars`` together."""
         apart = checks_of(exemplars)
         classes = len(self.known.names)
         replay = Memory((exemplars - apart) * classes, seed, self.exemplars)
@@ -104,7 +104,7 @@ class Pictures:
 
 
 def checks_of(exemplars: int) -> int:
-    """How many of a class's exemplars are never trained on: a quarter, at least one of two."""
+    """Return the number of a class's exemplars that are never trained on: a quarter, at least one of two."""
     return max(1, exemplars // 4) if exemplars > 1 else 0
 
 
@@ -188,7 +188,7 @@ def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
 
 
 def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet]:
-    """Images to learn from and to check on: a share of each class in each domain, at least one, and never all."""
+    """Images to learn from and to check on: a fraction of each class in each domain, at least one, and never all."""
     held = np.zeros(len(images), dtype=bool)
     pairs = np.stack([images.labels, images.domains])
     priority: NDArray[np.int64] = np.array([hash64("check", sample) for sample in images.ids.tolist()])

@@ -1,4 +1,4 @@
-"""Which candidate an update prefers, how training is set, and why: decided by the data before anything is trained.
+"""Decide which candidate an update prefers, how training is set, and why: by the data before anything is trained.
 
 The table is in docs/update.md, with the measurements behind it. Whatever the rule prefers is compared with the others
 on check images, and gives way to one that is better there by more than chance would have it.
@@ -19,13 +19,13 @@ LEAST_STEPS, EPOCHS = 20, 2
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rule looks at.
+    """The facts that the rule looks at.
 
     Args:
         old, new, again: classes known before; of them not known; known, and with new images.
         images: new images to learn from, ``per_class`` of the class in the middle.
         exemplars: old images to train on, as a mean over old classes.
-        summed: share of the old classes that the sums know.
+        summed: fraction of the old classes that the sums know.
         zero_shot: accuracy of the frozen model's text tower on the new check images, among all classes; None where
             there are none.
     """
@@ -42,7 +42,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule says.
+    """The rule's decision.
 
     Args:
         prefer: the candidate that is kept unless another one is clearly better on the check images.

@@ -1,4 +1,4 @@
-"""What an update can begin with: a version, a run, a model folder, or any model with or without classes."""
+"""Open what an update can begin with: a version, a run, a model folder, or any model with or without classes."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _older(model: Deployed, tasks: Sequence[Task]) -> ImageSet:
 
 
 def _few(images: ImageSet) -> ImageSet:
-    """At most ``MOST_OLDER`` images a class, spread over it, in one domain."""
+    """At most ``MOST_OLDER`` images per class, spread over it, in one domain."""
     kept = []
     for label in np.unique(images.labels).tolist():
         rows = np.flatnonzero(images.labels == label)

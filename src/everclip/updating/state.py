@@ -1,4 +1,4 @@
-"""A deployed model with all that the next update starts from, and its folder.
+"""Keep a deployed model with all that the next update starts from, and its folder.
 
 open_clip_*, everclip.json, method.pt    the model, as ``everclip export`` writes it
 images.zip, images.json                  exemplars and check images, the files as they came
@@ -95,7 +95,7 @@ class State:
 
     @property
     def version(self) -> int:
-        """How many updates made it."""
+        """Number of updates that made it."""
         return int(self.record.get("version", 0))
 
     @property
@@ -141,7 +141,7 @@ def read(folder: Path) -> State:
 
 
 def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequence[str]) -> None:
-    """Whether what the files say fits together. Raises ValueError, and UserError for settings that are none."""
+    """Check that what the files say fits together. Raises ValueError, and UserError for settings that are none."""
     known.card("text", {"name": "zero_shot"}).config()
     classes = len(known.names)
     if len(sums.counts) != classes or any(part.labels.max(initial=-1) >= classes for part in images):
@@ -151,7 +151,7 @@ def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequen
 
 
 def _checked(folder: Path) -> dict[str, Any]:
-    """What update.json says, once every file was compared with the manifest. Raises UserError."""
+    """Read update.json, once every file was compared with the manifest. Raises UserError."""
     try:
         checkpoint.verify(folder)
         record = read_json(folder / RECORD)
@@ -212,7 +212,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
 
 
 def _same(one: Clip, other: Clip) -> bool:
-    """Whether two models have the same weights."""
+    """Return whether two models have the same weights."""
     mine, theirs = one.model.state_dict(), other.model.state_dict()
     return one is other or (
         mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)

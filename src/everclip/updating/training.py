@@ -1,4 +1,4 @@
-"""Training for an update: one task of the loop, on new images beside exemplars."""
+"""Train for an update: one task of the loop, on new images beside exemplars."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from everclip.updating.rule import Decision
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What is learned.
+    """The classes and images to learn.
 
     Args:
         known: all classes, old and new; the last task's labels are those of ``new``.
@@ -50,10 +50,10 @@ class Lesson:
 
 
 class NoCheckpointer(Checkpointer):
-    """Saves nothing: an update that is stopped begins again from the deployed model."""
+    """Save nothing: an update that is stopped begins again from the deployed model."""
 
     def finish(self, stage: int) -> None:
-        """Nothing to save."""
+        """Save nothing."""
 
 
 def config_of(known: Known, decision: Decision, seed: int, device: str) -> Config:

@@ -1,4 +1,4 @@
-"""The verdict of an update, as a page and as lines for a terminal."""
+"""Show the verdict of an update, as a page and as lines for a terminal."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def page(verdict: dict[str, Any]) -> str:
 
 
 def lines(verdict: dict[str, Any]) -> list[str]:
-    """What a terminal shows below the table of candidates."""
+    """Return what a terminal shows below the table of candidates."""
     told = [f"kept: {verdict['chosen']}, {verdict['reason']}"]
     test, gate = verdict["test"], verdict["gate"]
     if test is not None:

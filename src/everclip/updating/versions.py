@@ -1,4 +1,4 @@
-"""Versions as folders: write the next one, and go back to the one before."""
+"""Write versions as folders: the next one, and back to the one before."""
 
 from __future__ import annotations
 
