@@ -1,4 +1,4 @@
-"""The processes of a run under torchrun, and what they exchange.
+"""Exchange values among the processes of a run under torchrun.
 
 Every process loads the same data and makes the same batches, and each takes its own part of a batch through the
 towers. Features are gathered, and every process computes the loss of the whole batch from the same numbers: so labels,
@@ -40,12 +40,12 @@ class Gone(RunError):
 
 
 def size() -> int:
-    """How many processes the run has."""
+    """Return the number of processes of the run."""
     return dist.get_world_size() if _joined() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if _joined() else 0
 
 
@@ -55,7 +55,7 @@ def _joined() -> bool:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Turns what torch raises where another process is missing into one line."""
+    """Turn what torch raises where another process is missing into one line."""
     try:
         yield
     except RuntimeError as error:
@@ -75,7 +75,7 @@ patient: list[Any] = []
 
 
 def parts(count: int, number: int | None = None) -> list[slice]:
-    """How ``count`` rows are shared by the processes, or by a ``number``: the first parts are longer by one at most."""
+    """Share ``count`` rows among the processes, or a ``number`` of them: the first parts are longer by one at most."""
     edges = [0, *accumulate(len(part) for part in np.array_split(np.arange(count), number or size()))]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
@@ -135,7 +135,7 @@ def told(value: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process says, JSON; of one process the value itself. Waits long."""
+    """Return what the first process says, JSON; of one process the value itself. Waits long."""
     return value if size() == 1 else told(value if rank() == 0 else None)[0]
 
 
@@ -172,12 +172,12 @@ def wait() -> None:
 
 @dataclass(frozen=True)
 class Share:
-    """How the processes share a batch.
+    """The way the processes share a batch.
 
     Args:
         counts: images of each process, at least one; they are the batch in the order of the processes.
         light: whether a process's loss is that of its own images, with the other features as constants (the
-            communication-light form of FastCLIP), and only numbers a sample are exchanged after them.
+            communication-light form of FastCLIP), and only numbers per sample are exchanged after them.
     """
 
     counts: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How the processes of a run under torchrun find each other, and how they end."""
+"""Join the processes of a run under torchrun: how they find each other, and how they end."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from everclip.system.signals import PREEMPTED, Stopped
 
 
 def started() -> bool:
-    """Whether torchrun has started several processes."""
+    """Return whether torchrun has started several processes."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def restarts() -> bool:
-    """Whether torchrun starts the processes again where one ends."""
+    """Return whether torchrun starts the processes again where one ends."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """While it is open, the processes that torchrun has started are those of one run.
+    """Make one run of the processes that torchrun has started, while it is open.
 
     Of the errors that end them one is raised in its process; the others end with the same exit code, and say nothing.
 
@@ -105,7 +105,7 @@ def _fresh(store: Any, number: int, count: int) -> Any:
 
 @contextmanager
 def _alone(store: Any) -> Iterator[None]:
-    """Lets one process speak of what ends them all: the first that has something to say."""
+    """Let one process speak of what ends them all: the first that has something to say."""
     try:
         yield
     except (UserError, RunError, Stopped) as error:
@@ -119,7 +119,7 @@ def _alone(store: Any) -> Iterator[None]:
 
 
 def _spoken(store: Any) -> bool:
-    """Whether another process has said already why the run ends."""
+    """Return whether another process has said already why the run ends."""
     try:
         return store.add("why the run ends", 1) > 1
     except RuntimeError:  # the store has gone with the machine that had it

@@ -1,4 +1,4 @@
-"""A learned model for other programs. One file a format, found by its file name; each has
+"""Export a learned model for other programs. There is one file per format, found by its file name; each has
 
 write(model, folder, pictures) -> Written      puts its files into the empty folder and checks them against torch
 LINE                                           what the format is, in a few words
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """What an export did.
+    """The outcome of an export.
 
     Args:
         checked: what was compared with torch and how far it was off, as numbers.

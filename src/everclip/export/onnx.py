@@ -1,4 +1,4 @@
-"""An ONNX graph from pictures to scores, with all that a program without torch needs beside it.
+"""Export an ONNX graph from pictures to scores, with all that a program without torch needs beside it.
 
     model.onnx          images float32 [batch, 3, size, size] -> logits float32 [batch, classes]; any batch size
     labels.json         the classes, in the order of the columns
@@ -122,7 +122,7 @@ def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) 
 
 
 def preprocessing(clip: Clip) -> dict[str, Any]:
-    """How a picture becomes the graph's input, as ``example.py`` does it."""
+    """Describe how a picture becomes the graph's input, as ``example.py`` does it."""
     known = clip.preprocessing()
     return {
         "everclip": __version__,
@@ -143,7 +143,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def _needed() -> Iterator[None]:
-    """What is missing, as one line."""
+    """Say what is missing, as one line."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""An open_clip folder, which open_clip loads unchanged, with everclip.json beside it.
+"""Export an open_clip folder, which open_clip loads unchanged, with everclip.json beside it.
 
 open_clip_config.json, open_clip_model.safetensors     the towers
 everclip.json                                          classes, prompts, temperature

@@ -1,4 +1,4 @@
-"""Where a run's log goes beside ``metrics.jsonl``: each file of this folder is a tracker, found by its name.
+"""Send a run's log elsewhere beside ``metrics.jsonl``: each file of this folder is a tracker, found by its name.
 
 ``trackers = ["tensorboard"]`` in a config turns one on. A tracker is for looking: what it cannot do is a warning, and
 the run goes on.

@@ -1,4 +1,4 @@
-"""What a tracker is: a file here with a name, ``PACKAGE`` (what it imports) and ``start(config, path) -> Tracker``."""
+"""Define a tracker: a file here with a name, ``PACKAGE`` (what it imports) and ``start(config, path) -> Tracker``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Tracker(ABC):
-    """Is told what ``metrics.jsonl`` is told."""
+    """A listener that is told what ``metrics.jsonl`` is told."""
 
     @abstractmethod
     def log(self, event: str, fields: Mapping[str, Any]) -> None:
-        """One line of the log: its event (``start``, ``step``, ``stage``, ...) and fields."""
+        """Take one line of the log: its event (``start``, ``step``, ``stage``, ...) and fields."""
 
     @abstractmethod
     def close(self) -> None:
-        """The process is done with the run, which may go on later."""
+        """Close it: the process is done with the run, which may go on later."""
 
 
 class Numbers(Tracker):
@@ -47,7 +47,7 @@ class Numbers(Tracker):
 
     @abstractmethod
     def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Numbers of one step."""
+        """Take the numbers of one step."""
 
 
 def numbers(fields: Mapping[str, Any] | list[Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""MLflow: a store in ``mlflow.db`` beside the run directories, or at ``MLFLOW_TRACKING_URI``."""
+"""Log to MLflow: a store in ``mlflow.db`` beside the run directories, or at ``MLFLOW_TRACKING_URI``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run directory; ``tensorboard --logdir runs`` shows all runs."""
+"""Log to TensorBoard: event files in the run directory; ``tensorboard --logdir runs`` shows all runs."""
 
 from __future__ import annotations
 

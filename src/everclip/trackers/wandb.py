@@ -1,4 +1,4 @@
-"""Weights & Biases: kept offline in the run directory unless ``WANDB_MODE`` says otherwise; ``wandb sync`` sends it."""
+"""Log to Weights & Biases: offline in the run directory unless ``WANDB_MODE`` says otherwise; see ``wandb sync``."""
 
 from __future__ import annotations
 
