@@ -1,4 +1,4 @@
-"""The report: one offline HTML file from one run directory, several, or a sweep that still goes on."""
+"""Build the report: one offline HTML file from one run directory, several, or a sweep that still goes on."""
 
 from __future__ import annotations
 

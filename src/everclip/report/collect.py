@@ -1,4 +1,4 @@
-"""The runs of a report, read and sorted."""
+"""Collect the runs of a report, read and sorted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everclip.report.read import RunData, read_run
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a page is about.
+    """The content of a page.
 
     Args:
         runs: in the order given, at least one; or none, where a sweep has not begun.
@@ -36,7 +36,7 @@ class Report:
 
     @cached_property
     def states(self) -> dict[int, State]:
-        """Where each run stands, by its id()."""
+        """The state of each run, by its id()."""
         return {id(run): state(run) for run in self.runs}
 
     @property
@@ -46,7 +46,7 @@ class Report:
 
     @property
     def status(self) -> str:
-        """How many runs are finished, and how many are not."""
+        """The numbers of finished and of unfinished runs."""
         return counted(state for _, state in self.named_states)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What must be alike for two runs' numbers to be comparable."""
+"""Tell what must be alike for two runs' numbers to be comparable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FACTS = (
 
 
 def facts(run: RunData) -> dict[str, Any]:
-    """What must be equal for two runs' numbers to be comparable; None where the run does not say."""
+    """Return what must be equal for two runs' numbers to be comparable; None where the run does not say."""
     values = {key: run.fact(key) for key in FACTS}
     values["validation"] = run.results.get("validation", run.fact("scenario.validation")) or "none"
     values["smoke"] = bool(values["smoke"])
@@ -35,7 +35,7 @@ def facts(run: RunData) -> dict[str, Any]:
 
 
 def names(of: Sequence[dict[str, Any]]) -> list[str]:
-    """A name a setting: its data, and of what else differs as much as it takes to tell them apart."""
+    """A name per setting: its data, and of what else differs as much as it takes to tell them apart."""
     found = [[str(known["data"] or "unknown data")] for known in of]
     for key in FACTS[1:]:
         if len({tuple(name) for name in found}) == len(found):

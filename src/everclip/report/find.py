@@ -1,4 +1,4 @@
-"""Which runs the report is about, and where each stands; a sweep's folder tells of runs that have not begun."""
+"""Find the runs that the report is about, and where each stands; a sweep's folder tells of runs not yet begun."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TAIL = 100_000
 
 
 class State(NamedTuple):
-    """Where a run stands, in one word and in a sentence."""
+    """The state of a run, in one word and in a sentence."""
 
     kind: Kind
     words: str
@@ -32,7 +32,7 @@ class State(NamedTuple):
 
 @dataclass
 class Found:
-    """What paths, folders and patterns name.
+    """The runs that paths, folders and patterns name.
 
     Args:
         runs: run directories, finished or not, each once.
@@ -79,12 +79,12 @@ def _take(path: Path, found: Found) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds anything of a run."""
+    """Return whether a folder holds anything of a run."""
     return any((path / name).is_file() for name in _FILES)
 
 
 def state(run: RunData) -> State:
-    """Where a run stands. It is running while the process that its directory names is alive, and failed where the last
+    """Say where a run stands. It is running while the process that its directory names is alive, and failed where the
     line of a sweep's log is an error."""
     if run.finished:
         return State("finished", "finished")

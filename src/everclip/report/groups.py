@@ -1,4 +1,4 @@
-"""Which runs may be averaged, and which may only stand side by side.
+"""Group runs that may be averaged, and those that may only stand side by side.
 
 A *setting* is what a number cannot be compared without: the model, the data, the scenario, the classes, the test
 images, the prompts. A *group* holds runs of one setting, method and memory size whose configs differ in the seed alone.
@@ -73,7 +73,7 @@ class Group:
 
     @cached_property
     def finished(self) -> tuple[RunData, ...]:
-        """The runs that have results, one a seed: a seed that was run twice says nothing about another one."""
+        """The runs that have results, one per seed: a seed that was run twice says nothing about another one."""
         first: dict[Any, RunData] = {}
         for run in self.runs:
             if run.finished:
@@ -269,7 +269,7 @@ def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[st
 
 
 def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
-    """Whether a method keeps no exemplars, whatever its budget, as far as its finished runs or else its configs say."""
+    """Return whether a method keeps no exemplars, whatever its budget, as its finished runs or else its configs say."""
     done = [run for run in runs if run.finished] or runs
     return method in REFERENCES or all(without_memory(_finished(run)) for run in done)
 

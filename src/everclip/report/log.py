@@ -1,4 +1,4 @@
-"""metrics.jsonl as a page needs it: the usable lines, within bounds. It may still grow, and any line may be torn."""
+"""Read metrics.jsonl as a page needs it: usable lines, within bounds. It may still grow, and any line may be torn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page says of many runs: for each setting a verdict, and tables of accuracy, retention, classes and cost."""
+"""Write what the page says of many runs: for each setting a verdict; tables of accuracy, retention, classes, cost."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _beside(last: float, base: float, name: str, images: int) -> str:
 
 
 def _first_place(ranked: Sequence[Group], size: Memory) -> str:
-    """How far the best group of a memory size is ahead of the second, by seeds that both have."""
+    """Say how far the best group of a memory size is ahead of the second, by seeds that both have."""
     here = [group for group in ranked if group.memory in (size, None)]
     if len(here) < 2:
         return ""
@@ -162,7 +162,7 @@ def result_table(setting: Setting) -> Table:
 
 
 def _kept(group: Group) -> Cell:
-    """What a group keeps beside the model, in all and part by part; means over seeds."""
+    """Say what a group keeps beside the model, in all and part by part; means over seeds."""
     images, state, both = (group.interval(key) for key in ("memory_bytes", "state_bytes", "kept_bytes"))
     if images is None or both is None:
         return Cell("–")
@@ -171,7 +171,7 @@ def _kept(group: Group) -> Cell:
 
 
 def retention_table(setting: Setting) -> Table:
-    """What is left of zero-shot, and how far probabilities can be believed."""
+    """Show what is left of zero-shot, and how far probabilities can be believed."""
     rows: list[list[Cell]] = []
     for group in setting.every:
         if not group.finished:
@@ -195,7 +195,7 @@ def retention_table(setting: Setting) -> Table:
 
 
 def _below(run: RunData) -> tuple[float, float | None]:
-    """Share of classes that end below zero-shot, and by how much on average (negative); None where there is none."""
+    """Fraction of classes that end below zero-shot, and by how much on average (negative); None where there is none."""
     gaps = [row["last"] - row["zero_shot"] for row in run.results["per_class"] if row["last"] is not None]
     below = [gap for gap in gaps if gap < 0]
     return len(below) / len(gaps), sum(below) / len(below) if below else None
@@ -207,7 +207,7 @@ def _interval(values: Iterable[float | None]) -> Interval | None:
 
 
 def cost_table(setting: Setting) -> Table:
-    """What each group took, means over seeds."""
+    """Show what each group took, means over seeds."""
     kinds = {
         "seconds": ("time", "duration"),
         "images_per_second": ("training images a second", "count"),

@@ -1,4 +1,4 @@
-"""What the page says of one run."""
+"""Write what the page says of one run."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def _cost(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _confusions(run: RunData, prefix: str) -> Table | None:
-    """Which class is taken for which, the largest shares first; None where the run did not record it."""
+    """Tell which class is taken for which, the largest first; None where the run did not record it."""
     pairs = confusions(run)
     if not pairs:
         return None
@@ -261,7 +261,7 @@ def _task(run: RunData, name: str) -> Cell:
 
 
 def _retention(run: RunData, per_class: list[Json]) -> list[str]:
-    """What is left of zero-shot, and how far the model's probabilities can be believed, in sentences."""
+    """Say what is left of zero-shot, and how far the model's probabilities can be believed."""
     if not run.finished:
         return []
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""What the page says of many runs: the ten parts, setting by setting."""
+"""Write the page's overview of many runs: the ten parts, setting by setting."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _setting(setting: Setting, mapped: bool) -> Json:
 
 
 def _facts(setting: Setting) -> list[str]:
-    """What all runs of the setting have alike, in words; what is usual goes without saying."""
+    """Say what all runs of the setting have alike, in words; what is usual goes without saying."""
     usual = {"validation": "none", "smoke": False}
     return [
         fact(key, value)
@@ -113,7 +113,7 @@ def _facts(setting: Setting) -> list[str]:
 
 
 def _notes(setting: Setting) -> list[str]:
-    """What a reader should know before believing the averages."""
+    """Say what a reader should know before believing the averages."""
     notes: list[str] = []
     measured = [run.zero_shot[-1] for run in setting.runs if run.zero_shot]
     if measured and max(measured) - min(measured) > 0.005:

@@ -1,4 +1,4 @@
-"""What a finished run answered for each test image, and what that says: confusions, and how sure it was."""
+"""Read what a finished run answered for each test image, and tell what that says: confusions, and how sure it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from everclip.system.reading import Unreadable
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The columns of predictions.npz (docs/results.md), a row a test image.
+    """The columns of predictions.npz (docs/results.md), one row per test image.
 
     Args:
         label: ``[n]``.
@@ -43,7 +43,7 @@ class Predictions:
 
 @lru_cache(maxsize=256)
 def _read(path: Path, changed: int, images: int) -> Predictions | None:
-    """The file as it was ``changed`` last, of so many images at most: a page asks for it several times."""
+    """The file as it was ``changed`` last, of a bounded number of images: a page asks for it several times."""
     form: dict[str, Form] = {"label": ("i", 1), "top": ("i", 2), "margin": ("f", 1)}
     try:
         found = read_columns(path, form, {"confidence": ("f", 1)}, images)
@@ -71,7 +71,7 @@ def labels(run: RunData) -> dict[int, str]:
 
 
 class Confusion(NamedTuple):
-    """How many of a class's test images were taken for another class."""
+    """The number of a class's test images that were taken for another class."""
 
     true: str
     taken: str
@@ -80,7 +80,7 @@ class Confusion(NamedTuple):
 
 
 def confusions(run: RunData) -> list[Confusion]:
-    """Pairs of classes, the largest share of a class's images first."""
+    """Pairs of classes, the largest fraction of a class's images first."""
     found, names = predictions(run), labels(run)
     if found is None or not names:
         return []
@@ -100,7 +100,7 @@ FATES = ("right", "taken for a class learned later", "for one of the same task",
 
 
 def fates(run: RunData) -> list[float] | None:
-    """The share of each of ``FATES`` among the images of old classes (all but the last task's); None where the run has
+    """The fraction of each of ``FATES`` among images of old classes (all but the last task's); None where the run has
     one task, or the same classes in all of them, or did not record enough."""
     found, names = predictions(run), labels(run)
     if found is None or not names or len(set(run.class_task.values())) < 2:
@@ -123,7 +123,7 @@ def coverage(found: Predictions, places: int = 20) -> list[float]:
 
 
 class Bin(NamedTuple):
-    """Images of about the same probability: its mean, the share that is right, how many they are."""
+    """Images of about the same probability: its mean, the fraction that is right, how many they are."""
 
     confidence: float
     accuracy: float

@@ -1,4 +1,4 @@
-"""Where the numbers come from: every run by name and state, what differs between their configs, how to repeat them."""
+"""Tell where the numbers come from: every run by name and state, how their configs differ, how to repeat them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everclip.report.words import plain
 
 
 def command(run: RunData) -> str:
-    """What repeats the run, in a new folder where the config names one: train leaves a finished run alone."""
+    """Return what repeats the run, in a new folder where the config names one: train leaves a finished run alone."""
     parts = ["everclip", "train", str(run.path / "config.toml")]
     if run.config.get("out"):
         parts.append(f"out={run.path.parent / (run.name + '-again')}")
@@ -122,7 +122,7 @@ def run_table(settings: Sequence[Setting], states: Mapping[int, State]) -> Table
 
 
 def setting_table(settings: Sequence[Setting]) -> Table | None:
-    """What settings have alike and what not; None where there is one."""
+    """Show what settings have alike and what not; None where there is one."""
     if len(settings) < 2:
         return None
     rows = [

@@ -1,4 +1,4 @@
-"""One run directory as the report sees it; any file may be missing, any line of the log torn."""
+"""Read one run directory for the report; any file may be missing, any line of the log torn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ClassValues:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run has written so far.
+    """The data that a run has written so far.
 
     ``results`` is empty until the run has finished; what the report needs then comes from the log, so a run
     that is still going shows the same parts with fewer numbers. Accuracies are fractions in 0..1.
@@ -108,7 +108,7 @@ class RunData:
 
     @cached_property
     def matrix(self) -> list[list[float | None]]:
-        """R[t][i], one row a finished stage, as wide as there are tasks; None where nothing was measured."""
+        """R[t][i], one row per finished stage, as wide as there are tasks; None where nothing was measured."""
         rows = self.results.get("matrix") or [stage["row"] for stage in self.stages]
         return [[*row, *[None] * (len(self.tasks) - len(row))] for row in rows]
 
@@ -179,7 +179,7 @@ def _config(path: Path) -> str:
 
 
 def _environment(path: Path, notes: list[str]) -> Json:
-    """What environment.json says, if it says anything: a page can do without it."""
+    """Return what environment.json says, if it says anything: a page can do without it."""
     try:
         found = read_json(path, MIB) if path.exists() else {}
     except Unreadable as error:
@@ -200,5 +200,5 @@ def _class_values(lines: list[Json], name: str) -> list[ClassValues]:
 
 
 def finite(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is a number that can be drawn; JSON may hold anything in its place."""
+    """Return whether ``value`` is a number that can be drawn; JSON may hold anything in its place."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,4 +1,4 @@
-"""Tables of the page: plain cells with what to sort by, and the same rows as a CSV file."""
+"""Make tables of the page: plain cells with what to sort by, and the same rows as a CSV file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.report.words import SHOW, share
 
 
 class Cell(NamedTuple):
-    """What a cell shows, what its column is sorted by (None: last), a hover text, a CSS class, and the interval."""
+    """The content of a cell, what its column is sorted by (None: last), a hover text, a CSS class, and the interval."""
 
     text: str
     value: float | None = None

@@ -1,4 +1,4 @@
-"""What was tuned: each search's grid with its scores, the winner and the number of trials, as ``tuned_on`` tells."""
+"""Tell what was tuned: each search's grid with its scores, the winner and the number of trials (``tuned_on``)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Searched(NamedTuple):
 
 
 def searched(text: str | None) -> Searched | None:
-    """What ``tuned_on`` of results.json tells; None where it is another text."""
+    """Read what ``tuned_on`` of results.json tells; None where it is another text."""
     head, *parts = (text or "").split("; ")
     tried: dict[str, dict[str, float | None]] = {}
     for part in parts:
@@ -84,7 +84,7 @@ def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
 
 
 def _same(word: str, value: object) -> bool:
-    """Whether a word of the command line is a value of config.toml."""
+    """Return whether a word of the command line is a value of config.toml."""
     number = _number(word)
     if number is not None and isinstance(value, int | float) and not isinstance(value, bool):
         return abs(number - value) <= 1e-9 * abs(number)

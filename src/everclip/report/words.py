@@ -1,4 +1,4 @@
-"""Numbers in words."""
+"""Put numbers in words."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def size(value: float | None) -> str:
 
 
 def kept_words(images: float, state: float) -> str:
-    """What is kept beside the model: ``480.3 kB of images + 13.1 MB of state``."""
+    """Say what is kept beside the model: ``480.3 kB of images + 13.1 MB of state``."""
     return f"{size(images)} of images + {size(state)} of state"
 
 
@@ -49,7 +49,7 @@ def headline(last: float, base: float, images: int) -> tuple[Mood, str]:
 
 
 def noise(last: float, base: float, images: int) -> str:
-    """How large a gap must be for so many test images to show it."""
+    """Return how large a gap must be for this number of test images to show it."""
     least = 100 * by_chance(last, base, images)
     return f"With {images:,} test images a gap below {least:.1f} points may be chance."
 

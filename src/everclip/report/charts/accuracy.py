@@ -1,4 +1,4 @@
-"""The charts of the report page, each drawn twice: wide for a desk or paper, narrow for a phone.
+"""Draw the charts of the report page, each twice: wide for a desk or paper, narrow for a phone.
 
 A figure function takes a run and returns None where the run has nothing to draw yet.
 """

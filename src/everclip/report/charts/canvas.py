@@ -1,4 +1,4 @@
-"""A small canvas for hand-written SVG.
+"""Draw SVG by hand on a small canvas.
 
 Charts are drawn with the CSS classes of ``style``, in px.
 """

@@ -1,4 +1,4 @@
-"""One value a class over time: a class x step heatmap around a neutral value, with line charts beneath."""
+"""Draw one value per class over time: a class x step heatmap around a neutral value, with line charts beneath."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _STRIP = 118.0  # px from one line chart beneath the map to the next
 
 @dataclass(frozen=True)
 class Scale:
-    """What the colours and numbers of a map mean."""
+    """The meaning of a map's colours and numbers."""
 
     place: Callable[
         [NDArray[np.float64]], NDArray[np.float64]
@@ -52,7 +52,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Strip:
-    """A line chart beneath the map: one value a record, or two with the second dashed."""
+    """A line chart beneath the map: one value per record, or two with the second dashed."""
 
     title: str
     lines: Sequence[tuple[str, Sequence[float]]]  # (word before the last value, values)
@@ -62,7 +62,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """What is drawn, at either width."""
+    """The content that is drawn, at either width."""
 
     run: RunData  # its tasks group the rows and steps
     records: Sequence[ClassValues]  # ordered by step, at least one
@@ -80,7 +80,7 @@ class ClassMap:
 
     @cached_property
     def table(self) -> NDArray[np.float64]:
-        """A row a record, a column a class, NaN where the record lacks the class."""
+        """One row per record, one column per class, NaN where the record lacks the class."""
         return np.array([[r.values.get(name, math.nan) for name in self.classes] for r in self.records])
 
     def figure(self, prefix: str, key: str, caption: str, numbers: Sequence[ClassValues]) -> Figure:
@@ -171,7 +171,7 @@ class _Drawing:
         return values[np.isfinite(values).argmax(0), np.arange(len(self.classes))]
 
     def _image(self) -> str:
-        """A pixel row a class; more columns than most runs have records, so they end at the task borders."""
+        """One pixel row per class; more columns than most runs have records, so they end at the task borders."""
         low, high = self.steps
         middles = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
         values = np.array([self._nearest(step) for step in low + (high - low) * middles]).T

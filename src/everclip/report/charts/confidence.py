@@ -1,4 +1,4 @@
-"""How sure a model is: accuracy of its surest answers, and reliability diagrams."""
+"""Draw how sure a model is: accuracy of its surest answers, and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sure_figures(panels: Sequence[tuple[str, Sequence[Named]]], prefix: str) -> 
 
 
 def of_setting(setting: Setting) -> list[Figure]:
-    """The figures of a setting's groups, a panel a memory size."""
+    """The figures of a setting's groups, one panel per memory size."""
     sizes: list[Memory] = [*setting.memories] or [None]
     panels = [
         (

@@ -1,4 +1,4 @@
-"""What the log has of every step, as line charts one above the other: loss, estimators of the loss."""
+"""Draw what the log has of every step, as line charts one above the other: loss, estimators of the loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Line(NamedTuple):
 
     column: str
     label: str
-    values: list[float | None]  # one a step
+    values: list[float | None]  # one per step
 
 
 def curves(run: RunData, prefix: str) -> Figure | None:

@@ -1,4 +1,4 @@
-"""What becomes of test images of old classes: right, or taken for a class of a later, the same or an earlier task."""
+"""Draw what becomes of test images of old classes: right, or taken for a class of a later, same or earlier task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HIGH, _STEP = 18.0, 26.0
 
 
 def old_images(named: Sequence[tuple[str, Sequence[RunData]]], prefix: str) -> Figure | None:
-    """A bar for each name: the mean over its runs of the shares of ``FATES``."""
+    """A bar for each name: the mean over its runs of the fractions of ``FATES``."""
     bars = [
         (name, [float(share) for share in np.mean(known, axis=0)])
         for name, runs in named

@@ -1,4 +1,4 @@
-"""The loss of each class over time, around the median, with the mean over classes and the largest."""
+"""Draw the loss of each class over time, around the median, with the mean over classes and the largest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage x task heatmaps of many groups in one colour scale: accuracy, and what has been forgotten."""
+"""Draw stage x task heatmaps of many groups in one colour scale: accuracy, and what has been forgotten."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _figure(
     maps = [(group, rows) for group, rows in maps if rows and rows[0] and group.method != "joint"]
     if not maps:
         return None
-    sizes = len(setting.memories)  # a row of maps a method, where they fit
+    sizes = len(setting.memories)  # a row of maps per method, where they fit
     columns = sizes if sizes in (3, 4) else 4
     chart = _Maps(title, [(group.label, rows) for group, rows in maps], columns, scale)
     offset = 2 if key == "forgetting" else 1

@@ -1,4 +1,4 @@
-"""The accuracy matrix of the report page: every task after every stage, coloured with cividis.
+"""Draw the accuracy matrix of the report page: every task after every stage, coloured with cividis.
 
 Cividis is perceptually uniform and reads the same with every kind of colour blindness.
 """
@@ -32,7 +32,7 @@ MOST = 60
 
 @dataclass(frozen=True)
 class _Shown:
-    """What of a run is drawn; ``places`` are the indices of its tasks."""
+    """The part of a run that is drawn; ``places`` are the indices of its tasks."""
 
     places: list[int]
     tasks: list[str]

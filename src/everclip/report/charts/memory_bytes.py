@@ -1,4 +1,4 @@
-"""Accuracy against the bytes kept beside the model, exemplars and state of the method together."""
+"""Draw accuracy against the bytes kept beside the model, exemplars and state of the method together."""
 
 from __future__ import annotations
 

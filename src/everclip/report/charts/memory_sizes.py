@@ -1,4 +1,4 @@
-"""Charts that set groups of runs side by side: accuracy against memory, and after each task."""
+"""Draw charts that set groups of runs side by side: accuracy against memory, and after each task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RANGES = " Bars: from the lowest seed to the highest, since two seeds give no in
 
 
 def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
-    """A number of results.json, ``last`` or ``average``, at each memory size; a panel a setting."""
+    """A number of results.json, ``last`` or ``average``, at each memory size; one panel per setting."""
     spans = [group.interval(key) for setting in settings for group in setting.every]
     few = any(span is not None and span.n == 2 for span in spans)
     plots = [plot for setting in settings if (plot := _memory_plot(setting, key, few)) is not None]
@@ -71,7 +71,7 @@ def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
 
 
 def after_each_task(setting: Setting) -> Figure | None:
-    """A_t of each group, a panel a memory size."""
+    """A_t of each group, one panel per memory size."""
     sizes: list[Memory] = [*setting.memories] or [None]
     plots = aligned([plot for size in sizes if (plot := _stages_plot(setting, size)) is not None])
     if not plots:
@@ -191,7 +191,7 @@ def references(
 
 
 def reference(group: Group) -> str:
-    """What charts call a reference."""
+    """Return what charts call a reference."""
     name = ZERO_SHOT if group.method == "zero_shot" else JOINT
     return f"{name}, {group.variant}" if group.variant else name
 

@@ -1,4 +1,4 @@
-"""Outlines of the letters of DejaVu Sans, as PDF path operators."""
+"""Read outlines of the letters of DejaVu Sans, as PDF path operators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Face:
 
     @cache  # noqa: B019 (faces live as long as the program)
     def advance(self, code: int) -> float:
-        """How far the next letter is, in ems."""
+        """Distance to the next letter, in ems."""
         return self._glyphs[self._name(code)].width / self._em
 
     @cache  # noqa: B019
@@ -42,7 +42,7 @@ class Face:
 
 
 class _Pen(BasePen):
-    """Collects path operators; quadratic curves come as cubic ones."""
+    """Collect path operators; quadratic curves come as cubic ones."""
 
     def __init__(self, glyphs: Any, scale: float) -> None:
         super().__init__(glyphs)

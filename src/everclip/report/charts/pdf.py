@@ -1,4 +1,4 @@
-"""Charts as vector PDF files, drawn from the finished SVG.
+"""Write charts as vector PDF files, drawn from the finished SVG.
 
 A page holds a dozen charts and is written at the end of each run, so this has to be quick: it knows the few elements
 that ``svg.Canvas`` writes and nothing else. Text is drawn as outlines of DejaVu Sans, which matplotlib ships: the file
@@ -308,7 +308,7 @@ def _rules() -> list[tuple[str, frozenset[str], dict[str, str]]]:
 
 
 def _style(element: Element) -> dict[str, str]:
-    """What the style sheet and the element's own attributes say of it."""
+    """Return what the style sheet and the element's own attributes say of it."""
     classes = set(element.get("class", "").split())
     found: dict[str, str] = {}
     attributes: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Line charts side by side, with one legend: a panel a data set, a memory size or a group of runs."""
+"""Draw line charts side by side, with one legend: a panel per data set, memory size or group of runs."""
 
 from __future__ import annotations
 

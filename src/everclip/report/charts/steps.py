@@ -1,4 +1,4 @@
-"""What charts over training steps share: the axis, and where tasks begin."""
+"""Draw what charts over training steps share: the axis, and where tasks begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How charts look: CSS classes in place of fixed colours, and the looks of the lines that stand for methods.
+"""Style charts: CSS classes in place of fixed colours, and the looks of the lines that stand for methods.
 
 The page turns the classes dark, light or printable without a second copy of a chart; ``FIGURE_CSS`` carries the light
 colours as fallbacks, which a downloaded SVG and the PDF files show. Methods have the colours of Okabe and Ito (2008,

@@ -1,4 +1,4 @@
-"""What groups logged at each step, side by side: gradient norms, loss terms, entropy of the class weights."""
+"""Draw what groups logged at each step, side by side: gradient norms, loss terms, entropy of the class weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Curve = tuple[list[float], list[float]]  # steps, values
 
 
 def gradient_norms(setting: Setting) -> Figure | None:
-    """The gradient norm of each group, a panel a memory size."""
+    """The gradient norm of each group, one panel per memory size."""
     return _by_memory(
         setting,
         "gradients",
@@ -28,7 +28,7 @@ def gradient_norms(setting: Setting) -> Figure | None:
 
 
 def weight_entropies(setting: Setting) -> Figure | None:
-    """The entropy of the class weights over steps, a panel a memory size."""
+    """The entropy of the class weights over steps, one panel per memory size."""
     return _by_memory(
         setting,
         "entropy",
@@ -40,7 +40,7 @@ def weight_entropies(setting: Setting) -> Figure | None:
 
 
 def loss_terms(setting: Setting) -> Figure | None:
-    """The terms of the loss, a panel a group: different methods' losses are no common scale."""
+    """The terms of the loss, one panel per group: different methods' losses are no common scale."""
     names: dict[str, int] = {}
     plots: list[Plot] = []
     rows: list[list[object]] = []

@@ -1,4 +1,4 @@
-"""GDRO's class weights over time, around uniform, with their entropy and the largest weight."""
+"""Draw GDRO's class weights over time, around uniform, with their entropy and the largest weight."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def class_weights(run: RunData, prefix: str) -> Figure | None:
 
 
 def entropies(run: RunData) -> list[float]:
-    """Of each record of class weights: Shannon entropy over its maximum, in 0..1."""
+    """Entropy of each record of class weights: Shannon's over its maximum, in 0..1."""
     return [_entropy(_shares(record)) for record in run.class_weights]
 
 
