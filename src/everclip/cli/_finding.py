@@ -1,4 +1,4 @@
-"""What the doctor finds: one line each."""
+"""Hold what the doctor finds: one line each."""
 
 from __future__ import annotations
 

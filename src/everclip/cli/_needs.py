@@ -1,4 +1,4 @@
-"""What a config needs, against what this machine has: data, weights, memory of the device, disk, hours."""
+"""Compare what a config needs with what this machine has: data, weights, memory of the device, disk, hours."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _answers(url: str) -> bool:
 
 
 def weights_there(config: Config) -> Finding:
-    """Whether the model's weights are here or can be had."""
+    """Find whether the model's weights are here or can be had."""
     from everclip.models import weights
 
     try:
@@ -160,7 +160,7 @@ def device_memory(config: Config, model: Costs, sizes: Sizes, device: tuple[str,
 
 
 def cache_memory(config: Config, sizes: Sizes) -> Iterator[Finding]:
-    """Whether decoded pictures, where they are kept, fit into main memory."""
+    """Find whether decoded pictures, where they are kept, fit into main memory."""
     from everclip.models.catalogue import catalogue
 
     sides = {info.name: info.image_size for info in catalogue()}
@@ -207,7 +207,7 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
 
 
 def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
-    """How long the run may take, from the rate of matrix products measured here."""
+    """Estimate how long the run may take, from the rate of matrix products measured here."""
     from everclip.training import references  # imports torch
 
     if config.smoke:
@@ -232,7 +232,7 @@ def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
 
 
 def products(device: str, precision: str, side: int = 1024) -> float:
-    """Operations a second of square matrix products, measured for a third of a second."""
+    """Operations per second of square matrix products, measured for a third of a second."""
     import torch
 
     kind = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -1,4 +1,4 @@
-"""What the reading commands share: plain columns for people, JSON for programs."""
+"""Print for the reading commands: plain columns for people, JSON for programs."""
 
 from __future__ import annotations
 

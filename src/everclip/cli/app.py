@@ -1,4 +1,4 @@
-"""The command ``everclip``: commands are loaded when they run, so that ``--help`` imports no torch.
+"""Run the command ``everclip``: commands are loaded when they run, so that ``--help`` imports no torch.
 
 Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 75 preempted, 130 interrupted: a run
 that was is saved, and the same command continues it.
@@ -43,7 +43,7 @@ _LOOK = Group("Look up", sort_key=2)
 
 
 class Command(NamedTuple):
-    """What the help says of a command before it is loaded; ``code``: whether it may run what a file names."""
+    """The help on a command before it is loaded; ``code``: whether it may run what a file names."""
 
     group: Group
     line: str
@@ -269,7 +269,7 @@ def _failed(error: Exception) -> int:
 
 
 class _Talk(logging.Handler):
-    """Warnings on whatever stderr is now: a live progress bar puts its own in place."""
+    """A handler of warnings on whatever stderr is now: a live progress bar puts its own in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr)
@@ -288,7 +288,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _usage(error: CycloptsError) -> str:
-    """A usage mistake as one line that says what to write."""
+    """Say a usage mistake as one line, with what to write."""
     from everclip.config import known_keys
     from everclip.errors import shown
 

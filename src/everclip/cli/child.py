@@ -1,4 +1,4 @@
-"""``python -P -m everclip.cli.child WORDS``: the command ``everclip WORDS``, which stops when its sweep is no more.
+"""Run the command ``everclip WORDS``, which stops when its sweep is no more: ``python -P -m everclip.cli.child WORDS``.
 
 The sweep holds the other end of the standard input. When that closes, however the sweep ended, the command gets SIGTERM
 as if a scheduler had sent it, so that it saves where it stands; if it is still there after ``GRACE`` seconds, it is

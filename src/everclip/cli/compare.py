@@ -1,4 +1,4 @@
-"""everclip compare: finished runs beside each other, with how sure the differences are."""
+"""everclip compare: set finished runs beside each other, with how sure the differences are."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def compare(
     json
         Print JSON.
     csv
-        Print CSV, a line a row.
+        Print CSV, one line per row.
     latex
         Print a LaTeX tabular.
     """

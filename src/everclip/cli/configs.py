@@ -1,4 +1,4 @@
-"""everclip configs: the configs that come with the package."""
+"""everclip configs: list the configs that come with the package."""
 
 from __future__ import annotations
 

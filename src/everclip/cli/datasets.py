@@ -1,4 +1,4 @@
-"""everclip datasets: what can be written after data=, and whether it is all there."""
+"""everclip datasets: list what can be written after data=, and check whether it is all there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""everclip doctor: is everything there that a run needs?"""
+"""everclip doctor: check that everything is there that a run needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""everclip evaluate: accuracy, calibration and retention of a learned model on any images."""
+"""everclip evaluate: measure accuracy, calibration and retention of a learned model on any images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate(
     templates: str | None = None,
     json: bool = False,
 ) -> None:
-    """Accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
+    """Measure accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def measure(
     templates: str | None = None,
     retention: str | None = None,
 ) -> dict[str, Any]:
-    """What ``everclip evaluate`` finds, as a JSON-ready dict.
+    """Measure what ``everclip evaluate`` shows, as a JSON-ready dict.
 
     Where every class of ``data`` was learned, an image may be taken for any learned class; else, and for a model that
     has learned nothing, for any class of ``data``.
@@ -147,7 +147,7 @@ def measure(
 def _answers(
     run: str, data: str | None, image_size: int | None, templates: str | None
 ) -> tuple[Answers, str, int | None]:
-    """What the model says, the name of the data, and how many of its images were learned."""
+    """Return what the model says, the name of the data, and how many of its images were learned."""
     from everclip.inference import assess
     from everclip.inference.learned import repeated
     from everclip.inference.model import is_learned, of_run, open_model

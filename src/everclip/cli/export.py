@@ -1,4 +1,4 @@
-"""everclip export: a learned model for other programs."""
+"""everclip export: write a learned model for other programs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def export(
     out
         The folder to write, new or empty.
     classes
-        A file with the classes to choose from, one a line.
+        A file with the classes to choose from, one per line.
     check
         Images in CLASS folders that the export is compared on; without it, drawn pictures.
     json

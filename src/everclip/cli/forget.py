@@ -1,4 +1,4 @@
-"""everclip forget: classes or images that must not be kept."""
+"""everclip forget: take out classes or images that must not be kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""everclip merge: weights between a learned model and another one."""
+"""everclip merge: mix the weights of a learned model and another one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def merge(
     other
         zero-shot: the model that it began with; or a run, a model folder or a model of the same architecture.
     alpha
-        Share of the learned weights, 0..1; auto: of 0, 0.1, ..., 1 the best on --validate.
+        Fraction of the learned weights, 0..1; auto: of 0, 0.1, ..., 1 the best on --validate.
     validate
         Images in CLASS folders to choose alpha on, not the run's own; given several times, their mean accuracy counts.
         With a number for alpha they are only reported.

@@ -1,4 +1,4 @@
-"""everclip methods: what can be written after method=."""
+"""everclip methods: list what can be written after method=."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""everclip models: what can be written after model=."""
+"""everclip models: list what can be written after model=."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def models(name: str | None = None, /, *, json: bool = False) -> None:
 
 
 def _values(info: ModelInfo) -> dict[str, Any]:
-    """What is known of a model, for programs."""
+    """Return what is known of a model, for programs."""
     found = costs(info.name)
     values = asdict(info)
     return values | (

@@ -1,4 +1,4 @@
-"""everclip predict: classes of pictures."""
+"""everclip predict: tell the classes of pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def predict(
     calibrate: str | None = None,
     json: bool = False,
 ) -> None:
-    """Classes of pictures with their probabilities, a line a picture.
+    """Predict classes of pictures with their probabilities, one line per picture.
 
     Examples
     --------
@@ -54,12 +54,12 @@ def predict(
     reject_below
         Say "none" where the most probable class is less probable than this, 0..1.
     classes
-        A file with the classes to choose from, one a line.
+        A file with the classes to choose from, one per line.
     calibrate
         Images in CLASS folders that were not learned: fits the temperature that makes probabilities believable, and
         keeps it.
     json
-        A JSON object a line.
+        Print one JSON object per line.
     """
     from everclip.inference.model import open_model, read_classes
 
@@ -80,7 +80,7 @@ def predict(
 
 
 def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, json: bool) -> None:
-    """Print a line a picture. Raises RunError where none could be read."""
+    """Print one line per picture. Raises RunError where none could be read."""
     from everclip.inference.predict import BATCH, answers, files
 
     if reject_below and model.calibration is None:

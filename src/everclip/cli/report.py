@@ -1,4 +1,4 @@
-"""everclip report: one HTML page of one run, many runs, or a sweep that still goes on."""
+"""everclip report: write one HTML page of one run, many runs, or a sweep that still goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""everclip rollback: the version before."""
+"""everclip rollback: go back to the version before."""
 
 from __future__ import annotations
 

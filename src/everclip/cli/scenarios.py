@@ -1,4 +1,4 @@
-"""everclip scenarios: what can be written after scenario.kind=."""
+"""everclip scenarios: list what can be written after scenario.kind=."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard streams that anything can be written to: closed ones, full disks, readers that leave, other encodings.
+"""Make standard streams that anything can be written to: closed ones, full disks, readers that leave, other encodings.
 
 What a command has to say is worth less than what it does. A line for stderr that cannot be written is let go; where
 stdout cannot be written, the command ends with one line, or none where its reader has left.
@@ -25,7 +25,7 @@ class Unwritable(Exception):
 
 
 class _Stdout(io.FileIO):
-    """Raises Unwritable once. What is still buffered then must not fail again when Python exits."""
+    """Raise Unwritable once. What is still buffered then must not fail again when Python exits."""
 
     _gone = False
 
@@ -38,7 +38,7 @@ class _Stdout(io.FileIO):
 
 
 class _Stderr(io.FileIO):
-    """Lets go what cannot be written."""
+    """Let go what cannot be written."""
 
     def write(self, data: object, /) -> int:
         try:

@@ -1,4 +1,4 @@
-"""everclip sweep: a grid of runs on all that this machine has."""
+"""everclip sweep: train a grid of runs on all that this machine has."""
 
 from __future__ import annotations
 

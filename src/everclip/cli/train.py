@@ -155,7 +155,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
 
 
 def _show_plan(config: Config, json: bool) -> None:
-    """What a run would do: config, tasks, memory per class, steps, and how much is kept of a frozen trunk."""
+    """Show what a run would do: config, tasks, memory per class, steps, and how much is kept of a frozen trunk."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""everclip tune: choose settings on a validation share of the first two tasks."""
+"""everclip tune: choose settings on held-out training images of the first two tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
-    """Choose settings on a validation share of the first two tasks; the test set is never read.
+    """Choose settings on held-out training images of the first two tasks; the test set is never read.
 
     Parameters
     ----------
@@ -17,7 +17,7 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
         one key after another. Without one, the learning rates of both towers are,
         and of a head where the method has one.
     trials
-        Search within so many trained runs: rates, epochs and the method's own constants, but for what KEY=VALUE sets;
+        Search within this many trained runs: rates, epochs and the method's own constants, but for what KEY=VALUE sets;
         a grid grows while its winner lies at an edge.
     json
         Print JSON.

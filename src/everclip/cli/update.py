@@ -1,4 +1,4 @@
-"""everclip update: new classes and new domains for a deployed model, if the old ones do not suffer."""
+"""everclip update: teach a deployed model new classes and new domains, if the old ones do not suffer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Knobs:
-    """What has a default that suits most."""
+    """Options whose defaults suit most."""
 
     max_drop: Annotated[
         float,
@@ -81,7 +81,7 @@ def update(
     memory
         Images of old classes, where DEPLOYED has none of its own.
     classes
-        A file with the classes that a model which has learned nothing is used for, one a line.
+        A file with the classes that a model which has learned nothing is used for, one per line.
     out
         The model folder to write, new or empty.
     dry_run
