@@ -1,4 +1,4 @@
-"""The process's way in: ``everclip``, and ``python -m everclip``, which torchrun starts too."""
+"""Enter the process: ``everclip``, and ``python -m everclip``, which torchrun starts too."""
 
 import signal
 import sys

@@ -1,3 +1,3 @@
-"""The version of everclip, alone, so that every part may know it."""
+"""Hold the version of everclip, alone, so that every part may know it."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What a user can do wrong, in one line."""
+"""Say what a user can do wrong, in one line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def memory_words(error: BaseException) -> str:
-    """What to do, in one line, where an error was raised for want of memory; empty where it was not."""
+    """Say what to do, in one line, where an error was raised for want of memory; empty where it was not."""
     for cause in causes(error):
         text = str(cause)
         short = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)

@@ -1,4 +1,4 @@
-"""Learner: a model that learns in Python what ``everclip update`` learns on the command line.
+"""Learn in Python what ``everclip update`` learns on the command line: Learner.
 
     learner = everclip.Learner("lite", image_size=96)
     learner.learn(images, ["cat", "dog", ...])
@@ -210,7 +210,7 @@ def _limit(max_drop: float | None) -> dict[str, Any]:
 
 
 class _Silent(Progress):
-    """Shows nothing."""
+    """Show nothing."""
 
     def say(self, line: str) -> None:
         """Nothing."""

@@ -1,4 +1,4 @@
-"""Plug-ins found by file name: adding one costs one file, no registry.
+"""Find plug-ins by file name: adding one costs one file, no registry.
 
 A plug-in of kind ``methods`` named ``gdro`` is the module ``everclip.methods.gdro``; a dotted name such as
 ``my_package.my_method`` is imported as it stands, so plug-ins outside the package work the same; ``trust`` says which.

@@ -1,4 +1,4 @@
-"""Independent random streams from one seed.
+"""Derive independent random streams from one seed.
 
 Class order, memory, data order and initialisation each have their own stream, so that changing one never shifts the
 others, and so that a step's randomness depends on nothing but (seed, stage, phase, epoch, step).

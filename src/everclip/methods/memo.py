@@ -28,7 +28,7 @@ from everclip.methods.shared.expand import Expand, ExpandConfig
 from everclip.models.split import Split
 
 OWN = 1 / 12
-"""Share of a tower that is a task's own, as for one of twelve blocks: what the estimates count with."""
+"""Fraction of a tower that is a task's own, as for one of twelve blocks: what the estimates count with."""
 
 
 class Memo(Expand):

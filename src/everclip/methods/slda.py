@@ -32,7 +32,7 @@ from everclip.methods.shared import closed_form
 from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 
 ROUNDING = 1e-12
-"""Share of the features' mean square below which a variance is taken for 0."""
+"""Fraction of the features' mean square below which a variance is taken for 0."""
 
 
 class Slda(Statistics):

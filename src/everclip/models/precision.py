@@ -26,7 +26,7 @@ Precision = Literal["fp32", "bf16", "bf16_text"]
 IMAGES = 2
 """Images that a layer is timed on; of prompts, which are short, as many as a batch may have."""
 GAIN = 0.9
-"""bf16 is taken in a tower that it runs in at most this share of fp32's time: it has to be worth its rounding."""
+"""bf16 is taken in a tower that it runs in at most this fraction of fp32's time: it has to be worth its rounding."""
 _RUNS = 2
 _PROMPTS = tuple(f"a photo of thing {number}." for number in range(16))
 

@@ -179,7 +179,7 @@ def _override(module: nn.Module, method: str, function: Any = None) -> None:
 
 
 class _Pass(nn.Module):
-    """Hands on what it gets, whatever else it is told."""
+    """Hand on what it gets, whatever else it is told."""
 
     def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
         return hidden

@@ -18,7 +18,7 @@ from everclip.sweep.trials import has_head
 from everclip.system.atomic import write_atomic
 
 SHARE = 0.2
-"""Share of the training images that is held out, where the config does not say."""
+"""Fraction of the training images that is held out, where the config does not say."""
 RATES = (0.1, 0.3, 1.0, 3.0)
 """The search where none is given: each tower's rate times these, and 0 for the text tower."""
 HEAD_RATES = (0.3, 1.0, 3.0, 10.0)

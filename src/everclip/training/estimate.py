@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from everclip.methods.base.method import Method
 
 UTILISATION = 0.2
-"""Share of a card's dense peak that training is taken to reach. open_clip's published throughput of ViT-B/16 on an A100
-is 11 to 13 % of it; 1,900 images a second on an H100 would be 20 %."""
+"""Fraction of a card's dense peak that training is taken to reach. open_clip's published throughput of ViT-B/16 on an
+A100 is 11 to 13 % of it; 1,900 images per second on an H100 would be 20 %."""
 
 
 class Card(NamedTuple):

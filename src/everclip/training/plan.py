@@ -28,7 +28,7 @@ log = logging.getLogger("everclip")
 TUNING_TASKS = 2
 """Tasks that tuning sees."""
 SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
-"""A trial run: so many tasks, images of each part of a task, and steps a phase."""
+"""A trial run: number of tasks, of images of each part of a task, and of steps per phase."""
 
 
 @dataclass(frozen=True, eq=False)

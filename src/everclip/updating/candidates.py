@@ -33,7 +33,7 @@ from everclip.updating.training import Lesson, trained
 
 NAMES = ("nothing", "means", "ridge", "trained", "interpolated")
 SHARES = (0.25, 0.5, 0.75)
-"""Shares of the trained weights that are tried."""
+"""Fractions of the trained weights that are tried."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 FEW_IMAGES = 20
 """New images below which nothing is trained: two batches would be one step each."""
 SMALL_MEMORY = 1.0
-"""Exemplars a class below which old classes count as not remembered."""
+"""Exemplars per class below which old classes count as not remembered."""
 CLOSE = 0.9
 """Zero-shot accuracy on the new images from which there is little to learn."""
 LEAST_STEPS, EPOCHS = 20, 2

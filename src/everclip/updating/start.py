@@ -29,7 +29,7 @@ from everclip.updating.classifiers import Known, labels_of, width
 from everclip.updating.state import State
 
 MOST_OLDER = 100
-"""Old images a class, at most, whose features go into the first sums."""
+"""Old images per class, at most, whose features go into the first sums."""
 
 
 def nothing() -> ImageSet:

@@ -1,4 +1,4 @@
-"""Classes of pictures with numpy, Pillow and onnxruntime: python example.py photo.jpg ..."""
+"""Predict classes of pictures with numpy, Pillow and onnxruntime: python example.py photo.jpg ..."""
 
 import json
 import sys

@@ -32,7 +32,7 @@ def shift_flip(
 
 
 AREA, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
-"""Share of a picture that a crop has, and its width over its height."""
+"""Fraction of a picture that a crop has, and its width over its height."""
 COLOUR, HUE, JITTERED, GREY = 0.4, 0.1, 0.8, 0.2
 """Most that brightness, contrast and saturation change by, and the hue in turns; how often they do; how often a picture
 becomes grey."""

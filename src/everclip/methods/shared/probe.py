@@ -21,8 +21,8 @@ from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns
 PROBE = "probe"
 """Name of the second phase."""
 FALL, ENOUGH, MOST = 0.01, 1e-3, 50
-"""A loss that falls by less than the first in ten iterations, or is below the second, has stopped; so many tens at
-most."""
+"""A loss that falls by less than the first in ten iterations, or is below the second, has stopped; that many tens
+at most."""
 CHUNK = 8192
 """Images whose scores are computed at once."""
 

@@ -22,7 +22,7 @@ log = logging.getLogger("everclip")
 GRID = tuple(10.0**exponent for exponent in range(-8, 9))
 """The lams that are tried."""
 FIT = 0.8
-"""Share of a task's images that they are fitted on."""
+"""Fraction of a task's images that they are fitted on."""
 CHUNK = 128
 """Images whose random features are made at once."""
 
