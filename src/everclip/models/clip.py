@@ -163,10 +163,7 @@ class Clip(nn.Module):
     def encode_image(
         self, images: Float[Tensor, "b ..."], tower: nn.Module | None = None
     ) -> Float[Tensor, "n d"]:
-        """Unit-length fp32 features of what ``normalise`` gives, by the image tower or by a copy of it.
-
-        Within a step that processes share, they are those of the whole batch.
-        """
+        """Unit-length fp32 features of what ``normalise`` gives; of the whole batch where processes share it."""
         raw = self._raw_image(images) if tower is None else tower(images)
         features = nn.functional.normalize(raw.float(), dim=-1)
         if self._center is not None:
