@@ -78,6 +78,7 @@ STILL = [
     "slda method.streaming=true method.log_priors=true",
 ]
 """Variants that train nothing: they are run, stopped and resumed."""
+SLOW = [pytest.param(variant, marks=pytest.mark.slow) for variant in [*VARIANTS, *STILL]]
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_bf16_stays_finite(name: str, tmp_path: Path, toy: str, photos: str) -> 
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("budget", ["0", "12", "all"])
+@pytest.mark.parametrize("budget", ["0", "12", pytest.param("all", marks=pytest.mark.slow)])
 def test_class_incremental_run(name: str, budget: str, tmp_path: Path, toy: str, photos: str) -> None:
     tokens = (f"data={photos}", f"model={toy}", f"method={name}", f"memory.budget={budget}")
     if name in NEED_EXEMPLARS and budget == "0":
@@ -246,7 +247,7 @@ def test_a_random_layer_is_random(toy: str, photos: str) -> None:
     assert seeded(f"data={photos}", f"model={toy}", "method=ridge", "method.expand=32")
 
 
-@pytest.mark.parametrize("variant", [*EVERY, *VARIANTS, *STILL])
+@pytest.mark.parametrize("variant", [*EVERY, *SLOW])
 def test_domain_incremental_run(variant: str, tmp_path: Path, toy: str, domains: str) -> None:
     name, *options = variant.split()
     tokens = (f"data={domains}", f"model={toy}", f"method={name}", "scenario.kind=domain-incremental")
@@ -259,7 +260,7 @@ class Killed(Exception):
     """What a test ends a run with."""
 
 
-@pytest.mark.parametrize("variant", [*EVERY, *VARIANTS, *STILL])
+@pytest.mark.parametrize("variant", [*EVERY, *SLOW])
 def test_stopped_and_resumed_equals_not_stopped(
     variant: str, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +289,7 @@ def test_stopped_and_resumed_equals_not_stopped(
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("frozen", ["train.lr_text=0", ""])
+@pytest.mark.parametrize("frozen", [pytest.param("train.lr_text=0", marks=pytest.mark.slow), ""])
 def test_what_is_frozen_stays_frozen(name: str, frozen: str, tmp_path: Path, toy: str, photos: str) -> None:
     tokens = [
         f"data={photos}",
