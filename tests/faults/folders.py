@@ -78,7 +78,7 @@ RUN_COMMANDS = (
     ("report", "{it}", "-o", "../out/x.html", "--json"),
     ("report", "{it}", "../runs/run", "-o", "../out/x.html"),
     ("compare", "{it}", "../runs/run", "--anyway"),
-    ("train", "{it}/config.toml", "out=../out/x"),
+    ("train", "{it}/config.toml", "--smoke", "out=../out/x"),
     ("train", "{it}/config.toml", "--dry-run"),
     (*TRAIN, "model={it}"),
 )

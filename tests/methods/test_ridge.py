@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from everclip.data.prompts import PHOTO
 from everclip.data.scenario import Task
-from everclip.errors import UserError
+from everclip.errors import RunError, UserError
+from everclip.methods.shared import closed_form
 from everclip.methods.shared.closed_form import best_lam
 from everclip.methods.shared.ridge import GRID
 from everclip.models import zoo
@@ -256,3 +257,14 @@ def test_the_random_layer_is_acils_and_ranpacs(clip: Clip) -> None:
     assert uniform.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.02)
     assert normal.std().item() == pytest.approx(1, rel=0.02)
     assert make("ranpac", width=0).random_features == 0
+
+
+def test_features_that_are_not_finite_are_one_line() -> None:
+    gram = torch.eye(3, dtype=torch.float64)
+    gram[1, 1] = torch.nan
+    for solve in (
+        lambda: closed_form.ridge(gram, gram, 0.1),
+        lambda: closed_form.Spectrum.of_gram(gram, gram),
+    ):
+        with pytest.raises(RunError, match=r"^image features are not finite"):
+            solve()

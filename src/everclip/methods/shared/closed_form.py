@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from everclip.errors import RunError
+
 
 def ridge(
     gram: Float64[Tensor, "m m"],
@@ -19,7 +21,11 @@ def ridge(
     """W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
 
     lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m.
+
+    Raises:
+        RunError: G is not finite.
     """
+    demand_finite(gram)
     trace = gram.trace().item()
     real = torch.finfo(torch.float64)
     lam = max(lam, len(gram) * real.eps * trace, real.tiny)
@@ -27,6 +33,15 @@ def ridge(
     regular.diagonal().add_(lam)
     factor = torch.linalg.cholesky(regular)
     return torch.cholesky_solve(cross if prior is None else cross + lam * prior, factor)
+
+
+def demand_finite(gram: Float64[Tensor, "m m"]) -> None:
+    """Refuse sums of features that are nan or inf. Raises RunError."""
+    if not gram.isfinite().all():
+        raise RunError(
+            "image features are not finite, so nothing can be solved from them: the model's weights are damaged; take"
+            " another copy of it"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +54,8 @@ class Spectrum:
 
     @classmethod
     def of_gram(cls, gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"]) -> Spectrum:
-        """Solve from G = V diag(l) V': B = V, R = V' Q."""
+        """Solve from G = V diag(l) V': B = V, R = V' Q. Raises RunError where G is not finite."""
+        demand_finite(gram)
         values, vectors = torch.linalg.eigh(gram)
         return cls(vectors, values.clamp(min=0), vectors.T @ cross)
 
