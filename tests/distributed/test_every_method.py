@@ -39,7 +39,7 @@ WITHIN = {
     # a head at zero gives the tower a gradient near zero at first, of which Adam makes a whole step
     "icarl": 1e-3,
 }
-HEADS = dict.fromkeys(
+HEADS: dict[str, float] = dict.fromkeys(
     (
         "cassle",
         "cassle method.objective=sogclr method.probe=mixed",
