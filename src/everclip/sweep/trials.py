@@ -13,7 +13,7 @@ from typing import Any
 
 from everclip.config import Config
 from everclip.methods.base.registry import method_class
-from everclip.training.estimate import inner
+from everclip.training.estimate import inner, method_of
 
 MOST = 24
 """Trials of each method and memory size where the user does not say."""
@@ -52,7 +52,7 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
     """
     found: Grid = {}
     method = method_class(config.method.name).Config
-    if trains(config):
+    if method_of(config).trains:
         found |= _rates(config)
         found |= _length(config) if not {"train.epochs", "train.steps"} & {*fixed} else {}
     for name, values in method.search.items():
@@ -60,14 +60,6 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
         own = word(config.method.options.get(name))
         found[f"method.{name}"] = words if own in words else _ordered([*words, own])
     return {key: values for key, values in found.items() if key not in fixed}
-
-
-def trains(config: Config) -> bool:
-    """Return whether the config's method has anything to train."""
-    from everclip import methods
-    from everclip.data.prompts import PHOTO, Prompts
-
-    return methods.build(config, Prompts(("a", "b"), (PHOTO,))).trains
 
 
 def has_head(config: Config) -> bool:

@@ -149,7 +149,7 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
     Raises:
         UserError: the method or its options are wrong.
     """
-    method = _method(config)
+    method = method_of(config)
     if not method.uses_memory or method.one_task or config.memory.policy == "none":
         return 0, method.one_task
     return ("all" if config.memory.policy == "all" else config.memory.size(1)), False
@@ -163,10 +163,11 @@ def lacking(config: Config) -> str:
     """
     from everclip import methods
 
-    return methods.lacking(config, _method(config))
+    return methods.lacking(config, method_of(config))
 
 
-def _method(config: Config) -> Method:
+def method_of(config: Config) -> Method:
+    """Build a config's method without its data, to ask what it does. Imports torch. Raises UserError."""
     from everclip import methods
     from everclip.data.prompts import PHOTO, Prompts
 

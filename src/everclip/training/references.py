@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from everclip import methods
 from everclip.config import Config
-from everclip.data.prompts import PHOTO, Prompts
 from everclip.training import estimate
 from everclip.training.estimate import Sizes, Work
 
@@ -28,11 +26,11 @@ def wanted(config: Config, sizes: Sizes) -> bool:
     """
     if config.references != "auto":
         return config.references == "all"
-    return _trains(config) and config.scenario.validation is None and share(config, sizes) <= MOST
-
-
-def _trains(config: Config) -> bool:
-    return methods.build(config, Prompts(("a", "b"), (PHOTO,))).trains
+    return (
+        estimate.method_of(config).trains
+        and config.scenario.validation is None
+        and share(config, sizes) <= MOST
+    )
 
 
 def work(config: Config, sizes: Sizes) -> Work:
@@ -44,7 +42,11 @@ def words(config: Config, sizes: Sizes) -> str:
     """Name in a line what a resolved config compares itself with."""
     if wanted(config, sizes):
         return f"references: zero-shot; frozen features, one pass over {sum(sizes.train):,} training images"
-    if config.references == "none" or not _trains(config) or config.scenario.validation is not None:
+    if (
+        config.references == "none"
+        or not estimate.method_of(config).trains
+        or config.scenario.validation is not None
+    ):
         return "references: zero-shot"
     passes = f"one pass over the training images is {share(config, sizes):.0%} of the passes planned"
     return f"references: zero-shot; frozen features with references=all, as {passes}"
