@@ -7,42 +7,29 @@ from collections.abc import Sequence
 
 from everclip.report.charts.canvas import Figure, both, csv_text
 from everclip.report.charts.memory_sizes import (
-    INTERVALS,
-    RANGES,
     REFERENCES,
     memory_line,
+    named,
     numbers,
+    panels,
     references,
+    shown,
+    side_by_side,
 )
-from everclip.report.charts.plots import Plot, Plots, around
+from everclip.report.charts.plots import Plot, around
 from everclip.report.groups import Group, Setting
-from everclip.report.words import several, size
+from everclip.report.words import size
 
 
 def against_bytes(settings: Sequence[Setting], key: str) -> Figure | None:
     """A number of results.json, ``last`` or ``average``, against bytes; a panel per setting."""
-    spans = [group.interval(key) for setting in settings for group in setting.every]
-    few = any(span is not None and span.n == 2 for span in spans)
-    plots = [plot for setting in settings if (plot := _bytes_plot(setting, key, few)) is not None]
+    plots, bars = panels(settings, key, _bytes_plot)
     if not plots:
         return None
     title = f"{'Last' if key == 'last' else 'Average'} accuracy against bytes kept"
-    chart = Plots(
-        title,
-        f"{several(len(plots), 'panel')}; the numbers are in the CSV file.",
-        plots,
-        height=280,
-        ends=True,
-    )
+    chart = side_by_side(title, plots)
     rows = [
-        [
-            setting.name,
-            group.method,
-            group.variant,
-            "" if group.memory is None else group.memory,
-            *(round(value) for value in _bytes(group)),
-            *numbers(span),
-        ]
+        [setting.name, *named(group), *(round(value) for value in _bytes(group)), *numbers(span)]
         for setting in settings
         for group in _sized(setting, key)
         if (span := group.interval(key)) is not None
@@ -53,7 +40,7 @@ def against_bytes(settings: Sequence[Setting], key: str) -> Figure | None:
         "Accuracy in % against all that a method keeps beside the model: the files of its exemplars, and its state,"
         " such as sums, statistics and copies of the model. The axis is logarithmic, with nothing kept at its left end."
         " Methods without exemplars are no level lines here: what they keep in their place is counted."
-        + (RANGES if few else INTERVALS)
+        + bars
         + REFERENCES,
         *both(chart.draw, "all", f"bytes-{key}"),
         csv_text(
@@ -98,13 +85,12 @@ def _bytes_plot(setting: Setting, key: str, few: bool) -> Plot | None:
         members = sorted((sum(_bytes(group)), k) for k, group in enumerate(groups) if group.series == name)
         xs = [math.log10(value) if value > 0 else float(nothing) for value, _ in members]
         lines.append(memory_line([groups[k] for _, k in members], key, xs, few))
-    shown = [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]
     decades = [(power, size(10.0**power).replace(".0", "")) for power in range(first, last + 1)]
     return Plot(
         setting.name,
         lines,
         ends,
-        around(shown),
+        around(shown(lines)),
         [*([(nothing, "0")] if start == nothing else []), *decades],
         "bytes of images + state",
         " %",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from everclip.metrics.stats import Interval
 from everclip.report.charts.canvas import Figure, both, csv_text, ticks
@@ -23,9 +23,7 @@ RANGES = " Bars: from the lowest seed to the highest, since two seeds give no in
 
 def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
     """A number of results.json, ``last`` or ``average``, at each memory size; one panel per setting."""
-    spans = [group.interval(key) for setting in settings for group in setting.every]
-    few = any(span is not None and span.n == 2 for span in spans)
-    plots = [plot for setting in settings if (plot := _memory_plot(setting, key, few)) is not None]
+    plots, bars = panels(settings, key, _memory_plot)
     if not plots:
         return None
     words = {
@@ -33,21 +31,9 @@ def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
         "average": ("Average accuracy against memory", "the mean of the accuracies after each task"),
     }
     title, what = words[key]
-    chart = Plots(
-        title,
-        f"{several(len(plots), 'panel')}; the numbers are in the CSV file.",
-        plots,
-        height=280,
-        ends=True,
-    )
+    chart = side_by_side(title, plots)
     rows = [
-        [
-            setting.name,
-            group.method,
-            group.variant,
-            "" if group.memory is None else group.memory,
-            *numbers(span),
-        ]
+        [setting.name, *named(group), *numbers(span)]
         for setting in settings
         for group in setting.every
         if (span := group.interval(key)) is not None
@@ -61,7 +47,7 @@ def against_memory(settings: Sequence[Setting], key: str) -> Figure | None:
         f"Accuracy in %: {what}. The memory is the number of training images kept; its sizes are evenly spaced, not to"
         " scale, and methods stand a little apart so that they do not hide each other."
         " A level line without markers is a method that keeps none."
-        + (RANGES if few else INTERVALS)
+        + bars
         + " Pale dots: single seeds."
         + REFERENCES
         + ("" if key == "last" else " Joint training has no average of its own: it learns in one task."),
@@ -81,7 +67,7 @@ def after_each_task(setting: Setting) -> Figure | None:
         title, f"{several(len(plots), 'panel')}; the numbers are in the CSV file.", plots, height=210
     )
     rows = [
-        [group.method, group.variant, "" if group.memory is None else group.memory, t + 1, *numbers(span)]
+        [*named(group), t + 1, *numbers(span)]
         for group in setting.every
         for t, span in enumerate(group.curve)
     ]
@@ -99,6 +85,32 @@ def after_each_task(setting: Setting) -> Figure | None:
         *both(chart.draw, setting.ident, "stages"),
         csv_text(["method", "variant", "memory", "task", "seeds", "mean", "low", "high"], rows),
     )
+
+
+def panels(
+    settings: Sequence[Setting], key: str, draw: Callable[[Setting, str, bool], Plot | None]
+) -> tuple[list[Plot], str]:
+    """The panels of the settings that have something to draw, and a sentence on their bars."""
+    spans = [group.interval(key) for setting in settings for group in setting.every]
+    few = any(span is not None and span.n == 2 for span in spans)
+    plots = [plot for setting in settings if (plot := draw(setting, key, few)) is not None]
+    return plots, RANGES if few else INTERVALS
+
+
+def side_by_side(title: str, plots: Sequence[Plot]) -> Plots:
+    """The chart of panels of several settings."""
+    told = f"{several(len(plots), 'panel')}; the numbers are in the CSV file."
+    return Plots(title, told, [*plots], height=280, ends=True)
+
+
+def named(group: Group) -> list[object]:
+    """Method, variant and memory of a row of a CSV file."""
+    return [group.method, group.variant, "" if group.memory is None else group.memory]
+
+
+def shown(lines: Iterable[Line]) -> list[float]:
+    """Every height that lines and their dots have, for the range of an axis."""
+    return [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]
 
 
 def numbers(span: Interval) -> list[object]:
@@ -128,12 +140,11 @@ def _memory_plot(setting: Setting, key: str, few: bool) -> Plot | None:
         ]
         xs = [sizes.index(group.memory) + apart for group in members]
         lines.append(memory_line(members, key, xs, few))
-    shown = [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]
     return Plot(
         setting.name,
         lines,
         ends,
-        around(shown),
+        around(shown(lines)),
         [(k, str(size)) for k, size in enumerate(sizes)],
         "images kept in memory",
         " %",
