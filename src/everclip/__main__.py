@@ -1,11 +1,23 @@
 """Enter the process: ``everclip``, and ``python -m everclip``, which torchrun starts too."""
 
+import _thread
 import signal
 import sys
+import threading
+from typing import Any
+
+
+def _unraised(lost: Any) -> None:
+    """Give Ctrl-C again where Python could only print it: in a destructor, or in a callback of a library in C."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def main() -> int:
     """Run the command line. Ctrl-C leaves no traceback, however early or late it comes."""
+    sys.unraisablehook = _unraised
     try:
         from everclip.cli.app import main as command
 

@@ -249,3 +249,22 @@ def test_ctrl_c_at_any_moment_leaves_no_traceback(places: dict[str, str], name: 
     assert code in (0, 130, -signal.SIGINT)
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+
+
+def test_ctrl_c_that_python_can_only_print_is_given_again() -> None:
+    """As where it comes within a destructor, or within a callback of a library written in C."""
+    script = """
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Late:
+    def __del__(self):
+        raise KeyboardInterrupt
+def command():
+    Late()
+    time.sleep(30)
+sys.modules["everclip.cli.app"] = types.SimpleNamespace(main=command)
+from everclip.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")

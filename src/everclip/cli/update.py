@@ -117,6 +117,7 @@ def _run(
     """Update, or where ``out`` is None say what would be done."""
     from everclip.system.atomic import check_new, claimed
     from everclip.system.progress import Progress
+    from everclip.system.signals import Stopped
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
     from everclip.updating.start import begin, load
@@ -137,10 +138,11 @@ def _run(
             with Progress() as progress:
                 outcome = run(state, found, held, options, progress)
             return _written(outcome, state, path, json)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted: {deployed} is as it was and {out} was not written; the same command begins again"
-            ) from None
+        except (KeyboardInterrupt, Stopped) as error:
+            whole = f"{deployed} is as it was and {out} was not written; the same command begins again"
+            if isinstance(error, Stopped):
+                raise Stopped(error.signal, f"{error.cause}: {whole}") from None
+            raise KeyboardInterrupt(f"interrupted: {whole}") from None
 
 
 def _pairs(same: tuple[str, ...]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from everclip.errors import UserError
+from everclip.system.signals import unwinding
 
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _UNABLE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -130,7 +131,13 @@ def claimed(path: Path) -> Iterator[None]:
 
     Raises:
         UserError: another process writes it, or its parent cannot be written.
+        Stopped: SIGTERM or SIGHUP came.
     """
+    with unwinding():
+        yield from _claimed(path)
+
+
+def _claimed(path: Path) -> Iterator[None]:
     lock = _beside(path, "lock")
     held = FileLock(lock, timeout=0.2, poll_interval=0.05)  # not 0: an owner that ends removes the file
     try:

@@ -38,6 +38,25 @@ class Stopped(BaseException):
         return "interrupted" if self.code == INTERRUPTED else f"stopped by {self.signal.name}"
 
 
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise Stopped in this block where they would kill the process, so that it cleans up."""
+    numbers: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _raise)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
 class Stop:
     """A request to stop the run, or none yet. Nothing asks for it before ``listening``."""
 
