@@ -1,9 +1,9 @@
 """Many trainings from one resumable command: what the tables in this folder are made with.
 
 A job is a run of ``everclip``; its results.json, with the processor's seconds added, is kept in a folder of the
-project, and a job whose file is there is not run again. Jobs run side by side, one thread each, which gives more
-runs an hour than one after another. Sets of pictures lie in, or are unpacked or linked into, the scratch folder,
-and jobs run there, so that no path of a machine gets into a result.
+project, and a job whose file is there is not run again, unless its words or the defaults have changed. Jobs run side by
+side, one thread each, which gives more runs an hour than one after another. Sets of pictures lie in, or are unpacked or
+linked into, the scratch folder, and jobs run there, so that no path of a machine gets into a result.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pacs_part
+from everclip.config.models import NEWEST
 
 Json = dict[str, Any]
 
@@ -66,7 +67,8 @@ class Bench:
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Json]:
         """Results by name, from the kept files or from running what is missing."""
-        waiting = [job for job in jobs if not (self.results / f"{job.name}.json").exists()]
+        there = self.kept(jobs)
+        waiting = [job for job in jobs if job.name not in there]
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are there already", file=sys.stderr)
         with ThreadPoolExecutor(self.parallel) as pool:
             for done in as_completed([pool.submit(self._run, job) for job in waiting]):
@@ -75,8 +77,13 @@ class Bench:
 
     def kept(self, jobs: Sequence[Job]) -> dict[str, Json]:
         """Results by name, of the jobs that are done."""
-        found = {job.name: self.results / f"{job.name}.json" for job in jobs}
-        return {name: json.loads(file.read_text()) for name, file in found.items() if file.exists()}
+        found: dict[str, Json] = {}
+        for job in jobs:
+            file = self.results / f"{job.name}.json"
+            result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            if result.get("asked") == _asked(job):
+                found[job.name] = result
+        return found
 
     def _run(self, job: Job) -> str:
         """Run one job; a line that says how it went. A failed one leaves its output beside its run directory."""
@@ -84,7 +91,7 @@ class Bench:
         result, seconds = self._everclip(job.name, words)
         if result is None:
             return f"{job.name}: FAILED, see {self.scratch / job.name}.log"
-        result |= {"cpu_seconds": round(seconds, 1), "machine": machine()}
+        result |= {"asked": _asked(job), "cpu_seconds": round(seconds, 1), "machine": machine()}
         result.pop("peak_memory_bytes", None)
         if job.held_out:
             newest = max((self.scratch / job.name / "checkpoints").iterdir()).relative_to(self.scratch)
@@ -111,6 +118,11 @@ class Bench:
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         return None if child.returncode else json.loads(text), usage.ru_utime + usage.ru_stime
+
+
+def _asked(job: Job) -> str:
+    """What a result is a result of."""
+    return " ".join([*job.words, *job.held_out, f"defaults={NEWEST}"])
 
 
 def machine() -> str:

@@ -54,8 +54,10 @@ def test_harm_is_noticed(bench: Bench, tmp_path: Path) -> None:
 def test_what_would_be_a_failure_is_one() -> None:
     good = Ended(2, "", f"error: no such thing\n{PEAK} 400000\n", 1.0)
     assert wrong(good) == ""
+    assert wrong(good._replace(status=0, err="", seconds=30.0)) == ""
     for changed, why in (
         ({"seconds": 11.0}, "took 11 s"),
+        ({"status": 0, "seconds": 61.0}, "took 61 s"),
         ({"status": -9}, "took 1 s, exit -9"),
         ({"status": -11}, "exit -11"),
         ({"err": f"Traceback\nerror: x\n{PEAK} 4"}, "exit 2"),

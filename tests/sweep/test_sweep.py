@@ -61,6 +61,7 @@ def test_a_sweep_uses_what_is_there_and_shares_runs(
     stopped = out / "stopped"
     run(stopped, *tokens, "method=gcl", "memory.budget=0")
     (stopped / "results.json").unlink()
+    (out / "by-hand" / ".holder").write_text("process 1 on one that was killed when it had its results")
     before = finished(out)
     words = ["sweep", *tokens, "method=gcl,ncm", "memory.budget=0,12", f"out={out}"]
     assert main([*words, "--dry-run"]) == 0
@@ -78,6 +79,7 @@ def test_a_sweep_uses_what_is_there_and_shares_runs(
 
     assert main(words) == 0
     table, said = capsys.readouterr()
+    assert not (out / "by-hand" / ".holder").exists()
     assert "[3/3] stopped: last" in said
     assert "memory.budget = 0" in table
     assert before.items() < finished(out).items()

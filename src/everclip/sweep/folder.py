@@ -20,7 +20,7 @@ from everclip._version import __version__
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
 from everclip.runs.finished import natural
-from everclip.runs.run import Run
+from everclip.runs.run import HOLDER, Run
 from everclip.sweep.grid import Job, content_key
 from everclip.system import trust
 from everclip.system.atomic import write_atomic
@@ -164,3 +164,9 @@ def busy(run: Path) -> bool:
             return False
     except (Timeout, OSError):
         return True
+
+
+def tidy(run: Path) -> None:
+    """Remove what a killed process has noted of itself in a run directory where none is at work."""
+    if not busy(run):
+        (run / HOLDER).unlink(missing_ok=True)

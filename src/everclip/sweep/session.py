@@ -15,7 +15,7 @@ from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
 from everclip.sweep import check, pool, searches
-from everclip.sweep.folder import Folder
+from everclip.sweep.folder import Folder, tidy
 from everclip.sweep.grid import Grid, Job, read
 from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
@@ -155,6 +155,7 @@ class Session:
         waiting, seconds = self.waiting(), {}
         for job in self.jobs:
             if self.folder.state(job) == "finished":
+                tidy(self.folder.place(job))  # it may have been killed when it had its results
                 taken = schema.read(self.folder.place(job) / "results.json").get("seconds")
                 if taken is not None:
                     seconds.setdefault(job.config.method.name, []).append(float(taken))
@@ -164,12 +165,12 @@ class Session:
             works[Work(place.name, self.folder.command(job), place, self.folder.log(place.name))] = job
 
         def ended(work: Work, error: str | None) -> tuple[bool, str]:
-            if error is not None:
+            if not (work.path / "results.json").is_file():
+                if error is None:
+                    return False, "stopped"
                 self.folder.failures[works[work].key] = error
                 self.folder.write(self.command, self.jobs)
                 return False, f"failed: {error}"
-            if not (work.path / "results.json").is_file():
-                return False, "stopped"
             return True, f"last {schema.read(work.path / 'results.json')['last']:.1%}"
 
         done = len(self.jobs) - len(waiting)
