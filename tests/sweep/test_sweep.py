@@ -495,3 +495,18 @@ def test_slurm(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[
     assert Command(["methods"]).checkpoint() is not None
     with pytest.raises(UserError, match="--slurm-set"):
         submit(commands, tmp_path / "jobs", ["timeout_mn=5"], cluster="local")
+
+
+def test_a_run_that_is_killed_when_it_has_its_results_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = Child(Work("gcl", ["methods"], tmp_path, tmp_path / "log"), {})
+    child.process.wait()
+    assert child.ended()
+    for done, line in ((True, "[1/1] gcl: last"), (False, "[1/1] gcl: killed")):
+        view = View(
+            1, 0, {}, lambda work: "", lambda work, error, done=done: (done, "last" if done else "killed")
+        )
+        view.started(child)
+        view.ended(child, "ended by SIGKILL")
+        assert line in capsys.readouterr().err

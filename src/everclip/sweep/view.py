@@ -130,7 +130,8 @@ class View(Watcher):
         if done:
             self._done += 1
             self._seconds.setdefault(self._kind(child.work), []).append(child.seconds)
-        self._failed += error is not None
+        else:
+            self._failed += error is not None
         del self._follow[child.work]
         left = self.seconds_left([other for other in self._running if other is not child], self._waiting)
         rest = f", about {duration(left)} left" if left else ""
