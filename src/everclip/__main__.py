@@ -1,6 +1,5 @@
 """Enter the process: ``everclip``, and ``python -m everclip``, which torchrun starts too."""
 
-import _thread
 import signal
 import sys
 import threading
@@ -10,7 +9,8 @@ from typing import Any
 def _unraised(lost: Any) -> None:
     """Give Ctrl-C again where Python could only print it: in a destructor, or in a callback of a library in C."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()
+        main_thread = threading.main_thread().ident or 0
+        threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(lost)
 

@@ -37,6 +37,7 @@ class _Silent(Watcher):
         pass
 
 
+@pytest.mark.slow
 def test_a_sweeps_children_read_no_module_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

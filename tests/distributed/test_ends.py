@@ -48,6 +48,7 @@ def errors(texts: list[str]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path, toy: str, photos: str) -> None:
     out = tmp_path / "run"
     processes = start(3, command(*words(toy, photos, OFTEN, f"out={out}")))

@@ -88,6 +88,7 @@ def test_every_loss_is_among_the_cases() -> None:
     assert scalars <= set(losses.CASES)
 
 
+@pytest.mark.slow
 def test_losses(two: tuple[Path, list[Any]]) -> None:
     shared, alone = two[1][0], losses.gradients()
     assert shared.keys() == alone.keys()

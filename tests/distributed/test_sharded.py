@@ -23,6 +23,7 @@ from tests.running import configured, run, run_for
 SHARD = "distributed.shard=true"
 
 
+@pytest.mark.slow
 def test_each_process_has_its_part_alone(toy: str, photos: str) -> None:
     (found,) = work(3, ["parts", toy, f"data={photos}", "method=clip"])
     whole = sum(parameter.numel() for parameter in zoo.load(toy).model.parameters())
@@ -53,6 +54,7 @@ def test_every_process_has_as_many_chunks(processes: int, monkeypatch: pytest.Mo
         assert len({len(chunks) for chunks in found}) == 1, (count, most)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path, toy: str, photos: str) -> None:
     out = tmp_path / "run"
     processes = start(3, command(*words(toy, photos, OFTEN, SHARD, f"out={out}")))

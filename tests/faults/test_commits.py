@@ -15,6 +15,7 @@ from tests.faults.commits import Killed, Point, at_home
 from tests.faults.forks import Forks
 from tests.faults.looks import Expected, look
 from tests.faults.strikes import Strike
+from tests.marks import slow_after
 
 FAST = ("rollback", "forget", "calibrate a version", "export")
 """Commands that take well under a second."""
@@ -33,7 +34,7 @@ def decisive(calls: Sequence[str]) -> list[int]:
     return [number for number, call in enumerate(calls, 1) if call.startswith(NAMES)][-2:]
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", slow_after(2, FAST))
 def test_killed_where_names_change(bench: Bench, name: str) -> None:
     with at_home(bench, name) as plain:
         for number in decisive(plain.calls):
@@ -42,7 +43,7 @@ def test_killed_where_names_change(bench: Bench, name: str) -> None:
                 assert Killed(bench, plain, point).judge() == [], point.words(plain)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", slow_after(2, FAST))
 def test_two_at_once(bench: Bench, name: str) -> None:
     with at_home(bench, name) as one, at_home(bench, name, rival=True) as other:
         for number in (1, *decisive(one.calls)):

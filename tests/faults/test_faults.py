@@ -15,6 +15,7 @@ from tests.faults.bench import FACTORS, LEAST, Bench, combination
 from tests.faults.forks import Forks
 from tests.faults.goals import GOALS, KILLS
 from tests.faults.stages import stages
+from tests.marks import slow_after
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +65,26 @@ def test_a_row_has_no_folder_of_this_machine() -> None:
     }
 
 
-@pytest.mark.parametrize("index", range(20))
+@pytest.mark.parametrize("index", slow_after(3, range(8)))
 def test_killed(bench: Bench, index: int) -> None:
     row = GOALS["R1"].item(bench, index)
     assert row["ok"], row
 
 
-@pytest.mark.parametrize("index", range(2))
+@pytest.mark.parametrize("index", slow_after(1, range(2)))
 def test_damaged_checkpoints(bench: Bench, index: int) -> None:
     row = GOALS["R3"].item(bench, index)
     assert row["ok"], row
     assert not row["unnoticed"]
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", slow_after(1, range(3)))
 def test_a_full_disk(bench: Bench, index: int) -> None:
     row = GOALS["R4"].item(bench, index)
     assert row["ok"], row
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", slow_after(1, range(3)))
 def test_preempted(bench: Bench, index: int) -> None:
     row = GOALS["R5"].item(bench, index)
     assert row["ok"], row

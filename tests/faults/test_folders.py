@@ -31,6 +31,7 @@ def test_folders_of_which_one_thing_was_changed(bench: Bench) -> None:
     assert GOAL["R15"].count == COUNT
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_the_same_each_time(bench: Bench) -> None:
     world = bench.kept.setdefault("world", World(bench))
     drawn = []

@@ -19,6 +19,7 @@ from everclip.models import zoo
 from everclip.runs import card
 from everclip.training.restore import open_run
 from tests.learned import learned
+from tests.marks import slow_after
 
 METHODS = {
     "gdro": ("method=gdro",),
@@ -57,7 +58,7 @@ def logits(model: Deployed) -> np.ndarray:
     return model.logits(drawn(32)[:8])
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", slow_after(4, METHODS))
 def test_a_run_without_its_images_and_a_folder_are_the_same_model(
     run_of: Callable[[str], Path], kind: str, tmp_path: Path
 ) -> None:

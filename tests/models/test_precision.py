@@ -18,6 +18,7 @@ from everclip.models import precision, zoo
 from everclip.models.attention import CpuAttention
 from everclip.models.clip import Clip
 from everclip.models.precision import Choice, Precision, attention, autocast, choose
+from tests.marks import slow_after
 from tests.methods.stages import TIMM, batch, clip_with
 from tests.running import logged, run, run_for, timeless
 
@@ -218,7 +219,7 @@ def test_the_text_tower_is_timed_on_the_tokens_it_gets(toy: str) -> None:
     assert attend.args[0].shape[1] < 12
 
 
-@pytest.mark.parametrize("chosen", ["fp32", "bf16", "bf16_text"])
+@pytest.mark.parametrize("chosen", slow_after(1, ["fp32", "bf16", "bf16_text"]))
 def test_auto_is_settled_once_and_kept(
     chosen: Precision, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

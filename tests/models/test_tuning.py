@@ -20,6 +20,7 @@ from everclip.models import tuning, zoo
 from everclip.models.attention import CpuAttention
 from everclip.models.clip import Clip
 from everclip.models.low_rank import LowRank, low_rank
+from tests.marks import slow_after
 from tests.running import run, timeless
 from tests.toy import toy_clip
 
@@ -125,7 +126,7 @@ def test_pointwise_convolutions_have_low_rank_updates() -> None:
     assert torch.equal(update(layer.weight), layer.weight)
 
 
-@pytest.mark.parametrize("tune", ["image", "text", "top:1", "lora:2"])
+@pytest.mark.parametrize("tune", slow_after(2, ["image", "text", "top:1", "lora:2"]))
 @pytest.mark.parametrize("method", ["clip", "gdro", "finetune"])
 def test_a_run_moves_what_trains_and_nothing_else(
     tmp_path: Path, toy: str, photos: str, tune: str, method: str

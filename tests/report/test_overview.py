@@ -276,6 +276,7 @@ def test_many_settings_stay_light(tmp_path: Path) -> None:
     assert "set4-entropy-wide" in html
 
 
+@pytest.mark.slow
 def test_100_runs_weigh_less_than_2_mb(tmp_path: Path) -> None:
     assert write_sweep(tmp_path, steps=60) == 100
     page = build([tmp_path], tmp_path / "r.html")

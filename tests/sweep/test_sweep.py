@@ -156,14 +156,8 @@ def test_failures_are_named_and_retried(
     assert "gcl_lr1e30: begins" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_ended_goes_on_to_the_same_table(
     tmp_path: Path, tokens: list[str], number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:

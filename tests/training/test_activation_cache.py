@@ -26,6 +26,7 @@ from everclip.training import activation_cache, loop
 from everclip.training.activation_cache import Amount
 from everclip.training.plan import Plan
 from everclip.training.restore import open_run
+from tests.marks import slow_after
 from tests.methods.stages import TIMM, clip_with
 from tests.pictures import image_folder
 from tests.running import configured, logged, run, run_for, timeless
@@ -250,6 +251,7 @@ run(Path(sys.argv[1]), *sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_processes_share_a_file_at_once(
     tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +288,7 @@ def test_processes_share_a_file_at_once(
     assert len(index) == len({(record["id"], record["view"]) for record in index}) == 24 * 4 + 12
 
 
-@pytest.mark.parametrize("change", ["weights", "heads", "size", "images", "blocks"])
+@pytest.mark.parametrize("change", slow_after(2, ["weights", "heads", "size", "images", "blocks"]))
 def test_what_rows_depend_on_makes_another_file(
     change: str, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

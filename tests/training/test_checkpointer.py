@@ -14,6 +14,7 @@ from everclip.runs.run import Run
 from everclip.system.checkpoint import names
 from everclip.system.signals import Stopped
 from everclip.training import loop
+from tests.marks import slow_after
 from tests.pictures import image_folder
 from tests.running import TIMES, configured, logged, run, run_for, timeless
 
@@ -69,7 +70,7 @@ def stopped_at_every_step(tmp_path: Path, *tokens: str) -> None:
     assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("variant", KINDS)
+@pytest.mark.parametrize("variant", slow_after(3, KINDS))
 def test_any_step(variant: str, tmp_path: Path, tokens: list[str]) -> None:
     other = OTHER if KINDS.index(variant) % 2 else PLAIN
     stopped_at_every_step(tmp_path, *tokens, *f"method={variant}".split(), *other)
@@ -119,6 +120,7 @@ def test_a_method_that_draws_from_torch(
     stopped_at_every_step(tmp_path, *tokens, "method=noise.gaussian")
 
 
+@pytest.mark.slow
 def test_losses_summed_up_since_the_last_line_of_the_log(tmp_path: Path, tokens: list[str]) -> None:
     words = [*tokens, "train.epochs=25"]  # every second or third step has such a line
     run(tmp_path / "whole", *words)
@@ -188,7 +190,7 @@ def test_between_phases_a_run_is_saved(
     assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", slow_after(1, [1, 2, 3]))
 def test_stopped_while_it_is_tested(
     at: int, tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +224,7 @@ def broken(tmp_path: Path) -> str:
     return f"data=imagefolder:{root}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [0, 100])
 def test_images_found_broken_on_the_way(cache: int, tmp_path: Path, broken: str, toy: str) -> None:
     """Which images a task counts is settled when it begins: one that breaks later does not change the order."""

@@ -199,6 +199,7 @@ def test_a_step_that_stops_the_run_leaves_the_weights(way: str, bench: Callable[
     assert changed == ([] if "features" in way or way == "the tower" else ["method"])
 
 
+@pytest.mark.slow
 def test_a_hundred_bad_steps_are_all_left_out(bench: Callable[..., Bench]) -> None:
     made = bench("gdro", "train.nonfinite=skip", "train.precision=bf16", "train.accumulate=2")
     ways = [poison for poison, _ in WAYS.values()]

@@ -90,9 +90,6 @@ def _remove_dead_parts(path: Path) -> None:
                 os.close(descriptor)
 
 
-# Folders ------------------------------------------------------------------------------------------------------------
-
-
 def check_new(out: str | os.PathLike[str]) -> Path:
     """The path of a folder to write; a link to an empty folder is followed.
 
