@@ -39,14 +39,14 @@ from everclip.models.trunk import Trunk
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
-from everclip.training import loop
+from everclip.training import learn, loop
 from everclip.training.checkpointer import Checkpointer
 
 CLASSES, TRAIN, TEST, MEMORY, BATCH = 100, 500, 100, 2000, 128
 WATCHED: dict[str, tuple[tuple[Any, str], ...]] = {
     "decoding": ((Pixels, "load"),),
     "trunk": ((Trunk, "forward"),),
-    "training": ((loop, "step"),),
+    "training": ((learn, "step"),),
     "testing": ((loop, "evaluate"),),
     "class embeddings": ((Clip, "class_embeddings"),),
     "checkpoints": ((Checkpointer, "finish"), (Checkpointer, "enter"), (Checkpointer, "scored")),

@@ -41,8 +41,10 @@ from everclip.runs.run import Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.training import activation_cache, loop
+from everclip.training.checkpointer import Checkpointer
 from everclip.training.context import Context
 from everclip.training.evaluate import evaluate
+from everclip.training.learn import learn
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
 from everclip.training.recorder import Recorder
@@ -132,7 +134,7 @@ def by_tasks(tasks: int, scratch: Path) -> dict[str, float]:
         context, checkpointer = loop._start(run, steps, Stop())  # pyright: ignore[reportPrivateUsage]
         clip, method, loader, every = context.clip, context.method, context.loader, context.plan.tasks
         for task in every:
-            stages.append(spent(lambda task=task: loop.learn(context, checkpointer, task)))
+            stages.append(spent(lambda task=task: learn(context, task)))
             scores = evaluate(
                 clip, lambda labels: method.classifier(clip, labels), every[: task.index + 2], loader
             )
@@ -158,9 +160,8 @@ def stepping(words: list[str], model: str, folder: Path) -> Callable[[], None]:
     clip = load_model(plan, model)
     loader = activation_cache.loader(plan, clip, run.path, Progress())
     *before, task = plan.tasks
-    context = Context(
-        plan, clip, plan.method, plan.empty_memory(), loader, Recorder(plan.tasks), run, Progress()
-    )
+    context = Context(plan, clip, plan.method, plan.empty_memory(), loader, Recorder(plan.tasks), Progress())
+    context.journal = Checkpointer(run, context, Stop(), [])
     old = sum((other.train for other in before), task.train.select(np.zeros(len(task.train), dtype=bool)))
     tables = plan.method.tables()
     if len(old):

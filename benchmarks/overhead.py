@@ -54,7 +54,7 @@ def prepared(method: str, batch: int, out: Path) -> tuple[Context, Update, Itera
     grow(context.plan, context.clip, task)
     context.method.begin_task(context.clip, task, images)
     current = torch.ones(len(images), dtype=torch.bool).numpy()
-    update = Update(context.clip, context.method, Phase(), context.run.config.train, 100_000)
+    update = Update(context.clip, context.method, Phase(), context.plan.config.train, 100_000)
     return context, update, context.loader.batches(images, current, Phase(), 0, 0, 100_000)
 
 
@@ -84,7 +84,7 @@ def loss_share(context: Context, batches: Iterator[Batch], steps: int) -> float:
 def loop_ratio(context: Context, update: Update, batches: Iterator[Batch], steps: int) -> float:
     """Seconds of a step of the loop over those of a plain one that does the same mathematics, in turn."""
     clip, task = context.clip, context.plan.tasks[0]
-    rate = context.run.config.train.lr
+    rate = context.plan.config.train.lr
     assert rate is not None
     plain = torch.optim.AdamW(update.parameters, lr=rate / 1000, weight_decay=0.0, fused=True)
     ratios = []

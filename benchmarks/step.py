@@ -22,7 +22,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +42,9 @@ from everclip.models.towers import is_convolutional
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
+from everclip.system.signals import Stop
 from everclip.training import activation_cache
+from everclip.training.checkpointer import Checkpointer
 from everclip.training.context import Context
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
@@ -114,9 +116,8 @@ class Ours:
         clip = load_model(plan, model)
         loader = activation_cache.loader(plan, clip, run.path, Progress())
         task = plan.tasks[0]
-        context = Context(
-            plan, clip, plan.method, plan.empty_memory(), loader, Recorder([task]), run, Progress()
-        )
+        context = Context(plan, clip, plan.method, plan.empty_memory(), loader, Recorder([task]), Progress())
+        context.journal = Checkpointer(run, context, Stop(), [])
         grow(plan, clip, task)
         tuning.begin(clip, tune)
         plan.method.begin_task(clip, task, task.train)
@@ -127,9 +128,9 @@ class Ours:
 
     def step(self, precision: str) -> Callable[[], None]:
         """A step in this precision; its batch is at hand."""
-        config, batch, task = self.context.run.config, next(self.batches), self.context.plan.tasks[0]
-        train = config.train.model_copy(update={"precision": precision})
-        self.context.run.config = config.model_copy(update={"train": train})
+        plan, batch = self.context.plan, next(self.batches)
+        task, train = plan.tasks[0], plan.config.train.model_copy(update={"precision": precision})
+        self.context.plan = replace(plan, config=plan.config.model_copy(update={"train": train}))
         (phase,) = self.context.method.phases(task)
         return lambda: step(self.context, self.update, batch, phase, task)
 

@@ -47,13 +47,13 @@ def parts(model: str, *tokens: str) -> list[dict[str, int]]:
     method = Plan.of(config).method
     update = Update(clip, method, Phase(), config.train, 4, shard=True)
     loss = (
-        update.clip.encode_text(["a dog", "a cat", "a red bird"]).sum()
-        + update.clip.encode_image(torch.ones(2, 3, clip.image_size, clip.image_size)).square().sum(0).max()
+        clip.encode_text(["a dog", "a cat", "a red bird"]).sum()
+        + clip.encode_image(torch.ones(2, 3, clip.image_size, clip.image_size)).square().sum(0).max()
     )
     loss.backward()
     local = [fsdp.local(parameter) for parameter in update.parameters]
     gradients = [fsdp.local(p.grad) for p in update.parameters if p.grad is not None]
-    update.step({"loss": update.clip.encode_text(["a dog"]).sum()}, "here", [0])
+    update.step({"loss": clip.encode_text(["a dog"]).sum()}, "here", [0])
     moments = [value for entry in update.optimizer.state.values() for value in entry.values() if value.ndim]
     counted = {"weights": local, "gradients": gradients, "moments": moments}
     return collectives.told({name: sum(part.numel() for part in found) for name, found in counted.items()})

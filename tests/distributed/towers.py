@@ -88,7 +88,7 @@ def differences() -> dict[str, list[str]]:
         names, weights = zip(*clip.image_parameters(), *clip.text_parameters(), strict=True)
         whole = torch.autograd.grad(loss(clip), weights, allow_unused=True)
         shards = Shards(clip, weights)
-        loss(shards.clip).backward()
+        loss(clip).backward()
         shards.exchange()
         wrong, shared = [], 0
         for name, weight, gradient, plain in zip(

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from everclip.errors import UserError
 from everclip.models import lite, zoo
-from everclip.models.clip import WEIGHTS_FILE, Clip
+from everclip.models.clip import Clip
+from everclip.models.savable import WEIGHTS_FILE
 from everclip.system import cache_folder
 from everclip.system.checkpoint import MANIFEST, verify
 

@@ -101,7 +101,7 @@ def test_pieces_give_the_loss_gradient_and_state_of_the_whole_batch(name: str, t
         assert close(pieces, whole)
         for one, other in zip(numbers(method.state_dict()), numbers(after), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-        assert course.clip.pieces == 1
+        assert course.clip._way.pieces == 1
         course.step(update, on, phase)
 
 
@@ -132,7 +132,7 @@ def test_pieces_save_memory(toy: str) -> None:
 
     def kept(pieces: int) -> int:
         """Bytes that autograd keeps for the backward pass, weights aside."""
-        clip.pieces, sizes = pieces, {}
+        sizes = {}
         weights = {p.data_ptr() for p in clip.parameters()}
 
         def note(tensor: Tensor) -> Tensor:
@@ -141,7 +141,8 @@ def test_pieces_save_memory(toy: str) -> None:
                 sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        watched = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with watched, clip.running(pieces=pieces):
             features = clip.encode_image(images)
         del features
         return sum(sizes.values())
@@ -235,7 +236,7 @@ def test_nothing_is_left_behind(toy: str) -> None:
     with pytest.raises(ZeroDivisionError):
         failing()
     assert [sorted(vars(module)) for module in clip.modules()] == before
-    assert clip.pieces == 1
+    assert clip._way.pieces == 1
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -192,7 +192,7 @@ def test_bf16_in_the_text_tower_alone(toy: str) -> None:
     assert torch.equal(text, text_16)
     assert not torch.equal(text, text_32)
     assert text.dtype == torch.float32
-    assert not clip.text_bf16
+    assert not clip._way.text_bf16
     loss = (text * torch.linspace(-1, 1, text.numel()).view_as(text)).sum()
     loss.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for _, p in clip.text_parameters())

@@ -16,7 +16,7 @@ import torch
 from everclip.errors import UserError
 from everclip.models import vetted, zoo
 from everclip.models.catalogue import costs
-from everclip.models.clip import CONFIG_FILE
+from everclip.models.savable import CONFIG_FILE
 from tests.attacks.plant import CONFIG, TEXT, TOKENIZER, change, hugging
 from tests.toy import toy_clip
 

@@ -98,6 +98,7 @@ WAYS: dict[str, tuple[Poison, str]] = {
 class Bench:
     """A run in the middle of its first phase, one step at a time."""
 
+    run: Run
     context: Context
     update: Update
     batches: Iterator[Batch]
@@ -120,7 +121,7 @@ class Bench:
         )
 
     def log(self) -> list[dict[str, Any]]:
-        lines = (self.context.run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
 
@@ -139,9 +140,11 @@ def bench(tmp_path: Path, toy: str, photos: str) -> Iterator[Callable[..., Bench
         context.method.begin_task(context.clip, task, task.train)
         phase = context.method.phases(task)[0]
         context.method.begin_phase(context.clip, phase)
-        update = Update(context.clip, context.method, phase, context.run.config.train, 1000)
+        update = Update(context.clip, context.method, phase, context.plan.config.train, 1000)
         current = torch.ones(len(task.train), dtype=torch.bool).numpy()
-        return Bench(context, update, context.loader.batches(task.train, current, phase, 0, 0, 1000), phase)
+        return Bench(
+            opened, context, update, context.loader.batches(task.train, current, phase, 0, 0, 1000), phase
+        )
 
     yield make
     for opened in runs:

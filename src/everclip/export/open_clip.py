@@ -25,7 +25,8 @@ from everclip.errors import RunError, UserError
 from everclip.export import Written
 from everclip.inference.model import Deployed, open_model, save
 from everclip.metrics.calibration import probabilities
-from everclip.models.clip import CONFIG_FILE, Clip
+from everclip.models.clip import Clip
+from everclip.models.savable import CONFIG_FILE
 
 LINE = "a folder for open_clip, and for everclip"
 PROMPTS = ("a photo of a cat.", "b")

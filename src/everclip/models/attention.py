@@ -14,8 +14,8 @@ docs/decisions/0008-exact-fast-step.md has the numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -109,3 +109,10 @@ def _self_attention(given: Mapping[str, Any]) -> Float[Tensor, "l b d"]:
     query, key, value = packed.float().view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     mixed = _in_fp32(query, key, value, attn_mask=mask).transpose(1, 2).reshape(batch, length, -1)
     return F.linear(mixed, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1)
+
+
+@contextmanager
+def in_bf16(device: str) -> Iterator[None]:
+    """Compute in bf16 on a kind of device while it is open, with fast attention on a CPU."""
+    with CpuAttention() if device == "cpu" else nullcontext(), torch.autocast(device, torch.bfloat16):
+        yield

@@ -1,7 +1,6 @@
 """Wrap any open_clip model behind one small interface (Clip), with deterministic unit-length fp32 features."""
 
 import copy
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -10,25 +9,22 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from everclip.distributed import collectives
-from everclip.models.attention import CpuAttention
+from everclip.models.attention import in_bf16
 from everclip.models.low_rank import fold
 from everclip.models.pieces import in_pieces, unwatched
 from everclip.models.preprocess import pil_part, triple
-from everclip.models.savable import drop_key, savable
-from everclip.models.text import TextTower, hugging_face
+from everclip.models.savable import write_folder, write_text_tower
+from everclip.models.text import TextTower
 from everclip.models.text_trunk import Kept, TextTrunk
 from everclip.models.towers import input_side, is_convolutional
 from everclip.models.trunk import Trunk, cut
+from everclip.models.way import Way
 
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
 CENTER = "image_center"  # key of the config file
 _TEXT_CHUNK = 256  # prompts per forward pass: bounds the memory of a thousand classes with eighty templates
 _SORTED_CHUNK = 64  # where they are sorted by length
@@ -51,10 +47,6 @@ class Clip(nn.Module):
             ``image_size``, RGB); ``normalise`` does the rest.
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
         text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
-        pieces: in how many the towers take their inputs where a gradient is kept; see ``passes``.
-        text_bf16: whether the text tower, and it alone, computes in bf16 now.
-        share: how several processes share the batch of the step that goes on. Images are then this process's part of
-            it, and features those of the whole batch; of prompts each process encodes a part.
     """
 
     def __init__(
@@ -87,9 +79,7 @@ class Clip(nn.Module):
         # fixed (sine-cosine) position embeddings are parameters without gradient: they are never trained
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
         self._held: frozenset[str] = frozenset()
-        self.pieces = 1
-        self.text_bf16 = False
-        self.share: collectives.Share | None = None
+        self._way = Way()
         self._memory_format = (
             torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
         )
@@ -110,6 +100,22 @@ class Clip(nn.Module):
     def train(self, mode: bool = True) -> "Clip":
         """Keep every submodule in eval mode, whatever ``mode`` says (see the class)."""
         return super().train(False)
+
+    @contextmanager
+    def running(self, **changes: Any) -> Iterator[None]:
+        """Run the towers in another way while it is open; ``changes`` are fields of ``Way``."""
+        before = self._way
+        self._way = before._replace(**changes)
+        try:
+            yield
+        finally:
+            self._way = before
+
+    def put(self, model: nn.Module) -> nn.Module:
+        """Put another open_clip model of the same architecture in the place of ``model``, and return that one."""
+        old, self.model = self.model, model
+        self._text.put(model)
+        return old
 
     def cut(self, blocks: int, pooled: bool = False) -> None:
         """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train.
@@ -168,7 +174,8 @@ class Clip(nn.Module):
         features = nn.functional.normalize(raw.float(), dim=-1)
         if self._center is not None:
             features = nn.functional.normalize(features - self._center, dim=-1)
-        return features if self.share is None else self.share.whole(features)
+        share = self._way.share
+        return features if share is None else share.whole(features)
 
     def copy_tower(self) -> nn.Module:
         """A frozen copy of the image tower as it is now: a teacher, an older stage.
@@ -194,7 +201,7 @@ class Clip(nn.Module):
 
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p d"]:
         """Unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
-        share = self.share
+        share = self._way.share
         if share is not None and share.light:  # a process's loss reaches the captions of its own images alone
             assert len(prompts) == sum(share.counts), "a caption an image"
             return share.whole(self._encode_prompts(prompts[share.own], False))
@@ -235,21 +242,10 @@ class Clip(nn.Module):
         """Write a complete open_clip ``local-dir``: config, weights and, for a Hugging Face text tower, its
         config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(self._tokenizer, HFTokenizer):
-            self._tokenizer.save_pretrained(str(folder))
-            drop_key(folder / "tokenizer_config.json", "name_or_path")
-        if (text := hugging_face(self.model)) is not None:
-            text.config.save_pretrained(folder)
-            drop_key(folder / "config.json", "_name_or_path")
+        center = None if self._center is None else self._center.tolist()
         config: dict[str, Any] = {"model_cfg": self.config, "preprocess_cfg": vars(self._preprocess_cfg)}
-        if self._center is not None:
-            config[CENTER] = self._center.tolist()
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(savable(self._whole()), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        # safetensors writes files that their owner alone may read
-        (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+        write_folder(Path(folder), self._whole(), config | ({CENTER: center} if center else {}))
+        write_text_tower(Path(folder), self.model, self._tokenizer)
 
     def _whole(self) -> dict[str, Tensor]:
         """The model's state with that of the trunk in its place."""
@@ -262,9 +258,10 @@ class Clip(nn.Module):
                 yield name, parameter
 
     def _raw_image(self, images: Float[Tensor, "b ..."]) -> Tensor:
-        if self.pieces > 1:
-            unwatched(self.model.visual, f"train.accumulate={self.pieces} runs the image tower in pieces")
-        return in_pieces(self.model.encode_image, images, self.pieces)
+        pieces = self._way.pieces
+        if pieces > 1:
+            unwatched(self.model.visual, f"train.accumulate={pieces} runs the image tower in pieces")
+        return in_pieces(self.model.encode_image, images, pieces)
 
     def _encode_prompts(self, prompts: Sequence[str], shared: bool) -> Float[Tensor, "p d"]:
         """``encode_text`` in this process, or ``shared``: each encodes a part of the distinct prompts."""
@@ -278,8 +275,8 @@ class Clip(nn.Module):
         every = (slice(start, start + size) for start in range(0, count, size))
         chunks = [distinct[part] for part in (collectives.chunks(count, size) if shared else every)]
         # a piece is computed again when it may no longer be so
-        encode = partial(self._encode_distinct, bf16=self.text_bf16)
-        features = torch.cat([in_pieces(encode, chunk, self.pieces) for chunk in chunks])
+        encode = partial(self._encode_distinct, bf16=self._way.text_bf16)
+        features = torch.cat([in_pieces(encode, chunk, self._way.pieces) for chunk in chunks])
         if shared:
             features = collectives.with_gradient(
                 features, [part.stop - part.start for part in collectives.parts(count)]
@@ -301,7 +298,7 @@ class Clip(nn.Module):
             rows = self._text_rows.rows(prompts, [*self._text_weights()], lambda p: self._raw_text([p])[0])
             return nn.functional.normalize(torch.stack(rows), dim=-1)
         trunk = self.text_trunk if training else None
-        with _in_bf16(self.device.type) if bf16 else nullcontext():
+        with in_bf16(self.device.type) if bf16 else nullcontext():
             raw = self._raw_text(prompts) if trunk is None else trunk(prompts, self._raw_text)
         return nn.functional.normalize(raw.float(), dim=-1)
 
@@ -312,9 +309,3 @@ class Clip(nn.Module):
 
     def _raw_text(self, prompts: list[str]) -> Tensor:
         return self._text(self._text.fitted(self.tokenize(prompts)).to(self.device))
-
-
-@contextmanager
-def _in_bf16(device: str) -> Iterator[None]:
-    with CpuAttention() if device == "cpu" else nullcontext(), torch.autocast(device, torch.bfloat16):
-        yield

@@ -41,30 +41,30 @@ def answered() -> Iterator[None]:
 
 
 class Shards:
-    """A model whose blocks the processes share, and the whole one that it is a copy of.
+    """Give a model a copy of its towers whose blocks the processes share, until ``close``.
 
     Args:
-        whole: with ``requires_grad`` as it will train. It is in main memory until ``close``.
+        clip: with ``requires_grad`` as it will train. Its whole towers wait in main memory.
         trained: what trains, of the model and of the method.
 
     Attributes:
-        clip: the copy, which trains.
         parameters: ``trained``, of the copy where they are the model's.
         parts: what of each of them this process has, in the same memory: the optimizer's parameters.
     """
 
     @answered()
-    def __init__(self, whole: Clip, trained: Sequence[nn.Parameter]) -> None:
-        self._whole, self._device = whole, whole.device
-        whole.model.to("cpu")
-        self.clip = copy.deepcopy(whole)
-        # it computes a row by the whole tower, for a prompt that other processes may not have
-        self.clip.text_trunk = None
+    def __init__(self, clip: Clip, trained: Sequence[nn.Parameter]) -> None:
+        self._clip, self._device = clip, clip.device
+        self._whole = clip.model.to("cpu")
+        self._copy = copy.deepcopy(self._whole)
         group = dist.group.WORLD
         assert group is not None, "several processes"
-        _share_out(self.clip.model, DeviceMesh.from_group(group, self._device.type))
-        self.clip.to(self._device)
-        self._pairs = [*zip(whole.model.parameters(), self.clip.model.parameters(), strict=True)]
+        _share_out(self._copy, DeviceMesh.from_group(group, self._device.type))
+        self._copy.to(self._device)
+        clip.put(self._copy)
+        # it computes a row by the whole tower, for a prompt that other processes may not have
+        self._text_trunk, clip.text_trunk = clip.text_trunk, None
+        self._pairs = [*zip(self._whole.parameters(), self._copy.parameters(), strict=True)]
         copies = {id(mine): theirs for mine, theirs in self._pairs}
         self.parameters = [copies.get(id(parameter), parameter) for parameter in trained]
         self.parts = [
@@ -75,17 +75,26 @@ class Shards:
             pair for pair in zip(self.parameters, self.parts, strict=True) if pair[0] is not pair[1]
         ]
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Give the model its whole towers while it is open, with what has trained. All processes together."""
+        self._collect()
+        self._clip.put(self._whole)
+        try:
+            yield
+        finally:
+            self._clip.put(self._copy)
+
     @answered()
     @torch.no_grad()
-    def collect(self) -> None:
-        """Give the whole model the weights that have trained. All processes together."""
+    def _collect(self) -> None:
         for mine, theirs in self._pairs:
             if theirs.requires_grad:
                 mine.copy_(whole_of(theirs))
 
     @torch.no_grad()
     def hand_out(self) -> None:
-        """Give the copy the weights of the whole model, which has been loaded."""
+        """Give the copy the weights of the whole towers, which have been loaded."""
         for mine, theirs in self._pairs:
             value = mine.to(self._device)
             if isinstance(theirs, DTensor):
@@ -94,9 +103,10 @@ class Shards:
                 theirs.copy_(value)
 
     def close(self) -> None:
-        """Give the whole model what was learned, and its place."""
-        self.collect()
-        self._whole.model.to(self._device)
+        """Give the model its whole towers back, with what was learned."""
+        self._collect()
+        self._clip.put(self._whole.to(self._device))
+        self._clip.text_trunk = self._text_trunk
 
     # Gradients --------------------------------------------------------------------------------------------------
 

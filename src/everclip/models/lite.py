@@ -40,7 +40,8 @@ from torch import Tensor
 from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError
 from everclip.models.catalogue import LITE
-from everclip.models.clip import WEIGHTS_FILE, Clip
+from everclip.models.clip import Clip
+from everclip.models.savable import WEIGHTS_FILE
 from everclip.system import cache_folder
 from everclip.system.checkpoint import MANIFEST
 

@@ -70,12 +70,8 @@ class Passes:
 
         What is random in it depends on the batch's place alone.
         """
-        clip = self._clip
         with ExitStack() as stack:
-            stack.callback(setattr, clip, "pieces", clip.pieces)
-            clip.pieces = self._pieces
-            stack.callback(setattr, clip, "share", clip.share)
-            clip.share = batch.share
+            stack.enter_context(self._clip.running(pieces=self._pieces, share=batch.share))
             for module, forward in self._forwards:
                 _replace(stack, module, forward)
             if self._drop is not None:

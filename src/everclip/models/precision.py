@@ -55,12 +55,9 @@ class Choice:
 @contextmanager
 def autocast(clip: Clip, precision: Precision) -> Iterator[None]:
     """Compute the towers in this precision while it is open; parameters and features stay fp32."""
-    before, clip.text_bf16 = clip.text_bf16, precision == "bf16_text"
-    try:
-        with torch.autocast(clip.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        clip.text_bf16 = before
+    both = torch.autocast(clip.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with clip.running(text_bf16=precision == "bf16_text"), both:
+        yield
 
 
 def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:

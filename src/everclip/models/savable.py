@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from open_clip.tokenizer import HFTokenizer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from everclip.models.text import hugging_face
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 def savable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -28,8 +35,26 @@ def savable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def drop_key(file: Path, key: str) -> None:
-    """Remove ``key``, under which transformers notes where on this machine it read a model."""
+def write_folder(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write an open_clip ``local-dir``: weights and config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(savable(state), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # safetensors writes files that their owner alone may read
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+
+
+def write_text_tower(folder: Path, model: nn.Module, tokenizer: Any) -> None:
+    """Write the config and the tokenizer of a Hugging Face text tower, without the folder that they were read from."""
+    if isinstance(tokenizer, HFTokenizer):
+        tokenizer.save_pretrained(str(folder))
+        _drop_key(folder / "tokenizer_config.json", "name_or_path")
+    if (text := hugging_face(model)) is not None:
+        text.config.save_pretrained(folder)
+        _drop_key(folder / "config.json", "_name_or_path")
+
+
+def _drop_key(file: Path, key: str) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     if content.pop(key, None) is not None:
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

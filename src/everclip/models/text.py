@@ -29,13 +29,17 @@ class TextTower:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor]) -> None:
-        self._encoder = _Encoder(model)
+        self.put(model)
         self._cut = _cut_of(model)
         self._tokenizer = tokenizer
         self._tokens: dict[str, Int64[Tensor, " length"]] = {}
         self._lengths: dict[str, int] = {}
         text = hugging_face(model)
         self._padding: int | None = None if text is None else text.config.pad_token_id
+
+    def put(self, model: nn.Module) -> None:
+        """Use another model of the same architecture from here on."""
+        self._encoder = _Encoder(model)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
         """Token ids on the CPU, kept by prompt.

@@ -13,7 +13,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from everclip.errors import UserError
 from everclip.models import lite, zoo
 from everclip.models.catalogue import LITE
-from everclip.models.clip import WEIGHTS_FILE
+from everclip.models.savable import WEIGHTS_FILE
 
 
 @dataclass(frozen=True)

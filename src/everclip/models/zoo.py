@@ -27,7 +27,8 @@ from torch import nn
 from everclip.errors import UserError, suggest
 from everclip.models import bounded, lite, vetted
 from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
-from everclip.models.clip import CENTER, CONFIG_FILE, WEIGHTS_FILE, Clip
+from everclip.models.clip import CENTER, Clip
+from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
 from everclip.models.towers import input_side, is_convolutional
 from everclip.system.checkpoint import MANIFEST, Damaged, Store, verify
 

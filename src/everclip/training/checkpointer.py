@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from safetensors.torch import load_file, save_file
 from everclip.distributed import collectives
 from everclip.models.savable import savable, save_state
 from everclip.runs import card as cards
+from everclip.runs.run import Run
 from everclip.system.checkpoint import Place, amend
 from everclip.system.signals import Stop
-from everclip.training.context import Context
+from everclip.training.context import Context, Journal
 from everclip.training.optim import Update
 from everclip.training.plan import card_of
 from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
 
 
-class Checkpointer:
-    """Save a run, and bring it back to where it stopped.
+class Checkpointer(Journal):
+    """Log and save a run, and bring it back to where it stopped.
 
     Args:
         trail: the checkpoint it goes on from, after those it stands on; empty for a new run.
@@ -38,7 +40,8 @@ class Checkpointer:
         place: where the run stands, as far as it is saved.
     """
 
-    def __init__(self, context: Context, stop: Stop, trail: Sequence[Saved]) -> None:
+    def __init__(self, run: Run, context: Context, stop: Stop, trail: Sequence[Saved]) -> None:
+        self.run = run
         self.context = context
         self.stop = stop
         self.place = trail[-1].place if trail else Place(0)
@@ -46,9 +49,13 @@ class Checkpointer:
         self._target = self.place if self._trail else None
         self._on = [saved.place for saved in trail if not saved.place.step]
         self._moved = bool(self._trail)
-        self._kind, _, number = context.run.config.checkpoint.every.partition(":")
+        self._kind, _, number = run.config.checkpoint.every.partition(":")
         self._number = int(number or 0)
         self._steps, self._saved_at = 0, time.monotonic()
+
+    def log(self, event: str, **values: Any) -> None:
+        """Write a line of metrics.jsonl."""
+        self.run.log(event, **values)
 
     def finish(self, stage: int) -> None:
         """Save the run after task ``stage``, -1 before the first: the model as a ``local-dir:``, and what is kept."""
@@ -66,8 +73,8 @@ class Checkpointer:
     def scored(self) -> None:
         """Add to the checkpoint of the finished task what its test has given."""
         content = {key: value for key, value in self._state().items() if key != "method"}
-        if self.context.run.writes:
-            amend(self.context.run.store.folder(self.place), RECORD, json.dumps(content).encode())
+        if self.run.writes:
+            amend(self.run.store.folder(self.place), RECORD, json.dumps(content).encode())
 
     def enter(self, phase: int) -> None:
         """Begin a phase: save how, or bring it back where the run stopped later than that."""
@@ -119,7 +126,7 @@ class Checkpointer:
     def _state(self) -> dict[str, Any]:
         context = self.context
         return {
-            "log_bytes": context.run.log_bytes(),
+            "log_bytes": self.run.log_bytes(),
             "method": context.method.state_dict(),
             "record": context.record.state_dict(),
             "skipped": context.loader.pixels.skipped(),
@@ -128,16 +135,14 @@ class Checkpointer:
     def _save(self, place: Place, update: Update | None) -> None:
         """Save a place within a task."""
         clip = self.context.clip
-        device = (self.context if update is None else update).clip.device
-        if update is not None:
-            update.collect()
-        random = {"cpu": torch.get_rng_state()}
+        device, random = clip.device, {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
         state = self._state() | {"random": random, "update": update and update.state_dict()}
-        self._commit(
-            place, lambda folder: save_file(savable(clip.model.state_dict()), folder / WEIGHTS), state
-        )
+        with nullcontext() if update is None else update.whole():
+            self._commit(
+                place, lambda folder: save_file(savable(clip.model.state_dict()), folder / WEIGHTS), state
+            )
         if not place.step:
             self._on.append(place)
 
@@ -146,8 +151,8 @@ class Checkpointer:
             model(folder)
             save_state(state, folder / STATE)
 
-        if self.context.run.writes:
-            self.context.run.store.commit(place, write, [] if place.whole else self._on)
+        if self.run.writes:
+            self.run.store.commit(place, write, [] if place.whole else self._on)
         collectives.wait()  # the others must not go on without it
         self.place = place
         self._steps, self._saved_at = 0, time.monotonic()
@@ -156,12 +161,13 @@ class Checkpointer:
         """Make weights, state and random numbers those of a place within the task."""
         context, state = self.context, saved.state
         with fitting(saved.folder):
-            context.clip.model.load_state_dict(load_file(saved.folder / WEIGHTS))
+            with nullcontext() if update is None else update.whole():
+                context.clip.model.load_state_dict(load_file(saved.folder / WEIGHTS))
             context.method.load_state_dict(state["method"])
             context.record.load_state_dict(state["record"])
             context.loader.pixels.mark_broken(state["skipped"])
             torch.set_rng_state(state["random"]["cpu"])
-            device = (context if update is None else update).clip.device
+            device = context.clip.device
             if "cuda" in state["random"] and device.type == "cuda":
                 torch.cuda.set_rng_state(state["random"]["cuda"], device)
             if update is not None:

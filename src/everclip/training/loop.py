@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
-from everclip.distributed import collectives
 from everclip.methods.base.method import TextClassifier
 from everclip.models import tuning
 from everclip.models.clip import Clip
@@ -30,11 +25,10 @@ from everclip.training.context import Context
 from everclip.training.disk import check_room, room, writing
 from everclip.training.evaluate import evaluate
 from everclip.training.extract import spread, unreadable
-from everclip.training.optim import Update
+from everclip.training.learn import learn
 from everclip.training.plan import Plan, check
 from everclip.training.recorder import Recorder, environment
-from everclip.training.restore import fitting, freeze, grow, load_model, read, restore
-from everclip.training.step import step
+from everclip.training.restore import fitting, load_model, read, restore
 
 log = logging.getLogger("everclip")
 
@@ -57,65 +51,18 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
         for task in tasks[record.stages :]:
             if checkpointer.place.task == task.index:  # else it was stopped while it was tested
                 with checkpointer.stop.held():
-                    learn(context, checkpointer, task)
+                    learn(context, task)
             scores = evaluate(
                 clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
             )
-            _close_stage(
-                context,
-                checkpointer,
-                task,
-                record.end_stage(task, scores, context.memory, method.state_bytes()),
-            )
+            line = record.end_stage(task, scores, context.memory, method.state_bytes())
+            _close_stage(context, checkpointer, task, line)
         if record.scores is None:  # stopped between its last checkpoint and its results
             record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
         results = record.results(context.plan, method, context.memory, loader)
         run.log("end", seconds=results["seconds"])
         record.write(run, results)
     return results
-
-
-def learn(context: Context, checkpointer: Checkpointer, task: Task) -> None:
-    """Train on a task, phase by phase; then choose its exemplars, and save the run."""
-    clip, method, memory, loader = context.clip, context.method, context.memory, context.loader
-    context.record.begin_stage()
-    loader.prepare(task.train + memory.images())
-    new, old = loader.pixels.readable(task.train), memory.images()
-    images, current = new + old, np.arange(len(new) + len(old)) < len(new)
-    grow(context.plan, clip, task)
-    tuning.begin(clip, context.run.config.tune)
-    method.begin_task(clip, task, images)
-    for index, phase in enumerate(method.phases(task)):
-        counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
-        steps = context.plan.steps(phase, counts[phase.data])
-        if steps == 0:
-            continue
-        checkpointer.enter(index)
-        phase = replace(phase, steps=steps)
-        method.begin_phase(clip, phase)
-        shard = context.run.config.distributed.shard and collectives.size() > 1
-        update = Update(clip, method, phase, context.run.config.train, steps, shard)
-        context.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
-        done = checkpointer.resume(update, index, steps)
-        context.progress.start(f"{task.name} of {len(context.plan.tasks)}: {phase.name}", steps, done)
-        for batch in loader.batches(images, current, phase, task.index, index, steps, done):
-            step(context, update, batch, phase, task)
-            checkpointer.step(update, index, batch.number + 1)
-        update.close()
-    if not len(new := loader.pixels.readable(new)):
-        raise unreadable(task)
-    tuning.end(clip)
-    gone = memory.update(
-        new,
-        len(seen(context.plan.tasks[: task.index + 1])),
-        lambda images: _features(context, images),
-        lambda images: _scores(context, images),
-    )
-    method.drop(gone)
-    method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
-    loader.drop(gone)
-    freeze(context.plan, clip)
-    checkpointer.finish(task.index)
 
 
 def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpointer]:
@@ -136,8 +83,8 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     progress.start("reading images", sum(map(len, parts)))
     pixels.preload(parts, lambda done: progress.step(count=done))
     method, memory, record = plan.method, plan.empty_memory(), Recorder(plan.tasks, images)
-    context = Context(plan, clip, method, memory, loader, record, run, progress)
-    checkpointer = Checkpointer(context, stop, trail)
+    context = Context(plan, clip, method, memory, loader, record, progress)
+    checkpointer = context.journal = Checkpointer(run, context, stop, trail)
     if pixels.broken:
         log.warning("%d broken images are skipped; run.log names them", len(pixels.broken))
     record.clock = record_clock
@@ -181,22 +128,6 @@ def _measure_frozen(context: Context) -> None:
     )
 
 
-def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
-    """The method's features of readable images, for memory policies that choose by them."""
-    clip = context.clip
-    found = spread(
-        context.loader, images, lambda batch: context.method.features(clip, clip.normalise(batch.images))
-    )
-    assert found is not None, "images that can be read"
-    return found[0].double().numpy()
-
-
-def _scores(context: Context, images: ImageSet) -> NDArray[np.float64]:
-    """The method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
-    known = context.method.scores(context.clip, context.loader.plain(images))
-    return np.array([known.get(sample, 0.0) for sample in images.ids.tolist()])
-
-
 def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]:
     """Mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
     found = spread(loader, task.train, lambda batch: clip.encode_image(clip.normalise(batch.images)))
@@ -207,7 +138,7 @@ def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]
 
 def _close_stage(context: Context, checkpointer: Checkpointer, task: Task, line: dict[str, Any]) -> None:
     """Log a finished stage, note in its checkpoint that it was tested, and say how it went."""
-    context.run.log("stage", **line)
+    checkpointer.log("stage", **line)
     checkpointer.scored()
     bases = [f"zero-shot {context.record.zero_shot['after_stage'][task.index]:.1%}"]
     if after := context.record.frozen["frozen_features_after_stage"]:

@@ -38,7 +38,6 @@ class Update:
         shard: whether the processes share out the towers' weights until ``close``.
 
     Attributes:
-        clip: what trains: the model, or its copy that is shared out.
         passes: how the towers run in this phase.
 
     Raises:
@@ -76,7 +75,7 @@ class Update:
         for number, parameter in enumerate(chosen):
             groups.setdefault((rates.get(id(parameter), head), parameter.ndim > 1), []).append(number)
         self._shards = Shards(clip, chosen) if shard else None
-        self.clip = clip if self._shards is None else self._shards.clip
+        self._clip = clip
         self.parameters = chosen if self._shards is None else self._shards.parameters
         stepped = chosen if self._shards is None else self._shards.parts
         self.optimizer = torch.optim.AdamW(
@@ -91,7 +90,7 @@ class Update:
             ],
             fused=True,
         )
-        self.passes = Passes(self.clip, train)
+        self.passes = Passes(clip, train)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the phase has come, and the optimizer's moments."""
@@ -107,10 +106,9 @@ class Update:
             moments = self._shards.shared_state(self.optimizer, moments)
         self.optimizer.load_state_dict(moments)
 
-    def collect(self) -> None:
-        """Give the model the weights that have trained, where its copy has them. All processes together."""
-        if self._shards is not None:
-            self._shards.collect()
+    def whole(self) -> AbstractContextManager[None]:
+        """Give the model its whole towers while it is open, where they are shared out. All processes together."""
+        return nullcontext() if self._shards is None else self._shards.whole()
 
     def answered(self) -> AbstractContextManager[None]:
         """Make one line, for a whole step, of what torch raises where another process is missing."""
@@ -119,7 +117,7 @@ class Update:
     def close(self) -> None:
         """Close the phase: the model has the weights that have trained, and nothing else of the update is left."""
         shards = self._shards
-        del self.optimizer, self.passes, self.parameters, self.clip, self._shards
+        del self.optimizer, self.passes, self.parameters, self._shards
         if shards is not None:
             shards.close()
             del shards
@@ -172,11 +170,10 @@ class Update:
             nn.utils.clip_grads_with_norm_(stepped, most, norm)
         self.optimizer.step()
         self._forget()  # their memory is the next forward pass's
-        if (
-            self.clip.logit_scale.requires_grad
-        ):  # a model that stays as it is may have a larger one, as SigLIP does
+        scale = self._clip.logit_scale
+        if scale.requires_grad:  # a model that stays as it is may have a larger one, as SigLIP does
             with torch.no_grad():
-                self.clip.logit_scale.clamp_(0, math.log(100))
+                scale.clamp_(0, math.log(100))
         self.done += 1
         return dict(zip(terms, values, strict=True)), {
             "lr": (self.train.lr or 0.0) * rate,

@@ -29,11 +29,11 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
         NonFinite: features, loss or gradient are not, and nothing has changed; with ``train.nonfinite=skip`` that is
             logged, up to ten times in a row.
     """
-    skipping = context.run.config.train.nonfinite == "skip"
+    skipping = context.plan.config.train.nonfinite == "skip"
     state: AbstractContextManager[Callable[[], None] | None] = (
         undoable(context.method) if skipping else nullcontext()
     )
-    batch = to_device(batch, update.clip.device)
+    batch = to_device(batch, context.clip.device)
     with state as undo, update.answered():
         try:
             losses, numbers = _train(context, update, batch, phase, task)
@@ -43,9 +43,9 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
             undo()
             _skip(context, update, batch, phase, task, error)
             return
-    context.method.after_step(update.clip)
+    context.method.after_step(context.clip)
     context.record.step(len(batch))
-    context.run.log(
+    context.journal.log(
         "step",
         **_place(context, update, batch, phase, task),
         loss=losses,
@@ -62,7 +62,7 @@ def _train(
     context: Context, update: Update, batch: Batch, phase: Phase, task: Task
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The terms of the loss and the numbers of the update. Raises NonFinite before anything has learned from such."""
-    method, clip, kind = context.method, update.clip, _precision(context, update)
+    method, clip, kind = context.method, context.clip, _precision(context, update)
     where = f"at step {update.done + 1} of {task.name}"
     ids = batch.ids.tolist()
     # open for the backward pass too, which computes pieces and blocks again
@@ -76,15 +76,16 @@ def _train(
 
 def _precision(context: Context, update: Update) -> Precision:
     """Return the precision that the towers train in: as configured, or as it was found at the run's first step."""
-    wanted, record = context.run.config.train.precision, context.record
+    wanted, record = context.plan.config.train.precision, context.record
     if wanted != "auto":
         return wanted
     if record.precision is None:
-        choice = precision.Choice(
-            *collectives.from_first([*astuple(precision.choose(context.clip, update.clip.device))])
-        )
+        device = context.clip.device
+        with update.whole():
+            fastest = precision.choose(context.clip, device)
+        choice = precision.Choice(*collectives.from_first([*astuple(fastest)]))
         record.precision = choice.precision
-        context.run.log(
+        context.journal.log(
             "precision",
             chosen=choice.precision,
             seconds={kind: getattr(choice, kind) for kind in get_args(Precision)},
@@ -108,7 +109,7 @@ def _skip(context: Context, update: Update, batch: Batch, phase: Phase, task: Ta
     update.skip()
     context.record.skip()
     place = _place(context, update, batch, phase, task)
-    context.run.log("skipped", **place, reason=str(error), ids=batch.ids.tolist())
+    context.journal.log("skipped", **place, reason=str(error), ids=batch.ids.tolist())
     if context.record.skipped_in_a_row >= IN_A_ROW:
         raise RunError(f"{IN_A_ROW} steps in a row were left out; of the last, {error}")
     context.progress.step("left out")
@@ -123,4 +124,4 @@ def _log_classes(context: Context, task: Task) -> None:
     ):
         if values:
             named = {context.plan.prompts.names[label]: value for label, value in values.items()}
-            context.run.log(event, **where, **{name: named})
+            context.journal.log(event, **where, **{name: named})

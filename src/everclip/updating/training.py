@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,12 +18,9 @@ from everclip.data.scenario import Task
 from everclip.models.catalogue import recommended
 from everclip.models.clip import Clip
 from everclip.runs.resolve import resolve
-from everclip.runs.run import Run
 from everclip.system.progress import Progress
-from everclip.system.signals import Stop
-from everclip.training.checkpointer import Checkpointer
 from everclip.training.context import Context
-from everclip.training.loop import learn
+from everclip.training.learn import learn
 from everclip.training.plan import Plan
 from everclip.training.recorder import Recorder
 from everclip.training.restore import grow
@@ -47,13 +42,6 @@ class Lesson:
     exemplars: ImageSet
     pixels: Pixels
     seed: int
-
-
-class NoCheckpointer(Checkpointer):
-    """Save nothing: an update that is stopped begins again from the deployed model."""
-
-    def finish(self, stage: int) -> None:
-        """Save nothing."""
 
 
 def config_of(known: Known, decision: Decision, seed: int, device: str) -> Config:
@@ -94,10 +82,7 @@ def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress)
     plan.method.to(clip.device)
     loader = Loader(lesson.pixels, config.train.batch_size, config.train.augment, lesson.seed)
     memory = Memory("all", lesson.seed, lesson.exemplars)
-    with tempfile.TemporaryDirectory() as scratch:
-        run = Run(Path(scratch), config)
-        context = Context(plan, clip, plan.method, memory, loader, Recorder(tasks), run, progress)
-        for task in tasks[:-1]:
-            grow(plan, clip, task)
-        learn(context, NoCheckpointer(context, Stop(), []), now)
+    for task in tasks[:-1]:
+        grow(plan, clip, task)
+    learn(Context(plan, clip, plan.method, memory, loader, Recorder(tasks), progress), now)
     return clip

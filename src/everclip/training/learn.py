@@ -1,0 +1,82 @@
+"""Learn one task with any method: what runs, updates and Python callers share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.data.images import ImageSet
+from everclip.data.scenario import Task, seen
+from everclip.distributed import collectives
+from everclip.models import tuning
+from everclip.training.context import Context
+from everclip.training.extract import spread, unreadable
+from everclip.training.optim import Update
+from everclip.training.restore import freeze, grow
+from everclip.training.step import step
+
+
+def learn(context: Context, task: Task) -> None:
+    """Train on a task, phase by phase; then choose its exemplars.
+
+    Raises:
+        RunError: the loss is not finite, or no image can be read.
+    """
+    config, clip, method = context.plan.config, context.clip, context.method
+    memory, loader, journal = context.memory, context.loader, context.journal
+    context.record.begin_stage()
+    loader.prepare(task.train + memory.images())
+    new, old = loader.pixels.readable(task.train), memory.images()
+    images, current = new + old, np.arange(len(new) + len(old)) < len(new)
+    grow(context.plan, clip, task)
+    tuning.begin(clip, config.tune)
+    method.begin_task(clip, task, images)
+    for index, phase in enumerate(method.phases(task)):
+        counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
+        steps = context.plan.steps(phase, counts[phase.data])
+        if steps == 0:
+            continue
+        journal.enter(index)
+        phase = replace(phase, steps=steps)
+        method.begin_phase(clip, phase)
+        shard = config.distributed.shard and collectives.size() > 1
+        update = Update(clip, method, phase, config.train, steps, shard)
+        context.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
+        done = journal.resume(update, index, steps)
+        context.progress.start(f"{task.name} of {len(context.plan.tasks)}: {phase.name}", steps, done)
+        for batch in loader.batches(images, current, phase, task.index, index, steps, done):
+            step(context, update, batch, phase, task)
+            journal.step(update, index, batch.number + 1)
+        update.close()
+    if not len(new := loader.pixels.readable(new)):
+        raise unreadable(task)
+    tuning.end(clip)
+    gone = memory.update(
+        new,
+        len(seen(context.plan.tasks[: task.index + 1])),
+        lambda images: _features(context, images),
+        lambda images: _scores(context, images),
+    )
+    method.drop(gone)
+    method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
+    loader.drop(gone)
+    freeze(context.plan, clip)
+    journal.finish(task.index)
+
+
+def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
+    """The method's features of readable images, for memory policies that choose by them."""
+    clip = context.clip
+    found = spread(
+        context.loader, images, lambda batch: context.method.features(clip, clip.normalise(batch.images))
+    )
+    assert found is not None, "images that can be read"
+    return found[0].double().numpy()
+
+
+def _scores(context: Context, images: ImageSet) -> NDArray[np.float64]:
+    """The method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
+    known = context.method.scores(context.clip, context.loader.plain(images))
+    return np.array([known.get(sample, 0.0) for sample in images.ids.tolist()])
