@@ -95,7 +95,7 @@ def loop_ratio(context: Context, update: Update, batches: Iterator[Batch], steps
 
         def by_hand() -> None:
             batch = next(batches)
-            image = clip.encode_image(clip.normalise(batch.images))
+            image = clip.encode_image(batch.images)
             names = [context.plan.prompts.names[label] for label in batch.labels.tolist()]
             text = clip.encode_text([f"a photo of a {name}." for name in names])
             loss = contrastive.clip_loss(image, text, clip.logit_scale.exp())

@@ -113,7 +113,7 @@ def test_any_model_with_classes(toy: str) -> None:
     model = open_model(toy, ["a cat", "a dog"], templates=["{} it is"])
     clip = zoo.load(toy)
     rows = clip.encode_text(["a cat it is", "a dog it is"])
-    wanted = clip.encode_image(clip.normalise(drawn(32)[:8])) @ rows.T * clip.logit_scale.exp()
+    wanted = clip.encode_image(drawn(32)[:8]) @ rows.T * clip.logit_scale.exp()
     np.testing.assert_allclose(logits(model), wanted.detach().numpy(), atol=1e-4)
     assert not is_learned(toy)
     asked = zero_shot("x", clip, ["a cat", "a dog"], ["{} it is"])

@@ -43,7 +43,7 @@ def named(clip: Clip) -> dict[str, torch.nn.Parameter]:
 def squared(clip: Clip, on: Batch, rows: list[int], targets: list[int]) -> dict[str, Tensor]:
     """(gradient of the mean CE of some images)^2, by the definition."""
     texts = clip.encode_text([fill(PHOTO, PROMPTS.names[label]) for label in (0, 1, 2)])
-    z = clip.encode_image(clip.normalise(on.images[rows]))
+    z = clip.encode_image(on.images[rows])
     logits = clip.logit_scale.exp() * z @ texts.T
     loss = torch.stack([-logits[i].log_softmax(0)[targets[row]] for i, row in enumerate(rows)]).mean()
     parameters = named(clip)
@@ -72,7 +72,7 @@ def test_true_fisher_draws_its_labels_from_the_model(clip: Clip) -> None:
     method, on = learned(clip, fisher="true", fisher_max=None), batch_of(FIRST)
     with torch.no_grad():
         texts = clip.encode_text([fill(PHOTO, PROMPTS.names[label]) for label in (0, 1, 2)])
-        scores = clip.logit_scale.exp() * clip.encode_image(clip.normalise(on.images)) @ texts.T
+        scores = clip.logit_scale.exp() * clip.encode_image(on.images) @ texts.T
     targets = [
         int(_fisher.drawn(scores[[row]], Batch(**{n: vars(on)[n][[row]] for n in COLUMNS})))
         for row in range(4)

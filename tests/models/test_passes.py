@@ -175,7 +175,7 @@ def pair(clip: Clip, train: Train | None = None) -> tuple[Tensor, Tensor]:
     on = pictures(clip)
     trained = [p for p in clip.model.parameters() if p.requires_grad]
     with Passes(clip, train).open(on) if train else nullcontext():
-        features = torch.cat([clip.encode_image(clip.normalise(on.images)), clip.encode_text(PROMPTS)])
+        features = torch.cat([clip.encode_image(on.images), clip.encode_text(PROMPTS)])
         weights = torch.linspace(-1, 1, features.numel()).view_as(features)
         found = torch.autograd.grad((features * weights).sum(), trained, allow_unused=True)
     return features.detach(), torch.cat([g.flatten() for g in found if g is not None])
@@ -230,7 +230,7 @@ def test_nothing_is_left_behind(toy: str) -> None:
 
     def failing() -> None:
         with Passes(clip, train).open(on):
-            clip.encode_image(clip.normalise(on.images))
+            clip.encode_image(on.images)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -296,7 +296,7 @@ def test_what_cannot_be_is_refused(toy: str, tmp_path: Path, photos: str) -> Non
 def test_a_compiled_block_is_the_same_function(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = zoo.load(toy)
     on = pictures(clip)
-    plain = clip.encode_image(clip.normalise(on.images))
+    plain = clip.encode_image(on.images)
     graphs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -308,7 +308,7 @@ def test_a_compiled_block_is_the_same_function(toy: str, monkeypatch: pytest.Mon
     ours = Passes(clip, Train(compile=True))
     monkeypatch.undo()
     with ours.open(on), torch.no_grad():
-        found = clip.encode_image(clip.normalise(on.images))
+        found = clip.encode_image(on.images)
     assert graphs
     torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
 

@@ -52,7 +52,7 @@ def blocks_of(clip: Clip) -> int:
 
 @torch.no_grad()
 def features(clip: Clip, tower: nn.Module | None = None) -> Tensor:
-    return clip.encode_image(clip.normalise(pictures(clip)), tower)
+    return clip.encode_image(pictures(clip), tower)
 
 
 def test_a_cut_tower_says_what_the_whole_one_says(spec: str) -> None:
@@ -130,7 +130,7 @@ def test_gradients_are_those_of_the_whole_tower_to_the_error_of_fp16(tower: str,
     for model, rows in ((whole, pictures(whole)), (clip, clip.normalise(pictures(clip)).half())):
         chosen = dict(model.model.visual.named_parameters())
         leaves = [chosen[name].requires_grad_() for name in names]
-        output = model.encode_image(model.normalise(rows))
+        output = model.encode_image(rows)
         weights = torch.linspace(-1, 1, output.numel()).view_as(output)
         found.append(torch.cat([g.flatten() for g in torch.autograd.grad((output * weights).sum(), leaves)]))
     assert (found[0] - found[1]).norm() / found[0].norm() < 5e-3

@@ -132,8 +132,7 @@ class Cclis(Represent):
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
         """s_j of each image; notes p_j, its fraction of the class's (and domain's) scores."""
         met = [
-            (self.projector(clip.encode_image(clip.normalise(b.images))).cpu(), b.labels, b.domains, b.ids)
-            for b in batches
+            (self.projector(clip.encode_image(b.images)).cpu(), b.labels, b.domains, b.ids) for b in batches
         ]
         rows, labels, domains, ids = (torch.cat(column) for column in zip(*met, strict=True))
         logits = normalize(rows, dim=1).double() @ self.prototypes.double().cpu().T / self.config.tau

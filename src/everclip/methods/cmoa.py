@@ -30,7 +30,7 @@ from everclip.data.policies import herding
 from everclip.errors import UserError
 from everclip.losses.prototypes import mean_contrast
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Cost, Images, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
 from everclip.methods.shared.head import Head, HeadClassifier, columns
@@ -116,7 +116,7 @@ class Cmoa(Classify):
         config, seed = self.config, int(batch.rng("dropout").integers(2**63))
         random = torch.Generator(clip.device).manual_seed(seed)
         with self.mixtures.beside(clip.model.visual, config.scale, random) as maps:
-            image = clip.encode_image(clip.normalise(batch.images))
+            image = clip.encode_image(batch.images)
         features = {"image": image, "scale": clip.logit_scale.exp(), "classes": self._texts}
         if config.separate > 0 and config.experts > 1 and self._stage >= config.separate_from:
             features["overlap"] = torch.stack([overlap(part.float()) for part in maps]).mean()
@@ -133,7 +133,7 @@ class Cmoa(Classify):
             terms["contrast"] = self.config.contrast * loss
         return terms
 
-    def features(self, clip: Clip, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
         with self.mixtures.beside(clip.model.visual, self.config.scale):
             return clip.encode_image(images)
 
@@ -142,7 +142,7 @@ class Cmoa(Classify):
         """Take the class means of L_c: those of a class that comes again are replaced."""
         if self.config.contrast == 0:
             return
-        met = [(self.features(clip, clip.normalise(batch.images)).cpu(), batch.labels) for batch in new]
+        met = [(self.features(clip, batch.images).cpu(), batch.labels) for batch in new]
         rows, labels = (torch.cat(column) for column in zip(*met, strict=True))
         for label in labels.unique().tolist():
             own = rows[labels == label]

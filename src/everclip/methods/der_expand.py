@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Clip, Cost
+from everclip.methods.base.method import Clip, Cost, Images
 from everclip.methods.shared.expand import Expand, ExpandConfig
 
 
@@ -64,7 +64,8 @@ class DerExpand(Expand):
     def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in clip.image_parameters())
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "n d"]]:
+    def extract(self, clip: Clip, images: Images) -> list[Float[Tensor, "n d"]]:
+        images = clip.normalise(images)
         with torch.no_grad():
             older = [clip.encode_image(images, tower) for tower in self.older]
         return [*older, clip.encode_image(images)]

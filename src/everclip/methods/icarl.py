@@ -35,6 +35,7 @@ from everclip.methods.base.method import (
     Batch,
     Clip,
     Cost,
+    Images,
     Method,
     MethodConfig,
     Phase,
@@ -53,7 +54,7 @@ class NearestMean(Classifier):
         self.clip, self.means, self.rows = clip, means, rows
         self.to_logits = clip.logit_scale.exp().item()
 
-    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b n"]:
+    def forward(self, images: Images) -> Float[Tensor, "b n"]:
         scores = self.clip.encode_image(images) @ self.means.T
         return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]
 

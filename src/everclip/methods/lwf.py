@@ -80,7 +80,7 @@ class Lwf(Distilling):
         if self._teacher:
             features["reference"] = features["image"]
             with torch.no_grad():
-                features["teacher"] = clip.encode_image(clip.normalise(batch.images), self._teacher[0])
+                features["teacher"] = clip.encode_image(batch.images, self._teacher[0])
         return features
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Clip, Cost, Task
+from everclip.methods.base.method import Clip, Cost, Images, Task
 from everclip.methods.shared.expand import Expand, ExpandConfig
 from everclip.models.split import Split
 
@@ -80,5 +80,5 @@ class Memo(Expand):
             if everything or self._split.above(name.removeprefix("visual.")):
                 yield parameter
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "n d"]]:
+    def extract(self, clip: Clip, images: Images) -> list[Float[Tensor, "n d"]]:
         return self._split.encode(clip, images, self.older)

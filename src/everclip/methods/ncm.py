@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everclip.methods.base.method import Clip, Cost, Prompts
+from everclip.methods.base.method import Clip, Cost, Images, Prompts
 from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 
 
@@ -46,7 +46,7 @@ class Ncm(Statistics):
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         return normalize(features, dim=1) if self._normalize else features
 
-    def query(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float64[Tensor, "b m"]:
+    def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
         return normalize(super().query(clip, images), dim=1)
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:

@@ -125,7 +125,7 @@ class Zscl(Kept, Distilling):
         texts = reference.captions(self.prompts.names) if kind == "old" else named[kind]()
         self.kept["texts"] = clip.encode_text(texts)
         if self._pictures is not None:
-            parts = [clip.encode_image(clip.normalise(part)) for part in self._pictures.split(64)]
+            parts = [clip.encode_image(part) for part in self._pictures.split(64)]
             self.kept["images"] = torch.cat(parts)
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ class Zscl(Kept, Distilling):
         if self._pictures is not None:
             order = batch.rng("reference").permutation(len(self._pictures))
             rows = torch.from_numpy(order[: len(batch)])
-            features["reference"] = clip.encode_image(clip.normalise(self._pictures[rows]))
+            features["reference"] = clip.encode_image(self._pictures[rows])
             features["teacher"] = self.kept["images"][rows.to(clip.device)]
             return features
         rows = torch.ones_like(batch.current) if self.config.reference_images == "current" else ~batch.current

@@ -30,6 +30,9 @@ _TEXT_CHUNK = 256  # prompts per forward pass: bounds the memory of a thousand c
 _SORTED_CHUNK = 64  # where they are sorted by length
 _LOGIT_PARAMETERS = {"logit_scale", "logit_bias"}
 
+Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b ..."]
+"""Pixels as they are loaded; activations of a frozen trunk as they were kept; or what ``normalise`` makes of either."""
+
 
 class Clip(nn.Module):
     """An open_clip model with its tokenizer and preprocessing.
@@ -151,14 +154,17 @@ class Clip(nn.Module):
         """Describe how pictures become the model's input, ready for JSON."""
         return dict(vars(self._preprocess_cfg))
 
-    def normalise(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """Turn uint8 pixels into the model's input on its device: divided by 255, minus mean, over std.
+    def normalise(self, images: Images) -> Float[Tensor, "b ..."]:
+        """Turn images into the model's input on its device: uint8 pixels divided by 255, minus mean, over std.
 
         Where the image tower was cut, its upper part's input: what the trunk makes of the pixels, or of such
-        activations, as they were kept, the same in fp32.
+        activations, as they were kept, the same in fp32. What is normalised stays as it is; for several towers that
+        take the same images, call it once.
         """
         pictures = images.dtype == torch.uint8
-        assert pictures or self.trunk is not None, "activations are for a tower that was cut"
+        if not pictures and self.trunk is None:
+            assert images.shape[1] == 3, "activations are for a tower that was cut"
+            return images
         values = images.to(self.device, non_blocking=True).to(torch.float32)
         if pictures:  # before the layout changes: a mean for each channel is slow where channels come last
             values = values.div_(255).sub_(self._mean).div_(self._std)
@@ -166,11 +172,14 @@ class Clip(nn.Module):
             values = values.contiguous(memory_format=self._memory_format)
         return self.trunk(values) if pictures and self.trunk is not None else values
 
-    def encode_image(
-        self, images: Float[Tensor, "b ..."], tower: nn.Module | None = None
-    ) -> Float[Tensor, "n d"]:
-        """Unit-length fp32 features of what ``normalise`` gives; of the whole batch where processes share it."""
-        raw = self._raw_image(images) if tower is None else tower(images)
+    def encode_image(self, images: Images, tower: nn.Module | None = None) -> Float[Tensor, "n d"]:
+        """Unit-length fp32 features of images, of the whole batch where processes share it.
+
+        Args:
+            tower: a copy of the image tower to use in its place.
+        """
+        inputs = self.normalise(images)
+        raw = self._raw_image(inputs) if tower is None else tower(inputs)
         features = nn.functional.normalize(raw.float(), dim=-1)
         if self._center is not None:
             features = nn.functional.normalize(features - self._center, dim=-1)

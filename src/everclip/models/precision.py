@@ -168,7 +168,7 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 
 def _image(clip: Clip) -> None:
     side = clip.image_size
-    clip.encode_image(clip.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8)))
+    clip.encode_image(torch.zeros(1, 3, side, side, dtype=torch.uint8))
 
 
 def _texts(clip: Clip) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from everclip.errors import UserError
-from everclip.models.clip import Clip
+from everclip.models.clip import Clip, Images
 from everclip.models.trunk import Parts, above
 
 
@@ -45,11 +45,9 @@ class Split:
         """A frozen copy of what stands above the cut of the image tower."""
         return Upper(clip.copy_tower(), self._below)
 
-    def encode(
-        self, clip: Clip, images: Float[Tensor, "b ..."], older: Iterable[nn.Module]
-    ) -> list[Float[Tensor, "n d"]]:
+    def encode(self, clip: Clip, images: Images, older: Iterable[nn.Module]) -> list[Float[Tensor, "n d"]]:
         """Unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
-        entered: list[Tensor] = []
+        images, entered = clip.normalise(images), list[Tensor]()
         block = clip.model.visual.get_submodule(self.cut)
         hook = block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
         try:

@@ -104,7 +104,7 @@ def evaluate(
     owner: list[NDArray[np.int64]] = []
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     for task in tasks:
-        found = spread(loader, task.test, lambda batch: classify(clip.normalise(batch.images)).float())
+        found = spread(loader, task.test, lambda batch: classify(batch.images).float())
         if found is None:
             raise RunError(
                 f"not one test image of {task.name} can be read: see the skipped images in run.log"

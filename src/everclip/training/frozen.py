@@ -153,7 +153,7 @@ def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor
 
 def _features(clip: Clip, loader: Loader, images: ImageSet) -> Rows | None:
     """Features, labels and ids of the images that can be read; None where there are none."""
-    return spread(loader, images, lambda batch: clip.encode_image(clip.normalise(batch.images)))
+    return spread(loader, images, lambda batch: clip.encode_image(batch.images))
 
 
 def _words(name: str, options: dict[str, Any]) -> str:

@@ -69,9 +69,7 @@ def learn(context: Context, task: Task) -> None:
 def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
     """The method's features of readable images, for memory policies that choose by them."""
     clip = context.clip
-    found = spread(
-        context.loader, images, lambda batch: context.method.features(clip, clip.normalise(batch.images))
-    )
+    found = spread(context.loader, images, lambda batch: context.method.features(clip, batch.images))
     assert found is not None, "images that can be read"
     return found[0].double().numpy()
 

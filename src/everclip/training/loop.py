@@ -130,7 +130,7 @@ def _measure_frozen(context: Context) -> None:
 
 def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]:
     """Mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
-    found = spread(loader, task.train, lambda batch: clip.encode_image(clip.normalise(batch.images)))
+    found = spread(loader, task.train, lambda batch: clip.encode_image(batch.images))
     if found is None:
         raise unreadable(task)
     return found[0].mean(0)

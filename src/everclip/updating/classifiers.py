@@ -87,7 +87,7 @@ def mixed(before: Clip, after: Clip, share: float) -> Clip:
 @torch.no_grad()
 def features(clip: Clip, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n d"]:
     """Unit-length features of images that can be read, in their order, on the CPU."""
-    rows = [clip.encode_image(clip.normalise(batch.images)).cpu() for batch in _plain(images, pixels)]
+    rows = [clip.encode_image(batch.images).cpu() for batch in _plain(images, pixels)]
     return torch.cat(rows) if rows else torch.zeros(0, width(clip))
 
 
@@ -95,15 +95,13 @@ def features(clip: Clip, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n
 def width(clip: Clip) -> int:
     """Length of a feature."""
     blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-    return clip.encode_image(clip.normalise(blank)).shape[1]
+    return clip.encode_image(blank).shape[1]
 
 
 @torch.no_grad()
 def scores(model: Deployed, images: ImageSet, pixels: Pixels) -> Float32[np.ndarray, "n c"]:
     """Scores of images that can be read, one column per label of the model."""
-    rows = [
-        model.classifier(model.clip.normalise(batch.images)).float().cpu() for batch in _plain(images, pixels)
-    ]
+    rows = [model.classifier(batch.images).float().cpu() for batch in _plain(images, pixels)]
     return torch.cat(rows).numpy() if rows else np.zeros((0, len(model.labels)), dtype=np.float32)
 
 

@@ -78,7 +78,7 @@ def _seconds(clip: Clip) -> tuple[float, float]:
             took.append(time.perf_counter() - begin)
         return min(took) / TRIED
 
-    return best(lambda: clip.encode_image(clip.normalise(blank))), best(lambda: clip.encode_text(names))
+    return best(lambda: clip.encode_image(blank)), best(lambda: clip.encode_text(names))
 
 
 def _weights(clip: Clip) -> int:
@@ -94,7 +94,7 @@ def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
         return now + sums + _weights(clip)
     classes = min(len(pictures.known.names), BATCH)
     blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-    image = _activations(clip, lambda: clip.encode_image(clip.normalise(blank)))
+    image = _activations(clip, lambda: clip.encode_image(blank))
     text = _activations(clip, lambda: clip.encode_text(["a photo of a thing."]))
     return now + sums + (COPIES + 3) * _weights(clip) + BATCH * image + classes * text
 

@@ -19,13 +19,14 @@ from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.sample_table import SampleTable
-from everclip.models.clip import Clip
+from everclip.models.clip import Clip, Images
 
 __all__ = [
     "Batch",
     "Classifier",
     "Clip",
     "Cost",
+    "Images",
     "Method",
     "MethodConfig",
     "Phase",
@@ -53,7 +54,7 @@ class Cost:
 
 
 class Classifier(nn.Module):
-    """A map from normalised images to scores, logits of a softmax when multiplied with ``to_logits``."""
+    """A map from images to scores, logits of a softmax when multiplied with ``to_logits``."""
 
     to_logits: float = 1.0
 
@@ -72,7 +73,7 @@ class TextClassifier(Classifier):
         self.to_logits = clip.logit_scale.exp().item()
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b c"]:
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
         return self.clip.encode_image(images) @ self.get_buffer("weights").T
 
 
@@ -180,8 +181,8 @@ class Method(nn.Module, ABC):
         """Label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
         return {}
 
-    def features(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
-        """Unit-length features of normalised images, for memory policies that choose by them."""
+    def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        """Unit-length features of images, for memory policies that choose by them."""
         return clip.encode_image(images)
 
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
@@ -201,7 +202,7 @@ class Method(nn.Module, ABC):
         """Finish a task after its phases, with plain batches of its images and of the memory, already updated."""
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        """Return a map from normalised images to scores ``[b, len(labels)]``; built once per evaluation."""
+        """Return a map from images to scores ``[b, len(labels)]``; built once per evaluation."""
         names = [self.prompts.names[label] for label in labels]
         return TextClassifier(clip, clip.class_embeddings(names, self.prompts.templates))
 
@@ -230,7 +231,7 @@ def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]
 def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
     """``image`` and ``text`` features ``[b, d]`` of a batch of (image, caption) pairs."""
     return {
-        "image": clip.encode_image(clip.normalise(batch.images)),
+        "image": clip.encode_image(batch.images),
         "text": captions(clip, prompts, batch),
         "scale": clip.logit_scale.exp(),
     }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Images, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 
 
@@ -65,7 +65,7 @@ class Wrapper(Method):
     def class_losses(self) -> dict[int, float]:
         return self.inner.class_losses()
 
-    def features(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
+    def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
         return self.inner.features(clip, images)
 
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:

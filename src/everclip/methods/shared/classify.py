@@ -82,7 +82,7 @@ class Classify(Method):
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         features = {
-            "image": clip.encode_image(clip.normalise(batch.images)),
+            "image": clip.encode_image(batch.images),
             "scale": clip.logit_scale.exp(),
         }
         if self._scores.head == "text":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Images, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 
@@ -66,7 +66,7 @@ class Expand(Method):
         """A frozen copy of what the finished task has of its own."""
 
     @abstractmethod
-    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> list[Float[Tensor, "n d"]]:
+    def extract(self, clip: Clip, images: Images) -> list[Float[Tensor, "n d"]]:
         """Unit-length features of each extractor, the newest last; with gradient in what trains."""
 
     @abstractmethod
@@ -122,7 +122,7 @@ class Expand(Method):
             yield from self.aux.parameters() if self._known else ()
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        features = self.extract(clip, clip.normalise(batch.images))
+        features = self.extract(clip, batch.images)
         return {"all": torch.cat(features, 1), "newest": features[-1], "scale": clip.logit_scale.exp()}
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
@@ -144,10 +144,10 @@ class Expand(Method):
         if self.options.balance == "align":
             self.head.align(self._new)
 
-    def _side_by_side(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b w"]:
+    def _side_by_side(self, clip: Clip, images: Images) -> Float[Tensor, "b w"]:
         return torch.cat(self.extract(clip, images), 1)
 
-    def features(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b w"]:
+    def features(self, clip: Clip, images: Images) -> Float[Tensor, "b w"]:
         return functional.normalize(self._side_by_side(clip, images), dim=1)
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

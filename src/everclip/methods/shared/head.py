@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from everclip.methods.base.method import Classifier, Clip, Prompts, Task
+from everclip.methods.base.method import Classifier, Clip, Images, Prompts, Task
 
 HeadInit = Literal["zero", "kaiming", "zero_shot"]
 
@@ -110,10 +110,10 @@ def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:
 
 
 class HeadClassifier(Classifier):
-    """A head's scores of normalised images, one column per label asked for; -inf for a label without a row.
+    """A head's scores of images, one column per label asked for; -inf for a label without a row.
 
     Args:
-        encode: normalised images to the features that the head was trained on.
+        encode: images to the features that the head was trained on.
     """
 
     def __init__(
@@ -127,6 +127,6 @@ class HeadClassifier(Classifier):
         self.encode, self.head, self.scale = encode, head, scale
         self.rows = head.columns(torch.tensor(labels)).tolist()
 
-    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b c"]:
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
         scores = self.head(self.encode(images), self.scale)
         return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]

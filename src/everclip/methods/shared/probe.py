@@ -134,7 +134,7 @@ class Probe(Method):
     def _kept(clip: Clip, batch: Batch, known: set[int]) -> tuple[Tensor, Tensor]:
         """Features and labels of images that are not ``known``."""
         fresh = torch.tensor([sample not in known for sample in batch.ids.tolist()], dtype=torch.bool)
-        features = clip.encode_image(clip.normalise(batch.images))
+        features = clip.encode_image(batch.images)
         return features[fresh.to(features.device)], batch.labels.to(features.device)[
             fresh.to(features.device)
         ]
@@ -149,7 +149,7 @@ class Probe(Method):
             return self.represent(clip, batch, phase)
         with torch.no_grad():
             return {
-                "image": clip.encode_image(clip.normalise(batch.images)),
+                "image": clip.encode_image(batch.images),
                 "scale": clip.logit_scale.exp(),
             }
 

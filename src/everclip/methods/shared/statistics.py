@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
-from everclip.methods.base.method import Batch, Classifier, Clip, Prompts, Task
+from everclip.methods.base.method import Batch, Classifier, Clip, Images, Prompts, Task
 from everclip.models.pooled import pooled
 
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
@@ -66,7 +66,7 @@ class Statistics(FirstSession):
         """Make the buffers at the first task."""
         if not self._built:
             blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-            self.build(clip, self.extract(clip, clip.normalise(blank)).shape[1])
+            self.build(clip, self.extract(clip, blank).shape[1])
             self._built = True
 
     def build(self, clip: Clip, width: int) -> None:
@@ -78,9 +78,11 @@ class Statistics(FirstSession):
         self.register_buffer("sums", torch.zeros(classes, width, dtype=torch.float64, device=where))
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64, device=where))
 
-    def extract(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
-        """The tower's fp32 features of normalised images."""
-        return pooled(clip.model.visual, images) if self._pooled else clip.encode_image(images)
+    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        """The tower's fp32 features of images."""
+        return (
+            pooled(clip.model.visual, clip.normalise(images)) if self._pooled else clip.encode_image(images)
+        )
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         """The features that are summed, from the tower's."""
@@ -89,7 +91,7 @@ class Statistics(FirstSession):
     def extracted(self, clip: Clip, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """The tower's features ``[b, d]`` and the labels of each batch, on the devices where they are used."""
         for batch in batches:
-            yield self.extract(clip, clip.normalise(batch.images)), batch.labels.to(self.counts.device)
+            yield self.extract(clip, batch.images), batch.labels.to(self.counts.device)
 
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
@@ -136,7 +138,7 @@ class Statistics(FirstSession):
         """0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
 
-    def query(self, clip: Clip, images: Float[Tensor, "b ..."]) -> Float64[Tensor, "b m"]:
+    def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
         """The features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
 
@@ -151,7 +153,7 @@ class Linear(Classifier):
     """``W' f(images) + b`` in fp64.
 
     Args:
-        encode: normalised images to features.
+        encode: images to features.
     """
 
     def __init__(
@@ -163,5 +165,5 @@ class Linear(Classifier):
         super().__init__()
         self.encode, self.weight, self.bias = encode, weight, bias
 
-    def forward(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b c"]:
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
         return torch.addmm(self.bias, self.encode(images), self.weight)
