@@ -65,9 +65,9 @@ def every() -> list[str]:
 
 def levels(method: str, setting: str = "caltech50") -> tuple[int, ...]:
     """Exemplars per class that make a difference to a method, without 0 where it needs exemplars."""
-    if setting == "caltech50" and method_class(method).needs_exemplars:
+    if setting == "caltech50" and method_class(method).capabilities.needs_exemplars:
         return (EXEMPLARS,)
-    uses = method not in NO_MEMORY and method_class(method).uses_memory
+    uses = method not in NO_MEMORY and method_class(method).capabilities.uses_memory
     return (0, EXEMPLARS) if uses else (0,)
 
 

@@ -60,9 +60,7 @@ def test_the_ends_are_the_models_themselves(
     assert all(torch.equal(value, end[name]) for name, value in weights(tmp_path / "m").items())
     clip = zoo.load(f"local-dir:{newest(run)}" if alpha else toy)
     model = open_model(str(tmp_path / "m"))
-    wanted = (
-        clip.encode_image(drawn(32)) @ clip.class_embeddings(model.names, model.templates).T
-    )
+    wanted = clip.encode_image(drawn(32)) @ clip.class_embeddings(model.names, model.templates).T
     np.testing.assert_allclose(
         model.logits(drawn(32)), (wanted * clip.logit_scale.exp()).detach().numpy(), atol=1e-4
     )

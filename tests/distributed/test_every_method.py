@@ -56,7 +56,7 @@ def forms(photos: str, toy: str) -> list[str]:
     """Every method that processes can share, by its defaults, then the others."""
     found = []
     for name in plugins.names("methods"):
-        if Plan.of(configured(*words(name, toy, photos))).method.shares:
+        if Plan.of(configured(*words(name, toy, photos))).method.capabilities.shares:
             found.append(f"{name} method.width=64" if name == "ranpac" else name)
     return [*found, *MORE]
 

@@ -77,7 +77,7 @@ def test_every_method(tmp_path: Path, toy: str, photos: str) -> None:
             "gcl tune=image",
         ]
         if not any(word in form for word in ("gather=light", "accumulate", "lora"))
-        and Plan.of(configured(*tokens_of(form, toy, photos))).method.shards
+        and Plan.of(configured(*tokens_of(form, toy, photos))).method.capabilities.shards
     ]
     assert len(every) > 25
     assert not different(tmp_path, toy, photos, every, SHARD, keys=10)

@@ -50,6 +50,7 @@ def steps(
     method: Method, clip: Clip, task: Task, batch: Batch, count: int, *tokens: str
 ) -> list[dict[str, float]]:
     """The terms of each of ``count`` steps on one batch."""
+    method = method.learner(task)
     (phase,) = method.phases(task)
     method.begin_phase(clip, phase)
     words = ("train.lr=1e-3", "train.lr_text=1e-3", "train.warmup=0")

@@ -61,6 +61,7 @@ class Course:
     plan: Plan
     clip: Clip
     seen: list[int] = field(default_factory=list)
+    learner: Any = None
 
     @classmethod
     def of(cls, *tokens: str) -> Course:
@@ -78,6 +79,7 @@ class Course:
         grow(self.plan, self.clip, task)
         parts = [earlier.train for earlier in self.plan.tasks[:index] if memory]
         self.method.begin_task(self.clip, task, sum(parts, task.train))
+        self.learner = self.method.learner(task)
         return task
 
     def sample(self, task: Task) -> Batch:
@@ -88,13 +90,13 @@ class Course:
 
     def update(self, phase: Phase, steps: int = 10) -> Update:
         """Begin a phase, and make its optimizer."""
-        self.method.begin_phase(self.clip, phase)
+        self.learner.begin_phase(self.clip, phase)
         rates = ("train.lr=1e-3", "train.lr_text=1e-3", "train.warmup=0")
-        return Update(self.clip, self.method, phase, configured(*rates).train, steps)
+        return Update(self.clip, self.learner, phase, configured(*rates).train, steps)
 
     def step(self, update: Update, on: Batch, phase: Phase) -> dict[str, float]:
         """One optimizer step; the terms of the loss before it."""
-        terms = self.method.loss(self.method.encode(self.clip, on, phase), on, phase)
+        terms = self.learner.loss(self.learner.encode(self.clip, on, phase), on, phase)
         update.step(terms, "here", [])
         return {name: term.item() for name, term in terms.items()}
 
@@ -113,7 +115,7 @@ class Course:
         """Go through whole tasks."""
         for index in indices:
             task = self.enter(index)
-            for phase in self.method.phases(task):
+            for phase in self.learner.phases(task):
                 self.phase(task, phase)
             self.leave(task)
         return self

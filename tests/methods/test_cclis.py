@@ -60,8 +60,7 @@ def test_golden_scores(toy: str, photos: str) -> None:
     method, on = golden()
 
     class Stub:
-        encode_image = staticmethod(lambda rows: rows)
-        normalise = staticmethod(lambda pictures: Z)
+        encode_image = staticmethod(lambda pictures: Z)
 
     scores = method.scores(Stub(), [on])  # pyright: ignore[reportArgumentType]
     assert scores == pytest.approx(

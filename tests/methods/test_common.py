@@ -105,14 +105,16 @@ def start(name: str, clip: Clip, toy: str, photos: str, *tokens: str) -> tuple[M
 
 def first_phase(method: Method, clip: Clip, task: Task) -> Phase:
     """The first phase of a task, begun, with what it trains taking gradients."""
-    phase = method.phases(task)[0]
-    method.begin_phase(clip, phase)
-    for parameter in method.trainable(clip, phase):
+    learner = method.learner(task)
+    phase = learner.phases(task)[0]
+    learner.begin_phase(clip, phase)
+    for parameter in learner.trainable(clip, phase):
         parameter.requires_grad_(True)
     return phase
 
 
-def total(method: Method, clip: Clip, batch: Batch, phase: Phase) -> torch.Tensor:
+def total(method: Method, clip: Clip, batch: Batch, task: Task, phase: Phase) -> torch.Tensor:
+    method = method.learner(task)
     return torch.stack(list(method.loss(method.encode(clip, batch, phase), batch, phase).values())).sum()
 
 
@@ -128,7 +130,8 @@ def test_catalogue_entry(name: str) -> None:
     text = plugins.docstring("methods", name)
     assert "https://" in text, "the docstring has the paper's link"
     assert len(text.splitlines()[0]) <= 120
-    assert "cost" in vars(method_class(name)), "what it costs is said"
+    for part in ("Parameters  ", "State  ", "Passes  ", "Exemplars  "):
+        assert f"\n{part}" in text or f"\n    {part}" in text, "what it costs is said"
     config = method_class(name).Config
     assert config.__doc__
     for key, field in config.model_fields.items():
@@ -140,6 +143,7 @@ def test_catalogue_entry(name: str) -> None:
 def test_steps_lower_the_loss(name: str, clip: Clip, toy: str, photos: str) -> None:
     method, task, batch = start(name, clip, toy, photos)
     train = configured("train.lr=1e-3", "train.lr_text=1e-3", "train.warmup=0").train
+    method = method.learner(task)
     for phase in method.phases(task):
         method.begin_phase(clip, phase)
         update = Update(clip, method, phase, train, 20)
@@ -157,11 +161,11 @@ def test_state_round_trip_gives_a_bit_equal_next_step(name: str, clip: Clip, toy
     method, task, batch = start(name, clip, toy, photos)
     phase = first_phase(method, clip, task)
     for _ in range(2):
-        total(method, clip, batch, phase)
+        total(method, clip, batch, task, phase)
     again, _, _ = start(name, clip, toy, photos)
     first_phase(again, clip, task)
     again.load_state_dict(copy.deepcopy(method.state_dict()))
-    first, second = (total(one, clip, batch, phase) for one in (method, again))
+    first, second = (total(one, clip, batch, task, phase) for one in (method, again))
     assert torch.equal(first, second)
     weights = [parameter for parameter in clip.parameters() if parameter.requires_grad]
     if not weights:  # adapters beside a frozen tower
@@ -176,6 +180,7 @@ def test_inputs_are_not_changed(name: str, clip: Clip, toy: str, photos: str) ->
     method, task, batch = start(name, clip, toy, photos)
     phase = first_phase(method, clip, task)
     before = copy.deepcopy(batch)
+    method = method.learner(task)
     features = method.encode(clip, batch, phase)
     values = {key: value.detach().clone() for key, value in features.items()}
     method.loss(features, batch, phase)
@@ -194,7 +199,7 @@ def test_any_batch_gives_a_finite_loss_and_gradient(
     phase = first_phase(method, clip, task)
     names = ("images", "labels", "domains", "ids", "current", "second")
     part = replace(batch, **{name: getattr(batch, name)[:size] for name in names})
-    loss = total(method, clip, part, phase)
+    loss = total(method, clip, part, task, phase)
     assert loss.isfinite()
     if loss.requires_grad:
         loss.backward()
@@ -306,7 +311,8 @@ def test_what_is_frozen_stays_frozen(name: str, frozen: str, tmp_path: Path, toy
         return any(not torch.equal(one, other) for (_, one), (_, other) in pairs)
 
     method, task, _ = start(name, before, toy, photos)
-    wanted = {id(p) for phase in method.phases(task) for p in method.trainable(before, phase)}
+    learner = method.learner(task)
+    wanted = {id(p) for phase in learner.phases(task) for p in learner.trainable(before, phase)}
 
     def meant(part: str) -> bool:
         return any(id(parameter) in wanted for _, parameter in getattr(before, part)())

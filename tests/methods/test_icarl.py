@@ -77,7 +77,7 @@ def one_vs_all(logits: list[list[float]], targets: list[list[float]]) -> float:
 def test_herding_golden() -> None:
     features = torch.tensor([[1, 0], [0, 1], [0.9, 0.1], [0.5, 0.45]], dtype=torch.float64).numpy()
     assert herding(features).tolist() == [3, 2, 1, 0]
-    assert Icarl.memory_policy == "herding"
+    assert Icarl.capabilities.memory_policy == "herding"
 
 
 def test_exemplars_a_class_golden() -> None:

@@ -25,7 +25,7 @@ def test_rows_of_absent_classes_are_not_pushed_down(name: str, classes: str, toy
     head = next(part for path, part in course.method.named_modules() if path.endswith("head"))
     old = [row for row, label in enumerate(head.labels) if label not in task.classes]
     on = batch(list(task.classes) * 4)
-    terms = course.method.loss(course.method.encode(course.clip, on, phase), on, phase)
+    terms = course.learner.loss(course.learner.encode(course.clip, on, phase), on, phase)
     torch.stack([*terms.values()]).sum().backward()
     assert old
     assert head.weight.grad is not None

@@ -239,7 +239,7 @@ def test_where_rows_begin(start: str, toy: str, photos: str) -> None:
 def test_cassle_keeps_exemplars_for_the_probe_alone_if_at_all(toy: str, photos: str) -> None:
     for options, used, data in (([], False, "new"), (["method.probe=mixed"], True, "mixed")):
         lesson = course("cassle", toy, photos, *options)
-        assert lesson.method.uses_memory is used
+        assert lesson.method.capabilities.uses_memory is used
         assert lesson.plan.budget() == (12 if used else 0)
         assert [phase.data for phase in lesson.method.phases(lesson.plan.tasks[1])] == ["new"]
         assert lesson.method.probe_data == data

@@ -174,7 +174,7 @@ def test_state_has_the_size_of_the_features_whatever_the_tasks(name: str, clip: 
     stored = {key: value.shape for key, value in one.state_dict().items() if isinstance(value, Tensor)}
     assert stored == {key: value.shape for key, value in many.state_dict().items() if key in stored}
     assert "projection" not in stored, "it is drawn again"
-    assert not one.uses_memory
+    assert not one.capabilities.uses_memory
 
 
 # Runs -----------------------------------------------------------------------------------------------------------
@@ -207,17 +207,19 @@ def test_first_session_adaptation_trains_in_the_first_task_alone(loss: str, clip
     method.grow(clip, first)
     method.begin_task(clip, first, train)
     expected = own.create(own.Config.model_validate(options), PROMPTS).phases(first)
-    assert method.phases(first) == expected
-    phase: Phase = method.phases(first)[0]
-    method.begin_phase(clip, phase)
-    terms = method.loss(method.encode(clip, on, phase), on, phase)
+    learner = method.learner(first)
+    assert learner.phases(first) == expected
+    phase: Phase = learner.phases(first)[0]
+    learner.begin_phase(clip, phase)
+    terms = learner.loss(learner.encode(clip, on, phase), on, phase)
     assert all(term.requires_grad for term in terms.values())
-    assert {id(p) for p in method.trainable(clip, phase)} >= {id(p) for _, p in clip.image_parameters()}
+    assert {id(p) for p in learner.trainable(clip, phase)} >= {id(p) for _, p in clip.image_parameters()}
     assert not list(method.parameters()), "its head is no part of the state"
     method.end_task(clip, first, [on], [])
     second = replace(first, index=1)
+    assert method.learner(second) is method
     assert method.phases(second) == []
-    with pytest.raises(AssertionError, match=r"no training phase after the first task"):
+    with pytest.raises(NotImplementedError, match=r"Ridge has no phase to encode for"):
         method.encode(clip, on, phase)
 
 

@@ -34,10 +34,10 @@ PROMPTS = ["a cat", "a photo of a dog.", "a small red fox"]
 
 def gradient(course: Course, on: Batch, phase: Phase, **train: Any) -> tuple[dict[str, float], Tensor]:
     """Terms of the loss, and its gradient in everything that trains, as one vector."""
-    method, clip = course.method, course.clip
+    method, clip, learner = course.method, course.clip, course.learner
     trained = [p for p in [*clip.parameters(), *method.parameters()] if p.requires_grad]
     with Passes(clip, Train(**train)).open(on) if train else nullcontext():
-        terms = method.loss(method.encode(clip, on, phase), on, phase)
+        terms = learner.loss(learner.encode(clip, on, phase), on, phase)
         found = torch.autograd.grad(torch.stack([*terms.values()]).sum(), trained, allow_unused=True)
     flat = [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(trained, found, strict=True)]
     return {name: term.item() for name, term in terms.items()}, torch.cat(flat)
@@ -82,11 +82,11 @@ def test_pieces_give_the_loss_gradient_and_state_of_the_whole_batch(name: str, t
     course = Course.of(f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2", *options)
     if len(course.plan.tasks) > 1:
         first = course.enter(0)
-        for phase in course.method.phases(first):
+        for phase in course.learner.phases(first):
             course.step(course.update(phase), sample(course, first, phase), phase)
         course.leave(first)
     task = course.enter(len(course.plan.tasks) - 1)
-    for phase in course.method.phases(task):
+    for phase in course.learner.phases(task):
         update, on, method = course.update(phase), sample(course, task, phase), course.method
         before = copy.deepcopy(method.state_dict())
         if name in LOOKS_INSIDE:

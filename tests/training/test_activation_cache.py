@@ -144,7 +144,7 @@ def test_methods_that_train_nothing_are_as_without(method: str, tmp_path: Path, 
     assert with_["cache_bytes"] > without["cache_bytes"] == 0
     plan, clip, _ = open_run(tmp_path / "auto")
     assert clip.trunk is not None
-    assert plan.method.reads == ("pooled" if "pooled" in method else "features")
+    assert plan.method.capabilities.reads == ("pooled" if "pooled" in method else "features")
 
 
 @pytest.mark.parametrize("method", ["co2l", "cassle method.objective=sogclr", "gdro"])

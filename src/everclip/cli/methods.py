@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
 from typing import Any
 
 from everclip import plugins
@@ -58,7 +57,6 @@ def describe(name: str) -> dict[str, Any]:
             for option, field in cls.Config.model_fields.items()
         ],
         "recommends": cls.Config.recommends,
-        "cost": asdict(cls.cost),
     }
 
 
@@ -75,8 +73,6 @@ def _explain(method: dict[str, Any], json: bool) -> None:
         print_columns(rows, ("option", "default", "meaning (what is allowed)"))
     else:
         print("It has no options.")
-    print()
-    print_columns(list(method["cost"].items()), ("cost", "beside the model and its training"))
     if method["recommends"]:
         values = " ".join(f"train.{name}={value}" for name, value in method["recommends"].items())
         print(f"\nUnless you say otherwise it trains with {values}.")

@@ -175,7 +175,7 @@ def _show_plan(config: Config, json: bool) -> None:
     for task in plan.tasks:
         images = {"mixed": len(task.train) + len(memory.images()), "new": len(task.train)}
         images["memory"] = images["mixed"] - images["new"]
-        steps = sum(plan.steps(phase, images[phase.data]) for phase in plan.method.phases(task))
+        steps = sum(plan.steps(phase, images[phase.data]) for phase in plan.method.learner(task).phases(task))
         known = len(seen(plan.tasks[: task.index + 1]))
         memory.update(task.train, known)
         lines.append(

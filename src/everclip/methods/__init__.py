@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from everclip.methods.base.cost import Passes
     from everclip.methods.base.method import (
         Batch,
+        Capabilities,
         Classifier,
         Clip,
-        Cost,
         Images,
         Method,
         MethodConfig,
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
         Prompts,
         Task,
         TextClassifier,
+        Untrained,
     )
     from everclip.methods.base.sample_table import SampleTable
 
 __all__ = [
     "Batch",
+    "Capabilities",
     "Classifier",
     "Clip",
-    "Cost",
     "Images",
     "Method",
     "MethodConfig",
@@ -43,6 +44,7 @@ __all__ = [
     "SampleTable",
     "Task",
     "TextClassifier",
+    "Untrained",
     "build",
     "lacking",
 ]
@@ -67,9 +69,9 @@ def lacking(config: Config, method: Method) -> str:
     scenario, memory = config.scenario, config.memory
     tasks = scenario.tasks if isinstance(scenario.tasks, int) else len(scenario.tasks)
     without = memory.budget == 0 and memory.policy != "all"
-    alone = method.one_task or tasks == 1 or scenario.kind != "class-incremental"
+    alone = method.capabilities.one_task or tasks == 1 or scenario.kind != "class-incremental"
     # Runs of earlier versions go on as they began.
-    if config.defaults == 1 or alone or not method.needs_exemplars:
+    if config.defaults == 1 or alone or not method.capabilities.needs_exemplars:
         return ""
     if memory.policy == "none":
         return f"{config.method.name} needs exemplars: set memory.policy to another than none"

@@ -14,6 +14,11 @@ with a, b the two views, n both views of the other images, and u_i = (u1_i + u2_
 kept. A linear probe is learned on the frozen features of the task's images, which serves domains that share their
 classes; `method.probe=mixed` keeps exemplars for the probe alone.
 
+    Parameters  a projector and a predictor of two layers each; a linear head
+    State       projector, predictor, head; one moving average (fp32) an exemplar with sogclr and method.probe=mixed
+    Passes      2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe
+    Exemplars   none; method.probe=mixed learns the probe on it
+
 Paper: https://arxiv.org/abs/2112.04215
 """
 
@@ -27,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everclip.losses.contrastive import clip_loss
-from everclip.methods.base.method import Batch, Clip, Cost, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Prompts, Task
 from everclip.methods.shared.represent import TwoViews, ViewsConfig, mlp
 
 
@@ -57,16 +62,10 @@ class Cassle(TwoViews):
 
     config: Config
     represent_data = "new"
-    cost = Cost(
-        parameters="a projector and a predictor of two layers each; a linear head",
-        state="projector, predictor, head; one moving average (fp32) an exemplar with sogclr and method.probe=mixed",
-        passes="2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe",
-        memory="none; method.probe=mixed learns the probe on it",
-    )
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.uses_memory = config.probe == "mixed"
+        self.can(uses_memory=config.probe == "mixed")
         self.probe_data = "mixed" if config.probe == "mixed" else "new"
         self.predictor: nn.Module = nn.Identity()
 

@@ -14,6 +14,11 @@ is s_j over the sum of its class, so that weighted exemplars estimate the sum ov
 Where a class comes again in another domain, exemplars are drawn, counted and weighted by class and domain (ours). An
 exemplar that was not drawn by score (`memory.policy=random`, `memory.budget=all`) has v = 1.
 
+    Parameters  a projector of two layers, a prototype a class; a linear head
+    State       these, and one probability (fp32) an exemplar
+    Passes      1 of the image tower, 1 of its frozen copy after the first task; 1 for the probe, 1 for scores
+    Exemplars   trains on exemplars beside new images; chooses them by score
+
 Paper: https://arxiv.org/abs/2403.04599
 """
 
@@ -32,7 +37,7 @@ from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.prototypes import draw_scores, importance, prototype_contrast, shares
 from everclip.methods.base.cost import Passes, teacher
-from everclip.methods.base.method import Batch, Clip, Cost, Method, Prompts, Task
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.represent import Represent, RepresentConfig
 
@@ -60,13 +65,7 @@ class Cclis(Represent):
         tau_teacher: float = Field(default=0.01, gt=0, description="and of those in the task before")
 
     config: Config
-    memory_policy = "score"
-    cost = Cost(
-        parameters="a projector of two layers, a prototype a class; a linear head",
-        state="these, and one probability (fp32) an exemplar",
-        passes="1 of the image tower, 1 of its frozen copy after the first task; 1 for the probe, 1 for scores",
-        memory="trains on exemplars beside new images; chooses them by score",
-    )
+    capabilities = Capabilities(memory_policy="score")
     passes = Passes(teacher(), "none", after=(0.0, 1.0))
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

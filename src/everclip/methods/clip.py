@@ -5,6 +5,11 @@
 Both towers and the logit scale are trained; every other pair of the batch is a negative, of the same class too, as in
 FLYP. Equal to GCL with gamma = 1 and the pair itself among its negatives, up to a factor of 2 tau.
 
+    Parameters  none
+    State       none
+    Passes      1 of the image tower; 1 of the text tower for each class of the batch
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2212.00638
 """
 
@@ -16,7 +21,7 @@ from torch import Tensor
 
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Method, MethodConfig, Phase, pairs
+from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, pairs
 
 
 class ClipLoss(Method):
@@ -25,7 +30,6 @@ class ClipLoss(Method):
     class Config(MethodConfig):
         """No options."""
 
-    cost = Cost()
     passes = Passes(text="batch")
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:

@@ -10,6 +10,11 @@ the cosine between their maps. L_c (`contrast`, 1.0 from the third task on) is t
 over a temperature, to class means of earlier tasks, for classes that had images then. Both are experimental and off:
 the published code lacks them, so their form is ours. So are the frozen tower, the text classifier and no exemplars.
 
+    Parameters  two adapters a block (15 thousand each at width 768); a linear head with method.head=linear
+    State       these; a class mean (fp32) a class with method.contrast
+    Passes      1 of the image tower with its adapters
+    Exemplars   none
+
 Paper: https://arxiv.org/abs/2302.05936
 """
 
@@ -30,7 +35,7 @@ from everclip.data.policies import herding
 from everclip.errors import UserError
 from everclip.losses.prototypes import mean_contrast
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Images, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
 from everclip.methods.shared.head import Head, HeadClassifier, columns
@@ -63,14 +68,7 @@ class Cmoa(Classify):
         herded: int = Field(default=5, ge=1, description="images, chosen by herding, of a class mean of L_c")
 
     config: Config
-    uses_memory = False
-    reads = "pixels"
-    cost = Cost(
-        parameters="two adapters a block (15 thousand each at width 768); a linear head with method.head=linear",
-        state="these; a class mean (fp32) a class with method.contrast",
-        passes="1 of the image tower with its adapters",
-        memory="none",
-    )
+    capabilities = Capabilities(uses_memory=False, reads="pixels")
     passes = Passes(text="none")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
@@ -79,7 +77,7 @@ class Cmoa(Classify):
         self.means = SampleTable(1)
         self._stage = 0
         self._texts = torch.zeros(0, 0)
-        self.shares = config.dropout == config.separate == 0
+        self.can(shares=config.dropout == config.separate == 0)
 
     def tables(self) -> dict[str, SampleTable]:
         return {"means": self.means}

@@ -10,6 +10,11 @@ positives but no anchors. After each task a linear probe is learned on the froze
 classes drawn alike. In place of the contrast of classes there may be one of images, SimCLR or SogCLR. That anchors are
 new images rather than images of new classes is ours: it is the same unless a class comes again in another domain.
 
+    Parameters  a projector of two layers; a linear head
+    State       the projector and the head; one moving average (fp32) an exemplar with method.objective=sogclr
+    Passes      2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2106.14413
 """
 
@@ -23,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everclip.losses import supcon
-from everclip.methods.base.method import Batch, Cost
+from everclip.methods.base.method import Batch
 from everclip.methods.shared.represent import TwoViews, ViewsConfig
 
 
@@ -45,11 +50,6 @@ class Co2l(TwoViews):
         tau_teacher: float = Field(default=0.01, gt=0, description="and of those in the task before")
 
     config: Config
-    cost = Cost(
-        parameters="a projector of two layers; a linear head",
-        state="the projector and the head; one moving average (fp32) an exemplar with method.objective=sogclr",
-        passes="2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe",
-    )
 
     def contrast(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         config = self.config

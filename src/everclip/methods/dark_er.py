@@ -10,6 +10,11 @@ columns are not compared. beta = 0 is DER, above 0 DER++. m = 1 / tau would be t
 is drawn from the task and the memory alike; the authors draw as many exemplars as new images, and twice for DER++.
 They store outputs in the course of training. Not der_expand (Yan et al. 2021), which is also called DER.
 
+    Parameters  none; a linear head with method.head=linear
+    State       a number (fp32) a class seen, or the feature, of each exemplar
+    Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head
+    Exemplars   exemplars have a loss of their own; without any it is finetune
+
 Paper: https://arxiv.org/abs/2004.07211
 """
 
@@ -29,7 +34,7 @@ from torch.nn import functional
 from everclip.data.images import ImageSet
 from everclip.losses.distill import known_outputs
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task, to_device
+from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task, to_device
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.classify import ClassesConfig, Classify, HeadConfig
 from everclip.methods.shared.head import columns
@@ -53,12 +58,6 @@ class DarkEr(Classify):
         mse_scale: float = Field(default=10.0, gt=0, description="both sides of the distance are times this")
 
     config: Config
-    cost = Cost(
-        parameters="none; a linear head with method.head=linear",
-        state="a number (fp32) a class seen, or the feature, of each exemplar",
-        passes="1 of the image tower; 1 of the text tower for each class seen, none with a linear head",
-        memory="exemplars have a loss of their own; without any it is finetune",
-    )
     passes = Passes(text="seen")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

@@ -15,6 +15,11 @@ no class is new then, so y' is the class itself and no row is aligned.
 
 The parameters grow by a whole tower with each task: see memo for less.
 
+    Parameters  an image tower a task after the first; a head on the features of all; an auxiliary head
+    State       those towers and heads
+    Passes      1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each an epoch
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2103.16788
 """
 
@@ -28,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Clip, Cost, Images
+from everclip.methods.base.method import Clip, Images
 from everclip.methods.shared.expand import Expand, ExpandConfig
 
 
@@ -44,11 +49,6 @@ class DerExpand(Expand):
         }
 
     config: Config
-    cost = Cost(
-        parameters="an image tower a task after the first; a head on the features of all; an auxiliary head",
-        state="those towers and heads",
-        passes="1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each an epoch",
-    )
     passes = Passes(
         lambda stage: (1.0, float(stage)),
         "none",

@@ -19,6 +19,12 @@ train; under tune=lora, the weights with their updates. Published without a memo
 the CE over the new task's classes alone, as in PyCIL; method.classes=seen has all classes. mammoth's lambda is half of
 ours.
 
+    Parameters  none; a linear head with method.head=linear
+    State       two copies (fp32) of what it trains: anchors and Fisher
+    Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head; the Fisher
+                takes 1 more an image after the task, one by one unless method.fisher=batch
+    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+
 Paper: https://arxiv.org/abs/1612.00796
 """
 
@@ -34,7 +40,7 @@ from torch.nn import functional
 from everclip.data.images import ImageSet
 from everclip.losses import elastic
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task, to_device
+from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, Task, to_device
 from everclip.methods.shared import fisher as _fisher
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
 from everclip.methods.shared.head import columns
@@ -82,14 +88,7 @@ class Ewc(Kept, Classify):
             return "true" if value is True else value
 
     config: Config
-    shards = False
-    cost = Cost(
-        parameters="none; a linear head with method.head=linear",
-        state="two copies (fp32) of what it trains: anchors and Fisher",
-        passes="1 of the image tower; 1 of the text tower for each class seen, none with a linear head; the Fisher"
-        " takes 1 more an image after the task, one by one unless method.fisher=batch",
-        memory="trains on exemplars beside new images; published without: memory.budget=0",
-    )
+    capabilities = Capabilities(shards=False)
     passes = Passes(text="seen", after=(1.0, 0.0), anchored=2)
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

@@ -10,6 +10,11 @@ image, and without a memory old classes are lost. The text head is the cross-ent
 rows start at zero, at Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows are kept when it
 grows.
 
+    Parameters  none; a linear head with method.head=linear
+    State       none
+    Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2212.00638
 """
 
@@ -18,7 +23,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Cost
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
 
 
@@ -31,8 +35,4 @@ class Finetune(Classify):
         search: ClassVar[dict[str, tuple[Any, ...]]] = {"label_smoothing": (0.0, 0.1)}
 
     config: Config
-    cost = Cost(
-        parameters="none; a linear head with method.head=linear",
-        passes="1 of the image tower; 1 of the text tower for each class seen, none with a linear head",
-    )
     passes = Passes(text="seen")

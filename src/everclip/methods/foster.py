@@ -13,6 +13,11 @@ plain cross-entropy. Exemplars are chosen by herding.
 Ours: unit-length features and the logit scale; n_k counted, and w = w' = 1 where a class seen has no image. Where
 domains come instead of classes all scores are old ones, and both phases are the same.
 
+    Parameters  a linear head; from the second task on two more, for boosting
+    State       the heads
+    Passes      1 of the image tower, and after the first task 1 of a frozen copy (boosting) and 2 (compression)
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2204.04662
 """
 
@@ -33,7 +38,16 @@ from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.longtail import balanced_distillation, effective_weights
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.method import (
+    Batch,
+    Capabilities,
+    Clip,
+    Method,
+    MethodConfig,
+    Phase,
+    Prompts,
+    Task,
+)
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, initial_rows
 
 
@@ -65,14 +79,8 @@ class Foster(Method):
         )
         head_init: HeadInit = initial_rows("the heads'")
 
-    memory_policy = "herding"
-    needs_exemplars = True
+    capabilities = Capabilities(memory_policy="herding", needs_exemplars=True)
     config: Config
-    cost = Cost(
-        parameters="a linear head; from the second task on two more, for boosting",
-        state="the heads",
-        passes="1 of the image tower, and after the first task 1 of a frozen copy (boosting) and 2 (compression)",
-    )
     passes = Passes(
         lambda stage: (2.0, 3.0) if stage else (1.0, 0.0),
         "none",

@@ -7,6 +7,11 @@ The means run over the whole training set; a moving average per sample, u <- (1 
 estimates them from small batches and carries over from task to task with the exemplars (equations 1-4). A sample's
 first visit takes the batch mean itself.
 
+    Parameters  none
+    State       two moving averages (fp32) an exemplar
+    Passes      1 of the image tower; 1 of the text tower for each class of the batch
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2605.03866
 """
 
@@ -17,7 +22,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from everclip.methods.base.method import Batch, Cost, Phase
+from everclip.methods.base.method import Batch, Phase
 from everclip.methods.shared.contrastive import Contrastive, ContrastiveConfig, valued
 
 
@@ -30,7 +35,6 @@ class Gcl(Contrastive):
         search: ClassVar[dict[str, tuple[Any, ...]]] = {"tau": (0.02, 0.05, 0.1), "gamma": (0.5, 0.8, 1.0)}
 
     config: Config
-    cost = Cost(state="two moving averages (fp32) an exemplar")
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         pairs = self.compare(features, batch)

@@ -13,6 +13,11 @@ much as these; `omega=batch` reads the paper as softmax and means over the batch
 p of the batch's classes, made to sum to 1. Equation 5 and the estimator are not public;
 docs/methods.md says what is certain.
 
+    Parameters  none
+    State       two moving averages (fp32) an exemplar, one a class
+    Passes      1 of the image tower; 1 of the text tower for each class of the batch
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2605.03866
 """
 
@@ -28,7 +33,7 @@ from pydantic import Field
 from torch import Tensor
 
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.contrastive import Contrastive, ContrastiveConfig, valued
 from everclip.methods.shared.groups import GroupOptions, GroupWeights
@@ -83,7 +88,6 @@ class Gdro(Contrastive):
         weight_clip: float | None = Field(default=None, gt=0, description="most that one image may count")
 
     config: Config
-    cost = Cost(state="two moving averages (fp32) an exemplar, one a class")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -13,6 +13,11 @@ Ours: the logit scale; r_ik = [y_i = k] for an image of the task and a known cla
 its label is what there is to learn, and the old network's answers are kept on the exemplars. A seen class without
 exemplars has no mean, so that the head classifies wherever there is one, as with no memory.
 
+    Parameters  a linear head
+    State       head and a mean feature a class
+    Passes      1 of the image tower, and 1 of its frozen copy after the first task
+    Exemplars   trains on exemplars beside new images, and classifies by them
+
 Paper: https://arxiv.org/abs/1611.07725
 """
 
@@ -33,8 +38,8 @@ from everclip.losses.distill import distillation
 from everclip.methods.base.cost import Passes, teacher
 from everclip.methods.base.method import (
     Batch,
+    Capabilities,
     Clip,
-    Cost,
     Images,
     Method,
     MethodConfig,
@@ -81,20 +86,13 @@ class Icarl(Method):
         flip: bool = Field(default=False, description="whether means are also taken over mirrored exemplars")
         head_init: HeadInit = initial_rows()
 
-    memory_policy = "herding"
-    needs_exemplars = True
+    capabilities = Capabilities(memory_policy="herding", needs_exemplars=True)
     config: Config
-    cost = Cost(
-        parameters="a linear head",
-        state="head and a mean feature a class",
-        passes="1 of the image tower, and 1 of its frozen copy after the first task",
-        memory="trains on exemplars beside new images, and classifies by them",
-    )
     passes = Passes(teacher(), "none", after=(0.0, 1.0))
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.reads = "pixels" if config.flip else "features"
+        self.can(reads="pixels" if config.flip else "features")
         self.head = Head()
         self.means: Tensor
         self.register_buffer("means", torch.zeros(0, 0))

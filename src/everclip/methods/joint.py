@@ -5,6 +5,11 @@ its options as `method.options.NAME=VALUE`. Its results hold one stage: last equ
 are null. It trains once where others train at each task, so it has epochs of its own, 15; fewer leave it under-trained,
 and it is no bound: a method can end above it.
 
+    Parameters  those of the loss
+    State       that of the loss
+    Passes      1 of the image tower; 1 of the text tower for each class of the batch
+    Exemplars   none: it has all images
+
 One curve of the ImageNet experiment in https://arxiv.org/abs/2605.03866, section 4.4.
 """
 
@@ -15,7 +20,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from everclip.errors import UserError
-from everclip.methods.base.method import Cost, Method, MethodConfig, Prompts
+from everclip.methods.base.method import Method, MethodConfig, Prompts
 from everclip.methods.base.registry import method_class, options_of
 
 
@@ -33,8 +38,6 @@ class Joint(Method):
         loss: str = Field(default="finetune", description="the method whose loss is used")
         options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
 
-    cost = Cost(parameters="those of the loss", state="that of the loss", memory="none: it has all images")
-
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
         """The method ``loss``, told to take all tasks as one. Raises UserError for joint itself, or bad options."""
@@ -44,5 +47,5 @@ class Joint(Method):
         method = method_class(config.loss).create(
             options_of(config.loss, config.options, "method.options."), prompts
         )
-        method.one_task = True
+        method.can(one_task=True)
         return method

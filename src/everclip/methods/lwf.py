@@ -9,6 +9,12 @@ the task's classes, or a thousand random sentences (lwf-vr). This is the form of
 CLIP, after Ding et al. 2022: both directions with weight 5, T = 2, smoothed labels, CE over the classes at hand, a
 fixed logit scale. Published without a memory: memory.budget=0.
 
+    Parameters  none
+    State       none
+    Passes      2 of the image tower, one of them without gradient, from the second task on; 1 of the text tower for
+                each class at hand; the copied tower is gone when the task ends
+    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+
 Paper: https://arxiv.org/abs/1606.09282, for CLIP https://arxiv.org/abs/2207.09248
 """
 
@@ -23,7 +29,7 @@ from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes, teacher
-from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
 from everclip.methods.shared import reference as _reference
 from everclip.methods.shared.distilling import Distilling, DistillingConfig
 
@@ -44,11 +50,6 @@ class Lwf(Distilling):
         )
 
     config: Config
-    cost = Cost(
-        passes="2 of the image tower, one of them without gradient, from the second task on; 1 of the text tower for"
-        " each class at hand; the copied tower is gone when the task ends",
-        memory="trains on exemplars beside new images; published without: memory.budget=0",
-    )
     passes = Passes(teacher(), "seen")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

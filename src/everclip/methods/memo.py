@@ -10,12 +10,18 @@ first task and frozen from then on (``shared=frozen``, PILOT's setting for ViTs)
 ResNets): then older tasks' features drift, although their own blocks do not change. The heads, y', ``balance`` and what
 happens with domains are those of der_expand.
 
+    Parameters  last blocks for each task after the first; a head on the features of all; an auxiliary head
+    State       those blocks and heads
+    Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many an epoch
+    Exemplars   trains on exemplars beside new images
+
 Paper: https://arxiv.org/abs/2205.13218
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -23,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Clip, Cost, Images, Task
+from everclip.methods.base.method import Clip, Images, Task
 from everclip.methods.shared.expand import Expand, ExpandConfig
 from everclip.models.split import Split
 
@@ -51,13 +57,8 @@ class Memo(Expand):
             default="frozen", description="what happens to the shared blocks after the first task"
         )
 
-    reads = "blocks"
+    capabilities = replace(Expand.capabilities, reads="blocks")
     config: Config
-    cost = Cost(
-        parameters="last blocks for each task after the first; a head on the features of all; an auxiliary head",
-        state="those blocks and heads",
-        passes="1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many an epoch",
-    )
     passes = Passes(
         lambda stage: (OWN, 1 - OWN + stage * OWN) if stage else (1.0, 0.0),
         "none",

@@ -7,6 +7,11 @@ x are unit-length image features, or with `feature=pooled` the tower's output be
 domain adds to its sum. With `adapt` the model learns the first task by another method's loss before any mean is
 taken (APER, same paper, without its second tower). A label that was never trained scores -inf.
 
+    Parameters  none
+    State       a sum of features (fp64) and a count a class
+    Passes      1 of the image tower in all; in the first task those of adapt too
+    Exemplars   none
+
 Paper: https://arxiv.org/abs/2303.07338
 """
 
@@ -17,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everclip.methods.base.method import Clip, Cost, Images, Prompts
+from everclip.methods.base.method import Clip, Images, Prompts
 from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 
 
@@ -32,11 +37,6 @@ class Ncm(Statistics):
         )
 
     second_moments = False
-    cost = Cost(
-        state="a sum of features (fp64) and a count a class",
-        passes="1 of the image tower in all; in the first task those of adapt too",
-        memory="none",
-    )
     config: Config
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

@@ -12,6 +12,11 @@ The paper adapts the model to the first task and freezes it after; `adapt` does 
 `tune` and the rates of [train] say, where the authors train an adapter with cross-entropy. Their CLIP rows are
 without, as the default is. They use pooled features (`feature=pooled`). A label that was never trained scores -inf.
 
+    Parameters  none
+    State       M x M sums, M sums a class (fp64); the projection is drawn again
+    Passes      1 of the image tower in all; in the first task those of adapt too
+    Exemplars   none
+
 Paper: https://arxiv.org/abs/2307.02251
 """
 
@@ -24,7 +29,6 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from everclip.methods.base.method import Cost
 from everclip.methods.shared.ridge import RidgeConfig, RidgeMethod
 
 
@@ -46,11 +50,6 @@ class RanPac(RidgeMethod):
             " lam is given (gcv), which takes minutes at M = 10000; or lam itself (fixed)",
         )
 
-    cost = Cost(
-        state="M x M sums, M sums a class (fp64); the projection is drawn again",
-        passes="1 of the image tower in all; in the first task those of adapt too",
-        memory="none",
-    )
     config: Config
 
     @property

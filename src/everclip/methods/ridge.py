@@ -15,6 +15,11 @@ sum over n unit-length features grows with n.
 X kappa E the nearest to Y, unless it is given. With little data or a large lam it is zero-shot CLIP. A label that was
 never trained scores -inf; with the prior it has its column of W (`unseen=solved`), or kappa e_k (`unseen=text`).
 
+    Parameters  none
+    State       d x d sums, a sum of features a class (fp64); the random layer is drawn again
+    Passes      1 of the image tower in all; in the first task those of adapt too
+    Exemplars   none
+
 Paper: https://arxiv.org/abs/2205.14922
 """
 
@@ -28,7 +33,7 @@ from pydantic import Field
 from torch import Tensor
 
 from everclip.errors import UserError
-from everclip.methods.base.method import Clip, Cost, Prompts
+from everclip.methods.base.method import Clip, Prompts
 from everclip.methods.shared import closed_form
 from everclip.methods.shared.ridge import RidgeConfig, RidgeMethod
 from everclip.methods.shared.statistics import Scores
@@ -52,11 +57,6 @@ class Ridge(RidgeMethod):
             description="with the prior, labels never trained: as the equation has them, or their embedding alone",
         )
 
-    cost = Cost(
-        state="d x d sums, a sum of features a class (fp64); the random layer is drawn again",
-        passes="1 of the image tower in all; in the first task those of adapt too",
-        memory="none",
-    )
     config: Config
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

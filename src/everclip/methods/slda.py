@@ -15,6 +15,11 @@ log(n_k / n).
 with n the images of all classes: it depends on their order, and a class's first image puts in its own mean. Their start
 from a covariance of the first task's images is left out. A label that was never trained scores -inf.
 
+    Parameters  none
+    State       d x d sums, a sum of features a class (fp64)
+    Passes      1 of the image tower in all; in the first task those of adapt too
+    Exemplars   none
+
 Paper: https://arxiv.org/abs/1909.01520
 """
 
@@ -27,7 +32,7 @@ from jaxtyping import Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everclip.methods.base.method import Clip, Cost
+from everclip.methods.base.method import Clip
 from everclip.methods.shared import closed_form
 from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 
@@ -58,11 +63,6 @@ class Slda(Statistics):
         )
 
     cosines = False
-    cost = Cost(
-        state="d x d sums, a sum of features a class (fp64)",
-        passes="1 of the image tower in all; in the first task those of adapt too",
-        memory="none",
-    )
     config: Config
 
     def add(

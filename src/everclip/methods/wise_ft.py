@@ -10,6 +10,11 @@ The other method is method.loss, its options are method.options.NAME=VALUE. What
 head, is not mixed. A checkpoint's open_clip folder holds the weights that training goes on from. zscl, which averages
 weights at a task's end itself, can have the anchor zero_shot only. alpha = 0 and 1 give the end points bit for bit.
 
+    Parameters  those of the loss
+    State       that of the loss; with anchor=zero_shot a copy of the pretrained model, else one during a task
+    Passes      those of the loss
+    Exemplars   as the loss does
+
 Paper: https://arxiv.org/abs/2109.01903, patching https://arxiv.org/abs/2208.05592
 """
 
@@ -24,7 +29,7 @@ from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
-from everclip.methods.base.method import Batch, Clip, Cost, MethodConfig, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
 from everclip.methods.base.registry import method_class, options_of
 from everclip.methods.base.wrapper import Wrapper
 from everclip.methods.shared.weights import blend, weights
@@ -49,12 +54,6 @@ class WiseFt(Wrapper):
         )
 
     config: Config
-    cost = Cost(
-        parameters="those of the loss",
-        state="that of the loss; with anchor=zero_shot a copy of the pretrained model, else one during a task",
-        passes="those of the loss",
-        memory="as the loss does",
-    )
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         if config.loss in ("joint", "wise_ft"):

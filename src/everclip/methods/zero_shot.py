@@ -3,35 +3,25 @@
 Nothing is trained and nothing is kept; the label set grows with the tasks, and an image goes to the class whose
 embedding, the renormalised mean over the templates, is nearest.
 
+    Parameters  none
+    State       none
+    Passes      none
+    Exemplars   none
+
 Paper: https://arxiv.org/abs/2210.03114
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Method, MethodConfig, Phase, Task
+from everclip.methods.base.method import Capabilities, MethodConfig, Untrained
 
 
-class ZeroShot(Method):
+class ZeroShot(Untrained):
     """Trains nothing."""
 
     class Config(MethodConfig):
         """No options."""
 
-    uses_memory = False
-    trains = False
-    cost = Cost(passes="none", memory="none")
+    capabilities = Capabilities(uses_memory=False, trains=False)
     passes = Passes(lambda stage: (0.0, 0.0), "seen")
-
-    def phases(self, task: Task) -> list[Phase]:
-        return []
-
-    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        raise AssertionError("zero_shot has no training phase")
-
-    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        raise AssertionError("zero_shot has no training phase")

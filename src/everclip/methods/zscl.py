@@ -14,6 +14,13 @@ batch's images, or its exemplars; texts the class names of ImageNet, prompts of 
 authors use ImageNet's images or captioned ones from the web. CE over the classes at hand, smoothed labels, a fixed
 logit scale, w_I = w_T = 1 (5 in their class-incremental runs). Published without a memory: memory.budget=0.
 
+    Parameters  none
+    State       the pretrained model's features (fp32) of reference texts and emoji pictures; its image tower with
+                other reference images; in a task two more copies of the weights
+    Passes      2 of the image tower, the second of a reference image (without gradient where that is the batch's
+                own); 1 of the text tower for each class at hand
+    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+
 Paper: https://arxiv.org/abs/2303.06628
 """
 
@@ -28,7 +35,7 @@ from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Cost, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, Task
 from everclip.methods.shared import reference
 from everclip.methods.shared.distilling import Distilling, DistillingConfig
 from everclip.methods.shared.weights import Average, Kept, tower_weights, value
@@ -70,15 +77,8 @@ class Zscl(Kept, Distilling):
         )
         emoji_count: int = Field(default=600, ge=1, description="emoji pictures at most")
 
-    shares = False
+    capabilities = Capabilities(shares=False)
     config: Config
-    cost = Cost(
-        state="the pretrained model's features (fp32) of reference texts and emoji pictures; its image tower with other"
-        " reference images; in a task two more copies of the weights",
-        passes="2 of the image tower, the second of a reference image (without gradient where that is the batch's own);"
-        " 1 of the text tower for each class at hand",
-        memory="trains on exemplars beside new images; published without: memory.budget=0",
-    )
     passes = Passes(lambda stage: (2.0, 0.0), "seen")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

@@ -30,7 +30,7 @@ _TEXT_CHUNK = 256  # prompts per forward pass: bounds the memory of a thousand c
 _SORTED_CHUNK = 64  # where they are sorted by length
 _LOGIT_PARAMETERS = {"logit_scale", "logit_bias"}
 
-Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b ..."]
+Images = UInt8[Tensor, "b 3 height width"] | Float[Tensor, "b ..."]
 """Pixels as they are loaded; activations of a frozen trunk as they were kept; or what ``normalise`` makes of either."""
 
 

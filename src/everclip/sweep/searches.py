@@ -115,7 +115,8 @@ def _search(
 ) -> Search | None:
     """The search for cells that share one; None where none of the keys matters to their method."""
     cell = cells[0]
-    trains = bool(methods.build(cell.config, plan.prompts).phases(plan.tasks[0]))
+    first = plan.tasks[0]
+    trains = bool(methods.build(cell.config, plan.prompts).learner(first).phases(first))
     wanted = {
         key: values for key, values in wanted.items() if trains or key == ALL or key.startswith("method.")
     }

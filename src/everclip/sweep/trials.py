@@ -52,7 +52,7 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
     """
     found: Grid = {}
     method = method_class(config.method.name).Config
-    if method_of(config).trains:
+    if method_of(config).capabilities.trains:
         found |= _rates(config)
         found |= _length(config) if not {"train.epochs", "train.steps"} & {*fixed} else {}
     for name, values in method.search.items():

@@ -51,35 +51,41 @@ def blocks_above(config: Config, method: Method) -> int | None:
     if cache.trunk == "off":
         return None
     kind, _, number = config.tune.partition(":")
-    frozen = 0 if kind in ("head", "text") or not method.trains else int(number) if kind == "top" else None
+    frozen = (
+        0
+        if kind in ("head", "text") or not method.capabilities.trains
+        else int(number)
+        if kind == "top"
+        else None
+    )
     reason = None
     if frozen is None:
         reason = (
             f"keeps what a frozen part of the image tower gives, and tune={config.tune} trains all of it",
             "tune=top:K, tune=head",
         )
-    elif method.reads == "pixels":
+    elif method.capabilities.reads == "pixels":
         reason = f"but method={config.method.name} reads the pictures or changes all blocks", "another method"
-    elif method.trains and config.train.patch_dropout:
+    elif method.capabilities.trains and config.train.patch_dropout:
         reason = "but train.patch_dropout leaves out other patches at each step", "train.patch_dropout=0"
-    elif method.trains and cache.views > 1 and augment == "none":
+    elif method.capabilities.trains and cache.views > 1 and augment == "none":
         raise UserError(
             f"cache.views={cache.views} keeps augmented views, and train.augment=none makes none:"
             " write train.augment=shift_flip, or cache.views=1"
         )
-    elif method.trains and cache.views > 1 and augment != "shift_flip":
+    elif method.capabilities.trains and cache.views > 1 and augment != "shift_flip":
         raise UserError(
             f"cache.views={cache.views} keeps shifted and mirrored views, and train.augment={augment} asks for others:"
             " write train.augment=shift_flip, or cache.views=1"
         )
-    elif method.trains and cache.views == 1 and augment != "none":
+    elif method.capabilities.trains and cache.views == 1 and augment != "none":
         reason = (
             f"keeps the plain picture with cache.views=1, and train.augment={augment} draws another each time",
             "train.augment=none, cache.views=4",
         )
     if reason is None:
         # a method that copies last blocks needs one
-        return max(frozen or 0, 1) if method.reads == "blocks" else frozen
+        return max(frozen or 0, 1) if method.capabilities.reads == "blocks" else frozen
     if cache.trunk == "on":
         raise UserError(f"cache.trunk=on {reason[0]}: write {reason[1]} or cache.trunk=off")
     return None
@@ -94,11 +100,11 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
     blocks = blocks_above(config, method)
     if blocks is not None:
         try:
-            clip.cut(blocks, pooled=method.reads == "pooled")
+            clip.cut(blocks, pooled=method.capabilities.reads == "pooled")
         except UserError:
             if config.cache.trunk == "on":
                 raise
-    if config.cache.trunk == "off" or not method.trains:
+    if config.cache.trunk == "off" or not method.capabilities.trains:
         return
     if clip.trunk is not None:  # auto is settled at the first step, after the first rows
         clip.trunk.bf16 = config.train.precision == "bf16" and not clip.trunk.vectors
@@ -123,7 +129,7 @@ class Amount:
     @classmethod
     def of(cls, plan: Plan) -> Amount:
         """Count for a plan: the images of a task and the memory beside all test images."""
-        views = plan.config.cache.views if plan.method.trains else 1
+        views = plan.config.cache.views if plan.method.capabilities.trains else 1
         each = views if views == 1 else views + 1  # the plain picture too
         train, budget = [len(task.train) for task in plan.tasks], plan.budget()
         before = [0, *accumulate(train)]
@@ -206,7 +212,7 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
     )
     activations = None
     if rows is not None and size is not None and clip.trunk is not None:
-        views = config.cache.views if plan.method.trains else 1
+        views = config.cache.views if plan.method.capabilities.trains else 1
         begin = _shown(progress, "computing what is kept of the images")
         training = partial(precision.training, clip, "bf16") if clip.trunk.bf16 else nullcontext
         images = [train, test]
@@ -236,7 +242,7 @@ def _rows(
     """Return the rows that the activations are kept in, said in a line; None where there is no room."""
     cache = plan.config.cache
     if cache.shared:
-        about = _about(clip, size, parts, cache.views if plan.method.trains else 1)
+        about = _about(clip, size, parts, cache.views if plan.method.capabilities.trains else 1)
         rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / _name(about), about)
         if not _room(max(0, size.nbytes - rows.nbytes), rows.folder, plan, progress):
             return None
@@ -259,7 +265,7 @@ def _room(needed: int, folder: Path, plan: Plan, progress: Progress) -> bool:
     if needed <= free:
         return True
     line = f"the kept activations take {_bytes(needed)} and {folder} has {_bytes(free)} free"
-    if cache.trunk == "on" or (cache.views > 1 and plan.method.trains):
+    if cache.trunk == "on" or (cache.views > 1 and plan.method.capabilities.trains):
         raise UserError(f"{line}: make room, or write cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")
     return False

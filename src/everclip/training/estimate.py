@@ -150,8 +150,8 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
         UserError: the method or its options are wrong.
     """
     method = method_of(config)
-    if not method.uses_memory or method.one_task or config.memory.policy == "none":
-        return 0, method.one_task
+    if not method.capabilities.uses_memory or method.capabilities.one_task or config.memory.policy == "none":
+        return 0, method.capabilities.one_task
     return ("all" if config.memory.policy == "all" else config.memory.size(1)), False
 
 

@@ -33,16 +33,17 @@ def learn(context: Context, task: Task) -> None:
     grow(context.plan, clip, task)
     tuning.begin(clip, config.tune)
     method.begin_task(clip, task, images)
-    for index, phase in enumerate(method.phases(task)):
+    learner = method.learner(task)
+    for index, phase in enumerate(learner.phases(task)):
         counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
         steps = context.plan.steps(phase, counts[phase.data])
         if steps == 0:
             continue
         journal.enter(index)
         phase = replace(phase, steps=steps)
-        method.begin_phase(clip, phase)
+        learner.begin_phase(clip, phase)
         shard = config.distributed.shard and collectives.size() > 1
-        update = Update(clip, method, phase, config.train, steps, shard)
+        update = Update(clip, learner, phase, config.train, steps, shard)
         context.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
         done = journal.resume(update, index, steps)
         context.progress.start(f"{task.name} of {len(context.plan.tasks)}: {phase.name}", steps, done)

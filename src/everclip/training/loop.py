@@ -100,7 +100,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
         return context, checkpointer
     # what cannot be is said before the pretrained model is tested on everything
     tuning.check(clip, config.tune)
-    if method.trains:
+    if method.capabilities.trains:
         Passes(clip, config.train)
     with torch.inference_mode():
         weights = clip.class_embeddings(

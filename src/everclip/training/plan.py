@@ -67,7 +67,7 @@ class Plan:
             tasks = tasks[:TUNING_TASKS]
         if config.smoke:
             tasks = [_trim(task) for task in tasks[:SMOKE_TASKS]]
-        if method.one_task:
+        if method.capabilities.one_task:
             tasks = merge(tasks)
         plan = cls(config, source, tasks, prompts, method)
         _check(plan)
@@ -93,7 +93,7 @@ class Plan:
         it will when all classes are seen.
         """
         policy = self.config.memory.policy
-        if not self.method.uses_memory or self.method.one_task or policy == "none":
+        if not self.method.capabilities.uses_memory or self.method.capabilities.one_task or policy == "none":
             return 0
         if policy == "all":
             return "all"
@@ -107,7 +107,7 @@ class Plan:
         nothing = self.data.train.select(np.zeros(0, dtype=np.int64))
         policy = self.config.memory.policy
         if policy in ("method", "all", "none"):
-            policy = self.method.memory_policy
+            policy = self.method.capabilities.memory_policy
         budget = self.budget()
         per_class = None if budget in (0, "all") else self.config.memory.per_class
         return Memory(budget, self.config.seed, nothing, policy, per_class)
@@ -156,7 +156,13 @@ def _check(plan: Plan) -> None:
         log.warning(
             "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
             " write at least %d%s",
-            *(budget, len(classes), budget, len(classes), "" if plan.method.needs_exemplars else ", or 0"),
+            *(
+                budget,
+                len(classes),
+                budget,
+                len(classes),
+                "" if plan.method.capabilities.needs_exemplars else ", or 0",
+            ),
         )
     for task in tasks:
         for part, images in (("training", task.train), ("test", task.test)):
@@ -195,12 +201,12 @@ def check(plan: Plan) -> None:
     name = config.method.name
     if count == 1:
         return
-    if not method.shares:
+    if not method.capabilities.shares:
         raise UserError(
             f"method={name} with these options asks its towers for more than the batch, which {count} processes cannot"
             " share: start one process, or write another method"
         )
-    if config.distributed.gather == "light" and not method.light:
+    if config.distributed.gather == "light" and not method.capabilities.light:
         raise UserError(
             f"distributed.gather=light, but the loss of method={name} with these options has no such form:"
             " write distributed.gather=gradient"
@@ -216,7 +222,7 @@ def check(plan: Plan) -> None:
 
 def _check_shards(config: Config, method: Method) -> None:
     """Refuse what towers that are shared out cannot do. Raises UserError."""
-    if not method.shards:
+    if not method.capabilities.shards:
         raise UserError(
             f"distributed.shard=true, but method={config.method.name} reads the towers' weights at each step:"
             " write distributed.shard=false, or another method"

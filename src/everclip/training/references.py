@@ -27,7 +27,7 @@ def wanted(config: Config, sizes: Sizes) -> bool:
     if config.references != "auto":
         return config.references == "all"
     return (
-        estimate.method_of(config).trains
+        estimate.method_of(config).capabilities.trains
         and config.scenario.validation is None
         and share(config, sizes) <= MOST
     )
@@ -44,7 +44,7 @@ def words(config: Config, sizes: Sizes) -> str:
         return f"references: zero-shot; frozen features, one pass over {sum(sizes.train):,} training images"
     if (
         config.references == "none"
-        or not estimate.method_of(config).trains
+        or not estimate.method_of(config).capabilities.trains
         or config.scenario.validation is not None
     ):
         return "references: zero-shot"

@@ -43,7 +43,8 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
             undo()
             _skip(context, update, batch, phase, task, error)
             return
-    context.method.after_step(context.clip)
+    learner = context.method.learner(task)
+    learner.after_step(context.clip)
     context.record.step(len(batch))
     context.journal.log(
         "step",
@@ -51,7 +52,7 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
         loss=losses,
         **numbers,
         images_per_second=round(context.record.images_per_second(), 1),
-        diagnostics=context.method.diagnostics(),
+        diagnostics=learner.diagnostics(),
     )
     if (update.done - 1) % max(1, update.steps // LINES_A_STAGE) == 0:
         _log_classes(context, task)
@@ -62,15 +63,15 @@ def _train(
     context: Context, update: Update, batch: Batch, phase: Phase, task: Task
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The terms of the loss and the numbers of the update. Raises NonFinite before anything has learned from such."""
-    method, clip, kind = context.method, context.clip, _precision(context, update)
+    learner, clip, kind = context.method.learner(task), context.clip, _precision(context, update)
     where = f"at step {update.done + 1} of {task.name}"
     ids = batch.ids.tolist()
     # open for the backward pass too, which computes pieces and blocks again
     with precision.attention(clip, kind), update.passes.open(batch):
         with precision.autocast(clip, kind):
-            features = method.encode(clip, batch, phase)
+            features = learner.encode(clip, batch, phase)
         check(features, located(where, ids), update.advice)
-        terms = method.loss(features, batch, phase) | method.penalty(clip)
+        terms = learner.loss(features, batch, phase) | learner.penalty(clip)
         return update.step(terms, where, ids)
 
 
@@ -117,10 +118,11 @@ def _skip(context: Context, update: Update, batch: Batch, phase: Phase, task: Ta
 
 def _log_classes(context: Context, task: Task) -> None:
     """A line of class weights and one of class losses, where the method has any."""
+    learner = context.method.learner(task)
     where = {"stage": task.index, "global_step": context.record.optimizer_steps - 1}
     for event, name, values in (
-        ("class_weights", "weights", context.method.class_weights()),
-        ("class_losses", "losses", context.method.class_losses()),
+        ("class_weights", "weights", learner.class_weights()),
+        ("class_losses", "losses", learner.class_losses()),
     ):
         if values:
             named = {context.plan.prompts.names[label]: value for label, value in values.items()}

@@ -23,9 +23,9 @@ from everclip.models.clip import Clip, Images
 
 __all__ = [
     "Batch",
+    "Capabilities",
     "Classifier",
     "Clip",
-    "Cost",
     "Images",
     "Method",
     "MethodConfig",
@@ -33,24 +33,39 @@ __all__ = [
     "Prompts",
     "Task",
     "TextClassifier",
+    "Untrained",
 ]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The costs of a method beside the model that it trains, in words.
+class Capabilities:
+    """What the engine has to know of a method.
 
     Args:
-        parameters: that it adds.
-        state: that it keeps from task to task, exemplars aside.
-        passes: forward passes of the towers per training image.
-        memory: what it does with exemplars.
+        trains: whether it has phases at all.
+        uses_memory: whether exemplars are kept for it at all.
+        memory_policy: how its exemplars are chosen unless the config says otherwise.
+        needs_exemplars: whether it has no defined form where old classes have no image: new classes come, and nothing
+            is kept.
+        one_task: whether all tasks are learned at once (joint training).
+        reads: what it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels
+            or all of its blocks, in whose place no kept activation can stand.
+        shares: whether several processes can share its batches: it gives the towers the batch's images alone, all of
+            them, and draws nothing at random in them.
+        light: whether its loss has a form for a part of the batch (``collectives.Share.light``).
+        shards: whether processes can share out the towers' weights (``distributed.shard``): within a phase it neither
+            reads nor writes them.
     """
 
-    parameters: str = "none"
-    state: str = "none"
-    passes: str = "1 of the image tower; 1 of the text tower for each class of the batch"
-    memory: str = "trains on exemplars beside new images"
+    trains: bool = True
+    uses_memory: bool = True
+    memory_policy: Literal["random", "herding", "score"] = "random"
+    needs_exemplars: bool = False
+    one_task: bool = False
+    reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
+    shares: bool = True
+    light: bool = False
+    shards: bool = True
 
 
 class Classifier(nn.Module):
@@ -85,41 +100,30 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    cost: ClassVar[Cost] = Cost()
     passes: ClassVar[Passes] = Passes()
-    """The same in numbers, for estimates of time and memory."""
-    uses_memory: bool = True
-    """Whether exemplars are kept for it at all; set on the instance where an option decides."""
-    memory_policy: ClassVar[Literal["random", "herding", "score"]] = "random"
-    """How its exemplars are chosen unless the config says otherwise."""
-    needs_exemplars: bool = False
-    """Whether it has no defined form where old classes have no image: new classes come, and nothing is kept."""
-    one_task: bool = False
-    """Whether all tasks are learned at once (joint training); set on the instance."""
-    trains: bool = True
-    """Whether it has phases at all; set on the instance where an option decides."""
-    reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
-    """What it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels or all of
-    its blocks, in whose place no kept activation can stand. Set on the instance where an option decides."""
-
-    shares: bool = True
-    """Whether several processes can share its batches: it gives the towers the batch's images alone, all of them, and
-    draws nothing at random in them. Set on the instance where an option decides."""
-    light: bool = False
-    """Whether its loss has a form for a part of the batch (``ranks.Share.light``). Set as ``shares`` is."""
-    shards: bool = True
-    """Whether processes can share out the towers' weights (``distributed.shard``): within a phase it neither reads nor
-    writes them. Set as ``shares`` is."""
+    """What it asks of the towers, for estimates of time and memory."""
+    capabilities: Capabilities = Capabilities()
+    """What the engine has to know of it; ``can`` changes it for an instance whose options decide."""
 
     @property
     def seeded(self) -> bool:
         """Whether the run's seed can change its results, the tasks being the same."""
-        return self.trains or self.uses_memory
+        return self.capabilities.trains or self.capabilities.uses_memory
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__()
         self.config = config
         self.prompts = prompts
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if misplaced := Capabilities.__dataclass_fields__.keys() & vars(cls).keys():
+            name = min(misplaced)
+            raise TypeError(f"{cls.__name__}.{name}: write capabilities = Capabilities({name}=...)")
+
+    def can(self, **changes: Any) -> None:
+        """Change this instance's capabilities."""
+        self.capabilities = replace(self.capabilities, **changes)
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
@@ -127,6 +131,10 @@ class Method(nn.Module, ABC):
         return cls(config, prompts)
 
     # Structure and stages ---------------------------------------------------------------------------------------
+
+    def learner(self, task: Task) -> Method:
+        """The method whose phases and steps train in a task: this one, unless it lends its training to another."""
+        return self
 
     def phases(self, task: Task) -> list[Phase]:
         """The training stages of a task; an empty list trains nothing."""
@@ -221,6 +229,19 @@ class Method(nn.Module, ABC):
         """Bytes of everything kept beside the model."""
         tensors = sum(p.nbytes for p in self.parameters()) + sum(b.nbytes for b in self.buffers())
         return tensors + sum(table.nbytes for table in self.tables().values())
+
+
+class Untrained(Method):
+    """A method without phases of its own."""
+
+    def phases(self, task: Task) -> list[Phase]:
+        return []
+
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} has no phase to encode for")
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} has no phase with a loss")
 
 
 def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]:

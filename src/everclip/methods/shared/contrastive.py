@@ -100,7 +100,7 @@ class Contrastive(Method):
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
-        self.light = config.negatives != "multi_positive"  # whose positive is other images' business too
+        self.can(light=config.negatives != "multi_positive")  # whose positive is other images' business too
         self.estimators = SampleTable(2)
         self.temperatures = SampleTable(1)
         if config.temperature == "learnable":

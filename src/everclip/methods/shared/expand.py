@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import Batch, Clip, Images, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.method import (
+    Batch,
+    Capabilities,
+    Clip,
+    Images,
+    Method,
+    MethodConfig,
+    Phase,
+    Prompts,
+    Task,
+)
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 
@@ -49,8 +59,7 @@ class Expand(Method):
     The newest extractor is always the model's own image tower; ``older`` holds what earlier tasks had of their own.
     """
 
-    memory_policy = "herding"
-    needs_exemplars = True
+    capabilities = Capabilities(memory_policy="herding", needs_exemplars=True)
 
     def __init__(self, config: ExpandConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
-from everclip.methods.base.method import Batch, Classifier, Clip, Images, Prompts, Task
+from everclip.methods.base.method import Batch, Capabilities, Classifier, Clip, Images, Prompts, Task
 from everclip.models.pooled import pooled
 
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
@@ -42,7 +42,7 @@ class Statistics(FirstSession):
     The buffers have their final shape from the first task on: features of the model's width, rows for every class.
     """
 
-    uses_memory = False
+    capabilities = Capabilities(uses_memory=False)
     passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 1.0))
     second_moments: ClassVar[bool] = True
     """Whether G is kept."""
@@ -56,7 +56,7 @@ class Statistics(FirstSession):
     def __init__(self, config: StatisticsConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self._pooled = config.feature == "pooled"
-        self.reads = "pooled" if self._pooled else "features"
+        self.can(reads="pooled" if self._pooled else "features")
         self._built = False
 
     # Sums -------------------------------------------------------------------------------------------------------
