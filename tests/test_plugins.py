@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from everclip import plugins
+from everclip.cli.app import main
 from everclip.errors import UserError, suggest
+from everclip.seeding import hash64
 
 KINDS = ["methods", "data/sources"]
 SHIPPED = [(kind, name) for kind in KINDS for name in plugins.names(kind)]
@@ -45,6 +47,71 @@ def test_a_dotted_name_is_a_module_of_the_users(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "everclip_test_package" / "plug_in.py").write_text("ANSWER = 42\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert plugins.load("methods", "everclip_test_package.plug_in").ANSWER == 42
+
+
+def test_a_package_in_the_working_folder_is_found_and_nothing_else_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "everclip_test_here").mkdir()
+    (tmp_path / "everclip_test_here" / "plug_in.py").write_text("ANSWER = 43\n")
+    (tmp_path / "everclip_test_other.py").write_text("raise RuntimeError\n")
+    monkeypatch.chdir(tmp_path)
+    assert plugins.load("methods", "everclip_test_here.plug_in").ANSWER == 43
+    assert str(tmp_path) not in sys.path
+    with pytest.raises(ModuleNotFoundError):
+        __import__("everclip_test_other")
+
+
+BROKEN = """
+from everclip.methods import Method
+
+class Broken(Method):
+    def encode(self, clip, batch, phase):
+        {encode}
+
+    def loss(self, features, batch, phase):
+        {loss}
+
+    def penalty(self, clip):
+        return {penalty}
+"""
+GOOD = {
+    "encode": 'return {"image": clip.encode_image(batch.images)}',
+    "loss": 'return {"loss": features["image"].sum()}',
+    "penalty": "{}",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"encode": "return 1 / 0"}, 1, "broken.py, line 6, in encode: ZeroDivisionError: division by zero"),
+        ({"loss": "return features['text']"}, 1, "broken.py, line 9, in loss: KeyError: 'text'"),
+        ({"loss": "return ("}, 1, "broken.py, line 9: SyntaxError: '(' was never closed"),
+        ({"penalty": "0"}, 2, "broken.py) has returned 0: return a dict of names and scalar tensors"),
+        ({"loss": 'return {"x": features["image"]}'}, 2, 'has returned "x" of shape (24, 16): return a dict'),
+        ({"encode": 'return {"image": None}'}, 2, 'has returned "image": None: return a dict'),
+    ],
+)
+def test_an_error_of_a_plug_in_names_its_line_and_is_not_everclips(
+    change: dict[str, str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    toy: str,
+    photos: str,
+) -> None:
+    name = f"mine_{hash64('broken', str(change)):x}"  # modules of other cases stay imported
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "broken.py").write_text(BROKEN.format(**(GOOD | change)))
+    monkeypatch.chdir(tmp_path)
+    words = [f"method={name}.broken", f"data={photos}", f"model={toy}", "out=run", "device=cpu"]
+    assert main(["train", *words, "scenario.tasks=1", "train.batch_size=24"]) == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "internal error" not in line
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -396,3 +397,24 @@ def test_a_method_from_outside_the_package(
     mine = run(tmp_path / "mine", f"data={photos}", f"model={toy}", "method=my_package.my_method")
     ours = run(tmp_path / "ours", f"data={photos}", f"model={toy}", "method=clip")
     assert mine["matrix"] == ours["matrix"]
+
+
+def test_the_example_of_contributing_is_a_method(
+    tmp_path: Path, clip: Clip, toy: str, photos: str, domains: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The printed file, as it stands, in a package outside of everclip; with the checks that every method passes."""
+    text = Path(__file__).parents[2].joinpath("CONTRIBUTING.md").read_text()
+    begin = text.index('       """Every image at least as near')
+    example = textwrap.dedent(text[begin : text.index("\n   What else a method can do", begin)])
+    (tmp_path / "example_package").mkdir()
+    (tmp_path / "example_package" / "my_method.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "example_package.my_method"
+    test_steps_lower_the_loss(name, clip, toy, photos)
+    test_state_round_trip_gives_a_bit_equal_next_step(name, copy.deepcopy(clip), toy, photos)
+    test_inputs_are_not_changed(name, copy.deepcopy(clip), toy, photos)
+    for budget in ("0", "12"):
+        test_class_incremental_run(name, budget, tmp_path / budget, toy, photos)
+    test_domain_incremental_run(name, tmp_path / "domains", toy, domains)
+    test_stopped_and_resumed_equals_not_stopped(name, tmp_path / "stopped", toy, photos, monkeypatch)
+    test_what_is_frozen_stays_frozen(name, "", tmp_path / "frozen", toy, photos)

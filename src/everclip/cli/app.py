@@ -20,6 +20,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
+from everclip import plugins
 from everclip._version import __version__
 from everclip.cli.streams import Unwritable, prepare
 from everclip.errors import RunError, UserError, causes, memory_words, suggest
@@ -265,6 +266,8 @@ def _failed(error: Exception) -> int:
     if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
         return _fail(_INTERRUPTED, INTERRUPTED)  # a library has made something else of Ctrl-C
     traceback.print_exc()
+    if place := plugins.fault(error):
+        return _fail(f"{place}: {type(error).__name__}: {error}", 1)
     return _fail(f"internal error ({type(error).__name__}): please report it with the lines above", 1)
 
 

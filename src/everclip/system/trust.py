@@ -136,7 +136,7 @@ def _trusted(file: Path) -> bool:
 
 def place(name: str) -> str:
     """The file that a module would be imported from, in words; neither it nor a package around it is imported."""
-    path: list[str] | None = None
+    path: list[str] = [*sys.path, os.getcwd()]
     origin: str | None = None
     for part in name.split("."):
         # by its last part alone: a finder takes no more of it, and would look up the package otherwise

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
-from typing import cast, get_args
+from typing import Any, cast, get_args
+
+from torch import Tensor
 
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.distributed import collectives
-from everclip.errors import RunError
-from everclip.methods.base.method import to_device
+from everclip.errors import RunError, UserError
+from everclip.methods.base.method import Method, to_device
 from everclip.models import precision
 from everclip.models.precision import Precision
 from everclip.training.context import Context
@@ -69,10 +72,27 @@ def _train(
     # open for the backward pass too, which computes pieces and blocks again
     with precision.attention(clip, kind), update.passes.open(batch):
         with precision.autocast(clip, kind):
-            features = learner.encode(clip, batch, phase)
+            features = _returned(learner, "encode", learner.encode(clip, batch, phase))
         check(features, located(where, ids), update.advice)
-        terms = learner.loss(features, batch, phase) | learner.penalty(clip)
+        terms = _returned(learner, "loss", learner.loss(features, batch, phase), scalar=True)
+        terms = terms | _returned(learner, "penalty", learner.penalty(clip), scalar=True)
         return update.step(terms, where, ids)
+
+
+def _returned(method: Method, hook: str, found: Any, scalar: bool = False) -> dict[str, Tensor]:
+    """What a hook has returned, named tensors. Raises UserError for anything else, which would be met far from it."""
+    wrong = None if isinstance(found, dict) else f"{found!r:.80}"
+    for name, value in found.items() if isinstance(found, dict) else ():
+        if not isinstance(value, Tensor):
+            wrong = f'"{name}": {value!r:.80}'
+        elif scalar and value.ndim:
+            wrong = f'"{name}" of shape {tuple(value.shape)}'
+    if wrong is not None:
+        raise UserError(
+            f"{type(method).__name__}.{hook} ({inspect.getfile(type(method))}) has returned {wrong}:"
+            f" return a dict of names and {'scalar ' if scalar else ''}tensors"
+        )
+    return found
 
 
 def _precision(context: Context, update: Update) -> Precision:
