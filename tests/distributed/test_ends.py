@@ -58,8 +58,9 @@ def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path, toy: str, p
     ended = finish(processes, 60)
     assert time.monotonic() - begun < 60
     assert [code for code, _, _ in ended] == [1, -signal.SIGKILL, 1]
-    (line,) = errors([text for _, _, text in ended])
-    assert "another process of this run has ended" in line
+    told = [text for _, _, text in ended]
+    assert len(errors(told)) == 1, told
+    assert "another process of this run has ended" in errors(told)[0]
 
 
 @pytest.mark.slow
@@ -147,7 +148,8 @@ def test_a_process_that_hangs_ends_the_run_within_a_minute(tmp_path: Path, toy: 
     wait_for(out / "metrics.jsonl", 8)
     processes[1].send_signal(signal.SIGSTOP)
     begun = time.monotonic()
-    assert processes[0].wait(100) == 1
+    _, told = processes[0].communicate(timeout=100)
+    assert processes[0].returncode == 1, told
     assert time.monotonic() - begun < 60
     processes[1].kill()
     (line,) = errors([text for _, _, text in finish(processes)])
