@@ -26,6 +26,7 @@ from everclip.runs.run import Run
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
 from everclip.training.restore import grow, open_run
+from tests.marks import slow_after
 from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")
@@ -140,7 +141,7 @@ def test_catalogue_entry(name: str) -> None:
     assert config() == config.model_validate({})
 
 
-@pytest.mark.parametrize("name", [*TRAINED, *VARIANTS])
+@pytest.mark.parametrize("name", slow_after(len(TRAINED), [*TRAINED, *VARIANTS]))
 def test_steps_lower_the_loss(name: str, clip: Clip, toy: str, photos: str) -> None:
     method, task, batch = start(name, clip, toy, photos)
     train = configured("train.lr=1e-3", "train.lr_text=1e-3", "train.warmup=0").train
@@ -157,7 +158,7 @@ def test_steps_lower_the_loss(name: str, clip: Clip, toy: str, photos: str) -> N
         assert losses[-1] < losses[0], phase.name
 
 
-@pytest.mark.parametrize("name", [*TRAINED, *VARIANTS])
+@pytest.mark.parametrize("name", slow_after(len(TRAINED), [*TRAINED, *VARIANTS]))
 def test_state_round_trip_gives_a_bit_equal_next_step(name: str, clip: Clip, toy: str, photos: str) -> None:
     method, task, batch = start(name, clip, toy, photos)
     phase = first_phase(method, clip, task)

@@ -197,7 +197,9 @@ def test_methods_that_are_not_there() -> None:
         refusal(load_config(["method=zero_shoot"]))
         == 'unknown method "zero_shoot"; did you mean "zero_shot"?'
     )
-    assert "give a module on PYTHONPATH" in refusal(load_config(["method=nowhere.to_be_found"]))
+    assert "give a module in the working folder or on PYTHONPATH" in refusal(
+        load_config(["method=nowhere.to_be_found"])
+    )
     need = "it must define one subclass of everclip.methods.Method"
     assert refusal(mine(module="two")) == f"module everclip_test_methods.two defines A and B: {need}"
     assert refusal(mine(module="empty")) == f"module everclip_test_methods.empty defines no method: {need}"
