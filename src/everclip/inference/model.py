@@ -103,7 +103,7 @@ class Deployed:
     @torch.inference_mode()
     def logits(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[np.ndarray, "b c"]:
         """Logits of pictures of the model's size; softmax makes probabilities of them. -inf: a class never trained."""
-        scores = self.classifier(images.to(self.clip.device)).double() * self.to_logits
+        scores = self.classifier(images).double() * self.to_logits
         return scores.cpu().numpy()
 
     def among(self, names: Sequence[str]) -> Deployed:

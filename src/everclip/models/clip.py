@@ -114,11 +114,10 @@ class Clip(nn.Module):
         finally:
             self._way = before
 
-    def put(self, model: nn.Module) -> nn.Module:
-        """Put another open_clip model of the same architecture in the place of ``model``, and return that one."""
-        old, self.model = self.model, model
+    def put(self, model: nn.Module) -> None:
+        """Put another open_clip model of the same architecture in the place of ``model``."""
+        self.model = model
         self._text.put(model)
-        return old
 
     def cut(self, blocks: int, pooled: bool = False) -> None:
         """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train.

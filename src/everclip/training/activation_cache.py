@@ -51,41 +51,36 @@ def blocks_above(config: Config, method: Method) -> int | None:
     if cache.trunk == "off":
         return None
     kind, _, number = config.tune.partition(":")
-    frozen = (
-        0
-        if kind in ("head", "text") or not method.capabilities.trains
-        else int(number)
-        if kind == "top"
-        else None
-    )
+    trains, reads = method.capabilities.trains, method.capabilities.reads
+    frozen = 0 if kind in ("head", "text") or not trains else int(number) if kind == "top" else None
     reason = None
     if frozen is None:
         reason = (
             f"keeps what a frozen part of the image tower gives, and tune={config.tune} trains all of it",
             "tune=top:K, tune=head",
         )
-    elif method.capabilities.reads == "pixels":
+    elif reads == "pixels":
         reason = f"but method={config.method.name} reads the pictures or changes all blocks", "another method"
-    elif method.capabilities.trains and config.train.patch_dropout:
+    elif trains and config.train.patch_dropout:
         reason = "but train.patch_dropout leaves out other patches at each step", "train.patch_dropout=0"
-    elif method.capabilities.trains and cache.views > 1 and augment == "none":
+    elif trains and cache.views > 1 and augment == "none":
         raise UserError(
             f"cache.views={cache.views} keeps augmented views, and train.augment=none makes none:"
             " write train.augment=shift_flip, or cache.views=1"
         )
-    elif method.capabilities.trains and cache.views > 1 and augment != "shift_flip":
+    elif trains and cache.views > 1 and augment != "shift_flip":
         raise UserError(
             f"cache.views={cache.views} keeps shifted and mirrored views, and train.augment={augment} asks for others:"
             " write train.augment=shift_flip, or cache.views=1"
         )
-    elif method.capabilities.trains and cache.views == 1 and augment != "none":
+    elif trains and cache.views == 1 and augment != "none":
         reason = (
             f"keeps the plain picture with cache.views=1, and train.augment={augment} draws another each time",
             "train.augment=none, cache.views=4",
         )
     if reason is None:
         # a method that copies last blocks needs one
-        return max(frozen or 0, 1) if method.capabilities.reads == "blocks" else frozen
+        return max(frozen or 0, 1) if reads == "blocks" else frozen
     if cache.trunk == "on":
         raise UserError(f"cache.trunk=on {reason[0]}: write {reason[1]} or cache.trunk=off")
     return None

@@ -27,7 +27,7 @@ from everclip.system.signals import Stop
 from everclip.training.context import Context, Journal
 from everclip.training.optim import Update
 from everclip.training.plan import card_of
-from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting, freeze
+from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting
 
 
 class Checkpointer(Journal):
@@ -78,7 +78,6 @@ class Checkpointer(Journal):
 
     def enter(self, phase: int) -> None:
         """Begin a phase: save how, or bring it back where the run stopped later than that."""
-        freeze(self.context.plan, self.context.clip)
         start = Place(self.place.task, phase)
         if start in self._trail:
             self._bring_back(self._trail.pop(start))

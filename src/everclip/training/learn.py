@@ -39,6 +39,7 @@ def learn(context: Context, task: Task) -> None:
         steps = context.plan.steps(phase, counts[phase.data])
         if steps == 0:
             continue
+        freeze(context.plan, clip)
         journal.enter(index)
         phase = replace(phase, steps=steps)
         learner.begin_phase(clip, phase)

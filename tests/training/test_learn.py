@@ -1,0 +1,35 @@
+"""Learning a task without a run directory."""
+
+from __future__ import annotations
+
+import pytest
+
+from everclip.data.loader import Loader
+from everclip.data.pixels import Pixels
+from everclip.models import zoo
+from everclip.system.progress import Progress
+from everclip.training.context import Context
+from everclip.training.learn import learn
+from everclip.training.plan import Plan
+from everclip.training.recorder import Recorder
+from tests.running import configured
+
+
+def test_nothing_takes_a_gradient_when_a_phase_begins(
+    toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever trained in the phase before; with a journal that keeps nothing, as an update has."""
+    words = (f"data={photos}", f"model={toy}", "method=co2l", "method.probe_epochs=1", "scenario.tasks=3")
+    plan = Plan.of(configured(*words, "train.epochs=1", "device=cpu"))
+    clip, method = zoo.load(toy), plan.method
+    loader = Loader(Pixels(plan.data.train.store, clip.eval_transform, clip.image_size), 8, "shift_flip", 0)
+    context = Context(plan, clip, method, plan.empty_memory(), loader, Recorder(plan.tasks), Progress())
+    begun: list[bool] = []
+    monkeypatch.setattr(
+        method,
+        "begin_phase",
+        lambda clip, phase: begun.append(any(p.requires_grad for p in clip.parameters())),
+    )
+    learn(context, plan.tasks[0])
+    assert begun == [False, False]
+    assert context.record.optimizer_steps > 0
