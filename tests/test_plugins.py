@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -128,6 +128,41 @@ def test_what_is_not_there_is_refused_with_a_suggestion(kind: str, name: str, me
         plugins.load(kind, name)
     assert str(caught.value).startswith(message)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_is_a_plug_in_wherever_it_lies(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    toy: str,
+    photos: str,
+) -> None:
+    name = f"mine-{hash64('file', str(tmp_path)):x}.py"
+    (tmp_path / name).write_text(BROKEN.format(**GOOD))
+    monkeypatch.chdir(tmp_path)
+    words = [f"data={photos}", f"model={toy}", "device=cpu", "scenario.tasks=1", "train.epochs=1"]
+    assert main(["train", f"method=./{name}", *words]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert name in folder.name
+    capsys.readouterr()
+    assert main(["resume", str(folder)]) == 2
+    assert f'asks to run the code "./{name}"' in capsys.readouterr().err
+    assert main(["methods", f"./{name}"]) == 0
+    assert main(["methods", "./none.py"]) == 2
+    assert 'method "./none.py" is no file: give the path' in capsys.readouterr().err
+
+
+def test_a_plug_in_is_the_one_class_of_its_kind(tmp_path: Path) -> None:
+    file = tmp_path / "two.py"
+    file.write_text("from pathlib import PurePath\nclass A(PurePath): ...\nclass B(PurePath): ...\n")
+    with pytest.raises(
+        UserError, match=r"defines A and B: it must define one subclass of everclip.data.policies.PurePath"
+    ):
+        plugins.find("data/policies", str(file), PurePath)
+    file = tmp_path / "none.py"
+    file.write_text("")
+    with pytest.raises(UserError, match="defines no policy: it must"):
+        plugins.find("data/policies", str(file), PurePath)
 
 
 def test_a_suggestion_is_the_nearest_or_all() -> None:

@@ -1,8 +1,8 @@
 """Find plug-ins by file name: adding one costs one file, no registry.
 
-A plug-in of kind ``methods`` named ``gdro`` is the module ``everclip.methods.gdro``; a dotted name such as
-``my_package.my_method`` is imported as it stands, from where Python finds modules or from the working folder, so
-plug-ins outside the package work the same; ``trust`` says which.
+A plug-in of kind ``methods`` named ``gdro`` is the module ``everclip.methods.gdro``. Plug-ins outside the package work
+the same: a dotted name such as ``my_package.my_method`` is imported from where Python finds modules or from the working
+folder, a file such as ``./my_method.py`` as it stands; ``trust`` says which. Its module defines one class of the kind.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ import traceback
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from everclip.errors import UserError, suggest
+from everclip.seeding import hash64
 from everclip.system import trust
+
+Base = TypeVar("Base")
 
 _ROOT = Path(__file__).parent
 _outside: set[str] = set()
@@ -43,9 +47,11 @@ def load(kind: str, name: str) -> ModuleType:
         UserError: no such plug-in; the message suggests the nearest name. Or it is a module that only a file asks for
             (``trust.Refused``).
     """
-    what = kind.rsplit("/", 1)[-1].rstrip("s")
-    if trust.is_module(name):
+    what = _one(kind)
+    if trust.is_code(name):
         trust.check(name)
+        if trust.is_file(name):
+            return _file(what, name)
         _outside.add(name.partition(".")[0])
         try:
             return _import(name)
@@ -56,6 +62,56 @@ def load(kind: str, name: str) -> ModuleType:
     if name not in names(kind):
         raise UserError(f'unknown {what} "{name}"{suggest(name, names(kind))}')
     return importlib.import_module(f"everclip.{kind.replace('/', '.')}.{name}")
+
+
+def find(kind: str, name: str, base: type[Base]) -> type[Base]:
+    """The one class of the kind that the plug-in ``name`` defines.
+
+    Args:
+        base: what all classes of the kind inherit from.
+
+    Raises:
+        UserError: as ``load`` does, or a module that does not define exactly one.
+    """
+    module = load(kind, name)
+    found = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, base) and item.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = " and ".join(item.__name__ for item in found) or f"no {_one(kind)}"
+        raise UserError(
+            f"module {name} defines {names}: it must define one subclass of"
+            f" everclip.{kind.replace('/', '.')}.{base.__name__}"
+        )
+    return found[0]
+
+
+def _one(kind: str) -> str:
+    """What one plug-in of a kind is called: ``method``, ``policy``."""
+    word = kind.rsplit("/", 1)[-1]
+    return f"{word[:-3]}y" if word.endswith("ies") else word.removesuffix("s")
+
+
+def _file(what: str, name: str) -> ModuleType:
+    """Import a Python file, once in a process."""
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f'{what} "{name}" is no file: give the path of a Python file that is there')
+    known = f"everclip_file_{hash64('plug-in', str(path)):016x}"
+    if known not in sys.modules:
+        spec = importlib.util.spec_from_file_location(known, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[known] = module = importlib.util.module_from_spec(spec)
+        _outside.add(known)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[known]
+            raise
+    return sys.modules[known]
 
 
 def _import(name: str) -> ModuleType:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from everclip.errors import shown, suggest
+from everclip.errors import UserError, shown, suggest
 
 
 def section(field: FieldInfo) -> type[BaseModel] | None:
@@ -112,6 +112,33 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     known = sorted(known)
     inside = [name for name in known if name.rsplit(".", 1)[-1] == key.replace("-", "_")]
     return f"unknown key {shown(key)}{suggest(inside[0] if len(inside) == 1 else key, inside or known)}"
+
+
+def refuse_unknown(model: type[BaseModel], given: Iterable[str], whose: str) -> None:
+    """Refuse the first option that a plug-in does not have. Raises UserError, with the nearest name.
+
+    Args:
+        whose: the plug-in, such as ``method "gdro"``.
+    """
+    for name in given:
+        if name not in model.model_fields:
+            known = suggest(name, model.model_fields) if model.model_fields else "; it has no options"
+            raise UserError(f"{whose} has no option {shown(name)}{known}")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], given: Mapping[str, Any], prefix: str) -> Model:
+    """Options as the plug-in's model, checked. Raises UserError for a value that is not allowed.
+
+    Args:
+        prefix: the section that a message says they stand in, such as ``method.``.
+    """
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        raise UserError(f"{prefix}{explain(error, model, given)}") from error
 
 
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:

@@ -24,6 +24,10 @@ NEWEST = 2
 """The present generation of defaults. A changed default of an option keeps the earlier one in its ``before``."""
 
 
+PLUG_IN = r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[^\x00-\x1f\x7f:]+\.py)$"
+CODE = "a module such as my_package.my_method or a file such as ./my_method.py"
+
+
 class MethodConfig(Section):
     """Base of a method's ``Config``: its hyper-parameters, every field with a description.
 
@@ -49,9 +53,9 @@ class MethodChoice(Section):
 
     name: str = Field(
         default="gdro",
-        description="a method of the package, or a module of your own; method.OPTION sets its options",
-        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
-        json_schema_extra={"allowed": "a method's name, or a module such as my_package.my_method"},
+        description="a method of the package, or a module or a file of your own; method.OPTION sets its options",
+        pattern=PLUG_IN,
+        json_schema_extra={"allowed": f"a method's name, {CODE}"},
     )
 
     @model_validator(mode="before")

@@ -62,9 +62,12 @@ def _difference(before: Config, now: Config) -> str:
 
 def default_path(config: Config, what: str = "") -> Path:
     """``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
-    data = "".join(c if c.isalnum() or c in "-." else "-" for c in config.data.rstrip("/").rsplit("/", 1)[-1])
+    data, method = (
+        "".join(c if c.isalnum() or c in "-._" else "-" for c in word.rstrip("/").rsplit("/", 1)[-1])
+        for word in (config.data, config.method.name)
+    )
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}{what and '_' + what}_{data}_{config.method.name}_{config.memory.tag}_s{config.seed}"
+    name = f"{stamp}{what and '_' + what}_{data}_{method}_{config.memory.tag}_s{config.seed}"
     path = Path("runs") / name
     number = 2
     while path.exists():

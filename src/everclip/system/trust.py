@@ -1,9 +1,9 @@
 """Decide whose code runs: modules that the user named; of those that a file names, what ``--trust FOLDER`` allows.
 
-A method, a data source or a tracker may be a module such as ``my_package.my_method``. One that the user wrote, on the
-command line or in Python, is imported. One that a file asks for (the config.toml of a run, a .toml and those that it
-extends, the everclip.json of a model folder) is imported only where the file is in a trusted folder, or where the user
-wrote the same name. To compare or to report runs nothing is imported for their sake.
+A plug-in may be a module such as ``my_package.my_method`` or a file such as ``./my_method.py``. One that the user
+wrote, on the command line or in Python, is imported. One that a file asks for (the config.toml of a run, a .toml and
+those that it extends, the everclip.json of a model folder) is imported only where the file is in a trusted folder, or
+where the user wrote the same name. To compare or to report runs nothing is imported for their sake.
 
 Nothing here imports torch, or what a name stands for. The state is that of the process.
 """
@@ -31,6 +31,7 @@ HELP = (
 _CODE = ("data", "method", "trackers")
 """Keys of a config whose values may name a module; a method's options may too."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_FILE = ".py"
 
 
 class Refused(UserError):
@@ -59,16 +60,21 @@ class _State:
 _state = _State()
 
 
-def is_module(name: str) -> bool:
-    """Return whether a name is that of a module outside the package: it has a dot."""
-    return _MODULE.fullmatch(name) is not None
+def is_file(name: str) -> bool:
+    """Return whether a name is that of a Python file: it ends in .py."""
+    return name.endswith(_FILE)
+
+
+def is_code(name: str) -> bool:
+    """Return whether a name is that of code outside the package: a Python file, or a module, which has a dot."""
+    return is_file(name) or _MODULE.fullmatch(name) is not None
 
 
 def names(value: Any) -> Iterator[str]:
-    """The modules that a value may name: a text up to its first colon; and those of a list's or a table's values."""
+    """The code that a value may name: a text up to its first colon; and that of a list's or a table's values."""
     if isinstance(value, str):
         name = value.partition(":")[0]
-        if is_module(name):
+        if is_code(name):
             yield name
     elif isinstance(value, Mapping | list | tuple):
         for inner in value.values() if isinstance(value, Mapping) else value:
@@ -135,7 +141,9 @@ def _trusted(file: Path) -> bool:
 
 
 def place(name: str) -> str:
-    """The file that a module would be imported from, in words; neither it nor a package around it is imported."""
+    """The file that code would be imported from, in words; neither it nor a package around it is imported."""
+    if is_file(name):
+        return str(Path(name).expanduser().resolve())
     path: list[str] = [*sys.path, os.getcwd()]
     origin: str | None = None
     for part in name.split("."):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from everclip import plugins
-from everclip.config.fields import before, explain, kinds
+from everclip.config.fields import before, checked, kinds, refuse_unknown
 from everclip.config.models import NEWEST, Config, MethodConfig
-from everclip.errors import UserError, shown, suggest
+from everclip.errors import UserError
 
 if TYPE_CHECKING:
     from everclip.methods.base.method import Method
@@ -27,20 +25,10 @@ def method_class(name: str) -> type[Method]:
             'method "der" is two methods: write der_expand (Dynamically Expandable Representation, Yan 2021)'
             " or dark_er (Dark Experience Replay, Buzzega 2020)"
         )
-    module = plugins.load("methods", name)
+    plugins.load("methods", name)  # refuses a name before torch is imported
     from everclip.methods.base.method import Method
 
-    found = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        names = " and ".join(item.__name__ for item in found) or "no method"
-        raise UserError(
-            f"module {name} defines {names}: it must define one subclass of everclip.methods.Method"
-        )
-    return found[0]
+    return plugins.find("methods", name, Method)
 
 
 def method_config(config: Config) -> MethodConfig:
@@ -60,15 +48,8 @@ def options_of(
         UserError: an unknown method, option or value.
     """
     cls = method_class(name).Config
-    unknown = [option for option in options if option not in cls.model_fields]
-    if unknown:
-        known = suggest(unknown[0], cls.model_fields) if cls.model_fields else "; it has no options"
-        raise UserError(f'method "{name}" has no option {shown(unknown[0])}{known}')
-    given = options if defaults == NEWEST else _completed(cls, options)
-    try:
-        return cls.model_validate(given)
-    except ValidationError as error:
-        raise UserError(f"{prefix}{explain(error, cls, given)}") from error
+    refuse_unknown(cls, options, f'method "{name}"')
+    return checked(cls, options if defaults == NEWEST else _completed(cls, options), prefix)
 
 
 def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, Any]:
