@@ -141,6 +141,25 @@ def checked(model: type[Model], given: Mapping[str, Any], prefix: str) -> Model:
         raise UserError(f"{prefix}{explain(error, model, given)}") from error
 
 
+def own_options(
+    model: type[Model], given: Mapping[str, Any], section: type[BaseModel] | None, prefix: str
+) -> Model:
+    """The options of a plug-in that stand in a section, checked, with its defaults for those not given.
+
+    Args:
+        section: whose own keys may have been meant too.
+        prefix: the section's name and a dot.
+
+    Raises:
+        UserError: an unknown option, with the nearest name, or a value that is not allowed.
+    """
+    known = [*(section.model_fields if section else ()), *model.model_fields]
+    for name in given:
+        if name not in model.model_fields:
+            raise UserError(unknown_key(f"{prefix}{name}", [f"{prefix}{other}" for other in known]))
+    return checked(model, given, prefix)
+
+
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
     """The first complaint about ``values`` as one line: the key, what was given and what is allowed."""
     first = error.errors(include_url=False)[0]
@@ -165,6 +184,6 @@ def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str,
     if field is None:
         return f"{key or 'config'} is {shown(given)}: {first['msg']}"
     if inner is not None:
-        example = next(iter(inner.model_fields))
+        example = next(iter(inner.model_fields), "OPTION")
         return f"{key} is {shown(given)} but it is a section: write {public(f'{key}.{example}')}=VALUE"
     return f"{key} is {shown(given)}: write {allowed(field)}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from everclip.config.sections import (
+    CODE,
+    PLUG_IN,
     Cache,
     Checkpoint,
+    Choice,
     Distributed,
     Loader,
     Memory,
@@ -22,10 +25,6 @@ from everclip.errors import shown
 
 NEWEST = 2
 """The present generation of defaults. A changed default of an option keeps the earlier one in its ``before``."""
-
-
-PLUG_IN = r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[^\x00-\x1f\x7f:]+\.py)$"
-CODE = "a module such as my_package.my_method or a file such as ./my_method.py"
 
 
 class MethodConfig(Section):
@@ -46,10 +45,8 @@ class MethodConfig(Section):
     """The two fields that hold another method's name and its options, for a method that trains with another's loss."""
 
 
-class MethodChoice(Section):
-    """A method's name, and its options as given; ``method_config`` checks them against the method."""
-
-    model_config = ConfigDict(extra="allow")
+class MethodChoice(Choice):
+    """A method's name and its options."""
 
     name: str = Field(
         default="gdro",
@@ -62,11 +59,6 @@ class MethodChoice(Section):
     @classmethod
     def _bare_name(cls, values: Any) -> Any:
         return {"name": values} if isinstance(values, str) else values
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options given, unchecked."""
-        return dict(self.model_extra or {})
 
 
 class Config(Section):
@@ -146,6 +138,11 @@ class Config(Section):
     )
     out: Text | None = Field(default=None, description="the run directory; none: runs/DATE_data_method_mM_sS")
     method: MethodChoice = Field(default=MethodChoice(), description="the method and its options")
+    source: Choice = Field(default=Choice(), description="options of the data source")
+    tuning: Choice = Field(
+        default=Choice(), description="options of what ``tune`` names, beside those after its colon"
+    )
+    tracker: Choice = Field(default=Choice(), description="a table of options for each of the trackers")
     scenario: Scenario = Field(default=Scenario(), description="the tasks")
     memory: Memory = Field(default=Memory(), description="exemplars")
     train: Train = Field(default=Train(), description="optimisation")

@@ -12,6 +12,10 @@ from everclip.config.fields import kinds
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's legacy generator takes 32 bits
+PLUG_IN = r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[^\x00-\x1f\x7f:]+\.py)$"
+"""A plug-in's name, a module or a file."""
+SCENARIO = PLUG_IN.replace(r"[A-Za-z_]\w*(", r"[A-Za-z_][\w-]*(", 1)
+CODE = "a module such as my_package.my_plug_in or a file such as ./my_plug_in.py"
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
@@ -36,12 +40,29 @@ class Section(BaseModel):
         }
 
 
-class Scenario(Section):
-    """Options for cutting the data set into tasks."""
+class Choice(Section):
+    """A section with the options of a plug-in, which it names itself or another key does.
 
-    kind: Literal["class-incremental", "domain-incremental"] = Field(
+    They are taken as given; ``runs.resolve`` checks them against the plug-in's ``Config`` and fills in the rest.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plug-in's options that were given, unchecked."""
+        return dict(self.model_extra or {})
+
+
+class Scenario(Choice):
+    """How the data set is cut into tasks."""
+
+    kind: str = Field(
         default="class-incremental",
-        description="each task brings new classes, or the same classes in a new domain",
+        description="each task brings new classes, or the same classes in a new domain; or a scenario of your own;"
+        " scenario.OPTION sets its options",
+        pattern=SCENARIO,
+        json_schema_extra={"allowed": f"a scenario's name, {CODE}"},
     )
     tasks: Count | list[Count] = Field(
         default=10,
@@ -70,8 +91,8 @@ class Scenario(Section):
         return value
 
 
-class Memory(Section):
-    """Options for keeping images of earlier tasks."""
+class Memory(Choice):
+    """Which images of earlier tasks are kept."""
 
     budget: Annotated[int, Field(ge=0)] | Literal["all"] | None = Field(
         default=200,
@@ -81,10 +102,13 @@ class Memory(Section):
     per_class: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="in place of budget: images kept of each class seen"
     )
-    policy: Literal["method", "random", "herding", "exp", "equal_task", "all", "none"] = Field(
+    policy: str = Field(
         default="method",
         description="how they are chosen: as the method does; at random or by herding, equally per class; by shares"
-        " of the tasks, halved with each step into the past or equal; all of them; none",
+        " of the tasks, halved with each step into the past or equal; all of them; none; or a policy of your own;"
+        " memory.OPTION sets its options",
+        pattern=PLUG_IN,
+        json_schema_extra={"allowed": f'"method", a policy\'s name, {CODE}'},
     )
 
     @model_validator(mode="before")

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from everclip.config.fields import kinds, unknown_key
+from everclip.config.sections import Memory, Scenario
 from everclip.errors import UserError, shown, suggest
 from everclip.system import reading, trust
 from everclip.system.reading import TooDeep, Unreadable
@@ -37,6 +38,8 @@ _EXAMPLES = {
     "train.weight_decay": "0.05",
 }
 """Values of the keys whose default would say nothing."""
+_OPEN = {"method": 2, "tracker": 2, "scenario": 1, "memory": 1, "source": 1, "tuning": 1}
+"""Sections with options of plug-ins, and how deep these may lie."""
 _OVERRIDE = re.compile(r"[\w.\-]*=", re.ASCII)
 _SHORT_FLOAT = re.compile(r"[+-]?(\.\d+|\d+\.)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -76,9 +79,9 @@ def config_path(name: str, folder: Path) -> Path:
 def merge(lower: Layer, upper: Layer) -> Layer:
     """``upper`` laid over ``lower``, section by section.
 
-    What belongs to a choice goes with it: another method drops the options of the lower one, another model
-    its ``image_size``; ``train.epochs`` and ``train.steps`` replace each other, and so do ``memory.budget`` and
-    ``memory.per_class``.
+    What belongs to a choice goes with it: another method drops the options of the lower one, and so does another
+    source, scenario, memory policy or way of tuning; another model drops its ``image_size``; ``train.epochs`` and
+    ``train.steps`` replace each other, and so do ``memory.budget`` and ``memory.per_class``.
     """
     lower = dict(lower)
     if upper.get("model", lower.get("model")) != lower.get("model"):
@@ -86,11 +89,25 @@ def merge(lower: Layer, upper: Layer) -> Layer:
     old, new = lower.get("method", {}), upper.get("method", {})
     if new.get("name", old.get("name")) != old.get("name"):
         lower["method"] = {}
+    for name, options in (("data", "source"), ("tune", "tuning")):
+        if _named_in(upper, name, _named_in(lower, name)) != _named_in(lower, name):
+            lower.pop(options, None)
+    for name, section, key in (("scenario", Scenario, "kind"), ("memory", Memory, "policy")):
+        below, above = lower.get(name), upper.get(name)
+        if isinstance(below, dict) and isinstance(above, dict):
+            now = below.get(key, section.model_fields[key].default)
+            if above.get(key, now) != now:
+                lower[name] = {option: below[option] for option in below if option in section.model_fields}
     if "train" in upper:
         upper = upper | {"train": one_length(lower.pop("train", {}), upper["train"])}
     if isinstance(upper.get("memory"), dict):
         upper = upper | {"memory": _one_of("budget", "per_class", lower.pop("memory", {}), upper["memory"])}
     return _over(lower, upper)
+
+
+def _named_in(layer: Layer, key: str, default: str | None = None) -> str | None:
+    """The plug-in that a key names, before its colon."""
+    return str(layer[key]).partition(":")[0] if key in layer else default
 
 
 def _over(lower: Layer, upper: Layer) -> Layer:
@@ -188,8 +205,8 @@ def overrides(tokens: Sequence[str], known: Mapping[str, FieldInfo]) -> Layer:
     """The layer that KEY=VALUE tokens make.
 
     Args:
-        known: every dotted key and its field; ``method``, ``method.OPTION`` and
-            ``method.OPTION.NAME`` are known besides.
+        known: every dotted key and its field; options of plug-ins are known besides, such as ``method.OPTION``,
+            ``method.OPTION.NAME`` and ``scenario.OPTION``.
 
     Raises:
         UserError: a token without "=" or value, an unknown key, or a key given twice.
@@ -223,8 +240,10 @@ def _example(key: str, known: Mapping[str, FieldInfo]) -> str:
 def _place(layer: Layer, key: str, value: Any, known: Mapping[str, FieldInfo]) -> None:
     parts = ["method", "name"] if key == "method" else key.split(".")
     if key not in known and not (
-        parts[0] == "method" and len(parts) < 4 and all(map(str.isidentifier, parts))
+        1 < len(parts) < _OPEN.get(parts[0], 0) + 2 and all(map(str.isidentifier, parts))
     ):
+        if key in _OPEN:
+            raise UserError(f"{shown(key)} is a section: write one of its keys, such as {key}.OPTION=VALUE")
         inside = [other for other in known if other.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{shown(key)} is a section: write one of its keys, such as {inside[0]}=VALUE")

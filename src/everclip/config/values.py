@@ -18,10 +18,14 @@ def written(section: Section) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in section:
         if isinstance(value, Section):
-            values[name] = written(value)
+            inner = written(value)
+            if inner or type(value).model_fields:  # no empty table of options
+                values[name] = inner
         elif value is not None:
             values[name] = value
-        elif type(section).model_fields[name].default is not None or name in before(type(section)):
+        elif (
+            name in type(section).model_fields and type(section).model_fields[name].default is not None
+        ) or name in before(type(section)):
             values[name] = "none"
     return values
 

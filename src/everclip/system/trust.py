@@ -28,8 +28,10 @@ HELP = (
     " in a run's config.toml, are then imported."
 )
 
-_CODE = ("data", "method", "trackers")
-"""Keys of a config whose values may name a module; a method's options may too."""
+_CODE = ("data", "method", "trackers", "tune")
+"""Keys of a config whose values may name code; a method's options may too."""
+_INNER = (("scenario", "kind"), ("memory", "policy"))
+"""Keys of sections whose values may."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _FILE = ".py"
 
@@ -90,8 +92,10 @@ def folder(path: str | Path) -> None:
 
 
 def in_config(values: Mapping[str, Any]) -> set[str]:
-    """The modules that a config's tables name."""
-    return {*names([values.get(key) for key in _CODE])}
+    """The code that a config's tables name."""
+    tables = [(values.get(section), key) for section, key in _INNER]
+    inner = [table.get(key) for table, key in tables if isinstance(table, Mapping)]
+    return {*names([*(values.get(key) for key in _CODE), *inner])}
 
 
 def typed(value: Any) -> None:
