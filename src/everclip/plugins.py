@@ -8,6 +8,7 @@ folder, a file such as ``./my_method.py`` as it stands; ``trust`` says which. It
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -19,24 +20,30 @@ from types import ModuleType
 from typing import TypeVar
 
 from everclip.errors import UserError, suggest
-from everclip.seeding import hash64
 from everclip.system import trust
 
 Base = TypeVar("Base")
 
 _ROOT = Path(__file__).parent
+_HYPHENS = ("data/scenarios",)
+"""Kinds whose names have hyphens where their files have underscores."""
 _outside: set[str] = set()
 """Packages from outside that plug-ins were loaded from."""
 
 
 def names(kind: str) -> list[str]:
     """Sorted names of the plug-ins shipped in the folder ``kind`` (``methods``, ``data/sources``); imports nothing."""
-    return sorted(path.stem for path in (_ROOT / kind).glob("*.py") if not path.stem.startswith("_"))
+    stems = sorted(path.stem for path in (_ROOT / kind).glob("*.py") if not path.stem.startswith("_"))
+    return [stem.replace("_", "-") for stem in stems] if kind in _HYPHENS else stems
+
+
+def _stem(kind: str, name: str) -> str:
+    return name.replace("-", "_") if kind in _HYPHENS else name
 
 
 def docstring(kind: str, name: str) -> str:
     """The module docstring of a shipped plug-in, read without importing it (so without torch)."""
-    source = (_ROOT / kind / f"{name}.py").read_text(encoding="utf-8")
+    source = (_ROOT / kind / f"{_stem(kind, name)}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
 
 
@@ -61,7 +68,7 @@ def load(kind: str, name: str) -> ModuleType:
             ) from error
     if name not in names(kind):
         raise UserError(f'unknown {what} "{name}"{suggest(name, names(kind))}')
-    return importlib.import_module(f"everclip.{kind.replace('/', '.')}.{name}")
+    return importlib.import_module(f"everclip.{kind.replace('/', '.')}.{_stem(kind, name)}")
 
 
 def find(kind: str, name: str, base: type[Base]) -> type[Base]:
@@ -99,7 +106,7 @@ def _file(what: str, name: str) -> ModuleType:
     path = Path(name).expanduser().resolve()
     if not path.is_file():
         raise UserError(f'{what} "{name}" is no file: give the path of a Python file that is there')
-    known = f"everclip_file_{hash64('plug-in', str(path)):016x}"
+    known = f"everclip_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     if known not in sys.modules:
         spec = importlib.util.spec_from_file_location(known, path)
         assert spec is not None

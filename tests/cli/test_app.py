@@ -89,7 +89,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["datasets", "emojy"], 'unknown data source "emojy"; did you mean "emoji"?'),
         (["models", "ViT-B-16"], 'model "ViT-B-16" is not listed; did you mean ViT-B-16:openai'),
         (["models", "zzzz"], 'model "zzzz" is not listed. Any other open_clip model works too'),
-        (["scenarios", "class"], 'unknown scenario "class"; '),
+        (["scenarios", "class"], 'unknown scenario "class"'),
         (["doctor", "--jsn"], "Unknown option: --jsn. Did you mean --json? See everclip doctor --help"),
     ],
 )

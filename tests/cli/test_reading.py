@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 from everclip import plugins
 from everclip.cli import app, doctor
 from everclip.cli._output import print_columns, summary
-from everclip.cli.scenarios import SCENARIOS
 from everclip.config import load_config
 from everclip.models.catalogue import catalogue
 
@@ -122,16 +122,33 @@ def test_the_papers_model_with_its_weights(
     assert row.split()[1:5] == ["149.6", "35.1", "6.0", "224"]
 
 
-def test_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [row["name"] for row in read_json(capsys, "scenarios")] == [info.name for info in SCENARIOS]
-    defaults = load_config([]).scenario
-    page = read_json(capsys, "scenarios", "class-incremental")
-    assert page["defaults"] == {"scenario.tasks": str(defaults.tasks), "scenario.order": str(defaults.order)}
-    for info in SCENARIOS:
-        assert load_config([f"scenario.kind={info.name}"]).scenario.kind == info.name
-        text = read(capsys, "scenarios", info.name)
-        assert all(example in text for example in info.examples)
-        assert info.name in read(capsys, "scenarios")
+@pytest.mark.parametrize("command", ["scenarios"])
+def test_a_catalogue_shows_each_plug_in_with_its_options(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_json(capsys, command)
+    assert rows
+    for row in rows:
+        page = read_json(capsys, command, row["name"])
+        assert page["summary"] == row["summary"] != ""
+        text = read(capsys, command, row["name"])
+        assert page["description"] in text
+        assert all(
+            option["name"] in text and option["help"] in " ".join(text.split()) for option in page["options"]
+        )
+        assert row["name"] in read(capsys, command)
+
+
+def test_scenarios_shows_commands_that_are_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = [
+        shlex.split(line)
+        for name in ("class-incremental", "domain-incremental")
+        for line in read(capsys, "scenarios", name).splitlines()
+        if line.startswith("    everclip train ")
+    ]
+    assert len(examples) == 6
+    for _, _, *words in examples:
+        load_config([word for word in words if word != "my.toml"])
 
 
 def test_the_doctor_finds_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everclip.config import Config, known_keys, load_config
+from everclip.config.sections import CODE
 from everclip.config.sources import is_override
 from everclip.config.values import dump
 from everclip.errors import UserError
@@ -80,8 +81,8 @@ REFUSED = [
         'memory.policy is "best": write "method" or "random" or "herding" or "exp" or "equal_task" or "all" or "none"',
     ),
     (
-        ["scenario.kind=task-incremental"],
-        'scenario.kind is "task-incremental": write "class-incremental" or "domain-incremental"',
+        ["scenario.kind=a..b"],
+        f'scenario.kind is "a..b": write a scenario\'s name, {CODE}',
     ),
     (
         ["scenario.tasks=[5, 0]"],
@@ -101,7 +102,7 @@ REFUSED = [
     ),
     (['templates=["a photo"]'], 'templates: "a photo" must contain "{}" once, where the class name goes'),
     (["templates=[]"], "templates: the list is empty: write at least one template, or leave the key out"),
-    (["method=a..b"], 'method is "a..b": write a method\'s name, or a module such as my_package.my_method'),
+    (["method=a..b"], f'method is "a..b": write a method\'s name, {CODE}'),
     (["device=gpu"], 'device is "gpu": write "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps"'),
     (["out=a\x00b"], 'out is "a\\u0000b": write text or none'),
     (["out=a\udcffb"], 'the value of "out" is not UTF-8: rename the file, or set the terminal to UTF-8'),
@@ -147,7 +148,7 @@ BAD_FILES = [
     ("train = 1", "train is 1 but it is a section: write train.epochs=VALUE"),
     ("[[train]]\nlr = 1", 'train is [{"lr": 1}] but it is a section: write train.epochs=VALUE'),
     ("method = 1", "method is 1 but it is a section: write method=VALUE"),
-    ("[method]\nname = 1", "method is 1: write a method's name, or a module such as my_package.my_method"),
+    ("[method]\nname = 1", f"method is 1: write a method's name, {CODE}"),
     ('[train]\nlr = "1e-4"', 'train.lr is "1e-4": write a number above 0 or none'),
     ("seed = 2026-01-31", 'seed is "2026-01-31": write a whole number from 0 to 4294967295'),
     ("[train]\nepochs = 1\nsteps = 1", "train: epochs and steps are both given: write one of them"),

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from everclip import data
-from everclip.data.scenario import class_incremental, class_order, domain_incremental, merge, seen, task_sizes
+from everclip.config.sections import Scenario
+from everclip.data import scenarios
+from everclip.data.images import Dataset
+from everclip.data.scenario import Task, class_order, merge, seen, task_sizes
 from everclip.errors import UserError
 from tests.pictures import domain_folder, image_folder
+
+
+def cut(source: Dataset, kind: str, seed: int = 0, **settings: Any) -> list[Task]:
+    return scenarios.build(Scenario(kind=kind, **settings)).cut(source, seed)
 
 
 def test_the_fields_class_order() -> None:
@@ -70,7 +78,7 @@ def test_task_sizes() -> None:
 
 def test_class_incremental_partitions_classes_and_images(tmp_path: Path) -> None:
     source = data.load(f"imagefolder:{image_folder(tmp_path, {'train': 3, 'test': 2})}")
-    tasks = class_incremental(source, [3, 2, 1])
+    tasks = cut(source, "class-incremental", tasks=[3, 2, 1])
     assert [len(task.classes) for task in tasks] == [3, 2, 1]
     assert sorted(seen(tasks)) == list(range(6))
     for task in tasks:
@@ -80,16 +88,16 @@ def test_class_incremental_partitions_classes_and_images(tmp_path: Path) -> None
 
 def test_domain_incremental(tmp_path: Path) -> None:
     source = data.load(f"domainfolder:{domain_folder(tmp_path)}", "domain-incremental")
-    tasks = domain_incremental(source)
+    tasks = cut(source, "domain-incremental")
     assert [task.name for task in tasks] == ["domain0", "domain1", "domain2"]
     assert all(set(task.train.domains) == {task.index} for task in tasks)
     assert seen(tasks) == (0, 1, 2)
-    turned = domain_incremental(source, ["domain2", "domain0", "domain1"])
+    turned = cut(source, "domain-incremental", order=["domain2", "domain0", "domain1"])
     assert [task.name for task in turned] == ["domain2", "domain0", "domain1"]
-    shuffled = domain_incremental(source, seed=3)
+    shuffled = cut(source, "domain-incremental", order="seed", seed=3)
     assert [task.name for task in shuffled] == ["domain1", "domain0", "domain2"]
     with pytest.raises(UserError, match=r'unknown domain "dom"'):
-        domain_incremental(source, ["dom"])
+        cut(source, "domain-incremental", order=["dom"])
 
 
 def test_one_domain_is_refused(tmp_path: Path) -> None:
@@ -97,12 +105,12 @@ def test_one_domain_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"has one domain: use scenario\.kind=class-incremental, or domainfolder"
     ):
-        domain_incremental(source)
+        cut(source, "domain-incremental")
 
 
 def test_merged_tasks_hold_everything_once(tmp_path: Path) -> None:
     source = data.load(f"imagefolder:{image_folder(tmp_path, {'train': 3, 'test': 2})}")
-    (joint,) = merge(class_incremental(source, 3))
+    (joint,) = merge(cut(source, "class-incremental", tasks=3))
     assert sorted(joint.train.ids) == sorted(source.train.ids)
     assert sorted(joint.test.ids) == sorted(source.test.ids)
     assert sorted(joint.classes) == list(range(6))

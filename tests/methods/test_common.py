@@ -26,6 +26,7 @@ from everclip.runs.run import Run
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
 from everclip.training.restore import grow, open_run
+from tests import mixed
 from tests.marks import slow_after
 from tests.running import configured, logged, run, run_for, timeless
 
@@ -261,6 +262,21 @@ def test_domain_incremental_run(variant: str, tmp_path: Path, toy: str, domains:
     results = run(tmp_path / "run", *tokens, *options)
     assert len(results["accuracy_after_stage"]) == (1 if name == "joint" else 3)
     assert results["classes"] == ["blue", "green", "red"]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_stream_whose_tasks_share_classes(name: str, tmp_path: Path, toy: str, photos: str) -> None:
+    """The contract assumes no task borders: classes come again beside new ones, and a task may bring none."""
+    tokens = (f"data={photos}", f"model={toy}", f"method={name}", "memory.budget=12")
+    results = run(tmp_path / "run", *tokens, f"scenario.kind={mixed.KIND}")
+    assert len(results["classes"]) == 6
+    if name == "joint":
+        return
+    assert [len(row) for row in results["matrix"]] == [3, 3, 3]
+    assert [row[1] for row in results["matrix"]] == [None, None, None]
+    assert results["test_counts"] == [8, 0, 4]
+    first, _, last = results["matrix"][2]
+    assert results["last"] == pytest.approx((8 * first + 4 * last) / 12)
 
 
 class Killed(Exception):

@@ -102,21 +102,30 @@ def test_through_json() -> None:
     assert (made.stages, copy.stages) == (3, 4)
 
 
-def test_from_results() -> None:
-    """From the lists in results.json all follows but the forward transfer."""
-    made = matrix(R, [10, 20, 30])
-    rows = json.loads(json.dumps(made.to_list()))
-    read = Matrix.from_list(rows, [10, 20, 30])
-    assert read.to_list() == made.to_list()
-    assert read.accuracy_after_stage == made.accuracy_after_stage
-    assert (read.forgetting, read.backward_transfer) == (made.forgetting, made.backward_transfer)
-    assert read.forward_transfer(ZERO_SHOT) is None
+def test_a_task_without_test_images_is_no_column() -> None:
+    """The second of four tasks brings no class of its own: every number is as if it were not there."""
+    made, without = Matrix(), Matrix()
+    made.add_stage([0.9], [10])
+    made.add_stage([0.8, None], [10, 0], 0.4)
+    made.add_stage([0.7, None, 0.6], [10, 0, 30])
+    made.add_stage([0.5, None, 0.7, 0.9], [10, 0, 30, 20])
+    for row, counts in (([0.9], [10]), ([0.7, 0.6], [10, 30]), ([0.5, 0.7, 0.9], [10, 30, 20])):
+        without.add_stage(row, counts)
+    assert made.to_list()[1] == [0.8, None, None, None]
+    assert made.accuracy_after_stage[1:] == [0.8, *without.accuracy_after_stage[1:]]
+    assert made.task_mean_after_stage[2:] == without.task_mean_after_stage[1:]
+    assert made.forgetting == pytest.approx(((0.9 - 0.5) + (0.6 - 0.7)) / 2)
+    assert made.backward_transfer == pytest.approx(((0.5 - 0.9) + (0.7 - 0.6)) / 2)
+    assert made.forward_transfer([0.3, None, 0.1, 0.2]) == pytest.approx(0.4 - 0.1)
 
 
 @pytest.mark.parametrize(
-    ("row", "counts"), [([0.5, 0.5], [3, 3]), ([0.5], [3, 3]), ([], []), ([math.nan], [0])]
+    ("row", "counts"),
+    [([0.5, 0.5], [3, 3]), ([0.5], [3, 3]), ([], []), ([math.nan], [0]), ([None], [0]), ([None], [3])],
 )
-def test_a_stage_has_one_value_a_task_and_each_task_images(row: list[float], counts: list[int]) -> None:
+def test_a_stage_has_one_value_a_task_and_each_task_images(
+    row: list[float | None], counts: list[int]
+) -> None:
     with pytest.raises(AssertionError):
         Matrix().add_stage(row, counts)
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from everclip import data
 from everclip.cli.app import main
-from everclip.data import inventory
+from everclip.config.sections import Scenario
+from everclip.data import inventory, scenarios
 from everclip.data.inventory import Inventory, compare, hashed, of
-from everclip.data.scenario import class_incremental
 from everclip.errors import UserError
 from everclip.runs.run import IMAGES
 from everclip.training import noted
@@ -193,13 +193,15 @@ def listed(path: Path, rows: list[str]) -> str:
 
 def inventory_of(spec: str, tasks: int = 1) -> Inventory:
     found = data.load(spec)
-    cut = class_incremental(found, tasks, "given")
+    cut = scenarios.build(Scenario(tasks=tasks, order="given")).cut(found, 0)
     return hashed(of(cut, found.train.store), cut, found.train.store)
 
 
 def changed(before: Inventory, spec: str, tasks: int = 1) -> str:
     found = data.load(spec)
-    change, _ = compare(before, class_incremental(found, tasks, "given"), found.train.store)
+    change, _ = compare(
+        before, scenarios.build(Scenario(tasks=tasks, order="given")).cut(found, 0), found.train.store
+    )
     return "" if change is None else f"{change.images} {change.first} {change.what}"
 
 
@@ -229,7 +231,7 @@ def test_lists_that_say_something_else_of_the_same_files(folder: Path, tmp_path:
 
 def test_shards_and_archives(tmp_path: Path) -> None:
     emoji = data.load("emoji")
-    tasks = class_incremental(emoji, 2, "given")
+    tasks = scenarios.build(Scenario(tasks=2, order="given")).cut(emoji, 0)
     stamped = of(tasks, emoji.train.store)
     assert (stamped.stamps > 0).all()  # checksums, without reading a picture
     assert compare(stamped, tasks, emoji.train.store)[0] is None

@@ -64,8 +64,11 @@ def load(
 
 def of(config: Config) -> Dataset:
     """The data set of a config. Raises UserError as ``load`` does, and for code that only a file asks for."""
-    kind = config.scenario.kind
-    return _load(config.data, kind, config.classnames, config.templates, config.model)
+    from everclip.data import scenarios
+
+    return _load(
+        config.data, scenarios.lists(config.scenario), config.classnames, config.templates, config.model
+    )
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""Cut a data set into a list of tasks: scenarios."""
+"""A task of a stream, and the orders and sizes that scenarios cut a data set by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from everclip.data.images import Dataset, ImageSet
+from everclip.data.images import ImageSet
 from everclip.data.prompts import clean
 from everclip.errors import UserError, suggest
 
@@ -28,13 +28,14 @@ ICARL = (
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One step of a scenario.
+    """One step of a stream. Tasks need not have classes of their own: a class may come again in any later one.
 
     Args:
         index: 0-based.
-        classes: labels that this task teaches, in the order learned.
-        train, test: its images. The test images of a class-incremental task are those of its classes, of a
-            domain-incremental task those of its domain.
+        classes: labels of the training images, those that no earlier task has in the order learned.
+        train: its training images.
+        test: the test images that are scored from this task on: a column of the accuracy matrix. No image is in two
+            columns; those of a task may be none, but for the first.
     """
 
     index: int
@@ -72,10 +73,10 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
         return list(ICARL)
     if isinstance(order, str):
         return list(range(len(names)))
-    return _positions(order, names, "class")
+    return positions(order, names, "class")
 
 
-def _positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
+def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
     """Index of each entry of ``order``, a name or its folder's. Raises UserError where it is no permutation."""
     order = [clean(name) if name not in names and clean(name) in names else name for name in order]
     twice = [name for name, count in Counter(order).items() if count > 1]
@@ -111,56 +112,6 @@ def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
             f" write sizes that add up to {classes}"
         )
     return list(tasks)
-
-
-def class_incremental(
-    data: Dataset, tasks: int | Sequence[int] = 10, order: int | str | Sequence[str] = 1993
-) -> list[Task]:
-    """Tasks that each bring new classes. Raises UserError where the sizes or the order do not fit the classes."""
-    labels = class_order(data.class_names, order)
-    result = []
-    start = 0
-    for index, size in enumerate(task_sizes(len(labels), tasks)):
-        classes = tuple(labels[start : start + size])
-        start += size
-        result.append(
-            Task(
-                index,
-                f"task {index + 1}",
-                classes,
-                data.train.of_classes(classes),
-                data.test.of_classes(classes),
-            )
-        )
-    return result
-
-
-def domain_incremental(
-    data: Dataset, order: str | Sequence[str] = "given", seed: int | None = None
-) -> list[Task]:
-    """Tasks that each bring a new domain of the same classes, in the data set's order unless told otherwise.
-
-    Args:
-        order: the names in order, else as given.
-        seed: of a permutation of that.
-
-    Raises:
-        UserError: the data set has one domain, or ``order`` is not a permutation of its domains.
-    """
-    names = data.domain_names
-    if len(names) < 2:
-        raise UserError(
-            f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
-            " PATH/DOMAIN/CLASS/*.jpg"
-        )
-    domains = range(len(names)) if isinstance(order, str) else _positions(order, names, "domain")
-    if seed is not None:
-        domains = [domains[place] for place in np.random.RandomState(seed).permutation(len(names))]
-    classes = tuple(range(len(data.class_names)))
-    return [
-        Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))
-        for index, domain in enumerate(domains)
-    ]
 
 
 def merge(tasks: Sequence[Task]) -> list[Task]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from everclip import data as sources
+from everclip.data import scenarios
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
@@ -44,7 +45,7 @@ class Answers:
     @property
     def accuracy(self) -> float:
         """Fraction of the images that are right."""
-        return self.scores.accuracy(0, len(self.model.labels))
+        return self.scores.accuracy_up_to(0, len(self.model.labels))
 
     def logits(self) -> Float[np.ndarray, "n c"]:
         """Scores as logits of a softmax."""
@@ -115,7 +116,7 @@ def load(spec: str, model: Deployed) -> Dataset:
     if model.plan is None:
         return sources.load(spec, model=model.spec)
     config = model.plan.config
-    return sources.load(spec, config.scenario.kind, model=config.model)
+    return sources.load(spec, scenarios.lists(config.scenario), model=config.model)
 
 
 def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from everclip.data.scenarios import scenario_class
 from everclip.methods.base.registry import method_class, method_config
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def build(config: Config, prompts: Prompts) -> Method:
 
 def lacking(config: Config, method: Method) -> str:
     """Return what a resolved config lacks for its method to have a defined form, as a message; else empty."""
-    scenario, memory = config.scenario, config.memory
-    tasks = scenario.tasks if isinstance(scenario.tasks, int) else len(scenario.tasks)
+    settings, memory = config.scenario, config.memory
+    tasks = settings.tasks if isinstance(settings.tasks, int) else len(settings.tasks)
     without = memory.budget == 0 and memory.policy != "all"
-    alone = method.capabilities.one_task or tasks == 1 or scenario.kind != "class-incremental"
+    alone = method.capabilities.one_task or tasks == 1 or scenario_class(settings.kind).every_class
     # Runs of earlier versions go on as they began.
     if config.defaults == 1 or alone or not method.capabilities.needs_exemplars:
         return ""

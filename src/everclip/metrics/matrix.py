@@ -1,6 +1,7 @@
 """Keep the accuracy matrix, and compute what continual learning reads from it.
 
-R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction. Definitions and their papers:
+R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction; None where task i has no test images of
+its own, since all its classes were there before. Definitions and their papers:
 iCaRL (arXiv 1611.07725) for the average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz
 and Ranzato 2017 (arXiv 1706.08840) for the transfers, with the zero-shot accuracy of the pretrained model in
 place of GEM's random initialisation.
@@ -8,7 +9,7 @@ place of GEM's random initialisation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -16,7 +17,7 @@ class Matrix:
     """R, one row per stage, with one value ahead: the accuracy on the task that comes next."""
 
     def __init__(self) -> None:
-        self._rows: list[list[float]] = []
+        self._rows: list[list[float | None]] = []
         self._ahead: list[float | None] = []
         self.counts: list[int] = []
         """Test images of each task seen."""
@@ -26,16 +27,19 @@ class Matrix:
         """Finished stages."""
         return len(self._rows)
 
-    def add_stage(self, row: Sequence[float], counts: Sequence[int], ahead: float | None = None) -> None:
+    def add_stage(
+        self, row: Sequence[float | None], counts: Sequence[int], ahead: float | None = None
+    ) -> None:
         """Add a finished stage.
 
         Args:
-            row: accuracy on tasks 0..t, among all classes seen.
-            counts: test images of tasks 0..t, at least one each.
+            row: accuracy on tasks 0..t, among all classes seen; None for those without test images.
+            counts: test images of tasks 0..t, at least one of the first.
             ahead: accuracy on task t + 1, among the classes of tasks 0..t + 1; None after the last.
         """
         assert len(row) == len(counts) == self.stages + 1
-        assert min(counts) > 0
+        assert counts[0] > 0
+        assert all((value is None) == (count == 0) for value, count in zip(row, counts, strict=True))
         self._rows.append(list(row))
         self._ahead.append(ahead)
         self.counts = list(counts)
@@ -44,14 +48,15 @@ class Matrix:
     def accuracy_after_stage(self) -> list[float]:
         """A_t on the union of the test images of tasks 0..t, so weighted by images."""
         return [
-            sum(r * n for r, n in zip(row, self.counts, strict=False)) / sum(self.counts[: len(row)])
+            sum(r * n for r, n in zip(row, self.counts, strict=False) if r is not None)
+            / sum(self.counts[: len(row)])
             for row in self._rows
         ]
 
     @property
     def task_mean_after_stage(self) -> list[float]:
         """The mean of R[t, i] over tasks 0..t: equals A_t where tasks have equally many test images."""
-        return [sum(row) / len(row) for row in self._rows]
+        return [sum(known) / len(known) for known in map(_known, self._rows)]
 
     @property
     def last(self) -> float:
@@ -69,39 +74,41 @@ class Matrix:
 
         Negative where the last stage is better than any before.
         """
-        final = self._rows[-1]
         drops = [
-            max(self._rows[t][i] for t in range(i, self.stages - 1)) - final[i]
-            for i in range(self.stages - 1)
+            max(_known(self._rows[t][i] for t in range(i, self.stages - 1))) - last
+            for i, last in enumerate(self._rows[-1][:-1])
+            if last is not None
         ]
         return _mean(drops)
 
     @property
     def backward_transfer(self) -> float | None:
         """Mean over old tasks of the last accuracy minus that right after learning; None with one task."""
-        final = self._rows[-1]
-        return _mean([final[i] - self._rows[i][i] for i in range(self.stages - 1)])
+        gains = [
+            last - first
+            for i, last in enumerate(self._rows[-1][:-1])
+            if last is not None and (first := self._rows[i][i]) is not None
+        ]
+        return _mean(gains)
 
-    def forward_transfer(self, pretrained: Sequence[float]) -> float | None:
+    def forward_transfer(self, pretrained: Sequence[float | None]) -> float | None:
         """Mean over tasks i >= 1 of R[i - 1, i] - b_i; None with one task.
 
         Args:
             pretrained: b, zero-shot accuracy on each task i among the classes of tasks 0..i.
         """
         ahead = self._ahead[: self.stages - 1]
-        return _mean([value - pretrained[i + 1] for i, value in enumerate(ahead) if value is not None])
+        return _mean(
+            [
+                value - base
+                for value, base in zip(ahead, pretrained[1:], strict=False)
+                if value is not None and base is not None
+            ]
+        )
 
     def to_list(self) -> list[list[float | None]]:
-        """T x T, row t = stage t; None above the diagonal. JSON-safe, as in ``results.json``."""
+        """T x T, row t = stage t; None above the diagonal and where nothing is tested; as in ``results.json``."""
         return [row + [None] * (self.stages - len(row)) for row in self._rows]
-
-    @classmethod
-    def from_list(cls, rows: Sequence[Sequence[float | None]], counts: Sequence[int]) -> Matrix:
-        """The matrix of ``to_list``; without the values ahead, so its ``forward_transfer`` is None."""
-        matrix = cls()
-        for t, row in enumerate(rows):
-            matrix.add_stage([value for value in row[: t + 1] if value is not None], counts[: t + 1])
-        return matrix
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists."""
@@ -112,6 +119,10 @@ class Matrix:
         self._rows = [list(row) for row in state["rows"]]
         self._ahead = list(state["ahead"])
         self.counts = list(state["counts"])
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:

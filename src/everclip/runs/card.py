@@ -28,6 +28,7 @@ from everclip.config import Config
 from everclip.config.values import written
 from everclip.data.formats.folders import check_names
 from everclip.data.prompts import check_templates
+from everclip.data.scenarios import lists
 from everclip.errors import UserError
 from everclip.metrics.calibration import Calibration
 from everclip.runs.resolve import resolve
@@ -94,7 +95,9 @@ class Card(_Model):
 def settings(config: Config) -> dict[str, Any]:
     """Return the part of a config that a card keeps."""
     kept = {key: value for key, value in written(config).items() if key not in _LOCAL}
-    return kept | {"scenario": {"kind": config.scenario.kind}}
+    return kept | {
+        "scenario": {"kind": lists(config.scenario)}
+    }  # whoever uses the model needs no scenario's code
 
 
 def read(folder: Path) -> Card:

@@ -1,4 +1,4 @@
-"""Fill in what a config leaves open, from the method and the model it names."""
+"""Fill in what a config leaves open, from the plug-ins and the model it names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from everclip.config.fields import before
 from everclip.config.models import NEWEST, Config, MethodChoice, Section, Train
 from everclip.config.sources import one_length
 from everclip.config.values import written
+from everclip.data.scenarios import build
 from everclip.methods.base.registry import method_config
 from everclip.models.catalogue import recommended
 
@@ -24,6 +25,7 @@ def resolve(config: Config) -> Config:
     values in any later version.
     """
     options = method_config(config)
+    scenario = build(config.scenario)
     given = {
         name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
     }
@@ -41,6 +43,7 @@ def resolve(config: Config) -> Config:
         | {
             "train": Train(**(Train().model_dump() | values)),
             "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
+            "scenario": config.scenario.model_copy(update=written(scenario.options)),
         }
     )
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from everclip import plugins
 from everclip.config import Config
+from everclip.data.scenarios import scenario_class
 from everclip.methods.base.cost import Passes, Text
 from everclip.models.catalogue import Costs
 
@@ -215,7 +215,7 @@ def _training(
     images = steps * train.batch_size if train.steps else (train.epochs or 1) * (new + kept)
     text, classes = _text(passes, options), seen
     present = text == "batch" or options.get("classes") == "present"
-    if present and not kept and config.scenario.kind == "class-incremental":
+    if present and not kept and not scenario_class(config.scenario.kind).every_class:
         classes = max(1, seen // (stage + 1))  # the task's own, about
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
     passes_of_probe = options.get("probe_epochs", 0)
@@ -226,8 +226,7 @@ def _training(
 def published(config: Config) -> Sizes | None:
     """Sizes of the official data set that a config names, from its published counts; None for any other data."""
     from everclip import data
-    from everclip.data import templates
-    from everclip.data.scenario import task_sizes
+    from everclip.data import scenarios, templates
 
     source, _ = data.source(config.data)
     official = vars(source).get("OFFICIAL")
@@ -237,17 +236,10 @@ def published(config: Config) -> Sizes | None:
     prompts = len(config.templates) if isinstance(config.templates, list) else 1
     if not isinstance(config.templates, list) and (config.templates or name) in templates.names():
         prompts = len(templates.shipped(config.templates or name))
-    if config.scenario.kind == "domain-incremental":
-        pairs = list(official.domains.values())
-        seen = (official.classes,) * len(pairs)
-        return Sizes(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), seen, prompts)
-    tasks = task_sizes(official.classes, config.scenario.tasks)
-    return Sizes(
-        tuple(round(official.train * size / official.classes) for size in tasks),
-        tuple(round(official.test * size / official.classes) for size in tasks),
-        tuple(accumulate(tasks)),
-        prompts,
-    )
+    scenario, domains = scenarios.build(config.scenario), list(official.domains.values())
+    train, seen = scenario.sizes(official.train, official.classes, [pair[0] for pair in domains])
+    test, _ = scenario.sizes(official.test, official.classes, [pair[1] for pair in domains])
+    return Sizes(tuple(train), tuple(test), tuple(seen), prompts)
 
 
 def seconds(operations: float, card: str, precision: str = "bf16", cards: int = 1) -> float:

@@ -41,9 +41,10 @@ class Scores:
         """Predicted labels of some rows, among the first ``among`` columns."""
         return np.asarray(self.labels)[self.scores[rows, :among].argmax(axis=1)]
 
-    def accuracy(self, task: int, among: int) -> float:
-        """Fraction of a task's images that are right, among the first ``among`` classes learned."""
-        return self._right(self.tasks == task, among)
+    def accuracy(self, task: int, among: int) -> float | None:
+        """Fraction of a task's images that are right, among the first ``among`` classes learned; None: no images."""
+        rows = self.tasks == task
+        return self._right(rows, among) if rows.any() else None
 
     def accuracy_up_to(self, task: int, among: int) -> float:
         """The same over all images of tasks 0..``task`` (A_t, weighted by images)."""
@@ -104,6 +105,8 @@ def evaluate(
     owner: list[NDArray[np.int64]] = []
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     for task in tasks:
+        if not len(task.test):  # it brings nothing new to be tested
+            continue
         found = spread(loader, task.test, lambda batch: classify(batch.images).float())
         if found is None:
             raise RunError(

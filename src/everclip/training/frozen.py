@@ -60,12 +60,12 @@ def reference(clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loade
     for task in tasks:
         with loader.pixels.aside():
             train, test = (_features(clip, loader, images) for images in (task.train, task.test))
-        if train is None or test is None:
+        if train is None or (test is None and len(task.test)):
             raise unreadable(task)
         if task.index:  # those of the first task are asked for next
             loader.drop(task.train.ids)
         trained.add(*train)
-        tests.append(test[:2])
+        tests += [test[:2]] if test else []
         known = seen(tasks[: task.index + 1])
         images = int(trained.whole.counts.sum())
         if images >= 4 * chosen_on or task is tasks[-1]:  # choosing is most of the cost

@@ -11,10 +11,11 @@ import numpy as np
 
 from everclip import data, methods, trackers
 from everclip.config import Config
+from everclip.data import scenarios
 from everclip.data.images import Dataset
 from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
-from everclip.data.scenario import Task, class_incremental, domain_incremental, merge, seen
+from everclip.data.scenario import Task, merge, seen
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods.base.method import Method, Phase
@@ -48,22 +49,15 @@ class Plan:
         Raises:
             UserError: the data, the scenario or the method's options are wrong.
         """
-        scenario = config.scenario
+        validation = config.scenario.validation
+        scenario = scenarios.build(config.scenario)
         source = data.of(config)
-        if scenario.validation is not None:
-            source = source.holding_out(scenario.validation)
-        by_seed = scenario.order == "seed"
-        if scenario.kind == "class-incremental":
-            tasks = class_incremental(source, scenario.tasks, config.seed if by_seed else scenario.order)
-        elif by_seed:
-            tasks = domain_incremental(source, seed=config.seed)
-        else:
-            # A seed of class orders (1993) means nothing for domains: they come as the source lists them.
-            order = "given" if isinstance(scenario.order, int) else scenario.order
-            tasks = domain_incremental(source, order)
+        if validation is not None:
+            source = source.holding_out(validation)
+        tasks = scenario.cut(source, config.seed)
         prompts = Prompts(source.class_names, source.templates, config.train.captions)
         method = methods.build(config, prompts)
-        if scenario.validation is not None:
+        if validation is not None:
             tasks = tasks[:TUNING_TASKS]
         if config.smoke:
             tasks = [_trim(task) for task in tasks[:SMOKE_TASKS]]
@@ -165,8 +159,9 @@ def _check(plan: Plan) -> None:
             ),
         )
     for task in tasks:
+        new = set(task.classes).difference(seen(tasks[: task.index]))
         for part, images in (("training", task.train), ("test", task.test)):
-            if not len(images):
+            if not len(images) and (part == "training" or new):
                 raise UserError(
                     f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no {part}"
                     f" images: add some to its classes, or use fewer tasks"

@@ -39,7 +39,7 @@ class _Shown:
     matrix: list[list[float | None]]
     accuracy: list[float]
     forgetting: list[float | None]
-    base: list[float]
+    base: list[float | None]
 
     @classmethod
     def of(cls, run: RunData) -> _Shown:
@@ -142,7 +142,8 @@ class _Heatmap:
         if self.base:
             self._label(self.top, "zero-shot", "strong")
             for i, value in enumerate(self.base):
-                self._accuracy(self.x(i), self.top, self.cell, value, f"zero-shot, {run.tasks[i]}")
+                if value is not None:
+                    self._accuracy(self.x(i), self.top, self.cell, value, f"zero-shot, {run.tasks[i]}")
         for t, row in enumerate(run.matrix):
             self._row(t, row)
         self._forgetting(self.body + self.high * len(run.matrix) + 6)

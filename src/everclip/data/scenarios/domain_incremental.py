@@ -1,0 +1,51 @@
+"""Each task brings the same classes in another style or place.
+
+One task per domain, in the order that the data set gives or that scenario.order lists; with scenario.order=seed it
+varies with the run's seed. After each task the model is tested on all domains seen so far. The memory is shared equally
+among the domains. It needs a data set with domains: emoji has six styles; your own pictures go into DOMAIN/CLASS
+folders.
+
+    everclip train scenario.kind=domain-incremental
+    everclip train data=domainfolder:/pacs scenario.kind=domain-incremental
+    everclip train my.toml scenario.kind=domain-incremental 'scenario.order=["photo", "sketch"]'
+
+Protocol: https://arxiv.org/abs/1904.07734
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everclip.data.images import Dataset
+from everclip.data.scenario import Task, positions
+from everclip.data.scenarios import Scenario
+from everclip.errors import UserError
+
+
+class DomainIncremental(Scenario):
+    """A task per domain."""
+
+    domains = True
+    every_class = True
+
+    def cut(self, data: Dataset, seed: int) -> list[Task]:
+        names, order = data.domain_names, self.settings.order
+        if len(names) < 2:
+            raise UserError(
+                f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
+                " PATH/DOMAIN/CLASS/*.jpg"
+            )
+        domains = list(range(len(names)))
+        if isinstance(order, list):
+            domains = positions(order, names, "domain")
+        elif order == "seed":
+            domains = np.random.RandomState(seed).permutation(len(names)).tolist()
+        # Any other order, such as the seed 1993, is one of classes: domains come as the source lists them.
+        classes = tuple(range(len(data.class_names)))
+        return [
+            Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))
+            for index, domain in enumerate(domains)
+        ]
+
+    def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
+        return domains, [classes] * len(domains)
