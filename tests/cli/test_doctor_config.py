@@ -83,7 +83,7 @@ def test_neither_data_nor_weights_and_still_an_estimate(capsys: pytest.CaptureFi
     assert "local-dir:FOLDER" in rows["weights"]["remedy"]
     assert rows["time"]["text"].split(": ")[1].startswith("42 PFLOP")
     assert "the run and the data may take" in rows["disk"]["text"]
-    code, rows = examined(capsys, "--config", "imagenet", "device=cpu")
+    code, rows = examined(capsys, "--config", "imagenet/gdro-m20000", "device=cpu")
     assert "https://image-net.org/download-images" in rows["data"]["text"]
     assert rows["time"]["text"].split(": ")[1].startswith("419 PFLOP")
 

@@ -13,7 +13,7 @@ import pytest
 from everclip import config as configs
 from everclip.config import Config, load_config, same_run
 from everclip.config.fields import allowed, leaves
-from everclip.config.sources import SHIPPED
+from everclip.config.sources import text
 from everclip.config.values import dump
 from everclip.errors import UserError
 from everclip.runs.resolve import resolve
@@ -247,7 +247,7 @@ def test_the_documented_table_is_that_of_the_models() -> None:
 def test_every_shipped_config_loads_and_explains_itself() -> None:
     for name in configs.shipped():
         load_config([name])
-        header = (SHIPPED / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0]
+        header = text(name).split("\n\n")[0]
         assert all(f"# {word}:" in header for word in ("Paper", "Command", "Time", "Expected"))
 
 

@@ -100,8 +100,6 @@ def test_a_pass_of_cifar_takes_what_the_literature_says() -> None:
     model = costs("ViT-B-16:openai")
     assert model is not None
     assert Work(trained=50_000).operations(model) / 400e12 == pytest.approx(13, abs=0.5)
-    assert estimate.seconds(1e15, "A5000", cards=4) == pytest.approx(estimate.seconds(1e15, "A5000") / 4)
-    assert estimate.seconds(1e15, "A100", "fp32") > 10 * estimate.seconds(1e15, "A100")
 
 
 @pytest.mark.parametrize(

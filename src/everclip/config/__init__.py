@@ -22,7 +22,6 @@ from everclip.config.fields import explain, leaves, public
 from everclip.config.models import Config, MethodChoice, MethodConfig
 from everclip.config.sources import (
     Layer,
-    config_path,
     is_override,
     merge,
     overrides,
@@ -68,9 +67,9 @@ def load_config(tokens: Sequence[str]) -> Config:
     trust.typed([*trust.in_config(given)])
     _checked(given, "")
     # A file of the user's starts from the defaults above, not from the demonstration.
-    path = config_path("default" if first is None else first, Path())
     base = {"model": Config().model, "method": {"name": Config().method.name}}
-    return _checked(merge(read_layers(path, _checked, base), given), "")
+    layers = read_layers("default" if first is None else first, Path(), _checked, base)
+    return _checked(merge(layers, given), "")
 
 
 def _checked(values: Layer, where: str) -> Config:

@@ -1,4 +1,4 @@
-"""Read config values from their sources: TOML files with ``extends``, and key=value on the command line.
+"""Read config values from their sources: TOML files with ``extends``, experiments, and key=value on the command line.
 
 Everything here is plain dictionaries of the shape that ``everclip.config.Config`` validates.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from everclip.config import experiments
 from everclip.config.fields import kinds, unknown_key
 from everclip.config.sections import Memory, Scenario
 from everclip.errors import UserError, shown, suggest
@@ -45,13 +46,20 @@ _SHORT_FLOAT = re.compile(r"[+-]?(\.\d+|\d+\.)(e[+-]?\d+)?", re.ASCII | re.IGNOR
 
 
 def shipped() -> list[str]:
-    """Sorted names of the configs in the package: ``cifar100``, and ``cifar100/gdro-m500`` of a folder beside it."""
-    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.toml"))
+    """Sorted names of the configs in the package: the bases such as ``cifar100``, and ``cifar100/gdro-m500``."""
+    return sorted([*bases(), *experiments.known()])
 
 
 def bases() -> list[str]:
-    """Those of them that experiments extend: few enough for a message."""
-    return [name for name in shipped() if "/" not in name]
+    """Those of them that are files, few enough for a message; experiments extend them."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml") if path != experiments.FILE)
+
+
+def text(name: str) -> str:
+    """The TOML text of a shipped config, with its header."""
+    if name in experiments.known():
+        return experiments.text(name)
+    return (SHIPPED / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def near(name: str) -> str:
@@ -65,11 +73,11 @@ def is_override(token: str) -> bool:
     return _OVERRIDE.match(token) is not None
 
 
-def config_path(name: str, folder: Path) -> Path:
-    """The file that a name means: a path (relative to ``folder``) if it ends in .toml, else a shipped one."""
+def _path(name: str, folder: Path) -> Path:
+    """The file that a name means: a path (relative to ``folder``) if it ends in .toml, else a base's."""
     if name.endswith(".toml"):
         return folder / name
-    if name in shipped():
+    if name in bases():
         return SHIPPED / f"{name}.toml"
     if (folder / name / "config.toml").exists():
         raise UserError(f"{shown(name)} is a folder: write {name}/config.toml, or everclip resume {name}")
@@ -132,12 +140,25 @@ def _one_of(first: str, second: str, lower: Layer, upper: Layer) -> Layer:
     return lower | upper
 
 
-def read_layers(path: Path, check: Check, base: Layer, chain: tuple[Path, ...] = ()) -> Layer:
-    """The values of a TOML file over those it extends, over ``base``.
+def read_layers(name: str, folder: Path, check: Check, base: Layer, chain: tuple[Path, ...] = ()) -> Layer:
+    """The values of a config over those it extends, over ``base``.
+
+    Args:
+        name: of a shipped config, or the path of a .toml file relative to ``folder``.
+        chain: the configs that extend it.
 
     Raises:
-        UserError: the file cannot be read, is no TOML, extends itself, or ``check`` refuses it.
+        UserError: there is none, the file cannot be read, is no TOML, extends itself, or ``check`` refuses it.
     """
+    found = experiments.known().get(name)
+    if found is None:
+        return _read_file(_path(name, folder), check, base, chain)
+    chain = (*chain, SHIPPED / name)
+    return merge(read_layers(found.base, folder, check, base, chain), found.tables())
+
+
+def _read_file(path: Path, check: Check, base: Layer, chain: tuple[Path, ...]) -> Layer:
+    """The values of a TOML file over those it extends, over ``base``."""
     if len(chain) >= MAX_DEPTH:
         raise UserError(
             f"{_named(path)}: more than {MAX_DEPTH} configs extend one another: merge some of them"
@@ -158,7 +179,7 @@ def read_layers(path: Path, check: Check, base: Layer, chain: tuple[Path, ...] =
         raise UserError(
             f"{_named(path)}: extends is {shown(parent)}: write one config's name or path in quotes"
         )
-    return merge(read_layers(config_path(parent, path.parent), check, base, (*chain, real)), values)
+    return merge(read_layers(parent, path.parent, check, base, (*chain, real)), values)
 
 
 def read_toml(path: Path) -> Layer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from everclip import plugins
 from everclip.config import Config
@@ -21,24 +21,6 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from everclip.methods.base.method import Method
-
-UTILISATION = 0.2
-"""Fraction of a card's dense peak that training is taken to reach. open_clip's published throughput of ViT-B/16 on an
-A100 is 11 to 13 % of it; 1,900 images per second on an H100 would be 20 %."""
-
-
-class Card(NamedTuple):
-    """A GPU: the vendor's dense peaks in operations per second."""
-
-    bf16: float
-    fp32: float
-
-
-CARDS = {
-    "H100": Card(989e12, 67e12),
-    "A100": Card(312e12, 19.5e12),
-    "A5000": Card(111.1e12, 27.8e12),
-}
 
 
 @dataclass(frozen=True)
@@ -240,12 +222,6 @@ def published(config: Config) -> Sizes | None:
     train, seen = scenario.sizes(official.train, official.classes, [pair[0] for pair in domains])
     test, _ = scenario.sizes(official.test, official.classes, [pair[1] for pair in domains])
     return Sizes(tuple(train), tuple(test), tuple(seen), prompts)
-
-
-def seconds(operations: float, card: str, precision: str = "bf16", cards: int = 1) -> float:
-    """Seconds on cards of a kind, at ``UTILISATION`` of their peak."""
-    peak = CARDS[card].bf16 if precision == "bf16" else CARDS[card].fp32
-    return operations / (peak * UTILISATION * cards)
 
 
 def duration(seconds: float) -> str:
