@@ -13,7 +13,7 @@ from everclip.cli.app import main
 from everclip.errors import UserError, suggest
 from everclip.seeding import hash64
 
-KINDS = ["methods", "data/sources", "data/scenarios"]
+KINDS = ["methods", "data/sources", "data/policies", "data/scenarios"]
 SHIPPED = [(kind, name) for kind in KINDS for name in plugins.names(kind)]
 
 
@@ -119,6 +119,7 @@ def test_an_error_of_a_plug_in_names_its_line_and_is_not_everclips(
     [
         ("methods", "zero_shto", 'unknown method "zero_shto"; did you mean "zero_shot"?'),
         ("methods", "_base", 'unknown method "_base"'),
+        ("data/policies", "herdng", 'unknown policy "herdng"; did you mean "herding"?'),
         ("data/sources", "imagefoldr", 'unknown source "imagefoldr"; did you mean "imagefolder"'),
         ("methods", "no.such_module", "method \"no.such_module\" cannot be imported: No module named 'no'"),
     ],

@@ -77,8 +77,9 @@ REFUSED = [
     (["memory.budget=al"], 'memory.budget is "al": write a whole number from 0 or "all"'),
     (["memory.budget=-1"], 'memory.budget is -1: write a whole number from 0 or "all"'),
     (
-        ["memory.policy=best"],
-        'memory.policy is "best": write "method" or "random" or "herding" or "exp" or "equal_task" or "all" or "none"',
+        ["memory.policy=a..b"],
+        'memory.policy is "a..b": write "method", a policy\'s name, a module such as my_package.my_plug_in or a file such'
+        " as ./my_plug_in.py",
     ),
     (
         ["scenario.kind=a..b"],

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everclip.data.images import FileStore, ImageSet
-from everclip.data.memory import Memory, Policy
+from everclip.data.memory import Memory
+from everclip.data.policies import build
 
 
 def images(labels: list[int], domains: list[int] | None = None, start: int = 0) -> ImageSet:
@@ -123,9 +124,9 @@ def test_bytes_are_those_of_the_files(tmp_path: Path, budget: int | Literal["all
 
 
 @pytest.mark.parametrize("policy", ["random", "herding", "exp", "equal_task"])
-def test_a_quota_of_each_class_lets_the_memory_grow(policy: Policy) -> None:
+def test_a_quota_of_each_class_lets_the_memory_grow(policy: str) -> None:
     """No class loses an exemplar to a later one, unless tasks have shares."""
-    memory = Memory(15, 0, EMPTY, policy, quota=5)
+    memory = Memory(15, 0, EMPTY, build(policy, {}), quota=5)
     for stage in range(3):
         before = set(memory.images().ids.tolist())
         memory.update(images([stage] * 20, start=100 * stage), stage + 1, lambda new: np.eye(len(new)))

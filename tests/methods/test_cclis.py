@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from everclip.data.loader import Batch
 from everclip.data.memory import Memory
+from everclip.data.policies import build
 from everclip.methods.cclis import Cclis
 from everclip.training.restore import open_run
 from tests.data.test_memory import EMPTY, images
@@ -92,14 +93,14 @@ def test_memory_draws_by_score() -> None:
     new = images([0] * 40)
     flat, order = (lambda pool: np.ones(len(pool))), []
     for policy in ("random", "score"):
-        memory = Memory(10, 3, EMPTY, policy)
+        memory = Memory(10, 3, EMPTY, build(policy, {}))
         memory.update(new, 1, None, flat)
         order.append(memory.images().ids.tolist())
     assert order[0] == order[1]
     by_id = {int(sample): 1.0 + sample % 7 for sample in new.ids}
     held = []
     for budget, part in ((20, new), (10, new), (10, new.select(np.arange(40)[::-1].copy()))):
-        memory = Memory(budget, 3, EMPTY, "score")
+        memory = Memory(budget, 3, EMPTY, build("score", {}))
         memory.update(part, 1, None, lambda pool: np.array([by_id[int(s)] for s in pool.ids]))
         held.append(set(memory.images().ids.tolist()))
     assert held[1] == held[2] < held[0]
@@ -110,9 +111,9 @@ def test_memory_draws_by_score() -> None:
         return np.zeros(len(pool))
 
     for budget in (0, "all"):
-        Memory(budget, 0, EMPTY, "score").update(new, 1, None, nothing)
+        Memory(budget, 0, EMPTY, build("score", {})).update(new, 1, None, nothing)
     assert not asked
-    memory = Memory(4, 0, EMPTY, "score")
+    memory = Memory(4, 0, EMPTY, build("score", {}))
     memory.update(new, 1, None, nothing)
     memory.update(images([1] * 5, start=100), 2, None, nothing)
     assert asked == [40, 9], "exemplars are scored again beside the new images"
@@ -122,7 +123,7 @@ def test_memory_draws_by_score() -> None:
 def test_draws_are_in_proportion_to_the_scores() -> None:
     new, counts = images([0] * 4), np.zeros(4)
     for seed in range(3000):
-        memory = Memory(1, seed, EMPTY, "score")
+        memory = Memory(1, seed, EMPTY, build("score", {}))
         memory.update(new, 1, None, lambda pool: np.array([1.0, 2.0, 3.0, 4.0]))
         counts[np.isin(new.ids, memory.images().ids)] += 1
     assert counts / 3000 == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.03)

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from everclip.data.loader import Phase
-from everclip.data.policies import herding
+from everclip.data.policies import herding_order
 from everclip.errors import UserError
 from everclip.losses.prototypes import mean_contrast
 from everclip.methods.shared.mixture import Mixture, branches, mix, overlap
@@ -227,7 +227,7 @@ def test_class_means_are_of_herded_images(toy: str, photos: str) -> None:
         features = lesson.clip.encode_image(lesson.clip.normalise(on.images))
     for label in task.classes:
         own = features[on.labels == label].double().numpy()
-        expected = normalize(torch.from_numpy(own[herding(own)[:2]].mean(0)), dim=0)
+        expected = normalize(torch.from_numpy(own[herding_order(own)[:2]].mean(0)), dim=0)
         held, _ = lesson.method.means.get([label])
         assert_close(held[0].double(), expected, rtol=1e-5, atol=1e-6)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from everclip.data.loader import Batch, Phase
 from everclip.data.memory import Memory
-from everclip.data.policies import herding
+from everclip.data.policies import build, herding_order
 from everclip.methods.icarl import Icarl, NearestMean
 from tests.methods.plain import images as image_set
 from tests.methods.stages import Course, batch, same, state
@@ -76,12 +76,12 @@ def one_vs_all(logits: list[list[float]], targets: list[list[float]]) -> float:
 
 def test_herding_golden() -> None:
     features = torch.tensor([[1, 0], [0, 1], [0.9, 0.1], [0.5, 0.45]], dtype=torch.float64).numpy()
-    assert herding(features).tolist() == [3, 2, 1, 0]
+    assert herding_order(features).tolist() == [3, 2, 1, 0]
     assert Icarl.capabilities.memory_policy == "herding"
 
 
 def test_exemplars_a_class_golden() -> None:
-    memory = Memory(2000, 0, image_set([]), "herding")
+    memory = Memory(2000, 0, image_set([]), build("herding", {}))
     expected = [200, 100, 66, 50, 40, 33, 28, 25, 22, 20]
     assert [memory.per_class(10 * stage) for stage in range(1, 11)] == expected
 

@@ -20,6 +20,7 @@ from everclip.config import MethodConfig, load_config
 from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Phase
 from everclip.data.memory import Memory
+from everclip.data.policies import build
 from everclip.data.scenario import Task
 from everclip.methods.base.registry import method_class
 from everclip.models import zoo
@@ -173,7 +174,7 @@ def herded(rows: NDArray[np.int64], count: int) -> list[int]:
 @pytest.mark.parametrize("budget", [6, 24, 90])
 def test_herding_and_the_nearest_mean_of_exemplars(budget: int, clip: Clip) -> None:
     method = made("icarl")
-    memory = Memory(budget, 0, image_set(rows_of([])), "herding")
+    memory = Memory(budget, 0, image_set(rows_of([])), build("herding", {}))
     known: list[int] = []
     for index, classes in enumerate(TASKS):
         rows = rows_of(classes)

@@ -190,6 +190,11 @@ COMMANDS = {
         "List models to start from, or explain one.",
         "  everclip models\n  everclip models ViT-B-16:laion400m_e32\n",
     ),
+    "policies": Command(
+        _LOOK,
+        "List the memory policies, or explain one with its options.",
+        "  everclip policies\n  everclip policies herding\n",
+    ),
     "scenarios": Command(
         _LOOK,
         "List the scenarios, or explain one.",

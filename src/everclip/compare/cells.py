@@ -152,11 +152,10 @@ def _seeded(method: str, options: str) -> bool:
     """Ask the method; one that is not to be had here is taken to be random."""
     from everclip import methods
     from everclip.config import Config
-    from everclip.data.prompts import PHOTO, Prompts
 
     name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
     try:
-        return methods.build(Config.model_validate({"method": name}), Prompts(("a", "b"), (PHOTO,))).seeded
+        return methods.method_of(Config.model_validate({"method": name})).seeded
     except ValueError:
         return True
 

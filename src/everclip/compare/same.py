@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from everclip.compare.cells import ANY, REFERENCES, Section, shown, without_memory
+from everclip.data.policies import policy_class
 from everclip.errors import UserError
 from everclip.runs.finished import Finished
 
@@ -33,8 +35,8 @@ def facts(run: Finished) -> dict[str, Any]:
     results = run.results
     one = results["method"] == REFERENCES[1]
     counts = results.get("test_counts")
-    policy = run.config.get("memory.policy")
-    kept = ANY if without_memory(run) else "all kept" if policy == "all" else "counted in exemplars"
+    whole = _keeps_all(str(run.config.get("memory.policy")))
+    kept = ANY if without_memory(run) else "all kept" if whole else "counted in exemplars"
     classes, tasks = results.get("classes"), results.get("tasks")
     if run.config.get("scenario.order") == "seed":
         classes, tasks = (["by the seed", *sorted(names or ())] for names in (classes, tasks))
@@ -53,6 +55,15 @@ def facts(run: Finished) -> dict[str, Any]:
         "validation": results.get("validation"),
         "schema": results.get("schema"),
     }
+
+
+@lru_cache(maxsize=256)
+def _keeps_all(policy: str) -> bool:
+    """Ask the policy; one that is not to be had here is taken to keep a part."""
+    try:
+        return policy_class(policy).keeps == "all"
+    except UserError:
+        return False
 
 
 def _same(key: str, first: Any, second: Any) -> bool:

@@ -95,16 +95,17 @@ def merge(lower: Layer, upper: Layer) -> Layer:
     if upper.get("model", lower.get("model")) != lower.get("model"):
         lower.pop("image_size", None)
     old, new = lower.get("method", {}), upper.get("method", {})
-    if new.get("name", old.get("name")) != old.get("name"):
+    other = new.get("name", old.get("name")) != old.get("name")
+    if other:
         lower["method"] = {}
     for name, options in (("data", "source"), ("tune", "tuning")):
         if _named_in(upper, name, _named_in(lower, name)) != _named_in(lower, name):
             lower.pop(options, None)
     for name, section, key in (("scenario", Scenario, "kind"), ("memory", Memory, "policy")):
-        below, above = lower.get(name), upper.get(name)
+        below, above = lower.get(name), upper.get(name, {})
         if isinstance(below, dict) and isinstance(above, dict):
             now = below.get(key, section.model_fields[key].default)
-            if above.get(key, now) != now:
+            if above.get(key, now) != now or (other and now == "method"):
                 lower[name] = {option: below[option] for option in below if option in section.model_fields}
     if "train" in upper:
         upper = upper | {"train": one_length(lower.pop("train", {}), upper["train"])}

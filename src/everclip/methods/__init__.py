@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from everclip.data import policies
 from everclip.data.scenarios import scenario_class
 from everclip.methods.base.registry import method_class, method_config
+from everclip.system import trust
 
 if TYPE_CHECKING:
     from everclip.config import Config
+    from everclip.data.policies import Policy
     from everclip.methods.base.cost import Passes
     from everclip.methods.base.method import (
         Batch,
@@ -48,6 +51,8 @@ __all__ = [
     "Untrained",
     "build",
     "lacking",
+    "memory_policy",
+    "method_of",
 ]
 
 _ELSEWHERE = {"Passes": "cost", "SampleTable": "sample_table"}
@@ -65,15 +70,36 @@ def build(config: Config, prompts: Prompts) -> Method:
     return method_class(config.method.name).create(method_config(config), prompts)
 
 
+def method_of(config: Config) -> Method:
+    """Build a config's method without its data, to ask what it does. Imports torch. Raises UserError."""
+    from everclip.data.prompts import PHOTO, Prompts
+
+    return build(config, Prompts(("a", "b"), (PHOTO,)))
+
+
+def memory_policy(config: Config, method: Method) -> Policy:
+    """The config's memory policy, or the method's own where that says ``method``.
+
+    Raises:
+        UserError: an unknown policy or option, or a value that is not allowed.
+    """
+    name = config.memory.policy
+    if name == "method":
+        name = method.capabilities.memory_policy
+        trust.typed(name)  # the method's code runs already
+    return policies.build(name, config.memory.options)
+
+
 def lacking(config: Config, method: Method) -> str:
     """Return what a resolved config lacks for its method to have a defined form, as a message; else empty."""
     settings, memory = config.scenario, config.memory
     tasks = settings.tasks if isinstance(settings.tasks, int) else len(settings.tasks)
-    without = memory.budget == 0 and memory.policy != "all"
     alone = method.capabilities.one_task or tasks == 1 or scenario_class(settings.kind).every_class
     # Runs of earlier versions go on as they began.
     if config.defaults == 1 or alone or not method.capabilities.needs_exemplars:
         return ""
-    if memory.policy == "none":
-        return f"{config.method.name} needs exemplars: set memory.policy to another than none"
+    keeps = memory_policy(config, method).keeps
+    if keeps == "none":
+        return f"{config.method.name} needs exemplars: set memory.policy to another than {memory.policy}"
+    without = memory.budget == 0 and keeps != "all"
     return f"{config.method.name} needs exemplars: set memory.budget to 1 or more" if without else ""

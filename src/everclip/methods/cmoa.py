@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everclip.data.images import ImageSet
-from everclip.data.policies import herding
+from everclip.data.policies import herding_order
 from everclip.errors import UserError
 from everclip.losses.prototypes import mean_contrast
 from everclip.methods.base.cost import Passes
@@ -144,7 +144,7 @@ class Cmoa(Classify):
         rows, labels = (torch.cat(column) for column in zip(*met, strict=True))
         for label in labels.unique().tolist():
             own = rows[labels == label]
-            first = herding(own.double().numpy())[: self.config.herded]
+            first = herding_order(own.double().numpy())[: self.config.herded]
             self.means.set([label], normalize(own[torch.from_numpy(first)].mean(0, keepdim=True), dim=1))
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

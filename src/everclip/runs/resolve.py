@@ -6,9 +6,11 @@ from typing import Any
 
 from everclip.config.fields import before
 from everclip.config.models import NEWEST, Config, MethodChoice, Section, Train
+from everclip.config.sections import Choice
 from everclip.config.sources import one_length
 from everclip.config.values import written
 from everclip.data.scenarios import build
+from everclip.methods import memory_policy, method_of
 from everclip.methods.base.registry import method_config
 from everclip.models.catalogue import recommended
 
@@ -16,7 +18,7 @@ _GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
 
 
 def resolve(config: Config) -> Config:
-    """The config with nothing left open: train values and the method's options filled in. Idempotent.
+    """The config with nothing left open: train values and the options of plug-ins filled in. Idempotent.
 
     A train value is the user's, else the method's recommendation, else the model's, else a global default
     (5 epochs; heads learn at 1e-3). ``image_size`` stays None for the model's own.
@@ -26,6 +28,7 @@ def resolve(config: Config) -> Config:
     """
     options = method_config(config)
     scenario = build(config.scenario)
+    policy = memory_policy(config, method_of(config))
     given = {
         name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
     }
@@ -43,9 +46,16 @@ def resolve(config: Config) -> Config:
         | {
             "train": Train(**(Train().model_dump() | values)),
             "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
-            "scenario": config.scenario.model_copy(update=written(scenario.options)),
+            "scenario": _filled(config.scenario, scenario.options),
+            "memory": _filled(config.memory, policy.config),
         }
     )
+
+
+def _filled(section: Choice, options: Section) -> Choice:
+    """A section with all options of the plug-in that it belongs to, in place of those given."""
+    own = {name: getattr(section, name) for name in type(section).model_fields}
+    return type(section).model_validate(written(options) | own)
 
 
 def _set(section: Section) -> dict[str, Any]:

@@ -18,8 +18,10 @@ import tomli_w
 
 from everclip import plugins
 from everclip.config import Config, config_hash, essence, load_config
+from everclip.config.sections import Memory
 from everclip.config.sources import is_override
 from everclip.errors import UserError, shown
+from everclip.methods import memory_policy, method_of
 from everclip.runs.resolve import resolve
 from everclip.system import trust
 from everclip.training import estimate
@@ -83,8 +85,7 @@ class Job:
             return list(self.cells[0].words)
         kept = [word for word in self.cells[0].words if not word.startswith("memory.")]
         memory = config.memory
-        size = f"budget={memory.budget}" if memory.per_class is None else f"per_class={memory.per_class}"
-        return [*kept, f"memory.{size}", f"memory.policy={memory.policy}"]
+        return [*kept, f"memory.budget={memory.budget}", f"memory.policy={memory.policy}"]
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,8 @@ def content(config: Config) -> Config:
         UserError: the method refuses its options.
     """
     kept, _ = estimate.exemplars(config)
-    policy = "method" if kept == 0 or config.memory.policy in ("all", "none") else config.memory.policy
-    size = {} if kept not in (0, "all") else {"budget": kept, "per_class": None}
-    memory = config.memory.model_copy(update={**size, "policy": policy})
+    keeps = memory_policy(config, method_of(config)).keeps
+    memory = config.memory if kept != 0 and keeps == "part" else Memory(budget=kept)
     return essence(config).model_copy(update={"memory": memory})
 
 

@@ -172,7 +172,7 @@ def _words(file: Path, keys: Iterable[str]) -> list[str]:
     """
     found = flat(read_toml(file))
     for key in keys:
-        for name in trust.names(found.get(key)) if key.startswith("method") else ():
+        for name in trust.names(found.get(key)) if key.startswith(("method", "memory.policy")) else ():
             trust.check(name)
     return [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in keys]
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from everclip.config import Config
+from everclip.methods import method_of
 from everclip.methods.base.registry import method_class
-from everclip.training.estimate import inner, method_of
+from everclip.training.estimate import inner
 
 MOST = 24
 """Trials of each method and memory size where the user does not say."""

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from everclip import plugins
 from everclip.config import Config
 from everclip.data.scenarios import scenario_class
 from everclip.methods.base.cost import Passes, Text
 from everclip.models.catalogue import Costs
-
-if TYPE_CHECKING:
-    from everclip.methods.base.method import Method
-
-if TYPE_CHECKING:
-    from everclip.methods.base.method import Method
 
 
 @dataclass(frozen=True)
@@ -131,10 +125,13 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
     Raises:
         UserError: the method or its options are wrong.
     """
-    method = method_of(config)
-    if not method.capabilities.uses_memory or method.capabilities.one_task or config.memory.policy == "none":
+    from everclip import methods
+
+    method = methods.method_of(config)
+    keeps = methods.memory_policy(config, method).keeps
+    if not method.capabilities.uses_memory or method.capabilities.one_task or keeps == "none":
         return 0, method.capabilities.one_task
-    return ("all" if config.memory.policy == "all" else config.memory.size(1)), False
+    return ("all" if keeps == "all" else config.memory.size(1)), False
 
 
 def lacking(config: Config) -> str:
@@ -145,15 +142,7 @@ def lacking(config: Config) -> str:
     """
     from everclip import methods
 
-    return methods.lacking(config, method_of(config))
-
-
-def method_of(config: Config) -> Method:
-    """Build a config's method without its data, to ask what it does. Imports torch. Raises UserError."""
-    from everclip import methods
-    from everclip.data.prompts import PHOTO, Prompts
-
-    return methods.build(config, Prompts(("a", "b"), (PHOTO,)))
+    return methods.lacking(config, methods.method_of(config))
 
 
 def work(config: Config, sizes: Sizes) -> Work:

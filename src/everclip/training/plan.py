@@ -11,7 +11,7 @@ import numpy as np
 
 from everclip import data, methods, trackers
 from everclip.config import Config
-from everclip.data import scenarios
+from everclip.data import policies, scenarios
 from everclip.data.images import Dataset
 from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
@@ -86,10 +86,10 @@ class Plan:
         Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
         it will when all classes are seen.
         """
-        policy = self.config.memory.policy
-        if not self.method.capabilities.uses_memory or self.method.capabilities.one_task or policy == "none":
+        can, keeps = self.method.capabilities, methods.memory_policy(self.config, self.method).keeps
+        if not can.uses_memory or can.one_task or keeps == "none":
             return 0
-        if policy == "all":
+        if keeps == "all":
             return "all"
         budget, classes = self.config.memory.budget, len(seen(self.tasks))
         if not isinstance(budget, int) or self.config.scenario.validation is None:
@@ -97,11 +97,15 @@ class Plan:
         return budget * classes // len(self.data.class_names)
 
     def empty_memory(self) -> Memory:
-        """The memory before the first task."""
+        """The memory before the first task.
+
+        Where everything or nothing is kept the method's own policy ranks it, as with ``memory.budget`` all or 0: what
+        forks the run can choose by that.
+        """
         nothing = self.data.train.select(np.zeros(0, dtype=np.int64))
-        policy = self.config.memory.policy
-        if policy in ("method", "all", "none"):
-            policy = self.method.capabilities.memory_policy
+        policy = methods.memory_policy(self.config, self.method)
+        if policy.keeps != "part":
+            policy = policies.build(self.method.capabilities.memory_policy, {})
         budget = self.budget()
         per_class = None if budget in (0, "all") else self.config.memory.per_class
         return Memory(budget, self.config.seed, nothing, policy, per_class)

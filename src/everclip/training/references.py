@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from everclip import methods
 from everclip.config import Config
 from everclip.training import estimate
 from everclip.training.estimate import Sizes, Work
@@ -27,7 +28,7 @@ def wanted(config: Config, sizes: Sizes) -> bool:
     if config.references != "auto":
         return config.references == "all"
     return (
-        estimate.method_of(config).capabilities.trains
+        methods.method_of(config).capabilities.trains
         and config.scenario.validation is None
         and share(config, sizes) <= MOST
     )
@@ -44,7 +45,7 @@ def words(config: Config, sizes: Sizes) -> str:
         return f"references: zero-shot; frozen features, one pass over {sum(sizes.train):,} training images"
     if (
         config.references == "none"
-        or not estimate.method_of(config).capabilities.trains
+        or not methods.method_of(config).capabilities.trains
         or config.scenario.validation is not None
     ):
         return "references: zero-shot"

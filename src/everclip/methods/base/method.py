@@ -44,7 +44,7 @@ class Capabilities:
     Args:
         trains: whether it has phases at all.
         uses_memory: whether exemplars are kept for it at all.
-        memory_policy: how its exemplars are chosen unless the config says otherwise.
+        memory_policy: how its exemplars are chosen unless the config says otherwise: the name of a memory policy.
         needs_exemplars: whether it has no defined form where old classes have no image: new classes come, and nothing
             is kept.
         one_task: whether all tasks are learned at once (joint training).
@@ -59,7 +59,7 @@ class Capabilities:
 
     trains: bool = True
     uses_memory: bool = True
-    memory_policy: Literal["random", "herding", "score"] = "random"
+    memory_policy: str = "random"
     needs_exemplars: bool = False
     one_task: bool = False
     reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
@@ -194,7 +194,7 @@ class Method(nn.Module, ABC):
         return clip.encode_image(images)
 
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
-        """Id -> score of the plain images of a finished task and of the memory; the policy ``score`` draws by them."""
+        """Id -> score of the plain images of a finished task and of the memory, for memory policies that read them."""
         return {sample: 1.0 for batch in batches for sample in batch.ids.tolist()}
 
     # Between tasks ----------------------------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""Share a budget: equally among classes and their domains, or among tasks by weights. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.data.policies._base import Pool
+from everclip.seeding import hash64
+
+
+def per_class(pool: Pool, priority: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Positions of each class's quota, shared equally by the domains that the class has images of.
+
+    A remainder goes to the domains that come first in a fixed random order of the class.
+
+    Args:
+        priority: ``[n]``; of a class and domain the lowest are chosen.
+    """
+    labels, domains = pool.images.labels, pool.images.domains
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for label in np.unique(labels):
+        of_class = labels == label
+        shared = sorted(
+            np.unique(domains[of_class]).tolist(),
+            key=lambda domain, label=label: hash64("domain", pool.seed, label, domain),
+        )
+        for rank, domain in enumerate(shared):
+            where = np.flatnonzero(of_class & (domains == domain))
+            # ceil((quota - rank) / domains): shares differ by one at most, and never grow as domains come.
+            share = max(0, -(-(pool.quota - rank) // len(shared)))
+            chosen.append(where[np.argsort(priority[where], kind="stable")[:share]])
+    return np.concatenate(chosen)
+
+
+def per_task(pool: Pool, weights: Sequence[Fraction]) -> NDArray[np.int64]:
+    """Positions of each task's share of the budget, within it equally many per class, those of the lowest priority.
+
+    Args:
+        weights: of the tasks, as in ``shares``.
+    """
+    members = [np.flatnonzero(pool.task == number) for number in range(pool.tasks)]
+    counts = shares(pool.budget, [len(part) for part in members], weights)
+    parts = [
+        part[spread(pool.images.labels[part], pool.priority[part], count)]
+        for part, count in zip(members, counts, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+def shares(budget: int, owned: Sequence[int], weights: Sequence[Fraction]) -> list[int]:
+    """Share ``budget`` exemplars among the finished tasks, in proportion to weights.
+
+    Whole numbers by largest remainder, ties to the newer task. A task that owns fewer images than its share gives all
+    it has, and the rest is spread over the others in proportion.
+
+    Args:
+        owned: images that each task has, oldest first.
+        weights: above 0, of each task.
+    """
+    count = len(owned)
+    given = [0] * count
+    open_ = [step for step in range(count) if owned[step]]
+    left = min(budget, sum(owned))
+    while left and open_:
+        part = _largest_remainder(left, [weights[step] for step in open_])
+        full = [step for step, n in zip(open_, part, strict=True) if n >= owned[step]]
+        if not full:
+            for step, n in zip(open_, part, strict=True):
+                given[step] = n
+            break
+        for step in full:
+            given[step] = owned[step]
+            left -= owned[step]
+            open_.remove(step)
+    return given
+
+
+def _largest_remainder(total: int, weights: Sequence[Fraction]) -> list[int]:
+    exact = [total * weight / sum(weights) for weight in weights]
+    whole = [int(value) for value in exact]
+    order = sorted(range(len(exact)), key=lambda i: (exact[i] - whole[i], i), reverse=True)
+    for i in order[: total - sum(whole)]:
+        whole[i] += 1
+    return whole
+
+
+def spread(labels: NDArray[np.int64], priority: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Positions of ``count`` rows, as equally many per label as can be, those of the lowest priority first.
+
+    Nested: a smaller count chooses among the rows of a larger one.
+    """
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        where = np.flatnonzero(labels == label)
+        rank[where[np.argsort(priority[where], kind="stable")]] = np.arange(len(where))
+    return np.sort(np.lexsort((priority, rank))[:count])
