@@ -78,8 +78,8 @@ REFUSED = [
     (["memory.budget=-1"], 'memory.budget is -1: write a whole number from 0 or "all"'),
     (
         ["memory.policy=a..b"],
-        'memory.policy is "a..b": write "method", a policy\'s name, a module such as my_package.my_plug_in or a file such'
-        " as ./my_plug_in.py",
+        'memory.policy is "a..b": write "method", a policy\'s name, a module such as my_package.my_plug_in'
+        " or a file such as ./my_plug_in.py",
     ),
     (
         ["scenario.kind=a..b"],

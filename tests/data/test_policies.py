@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from everclip import plugins
+from everclip.data.images import ImageSet
 from everclip.data.memory import Memory
-from everclip.data.policies import build, herding_order, shares, spread
+from everclip.data.policies import Policy, Pool, build, herding_order, shares, spread
 from everclip.data.policies.exp import weights
+from everclip.errors import UserError
+from everclip.seeding import hash64
 from tests.data.test_memory import EMPTY, images
 from tests.running import run
 
@@ -133,17 +140,111 @@ def test_a_herding_memory_keeps_the_head_of_the_order() -> None:
         assert set(held.ids[held.labels == label].tolist()) == set(expected[:2].tolist())
 
 
-@pytest.mark.parametrize("policy", ["herding", "exp", "equal_task", "all", "none"])
+def tasks() -> list[ImageSet]:
+    """Five tasks of new classes in twos, with images of earlier classes in other domains, of different sizes."""
+    random = np.random.default_rng(5)
+    sizes = [(30, 1), (18, 2), (25, 2), (0, 1), (21, 3)]
+    return [
+        images(
+            random.integers(max(0, 2 * n - 2), 2 * n + 2, count).tolist(),
+            random.integers(0, domains, count).tolist(),
+            start=1000 * n,
+        )
+        for n, (count, domains) in enumerate(sizes)
+    ]
+
+
+def features(of: ImageSet) -> NDArray[np.float64]:
+    return np.array([np.random.default_rng(int(i)).normal(size=5) for i in of.ids]).reshape(-1, 5)
+
+
+def scores(of: ImageSet) -> NDArray[np.float64]:
+    return of.ids % 7 / 3
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget", "quota", "expected"),
+    [
+        ("random", 26, None, 126653047),
+        ("random", 200, 3, 3214364176),
+        ("herding", 26, None, 1714977871),
+        ("herding", 200, 3, 2112149793),
+        ("herding", "all", None, 4081124472),
+        ("score", 26, None, 4196657347),
+        ("exp", 26, None, 2673916068),
+        ("exp", 200, 3, 714098447),
+        ("equal_task", 26, None, 2561606558),
+    ],
+)
+def test_the_exemplars_and_the_state_of_each_policy(
+    policy: str, budget: int | Literal["all"], quota: int | None, expected: int
+) -> None:
+    """As the version before policies were plug-ins chose them: checkpoints of that time go on."""
+    states: list[dict[str, Any]] = []
+    memory = Memory(budget, 3, EMPTY, build(policy, {}), quota)
+    for number, new in enumerate(tasks()):
+        memory.update(new, 2 * number + 2, features, scores)
+        states.append(memory.state_dict())
+    assert hash64(json.dumps(states)) % 2**32 == expected
+
+
+@pytest.mark.parametrize("policy", plugins.names("data/policies"))
+def test_any_policy_keeps_to_the_budget_and_brings_nothing_back(policy: str) -> None:
+    chooser = build(policy, {})
+    memory, gone, known = Memory(20, 3, EMPTY, chooser), set[int](), 0
+    for number, new in enumerate(tasks()):
+        known += len(new)
+        gone |= set(memory.update(new, 2 * number + 2, features, scores).tolist())
+        held = memory.images().ids.tolist()
+        assert len(held) + len(gone) == known
+        assert not gone & set(held)
+        assert chooser.keeps == "all" or len(held) <= 20
+    assert chooser.keeps != "none" or not len(memory.images())
+
+
+class Wrong(Policy):
+    """What a plug-in may return by mistake."""
+
+    features = True
+    ranked: Any = None
+    chosen: Any = ()
+
+    def ranks(self, new: ImageSet, features: NDArray[np.float64]) -> Any:
+        return np.zeros(len(new), dtype=np.int64) if self.ranked is None else self.ranked
+
+    def choose(self, pool: Pool) -> Any:
+        return self.chosen
+
+
+@pytest.mark.parametrize(
+    ("ranked", "chosen", "message"),
+    [
+        ([1, 2], (), r"^Wrong\.ranks \(.*test_policies\.py\) has returned 2 numbers for 4 images: one each$"),
+        ([0.5] * 4, (), r"has returned \"\[0\.5, .*\": return an array of whole numbers from 0$"),
+        (None, np.ones(4, dtype=bool), r"^Wrong\.choose .* return an array of whole numbers from 0$"),
+        (None, [-1], r"return an array of whole numbers from 0$"),
+        (None, 3, r"return an array of whole numbers from 0$"),
+        (None, [0, 4], r"has returned the position 4 of 4 images: return positions in pool\.images$"),
+        (None, [0, 1, 2], r"has returned 3 positions: return pool\.budget \(2\) at most$"),
+    ],
+)
+def test_what_a_policy_returns_is_checked(ranked: Any, chosen: Any, message: str) -> None:
+    policy = Wrong()
+    policy.ranked, policy.chosen = ranked, chosen
+    with pytest.raises(UserError, match=message):
+        Memory(2, 0, EMPTY, policy).update(images([0, 0, 1, 1]), 2, lambda new: np.eye(len(new)))
+
+
+@pytest.mark.parametrize("policy", ["herding", "score", "exp", "equal_task", "all", "none"])
 def test_every_policy_runs_and_counts(tmp_path: Path, toy: str, photos: str, policy: str) -> None:
     words = [f"data={photos}", f"model={toy}", "method=gcl", f"memory.policy={policy}", "memory.budget=9"]
     run(tmp_path / "run", *words)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    import json
-
     counts = [stage["memory"]["count"] for stage in map(json.loads, lines) if stage["event"] == "stage"]
     # six classes of four pictures in three tasks
     expected = {
         "herding": [8, 8, 6],
+        "score": [8, 8, 6],
         "exp": [8, 9, 9],
         "equal_task": [8, 9, 9],
         "all": [8, 16, 24],
