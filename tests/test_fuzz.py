@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -91,7 +92,8 @@ def test_lists_of_images(rows: list[list[str]], raw: bytes, which: bool, tmp_pat
 def test_names_and_templates(name: str, content: bytes, tmp_path: Path, photos: str) -> None:
     path = tmp_path / f"{name}.txt"
     path.write_bytes(content)
-    tried(lambda: suited(data.load(photos, **{name: str(path)}), "lite"))
+    given: dict[str, Any] = {name: str(path)}
+    tried(lambda: suited(data.load(photos, **given), "lite"))
 
 
 @quick

@@ -57,9 +57,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def pictures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
     """CIFAR-100 in folders, with one picture of each class in each part."""
-    monkeypatch.setattr(
-        cifar100, "OFFICIAL", replace(cifar100.OFFICIAL, per_class=dict.fromkeys(cifar100.PARTS, 1))
-    )
+    small = replace(cifar100.Cifar100.official, per_class=dict.fromkeys(cifar100.PARTS, 1))
+    monkeypatch.setattr(cifar100.Cifar100, "official", small)
     root = tmp_path_factory.getbasetemp() / "pictures"
     if not root.exists():
         cifar.folders(root, 1, 1)

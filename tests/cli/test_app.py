@@ -86,7 +86,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate"], "everclip evaluate needs RUN: see everclip evaluate --help"),
         (["resume", "a", "b"], 'everclip resume does not take "b": see everclip resume --help'),
         (["methods", "gdor"], 'unknown method "gdor"; '),
-        (["datasets", "emojy"], 'unknown data source "emojy"; did you mean "emoji"?'),
+        (["datasets", "emojy"], 'unknown source "emojy"; did you mean "emoji"?'),
         (["models", "ViT-B-16"], 'model "ViT-B-16" is not listed; did you mean ViT-B-16:openai'),
         (["models", "zzzz"], 'model "zzzz" is not listed. Any other open_clip model works too'),
         (["scenarios", "class"], 'unknown scenario "class"'),

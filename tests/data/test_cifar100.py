@@ -16,9 +16,10 @@ from torchvision.datasets import CIFAR100
 
 from everclip import data
 from everclip.cli.app import main
-from everclip.data.check import Official, check
+from everclip.data.check import check
 from everclip.data.formats.download import Remote
 from everclip.data.scenario import ICARL
+from everclip.data.sources import Official
 from everclip.data.sources import cifar100 as source
 from everclip.errors import UserError
 from tests.data import cifar
@@ -49,8 +50,8 @@ def original(
     rows = {part: len(values[part][b"fine_labels"]) for part in ("train", "test")}
     per_class = {part: count // classes for part, count in rows.items()}
     monkeypatch.setattr(
-        source,
-        "OFFICIAL",
+        source.Cifar100,
+        "official",
         Official(rows["train"], rows["test"], classes, per_class=per_class, home="http://x/page"),
     )
     return {**files, remote.name: packed}
@@ -75,7 +76,7 @@ def unpacked(folder: Path, files: Files) -> Path:
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """CIFAR-100 in folders: all its classes, two training pictures and one test picture of each."""
     official = Official(200, 100, 100, per_class={"train": 2, "test": 1}, home="http://x/page")
-    monkeypatch.setattr(source, "OFFICIAL", official)
+    monkeypatch.setattr(source.Cifar100, "official", official)
     return cifar.folders(tmp_path / "pictures", 2, 1)
 
 
@@ -90,7 +91,8 @@ def test_the_originals_numbers() -> None:
     assert parts | {CIFAR100.meta["filename"]: CIFAR100.meta["md5"]} == source.MD5
     assert f"md5:{CIFAR100.tgz_md5}" == source.ARCHIVE.digest
     assert source.ARCHIVE.url == CIFAR100.url
-    assert (source.OFFICIAL.train, source.OFFICIAL.test, source.OFFICIAL.classes) == (50_000, 10_000, 100)
+    official = source.Cifar100.official
+    assert (official.train, official.test, official.classes) == (50_000, 10_000, 100)
 
 
 def test_the_archive_is_unpacked_and_trained_on(tmp_path: Path, files: Files, toy: str) -> None:
@@ -220,7 +222,7 @@ def test_bad_data(
     root = write(tmp_path / "set", {source.ARCHIVE.name: files[source.ARCHIVE.name]})
     data.load(f"cifar100:{root}")
     spoil(root)
-    assert refusal(f"cifar100:{root}", source.OFFICIAL.home, capsys) == message.format(root)
+    assert refusal(f"cifar100:{root}", source.Cifar100.official.home, capsys) == message.format(root)
 
 
 def test_what_it_says_to_do_helps(tmp_path: Path, files: Files) -> None:
@@ -285,7 +287,7 @@ def test_pictures_in_folders_are_found_without_a_download(
     (tmp_path / "all").mkdir()
     folders.rename(tmp_path / "all" / "cifar100")
     monkeypatch.setenv("EVERCLIP_DATA", str(tmp_path / "all"))
-    assert source.missing(None) == []
+    assert data.source("cifar100", {})[0].missing(None) == []
     assert len(data.load("cifar100").train) == 200
 
 

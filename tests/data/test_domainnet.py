@@ -14,10 +14,11 @@ import pytest
 
 from everclip import data
 from everclip.cli.app import main
-from everclip.data.check import Official, check
+from everclip.data.check import check
 from everclip.data.formats.download import Remote
+from everclip.data.sources import Official
 from everclip.data.sources import domainnet as source
-from everclip.data.sources.domainnet import DOMAINS, PARTS
+from everclip.data.sources.domainnet import DOMAINS, PARTS, DomainNet
 from everclip.errors import UserError
 from tests.data.refusals import refusal
 from tests.data.web import Site, serving
@@ -97,8 +98,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def test_the_originals_numbers() -> None:
     assert DOMAINS == ("real", "quickdraw", "painting", "sketch", "infograph", "clipart"), "CaSSLe's order"
-    assert (source.OFFICIAL.train, source.OFFICIAL.test, source.OFFICIAL.classes) == (409_832, 176_743, 345)
-    counts = source.OFFICIAL.domains
+    official = DomainNet.official
+    assert (official.train, official.test, official.classes) == (409_832, 176_743, 345)
+    counts = official.domains
     assert tuple(counts) == DOMAINS
     assert [sum(pair[part] for pair in counts.values()) for part in (0, 1)] == [409_832, 176_743]
     assert list(source.REMOTES) == [
@@ -280,8 +282,8 @@ def test_a_check_counts_domains(
 ) -> None:
     root = tree(tmp_path)
     (root / "clipart_test.txt").write_bytes(LISTS["clipart_test.txt"].split(b"\n", 1)[1])
-    sizes = dict.fromkeys(source.OFFICIAL.domains, (3 * TRAIN, 3 * TEST))
-    monkeypatch.setattr(source, "OFFICIAL", Official(72, 36, 3, sizes, home=HOME))
+    sizes = dict.fromkeys(DomainNet.official.domains, (3 * TRAIN, 3 * TEST))
+    monkeypatch.setattr(DomainNet, "official", Official(72, 36, 3, sizes, home=HOME))
     assert main(["datasets", "check", f"domainnet:{root}"]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"domainnet:{root}: 3 classes"

@@ -15,7 +15,7 @@ from everclip import data
 from everclip.cli.app import main
 from everclip.data.check import check
 from everclip.data.formats.validation_list import FIRST, image_name
-from everclip.data.sources.imagenet import OFFICIAL, wnids
+from everclip.data.sources.imagenet import ImageNet, wnids
 from everclip.errors import UserError
 from tests.data.refusals import refusal
 from tests.pictures import COLOURS, picture
@@ -80,7 +80,7 @@ def test_classes_and_their_names() -> None:
     assert (len(KNOWN), KNOWN[0], KNOWN[-1]) == (1000, "n01440764", "n15075141")
     assert (names[0], names[65], names[-1]) == ("tench", "sea snake", "toilet paper")
     assert len({name.casefold() for name in names}) == 1000
-    assert (OFFICIAL.train, OFFICIAL.test) == (1_281_167, 50_000)
+    assert (ImageNet.official.train, ImageNet.official.test) == (1_281_167, 50_000)
 
 
 def test_folders_are_trained_on(tmp_path: Path, toy: str) -> None:

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from everclip.data.images import ZipStore
 from everclip.data.loader import Phase
-from everclip.data.sources import emoji
+from everclip.data.sources import SourceConfig, emoji
 from everclip.losses.distill import distillation
 from everclip.methods.base.method import Method
 from everclip.methods.lwf import Lwf
@@ -370,7 +370,7 @@ def test_emoji_are_decoded_once_and_come_back_after_a_resume(
 
 def test_emoji_of_the_run_itself_are_no_reference(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither what a later task learns nor what is tested."""
-    own = emoji.load(None, "class-incremental").train.store.keys
+    own = emoji.Emoji(SourceConfig()).load(None, "class-incremental").train.store.keys
     opened: list[list[str]] = []
     original = ZipStore.__init__
 

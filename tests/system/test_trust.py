@@ -189,7 +189,7 @@ def test_what_a_strangers_search_has_chosen_is_not_taken_for_typed(
     ("word", "why"),
     [
         ("method=os.path", "module os.path defines no method"),
-        ("data=os.path", 'module "os.path" is no data source'),
+        ("data=os.path", "module os.path defines no source"),
         ("trackers=os.path", 'module "os.path" is no tracker'),
         ("model=os.path", 'unknown model "os.path"'),
     ],

@@ -9,11 +9,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 from everclip.cli._finding import GIB, Finding
 from everclip.config import Config
-from everclip.data.formats.download import Remote, home
+from everclip.data.formats.download import home
+from everclip.data.sources import Source
 from everclip.errors import UserError
 from everclip.models.catalogue import Costs, costs
 from everclip.system.machine import free_memory
@@ -59,8 +59,8 @@ def data_there(config: Config) -> tuple[Sizes | None, Finding]:
     from everclip import data
 
     try:
-        source, argument = data.source(config.data)
-        missing = source.missing(argument) if "missing" in vars(source) else []
+        source, argument = data.source(config.data, config.source.options)
+        missing = source.missing(argument)
         if not missing:
             return _planned(config)
     except UserError as error:
@@ -87,16 +87,8 @@ def _planned(config: Config) -> tuple[Sizes, Finding]:
     return sizes, Finding("data", "ok", text)
 
 
-def remotes(source: ModuleType) -> list[Remote]:
-    """The files that a source can download."""
-    values = [
-        v for value in vars(source).values() for v in (value.values() if isinstance(value, dict) else [value])
-    ]
-    return [value for value in values if isinstance(value, Remote)]
-
-
-def _downloadable(source: ModuleType, line: str) -> Finding:
-    files = remotes(source)
+def _downloadable(source: Source, line: str) -> Finding:
+    files = source.remotes()
     if not files:
         return Finding("data", "fail", line)
     if _answers(files[0].url):
@@ -184,8 +176,8 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
     from everclip import data
 
     wanted = [("the run", Path(config.out or "runs"), estimate.disk_bytes(config, model, len(sizes.train)))]
-    source, argument = data.source(config.data)
-    files = remotes(source)
+    source, argument = data.source(config.data, config.source.options)
+    files = source.remotes()
     if files and source.missing(argument):
         # archives are removed once unpacked, which takes about as much again
         size = 2 * sum(file.size for file in files)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from everclip import plugins
+from everclip.cli._catalogue import describe, explain
 from everclip.cli._output import print_columns, print_json, summary
-from everclip.errors import UserError, shown, suggest
+from everclip.errors import UserError, shown
 from everclip.system.text import printable
 
 _KIND = "data/sources"
@@ -23,7 +24,8 @@ def datasets(name: str | None = None, spec: str | None = None, /, *, json: bool 
     Parameters
     ----------
     name
-        A source's name; or "check", to count images, look for every file and decode a sample.
+        A source's name, or the module or file of one of your own; or "check", to count images, look for every file and
+        decode a sample.
     spec
         After "check": SOURCE or SOURCE:ARGUMENT, as after data=.
     json
@@ -38,8 +40,14 @@ def datasets(name: str | None = None, spec: str | None = None, /, *, json: bool 
     if name is None:
         _list(json)
     else:
-        _explain(name, json)
+        explain(describe(name, _class), "source.", json)
     return 0
+
+
+def _class(name: str) -> type:
+    from everclip.data.sources import Source
+
+    return plugins.find(_KIND, name, Source)
 
 
 def _list(json: bool) -> None:
@@ -50,17 +58,6 @@ def _list(json: bool) -> None:
     # A source's docstring starts with what to write: "imagefolder:PATH - ...".
     print_columns([line.split(" - ", 1) if " - " in line else (name, line) for name, line in found.items()])
     print('\n"everclip datasets NAME" explains one; "everclip train data=NAME" or data=NAME:PATH uses it.')
-
-
-def _explain(name: str, json: bool) -> None:
-    names = plugins.names(_KIND)
-    if name not in names:
-        raise UserError(f"unknown data source {shown(name)}{suggest(name, names)}")
-    text = plugins.docstring(_KIND, name)
-    if json:
-        print_json({"name": name, "summary": summary(text), "description": text})
-        return
-    print(text)
 
 
 def _check(spec: str | None, json: bool) -> int:

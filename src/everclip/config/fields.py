@@ -156,6 +156,10 @@ def own_options(
     known = [*(section.model_fields if section else ()), *model.model_fields]
     for name in given:
         if name not in model.model_fields:
+            if not known:
+                raise UserError(
+                    f"unknown key {shown(prefix + name)}: there are no options to set, leave it out"
+                )
             raise UserError(unknown_key(f"{prefix}{name}", [f"{prefix}{other}" for other in known]))
     return checked(model, given, prefix)
 

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
+from everclip.config.fields import own_options
+from everclip.data.sources import Source
+from everclip.errors import UserError
 from everclip.system import trust
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from everclip.config import Config
     from everclip.data.images import Dataset
 
 
-def source(spec: str) -> tuple[ModuleType, str | None]:
-    """The module and the argument that ``SOURCE`` or ``SOURCE:ARGUMENT`` names; SOURCE is a file in data/sources.
+def source_class(spec: str) -> tuple[type[Source], str | None]:
+    """The class and the argument that ``SOURCE`` or ``SOURCE:ARGUMENT`` names.
+
+    SOURCE is a file in data/sources, or a module or a file of the user's.
 
     Raises:
-        UserError: unknown source, with a suggestion.
+        UserError: unknown source, with a suggestion, or a module that does not define exactly one.
     """
-    from everclip.errors import UserError
-
     name, _, argument = spec.partition(":")
     folder = Path(spec).is_dir() and name not in plugins.names("data/sources")
-    if folder or "/" in name or name.startswith((".", "~")):
+    path = "/" in name or name.startswith((".", "~"))
+    if folder or (path and not trust.is_file(name)):
         raise UserError(
             f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
         )
-    found = plugins.load("data/sources", name)
-    if not callable(vars(found).get("load")):
-        raise UserError(f'module "{name}" is no data source: it has no function load(argument, kind)')
-    return found, os.path.expanduser(argument) or None
+    return plugins.find("data/sources", name, Source), os.path.expanduser(argument) or None
+
+
+def source(spec: str, options: Mapping[str, Any]) -> tuple[Source, str | None]:
+    """The source that a spec names, with these options, and the argument.
+
+    Raises:
+        UserError: as ``source_class`` does, or an unknown option, or a value that is not allowed.
+    """
+    cls, argument = source_class(spec)
+    return cls(own_options(cls.Config, options, None, "source.")), argument
 
 
 def load(
@@ -43,8 +53,9 @@ def load(
     classnames: str | None = None,
     templates: str | list[str] | None = None,
     model: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """The data set that ``spec`` names: ``SOURCE`` or ``SOURCE:ARGUMENT``, where SOURCE is a file in data/sources.
+    """The data set that ``spec`` names: ``SOURCE`` or ``SOURCE:ARGUMENT``, where SOURCE is as for ``source_class``.
 
     It is taken for what the user wrote: a SOURCE that is a module is imported. A config's data is loaded by ``of``.
 
@@ -53,33 +64,34 @@ def load(
         classnames, templates: a file's path, or a list of templates (or the name of a shipped one); override the
             source's own.
         model: the spec of the model that is to read the prompts; the source's own are then suited to it.
+        options: the source's own.
 
     Raises:
-        UserError: unknown source (with a suggestion), whatever the source finds wrong, or a name or template that
-            cannot be printed.
+        UserError: unknown source (with a suggestion) or option, whatever the source finds wrong, or a name or template
+            that cannot be printed.
     """
     trust.typed(spec)
-    return _load(spec, kind, classnames, templates, model)
+    found, argument = source(spec, options or {})
+    return _worded(found.load(argument, kind), spec, classnames, templates, model)
 
 
 def of(config: Config) -> Dataset:
     """The data set of a config. Raises UserError as ``load`` does, and for code that only a file asks for."""
     from everclip.data import scenarios
 
-    return _load(
-        config.data, scenarios.lists(config.scenario), config.classnames, config.templates, config.model
-    )
+    found, argument = source(config.data, config.source.options)
+    data = found.load(argument, scenarios.lists(config.scenario))
+    return _worded(data, config.data, config.classnames, config.templates, config.model)
 
 
-def _load(
-    spec: str, kind: str, classnames: str | None, templates: str | list[str] | None, model: str | None
+def _worded(
+    data: Dataset, spec: str, classnames: str | None, templates: str | list[str] | None, model: str | None
 ) -> Dataset:
+    """A data set with the names and prompts that are asked for."""
     from everclip.data import prompts
     from everclip.data import templates as lists
     from everclip.data.formats.folders import check_names, check_texts
 
-    module, argument = source(spec)
-    data: Dataset = module.load(argument, kind)
     if classnames is not None:
         names = prompts.read_class_names(Path(os.path.expanduser(classnames)), data.class_names)
         data = replace(data, class_names=tuple(check_names(names, classnames)))

@@ -11,30 +11,12 @@ import numpy as np
 
 from everclip.data.formats.folders import absent
 from everclip.data.images import Dataset, FileStore, ImageSet
+from everclip.data.sources import Official
 from everclip.errors import UserError
 
 SAMPLE = 200
 SHOWN = 3
 """Lines of one kind, after which the rest is counted."""
-
-
-@dataclass(frozen=True)
-class Official:
-    """The facts of a data set as its makers publish them; a source has them as ``OFFICIAL``.
-
-    Args:
-        train, test, classes: images of each part, and classes.
-        domains: (training, test) images of each domain, where there are domains.
-        per_class: images of every class in a part, for the parts where classes are of one size.
-        home: address of the page that offers it.
-    """
-
-    train: int
-    test: int
-    classes: int
-    domains: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    per_class: Mapping[str, int] = field(default_factory=dict)
-    home: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,11 +55,11 @@ def check(spec: str) -> Report:
     from everclip.system import trust
 
     trust.typed(spec)
-    source, argument = data.source(spec)
-    official: Official | None = vars(source).get("OFFICIAL")
+    source, argument = data.source(spec, {})
+    official = source.official
     home = official.home if official is not None else ""
     try:
-        problems = source.missing(argument) if "missing" in vars(source) else []
+        problems = source.missing(argument)
         found = None if problems else data.load(spec)
     except UserError as error:
         return Report(spec, problems=(str(error),), home=home)

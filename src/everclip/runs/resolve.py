@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from everclip.config.fields import before
+from everclip import data
+from everclip.config.fields import before, own_options
 from everclip.config.models import NEWEST, Config, MethodChoice, Section, Train
 from everclip.config.sections import Choice
 from everclip.config.sources import one_length
 from everclip.config.values import written
 from everclip.data.scenarios import build
+from everclip.errors import UserError
 from everclip.methods import memory_policy, method_of
 from everclip.methods.base.registry import method_config
 from everclip.models.catalogue import recommended
@@ -48,6 +50,7 @@ def resolve(config: Config) -> Config:
             "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
             "scenario": _filled(config.scenario, scenario.options),
             "memory": _filled(config.memory, policy.config),
+            "source": _source(config),
         }
     )
 
@@ -56,6 +59,15 @@ def _filled(section: Choice, options: Section) -> Choice:
     """A section with all options of the plug-in that it belongs to, in place of those given."""
     own = {name: getattr(section, name) for name in type(section).model_fields}
     return type(section).model_validate(written(options) | own)
+
+
+def _source(config: Config) -> Choice:
+    """The options of the data source; as given where it cannot be had, since whoever loads the data says why."""
+    try:
+        cls, _ = data.source_class(config.data)
+    except UserError:  # a model or a run that is only read may be of code that is not here, or not trusted
+        return config.source
+    return Choice(**written(own_options(cls.Config, config.source.options, None, "source.")))
 
 
 def _set(section: Section) -> dict[str, Any]:

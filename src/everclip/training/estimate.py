@@ -199,8 +199,7 @@ def published(config: Config) -> Sizes | None:
     from everclip import data
     from everclip.data import scenarios, templates
 
-    source, _ = data.source(config.data)
-    official = vars(source).get("OFFICIAL")
+    official = data.source_class(config.data)[0].official
     if official is None:
         return None
     name = config.data.partition(":")[0]

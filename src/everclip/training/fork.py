@@ -29,6 +29,7 @@ from everclip.training.restore import RECORD, restore, saved
 
 SAME = (
     "data",
+    "source",
     "model",
     "classnames",
     "templates",

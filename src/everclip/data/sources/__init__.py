@@ -1,0 +1,8 @@
+"""Find data sets, one source a file, and export what a source of your own is written with.
+
+The contract is imported from here: ``from everclip.data.sources import Source, SourceConfig``.
+"""
+
+from everclip.data.sources._base import Official, Source, SourceConfig
+
+__all__ = ["Official", "Source", "SourceConfig"]

@@ -14,20 +14,20 @@ import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from everclip.data import templates
-from everclip.data.check import Official
 from everclip.data.formats.download import Remote, check_room, fetch, home, locked, matches
 from everclip.data.formats.folders import check_names, dataset, image_files, subfolders
 from everclip.data.formats.unpack import Limits, unpack
 from everclip.data.formats.unpickle import text, unpickle
 from everclip.data.images import MOST_BYTES, Dataset, Store, build, content_id
 from everclip.data.prompts import clean
+from everclip.data.sources import Official, Source
 from everclip.errors import UserError
 from everclip.system.reading import Unreadable, read_bytes
 
@@ -44,13 +44,6 @@ MD5 = {
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
 LIMITS = Limits(files=20, size=400 << 20)
-OFFICIAL = Official(
-    train=50_000,
-    test=10_000,
-    classes=100,
-    per_class={"train": 500, "test": 100},
-    home="https://www.cs.toronto.edu/~kriz/cifar.html",
-)
 PARTS = ("train", "test")
 # fmt: off
 NAMES = (
@@ -97,39 +90,55 @@ class _Part(NamedTuple):
     labels: list[int]
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """CIFAR-100 from the folder ``argument``; ``kind`` does not matter here.
+class Cifar100(Source):
+    """CIFAR-100, downloaded where it is not there."""
 
-    Raises:
-        UserError: files are missing, damaged or not the originals, or cannot be downloaded.
-    """
-    root = home("cifar100", argument)
-    name = f"cifar100:{argument}" if argument else "cifar100"
-    if _has_folders(root):
-        return _pictures(root, name)
-    folder = _folder(root)
-    meta = _read(folder, "meta")
-    names = [clean(text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
-    parts = {part: _part(folder, part, len(names)) for part in PARTS}
-    labels = [label for of in parts.values() for label in of.labels]
-    return build(
-        name,
-        CifarStore({part: of.pixels for part, of in parts.items()}),
-        labels,
-        [0] * len(labels),
-        [part == "test" for part, of in parts.items() for _ in of.labels],
-        check_names(names, str(folder / "meta")),
-        [""],
-        templates.shipped("cifar100"),
+    official: ClassVar[Official] = Official(  # pyright: ignore[reportIncompatibleVariableOverride]
+        train=50_000,
+        test=10_000,
+        classes=100,
+        per_class={"train": 500, "test": 100},
+        home="https://www.cs.toronto.edu/~kriz/cifar.html",
     )
 
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """CIFAR-100 from the folder ``argument``; ``kind`` does not matter here.
 
-def missing(argument: str | None) -> list[str]:
-    """A line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no folder."""
-    root = home("cifar100", argument)
-    if _has_folders(root) or _there(root) is not None or (root / ARCHIVE.name).exists():
-        return []
-    return [f"{root / ARCHIVE.name} is missing: put {ARCHIVE.url} there, or let everclip train download it"]
+        Raises:
+            UserError: files are missing, damaged or not the originals, or cannot be downloaded.
+        """
+        root = home("cifar100", argument)
+        name = f"cifar100:{argument}" if argument else "cifar100"
+        if _has_folders(root):
+            return _pictures(root, name)
+        folder = _folder(root)
+        meta = _read(folder, "meta")
+        names = [clean(text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
+        parts = {part: _part(folder, part, len(names)) for part in PARTS}
+        labels = [label for of in parts.values() for label in of.labels]
+        return build(
+            name,
+            CifarStore({part: of.pixels for part, of in parts.items()}),
+            labels,
+            [0] * len(labels),
+            [part == "test" for part, of in parts.items() for _ in of.labels],
+            check_names(names, str(folder / "meta")),
+            [""],
+            templates.shipped("cifar100"),
+        )
+
+    def missing(self, argument: str | None) -> list[str]:
+        """A line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no folder."""
+        root = home("cifar100", argument)
+        if _has_folders(root) or _there(root) is not None or (root / ARCHIVE.name).exists():
+            return []
+        return [
+            f"{root / ARCHIVE.name} is missing: put {ARCHIVE.url} there, or let everclip train download it"
+        ]
+
+    def remotes(self) -> list[Remote]:
+        """The archive."""
+        return [ARCHIVE]
 
 
 def _has_folders(root: Path) -> bool:
@@ -157,7 +166,7 @@ def _pictures(root: Path, name: str) -> Dataset:
             )
         for folder in NAMES:
             files = image_files(root, f"{part}/{folder}") if folder in folders else []
-            if len(files) != (wanted := OFFICIAL.per_class[part]):
+            if len(files) != (wanted := Cifar100.official.per_class[part]):
                 raise UserError(
                     f"{root / part / folder} has {len(files)} images where CIFAR-100 has {wanted}: put the originals"
                     f" there, or use data=imagefolder:{root} for another selection"

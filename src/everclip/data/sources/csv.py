@@ -25,6 +25,7 @@ from typing import NamedTuple
 from everclip.data.formats.folders import Fence
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
+from everclip.data.sources import Source
 from everclip.errors import UserError, shown
 from everclip.system.reading import Unreadable, open_regular
 
@@ -50,28 +51,31 @@ class _Entry(NamedTuple):
     domain: str
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """The images listed in the file ``argument``, for a scenario of this ``kind``.
+class Csv(Source):
+    """Pictures in a list."""
 
-    Raises:
-        UserError: the file or an image is missing, a line is malformed, or a path leaves the list's folder; the message
-            names the line.
-    """
-    file = _checked(argument)
-    columns, entries = _read(file)
-    parts = {entry.split for entry in entries}
-    if {"test", "val"} <= parts:
-        kept = [entry for entry in entries if entry.split != "val"]
-        log.warning("%s has test images: its %d val images are left out", file, len(entries) - len(kept))
-        entries = kept
-    rows = Rows(
-        [entry.label for entry in entries],
-        None if parts == {"train"} else [entry.split != "train" for entry in entries],
-        [entry.domain for entry in entries] if "domain" in columns else None,
-    )
-    hint = 'write each image\'s domain into a column "domain"'
-    origin = Origin(f"csv:{argument}", str(file), kind, hint, file.parent)
-    return dataset(origin, FileStore(file.parent, [entry.path for entry in entries]), rows)
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """The images listed in the file ``argument``, for a scenario of this ``kind``.
+
+        Raises:
+            UserError: the file or an image is missing, a line is malformed, or a path leaves the list's folder; the
+                message names the line.
+        """
+        file = _checked(argument)
+        columns, entries = _read(file)
+        parts = {entry.split for entry in entries}
+        if {"test", "val"} <= parts:
+            kept = [entry for entry in entries if entry.split != "val"]
+            log.warning("%s has test images: its %d val images are left out", file, len(entries) - len(kept))
+            entries = kept
+        rows = Rows(
+            [entry.label for entry in entries],
+            None if parts == {"train"} else [entry.split != "train" for entry in entries],
+            [entry.domain for entry in entries] if "domain" in columns else None,
+        )
+        hint = 'write each image\'s domain into a column "domain"'
+        origin = Origin(f"csv:{argument}", str(file), kind, hint, file.parent)
+        return dataset(origin, FileStore(file.parent, [entry.path for entry in entries]), rows)
 
 
 def _checked(argument: str | None) -> Path:

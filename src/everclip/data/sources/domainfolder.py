@@ -11,40 +11,46 @@ from pathlib import Path
 
 from everclip.data.formats.folders import checked_root, dataset, image_files, parts, split_of, subfolders
 from everclip.data.images import Dataset
+from everclip.data.sources import Source
 from everclip.errors import UserError
 
 LAYOUT = "DOMAIN/CLASS/*.jpg"
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """The images under the folder ``argument``; ``kind`` does not matter here.
+class DomainFolder(Source):
+    """Pictures in folders of their domains and classes."""
 
-    Raises:
-        UserError: the folder, a domain or a class is missing or empty, or names collide.
-    """
-    root = checked_root(argument, "domainfolder", LAYOUT)
-    train, test = parts(root)
-    domains = subfolders(root / train)
-    found: list[tuple[str, str, str, bool]] = []
-    for domain in domains:
-        before = len(found)
-        for folder in subfolders(root / train / domain):
-            files = image_files(root, f"{train}{domain}/{folder}")
-            is_test = split_of(files) if test is None else dict.fromkeys(files, False)
-            found += [(key, domain, folder, is_test[key]) for key in files]
-        if len(found) == before:
-            raise UserError(
-                f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT};"
-                f" for CLASS/*.jpg write data=imagefolder:{root}"
-            )
-    if test:
-        _check_tested(root, test, domains)
-    for domain in domains if test else []:
-        for folder in subfolders(root / f"{test}{domain}"):
-            files = image_files(root, f"{test}{domain}/{folder}")
-            found += [(key, domain, folder, True) for key in files]
-    places = [f"{part}{domain}" for part in (train, test) if part is not None for domain in ("", *domains)]
-    return dataset(f"domainfolder:{argument}", root, found, domains, places, test is None)
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """The images under the folder ``argument``; ``kind`` does not matter here.
+
+        Raises:
+            UserError: the folder, a domain or a class is missing or empty, or names collide.
+        """
+        root = checked_root(argument, "domainfolder", LAYOUT)
+        train, test = parts(root)
+        domains = subfolders(root / train)
+        found: list[tuple[str, str, str, bool]] = []
+        for domain in domains:
+            before = len(found)
+            for folder in subfolders(root / train / domain):
+                files = image_files(root, f"{train}{domain}/{folder}")
+                is_test = split_of(files) if test is None else dict.fromkeys(files, False)
+                found += [(key, domain, folder, is_test[key]) for key in files]
+            if len(found) == before:
+                raise UserError(
+                    f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT};"
+                    f" for CLASS/*.jpg write data=imagefolder:{root}"
+                )
+        if test:
+            _check_tested(root, test, domains)
+        for domain in domains if test else []:
+            for folder in subfolders(root / f"{test}{domain}"):
+                files = image_files(root, f"{test}{domain}/{folder}")
+                found += [(key, domain, folder, True) for key in files]
+        places = [
+            f"{part}{domain}" for part in (train, test) if part is not None for domain in ("", *domains)
+        ]
+        return dataset(f"domainfolder:{argument}", root, found, domains, places, test is None)
 
 
 def _check_tested(root: Path, test: str, domains: list[str]) -> None:

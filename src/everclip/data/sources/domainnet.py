@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import ClassVar
 
-from everclip.data.check import Official
 from everclip.data.formats.domain_lists import Row, read
 from everclip.data.formats.download import Remote, fetch, home, locked, matches
 from everclip.data.formats.folders import absent, check_names
 from everclip.data.formats.unpack import Limits, unpack
 from everclip.data.images import Dataset, FileStore, build
 from everclip.data.prompts import PHOTO, clean
+from everclip.data.sources import Official, Source
 from everclip.errors import UserError
 
 DOMAINS = ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")
@@ -42,64 +43,71 @@ REMOTES = _remotes()
 """Domain -> its archive, name of a list -> the list. Sizes and checksums are those of TensorFlow Datasets
 (tensorflow_datasets/image_classification/domainnet/checksums.tsv)."""
 LIMITS = Limits(files=400_000, size=30 << 30)
-OFFICIAL = Official(
-    train=409_832,
-    test=176_743,
-    classes=345,
-    domains={
-        "real": (120_906, 52_041),
-        "quickdraw": (120_750, 51_750),
-        "painting": (50_416, 21_850),
-        "sketch": (48_212, 20_916),
-        "infograph": (36_023, 15_582),
-        "clipart": (33_525, 14_604),
-    },
-    home="http://ai.bu.edu/M3SDA/",
-)
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """DomainNet from the folder ``argument``; ``kind`` does not matter here.
+class DomainNet(Source):
+    """DomainNet, downloaded where it is not there."""
 
-    Raises:
-        UserError: something is missing and cannot be downloaded, an archive is not the original, a list has another
-            form or is not consistent, or lists images that are not there.
-    """
-    root = home("domainnet", argument)
-    if _missing(root):
-        with locked(root):
-            _prepare(root)
-    rows = read([(domain, part, _list_of(root, domain, part)) for domain in DOMAINS for part in PARTS])
-    _check_rows(root, rows)
-    folder_of = dict(sorted({row.label: row.folder for row in rows}.items()))
-    place = {label: index for index, label in enumerate(folder_of)}
-    folders = list(folder_of.values())
-    return build(
-        f"domainnet:{argument}" if argument else "domainnet",
-        FileStore(root, [row.key for row in rows]),
-        [place[row.label] for row in rows],
-        [DOMAINS.index(row.domain) for row in rows],
-        [row.part == "test" for row in rows],
-        check_names([clean(folder) for folder in folders], str(root), folders),
-        DOMAINS,
-        (PHOTO,),
+    official: ClassVar[Official] = Official(  # pyright: ignore[reportIncompatibleVariableOverride]
+        train=409_832,
+        test=176_743,
+        classes=345,
+        domains={
+            "real": (120_906, 52_041),
+            "quickdraw": (120_750, 51_750),
+            "painting": (50_416, 21_850),
+            "sketch": (48_212, 20_916),
+            "infograph": (36_023, 15_582),
+            "clipart": (33_525, 14_604),
+        },
+        home="http://ai.bu.edu/M3SDA/",
     )
 
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """DomainNet from the folder ``argument``; ``kind`` does not matter here.
 
-def missing(argument: str | None) -> list[str]:
-    """A line for each folder and list that is not there; nothing is downloaded or unpacked.
+        Raises:
+            UserError: something is missing and cannot be downloaded, an archive is not the original, a list has another
+                form or is not consistent, or lists images that are not there.
+        """
+        root = home("domainnet", argument)
+        if _missing(root):
+            with locked(root):
+                _prepare(root)
+        rows = read([(domain, part, _list_of(root, domain, part)) for domain in DOMAINS for part in PARTS])
+        _check_rows(root, rows)
+        folder_of = dict(sorted({row.label: row.folder for row in rows}.items()))
+        place = {label: index for index, label in enumerate(folder_of)}
+        folders = list(folder_of.values())
+        return build(
+            f"domainnet:{argument}" if argument else "domainnet",
+            FileStore(root, [row.key for row in rows]),
+            [place[row.label] for row in rows],
+            [DOMAINS.index(row.domain) for row in rows],
+            [row.part == "test" for row in rows],
+            check_names([clean(folder) for folder in folders], str(root), folders),
+            DOMAINS,
+            (PHOTO,),
+        )
 
-    Raises:
-        UserError: ``argument`` is no folder.
-    """
-    root = home("domainnet", argument)
-    lines = []
-    for name, remote in _missing(root).items():
-        if (root / f"{name}.zip").is_file():
-            lines.append(f"{root / name} is missing: unzip {name}.zip there, or let everclip train do it")
-        else:
-            lines.append(f"{root / name} is missing: get {remote.url}, or let everclip train do it")
-    return lines
+    def missing(self, argument: str | None) -> list[str]:
+        """A line for each folder and list that is not there; nothing is downloaded or unpacked.
+
+        Raises:
+            UserError: ``argument`` is no folder.
+        """
+        root = home("domainnet", argument)
+        lines = []
+        for name, remote in _missing(root).items():
+            if (root / f"{name}.zip").is_file():
+                lines.append(f"{root / name} is missing: unzip {name}.zip there, or let everclip train do it")
+            else:
+                lines.append(f"{root / name} is missing: get {remote.url}, or let everclip train do it")
+        return lines
+
+    def remotes(self) -> list[Remote]:
+        """Archives and lists."""
+        return list(REMOTES.values())
 
 
 def _list_of(root: Path, domain: str, part: str) -> Path:

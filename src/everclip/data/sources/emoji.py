@@ -12,6 +12,7 @@ import hashlib
 from pathlib import Path
 
 from everclip.data.images import Dataset, ZipStore, build
+from everclip.data.sources import Source
 from everclip.errors import UserError
 
 ASSETS = Path(__file__).parents[2] / "assets" / "emoji"
@@ -27,26 +28,29 @@ def verified(name: str) -> Path:
     return path
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """The emoji pictures for a scenario of this ``kind``.
+class Emoji(Source):
+    """The pictures shipped with the package."""
 
-    Raises:
-        UserError: an argument was given, or a shipped file is damaged.
-    """
-    if argument:
-        raise UserError(f'data "emoji" takes no folder: write data=emoji, or data=imagefolder:{argument}')
-    lists = kind if kind == "domain-incremental" else "class-incremental"
-    with verified(f"{lists}.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    classes = list(dict.fromkeys(row["class"] for row in rows))
-    domains = list(dict.fromkeys(row.get("domain", "") for row in rows))
-    return build(
-        "emoji",
-        ZipStore(verified("pictures.zip"), [row["path"] for row in rows]),
-        [classes.index(row["class"]) for row in rows],
-        [domains.index(row.get("domain", "")) for row in rows],
-        [row["split"] == "test" for row in rows],
-        classes,
-        domains,
-        TEMPLATES,
-    )
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """The emoji pictures for a scenario of this ``kind``.
+
+        Raises:
+            UserError: an argument was given, or a shipped file is damaged.
+        """
+        if argument:
+            raise UserError(f'data "emoji" takes no folder: write data=emoji, or data=imagefolder:{argument}')
+        lists = kind if kind == "domain-incremental" else "class-incremental"
+        with verified(f"{lists}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        classes = list(dict.fromkeys(row["class"] for row in rows))
+        domains = list(dict.fromkeys(row.get("domain", "") for row in rows))
+        return build(
+            "emoji",
+            ZipStore(verified("pictures.zip"), [row["path"] for row in rows]),
+            [classes.index(row["class"]) for row in rows],
+            [domains.index(row.get("domain", "")) for row in rows],
+            [row["split"] == "test" for row in rows],
+            classes,
+            domains,
+            TEMPLATES,
+        )

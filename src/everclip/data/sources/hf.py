@@ -27,6 +27,7 @@ from everclip.data.formats.arrow import ArrowStore, holds_bytes, holds_text
 from everclip.data.formats.hub import caches, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
+from everclip.data.sources import Source
 from everclip.errors import UserError, shown, suggest
 
 if TYPE_CHECKING:
@@ -61,40 +62,45 @@ class _Part:
     classes: list[str]
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """The images of a Hugging Face data set, for a scenario of this ``kind``.
+class HuggingFace(Source):
+    """A data set of the package datasets."""
 
-    Raises:
-        UserError: the package or the data set is missing, or a column or a split cannot be told.
-    """
-    if not argument:
-        raise UserError(
-            'data "hf" needs a data set: write data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """The images of a Hugging Face data set, for a scenario of this ``kind``.
+
+        Raises:
+            UserError: the package or the data set is missing, or a column or a split cannot be told.
+        """
+        if not argument:
+            raise UserError(
+                'data "hf" needs a data set: write data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'
+            )
+        name, options = _parse(argument)
+        if importlib.util.find_spec("datasets") is None:
+            raise UserError('data "hf" needs the package datasets: pip install "everclip[hf]"')
+        splits = open_splits(name, options.config)
+        parts = [_part(name, split, splits[split], options) for split in _chosen(name, list(splits), options)]
+        if sum(len(part.labels) for part in parts) > MOST_IMAGES:
+            raise UserError(f"hf:{name} has more than {MOST_IMAGES:,} images: choose a smaller split")
+        folder = Path(name) if Path(name).is_dir() else None
+        domains = [part.domains for part in parts if part.domains is not None]
+        if domains and len(domains) < len(parts):
+            has = next(part.name for part in parts if part.domains is not None)
+            raise UserError(
+                f'only the split "{has}" of hf:{name} has a column "domain": write it for the others too, or rename it'
+            )
+        rows = Rows(
+            [label for part in parts for label in part.labels],
+            [part is not parts[0] for part in parts for _ in part.labels] if len(parts) > 1 else None,
+            [domain for column in domains for domain in column] if domains else None,
+            parts[0].classes,
         )
-    name, options = _parse(argument)
-    if importlib.util.find_spec("datasets") is None:
-        raise UserError('data "hf" needs the package datasets: pip install "everclip[hf]"')
-    splits = open_splits(name, options.config)
-    parts = [_part(name, split, splits[split], options) for split in _chosen(name, list(splits), options)]
-    if sum(len(part.labels) for part in parts) > MOST_IMAGES:
-        raise UserError(f"hf:{name} has more than {MOST_IMAGES:,} images: choose a smaller split")
-    folder = Path(name) if Path(name).is_dir() else None
-    domains = [part.domains for part in parts if part.domains is not None]
-    if domains and len(domains) < len(parts):
-        has = next(part.name for part in parts if part.domains is not None)
-        raise UserError(
-            f'only the split "{has}" of hf:{name} has a column "domain": write it for the others too, or rename it'
+        hint = f"give their column, hf:{name}#domain=COLUMN"
+        origin = Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder)
+        store = ArrowStore(
+            name, {part.name: part.images for part in parts}, folder, [] if folder else caches()
         )
-    rows = Rows(
-        [label for part in parts for label in part.labels],
-        [part is not parts[0] for part in parts for _ in part.labels] if len(parts) > 1 else None,
-        [domain for column in domains for domain in column] if domains else None,
-        parts[0].classes,
-    )
-    hint = f"give their column, hf:{name}#domain=COLUMN"
-    origin = Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder)
-    store = ArrowStore(name, {part.name: part.images for part in parts}, folder, [] if folder else caches())
-    return dataset(origin, store, rows)
+        return dataset(origin, store, rows)
 
 
 def _parse(argument: str) -> tuple[str, _Options]:

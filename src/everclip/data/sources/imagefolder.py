@@ -20,6 +20,7 @@ from everclip.data.formats.folders import (
     subfolders,
 )
 from everclip.data.images import Dataset
+from everclip.data.sources import Source
 from everclip.errors import UserError
 
 log = logging.getLogger("everclip")
@@ -27,29 +28,36 @@ log = logging.getLogger("everclip")
 LAYOUT = "CLASS/*.jpg, or train/CLASS and test/CLASS"
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """The images under the folder ``argument``; ``kind`` matters for a warning, and ``addition`` may be one class.
+class ImageFolder(Source):
+    """Pictures in folders of their classes."""
 
-    Raises:
-        UserError: the folder or a class is missing or empty, or names collide.
-    """
-    root = checked_root(argument, "imagefolder", LAYOUT)
-    train, test = parts(root)
-    found: list[tuple[str, str, str, bool]] = []
-    for folder in subfolders(root / train):
-        files = image_files(root, train + folder)
-        if not files:
-            raise UserError(f"class folder {root / train / folder} holds no images: add some, or remove it")
-        is_test = split_of(files) if test is None else dict.fromkeys(files, False)
-        found += [(key, "", folder, is_test[key]) for key in files]
-    for folder in subfolders(root / test) if test else []:
-        found += [(key, "", folder, True) for key in image_files(root, f"{test}{folder}")]
-    places = [part for part in (train, test) if part is not None]
-    least = 1 if kind == ADDITION else 2
-    made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
-    if kind == "class-incremental":
-        _warn_of_domains(root, [key.removeprefix(train) for key, _, _, _ in found if key.startswith(train)])
-    return made
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """The images under the folder ``argument``; ``kind`` matters for a warning, and ``addition`` may be one class.
+
+        Raises:
+            UserError: the folder or a class is missing or empty, or names collide.
+        """
+        root = checked_root(argument, "imagefolder", LAYOUT)
+        train, test = parts(root)
+        found: list[tuple[str, str, str, bool]] = []
+        for folder in subfolders(root / train):
+            files = image_files(root, train + folder)
+            if not files:
+                raise UserError(
+                    f"class folder {root / train / folder} holds no images: add some, or remove it"
+                )
+            is_test = split_of(files) if test is None else dict.fromkeys(files, False)
+            found += [(key, "", folder, is_test[key]) for key in files]
+        for folder in subfolders(root / test) if test else []:
+            found += [(key, "", folder, True) for key in image_files(root, f"{test}{folder}")]
+        places = [part for part in (train, test) if part is not None]
+        least = 1 if kind == ADDITION else 2
+        made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
+        if kind == "class-incremental":
+            _warn_of_domains(
+                root, [key.removeprefix(train) for key, _, _, _ in found if key.startswith(train)]
+            )
+        return made
 
 
 def _warn_of_domains(root: Path, keys: list[str]) -> None:

@@ -17,14 +17,15 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import ClassVar
 
 from everclip.data import templates
-from everclip.data.check import Official
 from everclip.data.formats.download import home
 from everclip.data.formats.folders import checked_root, subfolders
 from everclip.data.formats.validation_list import FIRST, image_name
 from everclip.data.formats.validation_list import read as read_list
 from everclip.data.images import Dataset, FileStore, build
+from everclip.data.sources import Official, Source
 from everclip.errors import UserError
 
 log = logging.getLogger("everclip")
@@ -40,7 +41,6 @@ LISTS = (
 )
 NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
 """WordNet's own names where open_clip's say "missile" and "sunglasses" a second time."""
-OFFICIAL = Official(train=1_281_167, test=50_000, classes=1000, per_class={"test": 50}, home=SITE)
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _WNID, _TRAINING = re.compile(r"n\d{8}"), re.compile(r"n\d{8}_")
 
@@ -52,39 +52,48 @@ def wnids() -> list[str]:
     return sorted(ImageNetInfo("imagenet-1k").label_names())
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """ImageNet from the folder ``argument``; ``kind`` does not matter here.
+class ImageNet(Source):
+    """ImageNet-1k in folders."""
 
-    Raises:
-        UserError: a folder is missing, empty or of no class of ImageNet, an image lies in the folder of another class,
-            or the images in ``val`` have no label.
-    """
-    top = checked_root(argument or str(home("imagenet", None)), "imagenet", LAYOUT)
-    root = top / KAGGLE if (top / KAGGLE).is_dir() else top
-    known = wnids()
-    train = _class_folders(root, "train", known)
-    if (root / "val").is_dir() and _images(root / "val"):
-        test = _flat(root, top, known, set(train))
-    else:
-        test = _class_folders(root, "val", known)
-    if not test:
-        what = "has no images in val" if train else "holds no images of ImageNet"
-        raise UserError(f"{root} {what}: it needs {LAYOUT}")
-    present = sorted({*train} | {*test})
-    _check_parts(root, train, present)
-    _warn_of_gaps(root, train, test)
-    keys = [(key, wnid, found is test) for found in (train, test) for wnid in found for key in found[wnid]]
-    label = {wnid: index for index, wnid in enumerate(present)}
-    return build(
-        f"imagenet:{argument}" if argument else "imagenet",
-        FileStore(root, [key for key, _, _ in keys]),
-        [label[wnid] for _, wnid, _ in keys],
-        [0] * len(keys),
-        [is_test for _, _, is_test in keys],
-        class_names(present, known),
-        [""],
-        templates.shipped("imagenet"),
+    official: ClassVar[Official] = Official(  # pyright: ignore[reportIncompatibleVariableOverride]
+        train=1_281_167, test=50_000, classes=1000, per_class={"test": 50}, home=SITE
     )
+
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """ImageNet from the folder ``argument``; ``kind`` does not matter here.
+
+        Raises:
+            UserError: a folder is missing, empty or of no class of ImageNet, an image lies in the folder of another
+                class, or the images in ``val`` have no label.
+        """
+        top = checked_root(argument or str(home("imagenet", None)), "imagenet", LAYOUT)
+        root = top / KAGGLE if (top / KAGGLE).is_dir() else top
+        known = wnids()
+        train = _class_folders(root, "train", known)
+        if (root / "val").is_dir() and _images(root / "val"):
+            test = _flat(root, top, known, set(train))
+        else:
+            test = _class_folders(root, "val", known)
+        if not test:
+            what = "has no images in val" if train else "holds no images of ImageNet"
+            raise UserError(f"{root} {what}: it needs {LAYOUT}")
+        present = sorted({*train} | {*test})
+        _check_parts(root, train, present)
+        _warn_of_gaps(root, train, test)
+        keys = [
+            (key, wnid, found is test) for found in (train, test) for wnid in found for key in found[wnid]
+        ]
+        label = {wnid: index for index, wnid in enumerate(present)}
+        return build(
+            f"imagenet:{argument}" if argument else "imagenet",
+            FileStore(root, [key for key, _, _ in keys]),
+            [label[wnid] for _, wnid, _ in keys],
+            [0] * len(keys),
+            [is_test for _, _, is_test in keys],
+            class_names(present, known),
+            [""],
+            templates.shipped("imagenet"),
+        )
 
 
 def class_names(present: list[str], known: list[str]) -> list[str]:
@@ -109,8 +118,11 @@ def _check_parts(root: Path, train: dict[str, list[str]], present: list[str]) ->
 
 def _warn_of_gaps(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
     """Say that a part is not whole: fewer images are a choice, or a copy that broke off."""
-    every = len(train) == OFFICIAL.classes
-    wanted = {"train": OFFICIAL.train if every else 0, "val": OFFICIAL.per_class["test"] * len(test)}
+    every = len(train) == ImageNet.official.classes
+    wanted = {
+        "train": ImageNet.official.train if every else 0,
+        "val": ImageNet.official.per_class["test"] * len(test),
+    }
     for part, found in (("train", train), ("val", test)):
         count = sum(len(keys) for keys in found.values())
         if wanted[part] and count != wanted[part]:

@@ -31,6 +31,7 @@ from everclip.data.formats.shards import Shard, TarStore, read_shard
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
 from everclip.data.prompts import PHOTO, read_lines
+from everclip.data.sources import Source
 from everclip.errors import UserError, shown, suggest
 from everclip.system.reading import Unreadable, read_json
 
@@ -43,34 +44,37 @@ _PART = re.compile(r"(?<![a-z])(train|test|val|validation)(?![a-z])")
 _EXAMPLE = "'data=webdataset:train-{0000..0003}.tar?train=4000,test=1000'"
 
 
-def load(argument: str | None, kind: str) -> Dataset:
-    """The images in the tar files that ``argument`` names, for a scenario of this ``kind``.
+class WebDataset(Source):
+    """Pictures in tar files."""
 
-    Raises:
-        UserError: a shard is missing, damaged or holds what it should not, the number of samples is not given or
-            another, or classes do not fit; the message names the shard.
-    """
-    if not argument:
-        raise UserError(f'data "webdataset" needs tar files: write {_EXAMPLE}')
-    spec, counts = _parse(argument)
-    train, test = _parts(spec, _find(spec))
-    if not train:  # shards of one part alone are used as they are
-        train, test = test, []
-        counts = dict(zip(["train"], counts.values(), strict=False))
-    parts = {"train": _read(train)} | ({"test": _read(test)} if test else {})
-    _check_counts(spec, parts, counts)
-    shards = [*chain.from_iterable(parts.values())]
-    root = Path(os.path.commonpath([shard.path.parent for shard in shards]))
-    folder = _names_folder(train[0].parent)
-    rows = Rows(
-        [label for shard in shards for label in shard.labels],
-        [part == "test" for part, group in parts.items() for shard in group for _ in shard.keys]
-        if test
-        else None,
-    )
-    hint = "shards have none; use csv, hf or domainfolder"
-    origin = Origin(f"webdataset:{argument}", spec, kind, hint, folder, _templates(folder))
-    return dataset(origin, TarStore(root, shards), rows)
+    def load(self, argument: str | None, kind: str) -> Dataset:
+        """The images in the tar files that ``argument`` names, for a scenario of this ``kind``.
+
+        Raises:
+            UserError: a shard is missing, damaged or holds what it should not, the number of samples is not given or
+                another, or classes do not fit; the message names the shard.
+        """
+        if not argument:
+            raise UserError(f'data "webdataset" needs tar files: write {_EXAMPLE}')
+        spec, counts = _parse(argument)
+        train, test = _parts(spec, _find(spec))
+        if not train:  # shards of one part alone are used as they are
+            train, test = test, []
+            counts = dict(zip(["train"], counts.values(), strict=False))
+        parts = {"train": _read(train)} | ({"test": _read(test)} if test else {})
+        _check_counts(spec, parts, counts)
+        shards = [*chain.from_iterable(parts.values())]
+        root = Path(os.path.commonpath([shard.path.parent for shard in shards]))
+        folder = _names_folder(train[0].parent)
+        rows = Rows(
+            [label for shard in shards for label in shard.labels],
+            [part == "test" for part, group in parts.items() for shard in group for _ in shard.keys]
+            if test
+            else None,
+        )
+        hint = "shards have none; use csv, hf or domainfolder"
+        origin = Origin(f"webdataset:{argument}", spec, kind, hint, folder, _templates(folder))
+        return dataset(origin, TarStore(root, shards), rows)
 
 
 def _parse(argument: str) -> tuple[str, dict[str, int]]:

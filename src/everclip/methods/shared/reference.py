@@ -12,7 +12,7 @@ from torch import Tensor
 from everclip.data.images import ZipStore
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO, fill
-from everclip.data.sources import emoji
+from everclip.data.sources import SourceConfig, emoji
 from everclip.models.clip import Clip
 from everclip.seeding import generator, hash64
 
@@ -43,7 +43,8 @@ def pictures(clip: Clip, but: Collection[str], count: int) -> UInt8[Tensor, "n 3
         but: paths to leave out: those of a run that learns emoji, whose later tasks and test images are no reference.
     """
     kinds = ("class-incremental", "domain-incremental")
-    every = {key for kind in kinds for key in emoji.load(None, kind).train.store.keys}
+    source = emoji.Emoji(SourceConfig())
+    every = {key for kind in kinds for key in source.load(None, kind).train.store.keys}
     chosen = sorted(every.difference(but), key=lambda key: hash64("reference", key))[:count]
     store = ZipStore(emoji.verified("pictures.zip"), chosen)
     decoded, _ = Pixels(store, clip.eval_transform, clip.image_size, 0, 0).load(np.arange(len(chosen)))
