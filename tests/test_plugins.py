@@ -13,7 +13,7 @@ from everclip.cli.app import main
 from everclip.errors import UserError, suggest
 from everclip.seeding import hash64
 
-KINDS = ["methods", "data/sources", "data/policies", "data/scenarios"]
+KINDS = ["methods", "data/sources", "data/policies", "data/scenarios", "models/tunings", "trackers"]
 SHIPPED = [(kind, name) for kind in KINDS for name in plugins.names(kind)]
 
 

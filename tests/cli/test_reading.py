@@ -30,7 +30,7 @@ def read_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(read(capsys, *arguments, "--json"))
 
 
-@pytest.mark.parametrize("command", ["methods", "datasets", "models", "scenarios"])
+@pytest.mark.parametrize("command", ["methods", "datasets", "models", "scenarios", "tunings", "trackers"])
 def test_lists_import_no_torch(command: str) -> None:
     code = (
         f"import sys; from everclip.cli.app import main; code = main(['{command}'])\n"

@@ -22,8 +22,9 @@ from everclip.methods.shared import reference as _reference
 from everclip.methods.shared.distilling import Distilling
 from everclip.methods.shared.weights import Average
 from everclip.methods.zscl import Zscl
-from everclip.models import tuning, zoo
+from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.models.tunings import tuning_of
 from tests.methods.learning import batch_of, begin, joined, state, steps, task_of
 from tests.methods.plain import PROMPTS, batch, saved
 
@@ -250,7 +251,7 @@ def test_zscl_leaves_the_average_of_its_task(
     """Of its start and every so many steps; the last step counts in any case."""
     method, on = zscl(ensemble_every=every), batch_of(FIRST)
     method.grow(clip, FIRST)
-    tuning.begin(clip, tune)
+    tuning_of(tune).begin(clip)
     method.begin_task(clip, FIRST, FIRST.train)
     method.begin_phase(clip, Phase())
     name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
@@ -263,7 +264,7 @@ def test_zscl_leaves_the_average_of_its_task(
 
     method.after_step = noting
     steps(method, clip, FIRST, on, 5)
-    tuning.end(clip)
+    tuning_of(tune).end(clip)
     method.end_task(clip, FIRST, [on], [])
     left = clip.model.get_parameter(name).detach()
     expected = seen[-1] if every is None else torch.stack([seen[number] for number in [0, *taken]]).mean(0)

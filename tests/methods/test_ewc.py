@@ -14,8 +14,9 @@ from everclip.data.prompts import PHOTO, fill
 from everclip.methods.ewc import ANCHOR, FISHER, Ewc
 from everclip.methods.shared import fisher as _fisher
 from everclip.methods.shared.weights import tower_weights, value
-from everclip.models import tuning, zoo
+from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.models.tunings import tuning_of
 from tests.methods.learning import batch_of, begin, steps, task_of
 from tests.methods.plain import PROMPTS, batch, saved
 
@@ -175,13 +176,13 @@ def test_it_holds_the_model_back(toy: str) -> None:
 def test_low_rank_updates_are_held_as_the_weights_they_make(clip: Clip) -> None:
     method = learned(clip, fisher_max=None, strength=1e3)
     torch.manual_seed(0)
-    tuning.begin(clip, "lora:2")
+    tuning_of("lora:2").begin(clip)
     begin(method, clip, SECOND)
     steps(method, clip, SECOND, batch_of(SECOND), 2)
     attached = method.penalty(clip)["ewc"]
     assert attached.requires_grad
     assert "visual.transformer.resblocks.0.attn.in_proj_weight" in method._names
-    tuning.end(clip)
+    tuning_of("lora:2").end(clip)
     assert attached > 0
     assert_close(method.penalty(clip)["ewc"], attached)
     method.end_task(clip, SECOND, [batch_of(SECOND)], [])

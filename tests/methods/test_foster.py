@@ -233,14 +233,14 @@ def test_partial_tuning(tune: str, tmp_path: Path, model: str, photos: str) -> N
 
 
 def test_low_rank_updates_start_again_for_the_student(toy: str, photos: str) -> None:
-    from everclip.models import tuning
+    from everclip.models.tunings import tuning_of
 
     lesson = course(toy, photos).learn(0)
     clip, method, images = lesson.clip, lesson.method, lesson.images()
     with torch.no_grad():
         said = clip.encode_image(images)
     torch.manual_seed(0)
-    tuning.begin(clip, "lora:2")
+    tuning_of("lora:2").begin(clip)
     task = lesson.enter(1)
     lesson.phase(task, BOOST)
     with torch.no_grad():

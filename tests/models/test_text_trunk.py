@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from everclip.errors import UserError
-from everclip.models import tuning, zoo
+from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.models.text_trunk import TextTrunk
+from everclip.models.tunings import tuning_of
 from tests.toy import MODEL_CFG, toy_clip
 
 PROMPTS = ["a photo of a cat.", "x", "a photo of a very large grey elephant in the zoo."]
@@ -45,11 +46,11 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tuned(spec: str, kept: bool, count: int = 2) -> Clip:
     """A model whose last blocks train."""
     clip = zoo.load(spec).requires_grad_(False)
-    tuning.begin(clip, f"top:{count}")
+    tuning_of(f"top:{count}").begin(clip)
     for _, parameter in clip.text_parameters():
         parameter.requires_grad_(True)
     if kept:
-        clip.keep_text(tuning.below(clip, count), count)
+        clip.keep_text(tuning_of(f"top:{count}").held(clip), count)
         assert clip.text_trunk is not None
     return clip
 
@@ -132,10 +133,10 @@ def test_little_memory_changes_nothing(spec: str, monkeypatch: pytest.MonkeyPatc
 def test_towers_that_are_left_whole(tmp_path: Path, spec: str) -> None:
     toy = f"local-dir:{toy_clip(tmp_path)}"
     clip = zoo.load(toy)
-    clip.keep_text(tuning.below(clip, 1), 1)
+    clip.keep_text(tuning_of("top:1").held(clip), 1)
     assert clip.text_trunk is None, "there is one block of text, and it trains"
     with pytest.raises(UserError, match="a tower has 2 blocks"):
-        tuning.below(clip, 3)
+        tuning_of("top:3").held(clip)
 
     clip = tuned(spec, True)
     other = torch.nn.ModuleList(reversed(list(clip.model.transformer.resblocks)))
@@ -146,7 +147,7 @@ def test_towers_that_are_left_whole(tmp_path: Path, spec: str) -> None:
         called.append(len(prompts))
         return other[0](torch.ones(len(prompts), 3, 32))[:, 0]
 
-    assert TextTrunk.of(clip.model, tuning.below(clip, 2), 2, odd) is None
+    assert TextTrunk.of(clip.model, tuning_of("top:2").held(clip), 2, odd) is None
     assert called
 
 

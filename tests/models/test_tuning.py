@@ -16,10 +16,12 @@ from torch import nn
 
 from everclip.cli.app import main
 from everclip.errors import UserError
-from everclip.models import tuning, zoo
+from everclip.models import zoo
 from everclip.models.attention import CpuAttention
 from everclip.models.clip import Clip
 from everclip.models.low_rank import LowRank, low_rank
+from everclip.models.tunings import tuning_of
+from everclip.models.tunings.top import below
 from tests.marks import slow_after
 from tests.running import run, timeless
 from tests.toy import toy_clip
@@ -41,38 +43,37 @@ def images(clip: Clip) -> torch.Tensor:
 
 def test_towers(clip: Clip) -> None:
     every = trained(clip)
-    tuning.begin(clip, "image")
+    tuning_of("image").begin(clip)
     assert trained(clip) == {name for name in every if name.startswith("visual.")}
-    tuning.begin(clip, "text")
+    tuning_of("text").begin(clip)
     assert trained(clip) == {name for name in every if not name.startswith("visual.")}
     assert id(clip.logit_scale) not in clip.held()
-    tuning.begin(clip, "head")
+    tuning_of("head").begin(clip)
     assert not trained(clip)
     assert id(clip.logit_scale) in clip.held()
-    tuning.begin(clip, "full")
+    tuning_of("full").begin(clip)
     assert trained(clip) == every
 
 
 def test_top_blocks_of_a_transformer(clip: Clip) -> None:
     every = trained(clip)
     # the toy's text tower has one block, so only its embeddings are below
-    tuning.begin(clip, "top:1")
-    below = every - trained(clip)
-    assert below == {
+    tuning_of("top:1").begin(clip)
+    assert every - trained(clip) == {
         *(f"visual.{name}" for name in ("class_embedding", "positional_embedding", "conv1.weight")),
         *("visual.ln_pre.weight", "visual.ln_pre.bias", "positional_embedding", "token_embedding.weight"),
         *(name for name in every if name.startswith("visual.transformer.resblocks.0.")),
     }
     assert {"visual.proj", "visual.ln_post.weight", "text_projection", "ln_final.weight"} <= trained(clip)
     with pytest.raises(UserError, match="tune=top:3 but a tower has 2 blocks: write at most 2"):
-        tuning.begin(clip, "top:3")
+        tuning_of("top:3").begin(clip)
 
 
 def test_top_stages_of_convolutional_towers() -> None:
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 8}
     text = {"context_length": 77, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2}
     names = [name for name, _ in CLIP(16, vision, text).named_parameters()]  # pyright: ignore[reportArgumentType]
-    held = tuning._below(names, 1)
+    held = below(names, 1)
     tops = {name for name in names if name.startswith("visual.")} - held
     assert {name.split(".")[1] for name in tops} == {"layer4", "attnpool"}
     lite = [
@@ -85,9 +86,9 @@ def test_top_stages_of_convolutional_towers() -> None:
         *("text.transformer.embeddings.LayerNorm.bias", "text.transformer.encoder.layer.5.output.dense.bias"),
         *("text.transformer.encoder.layer.4.output.dense.bias", "text.proj.0.weight", "logit_scale"),
     ]
-    assert tuning._below(lite, 1) == {*lite[:3], lite[6], lite[8]}
+    assert below(lite, 1) == {*lite[:3], lite[6], lite[8]}
     with pytest.raises(UserError, match="the blocks of the image tower are not known"):
-        tuning._below(["visual.conv.weight"], 1)
+        below(["visual.conv.weight"], 1)
 
 
 def test_low_rank_golden() -> None:
@@ -102,7 +103,7 @@ def test_low_rank_golden() -> None:
 def test_low_rank_starts_at_the_model_and_folds_into_it(clip: Clip) -> None:
     plain, before = copy.deepcopy(clip), clip.encode_image(images(clip))
     text = clip.encode_text(["a cat"])
-    tuning.begin(clip, "lora:2")
+    tuning_of("lora:2").begin(clip)
     assert torch.equal(clip.encode_image(images(clip)), before)
     assert torch.equal(clip.encode_text(["a cat"]), text)
     assert all(name.endswith((".0.a", ".0.b")) for name in trained(clip))
@@ -113,7 +114,7 @@ def test_low_rank_starts_at_the_model_and_folds_into_it(clip: Clip) -> None:
             parameter.add_(0.05)
     open_, teacher = clip.encode_image(images(clip)), clip.copy_tower()
     assert not torch.equal(open_, before)
-    tuning.end(clip)
+    tuning_of("lora:2").end(clip)
     torch.testing.assert_close(clip.encode_image(images(clip)), open_, atol=1e-6, rtol=0)
     torch.testing.assert_close(clip.encode_image(images(clip), teacher), open_, atol=1e-6, rtol=0)
     assert clip.model.state_dict().keys() == plain.model.state_dict().keys()
@@ -135,7 +136,7 @@ def test_a_run_moves_what_trains_and_nothing_else(
     words += ["train.lr_text=1e-3", "memory.budget=0"]
     whole = run(tmp_path / "run", *words)
     before, after = zoo.load(toy), zoo.load(str(tmp_path / "run"))
-    tuning.begin(before, tune)
+    tuning_of(tune).begin(before)
     expected = trained(before) if tune != "lora:2" else {n.split(".param")[0] for n in trained(before)}
     old, new = zoo.load(toy).model.state_dict(), after.model.state_dict()
     moved = {name for name in old if not torch.equal(old[name], new[name])} - {"logit_scale"}

@@ -190,7 +190,8 @@ def test_what_a_strangers_search_has_chosen_is_not_taken_for_typed(
     [
         ("method=os.path", "module os.path defines no method"),
         ("data=os.path", "module os.path defines no source"),
-        ("trackers=os.path", 'module "os.path" is no tracker'),
+        ("tune=os.path", "module os.path defines no tuning"),
+        ("trackers=os.path", "module os.path defines no tracker"),
         ("model=os.path", 'unknown model "os.path"'),
     ],
 )

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from everclip import plugins, trackers
-from everclip.config import Config
+from everclip.cli.app import main
+from everclip.config import Config, load_config
 from everclip.errors import UserError
-from everclip.trackers._base import Numbers, Tracker, numbers
+from everclip.trackers import Numbers, Tracker
+from everclip.trackers._base import numbers
 from tests.running import configured, run, run_for, timeless
 
 
@@ -36,7 +38,7 @@ def tell(config: Config, path: Path, events: list[dict[str, Any]]) -> None:
 
 
 def wanted(name: str) -> Config:
-    if find_spec(plugins.load("trackers", name).PACKAGE) is None:
+    if find_spec(trackers.tracker_class(name).package) is None:
         pytest.skip(f"{name} is not installed")
     return configured("data=emoji", f"trackers={name}")
 
@@ -119,9 +121,7 @@ def test_wandb(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest
 
 def test_a_package_that_is_missing_is_said_before_the_run(tmp_path: Path) -> None:
     missing = [
-        name
-        for name in plugins.names("trackers")
-        if find_spec(plugins.load("trackers", name).PACKAGE) is None
+        name for name in plugins.names("trackers") if find_spec(trackers.tracker_class(name).package) is None
     ]
     for name in missing:
         with pytest.raises(UserError, match=rf'pip install "everclip\[{name}\]"'):
@@ -133,22 +133,19 @@ def test_a_package_that_is_missing_is_said_before_the_run(tmp_path: Path) -> Non
 
 
 FAILING = """
-PACKAGE = "json"
+from everclip.trackers import Tracker
 
-def start(config, path):
-    from everclip.trackers import Tracker
+class Failing(Tracker):
+    package = "json"
 
-    class Failing(Tracker):
-        def log(self, event, fields):
-            with (path / "told").open("a") as file:
-                file.write(event)
-            if event == "step":
-                raise OSError("the disk\\nis full")
+    def log(self, event, fields):
+        with (self.path / "told").open("a") as file:
+            file.write(event)
+        if event == "step":
+            raise OSError("the disk\\nis full")
 
-        def close(self):
-            raise RuntimeError("closed twice")
-
-    return Failing()
+    def close(self):
+        raise RuntimeError("closed twice")
 """
 
 
@@ -192,7 +189,7 @@ class Kept(Numbers):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self.Config(), Config(), Path())
         self.told: list[tuple[int, dict[str, float]]] = []
 
     def add(self, numbers: Any, step: int) -> None:
@@ -218,3 +215,114 @@ def test_numbers_of_events_and_their_steps() -> None:
     untrained = Kept()
     untrained.log("stage", {"stage": 3, "accuracy_after_stage": 0.5})
     assert untrained.told[0][0] == 3
+
+
+# Trackers of one's own ----------------------------------------------------------------------------------------------
+
+LINES = '''"""Lines of text: the events, in a file of the run directory."""
+
+from pydantic import Field
+from everclip.trackers import Tracker
+
+class Lines(Tracker):
+    class Config(Tracker.Config):
+        file: str = Field(default="events.txt", description="name of the file")
+
+    def log(self, event, fields):
+        with (self.path / self.options.file).open("a") as file:
+            file.write(event + "\\n")
+
+    def close(self):
+        self.log("closed", {})
+'''
+SUMS = '''"""How often each number was told."""
+
+from everclip.trackers import Numbers
+
+class Sums(Numbers):
+    def add(self, numbers, step):
+        with (self.path / "sums.txt").open("a") as file:
+            file.write("".join(f"{step} {name}\\n" for name in numbers))
+
+    def close(self): ...
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a tracker in a package and another in a file."""
+    (tmp_path / "my_logs").mkdir()
+    (tmp_path / "my_logs" / "lines.py").write_text(LINES)
+    (tmp_path / "sums.py").write_text(SUMS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_trackers_of_ones_own_through_the_commands(
+    own: Path, toy: str, photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        f"data={photos}",
+        f"model={toy}",
+        "device=cpu",
+        "scenario.tasks=2",
+        "train.epochs=1",
+        "method=gcl",
+    ]
+    told = ['trackers=["my_logs.lines", "./sums.py"]', "tracker.lines.file=mine.txt"]
+    assert main(["train", *words, *told, "out=run"]) == 0
+    events = [json.loads(line)["event"] for line in (own / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (own / "run" / "mine.txt").read_text().split() == [*events, "closed"]
+    assert "step/loss/gcl" in (own / "run" / "sums.txt").read_text()
+    capsys.readouterr()
+    assert main(["train", *words, *told[:1], "tracker.lines.fiel=x", "out=other"]) == 2
+    assert 'tracker "lines" has no option "fiel"; did you mean "file"?' in capsys.readouterr().err
+    assert not (own / "other").exists()
+    assert main(["trackers", "my_logs.lines"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Lines of text: the events")
+    assert "tracker.lines.file" in out
+    assert main(["trackers", "./sums.py", "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert (page["summary"], page["options"]) == ("How often each number was told", [])
+
+
+def test_the_catalogue_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trackers", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == plugins.names("trackers")
+    assert main(["trackers", "wandb"]) == 0
+    assert "tracker.wandb.project  none" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "trackers=my_logs.lines tracker.lines=3",
+            "tracker.lines is 3 but it is a section: write tracker.lines.OPT",
+        ),
+        ("trackers=my_logs.lines tracker.lines.file=3", "tracker.lines.file is 3: write text"),
+        ("trackers=./sums.py tracker.sums.x=3", 'tracker "sums" has no option "x"; it has no options'),
+        ("tracker.wandbb.project=x", 'unknown key "tracker.wandbb"; did you mean "tracker.wandb"'),
+        ("tracker.wandb.projct=x", 'tracker "wandb" has no option "projct"; did you mean "project"?'),
+        ("trackers=./half.py", 'tracker "./half.py" has no log: write what Tracker asks for'),
+        (
+            "trackers=./needs.py",
+            'trackers has "./needs.py", which is not installed: pip install everclip_none',
+        ),
+        ("trackers=./none.py", 'tracker "./none.py" is no file'),
+    ],
+)
+def test_a_mistake_is_refused_before_the_run_in_one_line(own: Path, words: str, message: str) -> None:
+    half = "from everclip.trackers import Tracker\nclass Half(Tracker):\n    def close(self): ...\n"
+    (own / "half.py").write_text(half)
+    (own / "needs.py").write_text(
+        f'{half}    def log(self, event, fields): ...\n    package = "everclip_none"\n'
+    )
+    (own / "my.toml").write_text("[tracker]\nlines = 3\n")
+    tokens = ["my.toml" if word == "tracker.lines=3" else word for word in words.split()]
+    config = load_config(sorted(tokens, key=lambda word: word != "my.toml"))
+    with pytest.raises(UserError) as caught:
+        trackers.start(config, own)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from everclip.data.loader import Phase
 from everclip.errors import UserError
-from everclip.models import tuning
 from everclip.models.clip import Clip
+from everclip.models.tunings import tuning_of
 from everclip.training.optim import MOST_WARMUP, Update
 from everclip.training.plan import Plan
 from everclip.training.restore import grow, load_model
@@ -26,7 +26,7 @@ def update(toy: str, photos: str, *words: str, steps: int = 10) -> tuple[Update,
     plan = Plan.of(config)
     clip = load_model(plan, config.model)
     grow(plan, clip, plan.tasks[0])
-    tuning.begin(clip, config.tune)
+    tuning_of(config.tune).begin(clip)
     plan.method.begin_task(clip, plan.tasks[0], plan.tasks[0].train)
     return Update(clip, plan.method, Phase(), config.train, steps), clip, plan.method
 

@@ -54,6 +54,7 @@ def describe(name: str, find: Callable[[str], type]) -> dict[str, Any]:
                 "allowed": allowed(field),
                 "help": field.description or "",
             }
+            | ({"required": True} if field.is_required() else {})
             for option, field in model.model_fields.items()
         ],
     }
@@ -66,7 +67,11 @@ def explain(about: Mapping[str, Any], prefix: str, json: bool) -> None:
         return
     print(f"{about['description']}\n")
     rows = [
-        (f"{prefix}{option['name']}", shown(option["default"]), f"{option['help']} ({option['allowed']})")
+        (
+            f"{prefix}{option['name']}",
+            "-" if option.get("required") else shown(option["default"]),
+            f"{option['help']} ({option['allowed']})",
+        )
         for option in about["options"]
     ]
     if rows:

@@ -52,6 +52,11 @@ class Command(NamedTuple):
     code: bool = False
 
 
+def _listing(command: str, name: str, line: str) -> Command:
+    """A command that lists what there is of a kind, or explains one such as ``name``."""
+    return Command(_LOOK, line, f"  everclip {command}\n  everclip {command} {name}\n")
+
+
 COMMANDS = {
     "train": Command(
         _RUN,
@@ -180,30 +185,14 @@ COMMANDS = {
         "List the methods, or explain one with its options.",
         "  everclip methods\n  everclip methods gdro\n  everclip methods gdro --json\n",
     ),
-    "datasets": Command(
-        _LOOK,
-        "List the data sources, or explain one.",
-        "  everclip datasets\n  everclip datasets imagefolder\n",
-    ),
-    "models": Command(
-        _LOOK,
-        "List models to start from, or explain one.",
-        "  everclip models\n  everclip models ViT-B-16:laion400m_e32\n",
-    ),
-    "policies": Command(
-        _LOOK,
-        "List the memory policies, or explain one with its options.",
-        "  everclip policies\n  everclip policies herding\n",
-    ),
-    "scenarios": Command(
-        _LOOK,
-        "List the scenarios, or explain one.",
-        "  everclip scenarios\n  everclip scenarios domain-incremental\n",
-    ),
-    "configs": Command(
-        _LOOK,
-        "List the configs that come with the package, or show one.",
-        "  everclip configs\n  everclip configs cifar100/gdro-m500\n",
+    "datasets": _listing("datasets", "imagefolder", "List the data sources, or explain one."),
+    "models": _listing("models", "ViT-B-16:laion400m_e32", "List models to start from, or explain one."),
+    "policies": _listing("policies", "herding", "List the memory policies, or explain one with its options."),
+    "scenarios": _listing("scenarios", "domain-incremental", "List the scenarios, or explain one."),
+    "tunings": _listing("tunings", "lora", "List what of a model can train, or explain one way."),
+    "trackers": _listing("trackers", "wandb", "List where a run's log can go, or explain one."),
+    "configs": _listing(
+        "configs", "cifar100/gdro-m500", "List the configs that come with the package, or show one."
     ),
     "doctor": Command(
         _LOOK,

@@ -183,6 +183,8 @@ def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str,
     if first["type"] == "extra_forbidden":
         return unknown_key(key, map(public, leaves(model)))
     key = public(key)
+    if first["type"] == "missing" and inner is not None:
+        return f"{first['loc'][-1]} is not given: write {allowed(inner.model_fields[str(first['loc'][-1])])}"
     if first["type"] == "value_error":
         return f"{key}: {first['msg'].removeprefix('Value error, ')}"
     if field is None:

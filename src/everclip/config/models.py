@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from everclip.config.sections import (
     CODE,
     PLUG_IN,
+    TUNE,
     Cache,
     Checkpoint,
     Choice,
@@ -89,10 +90,10 @@ class Config(Section):
     )
     tune: str = Field(
         default="full",
-        description="what of the model trains: both towers, one, the last K blocks of each, low-rank updates of rank R,"
-        " or only what the method adds",
-        pattern=r"^(full|image|text|head|(top|lora):[1-9]\d{0,3})$",
-        json_schema_extra={"allowed": '"full", "image", "text", "top:K", "lora:R" or "head"'},
+        description="what of the model trains, such as image, top:2 (the last two blocks of each tower) or a way of"
+        " your own; everclip tunings lists them; tuning.OPTION sets further options",
+        pattern=TUNE,
+        json_schema_extra={"allowed": f"NAME or NAME:VALUE, where NAME is a way's name, {CODE}"},
     )
     device: str = Field(
         default="auto",
@@ -133,14 +134,15 @@ class Config(Section):
     )
     trackers: list[Text] = Field(
         default=[],
-        description="where the log goes beside metrics.jsonl; each is an extra of the package",
-        json_schema_extra={"allowed": '"tensorboard", "wandb" or "mlflow", or a list of them'},
+        description="where the log goes beside metrics.jsonl: trackers of the package, each an extra of it, or your"
+        " own; tracker.NAME.OPTION sets the options of one",
+        json_schema_extra={"allowed": f"a tracker's name, {CODE}, or a list of them"},
     )
     out: Text | None = Field(default=None, description="the run directory; none: runs/DATE_data_method_mM_sS")
     method: MethodChoice = Field(default=MethodChoice(), description="the method and its options")
     source: Choice = Field(default=Choice(), description="options of the data source")
     tuning: Choice = Field(
-        default=Choice(), description="options of what ``tune`` names, beside those after its colon"
+        default=Choice(), description="options of what ``tune`` names, beside the one after its colon"
     )
     tracker: Choice = Field(default=Choice(), description="a table of options for each of the trackers")
     scenario: Scenario = Field(default=Scenario(), description="the tasks")

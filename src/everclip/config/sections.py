@@ -14,6 +14,8 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's legacy generator takes 32 bits
 PLUG_IN = r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[^\x00-\x1f\x7f:]+\.py)$"
 """A plug-in's name, a module or a file."""
+TUNE = PLUG_IN.removesuffix("$") + r"(:[^\x00-\x1f\x7f]+)?$"
+"""A plug-in's name, and a value after a colon."""
 SCENARIO = PLUG_IN.replace(r"[A-Za-z_]\w*(", r"[A-Za-z_][\w-]*(", 1)
 CODE = "a module such as my_package.my_plug_in or a file such as ./my_plug_in.py"
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]

@@ -244,7 +244,7 @@ def overrides(tokens: Sequence[str], known: Mapping[str, FieldInfo]) -> Layer:
         if not text.strip():
             _place({}, key, "", known)  # says where there is no such key
             raise UserError(f"{shown(token)} has no value: write for example {key}={_example(key, known)}")
-        _place(layer, key, _value(key, text.strip(), known.get(key)), known)
+        _place(layer, key, read_value(key, text.strip(), known.get(key)), known)
     return layer
 
 
@@ -278,8 +278,16 @@ def _place(layer: Layer, key: str, value: Any, known: Mapping[str, FieldInfo]) -
     target[parts[-1]] = value
 
 
-def _value(key: str, text: str, field: FieldInfo | None) -> Any:
-    """A TOML number, truth value, string or list where the text is one, else the text itself."""
+def read_value(key: str, text: str, field: FieldInfo | None) -> Any:
+    """A TOML number, truth value, string or list where the text is one, else the text itself.
+
+    Args:
+        key: whose value it is, for messages.
+        field: what it may be, where that is known.
+
+    Raises:
+        UserError: a text that is not UTF-8, or nested too deeply.
+    """
     if not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text):
         raise UserError(
             f"the value of {shown(key)} is not UTF-8: rename the file, or set the terminal to UTF-8"

@@ -15,6 +15,7 @@ from everclip.errors import UserError
 from everclip.methods import memory_policy, method_of
 from everclip.methods.base.registry import method_config
 from everclip.models.catalogue import recommended
+from everclip.models.tunings import tuning_of
 
 _GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
 
@@ -31,6 +32,7 @@ def resolve(config: Config) -> Config:
     options = method_config(config)
     scenario = build(config.scenario)
     policy = memory_policy(config, method_of(config))
+    tuning = tuning_of(config.tune, config.tuning.options)
     given = {
         name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
     }
@@ -51,6 +53,8 @@ def resolve(config: Config) -> Config:
             "scenario": _filled(config.scenario, scenario.options),
             "memory": _filled(config.memory, policy.config),
             "source": _source(config),
+            "tune": tuning.text,
+            "tuning": Choice.model_validate(tuning.options),
         }
     )
 

@@ -97,7 +97,7 @@ class Run:
         self._lock = FileLock(path / ".lock", timeout=0)
         self._handler: logging.Handler | None = None
         self._fresh = self._made = False
-        self._trackers: list[trackers.Tracker] = []
+        self._trackers: list[trackers.Careful] = []
 
     @classmethod
     def open(cls, config: Config) -> Run:

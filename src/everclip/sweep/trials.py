@@ -14,6 +14,7 @@ from typing import Any
 from everclip.config import Config
 from everclip.methods import method_of
 from everclip.methods.base.registry import method_class
+from everclip.models.tunings import tuning_of
 from everclip.training.estimate import inner
 
 MOST = 24
@@ -79,11 +80,11 @@ def _reads_text(config: Config) -> bool:
 
 def _rates(config: Config) -> Grid:
     """The rates of what trains."""
-    tuned = config.tune.partition(":")[0]
+    tuned = tuning_of(config.tune, config.tuning.options).rates
     rates: dict[str, float | None] = {}
-    if tuned not in ("head", "text"):
+    if "lr" in tuned:
         rates["train.lr"] = config.train.lr
-    if tuned not in ("head", "image") and _reads_text(config):
+    if "lr_text" in tuned and _reads_text(config):
         rates["train.lr_text"] = config.train.lr_text
     if has_head(config):
         rates["train.lr_head"] = config.train.lr_head

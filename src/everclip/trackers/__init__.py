@@ -1,7 +1,7 @@
 """Send a run's log elsewhere beside ``metrics.jsonl``: each file of this folder is a tracker, found by its name.
 
 ``trackers = ["tensorboard"]`` in a config turns one on. A tracker is for looking: what it cannot do is a warning, and
-the run goes on.
+the run goes on. One of your own is written with ``from everclip.trackers import Numbers, Tracker``.
 """
 
 from __future__ import annotations
@@ -13,39 +13,78 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
-from everclip.errors import UserError
-from everclip.trackers._base import Tracker
+from everclip.config.fields import checked, refuse_unknown, unknown_key
+from everclip.errors import UserError, shown
+from everclip.system import trust
+from everclip.trackers._base import Numbers, Tracker
 
 if TYPE_CHECKING:
     from everclip.config import Config
 
 log = logging.getLogger("everclip")
 
-__all__ = ["Tracker", "start"]
+__all__ = ["Careful", "Numbers", "Tracker", "section", "start", "tracker_class"]
 
 
-def start(config: Config, path: Path) -> list[Tracker]:
+def tracker_class(name: str) -> type[Tracker]:
+    """The one Tracker that the plug-in ``name`` defines.
+
+    Raises:
+        UserError: no such plug-in, or a module that does not define exactly one.
+    """
+    return plugins.find("trackers", name, Tracker)
+
+
+def section(name: str) -> str:
+    """Where a tracker's options stand in ``[tracker]``: its name, of a module the last part, of a file the stem."""
+    return Path(name).stem if trust.is_file(name) else name.rpartition(".")[2]
+
+
+def start(config: Config, path: Path) -> list[Careful]:
     """The trackers of a config for the run in ``path``; each opens with the first thing it is told.
 
     Raises:
-        UserError: no such tracker, its package is not installed, or it is code that only a file asks for.
+        UserError: no such tracker, its package is not installed, an option is wrong, or it is code that only a file
+            asks for.
     """
-    return [_Careful(name, config, path) for name in dict.fromkeys(config.trackers)]
+    named = {section(name): name for name in (*plugins.names("trackers"), *config.trackers)}
+    for whose, given in config.tracker.options.items():
+        if whose not in named:
+            raise UserError(unknown_key(f"tracker.{whose}", [f"tracker.{name}" for name in named]))
+        if not isinstance(given, Mapping):
+            raise UserError(
+                f"tracker.{whose} is {shown(given)} but it is a section: write tracker.{whose}.OPTION=VALUE"
+            )
+        _options(named[whose], config)
+    return [Careful(name, config, path) for name in dict.fromkeys(config.trackers)]
 
 
-class _Careful(Tracker):
-    """A tracker by name, opened late, and let go with a warning when it fails."""
+def _options(name: str, config: Config) -> Any:
+    """The options of a tracker, checked. Raises UserError for an unknown one or a value that is not allowed."""
+    model, given = tracker_class(name).Config, config.tracker.options.get(section(name), {})
+    refuse_unknown(model, given, f'tracker "{section(name)}"')
+    return checked(model, given, f"tracker.{section(name)}.")
+
+
+class Careful:
+    """A tracker by name, opened late, and let go with a warning when it fails.
+
+    Raises:
+        UserError: as ``start`` does.
+    """
 
     def __init__(self, name: str, config: Config, path: Path) -> None:
-        self._module = plugins.load("trackers", name)
-        has = vars(self._module)
-        if not isinstance(has.get("PACKAGE"), str) or not callable(has.get("start")):
+        self._class = tracker_class(name)
+        if lacking := sorted(self._class.__abstractmethods__):
             raise UserError(
-                f'module "{name}" is no tracker: it has no PACKAGE or no function start(config, path)'
+                f'tracker "{name}" has no {" and no ".join(lacking)}: write what Tracker asks for'
             )
-        if find_spec(self._module.PACKAGE) is None:
-            raise UserError(f'trackers has "{name}", which is not installed: pip install "everclip[{name}]"')
-        self._name, self._config, self._path = name, config, path
+        package = self._class.package
+        if package and find_spec(package) is None:
+            extra = package if trust.is_code(name) else f'"everclip[{name}]"'
+            raise UserError(f'trackers has "{name}", which is not installed: pip install {extra}')
+        self._name, self._options = name, _options(name, config)
+        self._config, self._path = config, path
         self._tracker: Tracker | None = None
         self._failed = False
 
@@ -54,7 +93,7 @@ class _Careful(Tracker):
         if self._failed:
             return
         try:
-            tracker = self._tracker or self._module.start(self._config, self._path)
+            tracker = self._tracker or self._class(self._options, self._config, self._path)
             self._tracker = tracker
             tracker.log(event, fields)
         except Exception as error:  # whatever another project's package raises

@@ -1,12 +1,14 @@
-"""Define a tracker: a file here with a name, ``PACKAGE`` (what it imports) and ``start(config, path) -> Tracker``."""
+"""Define a tracker: what it is told, and the numbers in that."""
 
 from __future__ import annotations
 
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from everclip.config.sections import Section
 from everclip.config.values import flat
 
 if TYPE_CHECKING:
@@ -14,7 +16,26 @@ if TYPE_CHECKING:
 
 
 class Tracker(ABC):
-    """A listener that is told what ``metrics.jsonl`` is told."""
+    """A listener that is told what ``metrics.jsonl`` is told.
+
+    It is made when the run has something to tell, and again where a stopped run goes on.
+
+    Args:
+        options: the ``Config`` of its class, from ``tracker.NAME.OPTION``.
+        config: of the run.
+        path: the run directory.
+    """
+
+    class Config(Section):
+        """No options."""
+
+    package: ClassVar[str] = ""
+    """What it imports and may not be installed, a shipped one by the extra of its own name; empty: nothing."""
+
+    def __init__(self, options: Any, config: Config, path: Path) -> None:
+        self.options = options
+        self.config = config
+        self.path = path
 
     @abstractmethod
     def log(self, event: str, fields: Mapping[str, Any]) -> None:
@@ -31,7 +52,8 @@ class Numbers(Tracker):
     An event without a step of its own (a finished stage) belongs to the last one that was told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: Any, config: Config, path: Path) -> None:
+        super().__init__(options, config, path)
         self._step = 0
 
     def log(self, event: str, fields: Mapping[str, Any]) -> None:

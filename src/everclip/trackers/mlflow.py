@@ -7,39 +7,42 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock
+from pydantic import Field
 
+from everclip.config.sections import Text
 from everclip.trackers._base import Numbers, Tracker, settings
 
 if TYPE_CHECKING:
     from everclip.config import Config
 
-PACKAGE = "mlflow"
 _NO_NAME = re.compile(r"[^\w\-./ ]")
 _KEPT = "mlflow-run-id"
 """The file of a run directory with the run's id in the store: a run that goes on stays one run there."""
 
 
-def start(config: Config, path: Path) -> Tracker:
-    """A tracker of a run in the experiment ``everclip``."""
-    return MLflow(config, path)
-
-
 class MLflow(Numbers):
     """Metrics by global step, the config as parameters."""
 
-    def __init__(self, config: Config, path: Path) -> None:
-        super().__init__()
+    class Config(Tracker.Config):
+        """Where the run is filed."""
+
+        experiment: Text = Field(default="everclip", description="experiment of the run")
+
+    package: ClassVar[str] = "mlflow"
+
+    def __init__(self, options: Any, config: Config, path: Path) -> None:
+        super().__init__(options, config, path)
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         store = path.resolve().parent
         with FileLock(store / ".mlflow.lock"):  # the first one makes the tables
             address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}/mlflow.db"
             self._client = MlflowClient(address)
-            known = self._client.get_experiment_by_name("everclip")
-            home = known.experiment_id if known else self._client.create_experiment("everclip")
+            known = self._client.get_experiment_by_name(options.experiment)
+            home = known.experiment_id if known else self._client.create_experiment(options.experiment)
         kept = path / _KEPT
         if not kept.exists():
             kept.write_text(self._client.create_run(home, run_name=path.name).info.run_id, encoding="utf-8")

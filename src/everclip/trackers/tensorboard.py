@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from everclip.trackers._base import Numbers, Tracker
+from everclip.trackers._base import Numbers
 
 if TYPE_CHECKING:
     from everclip.config import Config
-
-PACKAGE = "tensorboard"
-
-
-def start(config: Config, path: Path) -> Tracker:
-    """A tracker that writes into ``path/tensorboard``."""
-    return TensorBoard(path)
 
 
 class TensorBoard(Numbers):
     """Curves by global step."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path, self._writer = path / "tensorboard", None
+    package: ClassVar[str] = "tensorboard"
+
+    def __init__(self, options: Any, config: Config, path: Path) -> None:
+        super().__init__(options, config, path)
+        self._writer = None
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
         """Write scalars. A run that goes on takes back what was written after its checkpoint."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._path), purge_step=step)
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 

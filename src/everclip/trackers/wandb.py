@@ -6,31 +6,36 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+
+from everclip.config.sections import Text
 from everclip.trackers._base import Numbers, Tracker, settings
 
 if TYPE_CHECKING:
     from everclip.config import Config
 
-PACKAGE = "wandb"
-
-
-def start(config: Config, path: Path) -> Tracker:
-    """A tracker of a run in ``path/wandb``, in the project ``everclip`` or that of ``WANDB_PROJECT``."""
-    return WeightsAndBiases(config, path)
-
 
 class WeightsAndBiases(Numbers):
     """Curves by ``global_step``; a run that goes on has the same id."""
 
-    def __init__(self, config: Config, path: Path) -> None:
-        super().__init__()
+    class Config(Tracker.Config):
+        """Where the run is filed."""
+
+        project: Text | None = Field(
+            default=None, description="project of the run; none: that of WANDB_PROJECT, else everclip"
+        )
+
+    package: ClassVar[str] = "wandb"
+
+    def __init__(self, options: Any, config: Config, path: Path) -> None:
+        super().__init__(options, config, path)
         import wandb  # pyright: ignore[reportMissingImports]
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "everclip"),
+            project=options.project or os.environ.get("WANDB_PROJECT", "everclip"),
             name=path.name,
             id=hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
             resume="allow",

@@ -28,8 +28,9 @@ from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
-from everclip.models import precision, tuning, zoo
+from everclip.models import precision, zoo
 from everclip.models.clip import Clip
+from everclip.models.tunings import tuning_of
 from everclip.system import cache_folder
 from everclip.system.machine import free_memory
 from everclip.system.progress import Progress
@@ -50,9 +51,8 @@ def blocks_above(config: Config, method: Method) -> int | None:
     cache, augment = config.cache, config.train.augment
     if cache.trunk == "off":
         return None
-    kind, _, number = config.tune.partition(":")
     trains, reads = method.capabilities.trains, method.capabilities.reads
-    frozen = 0 if kind in ("head", "text") or not trains else int(number) if kind == "top" else None
+    frozen = tuning_of(config.tune, config.tuning.options).blocks[0] if trains else 0
     reason = None
     if frozen is None:
         reason = (
@@ -104,9 +104,9 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
     if clip.trunk is not None:  # auto is settled at the first step, after the first rows
         clip.trunk.bf16 = config.train.precision == "bf16" and not clip.trunk.vectors
     clip.keep_features()
-    kind, _, number = config.tune.partition(":")
-    if kind == "top":
-        clip.keep_text(tuning.below(clip, int(number)), int(number))
+    tuning = tuning_of(config.tune, config.tuning.options)
+    if count := tuning.blocks[1]:
+        clip.keep_text(tuning.held(clip), count)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from everclip.config import Config
 from everclip.data.scenarios import scenario_class
 from everclip.methods.base.cost import Passes, Text
 from everclip.models.catalogue import Costs
+from everclip.models.tunings import tuning_of
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,14 @@ class Work:
         return images + costs.text_flops * (text * self.trained_prompts + self.prompts)
 
 
-def _trained(config: Config, costs: Costs) -> tuple[float, float]:
-    """Fractions of the image tower and of the text tower that a config trains, blocks taken to be alike."""
-    kind, _, number = config.tune.partition(":")
-    if kind == "top":
-        return min(1.0, int(number) / costs.blocks[0]), min(1.0, int(number) / costs.blocks[1])
-    return float(kind in ("full", "image", "lora")), float(kind in ("full", "text", "lora"))
-
-
 def _factors(config: Config, costs: Costs) -> tuple[float, float]:
     """Forward passes that training on an image, and on a prompt, counts as.
 
-    The backward pass of low-rank updates has no gradients of weights to speak of. A frozen part below the trained one
+    A frozen part below the trained one
     costs one pass, or none where what it gives is kept; a text tower that is frozen gives the same each time.
     """
-    whole = 2.0 if config.tune.startswith("lora") else 3.0
-    image, text = _trained(config, costs)
+    tuning = tuning_of(config.tune, config.tuning.options)
+    whole, (image, text) = tuning.passes, tuning.fractions(costs)
     plain = config.train.augment == "none" or config.cache.views > 1
     kept = plain and config.cache.trunk != "off" and not config.train.patch_dropout
     return image * whole + (0.0 if kept else 1 - image), text * whole
@@ -242,7 +235,7 @@ def device_bytes(config: Config, costs: Costs, sizes: Sizes, batch: int | None =
     with_gradient, _ = passes.towers(last)
     text = _text(passes, options)
     bf16 = config.train.precision == "bf16"
-    image, prompt = _trained(config, costs)
+    image, prompt = tuning_of(config.tune, config.tuning.options).fractions(costs)
     trained = image * costs.image_parameters + (prompt * costs.text_parameters if text != "none" else 0)
     bytes_ = _WEIGHT * float(costs.parameters)
     if not with_gradient:

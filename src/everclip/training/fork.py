@@ -36,6 +36,7 @@ SAME = (
     "image_size",
     "center",
     "tune",
+    "tuning",
     "smoke",
     "seed",
     "scenario",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from everclip.data.images import ImageSet
 from everclip.data.scenario import Task, seen
 from everclip.distributed import collectives
-from everclip.models import tuning
+from everclip.models.tunings import tuning_of
 from everclip.training.context import Context
 from everclip.training.extract import spread, unreadable
 from everclip.training.optim import Update
@@ -31,7 +31,8 @@ def learn(context: Context, task: Task) -> None:
     new, old = loader.pixels.readable(task.train), memory.images()
     images, current = new + old, np.arange(len(new) + len(old)) < len(new)
     grow(context.plan, clip, task)
-    tuning.begin(clip, config.tune)
+    tuning = tuning_of(config.tune, config.tuning.options)
+    tuning.begin(clip)
     method.begin_task(clip, task, images)
     learner = method.learner(task)
     for index, phase in enumerate(learner.phases(task)):

@@ -13,9 +13,9 @@ from torch import Tensor
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.methods.base.method import TextClassifier
-from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.models.passes import Passes
+from everclip.models.tunings import tuning_of
 from everclip.runs.run import Clock, Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
@@ -99,7 +99,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
         progress.say(f"continued {checkpointer.place.words([task.name for task in plan.tasks])}")
         return context, checkpointer
     # what cannot be is said before the pretrained model is tested on everything
-    tuning.check(clip, config.tune)
+    tuning_of(config.tune, config.tuning.options).check(clip)
     if method.capabilities.trains:
         Passes(clip, config.train)
     with torch.inference_mode():

@@ -20,6 +20,7 @@ from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods.base.method import Method, Phase
 from everclip.models import zoo
+from everclip.models.tunings import tuning_of
 from everclip.runs import card as cards
 from everclip.runs.card import Card, CardTask
 from everclip.training.estimate import Sizes
@@ -226,7 +227,7 @@ def _check_shards(config: Config, method: Method) -> None:
             f"distributed.shard=true, but method={config.method.name} reads the towers' weights at each step:"
             " write distributed.shard=false, or another method"
         )
-    if config.tune.startswith("lora"):
+    if not tuning_of(config.tune, config.tuning.options).shards:
         raise UserError(
             f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and moments are"
             " small: write distributed.shard=false"

@@ -1,0 +1,63 @@
+"""Find ways of tuning, one file each, by their file names, and read what the key ``tune`` says.
+
+A way of your own is written with ``from everclip.models.tunings import Tuning``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from everclip import plugins
+from everclip.config.fields import allowed, explain, unknown_key
+from everclip.config.sources import read_value
+from everclip.errors import UserError, shown
+from everclip.models.tunings._base import Tuning
+
+__all__ = ["Tuning", "tuning_class", "tuning_of"]
+
+
+def tuning_class(name: str) -> type[Tuning]:
+    """The one Tuning that the plug-in ``name`` defines.
+
+    Raises:
+        UserError: no such plug-in, or a module that does not define exactly one.
+    """
+    return plugins.find("models/tunings", name, Tuning)
+
+
+def tuning_of(tune: str, options: Mapping[str, Any] | None = None) -> Tuning:
+    """The way of tuning that a config asks for, its options checked. This alone reads what ``tune`` says.
+
+    Args:
+        tune: ``NAME`` or ``NAME:VALUE``, where VALUE is the first field of the plug-in's ``Config``.
+        options: its further fields, as given in the section ``tuning``.
+
+    Raises:
+        UserError: no such plug-in, an option that it does not have, or a value that is missing or not allowed.
+    """
+    name, _, text = tune.partition(":")
+    cls = tuning_class(name)
+    fields = cls.Config.model_fields
+    first, *further = fields or [""]
+    written = f"tune={name}:{first.upper()}" if first else f"tune={name}"
+    given = dict(options or {})
+    for option in given:
+        if option not in further:
+            if further and option != first:
+                raise UserError(unknown_key(f"tuning.{option}", [f"tuning.{other}" for other in further]))
+            raise UserError(f"unknown key {shown(f'tuning.{option}')}: write {written}")
+    if text and not first:
+        raise UserError(f"tune is {shown(tune)}, and {name} takes no value: write {written}")
+    if text:
+        given[first] = read_value("tune", text, fields[first])
+    try:
+        return cls(name, cls.Config.model_validate(given))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        if wrong["loc"][:1] == (first,) and wrong["type"] != "value_error":
+            words = f"write {written}, {first.upper()} being {allowed(fields[first])}"
+            raise UserError(f"tune is {shown(tune)}: {words}") from error
+        raise UserError(f"tuning.{explain(error, cls.Config, given)}") from error
