@@ -32,9 +32,9 @@ from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.scenario import Task
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import TextClassifier, to_device
-from everclip.models import tuning
 from everclip.models.clip import Clip
 from everclip.models.precision import attention
+from everclip.models.tunings import tuning_of
 from everclip.runs.resolve import resolve
 from everclip.system.progress import Progress
 from everclip.training import activation_cache
@@ -105,7 +105,7 @@ class Bench:
 
     def stepping(self) -> Callable[[], object]:
         """A training step, as a run makes it, without its line in the log."""
-        tuning.begin(self.clip, self.plan.config.tune)
+        tuning_of(self.plan.config.tune).begin(self.clip)
         self.plan.method.begin_task(self.clip, self.task, self.task.train)
         update = Update(self.clip, self.plan.method, Phase(), self.plan.config.train, STEPS)
         batches, method, clip = self.batches(), self.plan.method, self.clip

@@ -35,7 +35,7 @@ from benchmarks.jobs import machine
 from benchmarks.step import spent, weights
 from everclip.config import load_config
 from everclip.data.loader import Batch, Phase
-from everclip.models import tuning
+from everclip.models.tunings import tuning_of
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
@@ -169,7 +169,7 @@ def stepping(words: list[str], model: str, folder: Path) -> Callable[[], None]:
         tables["group_losses"].set(np.unique(old.labels), torch.zeros(len(np.unique(old.labels)), 1))
     for other in plan.tasks:
         grow(plan, clip, other)
-    tuning.begin(clip, run.config.tune)
+    tuning_of(run.config.tune).begin(clip)
     images = task.train + old
     plan.method.begin_task(clip, task, images)
     phase = Phase(data="new")

@@ -37,8 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from everclip.config import load_config
 from everclip.data.loader import Batch
-from everclip.models import tuning
 from everclip.models.towers import is_convolutional
+from everclip.models.tunings import tuning_of
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
@@ -119,7 +119,7 @@ class Ours:
         context = Context(plan, clip, plan.method, plan.empty_memory(), loader, Recorder([task]), Progress())
         context.journal = Checkpointer(run, context, Stop(), [])
         grow(plan, clip, task)
-        tuning.begin(clip, tune)
+        tuning_of(tune).begin(clip)
         plan.method.begin_task(clip, task, task.train)
         (phase,) = plan.method.phases(task)
         update = Update(clip, plan.method, phase, run.config.train, STEPS, shard)

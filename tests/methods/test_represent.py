@@ -191,7 +191,9 @@ def test_the_probe_converges_with_classes_counting_alike() -> None:
     found = []
     for seed in (1, 2):
         start = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
-        weight, bias = (part.requires_grad_() for part in converged(features, target, start, torch.zeros(3)))
+        weight, bias = (
+            part.requires_grad_() for part in converged(features, target, start, torch.zeros(3), 0.0)
+        )
         loss = balanced_loss(features @ weight.T + bias, target)
         loss.backward()
         assert weight.grad is not None
@@ -199,13 +201,31 @@ def test_the_probe_converges_with_classes_counting_alike() -> None:
         found.append(loss.item())
     assert found[0] == pytest.approx(found[1], rel=0.02)
     separable = torch.eye(3)[target]
-    weight, bias = converged(separable, target, torch.zeros(3, 3), torch.zeros(3))
+    weight, bias = converged(separable, target, torch.zeros(3, 3), torch.zeros(3), 0.0)
     assert balanced_loss(separable @ weight.T + bias, target) < 0.01
+
+
+@pytest.mark.parametrize("penalty", [0.1, 3.0])
+def test_the_probes_penalty_is_that_of_a_logistic_regression(penalty: float) -> None:
+    """At the solution of n images the gradient of the balanced loss is -penalty / n times the weights; so classes that
+    can be told apart have a solution too, and a larger penalty has smaller weights."""
+    random = torch.Generator().manual_seed(0)
+    target = torch.arange(3).repeat_interleave(10)
+    features = torch.nn.functional.normalize(
+        torch.eye(3, 5)[target] + 0.2 * torch.randn(30, 5, generator=random)
+    )
+    found = converged(features, target, torch.zeros(3, 5), torch.zeros(3), penalty)
+    weight, bias = (part.requires_grad_() for part in found)
+    balanced_loss(features @ weight.T + bias, target).backward()
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad, -penalty / 30 * weight, atol=2e-3)
+    stronger, _ = converged(features, target, torch.zeros(3, 5), torch.zeros(3), 10 * penalty)
+    assert stronger.norm() < 0.8 * weight.norm()
 
 
 @pytest.mark.parametrize("name", ["co2l", "cassle", "cclis"])
 def test_the_probe_is_learned_on_kept_features_of_one_pass(name: str, toy: str, photos: str) -> None:
-    lesson = course(name, toy, photos)
+    lesson = course(name, toy, photos, "method.probe_penalty=0")
     task = lesson.enter(0)
     (represent,) = lesson.method.phases(task)
     lesson.phase(task, represent)

@@ -42,7 +42,11 @@ class Cassle(TwoViews):
     class Config(ViewsConfig):
         """Options of CaSSLe."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0)}
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "tau": (0.1, 0.5),
+            "distill": (0.3, 1.0, 3.0),
+            "probe_penalty": (0.01, 0.1, 1.0),
+        }
 
         hidden: int | None = Field(
             default=2048,

@@ -54,6 +54,8 @@ _LOCAL = {
     "loader",
     "checkpoint",
     "references",
+    "trackers",
+    "tracker",
 }
 """Keys of a config that tell of the machine, and nothing of the model."""
 
@@ -95,9 +97,12 @@ class Card(_Model):
 def settings(config: Config) -> dict[str, Any]:
     """Return the part of a config that a card keeps."""
     kept = {key: value for key, value in written(config).items() if key not in _LOCAL}
-    return kept | {
-        "scenario": {"kind": lists(config.scenario)}
-    }  # whoever uses the model needs no scenario's code
+    # Whoever uses the model needs the code of its method alone.
+    if trust.is_code(config.memory.policy):
+        del kept["memory"]
+    if [*trust.names(config.tune)]:
+        kept = {key: value for key, value in kept.items() if key not in ("tune", "tuning")}
+    return kept | {"scenario": {"kind": lists(config.scenario)}}
 
 
 def read(folder: Path) -> Card:

@@ -38,6 +38,13 @@ class ProbeConfig(MethodConfig):
         json_schema_extra={"before": 5},
     )
     probe_lr: float = Field(default=1e-3, gt=0, description="its peak learning rate, where epochs are given")
+    probe_penalty: float = Field(
+        default=0.1,
+        ge=0,
+        description="L2 penalty on its weights where no epochs are given: 1 / C of a logistic regression on features"
+        " of unit length",
+        json_schema_extra={"before": 0.0},
+    )
     few: Literal["again", "once"] = Field(
         default="again",
         description="where epochs are given: whether images of a class that has too few for a batch come again in it",
@@ -124,7 +131,11 @@ class Probe(Method):
         scale = clip.logit_scale.exp().detach()
         target = columns(wanted, labels)
         weight, bias = converged(
-            features, target, scale * self.head.weight.detach()[rows], self.head.bias.detach()[rows]
+            features,
+            target,
+            scale * self.head.weight.detach()[rows],
+            self.head.bias.detach()[rows],
+            self.options.probe_penalty,
         )
         with torch.no_grad():
             self.head.weight[rows] = weight / scale
@@ -170,11 +181,14 @@ def converged(
     target: Int64[Tensor, " n"],
     weight: Float[Tensor, "c d"],
     bias: Float[Tensor, " c"],
+    penalty: float,
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
     """A linear classifier from these values on, by L-BFGS on all images until its loss stops falling.
 
-    The loss is the cross-entropy with all classes counting alike. It has stopped where ten iterations take less than
-    ``FALL`` of it away, or where there is none left: of classes that can be told apart it falls for ever.
+    The loss is the mean cross-entropy with all classes counting alike, and penalty / (2 n) times the sum of the squared
+    weights, as in a logistic regression with C = 1 / penalty. It has stopped where ten iterations take less than
+    ``FALL`` of it away, or where there is none left: without a penalty it falls for ever if the classes can be told
+    apart.
     """
     weight, bias = (part.detach().clone().requires_grad_() for part in (weight, bias))
     counts = target.bincount(minlength=len(weight))
@@ -191,7 +205,9 @@ def converged(
             term = (share[part] * functional.cross_entropy(logits, target[part], reduction="none")).sum()
             term.backward()
             loss = loss + term.detach()
-        return loss
+        shrink = penalty / (2 * len(target)) * weight.square().sum()
+        shrink.backward()
+        return loss + shrink.detach()
 
     before = math.inf
     with torch.enable_grad():
