@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from everclip.cli._catalogue import describe, explain, list_all
-from everclip.data.policies import KIND, policy_class
+
+_KIND = "data/policies"
 
 
 def policies(name: str | None = None, /, *, json: bool = False) -> None:
@@ -17,6 +18,8 @@ def policies(name: str | None = None, /, *, json: bool = False) -> None:
         Print JSON.
     """
     if name is None:
-        list_all(KIND, "policies", "everclip train memory.policy=NAME", json)
+        list_all(_KIND, "policies", "everclip train memory.policy=NAME", json)
         return
+    from everclip.data.policies import policy_class
+
     explain(describe(name, policy_class), "memory.", json)

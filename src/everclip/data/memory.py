@@ -31,7 +31,8 @@ class Memory:
     Args:
         budget: number of exemplars, or ``"all"``. 0 keeps nothing.
         seed: of the priorities.
-        empty: an empty ImageSet over the training store, what the memory holds before the first task.
+        empty: what the memory holds before the first task: an empty ImageSet over the training store, or the exemplars
+            that an update begins with, which count as the first task's.
         policy: chooses the exemplars; default: at random, equally many per class (paper, section 3.1).
         quota: exemplars of each class from the start, where the budget is not shared by the classes seen.
     """
@@ -51,7 +52,7 @@ class Memory:
         self.seed = seed
         self._images = empty
         self._stages = 0
-        self._stage: dict[int, int] = {}
+        self._stage: dict[int, int] = dict.fromkeys(empty.ids.tolist(), 0)
         self._rank: dict[int, int] = {}
 
     def images(self) -> ImageSet:

@@ -30,7 +30,7 @@ __all__ = [
     "spread",
 ]
 
-KIND = "data/policies"
+_KIND = "data/policies"
 
 
 def policy_class(name: str) -> type[Policy]:
@@ -39,7 +39,7 @@ def policy_class(name: str) -> type[Policy]:
     Raises:
         UserError: no such plug-in, or a module that does not define exactly one policy.
     """
-    return plugins.find(KIND, name, Policy)
+    return plugins.find(_KIND, name, Policy)
 
 
 def build(name: str, options: Mapping[str, Any]) -> Policy:
@@ -51,7 +51,7 @@ def build(name: str, options: Mapping[str, Any]) -> Policy:
     Raises:
         UserError: an unknown policy or option, with the nearest name, or a value that is not allowed.
     """
-    known = plugins.names(KIND)
+    known = plugins.names(_KIND)
     if name not in known and not trust.is_code(name):
         raise UserError(f"unknown policy {shown(name)}{suggest(name, ['method', *known])}")
     cls = policy_class(name)
