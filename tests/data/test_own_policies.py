@@ -182,7 +182,7 @@ def test_the_command_explains_policies(package: str, capsys: pytest.CaptureFixtu
     assert re.search(r"^herding +Equally many images per class", capsys.readouterr().out, re.MULTILINE)
     assert main(["policies", "--json"]) == 0
     names = [policy["name"] for policy in json.loads(capsys.readouterr().out)]
-    assert names == ["all", "equal_task", "exp", "herding", "none", "random", "score"]
+    assert set(names) >= {"all", "equal_task", "exp", "herding", "none", "random", "score"}
     assert main(["policies", f"{package}.newest"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("The images of the newest tasks.")
