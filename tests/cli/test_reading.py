@@ -86,8 +86,10 @@ def test_datasets(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["name"] for row in read_json(capsys, "datasets")] == names
     text = read(capsys, "datasets")
     assert all(name in text for name in names)
-    assert read(capsys, "datasets", "emoji").strip() == plugins.docstring("data/sources", "emoji")
-    assert read_json(capsys, "datasets", "emoji")["description"] == plugins.docstring("data/sources", "emoji")
+    text = plugins.docstring("data/sources", "emoji")
+    assert read(capsys, "datasets", "emoji") == f"{text}\n\nIt has no options.\n"
+    page = read_json(capsys, "datasets", "emoji")
+    assert (page["description"], page["options"]) == (text, [])
 
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:

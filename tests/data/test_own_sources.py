@@ -69,7 +69,7 @@ def test_a_source_of_a_package_is_trained_on(package: str, toy: str) -> None:
     assert main(["train", *words(f"{package}.one", toy, "out=run")]) == 0
     results = json.loads(Path("run/results.json").read_text())
     assert results["test_counts"] == [1, 1, 1]
-    assert sorted(results["classes"]) == [["blue"], ["green"], ["red"]]
+    assert sorted(results["classes"]) == ["blue", "green", "red"]
     assert "source" not in tomllib.loads(Path("run/config.toml").read_text())
 
 
