@@ -37,10 +37,10 @@ def tell(config: Config, path: Path, events: list[dict[str, Any]]) -> None:
         tracker.close()
 
 
-def wanted(name: str) -> Config:
+def wanted(name: str, *words: str) -> Config:
     if find_spec(trackers.tracker_class(name).package) is None:
         pytest.skip(f"{name} is not installed")
-    return configured("data=emoji", f"trackers={name}")
+    return configured("data=emoji", f"trackers={name}", *words)
 
 
 def losses(events: list[dict[str, Any]], term: str) -> list[tuple[int, float]]:
@@ -117,6 +117,24 @@ def test_wandb(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest
     assert kept
     assert len({file.name for file in kept}) == 1  # one id, however often it went on
     assert b"step/loss/" in kept[0].read_bytes()
+
+
+def test_where_a_tracker_files_the_run(
+    tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option comes before the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-environment")
+    path = tmp_path / "runs" / "x"
+    tell(wanted("mlflow", "tracker.mlflow.experiment=figure"), path, events[:3])
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        query = "select experiments.name from runs join experiments using (experiment_id)"
+        assert store.execute(query).fetchall() == [("figure",)]
+    tell(wanted("wandb", "tracker.wandb.project=figure"), path, events[:3])
+    (kept,) = path.glob("wandb/offline-run-*/*.wandb")
+    assert b"figure" in kept.read_bytes()
+    assert b"of-the-environment" not in kept.read_bytes()
 
 
 def test_a_package_that_is_missing_is_said_before_the_run(tmp_path: Path) -> None:
