@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import textwrap
 from pathlib import Path
@@ -26,7 +27,8 @@ class One(Scenario):
 '''
 TEXT = Path(__file__).parents[2].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
 BEGIN = TEXT.index('    """Classes one by one')
-SHOTS = textwrap.dedent(TEXT[BEGIN : TEXT.index("\n## ", BEGIN)])
+LINES = itertools.takewhile(lambda line: line[:4].isspace() or not line, TEXT[BEGIN:].splitlines())
+SHOTS = textwrap.dedent("\n".join(LINES))
 """The printed file, as it stands."""
 
 

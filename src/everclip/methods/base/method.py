@@ -97,6 +97,19 @@ class Method(nn.Module, ABC):
 
     A concrete method lives in a file of its own, is final, and has a nested ``Config`` whose fields are its
     hyper-parameters. Its modules and parameters are nn.Module members; per-sample state goes into ``tables``.
+
+    What is set when, in each task:
+
+        grow                    nothing takes a gradient; torch's random numbers are those of this task alone
+        begin_task              ``tune`` has settled what it holds fixed; still nothing takes a gradient
+        learner, phases         the same
+        begin_phase, trainable  of each phase, again with nothing taking a gradient; what ``trainable`` names and ``tune``
+                                leaves takes gradients from then until the next phase, or the end of the task
+        encode, loss, penalty,  of each step; features are in fp32, whatever the towers' precision
+        after_step
+        features, scores, drop  low-rank updates are folded into the weights; the memory chooses
+        end_task                the memory has chosen; parameters of the last phase may still take gradients
+        classifier              after a task, and of a model that is used: nothing takes a gradient
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
