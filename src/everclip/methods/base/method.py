@@ -103,9 +103,9 @@ class Method(nn.Module, ABC):
         grow                    nothing takes a gradient; torch's random numbers are those of this task alone
         begin_task              ``tune`` has settled what it holds fixed; still nothing takes a gradient
         learner, phases         the same
-        begin_phase, trainable  of each phase, again with nothing taking a gradient; what ``trainable`` names and ``tune``
-                                leaves takes gradients from then until the next phase, or the end of the task
-        encode, loss, penalty,  of each step; features are in fp32, whatever the towers' precision
+        begin_phase, trainable  of each phase, with nothing taking a gradient; what it names and ``tune`` leaves
+                                takes gradients from then until the next phase, or the end of the task
+        encode, loss, penalty,  of each step; features of ``clip`` are in fp32, whatever the towers' precision
         after_step
         features, scores, drop  low-rank updates are folded into the weights; the memory chooses
         end_task                the memory has chosen; parameters of the last phase may still take gradients
