@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
-from everclip.training.evaluate import Scores
+from everclip.config import same_run
+from everclip.data.loader import Loader
+from everclip.data.pixels import Pixels
+from everclip.data.scenario import seen
+from everclip.methods.base.method import TextClassifier
+from everclip.models import zoo
+from everclip.models.clip import Clip
+from everclip.training.evaluate import Scores, evaluate, evaluate_pretrained
+from everclip.training.plan import Plan
+from tests.running import configured, run, timeless
 
 
 @pytest.fixture
@@ -52,3 +66,65 @@ def test_the_best_labels_with_margin_and_confidence(scores: Scores) -> None:
     alone = scores.top(1, 1, k=5)
     assert alone["top"].tolist() == [[7], [7], [7]]
     assert np.isinf(alone["margin"]).all()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images of each pass of the image tower from here on, in order."""
+    passes: list[int] = []
+    whole = Clip.encode_image
+
+    def counting(self: Clip, images: torch.Tensor, *more: Any) -> torch.Tensor:
+        passes.append(len(images))
+        return whole(self, images, *more)
+
+    monkeypatch.setattr(Clip, "encode_image", counting)
+    return passes
+
+
+def test_both_references_encode_a_test_image_once(
+    tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"data={photos}", f"model={toy}", "method=zero_shot", "cache.trunk=off")
+    passes = counted(monkeypatch)
+    run(tmp_path / "plain", *words, "references=none")
+    plain = sum(passes)
+    passes.clear()
+    run(tmp_path / "both", *words, "references=all")
+    start = json.loads((tmp_path / "both" / "metrics.jsonl").read_text().splitlines()[0])
+    assert sum(passes) == plain + sum(task["train"] for task in start["tasks"])
+
+
+def test_zero_shot_is_scored_as_by_the_classifier_of_texts(toy: str, photos: str) -> None:
+    plan = Plan.of(configured(f"data={photos}", f"model={toy}"))
+    clip = zoo.load(toy)
+    loader = Loader(Pixels(plan.data.train.store, clip.eval_transform, clip.image_size, 0, 0), 4, "none", 0)
+    names = [plan.prompts.names[label] for label in seen(plan.tasks)]
+    weights = clip.class_embeddings(names, plan.prompts.templates).detach()
+    found, features = evaluate_pretrained(clip, weights, plan.tasks, loader)
+    other = evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader)
+    assert (found.scores == other.scores).all()
+    assert (found.truth == other.truth).all()
+    assert (found.tasks == other.tasks).all()
+    assert found.to_logits == other.to_logits
+    assert [len(rows[0]) for rows in features.values()] == [len(task.test) for task in plan.tasks]
+    rows, labels, _ = features[1]
+    assert torch.equal(labels, torch.from_numpy(found.truth[found.tasks == 1]))
+    assert torch.allclose(rows @ weights.T, torch.from_numpy(found.scores[found.tasks == 1]), atol=1e-6)
+
+
+def test_the_task_ahead_can_be_left_out(
+    tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the forward transfer is the same, with fewer images tested; it is the same run to a sweep."""
+    words = (f"data={photos}", f"model={toy}", "method=gcl", "cache.trunk=off")
+    passes = counted(monkeypatch)
+    whole = run(tmp_path / "whole", *words)
+    most = sum(passes)
+    passes.clear()
+    short = run(tmp_path / "short", *words, "evaluate.ahead=false")
+    start = json.loads((tmp_path / "short" / "metrics.jsonl").read_text().splitlines()[0])
+    assert most - sum(passes) == sum(task["test"] for task in start["tasks"][1:])
+    assert whole["forward_transfer"] is not None
+    assert short["forward_transfer"] is None
+    assert {**timeless(whole), "forward_transfer": None} == timeless(short)
+    assert same_run(configured(*words), configured(*words, "evaluate.ahead=false"))

@@ -79,9 +79,18 @@ def _checked(values: Layer, where: str) -> Config:
         raise UserError(where + explain(error, Config, values)) from error
 
 
-CARRIED_OUT = ("out", "trackers", "tracker", "checkpoint", "distributed", "defaults", "references")
+CARRIED_OUT = (
+    "out",
+    "trackers",
+    "tracker",
+    "checkpoint",
+    "distributed",
+    "defaults",
+    "references",
+    "evaluate",
+)
 """Where a run is written, who is told of it, how often it is saved, how processes share it, which defaults have filled
-it in and what it is measured against: none of it changes what the method of a resolved config computes."""
+it in, what it is measured against and tested on: none of it changes what the method of a resolved config computes."""
 
 
 def essence(config: Config) -> Config:

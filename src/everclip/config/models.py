@@ -14,6 +14,7 @@ from everclip.config.sections import (
     Checkpoint,
     Choice,
     Distributed,
+    Evaluate,
     Loader,
     Memory,
     Scenario,
@@ -148,6 +149,7 @@ class Config(Section):
     scenario: Scenario = Field(default=Scenario(), description="the tasks")
     memory: Memory = Field(default=Memory(), description="exemplars")
     train: Train = Field(default=Train(), description="optimisation")
+    evaluate: Evaluate = Field(default=Evaluate(), description="testing")
     loader: Loader = Field(default=Loader(), description="reading images")
     cache: Cache = Field(default=Cache(), description="keeping the frozen part's activations")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="continuing")

@@ -206,6 +206,15 @@ class Train(Section):
         return self
 
 
+class Evaluate(Section):
+    """Options for testing."""
+
+    ahead: bool = Field(
+        default=True,
+        description="whether each stage is also tested on the task that comes next, for forward transfer",
+    )
+
+
 class Loader(Section):
     """Options for reading images."""
 

@@ -150,7 +150,7 @@ def work(config: Config, sizes: Sizes) -> Work:
         kept = _kept(asked if asked in (0, "all") else config.memory.size(known), before, known)
         total += _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
         before += sizes.train[stage]
-        ahead = min(stage + 2, stages)
+        ahead = min(stage + 1 + config.evaluate.ahead, stages)
         tested, classes = sum(sizes.test[:ahead]), sizes.seen[ahead - 1]
         prompts = classes * sizes.templates if _text(passes, options) != "none" else 0
         total += Work(forward=tested * passes.read(stage), prompts=prompts)

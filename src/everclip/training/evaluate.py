@@ -1,12 +1,13 @@
-"""Evaluate after each stage: every seen task, and one ahead."""
+"""Evaluate the pretrained model, and after each stage: every seen task, and one ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,8 +16,8 @@ from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
 from everclip.methods.base.method import Classifier
 from everclip.metrics.calibration import probabilities
-from everclip.models.clip import Clip
-from everclip.training.extract import spread
+from everclip.models.clip import Clip, Images
+from everclip.training.extract import Rows, spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +103,54 @@ def evaluate(
     """
     labels = seen(tasks)
     classify = classifier(labels).eval()
-    owner: list[NDArray[np.int64]] = []
-    columns: list[tuple[Tensor, Tensor, Tensor]] = []
+    found = _tested(tasks, loader, lambda images: classify(images).float())
+    return _scores(labels, found, classify.to_logits if isinstance(classify, Classifier) else 1.0)
+
+
+@torch.inference_mode()
+def evaluate_pretrained(
+    clip: Clip, weights: Float[Tensor, "c d"], tasks: Sequence[Task], loader: Loader
+) -> tuple[Scores, dict[int, Rows]]:
+    """Zero-shot scores, and the features that they are of, by task: what else is asked of the frozen tower has them.
+
+    Args:
+        weights: class embeddings of all classes of the tasks, in the order learned.
+
+    Raises:
+        RunError: not one test image of a task can be read.
+    """
+
+    def both(images: Images) -> Float[Tensor, "b e"]:
+        features = clip.encode_image(images)
+        return torch.cat([features, features @ weights.T], dim=1)
+
+    width = weights.shape[1]
+    found = _tested(tasks, loader, both)
+    features: dict[int, Rows] = {
+        task: (rows[:, :width], truth, ids) for task, (rows, truth, ids) in found.items()
+    }
+    scores: dict[int, Rows] = {
+        task: (rows[:, width:], truth, ids) for task, (rows, truth, ids) in found.items()
+    }
+    return _scores(seen(tasks), scores, clip.logit_scale.exp().item()), features
+
+
+def _tested(tasks: Sequence[Task], loader: Loader, compute: Callable[[Images], Tensor]) -> dict[int, Rows]:
+    """Rows of the test images of each task that has some."""
+    rows: dict[int, Rows] = {}
     for task in tasks:
         if not len(task.test):  # it brings nothing new to be tested
             continue
-        found = spread(loader, task.test, lambda batch: classify(batch.images).float())
+        found = spread(loader, task.test, lambda batch: compute(batch.images))
         if found is None:
             raise RunError(
                 f"not one test image of {task.name} can be read: see the skipped images in run.log"
             )
-        owner.append(np.full(len(found[0]), task.index))
-        columns.append(found)
-    scores, truth, ids = (torch.cat(part).numpy() for part in zip(*columns, strict=True))
-    sharpness = classify.to_logits if isinstance(classify, Classifier) else 1.0
-    return Scores(labels, np.concatenate(owner, dtype=np.int64), truth, ids, scores, sharpness)
+        rows[task.index] = found
+    return rows
+
+
+def _scores(labels: tuple[int, ...], rows: Mapping[int, Rows], to_logits: float) -> Scores:
+    scores, truth, ids = (torch.cat(part).numpy() for part in zip(*rows.values(), strict=True))
+    owner = np.repeat(np.array([*rows], dtype=np.int64), [len(found[1]) for found in rows.values()])
+    return Scores(labels, owner, truth, ids, scores, to_logits)

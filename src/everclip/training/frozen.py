@@ -9,7 +9,7 @@ is looked at; docs/decisions/0018-two-references.md has the reasons.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,11 +43,16 @@ Known = tuple[Float[Tensor, "_n d"], Int64[Tensor, " _n"]]
 """Features and labels of images."""
 
 
-def reference(clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loader) -> dict[str, Any]:
+def reference(
+    clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loader, known: Mapping[int, Rows]
+) -> dict[str, Any]:
     """The keys of results.json on the frozen features, A_t of the strongest closed form among them.
 
     What is found broken on the way is forgotten again, and rows that are kept of images make room again: the run
     computes what it would without.
+
+    Args:
+        known: features of the test images of tasks, where they have been computed already.
 
     Raises:
         RunError: not one training image of a task can be read.
@@ -59,18 +64,19 @@ def reference(clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loade
     best = chosen_on = 0
     for task in tasks:
         with loader.pixels.aside():
-            train, test = (_features(clip, loader, images) for images in (task.train, task.test))
+            train = _features(clip, loader, task.train)
+            test = known.get(task.index) or _features(clip, loader, task.test)
         if train is None or (test is None and len(task.test)):
             raise unreadable(task)
         if task.index:  # those of the first task are asked for next
             loader.drop(task.train.ids)
         trained.add(*train)
         tests += [test[:2]] if test else []
-        known = seen(tasks[: task.index + 1])
+        labels = seen(tasks[: task.index + 1])
         images = int(trained.whole.counts.sum())
         if images >= 4 * chosen_on or task is tasks[-1]:  # choosing is most of the cost
-            best, chosen_on = trained.best(known), images
-        right = trained.right(best, trained.whole, known, tests)
+            best, chosen_on = trained.best(labels), images
+        right = trained.right(best, trained.whole, labels, tests)
         accuracies.append(right / sum(len(labels) for _, labels in tests))
         methods.append(_words(*FORMS[best]))
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
-from everclip.methods.base.method import TextClassifier
 from everclip.models.clip import Clip
 from everclip.models.passes import Passes
 from everclip.models.tunings import tuning_of
@@ -23,8 +23,8 @@ from everclip.training import activation_cache, fork, frozen, noted, references
 from everclip.training.checkpointer import Checkpointer
 from everclip.training.context import Context
 from everclip.training.disk import check_room, room, writing
-from everclip.training.evaluate import evaluate
-from everclip.training.extract import spread, unreadable
+from everclip.training.evaluate import evaluate, evaluate_pretrained
+from everclip.training.extract import Rows, spread, unreadable
 from everclip.training.learn import learn
 from everclip.training.plan import Plan, check
 from everclip.training.recorder import Recorder, environment
@@ -52,9 +52,8 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
             if checkpointer.place.task == task.index:  # else it was stopped while it was tested
                 with checkpointer.stop.held():
                     learn(context, task)
-            scores = evaluate(
-                clip, lambda labels: method.classifier(clip, labels), tasks[: task.index + 2], loader
-            )
+            tested = tasks[: task.index + 1 + context.plan.config.evaluate.ahead]
+            scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tested, loader)
             line = record.end_stage(task, scores, context.memory, method.state_bytes())
             _close_stage(context, checkpointer, task, line)
         if record.scores is None:  # stopped between its last checkpoint and its results
@@ -106,22 +105,30 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
         weights = clip.class_embeddings(
             [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates
         )
-    record.set_zero_shot(evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader))
+    scores, tests = evaluate_pretrained(clip, weights, plan.tasks, loader)
+    record.set_zero_shot(scores)
     if config.center and not clip.centered:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
-    _measure_frozen(context)
+        tests = {}  # features are others now
+    _measure_frozen(context, tests)
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
     checkpointer.finish(-1)
     return context, checkpointer
 
 
-def _measure_frozen(context: Context) -> None:
-    """Measure the second reference beside zero-shot, where the config asks for it, and say what it is."""
+def _measure_frozen(context: Context, tests: Mapping[int, Rows]) -> None:
+    """Measure the second reference beside zero-shot, where the config asks for it, and say what it is.
+
+    Args:
+        tests: features of the test images that are known already, by task.
+    """
     plan, clock = context.plan, Clock()
     if not references.wanted(plan.config, plan.sizes()):
         return
-    found = context.record.frozen = frozen.reference(context.clip, plan.prompts, plan.tasks, context.loader)
+    found = context.record.frozen = frozen.reference(
+        context.clip, plan.prompts, plan.tasks, context.loader, tests
+    )
     context.progress.say(
         f"frozen features without training: {found['frozen_features']:.1%} in the end"
         f" ({found['frozen_features_methods'][-1]}), {clock.seconds():.0f} s"

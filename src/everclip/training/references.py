@@ -36,7 +36,8 @@ def wanted(config: Config, sizes: Sizes) -> bool:
 
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what measuring the frozen features computes."""
-    return Work(forward=sum(sizes.train) + sum(sizes.test)) if wanted(config, sizes) else Work()
+    again = sum(sizes.test) if config.center else 0  # else their features are those of zero-shot
+    return Work(forward=sum(sizes.train) + again) if wanted(config, sizes) else Work()
 
 
 def words(config: Config, sizes: Sizes) -> str:
