@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from everclip.seeding import hash64
 from everclip.sweep import grid
 from everclip.system import trust
 from tests.data.test_memory import EMPTY, images
+from tests.printed import printed
 
-CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 CENTRAL = '''
 """The images whose features are nearest to the mean of their task's."""
 
@@ -61,10 +60,8 @@ def fresh() -> Iterator[None]:
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package in the working folder with two policies, one of them that of CONTRIBUTING.md, and a method."""
     name = f"mine_{hash64('policies', str(tmp_path)):x}"  # modules of other tests stay imported
-    text = CONTRIBUTING.read_text(encoding="utf-8").partition("## Add a memory policy")[2]
-    (block,) = re.findall(r'^       """.*?pool\.budget\]$', text, re.MULTILINE | re.DOTALL)
     (tmp_path / name).mkdir()
-    (tmp_path / name / "newest.py").write_text(textwrap.dedent(block))
+    (tmp_path / name / "newest.py").write_text(printed("Newest"))
     (tmp_path / name / "central.py").write_text(CENTRAL)
     (tmp_path / name / "method.py").write_text(METHOD.format(package=name))
     monkeypatch.chdir(tmp_path)

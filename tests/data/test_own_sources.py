@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 import tomllib
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from everclip.seeding import hash64
 from everclip.system import trust
 from everclip.training import fork
 from tests.pictures import COLOURS, picture
+from tests.printed import printed
 from tests.running import configured, run
 
 ONE = '''"""one:FOLDER - its pictures, CLASS-NUMBER.png."""
@@ -38,10 +38,7 @@ class One(Source):
         store = FileStore(Path(argument), keys)
         return build("one", store, labels, [0] * len(keys), is_test, names, [""], ["a {}."])
 '''
-TEXT = Path(__file__).parents[2].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
-TWO = textwrap.dedent(
-    TEXT[TEXT.index('    """my_source:FOLDER') : TEXT.index("\n`src/everclip/data/sources/_base.py`")]
-)
+TWO = printed("MySource")
 """The example of CONTRIBUTING as it stands."""
 
 

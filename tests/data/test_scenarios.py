@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from everclip.data import scenarios
 from everclip.errors import UserError
 from everclip.seeding import hash64
 from tests import mixed
+from tests.printed import printed
 
 ONE = '''"""Everything in one task."""
 
@@ -25,11 +24,7 @@ class One(Scenario):
     def cut(self, data, seed):
         return [Task(0, "all", tuple(class_order(data.class_names, "given")), data.train, data.test)]
 '''
-TEXT = Path(__file__).parents[2].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
-BEGIN = TEXT.index('    """Classes one by one')
-LINES = itertools.takewhile(lambda line: line[:4].isspace() or not line, TEXT[BEGIN:].splitlines())
-SHOTS = textwrap.dedent("\n".join(LINES))
-"""The printed file, as it stands."""
+SHOTS = printed("Shots")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from everclip.training.plan import Plan
 from everclip.training.restore import grow, open_run
 from tests import mixed
 from tests.marks import slow_after
+from tests.printed import printed
 from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")
@@ -420,11 +420,8 @@ def test_the_example_of_contributing_is_a_method(
     tmp_path: Path, clip: Clip, toy: str, photos: str, domains: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The printed file, as it stands, in a package outside of everclip; with the checks that every method passes."""
-    text = Path(__file__).parents[2].joinpath("CONTRIBUTING.md").read_text()
-    begin = text.index('       """Every image at least as near')
-    example = textwrap.dedent(text[begin : text.index("\n   What else a method can do", begin)])
     (tmp_path / "example_package").mkdir()
-    (tmp_path / "example_package" / "my_method.py").write_text(example)
+    (tmp_path / "example_package" / "my_method.py").write_text(printed("MyMethod"))
     monkeypatch.syspath_prepend(tmp_path)
     name = "example_package.my_method"
     test_steps_lower_the_loss(name, clip, toy, photos)
