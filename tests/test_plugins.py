@@ -169,3 +169,16 @@ def test_a_plug_in_is_the_one_class_of_its_kind(tmp_path: Path) -> None:
 def test_a_suggestion_is_the_nearest_or_all() -> None:
     assert suggest("gdor", ["gdro", "gcl"]) == '; did you mean "gdro"?'
     assert suggest("xyz", ["gdro", "gcl"]) == "; known: gcl, gdro"
+
+
+@pytest.mark.parametrize(("text", "error"), [("1 / 0", "ZeroDivisionError"), ("def (", "SyntaxError")])
+def test_a_file_that_cannot_be_imported_is_named(
+    text: str, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(text)
+    assert main(["policies", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {file}, line 1" in said
+    assert error in said
+    assert "internal error" not in said

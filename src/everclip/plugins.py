@@ -28,7 +28,7 @@ _ROOT = Path(__file__).parent
 _HYPHENS = ("data/scenarios",)
 """Kinds whose names have hyphens where their files have underscores."""
 _outside: set[str] = set()
-"""Packages from outside that plug-ins were loaded from."""
+"""Packages and files from outside that plug-ins are of, whether or not they could be loaded."""
 
 
 def names(kind: str) -> list[str]:
@@ -112,7 +112,7 @@ def _file(what: str, name: str) -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         sys.modules[known] = module = importlib.util.module_from_spec(spec)
-        _outside.add(known)
+        _outside.add(str(path))
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -153,9 +153,11 @@ def fault(error: BaseException) -> str:
 
 
 def _of_plugin(file: str) -> bool:
-    for package in _outside & sys.modules.keys():
-        module = sys.modules[package]
+    for code in _outside:
+        module = sys.modules.get(code)  # none of a file, nor where the package itself fails
         folders = list(getattr(module, "__path__", []))
-        if file == module.__file__ or any(Path(file).is_relative_to(folder) for folder in folders):
+        if file in (getattr(module, "__file__", None), trust.place(code)):
+            return True
+        if any(Path(file).is_relative_to(folder) for folder in folders):
             return True
     return False
