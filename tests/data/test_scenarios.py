@@ -117,3 +117,29 @@ def test_a_source_gives_the_images_of_domains_where_tasks_are_domains() -> None:
     assert scenarios.lists(Scenario(kind="domain-incremental")) == "domain-incremental"
     with pytest.raises(UserError, match=r'^unknown scenario "class_incremental"; did you mean "class-inc'):
         scenarios.scenario_class("class_incremental")
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("[]", "return a list of tasks"),
+        ("None", "return a list of tasks"),
+        ("['a']", "return Task objects"),
+        ("[Task(5, 'a', every, data.train, data.test)]", "give index 0"),
+        ("[Task(0, None, every, data.train, data.test)]", "give index 0, a text"),
+        ("[Task(0, 'a', every[1:], data.train, data.test)]", "name them in Task.classes"),
+        ("[Task(i, 'a', every, data.train, data.test) for i in (0, 1)]", "give each to one task"),
+    ],
+)
+def test_tasks_that_are_none_are_the_scenarios_fault(
+    returned: str, message: str, tmp_path: Path, toy: str, photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wrong.py"
+    begin = 'return [Task(0, "all", tuple(class_order(data.class_names, "given")), data.train, data.test)]'
+    file.write_text(
+        ONE.replace(begin, f"every = tuple(range(len(data.class_names)))\n        return {returned}")
+    )
+    assert main(words(toy, photos, f"scenario.kind={file}")) == 2
+    said = capsys.readouterr().err
+    assert f"One.cut ({file})" in said
+    assert message in said

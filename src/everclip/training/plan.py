@@ -55,7 +55,7 @@ class Plan:
         source = data.of(config)
         if validation is not None:
             source = source.holding_out(validation)
-        tasks = scenario.cut(source, config.seed)
+        tasks = scenarios.cut(scenario, source, config.seed)
         prompts = Prompts(source.class_names, source.templates, config.train.captions)
         method = methods.build(config, prompts)
         if validation is not None:

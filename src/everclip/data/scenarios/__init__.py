@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Literal
+
+import numpy as np
 
 from everclip import plugins
 from everclip.config import sections
 from everclip.config.fields import own_options
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.scenario import Task
 from everclip.data.scenarios._base import Scenario, ScenarioConfig
+from everclip.errors import UserError, shown
 
-__all__ = ["Scenario", "ScenarioConfig", "build", "lists", "scenario_class"]
+__all__ = ["Scenario", "ScenarioConfig", "build", "cut", "lists", "scenario_class"]
 
 
 def scenario_class(kind: str) -> type[Scenario]:
@@ -30,3 +36,38 @@ def build(settings: sections.Scenario) -> Scenario:
 def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental"]:
     """Which images a source gives that has separate lists. Raises UserError where there is no such scenario."""
     return "domain-incremental" if scenario_class(settings.kind).domains else "class-incremental"
+
+
+def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
+    """The tasks that a scenario cuts, as ``Task`` says that they are. Raises UserError where a plug-in's are not."""
+    found = scenario.cut(data, seed)
+    where = f"{type(scenario).__name__}.cut ({inspect.getfile(type(scenario))}) has returned"
+    if not isinstance(found, list | tuple) or not found:
+        raise UserError(f"{where} {shown(repr(found))}: return a list of tasks, at least one")
+    known: set[int] = set()
+    tested: set[int] = set()
+    for number, task in enumerate(found):
+        if not isinstance(task, Task) or not all(isinstance(x, ImageSet) for x in (task.train, task.test)):
+            raise UserError(
+                f"{where} {shown(repr(task))}: return Task objects whose train and test are ImageSets"
+            )
+        if task.index != number or not isinstance(task.name, str):
+            raise UserError(
+                f"{where} Task({task.index!r}, {task.name!r}) in place {number}: give index {number}, a text"
+            )
+        known |= set(task.classes)
+        if not set(np.unique(task.train.labels).tolist()) <= set(task.classes):
+            raise UserError(
+                f"{where} training images of other classes in {task.name}: name them in Task.classes"
+            )
+        if not set(np.unique(task.test.labels).tolist()) <= known:
+            raise UserError(
+                f"{where} test images in {task.name} of classes not learned yet: give them to a later task"
+            )
+        ids = set(task.test.ids.tolist())
+        if ids & tested:
+            raise UserError(
+                f"{where} test images in {task.name} that an earlier task has: give each to one task"
+            )
+        tested |= ids
+    return list(found)
