@@ -28,11 +28,11 @@ class Mixed(Scenario):
 
         late: int = Field(default=2, ge=1, description="classes that the third task alone has")
 
-    options: Config
+    config: Config
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         order = class_order(data.class_names, "given")
-        early, late = order[: -self.options.late], order[-self.options.late :]
+        early, late = order[: -self.config.late], order[-self.config.late :]
         turn = np.arange(len(data.train)) % 3
         turn[np.isin(data.train.labels, late)] = 2
         parts = [data.train.select(np.flatnonzero(turn == task)) for task in range(3)]

@@ -247,7 +247,7 @@ class Lines(Tracker):
         file: str = Field(default="events.txt", description="name of the file")
 
     def log(self, event, fields):
-        with (self.path / self.options.file).open("a") as file:
+        with (self.path / self.config.file).open("a") as file:
             file.write(event + "\\n")
 
     def close(self):

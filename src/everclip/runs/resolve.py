@@ -50,7 +50,7 @@ def resolve(config: Config) -> Config:
         | {
             "train": Train(**(Train().model_dump() | values)),
             "method": MethodChoice.model_validate({"name": config.method.name} | written(options)),
-            "scenario": _filled(config.scenario, scenario.options),
+            "scenario": _filled(config.scenario, scenario.config),
             "memory": _filled(config.memory, policy.config),
             "source": _source(config),
             "tune": tuning.text,

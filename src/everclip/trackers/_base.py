@@ -21,8 +21,8 @@ class Tracker(ABC):
     It is made when the run has something to tell, and again where a stopped run goes on.
 
     Args:
-        options: the ``Config`` of its class, from ``tracker.NAME.OPTION``.
-        config: of the run.
+        config: the ``Config`` of its class, from ``tracker.NAME.OPTION``.
+        run: the run's config.
         path: the run directory.
     """
 
@@ -32,9 +32,9 @@ class Tracker(ABC):
     package: ClassVar[str] = ""
     """What it imports and may not be installed, a shipped one by the extra of its own name; empty: nothing."""
 
-    def __init__(self, options: Any, config: Config, path: Path) -> None:
-        self.options = options
+    def __init__(self, config: Any, run: Config, path: Path) -> None:
         self.config = config
+        self.run = run
         self.path = path
 
     @abstractmethod
@@ -52,8 +52,8 @@ class Numbers(Tracker):
     An event without a step of its own (a finished stage) belongs to the last one that was told.
     """
 
-    def __init__(self, options: Any, config: Config, path: Path) -> None:
-        super().__init__(options, config, path)
+    def __init__(self, config: Any, run: Config, path: Path) -> None:
+        super().__init__(config, run, path)
         self._step = 0
 
     def log(self, event: str, fields: Mapping[str, Any]) -> None:

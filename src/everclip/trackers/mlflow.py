@@ -33,20 +33,20 @@ class MLflow(Numbers):
 
     package: ClassVar[str] = "mlflow"
 
-    def __init__(self, options: Any, config: Config, path: Path) -> None:
-        super().__init__(options, config, path)
+    def __init__(self, config: Any, run: Config, path: Path) -> None:
+        super().__init__(config, run, path)
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         store = path.resolve().parent
         with FileLock(store / ".mlflow.lock"):  # the first one makes the tables
             address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}/mlflow.db"
             self._client = MlflowClient(address)
-            known = self._client.get_experiment_by_name(options.experiment)
-            home = known.experiment_id if known else self._client.create_experiment(options.experiment)
+            known = self._client.get_experiment_by_name(config.experiment)
+            home = known.experiment_id if known else self._client.create_experiment(config.experiment)
         kept = path / _KEPT
         if not kept.exists():
             kept.write_text(self._client.create_run(home, run_name=path.name).info.run_id, encoding="utf-8")
-            for key, value in settings(config).items():
+            for key, value in settings(run).items():
                 self._client.log_param(kept.read_text(encoding="utf-8"), key, str(value)[:500])
         self._run = kept.read_text(encoding="utf-8")
 

@@ -17,8 +17,8 @@ class TensorBoard(Numbers):
 
     package: ClassVar[str] = "tensorboard"
 
-    def __init__(self, options: Any, config: Config, path: Path) -> None:
-        super().__init__(options, config, path)
+    def __init__(self, config: Any, run: Config, path: Path) -> None:
+        super().__init__(config, run, path)
         self._writer = None
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:

@@ -29,19 +29,19 @@ class WeightsAndBiases(Numbers):
 
     package: ClassVar[str] = "wandb"
 
-    def __init__(self, options: Any, config: Config, path: Path) -> None:
-        super().__init__(options, config, path)
+    def __init__(self, config: Any, run: Config, path: Path) -> None:
+        super().__init__(config, run, path)
         import wandb  # pyright: ignore[reportMissingImports]
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
-            project=options.project or os.environ.get("WANDB_PROJECT", "everclip"),
+            project=config.project or os.environ.get("WANDB_PROJECT", "everclip"),
             name=path.name,
             id=hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
             resume="allow",
             dir=str(path),
             mode=mode,
-            config=settings(config),
+            config=settings(run),
             settings=wandb.Settings(console="off", silent=True),
         )
         self._run.define_metric("*", step_metric="global_step")

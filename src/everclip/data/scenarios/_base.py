@@ -22,7 +22,7 @@ class Scenario(ABC):
 
     Args:
         settings: the section ``[scenario]``, with the number of tasks and the order asked for.
-        options: this scenario's own, checked.
+        config: this scenario's own options, checked.
     """
 
     Config: ClassVar[type[ScenarioConfig]] = ScenarioConfig
@@ -31,9 +31,9 @@ class Scenario(ABC):
     every_class: ClassVar[bool] = False
     """Whether each task has images of every class: then methods need no exemplars to know them all."""
 
-    def __init__(self, settings: sections.Scenario, options: ScenarioConfig) -> None:
+    def __init__(self, settings: sections.Scenario, config: ScenarioConfig) -> None:
         self.settings = settings
-        self.options = options
+        self.config = config
 
     @abstractmethod
     def cut(self, data: Dataset, seed: int) -> list[Task]:
