@@ -423,7 +423,9 @@ def test_a_full_disk(
 def test_what_cannot_be_is_said_before_anything_is_tested(
     tokens: str, line: str, tmp_path: Path, words: list[str], conv: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "evaluate", lambda *given: pytest.fail("the pretrained model is tested"))
+    monkeypatch.setattr(
+        loop, "evaluate_pretrained", lambda *given: pytest.fail("the pretrained model is tested")
+    )
     given = {"method": "method=gcl"} | {word.partition("=")[0]: word for word in [*words, *tokens.split()]}
     given |= {"model": f"model={conv}"} if "CONV" in tokens else {}
     with pytest.raises(UserError, match=re.escape(line)):

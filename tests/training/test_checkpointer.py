@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,15 +198,18 @@ def test_stopped_while_it_is_tested(
     """The first test is that of the model before any task; the later ones find their task saved."""
     whole = run(tmp_path / "whole", *tokens)
     tests = iter(range(1, 10))
-    evaluate = loop.evaluate
 
-    def stopping(*arguments: Any, **named: Any) -> Any:
-        if next(tests) == at:
-            raise Stopped(15)
-        return evaluate(*arguments, **named)
+    def stopping(test: Callable[..., Any]) -> Callable[..., Any]:
+        def stopped(*arguments: Any) -> Any:
+            if next(tests) == at:
+                raise Stopped(15)
+            return test(*arguments)
+
+        return stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", stopping)
+        patch.setattr(loop, "evaluate_pretrained", stopping(loop.evaluate_pretrained))
+        patch.setattr(loop, "evaluate", stopping(loop.evaluate))
         with pytest.raises(Stopped):
             run(tmp_path / "parts", *tokens)
     there = sorted(path.name for path in (tmp_path / "parts").glob("checkpoints/*"))
