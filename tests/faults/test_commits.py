@@ -17,7 +17,7 @@ from tests.faults.looks import Expected, look
 from tests.faults.strikes import Strike
 from tests.marks import slow_after
 
-FAST = ("rollback", "forget", "calibrate a version", "export")
+FAST = ("forget", "rollback", "calibrate a version", "export")
 """Commands that take well under a second."""
 NAMES = ("rename", "replace", "exchange")
 """Calls that put something in the place of something else."""
@@ -34,7 +34,7 @@ def decisive(calls: Sequence[str]) -> list[int]:
     return [number for number, call in enumerate(calls, 1) if call.startswith(NAMES)][-2:]
 
 
-@pytest.mark.parametrize("name", slow_after(2, FAST))
+@pytest.mark.parametrize("name", slow_after(1, FAST))
 def test_killed_where_names_change(bench: Bench, name: str) -> None:
     with at_home(bench, name) as plain:
         for number in decisive(plain.calls):
@@ -43,7 +43,7 @@ def test_killed_where_names_change(bench: Bench, name: str) -> None:
                 assert Killed(bench, plain, point).judge() == [], point.words(plain)
 
 
-@pytest.mark.parametrize("name", slow_after(2, FAST))
+@pytest.mark.parametrize("name", slow_after(1, FAST))
 def test_two_at_once(bench: Bench, name: str) -> None:
     with at_home(bench, name) as one, at_home(bench, name, rival=True) as other:
         for number in (1, *decisive(one.calls)):

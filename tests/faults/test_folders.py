@@ -41,6 +41,7 @@ def test_what_is_drawn_is_the_same_each_time(bench: Bench) -> None:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 def test_harm_is_noticed(bench: Bench, tmp_path: Path) -> None:
     world = World(bench)
     assert world.harm() == ""

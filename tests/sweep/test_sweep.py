@@ -464,6 +464,7 @@ def test_a_search_within_trials_is_found_again_and_used(
     assert capsys.readouterr().out.startswith("everclip tune")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its child
 def test_slurm(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", *tokens, "method=ncm", f"out={tmp_path / 's'}", "--slurm"]
