@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -139,6 +140,12 @@ def _import(name: str) -> ModuleType:
                 del sys.modules[package]
                 raise
     return importlib.import_module(name)
+
+
+def returned(plug_in: object, hook: str) -> str:
+    """How a message about what a plug-in's hook has returned begins: with its class and its file."""
+    cls = type(plug_in)
+    return f"{cls.__name__}.{hook} ({inspect.getfile(cls)}) has returned"
 
 
 def fault(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from everclip.data.images import ImageSet
 from everclip.data.policies import Policy, Pool
 from everclip.data.policies.random import Random
 from everclip.errors import UserError, shown
+from everclip.plugins import returned
 from everclip.seeding import hash64
 
 Features = Callable[[ImageSet], NDArray[np.float64]]
@@ -94,7 +94,7 @@ class Memory:
             ranks = _numbers(self.policy, "ranks", self.policy.ranks(new, features(new)))
             if len(ranks) != len(new):
                 raise UserError(
-                    f"{_hook(self.policy, 'ranks')} {len(ranks)} numbers for {len(new)} images: one each"
+                    f"{returned(self.policy, 'ranks')} {len(ranks)} numbers for {len(new)} images: one each"
                 )
             self._rank |= dict(zip(new.ids.tolist(), ranks.tolist(), strict=True))
         kept = pool
@@ -136,12 +136,12 @@ class Memory:
         found = np.unique(_numbers(self.policy, "choose", self.policy.choose(pool)))
         if len(found) and found[-1] >= len(pool.images):
             raise UserError(
-                f"{_hook(self.policy, 'choose')} the position {found[-1]} of {len(pool.images)} images:"
+                f"{returned(self.policy, 'choose')} the position {found[-1]} of {len(pool.images)} images:"
                 " return positions in pool.images"
             )
         if len(found) > pool.budget:
             raise UserError(
-                f"{_hook(self.policy, 'choose')} {len(found)} positions: return pool.budget ({pool.budget}) at most"
+                f"{returned(self.policy, 'choose')} {len(found)} positions: return pool.budget ({pool.budget}) at most"
             )
         return found
 
@@ -174,16 +174,11 @@ class Memory:
         self._rank = {s: rank for s, rank in zip(state["ids"], state["rank"], strict=True) if rank >= 0}
 
 
-def _hook(policy: Policy, name: str) -> str:
-    """How a message about what a policy has returned begins."""
-    return f"{type(policy).__name__}.{name} ({inspect.getfile(type(policy))}) has returned"
-
-
 def _numbers(policy: Policy, name: str, found: Any) -> NDArray[np.int64]:
     """What a policy has returned, whole numbers from 0. Raises UserError for anything else."""
     numbers = np.asarray(found)
     if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu") or (numbers < 0).any():
         raise UserError(
-            f"{_hook(policy, name)} {shown(repr(found))}: return an array of whole numbers from 0"
+            f"{returned(policy, name)} {shown(repr(found))}: return an array of whole numbers from 0"
         )
     return numbers.astype(np.int64)

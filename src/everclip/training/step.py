@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
@@ -17,6 +16,7 @@ from everclip.errors import RunError, UserError
 from everclip.methods.base.method import Method, to_device
 from everclip.models import precision
 from everclip.models.precision import Precision
+from everclip.plugins import returned
 from everclip.training.context import Context
 from everclip.training.nonfinite import IN_A_ROW, NonFinite, check, located, undoable
 from everclip.training.optim import Update
@@ -89,7 +89,7 @@ def _returned(method: Method, hook: str, found: Any, scalar: bool = False) -> di
             wrong = f'"{name}" of shape {tuple(value.shape)}'
     if wrong is not None:
         raise UserError(
-            f"{type(method).__name__}.{hook} ({inspect.getfile(type(method))}) has returned {wrong}:"
+            f"{returned(method, hook)} {wrong}:"
             f" return a dict of names and {'scalar ' if scalar else ''}tensors"
         )
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Literal
 
 import numpy as np
@@ -41,7 +40,7 @@ def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-i
 def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
     """The tasks that a scenario cuts, as ``Task`` says that they are. Raises UserError where a plug-in's are not."""
     found = scenario.cut(data, seed)
-    where = f"{type(scenario).__name__}.cut ({inspect.getfile(type(scenario))}) has returned"
+    where = plugins.returned(scenario, "cut")
     if not isinstance(found, list | tuple) or not found:
         raise UserError(f"{where} {shown(repr(found))}: return a list of tasks, at least one")
     known: set[int] = set()
