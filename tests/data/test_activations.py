@@ -105,22 +105,6 @@ def test_a_group_is_always_computed_whole(found: Dataset) -> None:
     assert len(rows) == 1, "of the others nothing is kept"
 
 
-def test_views_of_a_small_group_are_computed_together_whichever_are_lacking(found: Dataset) -> None:
-    kept = activations(found, views=20)
-    (first, *_) = grouped([found.train])
-    assert len(first) == 7
-    kept.fill(first, kept.training_views)
-    assert counted(kept) == [63, 63, 14], "9, 9 and 2 views of 7 images"
-    kept.fill(first)
-    assert counted(kept)[3:] == [7], "the plain picture is alone"
-    other = activations(found, views=20)
-    other.fill(first, [12])
-    assert counted(other) == [63], "in the same company"
-    views = np.full(len(first), 12)
-    assert torch.equal(kept.load(first, views)[0], other.load(first, views)[0])
-    assert not other._has(int(first.ids[0]), 11)
-
-
 def test_dropped_images_are_computed_again(found: Dataset) -> None:
     kept = activations(found)
     maker = loader(kept)
@@ -134,30 +118,48 @@ def test_dropped_images_are_computed_again(found: Dataset) -> None:
     Loader(kept.pixels, 8).drop(found.train.ids)
 
 
-def test_views_are_drawn_by_the_batch_and_fixed_by_the_image(found: Dataset) -> None:
+def test_each_epoch_sees_the_next_view(found: Dataset) -> None:
     kept = activations(found, views=3)
     maker = loader(kept, "shift_flip")
-    once, again = batches(maker, found.train, 18), batches(maker, found.train, 18)
-    assert sum(counted(kept)) == 3 * len(found.train)
-    for a, b in zip(once, again, strict=True):
-        assert torch.equal(a.images, b.images)
-    later = batches(maker, found.train, 18, start=7)
-    assert all(torch.equal(a.images, b.images) for a, b in zip(once[7:], later, strict=True))
-    other = batches(loader(kept, "shift_flip", 1), found.train, 18)
-    assert not all(torch.equal(a.images, b.images) for a, b in zip(once, other, strict=True))
-    assert sum(counted(kept)) == 3 * len(found.train), "another seed draws other ones of the same views"
-    views = {view: kept.load(found.train, [view] * len(found.train))[0] for view in kept.training_views}
+    per_epoch = maker.steps_per_epoch(len(found.train))
+    met: list[list[Batch]] = []
+    for epoch in range(4):
+        met.append(batches(maker, found.train, (epoch + 1) * per_epoch, start=epoch * per_epoch))
+        assert sum(counted(kept)) == min(epoch + 1, 3) * len(found.train), (
+            "a view is computed when it is drawn"
+        )
     position = {sample: place for place, sample in enumerate(found.train.ids.tolist())}
-    met = dict.fromkeys(views, 0)
-    for batch in once:
-        for sample, row in zip(batch.ids.tolist(), batch.images, strict=True):
-            equal = [view for view in views if torch.equal(views[view][position[sample]], row)]
-            assert equal
-            met[equal[0]] += 1
-    assert min(met.values()) > 20
+    for view, epoch in ((1, 0), (2, 1), (3, 2), (1, 3)):
+        rows, _ = kept.load(found.train, view)
+        for batch in met[epoch]:
+            assert torch.equal(batch.images, rows[[position[sample] for sample in batch.ids.tolist()]])
+    later = batches(maker, found.train, 3 * per_epoch, start=per_epoch + 2)
+    once = [*met[1][2:], *met[2]]
+    assert [batch.number for batch in later] == [batch.number for batch in once]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(once, later, strict=True))
     plain = next(iter(maker.plain(found.test)))
     whole, _ = pixels(found).load(found.test.rows)
     assert torch.equal(plain.images, Encoder()(whole).half()), "tests see the picture itself"
+
+
+def test_no_more_is_computed_than_the_steps_see(found: Dataset) -> None:
+    kept = activations(found, views=4)
+    one = found.train.select(found.train.labels == found.train.labels[0])
+    seen = batches(loader(kept, "shift_flip"), found.train + one, 1)
+    groups = {int(label) for label in seen[0].labels}
+    assert sum(counted(kept)) == 7 * len(groups)
+
+
+def test_without_kept_views_training_sees_pictures(found: Dataset) -> None:
+    kept = activations(found, views=0)
+    maker, plain = loader(kept, "shift_flip"), Loader(kept.pixels, 8, "shift_flip")
+    for a, b in zip(batches(maker, found.train, 12, 2), batches(plain, found.train, 12, 2), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert a.second is not None
+        assert b.second is not None
+        assert torch.equal(a.second, b.second)
+    assert counted(kept) == []
+    assert next(iter(maker.plain(found.test))).images.shape[1:] == (3, 4, 4), "tests read rows"
 
 
 def test_two_views_of_an_image_differ(found: Dataset) -> None:

@@ -150,9 +150,9 @@ def test_methods_that_train_nothing_are_as_without(method: str, tmp_path: Path, 
 @pytest.mark.parametrize("method", ["co2l", "cassle method.objective=sogclr", "gdro"])
 def test_fixed_views(method: str, tmp_path: Path, words: list[str], kept: list[Activations]) -> None:
     probe = ["method.probe_epochs=1"] if "gdro" not in method else []
-    tokens = [*words, *f"method={method}".split(), *probe, "tune=top:1", "cache.views=2"]
+    tokens = [*words, *f"method={method}".split(), *probe, "tune=top:1", "cache.views=2", "cache.trunk=on"]
     whole = run(tmp_path / "whole", *tokens)
-    assert kept[0].training_views == (1, 2)
+    assert kept[0].views == 2
     assert whole["optimizer_steps"] > 2
     assert run_for(tmp_path / "parts", 3, *tokens) is None
     assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
@@ -323,7 +323,7 @@ def test_rows_of_images_that_are_gone_are_freed(
     tokens.remove("scenario.tasks=2")
     results = run(tmp_path / "run", *tokens)
     plan, _, _ = open_run(tmp_path / "run")
-    assert Amount.of(plan) == Amount(most=8 + 3 + 12, all=24 + 12)
+    assert Amount.of(plan) == Amount(views=1, most=8 + 3 + 12, all=24 + 12)
     assert len(kept[0].rows) <= 3 + 12
     assert results["cache_bytes"] == 23 * kept[0].rows.row_bytes
     held = {key[0] for key in kept[0].rows._rows}  # type: ignore[attr-defined]
@@ -504,6 +504,44 @@ def test_views_that_would_be_none_are_refused(words: list[str]) -> None:
     tokens = [*words, "method=gcl", "tune=top:1", "train.augment=none", "cache.views=2"]
     assert "write train.augment=shift_flip, or cache.views=1" in refusal(*tokens)
     assert blocks(*words, "method=ncm", "cache.views=2", "train.augment=none") == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "views", "each"),
+    [
+        ("train.epochs=1 memory.budget=0", 0, 1),
+        ("train.epochs=4 memory.budget=0", 0, 1),
+        ("train.epochs=5 memory.budget=0", 4, 5),
+        ("train.epochs=1 memory.budget=all", 2, 3),
+        ("train.epochs=1 memory.budget=1", 0, 1),
+        ("train.epochs=3 memory.budget=all", 3, 4),
+        ("train.epochs=1 memory.budget=0 cache.trunk=on", 2, 3),
+        ("train.epochs=1 memory.budget=0 cache.shared=true", 2, 3),
+        ("train.epochs=none train.steps=2 memory.budget=0", 0, 1),
+        ("train.epochs=none train.steps=20 memory.budget=0", 4, 5),
+        ("method=cassle train.epochs=2 memory.budget=0", 0, 1),
+        ("method=cassle train.epochs=3 memory.budget=0", 4, 5),
+    ],
+)
+def test_fixed_views_are_kept_where_one_is_seen_again(
+    tokens: str, views: int, each: int, words: list[str]
+) -> None:
+    """Never more than the epochs of a task see; 24 training images in two tasks, 12 test images."""
+    method = () if "method" in tokens else ("method=gcl",)
+    given = [*words, *method, "tune=top:1", "cache.views=4", *tokens.split()]
+    amount = Amount.of(Plan.of(configured(*given)))
+    assert (amount.views, amount.all) == (views, each * 24 + 12)
+
+
+def test_without_kept_views_a_run_goes_on_bit_for_bit(
+    tmp_path: Path, words: list[str], kept: list[Activations], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = [*words, "method=gcl", "tune=top:1", "cache.views=4", "memory.budget=0", "train.epochs=2"]
+    whole = run(tmp_path / "whole", *tokens)
+    assert "kept of test images alone" in capsys.readouterr().err
+    assert {key[1] for key in kept[0].rows._rows} == {0}  # type: ignore[attr-defined]
+    assert run_for(tmp_path / "parts", whole["optimizer_steps"] - 1, *tokens) is None
+    assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
 
 
 def test_an_unknown_tower_is_left_whole_unless_it_must_not_be(tmp_path: Path, words: list[str]) -> None:

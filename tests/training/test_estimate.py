@@ -145,9 +145,9 @@ def test_what_is_frozen_and_kept_is_not_counted() -> None:
         "tune=lora:4": 2 * image + 2 * text,
         "tune=image": 3 * image,
         "tune=text": image + 3 * text,
-        "tune=text train.augment=none": 3 * text,
+        "tune=text train.augment=none": 1 / 5 * image + 3 * text,
         "tune=top:3": (1 / 4 * 3 + 3 / 4) * image + 1 / 4 * 3 * text,
-        "tune=top:3 cache.views=4": 1 / 4 * 3 * image + 1 / 4 * 3 * text,
+        "tune=top:3 cache.views=4": (1 / 4 * 3 + 3 / 4 * 4 / 5) * image + 1 / 4 * 3 * text,
         "tune=top:3 cache.views=4 cache.trunk=off": (1 / 4 * 3 + 3 / 4) * image + 1 / 4 * 3 * text,
     }
     for words, operations in counts.items():

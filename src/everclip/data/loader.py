@@ -137,10 +137,15 @@ class Loader:
         """Bytes of kept activations at most; 0 where none are kept."""
         return 0 if self.activations is None else self.activations.most * self.activations.rows.row_bytes
 
-    def prepare(self, images: ImageSet) -> None:
-        """Compute what training sees of these images now, where it is kept."""
-        if self.activations is not None:
-            self.activations.fill(images, self.activations.training_views)
+    @property
+    def kept(self) -> Activations | None:
+        """The rows that training sees in place of pictures; None where it sees pictures."""
+        return self.activations if self.activations is not None and self.activations.views else None
+
+    def prepare(self, images: ImageSet, epoch: int = 0, views: int = 1) -> None:
+        """Compute what training sees of these images in an epoch of a phase, where it is kept."""
+        if self.kept is not None:
+            self.kept.fill(images, self.kept.drawn(epoch, views))
 
     def drop(self, ids: NDArray[np.int64]) -> None:
         """Free what is kept of images that no later stage sees."""
@@ -198,24 +203,27 @@ class Loader:
             self._check_views()
         which = {"mixed": np.ones_like(current), "new": current, "memory": ~current}[phase.data]
         images, current = images.select(which), current[which]
-        self.prepare(images)
-        collectives.wait()
         per_epoch = self.steps_per_epoch(len(images))
-        orders: dict[int, list[NDArray[np.int64]]] = {}
+        while start < steps:
+            epoch, first = divmod(start, per_epoch)
+            order = self.order(images, phase, (stage, index, epoch))[: first + steps - start]
+            # groups are computed whole: images that are drawn at random would have them computed time and again
+            uniform = phase.sampler == "uniform"
+            drawn = images.select(np.concatenate(order[first:])) if uniform else images
+            self.prepare(drawn, epoch, phase.views)
+            collectives.wait()
 
-        def make(step: int) -> _Part:
-            epoch, within = divmod(step, per_epoch)
-            if epoch not in orders:
-                orders.clear()
-                orders[epoch] = self.order(images, phase, (stage, index, epoch))
-            where = orders[epoch][within]
-            key = (stage, index, epoch, within)
-            return self._part(images.select(where), current[where], key, phase.views)
+            def make(
+                within: int, order: list[NDArray[np.int64]] = order, epoch: int = epoch
+            ) -> tuple[int, _Part]:
+                where, key = order[within], (stage, index, epoch, within)
+                return within, self._part(images.select(where), current[where], key, phase.views)
 
-        for number, part in enumerate(self._ahead(make, range(start, steps)), start):
-            batch = self._whole(part)
-            if len(batch):
-                yield replace(batch, number=number)
+            for within, part in self._ahead(make, range(first, len(order)), self.kept):
+                batch = self._whole(part)
+                if len(batch):
+                    yield replace(batch, number=epoch * per_epoch + within)
+            start = (epoch + 1) * per_epoch
 
     def _check_views(self) -> None:
         """Refuse two views of an image that would be one."""
@@ -224,7 +232,7 @@ class Loader:
                 "the method compares two views of each image, and train.augment=none makes them the same:"
                 " write train.augment=shift_flip"
             )
-        if self.activations is not None and self.activations.views == 1:
+        if self.kept is not None and self.kept.views == 1:
             raise UserError(
                 "the method compares two views of each image, and one is kept: write cache.views=4, or cache.trunk=off"
             )
@@ -240,11 +248,11 @@ class Loader:
         """The pictures of a batch that are this process's, or those asked for, each seen as in the whole batch."""
         own = collectives.own(len(images)) if own is None else own
         mine, second = images.select(np.arange(own.start, own.stop)), None
-        if self.activations is not None:
-            drawn = self.activations.drawn(len(images), generator(self.seed, "fixed view", *key))
-            first, good = self.activations.load(mine, drawn[0][own])
+        if self.kept is not None:
+            drawn = self.kept.drawn(key[2], views)
+            first, good = self.kept.load(mine, drawn[0])
             if views == 2:
-                second = self.activations.load(mine, drawn[1][own])[0]
+                second = self.kept.load(mine, drawn[1])[0]
             return _Part(images, current, key, views, good, first, second)
         pictures, good = self.pixels.load(mine.rows)
         first, second = pictures, pictures if views == 2 else None
@@ -295,7 +303,7 @@ class Loader:
             part = images.select(where[(step - first) // each])
             return self._batch(part, np.ones(len(part), dtype=bool), (0, 0, 0, step))
 
-        yield from (batch for batch in self._ahead(make, steps) if len(batch))
+        yield from (batch for batch in self._ahead(make, steps, self.activations) if len(batch))
 
     def _batch(self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]) -> Batch:
         """The images that can be read."""
@@ -306,9 +314,9 @@ class Loader:
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])
         return Batch(pictures, *(torch.from_numpy(column) for column in columns), key=key, seed=self.seed)
 
-    def _ahead(self, make: Callable[[int], _Made], steps: range) -> Iterator[_Made]:
+    def _ahead(self, make: Callable[[int], _Made], steps: range, kept: Activations | None) -> Iterator[_Made]:
         """Yield what is made, decoding the next one while this one is used; from memory that would gain nothing."""
-        if self.activations.rows.at_hand if self.activations is not None else self.pixels.cached:
+        if kept.rows.at_hand if kept is not None else self.pixels.cached:
             yield from map(make, steps)
             return
         with ThreadPoolExecutor(1) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import TracebackType
 
@@ -76,6 +77,22 @@ class Progress:
         elif time.monotonic() - self._said > EVERY:
             self._said = time.monotonic()
             self.say(f"{self._name}  {self._done}/{self._total}  {note}".rstrip())
+
+    def aside(self, name: str, total: int) -> Callable[[int], None]:
+        """Start a piece of work inside the present one, which is shown again once it is done.
+
+        Returns:
+            What to call with each number of steps done.
+        """
+        present = self._name, self._total, self._done
+        self.start(name, total)
+
+        def step(count: int) -> None:
+            self.step(count=count)
+            if self._done >= total and present[1]:
+                self.start(*present)
+
+        return step
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""

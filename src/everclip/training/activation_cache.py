@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from everclip.config import Config
-from everclip.data.cache.activations import Activations, Begin, fingerprint
+from everclip.data.cache.activations import Activations, fingerprint
 from everclip.data.cache.rows import Memory, Rows, Shared, Spilled
 from everclip.data.cache.views import SCHEME
 from everclip.data.images import ImageSet
@@ -36,10 +37,12 @@ from everclip.system.machine import free_memory
 from everclip.system.progress import Progress
 from everclip.training.plan import Plan
 
-FORMAT = 4
+FORMAT = 5
 """Of a shared cache; another number for rows that are computed in another way."""
 SHARE = 0.8
 """Of the free main memory that kept activations may take."""
+LEAST = 0.1
+"""Fraction of what training sees that has to be read again, for fixed views to be kept."""
 
 
 def blocks_above(config: Config, method: Method) -> int | None:
@@ -114,24 +117,46 @@ class Amount:
     """The number of rows of activations that a run keeps.
 
     Args:
-        most: at any time, where those are dropped that no later stage sees.
-        all: where none is dropped.
+        views: kept of a training image: 1 is the plain picture, and 0 keeps nothing of training images.
+        most: rows at any time, where those are dropped that no later stage sees.
+        all: rows where none is dropped.
     """
 
+    views: int
     most: int
     all: int
 
     @classmethod
     def of(cls, plan: Plan) -> Amount:
         """Count for a plan: the images of a task and the memory beside all test images."""
-        views = plan.config.cache.views if plan.method.capabilities.trains else 1
-        each = views if views == 1 else views + 1  # the plain picture too
         train, budget = [len(task.train) for task in plan.tasks], plan.budget()
         before = [0, *accumulate(train)]
-        kept = before if budget == "all" else [min(count, budget) for count in before]
+        kept = before[:-1] if budget == "all" else [min(count, budget) for count in before[:-1]]
+        views = _views(plan, sum(train), sum(kept))
+        each = views + (views != 1)  # the plain picture too, which what comes after training may ask for
         test = sum(len(task.test) for task in plan.tasks)
-        most = max(new + old for new, old in zip(train, kept, strict=False))
-        return cls(each * most + test, each * sum(train) + test)
+        most = max(new + old for new, old in zip(train, kept, strict=True))
+        return cls(views, each * most + test, each * sum(train) + test)
+
+
+def _views(plan: Plan, new: int, again: int) -> int:
+    """Views to keep of a training image: no more than the epochs of a task see, and none where that saves no work.
+
+    Args:
+        new, again: training images of all tasks, and those that are in the memory at the start of each.
+    """
+    config, method = plan.config, plan.method
+    if not method.capabilities.trains or config.cache.views == 1:
+        return 1
+    train = config.train
+    epochs = train.epochs or math.ceil(
+        (train.steps or 0) * train.batch_size * len(plan.tasks) / (new + again)
+    )
+    draws = epochs * method.passes.views
+    views = min(config.cache.views, max(2, draws))
+    asked = config.cache.trunk == "on" or config.cache.shared
+    computed, seen = min(views, draws) * new, draws * (new + again)
+    return views if asked or computed <= (1 - LEAST) * seen else 0
 
 
 @dataclass(frozen=True)
@@ -142,11 +167,13 @@ class Size:
         shape: of a row.
         exact: whether rows are fp32, as features are; else fp16.
         rows: how many are kept at most.
+        views: of each training image, as ``Amount`` has it.
     """
 
     shape: tuple[int, ...]
     exact: bool
     rows: int
+    views: int = 1
 
     @classmethod
     def of(cls, plan: Plan, clip: Clip) -> Size:
@@ -155,7 +182,7 @@ class Size:
         blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
         amount = Amount.of(plan)
         rows = amount.all if plan.config.cache.shared else amount.most
-        return cls(tuple(clip.normalise(blank).shape[1:]), clip.trunk.vectors, rows)
+        return cls(tuple(clip.normalise(blank).shape[1:]), clip.trunk.vectors, rows, amount.views)
 
     @property
     def row_bytes(self) -> int:
@@ -170,6 +197,11 @@ class Size:
     def words(self) -> str:
         """Describe in a line what is kept."""
         what = "image features are kept" if self.exact else "activations of the frozen trunk are kept"
+        if not self.views:
+            what += (
+                " of test images alone (training would see hardly a view twice, so it draws new ones;"
+                " cache.trunk=on keeps them)"
+            )
         each = f"{_bytes(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
         return f"{what}: {each}, at most {_bytes(self.nbytes)}"
 
@@ -202,28 +234,19 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         plan.data.train.store,
         clip.eval_transform,
         clip.image_size,
-        config.loader.cache_mb << 20 if rows is None else 0,
+        config.loader.cache_mb << 20 if rows is None or (size is not None and not size.views) else 0,
         config.loader.workers,
     )
     activations = None
     if rows is not None and size is not None and clip.trunk is not None:
-        views = config.cache.views if plan.method.capabilities.trains else 1
-        begin = _shown(progress, "computing what is kept of the images")
+        begin = partial(progress.aside, "computing what is kept of the images")
         training = partial(precision.training, clip, "bf16") if clip.trunk.bf16 else nullcontext
         images = [train, test]
-        activations = Activations(pixels, clip.normalise, rows, views, images, size.rows, begin, training)
+        activations = Activations(
+            pixels, clip.normalise, rows, size.views, images, size.rows, begin, training
+        )
     light = config.distributed.gather == "light"
     return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations, light)
-
-
-def _shown(progress: Progress, name: str) -> Begin:
-    """Return a function that shows how the computing of activations goes, under a name."""
-
-    def begin(total: int) -> Any:
-        progress.start(name, total)
-        return lambda done: progress.step(count=done)
-
-    return begin
 
 
 def _all(plan: Plan, part: str) -> ImageSet:
@@ -237,7 +260,7 @@ def _rows(
     """Return the rows that the activations are kept in, said in a line; None where there is no room."""
     cache = plan.config.cache
     if cache.shared:
-        about = _about(clip, size, parts, cache.views if plan.method.capabilities.trains else 1)
+        about = _about(clip, size, parts)
         rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / _name(about), about)
         if not _room(max(0, size.nbytes - rows.nbytes), rows.folder, plan, progress):
             return None
@@ -260,7 +283,7 @@ def _room(needed: int, folder: Path, plan: Plan, progress: Progress) -> bool:
     if needed <= free:
         return True
     line = f"the kept activations take {_bytes(needed)} and {folder} has {_bytes(free)} free"
-    if cache.trunk == "on" or (cache.views > 1 and plan.method.capabilities.trains):
+    if cache.trunk == "on" or (cache.views > 1 and Amount.of(plan).views > 1):
         raise UserError(f"{line}: make room, or write cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")
     return False
@@ -270,7 +293,7 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _about(clip: Clip, size: Size, parts: list[ImageSet], views: int) -> dict[str, Any]:
+def _about(clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
     """All that a row depends on, its image aside."""
     assert clip.trunk is not None
     return {
@@ -281,7 +304,6 @@ def _about(clip: Clip, size: Size, parts: list[ImageSet], views: int) -> dict[st
         "row": [*size.shape],
         "dtype": "float32" if size.exact else "float16",
         "views": SCHEME,
-        "together": views,  # views that are computed in one pass
         "images": fingerprint(parts),
         "device": clip.device.type,
         "torch": torch.__version__,

@@ -78,14 +78,15 @@ class Work:
 def _factors(config: Config, costs: Costs) -> tuple[float, float]:
     """Forward passes that training on an image, and on a prompt, counts as.
 
-    A frozen part below the trained one
-    costs one pass, or none where what it gives is kept; a text tower that is frozen gives the same each time.
+    A frozen part below the trained one costs one pass; where what it gives is kept, one for each view of an image in
+    place of one for each epoch. A text tower that is frozen gives the same each time.
     """
     tuning = tuning_of(config.tune, config.tuning.options)
     whole, (image, text) = tuning.passes, tuning.fractions(costs)
-    plain = config.train.augment == "none" or config.cache.views > 1
+    views, epochs = config.cache.views, config.train.epochs or 1
+    plain = config.train.augment == "none" or views > 1
     kept = plain and config.cache.trunk != "off" and not config.train.patch_dropout
-    return image * whole + (0.0 if kept else 1 - image), text * whole
+    return image * whole + (1 - image) * (min(views, epochs) / epochs if kept else 1.0), text * whole
 
 
 def _passes(config: Config) -> tuple[Passes, dict[str, Any]]:

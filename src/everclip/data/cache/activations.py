@@ -1,8 +1,8 @@
 """Keep what the frozen trunk of an image tower makes of each image, computed once, in place of the pictures.
 
 Images are computed in groups that depend on the data alone: those of one part, class and domain, in the order of their
-ids, at most ``GROUP`` at a time; of small groups several augmented views at once. A processor's last bit depends on how
-many rows it is given; so a row is the same whichever stage, run or resume it was first asked for in.
+ids, at most ``GROUP`` at a time. A processor's last bit depends on how many rows it is given; so a row is the same
+whichever stage, run or resume it was first asked for in.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Activations:
         pixels: the pictures.
         encode: uint8 pictures to activations.
         rows: what they are kept in.
-        views: augmented views kept of a training image; with 1, training sees the plain picture.
+        views: augmented views kept of a training image, of which each epoch sees the next one; with 1, training sees
+            the plain picture; with 0, no training rows are kept and training sees pictures.
         parts: all images of the run: its training images, its test images.
         most: rows that a run keeps at any time, as planned.
         begin: is told when images are to be computed.
@@ -72,18 +73,15 @@ class Activations:
             sample: number for number, group in enumerate(self._groups) for sample in group.ids.tolist()
         }
 
-    @property
-    def training_views(self) -> tuple[int, ...]:
-        """The views that training draws from."""
-        return (0,) if self.views == 1 else tuple(range(1, self.views + 1))
+    def drawn(self, epoch: int, count: int = 1) -> list[int]:
+        """The ``count`` views that an epoch of a phase sees of each image: the next ones, and the first after the last.
 
-    def drawn(self, count: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-        """A view of each of ``count`` images, and another one (the same where there is no other)."""
+        How an image is shifted and mirrored in a view is drawn for each image, so one number serves the whole epoch,
+        and an image is computed again only once all its views have been seen.
+        """
         if self.views == 1:
-            return [np.zeros(count, dtype=np.int64)] * 2
-        first = rng.integers(0, self.views, size=count)
-        second = first + rng.integers(1, self.views, size=count)
-        return [first + 1, second % self.views + 1]
+            return [0] * count
+        return [1 + (epoch * count + place) % self.views for place in range(count)]
 
     def fill(self, images: ImageSet, views: Sequence[int] = (0,)) -> None:
         """Compute what is not there yet of some views of images; broken images are found, and left out."""
@@ -107,18 +105,14 @@ class Activations:
                         self._compute(self._groups[number], views, wanted)
                     step(len(self._groups[number]))
 
-    def load(
-        self, images: ImageSet, views: Sequence[int] | NDArray[np.int64] | None = None
-    ) -> tuple[Float[Tensor, "b ..."], NDArray[np.bool_]]:
+    def load(self, images: ImageSet, view: int = 0) -> tuple[Float[Tensor, "b ..."], NDArray[np.bool_]]:
         """Rows, which are there, of the images that can be read, in order, and the mask ``[len(images)]`` of those.
 
         Args:
-            views: of each image; default: the plain picture.
+            view: of all of them; default: the plain picture.
         """
-        chosen = np.zeros(len(images), dtype=np.int64) if views is None else np.asarray(views)
         good = self.pixels.is_good(images.rows)
-        chosen = zip(images.ids[good].tolist(), chosen[good].tolist(), strict=True)
-        return self.rows.read([self._key(sample, view) for sample, view in chosen]), good
+        return self.rows.read([self._key(sample, view) for sample in images.ids[good].tolist()]), good
 
     def drop(self, ids: NDArray[np.int64]) -> None:
         """Free the rows of images that no later stage sees."""
@@ -154,22 +148,9 @@ class Activations:
         ids = group.ids[good].tolist()
         shared = isinstance(self.rows, Shared)
         kept = [place for place, sample in enumerate(ids) if shared or sample in wanted]
-        lacking = self._lacking(group, views, wanted)  # none, where only broken images had no row
-        for company in self._passes(len(ids)):
-            if not set(lacking).intersection(company):
-                continue
-            hidden = (
-                self.encode(torch.cat([fixed_view(pictures, ids, view) for view in company])).float().cpu()
-            )
-            for view, part in zip(company, hidden.split(len(ids)), strict=True):
-                if view in lacking:
-                    self.rows.write([self._key(ids[place], view) for place in kept], part[kept])
-
-    def _passes(self, images: int) -> list[tuple[int, ...]]:
-        """Number of images whose views are computed together, whichever of them are lacking."""
-        drawn = self.training_views if self.views > 1 else ()
-        each = max(1, GROUP // max(1, images))
-        return [(0,), *(drawn[start : start + each] for start in range(0, len(drawn), each))]
+        for view in self._lacking(group, views, wanted):  # none, where only broken images had no row
+            hidden = self.encode(fixed_view(pictures, ids, view)).float().cpu()
+            self.rows.write([self._key(ids[place], view) for place in kept], hidden[kept])
 
 
 def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:
