@@ -239,8 +239,8 @@ class Cache(Section):
         default=1,
         ge=1,
         le=64,
-        description="most fixed augmented views kept of a training image, one after another epoch by epoch: no more than"
-        " are seen, and with trunk=auto none where hardly one would be seen again; 1 keeps the plain picture",
+        description="most fixed augmented views kept of a training image, one after another epoch by epoch: no more"
+        " than are seen, and with trunk=auto none where hardly one would be seen again; 1 keeps the plain picture",
     )
     ram_mb: int = Field(
         default=4096, ge=0, description="above it, or where less memory is free, a file keeps it, in MB"

@@ -100,6 +100,7 @@ class _Part:
     second: Tensor | None
 
 
+_Order = list[NDArray[np.int64]]
 _Made = TypeVar("_Made")
 
 
@@ -156,7 +157,7 @@ class Loader:
         """Batches in one pass over this many images."""
         return -(-images // self.batch_size)
 
-    def order(self, images: ImageSet, phase: Phase, key: tuple[int, int, int]) -> list[NDArray[np.int64]]:
+    def order(self, images: ImageSet, phase: Phase, key: tuple[int, int, int]) -> _Order:
         """Positions of each batch of one epoch; ``key`` is (stage, phase index, epoch)."""
         rng = generator(self.seed, "order", *key)
         steps = self.steps_per_epoch(len(images))
@@ -207,35 +208,27 @@ class Loader:
         while start < steps:
             epoch, first = divmod(start, per_epoch)
             order = self.order(images, phase, (stage, index, epoch))[: first + steps - start]
-            # groups are computed whole: images that are drawn at random would have them computed time and again
-            uniform = phase.sampler == "uniform"
-            drawn = images.select(np.concatenate(order[first:])) if uniform else images
-            self.prepare(drawn, epoch, phase.views)
+            # groups are computed whole: for images drawn at random, time and again
+            drawn = np.concatenate(order[first:]) if phase.sampler == "uniform" else np.arange(len(images))
+            self.prepare(images.select(drawn), epoch, phase.views)
             collectives.wait()
 
-            def make(
-                within: int, order: list[NDArray[np.int64]] = order, epoch: int = epoch
-            ) -> tuple[int, _Part]:
-                where, key = order[within], (stage, index, epoch, within)
-                return within, self._part(images.select(where), current[where], key, phase.views)
+            def make(step: int, order: _Order = order, epoch: int = epoch) -> tuple[int, _Part]:
+                where, key = order[step], (stage, index, epoch, step)
+                return step, self._part(images.select(where), current[where], key, phase.views)
 
-            for within, part in self._ahead(make, range(first, len(order)), self.kept):
-                batch = self._whole(part)
-                if len(batch):
-                    yield replace(batch, number=epoch * per_epoch + within)
+            for step, part in self._ahead(make, range(first, len(order)), self.kept):
+                if len(batch := self._whole(part)):
+                    yield replace(batch, number=epoch * per_epoch + step)
             start = (epoch + 1) * per_epoch
 
     def _check_views(self) -> None:
         """Refuse two views of an image that would be one."""
+        same = "the method compares two views of each image, and"
         if self.augment == "none":
-            raise UserError(
-                "the method compares two views of each image, and train.augment=none makes them the same:"
-                " write train.augment=shift_flip"
-            )
+            raise UserError(f"{same} train.augment=none makes them the same: write train.augment=shift_flip")
         if self.kept is not None and self.kept.views == 1:
-            raise UserError(
-                "the method compares two views of each image, and one is kept: write cache.views=4, or cache.trunk=off"
-            )
+            raise UserError(f"{same} one is kept: write cache.views=4, or cache.trunk=off")
 
     def _part(
         self,
@@ -307,10 +300,8 @@ class Loader:
 
     def _batch(self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]) -> Batch:
         """The images that can be read."""
-        if self.activations is not None:
-            pictures, good = self.activations.load(images)
-        else:
-            pictures, good = self.pixels.load(images.rows)
+        kept = self.activations
+        pictures, good = self.pixels.load(images.rows) if kept is None else kept.load(images)
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])
         return Batch(pictures, *(torch.from_numpy(column) for column in columns), key=key, seed=self.seed)
 

@@ -35,6 +35,7 @@ from everclip.models.tunings import tuning_of
 from everclip.system import cache_folder
 from everclip.system.machine import free_memory
 from everclip.system.progress import Progress
+from everclip.training.disk import in_bytes
 from everclip.training.plan import Plan
 
 FORMAT = 5
@@ -202,8 +203,8 @@ class Size:
                 " of test images alone (training would see hardly a view twice, so it draws new ones;"
                 " cache.trunk=on keeps them)"
             )
-        each = f"{_bytes(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
-        return f"{what}: {each}, at most {_bytes(self.nbytes)}"
+        each = f"{in_bytes(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
+        return f"{what}: {each}, at most {in_bytes(self.nbytes)}"
 
 
 def forecast(plan: Plan) -> Size | None:
@@ -282,7 +283,7 @@ def _room(needed: int, folder: Path, plan: Plan, progress: Progress) -> bool:
     free, cache = _free(folder), plan.config.cache
     if needed <= free:
         return True
-    line = f"the kept activations take {_bytes(needed)} and {folder} has {_bytes(free)} free"
+    line = f"the kept activations take {in_bytes(needed)} and {folder} has {in_bytes(free)} free"
     if cache.trunk == "on" or (cache.views > 1 and Amount.of(plan).views > 1):
         raise UserError(f"{line}: make room, or write cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")
@@ -312,13 +313,3 @@ def _about(clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
 
 def _name(about: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
-def _bytes(count: float) -> str:
-    """A number of bytes in words."""
-    unit = "B"
-    for larger in ("KB", "MB", "GB", "TB"):
-        if count < 1000:
-            break
-        count, unit = count / 1000, larger
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
