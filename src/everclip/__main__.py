@@ -20,7 +20,9 @@ def main() -> int:
     sys.unraisablehook = _unraised
     try:
         from everclip.cli.app import main as command
+        from everclip.system.machine import collect_rarely
 
+        collect_rarely()
         return command()
     except KeyboardInterrupt:
         return 130

@@ -30,7 +30,9 @@ from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, Clip
 from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
 from everclip.models.towers import input_side, is_convolutional
+from everclip.models.unset import Unset
 from everclip.system.checkpoint import MANIFEST, Damaged, Store, verify
+from everclip.system.machine import collect_as_usual
 
 __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 
@@ -60,7 +62,9 @@ def load(spec: str, image_size: int | None = None, device: str | torch.device = 
     """
     with torch.random.fork_rng(devices=[]):
         source, options = _resolve(spec)
-        return _create(spec, source, options, image_size).to(device)
+        clip = _create(spec, source, options, image_size).to(device)
+    collect_as_usual()  # what is needed of other packages is imported now
+    return clip
 
 
 def check(spec: str) -> None:
@@ -175,7 +179,7 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
     ):
         options = {**options, "force_image_size": image_size}
     weights = _weights(source, folder)
-    with vetted.text_tower(text, folder, where) as tower:
+    with vetted.text_tower(text, folder, where) as tower, Unset():
         if weights is not None:
             given = {key: value for key, value in options.items() if key != "force_image_size"}
             bounded.check(source, model_cfg, weights, {**given, **tower})

@@ -1,11 +1,14 @@
-"""Measure the machine's free memory, and keep its C library from handing memory back."""
+"""Measure the machine's free memory, and say when this process looks for memory to hand back."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from malloc.h
 _KEPT = 1 << 30
+_RARELY = (100_000, 50, 50)
+_usual: list[tuple[int, int, int]] = []
 
 
 def free_memory() -> int | None:
@@ -29,3 +32,21 @@ def keep_freed_memory() -> None:
         return
     for threshold in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
         mallopt(threshold, _KEPT)
+
+
+def collect_rarely() -> None:
+    """Have Python look for cyclic garbage rarely, until ``collect_as_usual``.
+
+    While packages are imported, whose objects stay, it looks again and again and finds none, for a tenth of the time
+    of their import (benchmarks/start.md).
+    """
+    _usual.append(gc.get_threshold())
+    gc.set_threshold(*_RARELY)
+
+
+def collect_as_usual() -> None:
+    """End ``collect_rarely``; what there is by now, modules above all, is not looked at again. Else do nothing."""
+    if _usual:
+        gc.freeze()
+        gc.set_threshold(*_usual[0])
+        _usual.clear()

@@ -1,0 +1,37 @@
+"""Build a model whose weights are read next without drawing random ones first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_DRAWN = {
+    *(Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_),
+    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_),
+}
+
+
+class Unset(TorchFunctionMode):
+    """Put nan where random values are asked for, while it is open: what no file then fills in cannot pass unseen."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Fill a tensor, or hand on another call."""
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs).fill_(math.nan)
+        if func not in _DRAWN:
+            return func(*args, **kwargs)
+        tensor = args[0] if args else kwargs["tensor"]
+        with torch.no_grad():
+            return tensor if tensor.is_meta else tensor.fill_(math.nan)
