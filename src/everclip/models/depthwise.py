@@ -20,11 +20,14 @@ from torch import Tensor, nn
 MOST_SIDE = {1: 14, 2: 6}
 """Of the outputs, which are the kernels of that convolution, by stride; with larger ones torch's way is faster."""
 
+KINDS: set[type] = {nn.Conv2d, Conv2dSame}
+"""Modules that convolve as these two do."""
+
 
 def suits(module: nn.Module) -> bool:
     """Return whether ``forward`` is a form of a module's that may be faster."""
     return (
-        type(module) in (nn.Conv2d, Conv2dSame)
+        type(module) in KINDS
         and isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels
         and module.stride in ((1, 1), (2, 2))

@@ -43,6 +43,12 @@ class Updated(Tensor):
         """The sum, an ordinary tensor with the gradients of its parts."""
         return self.base + SCALE * (self.b @ self.a).view_as(self.base)
 
+    def scaled(self, scale: Tensor) -> Updated:
+        """The stand-in for the sum, each row times its number."""
+        return Updated.of(
+            self.base * scale.view(-1, *[1] * (self.base.ndim - 1)), self.a, scale[:, None] * self.b
+        )
+
     @classmethod
     def __torch_function__(
         cls,

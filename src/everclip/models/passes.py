@@ -25,6 +25,7 @@ from everclip.data.loader import Batch
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.models import depthwise
+from everclip.models.folded import FoldedConv2d, FoldedConv2dSame
 from everclip.models.pieces import again, unwatched
 
 if TYPE_CHECKING:
@@ -53,9 +54,13 @@ class Passes:
                 " write train.patch_dropout=0, or start one process"
             )
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
+        self._wide: list[tuple[Any, str]] = []
         if clip.device.type == "cpu":
             wide = [module for module in clip.model.visual.modules() if depthwise.suits(module)]
-            self._forwards += [(module, partial(depthwise.forward, module)) for module in wide]
+            self._wide = [
+                (part, "convolve" if isinstance(part, FoldedConv2d | FoldedConv2dSame) else "forward")
+                for part in wide
+            ]
         if not train.checkpointing and not train.compile:
             return
         if train.compile and clip.device.type == "cpu":
@@ -72,6 +77,8 @@ class Passes:
         """
         with ExitStack() as stack:
             stack.enter_context(self._clip.running(pieces=self._pieces, share=batch.share))
+            for module, name in self._wide:
+                _replace(stack, module, partial(depthwise.forward, module), name)
             for module, forward in self._forwards:
                 _replace(stack, module, forward)
             if self._drop is not None:
@@ -109,10 +116,12 @@ def compiled(block: nn.Module, backend: Any = "inductor") -> Callable[..., Any]:
     return torch.compile(block.forward, backend=backend)
 
 
-def _replace(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Give one module another forward pass until the stack is closed."""
-    module.forward = forward
-    stack.callback(delattr, module, "forward")
+def _replace(
+    stack: ExitStack, module: nn.Module, function: Callable[..., Any], name: str = "forward"
+) -> None:
+    """Give one module another method, by default another forward pass, until the stack is closed."""
+    setattr(module, name, function)
+    stack.callback(delattr, module, name)
 
 
 def _patches(clip: Clip) -> tuple[nn.Module, int]:

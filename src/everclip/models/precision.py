@@ -62,7 +62,7 @@ def autocast(clip: Clip, precision: Precision) -> Iterator[None]:
 
 def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
     """Fast attention where it makes a difference; open for a whole step, as checkpointed blocks run twice."""
-    gains = precision == "bf16" or any(isinstance(part, nn.MultiheadAttention) for part in clip.modules())
+    gains = precision == "bf16" or clip.multihead
     return CpuAttention() if clip.device.type == "cpu" and gains else nullcontext()
 
 

@@ -1,0 +1,148 @@
+"""Fold batch norm into the convolution before it, where neither of its parameters takes a gradient.
+
+In evaluation mode batch norm is a scale and a shift per channel, and so part of the convolution before it:
+
+    scale = gamma / sqrt(variance + eps)
+    norm(convolve(x, W)) = convolve(x, scale W) + (beta - mean scale)
+
+The parameters stay where they are, under their names: the product is taken anew in each pass, over the weights, which
+are few beside the activations that no longer pass through a layer of their own. Where gamma and beta train the layers
+run as ever; benchmarks/step.md has the numbers of both.
+
+A frozen depthwise convolution with a stride, whose padding is one wider at the right and at the bottom, takes a kernel
+with a row and a column of zeros in front in place of a padded copy of its input: the same sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import pad_same_arg
+from torch import Tensor, nn
+
+from everclip.models import depthwise
+from everclip.models.low_rank import Updated
+
+
+class _Folded:
+    """What the folded kinds of convolution share; ``norm`` is the layer behind them, no child of theirs."""
+
+    norm: tuple[Any]
+
+    def _weights(self: Any) -> tuple[Tensor, Tensor] | None:
+        """Kernel and bias with the norm in them; None where the norm trains."""
+        (norm,) = self.norm
+        if torch.is_grad_enabled() and (norm.weight.requires_grad or norm.bias.requires_grad):
+            return None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weight, bias = self.weight, norm.bias - norm.running_mean * scale
+        if self.bias is not None:
+            bias = bias + self.bias * scale
+        if isinstance(weight, Updated):
+            return weight.scaled(scale), bias
+        return weight * scale[:, None, None, None], bias
+
+    def _normed(self: Any, images: Tensor) -> Tensor:
+        """The norm itself."""
+        (norm,) = self.norm
+        mean, variance = norm.running_mean, norm.running_var
+        return F.batch_norm(images, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+class FoldedConv2d(_Folded, nn.Conv2d):
+    """A convolution and the batch norm behind it; ``convolve`` is the convolution alone."""
+
+    convolve = nn.Conv2d.forward
+
+    def forward(self: Any, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """The norm's output."""
+        found = self._weights()
+        if found is None:
+            return self._normed(self.convolve(input))
+        weight, bias = found
+        return F.conv2d(input, weight, bias, self.stride, self.padding, 1, self.groups)
+
+
+class FoldedConv2dSame(_Folded, Conv2dSame):
+    """The same where the padding depends on the input's size."""
+
+    convolve = Conv2dSame.forward
+
+    def forward(self: Any, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """The norm's output."""
+        found = self._weights()
+        if found is None:
+            return self._normed(self.convolve(x))
+        weight, bias = found
+        left, right, top, bottom = pad_same_arg([*x.shape[2:]], [*self.kernel_size], [*self.stride])
+        if self.groups == 1 or (weight.requires_grad and torch.is_grad_enabled()):
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        else:
+            weight, padding = F.pad(weight, (right - left, 0, bottom - top, 0)), (bottom, right)
+        return F.conv2d(x, weight, bias, self.stride, padding, 1, self.groups)
+
+
+class FoldedNorm(nn.BatchNorm2d):
+    """What is left of a batch norm: nothing."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Hand on what the convolution gives."""
+        return input
+
+
+class FoldedNormAct(BatchNormAct2d):
+    """What is left of timm's: the activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hand on what the convolution gives, activated."""
+        return self.act(self.drop(x))
+
+
+_CONVOLUTIONS: dict[type, type] = {nn.Conv2d: FoldedConv2d, Conv2dSame: FoldedConv2dSame}
+_NORMS: dict[type, type] = {nn.BatchNorm2d: FoldedNorm, BatchNormAct2d: FoldedNormAct}
+depthwise.KINDS.update(_CONVOLUTIONS.values())
+_ROWS = {
+    "timm.models._efficientnet_blocks": (
+        "ConvBnAct",
+        "DepthwiseSeparableConv",
+        "EdgeResidual",
+        "InvertedResidual",
+    ),
+    "timm.models.efficientnet": ("EfficientNet",),
+    "timm.models.resnet": ("BasicBlock", "Bottleneck", "ResNet"),
+    "open_clip.modified_resnet": ("Bottleneck", "ModifiedResNet"),
+}
+"""Modules that run a convolution and the batch norm that stands behind it among their children one after the other."""
+
+
+def fold_norms(tower: nn.Module) -> None:
+    """Fold the batch norms of an image tower, where they stand in a row that is known; copies of it are folded too."""
+    for owner in tower.modules():
+        known = type(owner).__name__ in _ROWS.get(type(owner).__module__, ())
+        for first, second in zip(children := [*owner.children()], children[1:], strict=False):
+            if (known or type(owner) is nn.Sequential) and _fits(first, second):
+                first.norm = (second,)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+                first.__class__, second.__class__ = _CONVOLUTIONS[type(first)], _NORMS[type(second)]
+
+
+def _fits(first: nn.Module, second: nn.Module) -> bool:
+    return (
+        type(first) in _CONVOLUTIONS
+        and type(second) in _NORMS
+        and isinstance(first, nn.Conv2d)
+        and isinstance(second, nn.BatchNorm2d)
+        and first.padding_mode == "zeros"
+        and not isinstance(first.padding, str)
+        and first.dilation == (1, 1)
+        and second.affine
+        and second.track_running_stats
+        and first.out_channels == second.num_features
+    )
