@@ -201,6 +201,20 @@ def test_what_is_shown_by_may_differ_between_sections(tmp_path: Path) -> None:
         compared(tmp_path, by=["model"])
 
 
+def test_options_of_the_source_keep_runs_apart(tmp_path: Path) -> None:
+    for every in (1, 4):
+        run_folder(tmp_path / f"gcl-{every}", 0.5, config={"source.every": every})
+        run_folder(tmp_path / f"gdro-{every}", 0.6, method="gdro", config={"source.every": every})
+    with pytest.raises(
+        UserError, match=r"differ in source\.every \(1 in .*, 4 in .*apart, --by source\.every"
+    ):
+        compared(tmp_path)
+    found = compared(tmp_path, by=["source.every"])
+    assert [section["by"] for section in found["sections"]] == [{"source.every": 1}, {"source.every": 4}]
+    run_folder(tmp_path / "older", 0.5, method="ewc")  # does not say, so it fits either
+    compared(tmp_path / "gcl-1", tmp_path / "older")
+
+
 def test_class_orders_as_repetitions(tmp_path: Path) -> None:
     for order in (1, 2, 3):
         for method, gain in (("gcl", 0.0), ("gdro", 0.1)):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from everclip.compare import verdict
+from everclip.errors import UserError
 from everclip.metrics.stats import interval
 from everclip.report.groups import Setting, differing, settings
 from everclip.report.read import read_run
+from everclip.runs.finished import find_runs
 from tests.report.synthetic import write_run
 
 SMALL: dict[str, Any] = {"tasks": 2, "per_task": 3, "steps": 4}
@@ -65,7 +69,7 @@ def test_options_that_differ_at_one_memory_size_make_groups(tmp_path: Path) -> N
         ({"model": "ViT-B-32:openai"}, "model"),
         ({"image_size": 224}, "image size"),
         ({"templates": ["a drawing of a {}."]}, "templates"),
-        ({"test_counts": [90, 89]}, "test images"),
+        ({"test_counts": [90, 89]}, "test counts"),
         ({"validation": 0.4}, "validation"),
         ({"smoke": True}, "smoke"),
         ({"scenario": "domain-incremental"}, "scenario"),
@@ -81,6 +85,71 @@ def test_what_cannot_be_compared_is_a_setting_of_its_own(
     assert [len(first.runs), len(second.runs)] == [1, 1]
     assert differing([first, second]) == [word]
     assert first.name != second.name
+
+
+@pytest.mark.parametrize(
+    ("results", "config"),
+    [
+        ({"model": "ViT-B-32:openai"}, {}),
+        ({"templates": ["a drawing of a {}."]}, {}),
+        ({"classes": ["b", "a"]}, {}),
+        ({"tasks": ["second", "first"]}, {}),
+        ({"test_counts": [90, 89]}, {}),
+        ({"validation": 0.4}, {}),
+        ({"smoke": True}, {}),
+        ({}, {"every": 4}),
+        ({"seed": 3}, {}),
+        ({"seconds": 1.0}, {}),
+        ({}, {}),
+    ],
+)
+def test_the_page_and_compare_keep_the_same_runs_apart(
+    tmp_path: Path, results: dict[str, Any], config: dict[str, Any]
+) -> None:
+    """Their definition of comparable is one."""
+    for name, options in (("a", {"every": 2}), ("b", {"every": 2} | config)):
+        write_run(tmp_path / name, seed=ord(name), **SMALL)
+        with (tmp_path / name / "config.toml").open("a") as file:
+            file.write(f"\n[source]\nevery = {options['every']}\n")
+    known = json.loads((tmp_path / "b" / "results.json").read_text())
+    if "classes" in results:
+        results = {"classes": known["classes"][::-1]}
+    change(tmp_path / "b", **results)
+    alike = len(sorted_out(tmp_path)) == 1
+    assert alike == (results.keys() <= {"seed", "seconds"} and not config)
+    refused = nullcontext() if alike else pytest.raises(UserError, match="these runs differ in")
+    with refused:
+        verdict.compare(find_runs([tmp_path]))
+
+
+def test_options_of_the_source_make_settings(tmp_path: Path) -> None:
+    for every in (2, 4):
+        for seed in (0, 1):
+            folder = tmp_path / f"{every}-{seed}"
+            write_run(folder, seed=seed, **SMALL)
+            with (folder / "config.toml").open("a") as file:
+                file.write(f"\n[source]\nevery = {every}\n")
+    first, second = sorted_out(tmp_path)
+    assert [setting.name for setting in (first, second)] == [
+        "imagefolder:photos, source.every 2",
+        "imagefolder:photos, source.every 4",
+    ]
+    assert [[len(group.runs) for group in setting.groups] for setting in (first, second)] == [[2], [2]]
+
+
+def test_other_orders_of_the_classes_are_settings_unless_the_seed_decides(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, seed=ord(name), **SMALL)
+    known = json.loads((tmp_path / "b" / "results.json").read_text())
+    change(tmp_path / "b", classes=known["classes"][::-1])
+    first, second = sorted_out(tmp_path)
+    assert first.name != second.name
+    for name in ("a", "b"):
+        config = tmp_path / name / "config.toml"
+        config.write_text(config.read_text().replace("tasks = 10", 'tasks = 10\norder = "seed"'))
+    (setting,) = sorted_out(tmp_path)
+    assert [len(group.runs) for group in setting.groups] == [2]
+    assert "order" not in setting.groups[0].variant
 
 
 def test_other_data_names_the_setting(tmp_path: Path) -> None:

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
-from everclip.config import CARRIED_OUT
+from everclip.compare.comparable import (
+    ANY,
+    REFERENCES,
+    difference,
+    excused,
+    hint,
+    seeded,
+    shown,
+    varying,
+    without_memory,
+)
 from everclip.errors import UserError, suggest
 from everclip.runs.finished import Finished, natural
 from everclip.runs.schema import kept
 
 log = logging.getLogger("everclip")
-
-REFERENCES = ("zero_shot", "joint")
-"""Methods that are no competitors: the pretrained model, and training on all tasks at once."""
-ANY = object()
-"""The value of a key that makes no difference to a run."""
-
-HOW = (*CARRIED_OUT, "device", "tuned_on", "loader.")
-"""Beginnings of the keys that say how a run is carried out, not what it computes."""
 
 _PRETRAINED = {
     "last": lambda results: results["zero_shot"],
@@ -103,61 +104,10 @@ def _recorded(run: Finished, metric: str) -> float | None:
     return _PRETRAINED[metric](run.results) if metric in _PRETRAINED else None
 
 
-def shown(value: Any) -> str:
-    """A config value as it is written."""
-    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
 def default_by(runs: Sequence[Finished]) -> list[str]:
     """The key to show sections for where none is asked for: the memory's size, if methods that use it have several."""
     sizes = {shown(run.value("memory.budget")) for run in runs if not without_memory(run)}
     return ["memory.budget"] if len(sizes) > 1 else []
-
-
-def without_memory(run: Finished) -> bool:
-    """Return whether the run's method keeps no exemplars, whatever the budget."""
-    if run.results["method"] in REFERENCES:
-        return True
-    if run.value("memory.budget") not in (0, None):
-        return run.results.get("memory_bytes") == 0
-    return _keeps_none(run.results["method"], json.dumps(_options(run)))
-
-
-def _options(run: Finished) -> dict[str, Any]:
-    return {key.partition(".")[2]: value for key, value in run.config.items() if key.startswith("method.")}
-
-
-@lru_cache(maxsize=256)
-def _keeps_none(method: str, options: str) -> bool:
-    """Ask the method, with a budget of one; a method that is not to be had here is taken to use memory."""
-    from everclip.config import Config
-    from everclip.training.estimate import exemplars
-
-    name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
-    try:
-        return exemplars(Config.model_validate({"method": name, "memory": {"budget": 1}}))[0] == 0
-    except ValueError:  # UserError, and pydantic's of what is no method's name
-        return False
-
-
-def seeded(run: Finished) -> bool:
-    """Return whether another seed could have given the run other results."""
-    if run.config.get("scenario.order") == "seed":
-        return True
-    return _seeded(run.results["method"], json.dumps(_options(run)))
-
-
-@lru_cache(maxsize=256)
-def _seeded(method: str, options: str) -> bool:
-    """Ask the method; one that is not to be had here is taken to be random."""
-    from everclip import methods
-    from everclip.config import Config
-
-    name = {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
-    try:
-        return methods.method_of(Config.model_validate({"method": name})).seeded
-    except ValueError:
-        return True
 
 
 def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Section]:
@@ -209,7 +159,7 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
     rows: dict[str, Row] = {}
     for method in dict.fromkeys(str(run.results["method"]) for run in runs):
         own = [run for run in runs if run.results["method"] == method]
-        options = _varying(own, {*by, *over})
+        options = varying(own, {*by, *over})
         for run in own:
             row = Row(method, {key: run.config.get(key) for key in options})
             row = rows.setdefault(row.label, row)
@@ -224,24 +174,6 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
                 recorded.setdefault(tuple(shown(run.value(key)) for key in over), run)
         rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
     return sorted(rows.values(), key=lambda row: (row.reference, natural(row.label)))
-
-
-def _varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
-    """Keys, but for ``known`` ones, that tell runs of a method apart."""
-    values: dict[str, set[str]] = {}
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    for run in runs:
-        for key in keys:
-            values.setdefault(key, set()).add(shown(run.config.get(key)))
-    free = without_memory(runs[0])
-    return [
-        key
-        for key, found in values.items()
-        if len(found) > 1
-        and key not in known
-        and not key.startswith(HOW)
-        and not (free and key.startswith("memory."))
-    ]
 
 
 def settings(row: Row) -> dict[str, Any]:
@@ -306,3 +238,23 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
     if not made:
         raise UserError(f"--equal {unit}: no two methods can be set side by side at the same cost")
     return made
+
+
+def check(sections: Sequence[Section], by: Sequence[str], over: Sequence[str]) -> None:
+    """Refuse runs that are not comparable: within a section, and across sections but for what ``by`` changes.
+
+    Raises:
+        UserError: naming what differs, in which runs.
+    """
+    repeated = set().union(*map(excused, over))
+    shown_by = set().union(*map(excused, by))
+    groups = [
+        (list(dict.fromkeys(run for row in section.rows for run in row.runs.values())), repeated)
+        for section in sections
+    ]
+    everything = list(dict.fromkeys(run for group, _ in groups for run in group))
+    for some, excuses in [*groups, (everything, repeated | shown_by)]:
+        if words := difference(some, excuses):
+            key = hint(words.partition(" (")[0], some)
+            apart = f"--by {key}, " if key else ""
+            raise UserError(f"these runs differ in {words}: compare them apart, {apart}or --anyway")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from everclip.compare import cells, same
+from everclip.compare import cells
 from everclip.compare.cells import Repetition, Row, Section
 from everclip.errors import UserError, suggest
 from everclip.metrics.ranks import critical_difference, friedman, mean_ranks
@@ -59,7 +59,7 @@ def compare(
         by = [key for key in by if not key.startswith("memory.")]
     found = cells.sections(runs, by, over)
     if not anyway:
-        same.check(found, by, over)
+        cells.check(found, by, over)
     if equal is not None:
         found = cells.at_equal_cost(found, equal, against)
     tables = [_section(section, metrics, against, equal) for section in found]

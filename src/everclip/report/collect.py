@@ -93,7 +93,7 @@ def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
 def _setting(setting: Setting) -> dict[str, Any]:
     return {
         "name": setting.name,
-        "facts": {key: list(v) if isinstance(v, tuple) else v for key, v in setting.facts.items()},
+        "facts": setting.facts,
         "zero_shot": setting.zero_shot,
         "groups": [_group(group) for group in setting.every],
     }

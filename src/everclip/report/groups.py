@@ -12,24 +12,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from everclip.compare.cells import HOW, REFERENCES, seeded, without_memory
+from everclip.compare.comparable import ANY, REFERENCES, excused, seeded, sorted_out, varying, without_memory
 from everclip.config.values import flat
 from everclip.metrics.stats import Interval, interval
-from everclip.report.facts import FACTS, names
-from everclip.report.facts import facts as facts_of
 from everclip.report.read import Json, RunData
-from everclip.report.words import plain
+from everclip.report.words import fact, plain
 from everclip.runs.finished import Finished, natural
 from everclip.runs.schema import kept
 
-_NOT_COMPARED = (
-    "seed",
-    "method",
-    "memory.budget",
-    "memory.per_class",
-    "scenario.kind",
-    "scenario.validation",
-)
+_SHOWN = ("seed", "method", "memory.budget", "memory.per_class")
+"""Config keys that a group is called by."""
 Memory = int | str | None
 
 
@@ -136,6 +128,11 @@ class Setting:
     level: tuple[Group, ...]
 
     @property
+    def test_images(self) -> int:
+        """How many there are in the end; 0 where no run says."""
+        return sum(self.facts.get("test counts") or ())
+
+    @property
     def every(self) -> tuple[Group, ...]:
         """All groups, the references last."""
         return self.groups + self.level
@@ -180,19 +177,18 @@ class Setting:
 
 def settings(runs: Iterable[RunData]) -> list[Setting]:
     """Sort runs into settings and groups; no run is left out."""
-    found: list[tuple[dict[str, Any], list[RunData]]] = []
     # Finished runs know all facts, so they go first; what is unknown of another one fits anything.
-    for run in sorted(runs, key=lambda run: (not run.finished, natural(str(run.path)))):
-        facts = facts_of(run)
-        for known, members in found:
-            if all(
-                known[key] is None or value is None or known[key] == value for key, value in facts.items()
-            ):
-                known.update({key: value for key, value in facts.items() if known[key] is None})
-                members.append(run)
-                break
-        else:
-            found.append((facts, [run]))
+    ordered = sorted(runs, key=lambda run: (not run.finished, natural(str(run.path))))
+    apart = sorted_out(
+        [_finished(run) for run in ordered], excused("memory.policy")
+    )  # a memory of all is a size here
+    found = [
+        (
+            {key: None if value is ANY else value for key, value in facts.items()},
+            [ordered[k] for k in members],
+        )
+        for facts, members in apart
+    ]
     grouped = [_groups(members) for _, members in found]
     series = sorted(
         {group.series for groups in grouped for group in groups if not group.reference}, key=natural
@@ -200,7 +196,7 @@ def settings(runs: Iterable[RunData]) -> list[Setting]:
     looks = {name: k for k, name in enumerate(series)}
     made: list[Setting] = []
     for k, (name, (facts, _), groups) in enumerate(
-        zip(names([facts for facts, _ in found]), found, grouped, strict=True), 1
+        zip(_names([facts for facts, _ in found]), found, grouped, strict=True), 1
     ):
         groups = [replace(group, look=looks.get(group.series, 0)) for group in groups]
         sized = tuple(group for group in groups if group.memory is not None)
@@ -211,23 +207,32 @@ def settings(runs: Iterable[RunData]) -> list[Setting]:
 
 def differing(settings: Sequence[Setting]) -> list[str]:
     """The facts in which settings differ, in words."""
-    return [key.replace("_", " ") for key in FACTS if len({repr(s.facts[key]) for s in settings}) > 1]
+    return [key.replace("_", " ") for key in _differing([setting.facts for setting in settings])]
+
+
+def _differing(facts: Sequence[dict[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for known in facts for key in known)
+    return [key for key in keys if len({repr(known.get(key)) for known in facts}) > 1]
+
+
+def _names(of: Sequence[dict[str, Any]]) -> list[str]:
+    """A name per setting: its data, and of what else differs as much as it takes to tell them apart."""
+    found = [[str(known["data"] or "unknown data")] for known in of]
+    for key in _differing(of):
+        if len({tuple(name) for name in found}) == len(found):
+            break
+        if key != "data":
+            found = [[*name, fact(key, known.get(key))] for name, known in zip(found, of, strict=True)]
+    made = [", ".join(name) for name in found]
+    return [
+        f"{name} ({made[: n + 1].count(name)})" if made.count(name) > 1 else name
+        for n, name in enumerate(made)
+    ]
 
 
 def memory_order(memory: Memory) -> float:
     """A sort key: numbers as numbers, "all" last."""
     return float(memory) if isinstance(memory, int) else float("inf")
-
-
-def compared(run: RunData) -> dict[str, Any]:
-    """The flat config without what a setting, a method, a memory size and a seed are; from the results where the run
-    has no config."""
-    config = flat(run.config) or {key: run.results.get(key) for key in ("tune", "center", "train_captions")}
-    return {
-        key: value
-        for key, value in config.items()
-        if key not in _NOT_COMPARED and key not in FACTS and not key.startswith(HOW)
-    }
 
 
 def _groups(runs: Sequence[RunData]) -> list[Group]:
@@ -241,7 +246,7 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
         keys = _distinguishing(members, sizes)
         apart: dict[tuple[Memory, str], list[RunData]] = {}
         for run, memory in zip(members, sizes, strict=True):
-            values = compared(run)
+            values = flat(run.config) or run.results
             variant = ", ".join(f"{key.removeprefix('method.')} {plain(values.get(key))}" for key in keys)
             apart.setdefault((memory, variant), []).append(run)
         groups += [
@@ -259,13 +264,10 @@ def _method(run: RunData) -> str:
 
 def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[str]:
     """Keys in which runs of one method and memory size differ; a rate tuned for each size is none of them."""
-    found: dict[str, None] = {}
-    for size in set(sizes):
-        configs = [compared(run) for run, memory in zip(runs, sizes, strict=True) if memory == size]
-        for key in dict.fromkeys(key for config in configs for key in config):
-            if len({repr(config.get(key)) for config in configs}) > 1:
-                found[key] = None
-    return sorted(found)
+    of_size = [
+        [_finished(run) for run, size in zip(runs, sizes, strict=True) if size == one] for one in set(sizes)
+    ]
+    return sorted({key for same in of_size for key in varying(same, _SHOWN)})
 
 
 def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
@@ -275,8 +277,11 @@ def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
 
 
 def _finished(run: RunData) -> Finished:
-    """The run as a comparison has it; of one that goes on, no more than its method and config."""
-    return Finished(run.path, {"method": _method(run)} | run.results, flat(run.config))
+    """The run as a comparison has it; one that goes on has said no more than its plan."""
+    plan = {"method": _method(run), "classes": run.classes}
+    if run.start:
+        plan |= {"tasks": run.tasks, "test_counts": run.test_counts}
+    return Finished(run.path, plan | run.results, flat(run.config))
 
 
 def _memory(run: RunData) -> Memory:

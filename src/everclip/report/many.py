@@ -36,7 +36,7 @@ def verdict(setting: Setting) -> list[str]:
     line = f"{_title(setting)}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
     bases = [] if setting.zero_shot is None else [("zero-shot", setting.zero_shot)]
     bases += [(f"{group.label} training", _last(group)) for group in setting.joint]
-    images = setting.facts["test_images"] or 0
+    images = setting.test_images
     beside = [_beside(span.mean, value, name, images) for name, value in bases]
     return [
         "; ".join([line, *beside]) + ".",
@@ -114,7 +114,7 @@ def _trained(group: Group, key: str) -> Interval | None:
 def _less(span: Interval | None, base: float | None, setting: Setting) -> Cell:
     if span is None or base is None:
         return change(None)
-    return change(span.mean - base, by_chance(span.mean, base, setting.facts["test_images"] or 0))
+    return change(span.mean - base, by_chance(span.mean, base, setting.test_images))
 
 
 def result_table(setting: Setting) -> Table:

@@ -16,11 +16,11 @@ from everclip.report.charts.memory_sizes import after_each_task, against_memory
 from everclip.report.charts.training import gradient_norms, loss_terms, weight_entropies
 from everclip.report.charts.weights import class_weights
 from everclip.report.collect import Report
-from everclip.report.facts import fact
 from everclip.report.groups import Group, Setting, differing
 from everclip.report.predictions import labels, predictions
 from everclip.report.read import Json, RunData
 from everclip.report.tuning import tuning_table
+from everclip.report.words import fact
 
 _MAPPED = 2
 """Settings with a map of class weights, which weighs nearly as much as all else of one."""
@@ -33,7 +33,7 @@ def context(report: Report) -> Json:
         "status": report.status,
         "open": _open(report),
         "settings": [_setting(setting, mapped=k < _MAPPED) for k, setting in enumerate(settings)],
-        "apart": differing(settings) if len(settings) > 1 else [],
+        "apart": differing(settings),
         "memory": _drawn(
             draw(settings, key) for draw in (against_memory, against_bytes) for key in ("last", "average")
         ),
@@ -104,7 +104,7 @@ def _setting(setting: Setting, mapped: bool) -> Json:
 
 def _facts(setting: Setting) -> list[str]:
     """Say what all runs of the setting have alike, in words; what is usual goes without saying."""
-    usual = {"validation": "none", "smoke": False}
+    usual = {"validation": "none", "smoke": False, "schema": 1}
     return [
         fact(key, value)
         for key, value in setting.facts.items()

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from everclip.config.values import flat
-from everclip.report.facts import FACTS, fact
 from everclip.report.find import State
 from everclip.report.groups import Group, Setting
 from everclip.report.read import RunData
 from everclip.report.tables import Cell, Table, amount, table, words
-from everclip.report.words import plain
+from everclip.report.words import fact, plain
 
 
 def command(run: RunData) -> str:
@@ -128,9 +127,9 @@ def setting_table(settings: Sequence[Setting]) -> Table | None:
     rows = [
         [
             words(key.replace("_", " ")),
-            *(words(_short(fact(key, setting.facts[key]))) for setting in settings),
+            *(words(_short(fact(key, setting.facts.get(key)))) for setting in settings),
         ]
-        for key in FACTS
+        for key in dict.fromkeys(key for setting in settings for key in setting.facts)
     ]
     heads = [("fact", "text"), *((setting.name, "text") for setting in settings)]
     return table("settings", heads, rows)

@@ -9,6 +9,9 @@ from everclip.metrics.stats import by_chance
 
 Mood = Literal["better", "worse", "level"]
 
+_LISTS = {"templates": "template", "class order": "class", "task order": "task"}
+"""Facts that are lists, and what is counted in them."""
+
 
 def percent(value: float | None) -> str:
     """A fraction as ``71.2 %``; an en dash for nothing."""
@@ -101,3 +104,24 @@ SHOW: dict[str, Callable[[float | None], str]] = {
     "count": count,
 }
 """Kinds of numbers in tables, by name."""
+
+
+def fact(key: str, value: Any) -> str:
+    """A fact in words; lists by their length."""
+    name = key.replace("_", " ")
+    if value is None:
+        return f"{name} unknown"
+    if key == "test counts":
+        return f"{sum(value)} test images"
+    if key in _LISTS:
+        by_seed = isinstance(value, dict)
+        names = value["by the seed"] if by_seed else value
+        first = "by the seed" if by_seed else f"{names[0]} first"
+        return several(len(names), _LISTS[key]) + (f", {first}" if key == "class order" else "")
+    words = {
+        "image_size": f"{value} px",
+        "validation": "test images" if value == "none" else f"validation share {value}",
+        "smoke": "trial runs" if value else "full runs",
+    }
+    other = f"{name} {plain(value)}" if key.startswith(("source.", "schema")) else str(value)
+    return words.get(key, other)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.compare import verdict
-from everclip.compare.same import EXCUSES
+from everclip.compare.comparable import excused
 from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
@@ -229,7 +229,7 @@ class Session:
         runs = [read_run(self.folder.place(job)) for job in self.jobs if self.folder.state(job) == "finished"]
         if not runs:
             return None
-        by = [key for key in self.grid.axes if key in EXCUSES or key.startswith("memory.")]
+        by = [key for key in self.grid.axes if excused(key) or key.startswith("memory.")]
         try:
             return verdict.compare(runs, by=by)
         except UserError as error:
