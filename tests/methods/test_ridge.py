@@ -211,7 +211,7 @@ def test_absolute_lam_with_class_weights_is_on_the_scale_of_mean_weight_1(clip: 
     counts = on.labels.bincount()[on.labels].double()
     weights = 1 / counts / ((1 / 24 * 2 + 1 / 8 * 4) / 6)
     gram = (x * weights[:, None]).T @ x + 0.1 * torch.eye(16)
-    expected = torch.linalg.solve(gram, (x * weights[:, None]).T @ method.targets(on.labels))
+    expected = torch.linalg.solve(gram, (x * weights[:, None]).T @ method.summed.targets(on.labels))
     assert_close(method.solve(clip, list(range(6)))[0], expected, atol=1e-6, rtol=1e-6)
 
 

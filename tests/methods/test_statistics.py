@@ -17,10 +17,12 @@ from everclip.data.prompts import PHOTO, Prompts
 from everclip.data.scenario import Task
 from everclip.errors import UserError
 from everclip.methods.base.registry import method_class
+from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import (
     EVERYTHING,
+    LABELS,
     NAMES,
     QUERY,
     T,
@@ -250,3 +252,20 @@ def test_a_thousand_classes_keep_as_much(clip: Clip) -> None:
     method.build(clip, 16)
     method.add(torch.eye(16).double(), torch.arange(16))
     assert method.state_bytes() == 8 * (16**2 + 16 * 1000 + 1000 + 1)
+
+
+def test_a_method_and_an_update_have_the_same_sums(clip: Clip) -> None:
+    """Sums of a method, added to batch by batch, are those of an update over the same images; both solve alike."""
+    rows, labels, ids = T.float(), torch.tensor(LABELS), torch.arange(6)
+    given = Sums.empty(6, 2).plus(rows, labels, ids)
+    method = of_rows(clip, "ridge")
+    for some in (slice(0, 4), slice(4, 6)):
+        method.add(method.rows(rows[some]), labels[some])
+    assert_close(method.summed.gram, given.gram)
+    assert_close(method.summed.sums, given.sums)
+    assert method.counts.equal(given.counts)
+    own, _ = method.solve(clip, [0, 1, 2])
+    method.take(given)
+    assert_close(method.solve(clip, [0, 1, 2])[0], own)
+    method.add(method.rows(rows), labels)  # to a copy: the update's own stay as they are
+    assert (int(given.counts.sum()), int(method.counts.sum())) == (6, 12)

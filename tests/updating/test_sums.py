@@ -53,6 +53,13 @@ def test_without_a_class_the_second_moments_come_from_the_others() -> None:
     assert made.ids.equal(alone.ids)
 
 
+def test_parts_are_left_out_of_the_whole() -> None:
+    base, part = Sums.empty(3, 5).plus(*rows(6, 1)), Sums.empty(3, 5).plus(*rows(4, 2))
+    left = base.plus(*rows(4, 2)).without(part)
+    torch.testing.assert_close(left.gram, base.gram, atol=1e-14, rtol=0)
+    assert left.counts.equal(base.counts)
+
+
 def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
     made = Sums.empty(3, 5).plus(*rows(7, 1)).widened(6)
     made.save(tmp_path / "s.safetensors")

@@ -10,7 +10,6 @@ is looked at; docs/decisions/0018-two-references.md has the reasons.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,19 +121,14 @@ class Trained:
         right = [0] * len(FORMS)
         for fold, held in zip(self._folds, self._held, strict=True):
             if len(fold.ids):
-                others = replace(
-                    self.whole,
-                    gram=self.whole.gram - fold.gram,
-                    sums=self.whole.sums - fold.sums,
-                    counts=self.whole.counts - fold.counts,
-                )
+                others = self.whole.without(fold)
                 right = [count + self.right(form, others, known, held) for form, count in enumerate(right)]
         return right.index(max(right))
 
     def right(self, form: int, sums: Sums, known: Sequence[int], images: Sequence[Known]) -> int:
         """Count the images that one of the forms, solved from some sums, gets right among the labels known."""
         solver, columns, count = self._forms[form], torch.tensor(known), 0
-        solver.gram, solver.sums, solver.counts = sums.gram, sums.sums, sums.counts
+        solver.take(sums)
         weight, bias = solver.solve(self._clip, [*known])
         for features, labels in images:
             for rows, truth in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):

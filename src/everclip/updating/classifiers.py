@@ -17,6 +17,7 @@ from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
 from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
+from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import blend
 from everclip.models.clip import Clip
@@ -67,11 +68,8 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
     plan.method.to(clip.device)
     for task in plan.tasks:
         grow(plan, clip, task)
-    state = plan.method.state_dict()
-    given = {"gram": sums.gram, "sums": sums.sums, "counts": sums.counts}
-    moments = state["gram"].numel() > 0
-    state |= {name: value for name, value in given.items() if moments or name != "gram"}
-    plan.method.load_state_dict(state)
+    assert isinstance(plan.method, Statistics)
+    plan.method.take(sums)
     freeze(plan, clip)
     return of_plan(spec, plan, clip, len(plan.tasks) - 1)
 

@@ -109,7 +109,7 @@ class RidgeMethod(Statistics):
             parts += self.extracted(clip, [batch])
             seed = batch.seed
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        counts = self.targets(labels).sum(0)
+        counts = self.summed.targets(labels).sum(0)
         weights = 1 / counts[labels] if options.class_weights else torch.ones_like(labels).double()
         if options.choice in ("task", "seen") and len(labels) > 1:
             order = torch.from_numpy(generator(seed, "ridge", task.index).permutation(len(labels)))
@@ -131,7 +131,7 @@ class RidgeMethod(Statistics):
 
         def scaled(part: Tensor) -> tuple[Tensor, Tensor]:
             root = weights[part].sqrt()[:, None]
-            return root * self.rows(features[part]), root * self.targets(labels[part])
+            return root * self.rows(features[part]), root * self.summed.targets(labels[part])
 
         count = max(1, int(FIT * len(order)))
         fit, held = order[:count], order[count:]

@@ -1,8 +1,6 @@
-"""Keep sums over training images, from which the closed-form methods derive their classifiers exactly.
+"""Derive the classifiers of the closed-form methods exactly, from sums (sums.py) over the features of a frozen tower.
 
-    G = sum_i x_i x_i'     Q_k = sum_{i of class k} x_i     n_k = number of images of class k
-
-with x the features of a frozen tower. Sums do not depend on the order of what is summed: any order of tasks, any split
+Sums do not depend on the order of what is summed: any order of tasks, any split
 into tasks and all images at once give the same G, Q and n, and so the same classifier.
 """
 
@@ -16,11 +14,11 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
 from everclip.methods.base.method import Batch, Capabilities, Classifier, Clip, Images, Prompts, Task
+from everclip.methods.shared.sums import Sums
 from everclip.models.pooled import pooled
 
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
@@ -73,10 +71,21 @@ class Statistics(FirstSession):
         """Make the buffers for features of this width."""
         # Apple's GPUs have no fp64
         where = torch.device("cpu") if clip.device.type == "mps" else clip.device
-        classes, moments = len(self.prompts.names), width if self.second_moments else 0
-        self.register_buffer("gram", torch.zeros(moments, moments, dtype=torch.float64, device=where))
-        self.register_buffer("sums", torch.zeros(classes, width, dtype=torch.float64, device=where))
-        self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64, device=where))
+        blank = Sums.empty(len(self.prompts.names), width, self.second_moments, where)
+        for name in ("gram", "sums", "counts"):
+            self.register_buffer(name, getattr(blank, name))
+
+    @property
+    def summed(self) -> Sums:
+        """The buffers as sums: what is added to these is added to them."""
+        return Sums(self.gram, self.sums, self.counts)
+
+    def take(self, sums: Sums) -> None:
+        """Put a copy of other sums, of the same width and classes, in place of its own."""
+        where = self.counts.device
+        self.sums, self.counts = sums.sums.to(where, copy=True), sums.counts.to(where, copy=True)
+        if self.second_moments:
+            self.gram = sums.gram.to(where, copy=True)
 
     def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
         """The tower's fp32 features of images."""
@@ -115,18 +124,7 @@ class Statistics(FirstSession):
         weights: Float64[Tensor, " b"] | None = None,
     ) -> None:
         """Add images, each counted as often as its weight says (``counts`` excepted)."""
-        # a matrix product, where adding by index would add in the order in which a GPU's threads come
-        targets = self.targets(labels)
-        self.counts += targets.sum(0).long()
-        if weights is not None:
-            rows, targets = weights.sqrt()[:, None] * rows, weights.sqrt()[:, None] * targets
-        self.sums.addmm_(targets.T, rows)
-        if self.second_moments:
-            self.gram.addmm_(rows.T, rows)
-
-    def targets(self, labels: Int64[Tensor, " b"]) -> Float64[Tensor, "b c"]:
-        """One-hot rows."""
-        return one_hot(labels, len(self.counts)).double()
+        self.summed.add_(rows, labels, weights)
 
     # Classifier -------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,14 @@
-"""Sum over the frozen features of all images learned: what ridge regression and class means are solved from.
+"""Keep sums over the features of images learned: what every closed form is solved from, in methods and in updates.
 
     G = sum_i x_i x_i'     Q_k = sum_{i of class k} x_i     n_k = number of images of class k
 
-No image is needed to solve them, or to add to them. An image can be taken out again, up to the rounding of its
-features, where it is at hand; which images are in them is known by their content (``ids``).
+No image is needed to solve them, or to add to them. Where their content is kept (``ids``), an image counts once and can
+be taken out again, up to the rounding of its features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,62 @@ from torch.nn.functional import one_hot, pad
 from everclip.methods.shared.closed_form import within_class
 
 
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """The sums, on the CPU. Immutable.
+    """The sums. All but ``add_`` leave them as they are, and return others.
 
     Args:
-        gram, sums, counts: G, Q and n; rows of Q are labels.
-        ids, labels: of the images in them.
+        gram, sums, counts: G (empty where second moments are not kept), Q and n; rows of Q are labels.
+        ids, labels: of the images in them, where these are kept; on the CPU.
     """
 
-    gram: Float64[Tensor, "d d"]
+    gram: Float64[Tensor, "m m"]
     sums: Float64[Tensor, "c d"]
     counts: Int64[Tensor, " c"]
-    ids: Int64[Tensor, " n"]
-    labels: Int64[Tensor, " n"]
+    ids: Int64[Tensor, " n"] = field(default_factory=_none)
+    labels: Int64[Tensor, " n"] = field(default_factory=_none)
 
     @classmethod
-    def empty(cls, classes: int, width: int) -> Sums:
+    def empty(
+        cls, classes: int, width: int, second_moments: bool = True, device: torch.device | None = None
+    ) -> Sums:
         """Make sums of no image."""
-        none = torch.zeros(0, dtype=torch.int64)
-        zeros = (
-            torch.zeros(width, width, dtype=torch.float64),
-            torch.zeros(classes, width, dtype=torch.float64),
+        moments = width if second_moments else 0
+        return cls(
+            torch.zeros(moments, moments, dtype=torch.float64, device=device),
+            torch.zeros(classes, width, dtype=torch.float64, device=device),
+            torch.zeros(classes, dtype=torch.int64, device=device),
         )
-        return cls(*zeros, torch.zeros(classes, dtype=torch.int64), none, none)
+
+    def add_(
+        self,
+        rows: Float64[Tensor, "b d"],
+        labels: Int64[Tensor, " b"],
+        weights: Float64[Tensor, " b"] | None = None,
+        sign: int = 1,
+    ) -> None:
+        """Add images in place (-1: take out), each as often as its weight says (``counts`` excepted)."""
+        # a matrix product, where adding by index would add in the order in which a GPU's threads come
+        targets = self.targets(labels)
+        self.counts.add_(targets.sum(0).long(), alpha=sign)
+        if weights is not None:
+            rows, targets = weights.sqrt()[:, None] * rows, weights.sqrt()[:, None] * targets
+        self.sums.addmm_(targets.T, rows, alpha=sign)
+        if self.gram.numel():
+            self.gram.addmm_(rows.T, rows, alpha=sign)
+
+    def targets(self, labels: Int64[Tensor, " b"]) -> Float64[Tensor, "b c"]:
+        """One-hot rows."""
+        return one_hot(labels, len(self.counts)).double()
 
     @property
     def width(self) -> int:
         """Length of a feature."""
-        return len(self.gram)
+        return self.sums.shape[1]
 
     @property
     def learned(self) -> Bool[Tensor, " c"]:
@@ -83,13 +110,13 @@ class Sums:
         return replace(made, ids=self.ids[left], labels=self.labels[left])
 
     def _shifted(self, rows: Float64[Tensor, "b d"], labels: Int64[Tensor, " b"], sign: int) -> Sums:
-        targets = one_hot(labels, len(self.counts)).double()
-        return replace(
-            self,
-            gram=self.gram + sign * rows.T @ rows,
-            sums=self.sums + sign * targets.T @ rows,
-            counts=self.counts + sign * targets.sum(0).long(),
-        )
+        made = replace(self, gram=self.gram.clone(), sums=self.sums.clone(), counts=self.counts.clone())
+        made.add_(rows, labels, sign=sign)
+        return made
+
+    def without(self, part: Sums) -> Sums:
+        """Leave out the images of other sums; which are in the result is not kept."""
+        return Sums(self.gram - part.gram, self.sums - part.sums, self.counts - part.counts)
 
     def without_class(self, label: int, known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Sums:
         """Take out a class whose images are not all at hand: G is made anew from what is left.
