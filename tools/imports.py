@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1] / "src" / "everclip"
 FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
-    ("learner",),
+    ("learner", "notebook"),
     ("report", "sweep", "updating", "export"),
     ("compare",),
     ("inference",),

@@ -9,11 +9,22 @@ from everclip._version import __version__
 
 if TYPE_CHECKING:
     from everclip.learner import Learner
-    from everclip.runs.finished import load_runs
+    from everclip.notebook import train
+    from everclip.runs.tables import load_confusion, load_per_class, load_predictions, load_runs
 
-__all__ = ["Learner", "__version__", "load_runs"]
+__all__ = [
+    "Learner",
+    "__version__",
+    "load_confusion",
+    "load_per_class",
+    "load_predictions",
+    "load_runs",
+    "train",
+]
 
-_LAZY = {"Learner": "everclip.learner", "load_runs": "everclip.runs.finished"}
+_LAZY = {"Learner": "everclip.learner", "train": "everclip.notebook"} | dict.fromkeys(
+    ("load_confusion", "load_per_class", "load_predictions", "load_runs"), "everclip.runs.tables"
+)
 
 
 def __getattr__(name: str) -> Any:

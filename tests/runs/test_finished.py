@@ -26,7 +26,17 @@ def test_a_row_a_run_with_its_numbers_and_settings(tmp_path: Path, toy: str, pho
     }
     assert (row["memory.budget"], row["train.batch_size"], row["method.margin"]) == (12, 8, 0.3)
     assert row["forgetting"] == results["forgetting"]
-    assert not {"matrix", "classes", "per_class", "templates"} & row.keys()
+    for key in (
+        "accuracy_after_stage",
+        "matrix",
+        "classes",
+        "per_class",
+        "test_counts",
+        "templates",
+        "tasks",
+    ):
+        assert row[key] == results[key]
+    assert results.keys() <= row.keys()
     again = finished.read(tmp_path / "x")
     assert finished.right_both(again, again) is not None
     told = finished.right(again)
@@ -97,12 +107,13 @@ def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_folder(tmp_path / "b", 0.7, seed=1)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pandas", None)
-        with pytest.raises(UserError, match=r'needs pandas: pip install "everclip\[pandas\]"'):
+        with pytest.raises(UserError, match=r'need pandas: pip install "everclip\[pandas\]"'):
             everclip.load_runs(tmp_path, as_pandas=True)
     pytest.importorskip("pandas")
     table = everclip.load_runs(tmp_path, as_pandas=True)
     assert list(table["last"]) == [0.5, 0.7]
     assert list(table["memory.budget"]) == [200, 200]
+    assert list(table["test_counts"]) == [[20, 30], [20, 30]]
 
 
 def test_answers_on_other_images_are_not_paired(tmp_path: Path) -> None:
@@ -114,12 +125,12 @@ def test_answers_on_other_images_are_not_paired(tmp_path: Path) -> None:
     assert finished.right_both(first, third) is None
 
 
-def test_the_public_name_is_found_late() -> None:
+def test_the_public_names_are_found_late() -> None:
     code = (
-        "import sys, everclip; before = 'everclip.runs.finished' in sys.modules; everclip.load_runs;"
-        " print(before, 'torch' in sys.modules)"
+        "import sys, everclip; before = 'everclip.runs.tables' in sys.modules; everclip.load_runs;"
+        " everclip.load_per_class; print(before, *(name in sys.modules for name in ('torch', 'pandas')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["False"] * 3
     with pytest.raises(AttributeError, match="has no attribute"):
         everclip.nothing  # noqa: B018

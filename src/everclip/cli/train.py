@@ -68,42 +68,19 @@ def open_here(config: Config, make: Callable[[], Run], json: bool) -> None:
 
 def run_here(run: Run, json: bool) -> None:
     """Train an open run to its end, or say that it is finished; then print its results."""
-    if run.finished:
-        if run.writes:
-            print(f"{run.path} is finished: nothing to do", file=sys.stderr)
-        results = run.results()
-    else:
-        results = train_here(run)
+    from everclip.notebook import complete
+    from everclip.system.machine import keep_freed_memory
+
+    if run.finished and run.writes:
+        print(f"{run.path} is finished: nothing to do", file=sys.stderr)
+    keep_freed_memory()
+    results = complete(run)
     if not run.writes:
         return
-    if not (run.path / "report.html").exists():
-        from everclip.report.build import build
-        from everclip.training.disk import writing
-
-        with writing(run.path):
-            build([run.path], run.path / "report.html")
     if json:
         print(json_module.dumps(results, ensure_ascii=False, indent=2))
     else:
         _show_results(results, str(run.path))
-
-
-def train_here(run: Run) -> dict[str, Any]:
-    """Train an open run to its end with progress on stderr, or until a signal asks to stop; returns its results."""
-    from everclip.system.machine import keep_freed_memory
-    from everclip.system.progress import Progress
-    from everclip.system.signals import Stop, Stopped
-    from everclip.training.loop import train as train_run
-
-    keep_freed_memory()
-    stop = Stop()
-    try:
-        with stop.listening(), Progress(not run.writes) as progress:
-            return train_run(run, progress, stop)
-    except Stopped as stopped:
-        raise Stopped(
-            stopped.signal, f"{stopped.cause}; everclip resume {run.path} continues from its last checkpoint"
-        ) from None
 
 
 def _show_results(results: dict[str, Any], where: str) -> None:

@@ -22,12 +22,13 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
     json
         Print JSON.
     """
-    from everclip.cli.train import train_here
     from everclip.config import load_config
     from everclip.errors import UserError
+    from everclip.notebook import trained
     from everclip.runs.resolve import resolve
     from everclip.runs.run import default_path
     from everclip.sweep import tune as tuning
+    from everclip.system.machine import keep_freed_memory
 
     if trials is not None and trials < 1:
         raise UserError(f"--trials is {trials}: write a number from 1")
@@ -36,8 +37,9 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
     if config.method.name == "zero_shot":
         raise UserError("zero_shot trains nothing, so there is nothing to tune: write another method")
     out = Path(config.out).expanduser() if config.out else default_path(config, "tune")
+    keep_freed_memory()
     words = [token for token in tokens if not token.startswith("out=")]
-    choice = tuning.tune(words, out, train_here, lambda line: print(line, file=sys.stderr), trials)
+    choice = tuning.tune(words, out, trained, lambda line: print(line, file=sys.stderr), trials)
     if json:
         found = {"values": choice.values, "tuned_on": choice.config.tuned_on, "tried": choice.tried}
         print(json_module.dumps(found, ensure_ascii=False, indent=2))

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.errors import UserError
 from everclip.metrics.calibration import BINS
 from everclip.report.read import RunData
+from everclip.runs.finished import answers
 from everclip.runs.schema import test_images
-from everclip.system.arrays import Form, read_columns
-from everclip.system.reading import Unreadable
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +44,13 @@ class Predictions:
 @lru_cache(maxsize=256)
 def _read(path: Path, changed: int, images: int) -> Predictions | None:
     """The file as it was ``changed`` last, of a bounded number of images: a page asks for it several times."""
-    form: dict[str, Form] = {"label": ("i", 1), "top": ("i", 2), "margin": ("f", 1)}
     try:
-        found = read_columns(path, form, {"confidence": ("f", 1)}, images)
-    except Unreadable:
+        found = answers(path, images)
+    except UserError:
         return None
-    sure = found.get("confidence")
-    if np.isnan(found["margin"]).any() or (sure is not None and not ((sure >= 0) & (sure <= 1)).all()):
+    if found is None or "margin" not in found or not len(found["label"]):
         return None
-    return Predictions(found["label"], found["top"][:, 0].copy(), found["margin"], sure)
+    return Predictions(found["label"], found["top"][:, 0].copy(), found["margin"], found.get("confidence"))
 
 
 def predictions(run: RunData) -> Predictions | None:
@@ -60,8 +58,7 @@ def predictions(run: RunData) -> Predictions | None:
     path = run.path / "predictions.npz"
     if not run.finished or not path.is_file():
         return None
-    found = _read(path, path.stat().st_mtime_ns, test_images(run.results))
-    return found if found is not None and len(found.label) else None
+    return _read(run.path, path.stat().st_mtime_ns, test_images(run.results))
 
 
 def labels(run: RunData) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Load finished runs as plain dictionaries or a table: what ``everclip.load_runs`` gives, and comparisons start from.
+"""Find finished runs and read them: what comparisons, and ``everclip.load_runs``, start from.
 
 Nothing here imports torch.
 """
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,9 @@ from everclip.config.values import flat
 from everclip.errors import UserError
 from everclip.runs.schema import LEAST, test_images
 from everclip.runs.schema import read as read_results
-from everclip.system.arrays import read_columns
+from everclip.system.arrays import Form, read_columns
 from everclip.system.reading import Unreadable, read_toml
 from everclip.system.text import cleaned
-
-if TYPE_CHECKING:
-    import pandas
 
 log = logging.getLogger("everclip")
 
@@ -36,9 +33,9 @@ _NAMES = {"memory.budget": "memory_budget", "scenario.kind": "scenario", "train.
 Place = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Finished:
-    """A finished run.
+    """A finished run; it goes wherever its path goes.
 
     Args:
         path: its directory.
@@ -51,6 +48,15 @@ class Finished:
     results: dict[str, Any]
     config: dict[str, Any]
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        known = ", ".join(
+            f"{key}={self.results[key]!r}" for key in ("method", "data", "last") if key in self.results
+        )
+        return f"Finished({str(self.path)!r}, {known})"
+
     def value(self, key: str) -> Any:
         """``key`` of the config, else what results.json says of it, else None. The budget of a memory per class is
         what that comes to."""
@@ -59,52 +65,6 @@ class Finished:
         if key == "memory.budget" and self.config.get("memory.per_class") is not None:
             return self.results.get("memory_budget")
         return self.config[key] if key in self.config else self.results.get(_NAMES.get(key, key))
-
-
-@overload
-def load_runs(
-    paths: Place | Iterable[Place], *, as_pandas: Literal[False] = False
-) -> list[dict[str, Any]]: ...
-
-
-@overload
-def load_runs(paths: Place | Iterable[Place], *, as_pandas: Literal[True]) -> pandas.DataFrame: ...
-
-
-def load_runs(
-    paths: Place | Iterable[Place], *, as_pandas: bool = False
-) -> list[dict[str, Any]] | pandas.DataFrame:
-    """One dictionary per finished run, sorted by path: ``path``, the numbers and texts of results.json under its keys
-    (``last``, ``average``, ``method``, ``seed``, ...), and the config's under dotted keys (``memory.budget``,
-    ``train.lr``, ``method.margin``, ...).
-
-    Args:
-        paths: run directories, folders of run directories (a sweep's ``out``), or patterns such as ``"runs/*"``.
-            What is no finished run is left out, with a line on the log.
-        as_pandas: give a pandas DataFrame, one row per run.
-
-    Raises:
-        UserError: a results.json or config.toml cannot be read, or pandas is wanted and not installed.
-    """
-    rows = [_row(run) for run in find_runs([paths] if isinstance(paths, str | os.PathLike) else paths)]
-    if not as_pandas:
-        return rows
-    try:
-        from pandas import DataFrame
-    except ImportError as error:
-        raise UserError(
-            'as_pandas=True needs pandas: pip install "everclip[pandas]", or leave it out'
-        ) from error
-    return DataFrame(rows)
-
-
-def _row(run: Finished) -> dict[str, Any]:
-    plain = {key: value for key, value in run.config.items() if "." in key or key not in run.results}
-    return {"path": str(run.path)} | {
-        key: value
-        for key, value in (run.results | plain).items()
-        if value is None or isinstance(value, bool | int | float | str)
-    }
 
 
 def find_runs(paths: Iterable[Place]) -> list[Finished]:
@@ -174,21 +134,44 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
 
 
+def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
+    """The columns of a run's predictions.npz, one row per test image after the last task; None where there is none.
+
+    ``id`` and ``label`` are ``[n]``, ``top`` ``[n, k]`` labels, best first; ``margin`` and ``confidence`` ``[n]``,
+    where they were recorded (docs/results.md).
+
+    Args:
+        most: test images that there may be.
+
+    Raises:
+        UserError: that file cannot be read, or holds what cannot be.
+    """
+    path = path / "predictions.npz"
+    needed: dict[str, Form] = {"id": ("iu", 1), "label": ("i", 1), "top": ("i", 2)}
+    more: dict[str, Form] = {"margin": ("f", 1), "confidence": ("f", 1)}
+    if not path.exists():
+        return None
+    try:
+        found = read_columns(path, needed, more, most)
+        sure = found.get("confidence", np.zeros(1))
+        if np.isnan(found.get("margin", np.zeros(1))).any() or not ((sure >= 0) & (sure <= 1)).all():
+            raise Unreadable("a margin or a confidence is no number that can be")
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or remove it") from error
+    return found
+
+
 def right(run: Finished) -> dict[int, bool] | None:
     """Return whether each test image (by its id) was told right after the last stage; None without predictions.npz.
 
     Raises:
         UserError: that file cannot be read.
     """
-    path, form = run.path / "predictions.npz", {"id": ("iu", 1), "label": ("i", 1), "top": ("i", 2)}
-    if not path.exists():
+    found = answers(run.path, test_images(run.results))
+    if found is None:
         return None
-    try:
-        file = read_columns(path, form, most=test_images(run.results))
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or remove it") from error
-    told = file["top"][:, 0] == file["label"]
-    return dict(zip(file["id"].tolist(), told.tolist(), strict=True))
+    told = found["top"][:, 0] == found["label"]
+    return dict(zip(found["id"].tolist(), told.tolist(), strict=True))
 
 
 def right_both(first: Finished, second: Finished) -> tuple[NDArray[Any], NDArray[Any]] | None:

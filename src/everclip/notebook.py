@@ -1,0 +1,125 @@
+"""Train in Python what ``everclip train`` trains on the command line: ``everclip.train``.
+
+run = everclip.train(method="gdro", memory={"budget": 200}, out="runs/mine")
+run.results["last"], run.path
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+import torch
+
+from everclip.config import load_config
+from everclip.errors import UserError, shown
+from everclip.runs.finished import Finished, read
+from everclip.runs.resolve import resolve
+from everclip.runs.run import Run
+from everclip.system import trust as trusting
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop, Stopped
+from everclip.training.disk import writing
+from everclip.training.loop import train as train_run
+
+Settings = Mapping[str, Any]
+
+
+def train(
+    base: str | PathLike[str] | Settings | None = None,
+    /,
+    *,
+    progress: bool = True,
+    trust: str | PathLike[str] | None = None,
+    **settings: Any,
+) -> Finished:
+    """Learn tasks one after another in a run directory, as ``everclip train`` does, and return the finished run.
+
+    An unfinished run at ``out`` is continued where its settings are the same, and a finished one is returned as it is.
+    An interrupt is answered after the step under way, with a checkpoint. torch's random state is left as it was.
+
+    Args:
+        base: the name of a shipped config ("cifar100/gdro-m500"), a .toml file, or a mapping of settings.
+        progress: whether to show a bar, in a notebook too.
+        trust: a folder whose files may name code that is then imported (``--trust``).
+        settings: keys of docs/config.md, nested (``memory={"budget": 200}``) or dotted (``**{"memory.budget": 200}``).
+            Texts are read as on the command line; None is ``none``.
+
+    Returns:
+        its directory (``path``), results.json (``results``) and flat config (``config``).
+
+    Raises:
+        UserError: a setting, the data or the model is not right: the line that the command line prints.
+        RunError: training fails, or the disk does.
+        KeyboardInterrupt: with the way to go on; ``system.signals.Stopped`` after SIGTERM, SIGUSR1 or SIGHUP.
+    """
+    given = {**base, **settings} if isinstance(base, Mapping) else settings
+    first = [] if base is None or isinstance(base, Mapping) else [fspath(base)]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with trusting.session([] if trust is None else [trust], strict=False), torch.random.fork_rng(devices):
+        with Run.open(resolve(load_config([*first, *_words(given)]))) as run:
+            try:
+                complete(run, quiet=not progress)
+            except Stopped as stopped:
+                if stopped.cause != "interrupted":
+                    raise
+                raise KeyboardInterrupt(str(stopped)) from None
+        return read(run.path)
+
+
+def complete(run: Run, quiet: bool = False) -> dict[str, Any]:
+    """Train an open run to its end, unless it is finished, and write its page where it has none; returns its results.
+
+    Raises:
+        Stopped: a signal asked to stop, and the run is saved.
+    """
+    results = run.results() if run.finished else trained(run, quiet)
+    page = run.path / "report.html"
+    if run.writes and not page.exists():
+        from everclip.report.build import build
+
+        with writing(run.path):
+            build([run.path], page)
+    return results
+
+
+def trained(run: Run, quiet: bool = False) -> dict[str, Any]:
+    """Train an open run to its end with progress on stderr, or until a signal asks to stop; returns its results."""
+    stop = Stop()
+    try:
+        with stop.listening(), Progress(quiet or not run.writes) as progress:
+            return train_run(run, progress, stop)
+    except Stopped as stopped:
+        raise Stopped(
+            stopped.signal, f"{stopped.cause}; everclip resume {run.path} continues from its last checkpoint"
+        ) from None
+
+
+def _words(settings: Settings, prefix: str = "") -> Iterator[str]:
+    """Settings as KEY=VALUE, in which the command line's reading and its messages are the same."""
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if not key.replace(".", "").replace("-", "").isidentifier():
+            raise UserError(f"{shown(key)} is no key: write for example train.lr, or a section such as train")
+        if isinstance(value, Mapping):
+            yield from _words(value, f"{key}.")
+        else:
+            yield f"{'method' if key == 'method.name' else key}={_text(key, value)}"
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None:
+        return "none"
+    if isinstance(value, str | PathLike):
+        return fspath(value)
+    try:
+        return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{shown(key)} is a {type(value).__name__}: give a number, a text or a list"
+        ) from error
