@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def train(
     /,
     *,
     progress: bool = True,
-    trust: str | PathLike[str] | None = None,
+    trust: str | Path | None = None,
     **settings: Any,
 ) -> Finished:
     """Learn tasks one after another in a run directory, as ``everclip train`` does, and return the finished run.

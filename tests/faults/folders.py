@@ -235,6 +235,7 @@ def _added(folder: Path, rng: Rng) -> tuple[str, str]:
         "x\ny.json",
         "\udcff.json",
         "a" * 250,
+        "before",
         "before-",
         "before-x",
         "tokenizer.py",

@@ -41,13 +41,13 @@ def told(folder: Path, seed: int = 0, **more: Any) -> Path:
 def test_per_class_has_a_row_a_class_and_run(tmp_path: Path) -> None:
     for seed in (0, 1):
         told(tmp_path / f"s{seed}", seed)
-    table = everclip.load_per_class(tmp_path)
+    table: Any = everclip.load_per_class(tmp_path)
     assert list(table.columns) == [
         *("path", "method", "memory_budget", "seed"),
         *("class", "task", "n", "zero_shot", "after_learning", "last"),
     ]
     assert len(table) == 6
-    means = table.groupby("class")["last"].mean()
+    means: Any = table.groupby("class")["last"].mean()
     assert (means["a"], means["b"]) == (1.0, 0.5)
     assert np.isnan(means["c"])
     assert set(table["seed"]) == {0, 1}
@@ -55,20 +55,20 @@ def test_per_class_has_a_row_a_class_and_run(tmp_path: Path) -> None:
 
 def test_predictions_have_a_row_an_image(tmp_path: Path) -> None:
     told(tmp_path / "x", confidence=np.array([0.9, 0.6, 0.7], dtype=np.float32))
-    table = everclip.load_predictions(tmp_path / "x")
+    table: Any = everclip.load_predictions(tmp_path / "x")
     assert list(table["id"]) == [7, 8, 9]
     assert list(table["class"]) == ["b", "b", "a"]
     assert list(table["predicted"]) == ["b", "a", "a"]
     assert list(table["right"]) == [True, False, True]
     assert list(table["confidence"]) == pytest.approx([0.9, 0.6, 0.7])
     told(tmp_path / "y", seed=1)
-    both = everclip.load_predictions([tmp_path / "x", tmp_path / "y"])
+    both: Any = everclip.load_predictions([tmp_path / "x", tmp_path / "y"])
     assert both.groupby("seed")["right"].mean().tolist() == pytest.approx([2 / 3, 2 / 3])
     assert both["confidence"].isna().tolist() == [False] * 3 + [True] * 3
 
 
 def test_confusion_counts_images_in_the_order_learned(tmp_path: Path) -> None:
-    table = everclip.load_confusion(told(tmp_path / "x"))
+    table: Any = everclip.load_confusion(told(tmp_path / "x"))
     assert list(table.index) == list(table.columns) == CLASSES
     assert table.to_numpy().tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert table.loc["b", "a"] == 1

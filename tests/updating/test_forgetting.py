@@ -98,7 +98,7 @@ def test_the_command_writes_a_version_that_proves_it(
     assert "still has all of it" in told
     everything = b"".join(file.read_bytes() for file in out.iterdir() if file.suffix in (".json", ".html"))
     assert b'"red"' not in everything
-    assert not [file for file in out.iterdir() if file.name.startswith("before-")]
+    assert not [file for file in out.iterdir() if file.name.startswith("before")]
     record = json.loads((out / "update.json").read_text())
     assert record["forgotten"][0]["classes"] == 1
     assert begin(str(out)).known.names == ("yellow", "blue", "green")

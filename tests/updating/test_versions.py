@@ -13,6 +13,7 @@ from everclip.inference.model import open_model
 from everclip.runs.card import CALIBRATION_FILE
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed
+from everclip.system.checkpoint import BEFORE, EARLIER
 from everclip.updating.state import read
 from everclip.updating.versions import rollback, write_next
 from tests.learned import coloured
@@ -46,13 +47,84 @@ def said(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
     return err
 
 
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def earlier(folder: Path) -> None:
+    """Make a version one of an earlier release: the version before it lies beside its own files, as before-*."""
+    inner, old = folder / BEFORE, folder.with_name("earlier")
+
+    def put(where: Path) -> None:
+        for name in checkpoint.names(folder):
+            shutil.copyfile(folder / name, where / name)
+        for file in inner.iterdir():
+            shutil.copyfile(file, where / (EARLIER + file.name))
+
+    checkpoint.commit(old, put)
+    shutil.rmtree(folder)
+    old.rename(folder)
+
+
+def test_a_version_is_a_folder_with_the_one_before_in_it(
+    versions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = versions / "v2" / BEFORE
+    assert sorted(path.name for path in (versions / "v2").iterdir() if path.is_dir()) == [BEFORE]
+    checkpoint.verify(inner)
+    assert (read(inner).version, read(versions / "v2").version) == (1, 2)
+    assert checkpoint.identity(inner) == checkpoint.identity(versions / "v1")
+    own = checkpoint.names(versions / "v1")
+    assert {path.name for path in inner.iterdir()} == own | {checkpoint.MANIFEST}
+    coloured(versions / "some", WARM, 1)
+    said(capsys, 0, "predict", inner, versions / "some")
+    state = begin(str(versions / "v2"))
+    third = written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    assert third.version == 3
+    assert read(versions / "v3" / BEFORE).version == 2
+    assert not (versions / "v3" / BEFORE / BEFORE).exists()  # one version before, not all
+
+
+def test_a_version_of_an_earlier_release_is_read_updated_and_rolled_back(versions: Path) -> None:
+    identity = checkpoint.identity(versions / "v2")
+    earlier(versions / "v2")
+    assert [path for path in (versions / "v2").iterdir() if path.is_dir()] == []
+    assert checkpoint.identity(versions / "v2") == identity
+    state = begin(str(versions / "v2"))
+    assert state.version == 2
+    written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    assert not list((versions / "v3" / BEFORE).glob(f"{EARLIER}*"))
+    assert rollback(versions / "v3")[0] == versions / "v3"
+    assert checkpoint.identity(versions / "v3") == identity
+    rollback(versions / "v2")
+    assert read(versions / "v2").version == 1
+    checkpoint.verify(versions / "v2")
+    assert checkpoint.identity(versions / "v2") == checkpoint.identity(versions / "v1")
+    with pytest.raises(UserError, match="keeps no version before it"):
+        rollback(versions / "v2")
+
+
+def test_a_damaged_version_before_is_not_put_in_place(versions: Path) -> None:
+    inner = versions / "v2" / BEFORE
+    content = (inner / "update.json").read_bytes()
+    (inner / "update.json").unlink()  # not written into: it may be a link to another version's file
+    (inner / "update.json").write_bytes(content + b" ")
+    with pytest.raises(UserError, match=r"v2 is damaged \(update.json is not what was written\)"):
+        rollback(versions / "v2")
+    assert read(versions / "v2").version == 2
+    shutil.rmtree(inner)
+    inner.symlink_to(versions / "v1", target_is_directory=True)
+    with pytest.raises(UserError, match="keeps no version before it"):
+        rollback(versions / "v2")
+
+
 def test_a_calibrated_version_stays_the_version_that_it_was(
     versions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = coloured(versions / "held", WARM | COLD, 8, 4)
-    before = {file.name: file.read_bytes() for file in (versions / "v2").iterdir()}
+    before = _files(versions / "v2")
     said(capsys, 0, "predict", versions / "v2", "--calibrate", held)
-    after = {file.name: file.read_bytes() for file in (versions / "v2").iterdir()}
+    after = _files(versions / "v2")
     assert {name for name in after if after[name] != before.get(name)} == {CALIBRATION_FILE}
     checkpoint.verify(versions / "v2")
     fitted = open_model(str(versions / "v2")).calibration

@@ -38,8 +38,10 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
 """End of the name of a folder that could not be used; it goes with the next checkpoint."""
-BEFORE = "before-"
-"""Start of the names of files that a version keeps of the version before it."""
+BEFORE = "before"
+"""The folder in which a version keeps the version before it, with a manifest of its own."""
+EARLIER = "before-"
+"""How the names of its files began where earlier releases kept it beside the version's own files."""
 UNSIGNED = {"calibration.json"}
 """Files that may change while a checkpoint stays what it is: each has a hash of its own (calibration.py)."""
 
@@ -206,9 +208,12 @@ def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()
 
 
 def fill(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()) -> None:
-    """Have an empty folder written, and its manifest, all on the disk. Arguments and errors are those of ``commit``."""
+    """Have an empty folder written, and its manifest, all on the disk. Arguments and errors are those of ``commit``.
+
+    A folder in it is none of its files: ``write`` fills it itself.
+    """
     write(folder)
-    written = sorted(folder.iterdir())
+    written = sorted(path for path in folder.iterdir() if path.is_file())
     with ThreadPoolExecutor(4) as pool:  # hashing does not wait for the disk
         synced = pool.map(sync, written)
         signed = [file for file in written if file.name not in UNSIGNED]
@@ -228,7 +233,7 @@ def amend(folder: Path, name: str, content: bytes) -> None:
 
 def identity(folder: Path) -> str:
     """A hash of what a checkpoint holds, whatever it keeps of the one before. Raises as ``verify`` does."""
-    own = {name: entry for name, entry in _body(folder)["files"].items() if not name.startswith(BEFORE)}
+    own = {name: entry for name, entry in _body(folder)["files"].items() if not name.startswith(EARLIER)}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,8 +7,8 @@ frozen.safetensors                       the weights that those features are of,
 tuned.safetensors                        trained weights that training goes on from, where the model has others
 update.json                              version, parent, history, what was forgotten
 verdict.json, verdict.html               how the update went
-before-*                                 the files of the version before (hard links where the disk has them)
-manifest.json                            bytes and SHA-256 of each of these (checkpoint.py)
+before/                                  the version before, whole (hard links where the disk has them)
+manifest.json                            bytes and SHA-256 of each of these files (checkpoint.py)
 
 The manifest is written last, and the folder gets its name after that: it is there as a whole or not at all.
 """
@@ -38,7 +38,7 @@ from everclip.models.clip import Clip
 from everclip.runs.card import CALIBRATION_FILE, CardTask
 from everclip.runs.schema import MOST_CLASSES
 from everclip.system import checkpoint, kinds
-from everclip.system.checkpoint import BEFORE
+from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import check
 from everclip.updating.classifiers import Known, weights_of, width
@@ -206,7 +206,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
         for file in where.glob("*.safetensors"):  # safetensors writes files that their owner alone may read
             file.chmod((where / RECORD).stat().st_mode)
         if before is not None:
-            _keep(before, where)
+            _keep(before, where / BEFORE)
 
     checkpoint.commit(folder, put)
 
@@ -220,17 +220,20 @@ def _same(one: Clip, other: Clip) -> bool:
 
 
 def _keep(before: Path, where: Path) -> None:
-    """Keep the files of a version, without what it kept of its own version before."""
-    whole = (before / checkpoint.MANIFEST).is_file()
-    own = {f.name for f in before.iterdir()}
-    if whole:
-        own = {*checkpoint.names(before), checkpoint.MANIFEST, CALIBRATION_FILE}
-    for file in sorted(before / name for name in own):
-        if file.is_file() and not file.name.startswith((BEFORE, ".")):
-            try:
-                os.link(file, where / (BEFORE + file.name))
-            except OSError:  # another disk, or one without links
-                shutil.copyfile(file, where / (BEFORE + file.name))
+    """Keep a version as a folder, without the version before that, and whatever else lies in it."""
+    whole = (before / MANIFEST).is_file()
+    own = {*checkpoint.names(before), CALIBRATION_FILE} if whole else {f.name for f in before.iterdir()}
+
+    def put(kept: Path) -> None:
+        for name in sorted(own - {MANIFEST}):
+            if (before / name).is_file() and not name.startswith((EARLIER, ".")):
+                try:
+                    os.link(before / name, kept / name)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(before / name, kept / name)
+
+    where.mkdir()
+    checkpoint.fill(where, put)
 
 
 def _write_images(state: State, where: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write versions as folders: the next one, and back to the one before."""
+"""Write versions as folders, each with the one before in it: the next one, and back to the one before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.inference.model import save
 from everclip.runs.card import FILE, identity
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap
-from everclip.system.checkpoint import BEFORE
+from everclip.system.checkpoint import BEFORE, EARLIER
 from everclip.updating.core import Outcome
 from everclip.updating.state import RECORD, State, write
 from everclip.updating.verdict import files
@@ -69,18 +69,28 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
 def _rollback(folder: Path) -> Path:
     try:
         checkpoint.verify(folder)
+        kept = _before(folder)
     except checkpoint.Damaged as error:
         raise UserError(f"{folder} is damaged ({error}): take the version before from elsewhere") from error
-    ours = sorted(checkpoint.names(folder))  # whatever else lies in the folder
-    kept = [folder / name for name in ours if name.startswith(BEFORE) and name != BEFORE]
     if not kept:
         raise UserError(f"{folder} keeps no version before it: it is the first, or was rolled back already")
 
     def put(where: Path) -> None:
-        for file in kept:
-            if file.name != BEFORE + checkpoint.MANIFEST:  # the new manifest has the same hashes
-                shutil.copyfile(file, where / file.name.removeprefix(BEFORE))
+        for name, file in kept.items():
+            shutil.copyfile(file, where / name)
 
     with stage(folder) as restored:
         checkpoint.fill(restored, put)
         return swap(restored, folder, UNDONE)
+
+
+def _before(folder: Path) -> dict[str, Path]:
+    """The files of the version before, by name; empty where none is kept. Raises Damaged where they are not whole."""
+    inner = folder / BEFORE
+    if inner.is_symlink() or not inner.is_dir():
+        found = {name: folder / name for name in checkpoint.names(folder) if name.startswith(EARLIER)}
+        kept = {name.removeprefix(EARLIER): file for name, file in found.items()}
+        return {name: file for name, file in kept.items() if name not in ("", checkpoint.MANIFEST)}
+    checkpoint.verify(inner)
+    names = checkpoint.names(inner) | {name for name in checkpoint.UNSIGNED if (inner / name).is_file()}
+    return {name: inner / name for name in names}
