@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from everclip.data.formats.arrow import ArrowStore, holds_bytes, holds_text
+from everclip.data.formats.arrow import ArrowStore
 from everclip.data.images import MOST_BYTES
 from everclip.errors import UserError
 
@@ -33,15 +33,6 @@ def test_bytes_of_several_splits_and_chunks() -> None:
     assert [store.nbytes(row) for row in range(4)] == [1, 2, 1, 4]
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_columns_of_bytes_alone(kind: Any) -> None:
-    store = ArrowStore("set", {"train": pa.chunked_array([[b"a", None, b"bc"]], type=kind)}, None, [])
-    assert (store.read(0), store.read(2)) == (b"a", b"bc")
-    with pytest.raises(OSError, match="no image in this row"):
-        store.read(1)
-    assert store.nbytes(1) == 0
-
-
 def test_rows_without_an_image_are_broken_images() -> None:
     store = ArrowStore("set", {"train": column([None, cell(None), cell(b"a")])}, None, [])
     for row in (0, 1):
@@ -51,16 +42,12 @@ def test_rows_without_an_image_are_broken_images() -> None:
     assert store.read(2) == b"a"
 
 
-@pytest.mark.parametrize("kind", ["struct", "string", "large_string"])
-def test_paths_in_the_folder(tmp_path: Path, kind: str) -> None:
+def test_paths_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "red").mkdir()
     for name in ("0.png", "1.png"):
         (tmp_path / "red" / name).write_bytes(name.encode())
     paths = ["red/0.png", str(tmp_path / "red" / "1.png"), "red/none.png"]
-    if kind == "struct":
-        images = column([cell(None, path) for path in paths])
-    else:
-        images = pa.chunked_array([paths], type=getattr(pa, kind)())
+    images = column([cell(None, path) for path in paths])
     store = ArrowStore("set", {"train": images}, tmp_path, [])
     assert store.keys == ["red/0.png", "red/1.png", "red/none.png"]
     assert (store.read(0), store.read(1)) == (b"0.png", b"1.png")
@@ -116,11 +103,3 @@ def test_files_that_may_not_be_read(tmp_path: Path, path: str, message: str) -> 
     with pytest.raises(UserError) as caught:
         ArrowStore("set", {"train": column([cell(None, "in.png"), cell(None, path)])}, root, [])
     assert str(caught.value) == message.replace("{root}", str(root))
-
-
-def test_types() -> None:
-    assert holds_bytes(IMAGE)
-    assert holds_bytes(pa.large_binary())
-    assert holds_text(pa.large_string())
-    for kind in (pa.int64(), pa.list_(pa.uint8()), pa.struct([("bytes", pa.binary())]), pa.string()):
-        assert not holds_bytes(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,35 @@ def test_columns_are_chosen(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["binary", "large_binary"])
+def test_images_as_bytes_alone(tmp_path: Path, kind: str) -> None:
+    pictures = table(3).cast_column("image", datasets.Image(decode=False))
+    contents = [row["bytes"] for row in pictures["image"]]
+    plain = pictures.remove_columns("image").add_column("content", contents, feature=datasets.Value(kind))
+    found = load(saved(tmp_path / "set", train=plain, test=plain))
+    assert [found.train.store.read(int(row)) for row in found.train.rows] == contents
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_images_as_paths_in_the_folder(tmp_path: Path, kind: str) -> None:
+    files = [f"{name}/{number}.png" for name in NAMES[:2] for number in range(3)]
+    for file in files:
+        (tmp_path / "set" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / file).write_bytes(encoded("red", len(file), "png"))
+    kinds = datasets.Features({"file": datasets.Value(kind), "label": datasets.Value("string")})
+    rows = {"file": files, "label": [file.partition("/")[0] for file in files]}
+    datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(tmp_path / "saved")
+    shutil.copytree(tmp_path / "saved", tmp_path / "set", dirs_exist_ok=True)
+    found = load(f"{tmp_path / 'set'}#image=file")
+    assert sorted(found.train.store.keys) == sorted(files)
+    assert found.train.store.read(0) == (tmp_path / "set" / files[0]).read_bytes()
+    (tmp_path / "out.png").write_bytes(b"")
+    rows["file"][1] = "../out.png"
+    datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(tmp_path / "other")
+    with pytest.raises(UserError, match="lies outside of the data set"):
+        load(f"{tmp_path / 'other'}#image=file")
+
+
 def test_splits_are_chosen(tmp_path: Path) -> None:
     root = saved(tmp_path / "set", train=table(3), validation=table(2), extra=table(1))
     assert counts(load(root)) == ([3] * 4, [2] * 4)
@@ -144,7 +174,7 @@ def test_datasets_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     arrow = next((root / "test").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:2000])
     assert app.main(["datasets", "check", f"hf:{root}"]) == 1
-    assert f"{arrow} is damaged (Expected to" in capsys.readouterr().out
+    assert f'data "hf:{root}" cannot be loaded (Expected to' in capsys.readouterr().out
 
 
 def test_json_of_the_list_is_short(capsys: pytest.CaptureFixture[str]) -> None:

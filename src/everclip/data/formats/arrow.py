@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ArrowStore(Store):
-    """Images of several splits, each a column of ``struct<bytes, path>``, of bytes or of paths.
+    """Images of several splits, each a column of ``struct<bytes, path>``, as the type Image of `datasets` is stored.
 
     A key is ``SPLIT/ROW``, or, where a row has no bytes, its path relative to ``folder``. A row with neither is a
     broken image.
@@ -85,40 +85,13 @@ class ArrowStore(Store):
     def _cell(self, row: int) -> bytes | None:
         split = bisect_right(self._starts, row) - 1
         cell: Any = self._columns[split][row - self._starts[split]]
-        if "bytes" in _fields(self._columns[split].type):
-            cell = cell["bytes"] if cell.is_valid else cell
-        return cell.as_py() if cell.is_valid else None
-
-
-def holds_bytes(kind: pa.DataType) -> bool:
-    """Return whether cells of this type may hold encoded images: bytes, or ``struct<bytes, path>``."""
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or {"bytes", "path"} == _fields(kind)
-
-
-def holds_text(kind: pa.DataType) -> bool:
-    """Return whether cells of this type are texts, such as paths."""
-    import pyarrow as pa
-
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _fields(kind: pa.DataType) -> set[str]:
-    """Names of the fields of a struct."""
-    import pyarrow as pa
-
-    return {kind.field(index).name for index in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+        return cell["bytes"].as_py() if cell.is_valid else None
 
 
 def _paths(column: pa.ChunkedArray) -> list[str | None]:
     """The path of each image of which there are no bytes."""
     import pyarrow.compute as pc
 
-    if holds_text(column.type):
-        return column.to_pylist()
-    if "path" not in _fields(column.type):
-        return [None] * len(column)
     functions: Any = pc  # generated when it is imported
     lacking = functions.is_null(functions.struct_field(column, "bytes"))
     return functions.if_else(lacking, functions.struct_field(column, "path"), None).to_pylist()

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everclip.errors import UserError, suggest
-from everclip.system.reading import read_json, strange
+from everclip.errors import UserError
+from everclip.system.reading import strange
 
 if TYPE_CHECKING:
     import datasets
 
 _HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
-_MOST_REASON = 160
+_MOST_REASON = 240
 
 
 def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
@@ -40,15 +40,19 @@ def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]
         raise UserError(f"data folder {root} cannot be used: {wrong}; {_HINT}")
     try:
         with _quiet():
-            if (root / "dataset_dict.json").is_file():
-                return {str(key): split for key, split in datasets.DatasetDict.load_from_disk(name).items()}
-            if (root / "state.json").is_file():
-                return {"train": datasets.Dataset.load_from_disk(name)}
-            return _built(name, config)
+            if any((root / file).is_file() for file in ("dataset_dict.json", "state.json")):
+                found: Any = datasets.load_from_disk(name)
+            else:
+                found = _built(name, config)
     except UserError:
         raise
     except Exception as error:  # the package raises anything, from KeyError to its own
-        raise UserError(_why(name, error)) from error
+        reason = " ".join(str(error).split())[:_MOST_REASON].rstrip(".") or type(error).__name__
+        raise UserError(
+            f'data "hf:{name}" cannot be loaded ({reason}): copy the folder again, or check the name, the network and'
+            " #config=NAME"
+        ) from error
+    return {str(key): split for key, split in found.items()} if isinstance(found, dict) else {"train": found}
 
 
 def caches() -> list[str]:
@@ -62,7 +66,7 @@ def caches() -> list[str]:
     ]
 
 
-def _built(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
+def _built(name: str, config: str | None) -> Any:
     """The splits of .parquet files or of images in folders, here or on the hub."""
     import datasets
     from datasets.packaged_modules.arrow.arrow import Arrow
@@ -81,8 +85,7 @@ def _built(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
             " data=webdataset:FOLDER for .tar and data=csv:FILE for .csv files"
         )
     builder.download_and_prepare()
-    found: Any = builder.as_dataset()
-    return {str(key): split for key, split in found.items()}
+    return builder.as_dataset()
 
 
 def _check_shards(root: Path) -> None:
@@ -98,54 +101,6 @@ def _check_shards(root: Path) -> None:
             raise UserError(
                 f"{start}-{absent[0]:05}-of-{count:05}{suffix} is missing: copy it there, or leave out all {count}"
             )
-
-
-def _why(name: str, error: Exception) -> str:
-    """The message for an error that the package raised."""
-    missing = re.search(r"No such file(?: or directory)?: '([^']+)'", str(error))
-    if missing:
-        return f"{missing[1]} is missing: copy it again"
-    damaged = _damaged(Path(name)) if os.path.isdir(name) else None
-    if damaged:
-        return damaged
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Config name is missing"):
-        known = re.findall(r"'([^']*)'", lines[1]) if len(lines) > 1 else []
-        return f"hf:{name} has several configurations: write hf:{name}#config=NAME{suggest('', known)}"
-    reason = _short(lines[0] if lines else type(error).__name__)
-    if isinstance(error, ConnectionError):
-        return (
-            f'data "hf:{name}" is no folder, and the hub cannot be reached ({reason}): connect, or give a folder that'
-            " save_to_disk wrote"
-        )
-    return f'data "hf:{name}" cannot be loaded ({reason}): {_HINT}, or check the name'
-
-
-def _short(reason: str) -> str:
-    reason = reason.rstrip(".")
-    return reason if len(reason) <= _MOST_REASON else f"{reason[: _MOST_REASON - 3]}..."
-
-
-def _damaged(root: Path) -> str | None:
-    """The message for the first file of a folder that cannot be read: the package does not name it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for path in sorted(root.rglob("*")):
-        try:
-            if path.suffix == ".arrow":
-                for _ in pa.ipc.open_stream(pa.memory_map(str(path))):
-                    pass
-            elif path.suffix == ".parquet":
-                with pq.ParquetFile(path) as file:
-                    for _ in file.iter_batches():
-                        pass
-            elif path.name in ("dataset_dict.json", "dataset_info.json", "state.json"):
-                read_json(path)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = _short(" ".join(str(error).split()) or type(error).__name__)
-            return f"{path} is damaged ({reason}): copy it again"
-    return None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everclip.data.formats.arrow import ArrowStore, holds_bytes, holds_text
+from everclip.data.formats.arrow import ArrowStore
 from everclip.data.formats.hub import caches, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
@@ -139,13 +139,16 @@ def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
 
 def _part(name: str, split: str, data: datasets.Dataset, options: _Options) -> _Part:
     """The columns of a split. Raises UserError where one cannot be told, or a row has no label."""
+    import datasets
+
     features = data.features
     image = _column(name, "image", options.image, features, _image_columns(features))
     domain = options.domain or ("domain" if _is_text("domain", features) else None)
     if domain is not None:
         _column(name, "domain", domain, features, [])
     label = _column(name, "label", options.label, features, _label_columns(features, domain))
-    images: Any = data.select_columns([image]).with_format("arrow")[:]  # as encoded: Arrow decodes nothing
+    encoded = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    images: Any = encoded.with_format("arrow")[:]
     return _Part(
         split,
         images.column(0),
@@ -163,8 +166,7 @@ def _column(
     if chosen is not None:
         if chosen not in columns:
             raise UserError(f"hf:{name} has no column {shown(chosen)}{suggest(chosen, columns)}")
-        kind = features.arrow_schema.field(chosen).type
-        if what == "image" and not (holds_bytes(kind) or holds_text(kind)):
+        if what == "image" and not (_holds(features[chosen], "binary") or _holds(features[chosen], "string")):
             raise UserError(
                 f"the column {shown(chosen)} of hf:{name} holds no encoded images or paths: choose another image"
             )
@@ -185,7 +187,18 @@ def _image_columns(features: datasets.Features) -> list[str]:
     import datasets
 
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return typed or [field.name for field in features.arrow_schema if holds_bytes(field.type)]
+    return typed or [column for column, feature in features.items() if _holds(feature, "binary")]
+
+
+def _holds(feature: Any, kind: str) -> bool:
+    """Return whether a column's cells are of a kind, "binary" or "string", or of type Image, declared or not."""
+    import datasets
+
+    if isinstance(feature, datasets.Value):
+        return feature.dtype.removeprefix("large_") == kind
+    return isinstance(feature, datasets.Image) or (
+        isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+    )
 
 
 def _label_columns(features: datasets.Features, domain: str | None) -> list[str]:
@@ -216,9 +229,8 @@ def _is_text(column: str, features: datasets.Features) -> bool:
 def _texts(name: str, split: str, data: datasets.Dataset, column: str) -> list[str]:
     """A column of classes or domains as names, or numbers. Raises UserError for a row that has none."""
     names = _class_names(data.features, column)
-    table: Any = data.select_columns([column]).with_format("arrow")[:]
     texts: list[str] = []
-    for row, value in enumerate(table.column(0).to_pylist()):
+    for row, value in enumerate(data[column][:]):
         if value is None or (isinstance(value, int) and value < 0):  # -1: a test set without labels
             text = ""
         elif names:
