@@ -1,0 +1,239 @@
+"""Whole runs beside a plain loop and a tuned one: how much less of the processor's time, and whether as accurate.
+
+    EVERCLIP_DATA=/folder/with/caltech50/cifar100 python -m benchmarks.whole [--seeds 3] [--scratch DIR]
+
+Each is a process of its own on one thread, from the shell to its last line, and trains on the same pictures, exemplars,
+batches, rates and steps with `lite` at 96 px: five tasks, a memory of 5 exemplars per class. The plain loops stand in
+benchmarks/plain.py; the untuned one runs with seed 0 alone. All test the pretrained model first and all classes seen
+after each task, as everclip does here (`evaluate.ahead=false references=none`; its checkpoints and its page are in its
+time). They run one after another for each cell and seed; ratios are medians over the seeds. Writes benchmarks/whole.md;
+what is in benchmarks/whole/ is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from benchmarks.children import python
+from benchmarks.jobs import Json, machine, write
+from everclip.seeding import hash64
+
+HERE = Path(__file__).parent
+TASKS, EXEMPLARS = 5, 5
+TRAIN, TEST = 100, 20
+SETS = {"caltech50": "imagefolder:caltech50", "cifar100": "imagefolder:cifar100_part"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained: words of everclip, the head of the plain loop, and how many times less time is the goal."""
+
+    words: tuple[str, ...]
+    head: str
+    goal: float
+    epochs: int = 1
+
+
+FINETUNE = ("method=finetune", "memory.policy=random")
+CELLS = {
+    "text head": Cell((*FINETUNE, "method.head=text"), "text", 1.6),
+    "linear head": Cell((*FINETUNE, "method.head=linear"), "linear", 1.3),
+    "top:2, one epoch": Cell((*FINETUNE, "tune=top:2", "cache.views=4"), "text", 1.3),
+    "top:2, five epochs": Cell((*FINETUNE, "tune=top:2", "cache.views=4"), "text", 3.0, 5),
+    "ridge": Cell(("method=ridge", "method.lam=0.3"), "ridge", 3.0),
+}
+
+
+def words(cell: Cell, data: str, seed: int, out: Path) -> list[str]:
+    """Of ``everclip train``."""
+    common = [f"data={data}", f"scenario.tasks={TASKS}", f"memory.per_class={EXEMPLARS}", f"seed={seed}"]
+    common += [f"train.epochs={cell.epochs}", "evaluate.ahead=false", "references=none", "device=cpu"]
+    return [*common, *cell.words, f"out={out}"]
+
+
+def open_clip_model(folder: Path) -> None:
+    """Save `lite` so that open_clip itself loads it offline: the files of its text tower are named by their path."""
+    from everclip.models import lite
+
+    shutil.copytree(lite.folder(), folder, dirs_exist_ok=True)
+    file, text = folder / "open_clip_config.json", lite.text_files()
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"] |= {"hf_model_name": str(text), "hf_tokenizer_name": str(text)}
+    file.write_text(json.dumps(config), encoding="utf-8")
+
+
+def spec(given: list[str], head: str, model: Path) -> Json:
+    """What the plain loop needs to train as everclip does with these words."""
+    from everclip.config import load_config
+    from everclip.data.loader import Loader
+    from everclip.models import zoo
+    from everclip.models.tunings import tuning_of
+    from everclip.runs.resolve import resolve
+    from everclip.training.plan import Plan
+
+    config = resolve(load_config(given))
+    plan = Plan.of(config)
+    clip = zoo.load(config.model, config.image_size)
+    train, memory = config.train, plan.empty_memory()
+    loader = Loader(None, train.batch_size, seed=config.seed)  # type: ignore[arg-type]  # for its order alone
+
+    def rows(images: Any) -> list[list[Any]]:
+        files = [str(images.store.root / images.store.keys[row]) for row in images.rows.tolist()]
+        return [list(pair) for pair in zip(files, images.labels.tolist(), strict=True)]
+
+    tasks: list[Json] = []
+    for task in plan.tasks:
+        images = task.train + memory.images()
+        batches: list[list[int]] = []
+        if head != "ridge":
+            (phase,) = plan.method.phases(task)
+            for epoch in range(train.epochs or 1):
+                batches += [part.tolist() for part in loader.order(images, phase, (task.index, 0, epoch))]
+        tasks.append({"train": rows(images), "batches": batches, "test": rows(task.test)})
+        memory.update(task.train, sum(len(one.classes) for one in plan.tasks[: task.index + 1]))
+    rates = {key: getattr(train, key) for key in ("lr", "lr_text", "lr_head", "weight_decay")}
+    frozen = sorted(tuning_of(config.tune).held(clip))
+    about = {"model": str(model), "size": clip.image_size, "names": plan.prompts.names, "seed": config.seed}
+    return about | rates | {"head": head, "frozen": frozen, "tasks": tasks}
+
+
+def everclip(given: list[str], out: Path) -> Json:
+    """Seconds, and accuracies, of a run of everclip."""
+    child = python(["-m", "everclip", "train", *given, "--json"])
+    result = json.loads(child.output)
+    shutil.rmtree(out)
+    return {"seconds": child.seconds, "last": result["last"], "average": result["average"]}
+
+
+def plain(file: Path, tuned: bool) -> Json:
+    """Seconds, and accuracies, of a plain loop."""
+    child = python(["-m", "benchmarks.plain", str(file), *["tuned"] * tuned])
+    found = json.loads(child.output.splitlines()[-1])
+    return {"seconds": child.seconds, "last": found[-1], "average": mean(found[1:])}
+
+
+def measure(place: str, name: str, seed: int, scratch: Path) -> Json:
+    """The three, one after another."""
+    cell, out = CELLS[name], scratch / "run"
+    data = f"imagefolder:{scratch / SETS[place].partition(':')[2]}"
+    given = words(cell, data, seed, out)
+    (scratch / "spec.json").write_text(json.dumps(spec(given, cell.head, scratch / "lite")), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    found = {"everclip": everclip(given, out)}
+    for kind in (
+        ("tuned", "plain") if seed == 0 else ("tuned",)
+    ):  # the plain loop takes minutes, and differs in time alone
+        found[kind] = plain(scratch / "spec.json", kind == "tuned")
+    return found | {"machine": machine()}
+
+
+def cifar_part(source: Path, out: Path) -> None:
+    """Copy 100 training and 20 test pictures of each class of CIFAR-100, those whose names have the smallest hashes."""
+    half = out.with_name(f"{out.name}.part")
+    for part, count in (("train", TRAIN), ("test", TEST)):
+        for folder in sorted((source / part).iterdir()):
+            names = sorted(folder.iterdir(), key=lambda file: hash64("cifar-part", f"{part}/{file.name}"))
+            (half / part / folder.name).mkdir(parents=True, exist_ok=True)
+            for file in names[:count]:
+                shutil.copyfile(file, half / part / folder.name / file.name)
+    half.rename(out)
+
+
+def page(results: dict[str, Json], seeds: int) -> str:
+    """The results as a page."""
+    machines = " and ".join(sorted({one["machine"] for one in results.values()}))
+    lines = [
+        "# Whole runs beside a plain loop",
+        "",
+        f"`EVERCLIP_DATA=... python -m benchmarks.whole --seeds {seeds}`: how many times less of the processor's time",
+        f"everclip takes, medians over the seeds; accuracy after the last of {TASKS} tasks in %, mean and standard",
+        "deviation over the seeds; the mean of the paired differences from the tuned loop, and its standard error.",
+        f"{machines}, one thread.",
+        "",
+        "| set | run | seeds | s | beside tuned | goal | beside plain | everclip | tuned | plain | difference |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for place, name in product(SETS, CELLS):
+        found = [results[key] for seed in range(seeds) if (key := key_of(place, name, seed)) in results]
+        if not found:
+            lines.append(f"| {place} | {name} |" + " – |" * 9)
+            continue
+        by = {kind: [one for one in found if kind in one] for kind in KINDS}
+        times = {
+            kind: median(one[kind]["seconds"] / one["everclip"]["seconds"] for one in ones)
+            if ones
+            else math.nan
+            for kind, ones in by.items()
+        }
+        last = {kind: [100 * one[kind]["last"] for one in ones] for kind, ones in by.items()}
+        apart = [ours - theirs for ours, theirs in zip(last["everclip"], last["tuned"], strict=True)]
+        numbers = [f"{median(one['everclip']['seconds'] for one in found):.0f}", f"{times['tuned']:.2f}"]
+        numbers += [f"{CELLS[name].goal}", f"{times['plain']:.2f}", *(spread(last[kind]) for kind in KINDS)]
+        numbers.append(
+            f"{mean(apart):+.1f}" + (f" ± {stdev(apart) / math.sqrt(len(apart)):.1f}" if apart[1:] else "")
+        )
+        lines.append(f"| {place} | {name} | {len(found)} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n"
+
+
+KINDS = ("everclip", "tuned", "plain")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return "–"
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if values[1:] else "")
+
+
+def key_of(place: str, name: str, seed: int) -> str:
+    """Of a measurement and its file."""
+    return f"{place}-{name.replace(', ', '-').replace(' ', '-').replace(':', '')}-s{seed}"
+
+
+def every(seeds: int) -> Iterator[tuple[str, str, int]]:
+    """All measurements, seed after seed."""
+    return ((place, name, seed) for seed in range(seeds) for place in SETS for name in CELLS)
+
+
+def main() -> None:
+    """Measure what is missing and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="sets and runs whose name has this in it")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmarks"), help="work goes here")
+    arguments = parser.parse_args()
+    scratch, source = arguments.scratch.resolve(), Path(os.environ["EVERCLIP_DATA"]).resolve()
+    scratch.mkdir(parents=True, exist_ok=True)
+    if not (scratch / "caltech50").exists():
+        (scratch / "caltech50").symlink_to(source / "caltech50")
+    if not (scratch / "cifar100_part").exists():
+        cifar_part(source / "cifar100", scratch / "cifar100_part")
+    open_clip_model(scratch / "lite")
+    (HERE / "whole").mkdir(exist_ok=True)
+    results: dict[str, Json] = {}
+    for place, name, seed in every(arguments.seeds):
+        key = key_of(place, name, seed)
+        file = HERE / "whole" / f"{key}.json"
+        if not file.exists() and arguments.only in key:
+            write(file, measure(place, name, seed, scratch))
+            print(key, file.read_text(encoding="utf-8"), flush=True)
+        if file.exists():
+            results[key] = json.loads(file.read_text(encoding="utf-8"))
+        (HERE / "whole.md").write_text(page(results, arguments.seeds), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
