@@ -28,7 +28,7 @@ def source_class(spec: str) -> tuple[type[Source], str | None]:
         UserError: unknown source, with a suggestion, or a module that does not define exactly one.
     """
     name, _, argument = spec.partition(":")
-    folder = Path(spec).is_dir() and name not in plugins.names("data/sources")
+    folder = os.path.isdir(spec) and name not in plugins.names("data/sources")
     path = "/" in name or name.startswith((".", "~"))
     if folder or (path and not trust.is_file(name)):
         raise UserError(
