@@ -25,10 +25,10 @@ from everclip.report.build import build
 from everclip.report.find import not_begun
 from everclip.report.read import read_run
 from everclip.runs.card import CALIBRATION_FILE, read_calibration
-from everclip.runs.finished import load_runs
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.runs.schema import SCHEMA
+from everclip.runs.tables import load_runs
 from everclip.system.checkpoint import MANIFEST, Damaged, _rendered, names
 from tests.report.synthetic import write_run
 from tests.running import configured

@@ -78,9 +78,13 @@ def unreadable(folder: Path) -> None:
     (folder / "predictions.npz").write_bytes(b"PK")
 
 
-def no_labels(folder: Path) -> None:
+def no_labels(folder: Path, key: str = "class_labels") -> None:
     known = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps({k: v for k, v in known.items() if k != "class_labels"}))
+    (folder / "results.json").write_text(json.dumps({k: v for k, v in known.items() if k != key}))
+
+
+def no_classes(folder: Path) -> None:
+    no_labels(folder, "classes")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,7 @@ def no_labels(folder: Path) -> None:
         (lambda folder: (folder / "predictions.npz").unlink(), "x has no predictions.npz: leave it out"),
         (unreadable, "predictions.npz cannot be read"),
         (no_labels, "x has no class_labels in its results.json"),
+        (no_classes, "x has no class_labels in its results.json"),
         (lambda folder: (folder / "results.json").unlink(), "no finished run there"),
     ],
 )

@@ -137,8 +137,9 @@ def _which(run: Finished) -> dict[str, Any]:
 
 def _named(run: Finished) -> tuple[dict[int, str], dict[str, Any]]:
     """Class names by label in the order learned, and the columns of predictions.npz."""
-    columns, labels = answers(run.path, test_images(run.results)), run.results.get("class_labels")
-    if columns is None or not labels:
+    columns = answers(run.path, test_images(run.results))
+    labels, classes = (run.results.get(key) or [] for key in ("class_labels", "classes"))
+    if columns is None or not labels or len(labels) != len(classes):
         lacks = "predictions.npz" if columns is None else "class_labels in its results.json"
         raise UserError(f"{run.path} has no {lacks}: leave it out, or train it again")
-    return dict(zip(labels, run.results["classes"], strict=True)), columns
+    return dict(zip(labels, classes, strict=True)), columns
