@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import everclip
-from everclip.cli import app, doctor, methods
+from everclip.cli import app, catalogue, doctor
 from everclip.errors import UserError
 
 LIGHT = ("torch", "open_clip", "numpy", "PIL", "pydantic", "matplotlib")
@@ -145,7 +145,7 @@ def test_a_fault_of_ours_shows_a_traceback(
 def test_a_result_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "doctor", lambda *, json=False: 1)
     assert app.main(["doctor"]) == 1
-    monkeypatch.setattr(methods, "methods", lambda *, json=False: None)
+    monkeypatch.setattr(catalogue, "methods", lambda *, json=False: None)
     assert app.main(["methods"]) == 0
 
 

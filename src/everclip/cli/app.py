@@ -57,6 +57,9 @@ def _listing(command: str, name: str, line: str) -> Command:
     return Command(_LOOK, line, f"  everclip {command}\n  everclip {command} {name}\n")
 
 
+_CATALOGUES = ("methods", "policies", "scenarios", "trackers", "tunings")
+"""Commands of one module, catalogue.py; every other has its own."""
+
 COMMANDS = {
     "train": Command(
         _RUN,
@@ -216,7 +219,7 @@ def build() -> App:
     )
     for name, command in COMMANDS.items():
         app.command(
-            f"everclip.cli.{name}:{name}",
+            f"everclip.cli.{'catalogue' if name in _CATALOGUES else name}:{name}",
             name=name,
             help=command.line,
             group=command.group,

@@ -1,4 +1,4 @@
-"""Show a catalogue of plug-ins: a line each, or one with its docstring and options."""
+"""everclip methods, policies, scenarios, trackers, tunings: list plug-ins, a line each, or explain one."""
 
 from __future__ import annotations
 
@@ -78,3 +78,80 @@ def explain(about: Mapping[str, Any], prefix: str, json: bool) -> None:
         print_columns(rows, ("option", "default", "meaning (what is allowed)"))
     else:
         print("It has no options.")
+
+
+def _command(
+    folder: str, words: tuple[str, str], use: str, explain_one: Callable[[str, bool], None]
+) -> Callable[..., None]:
+    """The command that lists the plug-ins of a folder, or explains one.
+
+    Args:
+        words: for several and for one, such as ("the methods", "A method").
+        use: how one is asked for, such as ``method=NAME``.
+        explain_one: explains the one of this name, in words or as JSON.
+    """
+    command_name = folder.rpartition("/")[2]
+
+    def command(name: str | None = None, /, *, json: bool = False) -> None:
+        if name is None:
+            list_all(folder, command_name, f"everclip train {use}", json)
+        else:
+            explain_one(name, json)
+
+    command.__doc__ = f"""List {words[0]}, or explain one with its options.
+
+    Parameters
+    ----------
+    name
+        {words[1]}'s name, or the module or file of one of your own.
+    json
+        Print JSON.
+    """
+    return command
+
+
+def _method(name: str, json: bool) -> None:
+    from everclip.methods.base.registry import method_class
+
+    about = describe(name, method_class)
+    recommends = method_class(name).Config.recommends
+    explain(about | {"recommends": recommends}, "method.", json)
+    if recommends and not json:
+        values = " ".join(f"train.{key}={value}" for key, value in recommends.items())
+        print(f"\nUnless you say otherwise it trains with {values}.")
+
+
+def _policy(name: str, json: bool) -> None:
+    from everclip.data.policies import policy_class
+
+    explain(describe(name, policy_class), "memory.", json)
+
+
+def _scenario(name: str, json: bool) -> None:
+    from everclip.data.scenarios import scenario_class
+
+    explain(describe(name, scenario_class), "scenario.", json)
+
+
+def _tracker(name: str, json: bool) -> None:
+    from everclip.trackers import section, tracker_class
+
+    explain(describe(name, tracker_class), f"tracker.{section(name)}.", json)
+
+
+def _tuning(name: str, json: bool) -> None:
+    from everclip.models.tunings import tuning_class
+
+    about = describe(name, tuning_class)
+    if not json:  # the first option stands after the colon
+        for place, option in enumerate(about["options"]):
+            key = option["name"]
+            option["name"] = f"tuning.{key}" if place else f"tune={name}:{key.upper()}"
+    explain(about, "", json)
+
+
+methods = _command("methods", ("the methods", "A method"), "method=NAME", _method)
+policies = _command("data/policies", ("the memory policies", "A policy"), "memory.policy=NAME", _policy)
+scenarios = _command("data/scenarios", ("the scenarios", "A scenario"), "scenario.kind=NAME", _scenario)
+trackers = _command("trackers", ("the trackers", "A tracker"), "trackers=NAME", _tracker)
+tunings = _command("models/tunings", ("the ways of tuning", "A way"), "tune=NAME", _tuning)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from everclip import plugins
-from everclip.cli._catalogue import describe, explain
 from everclip.cli._output import print_columns, print_json, summary
+from everclip.cli.catalogue import describe, explain
 from everclip.errors import UserError, shown
 from everclip.system.text import printable
 
