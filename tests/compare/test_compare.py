@@ -182,6 +182,11 @@ def test_joint_has_one_task_of_the_same_images(tmp_path: Path) -> None:
     one = {"tasks": ["all"], "method": "joint", "budget": 0, "zero_shot_after_stage": [0.1]}
     run_folder(tmp_path / "b", 0.9, test_counts=[50], **one)
     assert list(rows(compared(tmp_path))) == ["gcl", "joint", "zero_shot"]
+    run_folder(tmp_path / "0", 0.9, seed=2, test_counts=[50], **one)  # the first to be looked at
+    run_folder(tmp_path / "d", 0.5, seed=3, test_counts=[30, 20])
+    with pytest.raises(UserError, match="differ in test counts"):
+        compared(tmp_path)
+    shutil.rmtree(tmp_path / "d")
     run_folder(tmp_path / "c", 0.9, seed=1, test_counts=[51], **one)
     with pytest.raises(UserError, match="differ in test counts"):
         compared(tmp_path)

@@ -122,6 +122,17 @@ def test_the_page_and_compare_keep_the_same_runs_apart(
         verdict.compare(find_runs([tmp_path]))
 
 
+def test_joint_training_does_not_hide_other_counts(tmp_path: Path) -> None:
+    """Its one count is a sum, which fits both; whatever comes first."""
+    write_run(tmp_path / "0", method="joint", **SMALL | {"tasks": 1, "per_task": 6})
+    for name, counts in (("a", [90, 90]), ("b", [80, 100])):
+        write_run(tmp_path / name, seed=ord(name), **SMALL)
+        change(tmp_path / name, test_counts=counts)
+    first, second = sorted_out(tmp_path)
+    assert [len(setting.runs) for setting in (first, second)] == [2, 1]
+    assert [setting.test_images for setting in (first, second)] == [180, 180]
+
+
 def test_options_of_the_source_make_settings(tmp_path: Path) -> None:
     for every in (2, 4):
         for seed in (0, 1):

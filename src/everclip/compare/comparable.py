@@ -94,10 +94,15 @@ def _agree(key: str, first: Any, second: Any) -> bool:
     return key == "test counts" and 1 in (len(first), len(second)) and sum(first) == sum(second)
 
 
+def _vague(key: str, value: Any) -> bool:
+    """Whether other values of a fact say more: it is not known, or a sum over tasks."""
+    return value is ANY or (key == "test counts" and len(value) == 1)
+
+
 def _apart(key: str, known: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
     """The places of the first two whose fact does not agree; None where all do."""
     values = [facts.get(key, ANY) for facts in known]
-    first = next((n for n, value in enumerate(values) if value is not ANY), 0)
+    first = min(range(len(values)), key=lambda n: (values[n] is ANY, _vague(key, values[n])))
     other = next((n for n, value in enumerate(values) if not _agree(key, values[first], value)), None)
     return None if other is None else (first, other)
 
@@ -132,7 +137,11 @@ def sorted_out(
         mine = {key: value for key, value in facts(run).items() if key not in set(excuses)}
         for known, members in found:
             if all(_agree(key, known.get(key, ANY), value) for key, value in mine.items()):
-                known |= {key: value for key, value in mine.items() if known.get(key, ANY) is ANY}
+                known |= {
+                    key: value
+                    for key, value in mine.items()
+                    if value is not ANY and _vague(key, known.get(key, ANY))
+                }
                 members.append(place)
                 break
         else:
