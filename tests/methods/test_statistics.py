@@ -18,6 +18,7 @@ from everclip.data.scenario import Task
 from everclip.errors import UserError
 from everclip.methods.base.registry import method_class
 from everclip.methods.shared.sums import Sums
+from everclip.methods.shared.discriminant import strength
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import (
@@ -73,6 +74,29 @@ def test_slda_golden(clip: Clip) -> None:
     priors = of_rows(clip, "slda", eps=0.1, target="one", log_priors=True)
     give(priors, range(6))
     near(priors.solve(clip, [0, 1, 2])[1], (bias - np.log(3)).tolist())
+
+
+@pytest.mark.parametrize("target", ["mean", "one"])
+def test_slda_with_the_strength_of_cross_validation(clip: Clip, target: str) -> None:
+    """Sigma + s m I, but for a factor, which moves no score past another."""
+    rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).double()
+    labels = torch.arange(60) % 6
+    method = make("slda", eps="gcv", target=target)
+    method.build(clip, 5)
+    method.add(rows + labels[:, None] / 3, labels)
+    weight, bias = method.solve(clip, [*range(6)])
+    sigma, share = method.covariance(), strength(method.gram, method.sums, method.counts)
+    regular = sigma + share * sigma.trace() / 5 * torch.eye(5)
+    means = method.sums / 10
+    expected = torch.linalg.solve(regular, means.T)
+    ratio = (weight / expected)[0, 0]
+    assert_close(weight, ratio * expected)
+    assert_close(bias, -0.5 * ratio * (means.T * expected).sum(0))
+
+
+def test_what_slda_cannot_choose_from() -> None:
+    with pytest.raises(UserError, match=r"^method\.eps=gcv .* method\.streaming=true"):
+        make("slda", eps="gcv", streaming=True)
 
 
 def test_streaming_slda_golden(clip: Clip) -> None:

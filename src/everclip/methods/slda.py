@@ -4,8 +4,9 @@
     Sigma   = ( G - sum_k n_k mu_k mu_k' ) / n
 
 the pooled within-class covariance, exact and the same in any order of images. eps is that of the oracle-approximating
-shrinkage (Chen et al. 2010) or a number, t the mean variance tr(Sigma) / d: unit-length features have variances near
-1 / d, where Deep SLDA's eps = 1e-4 with t = 1 (`eps=1e-4 target=one`) would be a large share. `log_priors` adds
+shrinkage (Chen et al. 2010), that of generalised cross-validation (`eps=gcv`, as in `multilayer_lda`), or a number, t
+the mean variance tr(Sigma) / d: unit-length features have variances near 1 / d, where Deep SLDA's eps = 1e-4 with
+t = 1 (`eps=1e-4 target=one`) would be a large share. `log_priors` adds
 log(n_k / n).
 
 `streaming` is the update of the authors' code, image after image, delta = x - mu_y before the mean moves:
@@ -32,8 +33,10 @@ from jaxtyping import Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everclip.methods.base.method import Clip
+from everclip.errors import UserError
+from everclip.methods.base.method import Clip, Prompts
 from everclip.methods.shared import closed_form
+from everclip.methods.shared.discriminant import strength
 from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 
 ROUNDING = 1e-12
@@ -46,10 +49,11 @@ class Slda(Statistics):
     class Config(StatisticsConfig):
         """Options of streaming LDA."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"eps": ("oas", 0.0001, 0.001, 0.01)}
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"eps": ("oas", "gcv", 0.0001, 0.001, 0.01)}
 
-        eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas"] = Field(
-            default="oas", description="shrinkage: oracle-approximating, or a share"
+        eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas", "gcv"] = Field(
+            default="oas",
+            description="shrinkage: oracle-approximating, by generalised cross-validation on the sums, or a share",
         )
         target: Literal["mean", "one"] = Field(
             default="mean", description="what variances are shrunk to: their mean, or 1"
@@ -64,6 +68,13 @@ class Slda(Statistics):
 
     cosines = False
     config: Config
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        if config.eps == "gcv" and config.streaming:
+            raise UserError(
+                "method.eps=gcv chooses by sums that method.streaming=true does not keep: write one of the two"
+            )
 
     def add(
         self,
@@ -94,8 +105,15 @@ class Slda(Statistics):
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
         config, counts, sigma = self.config, self.counts[labels], self.covariance()
-        eps = closed_form.oas(sigma, int(self.counts.sum())) if config.eps == "oas" else config.eps
-        target = 1.0 if config.target == "one" else sigma.diagonal().mean().item() or 1.0
+        mean = sigma.diagonal().mean().item() or 1.0
+        target = 1.0 if config.target == "one" else mean
+        if config.eps == "oas":
+            eps = closed_form.oas(sigma, int(self.counts.sum()))
+        elif config.eps == "gcv":
+            ridge = strength(self.gram, self.sums, self.counts) * mean / target
+            eps = ridge / (1 + ridge)  # of Sigma + ridge t I, but for a factor
+        else:
+            eps = config.eps
         means = self.sums[labels] / counts.clamp(min=1)[:, None]
         weight, bias = closed_form.discriminants(closed_form.shrunk(sigma, eps, target), means)
         if config.log_priors:

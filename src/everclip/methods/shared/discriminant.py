@@ -1,0 +1,86 @@
+"""Classify by cosines in a whitened space, from sums over images; choose the shrinkage from the same sums.
+
+    S = ( G - sum_k n_k mu_k mu_k' ) / n          within classes
+    P = (S + s m I)^-1,  m = tr(S) / d,           g = mean over classes of mu_k
+    score_k = (x - g)' P (mu_k - g) / |P^1/2 (mu_k - g)|
+
+the cosine of P^1/2 (x - g) and P^1/2 (mu_k - g) times the image's own length, which no order of classes depends on.
+
+The strength s is that of ridge regression on the same images. With features and one-hot targets centred, T the total
+scatter about the mean of all images and C the cross products,
+
+    W(lam) = (T + lam I)^-1 C
+
+spans the same directions as (S + lam / n I)^-1 (mu_k - g) (Hastie, Buja and Tibshirani 1995, penalised discriminant
+analysis, https://doi.org/10.1214/aos/1176324456), and generalised cross-validation (Golub, Heath and Wahba 1979) gives
+the best lam from T, C and n alone: no image is held out or looked at again, and no order of tasks matters.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from everclip.methods.shared.closed_form import best_lam, demand_finite, ridge, within_class
+
+MOST = 100.0
+"""s where nothing is left to estimate it from: the head is that of class means."""
+ROUNDING = 1e-12
+"""Fraction of the features' mean square below which a variance is taken for 0."""
+
+
+def within_covariance(
+    gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
+) -> Float64[Tensor, "m m"]:
+    """S; exactly 0 where nothing but rounding errors is left, as with one image a class."""
+    scatter = within_class(gram, sums, counts)
+    alive = scatter.trace() > ROUNDING * gram.trace()
+    return scatter * alive / counts.sum()
+
+
+def strength(
+    gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
+) -> float:
+    """s by generalised cross-validation, as a multiple of m.
+
+    ``MOST`` with one image a class, or one class.
+
+    Raises:
+        RunError: G is not finite.
+    """
+    demand_finite(gram)
+    n = counts.sum().double()
+    known = counts[counts > 0].double()
+    covariance = within_covariance(gram, sums, counts)
+    mean_variance = covariance.diagonal().mean().item()
+    if len(known) < 2 or mean_variance == 0:
+        return MOST
+    mean = sums.sum(0) / n
+    total = gram - n * torch.outer(mean, mean)
+    cross = sums - counts[:, None] * mean
+    square = (n - known.square().sum() / n).item()
+    # the mean takes a degree of freedom
+    lam = best_lam(total, cross.T, square, int(n) - 1)
+    return lam / (n.item() * mean_variance)
+
+
+def whitened(
+    covariance: Float64[Tensor, "m m"],
+    means: Float64[Tensor, "c m"],
+    centre: Float64[Tensor, " m"],
+    share: float,
+) -> tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"], Float64[Tensor, " c"]]:
+    """Weights and biases of the scores of classes, and their lengths |P^1/2 (mu_k - g)|.
+
+    Args:
+        share: s; m is 1 where S is 0.
+    """
+    regular = covariance.clone()
+    regular.diagonal().add_(share * (covariance.diagonal().mean().item() or 1.0))
+    offsets = means - centre
+    weight = ridge(regular, offsets.T.contiguous(), 0.0)
+    # a class at the centre has no direction
+    lengths = (offsets.T * weight).sum(0).clamp(min=0).sqrt()
+    weight = weight / lengths.clamp(min=torch.finfo(torch.float64).tiny)
+    return weight, -(centre @ weight), lengths
