@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from everclip.models.pooled import pooled
+from everclip.models.pooled import both, pooled
 from everclip.models.split import Split
 from everclip.models.trunk import Parts
 from tests.methods.stages import SIDE, TIMM, batch, clip_with, state
@@ -153,7 +153,7 @@ def test_pooled_features_of_a_tower_cut_anywhere(tower: str, tmp_path: Path) -> 
     whole = load(spec)
     expected = pooled(whole.model.visual, whole.normalise(pictures(whole)))
     for blocks in (0, 1):
-        clip = load(spec, blocks, pooled=True)
+        clip = load(spec, blocks, beside=both)
         assert torch.equal(pooled(clip.model.visual, clip.normalise(pictures(clip))), expected)
         assert torch.equal(features(clip), features(whole))
 

@@ -23,7 +23,7 @@ from everclip.models.savable import write_folder, write_text_tower
 from everclip.models.text import TextTower
 from everclip.models.text_trunk import Kept, TextTrunk
 from everclip.models.towers import input_side, is_convolutional
-from everclip.models.trunk import Trunk, cut
+from everclip.models.trunk import Beside, Trunk, cut
 from everclip.models.way import Way
 
 CENTER = "image_center"  # key of the config file
@@ -120,7 +120,7 @@ class Clip(nn.Module):
         self.model = model
         self._text.put(model)
 
-    def cut(self, blocks: int, pooled: bool = False) -> None:
+    def cut(self, blocks: int, beside: Beside | None = None) -> None:
         """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train.
 
         ``normalise`` then ends with the trunk, ``encode_image`` begins above it, copies of the tower are copies of its
@@ -128,14 +128,14 @@ class Clip(nn.Module):
 
         Args:
             blocks: 0 leaves the features themselves.
-            pooled: whether these are followed by the pooled ones, which ``pooled.pooled`` asks for.
+            beside: what these are followed by, which who reads it finds there (``pooled.pooled``, ``depths.Depths``).
 
         Raises:
             UserError: a tower whose blocks are not known, or with no block below the cut.
         """
         assert self.trunk is None
         self._keys = tuple(self.model.state_dict())
-        self.model.visual, self.trunk = cut(self.model.visual, blocks, pooled)
+        self.model.visual, self.trunk = cut(self.model.visual, blocks, beside)
 
     def keep_text(self, held: Collection[str], count: int) -> None:
         """Compute the lower blocks of the text tower, from here on, once for each prompt that is trained on.

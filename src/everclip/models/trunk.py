@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,8 +27,10 @@ from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
 from everclip.errors import UserError
-from everclip.models.pooled import Features, both
+from everclip.models.pooled import Features
 
+Beside = Callable[[nn.Module, Float[Tensor, "b 3 h w"]], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]]
+"""What is read of a tower beside its features: the tower and normalised pictures to both (``pooled.both``)."""
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 _CONVOLUTIONS = tuple(part + number for number in "123" for part in ("conv", "bn", "act"))
 
@@ -70,11 +72,11 @@ class Trunk(nn.Module):
 
     bf16 = False
 
-    def __init__(self, lower: nn.Module, vectors: bool, pooled: bool) -> None:
+    def __init__(self, lower: nn.Module, vectors: bool, beside: Beside | None) -> None:
         super().__init__()
         self.lower = lower.eval().requires_grad_(False)
         self.vectors = vectors
-        self._pooled = pooled
+        self._beside = beside
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trunk:
         return self
@@ -84,8 +86,8 @@ class Trunk(nn.Module):
         """Return what enters the tower's first block above the cut, or all that its upper part hands on; in fp32."""
         device = pictures.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16 and torch.is_autocast_enabled(device)):
-            if self._pooled:
-                return torch.cat(both(self.lower, pictures), 1).float()
+            if self._beside is not None:
+                return torch.cat(self._beside(self.lower, pictures), 1).float()
             return self.lower(pictures).float()
 
     def joined(self, keys: Iterable[str], upper: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -102,13 +104,13 @@ class Trunk(nn.Module):
         return found.hexdigest()
 
 
-def cut(tower: nn.Module, blocks: int, pooled: bool = False) -> tuple[nn.Module, Trunk]:
+def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn.Module, Trunk]:
     """Cut a tower below its last ``blocks`` blocks.
 
     Args:
         tower: is taken apart.
         blocks: 0 leaves nothing above the cut.
-        pooled: whether, with 0 blocks, features before the projection are handed on too, for ``pooled``.
+        beside: what, with 0 blocks, is handed on behind the features.
 
     Returns:
         The upper part, and the trunk.
@@ -117,8 +119,8 @@ def cut(tower: nn.Module, blocks: int, pooled: bool = False) -> tuple[nn.Module,
         UserError: a tower whose blocks are not known, or one that has no block below the cut.
     """
     if blocks == 0:
-        upper = Features(_output_width(tower) if pooled else None)
-        return upper, Trunk(tower, vectors=True, pooled=pooled)
+        upper = Features(None if beside is None else _output_width(tower))
+        return upper, Trunk(tower, vectors=True, beside=beside)
     parts = Parts.of(tower, "cache.trunk=off")
     if blocks >= len(parts.blocks):
         raise UserError(
@@ -127,7 +129,7 @@ def cut(tower: nn.Module, blocks: int, pooled: bool = False) -> tuple[nn.Module,
         )
     below = parts.below(blocks)
     lower = _shell(tower)
-    return above(tower, below), Trunk(_only(lower, below), vectors=False, pooled=False)
+    return above(tower, below), Trunk(_only(lower, below), vectors=False, beside=None)
 
 
 def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:

@@ -31,6 +31,8 @@ from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.models import precision, zoo
 from everclip.models.clip import Clip
+from everclip.models.pooled import both
+from everclip.models.trunk import Beside
 from everclip.models.tunings import tuning_of
 from everclip.system import cache_folder
 from everclip.system.machine import free_memory
@@ -99,7 +101,7 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
     blocks = blocks_above(config, method)
     if blocks is not None:
         try:
-            clip.cut(blocks, pooled=method.capabilities.reads == "pooled")
+            clip.cut(blocks, beside=beside(method))
         except UserError:
             if config.cache.trunk == "on":
                 raise
@@ -111,6 +113,13 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
     tuning = tuning_of(config.tune, config.tuning.options)
     if count := tuning.blocks[1]:
         clip.keep_text(tuning.held(clip), count)
+
+
+def beside(method: Method) -> Beside | None:
+    """What a method reads of the tower beside its features."""
+    if method.capabilities.depths is not None:
+        return method.capabilities.depths.beside
+    return both if method.capabilities.reads == "pooled" else None
 
 
 @dataclass(frozen=True)
@@ -262,6 +271,8 @@ def _rows(
     cache = plan.config.cache
     if cache.shared:
         about = _about(clip, size, parts)
+        if plan.method.capabilities.depths is not None:
+            about["depths"] = repr(plan.method.capabilities.depths)
         rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / _name(about), about)
         if not _room(max(0, size.nbytes - rows.nbytes), rows.folder, plan, progress):
             return None

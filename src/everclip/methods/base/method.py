@@ -20,6 +20,7 @@ from everclip.data.scenario import Task
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.sample_table import SampleTable
 from everclip.models.clip import Clip, Images
+from everclip.models.depths import Depths
 
 __all__ = [
     "Batch",
@@ -50,6 +51,7 @@ class Capabilities:
         one_task: whether all tasks are learned at once (joint training).
         reads: what it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels
             or all of its blocks, in whose place no kept activation can stand.
+        depths: what it reads of the whole tower in one go, where it reads more than features; kept beside these.
         shares: whether several processes can share its batches: it gives the towers the batch's images alone, all of
             them, and draws nothing at random in them.
         light: whether its loss has a form for a part of the batch (``collectives.Share.light``).
@@ -63,6 +65,7 @@ class Capabilities:
     needs_exemplars: bool = False
     one_task: bool = False
     reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
+    depths: Depths | None = None
     shares: bool = True
     light: bool = False
     shards: bool = True

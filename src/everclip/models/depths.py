@@ -1,0 +1,164 @@
+"""Read a frozen image tower at several depths, from several views of a picture, as one vector.
+
+    block_0        the tower's output, or its output before the projection
+    block_j        what its j-th last block gives: the mean over positions of a stage's map, or a token of a transformer
+    f(view)        [ w_0 unit(r(block_0)) ; w_1 unit(r(block_1)) ; ... ],   r(a) = sign(a) sqrt(|a|) or a
+    x              unit( mean of f over the views )
+
+Views are the picture at each scale, and its mirror image at each. A block's unit length makes its weight its share of
+|x|^2, whatever the tower's activations are; the signed root (Perronnin et al. 2010,
+https://doi.org/10.1007/978-3-642-15561-1_11) brings few large activations and many small ones nearer to each other.
+Means of stages beside the output are hypercolumns without their positions (Hariharan et al. 2015,
+https://arxiv.org/abs/1411.5752).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from everclip.errors import UserError
+from everclip.models.pooled import Features, both
+from everclip.models.towers import is_convolutional
+from everclip.models.trunk import Parts
+
+Token = Literal["class", "mean"]
+USUAL = (0.5, 0.5, 0.25)
+"""Weights of the last three blocks."""
+
+
+@dataclass(frozen=True)
+class Depths:
+    """What is read of a tower.
+
+    Args:
+        weights: of the last blocks beside the output, whose weight is 1; the last block's first. None: those of
+            ``USUAL``, as far as the tower has blocks that are known.
+        root: whether activations become their signed square roots.
+        mirror: whether the mirror image is read too.
+        scales: sides of the views, as multiples of the picture's.
+        token: what is read of a transformer's block: the class token, where there is one, or the mean of the patches.
+        pooled: whether the output is the one before the projection.
+    """
+
+    weights: tuple[float, ...] | None = None
+    root: bool = True
+    mirror: bool = True
+    scales: tuple[float, ...] = (1.0,)
+    token: Token = "class"
+    pooled: bool = False
+
+    def check(self, visual: nn.Module) -> None:
+        """Refuse a tower that cannot be read so. Raises UserError."""
+        blocks = Parts.of(visual, "method.stages=[]").blocks if self.weights else ()
+        if self.weights and len(self.weights) > len(blocks):
+            raise UserError(
+                f"method.stages has {len(self.weights)} weights and the image tower {len(blocks)} blocks:"
+                f" write at most {len(blocks)}"
+            )
+        fixed = isinstance(visual, ModifiedResNet) or not is_convolutional(visual)
+        if self.scales != (1.0,) and fixed:
+            raise UserError(
+                "method.scales asks for other sizes, which this image tower does not take: write method.scales=[1.0]"
+            )
+
+    def read(self, visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b m"]:
+        """The rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them.
+
+        Raises:
+            UserError: as ``check`` and ``pooled``.
+        """
+        if isinstance(visual, Features):
+            assert visual.width is not None
+            return images[:, visual.width :]
+        return self._both(visual, images)[1]
+
+    def beside(
+        self, visual: nn.Module, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
+        """The tower's output, and the rows beside it. Raises UserError as ``read``."""
+        return self._both(visual, images)
+
+    def _weights(self, visual: nn.Module) -> tuple[float, ...]:
+        if self.weights is not None:
+            return self.weights
+        try:
+            return USUAL[: len(Parts.of(visual, "").blocks)]
+        except UserError:
+            return ()
+
+    def _both(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.check(visual)
+        side, total, output = images.shape[-1], None, None
+        for scale in self.scales:
+            view = images if scale == 1 else _resized(images, max(1, round(side * scale)))
+            for picture in (view, view.flip(3)) if self.mirror else (view,):
+                raw, rows = self._view(visual, picture)
+                total = rows if total is None else total + rows
+                output = raw if output is None and scale == 1 else output
+        assert total is not None
+        if output is None:  # no view is the picture itself
+            output = _output(visual(images))
+        return output, normalize(total, dim=1)
+
+    def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of one view, and its blocks side by side."""
+        weights = self._weights(visual)
+        with _listening(visual, len(weights)) as heard:
+            output, first = both(visual, images) if self.pooled else (_output(visual(images)), None)
+        parts = [(1.0, output if first is None else first)]
+        parts += [
+            (weight, _summary(visual, hidden, self.token))
+            for weight, hidden in zip(weights, reversed(heard), strict=True)
+        ]
+        return output, torch.cat([weight * self._unit(part.float()) for weight, part in parts], 1)
+
+    def _unit(self, block: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+        return normalize(block.sign() * block.abs().sqrt() if self.root else block, dim=1)
+
+
+@contextmanager
+def _listening(visual: nn.Module, count: int) -> Iterator[list[Tensor]]:
+    """The list that outputs of the last ``count`` blocks are put in while it is open."""
+    heard: list[Tensor] = []
+    paths = Parts.of(visual, "method.stages=[]").blocks[-count:] if count else ()
+    hooks = [
+        visual.get_submodule(path).register_forward_hook(lambda _, __, out: heard.append(out))
+        for path in paths
+    ]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _summary(visual: Any, hidden: Tensor, token: Token) -> Float[Tensor, "b c"]:
+    """A vector for each picture of what a block gives: a map ``[b, c, h, w]`` or tokens ``[b, n, c]``."""
+    if hidden.ndim == 4:
+        return hidden.mean((2, 3))
+    if isinstance(visual, VisionTransformer):
+        if not visual.transformer.batch_first:
+            hidden = hidden.transpose(0, 1)
+        prefix, named = 1, True
+    else:
+        prefix, named = visual.trunk.num_prefix_tokens, visual.trunk.cls_token is not None
+    return hidden[:, 0] if token == "class" and named else hidden[:, prefix:].mean(1)
+
+
+def _resized(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
+    return interpolate(images, (side, side), mode="bicubic", align_corners=False)
+
+
+def _output(found: Any) -> Tensor:
+    """The features of a tower that may give its tokens too."""
+    return found[0] if isinstance(found, tuple) else found
