@@ -31,7 +31,7 @@ from tests.printed import printed
 from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")
-UNTRAINED = {"ncm", "ranpac", "ridge", "slda", "zero_shot"}
+UNTRAINED = {"multilayer_lda", "ncm", "ranpac", "ridge", "slda", "zero_shot"}
 """Methods that take no optimizer step with their default options."""
 TRAINED = [name for name in EVERY if name not in UNTRAINED]
 NEED_EXEMPLARS = ["der_expand", "foster", "icarl", "memo"]
@@ -56,6 +56,7 @@ VARIANTS = [
     "der_expand method.balance=retrain method.head_init=zero_shot",
     "memo method.shared=trained tune=lora:2",
     "foster method.head_init=zero_shot tune=lora:2",
+    "multilayer_lda method.adapt=clip method.feature=pooled",
     "ncm method.adapt=clip",
     "ewc method.fisher=true method.fisher_images=3 method.merge=online method.head=linear",
     "ewc method.fisher=empirical method.fisher_max=none tune=lora:2",
@@ -74,10 +75,12 @@ VARIANTS = [
 ]
 """Options that change what a method does; they pass the same checks as the defaults where that makes sense."""
 STILL = [
+    "multilayer_lda method.stages=[1] method.token=mean method.root=false method.mirror=false method.log_priors=true",
     "ncm method.feature=pooled method.normalize=true",
     "ranpac method.width=40 method.lam_choice=seen method.class_weights=true",
     "ridge method.expand=24 method.lam_unit=absolute",
     "ridge method.prior=text method.unseen=text",
+    "slda method.eps=gcv",
     "slda method.streaming=true method.log_priors=true",
 ]
 """Variants that train nothing: they are run, stopped and resumed."""

@@ -1,0 +1,243 @@
+"""Shrunk linear discriminant analysis on several layers of a frozen tower, from running sums: no training. Ours.
+
+    x       = unit( mean over picture and mirror image of [ r(output) ; w_1 r(stage -1) ; w_2 r(stage -2) ; ... ] )
+    r(a)    = unit( sign(a) sqrt(|a|) ),   a stage's mean over positions, a transformer block's class token
+    S       = ( G - sum_k n_k mu_k mu_k' ) / n,     P = (S + s m I)^-1,  m = tr(S) / d,  g = mean of the mu_k
+    score_k = (x - g)' P (mu_k - g) / |P^1/2 (mu_k - g)|
+
+the cosine of the whitened image and class mean, up to the image's own length. The strength s is chosen by generalised
+cross-validation, exactly, from the sums that are kept; `shrinkage=0.5` fixes it. So the classifier is that of all
+images at once, whatever the order of tasks, and an image is taken out again by subtracting it.
+
+Where there are domains, S is taken within each class of each domain, a class has a mean in each, drawn to its mean over
+all of them as if by `domain_shrinkage` more images, and the class's score is the largest of theirs.
+
+Classes count alike: a class's mean is its own and g is the mean of means. `log_priors` adds log(n_k / n) to the logits.
+`stages`, `root`, `mirror`, `scales` and `token` say what is read of the tower, `feature` which output stands first;
+`adapt` trains the tower in the first task, as in the other closed forms. A label that was never trained scores -inf.
+
+    Parameters  none
+    State       d x d sums, a sum of features a class and domain (fp64); d = 1904 and 29 MB for the model lite
+    Passes      2 of the image tower in all with mirror images, and to predict; in the first task those of adapt too
+    Exemplars   none
+
+Paper: https://arxiv.org/abs/1909.01520 (the sums); https://doi.org/10.1214/aos/1176324456 (ridge and discriminants)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
+from everclip.methods.shared.discriminant import strength, whitened, within_covariance
+from everclip.methods.shared.statistics import Linear, Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.weights import Kept
+from everclip.models.depths import Depths
+
+log = logging.getLogger("everclip")
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Cells(NamedTuple):
+    """Sums and counts of the images of a class in a domain, and the class of each."""
+
+    sums: Float64[Tensor, "k m"]
+    counts: Int64[Tensor, " k"]
+    owner: Int64[Tensor, " k"]
+
+
+class Head(NamedTuple):
+    """A linear classifier with columns of labels, whose place ``owner`` has, and what makes its scores logits."""
+
+    weight: Float64[Tensor, "m k"]
+    bias: Float64[Tensor, " k"]
+    owner: Int64[Tensor, " k"]
+    to_logits: float
+
+
+class MultilayerLda(Kept, Statistics):
+    """Whitened cosines on several layers."""
+
+    class Config(StatisticsConfig):
+        """Options of the features and of the head."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"shrinkage": ("gcv", 0.1, 0.3, 1.0, 3.0, 10.0)}
+
+        stages: list[Positive] | None = Field(
+            default=None,
+            description="weights of the tower's last blocks beside its output, the last block's first; none: 0.5, 0.5"
+            " and 0.25, as far as there are blocks",
+        )
+        root: bool = Field(default=True, description="signed square roots of activations, in place of these")
+        mirror: bool = Field(default=True, description="read the mirror image too")
+        scales: list[Positive] = Field(
+            default=[1.0],
+            min_length=1,
+            description="sides of the views that are read, as multiples of image_size",
+        )
+        token: Literal["class", "mean"] = Field(
+            default="class",
+            description="what is read of a transformer's block: its class token, if it has one, or the patches' mean",
+        )
+        shrinkage: Positive | Literal["gcv"] = Field(
+            default="gcv",
+            description="s, as a multiple of the mean variance within classes; or by generalised cross-validation",
+        )
+        domain_shrinkage: Positive | None = Field(
+            default=10.0,
+            description="images that a class's mean over all domains counts in its mean of one; none: that mean alone",
+        )
+        log_priors: bool = Field(
+            default=False, description="add the logarithm of a class's fraction of the images"
+        )
+
+    passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
+    cosines = False
+    config: Config
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.depths = Depths(
+            None if config.stages is None else tuple(config.stages),
+            config.root,
+            config.mirror,
+            tuple(config.scales),
+            config.token,
+            config.feature == "pooled",
+        )
+        # a tower that trains in the first task cannot be read ahead
+        trains = config.adapt != "none"
+        self.can(reads="pixels" if trains else "features", depths=None if trains else self.depths)
+        self._chosen: tuple[tuple[int, float], float] = ((0, 0.0), 0.0)  # of which sums, and s
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        super().grow(clip, task)
+        self.kept_to(clip)
+
+    def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
+        for batch in new:
+            rows = self.rows(self.extract(clip, batch.images))
+            labels, domains = (column.to(rows.device) for column in (batch.labels, batch.domains))
+            self.add(rows, labels)
+            self._of_domains(rows, labels, domains, 1)
+
+    def _of_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int) -> None:
+        """Sums of each domain; those of domain 0 are what the others leave of all."""
+        for domain in domains.unique().tolist():
+            if domain:
+                there = domains == domain
+                targets = self.targets(labels[there])
+                for name, more in (("sums", targets.T @ rows[there]), ("counts", targets.sum(0).long())):
+                    key = f"{name}{domain}"
+                    self.kept[key] = self.kept.get(key, torch.zeros_like(more)) + sign * more
+
+    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        return self.depths.read(clip.model.visual, clip.normalise(images))
+
+    def remove(
+        self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
+    ) -> None:
+        """Take images out of the sums, as if they had never been added."""
+        targets = self.targets(labels)
+        self._of_domains(rows, labels, domains, -1)
+        self.counts -= targets.sum(0).long()
+        self.sums -= targets.T @ rows
+        self.gram -= rows.T @ rows
+
+    def cells(self) -> Cells:
+        """Sums of each class in each domain that it has images of; in one domain, of each class."""
+        domains = sorted(int(key.removeprefix("sums")) for key in self.kept if key.startswith("sums"))
+        if self.config.domain_shrinkage is None:
+            domains = []
+        parts = [(self.kept[f"sums{domain}"], self.kept[f"counts{domain}"]) for domain in domains]
+        rest = self.sums - sum(sums for sums, _ in parts), self.counts - sum(counts for _, counts in parts)
+        sums, counts = (torch.stack(column) for column in zip(rest, *parts, strict=True))
+        there = counts > 0
+        return Cells(sums[there], counts[there], there.nonzero()[:, 1])
+
+    def shrinkage(self, cells: Cells) -> float:
+        """s, chosen anew once there are more images or fewer."""
+        if self.config.shrinkage != "gcv":
+            return self.config.shrinkage
+        which = int(self.counts.sum()), self.gram.trace().item()
+        if self._chosen[0] != which:
+            self._chosen = which, strength(self.gram, cells.sums, cells.counts)
+            log.info(
+                "shrinkage %.3g, by cross-validation on the sums of %d images", self._chosen[1], which[0]
+            )
+        return self._chosen[1]
+
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        """The classifier of these labels where there is one domain."""
+        head = self.head(labels)
+        assert len(head.owner) == len(labels)
+        return head.weight, head.bias
+
+    def head(self, labels: list[int]) -> Head:
+        """The classifier of these labels, a column for each cell; a label never trained has one of -inf."""
+        cells, known = self.cells(), self.counts > 0
+        place = torch.full((len(known),), -1, device=known.device)
+        place[labels] = torch.arange(len(labels), device=known.device)
+        blank = [column for column, label in enumerate(labels) if not known[label]]
+        if not known.any():
+            nothing = self.sums.new_zeros(self.sums.shape[1], len(labels))
+            return Head(nothing, self.silence(labels), torch.arange(len(labels)), 1.0)
+        pooled = self.sums / self.counts.clamp(min=1)[:, None]
+        means = self.drawn(cells, pooled)
+        covariance = within_covariance(self.gram, cells.sums, cells.counts)
+        mine = place[cells.owner] >= 0
+        weight, bias, lengths = whitened(
+            covariance, means[mine], pooled[known].mean(0), self.shrinkage(cells)
+        )
+        # logits of a discriminant with a common covariance are these scores times the lengths
+        factor = (lengths.mean().item() if len(lengths) else 0.0) or 1.0
+        owner = place[cells.owner[mine]]
+        if self.config.log_priors:
+            bias = bias + (self.counts[cells.owner[mine]] / self.counts.sum()).log() / factor
+        weight = torch.cat([weight, weight.new_zeros(len(weight), len(blank))], 1)
+        bias = torch.cat([bias, bias.new_full((len(blank),), -torch.inf)])
+        owner = torch.cat([owner, torch.tensor(blank, dtype=torch.int64, device=owner.device)])
+        order = owner.argsort(stable=True)
+        return Head(weight[:, order], bias[order], owner[order], factor)
+
+    def drawn(self, cells: Cells, pooled: Float64[Tensor, "c m"]) -> Float64[Tensor, "k m"]:
+        """Means of the cells, drawn to those of their classes over all domains."""
+        several = cells.owner.bincount(minlength=len(pooled)) > 1
+        extra = (self.config.domain_shrinkage or 0.0) * several[cells.owner].double()[:, None]
+        return (cells.sums + extra * pooled[cells.owner]) / (cells.counts[:, None] + extra)
+
+    @torch.no_grad()
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        head = self.head(list(labels))
+        linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
+        linear.to_logits = head.to_logits
+        return linear
+
+
+class Nearest(Linear):
+    """The largest score of the columns of each label.
+
+    Args:
+        encode: images to features.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], head: Head, labels: int) -> None:
+        super().__init__(encode, head.weight, head.bias)
+        self.owner = head.owner.to(head.weight.device)
+        self.labels = labels
+
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
+        scores = super().forward(images)
+        if len(self.owner) == self.labels:
+            return scores
+        lowest = scores.new_full((len(scores), self.labels), -torch.inf)
+        return lowest.scatter_reduce(1, self.owner.expand(len(scores), -1), scores, "amax")
