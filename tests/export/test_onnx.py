@@ -44,6 +44,7 @@ EVERY = {
     "ridge": ("method=ridge",),
     "ranpac": ("method=ranpac",),
     "slda": ("method=slda",),
+    "multilayer_lda": ("method=multilayer_lda",),
     "cmoa": ("method=cmoa",),
     "wise_ft": ("method=wise_ft",),
     "co2l": ("method=co2l",),

@@ -199,7 +199,7 @@ def nearest_cell(clip: Clip, which: Tensor, extra: float) -> Tensor:
 def test_means_of_domains_are_drawn_to_the_pool_in_any_order(
     order: list[int], extra: float, clip: Clip
 ) -> None:
-    which = torch.cat([(domain == DOMAINS).nonzero()[:, 0] for domain in order])
+    which = torch.cat([DOMAINS.eq(domain).nonzero()[:, 0] for domain in order])
     result = scores(of_domains(clip, which, domain_shrinkage=extra), clip)
     expected = nearest_cell(clip, torch.arange(48), extra)
     assert_close(result, expected, atol=1e-6 * expected.abs().max().item(), rtol=0)

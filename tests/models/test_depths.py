@@ -82,8 +82,8 @@ def test_a_cut_tower_gives_the_same_rows_and_features(clip: Clip) -> None:
     assert torch.equal(clip.encode_image(kept), features)
 
 
-def test_scales_are_views_of_other_sides(convolutional: str) -> None:
-    clip = zoo.load(convolutional).requires_grad_(False)
+def test_scales_are_views_of_other_sides(tmp_path: Path) -> None:
+    clip = zoo.load(clip_with(tmp_path / "model", **TOWERS["EfficientNet"])).requires_grad_(False)
     images, one = pixels(clip), Depths(WEIGHTS, mirror=False)
     larger = interpolate(images, (48, 48), mode="bicubic", align_corners=False)
     expected = one.read(clip.model.visual, images) * 1.0 + one.read(clip.model.visual, larger)

@@ -128,10 +128,10 @@ class MultilayerLda(Kept, Statistics):
             rows = self.rows(self.extract(clip, batch.images))
             labels, domains = (column.to(rows.device) for column in (batch.labels, batch.domains))
             self.add(rows, labels)
-            self._of_domains(rows, labels, domains, 1)
+            self.add_domains(rows, labels, domains)
 
-    def _of_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int) -> None:
-        """Sums of each domain; those of domain 0 are what the others leave of all."""
+    def add_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int = 1) -> None:
+        """Add images to the sums of their domains; those of domain 0 are what the others leave of all."""
         for domain in domains.unique().tolist():
             if domain:
                 there = domains == domain
@@ -148,7 +148,7 @@ class MultilayerLda(Kept, Statistics):
     ) -> None:
         """Take images out of the sums, as if they had never been added."""
         targets = self.targets(labels)
-        self._of_domains(rows, labels, domains, -1)
+        self.add_domains(rows, labels, domains, -1)
         self.counts -= targets.sum(0).long()
         self.sums -= targets.T @ rows
         self.gram -= rows.T @ rows
@@ -214,6 +214,10 @@ class MultilayerLda(Kept, Statistics):
         several = cells.owner.bincount(minlength=len(pooled)) > 1
         extra = (self.config.domain_shrinkage or 0.0) * several[cells.owner].double()[:, None]
         return (cells.sums + extra * pooled[cells.owner]) / (cells.counts[:, None] + extra)
+
+    def scorer(self, labels: list[int]) -> Callable[[Float64[Tensor, "b m"]], Float64[Tensor, "b c"]]:
+        """The map from features to scores of these labels."""
+        return Nearest(lambda rows: rows, self.head(labels), len(labels))
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

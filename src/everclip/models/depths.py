@@ -14,7 +14,7 @@ https://arxiv.org/abs/1411.5752).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,26 +115,35 @@ class Depths:
         weights = self._weights(visual)
         with _listening(visual, len(weights)) as heard:
             output, first = both(visual, images) if self.pooled else (_output(visual(images)), None)
-        parts = [(1.0, output if first is None else first)]
-        parts += [
-            (weight, _summary(visual, hidden, self.token))
-            for weight, hidden in zip(weights, reversed(heard), strict=True)
-        ]
-        return output, torch.cat([weight * self._unit(part.float()) for weight, part in parts], 1)
+        blocks = [output if first is None else first]
+        blocks += [_summary(visual, hidden, self.token) for hidden in reversed(heard)]
+        return output, side_by_side(blocks, weights, self.root)
 
-    def _unit(self, block: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-        return normalize(block.sign() * block.abs().sqrt() if self.root else block, dim=1)
+
+def side_by_side(blocks: Sequence[Tensor], weights: Sequence[float], root: bool) -> Float[Tensor, "b m"]:
+    """f of one view: blocks ``[b, c_j]``, the output first, each made unit length and weighted.
+
+    Args:
+        weights: of the blocks after the output.
+        root: whether activations become their signed square roots.
+    """
+    parts = [part.float() for part in blocks]
+    if root:
+        parts = [part.sign() * part.abs().sqrt() for part in parts]
+    pairs = zip((1.0, *weights), parts, strict=True)
+    return torch.cat([weight * normalize(part, dim=1) for weight, part in pairs], 1)
 
 
 @contextmanager
 def _listening(visual: nn.Module, count: int) -> Iterator[list[Tensor]]:
     """The list that outputs of the last ``count`` blocks are put in while it is open."""
     heard: list[Tensor] = []
+
+    def hear(_: nn.Module, __: Any, found: Any) -> None:
+        heard.append(found)
+
     paths = Parts.of(visual, "method.stages=[]").blocks[-count:] if count else ()
-    hooks = [
-        visual.get_submodule(path).register_forward_hook(lambda _, __, out: heard.append(out))
-        for path in paths
-    ]
+    hooks = [visual.get_submodule(path).register_forward_hook(hear) for path in paths]
     try:
         yield heard
     finally:
