@@ -100,7 +100,7 @@ class Depths:
         self.check(visual)
         side, total, output = images.shape[-1], None, None
         for scale in self.scales:
-            view = images if scale == 1 else _resized(images, max(1, round(side * scale)))
+            view = images if scale == 1 else resized(images, max(1, round(side * scale)))
             for picture in (view, view.flip(3)) if self.mirror else (view,):
                 raw, rows = self._view(visual, picture)
                 total = rows if total is None else total + rows
@@ -164,7 +164,8 @@ def _summary(visual: Any, hidden: Tensor, token: Token) -> Float[Tensor, "b c"]:
     return hidden[:, 0] if token == "class" and named else hidden[:, prefix:].mean(1)
 
 
-def _resized(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
+def resized(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
+    """Pictures at another side, by cubic interpolation."""
     return interpolate(images, (side, side), mode="bicubic", align_corners=False)
 
 

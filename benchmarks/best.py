@@ -1,0 +1,255 @@
+"""Closed forms on frozen features at memory 0, one change at a time from class means to ``multilayer_lda``.
+
+    EVERCLIP_DATA=/folder/with/caltech50/pacs128/cifar100 python -m benchmarks.best
+
+reads each picture once (model ``lite``, 96 px or 224: the tower's output and the means of its last three stages, of
+the picture and its mirror image), solves every form from the sums of the training images, and writes benchmarks/best.md
+after each set. Sums know no order of tasks, so a form's last accuracy is that of any order, and there is no seed. Cells
+in benchmarks/best/ are not computed again. What methods that train reach by default, of the same pixels, is taken from
+benchmarks/defaults/.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from benchmarks.best_page import (
+    FORMS,
+    HERE,
+    OTHERS,
+    SETTINGS,
+    SPEED,
+    Form,
+    Setting,
+    file_of,
+    forms,
+    kept,
+    page,
+)
+from benchmarks.defaults import cifar_part
+from benchmarks.jobs import Bench, Json, machine, write
+from everclip import data
+from everclip.data.images import ImageSet
+from everclip.data.pixels import Pixels
+from everclip.data.prompts import Prompts
+from everclip.methods.base.registry import method_class, options_of
+from everclip.methods.shared import closed_form
+from everclip.models import zoo
+from everclip.models.clip import Clip
+from everclip.models.depths import USUAL, resized, side_by_side
+from everclip.models.trunk import Parts
+from everclip.training.frozen import folds
+
+BATCH, CHUNK = 128, 1024
+FOLD = 0
+"""The fifth of the training images that is held out."""
+
+
+Views = tuple[list[Tensor], list[Tensor]]
+"""Raw blocks of pictures, and of their mirror images; the output first."""
+
+
+class Rows(NamedTuple):
+    """Images of one part; ``views`` gives the blocks at a scale."""
+
+    views: Callable[[float], Views]
+    labels: Tensor
+    domains: Tensor
+    ids: Tensor
+
+    def features(self, form: Form) -> Tensor:
+        """The features of a form, in fp64 and unit length."""
+        weights = USUAL if form.stages else ()
+        views = [view for scale in form.scales for view in self.views(scale)[: 1 + form.mirror]]
+        found = [side_by_side(blocks[: 1 + len(weights)], weights, form.root) for blocks in views]
+        return normalize(torch.stack(found).sum(0), dim=1).double()
+
+
+@torch.inference_mode()
+def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
+    """The blocks of some images at a scale, kept in a file."""
+    file = file.with_name(f"{file.name}{'' if scale == 1 else f'-{scale:.2f}'}.npz")
+    if not file.exists():
+        pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0, 0)
+        visual, heard = clip.model.visual, list[Tensor]()
+
+        def hear(_: Any, __: Any, found: Tensor) -> None:
+            heard.append(found.mean((2, 3)))
+
+        blocks = Parts.of(visual, "").blocks[-len(USUAL) :]
+        hooks = [visual.get_submodule(path).register_forward_hook(hear) for path in blocks]
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(images), BATCH):
+            pictures, good = pixels.load(images.rows[start : start + BATCH])
+            assert good.all(), "every picture can be read"
+            inputs = clip.normalise(pictures)
+            if scale != 1:
+                inputs = resized(inputs, round(clip.image_size * scale))
+            for view, shown in (("plain", inputs), ("mirrored", inputs.flip(3))):
+                heard.clear()
+                output = visual(shown)
+                for number, block in enumerate([output, *reversed(heard)]):
+                    parts.setdefault(f"{view}{number}", []).append(block)
+        for hook in hooks:
+            hook.remove()
+        arrays: dict[str, Any] = {name: torch.cat(block).numpy() for name, block in parts.items()}
+        np.savez(file, **arrays)
+    with np.load(file) as found:
+        plain, mirrored = (
+            [torch.from_numpy(found[f"{view}{number}"]) for number in range(1 + len(USUAL))]
+            for view in ("plain", "mirrored")
+        )
+    return plain, mirrored
+
+
+def solved(
+    form: Form, prompts: Prompts, rows: Tensor, labels: Tensor, domains: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The map from features to scores of a form that has learned some images, through the plug-in itself."""
+    method: Any = method_class(form.method).create(options_of(form.method, form.options), prompts)
+    torch.manual_seed(0)  # of a random layer
+    method.build(_NOWHERE, rows.shape[1])
+    random = form.method == "ranpac"
+    rows = method.rows(rows.float()) if random else rows
+    for part in torch.arange(len(labels)).split(CHUNK):
+        method.add(rows[part], labels[part])
+        if form.method == "multilayer_lda":
+            method.add_domains(rows[part], labels[part], domains[part])
+    labels_of = [*range(len(prompts.names))]
+    if form.method == "multilayer_lda":
+        return method.scorer(labels_of)
+    weight, bias = method.solve(_NOWHERE, labels_of)
+    return lambda tested: torch.addmm(bias, method.rows(tested.float()) if random else tested, weight)
+
+
+class _Nowhere:
+    """What ``build`` asks of a model."""
+
+    device = torch.device("cpu")
+
+
+_NOWHERE: Any = _Nowhere()
+
+
+def cell(name: str, form: Form, prompts: Prompts, train: Rows, test: Rows) -> Json:
+    """Accuracy on the test images, and on a fifth of the training images by a classifier of the others."""
+    begin = time.process_time()
+    rows, tested = train.features(form), test.features(form)
+    right = solved(form, prompts, rows, train.labels, train.domains)(tested).argmax(1) == test.labels
+    found: Json = {
+        "form": name,
+        "width": rows.shape[1],
+        "accuracy": right.double().mean().item(),
+        "images": {"train": len(rows), "test": len(right)},
+        "right": np.packbits(right.numpy()).tobytes().hex(),
+    }
+    if form.method == "multilayer_lda":  # what its defaults are chosen by
+        held = folds(train.labels, train.ids) == FOLD
+        fit = solved(form, prompts, rows[~held], train.labels[~held], train.domains[~held])
+        found["held_out"] = (fit(rows[held]).argmax(1) == train.labels[held]).double().mean().item()
+    if name == "ridge":
+        found["hindsight"] = hindsight(rows, train.labels, tested, test.labels)
+    return found | {"cpu_seconds": round(time.process_time() - begin, 1), "machine": machine()}
+
+
+def hindsight(rows: Tensor, labels: Tensor, tested: Tensor, truth: Tensor) -> float:
+    """The accuracy of the lam that is best on the test images themselves, which nobody could have chosen."""
+    targets = torch.eye(int(labels.max()) + 1, dtype=torch.float64)[labels]
+    gram = rows.T @ rows
+    spectrum = closed_form.Spectrum.of_gram(gram, rows.T @ targets)
+    seen, unit = tested @ spectrum.basis, gram.diagonal().mean()
+    scores = (
+        seen @ (spectrum.targets / (spectrum.values + factor * unit)[:, None])
+        for factor in closed_form.LAMS[::4]
+    )
+    return max((guess.argmax(1) == truth).double().mean().item() for guess in scores)
+
+
+def columns(images: ImageSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, domains and ids."""
+    return images.labels, images.domains, images.ids
+
+
+def complete(place: str, setting: Setting, names: Sequence[str], scratch: Path) -> None:
+    """Compute the cells of a set that are missing."""
+    missing = [name for name in names if name in forms(setting) and (place, name) not in kept()]
+    if not missing:
+        return
+    kind, _, folder = setting.spec.partition(":")
+    if place == "cifar100" and not (scratch / folder).exists():
+        cifar_part(Path(os.environ["EVERCLIP_DATA"]) / "cifar100", scratch / folder)
+    clip = zoo.load("lite", setting.side)
+    found = data.load(f"{kind}:{scratch / folder}" if folder else kind, setting.kind)
+    stem = scratch / place.replace(" ", "-")
+    train, test = (
+        Rows(partial(read, clip, images, Path(f"{stem}-{part}")), *map(torch.from_numpy, columns(images)))
+        for part, images in (("train", found.train), ("test", found.test))
+    )
+    for name in missing:
+        made = cell(name, FORMS[name], Prompts(found.class_names, found.templates), train, test)
+        write(file_of(place, name), {"setting": place, **made})
+        print(f"{place}, {name}: {made['accuracy']:.4f}", flush=True)
+
+
+def speed() -> Json:
+    """Processor seconds of absorbing 100,000 random features, and of solving them, beside products of matrices."""
+    rows = normalize(torch.randn(CHUNK, 768, dtype=torch.float64), dim=1)
+    labels, domains = torch.randint(0, 1000, (CHUNK,)), torch.zeros(CHUNK, dtype=torch.int64)
+    method: Any = method_class("multilayer_lda").create(
+        options_of("multilayer_lda", {}), Prompts(tuple(map(str, range(1000))), ("{}",))
+    )
+    method.build(_NOWHERE, 768)
+
+    def absorb() -> None:
+        for part in torch.arange(CHUNK).split(BATCH):
+            method.add(rows[part], labels[part])
+            method.add_domains(rows[part], labels[part], domains[part])
+
+    def solve() -> None:
+        method.gram += (
+            torch.eye(768, dtype=torch.float64) * 1e-9
+        )  # or the strength that was chosen would serve again
+        method.head([*range(1000)])
+
+    def seconds(work: Callable[[], object]) -> float:
+        took = []
+        for _ in range(5):
+            begin = time.process_time()
+            work()
+            took.append(time.process_time() - begin)
+        return sorted(took)[2]
+
+    whole = 100_000 / CHUNK
+    return {
+        "absorb_seconds": whole * seconds(absorb),
+        "product_of_rows_seconds": whole * seconds(lambda: rows.T @ rows),
+        "solve_seconds": seconds(solve),
+        "product_seconds": seconds(lambda: method.gram @ method.gram),
+        "machine": machine(),
+    }
+
+
+def main() -> None:
+    """Compute what is missing and write the page; first what the verdict needs."""
+    bench = Bench.from_arguments(__doc__ or "", HERE / "best")
+    if not SPEED.exists():
+        torch.set_num_threads(1)
+        write(SPEED, speed())
+    for names in ((*OTHERS[3:], "+ last stages", "+ means of domains"), tuple(FORMS)):
+        for place, setting in SETTINGS.items():
+            complete(place, setting, names, bench.scratch)
+            (HERE / "best.md").write_text(page(kept()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The rows of benchmarks/best.md and the page itself, from the cells that are done."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.defaults import METHODS
+from benchmarks.jobs import Json, machines
+
+HERE = Path(__file__).parent
+SPEED = HERE / "best" / "speed.json"
+"""The cell that has seconds."""
+
+
+class Setting(NamedTuple):
+    """A data set; ``trained``: its name in benchmarks/defaults/; ``side``: of the pictures, in pixels."""
+
+    spec: str
+    kind: str
+    trained: str = ""
+    side: int = 96
+
+
+CLASSES, DOMAINS = "class-incremental", "domain-incremental"
+SETTINGS = {
+    "caltech50": Setting("imagefolder:caltech50", CLASSES, "caltech50"),
+    "emoji": Setting("emoji", CLASSES, "emoji"),
+    "pacs": Setting("domainfolder:pacs_part", DOMAINS, "pacs"),
+    "emoji domains": Setting("emoji", DOMAINS, "emoji-domains"),
+    "cifar100": Setting("imagefolder:cifar100_part", CLASSES, "cifar100"),
+    "caltech50 224": Setting("imagefolder:caltech50", CLASSES, side=224),
+    "pacs 224": Setting("domainfolder:pacs_part", DOMAINS, side=224),
+}
+
+
+class Form(NamedTuple):
+    """A classifier on features: whether these are rooted, of both mirror images, of the last stages too; the views."""
+
+    method: str
+    options: dict[str, Any]
+    root: bool = False
+    mirror: bool = False
+    stages: bool = False
+    scales: tuple[float, ...] = (1.0,)
+
+
+SCALES = (1.0, 4 / 3, 5 / 3)
+FORMS = {
+    "class means": Form("ncm", {}),
+    "ridge": Form("ridge", {}),
+    "slda": Form("slda", {}),
+    "slda, eps=gcv": Form("slda", {"eps": "gcv"}),
+    "ridge, mirror images": Form("ridge", {}, mirror=True),
+    "slda, eps=gcv, mirror images": Form("slda", {"eps": "gcv"}, mirror=True),
+    "ranpac, mirror images": Form("ranpac", {"width": 2000, "lam_choice": "gcv"}, mirror=True),
+    "whitened cosine": Form("multilayer_lda", {"domain_shrinkage": None}),
+    "+ signed roots": Form("multilayer_lda", {"domain_shrinkage": None}, root=True),
+    "+ mirror images": Form("multilayer_lda", {"domain_shrinkage": None}, root=True, mirror=True),
+    "+ last stages": Form("multilayer_lda", {"domain_shrinkage": None}, root=True, mirror=True, stages=True),
+    "+ means of domains": Form("multilayer_lda", {}, root=True, mirror=True, stages=True),
+    "ridge on these features": Form("ridge", {}, root=True, mirror=True, stages=True),
+    "slda, eps=gcv, on these features": Form("slda", {"eps": "gcv"}, root=True, mirror=True, stages=True),
+    "+ three scales": Form("multilayer_lda", {}, root=True, mirror=True, stages=True, scales=SCALES),
+    "ridge, mirror images, three scales": Form("ridge", {}, mirror=True, scales=SCALES),
+}
+OTHERS = (
+    "class means",
+    "ridge",
+    "slda",
+    "slda, eps=gcv",
+    "ridge, mirror images",
+    "slda, eps=gcv, mirror images",
+    "ranpac, mirror images",
+)
+"""Forms that the method has to beat: the same pixels and mirror images, and no stages, which are its own."""
+
+
+def bits(found: Json) -> np.ndarray:
+    """Which test images a cell has right."""
+    packed = np.frombuffer(bytes.fromhex(found["right"]), dtype=np.uint8)
+    return np.unpackbits(packed)[: found["images"]["test"]].astype(float)
+
+
+def file_of(place: str, name: str) -> Path:
+    """Where a cell is kept."""
+    words = "".join(letter if letter.isalnum() else "-" for letter in f"{place} {name}")
+    return HERE / "best" / ("-".join(filter(None, words.split("-"))) + ".json")
+
+
+def kept() -> dict[tuple[str, str], Json]:
+    """The cells that are done."""
+    files = {(place, name): file_of(place, name) for place in SETTINGS for name in FORMS}
+    return {key: json.loads(file.read_text("utf-8")) for key, file in files.items() if file.exists()}
+
+
+def trained(setting: Setting) -> dict[str, Json]:
+    """Runs of methods that train, at memory 0 and their defaults."""
+    files = {name: HERE / "defaults" / f"{setting.trained}-{name}-m0-s0.json" for name in METHODS}
+    return {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+
+
+def forms(setting: Setting) -> list[str]:
+    """The rows of a set: classes without domains have one mean each, and larger views are of small pictures."""
+    return [
+        name
+        for name, form in FORMS.items()
+        if (setting.kind == DOMAINS or name != "+ means of domains")
+        and (setting.side == 96 or form.scales == (1.0,))
+    ]
+
+
+def ours(setting: Setting) -> str:
+    """The row of the method with its defaults."""
+    return "+ means of domains" if setting.kind == DOMAINS else "+ last stages"
+
+
+def speed(found: Json) -> list[str]:
+    """What it costs, in a paragraph."""
+    absorb, solve = found["absorb_seconds"], found["solve_seconds"]
+    return [
+        "",
+        f"100,000 features of width 768 in 1,000 classes take {absorb:.1f} processor seconds to be added to the sums,",
+        f"{absorb / found['product_of_rows_seconds']:.1f} times the product X'X alone, and {solve:.2f} to be solved,"
+        f" {solve / found['product_seconds']:.0f} times one product of",
+        "two 768 x 768 matrices (one thread, fp64, medians of five).",
+    ]
+
+
+def page(cells: dict[tuple[str, str], Json]) -> str:
+    """The cells as a page."""
+    every = sum(len(forms(setting)) for setting in SETTINGS.values())
+    lines = [
+        "# Closed forms at memory 0",
+        "",
+        "`EVERCLIP_DATA=... python -m benchmarks.best`: model `lite`, 96 px where no other side is named; accuracy on",
+        "all classes in %, after the last task, the same in any order of tasks;",
+        f"{len(cells)} of {every} cells, computed on {machines({str(key): cell for key, cell in cells.items()})}.",
+        "",
+        "Rows from `whitened cosine` on add one change each. `multilayer_lda` with its defaults is the row",
+        "`+ means of domains` where there are domains, else `+ last stages`. The forms above have the same",
+        "pixels, with mirror images or without, and a strength that the sums choose.",
+        "*held out*: a fifth of the training images (at most ten a class), by a classifier of the others; in",
+        "`emoji domains` these show concepts that training has, and test",
+        "images never do. *hindsight*: ridge with the lam that is best on the test images. `ranpac`: 2,000 random",
+        "features. Methods that train are at their defaults and memory 0, one seed (benchmarks/defaults/), not tuned.",
+        "`cifar100`: 50 training and 20 test pictures per class; `pacs`: 60 and 20 per class and domain.",
+    ]
+    lines += speed(json.loads(SPEED.read_text("utf-8"))) if SPEED.exists() else []
+    for place, setting in SETTINGS.items():
+        there = {name: cells[place, name] for name in FORMS if (place, name) in cells}
+        if not there:
+            continue
+        lines += ["", f"## {place}", "", *verdict(setting, there), ""]
+        lines += ["| form | width | held out | test | hindsight |", "| --- | ---: | ---: | ---: | ---: |"]
+        for name, found in there.items():
+            held, best = (
+                f"{100 * found[key]:.1f}" if key in found else "" for key in ("held_out", "hindsight")
+            )
+            lines.append(f"| {name} | {found['width']} | {held} | {100 * found['accuracy']:.1f} | {best} |")
+        for name, found in trained(setting).items():
+            lines.append(f"| `{name}`, trained |  |  | {100 * found['last']:.1f} |  |")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(setting: Setting, there: dict[str, Json]) -> list[str]:
+    """The difference between the method and the best of the others, with an interval over test images."""
+    rivals = [name for name in OTHERS if name in there]
+    if ours(setting) not in there or not rivals:
+        return ["Not all rows are there yet."]
+    best = max(rivals, key=lambda name: there[name]["accuracy"])
+    apart = 100 * (bits(there[ours(setting)]) - bits(there[best]))
+    reach = 1.96 * apart.std(ddof=1) / math.sqrt(len(apart))
+    return [
+        f"`multilayer_lda` is {apart.mean():+.1f} points (95 % interval over test images: {apart.mean() - reach:+.1f}"
+        f" to {apart.mean() + reach:+.1f}) from the best other closed form, {best}."
+    ]
