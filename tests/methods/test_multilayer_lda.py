@@ -82,14 +82,6 @@ def test_what_is_taken_out_was_never_there(clip: Clip) -> None:
     assert (result[~finite] == -torch.inf).all()
 
 
-def test_labels_in_the_order_asked_and_never_trained_ones_last(clip: Clip) -> None:
-    method = learn(make(NAME), clip, by_class([4, 0], [2]))
-    known, mixed = scores(method, clip, [0, 2, 4]), scores(method, clip, [4, 5, 0, 1, 2])
-    assert_close(mixed[:, [2, 4, 0]], known)
-    assert (mixed[:, [1, 3]] == -torch.inf).all()
-    assert known.isfinite().all()
-
-
 def test_restored_state_gives_the_same_classifier_and_next_task(clip: Clip) -> None:
     tasks = by_class([0, 1], [2, 3], [4, 5])
     method = learn(make(NAME), clip, tasks[:2])

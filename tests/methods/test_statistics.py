@@ -166,7 +166,7 @@ def test_any_order_of_tasks_gives_the_solution_of_all_images(
     assert method.counts.tolist() == [8] * 6
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "multilayer_lda"])
 def test_labels_in_the_order_asked_and_never_trained_ones_last(name: str, clip: Clip) -> None:
     method = learn(make(name), clip, by_class([4, 0], [2]))
     known, mixed = scores(method, clip, [0, 2, 4]), scores(method, clip, [4, 5, 0, 1, 2])
