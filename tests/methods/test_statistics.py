@@ -17,8 +17,8 @@ from everclip.data.prompts import PHOTO, Prompts
 from everclip.data.scenario import Task
 from everclip.errors import UserError
 from everclip.methods.base.registry import method_class
-from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.discriminant import strength
+from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import (

@@ -23,7 +23,7 @@ from everclip.data.loader import Loader
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.training import activation_cache, loop
-from everclip.training.activation_cache import Amount
+from everclip.training.cache_size import Amount
 from everclip.training.plan import Plan
 from everclip.training.restore import open_run
 from tests.marks import slow_after

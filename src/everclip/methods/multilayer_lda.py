@@ -135,7 +135,7 @@ class MultilayerLda(Kept, Statistics):
         for domain in domains.unique().tolist():
             if domain:
                 there = domains == domain
-                targets = self.targets(labels[there])
+                targets = self.summed.targets(labels[there])
                 for name, more in (("sums", targets.T @ rows[there]), ("counts", targets.sum(0).long())):
                     key = f"{name}{domain}"
                     self.kept[key] = self.kept.get(key, torch.zeros_like(more)) + sign * more
@@ -147,11 +147,8 @@ class MultilayerLda(Kept, Statistics):
         self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
     ) -> None:
         """Take images out of the sums, as if they had never been added."""
-        targets = self.targets(labels)
+        self.summed.add_(rows, labels, sign=-1)
         self.add_domains(rows, labels, domains, -1)
-        self.counts -= targets.sum(0).long()
-        self.sums -= targets.T @ rows
-        self.gram -= rows.T @ rows
 
     def cells(self) -> Cells:
         """Sums of each class in each domain that it has images of; in one domain, of each class."""
