@@ -175,7 +175,7 @@ def test_labels_in_the_order_asked_and_never_trained_ones_last(name: str, clip: 
     assert known.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "multilayer_lda"])
 def test_restored_state_gives_the_same_classifier_and_next_task(name: str, clip: Clip) -> None:
     tasks = by_class([0, 1], [2, 3], [4, 5])
     options = {"lam_choice": "task"} if name == "ranpac" else {}
