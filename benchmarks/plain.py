@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -22,14 +23,16 @@ from torch.nn.functional import cross_entropy, one_hot, pad
 SPEC, TUNED = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.argv[2:] == ["tuned"]
 torch.manual_seed(SPEC["seed"])
 folder, tasks, count = f"local-dir:{SPEC['model']}", SPEC["tasks"], len(SPEC["names"])
-model, _, preprocess = open_clip.create_model_and_transforms(folder, force_image_size=SPEC["size"])
+loaded: Any = open_clip.create_model_and_transforms(folder, force_image_size=SPEC["size"])
+model, _, preprocess = loaded
 tokens = open_clip.get_tokenizer(folder)([f"a photo of a {name}." for name in SPEC["names"]])
 layout = torch.channels_last if TUNED else torch.contiguous_format
 model = model.to(memory_format=layout)
 if TUNED:
     tokens = tokens[:, : (tokens != 0).sum(1).max()]
 mean, std = (torch.tensor(getattr(preprocess.transforms[-1], key))[:, None, None] for key in ("mean", "std"))
-pixels, sums = {}, [0, 0]
+pixels: dict[str, Any] = {}
+sums: list[Any] = [0, 0]
 head = [torch.zeros(count, 1280, requires_grad=True), torch.zeros(count, requires_grad=True)]
 
 
