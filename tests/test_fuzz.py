@@ -22,9 +22,9 @@ from everclip.data.templates import suited
 from everclip.errors import UserError
 from everclip.models.catalogue import costs
 from everclip.report.build import build
-from everclip.report.find import not_begun
-from everclip.report.read import read_run
 from everclip.runs.card import CALIBRATION_FILE, read_calibration
+from everclip.runs.find import not_begun
+from everclip.runs.read import read_run
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.runs.schema import SCHEMA

@@ -20,6 +20,7 @@ FLOORS = (
     ("cli",),
     ("learner", "notebook"),
     ("report", "sweep", "updating", "export"),
+    ("plots",),
     ("compare",),
     ("inference",),
     ("training",),

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,26 @@ def pictures(tmp_path: Path) -> Path:
 
 def rows(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_makes_no_page_asks_for_neither_matplotlib_nor_jinja2(run: Path, pictures: Path) -> None:
+    """transformers, where it is installed, asks for jinja2 itself."""
+    predict = ["predict", str(run), str(pictures / "0.png"), "--json"]
+    code = f"""
+import builtins, sys
+load, asked = builtins.__import__, []
+def note(name, globals=None, *rest, **more):
+    if name.split(".")[0] in ("matplotlib", "jinja2"):
+        asked.append((globals or {{}}).get("__name__", "").split(".")[0])
+    return load(name, globals, *rest, **more)
+builtins.__import__ = note
+from everclip.cli.app import main
+codes = [main(["train", "--help"]), main({predict!r})]
+print(codes, "everclip" in asked, "matplotlib" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["class"] is not None
+    assert done.stderr.splitlines()[-1] == "[0, 0] False False"
 
 
 def test_probabilities_are_those_of_the_model(run: Path, pictures: Path, say: Say) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from everclip.cli.app import main
-from everclip.report.words import size
 from everclip.runs.run import Run
+from everclip.runs.words import size
 from tests.pictures import image_folder
 
 SMALL = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "memory.budget=12", "device=cpu"]

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 PARTS = (
-    "verdict",
     "memory",
+    "verdict",
     "stages",
     "matrix",
     "weights",

@@ -31,9 +31,19 @@ addEventListener("load", () => {
   out.found = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
   out.count = table.closest(".finder").querySelector(".count").textContent;
   out.page = getComputedStyle(document.body).backgroundColor;
-  out.hidden = [...document.querySelectorAll(".needs-js")].filter((one) => !one.checkVisibility()).length;
+  const seen = (one) => one.checkVisibility(), gone = (one) => !seen(one) && !one.closest(".choice");
+  out.hidden = [...document.querySelectorAll(".needs-js")].filter(gone).length;
   out.sections = [...document.querySelectorAll("section")].map((one) => one.id);
-  out.empty = [...document.querySelectorAll("section, figure")].filter((one) => !one.checkVisibility()).length;
+  out.empty = [...document.querySelectorAll("section, figure")].filter(gone).length;
+  out.chosen = [...document.querySelectorAll(".choice input")].map((one) => {
+    document.querySelector(`label[for=${one.id}]`).click();
+    return [...document.querySelectorAll(".choice figure h3")].filter(seen).map((head) => head.textContent);
+  });
+  const size = (text) => {
+    const svg = text.closest("svg"), scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    return parseFloat(getComputedStyle(text).fontSize) * Math.min(1, scale);
+  };
+  out.smallest = Math.min(...[...document.querySelectorAll("svg.fig text")].filter(seen).map(size));
   out.loaded = performance.getEntriesByType("resource").map((one) => one.name).filter((name) => /^http/.test(name));
   URL.createObjectURL = (blob) => { blob.text().then((text) => {
     out.svg = text; out.wide = document.documentElement.scrollWidth - innerWidth;
@@ -89,6 +99,7 @@ def test_in_a_browser(html: str, tmp_path: Path, width: int) -> None:
     assert [float(value) for value in seen["down"]] == up[::-1]
     assert seen["found"] == ["<script>alert(1)</script>"]
     assert seen["wide"] <= 0  # nothing makes the page scroll sideways
+    assert seen["smallest"] >= 9
     root = ElementTree.fromstring(seen["svg"])
     assert root.attrib["width"] == "920"
     assert "var(" not in seen["svg"]
@@ -111,6 +122,12 @@ def test_many_runs_in_a_browser(many: str, tmp_path: Path, flags: list[str], col
     assert seen["page"] == colour
     assert seen["wide"] <= 0
     assert seen["hidden"] == seen["empty"] == 0
+    assert seen["smallest"] >= 9
+    assert seen["chosen"] == [
+        [f"{name} accuracy against {axis}"]
+        for axis in ("memory", "bytes kept")
+        for name in ("Last", "Average")
+    ]
     assert seen["loaded"] == []
     assert seen["sections"] == [f"all-{part}" for part in PARTS]
 

@@ -39,6 +39,7 @@ def test_many_runs_and_what_is_none(runs: Path, capsys: pytest.CaptureFixture[st
     text = Page(Path("report.html").read_text()).text
     assert '"nothing" is no run directory' in text
     assert (runs.parent / "f" / "memory-last.pdf").read_bytes().startswith(b"%PDF")
+    assert (runs.parent / "f" / "memory-last.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_json_has_the_numbers_of_the_page(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

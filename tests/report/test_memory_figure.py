@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from everclip.report.charts.canvas import NARROW, WIDE, Figure
-from everclip.report.charts.memory_bytes import against_bytes
-from everclip.report.charts.memory_sizes import against_memory
-from everclip.report.charts.plots import Line, Plot, Plots
+from everclip.plots.panels import Line, Panel
 from everclip.report.collect import collect
+from everclip.report.figure import NARROW, WIDE, Figure, grid
 from everclip.report.many import result_table, verdict
+from everclip.report.many_figures import against_memory
+from everclip.report.svg import embedded
 from everclip.report.tables import change
 from tests.report.synthetic import write_run
 
@@ -35,7 +36,7 @@ def drawn(folder: Path, seeds: int) -> Figure:
         for method in ("ncm", "joint", "zero_shot"):
             write_run(folder / f"{method}{seed}", method=method, memory=0, seed=seed, **SMALL)
         write_run(folder / f"other{seed}", data="imagefolder:other", seed=seed, **SMALL)
-    figure = against_memory(collect([folder]).settings, "last")
+    figure = against_memory(collect([folder]).settings, "last", "images")
     assert figure is not None
     return figure
 
@@ -59,7 +60,7 @@ def test_each_line_is_named_at_its_end(tmp_path: Path) -> None:
     assert len({x for _, x, _ in wide}) == 1
     narrow = [name for name, _, _ in texts(figure.narrow) if name in names]
     assert sorted(narrow) == sorted(names)  # a phone has a legend
-    assert "whisker" not in figure.wide
+    assert "stroke-opacity:0.6" not in figure.wide  # one seed has no bars
     assert "none where there is one seed" in figure.caption
     assert "cut off" in figure.caption
 
@@ -71,12 +72,16 @@ def test_two_seeds_have_a_range_and_more_an_interval(tmp_path: Path, seeds: int,
     figure = drawn(tmp_path, seeds)
     assert words in figure.caption
     root = ElementTree.fromstring(figure.wide)
-    spans = [
-        abs(float(line.attrib["y1"]) - float(line.attrib["y2"]))
-        for line in root.iter()
-        if "whisker" in line.get("class", "")
+    paths = [
+        re.findall(r"[-\d.]+", path.get("d", ""))
+        for path in root.iter()
+        if "stroke-opacity:0.6" in path.get("style", "")
     ]
-    dots = [float(dot.attrib["cy"]) for dot in root.iter() if "faint" in dot.get("class", "")]
+    spans = [abs(float(path[1]) - float(path[3])) for path in paths if len(path) == 4 and path[0] == path[2]]
+    uses = [
+        use for use in root.iter() if use.tag.endswith("use") and "fill-opacity:0.5" in use.get("style", "")
+    ]
+    dots = [float(dot.attrib["y"]) for dot in uses]
     assert max(spans) > 0
     ranges = [max(dots[k : k + seeds]) - min(dots[k : k + seeds]) for k in range(0, len(dots), seeds)]
     assert len(ranges) == 2 * len(METHODS) + 1
@@ -88,10 +93,10 @@ def test_two_seeds_have_a_range_and_more_an_interval(tmp_path: Path, seeds: int,
 
 def test_long_names_go_into_a_legend() -> None:
     lines = [Line("a name " * n, n, [0, 1], [n, n + 1.0]) for n in (1, 9)]
-    plots = Plots("t", "d", [Plot("p", lines, (0, 1), (0, 10), [])] * 2, ends=True)
-    legend = [text for text in texts(plots.draw(WIDE, "x").svg()) if text[0].startswith("a name")]
-    assert len(legend) == 2
-    assert len(texts(plots.draw(NARROW, "y").svg())) >= 2
+    panels = [Panel(lines, (0, 1), (0, 10), title="p")] * 2
+    wide, narrow = (embedded(grid(panels, width, ends=True), "x", "t", "d") for width in (WIDE, NARROW))
+    assert len([text for text in texts(wide) if text[0].startswith("a name")]) == 2
+    assert len([text for text in texts(narrow) if text[0].startswith("a name")]) == 2
 
 
 def test_references_alone_are_no_result(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_the_other_axis_is_what_is_kept_in_bytes(tmp_path: Path) -> None:
         (folder / "results.json").write_text(json.dumps(results | {"state_bytes": state}))
     write_run(tmp_path / "joint", method="joint", memory=0, **SMALL)
     report = collect([tmp_path])
-    figure = against_bytes(report.settings, "last")
+    figure = against_memory(report.settings, "last", "bytes")
     assert figure is not None
     rows = list(csv.DictReader(io.StringIO(figure.csv)))
     sizes = {

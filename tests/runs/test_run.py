@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from everclip.cli.evaluate import measure
+from everclip.compare.groups import settings
 from everclip.data.loader import Loader, Phase
 from everclip.data.pixels import Pixels
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
-from everclip.report.groups import settings
-from everclip.report.read import read_run
 from everclip.runs.finished import find_runs
+from everclip.runs.read import read_run
 from everclip.runs.run import Run, default_path
 from everclip.training.evaluate import Scores
 from everclip.training.optim import Update

@@ -18,8 +18,8 @@ from numpy.lib import format as npy
 from everclip import load_runs
 from everclip.cli.app import main
 from everclip.errors import UserError
-from everclip.report.predictions import predictions
-from everclip.report.read import read_run
+from everclip.runs.predictions import predictions
+from everclip.runs.read import read_run
 from everclip.runs.schema import MOST_CLASSES, load
 from everclip.system.arrays import read_columns
 from everclip.system.reading import Unreadable

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from everclip import plugins
 from everclip.cli._output import print_columns, print_json, summary
+from everclip.compare.cells import order
 from everclip.config.fields import allowed
 from everclip.errors import shown
 from everclip.system import trust
@@ -22,7 +23,7 @@ def list_all(kind: str, command: str, use: str, json: bool) -> None:
         command: of everclip that explains one.
         use: how one is asked for, such as ``everclip train method=NAME``.
     """
-    found = {name: summary(plugins.docstring(kind, name)) for name in plugins.names(kind)}
+    found = {name: summary(plugins.docstring(kind, name)) for name in sorted(plugins.names(kind), key=order)}
     if json:
         print_json([{"name": name, "summary": line} for name, line in found.items()])
         return

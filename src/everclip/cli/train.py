@@ -89,8 +89,8 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from everclip.report.words import headline, kept_words, noise
     from everclip.runs.schema import beside_frozen
+    from everclip.runs.words import headline, kept_words, noise
 
     console = Console()
     title = (

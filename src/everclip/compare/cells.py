@@ -29,6 +29,12 @@ from everclip.runs.schema import kept
 
 log = logging.getLogger("everclip")
 
+
+def order(method: str, label: str = "") -> tuple[bool, list[str | int]]:
+    """The sort key of methods, wherever several are listed: by name, what is there to compare with last."""
+    return method in REFERENCES, natural(label or method)
+
+
 _PRETRAINED = {
     "last": lambda results: results["zero_shot"],
     "zero_shot": lambda results: results["zero_shot"],
@@ -173,7 +179,7 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
             if {"zero_shot", "zero_shot_after_stage"} <= run.results.keys():
                 recorded.setdefault(tuple(shown(run.value(key)) for key in over), run)
         rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
-    return sorted(rows.values(), key=lambda row: (row.reference, natural(row.label)))
+    return sorted(rows.values(), key=lambda row: order(row.method, row.label))
 
 
 def settings(row: Row) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from everclip.plots.text import printable
 from everclip.report import one, overview
-from everclip.report.charts.canvas import Figure, printable
-from everclip.report.charts.style import FIGURE_CSS, light
 from everclip.report.collect import Report, collect
-from everclip.report.read import Json
-from everclip.report.words import SHOW, count, duration, percent, points, several, size
+from everclip.report.svg import CSS
+from everclip.runs.read import Json
+from everclip.runs.words import SHOW, count, duration, percent, points, several, size
 from everclip.system.atomic import write_atomic
 
 __all__ = ["build", "collect", "duration", "points", "size", "write"]
@@ -23,8 +23,6 @@ __all__ = ["build", "collect", "duration", "points", "size", "write"]
 _HERE = Path(__file__).parent
 _DETAILED = 4
 """Runs up to which each has a part of its own behind the overview: with more, the page would be too heavy to mail."""
-HEAVY = 1_900_000
-"""Characters from which on the page goes without PDF files of its figures."""
 
 
 def build(runs: Iterable[str | os.PathLike[str]], out: Path) -> Path:
@@ -48,20 +46,19 @@ def build(runs: Iterable[str | os.PathLike[str]], out: Path) -> Path:
 
 
 def write(report: Report, out: Path, figures: Path | None = None) -> Path:
-    """Write the page, and each of its figures as SVG, PDF and CSV into the folder ``figures`` where one is given."""
+    """Write the page, and its figures as SVG, PDF, PNG and CSV into the folder ``figures`` where one is given."""
     single = len(report.runs) == 1 and not report.not_begun
     whole = None if single else overview.context(report)
     detailed = report.runs if len(report.runs) <= _DETAILED else []
     runs = [one.context(run, f"run{k}") for k, run in enumerate(detailed, 1)]
-    page = _page(report, whole, runs, pdfs=True)
-    _replace(out, page if len(page) < HEAVY else _page(report, whole, runs, pdfs=False))
+    _replace(out, _page(report, whole, runs))
     if figures is not None:
         named = overview.all_figures(whole) if whole else []
         named += [
             (f"{run['run'].name}-{figure.key}", figure) for run in runs for figure in run["figures"].values()
         ]
         for name, figure in named:
-            _save(figure, figures, name)
+            figure.save(figures, name)
     return out
 
 
@@ -71,16 +68,7 @@ def _replace(path: Path, text: str) -> None:
     write_atomic(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def _save(figure: Figure, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    head, _, body = str(figure.wide).partition(">")
-    svg = f"{head}><style>{light(FIGURE_CSS)}</style>{body}"
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    (folder / f"{name}.pdf").write_bytes(figure.pdf)
-    (folder / f"{name}.csv").write_text(figure.csv, encoding="utf-8", errors="backslashreplace")
-
-
-def _page(report: Report, whole: Json | None, runs: list[Json], pdfs: bool) -> str:
+def _page(report: Report, whole: Json | None, runs: list[Json]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -88,7 +76,7 @@ def _page(report: Report, whole: Json | None, runs: list[Json], pdfs: bool) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(SHOW, percent=percent, printable=_printable, count=count, several=several)
+    environment.filters.update(SHOW, percent=percent, printable=printable, count=count, several=several)
     template = environment.get_template("page.html.j2")
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -96,14 +84,9 @@ def _page(report: Report, whole: Json | None, runs: list[Json], pdfs: bool) -> s
         title=several(len(report.named_states), "run") if whole else report.runs[0].name,
         whole=whole,
         runs=runs,
-        pdfs=pdfs,
         skipped=report.skipped,
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
-        figure_css=FIGURE_CSS,
+        figure_css=CSS,
         script=script,
         script_hash=digest,
     )
-
-
-def _printable(value: object) -> str:
-    return printable(str(value))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from everclip.compare.groups import Group, Setting, settings
 from everclip.errors import UserError
 from everclip.metrics.stats import Interval
-from everclip.report.find import State, counted, find, not_begun, state
-from everclip.report.groups import Group, Setting, settings
-from everclip.report.read import RunData, read_run
+from everclip.runs.find import State, counted, find, not_begun, state
+from everclip.runs.read import RunData, read_run
 
 
 @dataclass(frozen=True, eq=False)

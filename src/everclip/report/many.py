@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from everclip.compare.groups import Group, Memory, Setting
 from everclip.metrics.stats import LEAST, Interval, by_chance, interval, paired
-from everclip.report.groups import Group, Memory, Setting
-from everclip.report.predictions import (
+from everclip.report.tables import Cell, Table, amount, change, mean, table, words
+from everclip.runs.predictions import (
     calibration_error,
     confusions,
     coverage,
@@ -16,9 +17,8 @@ from everclip.report.predictions import (
     predictions,
     reliability,
 )
-from everclip.report.read import RunData
-from everclip.report.tables import Cell, Table, amount, change, mean, table, words
-from everclip.report.words import percent, points, several, size
+from everclip.runs.read import RunData
+from everclip.runs.words import percent, points, several, size
 
 _MOST_CLASSES = 200  # rows of the per-class table; the CSV file has all
 _MOST_PAIRS = 8  # confusions shown of a group

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from everclip.report.charts.accuracy import figures
-from everclip.report.charts.canvas import csv_address
-from everclip.report.charts.confidence import sure_figures
-from everclip.report.charts.fates import old_images
-from everclip.report.predictions import (
+from everclip.compare.groups import settings
+from everclip.report.figure import csv_address
+from everclip.report.many_figures import sure
+from everclip.report.map_figures import old_images
+from everclip.report.provenance import command, nested
+from everclip.report.run_figures import figures
+from everclip.report.tables import Cell, Table, table, words
+from everclip.report.tuning import run_table
+from everclip.runs.predictions import (
     calibration_error,
     confusions,
     overconfidence,
     predictions,
     reliability,
 )
-from everclip.report.provenance import command, nested
-from everclip.report.read import Json, RunData
-from everclip.report.tables import Cell, Table, table, words
-from everclip.report.tuning import run_table
-from everclip.report.words import duration, headline, noise, percent, points, size
+from everclip.runs.read import Json, RunData
 from everclip.runs.schema import beside_frozen, kept
+from everclip.runs.words import duration, headline, noise, percent, points, size
 
 _MOST_PAIRS = 40  # confusions in the table
 _MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all
@@ -31,7 +32,7 @@ def context(run: RunData, prefix: str) -> Json:
     per_class = _per_class(run)
     drawn = figures(run, prefix)
     method = str(run.fact("method") or "run")
-    more = [old_images([(method, [run])], prefix), *sure_figures([("", [(method, 0, [run])])], prefix)]
+    more = [old_images([(method, [run])], prefix), *sure([("", settings([run])[0].every)], prefix)]
     drawn |= {figure.key: figure for figure in more if figure is not None}
     return {
         "prefix": prefix,

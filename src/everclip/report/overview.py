@@ -6,21 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from everclip.report import many, provenance
-from everclip.report.charts.canvas import Figure
-from everclip.report.charts.confidence import of_setting
-from everclip.report.charts.fates import old_images
-from everclip.report.charts.maps import accuracy_maps, forgetting_maps
-from everclip.report.charts.memory_bytes import against_bytes
-from everclip.report.charts.memory_sizes import after_each_task, against_memory
-from everclip.report.charts.training import gradient_norms, loss_terms, weight_entropies
-from everclip.report.charts.weights import class_weights
+from everclip.compare.groups import Group, Setting, differing
+from everclip.report import many, many_figures, map_figures, provenance, run_figures
 from everclip.report.collect import Report
-from everclip.report.groups import Group, Setting, differing
-from everclip.report.predictions import labels, predictions
-from everclip.report.read import Json, RunData
+from everclip.report.figure import Figure
 from everclip.report.tuning import tuning_table
-from everclip.report.words import fact
+from everclip.runs.predictions import labels, predictions
+from everclip.runs.read import Json, RunData
+from everclip.runs.words import fact
 
 _MAPPED = 2
 """Settings with a map of class weights, which weighs nearly as much as all else of one."""
@@ -35,8 +28,11 @@ def context(report: Report) -> Json:
         "settings": [_setting(setting, mapped=k < _MAPPED) for k, setting in enumerate(settings)],
         "apart": differing(settings),
         "memory": _drawn(
-            draw(settings, key) for draw in (against_memory, against_bytes) for key in ("last", "average")
+            many_figures.against_memory(settings, metric, against)
+            for against in ("images", "bytes")
+            for metric in ("last", "average")
         ),
+        "axes": many_figures.AXES,
         "runs": provenance.run_table(settings, report.states),
         "tuning": tuning_table(settings),
         "commands": [provenance.command(run) for setting in settings for run in setting.runs],
@@ -79,12 +75,16 @@ def _setting(setting: Setting, mapped: bool) -> Json:
         "notes": _notes(setting),
         "results": many.result_table(setting),
         "figures": {
-            "stages": _drawn([after_each_task(setting)]),
-            "matrix": _drawn([accuracy_maps(setting), forgetting_maps(setting)]),
-            "weights": _drawn([_weights(setting) if mapped else None, weight_entropies(setting)]),
-            "classes": _drawn([old_images(named, setting.ident)]),
-            "retention": of_setting(setting),
-            "training": _drawn([loss_terms(setting), gradient_norms(setting)]),
+            "stages": _drawn([many_figures.stages(setting)]),
+            "matrix": _drawn(
+                [map_figures.maps(setting, "accuracy"), map_figures.maps(setting, "forgetting")]
+            ),
+            "weights": _drawn(
+                [_weights(setting) if mapped else None, many_figures.weight_entropies(setting)]
+            ),
+            "classes": _drawn([map_figures.old_images(named, setting.ident)]),
+            "retention": many_figures.sure(many_figures.by_memory(setting), setting.ident),
+            "training": _drawn([many_figures.loss_terms(setting), many_figures.gradient_norms(setting)]),
         },
         "classes": classes[0] if classes else None,
         "class_count": classes[1] if classes else 0,
@@ -146,7 +146,7 @@ def _weights(setting: Setting) -> Figure | None:
         return None
     best = max(groups, key=_rank)
     run = next(run for run in best.shown if run.class_weights)
-    figure = class_weights(run, setting.ident)
+    figure = run_figures.weights(run, setting.ident)
     assert figure is not None
     others = len(groups) > 1 or len(best.shown) > 1
     return replace(

@@ -9,9 +9,9 @@ for (const button of document.querySelectorAll("button.save-svg")) {
     const copy = button.closest("figure").querySelector(".wide svg").cloneNode(true);
     const style = document.createElementNS("http://www.w3.org/2000/svg", "style");
     // Other programs know no CSS variables: write the light colours, their fallbacks, in their place.
-    style.textContent = document.getElementById("figure-css").textContent.replace(/var\(--\w+, ([^)]+)\)/g, "$1");
+    style.textContent = document.getElementById("figure-css").textContent;
     copy.prepend(style);
-    const text = new XMLSerializer().serializeToString(copy);
+    const text = new XMLSerializer().serializeToString(copy).replace(/var\(--\w+, ([^)]+)\)/g, "$1");
     const address = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
     save(button.dataset.name, address);
     setTimeout(() => URL.revokeObjectURL(address), 1000);

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from everclip.compare.groups import Group, Setting
 from everclip.config.values import flat
-from everclip.report.find import State
-from everclip.report.groups import Group, Setting
-from everclip.report.read import RunData
 from everclip.report.tables import Cell, Table, amount, table, words
-from everclip.report.words import fact, plain
+from everclip.runs.find import State
+from everclip.runs.read import RunData
+from everclip.runs.words import fact, plain
 
 
 def command(run: RunData) -> str:

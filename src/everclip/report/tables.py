@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from everclip.metrics.stats import Interval
-from everclip.report.charts.canvas import csv_address
-from everclip.report.words import SHOW, share
+from everclip.report.figure import csv_address
+from everclip.runs.words import SHOW, share
 
 
 class Cell(NamedTuple):

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from everclip.compare.groups import Group, Setting
 from everclip.config.values import flat
-from everclip.report.groups import Group, Setting
-from everclip.report.read import RunData
 from everclip.report.tables import Cell, Table, table, words
-from everclip.report.words import plain
+from everclip.runs.read import RunData
+from everclip.runs.words import plain
 
 _KEY = re.compile(r"([\w.]+) (.+)")
 _VALUE = re.compile(r"(.+?): (-|\d\.\d+)(?:, |$)")

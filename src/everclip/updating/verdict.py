@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 JSON_FILE, PAGE_FILE = "verdict.json", "verdict.html"
 SHOWN = 40
 """Classes on the page, so that it stays one."""
@@ -42,6 +40,8 @@ def page(verdict: dict[str, Any]) -> str:
     ordered = sorted(
         rows, key=lambda row: row["after"] - (row["before"] or 0) if row["before"] else row["after"]
     )
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

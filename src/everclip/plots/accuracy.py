@@ -1,0 +1,251 @@
+"""Draw accuracy: against the memory, as papers show it, and after each task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, Unpack
+
+from matplotlib.axes import Axes
+
+from everclip.compare.groups import Group, Setting
+from everclip.metrics.stats import Interval
+from everclip.plots.panels import How, Line, Panel, around, heights, show
+from everclip.plots.runs import Runs, groups_of, name_in, setting_of
+from everclip.runs.words import percent, several, size
+
+ZERO_SHOT, FROZEN, JOINT = "zero-shot", "frozen features", "joint"
+Metric = Literal["last", "average"]
+Axis = Literal["images", "bytes"]
+_DASHED = {ZERO_SHOT: "--", FROZEN: "-.", JOINT: ":"}
+
+
+def accuracy_against_memory(
+    runs: Runs,
+    ax: Axes | None = None,
+    *,
+    metric: Metric = "last",
+    against: Axis = "images",
+    **how: Unpack[How],
+) -> Axes:
+    """Draw the accuracy of each method at each size of its memory, in %, beside what needs no memory.
+
+    Means over seeds with 95 % intervals (Student t, from three seeds on; two have their range), single seeds as pale
+    dots. Grey: zero-shot, the frozen features and joint training, where runs have measured them.
+
+    Args:
+        metric: ``last`` (after the last task) or ``average`` (mean of the accuracies after each task).
+        against: exemplars (``images``, evenly spaced), or bytes of exemplars and state together (logarithmic).
+
+    Raises:
+        UserError: the runs cannot be compared, or none with exemplars has finished.
+    """
+    panel = memory_panel(setting_of(runs), metric, against)
+    return show(panel, ax, how, "no run with exemplars has finished")
+
+
+def after_each_task(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
+    """Draw A_t: the accuracy in % on all classes learned so far, after each task; means over seeds.
+
+    Unfinished runs are drawn as far as they have come. Grey: zero-shot, the frozen features and joint training.
+
+    Raises:
+        UserError: the runs cannot be compared, or no task has been learned.
+    """
+    setting = setting_of(runs)
+    panel = stages_panel(setting, groups_of(setting, how.get("memory")))
+    return show(panel, ax, how, "no task has been learned")
+
+
+def two_seeds(settings: Iterable[Setting], metric: str) -> bool:
+    """Whether a group has two seeds, so that bars reach from the one to the other."""
+    spans = [group.interval(metric) for setting in settings for group in setting.every]
+    return any(span is not None and span.n == 2 for span in spans)
+
+
+def memory_panel(setting: Setting, metric: Metric, against: Axis, few: bool | None = None) -> Panel | None:
+    """What ``accuracy_against_memory`` draws; None where nothing has finished.
+
+    Args:
+        few: whether bars are ranges of seeds; None to ask the setting.
+    """
+    few = two_seeds([setting], metric) if few is None else few
+    make = _by_images if against == "images" else _by_bytes
+    made = make(setting, metric, few)
+    if made is None:
+        return None
+    ends, ticks, lines, xlabel = made
+    lines = [*references(setting, metric, ends), *lines]
+    return Panel(
+        lines, ends, around(heights(lines)), xlabel, f"{metric} accuracy", ticks, " %", title=setting.name
+    )
+
+
+_Made = tuple[tuple[float, float], list[tuple[float, str]], list[Line], str]
+
+
+def _by_images(setting: Setting, metric: Metric, few: bool) -> _Made | None:
+    groups = [group for group in setting.groups if group.interval(metric) is not None]
+    sizes = [size for size in setting.memories if any(group.memory == size for group in groups)]
+    if not sizes:
+        return None
+    ends = (-0.45, len(sizes) - 0.55)
+    lines: list[Line] = []
+    for group in setting.level:
+        span = group.interval(metric)
+        if span is not None and not group.reference:
+            bars = [None, _span(group, metric, few)]
+            lines.append(
+                Line(group.series, group.look, ends, [100 * span.mean] * 2, bars, settings={"marker": ""})
+            )
+    series = list(dict.fromkeys(group.series for group in groups))
+    for k, name in enumerate(series):
+        apart = (k - (len(series) - 1) / 2) * min(0.12, 0.7 / len(series))
+        members = sorted((g for g in groups if g.series == name), key=lambda group: sizes.index(group.memory))
+        lines.append(_memory_line(members, metric, [sizes.index(g.memory) + apart for g in members], few))
+    ticks = [(float(k), str(size)) for k, size in enumerate(sizes)]
+    return ends, ticks, lines, "images kept in memory"
+
+
+def _by_bytes(setting: Setting, metric: Metric, few: bool) -> _Made | None:
+    groups = sized(setting, metric)
+    kept = [sum(bytes_of(group)) for group in groups]
+    some = [math.log10(value) for value in kept if value > 0]
+    if not some:
+        return None
+    first, last = math.floor(min(some)), math.ceil(max(some))
+    nothing_kept = first - 1  # where the axis has its zero, if anything lies there
+    start = nothing_kept if 0 in kept else first
+    lines: list[Line] = []
+    for name in dict.fromkeys(group.series for group in groups):
+        members = sorted((sum(bytes_of(group)), k) for k, group in enumerate(groups) if group.series == name)
+        xs = [math.log10(value) if value > 0 else float(nothing_kept) for value, _ in members]
+        lines.append(_memory_line([groups[k] for _, k in members], metric, xs, few))
+    ticks = [(float(power), size(10.0**power).replace(".0", "")) for power in range(first, last + 1)]
+    if start == nothing_kept:
+        ticks.insert(0, (float(nothing_kept), "0"))
+    return (start - 0.15, max(last, start + 1) + 0.15), ticks, lines, "bytes of images + state"
+
+
+def sized(setting: Setting, metric: str) -> list[Group]:
+    """The groups that have the number and say what they keep, but for references."""
+    return [
+        group
+        for group in setting.every
+        if not group.reference
+        and group.interval(metric) is not None
+        and group.interval("kept_bytes") is not None
+    ]
+
+
+def bytes_of(group: Group) -> tuple[float, float]:
+    """Means over seeds of the bytes of exemplars, and of the method's state."""
+    images, state = group.interval("memory_bytes"), group.interval("state_bytes")
+    return (images.mean if images else 0.0), (state.mean if state else 0.0)
+
+
+def pretrained(setting: Setting, metric: str) -> dict[str, float]:
+    """What the pretrained model gives without training, by name: zero-shot, and the frozen features."""
+    if metric == "last":
+        known = {ZERO_SHOT: setting.zero_shot, FROZEN: setting.frozen_features}
+    else:
+        known = {name: _mean(curve) for name, curve in _curves(setting).items()}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _curves(setting: Setting) -> dict[str, list[float]]:
+    return {ZERO_SHOT: setting.zero_shot_curve, FROZEN: setting.frozen_curve}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def references(setting: Setting, metric: str, ends: tuple[float, float]) -> list[Line]:
+    """Level lines of what is there to compare with; joint training learns in one task and has no average."""
+    levels = pretrained(setting, metric)
+    if metric == "last":
+        levels |= {reference(group): span.mean for group in setting.joint if (span := group.interval(metric))}
+    return [_level(name, ends, value) for name, value in levels.items()]
+
+
+def _level(name: str, ends: tuple[float, float], value: float) -> Line:
+    return Line(name, None, ends, [100 * value] * 2, settings=grey(name))
+
+
+def grey(name: str) -> dict[str, str]:
+    """The dash of a reference."""
+    return {"linestyle": next(dash for start, dash in _DASHED.items() if name.startswith(start))}
+
+
+def reference(group: Group) -> str:
+    """Return what charts call a reference."""
+    name = ZERO_SHOT if group.method == "zero_shot" else JOINT
+    return f"{name}, {group.variant}" if group.variant else name
+
+
+def _memory_line(groups: Sequence[Group], metric: str, xs: Sequence[float], few: bool) -> Line:
+    """The line of a series, with a marker, a bar and dots at each of its groups, all of which have the number."""
+    spans = [
+        (span, x, group) for x, group in zip(xs, groups, strict=True) if (span := group.interval(metric))
+    ]
+    return Line(
+        groups[0].series,
+        groups[0].look,
+        xs,
+        [100 * span.mean for span, _, _ in spans],
+        [_span(group, metric, few) for group in groups],
+        [(x, 100 * value) for span, x, group in spans if span.n > 1 for value in group.values(metric)],
+        [_tip(group, span) for span, _, group in spans],
+    )
+
+
+def _span(group: Group, metric: str, few: bool) -> tuple[float, float] | None:
+    """The ends of a bar in percent: of the interval, or of the seeds where there are few."""
+    span, values = group.interval(metric), group.values(metric)
+    if few and len(values) > 1:
+        return 100 * min(values), 100 * max(values)
+    if span is None or span.low is None or span.high is None:
+        return None
+    return 100 * span.low, 100 * span.high
+
+
+def _tip(group: Group, span: Interval) -> str:
+    between = "" if span.low is None else f" ({percent(span.low)} to {percent(span.high)})"
+    return f"{group.label}: {percent(span.mean)}{between}, {several(span.n, 'seed')}"
+
+
+def stages_panel(setting: Setting, groups: Sequence[Group], title: str = "") -> Panel | None:
+    """A_t of ``groups`` and of the references; None where no task has been learned."""
+    tasks = len(setting.tasks)
+    groups = [group for group in groups if group.curve]
+    groups = [group for group in groups if not group.reference] or groups
+    if not groups:
+        return None
+    lines: list[Line] = []
+    for name, curve in _curves(setting).items():
+        if curve:
+            means = [100 * value for value in curve]
+            tips = [f"{name}, task {t}: {value:.1f} %" for t, value in enumerate(means, 1)]
+            lines.append(Line(name, None, range(1, len(curve) + 1), means, tips=tips, settings=grey(name)))
+    ends = (1.0, float(tasks)) if tasks > 1 else (0.9, 1.1)
+    lines += [
+        _level(reference(group), ends, group.curve[-1].mean) for group in setting.joint if group not in groups
+    ]
+    for group in groups:
+        means = [100 * span.mean for span in group.curve]
+        names = setting.tasks
+        tips = [f"{group.label}, {name}: {value:.1f} %" for name, value in zip(names, means, strict=False)]
+        marks = {} if tasks <= 25 else {"marker": ""}
+        name = name_in(group, groups)
+        lines.append(Line(name, group.look, range(1, len(means) + 1), means, tips=tips, settings=marks))
+    return Panel(
+        lines,
+        (0.8, tasks + 0.2),
+        around(heights(lines)),
+        "tasks learned",
+        "accuracy so far",
+        None,
+        " %",
+        title=title,
+    )

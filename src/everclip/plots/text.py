@@ -1,0 +1,64 @@
+"""Fit text into charts: what can be written, how wide it is about, and where labels do not collide."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+FONT = 12.0
+"""Points of text that is not said to be smaller."""
+
+
+def printable(text: object) -> str:
+    """``text`` as fonts and XML can have it: control characters become spaces, undecodable bytes (lone surrogates) are
+    written out."""
+    clean = "".join(" " if unicodedata.category(c) == "Cc" or c in "\ufffe\uffff" else c for c in str(text))
+    return clean.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def text_width(text: str, size: float = FONT) -> float:
+    """Rough width of sans-serif text in points: wide (CJK) characters are an em, others about 0.57 em."""
+    return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.57 for c in text)
+
+
+def shorten(text: object, room: float, size: float = FONT) -> str:
+    """``text`` cut to ``room`` points, with an ellipsis where something is missing."""
+    text = printable(text)
+    if text_width(text, size) <= room:
+        return text
+    while text and text_width(text + "…", size) > room:
+        text = text[:-1]
+    return text + "…"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A short decimal for labels: ``digits`` significant ones, a true minus sign, exponents without padding
+    (``1e-5``)."""
+    size = abs(value)
+    text = f"{size:.{digits - 1}e}" if 0 < size < 1e-3 else f"{size:.{digits}g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    return f"−{text}" if value < 0 else text
+
+
+def spread(wanted: Iterable[float], gap: float, low: float, high: float) -> list[float]:
+    """Move label positions apart to at least ``gap`` inside [low, high], keeping their order.
+
+    Labels that would collide stand around the mean of where they should be (isotonic regression: least squares).
+    """
+    wanted = list(wanted)
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[float, int]] = []  # the mean place, less the gaps before it, of labels that touch
+    for rank, i in enumerate(order):
+        mean, count = wanted[i] - rank * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, more = blocks.pop()
+            mean, count = (before * more + mean * count) / (more + count), more + count
+        blocks.append((mean, count))
+    last = high - (len(wanted) - 1) * gap
+    free = [min(max(mean, low), last) for mean, count in blocks for _ in range(count)]
+    placed = [0.0] * len(wanted)
+    for rank, i in enumerate(order):
+        placed[i] = free[rank] + rank * gap
+    return placed

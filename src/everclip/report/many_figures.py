@@ -1,0 +1,280 @@
+"""Draw the figures of the overview of many runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from matplotlib.figure import Figure as Drawing
+
+from everclip.compare.groups import Group, Memory, Setting
+from everclip.metrics.stats import Interval
+from everclip.plots.accuracy import (
+    Axis,
+    Metric,
+    bytes_of,
+    memory_panel,
+    pretrained,
+    sized,
+    stages_panel,
+    two_seeds,
+)
+from everclip.plots.confidence import DIAGONAL, coverage_panel, reliability_panel
+from everclip.plots.panels import Panel
+from everclip.plots.training import Curve, curves_panel, entropy_curve, logged, mean_curve, terms_panel
+from everclip.report.figure import Figure, csv_text, grid
+from everclip.runs.read import RunData
+from everclip.runs.words import several
+
+REFERENCES = (
+    " Grey: zero-shot (the pretrained model), the frozen features (the strongest classifier in closed form on the"
+    " pretrained model's features) and joint training (on all tasks at once), where they are known."
+)
+INTERVALS = (
+    " Bars: 95 % intervals of the mean over seeds (Student t), cut off where they leave the panel; none where there is"
+    " one seed."
+)
+AXES = {
+    "memory-last": "last accuracy, images",
+    "memory-average": "average accuracy, images",
+    "bytes-last": "last accuracy, bytes",
+    "bytes-average": "average accuracy, bytes",
+}
+"""What the reader chooses from, by the keys of the figures."""
+RANGES = " Bars: from the lowest seed to the highest, since two seeds give no interval of the mean."
+_SPAN = ["seeds", "mean", "low", "high"]
+GROUP = ["method", "variant", "memory"]
+
+
+def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -> Figure | None:
+    """Accuracy against exemplars or bytes; a panel per setting."""
+    few = two_seeds(settings, metric)
+    panels = [
+        panel for setting in settings if (panel := memory_panel(setting, metric, against, few)) is not None
+    ]
+    if not panels:
+        return None
+    name = "Last" if metric == "last" else "Average"
+    bars = RANGES if few else INTERVALS
+    if against == "bytes":
+        title, key = f"{name} accuracy against bytes kept", f"bytes-{metric}"
+        caption = (
+            "Accuracy in % against all that a method keeps beside the model: the files of its exemplars, and its state,"
+            " such as sums, statistics and copies of the model. The axis is logarithmic, with nothing kept at its left"
+            " end. Methods without exemplars are no level lines here: what they keep in their place is counted."
+        ) + bars
+        columns = ["setting", *GROUP, "image_bytes", "state_bytes", *_SPAN]
+        rows = [
+            [setting.name, *named(group), *(round(value) for value in bytes_of(group)), *numbers(span)]
+            for setting in settings
+            for group in sized(setting, metric)
+            if (span := group.interval(metric)) is not None
+        ]
+    else:
+        title, key = f"{name} accuracy against memory", f"memory-{metric}"
+        what = (
+            "after the last task on the test images of all classes"
+            if metric == "last"
+            else "the mean of the accuracies after each task"
+        )
+        caption = (
+            f"Accuracy in %: {what}. The memory is the number of training images kept; its sizes are evenly spaced, not"
+            " to scale, and methods stand a little apart so that they do not hide each other. A level line without"
+            f" markers is a method that keeps none.{bars} Pale dots: single seeds."
+        )
+        columns = ["setting", *GROUP, *_SPAN]
+        rows = _memory_rows(settings, metric)
+    caption += REFERENCES
+    caption += "" if metric == "last" else " Joint training has no average of its own: it learns in one task."
+    return _lines(key, title, caption, panels, (columns, rows), "all", height=280, ends=True)
+
+
+def _memory_rows(settings: Sequence[Setting], metric: Metric) -> list[list[object]]:
+    rows: list[list[object]] = [
+        [setting.name, *named(group), *numbers(span)]
+        for setting in settings
+        for group in setting.every
+        if (span := group.interval(metric)) is not None
+    ]
+    names = {"zero-shot": "pretrained"}
+    return rows + [
+        [setting.name, names.get(name, name), "", "", 1, value, "", ""]
+        for setting in settings
+        for name, value in pretrained(setting, metric).items()
+    ]
+
+
+def _lines(
+    key: str,
+    title: str,
+    caption: str,
+    panels: Sequence[Panel],
+    table: tuple[list[str], list[list[object]]],
+    prefix: str,
+    **layout: Any,
+) -> Figure:
+    """A figure of panels with lines."""
+    told = f"{several(len(panels), 'panel')}; the numbers are in the CSV file."
+
+    def make(width: float) -> Drawing:
+        return grid(panels, width, **layout)
+
+    return Figure(key, title, caption, told, csv_text(*table), make, prefix)
+
+
+def named(group: Group) -> list[object]:
+    """Method, variant and memory of a row of a CSV file."""
+    return [group.method, group.variant, "" if group.memory is None else group.memory]
+
+
+def numbers(span: Interval) -> list[object]:
+    """Seeds, mean and ends of a row of a CSV file."""
+    return [span.n, *("" if value is None else round(value, 6) for value in (span.mean, span.low, span.high))]
+
+
+def by_memory(setting: Setting) -> list[tuple[str, list[Group]]]:
+    """A title and the groups of each memory size, with those that keep nothing."""
+    sizes: list[Memory] = [*setting.memories] or [None]
+    return [
+        (
+            "" if size is None else f"memory {size}",
+            [group for group in setting.groups + setting.level if group.memory in (size, None)],
+        )
+        for size in sizes
+    ]
+
+
+def _panels(setting: Setting, make: Callable[[list[Group], str], Panel | None]) -> list[Panel]:
+    made = [make(groups, title) for title, groups in by_memory(setting)]
+    return [panel for panel in made if panel is not None]
+
+
+def aligned(panels: Sequence[Panel]) -> list[Panel]:
+    """The panels with one vertical axis for all."""
+    ys = (min((p.ys[0] for p in panels), default=0.0), max((p.ys[1] for p in panels), default=1.0))
+    return [replace(panel, ys=ys) for panel in panels]
+
+
+def stages(setting: Setting) -> Figure | None:
+    """A_t of each group, one panel per memory size."""
+    trained = any(group.curve and not group.reference for group in setting.every)
+    if len(setting.tasks) < 2 or not trained:
+        return None
+    panels = aligned(_panels(setting, lambda groups, title: stages_panel(setting, groups, title)))
+    rows = [
+        [*named(group), t + 1, *numbers(span)]
+        for group in setting.every
+        for t, span in enumerate(group.curve)
+    ]
+    bases = {"pretrained": setting.zero_shot_curve, "frozen features": setting.frozen_curve}
+    rows += [
+        [name, "", "", t, 1, value, "", ""]
+        for name, curve in bases.items()
+        for t, value in enumerate(curve, 1)
+    ]
+    open_ = [group.label for group in setting.every if not group.finished and group.curve]
+    caption = (
+        "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far: the test grows"
+        " and gets harder from left to right. Means over seeds."
+        + REFERENCES
+        + (f" As far as unfinished runs have come: {'; '.join(open_)}." if open_ else "")
+    )
+    table = ([*GROUP, "task", *_SPAN], rows)
+    return _lines("stages", "Accuracy after each task", caption, panels, table, setting.ident, height=210)
+
+
+def sure(panels: Sequence[tuple[str, Sequence[Group]]], prefix: str) -> list[Figure]:
+    """Accuracy by coverage and, where probabilities were recorded, reliability; a panel each."""
+    first = "Test images after the last task"
+    kinds = {
+        "coverage": "Accuracy of the surest answers",
+        "reliability": "Reliability: probability against accuracy",
+    }
+    captions = {
+        "coverage": f"{first}, sorted by how far the best class's score is above the second: the accuracy among the"
+        " surest ones. A model that knows what it does not know starts near 100 %; at the right end stands the accuracy"
+        " of all images.",
+        "reliability": f"{first} in bins of the probability of their best class, all seeds together: the share that is"
+        " right (bins of fewer than ten images are left out). On the straight line probabilities can be believed; below"
+        " it the model is too sure.",
+    }
+    makers = {"coverage": coverage_panel, "reliability": reliability_panel}
+    columns = {"coverage": ["share", "accuracy"], "reliability": ["probability", "accuracy", "images"]}
+    figures: list[Figure] = []
+    for key, title in kinds.items():
+        found = [panel for name, groups in panels if (panel := makers[key](groups, name)) is not None]
+        rows = [
+            [panel.title, line.name, round(x / 100, 5), round((y or 0.0) / 100, 5), *line.counts[k : k + 1]]
+            for panel in found
+            for line in panel.lines
+            if line.name != DIAGONAL
+            for k, (x, y) in enumerate(zip(line.xs, line.ys, strict=True))
+        ]
+        table = (["panel", "group", *columns[key]], rows)
+        if found:
+            shown = aligned(found)
+            figures.append(_lines(key, title, captions[key], shown, table, prefix, height=200))
+    return figures
+
+
+def gradient_norms(setting: Setting) -> Figure | None:
+    """The gradient norm of each group, one panel per memory size."""
+    caption = "Length of the gradient before it is clipped, means over neighbouring steps and over seeds."
+    return _curves(setting, "gradients", "Gradient norm", caption, logged("grad_norm"))
+
+
+def weight_entropies(setting: Setting) -> Figure | None:
+    """The entropy of the class weights over steps, one panel per memory size."""
+    caption = (
+        "Shannon entropy of the weights of the classes learned so far, divided by its maximum: 1 when all classes weigh"
+        " the same. Means over neighbouring steps and over seeds."
+    )
+    return _curves(setting, "entropy", "Entropy of the class weights", caption, entropy_curve)
+
+
+def _curves(
+    setting: Setting, key: str, title: str, caption: str, curve_of: Callable[[RunData], Curve | None]
+) -> Figure | None:
+    panels = _panels(setting, lambda groups, title: curves_panel(groups, curve_of, title))
+    if not panels:
+        return None
+    rows = [
+        [*named(group), *point]
+        for _, groups in by_memory(setting)
+        for group in groups
+        if not group.reference
+        for point in _points(mean_curve([curve_of(run) for run in group.shown]))
+    ]
+    return _lines(key, title, caption, panels, ([*GROUP, "step", "value"], rows), setting.ident, height=110)
+
+
+def _points(curve: Curve | None) -> list[tuple[int, float]]:
+    return [(round(step), float(f"{value:.4g}")) for step, value in zip(*curve, strict=True)] if curve else []
+
+
+def loss_terms(setting: Setting) -> Figure | None:
+    """The terms of the loss, one panel per group: different methods' losses are no common scale."""
+    looks: dict[str, int] = {}
+    found = [
+        (group, panel)
+        for group in setting.every
+        if (panel := terms_panel(group, group.label, looks)) is not None
+    ]
+    if not found:
+        return None
+    caption = (
+        "The terms that are added up to the loss, means over neighbouring steps and over seeds. Each panel has an axis"
+        " of its own: losses of different methods cannot be compared."
+    )
+    rows = [
+        [*named(group), line.name, *point]
+        for group, panel in found
+        for line in panel.lines
+        for point in _points((list(line.xs), [y or 0.0 for y in line.ys]))
+    ]
+    sizes = len(setting.memories)
+    table = ([*GROUP, "term", "step", "value"], rows)
+    columns = sizes if sizes in (3, 4) else 3
+    panels = [panel for _, panel in found]
+    return _lines("terms", "Loss terms", caption, panels, table, setting.ident, columns=columns, height=110)

@@ -1,0 +1,152 @@
+"""Embed matplotlib's SVG in the page: text as text, colours as CSS variables, nothing that the chart can do without."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import warnings
+from xml.etree import ElementTree
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+
+from everclip.plots import style
+from everclip.plots.text import printable
+
+VARIABLES = {
+    style.INK: "ink",
+    style.DIM: "dim",
+    style.GRID: "grid",
+    style.EDGE: "edge",
+    style.PAGE: "page",
+    style.FIRST: "c1",
+    style.SECOND: "c2",
+}
+"""Colours of charts that the page sets, by their light values."""
+CSS = """
+svg.fig { font: 12px system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+svg.fig .hit { fill: none; pointer-events: all; }
+svg.fig .hit:hover { stroke: var(--ink, #1c2126); stroke-width: 1; }
+svg.fig image { image-rendering: pixelated; }
+"""
+_SVG, _LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
+_USUAL = {
+    "stroke-linejoin: round",
+    "stroke-linecap: butt",
+    "stroke-dashoffset: 0",
+    "font-size: 12px",
+    "text-anchor: start",
+}
+"""What the root says, or goes without saying."""
+_COLOUR, _NUMBER = re.compile("#[0-9a-f]{6}"), re.compile(r"-?\d+\.\d+(e-?\d+)?")
+_MOVED = re.compile(r"rotate\(-0 [^)]*\)")
+Element = ElementTree.Element
+
+
+def embedded(figure: Figure, ident: str, title: str, description: str) -> Markup:
+    """A figure as an ``<svg>`` of the page, the same to the byte each time.
+
+    Args:
+        ident: prefix of the ids inside, unique in the page.
+        title, description: what a screen reader says.
+    """
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": ident}), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # measuring knows one font; the reader's browser has others
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    _, _, width, height = root.attrib["viewBox"].split()
+    ids = {one.attrib["id"] for one in root.iter() if "id" in one.attrib}
+    used = re.findall(r"#([^\")]+)", file.getvalue())
+    names = {
+        name: f"{ident}-{k}" for k, name in enumerate(dict.fromkeys(name for name in used if name in ids))
+    }
+    inside = "".join(_written(one, names) for one in root)
+    return Markup(
+        '<svg class="fig" xmlns="{x}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t'
+        ' {i}-d" stroke-linejoin="round"><title id="{i}-t">{t}</title><desc id="{i}-d">{d}</desc>{inside}</svg>'
+    ).format(
+        x=_SVG,
+        w=width,
+        h=height,
+        i=ident,
+        t=printable(title),
+        d=printable(description),
+        inside=Markup(inside),
+    )
+
+
+def _written(element: Element, names: dict[str, str]) -> str:
+    """An element in few characters; empty for one that is not seen."""
+    tag = element.tag.rpartition("}")[2]
+    inside = "".join(_written(one, names) for one in element)
+    if tag in ("metadata", "style") or (tag in ("g", "defs") and not inside):
+        return ""
+    found = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+    for key in ("id", *(("fill", "pointer-events") if found.get("class") == "hit" else ())):
+        found.pop(key, None)  # the style sheet says the same
+    if (name := names.get(element.attrib.get("id", ""))) is not None:
+        found["id"] = name
+    if "style" in found:
+        found["style"] = _style(found["style"])
+    if tag == "path" and found.get("style") in ("", "fill:none"):
+        return inside
+    if _MOVED.fullmatch(found.get("transform", "")):
+        del found["transform"]
+    if tag == "image":
+        found |= _image(found.pop("href")) | {"preserveAspectRatio": "none"}
+        found.pop("style", None)
+    for key, value in found.items():
+        if key in ("d", "x", "y", "transform") and tag != "image":
+            value = _NUMBER.sub(lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), value)
+            found[key] = re.sub(r"\s*([a-zA-Z])\s*", r"\1", value.strip()) if key == "d" else value
+        elif key in ("href", "clip-path", "style") and tag != "image":
+            found[key] = re.sub(r"#([^\")]+)", lambda ref: f"#{names.get(ref[1], ref[1])}", found[key])
+    given = {key: value for key, value in found.items() if value}
+    if tag in ("g", "defs") and not given and tag != "defs":
+        return inside
+    words = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in given.items())
+    inside = Markup.escape(
+        (element.text or "").strip("\n") if tag in ("text", "title", "tspan") else ""
+    ) + Markup(inside)
+    return f"<{tag}{words}>{inside}</{tag}>" if inside else f"<{tag}{words}/>"
+
+
+def _style(text: str) -> str:
+    """A style without what is usual, with variables for the page's colours."""
+    kept = [part for part in text.split("; ") if part not in _USUAL and not part.startswith("font-family")]
+    short = ";".join(part.replace(": ", ":") for part in kept)
+    return _COLOUR.sub(
+        lambda found: f"var(--{VARIABLES[found[0]]}, {found[0]})" if found[0] in VARIABLES else found[0],
+        short,
+    )
+
+
+def _image(address: str) -> dict[str, str]:
+    """Attributes of an embedded PNG image: a palette where it has few colours, which takes a third of the room, and a
+    class where the page shines through."""
+    head, _, data = address.partition(",")
+    rgba = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+    whole, places = np.unique(rgba.view(np.uint32).ravel(), return_inverse=True)
+    colours = whole.view(np.uint8).reshape(-1, 4)
+    through = ((colours[:, 3] > 0) & (colours[:, 3] < 255)).any()
+    attributes = {"class": "through"} if through else {}
+    if len(colours) > 256:
+        return attributes | {"href": address.replace("\n", "")}
+    image = Image.fromarray(places.reshape(rgba.shape[:2]).astype(np.uint8), "P")
+    image.putpalette(colours.tobytes(), "RGBA")
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return attributes | {"href": f"{head},{base64.b64encode(file.getvalue()).decode()}"}
+
+
+def light(svg: str) -> str:
+    """An SVG for programs that know no CSS variables: the light colours in their place, and a font."""
+    head, _, body = svg.partition(">")
+    return re.sub(r"var\(--\w+, ([^)]+)\)", r"\1", f"{head}><style>{CSS}</style>{body}")

@@ -1,0 +1,177 @@
+"""Find the runs that the report is about, and where each stands; a sweep's folder tells of runs not yet begun."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from everclip.runs.finished import natural
+from everclip.runs.read import RunData
+from everclip.runs.words import several
+from everclip.system.reading import Unreadable, open_regular, read_json, read_text
+
+Kind = Literal["finished", "running", "stopped", "failed", "waiting"]
+_FILES = ("results.json", "metrics.jsonl", "config.toml")
+_OF_A_SWEEP = {"sweep.json", "logs", "tune"}
+_TAIL = 100_000
+"""Bytes at the end of a log that are looked at."""
+
+
+class State(NamedTuple):
+    """The state of a run, in one word and in a sentence."""
+
+    kind: Kind
+    words: str
+
+
+@dataclass
+class Found:
+    """The runs that paths, folders and patterns name.
+
+    Args:
+        runs: run directories, finished or not, each once.
+        skipped: a line for each path that is no run.
+        sweeps: folders of sweeps that were named as a whole.
+    """
+
+    runs: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    sweeps: list[Path] = field(default_factory=list)
+
+
+def find(paths: Iterable[str | os.PathLike[str]]) -> Found:
+    """Run directories, the runs inside of folders, and what patterns such as ``"runs/*"`` match."""
+    found = Found()
+    for given in paths:
+        path = os.path.expanduser(os.fspath(given))
+        matches = sorted(glob.glob(path), key=natural) if glob.has_magic(path) else [path]
+        if not matches:
+            found.skipped.append(f'"{path}" matches nothing')
+        for match in matches:
+            _take(Path(match), found)
+    return found
+
+
+def _take(path: Path, found: Found) -> None:
+    if is_run(path):
+        if path.resolve() not in {known.resolve() for known in found.runs}:
+            found.runs.append(path)
+    elif path.name in _OF_A_SWEEP and (path.parent / "sweep.json").is_file():
+        if path.name == "sweep.json":  # a shell's runs/* names what the sweep keeps beside its runs, too
+            found.sweeps.append(path.parent)
+    elif path.is_dir() and (inside := [folder for folder in path.iterdir() if is_run(folder)]):
+        for folder in sorted(inside, key=lambda folder: natural(folder.name)):
+            _take(folder, found)
+        if (path / "sweep.json").is_file():
+            found.sweeps.append(path)
+    elif (path / "sweep.json").is_file():
+        found.sweeps.append(path)
+    else:
+        found.skipped.append(
+            f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
+        )
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder holds anything of a run."""
+    return any((path / name).is_file() for name in _FILES)
+
+
+def state(run: RunData) -> State:
+    """Say where a run stands. It is running while the process that its directory names is alive, and failed where the
+    line of a sweep's log is an error."""
+    if run.finished:
+        return State("finished", "finished")
+    done = f"{len(run.accuracy)} of {several(len(run.tasks), 'task')}" if run.tasks else "no task"
+    holder = _holder(run.path)
+    if holder:
+        return State("running", f"running ({holder}): {done} learned so far")
+    error = failure(run.path)
+    if error:
+        return State("failed", f"failed after {done}: {error}")
+    return State("stopped", f"stopped after {done}")
+
+
+def failure(run: Path) -> str:
+    """The error with which a sweep's run ended last; empty where it did not."""
+    try:
+        with open_regular(run.parent / "logs" / f"{run.name}.log") as file:
+            file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = file.read(_TAIL).decode("utf-8", errors="replace").split("\n")
+    except (OSError, Unreadable):
+        return ""
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("error: ") if last.startswith("error: ") else ""
+
+
+def _holder(path: Path) -> str:
+    """The process that works in a run directory; empty where there is none, or where it is gone."""
+    try:
+        match = re.search(r"process (\d{1,9}) on (\S+)", read_text(path / ".holder", 1000))
+    except Unreadable:
+        return ""
+    if match is None or (match[2] == socket.gethostname() and not _alive(int(match[1]))):
+        return ""
+    return match[0]
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is somebody else's
+    return True
+
+
+def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, State]]:
+    """(name with its values, state) of a sweep's runs that have no directory yet: waiting, or failed at once."""
+    known = {run.resolve() for run in runs}
+    missing: dict[Path, tuple[str, State]] = {}
+    for folder in sweeps:
+        for cell in _cells(folder):
+            path = folder / str(cell.get("run") or ".")
+            if path != folder and path.resolve() not in known:
+                values = ", ".join(f"{key} {value}" for key, value in cell.items() if key != "run")
+                error = failure(path)
+                where = (
+                    State("failed", f"failed at once: {error}")
+                    if error
+                    else State("waiting", "waits for its turn")
+                )
+                missing.setdefault(
+                    path.resolve(), (f"{path.name} ({values})" if values else path.name, where)
+                )
+    return list(missing.values())
+
+
+def _cells(folder: Path) -> list[dict[str, Any]]:
+    """The cells of sweep.json, as far as they can be read: it may be written at this moment."""
+    try:
+        cells = read_json(folder / "sweep.json")["cells"]
+    except (Unreadable, KeyError, TypeError):
+        return []
+    return [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
+
+
+def counted(states: Iterable[State]) -> str:
+    """``12 of 20 runs are finished; 1 is running, 1 has failed, 6 wait for their turn``."""
+    kinds: list[str] = [state.kind for state in states]
+    verbs = {
+        "running": ("is running", "are running"),
+        "stopped": ("has stopped before its end", "have stopped before their end"),
+        "failed": ("has failed", "have failed"),
+        "waiting": ("waits for its turn", "wait for their turn"),
+    }
+    others = [f"{number} {verb[number > 1]}" for kind, verb in verbs.items() if (number := kinds.count(kind))]
+    done = kinds.count("finished")
+    if not others:
+        return f"All {done} runs are finished." if done > 1 else "The run is finished."
+    return f"{done} of {len(kinds)} runs are finished; {', '.join(others)}."

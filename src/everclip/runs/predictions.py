@@ -1,0 +1,153 @@
+"""Read what a finished run answered for each test image, and tell what that says: confusions, and how sure it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.errors import UserError
+from everclip.metrics.calibration import BINS
+from everclip.runs.finished import answers
+from everclip.runs.read import RunData
+from everclip.runs.schema import test_images
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The columns of predictions.npz (docs/results.md), one row per test image.
+
+    Args:
+        label: ``[n]``.
+        first: ``[n]``, the best label.
+        margin: ``[n]``, score of the best label minus that of the second.
+        confidence: ``[n]``, probability of the best label in 0..1; None where the run did not record it.
+    """
+
+    label: NDArray[np.int64]
+    first: NDArray[np.int64]
+    margin: NDArray[np.float32]
+    confidence: NDArray[np.float32] | None
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """``[n]``, whether the best label is the image's."""
+        return self.label == self.first
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, changed: int, images: int) -> Predictions | None:
+    """The file as it was ``changed`` last, of a bounded number of images: a page asks for it several times."""
+    try:
+        found = answers(path, images)
+    except UserError:
+        return None
+    if found is None or "margin" not in found or not len(found["label"]):
+        return None
+    return Predictions(found["label"], found["top"][:, 0].copy(), found["margin"], found.get("confidence"))
+
+
+def predictions(run: RunData) -> Predictions | None:
+    """The run's predictions; None where there are none, or none that can be read."""
+    path = run.path / "predictions.npz"
+    if not run.finished or not path.is_file():
+        return None
+    return _read(run.path, path.stat().st_mtime_ns, test_images(run.results))
+
+
+def labels(run: RunData) -> dict[int, str]:
+    """Class names by label; empty where the run did not record which is which."""
+    known = run.results.get("class_labels") or []
+    return dict(zip(known, run.classes, strict=False)) if len(known) == len(run.classes) else {}
+
+
+class Confusion(NamedTuple):
+    """The number of a class's test images that were taken for another class."""
+
+    true: str
+    taken: str
+    images: int
+    of: int
+
+
+def confusions(run: RunData) -> list[Confusion]:
+    """Pairs of classes, the largest fraction of a class's images first."""
+    found, names = predictions(run), labels(run)
+    if found is None or not names:
+        return []
+    sizes = Counter(found.label.tolist())
+    wrong = ~found.right
+    pairs = Counter(zip(found.label[wrong].tolist(), found.first[wrong].tolist(), strict=True))
+    rows = [
+        Confusion(names[true], names[taken], images, sizes[true])
+        for (true, taken), images in pairs.items()
+        if true in names and taken in names
+    ]
+    return sorted(rows, key=lambda row: (-row.images / row.of, -row.images, row.true, row.taken))
+
+
+FATES = ("right", "taken for a class learned later", "for one of the same task", "for one learned earlier")
+"""What becomes of a test image of a class that other tasks followed."""
+
+
+def fates(run: RunData) -> list[float] | None:
+    """The fraction of each of ``FATES`` among images of old classes (all but the last task's); None where the run has
+    one task, or the same classes in all of them, or did not record enough."""
+    found, names = predictions(run), labels(run)
+    if found is None or not names or len(set(run.class_task.values())) < 2:
+        return None
+    task_of = {label: run.class_task.get(name, 0) for label, name in names.items()}
+    tasks = np.array([task_of.get(label, 0) for label in found.label.tolist()])
+    taken = np.array([task_of.get(label, 0) for label in found.first.tolist()])
+    old, right = tasks < max(task_of.values()), found.right
+    if not old.any():
+        return None
+    parts = (right, taken > tasks, ~right & (taken == tasks), taken < tasks)
+    return [float(part[old].mean()) for part in parts]
+
+
+def coverage(found: Predictions, places: int = 20) -> list[float]:
+    """Accuracy among the 1/places, 2/places, ... surest images, by margin: the last is the accuracy itself."""
+    right = found.right[np.argsort(-found.margin, kind="stable")]
+    ends = [max(1, round(len(right) * k / places)) for k in range(1, places + 1)]
+    return (np.cumsum(right)[np.array(ends) - 1] / np.array(ends)).tolist()
+
+
+class Bin(NamedTuple):
+    """Images of about the same probability: its mean, the fraction that is right, how many they are."""
+
+    confidence: float
+    accuracy: float
+    images: int
+
+
+def reliability(found: Sequence[Predictions]) -> list[Bin]:
+    """Bins of equal width that hold an image, of all ``found`` together; empty where no probability was recorded."""
+    known = [(one.confidence, one.right) for one in found if one.confidence is not None]
+    if not known:
+        return []
+    sure, right = (np.concatenate(parts) for parts in zip(*known, strict=True))
+    place = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)  # bins are (lower, upper]
+    return [
+        Bin(float(sure[inside].mean()), float(right[inside].mean()), int(inside.sum()))
+        for inside in (place == k for k in range(BINS))
+        if inside.any()
+    ]
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """ECE in 0..1 (Guo et al. 2017): the gap of accuracy and probability, weighted by images."""
+    total = sum(inside.images for inside in bins)
+    return sum(inside.images * abs(inside.accuracy - inside.confidence) for inside in bins) / total
+
+
+def overconfidence(bins: list[Bin]) -> float:
+    """Mean probability minus accuracy, in -1..1: above 0 the model believes too much in itself."""
+    total = sum(inside.images for inside in bins)
+    return sum(inside.images * (inside.confidence - inside.accuracy) for inside in bins) / total

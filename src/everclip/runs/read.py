@@ -1,0 +1,204 @@
+"""Read one run directory for the report; any file may be missing, any line of the log torn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from everclip.errors import UserError
+from everclip.runs import schema as results
+from everclip.runs.log import Json, Log
+from everclip.system.reading import MIB, TOML_BYTES, Unreadable, parse_toml, read_json, read_text
+
+
+@dataclass(frozen=True)
+class ClassValues:
+    """A number for each of some classes (never for none), all finite, as logged at one step."""
+
+    step: int
+    stage: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data that a run has written so far.
+
+    ``results`` is empty until the run has finished; what the report needs then comes from the log, so a run
+    that is still going shows the same parts with fewer numbers. Accuracies are fractions in 0..1.
+    """
+
+    path: Path
+    results: Json
+    config_text: str
+    environment: Json
+    start: Json
+    steps: list[Json]  # ordered by global_step
+    stages: list[Json]  # ordered by stage
+    class_weights: list[ClassValues]  # ordered by step
+    class_losses: list[ClassValues]  # ordered by step
+    notes: list[str] = field(default_factory=list)  # what could not be read, one sentence each
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.results)
+
+    @cached_property
+    def config(self) -> Json:
+        return parse_toml(self.config_text)
+
+    def fact(self, key: str) -> Any:
+        """``key`` of results.json, else of the config (dotted keys descend), else None."""
+        if key in self.results:
+            return self.results[key]
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        # A table of the config goes by its name or kind: [method] name = "gdro", [scenario] kind = "...".
+        return value.get("name", value.get("kind")) if isinstance(value, dict) else value
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Names of all planned tasks (of those seen so far where the plan is unknown)."""
+        if "tasks" in self.results:
+            return [str(name) for name in self.results["tasks"]]
+        planned = [str(task["name"]) for task in self.start.get("tasks", [])]
+        return planned or [f"task {stage['stage'] + 1}" for stage in self.stages]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names in the order learned."""
+        return [str(name) for name in self.results.get("classes") or self.start.get("classes", [])]
+
+    @cached_property
+    def class_task(self) -> dict[str, int]:
+        """The task that teaches each class first."""
+        first: dict[str, int] = {}
+        for index, task in enumerate(self.start.get("tasks", [])):
+            for name in task.get("classes", []):
+                first.setdefault(str(name), index)
+        for row in self.results.get("per_class", []):
+            first.setdefault(str(row["class"]), int(row["task"]))
+        return first
+
+    @cached_property
+    def test_counts(self) -> list[int]:
+        return self.results.get("test_counts") or [int(task["test"]) for task in self.start.get("tasks", [])]
+
+    @cached_property
+    def accuracy(self) -> list[float]:
+        """A_t after each finished stage."""
+        return self.results.get("accuracy_after_stage") or [s["accuracy_after_stage"] for s in self.stages]
+
+    @cached_property
+    def zero_shot(self) -> list[float]:
+        """A_t of the pretrained model, for every planned stage."""
+        return self.results.get("zero_shot_after_stage") or self.start.get("zero_shot", [])
+
+    @cached_property
+    def frozen_features(self) -> list[float]:
+        """The same of the strongest closed form on the frozen features; empty where that was not measured."""
+        return self.results.get("frozen_features_after_stage") or self.start.get("frozen_features", [])
+
+    @cached_property
+    def matrix(self) -> list[list[float | None]]:
+        """R[t][i], one row per finished stage, as wide as there are tasks; None where nothing was measured."""
+        rows = self.results.get("matrix") or [stage["row"] for stage in self.stages]
+        return [[*row, *[None] * (len(self.tasks) - len(row))] for row in rows]
+
+    @cached_property
+    def forgetting(self) -> list[float | None]:
+        """Per task: best accuracy before the last stage minus last accuracy (Chaudhry et al. 2018); None
+        where no other task has followed."""
+        last = self.matrix[-1] if self.matrix else []
+        lost: list[float | None] = []
+        for task, now in enumerate(last):
+            earlier = [row[task] for row in self.matrix[task:-1]]
+            best = max((value for value in earlier if value is not None), default=None)
+            lost.append(None if best is None or now is None else best - now)
+        return lost
+
+    @cached_property
+    def borders(self) -> list[tuple[int, int]]:
+        """(stage, its first global step) for every stage that has trained."""
+        first: dict[int, int] = {}
+        for step in self.steps:
+            first.setdefault(int(step["stage"]), int(step["global_step"]))
+        if not first:
+            for record in sorted([*self.class_weights, *self.class_losses], key=lambda record: record.step):
+                first.setdefault(record.stage, record.step)
+        return sorted(first.items())
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run directory, whole or partial.
+
+    Raises:
+        UserError: ``path`` holds no run, or its results.json or config.toml cannot be read.
+    """
+    if not any((path / name).is_file() for name in ("results.json", "metrics.jsonl", "config.toml")):
+        raise UserError(
+            f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
+        )
+    log = Log(path / "metrics.jsonl")
+    found, config = path / "results.json", path / "config.toml"
+    known = results.read(found) if found.exists() else {}
+    starts = log.of("start")
+    start, stages, notes = starts[0] if starts else {}, log.of("stage"), log.notes
+    if start and len(start["tasks"]) != len(known.get("tasks", start["tasks"])):
+        start, notes = {}, [*notes, "metrics.jsonl began with other tasks than the results have."]
+    planned = known.get("tasks") or start.get("tasks") or stages
+    return RunData(
+        path=path,
+        results=known,
+        config_text=_config(config) if config.exists() else "",
+        environment=_environment(path / "environment.json", notes),
+        start=start,
+        steps=log.of("step"),
+        stages=[stage for stage in stages if max(stage["stage"] + 1, len(stage["row"])) <= len(planned)],
+        class_weights=_class_values(log.of("class_weights"), "weights"),
+        class_losses=_class_values(log.of("class_losses"), "losses"),
+        notes=notes,
+    )
+
+
+def _config(path: Path) -> str:
+    """The text of config.toml, which can be read. Raises UserError."""
+    try:
+        text = read_text(path, TOML_BYTES)
+        parse_toml(text)
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
+    return text
+
+
+def _environment(path: Path, notes: list[str]) -> Json:
+    """Return what environment.json says, if it says anything: a page can do without it."""
+    try:
+        found = read_json(path, MIB) if path.exists() else {}
+    except Unreadable as error:
+        notes.append(f"environment.json cannot be read ({error}).")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _class_values(lines: list[Json], name: str) -> list[ClassValues]:
+    """The finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
+    records = [
+        ClassValues(
+            line["global_step"], line["stage"], {k: float(v) for k, v in line[name].items() if finite(v)}
+        )
+        for line in lines
+    ]
+    return sorted((record for record in records if record.values), key=lambda record: record.step)
+
+
+def finite(value: object) -> TypeGuard[float]:
+    """Return whether ``value`` is a number that can be drawn; JSON may hold anything in its place."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
