@@ -43,8 +43,7 @@ def calls() -> Iterator[tuple[str, str, dict[str, Any], str, str]]:
 
 def picture(name: str, runs: str, keywords: dict[str, Any], about: str) -> str:
     """One picture as SVG in the light colours of the page."""
-    style: dict[Any, Any] = plots.STYLE | {"figure.facecolor": "white"}
-    with rc_context(style), warnings.catch_warnings():
+    with rc_context({**plots.STYLE, "figure.facecolor": "white"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         figure = Figure(figsize=_SIZES.get(name, (7.0, 3.6)), dpi=72, layout="constrained")
         getattr(plots, name)(runs, figure.add_subplot(), **keywords)

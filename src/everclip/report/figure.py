@@ -31,8 +31,7 @@ from everclip.system import text as texts
 
 WIDE, NARROW = 920, 360
 """px, and points of a drawing."""
-_RC: dict[Any, Any] = style.STYLE | {"text.parse_math": False}
-_SAVED: dict[Any, Any] = _RC | {"figure.facecolor": style.PAGE}
+_RC: dict[Any, Any] = {**style.STYLE, "text.parse_math": False}
 _SMALL = 10.5
 _LEFT, _HEAD, _FOOT, _GAP = 50.0, 30.0, 46.0, 20.0  # px around the plotting area of a panel
 _WIDEST = 620.0  # px of a panel
@@ -91,7 +90,7 @@ class Figure:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.svg").write_text(light(self.wide), encoding="utf-8")
         (folder / f"{name}.csv").write_text(self.csv, encoding="utf-8", errors="backslashreplace")
-        with rc_context(_SAVED), warnings.catch_warnings():
+        with rc_context({**_RC, "figure.facecolor": style.PAGE}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # DejaVu Sans has no Chinese, Japanese or Korean
             drawn = self.make(WIDE)
             FigureCanvasAgg(drawn)
