@@ -216,9 +216,7 @@ def speed() -> Json:
             method.add_domains(rows[part], labels[part], domains[part])
 
     def solve() -> None:
-        method.gram += (
-            torch.eye(768, dtype=torch.float64) * 1e-9
-        )  # or the strength that was chosen would serve again
+        method.add(rows[:1], labels[:1])  # or the strength that was chosen would serve again
         method.head([*range(1000)])
 
     def seconds(work: Callable[[], object]) -> float:

@@ -117,11 +117,24 @@ class MultilayerLda(Kept, Statistics):
         # a tower that trains in the first task cannot be read ahead
         trains = config.adapt != "none"
         self.can(reads="pixels" if trains else "features", depths=None if trains else self.depths)
-        self._chosen: tuple[tuple[int, float], float] = ((0, 0.0), 0.0)  # of which sums, and s
+        self._chosen: float | None = None  # s by cross-validation, of the sums as they are
 
     def grow(self, clip: Clip, task: Task) -> None:
         super().grow(clip, task)
         self.kept_to(clip)
+
+    def add(
+        self,
+        rows: Float64[Tensor, "b m"],
+        labels: Int64[Tensor, " b"],
+        weights: Float64[Tensor, " b"] | None = None,
+    ) -> None:
+        super().add(rows, labels, weights)
+        self._chosen = None
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        self._chosen = None
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         for batch in new:
@@ -149,6 +162,7 @@ class MultilayerLda(Kept, Statistics):
         """Take images out of the sums, as if they had never been added."""
         self.summed.add_(rows, labels, sign=-1)
         self.add_domains(rows, labels, domains, -1)
+        self._chosen = None
 
     def cells(self) -> Cells:
         """Sums of each class in each domain that it has images of; in one domain, of each class."""
@@ -162,16 +176,14 @@ class MultilayerLda(Kept, Statistics):
         return Cells(sums[there], counts[there], there.nonzero()[:, 1])
 
     def shrinkage(self, cells: Cells) -> float:
-        """s, chosen anew once there are more images or fewer."""
+        """s, chosen anew once the sums are others."""
         if self.config.shrinkage != "gcv":
             return self.config.shrinkage
-        which = int(self.counts.sum()), self.gram.trace().item()
-        if self._chosen[0] != which:
-            self._chosen = which, strength(self.gram, cells.sums, cells.counts)
-            log.info(
-                "shrinkage %.3g, by cross-validation on the sums of %d images", self._chosen[1], which[0]
-            )
-        return self._chosen[1]
+        if self._chosen is None:
+            self._chosen = strength(self.gram, cells.sums, cells.counts)
+            count = int(self.counts.sum())
+            log.info("shrinkage %.3g, by cross-validation on the sums of %d images", self._chosen, count)
+        return self._chosen
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
         """The classifier of these labels where there is one domain."""
