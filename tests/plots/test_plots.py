@@ -164,6 +164,13 @@ def test_steps_are_those_of_the_log(one: Path) -> None:
     assert np.isnan(found).sum() == 2  # a gap where a task begins
 
 
+@pytest.mark.parametrize("chart", [plots.gradient_norm, plots.loss_terms, plots.class_weights])
+def test_a_single_step_stands_in_the_middle(chart: Callable[..., Axes], tmp_path: Path) -> None:
+    write_run(tmp_path / "short", tasks=1, per_task=2, steps=1)
+    low, high = chart(tmp_path / "short", new()).get_xlim()
+    assert high - low == 1
+
+
 def test_can_be_restyled(many: Path) -> None:
     styles = {"gdro": {"color": "red", "label": "ours", "linewidth": 5}}
     ax = plots.accuracy_against_memory(many, new(), styles=styles)

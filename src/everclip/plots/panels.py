@@ -115,12 +115,18 @@ def show(panel: Panel | None, ax: Axes | None, how: How, nothing: str) -> Axes:
     return draw(panel, axes(ax), how.get("legend", True), how.get("styles"))
 
 
+def span(limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits of an axis; a value that is alone stands in the middle."""
+    low, high = limits
+    return (low - 0.5, high + 0.5) if low == high else limits
+
+
 def draw(panel: Panel, ax: Axes, legend: bool = False, styles: Styles | None = None) -> Axes:
     """Draw a panel on ``ax``."""
     width, height = extent(ax)
     if panel.log:
         ax.set_yscale("log")
-    ax.set(xlim=panel.xs, ylim=panel.ys)
+    ax.set(xlim=span(panel.xs), ylim=span(panel.ys))
     for line in panel.lines:
         _line(ax, line, (styles or {}).get(line.name, {}))
     most = 5 if height > 150 else 3

@@ -14,7 +14,7 @@ from everclip.plots import style
 from everclip.plots.accuracy import FROZEN, ZERO_SHOT, stages_panel
 from everclip.plots.class_maps import HATCHED, ClassMap, loss_map, loss_strip, weight_map, weight_strips
 from everclip.plots.matrix import Shown, accuracy_matrix
-from everclip.plots.panels import Panel, draw, label_ends
+from everclip.plots.panels import Panel, draw, label_ends, span
 from everclip.plots.text import number, shorten, text_width
 from everclip.plots.training import MOST_POINTS, estimator_values, shares, step_line, steps_panel
 from everclip.report.figure import WIDE, Figure, canvas, colour_bar, csv_text, fill, place, stack, write
@@ -212,7 +212,7 @@ def _map_figure(
             drawing, run, strips, (left, 34 + row * rows + 30, width - left - right, _STRIP), named=False
         )
         for ax, strip in zip(lower, strips, strict=True):
-            ax.set_xlim(of.steps)
+            ax.set_xlim(span(of.steps))
             label_ends(ax, values=lambda v, suffix=strip.suffix: number(v) + suffix, sample=False)
         ticks, corner = of.scale.ticks, (left, foot + 48)
         colour_bar(drawing, corner, 168, style.diverging(), ticks, of.scale.title, above=True)
