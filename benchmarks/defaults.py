@@ -44,10 +44,10 @@ SETTINGS = {
 }
 
 
-def cifar_part(source: Path, out: Path) -> None:
-    """Copy 50 training and 20 test pictures of each class of CIFAR-100, those whose names have the smallest hashes."""
+def cifar_part(source: Path, out: Path, train: int = TRAIN, test: int = TEST) -> None:
+    """Copy so many training and test pictures of each class of CIFAR-100, whose names have the smallest hashes."""
     half = out.with_name(f"{out.name}.part")
-    for part, count in (("train", TRAIN), ("test", TEST)):
+    for part, count in (("train", train), ("test", test)):
         for folder in sorted((source / part).iterdir()):
             names = sorted(folder.iterdir(), key=lambda file: hash64("cifar-part", f"{part}/{file.name}"))
             (half / part / folder.name).mkdir(parents=True, exist_ok=True)

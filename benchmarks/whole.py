@@ -25,13 +25,13 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks.children import python
+from benchmarks.defaults import cifar_part
 from benchmarks.jobs import Json, machine, write
-from everclip.seeding import hash64
 
 HERE = Path(__file__).parent
 TASKS, EXEMPLARS = 5, 5
 TRAIN, TEST = 100, 20
-SETS = {"caltech50": "imagefolder:caltech50", "cifar100": "imagefolder:cifar100_part"}
+SETS = {"caltech50": "imagefolder:caltech50", "cifar100": "imagefolder:cifar100_of_100"}
 
 
 @dataclass(frozen=True)
@@ -136,18 +136,6 @@ def measure(place: str, name: str, seed: int, scratch: Path) -> Json:
     return found | {"machine": machine()}
 
 
-def cifar_part(source: Path, out: Path) -> None:
-    """Copy 100 training and 20 test pictures of each class of CIFAR-100, those whose names have the smallest hashes."""
-    half = out.with_name(f"{out.name}.part")
-    for part, count in (("train", TRAIN), ("test", TEST)):
-        for folder in sorted((source / part).iterdir()):
-            names = sorted(folder.iterdir(), key=lambda file: hash64("cifar-part", f"{part}/{file.name}"))
-            (half / part / folder.name).mkdir(parents=True, exist_ok=True)
-            for file in names[:count]:
-                shutil.copyfile(file, half / part / folder.name / file.name)
-    half.rename(out)
-
-
 def page(results: dict[str, Json], seeds: int) -> str:
     """The results as a page."""
     machines = " and ".join(sorted({one["machine"] for one in results.values()}))
@@ -219,8 +207,8 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     if not (scratch / "caltech50").exists():
         (scratch / "caltech50").symlink_to(source / "caltech50")
-    if not (scratch / "cifar100_part").exists():
-        cifar_part(source / "cifar100", scratch / "cifar100_part")
+    if not (scratch / "cifar100_of_100").exists():
+        cifar_part(source / "cifar100", scratch / "cifar100_of_100", TRAIN, TEST)
     open_clip_model(scratch / "lite")
     (HERE / "whole").mkdir(exist_ok=True)
     results: dict[str, Json] = {}
