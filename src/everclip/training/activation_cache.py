@@ -34,7 +34,7 @@ from everclip.models.tunings import tuning_of
 from everclip.system import cache_folder
 from everclip.system.machine import free_memory
 from everclip.system.progress import Progress
-from everclip.training.cache_size import Amount, Size
+from everclip.training.cache_size import Size
 from everclip.training.disk import in_bytes
 from everclip.training.plan import Plan
 
@@ -146,7 +146,7 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         plan.data.train.store,
         clip.eval_transform,
         clip.image_size,
-        config.loader.cache_mb << 20 if rows is None or (size is not None and not size.views) else 0,
+        config.loader.cache_mb << 20 if rows is None or size is None or not size.views else 0,
         config.loader.workers,
     )
     activations = None
@@ -172,11 +172,9 @@ def _rows(
     """Return the rows that the activations are kept in, said in a line; None where there is no room."""
     cache = plan.config.cache
     if cache.shared:
-        about = _about(clip, size, parts)
-        if plan.method.capabilities.depths is not None:
-            about["depths"] = repr(plan.method.capabilities.depths)
+        about = _about(plan, clip, size, parts)
         rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / _name(about), about)
-        if not _room(max(0, size.nbytes - rows.nbytes), rows.folder, plan, progress):
+        if not _room(max(0, size.nbytes - rows.nbytes), size.views, rows.folder, plan, progress):
             return None
         there = f", {len(rows):,} of them there" if len(rows) else ""
         progress.say(f"{size.words()} in {rows.folder}{there}")
@@ -185,19 +183,19 @@ def _rows(
     if size.nbytes <= cache.ram_mb << 20 and (free is None or size.nbytes <= SHARE * free):
         progress.say(f"{size.words()} in memory")
         return Memory(size.shape, size.exact)
-    if not _room(size.nbytes, folder, plan, progress):
+    if not _room(size.nbytes, size.views, folder, plan, progress):
         return None
     progress.say(f"{size.words()} in a file in {folder}")
     return Spilled(size.shape, size.exact, folder)
 
 
-def _room(needed: int, folder: Path, plan: Plan, progress: Progress) -> bool:
+def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress) -> bool:
     """Return whether a disk has room. Raises UserError where it has not, and the rows are what was asked for."""
-    free, cache = _free(folder), plan.config.cache
+    free = _free(folder)
     if needed <= free:
         return True
     line = f"the kept activations take {in_bytes(needed)} and {folder} has {in_bytes(free)} free"
-    if cache.trunk == "on" or (cache.views > 1 and Amount.of(plan).views > 1):
+    if plan.config.cache.trunk == "on" or views > 1:
         raise UserError(f"{line}: make room, or write cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")
     return False
@@ -207,21 +205,26 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _about(clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
+def _about(plan: Plan, clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
     """All that a row depends on, its image aside."""
     assert clip.trunk is not None
-    return {
-        "format": FORMAT,
-        "tower": clip.config["vision_cfg"],
-        "trunk": clip.trunk.digest(),
-        "preprocessing": clip.preprocessing(),
-        "row": [*size.shape],
-        "dtype": "float32" if size.exact else "float16",
-        "views": SCHEME,
-        "images": fingerprint(parts),
-        "device": clip.device.type,
-        "torch": torch.__version__,
-    } | ({"training": "bf16"} if clip.trunk.bf16 else {})
+    depths = plan.method.capabilities.depths
+    return (
+        {
+            "format": FORMAT,
+            "tower": clip.config["vision_cfg"],
+            "trunk": clip.trunk.digest(),
+            "preprocessing": clip.preprocessing(),
+            "row": [*size.shape],
+            "dtype": "float32" if size.exact else "float16",
+            "views": SCHEME,
+            "images": fingerprint(parts),
+            "device": clip.device.type,
+            "torch": torch.__version__,
+        }
+        | ({"training": "bf16"} if clip.trunk.bf16 else {})
+        | ({} if depths is None else {"depths": repr(depths)})
+    )
 
 
 def _name(about: dict[str, Any]) -> str:
