@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "updates.jsonl", HERE / "updates.md"
 EXEMPLARS, SIZE, UPDATES, EACH = 2, 96, 10, 5
 SETTINGS = ("pacs", "caltech50", "emoji")
-FIXED = ("nothing", "means", "ridge", "trained", "interpolated")
+FIXED = ("nothing", "means", "ridge", "layers", "trained", "interpolated")
 REFERENCES = ("joint", "ridge on all images", "plain fine-tuning")
 Json = dict[str, Any]
 
@@ -241,7 +241,7 @@ def _timed(rows: list[Json], start: float) -> list[Json]:
 
 def wanted() -> Iterator[tuple[str, str, Callable[[Setting, str, Path], Json]]]:
     """Every chain, the ones that the question is about first."""
-    yield from ((name, choice, chain) for choice in ("ridge", "auto") for name in SETTINGS)
+    yield from ((name, choice, chain) for choice in ("layers", "ridge", "auto") for name in SETTINGS)
     yield from ((name, choice, reference) for choice in REFERENCES for name in SETTINGS)
     yield from (
         (name, choice, chain)

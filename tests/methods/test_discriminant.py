@@ -68,11 +68,44 @@ def test_strength_is_the_least_cross_validation_score(count: int, width: int) ->
     for factor in closed.LAMS:
         lam = factor * np.trace(x.T @ x) / width
         hat = x @ np.linalg.solve(x.T @ x + lam * np.eye(width), x.T)
-        scores[lam] = np.square(y - hat @ y).sum() / (count - 1 - np.trace(hat)) ** 2
+        free = count - 1 - np.trace(hat)
+        scores[lam] = np.square(y - hat @ y).sum() / free**2 if free >= 0.1 * (count - 1) else np.inf
     best = min(scores, key=lambda lam: scores[lam])
     gram, classes, counts = sums(rows, labels)
     variance = within_covariance(gram, classes, counts).diagonal().mean().item()
     assert strength(gram, classes, counts) == pytest.approx(best / (count * variance), rel=1e-6)
+
+
+def test_fewer_images_than_features_are_never_all_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the least score has it now and then."""
+
+    def left(seed: int) -> float:
+        """Fraction of the degrees of freedom that the lam chosen leaves."""
+        labels = torch.arange(100) % 10
+        rows = 0.5 * random(10, 300, seed=seed)[labels] + random(100, 300, seed=100 + seed)
+        rows = rows / torch.arange(1, 301).sqrt()
+        x, y = rows - rows.mean(0), torch.eye(10).double()[labels] - 0.1
+        lam = closed.best_lam(x.T @ x, x.T @ y, y.square().sum().item(), 99)
+        values = torch.linalg.eigvalsh(x.T @ x)
+        return 1 - (values / (values + lam)).sum().item() / 99
+
+    assert min(map(left, range(10))) >= 0.1
+    monkeypatch.setattr(closed, "FREE", 0.0)
+    assert min(map(left, range(10))) < 0.1
+
+
+def test_images_taken_out_leave_a_covariance_that_is_solved() -> None:
+    rows, labels = given(60, 40)
+    kept, counts = rows[:20], labels[:20].bincount(minlength=4)
+    gram, classes, _ = sums(rows, labels)
+    for row, label in zip(rows[20:].float() * (1 + 1e-6), labels[20:], strict=True):
+        gram -= torch.outer(row.double(), row.double())
+        classes[label] -= row.double()
+    means = classes / counts[:, None]
+    covariance = within_covariance(gram, classes, counts)
+    assert torch.linalg.eigvalsh(covariance)[0] < 0
+    weight, bias, _ = whitened(covariance, means, means.mean(0), 1e-9)
+    assert (kept @ weight + bias).argmax(1).equal(labels[:20])
 
 
 def test_ridge_of_centred_images_spans_the_same_directions() -> None:

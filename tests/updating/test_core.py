@@ -45,13 +45,14 @@ def test_an_update_adds_classes_and_keeps_what_the_next_one_needs(toy: str, tmp_
         "nothing",
         "means",
         "ridge",
+        "layers",
     }  # 8 are too few
 
 
-@pytest.mark.parametrize("method", ["nothing", "means", "ridge", "trained", "interpolated"])
+@pytest.mark.parametrize("method", ["nothing", "means", "ridge", "layers", "trained", "interpolated"])
 def test_every_form_is_read_as_it_was_written(method: str, toy: str, tmp_path: Path) -> None:
     state = begin(toy, ["red", "yellow"])
-    if method == "means":  # which names alone do not give
+    if method in ("means", "layers"):  # which names alone do not give
         state = written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
     made = updated(state, colours(tmp_path / "cold", COLD), method=method)
     again = written(made, state, tmp_path / "v2")

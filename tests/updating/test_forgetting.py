@@ -74,7 +74,7 @@ def test_without_its_images_nothing_of_a_class_is_left(names: list[str], toy: st
     assert (one.sums.gram.diagonal() > 0).all()
 
 
-@pytest.mark.parametrize("method", ["ridge", "means", "trained"])
+@pytest.mark.parametrize("method", ["ridge", "means", "layers", "trained"])
 def test_a_version_works_on_without_a_class(method: str, toy: str, tmp_path: Path) -> None:
     state = four(toy, tmp_path / "a", method=method)
     made = forget(state, ["yellow"], [])

@@ -38,7 +38,8 @@ class Knobs:
     method: Annotated[
         str,
         Parameter(
-            help="auto, or what to keep whatever checks say: nothing, means, ridge, trained, interpolated."
+            help="auto, or what to keep whatever checks say: nothing, means, ridge, layers, trained or"
+            " interpolated."
         ),
     ] = "auto"
     same: Annotated[

@@ -39,6 +39,7 @@ from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
 from everclip.methods.shared.discriminant import strength, whitened, within_covariance
 from everclip.methods.shared.statistics import Linear, Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import Kept
 from everclip.models.depths import Depths
 
@@ -135,6 +136,11 @@ class MultilayerLda(Kept, Statistics):
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
         self._chosen = None
+
+    def take(self, sums: Sums) -> None:
+        """Put a copy of other sums, all of one domain, in place of its own."""
+        super().take(sums)
+        self.kept, self._chosen = {}, None
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         for batch in new:

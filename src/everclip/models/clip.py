@@ -179,12 +179,16 @@ class Clip(nn.Module):
             tower: a copy of the image tower to use in its place.
         """
         inputs = self.normalise(images)
-        raw = self._raw_image(inputs) if tower is None else tower(inputs)
+        features = self.unit(self._raw_image(inputs) if tower is None else tower(inputs))
+        share = self._way.share
+        return features if share is None else share.whole(features)
+
+    def unit(self, raw: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Unit-length fp32 features of what the image tower gives."""
         features = nn.functional.normalize(raw.float(), dim=-1)
         if self._center is not None:
             features = nn.functional.normalize(features - self._center, dim=-1)
-        share = self._way.share
-        return features if share is None else share.whole(features)
+        return features
 
     def copy_tower(self) -> nn.Module:
         """A frozen copy of the image tower as it is now: a teacher, an older stage.

@@ -3,6 +3,7 @@
 nothing         the deployed model; where its text tower classifies, or has no class yet, asked for the new names too
 means           class means of frozen features (method ncm)
 ridge           ridge regression on frozen features (method ridge)
+layers          discriminants on several layers of the frozen tower (method multilayer_lda)
 trained         both towers trained on the new images and the exemplars
 interpolated    weights between those that training began with and the trained ones (WiSE-FT)
 """
@@ -25,13 +26,22 @@ from everclip.methods.shared.statistics import Linear
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.system.progress import Progress
-from everclip.updating.classifiers import Known, closed_form, mixed, scores, text_form
+from everclip.updating.classifiers import (
+    LAYERED,
+    Known,
+    closed_form,
+    columns_of,
+    layered,
+    mixed,
+    scores,
+    text_form,
+)
 from everclip.updating.holdout import Checks
 from everclip.updating.rule import Decision
 from everclip.updating.state import State
 from everclip.updating.training import Lesson, trained
 
-NAMES = ("nothing", "means", "ridge", "trained", "interpolated")
+NAMES = ("nothing", "means", "ridge", "layers", "trained", "interpolated")
 SHARES = (0.25, 0.5, 0.75)
 """Fractions of the trained weights that are tried."""
 
@@ -75,7 +85,7 @@ class Trial:
     sums: Sums
     checked: Sums
     checks: Checks
-    features: Float32[Tensor, "n d"]
+    features: Float32[Tensor, "n m"]
     pixels: Pixels
     decision: Decision
 
@@ -89,6 +99,8 @@ def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candid
     if unseen:
         options["unseen"] = "text"
     yield solved(trial, "ridge", options, f"prior={trial.decision.prior}, lam={USUAL}")
+    if layered(trial.state.frozen, trial.sums):
+        yield solved(trial, "layers", {"name": LAYERED}, "the last layers, pictures and mirror images")
     if trial.decision.train:
         yield from learned(trial, progress)
 
@@ -122,7 +134,8 @@ def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Cand
     linear = model.classifier
     assert isinstance(linear, Linear)
     weight, bias = linear.weight.cpu(), linear.bias.cpu()
-    found = (trial.features.double() @ weight + bias).float().numpy()
+    rows = trial.features[:, columns_of(method["name"], clip)]
+    found = (rows.double() @ weight + bias).float().numpy()
     eligible = bool(bias.isfinite().all())
 
     def build() -> Deployed:

@@ -20,11 +20,15 @@ from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import blend
-from everclip.models.clip import Clip
+from everclip.models.clip import Clip, Images
+from everclip.models.depths import Depths
 from everclip.runs.card import Card, CardTask
 from everclip.training.restore import freeze, grow
 
 BATCH = 128
+LAYERED = "multilayer_lda"
+"""The method that reads more of the tower than the embedding, with its defaults."""
+READ = Depths()
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
     for task in plan.tasks:
         grow(plan, clip, task)
     assert isinstance(plan.method, Statistics)
-    plan.method.take(sums)
+    plan.method.take(sums.columns(columns_of(method["name"], clip)))
     freeze(plan, clip)
     return of_plan(spec, plan, clip, len(plan.tasks) - 1)
 
@@ -82,18 +86,48 @@ def mixed(before: Clip, after: Clip, share: float) -> Clip:
     return made
 
 
-@torch.no_grad()
-def features(clip: Clip, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n d"]:
-    """Unit-length features of images that can be read, in their order, on the CPU."""
-    rows = [clip.encode_image(batch.images).cpu() for batch in _plain(images, pixels)]
-    return torch.cat(rows) if rows else torch.zeros(0, width(clip))
+def columns_of(method: str, clip: Clip) -> slice:
+    """The columns of ``features`` that a method reads."""
+    width = widths(clip)[0]
+    return slice(width, None) if method == LAYERED else slice(width)
+
+
+def layered(clip: Clip, sums: Sums) -> bool:
+    """Whether sums have the layers beside the embedding; those of older versions do not.
+
+    Raises:
+        ValueError: they are of another model's features.
+    """
+    embedding, layers = widths(clip)
+    if sums.width not in (embedding, embedding + layers):
+        raise ValueError("its sums are of another model's features")
+    return sums.width > embedding
 
 
 @torch.no_grad()
-def width(clip: Clip) -> int:
-    """Length of a feature."""
+def features(clip: Clip, images: ImageSet, pixels: Pixels, layers: bool = True) -> Float32[Tensor, "n m"]:
+    """The features that are summed, of images that can be read, in their order, on the CPU.
+
+    Args:
+        layers: whether what ``LAYERED`` reads of the tower stands beside the unit-length embedding.
+    """
+    rows = [_rows(clip, batch.images, layers).cpu() for batch in _plain(images, pixels)]
+    return torch.cat(rows) if rows else torch.zeros(0, sum(widths(clip)[: 1 + layers]))
+
+
+def _rows(clip: Clip, images: Images, layers: bool) -> Float32[Tensor, "b m"]:
+    if not layers:
+        return clip.encode_image(images)
+    raw, beside = READ.beside(clip.model.visual, clip.normalise(images))
+    return torch.cat([clip.unit(raw), beside], 1)
+
+
+@torch.no_grad()
+def widths(clip: Clip) -> tuple[int, int]:
+    """Lengths of the embedding and of the layers."""
     blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-    return clip.encode_image(blank).shape[1]
+    raw, beside = READ.beside(clip.model.visual, clip.normalise(blank))
+    return raw.shape[1], beside.shape[1]
 
 
 @torch.no_grad()

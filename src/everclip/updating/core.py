@@ -19,7 +19,7 @@ from everclip.metrics.calibration import fit
 from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, Candidate, Trial, candidates
-from everclip.updating.classifiers import features, scores, text_form
+from everclip.updating.classifiers import features, layered, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
 from everclip.updating.images import Pictures, collect
@@ -173,9 +173,14 @@ def _trial(state: State, pictures: Pictures, decision: rule.Decision, seed: int)
     """Make what the candidates are made of: features of all images, and sums with and without the check images."""
     known, pixels, clip = pictures.known, pictures.pixels, state.frozen
     sums = state.sums.widened(len(known.names))
+    layers = layered(clip, sums)
 
     def columns(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return features(clip, images, pixels), torch.from_numpy(images.labels), torch.from_numpy(images.ids)
+        return (
+            features(clip, images, pixels, layers),
+            torch.from_numpy(images.labels),
+            torch.from_numpy(images.ids),
+        )
 
     checks = columns(pictures.checks)
     for part in (pictures.new, pictures.older):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from everclip.models.clip import Clip
 from everclip.updating.candidates import SHARES
-from everclip.updating.classifiers import width
+from everclip.updating.classifiers import widths
 from everclip.updating.images import Pictures
 from everclip.updating.rule import Decision
 
@@ -54,13 +54,14 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
         per_step = BATCH * image + min(classes, BATCH) * text
         training = 3 * decision.steps * per_step
         mixtures = (1 + len(SHARES)) * (len(pictures.checks) * image + classes * prompts * text)
-    once = len(pictures.new) + len(pictures.older) + 3 * len(pictures.checks) + 2 * tested
+    # the layers are read of a picture and of its mirror image
+    once = 2 * (len(pictures.new) + len(pictures.older)) + 5 * len(pictures.checks) + 4 * tested
     known = 4 * classes * prompts * text
     return Cost(
         seconds=OVERHEAD + once * image + known + training + mixtures,
         training_seconds=training,
         memory=_memory(clip, pictures, decision.train),
-        disk=_weights(clip) * (2 if decision.train else 1) + 3 * 8 * width(clip) ** 2,
+        disk=_weights(clip) * (2 if decision.train else 1) + 2 * 8 * sum(widths(clip)) ** 2,
     )
 
 
@@ -89,7 +90,7 @@ def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
     """Bytes: what the process has now, copies of the model, gradients and moments, activations, sums."""
     unit = 1 if sys.platform == "darwin" else 1024
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    sums = 6 * 8 * width(clip) ** 2
+    sums = 6 * 8 * sum(widths(clip)) ** 2
     if not train:
         return now + sums + _weights(clip)
     classes = min(len(pictures.known.names), BATCH)

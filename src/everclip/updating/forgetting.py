@@ -28,7 +28,7 @@ from everclip.inference.model import Deployed
 from everclip.methods.shared.sums import Sums
 from everclip.runs.card import CardTask
 from everclip.system.reading import Unreadable, read_bytes
-from everclip.updating.classifiers import Known, closed_form, features, text_form
+from everclip.updating.classifiers import LAYERED, Known, closed_form, features, layered, text_form
 from everclip.updating.start import nothing
 from everclip.updating.state import State
 
@@ -142,7 +142,8 @@ def _labels(state: State) -> dict[int, int]:
 def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Features of the frozen model, and labels."""
     pixels = Pixels(images.store, state.frozen.eval_transform, state.frozen.image_size, 0)
-    return features(state.frozen, images, pixels), torch.from_numpy(images.labels)
+    layers = layered(state.frozen, state.sums)
+    return features(state.frozen, images, pixels, layers), torch.from_numpy(images.labels)
 
 
 def _without_images(
@@ -183,7 +184,7 @@ def _model(state: State, model: Deployed) -> Deployed:
     name = "zero_shot" if model.plan is None else model.plan.config.method.name
     if model.reads_text:
         return text_form(state.spec, state.known, model.encoder, name)
-    if name not in ("ridge", "ncm"):
+    if name not in ("ridge", "ncm", LAYERED):
         raise UserError(
             f"{state.spec} is classified by {name}, which keeps what it learned in its own weights: update it first"
         )

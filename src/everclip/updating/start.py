@@ -25,7 +25,7 @@ from everclip.system import trust
 from everclip.system.atomic import recover
 from everclip.training.restore import device
 from everclip.updating import state as states
-from everclip.updating.classifiers import Known, labels_of, width
+from everclip.updating.classifiers import Known, labels_of, widths
 from everclip.updating.state import State
 
 MOST_OLDER = 100
@@ -119,7 +119,7 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
 
 
 def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: ImageSet | None) -> State:
-    sums = Sums.empty(len(known.names), width(clip))
+    sums = Sums.empty(len(known.names), sum(widths(clip)))
     return State(spec, model, known, clip, None, sums, nothing(), nothing(), ("before",), older)
 
 

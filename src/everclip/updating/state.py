@@ -41,7 +41,7 @@ from everclip.system import checkpoint, kinds
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import check
-from everclip.updating.classifiers import Known, weights_of, width
+from everclip.updating.classifiers import Known, layered, weights_of
 
 FORMAT = 1
 IMAGES = "images.zip"
@@ -124,8 +124,7 @@ def read(folder: Path) -> State:
         known = Known(model.names, tasks, model.templates, record["base"])
         domains = tuple(record["domains"])
         _check(known, sums, (exemplars, checks), domains)
-        if sums.width != width(frozen or clip):
-            raise ValueError("its sums are of another model's features")
+        layered(frozen or clip, sums)
     except UserError:
         raise
     except Exception as error:  # a damaged or a stranger's file makes its reader raise anything

@@ -77,6 +77,9 @@ class Spectrum:
 LAMS = tuple(10 ** (step / 8) for step in range(-48, 17))
 """The lams that ``best_lam`` tries, as multiples of the mean of G's diagonal: 1e-6 to 100, eight a decade."""
 
+FREE = 0.1
+"""Fraction of the images' degrees of freedom that ``best_lam`` leaves."""
+
 
 def best_lam(
     gram: Float64[Tensor, "m m"],
@@ -88,6 +91,9 @@ def best_lam(
     """The lam of ``ridge`` with the least score in generalised cross-validation (Golub, Heath and Wahba 1979).
 
         score(lam) = |Y - X W|^2 / (n - tr H)^2,    H = X (G + lam I)^-1 X',  the same for all classes
+
+    With fewer images than features the score is now and then least where W fits every image, and both parts of it are
+    nearly 0: a lam that leaves less than ``FREE`` of the n degrees of freedom is not chosen.
 
     Exact from the sums, since |Y - X W|^2 and tr H follow from the eigenvalues l_i of G and R = V' Q. The terms are
     written so that nothing cancels: a direction has left of |R_i|^2 / l_i the share (lam / (l_i + lam))^2.
@@ -109,7 +115,10 @@ def best_lam(
     left = lams[:, None] / (spread + lams[:, None])
     error = rest + (left.square() * explained).sum(1)
     free = max(0, count - len(spread)) + left.sum(1)
-    return lams[int((error / free.square()).argmin())].item()
+    scores = (error / free.square()).where(free >= FREE * count, torch.inf)
+    # of a few images with many features even the largest may leave less
+    scores[-1] = error[-1] / free[-1].square()
+    return lams[int(scores.argmin())].item()
 
 
 def text_scale(

@@ -77,7 +77,11 @@ def whitened(
         share: s; m is 1 where S is 0.
     """
     regular = covariance.clone()
-    regular.diagonal().add_(share * (covariance.diagonal().mean().item() or 1.0))
+    lam = share * (covariance.diagonal().mean().item() or 1.0)
+    regular.diagonal().add_(lam)
+    if torch.linalg.cholesky_ex(regular).info:  # images taken out were not in G to the last bit
+        values, vectors = torch.linalg.eigh(covariance)
+        regular = (vectors * (values.clamp(min=0) + lam)) @ vectors.T
     offsets = means - centre
     weight = ridge(regular, offsets.T.contiguous(), 0.0)
     # a class at the centre has no direction

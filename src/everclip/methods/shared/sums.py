@@ -88,6 +88,10 @@ class Sums:
         more = classes - len(self.counts)
         return replace(self, sums=pad(self.sums, (0, 0, 0, more)), counts=pad(self.counts, (0, more)))
 
+    def columns(self, part: slice) -> Sums:
+        """The sums of some columns of the features."""
+        return replace(self, gram=self.gram[part, part], sums=self.sums[:, part])
+
     def plus(
         self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
     ) -> Sums:
