@@ -63,6 +63,12 @@ FORMS = {
     "+ mirror images": Form("multilayer_lda", {"domain_shrinkage": None}, root=True, mirror=True),
     "+ last stages": Form("multilayer_lda", {"domain_shrinkage": None}, root=True, mirror=True, stages=True),
     "+ means of domains": Form("multilayer_lda", {}, root=True, mirror=True, stages=True),
+    "+ means of domains, drawn by 3 images": Form(
+        "multilayer_lda", {"domain_shrinkage": 3.0}, root=True, mirror=True, stages=True
+    ),
+    "+ means of domains, drawn by 30 images": Form(
+        "multilayer_lda", {"domain_shrinkage": 30.0}, root=True, mirror=True, stages=True
+    ),
     "ridge on these features": Form("ridge", {}, root=True, mirror=True, stages=True),
     "slda, eps=gcv, on these features": Form("slda", {"eps": "gcv"}, root=True, mirror=True, stages=True),
     "+ three scales": Form("multilayer_lda", {}, root=True, mirror=True, stages=True, scales=SCALES),
@@ -109,7 +115,7 @@ def forms(setting: Setting) -> list[str]:
     return [
         name
         for name, form in FORMS.items()
-        if (setting.kind == DOMAINS or name != "+ means of domains")
+        if (setting.kind == DOMAINS or not name.startswith("+ means of domains"))
         and (setting.side == 96 or form.scales == (1.0,))
     ]
 
@@ -144,7 +150,7 @@ def page(cells: dict[tuple[str, str], Json]) -> str:
         "Rows from `whitened cosine` on add one change each. `multilayer_lda` with its defaults is the row",
         "`+ means of domains` where there are domains, else `+ last stages`. The forms above have the same",
         "pixels, with mirror images or without, and a strength that the sums choose.",
-        "*held out*: a fifth of the training images (at most ten a class), by a classifier of the others; in",
+        "*held out*: each fifth of the training images (at most fifty a class) by a classifier of the others; in",
         "`emoji domains` these show concepts that training has, and test",
         "images never do. *hindsight*: ridge with the lam that is best on the test images. `ranpac`: 2,000 random",
         "features. Methods that train are at their defaults and memory 0, one seed (benchmarks/defaults/), not tuned.",

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 from everclip.updating.rule import Facts, decide
 
-USUAL = Facts(old=10, new=5, again=0, images=100, per_class=20, exemplars=4, summed=1.0, zero_shot=0.3)
+USUAL = Facts(old=10, new=5, again=0, images=100, per_class=20, exemplars=4, summed=1.0, layers=True, zero_shot=0.3)
 
 
-def test_ridge_is_preferred_and_training_tried() -> None:
+def test_layers_are_preferred_and_training_tried() -> None:
     found = decide(USUAL, "auto")
-    assert (found.prefer, found.train, found.method) == ("ridge", True, "gcl")
+    assert (found.prefer, found.train, found.method) == ("layers", True, "gcl")
+    older = decide(replace(USUAL, layers=False), "auto")
+    assert older.prefer == "ridge"
+    assert any("embedding alone" in line for line in older.why)
     assert found.steps == 20
     assert decide(replace(USUAL, images=1000), "auto").steps == 2 * 33  # 1040 images in batches of 32
 
@@ -35,7 +38,7 @@ def test_few_images_train_nothing() -> None:
 def test_where_old_classes_are_names_and_the_text_tower_is_right_it_stays() -> None:
     assert decide(replace(USUAL, summed=0.0, zero_shot=0.95), "auto").prefer == "nothing"
     assert decide(replace(USUAL, summed=0.0, zero_shot=0.5), "auto").prefer == "ridge"
-    assert decide(replace(USUAL, zero_shot=0.95), "auto").prefer == "ridge"
+    assert decide(replace(USUAL, zero_shot=0.95), "auto").prefer == "layers"
 
 
 def test_a_choice_of_the_user_is_followed() -> None:

@@ -94,6 +94,7 @@ def prepare(state: State, new: Dataset, options: Options) -> tuple[Pictures, rul
         per_class=float(np.median(counts)),
         exemplars=len(pictures.exemplars) / len(old) if old else 0.0,
         summed=float(summed.mean()) if len(summed) else 1.0,
+        layers=layered(state.frozen, state.sums),
         zero_shot=_zero_shot(state, pictures),
     )
     return pictures, facts, rule.decide(facts, options.method)

@@ -26,6 +26,7 @@ class Facts:
         images: new images to learn from, ``per_class`` of the class in the middle.
         exemplars: old images to train on, as a mean over old classes.
         summed: fraction of the old classes that the sums know.
+        layers: whether the sums have the layers beside the embedding.
         zero_shot: accuracy of the frozen model's text tower on the new check images, among all classes; None where
             there are none.
     """
@@ -37,6 +38,7 @@ class Facts:
     per_class: float
     exemplars: float
     summed: float
+    layers: bool
     zero_shot: float | None
 
 
@@ -83,11 +85,13 @@ def decide(facts: Facts, choice: str, batch: int = 32) -> Decision:
             f"{facts.exemplars:.1f} exemplars an old class, below {SMALL_MEMORY:g}: training would forget them, so"
             " nothing is trained"
         )
-    if known:
-        prefer, prior = "ridge", "text"
-        why.append("the sums know every old class: ridge regression on frozen features is preferred")
+    prefer, prior = "ridge", "text"
+    if known and facts.layers:
+        prefer = "layers"
+        why.append("the sums know every old class: discriminants on the frozen model's layers are preferred")
+    elif known:
+        why.append("the sums know every old class, of the embedding alone: ridge regression is preferred")
     else:
-        prefer, prior = "ridge", "text"
         why.append(
             f"{1 - facts.summed:.0%} of the old classes are known by name alone: ridge regression drawn to the class"
             " embeddings is preferred, which leaves those to the text tower"

@@ -153,8 +153,9 @@ class Sums:
         return replace(self, sums=self.sums[keep], counts=self.counts[keep], labels=moved)
 
     def save(self, file: Path) -> None:
-        """Write them. Raises OSError."""
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, file)
+        """Write them, of G, which is symmetric, the upper half alone. Raises OSError."""
+        half = self.gram[_upper(len(self.gram))]
+        save_file({name: value.contiguous() for name, value in (vars(self) | {"gram": half}).items()}, file)
 
     @classmethod
     def load(cls, file: Path) -> Sums:
@@ -164,8 +165,12 @@ class Sums:
             ValueError: they do not fit one another; or whatever a damaged file makes safetensors raise.
         """
         found: dict[str, Any] = load_file(file)
+        classes, width = found["sums"].shape
+        if found["gram"].shape == (width * (width + 1) // 2,):
+            half, found["gram"] = found["gram"], found["gram"].new_zeros(width, width)
+            found["gram"][_upper(width)] = half
+            found["gram"].T[_upper(width)] = half
         sums = cls(**found)
-        classes, width = sums.sums.shape
         whole, real = torch.int64, torch.float64
         wanted = {
             "gram": (real, (width, width)),
@@ -185,3 +190,9 @@ class Sums:
         if (sums.labels >= classes).any():
             raise ValueError("labels has one that is no class")
         return sums
+
+
+def _upper(width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the upper half of a square matrix, its diagonal included."""
+    rows, columns = torch.triu_indices(width, width)
+    return rows, columns
