@@ -4,7 +4,9 @@ from dataclasses import replace
 
 from everclip.updating.rule import Facts, decide
 
-USUAL = Facts(old=10, new=5, again=0, images=100, per_class=20, exemplars=4, summed=1.0, layers=True, zero_shot=0.3)
+USUAL = Facts(
+    old=10, new=5, again=0, images=100, per_class=20, exemplars=4, summed=1.0, layers=True, zero_shot=0.3
+)
 
 
 def test_layers_are_preferred_and_training_tried() -> None:

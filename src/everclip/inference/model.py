@@ -162,6 +162,7 @@ def open_model(
     recover(path)  # of a rollback that was interrupted
     if not is_learned(spec):
         if classes is None:
+            zoo.check(spec)
             raise UserError(f"{spec} comes without classes: give --classes FILE, one name a line")
         check_names(classes, "the classes given")
         prompts = templates or templates_of(spec)
