@@ -35,6 +35,7 @@ from everclip.inference.model import Deployed
 from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
 from everclip.system.progress import Progress
+from everclip.updating.candidates import NAMES
 from everclip.updating.classifiers import Known, closed_form, features, scores, text_form
 from everclip.updating.core import Options, spoken, update
 from everclip.updating.rule import Decision
@@ -45,7 +46,6 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "updates.jsonl", HERE / "updates.md"
 EXEMPLARS, SIZE, UPDATES, EACH = 2, 96, 10, 5
 SETTINGS = ("pacs", "caltech50", "emoji")
-FIXED = ("nothing", "means", "ridge", "layers", "trained", "interpolated")
 REFERENCES = ("joint", "ridge on all images", "plain fine-tuning")
 Json = dict[str, Any]
 
@@ -260,7 +260,7 @@ def main() -> None:
         "--settings", nargs="*", default=SETTINGS, help="of them only these; several can run at once"
     )
     parser.add_argument(
-        "--choices", nargs="*", default=("auto", *FIXED, *REFERENCES), help="of them only these"
+        "--choices", nargs="*", default=("auto", *NAMES, *REFERENCES), help="of them only these"
     )
     arguments = parser.parse_args()
     scratch = arguments.scratch.resolve()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.jobs import machines
+from everclip.updating.candidates import NAMES
 
 Json = dict[str, Any]
 TITLES = {
@@ -16,11 +17,7 @@ TITLES = {
 }
 ROWS = {
     "auto": "**automatic choice**",
-    "nothing": "fixed: nothing",
-    "means": "fixed: means",
-    "ridge": "fixed: ridge",
-    "trained": "fixed: trained",
-    "interpolated": "fixed: interpolated",
+    **{name: f"fixed: {name}" for name in NAMES},
     "joint": "joint training (all images at once)",
     "ridge on all images": "ridge on all images at once",
     "plain fine-tuning": "plain fine-tuning, no exemplars",
@@ -34,8 +31,7 @@ ABOUT = (
     " picture of each of ImageNet's classes, over that of the pretrained one. No candidate is ever"
     " compared on test images."
 )
-FIXED = ("nothing", "means", "ridge", "trained", "interpolated")
-FROZEN = ("ridge", "means", "nothing", "ridge on all images")
+FROZEN = ("ridge", "layers", "means", "nothing", "ridge on all images")
 """What trains nothing, so that its encoder is the pretrained one."""
 
 
@@ -76,7 +72,7 @@ def _table(there: Mapping[str, Json]) -> list[str]:
 
 def _said(there: Mapping[str, Json]) -> list[str]:
     """How the automatic choice compares with the best fixed one, and what it chose."""
-    fixed = {choice: there[choice] for choice in FIXED if choice in there}
+    fixed = {choice: there[choice] for choice in NAMES if choice in there}
     if "auto" not in there or not fixed:
         return []
     best = max(fixed, key=lambda choice: fixed[choice]["last"])
