@@ -158,7 +158,7 @@ def cell(name: str, form: Form, prompts: Prompts, train: Rows, test: Rows) -> Js
         held = fold == number
         fit = solved(form, prompts, rows[~held], train.labels[~held], train.domains[~held])
         hits += int((fit(rows[held]).argmax(1) == train.labels[held]).sum())
-    found["held_out"] = hits / int(((0 <= fold) & (fold < FOLDS)).sum())
+    found["held_out"] = hits / int(((fold >= 0) & (fold < FOLDS)).sum())
     if name == "ridge":
         found["hindsight"] = hindsight(rows, train.labels, tested, test.labels)
     return found | {"cpu_seconds": round(time.process_time() - begin, 1), "machine": machine()}

@@ -156,7 +156,8 @@ def page(cells: dict[tuple[str, str], Json]) -> str:
         "features. Methods that train are at their defaults and memory 0, one seed (benchmarks/defaults/), not tuned.",
         "`cifar100`: 50 training and 20 test pictures per class; `pacs`: 60 and 20 per class and domain.",
         "The head, the rule of its shrinkage and the weight of domains were chosen in trials scored on these test",
-        "pictures, before *held out* was measured: the lead of `multilayer_lda` is an upper estimate.",
+        "pictures, before *held out* was measured: the lead of `multilayer_lda` is an upper estimate. Held out, ridge",
+        "regression on the same features is ahead on caltech50, PACS and emoji's domains.",
     ]
     lines += speed(json.loads(SPEED.read_text("utf-8"))) if SPEED.exists() else []
     for place, setting in SETTINGS.items():
