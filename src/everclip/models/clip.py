@@ -173,11 +173,7 @@ class Clip(nn.Module):
         return self.trunk(values) if pictures and self.trunk is not None else values
 
     def encode_image(self, images: Images, tower: nn.Module | None = None) -> Float[Tensor, "n d"]:
-        """Unit-length fp32 features of images, of the whole batch where processes share it.
-
-        Args:
-            tower: a copy of the image tower to use in its place.
-        """
+        """Unit-length fp32 features of images by the image tower or a copy, of the whole batch if shared."""
         inputs = self.normalise(images)
         features = self.unit(self._raw_image(inputs) if tower is None else tower(inputs))
         share = self._way.share
