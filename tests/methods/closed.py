@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from everclip.data.loader import Batch
 from everclip.data.scenario import Task
 from everclip.methods.base.registry import method_class
-from everclip.methods.shared.closed_form import LAMS
+from everclip.methods.shared.closed_form import FREE, LAMS
 from everclip.models.clip import Clip
 from tests.methods.plain import PROMPTS, images
 
@@ -94,11 +94,16 @@ EVERYTHING = torch.arange(48)
 
 
 def brute_force(x: np.ndarray, y: np.ndarray, prior: np.ndarray | None = None) -> float:
-    """Generalised cross-validation: the lam of the grid with the least score, the hat matrix of each written out."""
+    """Generalised cross-validation: the lam of the grid with the least score, the hat matrix of each written out.
+
+    Among those that leave ``FREE`` of the degrees of freedom; the largest where none does.
+    """
     left = y if prior is None else y - x @ prior
-    scores = {}
+    scores, largest = {}, max(LAMS)
     for factor in LAMS:
         lam = factor * np.trace(x.T @ x) / x.shape[1]
         hat = x @ np.linalg.solve(x.T @ x + lam * np.eye(x.shape[1]), x.T)
-        scores[lam] = np.square(left - hat @ left).sum() / (len(x) - np.trace(hat)) ** 2
+        free = len(x) - np.trace(hat)
+        if free >= FREE * len(x) or factor == largest:
+            scores[lam] = np.square(left - hat @ left).sum() / free**2
     return min(scores, key=lambda lam: scores[lam])
