@@ -2,12 +2,13 @@
 
     EVERCLIP_DATA=/folder/with/caltech50/cifar100 python -m benchmarks.whole [--seeds 3] [--scratch DIR]
 
-Each is a process of its own on one thread, from the shell to its last line, and trains on the same pictures, exemplars,
-batches, rates and steps with `lite` at 96 px: five tasks, a memory of 5 exemplars per class. The plain loops stand in
-benchmarks/plain.py; the untuned one takes an hour of CIFAR-100 and runs on caltech50 with seed 2 alone. All test the pretrained model first and all classes seen
-after each task, as everclip does here (`evaluate.ahead=false references=none`; its checkpoints and its page are in its
-time). They run one after another for each cell and seed; ratios are medians over the seeds. Writes benchmarks/whole.md;
-what is in benchmarks/whole/ is not run again.
+Each is a process of its own on one thread, from the shell to its last line, and trains on the same pictures,
+exemplars, batches, rates and steps with `lite` at 96 px: five tasks, a memory of 5 exemplars per class. The plain
+loops stand in benchmarks/plain.py; the untuned one takes an hour of CIFAR-100 and runs on caltech50 with seed 2
+alone. All test the pretrained model first and all classes seen after each task, as everclip does here
+(`evaluate.ahead=false references=none`; its checkpoints and its page are in its time). They run one after another for
+each cell and seed; ratios are medians over the seeds. Writes benchmarks/whole.md; what is in benchmarks/whole/ is not
+run again.
 """
 
 from __future__ import annotations
@@ -144,8 +145,8 @@ def page(results: dict[str, Json], seeds: int) -> str:
         f"`EVERCLIP_DATA=... python -m benchmarks.whole --seeds {seeds}`: how many times less of the processor's time",
         f"everclip takes, medians over the seeds; accuracy after the last of {TASKS} tasks in %, mean and standard",
         "deviation over the seeds; the mean of the paired differences from the tuned loop, and its standard error.",
-        f"{machines}, one thread, beside other work on both cores. The plain loop, of seed 2 on caltech50 alone, is less",
-        "accurate as its batch norm trains on each batch.",
+        f"{machines}, one thread, beside other work on both cores. The plain loop, run on caltech50",
+        "with seed 2 alone, is less accurate as its batch norm trains on each batch.",
         "",
         "| set | run | seeds | s | beside tuned | goal | beside plain | everclip | tuned | plain | difference |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
