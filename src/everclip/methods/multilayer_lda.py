@@ -13,12 +13,17 @@ Where there are domains, S is taken within each class of each domain, a class ha
 all of them as if by `domain_shrinkage` more images, and the class's score is the largest of theirs.
 
 Classes count alike: a class's mean is its own and g is the mean of means. `log_priors` adds log(n_k / n) to the logits.
-`stages`, `root`, `mirror`, `scales` and `token` say what is read of the tower, `feature` which output stands first;
-`adapt` trains the tower in the first task, as in the other closed forms. A label that was never trained scores -inf.
+`stages`, `root`, `mirror`, `scales` and `token` say what is read of the tower, `feature` which output stands first. A
+label that was never trained scores -inf.
+
+`adapt` trains the tower in the first task, as in the other closed forms. The tower as it was before stays its `twin`: a
+head on each, and an image's score is the sum of both, unless the pretrained tower alone is right about more images of
+later tasks. A fifth of a task's images, at most a thousand, are asked before they are added to the sums.
 
     Parameters  none
-    State       d x d sums, a sum of features a class and domain (fp64); d = 1904 and 29 MB for the model lite
-    Passes      2 of the image tower in all with mirror images, and to predict; in the first task those of adapt too
+    State       d x d sums, a sum of features a class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
+                twin twice that and an image tower
+    Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
     Exemplars   none
 
 Paper: https://arxiv.org/abs/1909.01520 (the sums); https://doi.org/10.1214/aos/1176324456 (ridge and discriminants)
@@ -37,8 +42,8 @@ from torch import Tensor, nn
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
-from everclip.methods.shared.discriminant import strength, whitened, within_covariance
-from everclip.methods.shared.statistics import Linear, Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.discriminant import Head, Nearest, Summed, strength, whitened, within_covariance
+from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import Kept
 from everclip.models.depths import Depths
@@ -46,6 +51,8 @@ from everclip.models.depths import Depths
 log = logging.getLogger("everclip")
 
 Positive = Annotated[float, Field(gt=0)]
+ASKED, MOST_ASKED = 5, 1000
+"""One in so many images of a later task is asked before it is added, and about so many at most."""
 
 
 class Cells(NamedTuple):
@@ -54,15 +61,6 @@ class Cells(NamedTuple):
     sums: Float64[Tensor, "k m"]
     counts: Int64[Tensor, " k"]
     owner: Int64[Tensor, " k"]
-
-
-class Head(NamedTuple):
-    """A linear classifier with columns of labels, whose place ``owner`` has, and what makes its scores logits."""
-
-    weight: Float64[Tensor, "m k"]
-    bias: Float64[Tensor, " k"]
-    owner: Int64[Tensor, " k"]
-    to_logits: float
 
 
 class MultilayerLda(Kept, Statistics):
@@ -100,6 +98,10 @@ class MultilayerLda(Kept, Statistics):
         log_priors: bool = Field(
             default=False, description="add the logarithm of a class's fraction of the images"
         )
+        twin: bool = Field(
+            default=True,
+            description="beside a tower that adapt has trained keep the pretrained one, and add the scores of both",
+        )
 
     passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
     cosines = False
@@ -119,10 +121,17 @@ class MultilayerLda(Kept, Statistics):
         trains = config.adapt != "none"
         self.can(reads="pixels" if trains else "features", depths=None if trains else self.depths)
         self._chosen: float | None = None  # s by cross-validation, of the sums as they are
+        self.tower: nn.Module | None = None  # read in place of the model's
+        self.twin: MultilayerLda | None = None
+        if trains and config.twin:
+            self.twin = MultilayerLda(config.model_copy(update={"adapt": "none"}), prompts)
 
     def grow(self, clip: Clip, task: Task) -> None:
         super().grow(clip, task)
         self.kept_to(clip)
+        if self.twin is not None:
+            self.twin.tower = self.twin.tower or clip.copy_tower()
+            self.twin.grow(clip, task)
 
     def add(
         self,
@@ -143,11 +152,49 @@ class MultilayerLda(Kept, Statistics):
         self.kept, self._chosen = {}, None
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
+        asked = max(ASKED, len(task.train) // MOST_ASKED) if self.twin is not None and task.index else 0
+        aside: list[tuple[Tensor, ...]] = []
         for batch in new:
-            rows = self.rows(self.extract(clip, batch.images))
-            labels, domains = (column.to(rows.device) for column in (batch.labels, batch.domains))
-            self.add(rows, labels)
-            self.add_domains(rows, labels, domains)
+            columns = [side.rows(side.extract(clip, batch.images)) for side in self.sides]
+            columns += [column.to(self.counts.device) for column in (batch.labels, batch.domains)]
+            if asked:
+                held = (batch.ids % asked == 0).to(self.counts.device)
+                aside.append(tuple(column[held] for column in columns))
+                columns = [column[~held] for column in columns]
+            self.include(*columns)
+        if aside:
+            held_out = [torch.cat(parts) for parts in zip(*aside, strict=True)]
+            self.judge(held_out[:2], held_out[2])
+            self.include(*held_out)
+
+    @property
+    def sides(self) -> list[MultilayerLda]:
+        """This one, and its twin if it has one."""
+        return [self] if self.twin is None else [self, self.twin]
+
+    def include(self, *columns: Tensor) -> None:
+        """Add images: their rows on each side, labels and domains."""
+        *rows, labels, domains = columns
+        for side, found in zip(self.sides, rows, strict=True):
+            side.add(found, labels)
+            side.add_domains(found, labels, domains)
+
+    def judge(self, rows: list[Tensor], labels: Int64[Tensor, " b"]) -> None:
+        """Count held-out images, whose rows on both sides are given, that both heads and the twin's are right about."""
+        known = (self.counts > 0).nonzero()[:, 0]
+        ours, twins = (
+            side.scorer(known.tolist())(found) for side, found in zip(self.sides, rows, strict=True)
+        )
+        hits = torch.stack([(known[found.argmax(1)] == labels).sum() for found in (ours + twins, twins)])
+        self.kept["hits"] = self.kept.get("hits", torch.zeros_like(hits)) + hits
+        both, alone = self.kept["hits"].tolist()
+        log.info("held-out images of later tasks right: %d with both towers, %d pretrained", both, alone)
+
+    @property
+    def deciding(self) -> list[MultilayerLda]:
+        """The sides whose scores add up: both, or the twin where it alone was right about more images."""
+        both, alone = self.kept["hits"].tolist() if "hits" in self.kept else (0, 0)
+        return self.sides if both >= alone else self.sides[1:]
 
     def add_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int = 1) -> None:
         """Add images to the sums of their domains; those of domain 0 are what the others leave of all."""
@@ -160,7 +207,7 @@ class MultilayerLda(Kept, Statistics):
                     self.kept[key] = self.kept.get(key, torch.zeros_like(more)) + sign * more
 
     def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
-        return self.depths.read(clip.model.visual, clip.normalise(images))
+        return self.depths.read(self.tower or clip.model.visual, clip.normalise(images))
 
     def remove(
         self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
@@ -236,27 +283,16 @@ class MultilayerLda(Kept, Statistics):
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        head = self.head(list(labels))
+        parts = [side.nearest(clip, list(labels)) for side in self.deciding]
+        return parts[0] if len(parts) == 1 else Summed(parts)
+
+    def nearest(self, clip: Clip, labels: list[int]) -> Nearest:
+        """The classifier of one tower."""
+        head = self.head(labels)
         linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
         linear.to_logits = head.to_logits
         return linear
 
-
-class Nearest(Linear):
-    """The largest score of the columns of each label.
-
-    Args:
-        encode: images to features.
-    """
-
-    def __init__(self, encode: Callable[[Tensor], Tensor], head: Head, labels: int) -> None:
-        super().__init__(encode, head.weight, head.bias)
-        self.owner = head.owner.to(head.weight.device)
-        self.labels = labels
-
-    def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        scores = super().forward(images)
-        if len(self.owner) == self.labels:
-            return scores
-        lowest = scores.new_full((len(scores), self.labels), -torch.inf)
-        return lowest.scatter_reduce(1, self.owner.expand(len(scores), -1), scores, "amax")
+    def state_bytes(self) -> int:
+        kept = () if self.twin is None else self.twin.kept.values()
+        return super().state_bytes() + sum(tensor.nbytes for tensor in kept)

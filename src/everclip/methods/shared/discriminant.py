@@ -18,11 +18,16 @@ the best lam from T, C and n alone: no image is held out or looked at again, and
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float64, Int64
-from torch import Tensor
+from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor, nn
+
+from everclip.methods.base.method import Classifier, Images
 from everclip.methods.shared.closed_form import best_lam, demand_finite, ridge, within_class
+from everclip.methods.shared.statistics import Linear
 
 MOST = 100.0
 """s where nothing is left to estimate it from: the head is that of class means."""
@@ -88,3 +93,44 @@ def whitened(
     lengths = (offsets.T * weight).sum(0).clamp(min=0).sqrt()
     weight = weight / lengths.clamp(min=torch.finfo(torch.float64).tiny)
     return weight, -(centre @ weight), lengths
+
+
+class Head(NamedTuple):
+    """A linear classifier with columns of labels, whose place ``owner`` has, and what makes its scores logits."""
+
+    weight: Float64[Tensor, "m k"]
+    bias: Float64[Tensor, " k"]
+    owner: Int64[Tensor, " k"]
+    to_logits: float
+
+
+class Nearest(Linear):
+    """The largest score of the columns of each label.
+
+    Args:
+        encode: images to features.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], head: Head, labels: int) -> None:
+        super().__init__(encode, head.weight, head.bias)
+        self.owner = head.owner.to(head.weight.device)
+        self.labels = labels
+
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
+        scores = super().forward(images)
+        if len(self.owner) == self.labels:
+            return scores
+        lowest = scores.new_full((len(scores), self.labels), -torch.inf)
+        return lowest.scatter_reduce(1, self.owner.expand(len(scores), -1), scores, "amax")
+
+
+class Summed(Classifier):
+    """The sum of the scores of several classifiers, which is their mean logit."""
+
+    def __init__(self, parts: list[Nearest]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.to_logits = sum(part.to_logits for part in parts) / len(parts) ** 2
+
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
+        return torch.stack([part(images) for part in self.parts]).sum(0)

@@ -1,0 +1,122 @@
+"""The pretrained tower that multilayer_lda keeps beside one that the first task has trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from everclip.data.scenario import Task
+from everclip.models import zoo
+from everclip.models.clip import Clip
+from tests.methods.closed import EVERYTHING, by_class, learn, make, part, pictures, scores
+from tests.methods.plain import images, saved
+from tests.methods.test_multilayer_lda import NAME, at_once
+from tests.running import run, run_for, timeless
+
+TASKS = by_class([0, 1], [2, 3], [4, 5])
+
+
+@pytest.fixture(scope="module")
+def clip(toy: str) -> Clip:
+    return zoo.load(toy).requires_grad_(False)
+
+
+def trained(clip: Clip, noise: float) -> Clip:
+    """A copy whose image tower has other weights."""
+    other, random = copy.deepcopy(clip), torch.Generator().manual_seed(2)
+    for weight in other.model.visual.parameters():
+        weight += noise * weight.std(unbiased=False) * torch.randn(weight.shape, generator=random)
+    return other
+
+
+def led(clip: Clip, after: Clip, tasks: Sequence[Tensor] = TASKS, **options: Any) -> Any:
+    """A method whose first task has made ``after`` of the model, whichever method's loss did that."""
+    method, on = make(NAME, shrinkage=0.5, adapt="clip", **options), pictures()
+    for index, which in enumerate(tasks):
+        labels = on.labels[which].tolist()
+        task = Task(index, f"task {index + 1}", tuple(sorted(set(labels))), images(labels), images(labels))
+        method.grow(after if index else clip, task)
+        method.end_task(after, task, [part(on, chunk) for chunk in which.split(7)], [])
+    return method
+
+
+def equal(result: Tensor, expected: Tensor) -> None:
+    assert_close(result, expected, atol=1e-6 * expected.abs().max().item(), rtol=0)
+
+
+def test_scores_are_the_sum_of_those_of_both_towers(clip: Clip) -> None:
+    after = trained(clip, 0.1)
+    method = led(clip, after)
+    before, adapted = at_once(clip, method, 0.5), at_once(after, method, 0.5)
+    assert (before - adapted).abs().max() > 0.1 * before.abs().max(), "the towers are not the same"
+    expected = before + adapted
+    equal(scores(method, after), expected)
+    lengths = [side.head([*range(6)]).to_logits for side in method.sides]
+    assert method.classifier(after, (0, 1)).to_logits != pytest.approx(0)
+    assert method.classifier(after, tuple(range(6))).to_logits == pytest.approx(sum(lengths) / 4)
+
+
+def test_one_in_five_later_images_is_asked_before_it_is_added(clip: Clip) -> None:
+    after = trained(clip, 0.1)
+    method = led(clip, after)
+    hits, on = torch.zeros(2), pictures()
+    for index in (1, 2):
+        asked = TASKS[index][on.ids[TASKS[index]] % 5 == 0]
+        there = torch.cat([*TASKS[:index], TASKS[index][on.ids[TASKS[index]] % 5 != 0]])
+        known = on.labels[there].unique().tolist()
+        twin = learn(make(NAME, shrinkage=0.5), clip, [there])
+        ours = learn(make(NAME, shrinkage=0.5), after, [there])
+        alone = scores(twin, clip, known)[asked]
+        both = alone + scores(ours, after, known)[asked]
+        for column, found in enumerate((both, alone)):
+            hits[column] += (torch.tensor(known)[found.argmax(1)] == on.labels[asked]).sum()
+    assert method.kept["hits"].tolist() == hits.tolist()
+    assert method.counts.tolist() == method.twin.counts.tolist() == [8] * 6, "and is added then"
+
+
+def test_the_pretrained_tower_decides_alone_where_the_trained_one_harms(clip: Clip) -> None:
+    after = trained(clip, 100.0)
+    method = led(clip, after)
+    method.kept["hits"] = torch.tensor([3, 3])
+    assert len(method.deciding) == 2, "as often right"
+    method.kept["hits"] = torch.tensor([3, 4])
+    assert method.deciding == [method.twin]
+    equal(scores(method, after), scores(learn(make(NAME, shrinkage=0.5), clip, TASKS), clip))
+
+
+def test_one_task_asks_nothing_and_without_a_twin_the_trained_tower_is_all(clip: Clip) -> None:
+    after = trained(clip, 0.1)
+    assert "hits" not in led(clip, after, [EVERYTHING]).kept
+    assert len(led(clip, after, [EVERYTHING]).deciding) == 2
+    alone = led(clip, after, twin=False)
+    equal(scores(alone, after), at_once(after, alone, 0.5))
+    assert make(NAME).twin is None, "nothing is trained"
+
+
+def test_state_has_the_tower_and_what_was_asked(clip: Clip) -> None:
+    after = trained(clip, 0.1)
+    method, again = led(clip, after), led(after, clip)
+    again.load_state_dict(saved(method.state_dict()))
+    assert torch.equal(scores(again, after), scores(method, after))
+    assert again.kept["hits"].tolist() == method.kept["hits"].tolist()
+    tower = sum(tensor.nbytes for tensor in method.twin.tower.state_dict().values())
+    width = len(method.gram)
+    assert method.state_bytes() == 2 * 8 * (width**2 + 6 * width + 6) + 2 * 8 + tower
+
+
+def test_a_run_stopped_and_resumed(tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = (f"data={photos}", f"model={toy}", f"method={NAME}", "method.adapt=finetune")
+    tokens += ("train.lr=1e-3", "train.batch_size=2", "train.epochs=2")
+    whole = run(tmp_path / "whole", *tokens)
+    assert whole["optimizer_steps"] > 2
+    assert run_for(tmp_path / "parts", 2, *tokens) is None
+    assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
+    other = run(tmp_path / "other", *tokens, "method.twin=false")
+    assert other["state_bytes"] < whole["state_bytes"]
