@@ -64,9 +64,9 @@ def test_scores_are_the_sum_of_those_of_both_towers(clip: Clip) -> None:
 
 
 def test_one_in_five_later_images_is_asked_before_it_is_added(clip: Clip) -> None:
-    after = trained(clip, 0.1)
+    after = trained(clip, 3.0)
     method = led(clip, after)
-    hits, on = torch.zeros(2), pictures()
+    won, on = torch.zeros(2, dtype=torch.int64), pictures()
     for index in (1, 2):
         asked = TASKS[index][on.ids[TASKS[index]] % 5 == 0]
         there = torch.cat([*TASKS[:index], TASKS[index][on.ids[TASKS[index]] % 5 != 0]])
@@ -75,25 +75,25 @@ def test_one_in_five_later_images_is_asked_before_it_is_added(clip: Clip) -> Non
         ours = learn(make(NAME, shrinkage=0.5), after, [there])
         alone = scores(twin, clip, known)[asked]
         both = alone + scores(ours, after, known)[asked]
-        for column, found in enumerate((both, alone)):
-            hits[column] += (torch.tensor(known)[found.argmax(1)] == on.labels[asked]).sum()
-    assert method.kept["hits"].tolist() == hits.tolist()
+        right, twins = (torch.tensor(known)[found.argmax(1)] == on.labels[asked] for found in (both, alone))
+        won += torch.stack([(right & ~twins).sum(), (twins & ~right).sum()])
+    assert method.kept["won"].tolist() == won.tolist() != [0, 0]
     assert method.counts.tolist() == method.twin.counts.tolist() == [8] * 6, "and is added then"
 
 
 def test_the_pretrained_tower_decides_alone_where_the_trained_one_harms(clip: Clip) -> None:
     after = trained(clip, 100.0)
     method = led(clip, after)
-    method.kept["hits"] = torch.tensor([3, 3])
-    assert len(method.deciding) == 2, "as often right"
-    method.kept["hits"] = torch.tensor([3, 4])
+    method.kept["won"] = torch.tensor([1, 3])
+    assert len(method.deciding) == 2, "two of four is one standard error"
+    method.kept["won"] = torch.tensor([1, 4])
     assert method.deciding == [method.twin]
     equal(scores(method, after), scores(learn(make(NAME, shrinkage=0.5), clip, TASKS), clip))
 
 
 def test_one_task_asks_nothing_and_without_a_twin_the_trained_tower_is_all(clip: Clip) -> None:
     after = trained(clip, 0.1)
-    assert "hits" not in led(clip, after, [EVERYTHING]).kept
+    assert "won" not in led(clip, after, [EVERYTHING]).kept
     assert len(led(clip, after, [EVERYTHING]).deciding) == 2
     alone = led(clip, after, twin=False)
     equal(scores(alone, after), at_once(after, alone, 0.5))
@@ -105,7 +105,7 @@ def test_state_has_the_tower_and_what_was_asked(clip: Clip) -> None:
     method, again = led(clip, after), led(after, clip)
     again.load_state_dict(saved(method.state_dict()))
     assert torch.equal(scores(again, after), scores(method, after))
-    assert again.kept["hits"].tolist() == method.kept["hits"].tolist()
+    assert again.kept["won"].tolist() == method.kept["won"].tolist()
     tower = sum(tensor.nbytes for tensor in method.twin.tower.state_dict().values())
     width = len(method.gram)
     assert method.state_bytes() == 2 * 8 * (width**2 + 6 * width + 6) + 2 * 8 + tower

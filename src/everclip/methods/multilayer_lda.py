@@ -18,7 +18,8 @@ label that was never trained scores -inf.
 
 `adapt` trains the tower in the first task, as in the other closed forms. The tower as it was before stays its `twin`: a
 head on each, and an image's score is the sum of both, unless the pretrained tower alone is right about more images of
-later tasks. A fifth of a task's images, at most a thousand, are asked before they are added to the sums.
+later tasks, by over one standard error. A fifth of a task's images, at most a thousand, are asked before they are added
+to the sums.
 
     Parameters  none
     State       d x d sums, a sum of features a class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
@@ -32,6 +33,7 @@ Paper: https://arxiv.org/abs/1909.01520 (the sums); https://doi.org/10.1214/aos/
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -180,21 +182,29 @@ class MultilayerLda(Kept, Statistics):
             side.add_domains(found, labels, domains)
 
     def judge(self, rows: list[Tensor], labels: Int64[Tensor, " b"]) -> None:
-        """Count held-out images, whose rows on both sides are given, that both heads and the twin's are right about."""
+        """Count images, whose rows on both sides are given, that either both heads or the twin's alone are right about.
+
+        Held-out ones, which are in no sum yet.
+        """
         known = (self.counts > 0).nonzero()[:, 0]
         ours, twins = (
             side.scorer(known.tolist())(found) for side, found in zip(self.sides, rows, strict=True)
         )
-        hits = torch.stack([(known[found.argmax(1)] == labels).sum() for found in (ours + twins, twins)])
-        self.kept["hits"] = self.kept.get("hits", torch.zeros_like(hits)) + hits
-        both, alone = self.kept["hits"].tolist()
-        log.info("held-out images of later tasks right: %d with both towers, %d pretrained", both, alone)
+        right, alone = (known[found.argmax(1)] == labels for found in (ours + twins, twins))
+        won = torch.stack([(right & ~alone).sum(), (alone & ~right).sum()])
+        self.kept["won"] = self.kept.get("won", torch.zeros_like(won)) + won
+        more, fewer = self.kept["won"].tolist()
+        log.info(
+            "held-out images of later tasks: %d right with both towers alone, %d pretrained alone",
+            more,
+            fewer,
+        )
 
     @property
     def deciding(self) -> list[MultilayerLda]:
-        """The sides whose scores add up: both, or the twin where it alone was right about more images."""
-        both, alone = self.kept["hits"].tolist() if "hits" in self.kept else (0, 0)
-        return self.sides if both >= alone else self.sides[1:]
+        """The sides whose scores add up: both, or the twin where it was right about more by over a standard error."""
+        more, fewer = self.kept["won"].tolist() if "won" in self.kept else (0, 0)
+        return self.sides if fewer - more <= math.sqrt(more + fewer) else self.sides[1:]
 
     def add_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int = 1) -> None:
         """Add images to the sums of their domains; those of domain 0 are what the others leave of all."""
