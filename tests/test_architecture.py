@@ -143,12 +143,27 @@ def test_nothing_names_a_machine() -> None:
             assert not pattern.search(path.read_text(encoding="utf-8")), name
 
 
-def test_the_readme_shows_commands_that_exist() -> None:
+PAGES = {"README.md": {"sweep", "compare", "update"}, "docs/commands.md": {"train", "resume", "doctor"}}
+"""Pages with commands, and some that each has."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_show_commands_that_exist(page: str) -> None:
     from everclip.cli.app import COMMANDS
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     used = set(re.findall(r"^    everclip (\w+)", text, re.MULTILINE))
-    assert used <= set(COMMANDS)
-    assert used >= {"train", "resume", "evaluate", "methods", "doctor"}
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / link).exists(), link
+    assert PAGES[page] <= used <= set(COMMANDS)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_readme_is_one_page() -> None:
+    """At most 900 words outside of code and tables."""
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.startswith(("    ", "|"))]
+    assert len(" ".join(lines).split()) <= 900
