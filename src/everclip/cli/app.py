@@ -30,11 +30,13 @@ from everclip.system.text import printable
 
 _EXAMPLES = """\
 Examples:
-  everclip train                               # the offline default, in minutes
-  everclip train method=gcl memory.budget=500  # settings are KEY=VALUE
-  everclip train data=imagefolder:/photos model=ViT-B-16:laion400m_e32
-  everclip evaluate runs/X                     # test what a run has learned
-  everclip doctor                              # is everything there?
+  everclip train demo                              # see it work, in minutes
+  everclip sweep method=gcl,ridge seed=0..2 out=runs/S  # compare methods
+  everclip compare runs/S                          # means, intervals, tests
+  everclip update lite --add imagefolder:photos -o v1   # teach a classifier
+  everclip update v1 --add imagefolder:new -o v2   # more, and keep the old
+  everclip predict v2 pictures/                    # what is on them
+  everclip doctor                                  # is everything there?
 """
 
 _INTERRUPTED = 'interrupted; "everclip resume RUN" continues a stopped run'
