@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from everclip.metrics.distributions import chi_square_upper, range_quantile
+from scipy import special
 
 
 class Friedman(NamedTuple):
@@ -44,9 +44,12 @@ def friedman(table: Sequence[Sequence[float]]) -> Friedman | None:
         return None
     spread = sum((rank - (k + 1) / 2) ** 2 for rank in mean_ranks(table))
     statistic = 12 * n / (k * (k + 1)) * spread / correction
-    return Friedman(statistic, chi_square_upper(statistic, k - 1))
+    return Friedman(statistic, float(special.chdtrc(k - 1, statistic)))
 
 
 def critical_difference(columns: int, rows: int, level: float = 0.95) -> float:
     """Nemenyi's: mean ranks of two of ``columns`` methods over ``rows`` blocks differ if they are further apart."""
-    return range_quantile(level, columns) / math.sqrt(2) * math.sqrt(columns * (columns + 1) / (6 * rows))
+    from scipy.stats import studentized_range  # takes a second to import
+
+    width = float(studentized_range.ppf(level, columns, math.inf))
+    return width / math.sqrt(2) * math.sqrt(columns * (columns + 1) / (6 * rows))
