@@ -66,7 +66,7 @@ def compare(
     from everclip.cli._output import print_json
     from everclip.compare import gates, show, verdict
     from everclip.errors import UserError
-    from everclip.runs.finished import find_runs
+    from everclip.runs.find import find_runs
 
     if json + csv + latex > 1:
         raise UserError("--json, --csv and --latex are given together: write one of them")

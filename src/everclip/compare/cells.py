@@ -95,15 +95,21 @@ class Section:
     rows: list[Row]
 
 
-def number(run: Finished, metric: str) -> float | None:
-    """A number of results.json; None where it says null. Raises UserError for another key."""
+def known(run: Finished, metric: str) -> float | None:
+    """A number of results.json, None where it has none; earlier versions did not add up what is kept."""
     value = run.results.get(metric)
     if metric == "kept_bytes" and value is None and (both := kept(run.results)) is not None:
         return float(sum(both))
-    if metric not in run.results or (value is not None and type(value) not in (int, float)):
-        known = [key for key, value in run.results.items() if type(value) in (int, float)]
-        raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, known)}')
-    return None if value is None else float(value)
+    return float(value) if type(value) in (int, float) else None
+
+
+def number(run: Finished, metric: str) -> float | None:
+    """The same. Raises UserError for a key that is not there, or is none of a number."""
+    value = known(run, metric)
+    if value is None and run.results.get(metric, metric) is not None:
+        numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
+        raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, numbers)}')
+    return value
 
 
 def _recorded(run: Finished, metric: str) -> float | None:
@@ -163,8 +169,8 @@ def _place(run: Finished, key: str) -> Any:
 def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Row]:
     """The rows of one section, the pretrained model's first where no run of it is there, in the order of labels."""
     rows: dict[str, Row] = {}
-    for method in dict.fromkeys(str(run.results["method"]) for run in runs):
-        own = [run for run in runs if run.results["method"] == method]
+    for method in dict.fromkeys(run.method for run in runs):
+        own = [run for run in runs if run.method == method]
         options = varying(own, {*by, *over})
         for run in own:
             row = Row(method, {key: run.config.get(key) for key in options})

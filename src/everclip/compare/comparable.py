@@ -58,7 +58,7 @@ def facts(run: Finished) -> dict[str, Any]:
     and tasks are compared as sets then, and test counts as a sum. The options of the data's source (``source.*``) are
     compared one by one.
     """
-    results, config = run.results, run.config
+    results, config = run.told, run.config
     smoke = results.get("smoke", config.get("smoke"))
     validation = results.get("validation", config.get("scenario.validation"))
     orders: list[Any] = [results.get(key) or ANY for key in ("classes", "tasks", "test_counts")]
@@ -72,7 +72,7 @@ def facts(run: Finished) -> dict[str, Any]:
         **{key: value for key, value in config.items() if key.startswith("source.")},
         "templates": results.get("templates") or ANY,
         "class order": classes,
-        "task order": ANY if results.get("method") == REFERENCES[1] else tasks,
+        "task order": ANY if run.method == REFERENCES[1] else tasks,
         "test counts": counts,
         "validation": "none" if validation is None else validation,
         "smoke": bool(smoke),
@@ -170,11 +170,11 @@ def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
 
 def without_memory(run: Finished) -> bool:
     """Return whether the run's method keeps no exemplars, whatever the budget."""
-    if run.results["method"] in REFERENCES:
+    if run.method in REFERENCES:
         return True
     if run.value("memory.budget") not in (0, None):
         return run.results.get("memory_bytes") == 0
-    return _keeps_none(run.results["method"], json.dumps(_options(run)))
+    return _keeps_none(run.method, json.dumps(_options(run)))
 
 
 def _options(run: Finished) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def seeded(run: Finished) -> bool:
     """Return whether another seed could have given the run other results."""
     if run.config.get("scenario.order") == "seed":
         return True
-    return _seeded(run.results["method"], json.dumps(_options(run)))
+    return _seeded(run.method, json.dumps(_options(run)))
 
 
 @lru_cache(maxsize=256)

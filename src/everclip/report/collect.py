@@ -116,7 +116,7 @@ def _group(group: Group) -> dict[str, Any]:
         "variant": group.variant,
         "memory": group.memory,
         "runs": [str(run.path) for run in group.runs],
-        "seeds": [run.fact("seed") for run in group.finished],
+        "seeds": [run.value("seed") for run in group.finished],
         **{key: _interval(group.interval(key)) for key in keys},
     }
 

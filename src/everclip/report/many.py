@@ -67,7 +67,7 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
     here = [group for group in ranked if group.memory in (size, None)]
     if len(here) < 2:
         return ""
-    first, second = ({run.fact("seed"): run.results["last"] for run in group.finished} for group in here[:2])
+    first, second = ({run.value("seed"): run.results["last"] for run in group.finished} for group in here[:2])
     both = [seed for seed in first if seed in second]
     names = [f"{group.series} {percent(_last(group))}" for group in here[:2]]
     start = f"Memory {size}: {names[0]}, then {names[1]}"

@@ -31,16 +31,18 @@ def context(run: RunData, prefix: str) -> Json:
     """All that the template shows of one run; ``prefix`` keeps the ids of several runs apart."""
     per_class = _per_class(run)
     drawn = figures(run, prefix)
-    method = str(run.fact("method") or "run")
+    method = str(run.value("method") or "run")
     more = [old_images([(method, [run])], prefix), *sure([("", settings([run])[0].every)], prefix)]
     drawn |= {figure.key: figure for figure in more if figure is not None}
     return {
         "prefix": prefix,
         "run": run,
         "subject": [
-            str(run.fact(key)) for key in ("method", "data", "model", "scenario") if run.fact(key) is not None
+            str(run.value(key))
+            for key in ("method", "data", "model", "scenario.kind")
+            if run.value(key) is not None
         ],
-        "seed": run.fact("seed"),
+        "seed": run.value("seed"),
         "verdict": _beside_frozen(run, _verdict(run)),
         "tiles": _tiles(run),
         "figures": drawn,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from everclip.compare.groups import Group, Setting
-from everclip.config.values import flat
 from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.runs.find import State
 from everclip.runs.read import RunData
@@ -52,8 +51,8 @@ def environments(settings: Sequence[Setting]) -> Shared:
 
 def _options(run: RunData) -> dict[str, str]:
     told = ("seed", "out", "method", "memory.budget", "memory.per_class")  # by the names of groups
-    known = {key: value for key, value in flat(run.config).items() if key not in told}
-    method = run.fact("method")
+    known = {key: value for key, value in run.config.items() if key not in told}
+    method = run.value("method")
     return {
         f"{key} ({method})" if key.startswith("method.") else key: plain(value)
         for key, value in known.items()
@@ -99,8 +98,8 @@ def run_table(settings: Sequence[Setting], states: Mapping[int, State]) -> Table
     for setting in settings:
         for group in setting.every:
             for run in group.runs:
-                seed, done = run.fact("seed"), run.accuracy
-                first = next((r.name for r in group.finished if r.fact("seed") == seed), "")
+                seed, done = run.value("seed"), run.accuracy
+                first = next((r.name for r in group.finished if r.value("seed") == seed), "")
                 repeats = f"repeats {first}: left out" if run in group.repeated else ""
                 rows.append(
                     [

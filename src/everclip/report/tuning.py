@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from everclip.compare.groups import Group, Setting
-from everclip.config.values import flat
 from everclip.report.tables import Cell, Table, table, words
 from everclip.runs.read import RunData
 from everclip.runs.words import plain
@@ -61,7 +60,7 @@ def _first(group: Group) -> list[RunData]:
     """A run of each search that runs of the group are from; seeds mostly share one."""
     known: dict[str, RunData] = {}
     for run in group.runs:
-        known.setdefault(str(run.fact("tuned_on")), run)
+        known.setdefault(str(run.value("tuned_on")), run)
     return list(known.values())
 
 
@@ -70,8 +69,8 @@ def _memory(group: Group) -> Cell:
 
 
 def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
-    found = searched(run.fact("tuned_on"))
-    config = flat(run.config)
+    found = searched(run.value("tuned_on"))
+    config = run.config
     rows: list[list[Cell]] = []
     for key, scores in found.tried.items() if found else ():
         grid = [f"{value}: {'not finite' if s is None else f'{100 * s:.1f}'}" for value, s in scores.items()]

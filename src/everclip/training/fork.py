@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from everclip import methods
 from everclip.config import Config, config_hash
 from everclip.errors import UserError
-from everclip.runs.finished import find_runs
+from everclip.runs.find import find_runs
 from everclip.runs.run import IMAGES, Run
 from everclip.system import trust
 from everclip.system.checkpoint import Damaged, Place, verify
