@@ -26,13 +26,6 @@ def compare(
 ) -> int:
     """Set finished runs beside each other: means, intervals over seeds, paired tests.
 
-    Examples
-    --------
-    everclip compare runs/*
-    everclip compare runs/figure1 --by memory.budget --against gcl
-    everclip compare runs/* --equal bytes --metric average,state_bytes
-    everclip compare runs/* --fail-if "gdro<gcl" --fail-if "method=gdro last<0.8"
-
     Parameters
     ----------
     runs

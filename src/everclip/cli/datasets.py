@@ -14,13 +14,6 @@ _KIND = "data/sources"
 def datasets(name: str | None = None, spec: str | None = None, /, *, json: bool = False) -> int:
     """List the data sources, explain one, or check a data set: 1 where it is not complete, else 0.
 
-    Examples
-    --------
-    everclip datasets
-    everclip datasets cifar100
-    everclip datasets check cifar100
-    everclip datasets check domainnet:/data/domainnet --json
-
     Parameters
     ----------
     name

@@ -32,14 +32,6 @@ def evaluate(
 ) -> None:
     """Measure accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
 
-    Examples
-    --------
-    everclip evaluate runs/X
-    everclip evaluate runs/X --data imagefolder:holdout --json
-    everclip evaluate runs/X --retention imagefolder:other
-    everclip evaluate lite --data imagefolder:holdout
-    everclip evaluate lite --data imagenet:ilsvrc --templates simple
-
     Parameters
     ----------
     run

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+from everclip.cli._output import print_json
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -30,12 +31,6 @@ def export(
     json: bool = False,
 ) -> None:
     """Write a learned model as an open_clip folder or as an ONNX graph, and check it against torch.
-
-    Examples
-    --------
-    everclip export runs/X -o birds/
-    everclip export runs/X --format onnx -o birds-onnx/ --check imagefolder:photos
-    everclip export lite --classes pets.txt --format onnx -o pets/
 
     Parameters
     ----------
@@ -66,7 +61,7 @@ def export(
     result = {"model": model, "format": format, "out": out, "classes": len(opened.labels)}
     result |= {"checked": written.checked, "notes": list(written.notes)}
     if json:
-        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+        print_json(result)
         return
     print(f"{out}: {format}, {len(opened.labels)} classes{_told(written.checked)}")
     for note in written.notes:

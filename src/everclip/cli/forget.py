@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from everclip.cli._output import print_json
 
 
 def forget(
@@ -17,11 +18,6 @@ def forget(
     json: bool = False,
 ) -> None:
     """Take classes or images out of a version's memory, sums and class list; weights are not unlearned.
-
-    Examples
-    --------
-    everclip forget v2 --class "sports car" -o v3
-    everclip forget v2 --images photos/7.jpg --images photos/9.jpg -o v3
 
     Parameters
     ----------
@@ -54,7 +50,7 @@ def forget(
         write(made.state, path, {}, None)
     report = made.report
     if json:
-        print(json_module.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     what = [f"{report['classes']} classes"] if report["classes"] else []
     what += [f"{report['images']} images"] if report["images"] else []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from everclip.cli._output import print_json
 from everclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,12 +25,6 @@ def merge(
     json: bool = False,
 ) -> None:
     """Mix a learned model's weights with those it began with, or with another run's (WiSE-FT).
-
-    Examples
-    --------
-    everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
-    everclip merge runs/X --with zero-shot --validate imagefolder:val -o merged/
-    everclip merge runs/X --with runs/Y --alpha 0.5 -o both/
 
     Parameters
     ----------
@@ -68,7 +62,7 @@ def merge(
     result = _result(models, chosen, tried, [found.name for found, _ in sets])
     result |= {"model": run, "out": out, "chosen": share is None}
     if json:
-        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+        print_json(result)
     else:
         _show(result)
 

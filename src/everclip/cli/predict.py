@@ -35,14 +35,6 @@ def predict(
 ) -> None:
     """Predict classes of pictures with their probabilities, one line per picture.
 
-    Examples
-    --------
-    everclip predict runs/X photo.jpg photos/
-    everclip predict runs/X - --json < paths.txt
-    everclip predict runs/X --calibrate imagefolder:validation
-    everclip predict runs/X photos/ --reject-below 0.5
-    everclip predict lite photos/ --classes pets.txt
-
     Parameters
     ----------
     model

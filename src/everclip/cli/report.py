@@ -21,12 +21,6 @@ def report(
 ) -> None:
     """Write an HTML page of runs: accuracy, forgetting, classes, cost, and where it all comes from.
 
-    Examples
-    --------
-    everclip report runs/X -o x.html
-    everclip report runs/* -o figure1.html --figures figures/
-    everclip report runs/S --json
-
     Parameters
     ----------
     runs

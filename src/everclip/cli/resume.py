@@ -8,10 +8,6 @@ from pathlib import Path
 def resume(run: str, *, changed_data: bool = False, json: bool = False) -> None:
     """Continue a stopped run from where it was saved last.
 
-    Examples
-    --------
-    everclip resume runs/20260101-120000_emoji_gdro_m200_s0
-
     Parameters
     ----------
     run

@@ -6,10 +6,6 @@ from __future__ import annotations
 def rollback(version: str) -> None:
     """Put the version before an update in its place; what is undone stays beside it.
 
-    Examples
-    --------
-    everclip rollback v2
-
     Parameters
     ----------
     version

@@ -34,15 +34,6 @@ def sweep(
 ) -> int:
     """Train a grid of settings: what is finished is skipped, what was stopped goes on.
 
-    Examples
-    --------
-    everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
-    everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
-    everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
-    everclip sweep method=gcl,gdro,ewc memory.budget=0,200 --tune all --trials 24
-    everclip sweep my.toml seed=0..4 --print > commands.txt
-    everclip sweep my.toml train.lr=1e-5,1e-4 --from runs/X --from-stage 5
-
     Parameters
     ----------
     tokens

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from everclip.cli._output import print_json
 
 if TYPE_CHECKING:
     from everclip.config import Config
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
 
 def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
     """Learn tasks one after another; without arguments the offline default, in minutes on a laptop.
-
-    Examples
-    --------
-    everclip train
-    everclip train method=gcl memory.budget=0 seed=1
-    everclip train data=imagefolder:photos scenario.tasks=5
-    everclip train my.toml out=runs/mine --dry-run
 
     Parameters
     ----------
@@ -78,7 +72,7 @@ def run_here(run: Run, json: bool) -> None:
     if not run.writes:
         return
     if json:
-        print(json_module.dumps(results, ensure_ascii=False, indent=2))
+        print_json(results)
     else:
         _show_results(results, str(run.path))
 
@@ -171,7 +165,7 @@ def _show_plan(config: Config, json: bool) -> None:
     if json:
         shown = {"config": config.model_dump(mode="json"), "tasks": lines, "cache_bytes": cache_bytes}
         shown["frozen_features"] = references.wanted(config, plan.sizes())
-        print(json_module.dumps(shown, ensure_ascii=False, indent=2))
+        print_json(shown)
         return
     print(dump(config))
     table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from pathlib import Path
+
+from everclip.cli._output import print_json
 
 
 def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
@@ -42,7 +43,7 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
     choice = tuning.tune(words, out, trained, lambda line: print(line, file=sys.stderr), trials)
     if json:
         found = {"values": choice.values, "tuned_on": choice.config.tuned_on, "tried": choice.tried}
-        print(json_module.dumps(found, ensure_ascii=False, indent=2))
+        print_json(found)
         return
     print("chosen: " + " ".join(f"{key}={value}" for key, value in choice.values.items()))
     print(f"everclip train {out}/tuned.toml")

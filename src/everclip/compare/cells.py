@@ -25,6 +25,7 @@ from everclip.compare.comparable import (
 )
 from everclip.errors import UserError, suggest
 from everclip.runs.finished import Finished, natural
+from everclip.runs.read import finite
 from everclip.runs.schema import kept
 
 log = logging.getLogger("everclip")
@@ -100,7 +101,7 @@ def known(run: Finished, metric: str) -> float | None:
     value = run.results.get(metric)
     if metric == "kept_bytes" and value is None and (both := kept(run.results)) is not None:
         return float(sum(both))
-    return float(value) if type(value) in (int, float) else None
+    return float(value) if finite(value) else None
 
 
 def number(run: Finished, metric: str) -> float | None:
