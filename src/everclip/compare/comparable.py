@@ -15,6 +15,7 @@ from everclip import plugins
 from everclip.config import CARRIED_OUT
 from everclip.data.policies import policy_class
 from everclip.runs.finished import Finished
+from everclip.system.text import shortened
 
 REFERENCES = ("zero_shot", "joint")
 """Methods that are no competitors: the pretrained model, and training on all tasks at once."""
@@ -226,4 +227,4 @@ def shown(value: Any) -> str:
 
 def _short(value: Any) -> str:
     text = shown(value) if not isinstance(value, list) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shortened(text, 40)

@@ -10,7 +10,7 @@ from everclip.report.many_figures import sure
 from everclip.report.map_figures import old_images
 from everclip.report.provenance import command, nested
 from everclip.report.run_figures import figures
-from everclip.report.tables import Cell, Table, table, words
+from everclip.report.tables import CONFUSION, Table, confusion_cells, table
 from everclip.report.tuning import run_table
 from everclip.runs.predictions import (
     calibration_error,
@@ -62,7 +62,7 @@ def context(run: RunData, prefix: str) -> Json:
         "cost": _cost(run),
         "command": command(run),
         "tuning": run_table(run, prefix),
-        "order": _order(run),
+        "order": run.order,
         "environment": list(nested(run.environment)),
     }
 
@@ -243,24 +243,8 @@ def _confusions(run: RunData, prefix: str) -> Table | None:
     pairs = confusions(run)
     if not pairs:
         return None
-    rows = [
-        [
-            words(pair.true),
-            _task(run, pair.true),
-            words(pair.taken),
-            _task(run, pair.taken),
-            Cell(f"{pair.images} of {pair.of}", pair.images / pair.of),
-        ]
-        for pair in pairs[:_MOST_PAIRS]
-    ]
-    columns = ["class", "its task", "taken for", "task of that", "test images"]
-    kinds = [(name, "text" if name in ("class", "taken for") else "number") for name in columns]
-    return table(f"{prefix}-confusions", kinds, rows)
-
-
-def _task(run: RunData, name: str) -> Cell:
-    task = run.class_task.get(name, 0) + 1
-    return Cell(str(task), task)
+    rows = [confusion_cells(run, pair) for pair in pairs[:_MOST_PAIRS]]
+    return table(f"{prefix}-confusions", CONFUSION, rows)
 
 
 def _retention(run: RunData, per_class: list[Json]) -> list[str]:
@@ -289,11 +273,3 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
             f" error, {len(bins)} bins): it is too {'sure' if over > 0 else 'unsure'} by {abs(100 * over):.1f} points."
         )
     return lines
-
-
-def _order(run: RunData) -> list[tuple[str, list[str]]]:
-    """Classes by the task that teaches them, in the order learned."""
-    return [
-        (task, [name for name in run.classes if run.class_task.get(name) == t])
-        for t, task in enumerate(run.tasks)
-    ]

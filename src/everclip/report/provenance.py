@@ -12,6 +12,7 @@ from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.runs.find import State
 from everclip.runs.read import RunData
 from everclip.runs.words import fact, plain
+from everclip.system.text import shortened
 
 
 def command(run: RunData) -> str:
@@ -76,24 +77,23 @@ def _shared(
         if len(values) > 1
         for value, owners in values.items()
     ]
-    heads = [("key", "text"), ("value", "text"), ("runs", "text")]
-    return Shared(alike, table(key, heads, rows) if rows else None)
+    return Shared(alike, table(key, ["key", "value", "runs"], rows) if rows else None)
 
 
 def _those(owners: Sequence[tuple[Group, RunData]], runs: Sequence[tuple[Group, RunData]]) -> str:
     """Runs in few words: whole groups by their label, the others by name."""
-    held = {id(run) for _, run in owners}
+    held = {run for _, run in owners}
     parts: list[str] = []
     for group in dict.fromkeys(group for group, _ in owners):
-        if all(id(run) in held for run in group.runs):
+        if held.issuperset(group.runs):
             parts.append(group.label)
         else:
-            parts += [run.name for run in group.runs if id(run) in held]
+            parts += [run.name for run in group.runs if run in held]
     return "; ".join(dict.fromkeys(parts))
 
 
-def run_table(settings: Sequence[Setting], states: Mapping[int, State]) -> Table:
-    """Every run by name, with its state and numbers; none is dropped. ``states`` goes by the id() of a run."""
+def run_table(settings: Sequence[Setting], states: Mapping[RunData, State]) -> Table:
+    """Every run by name, with its state and numbers; none is dropped."""
     rows: list[list[Cell]] = []
     for setting in settings:
         for group in setting.every:
@@ -108,15 +108,14 @@ def run_table(settings: Sequence[Setting], states: Mapping[int, State]) -> Table
                         words(group.series),
                         words("–" if group.memory is None else group.memory),
                         Cell(str(seed), seed if isinstance(seed, int) else None),
-                        words(repeats or states[id(run)].words),
+                        words(repeats or states[run].words),
                         amount(done[-1] if done else None, "share"),
                         amount(run.results.get("average"), "share"),
                         Cell(str(run.results.get("finished", "–"))[:16].replace("T", " "), class_="nowrap"),
                     ]
                 )
     heads = ["run", "setting", "method", "memory", "seed", "state", "accuracy, %", "average, %", "finished"]
-    numbers = {"seed", "accuracy, %", "average, %"}
-    return table("runs", [(head, "number" if head in numbers else "text") for head in heads], rows)
+    return table("runs", heads, rows)
 
 
 def setting_table(settings: Sequence[Setting]) -> Table | None:
@@ -126,13 +125,8 @@ def setting_table(settings: Sequence[Setting]) -> Table | None:
     rows = [
         [
             words(key.replace("_", " ")),
-            *(words(_short(fact(key, setting.facts.get(key)))) for setting in settings),
+            *(words(shortened(fact(key, setting.facts.get(key)), 60)) for setting in settings),
         ]
         for key in dict.fromkeys(key for setting in settings for key in setting.facts)
     ]
-    heads = [("fact", "text"), *((setting.name, "text") for setting in settings)]
-    return table("settings", heads, rows)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
+    return table("settings", ["fact", *(setting.name for setting in settings)], rows)

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from everclip.compare.groups import Group, Setting
-from everclip.report.tables import Cell, Table, table, words
+from everclip.report.tables import Cell, Table, group_cells, table, words
 from everclip.runs.read import RunData
 from everclip.runs.words import plain
 
+_COLUMNS = ("trials", "key", "grid: score in %", "chosen", "at an edge")
 _KEY = re.compile(r"([\w.]+) (.+)")
 _VALUE = re.compile(r"(.+?): (-|\d\.\d+)(?:, |$)")
 _TRIALS = re.compile(r", (\d+) of (\d+) trials")
@@ -40,20 +41,17 @@ def searched(text: str | None) -> Searched | None:
 def tuning_table(settings: Iterable[Setting]) -> Table | None:
     """A row for each key of each search; None where nothing was tuned."""
     rows: list[list[Cell]] = []
-    several = [(setting, group) for setting in settings for group in setting.every]
-    for setting, group in several:
-        for run in _first(group):
-            rows += _rows(run, [words(setting.name), words(group.series), _memory(group)])
-    columns = ["data", "method", "memory", "trials", "key", "grid: score in %", "chosen", "at an edge"]
-    kinds = [(name, "number" if name == "memory" else "text") for name in columns]
-    return table("tuning", kinds, rows) if rows else None
+    for setting in settings:
+        for group in setting.every:
+            for run in _first(group):
+                rows += _rows(run, [words(setting.name), *group_cells(group)])
+    return table("tuning", ["data", "method", "memory", *_COLUMNS], rows) if rows else None
 
 
 def run_table(run: RunData, prefix: str) -> Table | None:
     """The same for one run."""
     rows = _rows(run, [])
-    columns = ["trials", "key", "grid: score in %", "chosen", "at an edge"]
-    return table(f"{prefix}-tuning", [(name, "text") for name in columns], rows) if rows else None
+    return table(f"{prefix}-tuning", _COLUMNS, rows) if rows else None
 
 
 def _first(group: Group) -> list[RunData]:
@@ -62,10 +60,6 @@ def _first(group: Group) -> list[RunData]:
     for run in group.runs:
         known.setdefault(str(run.value("tuned_on")), run)
     return list(known.values())
-
-
-def _memory(group: Group) -> Cell:
-    return Cell("–" if group.memory is None else str(group.memory))
 
 
 def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:

@@ -78,6 +78,12 @@ class RunData(Finished):
             first.setdefault(str(row["class"]), int(row["task"]))
         return first
 
+    @property
+    def order(self) -> list[tuple[str, list[str]]]:
+        """Each task with the classes that it teaches first, in the order learned."""
+        taught = self.class_task
+        return [(task, [n for n in self.classes if taught.get(n) == t]) for t, task in enumerate(self.tasks)]
+
     @cached_property
     def test_counts(self) -> list[int]:
         return self.results.get("test_counts") or [int(task["test"]) for task in self.start.get("tasks", [])]
