@@ -10,6 +10,7 @@ from everclip.compare.groups import Group, Setting
 from everclip.report.tables import Cell, Table, group_cells, table, words
 from everclip.runs.read import RunData
 from everclip.runs.words import plain
+from everclip.system.text import number_in
 
 _COLUMNS = ("trials", "key", "grid: score in %", "chosen", "at an edge")
 _KEY = re.compile(r"([\w.]+) (.+)")
@@ -70,7 +71,7 @@ def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
         grid = [f"{value}: {'not finite' if s is None else f'{100 * s:.1f}'}" for value, s in scores.items()]
         chosen = next((value for value in scores if _same(value, config.get(key))), None)
         edge = chosen is not None and len(scores) > 1 and chosen in (next(iter(scores)), [*scores][-1])
-        marked = "yes" if edge and _number(chosen) not in (None, 0.0) else ""
+        marked = "yes" if edge and number_in(chosen or "") not in (None, 0.0) else ""
         shown = [words(found.trials if found and found.trials else "–"), words(key), words(", ".join(grid))]
         rows.append([*name, *shown, words(chosen or plain(config.get(key))), words(marked)])
     return rows
@@ -78,14 +79,7 @@ def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
 
 def _same(word: str, value: object) -> bool:
     """Return whether a word of the command line is a value of config.toml."""
-    number = _number(word)
+    number = number_in(word)
     if number is not None and isinstance(value, int | float) and not isinstance(value, bool):
         return abs(number - value) <= 1e-9 * abs(number)
     return word == plain(value)
-
-
-def _number(word: str | None) -> float | None:
-    try:
-        return None if word is None else float(word)
-    except ValueError:
-        return None

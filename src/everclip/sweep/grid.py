@@ -21,7 +21,7 @@ from everclip.config import Config, config_hash, essence, load_config
 from everclip.config.sections import Memory
 from everclip.config.sources import is_override
 from everclip.errors import UserError, shown
-from everclip.methods import memory_policy, method_of
+from everclip.methods import lacking, memory_policy, method_of
 from everclip.runs.resolve import resolve
 from everclip.system import trust
 from everclip.training import estimate
@@ -167,12 +167,12 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
             try:
                 config = resolve(load_config(cell))
                 content(config)
-                lacking = estimate.lacking(config)
+                missing = lacking(config, method_of(config))
             except UserError as error:
                 refused.append(str(error))
                 continue
-            if lacking:
-                skipped[f"{method} at memory.budget={config.memory.budget} is skipped: {lacking}"] = None
+            if missing:
+                skipped[f"{method} at memory.budget={config.memory.budget} is skipped: {missing}"] = None
             else:
                 cells.append(Cell({key: chosen[key] for key in several}, tuple(cell), config))
     _all_valid(refused)

@@ -31,11 +31,11 @@ from everclip.models.clip import Clip
 from everclip.models.pooled import both
 from everclip.models.trunk import Beside
 from everclip.models.tunings import tuning_of
+from everclip.runs import words
 from everclip.system import cache_folder
 from everclip.system.machine import free_memory
 from everclip.system.progress import Progress
 from everclip.training.cache_size import Size
-from everclip.training.disk import in_bytes
 from everclip.training.plan import Plan
 
 FORMAT = 5
@@ -194,7 +194,7 @@ def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress)
     free = _free(folder)
     if needed <= free:
         return True
-    line = f"the kept activations take {in_bytes(needed)} and {folder} has {in_bytes(free)} free"
+    line = f"the kept activations take {words.size(needed)} and {folder} has {words.size(free)} free"
     if plan.config.cache.trunk == "on" or views > 1:
         raise UserError(f"{line}: make room, or write cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")

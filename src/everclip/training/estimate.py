@@ -128,17 +128,6 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
     return ("all" if keeps == "all" else config.memory.size(1)), False
 
 
-def lacking(config: Config) -> str:
-    """Say what a resolved config lacks for its method to have a defined form; else empty. Imports torch.
-
-    Raises:
-        UserError: the method or its options are wrong.
-    """
-    from everclip import methods
-
-    return methods.lacking(config, methods.method_of(config))
-
-
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
     asked, at_once = exemplars(config)

@@ -155,13 +155,8 @@ def _check(plan: Plan) -> None:
         log.warning(
             "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
             " write at least %d%s",
-            *(
-                budget,
-                len(classes),
-                budget,
-                len(classes),
-                "" if plan.method.capabilities.needs_exemplars else ", or 0",
-            ),
+            *(budget, len(classes)) * 2,
+            "" if plan.method.capabilities.needs_exemplars else ", or 0",
         )
     for task in tasks:
         new = set(task.classes).difference(seen(tasks[: task.index]))
