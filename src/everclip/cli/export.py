@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
+from everclip.cli._options import Classes, Json, Model, Out
 from everclip.cli._output import print_json
 
 if TYPE_CHECKING:
@@ -22,31 +21,20 @@ MOST = 256
 
 
 def export(
-    model: str,
+    model: Model,
     *,
     format: str = "open-clip",
-    out: Annotated[str, Parameter(name=["--out", "-o"])],
-    classes: str | None = None,
+    out: Out,
+    classes: Classes = None,
     check: str | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Write a learned model as an open_clip folder or as an ONNX graph, and check it against torch.
 
-    Parameters
-    ----------
-    model
-        A run directory, a model folder, or any model with --classes.
-    format
-        open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph with the classes in it,
-        for onnxruntime alone.
-    out
-        The folder to write, new or empty.
-    classes
-        A file with the classes to choose from, one per line.
-    check
-        Images in CLASS folders that the export is compared on; without it, drawn pictures.
-    json
-        Print one JSON object.
+    Args:
+        format: open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph with the classes
+            in it, for onnxruntime alone.
+        check: Images in CLASS folders that the export is compared on; without it, drawn pictures.
     """
     from everclip.errors import UserError, suggest
     from everclip.export import export as write

@@ -19,18 +19,13 @@ def forget(
 ) -> None:
     """Take classes or images out of a version's memory, sums and class list; weights are not unlearned.
 
-    Parameters
-    ----------
-    version
-        A folder that everclip update wrote. It stays as it is: remove it once the new one is in use.
-    classes
-        A class's name; given several times, several classes.
-    images
-        A file or a folder of images that were learned, found by content. Those of a class that goes make it exact.
-    out
-        The model folder to write, new or empty. It keeps no version before it.
-    json
-        Print what was taken out as JSON.
+    Args:
+        version: A folder that everclip update wrote. It stays as it is: remove it once the new one is in use.
+        classes: A class's name; given several times, several classes.
+        images: A file or a folder of images that were learned, found by content. Those of a class that goes make it
+            exact.
+        out: The model folder to write, new or empty. It keeps no version before it.
+        json: Print what was taken out as JSON.
     """
     from pathlib import Path
 

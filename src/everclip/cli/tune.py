@@ -5,23 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from everclip.cli._options import Json
 from everclip.cli._output import print_json
 
 
-def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
+def tune(*tokens: str, trials: int | None = None, json: Json = False) -> None:
     """Choose settings on held-out training images of the first two tasks; the test set is never read.
 
-    Parameters
-    ----------
-    tokens
-        A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is searched,
-        one key after another. Without one, the learning rates of both towers are,
-        and of a head where the method has one.
-    trials
-        Search within this many trained runs: rates, epochs and the method's own constants, but for what KEY=VALUE sets;
-        a grid grows while its winner lies at an edge.
-    json
-        Print JSON.
+    Args:
+        tokens: A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is
+            searched, one key after another. Without one, the learning rates of both towers are, and of a head where the
+            method has one.
+        trials: Search within this many trained runs: rates, epochs and the method's own constants, but for what
+            KEY=VALUE sets; a grid grows while its winner lies at an edge.
     """
     from everclip.config import load_config
     from everclip.errors import UserError

@@ -65,24 +65,17 @@ def update(
 ) -> int:
     """Teach a deployed model new classes or new domains; write the next version if the old classes keep up.
 
-    Parameters
-    ----------
-    deployed
-        A version (what update wrote), a run, a model folder, or any model; that one with --classes, or without any.
-    add
-        Images in CLASS folders: new classes, or a new domain of old ones. Of train/ and test/ the first is learned.
-    test
-        Held-out images of old and new classes: what the verdict and --max-drop are measured on.
-    memory
-        Images of old classes, where DEPLOYED has none of its own.
-    classes
-        A file with the classes that a model which has learned nothing is used for, one per line.
-    out
-        The model folder to write, new or empty.
-    dry_run
-        Say what would be done, how long it takes and how much memory, and train nothing.
-    json
-        Print the verdict as JSON.
+    Args:
+        deployed: A version (what update wrote), a run, a model folder, or any model; that one with --classes, or
+            without any.
+        add: Images in CLASS folders: new classes, or a new domain of old ones. Of train/ and test/ the first is
+            learned.
+        test: Held-out images of old and new classes: what the verdict and --max-drop are measured on.
+        memory: Images of old classes, where DEPLOYED has none of its own.
+        classes: A file with the classes that a model which has learned nothing is used for, one per line.
+        out: The model folder to write, new or empty.
+        dry_run: Say what would be done, how long it takes and how much memory, and train nothing.
+        json: Print the verdict as JSON.
     """
     if not dry_run:
         _complete(out, test)
