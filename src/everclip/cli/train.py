@@ -18,31 +18,20 @@ if TYPE_CHECKING:
 def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
     """Learn tasks one after another; without arguments the offline default, in minutes on a laptop.
 
-    Parameters
-    ----------
-    tokens
-        A shipped config's name or a TOML file, then KEY=VALUE overrides.
-    dry_run
-        Show the resolved config, tasks, memory, kept activations and steps; train nothing.
-    smoke
-        A trial run within a minute: two tasks, few images, two steps each.
-    json
-        Print results.json instead of the table.
+    Args:
+        tokens: A shipped config's name or a TOML file, then KEY=VALUE overrides.
+        dry_run: Show the resolved config, tasks, memory, kept activations and steps; train nothing.
+        smoke: A trial run within a minute: two tasks, few images, two steps each.
+        json: Print results.json instead of the table.
     """
     from everclip.config import load_config
     from everclip.runs.resolve import resolve
+    from everclip.runs.run import Run
 
     config = resolve(load_config([*tokens, *(["smoke=true"] if smoke else [])]))
     if dry_run:
         _show_plan(config, json)
         return
-    run_config(config, json)
-
-
-def run_config(config: Config, json: bool) -> None:
-    """Train a resolved config in its run directory, and print what came out."""
-    from everclip.runs.run import Run
-
     open_here(config, lambda: Run.open(config), json)
 
 

@@ -82,7 +82,8 @@ class Row:
         """The metric by repetition, where it was measured. Raises UserError for what is no number of results.json."""
         found: dict[Repetition, float] = {}
         for repetition, run in self.runs.items():
-            value = _recorded(run, metric) if self.recorded else number(run, metric)
+            pretrained = _PRETRAINED.get(metric, lambda results: None)
+            value = pretrained(run.results) if self.recorded else number(run, metric)
             if value is not None:
                 found[repetition] = value
         return found
@@ -111,10 +112,6 @@ def number(run: Finished, metric: str) -> float | None:
         numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
         raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, numbers)}')
     return value
-
-
-def _recorded(run: Finished, metric: str) -> float | None:
-    return _PRETRAINED[metric](run.results) if metric in _PRETRAINED else None
 
 
 def default_by(runs: Sequence[Finished]) -> list[str]:
@@ -204,12 +201,15 @@ def cost(row: Row, unit: str) -> float:
     return fmean(sum(run.results.get(key) or 0 for key in COSTS[unit]) for run in row.runs.values())
 
 
-def kept_by(row: Row) -> tuple[float, float] | None:
+def kept_by(row: Row) -> dict[str, float] | None:
     """Bytes of images and of state that a row's runs keep beside the model, on average; None where not known."""
     found = [
         both for run in row.runs.values() if not row.recorded and (both := kept(run.results)) is not None
     ]
-    return (fmean(images for images, _ in found), fmean(state for _, state in found)) if found else None
+    if not found:
+        return None
+    images, state = zip(*found, strict=True)
+    return {"image_bytes": fmean(images), "state_bytes": fmean(state)}
 
 
 def amount(cost: float, unit: str) -> str:

@@ -100,7 +100,7 @@ class Group:
     def matrix(self) -> list[list[float | None]]:
         """R, the mean over the runs shown, as far as all have come."""
         rows = zip(*(run.matrix for run in self.shown), strict=False)
-        return [[_mean(cell) for cell in zip(*row, strict=False)] for row in rows]
+        return [[mean(cell) for cell in zip(*row, strict=False)] for row in rows]
 
     @cached_property
     def seeds(self) -> str:
@@ -149,7 +149,7 @@ class Setting:
     @cached_property
     def zero_shot(self) -> float | None:
         """The pretrained model's accuracy on all test images: the mean over the runs that measured it."""
-        return _mean([run.zero_shot[-1] for run in self.runs if run.zero_shot])
+        return mean([run.zero_shot[-1] for run in self.runs if run.zero_shot])
 
     @cached_property
     def zero_shot_curve(self) -> list[float]:
@@ -164,7 +164,7 @@ class Setting:
     @property
     def frozen_features(self) -> float | None:
         """The frozen features' accuracy on all test images, as far as runs measured it."""
-        return _mean([run.frozen_features[-1] for run in self.runs if run.frozen_features])
+        return mean([run.frozen_features[-1] for run in self.runs if run.frozen_features])
 
     @property
     def joint(self) -> list[Group]:
@@ -293,6 +293,7 @@ def _longest_mean(curves: Sequence[Sequence[float]]) -> list[float]:
     return [sum(values) / len(values) for values in zip(*(c for c in curves if len(c) == most), strict=True)]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None of nothing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -44,7 +44,8 @@ def verdict(setting: Setting) -> list[str]:
         return ["No run but references has finished." if some else "No run of it has finished.", *done]
     best, span = ranked[0], ranked[0].interval("last")
     assert span is not None
-    line = f"{_title(setting)}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
+    title = "Best" if all(run.finished for run in setting.runs) else "Best so far"
+    line = f"{title}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
     bases = [] if setting.zero_shot is None else [("zero-shot", setting.zero_shot)]
     bases += [(f"{group.label} training", last_mean(group)) for group in setting.joint]
     images = setting.test_images
@@ -53,10 +54,6 @@ def verdict(setting: Setting) -> list[str]:
         "; ".join([line, *beside]) + ".",
         *(text for size in setting.memories if (text := _first_place(ranked, size))),
     ]
-
-
-def _title(setting: Setting) -> str:
-    return "Best" if all(run.finished for run in setting.runs) else "Best so far"
 
 
 def _beside(last: float, base: float, name: str, images: int) -> str:

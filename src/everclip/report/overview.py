@@ -151,9 +151,7 @@ def _weights(setting: Setting) -> Figure | None:
     assert figure is not None
     others = len(groups) > 1 or len(best.shown) > 1
     return replace(
-        figure,
-        title=f"{figure.title}: {run.name}",
-        caption=figure.caption + _ONE_OF_SEVERAL * others,
+        figure, title=f"{figure.title}: {run.name}", caption=figure.caption + _ONE_OF_SEVERAL * others
     )
 
 

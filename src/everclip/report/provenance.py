@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from everclip.compare.groups import Group, Setting
+from everclip.config.values import dotted
 from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.runs.find import State
 from everclip.runs.read import RunData
@@ -23,13 +23,10 @@ def command(run: RunData) -> str:
     return shlex.join(parts)
 
 
-def nested(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested JSON as (dotted key, text)."""
-    if isinstance(value, dict):
-        for key, inside in value.items():
-            yield from nested(inside, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def environment(run: RunData) -> dict[str, str]:
+    """Versions and machine of a run, each in a text."""
+    told = dotted(run.environment)
+    return {key: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in told.items()}
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def configs(settings: Sequence[Setting]) -> Shared:
 
 def environments(settings: Sequence[Setting]) -> Shared:
     """Versions and machines of all runs."""
-    return _shared("environments", settings, lambda run: dict(nested(run.environment)))
+    return _shared("environments", settings, environment)
 
 
 def _options(run: RunData) -> dict[str, str]:
@@ -61,9 +58,7 @@ def _options(run: RunData) -> dict[str, str]:
 
 
 def _shared(
-    key: str,
-    settings: Sequence[Setting],
-    values_of: Callable[[RunData], Mapping[str, str]],
+    key: str, settings: Sequence[Setting], values_of: Callable[[RunData], Mapping[str, str]]
 ) -> Shared:
     whose: dict[str, dict[str, list[tuple[Group, RunData]]]] = {}
     runs = [(group, run) for setting in settings for group in setting.every for run in group.runs]

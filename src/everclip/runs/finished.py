@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,23 +120,12 @@ def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
     return found
 
 
-def right(run: Finished) -> dict[int, bool] | None:
-    """Return whether each test image (by its id) was told right after the last stage; None without predictions.npz.
-
-    Raises:
-        UserError: that file cannot be read.
-    """
-    found = answers(run.path, test_images(run.results))
-    if found is None:
-        return None
-    told = found["top"][:, 0] == found["label"]
-    return dict(zip(found["id"].tolist(), told.tolist(), strict=True))
-
-
 def right_both(first: Finished, second: Finished) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Two runs' answers on the same images: ``[n]``, whether each is right; None where the images differ."""
-    one, other = right(first), right(second)
-    if one is None or other is None or one.keys() != other.keys():
+    """Two runs' answers on the same images after the last stage: ``[n]``, whether each is right, in the order of ids;
+    None where the images differ, or one has no predictions.npz. Raises UserError where that cannot be read.
+    """
+    one, other = (answers(run.path, test_images(run.results)) for run in (first, second))
+    if one is None or other is None or not np.array_equal(np.sort(one["id"]), np.sort(other["id"])):
         return None
-    ids: Sequence[int] = sorted(one)
-    return np.array([one[i] for i in ids]), np.array([other[i] for i in ids])
+    told = [(found["top"][:, 0] == found["label"])[found["id"].argsort()] for found in (one, other)]
+    return told[0], told[1]

@@ -159,7 +159,8 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
     for method in methods:
         settings = {k: v for k, v in shared.items() if k not in own[method]} | own[method]
         settings["method"] = [method]
-        keys = [key for key in _order(given, own[method]) if key in settings]
+        shared_keys = [key for key in given if key != "method" and key not in own[method]]
+        keys = [key for key in ("method", *own[method], *shared_keys) if key in settings]
         several = [key for key in keys if len(settings[key]) > 1 or (key == "method" and len(methods) > 1)]
         for values in product(*(settings[key] for key in keys)):
             chosen = dict(zip(keys, values, strict=True))
@@ -188,11 +189,6 @@ def _method_of(base: Sequence[str]) -> str:
     for module in trust.names(name):
         trust.check(module)  # what stands in a word counts as written by the user
     return name
-
-
-def _order(given: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Keys as given, the method first, its own options behind it."""
-    return ["method", *own, *(key for key in given if key != "method" and key not in own)]
 
 
 def _all_valid(refused: Sequence[str]) -> None:

@@ -74,19 +74,15 @@ def has_head(config: Config) -> bool:
     return "head_init" in fields and options.get("head", head) == "linear"
 
 
-def _reads_text(config: Config) -> bool:
-    """Return whether the loss asks the text tower for anything."""
-    name, options = inner(config)
-    return method_class(name).passes.text != "none" and options.get("head") != "linear"
-
-
 def _rates(config: Config) -> Grid:
     """The rates of what trains."""
     tuned = tuning_of(config.tune, config.tuning.options).rates
     rates: dict[str, float | None] = {}
     if "lr" in tuned:
         rates["train.lr"] = config.train.lr
-    if "lr_text" in tuned and _reads_text(config):
+    name, options = inner(config)
+    reads_text = method_class(name).passes.text != "none" and options.get("head") != "linear"
+    if "lr_text" in tuned and reads_text:
         rates["train.lr_text"] = config.train.lr_text
     if has_head(config):
         rates["train.lr_head"] = config.train.lr_head

@@ -173,7 +173,8 @@ def _rows(
     cache = plan.config.cache
     if cache.shared:
         about = _about(plan, clip, size, parts)
-        rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / _name(about), about)
+        name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
+        rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / name, about)
         if not _room(max(0, size.nbytes - rows.nbytes), size.views, rows.folder, plan, progress):
             return None
         there = f", {len(rows):,} of them there" if len(rows) else ""
@@ -225,7 +226,3 @@ def _about(plan: Plan, clip: Clip, size: Size, parts: list[ImageSet]) -> dict[st
         | ({"training": "bf16"} if clip.trunk.bf16 else {})
         | ({} if depths is None else {"depths": repr(depths)})
     )
-
-
-def _name(about: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()

@@ -139,9 +139,7 @@ def _trim(task: Task) -> Task:
         return np.sort(order[np.linspace(0, len(order) - 1, min(SMOKE_IMAGES, len(order))).astype(np.int64)])
 
     return replace(
-        task,
-        train=task.train.select(few(task.train.labels)),
-        test=task.test.select(few(task.test.labels)),
+        task, train=task.train.select(few(task.train.labels)), test=task.test.select(few(task.test.labels))
     )
 
 
