@@ -66,13 +66,13 @@ def test_dry_run_says_how_much_is_kept(
     monkeypatch.chdir(tmp_path)
     frozen = [*tokens, "method=finetune", "tune=top:1", "train.augment=none"]
     assert main(["train", *frozen, "--dry-run"]) == 0
-    line = "activations of the frozen trunk are kept: 1.1 KB each (fp16), at most "
-    assert line + "34.8 KB\n" in capsys.readouterr().out
+    line = "activations of the frozen trunk are kept: 1.1 kB each (fp16), at most "
+    assert line + "34.8 kB\n" in capsys.readouterr().out
     assert main(["train", *frozen, "cache.shared=true", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cache_bytes"] == 36 * 17 * 32 * 2
     assert not list(tmp_path.iterdir())
     assert main(["train", *frozen, f"out={tmp_path / 'run'}"]) == 0
-    assert line + "34.8 KB in memory" in capsys.readouterr().err, "as the run itself says"
+    assert line + "34.8 kB in memory" in capsys.readouterr().err, "as the run itself says"
     whole = [*tokens, "method=finetune", "tune=top:1"]
     away = ["model=ViT-B-32:openai" if word.startswith("model=") else word for word in frozen]
     for words, expected in ((whole, 0), (away, None)):

@@ -17,7 +17,7 @@ from everclip.cli.app import main
 from everclip.compare import verdict
 from everclip.errors import UserError
 from everclip.metrics import stats
-from everclip.runs.finished import find_runs
+from everclip.runs.find import find_runs
 from tests.compare.folders import answers, run_folder
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ from everclip.compare import verdict
 from everclip.compare.groups import Setting, differing, settings
 from everclip.errors import UserError
 from everclip.metrics.stats import interval
-from everclip.runs.finished import find_runs
+from everclip.runs.find import find_runs
 from everclip.runs.read import read_run
 from tests.report.synthetic import write_run
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import everclip
@@ -38,10 +37,9 @@ def test_a_row_a_run_with_its_numbers_and_settings(tmp_path: Path, toy: str, pho
         assert row[key] == results[key]
     assert results.keys() <= row.keys()
     again = finished.read(tmp_path / "x")
-    assert finished.right_both(again, again) is not None
-    told = finished.right(again)
+    told = finished.right_both(again, again)
     assert told is not None
-    assert np.mean(list(told.values())) == pytest.approx(results["last"])
+    assert told[0].mean() == told[1].mean() == pytest.approx(results["last"])
 
 
 def test_folders_patterns_and_what_is_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -54,13 +52,13 @@ def test_folders_patterns_and_what_is_no_run(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, "everclip"):
         found = everclip.load_runs([tmp_path / "s", tmp_path / "s" / "gcl-s2", tmp_path / "empty"])
     assert [row["seed"] for row in found] == [2, 10]
-    assert "not finished, left out: 1 of the 3 runs" in caplog.text
+    assert f"not finished, left out: 1 of 3 runs, {tmp_path / 's' / 'half'}" in caplog.text
     assert f"no run, left out: {tmp_path / 'empty'}" in caplog.text
     caplog.clear()
     found = everclip.load_runs(f"{tmp_path}/s/*")
     assert [Path(row["path"]).name for row in found] == ["gcl-s2", "gcl-s10"]
-    assert f"not finished, left out: {tmp_path / 's' / 'half'}" in caplog.text
-    assert f"no run, left out: {tmp_path / 's' / 'sweep.json'}" in caplog.text
+    assert f"not finished, left out: 1 of 3 runs, {tmp_path / 's' / 'half'}" in caplog.text
+    assert "no run" not in caplog.text  # sweep.json is the sweep's own
     caplog.clear()
     assert everclip.load_runs(f"{tmp_path}/nothing*") == []
     assert "matches nothing" in caplog.text

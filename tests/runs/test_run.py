@@ -16,7 +16,7 @@ from everclip.data.loader import Loader, Phase
 from everclip.data.pixels import Pixels
 from everclip.errors import RunError, UserError
 from everclip.models import zoo
-from everclip.runs.finished import find_runs
+from everclip.runs.find import find_runs
 from everclip.runs.read import read_run
 from everclip.runs.run import Run, default_path
 from everclip.training.evaluate import Scores

@@ -383,12 +383,12 @@ def test_broken_images(tmp_path: Path, toy: str) -> None:
 
 def test_the_size_is_said(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "a", *words, "method=finetune", *ON)
-    assert "activations of the frozen trunk are kept: 1.1 KB each (fp16), at most 39.2 KB in memory" in (
+    assert "activations of the frozen trunk are kept: 1.1 kB each (fp16), at most 39.2 kB in memory" in (
         capsys.readouterr().err
     )
     run(tmp_path / "b", *words, "method=ncm", "cache.ram_mb=0")
     said = capsys.readouterr().err
-    assert "image features are kept: 64 B each (fp32), at most 1.5 KB in a file in" in said
+    assert "image features are kept: 64 bytes each (fp32), at most 1.5 kB in a file in" in said
 
 
 def test_a_full_disk(
@@ -400,15 +400,15 @@ def test_a_full_disk(
     out = f"out={tmp_path / 'on'}"
     assert main(["train", *tokens, "cache.trunk=on", out, "device=cpu", "train.epochs=1"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "take 39.2 KB and" in line
-    assert line.endswith("has 1.0 KB free: make room, or write cache.trunk=off")
+    assert "take 39.2 kB and" in line
+    assert line.endswith("has 1.0 kB free: make room, or write cache.trunk=off")
     capsys.readouterr()
     computed = run(tmp_path / "auto", *tokens)
     assert "computed anew each time" in capsys.readouterr().err
     assert computed["last"] == expected["last"]
     assert computed["cache_bytes"] == 0
     tokens.remove("train.augment=none")
-    with pytest.raises(UserError, match=r"has 1\.0 KB free: make room, or write cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"has 1\.0 kB free: make room, or write cache\.trunk=off"):
         run(tmp_path / "views", *tokens, "cache.views=2")  # else training would see other pictures
 
 

@@ -76,7 +76,7 @@ def test_what_differs_acts_on_the_later_tasks_alone(tmp_path: Path, words: list[
     [
         ("seed=1", "seed is 0 there and 1 here"),
         ("method=gcl", "method.name is gdro there and gcl here"),
-        ("scenario.tasks=2", "scenario is "),
+        ("scenario.tasks=2", "scenario.tasks is "),
         ("data=emoji", "data is "),
         ("fork=nowhere@1", "there is none"),
         ("fork={base}@3", "there are 3 tasks: fork after fewer"),

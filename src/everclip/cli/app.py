@@ -171,11 +171,7 @@ COMMANDS = {
 """,
         code=True,
     ),
-    "rollback": Command(
-        _RUN,
-        "Put the version before an update in its place.",
-        "  everclip rollback v2\n",
-    ),
+    "rollback": Command(_RUN, "Put the version before an update in its place.", "  everclip rollback v2\n"),
     "forget": Command(
         _RUN,
         "Take classes or images out of a version; weights are not unlearned.",

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from everclip import plugins
+from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json, summary
 from everclip.compare.cells import order
 from everclip.config.fields import allowed
@@ -93,7 +94,7 @@ def _command(
     """
     command_name = folder.rpartition("/")[2]
 
-    def command(name: str | None = None, /, *, json: bool = False) -> None:
+    def command(name: str | None = None, /, *, json: Json = False) -> None:
         if name is None:
             list_all(folder, command_name, f"everclip train {use}", json)
         else:
@@ -101,12 +102,8 @@ def _command(
 
     command.__doc__ = f"""List {words[0]}, or explain one with its options.
 
-    Parameters
-    ----------
-    name
-        {words[1]}'s name, or the module or file of one of your own.
-    json
-        Print JSON.
+    Args:
+        name: {words[1]}'s name, or the module or file of one of your own.
     """
     return command
 

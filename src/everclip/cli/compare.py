@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
-_ONE = Parameter(consume_multiple=False)
+from everclip.cli._options import Json, Repeated
 
 
 def compare(
@@ -18,55 +16,35 @@ def compare(
     against: str | None = None,
     equal: Literal["bytes", "steps", "samples"] | None = None,
     spread: Literal["ci", "std", "range"] = "ci",
-    fail_if: Annotated[list[str] | None, _ONE] = None,
+    fail_if: Repeated = None,
     anyway: bool = False,
-    json: bool = False,
+    json: Json = False,
     csv: bool = False,
     latex: bool = False,
 ) -> int:
     """Set finished runs beside each other: means, intervals over seeds, paired tests.
 
-    Examples
-    --------
-    everclip compare runs/*
-    everclip compare runs/figure1 --by memory.budget --against gcl
-    everclip compare runs/* --equal bytes --metric average,state_bytes
-    everclip compare runs/* --fail-if "gdro<gcl" --fail-if "method=gdro last<0.8"
-
-    Parameters
-    ----------
-    runs
-        Run directories, or folders that hold some, such as a sweep's.
-    by
-        Config keys, after commas: a table for each of their values (default: memory.budget, where it varies).
-    metric
-        Numbers of results.json, after commas; the first one is tested.
-    over
-        Config keys of the repetitions, after commas.
-    against
-        The method, or row, to test against (default: the best of each table).
-    equal
-        A table for each level of this cost: there every method enters with its dearest setting that costs no more.
-    spread
-        What stands beside a mean: ci, its 95 % interval (Student t), std or range of the repetitions. Two repetitions
-        have neither interval nor deviation.
-    fail_if
-        Exit with 3 where this holds of the means: "A<B" of two methods, or "KEY=VALUE METRIC<NUMBER".
-    anyway
-        Show runs together that are not comparable.
-    json
-        Print JSON.
-    csv
-        Print CSV, one line per row.
-    latex
-        Print a LaTeX tabular.
+    Args:
+        runs: Run directories, or folders that hold some, such as a sweep's.
+        by: Config keys, after commas: a table for each of their values (default: memory.budget, where it varies).
+        metric: Numbers of results.json, after commas; the first one is tested.
+        over: Config keys of the repetitions, after commas.
+        against: The method, or row, to test against (default: the best of each table).
+        equal: A table for each level of this cost: there every method enters with its dearest setting that costs no
+            more.
+        spread: What stands beside a mean: ci, its 95 % interval (Student t), std or range of the repetitions. Two
+            repetitions have neither interval nor deviation.
+        fail_if: Exit with 3 where this holds of the means: "A<B" of two methods, or "KEY=VALUE METRIC<NUMBER".
+        anyway: Show runs together that are not comparable.
+        csv: Print CSV, one line per row.
+        latex: Print a LaTeX tabular.
     """
     from rich.console import Console
 
     from everclip.cli._output import print_json
     from everclip.compare import gates, show, verdict
     from everclip.errors import UserError
-    from everclip.runs.finished import find_runs
+    from everclip.runs.find import find_runs
 
     if json + csv + latex > 1:
         raise UserError("--json, --csv and --latex are given together: write one of them")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json
 from everclip.config.sources import near, shipped, text
 from everclip.errors import UserError, shown
 
 
-def configs(name: str | None = None, /, *, json: bool = False) -> None:
+def configs(name: str | None = None, /, *, json: Json = False) -> None:
     """List the configs that come with the package, or show one; ``everclip train NAME`` runs it.
 
-    Parameters
-    ----------
-    name
-        A config's name, such as cifar100 or cifar100/gdro-m500.
-    json
-        Print JSON.
+    Args:
+        name: A config's name, such as cifar100 or cifar100/gdro-m500.
     """
     names = shipped()
     if name in names:
-        _show(name, json)
+        if json:
+            print_json({"name": name, "title": title(name), "text": text(name)})
+        else:
+            print(text(name), end="")
         return
     if name is not None:
         raise UserError(f"{shown(name)} is no shipped config{near(name)}")
@@ -32,13 +32,6 @@ def configs(name: str | None = None, /, *, json: bool = False) -> None:
         '\n"everclip configs NAME" shows one; "everclip train NAME" runs it, "everclip doctor --config NAME" says'
     )
     print("whether this machine can. An experiment such as cifar100/gdro-m500 extends its base, cifar100.")
-
-
-def _show(name: str, json: bool) -> None:
-    if json:
-        print_json({"name": name, "title": title(name), "text": text(name)})
-    else:
-        print(text(name), end="")
 
 
 def title(name: str) -> str:

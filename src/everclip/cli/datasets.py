@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from everclip import plugins
+from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json, summary
 from everclip.cli.catalogue import describe, explain
 from everclip.errors import UserError, shown
@@ -11,25 +12,13 @@ from everclip.system.text import printable
 _KIND = "data/sources"
 
 
-def datasets(name: str | None = None, spec: str | None = None, /, *, json: bool = False) -> int:
+def datasets(name: str | None = None, spec: str | None = None, /, *, json: Json = False) -> int:
     """List the data sources, explain one, or check a data set: 1 where it is not complete, else 0.
 
-    Examples
-    --------
-    everclip datasets
-    everclip datasets cifar100
-    everclip datasets check cifar100
-    everclip datasets check domainnet:/data/domainnet --json
-
-    Parameters
-    ----------
-    name
-        A source's name, or the module or file of one of your own; or "check", to count images, look for every file and
-        decode a sample.
-    spec
-        After "check": SOURCE or SOURCE:ARGUMENT, as after data=.
-    json
-        Print JSON.
+    Args:
+        name: A source's name, or the module or file of one of your own; or "check", to count images, look for every
+            file and decode a sample.
+        spec: After "check": SOURCE or SOURCE:ARGUMENT, as after data=.
     """
     if name == "check":
         return _check(spec, json)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from everclip._version import __version__
 from everclip.cli._finding import GIB, Finding
+from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError
 from everclip.system.machine import free_memory
@@ -23,17 +24,12 @@ if TYPE_CHECKING:
     from everclip.config import Config
 
 
-def doctor(*tokens: str, config: str | None = None, json: bool = False) -> int:
+def doctor(*tokens: str, config: str | None = None, json: Json = False) -> int:
     """Check the installation, the machine, and the offline default or what a config needs; 1 if it cannot run, else 0.
 
-    Parameters
-    ----------
-    tokens
-        KEY=VALUE overrides of the config.
-    config
-        A shipped config's name or a TOML file: its data, weights, memory, disk and hours are looked at.
-    json
-        Print JSON.
+    Args:
+        tokens: KEY=VALUE overrides of the config.
+        config: A shipped config's name or a TOML file: its data, weights, memory, disk and hours are looked at.
     """
     wanted = _config(config, tokens)
     findings = examine(wanted)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everclip.cli._options import Json
 from everclip.cli._output import print_json
 from everclip.errors import UserError
 from everclip.system.text import printable
@@ -28,33 +29,17 @@ def evaluate(
     retention: str | None = None,
     image_size: int | None = None,
     templates: str | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Measure accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
 
-    Examples
-    --------
-    everclip evaluate runs/X
-    everclip evaluate runs/X --data imagefolder:holdout --json
-    everclip evaluate runs/X --retention imagefolder:other
-    everclip evaluate lite --data imagefolder:holdout
-    everclip evaluate lite --data imagenet:ilsvrc --templates simple
-
-    Parameters
-    ----------
-    run
-        A run directory or a model folder; or any model's name with --data.
-    data
-        Images in CLASS folders; without it, the run's own test images. A folder of bare classes is used whole.
-    retention
-        Images of other classes: what the text tower still knows of them, beside the pretrained model.
-    image_size
-        Side in pixels; without it, the run's, or the model's own.
-    templates
-        A model's prompts: a file, or cifar100 (18), imagenet (80) or simple (7); without it, those of the data (lite
-        has its own two in place of such a list).
-    json
-        Print one JSON object.
+    Args:
+        run: A run directory or a model folder; or any model's name with --data.
+        data: Images in CLASS folders; without it, the run's own test images. A folder of bare classes is used whole.
+        retention: Images of other classes: what the text tower still knows of them, beside the pretrained model.
+        image_size: Side in pixels; without it, the run's, or the model's own.
+        templates: A model's prompts: a file, or cifar100 (18), imagenet (80) or simple (7); without it, those of the
+            data (lite has its own two in place of such a list).
     """
     if image_size is not None and not 16 <= image_size <= 4096:
         raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
+from everclip.cli._options import Classes, Json, Model, Out
+from everclip.cli._output import print_json
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -21,37 +21,20 @@ MOST = 256
 
 
 def export(
-    model: str,
+    model: Model,
     *,
     format: str = "open-clip",
-    out: Annotated[str, Parameter(name=["--out", "-o"])],
-    classes: str | None = None,
+    out: Out,
+    classes: Classes = None,
     check: str | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Write a learned model as an open_clip folder or as an ONNX graph, and check it against torch.
 
-    Examples
-    --------
-    everclip export runs/X -o birds/
-    everclip export runs/X --format onnx -o birds-onnx/ --check imagefolder:photos
-    everclip export lite --classes pets.txt --format onnx -o pets/
-
-    Parameters
-    ----------
-    model
-        A run directory, a model folder, or any model with --classes.
-    format
-        open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph with the classes in it,
-        for onnxruntime alone.
-    out
-        The folder to write, new or empty.
-    classes
-        A file with the classes to choose from, one per line.
-    check
-        Images in CLASS folders that the export is compared on; without it, drawn pictures.
-    json
-        Print one JSON object.
+    Args:
+        format: open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph with the classes
+            in it, for onnxruntime alone.
+        check: Images in CLASS folders that the export is compared on; without it, drawn pictures.
     """
     from everclip.errors import UserError, suggest
     from everclip.export import export as write
@@ -66,7 +49,7 @@ def export(
     result = {"model": model, "format": format, "out": out, "classes": len(opened.labels)}
     result |= {"checked": written.checked, "notes": list(written.notes)}
     if json:
-        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+        print_json(result)
         return
     print(f"{out}: {format}, {len(opened.labels)} classes{_told(written.checked)}")
     for note in written.notes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from everclip.cli._output import print_json
 
 
 def forget(
@@ -18,23 +19,13 @@ def forget(
 ) -> None:
     """Take classes or images out of a version's memory, sums and class list; weights are not unlearned.
 
-    Examples
-    --------
-    everclip forget v2 --class "sports car" -o v3
-    everclip forget v2 --images photos/7.jpg --images photos/9.jpg -o v3
-
-    Parameters
-    ----------
-    version
-        A folder that everclip update wrote. It stays as it is: remove it once the new one is in use.
-    classes
-        A class's name; given several times, several classes.
-    images
-        A file or a folder of images that were learned, found by content. Those of a class that goes make it exact.
-    out
-        The model folder to write, new or empty. It keeps no version before it.
-    json
-        Print what was taken out as JSON.
+    Args:
+        version: A folder that everclip update wrote. It stays as it is: remove it once the new one is in use.
+        classes: A class's name; given several times, several classes.
+        images: A file or a folder of images that were learned, found by content. Those of a class that goes make it
+            exact.
+        out: The model folder to write, new or empty. It keeps no version before it.
+        json: Print what was taken out as JSON.
     """
     from pathlib import Path
 
@@ -54,7 +45,7 @@ def forget(
         write(made.state, path, {}, None)
     report = made.report
     if json:
-        print(json_module.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     what = [f"{report['classes']} classes"] if report["classes"] else []
     what += [f"{report['images']} images"] if report["images"] else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from everclip.cli._options import Json, Out
+from everclip.cli._output import print_json
 from everclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,32 +22,17 @@ def merge(
     other: Annotated[str, Parameter(name="--with")],
     alpha: str = AUTO,
     validate: tuple[str, ...] = (),
-    out: Annotated[str, Parameter(name=["--out", "-o"])],
-    json: bool = False,
+    out: Out,
+    json: Json = False,
 ) -> None:
     """Mix a learned model's weights with those it began with, or with another run's (WiSE-FT).
 
-    Examples
-    --------
-    everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
-    everclip merge runs/X --with zero-shot --validate imagefolder:val -o merged/
-    everclip merge runs/X --with runs/Y --alpha 0.5 -o both/
-
-    Parameters
-    ----------
-    run
-        A run directory or a model folder whose text tower classifies.
-    other
-        zero-shot: the model that it began with; or a run, a model folder or a model of the same architecture.
-    alpha
-        Fraction of the learned weights, 0..1; auto: of 0, 0.1, ..., 1 the best on --validate.
-    validate
-        Images in CLASS folders to choose alpha on, not the run's own; given several times, their mean accuracy counts.
-        With a number for alpha they are only reported.
-    out
-        The model folder to write, new or empty.
-    json
-        Print one JSON object.
+    Args:
+        run: A run directory or a model folder whose text tower classifies.
+        other: zero-shot: the model that it began with; or a run, a model folder or a model of the same architecture.
+        alpha: Fraction of the learned weights, 0..1; auto: of 0, 0.1, ..., 1 the best on --validate.
+        validate: Images in CLASS folders to choose alpha on, not the run's own; given several times, their mean
+            accuracy counts. With a number for alpha they are only reported.
     """
     from everclip.inference import merge
     from everclip.inference.model import save
@@ -68,7 +54,7 @@ def merge(
     result = _result(models, chosen, tried, [found.name for found, _ in sets])
     result |= {"model": run, "out": out, "chosen": share is None}
     if json:
-        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+        print_json(result)
     else:
         _show(result)
 

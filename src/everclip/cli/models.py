@@ -6,6 +6,7 @@ import difflib
 from dataclasses import asdict
 from typing import Any
 
+from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError, shown
 from everclip.models.catalogue import ModelInfo, catalogue, costs, recommended
@@ -22,15 +23,11 @@ _LEGEND = (
 _QUICK = "QuickGELU"
 
 
-def models(name: str | None = None, /, *, json: bool = False) -> None:
+def models(name: str | None = None, /, *, json: Json = False) -> None:
     """List models to start from, or explain one.
 
-    Parameters
-    ----------
-    name
-        A model's name and tag.
-    json
-        Print JSON.
+    Args:
+        name: A model's name and tag.
     """
     found = {info.name: info for info in catalogue()}
     if name is None:

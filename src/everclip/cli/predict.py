@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from everclip.cli._options import Classes, Model
 from everclip.errors import RunError, UserError
 from everclip.system.text import json_text, printable
 
@@ -25,41 +26,23 @@ NONE = "none"
 
 
 def predict(
-    model: str,
+    model: Model,
     *files: Annotated[str, Parameter(allow_leading_hyphen=True)],
     top: int = 5,
     reject_below: float = 0.0,
-    classes: str | None = None,
+    classes: Classes = None,
     calibrate: str | None = None,
     json: bool = False,
 ) -> None:
     """Predict classes of pictures with their probabilities, one line per picture.
 
-    Examples
-    --------
-    everclip predict runs/X photo.jpg photos/
-    everclip predict runs/X - --json < paths.txt
-    everclip predict runs/X --calibrate imagefolder:validation
-    everclip predict runs/X photos/ --reject-below 0.5
-    everclip predict lite photos/ --classes pets.txt
-
-    Parameters
-    ----------
-    model
-        A run directory, a model folder, or any model with --classes.
-    files
-        Pictures, folders of them, or - for a list of paths on standard input.
-    top
-        Number of classes per image, the most probable first.
-    reject_below
-        Say "none" where the most probable class is less probable than this, 0..1.
-    classes
-        A file with the classes to choose from, one per line.
-    calibrate
-        Images in CLASS folders that were not learned: fits the temperature that makes probabilities believable, and
-        keeps it.
-    json
-        Print one JSON object per line.
+    Args:
+        files: Pictures, folders of them, or - for a list of paths on standard input.
+        top: Number of classes per image, the most probable first.
+        reject_below: Say "none" where the most probable class is less probable than this, 0..1.
+        calibrate: Images in CLASS folders that were not learned: fits the temperature that makes probabilities
+            believable, and keeps it.
+        json: Print one JSON object per line.
     """
     from everclip.inference.model import open_model, read_classes
 

@@ -21,22 +21,11 @@ def report(
 ) -> None:
     """Write an HTML page of runs: accuracy, forgetting, classes, cost, and where it all comes from.
 
-    Examples
-    --------
-    everclip report runs/X -o x.html
-    everclip report runs/* -o figure1.html --figures figures/
-    everclip report runs/S --json
-
-    Parameters
-    ----------
-    runs
-        Run directories, folders of them (a sweep's out), or quoted patterns. Runs may be unfinished.
-    out
-        The HTML file: it needs no other file and no network.
-    figures
-        A folder to write each figure into, as SVG, PDF and CSV.
-    json
-        Print the page's numbers as JSON, too.
+    Args:
+        runs: Run directories, folders of them (a sweep's out), or quoted patterns. Runs may be unfinished.
+        out: The HTML file: it needs no other file and no network.
+        figures: A folder to write each figure into, as SVG, PDF and CSV.
+        json: Print the page's numbers as JSON, too.
     """
     from everclip.report.build import collect, write
 

@@ -8,19 +8,12 @@ from pathlib import Path
 def resume(run: str, *, changed_data: bool = False, json: bool = False) -> None:
     """Continue a stopped run from where it was saved last.
 
-    Examples
-    --------
-    everclip resume runs/20260101-120000_emoji_gdro_m200_s0
-
-    Parameters
-    ----------
-    run
-        The run's directory. A finished run is left alone. `checkpoint.every` says how often a run is saved; a signal to
-        stop (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) saves it at the next step.
-    changed_data
-        Go on although the images or their classes are not those that the run began with; results.json says so.
-    json
-        Print results.json instead of the table.
+    Args:
+        run: The run's directory. A finished run is left alone. `checkpoint.every` says how often a run is saved; a
+            signal to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) saves it at the next step.
+        changed_data: Go on although the images or their classes are not those that the run began with; results.json
+            says so.
+        json: Print results.json instead of the table.
     """
     from everclip.cli.train import open_here
     from everclip.runs.run import Run

@@ -6,14 +6,8 @@ from __future__ import annotations
 def rollback(version: str) -> None:
     """Put the version before an update in its place; what is undone stays beside it.
 
-    Examples
-    --------
-    everclip rollback v2
-
-    Parameters
-    ----------
-    version
-        A folder that everclip update wrote. It becomes VERSION.undone (or VERSION.undone-2, ...).
+    Args:
+        version: A folder that everclip update wrote. It becomes VERSION.undone (or VERSION.undone-2, ...).
     """
     from everclip.training.disk import on_disk
     from everclip.updating.versions import rollback as undo

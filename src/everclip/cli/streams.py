@@ -50,11 +50,7 @@ class _Stderr(io.FileIO):
 def prepare() -> None:
     """Make the process's own standard streams such; those that somebody has put in their place stay as they are."""
     codecs.register_error(_ESCAPED, _escaped)
-    for number in (
-        0,
-        1,
-        2,
-    ):  # else the next file that is opened would get the number, and all that is printed
+    for number in range(3):  # else the next file that is opened would get the number, and all that is printed
         try:
             os.fstat(number)
         except OSError:

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from everclip.cli._options import Json, Repeated
 from everclip.errors import UserError
 
 if TYPE_CHECKING:
     from everclip.sweep.session import Session
 
-_ONE = Parameter(consume_multiple=False)
-
 
 def sweep(
     *tokens: str,
-    tune: Annotated[list[str] | None, _ONE] = None,
+    tune: Repeated = None,
     trials: int | None = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
     from_stage: int | None = None,
@@ -29,53 +28,29 @@ def sweep(
     dry_run: bool = False,
     print_: Annotated[bool, Parameter(name="--print")] = False,
     slurm: bool = False,
-    slurm_set: Annotated[list[str] | None, _ONE] = None,
-    json: bool = False,
+    slurm_set: Repeated = None,
+    json: Json = False,
 ) -> int:
     """Train a grid of settings: what is finished is skipped, what was stopped goes on.
 
-    Examples
-    --------
-    everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
-    everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
-    everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
-    everclip sweep method=gcl,gdro,ewc memory.budget=0,200 --tune all --trials 24
-    everclip sweep my.toml seed=0..4 --print > commands.txt
-    everclip sweep my.toml train.lr=1e-5,1e-4 --from runs/X --from-stage 5
-
-    Parameters
-    ----------
-    tokens
-        A shipped config's name or a TOML file, then KEY=A,B or KEY=0..4. method.NAME.OPTION is for one method; out is
-        the folder that holds the run directories.
-    tune
-        KEY=A,B: choose it for each method and memory size first, without the test set (see everclip tune). all: rates,
-        epochs and the method's own constants, but for what KEY=VALUE sets, within the same number of trials for each.
-    trials
-        That number (default: 24). With --tune KEY=A,B too, grids then grow while their winner lies at an edge.
-    from_
-        Finished runs to go on from: each run begins as the one that has its data,
-        method and seed stood after some tasks.
-    from_stage
-        The number of these tasks.
-    jobs
-        Runs side by side (default: one a GPU; without any, one a core).
-    threads
-        Threads of each run.
-    retry
-        Run failed ones again.
-    smoke
-        A trial of each run: two tasks, few images, two steps each.
-    dry_run
-        Check the grid and show what would be run.
-    print_
-        Print a command for each run that is missing, for any scheduler.
-    slurm
-        Submit the missing runs as SLURM jobs.
-    slurm_set
-        A setting of these jobs, such as timeout_min=240 or slurm_partition=gpu.
-    json
-        Print JSON.
+    Args:
+        tokens: A shipped config's name or a TOML file, then KEY=A,B or KEY=0..4. method.NAME.OPTION is for one method;
+            out is the folder that holds the run directories.
+        tune: KEY=A,B: choose it for each method and memory size first, without the test set (see everclip tune). all:
+            rates, epochs and the method's own constants, but for what KEY=VALUE sets, within the same number of trials
+            for each.
+        trials: That number (default: 24). With --tune KEY=A,B too, grids then grow while their winner lies at an edge.
+        from_: Finished runs to go on from: each run begins as the one that has its data, method and seed stood after
+            some tasks.
+        from_stage: The number of these tasks.
+        jobs: Runs side by side (default: one a GPU; without any, one a core).
+        threads: Threads of each run.
+        retry: Run failed ones again.
+        smoke: A trial of each run: two tasks, few images, two steps each.
+        dry_run: Check the grid and show what would be run.
+        print_: Print a command for each run that is missing, for any scheduler.
+        slurm: Submit the missing runs as SLURM jobs.
+        slurm_set: A setting of these jobs, such as timeout_min=240 or slurm_partition=gpu.
     """
     from everclip.sweep.session import Session
     from everclip.sweep.slots import cores, gpus, slots

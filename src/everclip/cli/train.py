@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from everclip.cli._output import print_json
 
 if TYPE_CHECKING:
     from everclip.config import Config
@@ -17,38 +18,20 @@ if TYPE_CHECKING:
 def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
     """Learn tasks one after another; without arguments the offline default, in minutes on a laptop.
 
-    Examples
-    --------
-    everclip train
-    everclip train method=gcl memory.budget=0 seed=1
-    everclip train data=imagefolder:photos scenario.tasks=5
-    everclip train my.toml out=runs/mine --dry-run
-
-    Parameters
-    ----------
-    tokens
-        A shipped config's name or a TOML file, then KEY=VALUE overrides.
-    dry_run
-        Show the resolved config, tasks, memory, kept activations and steps; train nothing.
-    smoke
-        A trial run within a minute: two tasks, few images, two steps each.
-    json
-        Print results.json instead of the table.
+    Args:
+        tokens: A shipped config's name or a TOML file, then KEY=VALUE overrides.
+        dry_run: Show the resolved config, tasks, memory, kept activations and steps; train nothing.
+        smoke: A trial run within a minute: two tasks, few images, two steps each.
+        json: Print results.json instead of the table.
     """
     from everclip.config import load_config
     from everclip.runs.resolve import resolve
+    from everclip.runs.run import Run
 
     config = resolve(load_config([*tokens, *(["smoke=true"] if smoke else [])]))
     if dry_run:
         _show_plan(config, json)
         return
-    run_config(config, json)
-
-
-def run_config(config: Config, json: bool) -> None:
-    """Train a resolved config in its run directory, and print what came out."""
-    from everclip.runs.run import Run
-
     open_here(config, lambda: Run.open(config), json)
 
 
@@ -78,7 +61,7 @@ def run_here(run: Run, json: bool) -> None:
     if not run.writes:
         return
     if json:
-        print(json_module.dumps(results, ensure_ascii=False, indent=2))
+        print_json(results)
     else:
         _show_results(results, str(run.path))
 
@@ -171,7 +154,7 @@ def _show_plan(config: Config, json: bool) -> None:
     if json:
         shown = {"config": config.model_dump(mode="json"), "tasks": lines, "cache_bytes": cache_bytes}
         shown["frozen_features"] = references.wanted(config, plan.sizes())
-        print(json_module.dumps(shown, ensure_ascii=False, indent=2))
+        print_json(shown)
         return
     print(dump(config))
     table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")

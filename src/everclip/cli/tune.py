@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from pathlib import Path
 
+from everclip.cli._options import Json
+from everclip.cli._output import print_json
 
-def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
+
+def tune(*tokens: str, trials: int | None = None, json: Json = False) -> None:
     """Choose settings on held-out training images of the first two tasks; the test set is never read.
 
-    Parameters
-    ----------
-    tokens
-        A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is searched,
-        one key after another. Without one, the learning rates of both towers are,
-        and of a head where the method has one.
-    trials
-        Search within this many trained runs: rates, epochs and the method's own constants, but for what KEY=VALUE sets;
-        a grid grows while its winner lies at an edge.
-    json
-        Print JSON.
+    Args:
+        tokens: A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is
+            searched, one key after another. Without one, the learning rates of both towers are, and of a head where the
+            method has one.
+        trials: Search within this many trained runs: rates, epochs and the method's own constants, but for what
+            KEY=VALUE sets; a grid grows while its winner lies at an edge.
     """
     from everclip.config import load_config
     from everclip.errors import UserError
@@ -42,7 +39,7 @@ def tune(*tokens: str, trials: int | None = None, json: bool = False) -> None:
     choice = tuning.tune(words, out, trained, lambda line: print(line, file=sys.stderr), trials)
     if json:
         found = {"values": choice.values, "tuned_on": choice.config.tuned_on, "tried": choice.tried}
-        print(json_module.dumps(found, ensure_ascii=False, indent=2))
+        print_json(found)
         return
     print("chosen: " + " ".join(f"{key}={value}" for key, value in choice.values.items()))
     print(f"everclip train {out}/tuned.toml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from everclip.cli._output import print_json
 from everclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,35 +65,24 @@ def update(
 ) -> int:
     """Teach a deployed model new classes or new domains; write the next version if the old classes keep up.
 
-    Examples
-    --------
-    everclip update lite --add imagefolder:photos --test imagefolder:photos -o v1
-    everclip update v1 --add imagefolder:new --test imagefolder:holdout -o v2
-    everclip update runs/X --add imagefolder:new --test imagefolder:holdout -o v2
-
-    Parameters
-    ----------
-    deployed
-        A version (what update wrote), a run, a model folder, or any model; that one with --classes, or without any.
-    add
-        Images in CLASS folders: new classes, or a new domain of old ones. Of train/ and test/ the first is learned.
-    test
-        Held-out images of old and new classes: what the verdict and --max-drop are measured on.
-    memory
-        Images of old classes, where DEPLOYED has none of its own.
-    classes
-        A file with the classes that a model which has learned nothing is used for, one per line.
-    out
-        The model folder to write, new or empty.
-    dry_run
-        Say what would be done, how long it takes and how much memory, and train nothing.
-    json
-        Print the verdict as JSON.
+    Args:
+        deployed: A version (what update wrote), a run, a model folder, or any model; that one with --classes, or
+            without any.
+        add: Images in CLASS folders: new classes, or a new domain of old ones. Of train/ and test/ the first is
+            learned.
+        test: Held-out images of old and new classes: what the verdict and --max-drop are measured on.
+        memory: Images of old classes, where DEPLOYED has none of its own.
+        classes: A file with the classes that a model which has learned nothing is used for, one per line.
+        out: The model folder to write, new or empty.
+        dry_run: Say what would be done, how long it takes and how much memory, and train nothing.
+        json: Print the verdict as JSON.
     """
     if not dry_run:
         _complete(out, test)
+    from everclip.inference.model import read_classes
+
     chosen = knobs or Knobs()
-    given = (memory, None if classes is None else _classes(classes), chosen.image_size)
+    given = (memory, None if classes is None else read_classes(classes), chosen.image_size)
     return _run(deployed, (add, test), given, chosen, None if dry_run else out, json)
 
 
@@ -157,12 +146,6 @@ def _pairs(same: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _classes(file: str) -> list[str]:
-    from everclip.inference.model import read_classes
-
-    return read_classes(file)
-
-
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
     """Write the version, or only the verdict where the old classes suffer; say how it went."""
     from everclip.system.atomic import write_atomic
@@ -178,7 +161,7 @@ def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
             for name, text in files(verdict).items():
                 write_atomic(path.with_name(f"{path.name}.{name}"), text)
     if json:
-        print(json_module.dumps(verdict, ensure_ascii=False, indent=2))
+        print_json(verdict)
     else:
         _show(verdict)
     if outcome.passed:
@@ -233,7 +216,7 @@ def _dry(state: State, found: Any, tested: int, options: Options, json: bool) ->
         "disk_bytes": cost.disk,
     }
     if json:
-        print(json_module.dumps(result, ensure_ascii=False, indent=2))
+        print_json(result)
         return
     print(
         f"{facts.old} classes known, {facts.new} new, {facts.again} with new images; {facts.images} images to learn"

@@ -25,6 +25,7 @@ from everclip.compare.comparable import (
 )
 from everclip.errors import UserError, suggest
 from everclip.runs.finished import Finished, natural
+from everclip.runs.read import finite
 from everclip.runs.schema import kept
 
 log = logging.getLogger("everclip")
@@ -81,7 +82,8 @@ class Row:
         """The metric by repetition, where it was measured. Raises UserError for what is no number of results.json."""
         found: dict[Repetition, float] = {}
         for repetition, run in self.runs.items():
-            value = _recorded(run, metric) if self.recorded else number(run, metric)
+            pretrained = _PRETRAINED.get(metric, lambda results: None)
+            value = pretrained(run.results) if self.recorded else number(run, metric)
             if value is not None:
                 found[repetition] = value
         return found
@@ -95,19 +97,21 @@ class Section:
     rows: list[Row]
 
 
-def number(run: Finished, metric: str) -> float | None:
-    """A number of results.json; None where it says null. Raises UserError for another key."""
+def known(run: Finished, metric: str) -> float | None:
+    """A number of results.json, None where it has none; earlier versions did not add up what is kept."""
     value = run.results.get(metric)
     if metric == "kept_bytes" and value is None and (both := kept(run.results)) is not None:
         return float(sum(both))
-    if metric not in run.results or (value is not None and type(value) not in (int, float)):
-        known = [key for key, value in run.results.items() if type(value) in (int, float)]
-        raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, known)}')
-    return None if value is None else float(value)
+    return float(value) if finite(value) else None
 
 
-def _recorded(run: Finished, metric: str) -> float | None:
-    return _PRETRAINED[metric](run.results) if metric in _PRETRAINED else None
+def number(run: Finished, metric: str) -> float | None:
+    """The same. Raises UserError for a key that is not there, or is none of a number."""
+    value = known(run, metric)
+    if value is None and run.results.get(metric, metric) is not None:
+        numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
+        raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, numbers)}')
+    return value
 
 
 def default_by(runs: Sequence[Finished]) -> list[str]:
@@ -163,8 +167,8 @@ def _place(run: Finished, key: str) -> Any:
 def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Row]:
     """The rows of one section, the pretrained model's first where no run of it is there, in the order of labels."""
     rows: dict[str, Row] = {}
-    for method in dict.fromkeys(str(run.results["method"]) for run in runs):
-        own = [run for run in runs if run.results["method"] == method]
+    for method in dict.fromkeys(run.method for run in runs):
+        own = [run for run in runs if run.method == method]
         options = varying(own, {*by, *over})
         for run in own:
             row = Row(method, {key: run.config.get(key) for key in options})
@@ -197,12 +201,15 @@ def cost(row: Row, unit: str) -> float:
     return fmean(sum(run.results.get(key) or 0 for key in COSTS[unit]) for run in row.runs.values())
 
 
-def kept_by(row: Row) -> tuple[float, float] | None:
+def kept_by(row: Row) -> dict[str, float] | None:
     """Bytes of images and of state that a row's runs keep beside the model, on average; None where not known."""
     found = [
         both for run in row.runs.values() if not row.recorded and (both := kept(run.results)) is not None
     ]
-    return (fmean(images for images, _ in found), fmean(state for _, state in found)) if found else None
+    if not found:
+        return None
+    images, state = zip(*found, strict=True)
+    return {"image_bytes": fmean(images), "state_bytes": fmean(state)}
 
 
 def amount(cost: float, unit: str) -> str:

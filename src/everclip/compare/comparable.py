@@ -15,6 +15,7 @@ from everclip import plugins
 from everclip.config import CARRIED_OUT
 from everclip.data.policies import policy_class
 from everclip.runs.finished import Finished
+from everclip.system.text import shortened
 
 REFERENCES = ("zero_shot", "joint")
 """Methods that are no competitors: the pretrained model, and training on all tasks at once."""
@@ -58,7 +59,7 @@ def facts(run: Finished) -> dict[str, Any]:
     and tasks are compared as sets then, and test counts as a sum. The options of the data's source (``source.*``) are
     compared one by one.
     """
-    results, config = run.results, run.config
+    results, config = run.told, run.config
     smoke = results.get("smoke", config.get("smoke"))
     validation = results.get("validation", config.get("scenario.validation"))
     orders: list[Any] = [results.get(key) or ANY for key in ("classes", "tasks", "test_counts")]
@@ -72,7 +73,7 @@ def facts(run: Finished) -> dict[str, Any]:
         **{key: value for key, value in config.items() if key.startswith("source.")},
         "templates": results.get("templates") or ANY,
         "class order": classes,
-        "task order": ANY if results.get("method") == REFERENCES[1] else tasks,
+        "task order": ANY if run.method == REFERENCES[1] else tasks,
         "test counts": counts,
         "validation": "none" if validation is None else validation,
         "smoke": bool(smoke),
@@ -170,11 +171,11 @@ def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
 
 def without_memory(run: Finished) -> bool:
     """Return whether the run's method keeps no exemplars, whatever the budget."""
-    if run.results["method"] in REFERENCES:
+    if run.method in REFERENCES:
         return True
     if run.value("memory.budget") not in (0, None):
         return run.results.get("memory_bytes") == 0
-    return _keeps_none(run.results["method"], json.dumps(_options(run)))
+    return _keeps_none(run.method, json.dumps(_options(run)))
 
 
 def _options(run: Finished) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def seeded(run: Finished) -> bool:
     """Return whether another seed could have given the run other results."""
     if run.config.get("scenario.order") == "seed":
         return True
-    return _seeded(run.results["method"], json.dumps(_options(run)))
+    return _seeded(run.method, json.dumps(_options(run)))
 
 
 @lru_cache(maxsize=256)
@@ -226,4 +227,4 @@ def shown(value: Any) -> str:
 
 def _short(value: Any) -> str:
     text = shown(value) if not isinstance(value, list) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shortened(text, 40)

@@ -10,6 +10,7 @@ from typing import Any
 
 from everclip.compare.cells import shown_any
 from everclip.errors import UserError
+from everclip.system.text import number_in
 
 Json = dict[str, Any]
 
@@ -29,7 +30,7 @@ def metrics_of(condition: str) -> list[str]:
         UserError: it is no condition.
     """
     _, left, _, right = _parse(condition)
-    return [left] if _number(right) is not None else []
+    return [left] if number_in(right) is not None else []
 
 
 def broken(condition: str, comparison: Json) -> list[str]:
@@ -43,7 +44,7 @@ def broken(condition: str, comparison: Json) -> list[str]:
         UserError: it cannot be read, or it is about no row: a gate never passes unseen.
     """
     wanted, left, sign, right = _parse(condition)
-    limit, first, holds = _number(right), comparison["metrics"][0], _COMPARES[sign]
+    limit, first, holds = number_in(right), comparison["metrics"][0], _COMPARES[sign]
     lines: list[str] = []
     asked = 0
     for section in comparison["sections"]:
@@ -91,10 +92,3 @@ def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
         )
     wanted = {key: value for key, _, value in (word.partition("=") for word in filters)}
     return wanted, match[1], match[2], match[3]
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

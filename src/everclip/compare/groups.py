@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from everclip.compare.cells import order
+from everclip.compare.cells import known, order
 from everclip.compare.comparable import ANY, REFERENCES, excused, seeded, sorted_out, varying, without_memory
-from everclip.config.values import flat
 from everclip.metrics.stats import Interval, interval
-from everclip.runs.finished import Finished, natural
-from everclip.runs.read import Json, RunData
-from everclip.runs.schema import kept
+from everclip.runs.finished import natural
+from everclip.runs.read import RunData
 from everclip.runs.words import fact, plain
 
 _SHOWN = ("seed", "method", "memory.budget", "memory.per_class")
@@ -62,7 +60,7 @@ class Group:
     @cached_property
     def random(self) -> bool:
         """Whether its numbers could depend on the seed."""
-        return any(seeded(_finished(run)) for run in self.finished or self.runs)
+        return any(map(seeded, self.shown))
 
     @cached_property
     def finished(self) -> tuple[RunData, ...]:
@@ -70,7 +68,7 @@ class Group:
         first: dict[Any, RunData] = {}
         for run in self.runs:
             if run.finished:
-                first.setdefault(run.fact("seed"), run)
+                first.setdefault(run.value("seed"), run)
         return tuple(first.values())
 
     @property
@@ -85,8 +83,8 @@ class Group:
 
     def values(self, key: str) -> list[float]:
         """A number of results.json in each finished run that has it."""
-        found = (_number(run.results, key) for run in self.finished)
-        return [float(value) for value in found if value is not None]
+        found = (known(run, key) for run in self.finished)
+        return [value for value in found if value is not None]
 
     def interval(self, key: str) -> Interval | None:
         """Mean and 95 % interval over seeds; None without a finished run that has the number."""
@@ -102,12 +100,12 @@ class Group:
     def matrix(self) -> list[list[float | None]]:
         """R, the mean over the runs shown, as far as all have come."""
         rows = zip(*(run.matrix for run in self.shown), strict=False)
-        return [[_mean(cell) for cell in zip(*row, strict=False)] for row in rows]
+        return [[mean(cell) for cell in zip(*row, strict=False)] for row in rows]
 
     @cached_property
     def seeds(self) -> str:
         """The seeds of all runs in words."""
-        return ", ".join(str(run.fact("seed")) for run in self.runs)
+        return ", ".join(str(run.value("seed")) for run in self.runs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +149,7 @@ class Setting:
     @cached_property
     def zero_shot(self) -> float | None:
         """The pretrained model's accuracy on all test images: the mean over the runs that measured it."""
-        return _mean([run.zero_shot[-1] for run in self.runs if run.zero_shot])
+        return mean([run.zero_shot[-1] for run in self.runs if run.zero_shot])
 
     @cached_property
     def zero_shot_curve(self) -> list[float]:
@@ -166,7 +164,7 @@ class Setting:
     @property
     def frozen_features(self) -> float | None:
         """The frozen features' accuracy on all test images, as far as runs measured it."""
-        return _mean([run.frozen_features[-1] for run in self.runs if run.frozen_features])
+        return mean([run.frozen_features[-1] for run in self.runs if run.frozen_features])
 
     @property
     def joint(self) -> list[Group]:
@@ -185,15 +183,12 @@ def settings(runs: Iterable[RunData]) -> list[Setting]:
     """Sort runs into settings and groups; no run is left out."""
     # Finished runs know all facts, so they go first; what is unknown of another one fits anything.
     ordered = sorted(runs, key=lambda run: (not run.finished, natural(str(run.path))))
-    apart = sorted_out(
-        [_finished(run) for run in ordered], excused("memory.policy")
-    )  # a memory of all is a size here
     found = [
         (
             {key: None if value is ANY else value for key, value in facts.items()},
             [ordered[k] for k in members],
         )
-        for facts, members in apart
+        for facts, members in sorted_out(ordered, excused("memory.policy"))  # a memory of all is a size here
     ]
     grouped = [_groups(members) for _, members in found]
     series = sorted(
@@ -244,20 +239,23 @@ def memory_order(memory: Memory) -> float:
 def _groups(runs: Sequence[RunData]) -> list[Group]:
     """Groups of a setting, without looks: by method, variant and memory."""
     groups: list[Group] = []
-    for method in sorted({_method(run) for run in runs}):
-        members = [run for run in runs if _method(run) == method]
+    for method in sorted({run.method for run in runs}):
+        members = [run for run in runs if run.method == method]
         sizes = [_memory(run) for run in members]
         if _without_memory(method, members):
             sizes = [None] * len(members)
         keys = _distinguishing(members, sizes)
         apart: dict[tuple[Memory, str], list[RunData]] = {}
         for run, memory in zip(members, sizes, strict=True):
-            values = flat(run.config) or run.results
+            values = run.config or run.results
             variant = ", ".join(f"{key.removeprefix('method.')} {plain(values.get(key))}" for key in keys)
             apart.setdefault((memory, variant), []).append(run)
         groups += [
             Group(
-                method, memory, variant, tuple(sorted(inside, key=lambda run: natural(str(run.fact("seed")))))
+                method,
+                memory,
+                variant,
+                tuple(sorted(inside, key=lambda run: natural(str(run.value("seed"))))),
             )
             for (memory, variant), inside in apart.items()
         ]
@@ -268,44 +266,24 @@ def _order(group: Group) -> tuple[Any, ...]:
     return *order(group.method, group.series), memory_order(group.memory)
 
 
-def _method(run: RunData) -> str:
-    return str(run.fact("method") or "unknown method")
-
-
 def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[str]:
     """Keys in which runs of one method and memory size differ; a rate tuned for each size is none of them."""
-    of_size = [
-        [_finished(run) for run, size in zip(runs, sizes, strict=True) if size == one] for one in set(sizes)
-    ]
+    of_size = [[run for run, size in zip(runs, sizes, strict=True) if size == one] for one in set(sizes)]
     return sorted({key for same in of_size for key in varying(same, _SHOWN)})
 
 
 def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
     """Return whether a method keeps no exemplars, whatever its budget, as its finished runs or else its configs say."""
     done = [run for run in runs if run.finished] or runs
-    return method in REFERENCES or all(without_memory(_finished(run)) for run in done)
-
-
-def _finished(run: RunData) -> Finished:
-    """The run as a comparison has it; one that goes on has said no more than its plan."""
-    told = {"tasks": run.tasks, "test_counts": run.test_counts} if run.start else {}
-    plan = {"method": _method(run), "classes": run.classes} | told
-    return Finished(run.path, plan | run.results, flat(run.config))
+    return method in REFERENCES or all(map(without_memory, done))
 
 
 def _memory(run: RunData) -> Memory:
-    quota, budget = run.fact("memory.per_class"), run.fact("memory.budget")
+    quota, budget = run.value("memory.per_class"), run.value("memory.budget")
     if quota is not None and run.classes:
         budget = quota * len(run.classes)
     value = run.results.get("memory_budget", budget)
     return "unknown" if value in (None, "none") else value
-
-
-def _number(results: Json, key: str) -> Any:
-    """A number of results.json; earlier versions did not add up what is kept."""
-    if key == "kept_bytes" and (both := kept(results)) is not None:
-        return sum(both)
-    return results.get(key)
 
 
 def _longest_mean(curves: Sequence[Sequence[float]]) -> list[float]:
@@ -315,6 +293,7 @@ def _longest_mean(curves: Sequence[Sequence[float]]) -> list[float]:
     return [sum(values) / len(values) for values in zip(*(c for c in curves if len(c) == most), strict=True)]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None of nothing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

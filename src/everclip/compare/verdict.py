@@ -96,7 +96,7 @@ def _section(section: Section, metrics: Sequence[str], against: str | None, equa
             "paths": [] if row.recorded else [str(run.path) for run in row.runs.values()],
             "metrics": {metric: _mean(row, metric) for metric in metrics},
             "random": row.random,
-            "kept": _kept(row),
+            "kept": cells.kept_by(row),
             "rank": rival.get(id(row)),
             "test": None,
         }
@@ -114,11 +114,6 @@ def _mean(row: Row, metric: str) -> Json | None:
         return None
     deviation = stdev(values) if len(values) > 1 else None
     return {**interval(values)._asdict(), "std": deviation, "values": values}
-
-
-def _kept(row: Row) -> Json | None:
-    kept = cells.kept_by(row)
-    return None if kept is None else {"image_bytes": kept[0], "state_bytes": kept[1]}
 
 
 def _base(

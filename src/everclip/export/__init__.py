@@ -6,6 +6,11 @@ LINE                                           what the format is, in a few word
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +37,19 @@ class Written:
 
     checked: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what another package prints, logs and warns of; what goes wrong comes as an exception."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def formats() -> list[str]:

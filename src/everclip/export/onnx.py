@@ -12,11 +12,8 @@ softmax(logits) are the probabilities that ``everclip predict`` shows, a fitted 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from torch import Tensor, nn
 
 from everclip._version import __version__
 from everclip.errors import RunError, UserError
-from everclip.export import Written
+from everclip.export import Written, quiet
 from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
@@ -46,7 +43,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         UserError: the packages of the extra ``onnx`` are missing, or the exporter does not know an operation.
         RunError: a probability differs from torch's by more than ``TOLERANCE``.
     """
-    with _needed(), _quiet():
+    with _needed(), quiet():
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401  (the exporter's)
@@ -150,16 +147,3 @@ def _needed() -> Iterator[None]:
         raise UserError(
             f'--format onnx needs the package {error.name}: pip install "everclip[onnx]"'
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter prints, logs and warns of; what goes wrong comes as an exception."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -9,8 +9,6 @@ config.json, tokenizer.json, ...                       of a Hugging Face text to
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from everclip.data.scenario import seen
 from everclip.errors import RunError, UserError
-from everclip.export import Written
+from everclip.export import Written, quiet
 from everclip.inference.model import Deployed, open_model, save
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
@@ -83,15 +81,9 @@ def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 
 @torch.inference_mode()
 def _compare(encoder: Clip, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
     """Largest difference of image and text features between our model and the one that open_clip loads."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-            tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(PROMPTS))
-    finally:
-        logging.disable(level)
+    with quiet():
+        made: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(PROMPTS))
     loaded = made[0].to(encoder.device).eval()
     mean, std = (
         torch.tensor(values, device=encoder.device)[:, None, None] for values in (encoder.mean, encoder.std)

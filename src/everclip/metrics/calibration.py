@@ -17,6 +17,7 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
+from scipy import special
 
 BINS = 15
 """Bins of the expected calibration error."""
@@ -48,9 +49,7 @@ class Calibration(BaseModel):
 
 def probabilities(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[np.ndarray, "n c"]:
     """softmax(logits / temperature), in double precision; a class of logit -inf has probability 0."""
-    scaled = logits.astype(np.float64) / temperature
-    shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return special.softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
 def expected_error(p: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], bins: int = BINS) -> float:
@@ -66,10 +65,8 @@ def likelihood(
     logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], temperature: float = 1.0
 ) -> float:
     """Mean of -log p[truth], in nats; infinite where a true class has logit -inf."""
-    scaled = logits.astype(np.float64) / temperature
-    top = scaled.max(axis=1)
-    total = np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top
-    return float((total - scaled[np.arange(len(scaled)), truth]).mean())
+    logs = special.log_softmax(logits.astype(np.float64) / temperature, axis=1)
+    return -float(logs[np.arange(len(logs)), truth].mean())
 
 
 def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:

@@ -11,8 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from everclip.metrics.distributions import chi_square_upper, range_quantile
-
 
 class Friedman(NamedTuple):
     """Friedman's chi-square statistic, corrected for ties, and its p-value."""
@@ -36,17 +34,16 @@ def mean_ranks(table: Sequence[Sequence[float]], higher_is_better: bool = True) 
 def friedman(table: Sequence[Sequence[float]]) -> Friedman | None:
     """Friedman's test that all columns are alike; None for fewer than three columns or two rows, or all ties."""
     n, k = len(table), len(table[0]) if table else 0
-    if n < 2 or k < 3:
+    if n < 2 or k < 3 or all(len(set(row)) == 1 for row in table):
         return None
-    ties = sum(row.count(value) ** 2 - 1 for row in map(list, table) for value in row)
-    correction = 1 - ties / (n * k * (k * k - 1))
-    if correction == 0:
-        return None
-    spread = sum((rank - (k + 1) / 2) ** 2 for rank in mean_ranks(table))
-    statistic = 12 * n / (k * (k + 1)) * spread / correction
-    return Friedman(statistic, chi_square_upper(statistic, k - 1))
+    from scipy.stats import friedmanchisquare  # takes a second to import
+
+    return Friedman(*map(float, friedmanchisquare(*zip(*table, strict=True))))
 
 
 def critical_difference(columns: int, rows: int, level: float = 0.95) -> float:
     """Nemenyi's: mean ranks of two of ``columns`` methods over ``rows`` blocks differ if they are further apart."""
-    return range_quantile(level, columns) / math.sqrt(2) * math.sqrt(columns * (columns + 1) / (6 * rows))
+    from scipy.stats import studentized_range  # takes a second to import
+
+    width = float(studentized_range.ppf(level, columns, math.inf))
+    return width / math.sqrt(2) * math.sqrt(columns * (columns + 1) / (6 * rows))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from everclip.metrics.distributions import binomial_two_sided, normal_quantile, t_quantile, t_two_sided
+from scipy import special
 
 EXACT = 20
 """Differences up to which all sign flips are counted; above, ``DRAWS`` of them are drawn."""
@@ -47,7 +47,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     mean = math.fsum(values) / n
     if n < LEAST:
         return Interval(mean, None, None, n)
-    half = t_quantile(level, n - 1) * _error(values, mean)
+    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * _error(values, mean)
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -70,7 +70,7 @@ def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95)
     if error <= 1e-12 * max(map(abs, [*first, *second])):
         alike = abs(mean) <= error
         return Paired(mean, low if alike else None, high if alike else None, 1.0 if alike else None, n)
-    return Paired(mean, low, high, t_two_sided(mean / error, n - 1), n)
+    return Paired(mean, low, high, float(2 * special.stdtr(n - 1, -abs(mean) / error)), n)
 
 
 def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
@@ -101,8 +101,8 @@ def mcnemar(first: NDArray[Any], second: NDArray[Any], level: float = 0.95) -> P
     assert len(first) == len(second) > 0
     n, gained, lost = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     total, difference = n + 2, (gained - lost) / (n + 2)
-    half = normal_quantile(level) * math.sqrt(((gained + lost + 1) / total - difference**2) / total)
-    p = binomial_two_sided(gained, gained + lost)
+    half = _normal(level) * math.sqrt(((gained + lost + 1) / total - difference**2) / total)
+    p = min(1.0, float(2 * special.bdtr(min(gained, lost), gained + lost, 0.5)))
     return Paired((gained - lost) / n, max(-1.0, difference - half), min(1.0, difference + half), p, n)
 
 
@@ -115,7 +115,12 @@ def by_chance(first: float, second: float, images: int, level: float = 0.95) -> 
     if not images:
         return 0.0
     shares = [(accuracy * images + 1) / (images + 2) for accuracy in (first, second)]
-    return normal_quantile(level) * math.sqrt(sum(share * (1 - share) for share in shares) / (images + 2))
+    return _normal(level) * math.sqrt(sum(share * (1 - share) for share in shares) / (images + 2))
+
+
+def _normal(level: float) -> float:
+    """The z with ``level`` (in 0..1) of a standard normal variable's probability between -z and z."""
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

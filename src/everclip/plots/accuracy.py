@@ -8,7 +8,7 @@ from typing import Literal, Unpack
 
 from matplotlib.axes import Axes
 
-from everclip.compare.groups import Group, Setting
+from everclip.compare.groups import Group, Setting, mean
 from everclip.metrics.stats import Interval
 from everclip.plots.panels import How, Line, Panel, around, heights, show
 from everclip.plots.runs import Runs, groups_of, name_in, setting_of
@@ -149,16 +149,12 @@ def pretrained(setting: Setting, metric: str) -> dict[str, float]:
     if metric == "last":
         known = {ZERO_SHOT: setting.zero_shot, FROZEN: setting.frozen_features}
     else:
-        known = {name: _mean(curve) for name, curve in _curves(setting).items()}
+        known = {name: mean(curve) for name, curve in _curves(setting).items()}
     return {name: value for name, value in known.items() if value is not None}
 
 
 def _curves(setting: Setting) -> dict[str, list[float]]:
     return {ZERO_SHOT: setting.zero_shot_curve, FROZEN: setting.frozen_curve}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def references(setting: Setting, metric: str, ends: tuple[float, float]) -> list[Line]:

@@ -148,14 +148,8 @@ class ClassMap:
         points = extent(ax)[0]
         beside = ax.inset_axes((1 + 6 / points, 0, (wide - 8) / points, 1))
         box = (0, 2, len(self.classes), 0)
-        shown = {
-            "cmap": colormaps["cividis"],
-            "vmin": 0,
-            "vmax": 1,
-            "interpolation": "none",
-            "aspect": "auto",
-        }
-        beside.imshow(values, extent=box, **shown)
+        shown = {"cmap": colormaps["cividis"], "vmin": 0, "vmax": 1, "interpolation": "none"}
+        beside.imshow(values, extent=box, aspect="auto", **shown)
         beside.axvline(1, color=style.PAGE, linewidth=1)
         beside.set_axis_off()
         return wide
@@ -215,10 +209,7 @@ def class_weights(run: One, ax: Axes | None = None) -> Axes:
     Raises:
         UserError: no class weights were logged.
     """
-    found = weight_map(run_of(run))
-    if found is None:
-        raise nothing("the run has logged no class weights")
-    return found.draw(axes(ax, 9.0, 6.0))
+    return _drawn(weight_map(run_of(run)), ax, "weights")
 
 
 def class_losses(run: One, ax: Axes | None = None) -> Axes:
@@ -229,9 +220,12 @@ def class_losses(run: One, ax: Axes | None = None) -> Axes:
     Raises:
         UserError: no class losses were logged.
     """
-    found = loss_map(run_of(run))
+    return _drawn(loss_map(run_of(run)), ax, "losses")
+
+
+def _drawn(found: ClassMap | None, ax: Axes | None, what: str) -> Axes:
     if found is None:
-        raise nothing("the run has logged no class losses")
+        raise nothing(f"the run has logged no class {what}")
     return found.draw(axes(ax, 9.0, 6.0))
 
 
@@ -306,12 +300,8 @@ def _strip(
     return Panel(lines, (steps[0], steps[-1]), ys, "optimizer step", suffix=suffix, title=title)
 
 
-def _place(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log2(np.maximum(ratio, 2**-_OCTAVES)) / _OCTAVES
-
-
 _WEIGHTS = Scale(
-    place=_place,
+    place=lambda ratio: np.log2(np.maximum(ratio, 2**-_OCTAVES)) / _OCTAVES,
     title="weight / uniform weight",
     ticks=("⅛", "¼", "½", "1", "2", "4", "8"),
     missing="not learned yet",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
+import numpy as np
+
 FONT = 12.0
 """Points of text that is not said to be smaller."""
 
@@ -47,18 +49,11 @@ def spread(wanted: Iterable[float], gap: float, low: float, high: float) -> list
 
     Labels that would collide stand around the mean of where they should be (isotonic regression: least squares).
     """
-    wanted = list(wanted)
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[float, int]] = []  # the mean place, less the gaps before it, of labels that touch
-    for rank, i in enumerate(order):
-        mean, count = wanted[i] - rank * gap, 1
-        while blocks and blocks[-1][0] > mean:
-            before, more = blocks.pop()
-            mean, count = (before * more + mean * count) / (more + count), more + count
-        blocks.append((mean, count))
-    last = high - (len(wanted) - 1) * gap
-    free = [min(max(mean, low), last) for mean, count in blocks for _ in range(count)]
-    placed = [0.0] * len(wanted)
-    for rank, i in enumerate(order):
-        placed[i] = free[rank] + rank * gap
-    return placed
+    from scipy.optimize import isotonic_regression
+
+    places = np.array([*wanted], dtype=np.float64)
+    if not len(places):
+        return []
+    order, gaps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
+    places[order] = np.clip(isotonic_regression(places[order] - gaps).x, low, high - gaps[-1]) + gaps
+    return places.tolist()

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from everclip.compare.groups import Group
 from everclip.plots import style
-from everclip.plots.panels import How, Line, Panel, extent, heights, show, value_range
+from everclip.plots.panels import How, Line, Panel, extent, heights, show, span, value_range
 from everclip.plots.runs import One, Runs, groups_of, name_in, run_of
 from everclip.plots.text import printable, text_width
 from everclip.runs.read import ClassValues, RunData, finite
@@ -59,7 +59,8 @@ def estimators(run: One, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
     """Draw the mean and the largest log u of each batch, the moving averages of the global contrastive loss (how
     strongly the negatives compete with each pair). Raises UserError without any."""
     found = run_of(run)
-    lines = estimator_lines(found)
+    values = estimator_values(found).items()
+    lines = [step_line(found, key.removeprefix("log_u_"), each, k) for k, (key, each) in enumerate(values)]
     panel = steps_panel(found, lines, "log u") if lines else None
     return show(panel, ax, how, "the run has logged no estimators")
 
@@ -140,12 +141,9 @@ def terms_panel(group: Group, title: str = "", looks: dict[str, int] | None = No
 
 def _panel(lines: Sequence[Line], title: str) -> Panel:
     steps = [x for line in lines for x in line.xs]
-    return Panel(lines, _ends(steps), value_range(heights(lines)), "optimizer step", title=title)
-
-
-def _ends(steps: Sequence[float]) -> tuple[float, float]:
-    low, high = min(steps), max(steps)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return Panel(
+        lines, span((min(steps), max(steps))), value_range(heights(lines)), "optimizer step", title=title
+    )
 
 
 def estimator_values(run: RunData) -> dict[str, list[object]]:
@@ -155,12 +153,6 @@ def estimator_values(run: RunData) -> dict[str, list[object]]:
         key: [found.get(key) for found in told] for key in ("log_u_mean", "log_u_max")
     }
     return {key: found for key, found in values.items() if any(map(finite, found))}
-
-
-def estimator_lines(run: RunData) -> list[Line]:
-    """What ``estimators`` draws."""
-    found = estimator_values(run).items()
-    return [step_line(run, key.removeprefix("log_u_"), values, k) for k, (key, values) in enumerate(found)]
 
 
 def step_line(run: RunData, name: str, values: Sequence[object], second: int = 0) -> Line:
@@ -205,8 +197,8 @@ def steps_panel(run: RunData, lines: Sequence[Line], title: str) -> Panel:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     log = bool(values) and len(lines) == 1 and low > 0 and high > 30 * float(np.median(values))
     ys = (low, high) if log else value_range(values or [0.0, 1.0])
-    ends = _ends([int(step["global_step"]) for step in run.steps])
-    return Panel(lines, ends, ys, "optimizer step", log=log, title=title)
+    steps = [int(step["global_step"]) for step in run.steps]
+    return Panel(lines, span((min(steps), max(steps))), ys, "optimizer step", log=log, title=title)
 
 
 def task_borders(run: RunData, ax: Axes, above: float | None = 8.0) -> None:

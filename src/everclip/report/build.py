@@ -51,7 +51,9 @@ def write(report: Report, out: Path, figures: Path | None = None) -> Path:
     whole = None if single else overview.context(report)
     detailed = report.runs if len(report.runs) <= _DETAILED else []
     runs = [one.context(run, f"run{k}") for k, run in enumerate(detailed, 1)]
-    _replace(out, _page(report, whole, runs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Undecodable file names (lone surrogates) are written as escapes instead of failing the report.
+    write_atomic(out, _page(report, whole, runs).encode("utf-8", errors="backslashreplace"))
     if figures is not None:
         named = overview.all_figures(whole) if whole else []
         named += [
@@ -60,12 +62,6 @@ def write(report: Report, out: Path, figures: Path | None = None) -> Path:
         for name, figure in named:
             figure.save(figures, name)
     return out
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Undecodable file names (lone surrogates) are written as escapes instead of failing the report.
-    write_atomic(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def _page(report: Report, whole: Json | None, runs: list[Json]) -> str:

@@ -10,9 +10,14 @@ from typing import Any
 
 from everclip.compare.groups import Group, Setting, settings
 from everclip.errors import UserError
-from everclip.metrics.stats import Interval
 from everclip.runs.find import State, counted, find, not_begun, state
 from everclip.runs.read import RunData, read_run
+
+_NUMBERS = (
+    *("last", "average", "forgetting", "backward_transfer", "forward_transfer"),
+    *("seconds", "memory_bytes", "state_bytes", "kept_bytes"),
+)
+"""Keys of results.json that groups are told by in JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +40,14 @@ class Report:
         return settings(self.runs)
 
     @cached_property
-    def states(self) -> dict[int, State]:
-        """The state of each run, by its id()."""
-        return {id(run): state(run) for run in self.runs}
+    def states(self) -> dict[RunData, State]:
+        """The state of each run."""
+        return {run: state(run) for run in self.runs}
 
     @property
     def named_states(self) -> list[tuple[str, State]]:
         """Every run with its state, those that have not begun last."""
-        return [*((run.name, self.states[id(run)]) for run in self.runs), *self.not_begun]
+        return [*((run.name, self.states[run]) for run in self.runs), *self.not_begun]
 
     @property
     def status(self) -> str:
@@ -56,8 +61,8 @@ class Report:
             "runs": [
                 {
                     "path": str(run.path),
-                    "state": self.states[id(run)].kind,
-                    "about": self.states[id(run)].words,
+                    "state": self.states[run].kind,
+                    "about": self.states[run].words,
                     "accuracy_after_stage": run.accuracy,
                 }
                 for run in self.runs
@@ -100,26 +105,12 @@ def _setting(setting: Setting) -> dict[str, Any]:
 
 
 def _group(group: Group) -> dict[str, Any]:
-    keys = (
-        "last",
-        "average",
-        "forgetting",
-        "backward_transfer",
-        "forward_transfer",
-        "seconds",
-        "memory_bytes",
-        "state_bytes",
-        "kept_bytes",
-    )
+    spans = {key: group.interval(key) for key in _NUMBERS}
     return {
         "method": group.method,
         "variant": group.variant,
         "memory": group.memory,
         "runs": [str(run.path) for run in group.runs],
-        "seeds": [run.fact("seed") for run in group.finished],
-        **{key: _interval(group.interval(key)) for key in keys},
+        "seeds": [run.value("seed") for run in group.finished],
+        **{key: None if span is None else span._asdict() for key, span in spans.items()},
     }
-
-
-def _interval(span: Interval | None) -> dict[str, Any] | None:
-    return None if span is None else span._asdict()

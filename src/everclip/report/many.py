@@ -8,7 +8,18 @@ from typing import Any
 
 from everclip.compare.groups import Group, Memory, Setting
 from everclip.metrics.stats import LEAST, Interval, by_chance, interval, paired
-from everclip.report.tables import Cell, Table, amount, change, mean, table, words
+from everclip.report.tables import (
+    CONFUSION,
+    Cell,
+    Table,
+    amount,
+    change,
+    confusion_cells,
+    group_cells,
+    mean,
+    table,
+    words,
+)
 from everclip.runs.predictions import (
     calibration_error,
     confusions,
@@ -26,26 +37,23 @@ _MOST_PAIRS = 8  # confusions shown of a group
 
 def verdict(setting: Setting) -> list[str]:
     """The result in sentences: the best group, and at each memory size how sure the first place is."""
-    ranked = sorted((g for g in setting.every if not g.reference and g.finished), key=_last, reverse=True)
+    ranked = sorted((g for g in setting.every if not g.reference and g.finished), key=last_mean, reverse=True)
     if not ranked:
         done = [f"{g.label}: {len(g.curve)} of {len(setting.tasks)} tasks" for g in setting.every if g.curve]
         some = any(group.finished for group in setting.every)
         return ["No run but references has finished." if some else "No run of it has finished.", *done]
     best, span = ranked[0], ranked[0].interval("last")
     assert span is not None
-    line = f"{_title(setting)}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
+    title = "Best" if all(run.finished for run in setting.runs) else "Best so far"
+    line = f"{title}: {best.label}, {percent(span.mean)} after the last task ({_sure(span)})"
     bases = [] if setting.zero_shot is None else [("zero-shot", setting.zero_shot)]
-    bases += [(f"{group.label} training", _last(group)) for group in setting.joint]
+    bases += [(f"{group.label} training", last_mean(group)) for group in setting.joint]
     images = setting.test_images
     beside = [_beside(span.mean, value, name, images) for name, value in bases]
     return [
         "; ".join([line, *beside]) + ".",
         *(text for size in setting.memories if (text := _first_place(ranked, size))),
     ]
-
-
-def _title(setting: Setting) -> str:
-    return "Best" if all(run.finished for run in setting.runs) else "Best so far"
 
 
 def _beside(last: float, base: float, name: str, images: int) -> str:
@@ -67,9 +75,9 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
     here = [group for group in ranked if group.memory in (size, None)]
     if len(here) < 2:
         return ""
-    first, second = ({run.fact("seed"): run.results["last"] for run in group.finished} for group in here[:2])
+    first, second = ({run.value("seed"): run.results["last"] for run in group.finished} for group in here[:2])
     both = [seed for seed in first if seed in second]
-    names = [f"{group.series} {percent(_last(group))}" for group in here[:2]]
+    names = [f"{group.series} {percent(last_mean(group))}" for group in here[:2]]
     start = f"Memory {size}: {names[0]}, then {names[1]}"
     if not both:
         return f"{start}; no seed is common to both."
@@ -88,7 +96,8 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
     )
 
 
-def _last(group: Group) -> float:
+def last_mean(group: Group) -> float:
+    """Its last accuracy, the mean over seeds; -1 without any, for sorting."""
     span = group.interval("last")
     return -1.0 if span is None else span.mean
 
@@ -97,12 +106,6 @@ def _sure(span: Interval) -> str:
     if span.low is None or span.high is None:
         return several(span.n, "seed")
     return f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))}, {several(span.n, 'seed')}"
-
-
-def _name(group: Group) -> list[Cell]:
-    memory = group.memory
-    known = memory if isinstance(memory, int) else None  # "all" comes last, as what is unknown does
-    return [words(group.series), Cell("–" if memory is None else str(memory), known)]
 
 
 def _trained(group: Group, key: str) -> Interval | None:
@@ -119,14 +122,14 @@ def _less(span: Interval | None, base: float | None, setting: Setting) -> Cell:
 
 def result_table(setting: Setting) -> Table:
     """Mean and interval of each group."""
-    joint = max((_last(group) for group in setting.joint), default=None)
+    joint = max((last_mean(group) for group in setting.joint), default=None)
     rows: list[list[Cell]] = []
     for group in setting.every:
         last = _trained(group, "last")
         seeds, runs = len(group.finished), len(group.runs) - len(group.repeated)
         rows.append(
             [
-                *_name(group),
+                *group_cells(group),
                 Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds)
                 if group.random
                 else Cell("any", seeds, "nothing in it is random: every seed gives the same"),
@@ -140,22 +143,8 @@ def result_table(setting: Setting) -> Table:
             ]
         )
     if setting.zero_shot is not None and not any(group.method == "zero_shot" for group in setting.every):
-        blank = Cell("–")
-        level = amount(setting.zero_shot, "share")
-        rows.append(
-            [
-                words("zero-shot (recorded by each run)"),
-                blank,
-                blank,
-                level,
-                blank,
-                blank,
-                blank,
-                blank,
-                blank,
-                blank,
-            ]
-        )
+        name, level = words("zero-shot (recorded by each run)"), amount(setting.zero_shot, "share")
+        rows.append([name, *[Cell("–")] * 2, level, *[Cell("–")] * 6])
     columns = ["method", "memory", "seeds", "last, %", "average, %", "last − zero-shot", "last − joint"]
     columns += ["forgetting", "backward transfer", "kept: images + state"]
     return _table(setting, "results", columns, rows)
@@ -176,12 +165,12 @@ def retention_table(setting: Setting) -> Table:
     for group in setting.every:
         if not group.finished:
             continue
-        lost = [_below(run) for run in group.finished]
+        lost = [below(run) for run in group.finished]
         found = [one for run in group.finished if (one := predictions(run)) is not None]
         bins = [inside for one in found if (inside := reliability([one]))]
         rows.append(
             [
-                *_name(group),
+                *group_cells(group),
                 mean(_interval(share for share, _ in lost), "share"),
                 mean(_interval(depth for _, depth in lost), "points"),
                 mean(group.interval("forward_transfer"), "points"),
@@ -194,11 +183,11 @@ def retention_table(setting: Setting) -> Table:
     return _table(setting, "retention", [*columns, "surest half right, %", "ECE, %", "too sure by"], rows)
 
 
-def _below(run: RunData) -> tuple[float, float | None]:
+def below(run: RunData) -> tuple[float, float | None]:
     """Fraction of classes that end below zero-shot, and by how much on average (negative); None where there is none."""
     gaps = [row["last"] - row["zero_shot"] for row in run.results["per_class"] if row["last"] is not None]
-    below = [gap for gap in gaps if gap < 0]
-    return len(below) / len(gaps), sum(below) / len(below) if below else None
+    lower = [gap for gap in gaps if gap < 0]
+    return len(lower) / len(gaps), sum(lower) / len(lower) if lower else None
 
 
 def _interval(values: Iterable[float | None]) -> Interval | None:
@@ -224,7 +213,9 @@ def cost_table(setting: Setting) -> Table:
     for group in setting.every:
         if group.finished:
             spans = [(group.interval(key), kind) for key, (_, kind) in kinds.items()]
-            rows.append([*_name(group), *(amount(span.mean if span else None, kind) for span, kind in spans)])
+            rows.append(
+                [*group_cells(group), *(amount(span.mean if span else None, kind) for span, kind in spans)]
+            )
     return _table(setting, "cost", ["method", "memory", *(name for name, _ in kinds.values())], rows)
 
 
@@ -276,23 +267,10 @@ def confusion_table(setting: Setting) -> Table | None:
     rows: list[list[Cell]] = []
     for group in setting.every:
         for run in islice((run for run in group.finished if confusions(run)), 1):
-            for pair in confusions(run)[:_MOST_PAIRS]:
-                tasks = [run.class_task.get(name, 0) + 1 for name in (pair.true, pair.taken)]
-                rows.append(
-                    [
-                        words(group.label),
-                        words(pair.true),
-                        Cell(str(tasks[0]), tasks[0]),
-                        words(pair.taken),
-                        Cell(str(tasks[1]), tasks[1]),
-                        Cell(f"{pair.images} of {pair.of}", pair.images / pair.of),
-                    ]
-                )
-    columns = ["group", "class", "its task", "taken for", "task of that", "test images"]
-    return _table(setting, "confusions", columns, rows) if rows else None
-
-
-_TEXTS = {"method", "group", "class", "taken for"}
+            rows += [
+                [words(group.label), *confusion_cells(run, pair)] for pair in confusions(run)[:_MOST_PAIRS]
+            ]
+    return _table(setting, "confusions", ["group", *CONFUSION], rows) if rows else None
 
 
 def _table(
@@ -302,5 +280,4 @@ def _table(
     rows: Sequence[Sequence[Cell]],
     sorted_by: int | None = None,
 ) -> Table:
-    kinds = [(name, "text" if name in _TEXTS else "number") for name in columns]
-    return table(f"{setting.ident}-{key}", kinds, rows, sorted_by)
+    return table(f"{setting.ident}-{key}", columns, rows, sorted_by)

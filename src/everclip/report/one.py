@@ -8,17 +8,11 @@ from everclip.compare.groups import settings
 from everclip.report.figure import csv_address
 from everclip.report.many_figures import sure
 from everclip.report.map_figures import old_images
-from everclip.report.provenance import command, nested
+from everclip.report.provenance import command, environment
 from everclip.report.run_figures import figures
-from everclip.report.tables import Cell, Table, table, words
+from everclip.report.tables import CONFUSION, Table, confusion_cells, table
 from everclip.report.tuning import run_table
-from everclip.runs.predictions import (
-    calibration_error,
-    confusions,
-    overconfidence,
-    predictions,
-    reliability,
-)
+from everclip.runs.predictions import calibration_error, confusions, overconfidence, predictions, reliability
 from everclip.runs.read import Json, RunData
 from everclip.runs.schema import beside_frozen, kept
 from everclip.runs.words import duration, headline, noise, percent, points, size
@@ -31,16 +25,18 @@ def context(run: RunData, prefix: str) -> Json:
     """All that the template shows of one run; ``prefix`` keeps the ids of several runs apart."""
     per_class = _per_class(run)
     drawn = figures(run, prefix)
-    method = str(run.fact("method") or "run")
+    method = str(run.value("method") or "run")
     more = [old_images([(method, [run])], prefix), *sure([("", settings([run])[0].every)], prefix)]
     drawn |= {figure.key: figure for figure in more if figure is not None}
     return {
         "prefix": prefix,
         "run": run,
         "subject": [
-            str(run.fact(key)) for key in ("method", "data", "model", "scenario") if run.fact(key) is not None
+            str(run.value(key))
+            for key in ("method", "data", "model", "scenario.kind")
+            if run.value(key) is not None
         ],
-        "seed": run.fact("seed"),
+        "seed": run.value("seed"),
         "verdict": _beside_frozen(run, _verdict(run)),
         "tiles": _tiles(run),
         "figures": drawn,
@@ -60,8 +56,8 @@ def context(run: RunData, prefix: str) -> Json:
         "cost": _cost(run),
         "command": command(run),
         "tuning": run_table(run, prefix),
-        "order": _order(run),
-        "environment": list(nested(run.environment)),
+        "order": run.order,
+        "environment": environment(run).items(),
     }
 
 
@@ -77,10 +73,6 @@ def _forgetting(run: RunData) -> float | None:
         return run.results["forgetting"]
     known = [value for value in run.forgetting if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _average(run: RunData) -> float:
-    return run.results.get("average", sum(run.accuracy) / len(run.accuracy))
 
 
 def _verdict(run: RunData) -> Json:
@@ -144,15 +136,21 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     now = " accuracy" if run.finished else " so far"
     last, base, memory = run.accuracy[-1], _zero_shot_now(run), run.stages[-1]["memory"] if run.stages else {}
     gap = None if base is None else last - base
+    average = run.results.get("average", sum(run.accuracy) / len(run.accuracy))
+    frozen = run.frozen_features[len(run.accuracy) - 1] if run.frozen_features else None
     held = run.results.get("memory_bytes", memory.get("bytes"))
     state = run.results.get("state_bytes", memory.get("state_bytes", 0))
     count = memory.get("count")
     seconds = run.results.get("seconds", sum(stage["seconds"] for stage in run.stages))
     return [
         (f"last{now}", percent(last), "on all classes learned"),
-        (f"average{now}", percent(_average(run)), "mean over the tasks"),
+        (f"average{now}", percent(average), "mean over the tasks"),
         ("zero-shot", percent(base), "pretrained model, same test images"),
-        *_frozen_tile(run),
+        *(
+            [("frozen features", percent(frozen), "closed form, trains nothing")]
+            if frozen is not None
+            else []
+        ),
         ("difference", f"{points(gap)}", "points, last − zero-shot"),
         (
             "forgetting",
@@ -166,13 +164,6 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         ),
         ("time", duration(seconds), f"{seconds:.1f} seconds"),
     ]
-
-
-def _frozen_tile(run: RunData) -> list[tuple[str, str, str]]:
-    if not run.frozen_features:
-        return []
-    level = run.frozen_features[len(run.accuracy) - 1]
-    return [("frozen features", percent(level), "closed form, trains nothing")]
 
 
 def _per_class(run: RunData) -> list[Json]:
@@ -209,10 +200,8 @@ def _stages(run: RunData) -> list[Json]:
 
 def _cost(run: RunData) -> list[tuple[str, str, str]]:
     """(what, value, exact value); from the log alone where the run has not finished."""
-    results, rates = (
-        run.results,
-        [step["images_per_second"] for step in run.steps if "images_per_second" in step],
-    )
+    results = run.results
+    rates = [step["images_per_second"] for step in run.steps if "images_per_second" in step]
     speed = results.get("images_per_second", sum(rates) / len(rates) if rates else None)
     rows: list[tuple[str, Any, str]] = [
         ("time", results.get("seconds", sum(stage["seconds"] for stage in run.stages) or None), "duration"),
@@ -241,24 +230,8 @@ def _confusions(run: RunData, prefix: str) -> Table | None:
     pairs = confusions(run)
     if not pairs:
         return None
-    rows = [
-        [
-            words(pair.true),
-            _task(run, pair.true),
-            words(pair.taken),
-            _task(run, pair.taken),
-            Cell(f"{pair.images} of {pair.of}", pair.images / pair.of),
-        ]
-        for pair in pairs[:_MOST_PAIRS]
-    ]
-    columns = ["class", "its task", "taken for", "task of that", "test images"]
-    kinds = [(name, "text" if name in ("class", "taken for") else "number") for name in columns]
-    return table(f"{prefix}-confusions", kinds, rows)
-
-
-def _task(run: RunData, name: str) -> Cell:
-    task = run.class_task.get(name, 0) + 1
-    return Cell(str(task), task)
+    rows = [confusion_cells(run, pair) for pair in pairs[:_MOST_PAIRS]]
+    return table(f"{prefix}-confusions", CONFUSION, rows)
 
 
 def _retention(run: RunData, per_class: list[Json]) -> list[str]:
@@ -287,11 +260,3 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
             f" error, {len(bins)} bins): it is too {'sure' if over > 0 else 'unsure'} by {abs(100 * over):.1f} points."
         )
     return lines
-
-
-def _order(run: RunData) -> list[tuple[str, list[str]]]:
-    """Classes by the task that teaches them, in the order learned."""
-    return [
-        (task, [name for name in run.classes if run.class_task.get(name) == t])
-        for t, task in enumerate(run.tasks)
-    ]

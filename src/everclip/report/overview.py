@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from everclip.compare.groups import Group, Setting, differing
+from everclip.compare.groups import Setting, differing
 from everclip.report import many, many_figures, map_figures, provenance, run_figures
 from everclip.report.collect import Report
 from everclip.report.figure import Figure
@@ -17,6 +17,7 @@ from everclip.runs.words import fact
 
 _MAPPED = 2
 """Settings with a map of class weights, which weighs nearly as much as all else of one."""
+_ONE_OF_SEVERAL = " One run of several that have class weights; a report of another run alone shows its own."
 
 
 def context(report: Report) -> Json:
@@ -144,26 +145,14 @@ def _weights(setting: Setting) -> Figure | None:
     ]
     if not groups:
         return None
-    best = max(groups, key=_rank)
+    best = max(groups, key=many.last_mean)
     run = next(run for run in best.shown if run.class_weights)
     figure = run_figures.weights(run, setting.ident)
     assert figure is not None
     others = len(groups) > 1 or len(best.shown) > 1
     return replace(
-        figure,
-        title=f"{figure.title}: {run.name}",
-        caption=figure.caption
-        + (
-            " One run of several that have class weights; a report of another run alone shows its own."
-            if others
-            else ""
-        ),
+        figure, title=f"{figure.title}: {run.name}", caption=figure.caption + _ONE_OF_SEVERAL * others
     )
-
-
-def _rank(group: Group) -> float:
-    span = group.interval("last")
-    return span.mean if span is not None else -1.0
 
 
 def _order(setting: Setting) -> list[dict[str, Any]]:
@@ -171,11 +160,8 @@ def _order(setting: Setting) -> list[dict[str, Any]]:
     orders: dict[tuple[tuple[str, tuple[str, ...]], ...], list[RunData]] = {}
     for run in setting.runs:
         if run.classes:
-            tasks = tuple(
-                (task, tuple(name for name in run.classes if run.class_task.get(name) == t))
-                for t, task in enumerate(run.tasks)
-            )
-            orders.setdefault(tasks, []).append(run)
+            order = tuple((task, tuple(names)) for task, names in run.order)
+            orders.setdefault(order, []).append(run)
     return [
         {"tasks": [task for task in tasks if task[1]], "runs": len(runs), "first": runs[0].name}
         for tasks, runs in orders.items()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from everclip.compare.groups import Group, Setting
-from everclip.config.values import flat
+from everclip.config.values import dotted
 from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.runs.find import State
 from everclip.runs.read import RunData
 from everclip.runs.words import fact, plain
+from everclip.system.text import shortened
 
 
 def command(run: RunData) -> str:
@@ -23,13 +23,10 @@ def command(run: RunData) -> str:
     return shlex.join(parts)
 
 
-def nested(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested JSON as (dotted key, text)."""
-    if isinstance(value, dict):
-        for key, inside in value.items():
-            yield from nested(inside, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def environment(run: RunData) -> dict[str, str]:
+    """Versions and machine of a run, each in a text."""
+    told = dotted(run.environment)
+    return {key: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in told.items()}
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,13 @@ def configs(settings: Sequence[Setting]) -> Shared:
 
 def environments(settings: Sequence[Setting]) -> Shared:
     """Versions and machines of all runs."""
-    return _shared("environments", settings, lambda run: dict(nested(run.environment)))
+    return _shared("environments", settings, environment)
 
 
 def _options(run: RunData) -> dict[str, str]:
     told = ("seed", "out", "method", "memory.budget", "memory.per_class")  # by the names of groups
-    known = {key: value for key, value in flat(run.config).items() if key not in told}
-    method = run.fact("method")
+    known = {key: value for key, value in run.config.items() if key not in told}
+    method = run.value("method")
     return {
         f"{key} ({method})" if key.startswith("method.") else key: plain(value)
         for key, value in known.items()
@@ -61,9 +58,7 @@ def _options(run: RunData) -> dict[str, str]:
 
 
 def _shared(
-    key: str,
-    settings: Sequence[Setting],
-    values_of: Callable[[RunData], Mapping[str, str]],
+    key: str, settings: Sequence[Setting], values_of: Callable[[RunData], Mapping[str, str]]
 ) -> Shared:
     whose: dict[str, dict[str, list[tuple[Group, RunData]]]] = {}
     runs = [(group, run) for setting in settings for group in setting.every for run in group.runs]
@@ -77,30 +72,29 @@ def _shared(
         if len(values) > 1
         for value, owners in values.items()
     ]
-    heads = [("key", "text"), ("value", "text"), ("runs", "text")]
-    return Shared(alike, table(key, heads, rows) if rows else None)
+    return Shared(alike, table(key, ["key", "value", "runs"], rows) if rows else None)
 
 
 def _those(owners: Sequence[tuple[Group, RunData]], runs: Sequence[tuple[Group, RunData]]) -> str:
     """Runs in few words: whole groups by their label, the others by name."""
-    held = {id(run) for _, run in owners}
+    held = {run for _, run in owners}
     parts: list[str] = []
     for group in dict.fromkeys(group for group, _ in owners):
-        if all(id(run) in held for run in group.runs):
+        if held.issuperset(group.runs):
             parts.append(group.label)
         else:
-            parts += [run.name for run in group.runs if id(run) in held]
+            parts += [run.name for run in group.runs if run in held]
     return "; ".join(dict.fromkeys(parts))
 
 
-def run_table(settings: Sequence[Setting], states: Mapping[int, State]) -> Table:
-    """Every run by name, with its state and numbers; none is dropped. ``states`` goes by the id() of a run."""
+def run_table(settings: Sequence[Setting], states: Mapping[RunData, State]) -> Table:
+    """Every run by name, with its state and numbers; none is dropped."""
     rows: list[list[Cell]] = []
     for setting in settings:
         for group in setting.every:
             for run in group.runs:
-                seed, done = run.fact("seed"), run.accuracy
-                first = next((r.name for r in group.finished if r.fact("seed") == seed), "")
+                seed, done = run.value("seed"), run.accuracy
+                first = next((r.name for r in group.finished if r.value("seed") == seed), "")
                 repeats = f"repeats {first}: left out" if run in group.repeated else ""
                 rows.append(
                     [
@@ -109,15 +103,14 @@ def run_table(settings: Sequence[Setting], states: Mapping[int, State]) -> Table
                         words(group.series),
                         words("–" if group.memory is None else group.memory),
                         Cell(str(seed), seed if isinstance(seed, int) else None),
-                        words(repeats or states[id(run)].words),
+                        words(repeats or states[run].words),
                         amount(done[-1] if done else None, "share"),
                         amount(run.results.get("average"), "share"),
                         Cell(str(run.results.get("finished", "–"))[:16].replace("T", " "), class_="nowrap"),
                     ]
                 )
     heads = ["run", "setting", "method", "memory", "seed", "state", "accuracy, %", "average, %", "finished"]
-    numbers = {"seed", "accuracy, %", "average, %"}
-    return table("runs", [(head, "number" if head in numbers else "text") for head in heads], rows)
+    return table("runs", heads, rows)
 
 
 def setting_table(settings: Sequence[Setting]) -> Table | None:
@@ -127,13 +120,8 @@ def setting_table(settings: Sequence[Setting]) -> Table | None:
     rows = [
         [
             words(key.replace("_", " ")),
-            *(words(_short(fact(key, setting.facts.get(key)))) for setting in settings),
+            *(words(shortened(fact(key, setting.facts.get(key)), 60)) for setting in settings),
         ]
         for key in dict.fromkeys(key for setting in settings for key in setting.facts)
     ]
-    heads = [("fact", "text"), *((setting.name, "text") for setting in settings)]
-    return table("settings", heads, rows)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
+    return table("settings", ["fact", *(setting.name for setting in settings)], rows)

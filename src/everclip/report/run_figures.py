@@ -38,7 +38,7 @@ def _accuracy(run: RunData, prefix: str) -> Figure | None:
         return None
     panel = stages_panel(setting, setting.every)
     assert panel is not None
-    method, bases = str(run.fact("method") or "run"), {ZERO_SHOT: run.zero_shot, FROZEN: run.frozen_features}
+    method, bases = str(run.value("method") or "run"), {ZERO_SHOT: run.zero_shot, FROZEN: run.frozen_features}
     bases = {name: values for name, values in bases.items() if values}
     counts = [list(run.class_task.values()).count(t) for t in range(len(run.tasks))]
     seen, last = [sum(counts[: t + 1]) for t in range(len(run.tasks))], len(run.accuracy) - 1

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from everclip.compare.groups import Group
 from everclip.metrics.stats import Interval
 from everclip.report.figure import csv_address
+from everclip.runs.predictions import Confusion
+from everclip.runs.read import RunData
 from everclip.runs.words import SHOW, share
 
 
@@ -46,29 +49,28 @@ class Table:
 
 
 def table(
-    key: str,
-    columns: Sequence[tuple[str, str]],
-    rows: Iterable[Sequence[Cell]],
-    sorted_by: int | None = None,
+    key: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], sorted_by: int | None = None
 ) -> Table:
     """A table whose CSV file has what is shown, numbers in full and intervals by their ends.
 
-    Columns that say nothing of any row are left out.
+    Columns that say nothing of any row are left out; those in which a row has a value are of numbers.
     """
     rows = list(rows)
     kept = [k for k, _ in enumerate(columns) if any(row[k].text != "–" for row in rows)]
-    columns, rows = [columns[k] for k in kept], [[row[k] for k in kept] for row in rows]
-    spans = [any(row[k].span is not None for row in rows) for k in range(len(columns))]
+    rows = [[row[k] for k in kept] for row in rows]
+    spans = [any(cell.span is not None for cell in column) for column in zip(*rows, strict=True)]
+    numbers = [any(cell.value is not None for cell in column) for column in zip(*rows, strict=True)]
     heads = [
-        [name, f"{name}: low", f"{name}: high"] if span else [name]
-        for (name, _), span in zip(columns, spans, strict=True)
+        part
+        for k, span in zip(kept, spans, strict=True)
+        for part in ([columns[k], f"{columns[k]}: low", f"{columns[k]}: high"] if span else [columns[k]])
     ]
-    numbers = [
-        [v for cell, span in zip(row, spans, strict=True) for v in _values(cell, span)] for row in rows
-    ]
-    return Table(
-        key, columns, rows, csv_address([name for head in heads for name in head], numbers), sorted_by
+    csv = csv_address(
+        heads,
+        [[v for cell, span in zip(row, spans, strict=True) for v in _values(cell, span)] for row in rows],
     )
+    kinds = [(columns[k], "number" if number else "text") for k, number in zip(kept, numbers, strict=True)]
+    return Table(key, kinds, rows, csv, sorted_by)
 
 
 def _values(cell: Cell, span: bool) -> list[object]:
@@ -82,6 +84,24 @@ def _values(cell: Cell, span: bool) -> list[object]:
 def words(text: object) -> Cell:
     """A cell of text."""
     return Cell(str(text))
+
+
+def group_cells(group: Group) -> list[Cell]:
+    """A group's method and memory size."""
+    memory = group.memory
+    known = memory if isinstance(memory, int) else None  # "all" comes last, as what is unknown does
+    return [words(group.series), Cell("–" if memory is None else str(memory), known)]
+
+
+def confusion_cells(run: RunData, pair: Confusion) -> list[Cell]:
+    """Two classes with their tasks, and how often the first was taken for the second."""
+    tasks = [run.class_task.get(name, 0) + 1 for name in (pair.true, pair.taken)]
+    true, taken = ([words(name), Cell(str(t), t)] for name, t in zip(pair[:2], tasks, strict=True))
+    return [*true, *taken, Cell(f"{pair.images} of {pair.of}", pair.images / pair.of)]
+
+
+CONFUSION = ("class", "its task", "taken for", "task of that", "test images")
+"""The columns of ``confusion_cells``."""
 
 
 def amount(value: float | None, kind: str, class_: str = "") -> Cell:

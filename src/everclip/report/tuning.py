@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from everclip.compare.groups import Group, Setting
-from everclip.config.values import flat
-from everclip.report.tables import Cell, Table, table, words
+from everclip.report.tables import Cell, Table, group_cells, table, words
 from everclip.runs.read import RunData
 from everclip.runs.words import plain
+from everclip.system.text import number_in
 
+_COLUMNS = ("trials", "key", "grid: score in %", "chosen", "at an edge")
 _KEY = re.compile(r"([\w.]+) (.+)")
 _VALUE = re.compile(r"(.+?): (-|\d\.\d+)(?:, |$)")
 _TRIALS = re.compile(r", (\d+) of (\d+) trials")
@@ -41,43 +42,36 @@ def searched(text: str | None) -> Searched | None:
 def tuning_table(settings: Iterable[Setting]) -> Table | None:
     """A row for each key of each search; None where nothing was tuned."""
     rows: list[list[Cell]] = []
-    several = [(setting, group) for setting in settings for group in setting.every]
-    for setting, group in several:
-        for run in _first(group):
-            rows += _rows(run, [words(setting.name), words(group.series), _memory(group)])
-    columns = ["data", "method", "memory", "trials", "key", "grid: score in %", "chosen", "at an edge"]
-    kinds = [(name, "number" if name == "memory" else "text") for name in columns]
-    return table("tuning", kinds, rows) if rows else None
+    for setting in settings:
+        for group in setting.every:
+            for run in _first(group):
+                rows += _rows(run, [words(setting.name), *group_cells(group)])
+    return table("tuning", ["data", "method", "memory", *_COLUMNS], rows) if rows else None
 
 
 def run_table(run: RunData, prefix: str) -> Table | None:
     """The same for one run."""
     rows = _rows(run, [])
-    columns = ["trials", "key", "grid: score in %", "chosen", "at an edge"]
-    return table(f"{prefix}-tuning", [(name, "text") for name in columns], rows) if rows else None
+    return table(f"{prefix}-tuning", _COLUMNS, rows) if rows else None
 
 
 def _first(group: Group) -> list[RunData]:
     """A run of each search that runs of the group are from; seeds mostly share one."""
     known: dict[str, RunData] = {}
     for run in group.runs:
-        known.setdefault(str(run.fact("tuned_on")), run)
+        known.setdefault(str(run.value("tuned_on")), run)
     return list(known.values())
 
 
-def _memory(group: Group) -> Cell:
-    return Cell("–" if group.memory is None else str(group.memory))
-
-
 def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
-    found = searched(run.fact("tuned_on"))
-    config = flat(run.config)
+    found = searched(run.value("tuned_on"))
+    config = run.config
     rows: list[list[Cell]] = []
     for key, scores in found.tried.items() if found else ():
         grid = [f"{value}: {'not finite' if s is None else f'{100 * s:.1f}'}" for value, s in scores.items()]
         chosen = next((value for value in scores if _same(value, config.get(key))), None)
         edge = chosen is not None and len(scores) > 1 and chosen in (next(iter(scores)), [*scores][-1])
-        marked = "yes" if edge and _number(chosen) not in (None, 0.0) else ""
+        marked = "yes" if edge and number_in(chosen or "") not in (None, 0.0) else ""
         shown = [words(found.trials if found and found.trials else "–"), words(key), words(", ".join(grid))]
         rows.append([*name, *shown, words(chosen or plain(config.get(key))), words(marked)])
     return rows
@@ -85,14 +79,7 @@ def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
 
 def _same(word: str, value: object) -> bool:
     """Return whether a word of the command line is a value of config.toml."""
-    number = _number(word)
+    number = number_in(word)
     if number is not None and isinstance(value, int | float) and not isinstance(value, bool):
         return abs(number - value) <= 1e-9 * abs(number)
     return word == plain(value)
-
-
-def _number(word: str | None) -> float | None:
-    try:
-        return None if word is None else float(word)
-    except ValueError:
-        return None

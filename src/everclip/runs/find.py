@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import socket
@@ -11,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from everclip.runs.finished import natural
-from everclip.runs.read import RunData
+from everclip.runs.finished import Finished, natural, read
+from everclip.runs.read import RunData, is_run, no_run
 from everclip.runs.words import several
 from everclip.system.reading import Unreadable, open_regular, read_json, read_text
 
+log = logging.getLogger("everclip")
+
+Place = str | os.PathLike[str]
 Kind = Literal["finished", "running", "stopped", "failed", "waiting"]
-_FILES = ("results.json", "metrics.jsonl", "config.toml")
 _OF_A_SWEEP = {"sweep.json", "logs", "tune"}
 _TAIL = 100_000
 """Bytes at the end of a log that are looked at."""
@@ -35,33 +38,67 @@ class Found:
     """The runs that paths, folders and patterns name.
 
     Args:
-        runs: run directories, finished or not, each once.
-        skipped: a line for each path that is no run.
+        known: run directories, finished or not, by where they really are.
+        nothing: a line for each pattern that matches nothing.
+        others: paths that are no run.
         sweeps: folders of sweeps that were named as a whole.
     """
 
-    runs: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    known: dict[Path, Path] = field(default_factory=dict)
+    nothing: list[str] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
     sweeps: list[Path] = field(default_factory=list)
 
+    @property
+    def runs(self) -> list[Path]:
+        """The run directories, each once."""
+        return [*self.known.values()]
 
-def find(paths: Iterable[str | os.PathLike[str]]) -> Found:
+    @property
+    def skipped(self) -> list[str]:
+        """A line for each path that is no run."""
+        return [*self.nothing, *map(no_run, self.others)]
+
+
+def find(paths: Iterable[Place]) -> Found:
     """Run directories, the runs inside of folders, and what patterns such as ``"runs/*"`` match."""
     found = Found()
     for given in paths:
         path = os.path.expanduser(os.fspath(given))
         matches = sorted(glob.glob(path), key=natural) if glob.has_magic(path) else [path]
         if not matches:
-            found.skipped.append(f'"{path}" matches nothing')
+            found.nothing.append(f'"{path}" matches nothing')
         for match in matches:
             _take(Path(match), found)
     return found
 
 
+def find_runs(paths: Iterable[Place]) -> list[Finished]:
+    """The finished runs that paths, folders and patterns name, each once, sorted by path (numbers as numbers).
+
+    Raises:
+        UserError: a results.json or config.toml cannot be read.
+    """
+    found = find(paths)
+    finished = {path: (path / "results.json").is_file() for path in found.runs}
+    open_ = [path for path, done in finished.items() if not done]
+    for line in found.nothing:
+        log.warning("%s", line)
+    if open_:
+        log.warning("not finished, left out: %d of %d runs, %s", len(open_), len(found.runs), _some(open_))
+    if found.others:
+        log.warning("no run, left out: %s", _some(found.others))
+    return [read(path) for path in sorted(finished, key=lambda path: natural(str(path))) if finished[path]]
+
+
+def _some(paths: Sequence[Path]) -> str:
+    more = f", and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return ", ".join(map(str, paths[:5])) + more
+
+
 def _take(path: Path, found: Found) -> None:
     if is_run(path):
-        if path.resolve() not in {known.resolve() for known in found.runs}:
-            found.runs.append(path)
+        found.known.setdefault(path.resolve(), path)
     elif path.name in _OF_A_SWEEP and (path.parent / "sweep.json").is_file():
         if path.name == "sweep.json":  # a shell's runs/* names what the sweep keeps beside its runs, too
             found.sweeps.append(path.parent)
@@ -73,14 +110,7 @@ def _take(path: Path, found: Found) -> None:
     elif (path / "sweep.json").is_file():
         found.sweeps.append(path)
     else:
-        found.skipped.append(
-            f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
-        )
-
-
-def is_run(path: Path) -> bool:
-    """Return whether a folder holds anything of a run."""
-    return any((path / name).is_file() for name in _FILES)
+        found.others.append(path)
 
 
 def state(run: RunData) -> State:

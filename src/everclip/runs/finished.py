@@ -1,15 +1,9 @@
-"""Find finished runs and read them: what comparisons, and ``everclip.load_runs``, start from.
-
-Nothing here imports torch.
-"""
+"""Read finished runs: what comparisons, and ``everclip.load_runs``, start from. Imports no torch."""
 
 from __future__ import annotations
 
-import glob
-import logging
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +16,11 @@ from everclip.errors import UserError
 from everclip.runs.schema import LEAST, test_images
 from everclip.runs.schema import read as read_results
 from everclip.system.arrays import Form, read_columns
-from everclip.system.reading import Unreadable, read_toml
+from everclip.system.reading import TOML_BYTES, Unreadable, parse_toml, read_text
 from everclip.system.text import cleaned
-
-log = logging.getLogger("everclip")
 
 _NAMES = {"memory.budget": "memory_budget", "scenario.kind": "scenario", "train.captions": "train_captions"}
 """Where results.json has a key of the config under another name."""
-
-Place = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +47,16 @@ class Finished:
         )
         return f"Finished({str(self.path)!r}, {known})"
 
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+        return str(self.value("method") or "unknown method")
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """What is known of its classes and tasks, and its results."""
+        return self.results
+
     def value(self, key: str) -> Any:
         """``key`` of the config, else what results.json says of it, else None. The budget of a memory per class is
         what that comes to."""
@@ -67,53 +67,6 @@ class Finished:
         return self.config[key] if key in self.config else self.results.get(_NAMES.get(key, key))
 
 
-def find_runs(paths: Iterable[Place]) -> list[Finished]:
-    """The finished runs that paths, folders and patterns name, each once, sorted by path (numbers as numbers).
-
-    Raises:
-        UserError: a results.json or config.toml cannot be read.
-    """
-    found: dict[Path, Finished] = {}
-    none: list[str] = []
-    for path in paths:
-        text = os.path.expanduser(path)
-        matches = sorted(glob.glob(text)) if glob.has_magic(text) else [text]
-        if not matches:
-            log.warning("%s matches nothing", text)
-        for match in map(Path, matches):
-            folders = _folders(match)
-            if folders is None:
-                none.append(str(match))
-            for folder in folders or ():
-                if folder.resolve() not in found:
-                    found[folder.resolve()] = read(folder)
-    if none:
-        more = f", and {len(none) - 5} more" if len(none) > 5 else ""
-        log.warning("no run, left out: %s%s", ", ".join(none[:5]), more)
-    return sorted(found.values(), key=lambda run: natural(str(run.path)))
-
-
-def _folders(path: Path) -> list[Path] | None:
-    """The folders of finished runs at a path, which may be one or hold some; None where there is no run at all."""
-    if (path / "results.json").is_file():
-        return [path]
-    if (path / "config.toml").is_file():
-        log.warning("not finished, left out: %s", path)
-        return []
-    inside = list(path.iterdir()) if path.is_dir() else []
-    runs = [
-        folder
-        for folder in inside
-        if any((folder / name).is_file() for name in ("config.toml", "results.json"))
-    ]
-    finished = [folder for folder in runs if (folder / "results.json").is_file()]
-    if len(finished) < len(runs):
-        log.warning(
-            "not finished, left out: %d of the %d runs in %s", len(runs) - len(finished), len(runs), path
-        )
-    return finished if runs else None
-
-
 def natural(text: str) -> list[str | int]:
     """A sort key with which s2 comes before s10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
@@ -121,15 +74,21 @@ def natural(text: str) -> list[str | int]:
 
 def read(path: Path) -> Finished:
     """The finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
-    results = read_results(path / "results.json", LEAST)
-    config = path / "config.toml"
-    return Finished(path, results, flat(read_config(config)) if config.exists() else {})
+    return Finished(path, read_results(path / "results.json", LEAST), read_config(path)[1])
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The tables of a run's config.toml, their texts printable. Raises UserError where it cannot be read."""
+def read_config(run: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a run's config.toml, and its content, flat and printable; both empty where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = run / "config.toml"
+    if not path.exists():
+        return "", {}
     try:
-        return cleaned(read_toml(path))
+        text = read_text(path, TOML_BYTES)
+        return text, flat(cleaned(parse_toml(text)))
     except Unreadable as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
 
@@ -161,23 +120,12 @@ def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
     return found
 
 
-def right(run: Finished) -> dict[int, bool] | None:
-    """Return whether each test image (by its id) was told right after the last stage; None without predictions.npz.
-
-    Raises:
-        UserError: that file cannot be read.
-    """
-    found = answers(run.path, test_images(run.results))
-    if found is None:
-        return None
-    told = found["top"][:, 0] == found["label"]
-    return dict(zip(found["id"].tolist(), told.tolist(), strict=True))
-
-
 def right_both(first: Finished, second: Finished) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Two runs' answers on the same images: ``[n]``, whether each is right; None where the images differ."""
-    one, other = right(first), right(second)
-    if one is None or other is None or one.keys() != other.keys():
+    """Two runs' answers on the same images after the last stage: ``[n]``, whether each is right, in the order of ids;
+    None where the images differ, or one has no predictions.npz. Raises UserError where that cannot be read.
+    """
+    one, other = (answers(run.path, test_images(run.results)) for run in (first, second))
+    if one is None or other is None or not np.array_equal(np.sort(one["id"]), np.sort(other["id"])):
         return None
-    ids: Sequence[int] = sorted(one)
-    return np.array([one[i] for i in ids]), np.array([other[i] for i in ids])
+    told = [(found["top"][:, 0] == found["label"])[found["id"].argsort()] for found in (one, other)]
+    return told[0], told[1]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from everclip.errors import UserError
 from everclip.runs import schema as results
+from everclip.runs.finished import Finished, read_config
 from everclip.runs.log import Json, Log
-from everclip.system.reading import MIB, TOML_BYTES, Unreadable, parse_toml, read_json, read_text
+from everclip.system.reading import MIB, Unreadable, read_json
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,14 @@ class ClassValues:
     values: dict[str, float]
 
 
-@dataclass(frozen=True)
-class RunData:
-    """The data that a run has written so far.
+@dataclass(frozen=True, eq=False, repr=False)
+class RunData(Finished):
+    """All that a run has written so far.
 
     ``results`` is empty until the run has finished; what the report needs then comes from the log, so a run
     that is still going shows the same parts with fewer numbers. Accuracies are fractions in 0..1.
     """
 
-    path: Path
-    results: Json
     config_text: str
     environment: Json
     start: Json
@@ -49,19 +48,11 @@ class RunData:
     def finished(self) -> bool:
         return bool(self.results)
 
-    @cached_property
-    def config(self) -> Json:
-        return parse_toml(self.config_text)
-
-    def fact(self, key: str) -> Any:
-        """``key`` of results.json, else of the config (dotted keys descend), else None."""
-        if key in self.results:
-            return self.results[key]
-        value: Any = self.config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        # A table of the config goes by its name or kind: [method] name = "gdro", [scenario] kind = "...".
-        return value.get("name", value.get("kind")) if isinstance(value, dict) else value
+    @property
+    def told(self) -> Json:
+        """The plan of the log, and the results."""
+        plan = {"tasks": self.tasks, "test_counts": self.test_counts} if self.start else {}
+        return {"classes": self.classes} | plan | self.results
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -86,6 +77,12 @@ class RunData:
         for row in self.results.get("per_class", []):
             first.setdefault(str(row["class"]), int(row["task"]))
         return first
+
+    @property
+    def order(self) -> list[tuple[str, list[str]]]:
+        """Each task with the classes that it teaches first, in the order learned."""
+        taught = self.class_task
+        return [(task, [n for n in self.classes if taught.get(n) == t]) for t, task in enumerate(self.tasks)]
 
     @cached_property
     def test_counts(self) -> list[int]:
@@ -136,19 +133,27 @@ class RunData:
         return sorted(first.items())
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a folder holds anything of a run."""
+    return any((path / name).is_file() for name in ("results.json", "metrics.jsonl", "config.toml"))
+
+
+def no_run(path: Path) -> str:
+    """Say that a path is no run."""
+    return f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
+
+
 def read_run(path: Path) -> RunData:
     """Read a run directory, whole or partial.
 
     Raises:
         UserError: ``path`` holds no run, or its results.json or config.toml cannot be read.
     """
-    if not any((path / name).is_file() for name in ("results.json", "metrics.jsonl", "config.toml")):
-        raise UserError(
-            f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
-        )
+    if not is_run(path):
+        raise UserError(no_run(path))
     log = Log(path / "metrics.jsonl")
-    found, config = path / "results.json", path / "config.toml"
-    known = results.read(found) if found.exists() else {}
+    text, config = read_config(path)
+    known = results.read(path / "results.json") if (path / "results.json").exists() else {}
     starts = log.of("start")
     start, stages, notes = starts[0] if starts else {}, log.of("stage"), log.notes
     if start and len(start["tasks"]) != len(known.get("tasks", start["tasks"])):
@@ -157,7 +162,8 @@ def read_run(path: Path) -> RunData:
     return RunData(
         path=path,
         results=known,
-        config_text=_config(config) if config.exists() else "",
+        config=config,
+        config_text=text,
         environment=_environment(path / "environment.json", notes),
         start=start,
         steps=log.of("step"),
@@ -166,16 +172,6 @@ def read_run(path: Path) -> RunData:
         class_losses=_class_values(log.of("class_losses"), "losses"),
         notes=notes,
     )
-
-
-def _config(path: Path) -> str:
-    """The text of config.toml, which can be read. Raises UserError."""
-    try:
-        text = read_text(path, TOML_BYTES)
-        parse_toml(text)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
-    return text
 
 
 def _environment(path: Path, notes: list[str]) -> Json:

@@ -164,9 +164,7 @@ class Run:
                 f"{self.path} is in use by another run{self._holder()}: wait for it, or give another out"
             ) from None
         except OSError as error:
-            raise UserError(
-                f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
-            ) from error
+            raise self._unwritable(error) from error
         try:
             self._check()  # another process may have begun here since the run was opened
         except UserError:
@@ -180,9 +178,7 @@ class Run:
             self._handler = _RunLog(self.path / "run.log", encoding="utf-8")
         except OSError as error:
             self._lock.release()
-            raise UserError(
-                f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
-            ) from error
+            raise self._unwritable(error) from error
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         return self
@@ -197,6 +193,11 @@ class Run:
         if self._fresh and isinstance(failure[1], UserError) and not (self.path / "metrics.jsonl").exists():
             self._vanish()
         self._lock.release()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
+        )
 
     def _holder(self) -> str:
         """Name who has the lock, as far as it is written down: the lock itself goes when its process does."""

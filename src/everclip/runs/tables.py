@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from everclip.errors import UserError
-from everclip.runs.finished import Finished, Place, answers, find_runs
+from everclip.runs.find import Place, find_runs
+from everclip.runs.finished import Finished, answers
 from everclip.runs.schema import test_images
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ class Folder:
         self._names = {}
         for job in jobs:
             name = self._found[job.key].path.name if job.key in self._found else job.name
-            if job.key not in self._found and (name in taken or not _usable(name)):
+            if job.key not in self._found and (name in taken | {"logs", "tune"} or len(name) >= 200):
                 name = f"{name}_{job.key[:6]}"
             self._names[job.key] = name
             taken.add(name)
@@ -148,10 +148,6 @@ class Folder:
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         return logs / f"{name}.log"
-
-
-def _usable(name: str) -> bool:
-    return len(name) < 200 and name not in ("logs", "tune")
 
 
 def busy(run: Path) -> bool:

@@ -21,7 +21,7 @@ from everclip.config import Config, config_hash, essence, load_config
 from everclip.config.sections import Memory
 from everclip.config.sources import is_override
 from everclip.errors import UserError, shown
-from everclip.methods import memory_policy, method_of
+from everclip.methods import lacking, memory_policy, method_of
 from everclip.runs.resolve import resolve
 from everclip.system import trust
 from everclip.training import estimate
@@ -159,7 +159,8 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
     for method in methods:
         settings = {k: v for k, v in shared.items() if k not in own[method]} | own[method]
         settings["method"] = [method]
-        keys = [key for key in _order(given, own[method]) if key in settings]
+        shared_keys = [key for key in given if key != "method" and key not in own[method]]
+        keys = [key for key in ("method", *own[method], *shared_keys) if key in settings]
         several = [key for key in keys if len(settings[key]) > 1 or (key == "method" and len(methods) > 1)]
         for values in product(*(settings[key] for key in keys)):
             chosen = dict(zip(keys, values, strict=True))
@@ -167,12 +168,12 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
             try:
                 config = resolve(load_config(cell))
                 content(config)
-                lacking = estimate.lacking(config)
+                missing = lacking(config, method_of(config))
             except UserError as error:
                 refused.append(str(error))
                 continue
-            if lacking:
-                skipped[f"{method} at memory.budget={config.memory.budget} is skipped: {lacking}"] = None
+            if missing:
+                skipped[f"{method} at memory.budget={config.memory.budget} is skipped: {missing}"] = None
             else:
                 cells.append(Cell({key: chosen[key] for key in several}, tuple(cell), config))
     _all_valid(refused)
@@ -188,11 +189,6 @@ def _method_of(base: Sequence[str]) -> str:
     for module in trust.names(name):
         trust.check(module)  # what stands in a word counts as written by the user
     return name
-
-
-def _order(given: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Keys as given, the method first, its own options behind it."""
-    return ["method", *own, *(key for key in given if key != "method" and key not in own)]
 
 
 def _all_valid(refused: Sequence[str]) -> None:

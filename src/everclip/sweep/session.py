@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,9 @@ class Session:
             raise UserError(
                 "--tune trains from the first task, a fork begins later: tune first, then fork with the values found"
             )
-        out = grid.out or f"runs/sweep-{_code([job.key for job in grid.jobs()], tune, trials)}"
+        asked = [sorted(job.key for job in grid.jobs()), list(tune), *([] if trials is None else [trials])]
+        # the same command finds its folder again
+        out = grid.out or f"runs/sweep-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}"
         folder = Folder(Path(out).expanduser())
         plans = check.plans([cell.config for cell in grid.cells]) if look or tune else {}
         if look:
@@ -235,10 +237,3 @@ class Session:
         except UserError as error:
             print(f"no comparison: {error}", file=sys.stderr)
             return None
-
-
-def _code(keys: Iterable[str], tune: Sequence[str], trials: int | None) -> str:
-    """Eight digits for a sweep without ``out``: the same command finds its folder again."""
-    return hashlib.sha256(
-        repr([sorted(keys), list(tune), *([] if trials is None else [trials])]).encode()
-    ).hexdigest()[:8]

@@ -15,6 +15,8 @@ from everclip.config import Config
 from everclip.methods import method_of
 from everclip.methods.base.registry import method_class
 from everclip.models.tunings import tuning_of
+from everclip.runs.words import plain
+from everclip.system.text import number_in
 from everclip.training.estimate import inner
 
 MOST = 24
@@ -58,8 +60,8 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
         found |= _rates(config)
         found |= _length(config) if not {"train.epochs", "train.steps"} & {*fixed} else {}
     for name, values in method.search.items():
-        words = [word(value) for value in values]
-        own = word(config.method.options.get(name))
+        words = [plain(value) for value in values]
+        own = plain(config.method.options.get(name))
         found[f"method.{name}"] = words if own in words else _ordered([*words, own])
     return {key: values for key, values in found.items() if key not in fixed}
 
@@ -72,19 +74,15 @@ def has_head(config: Config) -> bool:
     return "head_init" in fields and options.get("head", head) == "linear"
 
 
-def _reads_text(config: Config) -> bool:
-    """Return whether the loss asks the text tower for anything."""
-    name, options = inner(config)
-    return method_class(name).passes.text != "none" and options.get("head") != "linear"
-
-
 def _rates(config: Config) -> Grid:
     """The rates of what trains."""
     tuned = tuning_of(config.tune, config.tuning.options).rates
     rates: dict[str, float | None] = {}
     if "lr" in tuned:
         rates["train.lr"] = config.train.lr
-    if "lr_text" in tuned and _reads_text(config):
+    name, options = inner(config)
+    reads_text = method_class(name).passes.text != "none" and options.get("head") != "linear"
+    if "lr_text" in tuned and reads_text:
         rates["train.lr_text"] = config.train.lr_text
     if has_head(config):
         rates["train.lr_head"] = config.train.lr_head
@@ -100,24 +98,9 @@ def _length(config: Config) -> Grid:
     return {f"train.{key}": [str(count) for count in sorted({max(1, own // 2), own, 2 * own})]}
 
 
-def word(value: Any) -> str:
-    """A value as a word of the command line has it."""
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def number(text: str) -> float | None:
-    """The number that a word is, if it is one."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def _ordered(words: list[str]) -> list[str]:
     """Numbers by size, behind what is none."""
-    return sorted(words, key=lambda text: -1.0 if (value := number(text)) is None else value)
+    return sorted(words, key=lambda text: -1.0 if (value := number_in(text)) is None else value)
 
 
 def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
@@ -130,15 +113,15 @@ def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
             own = getattr(config.train, name, None)
         elif key == "center":
             own = config.center
-        text = word(own)
-        size = number(text)
+        text = plain(own)
+        size = number_in(text)
         same = [value for value in values if value == text or (size is not None and _close(value, size))]
         found[key] = same[0] if same else values[0]
     return found
 
 
 def _close(text: str, size: float) -> bool:
-    value = number(text)
+    value = number_in(text)
     return value is not None and abs(value - size) <= 5e-3 * abs(size)
 
 
@@ -146,7 +129,7 @@ def beyond(values: list[str], winner: str) -> str | None:
     """The next value outside of a grid whose winner lies at an edge: as far from it as its neighbour on the other side,
     by ratio. None where it lies inside, or the grid is not of numbers above 0 at that end.
     """
-    numbers = [number(value) for value in values]
+    numbers = [number_in(value) for value in values]
     if len(values) < 2 or winner not in (values[0], values[-1]):
         return None
     edge, inside = (-1, -2) if winner == values[-1] else (0, 1)

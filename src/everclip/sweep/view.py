@@ -155,13 +155,11 @@ class View(Watcher):
         table = Table(box=None, show_header=False, pad_edge=False)
         for child in running:
             table.add_row(escape(child.work.name), self._follow[child.work].look(), duration(child.seconds))
-        self._live.update(Group(table, self._summary(running, waiting)), refresh=True)
-
-    def _summary(self, running: Sequence[Child], waiting: Sequence[Work]) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
         text = f"{self._done} of {self._total} done, {len(running)} running, {len(waiting)} waiting{failed}"
         left = self.seconds_left(running, waiting)
-        return text if left is None else f"{text}; about {duration(left)} left"
+        text += "" if left is None else f"; about {duration(left)} left"
+        self._live.update(Group(table, text), refresh=True)
 
     def seconds_left(self, running: Sequence[Child], waiting: Sequence[Work]) -> float | None:
         """Estimate the seconds to come from how long runs of the same kind took, else any; None until one has ended."""

@@ -12,7 +12,8 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,9 +94,8 @@ def read_bytes(path: Path, most: int) -> bytes:
     with open_regular(path, most) as file:
         try:
             content = file.read(os.fstat(file.fileno()).st_size + 1)
-            while len(content) <= most and (
-                more := file.read(MIB)
-            ):  # it grows, or is one of those without a size
+            # it grows, or is one of those without a size
+            while len(content) <= most and (more := file.read(MIB)):
                 content += more
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
@@ -121,18 +121,24 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
 
 def parse_json(content: str | bytes) -> Any:
     """The value of a JSON text; numbers may be infinite, or NaN. Raises Unreadable."""
-    try:
+    with _parsing("JSON"):
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         if text.count("{") + text.count("[") > MOST_PARTS:
             raise Unreadable("more than a million lists and objects")
-        value = json.loads(text)
+        return _shallow(json.loads(text))
+
+
+@contextmanager
+def _parsing(kind: str) -> Iterator[None]:
+    """Say in a few words why a text is none of a kind. Raises Unreadable."""
+    try:
+        yield
     except RecursionError as error:
         raise TooDeep() from error
     except Unreadable:
         raise
     except ValueError as error:
-        raise Unreadable(f"no valid JSON: {' '.join(str(error).split())[:150]}") from error
-    return _shallow(value)
+        raise Unreadable(f"no valid {kind}: {' '.join(str(error).split())[:150]}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -149,14 +155,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         dots = dots + 1 if token[0] == "." else 0 if token[0] in "=,\n[]{}" else dots
         if dots >= DEPTH:
             raise TooDeep()
-    try:
+    with _parsing("TOML"):
         return _plain(_shallow(tomllib.loads(text)))
-    except RecursionError as error:
-        raise TooDeep() from error
-    except Unreadable:
-        raise
-    except ValueError as error:
-        raise Unreadable(f"no valid TOML: {' '.join(str(error).split())[:150]}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -172,19 +172,11 @@ def _plain(value: Any) -> Any:
 def _shallow(value: Any) -> Any:
     """The value itself. Raises Unreadable where it is nested so deeply that code which follows it would fail."""
     level: list[Any] = [value]
-    for _ in range(DEPTH + 1):
-        level = (
-            [
-                inner
-                for outer in level
-                for inner in (outer.values() if isinstance(outer, dict) else outer)
-                if isinstance(inner, dict | list)
-            ]
-            if isinstance(value, dict | list)
-            else []
-        )
+    for _ in range(DEPTH + 2):
+        level = [one for one in level if isinstance(one, dict | list)]
         if not level:
             return value
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
     raise TooDeep()
 
 

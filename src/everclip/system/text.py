@@ -65,6 +65,14 @@ def shortened(text: str, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def number_in(text: str) -> float | None:
+    """The number that a text is, if it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def json_text(value: Any, indent: int | None = 2) -> str:
     """A value as JSON for people and programs: what a terminal would obey is escaped as JSON does it."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)

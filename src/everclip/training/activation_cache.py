@@ -31,11 +31,11 @@ from everclip.models.clip import Clip
 from everclip.models.pooled import both
 from everclip.models.trunk import Beside
 from everclip.models.tunings import tuning_of
+from everclip.runs import words
 from everclip.system import cache_folder
 from everclip.system.machine import free_memory
 from everclip.system.progress import Progress
 from everclip.training.cache_size import Size
-from everclip.training.disk import in_bytes
 from everclip.training.plan import Plan
 
 FORMAT = 5
@@ -173,7 +173,8 @@ def _rows(
     cache = plan.config.cache
     if cache.shared:
         about = _about(plan, clip, size, parts)
-        rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / _name(about), about)
+        name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
+        rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / name, about)
         if not _room(max(0, size.nbytes - rows.nbytes), size.views, rows.folder, plan, progress):
             return None
         there = f", {len(rows):,} of them there" if len(rows) else ""
@@ -194,7 +195,7 @@ def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress)
     free = _free(folder)
     if needed <= free:
         return True
-    line = f"the kept activations take {in_bytes(needed)} and {folder} has {in_bytes(free)} free"
+    line = f"the kept activations take {words.size(needed)} and {folder} has {words.size(free)} free"
     if plan.config.cache.trunk == "on" or views > 1:
         raise UserError(f"{line}: make room, or write cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")
@@ -225,7 +226,3 @@ def _about(plan: Plan, clip: Clip, size: Size, parts: list[ImageSet]) -> dict[st
         | ({"training": "bf16"} if clip.trunk.bf16 else {})
         | ({} if depths is None else {"depths": repr(depths)})
     )
-
-
-def _name(about: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()

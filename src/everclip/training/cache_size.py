@@ -10,7 +10,7 @@ import torch
 
 from everclip.data.cache.rows import Memory
 from everclip.models.clip import Clip
-from everclip.training.disk import in_bytes
+from everclip.runs.words import size
 from everclip.training.plan import Plan
 
 LEAST = 0.1
@@ -107,5 +107,5 @@ class Size:
                 " of test images alone (training would see hardly a view twice, so it draws new ones;"
                 " cache.trunk=on keeps them)"
             )
-        each = f"{in_bytes(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
-        return f"{what}: {each}, at most {in_bytes(self.nbytes)}"
+        each = f"{size(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
+        return f"{what}: {each}, at most {size(self.nbytes)}"

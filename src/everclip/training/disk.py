@@ -91,13 +91,3 @@ def check_room(run: Path, needed: float) -> None:
             f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f} GiB free:"
             " make room, give out=PATH on another disk, or write checkpoint.keep=1"
         )
-
-
-def in_bytes(count: float) -> str:
-    """A number of bytes in words."""
-    unit = "B"
-    for larger in ("KB", "MB", "GB", "TB"):
-        if count < 1000:
-            break
-        count, unit = count / 1000, larger
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"

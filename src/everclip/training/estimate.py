@@ -128,17 +128,6 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
     return ("all" if keeps == "all" else config.memory.size(1)), False
 
 
-def lacking(config: Config) -> str:
-    """Say what a resolved config lacks for its method to have a defined form; else empty. Imports torch.
-
-    Raises:
-        UserError: the method or its options are wrong.
-    """
-    from everclip import methods
-
-    return methods.lacking(config, methods.method_of(config))
-
-
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
     asked, at_once = exemplars(config)
@@ -148,7 +137,8 @@ def work(config: Config, sizes: Sizes) -> Work:
     stages, before = len(sizes.train), 0
     for stage in range(stages):
         known = sizes.seen[stage - 1] if stage else 0
-        kept = _kept(asked if asked in (0, "all") else config.memory.size(known), before, known)
+        budget = asked if asked in (0, "all") else config.memory.size(known)
+        kept = before if budget == "all" else min(before, budget // max(1, known) * known)
         total += _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
         before += sizes.train[stage]
         ahead = min(stage + 1 + config.evaluate.ahead, stages)
@@ -156,10 +146,6 @@ def work(config: Config, sizes: Sizes) -> Work:
         prompts = classes * sizes.templates if _text(passes, options) != "none" else 0
         total += Work(forward=tested * passes.read(stage), prompts=prompts)
     return total
-
-
-def _kept(budget: int | Literal["all"], images: int, seen: int) -> int:
-    return images if budget == "all" else min(images, budget // max(1, seen) * seen)
 
 
 def _text(passes: Passes, options: dict[str, Any]) -> Text:

@@ -126,12 +126,10 @@ def evaluate_pretrained(
 
     width = weights.shape[1]
     found = _tested(tasks, loader, both)
-    features: dict[int, Rows] = {
-        task: (rows[:, :width], truth, ids) for task, (rows, truth, ids) in found.items()
-    }
-    scores: dict[int, Rows] = {
-        task: (rows[:, width:], truth, ids) for task, (rows, truth, ids) in found.items()
-    }
+    features, scores = (
+        {task: (rows[:, part], truth, ids) for task, (rows, truth, ids) in found.items()}
+        for part in (slice(width), slice(width, None))
+    )
     return _scores(seen(tasks), scores, clip.logit_scale.exp().item()), features
 
 

@@ -12,12 +12,13 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from everclip import methods
 from everclip.config import Config, config_hash
+from everclip.config.values import dotted
 from everclip.errors import UserError
-from everclip.runs.finished import find_runs
+from everclip.runs.find import find_runs
 from everclip.runs.run import IMAGES, Run
 from everclip.system import trust
 from everclip.system.checkpoint import Damaged, Place, verify
@@ -156,15 +157,9 @@ def begin(run: Run, plan: Plan) -> None:
 
 def _different(other: Config, config: Config) -> str:
     """The first key in which two configs may not differ and do, with both values; empty where there is none."""
-    for key in SAME:
-        there, here = _value(other, key), _value(config, key)
-        if there != here:
-            return f"{key} is {there} there and {here} here"
+    there, here = (dotted(one.model_dump()) for one in (other, config))
+    for key in there | here:
+        fixed = any(f"{key}.".startswith(f"{same}.") for same in SAME)
+        if fixed and there.get(key) != here.get(key):
+            return f"{key} is {there.get(key)} there and {here.get(key)} here"
     return ""
-
-
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

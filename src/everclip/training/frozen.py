@@ -77,7 +77,8 @@ def reference(
             best, chosen_on = trained.best(labels), images
         right = trained.right(best, trained.whole, labels, tests)
         accuracies.append(right / sum(len(labels) for _, labels in tests))
-        methods.append(_words(*FORMS[best]))
+        name, options = FORMS[best]
+        methods.append(" ".join([f"method={name}", *(f"method.{k}={v:g}" for k, v in options.items())]))
     return {
         "frozen_features": accuracies[-1],
         "frozen_features_after_stage": accuracies,
@@ -154,8 +155,3 @@ def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor
 def _features(clip: Clip, loader: Loader, images: ImageSet) -> Rows | None:
     """Features, labels and ids of the images that can be read; None where there are none."""
     return spread(loader, images, lambda batch: clip.encode_image(batch.images))
-
-
-def _words(name: str, options: dict[str, Any]) -> str:
-    """Return the words that ask for a method on the command line."""
-    return " ".join([f"method={name}", *(f"method.{key}={value:g}" for key, value in options.items())])

@@ -139,9 +139,7 @@ def _trim(task: Task) -> Task:
         return np.sort(order[np.linspace(0, len(order) - 1, min(SMOKE_IMAGES, len(order))).astype(np.int64)])
 
     return replace(
-        task,
-        train=task.train.select(few(task.train.labels)),
-        test=task.test.select(few(task.test.labels)),
+        task, train=task.train.select(few(task.train.labels)), test=task.test.select(few(task.test.labels))
     )
 
 
@@ -155,13 +153,8 @@ def _check(plan: Plan) -> None:
         log.warning(
             "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
             " write at least %d%s",
-            *(
-                budget,
-                len(classes),
-                budget,
-                len(classes),
-                "" if plan.method.capabilities.needs_exemplars else ", or 0",
-            ),
+            *(budget, len(classes)) * 2,
+            "" if plan.method.capabilities.needs_exemplars else ", or 0",
         )
     for task in tasks:
         new = set(task.classes).difference(seen(tasks[: task.index]))

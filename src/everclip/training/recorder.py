@@ -36,6 +36,13 @@ NOT_MEASURED: dict[str, Any] = dict.fromkeys(
     ("frozen_features", "frozen_features_after_stage", "frozen_features_methods")
 )
 """Keys of results.json on the frozen features, where they were not measured."""
+_SAVED = (
+    *("optimizer_steps", "samples_seen", "training_seconds", "trainable_parameters", "precision"),
+    *("zero_shot", "frozen", "forked_from"),
+)
+"""Attributes that a checkpoint has as they are."""
+_UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None}
+"""Those that earlier versions did not write."""
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
 
@@ -168,15 +175,8 @@ class Recorder:
         """Plain numbers, lists and dicts."""
         return {
             "matrix": self.matrix.state_dict(),
-            "optimizer_steps": self.optimizer_steps,
-            "samples_seen": self.samples_seen,
             "skipped_steps": [self.skipped_steps, self.skipped_in_a_row],
-            "precision": self.precision,
-            "forked_from": self.forked_from,
-            "training_seconds": self.training_seconds,
-            "trainable_parameters": self.trainable_parameters,
-            "zero_shot": self.zero_shot,
-            "frozen": self.frozen,
+            **{name: getattr(self, name) for name in _SAVED},
             "after_learning": {str(label): value for label, value in self._after_learning.items()},
             "seconds": self.clock.seconds(),
             "stage_seconds": self._stage.seconds(),
@@ -185,15 +185,9 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.matrix.load_state_dict(state["matrix"])
-        self.optimizer_steps = state["optimizer_steps"]
-        self.samples_seen = state["samples_seen"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"]
-        self.precision = state["precision"]
-        self.forked_from = state.get("forked_from")  # which earlier versions did not write
-        self.training_seconds = state["training_seconds"]
-        self.trainable_parameters = state["trainable_parameters"]
-        self.zero_shot = state["zero_shot"]
-        self.frozen = state.get("frozen", NOT_MEASURED)  # which earlier versions did not write
+        for name in _SAVED:
+            setattr(self, name, (_UNSAVED | dict(state))[name])
         self._after_learning = {int(label): value for label, value in state["after_learning"].items()}
         self.clock = Clock(state["seconds"])
         self._stage = Clock(state["stage_seconds"])
@@ -282,15 +276,13 @@ class Recorder:
         top = self.scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
         np.savez_compressed(predictions, **top)  # pyright: ignore[reportArgumentType]
         run.write("predictions.npz", predictions.getvalue())
-        run.write("matrix.csv", csv_text(["after", *results["tasks"]], self._matrix_rows(results)))
+        matrix = [[name, *row] for name, row in zip(results["tasks"], results["matrix"], strict=True)]
+        run.write("matrix.csv", csv_text(["after", *results["tasks"]], matrix))
         columns = ["class", "task", "n", "zero_shot", "after_learning", "last"]
         run.write(
             "per_class.csv", csv_text(columns, [[row[c] for c in columns] for row in results["per_class"]])
         )
         run.write("results.json", json.dumps(results, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-
-    def _matrix_rows(self, results: Mapping[str, Any]) -> list[list[Any]]:
-        return [[name, *row] for name, row in zip(results["tasks"], results["matrix"], strict=True)]
 
 
 def environment() -> dict[str, Any]:
