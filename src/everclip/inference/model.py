@@ -31,7 +31,7 @@ from everclip.errors import UserError, suggest
 from everclip.methods.base.method import Classifier, TextClassifier
 from everclip.metrics.calibration import Calibration
 from everclip.models import zoo
-from everclip.models.catalogue import LITE
+from everclip.models.catalogue import FEATURES, LITE
 from everclip.models.clip import Clip
 from everclip.models.savable import save_state
 from everclip.models.states import read_state
@@ -312,7 +312,9 @@ def read_classes(path: str) -> list[str]:
 
 
 def templates_of(spec: str) -> tuple[str, ...]:
-    """The prompts of a model whose user names none."""
+    """The prompts of a model whose user names none; none of features alone."""
+    if spec.startswith(FEATURES):
+        return ()
     if spec != LITE:
         return (PHOTO,)
     from everclip.data.templates import TEMPLATES

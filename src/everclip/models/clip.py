@@ -225,7 +225,7 @@ class Clip(nn.Module):
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
         """One unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of unit-length
-        prompt embeddings, made unit length again (Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 3.1.4).
+        prompt embeddings, made unit length again (Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020)
         """
         prompts = [template.replace("{}", name) for name in names for template in templates]
         per_prompt = self.encode_text(prompts).view(len(names), len(templates), -1)

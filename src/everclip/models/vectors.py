@@ -31,7 +31,7 @@ LOGIT_SCALE = 100.0
 """That of CLIP's released models."""
 
 
-class _Rows(nn.Identity):
+class Rows(nn.Identity):
     """The image tower."""
 
     image_size = 0
@@ -45,7 +45,7 @@ class _Towers(nn.Module):
 
     def __init__(self, text: Float32[Tensor, "c d"]) -> None:
         super().__init__()
-        self.visual = _Rows()
+        self.visual = Rows()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(LOGIT_SCALE)))
         self.register_buffer("text", text)
 

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
-
 from everclip.data.cache.rows import Memory
 from everclip.models.clip import Clip
 from everclip.training.disk import in_bytes

@@ -175,7 +175,7 @@ def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Seq
         if wrong:
             most = f"0 to {len(names) - 1}, as there are {len(names)} classes" if names else "0 on"
             raise UserError(f"{file}: {name} has the label {wrong[0]}: write whole numbers from {most}")
-        return [names[label] for label in found[name].tolist()] if names else labels
+        return [names[int(label)] for label in labels] if names else labels
     unknown = set(labels).difference(names) if names else ()
     if unknown:
         raise UserError(
