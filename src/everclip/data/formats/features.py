@@ -163,7 +163,7 @@ def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str
     """The entries of an array as texts; none where it is not there. Raises UserError for what is no text."""
     try:
         return [str(value) for value in found[name].tolist()] if name in found else []
-    except ValueError as error:  # of a number that stands for no character
+    except (ValueError, SystemError) as error:  # of a number that stands for no character
         raise UserError(f"{file}: {name} holds what is no text ({error}): write names") from error
 
 
