@@ -172,11 +172,11 @@ class Learner:
         Raises:
             UserError: an image cannot be read, or the learner knows no class yet.
         """
+        given = self._given(images, features)
         self._catch_up()
         model = self._state.model
         if model is None:
             raise UserError("the learner knows no class yet: call learn(images, labels) first")
-        given = self._given(images, features)
         if isinstance(given, Dataset):
             return _probabilities(model, given.whole())
         return _probabilities(model, table(encoded(given, self._width), [0] * len(given), self._width))

@@ -35,7 +35,7 @@ def encoded(images: Any, width: int | None = None) -> list[bytes]:
         rows = np.asarray(images)
         if rows.dtype.kind != "f" or rows.ndim != 2 or rows.shape[1] != width:
             raise UserError(
-                f"features are {rows.dtype} {list(rows.shape)}: give an array of floats [n, {width}], as the model takes"
+                f"features are {rows.dtype} {list(rows.shape)}: give an array of floats [n, {width}]"
             )
         good = np.isfinite(rows.astype(np.float32)).all(1)
         if not good.all():

@@ -83,7 +83,7 @@ class Depths:
         return self._both(visual, images)[1]
 
     def beside(
-        self, visual: nn.Module, images: Float[Tensor, "b 3 h w"]
+        self, visual: nn.Module, images: Float[Tensor, "b ..."]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
         """The tower's output, and the rows beside it. Raises UserError as ``read``."""
         return self._both(visual, images)
