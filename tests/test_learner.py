@@ -213,7 +213,7 @@ def test_features_and_images_are_not_mixed_up(learner: everclip.Learner, tmp_pat
         r"features are float64 \[24, 3\]: give an array of floats \[n, 8\]": lambda: of_rows.learn(
             features=found[:, :3], labels=labels
         ),
-        r"features are float64 \[8\]": lambda: of_rows.learn(features=found[0], labels=labels),
+        r"features are float64 \[8\]": lambda: of_rows.learn(features=found[0], labels=labels[:8]),
         r"features are int64 \[24, 8\]": lambda: of_rows.learn(features=found.astype(int), labels=labels),
         "row 0 of features is not finite": lambda: of_rows.learn(features=found * np.nan, labels=labels),
         "24 images and 1 labels": lambda: of_rows.learn(features=found, labels=["a"]),

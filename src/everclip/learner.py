@@ -42,7 +42,8 @@ from everclip.updating.state import State
 from everclip.updating.versions import write_next
 
 Images = Sequence[Any] | np.ndarray | Dataset
-Features = Float[np.ndarray, "n d"]
+Features = np.ndarray
+"""Floats ``[n, d]``."""
 ENOUGH = 256
 """Images of ``partial_fit`` that are waited for at most."""
 BATCH = 128

@@ -422,6 +422,7 @@ def test_images_and_models_of_features_do_not_go_together(
             f"data={photos}",
             f"model={source}",
             "method=ncm",
+            "scenario.tasks=2",
             f"out={tmp_path / 'x'}",
         ): "takes features",
     }

@@ -27,6 +27,7 @@ from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.prompts import PHOTO, Prompts, read_lines
 from everclip.data.scenario import Task, seen
+from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError, suggest
 from everclip.methods.base.method import Classifier, TextClassifier
 from everclip.metrics.calibration import Calibration
@@ -102,7 +103,7 @@ class Deployed:
 
     @torch.inference_mode()
     def logits(self, images: Images) -> Float[np.ndarray, "b c"]:
-        """Logits of pictures of the model's size, or of features where it takes these; softmax makes probabilities of them. -inf: a class never trained."""
+        """Logits of images as the model takes them; softmax makes probabilities of them. -inf: a class never trained."""
         scores = self.classifier(images).double() * self.to_logits
         return scores.cpu().numpy()
 
@@ -315,8 +316,4 @@ def templates_of(spec: str) -> tuple[str, ...]:
     """The prompts of a model whose user names none; none of features alone."""
     if spec.startswith(FEATURES):
         return ()
-    if spec != LITE:
-        return (PHOTO,)
-    from everclip.data.templates import TEMPLATES
-
-    return TEMPLATES
+    return TEMPLATES if spec == LITE else (PHOTO,)
