@@ -103,7 +103,7 @@ class Deployed:
 
     @torch.inference_mode()
     def logits(self, images: Images) -> Float[np.ndarray, "b c"]:
-        """Logits of images as the model takes them; softmax makes probabilities of them. -inf: a class never trained."""
+        """Logits of images as the model takes them; softmax makes probabilities. -inf: a class never trained."""
         scores = self.classifier(images).double() * self.to_logits
         return scores.cpu().numpy()
 
