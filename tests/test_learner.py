@@ -150,3 +150,79 @@ def test_a_drop_that_was_asked_for_is_measured(learner: everclip.Learner) -> Non
     assert learner.classes == ["red", "black"]
     assert learner.update(*pictures(["blue"]))["gate"]["drop"] is None
     assert learner.classes == ["red", "black", "blue"]
+
+
+def rows(names: list[str], seed: int = 0, count: int = 12) -> tuple[np.ndarray, list[str]]:
+    """Noisy features around a mean a name."""
+    labels = [name for name in names for _ in range(count)]
+    means = {name: np.random.default_rng(sum(map(ord, name))).normal(size=8) for name in names}
+    noise = np.random.default_rng(seed).normal(size=(len(labels), 8))
+    return np.stack([means[name] for name in labels]) + 0.3 * noise, labels
+
+
+def test_it_learns_features_grows_saves_and_loads(tmp_path: Path) -> None:
+    learner = everclip.Learner("features:8", progress=False, exemplars=4)
+    found, labels = rows(["a", "b", "c"])
+    for start in range(0, 36, 9):
+        learner.partial_fit(features=found[start : start + 9], labels=labels[start : start + 9])
+    held, truth = rows(["a", "b", "c"], 1)
+    assert np.mean(np.array(learner.predict(features=held)) == truth) > 0.9
+    again = everclip.Learner.load(learner.save(tmp_path / "v1"), progress=False)
+    np.testing.assert_array_equal(again.predict_proba(features=held), learner.predict_proba(features=held))
+    more, names = rows(["d", "e"])
+    verdict = again.update(features=more, labels=names, test=rows(["a", "d"], 2), max_drop=50)
+    assert verdict["gate"]["passed"]
+    assert {one["name"] for one in verdict["candidates"]} == {"nothing", "means", "ridge", "layers"}
+    assert again.classes == ["a", "b", "c", "d", "e"]
+    assert np.mean(np.array(again.predict(features=more)) == names) > 0.9
+    again.save(tmp_path / "v2")
+    assert main(["forget", str(tmp_path / "v2"), "--class", "b", "-o", str(tmp_path / "v3")]) == 0
+    left = everclip.Learner.load(tmp_path / "v3", progress=False)
+    assert left.classes == ["a", "c", "d", "e"]
+    assert left.learn(features=found, labels=labels).classes == ["a", "c", "d", "e", "b"]
+
+
+def test_a_run_on_features_is_learned_on(tmp_path: Path) -> None:
+    found, labels = rows(["a", "b", "c", "d"])
+    text = np.stack([rows([name], 5, 30)[0].mean(0) for name in "abcd"])
+    np.savez(tmp_path / "f.npz", features=found, labels=labels, classnames=list("abcd"), text_features=text)
+    for method in ("ridge", "zero_shot"):
+        out = f"out={tmp_path / method}"
+        assert (
+            main(
+                ["train", f"data=features:{tmp_path / 'f.npz'}", f"method={method}", "scenario.tasks=2", out]
+            )
+            == 0
+        )
+        learner = everclip.Learner(str(tmp_path / method), progress=False)
+        more, names = rows(["e"])
+        learner.learn(features=more, labels=names)
+        assert sorted(learner.classes) == list("abcde")
+        held, truth = rows(["a", "e"], 3)
+        assert np.mean(np.array(learner.predict(features=held)) == truth) > 0.9
+
+
+def test_features_and_images_are_not_mixed_up(learner: everclip.Learner, tmp_path: Path) -> None:
+    of_rows = everclip.Learner("features:8", progress=False)
+    images, names = pictures(["red", "black"])
+    found, labels = rows(["a", "b"])
+    wrong = {
+        "features:8 takes features: give features=": lambda: of_rows.learn(images, names),
+        "takes images: give images=": lambda: learner.predict(features=found),
+        "give images or features, one of them": lambda: of_rows.partial_fit(found, labels, features=found),
+        r"features are float64 \[24, 3\]: give an array of floats \[n, 8\]": lambda: of_rows.learn(
+            features=found[:, :3], labels=labels
+        ),
+        r"features are float64 \[8\]": lambda: of_rows.learn(features=found[0], labels=labels[:8]),
+        r"features are int64 \[24, 8\]": lambda: of_rows.learn(features=found.astype(int), labels=labels),
+        "row 0 of features is not finite": lambda: of_rows.learn(features=found * np.nan, labels=labels),
+        "24 images and 1 labels": lambda: of_rows.learn(features=found, labels=["a"]),
+        "knows no class by name": lambda: everclip.Learner("features:8", classes=["a", "b"]),
+        "image_size=96: features:8 reads no images": lambda: everclip.Learner("features:8", image_size=96),
+        "--method trained trains towers": lambda: everclip.Learner(
+            "features:8", method="trained", progress=False
+        ).learn(features=found, labels=labels),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(UserError, match=message):
+            call()

@@ -6,13 +6,16 @@
     learner.predict(images)               # ["cat", ...]
     learner.save("pets")                  # a folder that all commands take
 
+    learner = everclip.Learner("features:768")               # of features that were computed elsewhere
+    learner.partial_fit(features=x, labels=["cat", ...])     # x: floats [n, 768]
+    learner.predict(features=x)
+
 Images are paths, PIL images, arrays ``[h, w, 3]`` of uint8 (an array ``[n, h, w, 3]`` too), encoded bytes, or a
 Dataset, which has labels of its own.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from PIL import Image
 
-from everclip.data.gathered import Encoded
-from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
+from everclip.data.given import encoded, table
+from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError
@@ -34,7 +35,6 @@ from everclip.metrics.calibration import probabilities
 from everclip.system import trust as trusting
 from everclip.system.atomic import check_new, claimed
 from everclip.system.progress import Progress
-from everclip.system.reading import Unreadable, read_bytes
 from everclip.training.disk import on_disk
 from everclip.updating.core import Options, Outcome, update
 from everclip.updating.start import begin
@@ -42,6 +42,8 @@ from everclip.updating.state import State
 from everclip.updating.versions import write_next
 
 Images = Sequence[Any] | np.ndarray | Dataset
+Features = np.ndarray
+"""Floats ``[n, d]``."""
 ENOUGH = 256
 """Images of ``partial_fit`` that are waited for at most."""
 BATCH = 128
@@ -51,7 +53,8 @@ class Learner:
     """A model with classes, which grows.
 
     Args:
-        model: ``lite``, an open_clip ``NAME:TAG``, ``local-dir:FOLDER``, a run, or a folder that was saved.
+        model: ``lite``, an open_clip ``NAME:TAG``, ``local-dir:FOLDER``, a run, or a folder that was saved;
+            ``features:WIDTH`` takes features ``[n, WIDTH]`` of any model in place of images, and trains no tower.
         classes: what a model that has learned nothing knows by name.
         image_size: side in pixels, of such a model.
         method, exemplars, seed: as in ``everclip update``.
@@ -81,6 +84,8 @@ class Learner:
         self._options.check()
         self._progress = progress
         self._state = begin(model, classes, None, image_size)
+        clip = self._state.frozen
+        self._width = None if clip.image_size else clip.blank().shape[1]
         self._saved: tuple[State, Outcome] | None = None
         self._waiting: list[tuple[bytes, str]] = []
 
@@ -90,21 +95,32 @@ class Learner:
         self._catch_up()
         return list(self._state.known.names)
 
-    def learn(self, images: Images, labels: Sequence[str] | None = None) -> Learner:
+    def learn(
+        self,
+        images: Images | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        features: Features | None = None,
+    ) -> Learner:
         """Learn images; the same as ``update`` without a limit on what old classes may lose. Returns the learner.
+
+        Args:
+            features: in place of images, here and below, where the model takes these.
 
         Raises:
             UserError: images and labels do not go together, or a class has no image that can be read.
         """
-        self.update(images, labels)
+        self.update(images, labels, features=features)
         return self
 
     def update(
         self,
-        images: Images,
+        images: Images | None = None,
         labels: Sequence[str] | None = None,
         test: tuple[Images, Sequence[str]] | Dataset | None = None,
         max_drop: float | None = None,
+        *,
+        features: Features | None = None,
     ) -> dict[str, Any]:
         """Learn new classes, or new images of old ones.
 
@@ -121,40 +137,50 @@ class Learner:
             UserError: as ``learn``; or ``max_drop`` is given, and ``test`` has no image of an old class.
         """
         self._catch_up()
-        held = test if test is None or isinstance(test, Dataset) else _held(_dataset(*test))
-        return self._learn(_dataset(images, labels), held, replace(self._options, **_limit(max_drop)))
+        given = self._given(images, features)
+        held = test if test is None or isinstance(test, Dataset) else _held(self._dataset(*test))
+        return self._learn(self._dataset(given, labels), held, replace(self._options, **_limit(max_drop)))
 
-    def partial_fit(self, images: Images, labels: Sequence[str]) -> Learner:
+    def partial_fit(
+        self,
+        images: Images | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        features: Features | None = None,
+    ) -> Learner:
         """Take a batch of a stream. Batches are learned together: when something is asked of the learner, or once
         256 images have come. Returns the learner.
         """
-        if isinstance(images, Dataset):
+        given = self._given(images, features)
+        if isinstance(given, Dataset):
             raise UserError("partial_fit takes images and their labels: a Dataset goes to learn or update")
-        self._waiting += zip(_encoded(images), _checked(images, labels), strict=True)
+        self._waiting += zip(encoded(given, self._width), _checked(given, labels), strict=True)
         if len(self._waiting) >= ENOUGH:
             self._catch_up()
         return self
 
-    def predict(self, images: Images) -> list[str]:
+    def predict(self, images: Images | None = None, *, features: Features | None = None) -> list[str]:
         """The most probable class of each image. Raises UserError as ``predict_proba``."""
-        found = self.predict_proba(images)
+        found = self.predict_proba(images, features=features)
         names = self._state.known.names
         return [names[column] for column in found.argmax(1)]
 
-    def predict_proba(self, images: Images) -> Float[np.ndarray, "n c"]:
+    def predict_proba(
+        self, images: Images | None = None, *, features: Features | None = None
+    ) -> Float[np.ndarray, "n c"]:
         """Probabilities of the classes.
 
         Raises:
             UserError: an image cannot be read, or the learner knows no class yet.
         """
+        given = self._given(images, features)
         self._catch_up()
         model = self._state.model
         if model is None:
             raise UserError("the learner knows no class yet: call learn(images, labels) first")
-        if isinstance(images, Dataset):
-            whole = images.whole()
-            return _probabilities(model, whole)
-        return _probabilities(model, _table(_encoded(images), [0] * len(images)))
+        if isinstance(given, Dataset):
+            return _probabilities(model, given.whole())
+        return _probabilities(model, table(encoded(given, self._width), [0] * len(given), self._width))
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder, new or empty, which all commands and ``load`` take. Returns its path.
@@ -179,6 +205,25 @@ class Learner:
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    def _given(self, images: Images | None, features: Features | None) -> Images:
+        """What is given to learn from or to name. Raises UserError where that is not what the model takes."""
+        given = images if features is None else features
+        if given is None or (images is not None and features is not None):
+            raise UserError("give images or features, one of them")
+        if not isinstance(given, Dataset) and (features is None) != (self._width is None):
+            takes = "images" if self._width is None else "features"
+            raise UserError(f"{self._state.spec} takes {takes}: give {takes}=...")
+        return given
+
+    def _dataset(self, images: Images, labels: Sequence[str] | None = None) -> Dataset:
+        """A data set to learn. Raises UserError for labels that do not go with the images."""
+        if not isinstance(images, Dataset):
+            names = _checked(images, labels)
+            return _of_contents(encoded(images, self._width), names, self._width)
+        if labels is not None:
+            raise UserError("a Dataset has labels of its own: leave labels out")
+        return images
+
     def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
         with self._bar() as progress:
             outcome = update(self._state, new, held, options, progress)
@@ -193,7 +238,9 @@ class Learner:
         if self._waiting:
             contents, labels = zip(*self._waiting, strict=True)
             self._waiting = []
-            self._learn(_of_contents(contents, labels), None, replace(self._options, **_limit(None)))
+            self._learn(
+                _of_contents(contents, labels, self._width), None, replace(self._options, **_limit(None))
+            )
 
     @contextmanager
     def _bar(self) -> Iterator[Progress]:
@@ -229,67 +276,16 @@ def _checked(images: Any, labels: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _dataset(images: Images, labels: Sequence[str] | None = None) -> Dataset:
-    """A data set to learn. Raises UserError for labels that do not go with the images."""
-    if not isinstance(images, Dataset):
-        names = _checked(images, labels)
-        return _of_contents(_encoded(images), names)
-    if labels is not None:
-        raise UserError("a Dataset has labels of its own: leave labels out")
-    return images
-
-
-def _of_contents(contents: Sequence[bytes], names: Sequence[str]) -> Dataset:
+def _of_contents(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
     classes = list(dict.fromkeys(names))
-    table = _table(contents, [classes.index(name) for name in names])
-    nothing = table.select(np.zeros(0, dtype=np.int64))
-    return Dataset("the images", tuple(classes), ("",), table, nothing, (PHOTO,))
+    given = table(contents, [classes.index(name) for name in names], width)
+    nothing = given.select(np.zeros(0, dtype=np.int64))
+    return Dataset("the images", tuple(classes), ("",), given, nothing, (PHOTO,))
 
 
 def _held(found: Dataset) -> Dataset:
     """The images as a test part."""
     return replace(found, train=found.test, test=found.train)
-
-
-def _table(contents: Sequence[bytes], labels: Sequence[int]) -> ImageSet:
-    keys = [f"image {number}" for number in range(len(contents))]
-    rows = np.arange(len(keys), dtype=np.int64)
-    of = np.asarray(labels, dtype=np.int64)
-    return ImageSet(Encoded(keys, contents), rows, of, np.zeros_like(of), sample_ids(keys))
-
-
-def _encoded(images: Any) -> list[bytes]:
-    """Images as the files they are, or as PNG files. Raises UserError for what is no image."""
-    return [_bytes(image, number) for number, image in enumerate(images)]
-
-
-def _bytes(image: Any, number: int) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str | Path):
-        try:
-            return read_bytes(Path(image).expanduser(), MOST_BYTES)
-        except Unreadable as error:
-            raise UserError(f"{image} cannot be read ({error}): give paths of image files") from error
-    if isinstance(image, torch.Tensor):
-        image = image.numpy()
-    if isinstance(image, np.ndarray):
-        if (
-            image.dtype != np.uint8
-            or image.ndim not in (2, 3)
-            or (image.ndim == 3 and image.shape[2] not in (3, 4))
-        ):
-            raise UserError(
-                f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]"
-            )
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise UserError(
-            f"image {number} is a {type(image).__name__}: give a path, a PIL image, an array or encoded bytes"
-        )
-    content = io.BytesIO()
-    image.save(content, "PNG", compress_level=1)
-    return content.getvalue()
 
 
 def _probabilities(model: Deployed, images: ImageSet) -> Float[np.ndarray, "n c"]:

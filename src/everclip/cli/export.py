@@ -44,6 +44,10 @@ def export(
     if format not in formats():
         raise UserError(f'--format is "{format}"{suggest(format, formats())}')
     opened = open_model(model, None if classes is None else read_classes(classes))
+    if not opened.clip.image_size:
+        raise UserError(
+            f"{model} takes features, for which there is no format: everclip.Learner opens it as it is"
+        )
     pictures = drawn(opened.clip.image_size) if check is None else _images(opened, check)
     written = write(opened, format, out, pictures)
     result = {"model": model, "format": format, "out": out, "classes": len(opened.labels)}

@@ -84,11 +84,19 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     table = Table(title=escape(title), title_justify="left")
     table.add_column("after")
     frozen = results.get("frozen_features_after_stage")
-    for column in ("accuracy", "zero-shot", "gain", *(["frozen features"] if frozen else [])):
+    asked = results["zero_shot_after_stage"]
+    columns = [
+        "accuracy",
+        *(["zero-shot", "gain"] if asked else []),
+        *(["frozen features"] if frozen else []),
+    ]
+    for column in columns:
         table.add_column(column, justify="right")
     for task, name in enumerate(results["tasks"]):
-        accuracy, zero_shot = (results[f"{key}_after_stage"][task] for key in ("accuracy", "zero_shot"))
-        cells = [f"{accuracy:.1%}", f"{zero_shot:.1%}", f"{100 * (accuracy - zero_shot):+.1f}"]
+        accuracy = results["accuracy_after_stage"][task]
+        cells = [f"{accuracy:.1%}"]
+        if asked:
+            cells += [f"{asked[task]:.1%}", f"{100 * (accuracy - asked[task]):+.1f}"]
         table.add_row(escape(name), *cells, *([f"{frozen[task]:.1%}"] if frozen else []))
     console.print(table)
     forgetting = results["forgetting"]
@@ -99,11 +107,12 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     )
     kept = kept_words(results["memory_bytes"], results.get("state_bytes", 0))
     console.print(f"memory {kept}   {results['seconds']:.0f} s", highlight=False)
-    measured = results["last"], results["zero_shot"], sum(results.get("test_counts", ()))
-    mood, head = headline(*measured)
-    if mood != "better" and results["method"] != "zero_shot":
-        why = noise(*measured)
-        console.print(f"{head}." + (f" {why}" if mood == "level" else ""), highlight=False)
+    if asked and results["method"] != "zero_shot":
+        measured = results["last"], results["zero_shot"], sum(results.get("test_counts", ()))
+        mood, head = headline(*measured)
+        why = f" {noise(*measured)}" if mood == "level" else ""
+        if mood != "better":
+            console.print(f"{head}.{why}", highlight=False)
     if results["skipped_images"]:
         console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
     if frozen:

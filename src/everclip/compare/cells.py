@@ -180,9 +180,10 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
     if not any(row.method == REFERENCES[0] for row in rows.values()):
         recorded: dict[Repetition, Finished] = {}
         for run in runs:
-            if {"zero_shot", "zero_shot_after_stage"} <= run.results.keys():
+            if run.results.get("zero_shot") is not None and run.results.get("zero_shot_after_stage"):
                 recorded.setdefault(tuple(shown(run.value(key)) for key in over), run)
-        rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
+        if recorded:  # features may come without text
+            rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
     return sorted(rows.values(), key=lambda row: order(row.method, row.label))
 
 

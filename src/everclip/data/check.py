@@ -133,9 +133,10 @@ def _decode(found: Dataset) -> tuple[int, list[str]]:
 
     ids = np.concatenate([found.train.ids, found.test.ids])
     rows = np.concatenate([found.train.rows, found.test.rows])[np.argsort(ids)[:SAMPLE]]
-    pixels = Pixels(found.train.store, lambda image: image.resize((16, 16)), 16, cache_bytes=0)
-    pixels.load(rows)
     store = found.train.store
+    side = 16 if store.width is None else 0
+    pixels = Pixels(store, lambda image: image.resize((16, 16)), side, cache_bytes=0)
+    pixels.load(rows)
     place = f"{store.root}/" if isinstance(store, FileStore) else ""
     lines = [
         f"{place}{key} cannot be decoded ({reason}): replace it by the original"

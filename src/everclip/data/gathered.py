@@ -16,10 +16,11 @@ from everclip.data.images import MOST_BYTES, ImageSet, Store, content_id
 
 
 class Encoded(Store):
-    """Encoded images in main memory."""
+    """Encoded images, or features, in main memory."""
 
-    def __init__(self, keys: Sequence[str], contents: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[str], contents: Sequence[bytes], width: int | None = None) -> None:
         self.keys = keys
+        self.width = width
         self._contents = contents
 
     def read(self, row: int) -> bytes:
@@ -35,8 +36,9 @@ class Archive(Store):
     Raises OSError or zipfile.BadZipFile where it cannot be read, KeyError where a file is missing.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+    def __init__(self, path: Path, keys: Sequence[str], width: int | None = None) -> None:
         self.keys = keys
+        self.width = width
         self._path = path
         with zipfile.ZipFile(path) as archive:
             found = [archive.getinfo(key) for key in keys]
@@ -76,6 +78,7 @@ class Gathered(Store):
             (part.store, row) for part in sets for row in part.rows.tolist()
         ]
         self.keys: Sequence[str] = [store.keys[row] for store, row in self._places]
+        self.width = next((part.store.width for part in sets if len(part)), None)
 
     def read(self, row: int) -> bytes:
         store, place = self._places[row]

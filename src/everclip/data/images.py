@@ -22,9 +22,14 @@ MOST_BYTES = 1 << 30
 
 
 class Store(ABC):
-    """The place where encoded images lie. ``keys`` are paths relative to the store's root, one per row."""
+    """The place where encoded images lie. ``keys`` are paths relative to the store's root, one per row.
+
+    Attributes:
+        width: numbers of a row, where rows are features as little-endian float32; None of images.
+    """
 
     keys: Sequence[str]
+    width: int | None = None
 
     @abstractmethod
     def read(self, row: int) -> bytes:
@@ -188,7 +193,8 @@ class Dataset:
         name: the spec it was loaded from, for example ``imagefolder:/data/birds``.
         class_names: readable names, index = label.
         domain_names: names, index = domain; length 1 where there are no domains. Their order is the order learned.
-        templates: prompts with ``{}`` for the class name, which make the class embeddings.
+        templates: prompts with ``{}`` for the class name, which make the class embeddings; none of features that come
+            without text.
         held_out: the test part was cut from the images here; a source that comes with its own has False.
     """
 

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from everclip.data.images import ImageSet, Store
+from everclip.errors import UserError
 
 log = logging.getLogger("everclip")
 # We refuse what Pillow only warns of; its warning cannot be caught in several threads.
@@ -45,16 +46,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Pixels:
-    """Load rows of a store as uint8 tensors, through the model's own resize and crop.
+    """Load rows of a store as uint8 tensors, through the model's own resize and crop; features as they are.
 
     Args:
-        store: the encoded images.
+        store: the encoded images, or features.
         transform: PIL RGB image to PIL image of ``size`` x ``size``.
-        size: side in pixels.
+        size: side in pixels; 0 of a model that takes features alone.
         cache_bytes: the whole store is kept decoded when it fits into this many bytes; 0 keeps nothing.
         workers: decoding threads; 0 decodes in the caller's thread.
 
     Broken images are never returned: ``broken`` maps their row to the reason.
+
+    Raises:
+        UserError: images and a model that takes features, or the other way round.
     """
 
     def __init__(
@@ -65,16 +69,30 @@ class Pixels:
         cache_bytes: int = 2 << 30,
         workers: int = 2,
     ) -> None:
+        if (store.width is None) != (size > 0):
+            takes, given = ("images", "features") if size else ("features", "images")
+            raise UserError(f"the model takes {takes} and the data are {given}: give data of {takes}")
         self.store = store
         self.size = size
         self.broken: dict[int, str] = {}
         self._transform = transform
         self._pool = ThreadPoolExecutor(workers) if workers else None
         rows = len(store.keys)
-        self.cached = rows * 3 * size * size <= cache_bytes
+        shape, kind = ((3, size, size), torch.uint8) if size else ((store.width or 0,), torch.float32)
+        self.cached = rows * math.prod(shape) * kind.itemsize <= cache_bytes
         # Pages are touched when a row is first written, so a run on part of a set pays for that part alone.
-        self._table = torch.empty((rows if self.cached else 0, 3, size, size), dtype=torch.uint8)
+        self._table = torch.empty((rows if self.cached else 0, *shape), dtype=kind)
         self._state = np.zeros(rows, dtype=np.uint8)
+
+    def _features(self, row: int) -> NDArray[np.float32] | str:
+        """The row as float32 ``[width]``, or why there is none."""
+        try:
+            found = np.frombuffer(self.store.read(row), dtype="<f4").astype(np.float32)
+        except (OSError, ValueError) as error:
+            return _words(error) if isinstance(error, OSError) else "no row of numbers"
+        if len(found) != self.store.width or not np.isfinite(found).all():
+            return f"no row of {self.store.width} finite numbers"
+        return found
 
     def _decode(self, row: int) -> NDArray[np.uint8] | str:
         """The picture as uint8 ``[3, size, size]``, or why there is none."""
@@ -101,13 +119,16 @@ class Pixels:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
-    def load(self, rows: NDArray[np.int64]) -> tuple[UInt8[Tensor, "b 3 s s"], NDArray[np.bool_]]:
-        """Pictures of the rows that can be read, in order, and the mask ``[len(rows)]`` of those."""
+    def load(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b d"], NDArray[np.bool_]]:
+        """Pictures, or features, of the rows that can be read, in order, and the mask ``[len(rows)]`` of those."""
+        decode = self._decode if self.size else self._features
         missing = np.unique(rows[self._state[rows] == _UNKNOWN]) if self.cached else np.unique(rows)
         missing = missing[self._state[missing] != _BROKEN]
         run = self._pool.map if self._pool and len(missing) > 1 else map
         fresh: dict[int, Tensor] = {}
-        for row, result in zip(missing.tolist(), run(self._decode, missing.tolist()), strict=True):
+        for row, result in zip(missing.tolist(), run(decode, missing.tolist()), strict=True):
             if isinstance(result, str):
                 self._break(row, result)
             elif self.cached:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import nn
 
 from everclip import methods
 from everclip.config import Config
@@ -27,12 +27,13 @@ from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.prompts import PHOTO, Prompts, read_lines
 from everclip.data.scenario import Task, seen
+from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError, suggest
 from everclip.methods.base.method import Classifier, TextClassifier
 from everclip.metrics.calibration import Calibration
 from everclip.models import zoo
-from everclip.models.catalogue import LITE
-from everclip.models.clip import Clip
+from everclip.models.catalogue import FEATURES, LITE
+from everclip.models.clip import Clip, Images
 from everclip.models.savable import save_state
 from everclip.models.states import read_state
 from everclip.runs import card as cards
@@ -101,8 +102,8 @@ class Deployed:
         return sharpness / (self.calibration.temperature if self.calibration else 1.0)
 
     @torch.inference_mode()
-    def logits(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[np.ndarray, "b c"]:
-        """Logits of pictures of the model's size; softmax makes probabilities of them. -inf: a class never trained."""
+    def logits(self, images: Images) -> Float[np.ndarray, "b c"]:
+        """Logits of images as the model takes them; softmax makes probabilities. -inf: a class never trained."""
         scores = self.classifier(images).double() * self.to_logits
         return scores.cpu().numpy()
 
@@ -312,9 +313,7 @@ def read_classes(path: str) -> list[str]:
 
 
 def templates_of(spec: str) -> tuple[str, ...]:
-    """The prompts of a model whose user names none."""
-    if spec != LITE:
-        return (PHOTO,)
-    from everclip.data.templates import TEMPLATES
-
-    return TEMPLATES
+    """The prompts of a model whose user names none; none of features alone."""
+    if spec.startswith(FEATURES):
+        return ()
+    return TEMPLATES if spec == LITE else (PHOTO,)

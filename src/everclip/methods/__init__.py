@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from everclip.data import policies
 from everclip.data.scenarios import scenario_class
+from everclip.errors import UserError
 from everclip.methods.base.registry import method_class, method_config
 from everclip.system import trust
 
@@ -66,8 +67,18 @@ def __getattr__(name: str) -> Any:
 
 
 def build(config: Config, prompts: Prompts) -> Method:
-    """The config's method, ready for its first task. Raises UserError for an unknown method or option."""
-    return method_class(config.method.name).create(method_config(config), prompts)
+    """The config's method, ready for its first task.
+
+    Raises:
+        UserError: an unknown method or option, or one that reads class embeddings where no text tower gives them.
+    """
+    method = method_class(config.method.name).create(method_config(config), prompts)
+    if method.capabilities.needs_text and not prompts.templates:
+        raise UserError(
+            f"method={config.method.name} with these options reads class embeddings: add text_features to"
+            f" {config.data}, or write another method"
+        )
+    return method
 
 
 def method_of(config: Config) -> Method:

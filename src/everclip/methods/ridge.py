@@ -61,6 +61,7 @@ class Ridge(RidgeMethod):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.can(needs_text=config.prior == "text")
         if config.prior == "text" and (config.expand or config.feature == "pooled"):
             raise UserError(
                 "method.prior=text needs features that class embeddings can be compared with:"

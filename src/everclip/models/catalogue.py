@@ -15,6 +15,8 @@ from everclip.models import flops
 from everclip.system.reading import Unreadable, read_json
 
 LITE = "lite"
+FEATURES = "features:"
+"""Before a file of features, as data and as a model; as a model also before a width alone."""
 
 
 @dataclass(frozen=True)

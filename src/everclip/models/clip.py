@@ -47,8 +47,7 @@ class Clip(nn.Module):
         config: open_clip's own of the model.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in 0..1.
-        eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize and crop to
-            ``image_size``, RGB); ``normalise`` does the rest.
+        eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize, crop, RGB).
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
         text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
         multihead: whether a tower has torch's own attention.
@@ -154,6 +153,10 @@ class Clip(nn.Module):
         """Describe how pictures become the model's input, ready for JSON."""
         return dict(vars(self._preprocess_cfg))
 
+    def blank(self, count: int = 1) -> Images:
+        """Empty images, to see what the towers make of their shape."""
+        return torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8)
+
     def normalise(self, images: Images) -> Float[Tensor, "b ..."]:
         """Turn images into the model's input on its device: uint8 pixels divided by 255, minus mean, over std.
 
@@ -221,9 +224,8 @@ class Clip(nn.Module):
         return self._text.tokenize(prompts)
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
-        """One unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of
-        unit-length prompt embeddings, made unit length again (Radford et al. 2021,
-        https://arxiv.org/abs/2103.00020, section 3.1.4).
+        """One unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of unit-length
+        prompt embeddings, made unit length again (Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020)
         """
         prompts = [template.replace("{}", name) for name in names for template in templates]
         per_prompt = self.encode_text(prompts).view(len(names), len(templates), -1)
@@ -234,9 +236,7 @@ class Clip(nn.Module):
         return ((name, p) for name, p in self._trainable() if name.startswith("visual."))
 
     def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names (those of ``model``) and parameters of the text tower; the logit scale and bias belong to
-        neither tower.
-        """
+        """Names (those of ``model``) and parameters of the text tower; the logit scale and bias belong to neither."""
         return ((name, p) for name, p in self._trainable() if not name.startswith("visual."))
 
     def hold(self, names: Collection[str]) -> None:

@@ -44,7 +44,7 @@ class Depths:
         weights: of the last blocks beside the output, whose weight is 1; the last block's first. None: those of
             ``USUAL``, as far as the tower has blocks that are known.
         root: whether activations become their signed square roots.
-        mirror: whether the mirror image is read too.
+        mirror: whether the mirror image is read too, where there are images.
         scales: sides of the views, as multiples of the picture's.
         token: what is read of a transformer's block: the class token, where there is one, or the mean of the patches.
         pooled: whether the output is the one before the projection.
@@ -83,7 +83,7 @@ class Depths:
         return self._both(visual, images)[1]
 
     def beside(
-        self, visual: nn.Module, images: Float[Tensor, "b 3 h w"]
+        self, visual: nn.Module, images: Float[Tensor, "b ..."]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
         """The tower's output, and the rows beside it. Raises UserError as ``read``."""
         return self._both(visual, images)
@@ -101,7 +101,7 @@ class Depths:
         side, total, output = images.shape[-1], None, None
         for scale in self.scales:
             view = images if scale == 1 else resized(images, max(1, round(side * scale)))
-            for picture in (view, view.flip(3)) if self.mirror else (view,):
+            for picture in (view, view.flip(3)) if self.mirror and view.ndim == 4 else (view,):
                 raw, rows = self._view(visual, picture)
                 total = rows if total is None else total + rows
                 output = raw if output is None and scale == 1 else output

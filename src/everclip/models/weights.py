@@ -12,7 +12,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 
 from everclip.errors import UserError
 from everclip.models import lite, zoo
-from everclip.models.catalogue import LITE
+from everclip.models.catalogue import FEATURES, LITE
 from everclip.models.savable import WEIGHTS_FILE
 
 
@@ -39,6 +39,8 @@ def find(spec: str) -> Place:
     if spec == LITE:
         lite._sources()
         return Place("here", "in the packages of everclip[lite]")
+    if spec.startswith(FEATURES):
+        return Place("here", "none: features come ready-made")
     source, options = zoo._resolve(spec)
     if source.startswith(zoo._LOCAL):
         folder = Path(source.removeprefix(zoo._LOCAL))

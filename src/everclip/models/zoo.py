@@ -25,8 +25,8 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 
 from everclip.errors import UserError, suggest
-from everclip.models import bounded, lite, vetted
-from everclip.models.catalogue import LITE, ModelInfo, catalogue, recommended
+from everclip.models import bounded, lite, vectors, vetted
+from everclip.models.catalogue import FEATURES, LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, Clip
 from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
 from everclip.models.towers import input_side, is_convolutional
@@ -51,8 +51,8 @@ def load(spec: str, image_size: int | None = None, device: str | torch.device = 
     """The model named ``spec``, in fp32 on ``device``; the global random state is left as it was.
 
     Args:
-        spec: ``lite``; ``NAME:TAG`` (open_clip's names); ``hf-hub:org/repo``; ``local-dir:/path`` or the path
-            alone; or a run directory, whose newest checkpoint is loaded.
+        spec: ``lite``; ``NAME:TAG`` (open_clip's names); ``hf-hub:org/repo``; ``local-dir:/path`` or the path alone; a
+            run directory, whose newest checkpoint is loaded; or ``features:FILE.npz`` and ``features:WIDTH``.
         image_size: side of the input in pixels; default: the model's own. Position embeddings of ViTs and the
             attention pool of ResNets are interpolated, other convolutional towers take any size.
         device: where the parameters go.
@@ -60,6 +60,8 @@ def load(spec: str, image_size: int | None = None, device: str | torch.device = 
     Raises:
         UserError: unknown name or tag, no such folder, or weights that cannot be had.
     """
+    if spec.startswith(FEATURES):
+        return vectors.load(spec, image_size).to(device)
     with torch.random.fork_rng(devices=[]):
         source, options = _resolve(spec)
         clip = _create(spec, source, options, image_size).to(device)
@@ -69,7 +71,7 @@ def load(spec: str, image_size: int | None = None, device: str | torch.device = 
 
 def check(spec: str) -> None:
     """Raise UserError where ``spec`` names no model; nothing is built, loaded or looked for on a hub."""
-    if spec != LITE:
+    if spec != LITE and not spec.startswith(FEATURES):
         _resolve(spec)
 
 
@@ -166,12 +168,13 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
 
 def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
     model_cfg: Any = open_clip.get_model_config(source)
-    where = f'model "{spec}"'
+    where, folder = f'model "{spec}"', source.removeprefix(_LOCAL) if source.startswith(_LOCAL) else None
+    if folder is not None and vectors.KEY in model_cfg:
+        return _centered(vectors.of_folder(Path(folder), model_cfg, spec), folder)
     vetted.check(model_cfg, where)
     if "quick_gelu" in options:
         model_cfg["quick_gelu"] = options["quick_gelu"]
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    folder = source.removeprefix(_LOCAL) if source.startswith(_LOCAL) else None
     if (
         image_size is not None
         and "timm_model_name" not in vision
@@ -188,12 +191,8 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
         _allow(spec, model.visual, image_size)
         model.visual.image_size = (image_size, image_size)
     vision["image_size"] = input_side(model.visual)
-    clip = Clip(
-        model, model_cfg, open_clip.get_tokenizer(source, **vetted.tokenizer(text, folder, where)), spec
-    )
-    if folder is not None:
-        _restore_center(clip, Path(folder) / CONFIG_FILE)
-    return clip
+    tokenizer = open_clip.get_tokenizer(source, **vetted.tokenizer(text, folder, where))
+    return _centered(Clip(model, model_cfg, tokenizer, spec), folder)
 
 
 def _weights(source: str, folder: str | None) -> Path | None:
@@ -212,14 +211,15 @@ def _weights(source: str, folder: str | None) -> Path | None:
     return Path(found)
 
 
-def _restore_center(clip: Clip, file: Path) -> None:
+def _centered(clip: Clip, folder: str | None) -> Clip:
     """Take the mean of image features from a folder that has one. Raises ValueError where it is none."""
-    mean = json.loads(file.read_text(encoding="utf-8")).get(CENTER)
+    mean = json.loads(Path(folder, CONFIG_FILE).read_text(encoding="utf-8")).get(CENTER) if folder else None
     if mean is None:
-        return
+        return clip
     if not isinstance(mean, list) or not all(isinstance(x, float) and math.isfinite(x) for x in mean):
         raise ValueError(f"{CENTER} is no list of numbers")
     clip.center_images(mean)
+    return clip
 
 
 def _allow(spec: str, visual: nn.Module, image_size: int) -> None:

@@ -38,6 +38,8 @@ def per_class(run: One, ax: Axes | None = None, *, most: int = 30) -> Axes:
         "after_learning": ("after its task", style.SECOND, "o"),
     }
     kinds["last"] = ("at the end", style.FIRST, "o")
+    if any(row["zero_shot"] is None for row in rows):  # features without text
+        del kinds["zero_shot"]
     for key, (name, colour, marker) in kinds.items():
         xs = [100 * row[key] for row in rows]
         look = {

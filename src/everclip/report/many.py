@@ -183,11 +183,12 @@ def retention_table(setting: Setting) -> Table:
     return _table(setting, "retention", [*columns, "surest half right, %", "ECE, %", "too sure by"], rows)
 
 
-def below(run: RunData) -> tuple[float, float | None]:
+def below(run: RunData) -> tuple[float | None, float | None]:
     """Fraction of classes that end below zero-shot, and by how much on average (negative); None where there is none."""
-    gaps = [row["last"] - row["zero_shot"] for row in run.results["per_class"] if row["last"] is not None]
+    rows = [row for row in run.results["per_class"] if None not in (row["last"], row["zero_shot"])]
+    gaps = [row["last"] - row["zero_shot"] for row in rows]
     lower = [gap for gap in gaps if gap < 0]
-    return len(lower) / len(gaps), sum(lower) / len(lower) if lower else None
+    return len(lower) / len(gaps) if gaps else None, sum(lower) / len(lower) if lower else None
 
 
 def _interval(values: Iterable[float | None]) -> Interval | None:
@@ -249,14 +250,16 @@ def _class_row(row: dict[str, Any]) -> list[Cell]:
             continue
         last = sum(value for value, _ in values) / len(values)
         first = [value for _, value in values if value is not None]
-        class_ = "down" if last < row["zero_shot"] else ""
+        class_ = "down" if last < (row["zero_shot"] or 0) else ""
         tip = f"{percent(sum(first) / len(first))} right after its task" if first else ""
         cells.append(Cell(f"{100 * last:.0f}", round(last, 4), tip, class_))
     known = [cell.value for cell in cells if cell.value is not None]
     return [
         words(row["class"]),
         Cell(str(row["task"] + 1), row["task"] + 1),
-        Cell(f"{100 * row['zero_shot']:.0f}", round(row["zero_shot"], 4)),
+        Cell("–")
+        if row["zero_shot"] is None
+        else Cell(f"{100 * row['zero_shot']:.0f}", round(row["zero_shot"], 4)),
         Cell(f"{100 * sum(known) / len(known):.0f}", round(sum(known) / len(known), 4), "", "bar"),
         *cells,
     ]

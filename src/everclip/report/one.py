@@ -42,7 +42,7 @@ def context(run: RunData, prefix: str) -> Json:
         "figures": drawn,
         "per_class": per_class[:_MOST_CLASSES],
         "classes": len(per_class),
-        "below": sum(row["change"] < 0 for row in per_class),
+        "below": sum((row["change"] or 0) < 0 for row in per_class) if run.zero_shot else None,
         "per_class_csv": csv_address(
             ["class", "task", "test_images", "zero_shot", "after_learning", "last"],
             [
@@ -89,7 +89,7 @@ def _verdict(run: RunData) -> Json:
         return {
             "mood": "open",
             "head": f"{unfinished}{percent(last)} right.",
-            "more": ["Zero-shot is unknown."],
+            "more": ["There is no zero-shot accuracy to compare with."],
         }
     images = sum(run.test_counts[:done])
     mood, words = headline(last, base, images)
@@ -169,11 +169,15 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
 def _per_class(run: RunData) -> list[Json]:
     """Rows of the per-class table, worst last accuracy first; classes without test images are left out."""
     rows = [
-        row | {"change": row["last"] - row["zero_shot"], "since": row["last"] - row["after_learning"]}
+        row
+        | {
+            "change": None if row["zero_shot"] is None else row["last"] - row["zero_shot"],
+            "since": row["last"] - row["after_learning"],
+        }
         for row in run.results.get("per_class", [])
         if row["last"] is not None
     ]
-    return sorted(rows, key=lambda row: (row["last"], row["change"], row["class"]))
+    return sorted(rows, key=lambda row: (row["last"], row["change"] or 0.0, row["class"]))
 
 
 def _stages(run: RunData) -> list[Json]:
@@ -239,7 +243,7 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
     if not run.finished:
         return []
     lines: list[str] = []
-    below = [row["change"] for row in per_class if row["change"] < 0]
+    below = [row["change"] for row in per_class if (row["change"] or 0) < 0]
     if below:
         lines.append(
             f"{len(below)} of {len(per_class)} classes end below zero-shot, by {-100 * sum(below) / len(below):.1f}"

@@ -4,7 +4,7 @@ format          1
 everclip        the version that wrote it
 classes         every class name; its index is its label
 tasks           [{"name", "labels"}]: the labels learned, in the order learned
-templates       prompts of the class embeddings
+templates       prompts of the class embeddings; none where no text tower reads any
 classifier      "text": cosines to the class embeddings of the text tower, and the folder is the whole model;
                 "method": the method in ``settings`` classifies, whose state is in method.pt (state.pt
                     in a run's checkpoint)
@@ -78,7 +78,7 @@ class Card(_Model):
     everclip: str = __version__
     classes: list[str] = Field(min_length=1)
     tasks: list[CardTask] = Field(min_length=1)
-    templates: list[str] = Field(min_length=1)
+    templates: list[str]
     classifier: Literal["text", "method"]
     settings: dict[str, Any]
     calibration: Calibration | None = None
@@ -87,6 +87,8 @@ class Card(_Model):
     def _consistent(self) -> Card:
         if any(not 0 <= label < len(self.classes) for task in self.tasks for label in task.labels):
             raise ValueError("a label is no index of a class")
+        if not self.templates and self.classifier == "text":
+            raise ValueError("it has no templates for its text tower")
         return self
 
     def config(self) -> Config:

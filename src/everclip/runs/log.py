@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
     "start": lambda event: (
         _START(event)
         and {len(event["tasks"])}
-        == {len(event["zero_shot"]), len(event.get("frozen_features", event["tasks"]))}
+        == {len(event["zero_shot"] or event["tasks"]), len(event.get("frozen_features", event["tasks"]))}
     ),
     "stage": table(
         {

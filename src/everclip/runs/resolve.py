@@ -13,8 +13,9 @@ from everclip.config.values import written
 from everclip.data.scenarios import build
 from everclip.errors import UserError
 from everclip.methods import memory_policy, method_of
+from everclip.methods.base.method import Method
 from everclip.methods.base.registry import method_config
-from everclip.models.catalogue import recommended
+from everclip.models.catalogue import FEATURES, LITE, recommended
 from everclip.models.tunings import tuning_of
 
 _GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
@@ -28,10 +29,16 @@ def resolve(config: Config) -> Config:
 
     Every default is filled in here as the generation ``config.defaults`` had it. So what is resolved has the same
     values in any later version.
+
+    Raises:
+        UserError: an option is wrong, or the data are features and something else in the config needs images.
     """
     options = method_config(config)
+    method = method_of(config)
+    if config.data.startswith(FEATURES):
+        config = _of_features(config, method)
     scenario = build(config.scenario)
-    policy = memory_policy(config, method_of(config))
+    policy = memory_policy(config, method)
     tuning = tuning_of(config.tune, config.tuning.options)
     given = {
         name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
@@ -57,6 +64,26 @@ def resolve(config: Config) -> Config:
             "tuning": Choice.model_validate(tuning.options),
         }
     )
+
+
+def _of_features(config: Config, method: Method) -> Config:
+    """The config with the model that data of features bring. Raises UserError for what needs images."""
+    given = "holds features alone"
+    if method.capabilities.trains:
+        adapt = config.method.options.get("adapt", "none")
+        what = config.method.name + ("" if adapt == "none" else f" with method.adapt={adapt}")
+        raise UserError(
+            f"{what} needs images: {config.data} {given}; use ncm, ridge, ranpac, slda or multilayer_lda"
+        )
+    if config.model not in (LITE, config.data):
+        raise UserError(f"model={config.model} needs images: {config.data} {given}; leave model out")
+    for key in ("classnames", "templates"):
+        if getattr(config, key) is not None:
+            raise UserError(
+                f"{key}={getattr(config, key)} is for a text tower: {config.data} {given}; leave it out, and write"
+                " classnames and text_features into the file"
+            )
+    return config.model_copy(update={"model": config.data, "image_size": None})
 
 
 def _filled(section: Choice, options: Section) -> Choice:

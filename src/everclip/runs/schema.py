@@ -43,7 +43,8 @@ SCHEMA: dict[str, Kind] = {
     **dict.fromkeys(("train_captions", "precision", "tune"), text),
     **dict.fromkeys(("template_set", "tuned_on"), or_null(text)),
     **dict.fromkeys(("smoke", "center"), truth),
-    **dict.fromkeys(("last", "average", "zero_shot"), SHARE),
+    **dict.fromkeys(("last", "average"), SHARE),
+    "zero_shot": or_null(SHARE),
     **dict.fromkeys(("forgetting", "backward_transfer", "forward_transfer"), or_null(CHANGE)),
     **dict.fromkeys(("seconds", "memory_bytes", "state_bytes", "peak_memory_bytes", "cache_bytes"), AMOUNT),
     "kept_bytes": AMOUNT,
@@ -58,14 +59,16 @@ SCHEMA: dict[str, Kind] = {
     **dict.fromkeys(("classes", "templates"), listed(text, MOST_CLASSES)),
     "class_labels": listed(COUNT, MOST_CLASSES),
     "test_counts": listed(COUNT, MOST_TASKS),
-    **dict.fromkeys(("accuracy_after_stage", "zero_shot_after_stage"), _SHARES),
-    **dict.fromkeys(("task_mean_after_stage", "zero_shot_per_task"), _KNOWN_SHARES),
+    "accuracy_after_stage": _SHARES,
+    "task_mean_after_stage": _KNOWN_SHARES,
+    "zero_shot_after_stage": or_null(_SHARES),
+    "zero_shot_per_task": or_null(_KNOWN_SHARES),
     "frozen_features": or_null(SHARE),
     "frozen_features_after_stage": or_null(_SHARES),
     "frozen_features_methods": or_null(listed(text, MOST_TASKS)),
     "matrix": listed(_KNOWN_SHARES, MOST_TASKS),
     "per_class": listed(
-        lambda row: _CLASS(row) and len({row[key] is None for key in _NUMBERS}) == 1, MOST_CLASSES
+        lambda row: _CLASS(row) and (row["after_learning"] is None) == (row["last"] is None), MOST_CLASSES
     ),
     "skipped_images": listed(text, 10**6),
 }

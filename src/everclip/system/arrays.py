@@ -20,6 +20,8 @@ from everclip.system.reading import MIB, Unreadable, open_regular
 MOST_ROWS = 4_000_000
 MOST_COLUMNS = 100
 _MOST_MEMBERS = 100
+_MOST_TEXT = 1000
+"""Characters of a text."""
 
 Form = tuple[str, int]
 """Kinds of numbers, as numpy names them ("iu", "f"), and how many dimensions."""
@@ -29,7 +31,7 @@ class Shape(NamedTuple):
     """The form that an array must have.
 
     Args:
-        kinds: of numbers, as numpy names them.
+        kinds: of numbers, or "U" of texts, as numpy names them.
         most: its largest shape.
     """
 
@@ -68,12 +70,17 @@ def read_columns(
 
 
 def read_arrays(
-    path: Path, needed: Mapping[str, Shape], more: Mapping[str, Shape], most: int
+    path: Path,
+    needed: Mapping[str, Shape],
+    more: Mapping[str, Shape],
+    most: int,
+    swells: int | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Arrays from a file of bounded size that ``np.savez`` wrote.
 
     Args:
         needed, more: name -> what those to read may be; those of ``more`` may be missing.
+        swells: how many times as large as the file an array may be, beyond a MiB; None: as large as its shape may be.
 
     Raises:
         Unreadable: it is no such file, or has something else in it.
@@ -85,6 +92,9 @@ def read_arrays(
                 raise Unreadable(f"more than {_MOST_MEMBERS} arrays")
             for name, shape in {**needed, **more}.items():
                 if name in needed or f"{name}.npy" in archive.namelist():
+                    size, whole = archive.getinfo(f"{name}.npy").file_size, path.stat().st_size
+                    if swells is not None and size > MIB + swells * whole:
+                        raise Unreadable(f"{name} unpacks to {size:,} bytes, of a file of {whole:,}")
                     with archive.open(f"{name}.npy") as member:
                         found[name] = _array(member, name, shape)
     except Unreadable:
@@ -101,7 +111,8 @@ def _array(member: IO[bytes], name: str, form: Shape) -> NDArray[Any]:
     version = npy.read_magic(member)
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = header(member)
-    if dtype.kind not in form.kinds or dtype.itemsize > 8 or len(shape) != len(form.most):
+    widest = 4 * _MOST_TEXT if dtype.kind == "U" else 8
+    if dtype.kind not in form.kinds or dtype.itemsize > widest or len(shape) != len(form.most):
         raise Unreadable(f"{name} is of another kind: {dtype} {shape}")
     if any(not 0 <= length <= most for length, most in zip(shape, form.most, strict=True)):
         raise Unreadable(f"{name} has the shape {shape}, where {form.most} was to be expected at most")

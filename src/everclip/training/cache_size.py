@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
-
 from everclip.data.cache.rows import Memory
 from everclip.models.clip import Clip
 from everclip.runs.words import size
@@ -84,7 +82,7 @@ class Size:
     def of(cls, plan: Plan, clip: Clip) -> Size:
         """Measure for a plan with its model, which was cut."""
         assert clip.trunk is not None
-        blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+        blank = clip.blank()
         amount = Amount.of(plan)
         rows = amount.all if plan.config.cache.shared else amount.most
         return cls(tuple(clip.normalise(blank).shape[1:]), clip.trunk.vectors, rows, amount.views)

@@ -101,12 +101,14 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     tuning_of(config.tune, config.tuning.options).check(clip)
     if method.capabilities.trains:
         Passes(clip, config.train)
-    with torch.inference_mode():
-        weights = clip.class_embeddings(
-            [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates
-        )
-    scores, tests = evaluate_pretrained(clip, weights, plan.tasks, loader)
-    record.set_zero_shot(scores)
+    tests: dict[int, Rows] = {}
+    if plan.prompts.templates:
+        with torch.inference_mode():
+            weights = clip.class_embeddings(
+                [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates
+            )
+        scores, tests = evaluate_pretrained(clip, weights, plan.tasks, loader)
+        record.set_zero_shot(scores)
     if config.center and not clip.centered:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
         tests = {}  # features are others now
@@ -147,10 +149,13 @@ def _close_stage(context: Context, checkpointer: Checkpointer, task: Task, line:
     """Log a finished stage, note in its checkpoint that it was tested, and say how it went."""
     checkpointer.log("stage", **line)
     checkpointer.scored()
-    bases = [f"zero-shot {context.record.zero_shot['after_stage'][task.index]:.1%}"]
+    bases = []
+    if after := context.record.zero_shot["after_stage"]:
+        bases.append(f"zero-shot {after[task.index]:.1%}")
     if after := context.record.frozen["frozen_features_after_stage"]:
         bases.append(f"frozen features {after[task.index]:.1%}")
     context.progress.say(
-        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far ({', '.join(bases)}),"
-        f" memory {line['memory']['count']}, {line['seconds']:.0f} s"
+        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far"
+        + (f" ({', '.join(bases)})" if bases else "")
+        + f", memory {line['memory']['count']}, {line['seconds']:.0f} s"
     )

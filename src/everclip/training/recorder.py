@@ -71,7 +71,7 @@ class Recorder:
         self.forked_from: dict[str, Any] | None = None
         self.training_seconds = 0.0
         self.trainable_parameters = 0
-        self.zero_shot: dict[str, Any] = {}
+        self.zero_shot: dict[str, Any] = {"per_task": None, "after_stage": None, "per_class": {}}
         self.frozen = NOT_MEASURED
         self._after_learning: dict[int, float] = {}
         self.scores: Scores | None = None
@@ -112,7 +112,7 @@ class Recorder:
                 }
                 for task in plan.tasks
             ],
-            "zero_shot": self.zero_shot["after_stage"],
+            "zero_shot": self.zero_shot["after_stage"] or [],
         } | ({"frozen_features": found} if (found := self.frozen["frozen_features_after_stage"]) else {})
 
     def begin_stage(self) -> None:
@@ -226,8 +226,8 @@ class Recorder:
             "matrix": matrix.to_list(),
             "forgetting": matrix.forgetting,
             "backward_transfer": matrix.backward_transfer,
-            "forward_transfer": matrix.forward_transfer(self.zero_shot["per_task"]),
-            "zero_shot": self.zero_shot["after_stage"][-1],
+            "forward_transfer": matrix.forward_transfer(self.zero_shot["per_task"] or []),
+            "zero_shot": (self.zero_shot["after_stage"] or [None])[-1],
             "zero_shot_after_stage": self.zero_shot["after_stage"],
             "zero_shot_per_task": self.zero_shot["per_task"],
             **self.frozen,

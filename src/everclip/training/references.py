@@ -42,13 +42,14 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 def words(config: Config, sizes: Sizes) -> str:
     """Name in a line what a resolved config compares itself with."""
+    asked = "references: zero-shot" if sizes.templates else "references: no zero-shot, as there is no text"
     if wanted(config, sizes):
-        return f"references: zero-shot; frozen features, one pass over {sum(sizes.train):,} training images"
+        return f"{asked}; frozen features, one pass over {sum(sizes.train):,} training images"
     if (
         config.references == "none"
         or not methods.method_of(config).capabilities.trains
         or config.scenario.validation is not None
     ):
-        return "references: zero-shot"
+        return asked
     passes = f"one pass over the training images is {share(config, sizes):.0%} of the passes planned"
-    return f"references: zero-shot; frozen features with references=all, as {passes}"
+    return f"{asked}; frozen features with references=all, as {passes}"

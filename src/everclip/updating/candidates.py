@@ -41,7 +41,8 @@ from everclip.updating.rule import Decision
 from everclip.updating.state import State
 from everclip.updating.training import Lesson, trained
 
-NAMES = ("nothing", "means", "ridge", "layers", "trained", "interpolated")
+TRAINED = ("trained", "interpolated")
+NAMES = ("nothing", "means", "ridge", "layers", *TRAINED)
 SHARES = (0.25, 0.5, 0.75)
 """Fractions of the trained weights that are tried."""
 
@@ -92,11 +93,12 @@ class Trial:
 
 def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candidate]:
     """All of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
-    yield nothing(trial)
+    if trial.state.model is not None or trial.known.templates:
+        yield nothing(trial)
     yield solved(trial, "means", {"name": "ncm"}, "class means")
     unseen = bool((~trial.checked.learned).any())
     options: dict[str, Any] = {"name": "ridge", "prior": trial.decision.prior, "lam": USUAL}
-    if unseen:
+    if unseen and trial.decision.prior == "text":
         options["unseen"] = "text"
     yield solved(trial, "ridge", options, f"prior={trial.decision.prior}, lam={USUAL}")
     if layered(trial.state.frozen, trial.sums):
@@ -112,7 +114,7 @@ def nothing(trial: Trial) -> Candidate:
     if model is None:
         wide = text_form(state.spec, trial.known, state.frozen, "zero_shot")
         detail = "the text tower, asked for the names"
-    elif model.reads_text:
+    elif model.reads_text and trial.known.templates:
         wide = text_form(state.spec, trial.known, model.encoder, _method(model))
         detail = "as deployed, the text tower asked for the new names"
     else:

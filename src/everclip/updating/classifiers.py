@@ -125,8 +125,7 @@ def _rows(clip: Clip, images: Images, layers: bool) -> Float32[Tensor, "b m"]:
 @torch.no_grad()
 def widths(clip: Clip) -> tuple[int, int]:
     """Lengths of the embedding and of the layers."""
-    blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-    raw, beside = READ.beside(clip.model.visual, clip.normalise(blank))
+    raw, beside = READ.beside(clip.model.visual, clip.normalise(clip.blank()))
     return raw.shape[1], beside.shape[1]
 
 

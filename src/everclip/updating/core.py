@@ -18,7 +18,7 @@ from everclip.errors import UserError, suggest
 from everclip.metrics.calibration import fit
 from everclip.system.progress import Progress
 from everclip.updating import rule
-from everclip.updating.candidates import NAMES, Candidate, Trial, candidates
+from everclip.updating.candidates import NAMES, TRAINED, Candidate, Trial, candidates
 from everclip.updating.classifiers import features, layered, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
@@ -96,19 +96,24 @@ def prepare(state: State, new: Dataset, options: Options) -> tuple[Pictures, rul
         summed=float(summed.mean()) if len(summed) else 1.0,
         layers=layered(state.frozen, state.sums),
         zero_shot=_zero_shot(state, pictures),
+        towers=bool(state.known.templates),
     )
+    if options.method in TRAINED and not facts.towers:
+        raise UserError(
+            f"--method {options.method} trains towers, and {state.spec} takes features alone: take auto"
+        )
     return pictures, facts, rule.decide(facts, options.method)
 
 
 def spoken(state: State, new: Dataset) -> State:
-    """The state with the prompts of the first data set it learns, where that has its own."""
-    if state.model is not None or new.templates == (PHOTO,):
+    """The state with the prompts of the first data set it learns, where that has its own and a tower to read them."""
+    if state.model is not None or not state.known.templates or new.templates == (PHOTO,):
         return state
     return replace(state, known=replace(state.known, templates=new.templates))
 
 
 def _zero_shot(state: State, pictures: Pictures) -> float | None:
-    if not len(pictures.fresh):
+    if not len(pictures.fresh) or not state.known.templates:
         return None
     text = text_form(state.spec, pictures.known, state.frozen, "zero_shot")
     checks = Checks.of(pictures.fresh, pictures.fresh, pictures.known)

@@ -47,8 +47,8 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
         clip: the frozen model.
         tested: held-out images.
     """
-    image, text = _seconds(clip)
     classes, prompts = len(pictures.known.names), len(pictures.known.templates)
+    image, text = _seconds(clip, prompts > 0)
     training = mixtures = 0.0
     if decision.train:
         per_step = BATCH * image + min(classes, BATCH) * text
@@ -66,9 +66,9 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
 
 
 @torch.inference_mode()
-def _seconds(clip: Clip) -> tuple[float, float]:
-    """Seconds of an image and of a prompt, forward: the best of three batches."""
-    blank = torch.zeros(TRIED, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+def _seconds(clip: Clip, prompts: bool) -> tuple[float, float]:
+    """Seconds of an image and, where there are any, of a prompt, forward: the best of three batches."""
+    blank = clip.blank(TRIED)
     names = [f"a photo of a thing {number}." for number in range(TRIED)]
 
     def best(work: Callable[[], Tensor]) -> float:
@@ -79,7 +79,8 @@ def _seconds(clip: Clip) -> tuple[float, float]:
             took.append(time.perf_counter() - begin)
         return min(took) / TRIED
 
-    return best(lambda: clip.encode_image(blank)), best(lambda: clip.encode_text(names))
+    text = best(lambda: clip.encode_text(names)) if prompts else 0.0
+    return best(lambda: clip.encode_image(blank)), text
 
 
 def _weights(clip: Clip) -> int:
@@ -94,7 +95,7 @@ def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
     if not train:
         return now + sums + _weights(clip)
     classes = min(len(pictures.known.names), BATCH)
-    blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+    blank = clip.blank()
     image = _activations(clip, lambda: clip.encode_image(blank))
     text = _activations(clip, lambda: clip.encode_text(["a photo of a thing."]))
     return now + sums + (COPIES + 3) * _weights(clip) + BATCH * image + classes * text

@@ -29,6 +29,7 @@ class Facts:
         layers: whether the sums have the layers beside the embedding.
         zero_shot: accuracy of the frozen model's text tower on the new check images, among all classes; None where
             there are none.
+        towers: whether the model has towers, to train and to ask for names; else it takes features.
     """
 
     old: int
@@ -40,6 +41,7 @@ class Facts:
     summed: float
     layers: bool
     zero_shot: float | None
+    towers: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,23 @@ def decide(facts: Facts, choice: str, batch: int = 32) -> Decision:
     seen = facts.images + round(facts.exemplars * facts.old)
     steps = max(LEAST_STEPS, EPOCHS * -(-seen // batch))
     train = facts.images >= FEW_IMAGES and (remembered or not facts.new)
-    if facts.images < FEW_IMAGES:
+    if not facts.towers:
+        train, why = False, [f"{what}, as features alone: nothing is trained"]
+    elif facts.images < FEW_IMAGES:
         why.append(f"{facts.images} new images, fewer than {FEW_IMAGES}: nothing is trained")
     elif not train:
         why.append(
             f"{facts.exemplars:.1f} exemplars an old class, below {SMALL_MEMORY:g}: training would forget them, so"
             " nothing is trained"
         )
-    prefer, prior = "ridge", "text"
+    prefer, prior = "ridge", "text" if facts.towers else "none"
     if known and facts.layers:
         prefer = "layers"
         why.append("the sums know every old class: discriminants on the frozen model's layers are preferred")
     elif known:
         why.append("the sums know every old class, of the embedding alone: ridge regression is preferred")
+    elif not facts.towers:
+        why.append(f"{1 - facts.summed:.0%} of the old classes are not in the sums: give features of them")
     else:
         why.append(
             f"{1 - facts.summed:.0%} of the old classes are known by name alone: ridge regression drawn to the class"

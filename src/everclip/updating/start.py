@@ -77,11 +77,13 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
     check_names(names, "the classes given")
     clip = zoo.load(spec, image_size, device("auto"))
     templates = tuple(templates_of(spec))
+    if names and not templates:
+        raise UserError(f"{spec} knows no class by name: leave classes out, and give features of them")
     model = zero_shot(spec, clip, names, templates) if names else None
     tasks = (CardTask(name="asked for", labels=list(range(len(names)))),) if names else ()
     base = {
         "model": spec,
-        "image_size": clip.image_size,
+        "image_size": clip.image_size or None,
         "center": clip.centered,
         "defaults": NEWEST,
     }
@@ -111,11 +113,12 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     clip = whole(model.encoder)
     base = {
         "model": config.model,
-        "image_size": clip.image_size,
+        "image_size": clip.image_size or None,
         "center": clip.centered,
         "defaults": config.defaults,
     }
-    return _fresh(spec, model, Known(names, tasks, model.templates, base), clip, older)
+    templates = model.templates if clip.image_size else ()  # of features the old classes alone have text
+    return _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
 
 
 def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: ImageSet | None) -> State:

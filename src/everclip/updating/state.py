@@ -118,7 +118,7 @@ def read(folder: Path) -> State:
             weights_of(clip, load_file(folder / name)) if (folder / name).is_file() else None
             for name in (FROZEN, TUNED)
         )
-        exemplars, checks = _read_images(folder)
+        exemplars, checks = _read_images(folder, None if clip.image_size else clip.blank().shape[1])
         sums = Sums.load(folder / SUMS)
         tasks = tuple(CardTask.model_validate(task) for task in record["tasks"])
         known = Known(model.names, tasks, model.templates, record["base"])
@@ -141,7 +141,7 @@ def read(folder: Path) -> State:
 
 def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequence[str]) -> None:
     """Check that what the files say fits together. Raises ValueError, and UserError for settings that are none."""
-    known.card("text", {"name": "zero_shot"}).config()
+    known.card("method", {"name": "zero_shot"}).config()
     classes = len(known.names)
     if len(sums.counts) != classes or any(part.labels.max(initial=-1) >= classes for part in images):
         raise ValueError("its parts know other classes")
@@ -251,12 +251,13 @@ def _write_images(state: State, where: Path) -> None:
     (where / LIST).write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
 
 
-def _read_images(folder: Path) -> tuple[ImageSet, ImageSet]:
+def _read_images(folder: Path, width: int | None) -> tuple[ImageSet, ImageSet]:
+    """Exemplars and check images; ``width`` as in ``Store``."""
     rows = read_json(folder / LIST)["rows"]
     for row in rows:
         if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):
             raise ValueError(f"a row of {LIST} is none")
-    store = Archive(folder / IMAGES, [row[0] for row in rows])
+    store = Archive(folder / IMAGES, [row[0] for row in rows], width)
     places = np.arange(len(rows), dtype=np.int64)
     labels, domains, ids = (np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2, 4))
     check = np.array([row[3] for row in rows], dtype=bool)

@@ -47,7 +47,7 @@ class Origin:
         kind: of the scenario.
         domain_hint: how domains are written there, which ends a message.
         folder: of ``classnames.txt`` and ``templates.txt``, if there is one.
-        templates: the list's own prompts, which ``templates.txt`` overrides.
+        templates: the list's own prompts, which ``templates.txt`` overrides; none where no text tower reads any.
     """
 
     name: str
@@ -177,7 +177,7 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
                 " line, where the first is class 0"
             )
         return tuple(lines[int(number)] for number in classes)
-    if numbers:
+    if numbers and origin.templates:
         log.warning(
             'the classes of %s are numbers, so that prompts read "%s": write names into classnames.txt, or give'
             " classnames=FILE",

@@ -48,6 +48,8 @@ class Capabilities:
         memory_policy: how its exemplars are chosen unless the config says otherwise: the name of a memory policy.
         needs_exemplars: whether it has no defined form where old classes have no image: new classes come, and nothing
             is kept.
+        needs_text: whether it has no form without class embeddings though it trains nothing: features that come without
+            images may come without these.
         one_task: whether all tasks are learned at once (joint training).
         reads: what it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels
             or all of its blocks, in whose place no kept activation can stand.
@@ -63,6 +65,7 @@ class Capabilities:
     uses_memory: bool = True
     memory_policy: str = "random"
     needs_exemplars: bool = False
+    needs_text: bool = False
     one_task: bool = False
     reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
     depths: Depths | None = None

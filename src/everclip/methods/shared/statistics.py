@@ -63,8 +63,7 @@ class Statistics(FirstSession):
     def grow(self, clip: Clip, task: Task) -> None:
         """Make the buffers at the first task."""
         if not self._built:
-            blank = torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-            self.build(clip, self.extract(clip, blank).shape[1])
+            self.build(clip, self.extract(clip, clip.blank()).shape[1])
             self._built = True
 
     def build(self, clip: Clip, width: int) -> None:

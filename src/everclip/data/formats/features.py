@@ -1,0 +1,184 @@
+"""Read features that were computed elsewhere, from an .npz file: its arrays are checked, and no object is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from numpy.typing import NDArray
+
+from everclip.data.images import Store, file_stamp
+from everclip.errors import UserError, shown
+from everclip.system.arrays import MOST_ROWS, Shape, read_arrays
+from everclip.system.reading import Unreadable
+
+MOST_WIDTH = 1 << 16
+"""Numbers of a row."""
+MOST_FILE = 1 << 40
+SWELLS = 100
+"""How many times as large as the file an array may be: rows of measured numbers hardly pack."""
+FORM = "write np.savez(FILE, features=floats [n, d], labels=whole numbers or texts [n]), as docs/data.md says"
+
+_ROWS, _TEXTS = Shape("f", (MOST_ROWS, MOST_WIDTH)), Shape("iuU", (MOST_ROWS,))
+_NEEDED = {"features": _ROWS, "labels": _TEXTS}
+_MORE = {
+    "test_features": _ROWS,
+    "test_labels": _TEXTS,
+    "domains": _TEXTS,
+    "test_domains": _TEXTS,
+    "classnames": Shape("U", (MOST_ROWS,)),
+    "text_features": _ROWS,
+}
+
+
+class FeatureStore(Store):
+    """Rows of features in main memory: those of the training part, then those of the test part."""
+
+    def __init__(self, rows: Float32[np.ndarray, "n d"], train: int) -> None:
+        self.width = rows.shape[1]
+        self.keys = [f"train/{row}" for row in range(train)]
+        self.keys += [f"test/{row}" for row in range(len(rows) - train)]
+        self.rows = rows
+
+    def read(self, row: int) -> bytes:
+        return self.rows[row].astype("<f4").tobytes()
+
+    def nbytes(self, row: int) -> int:
+        return 4 * self.rows.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The content of a file.
+
+    Args:
+        store: the rows of both parts.
+        is_test: of each row; None where the file has no test part.
+        labels: the class of each row, by name.
+        domains: of each row, by name; None where there are none.
+        names: the classes in the file's order; empty where it says none.
+        text: float32 ``[c, d]``, the embedding of each of ``names``; None where there are none.
+    """
+
+    store: FeatureStore
+    is_test: Sequence[bool] | None
+    labels: Sequence[str]
+    domains: Sequence[str] | None
+    names: Sequence[str]
+    text: Float32[np.ndarray, "c d"] | None
+
+
+def read(file: Path) -> Features:
+    """The features in a file. A run asks for them twice, for its data and for its model, and they are read once.
+
+    Raises:
+        UserError: an array is missing, of another kind or length, or not finite; the message names it.
+    """
+    try:
+        return _read(file, file_stamp(file))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{file} cannot be read ({reason}): give an .npz file of features") from error
+
+
+@lru_cache(maxsize=1)
+def _read(file: Path, stamp: tuple[int, int]) -> Features:
+    try:
+        found = read_arrays(file, _NEEDED, _MORE, MOST_FILE, SWELLS)
+    except Unreadable as error:
+        raise UserError(f"{file} holds no features that can be read ({error}): {FORM}") from error
+    for name in ("features", "test_features", "text_features"):
+        if name in found:
+            found[name] = _rows(file, name, found[name])
+    _check(file, found)
+    train, names = len(found["features"]), _names(file, found)
+    tested = "test_features" in found
+    rows = np.concatenate([found["features"], found["test_features"]]) if tested else found["features"]
+    return Features(
+        FeatureStore(rows, train),
+        [row >= train for row in range(len(rows))] if tested else None,
+        [text for name in ("labels", "test_labels") for text in _labels(file, name, found, names)],
+        [text for name in ("domains", "test_domains") for text in _texts(file, name, found)] or None,
+        names,
+        found.get("text_features"),
+    )
+
+
+def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d"]:
+    """Rows in float32. Raises UserError where there is none, or one is not finite."""
+    if 0 in rows.shape:
+        raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: write at least one row and column")
+    with np.errstate(over="ignore"):
+        rows = rows.astype(np.float32)
+    good = np.isfinite(rows).all(1)
+    if not good.all():
+        raise UserError(
+            f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave out the"
+            f" {int((~good).sum())} rows that are not, with their labels"
+        )
+    return rows
+
+
+def _check(file: Path, found: Mapping[str, NDArray[Any]]) -> None:
+    """Raise UserError for arrays that do not go together."""
+    columns = ["labels", *(["domains"] if {"domains", "test_domains"} & found.keys() else [])]
+    for part in ("", "test_") if any(name.startswith("test_") for name in found) else ("",):
+        for name in (f"{part}features", *(part + column for column in columns)):
+            if name not in found:
+                raise UserError(f"{file} has no {name}, which its other arrays ask for: add it")
+            if len(found[name]) != len(found[f"{part}features"]):
+                rows = len(found[f"{part}features"])
+                raise UserError(
+                    f"{file}: {name} has {len(found[name])} entries for {rows} rows of {part}features:"
+                    " write one a row"
+                )
+    width = found["features"].shape[1]
+    for name in ("test_features", "text_features"):
+        if name in found and found[name].shape[1] != width:
+            raise UserError(
+                f"{file}: {name} has {found[name].shape[1]} columns and features {width}: write as many in both"
+            )
+
+
+def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
+    """The names of the classes in the file's order. Raises UserError where rows of the text have no class."""
+    text, names = found.get("text_features"), _texts(file, "classnames", found)
+    if text is None:
+        return names
+    if not names and found["labels"].dtype.kind != "U":
+        names = [str(label) for label in range(len(text))]
+    if len(names) != len(text):
+        raise UserError(
+            f"{file}: text_features has {len(text)} rows for {len(names)} classnames: write one a class, in their order"
+        )
+    return names
+
+
+def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str]:
+    """The entries of an array as texts; none where it is not there. Raises UserError for what is no text."""
+    try:
+        return [str(value) for value in found[name].tolist()] if name in found else []
+    except (ValueError, SystemError) as error:  # of a number that stands for no character
+        raise UserError(f"{file}: {name} holds what is no text ({error}): write names") from error
+
+
+def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Sequence[str]:
+    """The class of each row by name. Raises UserError for one that is none of ``names``, where these are given."""
+    labels = _texts(file, name, found)
+    if name in found and found[name].dtype.kind != "U":
+        wrong = [label for label in found[name].tolist() if not 0 <= label < (len(names) or label + 1)]
+        if wrong:
+            most = f"0 to {len(names) - 1}, as there are {len(names)} classes" if names else "0 on"
+            raise UserError(f"{file}: {name} has the label {wrong[0]}: write whole numbers from {most}")
+        return [names[int(label)] for label in labels] if names else labels
+    unknown = set(labels).difference(names) if names else ()
+    if unknown:
+        raise UserError(
+            f"{file}: {name} has {shown(min(unknown))}, which is none of classnames: add it there"
+        )
+    return labels

@@ -1,0 +1,73 @@
+"""Take images, or features, as Python callers give them, and put them into a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from everclip.data.gathered import Encoded
+from everclip.data.images import MOST_BYTES, ImageSet, sample_ids
+from everclip.errors import UserError
+from everclip.system.reading import Unreadable, read_bytes
+
+
+def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = None) -> ImageSet:
+    """Contents as a table; ``width`` is that of ``Store``."""
+    keys = [f"image {number}" for number in range(len(contents))]
+    rows = np.arange(len(keys), dtype=np.int64)
+    of = np.asarray(labels, dtype=np.int64)
+    return ImageSet(Encoded(keys, contents, width), rows, of, np.zeros_like(of), sample_ids(keys))
+
+
+def encoded(images: Any, width: int | None = None) -> list[bytes]:
+    """Images as the files they are, or as PNG files; or, where there is a width, rows of features as float32.
+
+    Raises:
+        UserError: for what is no image, or is not a finite array ``[n, width]`` of floats.
+    """
+    if width is not None:
+        rows = np.asarray(images)
+        if rows.dtype.kind != "f" or rows.ndim != 2 or rows.shape[1] != width:
+            raise UserError(
+                f"features are {rows.dtype} {list(rows.shape)}: give an array of floats [n, {width}]"
+            )
+        good = np.isfinite(rows.astype(np.float32)).all(1)
+        if not good.all():
+            raise UserError(f"row {int(good.argmin())} of features is not finite in float32: leave it out")
+        return [row.tobytes() for row in rows.astype("<f4")]
+    return [_bytes(image, number) for number, image in enumerate(images)]
+
+
+def _bytes(image: Any, number: int) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        try:
+            return read_bytes(Path(image).expanduser(), MOST_BYTES)
+        except Unreadable as error:
+            raise UserError(f"{image} cannot be read ({error}): give paths of image files") from error
+    if isinstance(image, torch.Tensor):
+        image = image.numpy()
+    if isinstance(image, np.ndarray):
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or (image.ndim == 3 and image.shape[2] not in (3, 4))
+        ):
+            raise UserError(
+                f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"image {number} is a {type(image).__name__}: give a path, a PIL image, an array or encoded bytes"
+        )
+    content = io.BytesIO()
+    image.save(content, "PNG", compress_level=1)
+    return content.getvalue()
