@@ -102,7 +102,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     forgetting = results["forgetting"]
     console.print(
         f"last {results['last']:.1%}   average {results['average']:.1%}"
-        + (f"   forgetting {100 * forgetting:.1f} points" if forgetting is not None else ""),
+        + (f"   forgetting {round(100 * forgetting, 1) + 0.0:.1f} points" if forgetting is not None else ""),
         highlight=False,
     )
     kept = kept_words(results["memory_bytes"], results.get("state_bytes", 0))

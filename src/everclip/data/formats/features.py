@@ -81,6 +81,8 @@ def read(file: Path) -> Features:
     """
     try:
         return _read(file, file_stamp(file))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{file} cannot be read ({reason}): give an .npz file of features") from error
@@ -118,8 +120,8 @@ def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d
     good = np.isfinite(rows).all(1)
     if not good.all():
         raise UserError(
-            f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave out the"
-            f" {int((~good).sum())} rows that are not, with their labels"
+            f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave out rows"
+            f" that are not ({int((~good).sum())}), with their labels"
         )
     return rows
 
