@@ -145,7 +145,10 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
         changed(features=np.ones((60, D), dtype=int)),
         "features is of another kind: int64 (60, 8)",
     ),
-    "NaN": (with_nan("features"), "row 3 of features is not finite in float32: leave out the 1 rows"),
+    "NaN": (
+        with_nan("features"),
+        "row 3 of features is not finite in float32: leave out rows that are not (1)",
+    ),
     "NaN in the test part": (with_nan("test_features"), "row 3 of test_features is not finite"),
     "NaN in the text": (with_nan("text_features"), "row 3 of text_features is not finite"),
     "too large": (changed(features=np.full((60, D), 1e300)), "row 0 of features is not finite in float32"),
