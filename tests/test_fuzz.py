@@ -133,6 +133,7 @@ def test_results_and_logs(results: bytes, lines: list[bytes], tmp_path: Path) ->
         tried(reader)
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=40)
 @given(key=st.sampled_from(sorted(SCHEMA)), value=st.just(...) | JSON)
 def test_results_of_which_one_key_is_another(key: str, value: object, tmp_path: Path) -> None:

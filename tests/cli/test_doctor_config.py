@@ -74,6 +74,7 @@ def test_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.endswith("The config my.toml cannot run: see the lines that fail.\n")
 
 
+@pytest.mark.slow
 def test_neither_data_nor_weights_and_still_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = examined(capsys, "--config", "cifar100", "device=cpu")
     assert code == 1

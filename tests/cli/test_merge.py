@@ -66,6 +66,7 @@ def test_the_ends_are_the_models_themselves(
     )
 
 
+@pytest.mark.slow
 def test_the_share_is_chosen_on_held_out_images(run: Path, tmp_path: Path, say: Say) -> None:
     own, other = held_out(tmp_path / "held"), unlearned(tmp_path / "other")
     code, out, err = say(

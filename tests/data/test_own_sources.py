@@ -145,7 +145,7 @@ def test_a_run_is_no_beginning_of_one_with_other_options(tmp_path: Path, package
     run(tmp_path / "run", *tokens, "source.every=2")
     asked = [*tokens, f"fork={tmp_path / 'run'}@2"]
     assert fork.source(configured(*asked, "source.every=2")).folder.is_dir()
-    with pytest.raises(UserError, match="source is every=2 there and every=3 here"):
+    with pytest.raises(UserError, match=r"source\.every is 2 there and 3 here"):
         fork.source(configured(*asked, "source.every=3"))
 
 

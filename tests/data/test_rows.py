@@ -178,6 +178,7 @@ def test_records_without_rows_are_ignored(tmp_path: Path) -> None:
     assert torch.equal(again.read([key(2, 0), key(1, 0)]), torch.cat([values(1, 1), values(3)[:1]]).half())
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_lets_the_lock_go(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.data.test_rows import key, put, shared, values\n"

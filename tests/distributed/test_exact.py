@@ -97,6 +97,7 @@ def test_losses(two: tuple[Path, list[Any]]) -> None:
         assert max(map(abs, values)) > 1e-3, f"{name} has a gradient"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_whole_runs(
     two: tuple[Path, list[Any]], tmp_path: Path, toy: str, photos: str, broken: str, form: str
@@ -108,6 +109,7 @@ def test_whole_runs(
     same(one, two[1][1 + [*FORMS].index(form)], tmp_path / "one", two[0] / form, keys=10)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shared_is_refused(two: tuple[Path, list[Any]]) -> None:
     found = two[1][1 + len(FORMS) :]
     for message, expected in zip(found, REFUSED.values(), strict=True):

@@ -17,7 +17,7 @@ from tests.faults.looks import Expected, look
 from tests.faults.strikes import Strike
 from tests.marks import slow_after
 
-FAST = ("forget", "rollback", "calibrate a version", "export")
+FAST = ("rollback", "forget", "calibrate a version", "export")
 """Commands that take well under a second."""
 NAMES = ("rename", "replace", "exchange")
 """Calls that put something in the place of something else."""

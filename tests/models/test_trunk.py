@@ -173,6 +173,7 @@ def test_what_cannot_be_cut(tmp_path: Path, vit: str) -> None:
     assert torch.equal(features(load(other, 0)), features(load(other)))
 
 
+@pytest.mark.slow
 def test_a_digest_tells_what_a_trunk_computes(vit: str, tmp_path: Path) -> None:
     def digest(clip: Clip) -> str:
         assert clip.trunk is not None

@@ -31,6 +31,7 @@ def test_one_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "points better than zero-shot" in Page(Path("deep/x.html").read_text()).text
 
 
+@pytest.mark.slow
 def test_many_runs_and_what_is_none(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["report", "runs", "nothing", "--figures", "f"]) == 0
     captured = capsys.readouterr()

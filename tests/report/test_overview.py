@@ -241,6 +241,7 @@ def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     assert "Accuracy of the surest answers" in page.text
 
 
+@pytest.mark.slow
 def test_figures_as_files(sweep: Path, tmp_path: Path) -> None:
     found = collect([sweep / "gdro_m0_s*"])
     write(found, tmp_path / "r.html", tmp_path / "figures")
@@ -290,6 +291,7 @@ def test_forgetting_is_against_the_best_earlier_accuracy() -> None:
             assert found == (max(earlier) - now if earlier and now is not None else None)
 
 
+@pytest.mark.slow
 def test_what_was_tuned_is_shown(tmp_path: Path) -> None:
     text = (
         "imagefolder:photos, tasks 1-2, 0.2 of their training images, memory 200, seed 0, 6 of 6 trials (still at the"

@@ -221,6 +221,7 @@ def test_one_task_and_no_class_weights(tmp_path: Path) -> None:
     assert "on average since their best" not in page.text
 
 
+@pytest.mark.slow
 def test_hundreds_of_tasks_are_drawn_by_a_sample_of_them(tmp_path: Path) -> None:
     results = write_run(tmp_path / "long", tasks=150, per_task=1, steps=150)
     html = build([tmp_path / "long"], tmp_path / "r.html").read_text()

@@ -192,6 +192,7 @@ def test_a_sweep_that_is_ended_goes_on_to_the_same_table(
         assert capsys.readouterr().out.replace(str(whole), "OUT") == table
 
 
+@pytest.mark.slow
 def test_tuned_values_come_from_the_first_two_tasks(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +347,7 @@ class Quiet(pool.Watcher):
     def look(self, running: object, waiting: object) -> None: ...
 
 
+@pytest.mark.slow
 def test_why_a_command_failed(tmp_path: Path) -> None:
     works = [
         Work(words[0], words, tmp_path / words[0], tmp_path / f"{words[0]}.log")

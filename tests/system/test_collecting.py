@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.toy import toy_clip
 
 _SHOW = """
@@ -33,6 +35,7 @@ def test_a_command_collects_as_usual_once_its_model_is_loaded(tmp_path: Path) ->
     assert _frozen(toy_clip(tmp_path), "command") == "True"
 
 
+@pytest.mark.slow
 def test_a_programs_own_garbage_is_not_set_aside(tmp_path: Path) -> None:
     assert _frozen(toy_clip(tmp_path), "program") == "False"
 

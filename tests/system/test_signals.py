@@ -142,6 +142,7 @@ def steps(out: Path) -> int:
     return log.read_bytes().count(b'{"event": "step"') if log.exists() else 0
 
 
+@pytest.mark.slow
 def test_train_and_resume_end_with_a_checkpoint(tmp_path: Path, tokens: list[str]) -> None:
     out = tmp_path / "run"
     commands = [["train", *tokens, f"out={out}"], ["resume", str(out)]]
