@@ -9,6 +9,7 @@ from typing import Literal, Unpack
 from matplotlib.axes import Axes
 
 from everclip.compare.groups import Group, Setting, mean
+from everclip.errors import UserError
 from everclip.metrics.stats import Interval
 from everclip.plots.panels import How, Line, Panel, around, heights, show
 from everclip.plots.runs import Runs, groups_of, name_in, setting_of
@@ -38,8 +39,12 @@ def accuracy_against_memory(
         against: exemplars (``images``, evenly spaced), or bytes of exemplars and state together (logarithmic).
 
     Raises:
-        UserError: the runs cannot be compared, or none with exemplars has finished.
+        UserError: the runs cannot be compared, none with exemplars has finished, or ``memory`` is given.
     """
+    if "memory" in how:
+        raise UserError(
+            "accuracy_against_memory draws every memory: leave memory out, or draw after_each_task"
+        )
     panel = memory_panel(setting_of(runs), metric, against)
     return show(panel, ax, how, "no run with exemplars has finished")
 
