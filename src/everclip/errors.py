@@ -51,8 +51,10 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(\w+)", re.IGNOR
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it was raised for, the latest first."""
-    while error is not None:
+    """An error, and those that it was raised for, the latest first, each once."""
+    met: set[int] = set()
+    while error is not None and id(error) not in met:
+        met.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from everclip.cli.app import main
-from everclip.errors import RunError, UserError
+from everclip.errors import RunError, UserError, causes
 from everclip.models import zoo
 from everclip.models.savable import save_state
 from everclip.runs.run import Run
 from everclip.system.checkpoint import Place
+from everclip.system.signals import Stopped
 from everclip.training import disk
 from everclip.training.disk import check_room, room, writing
 from tests.running import configured, run, timeless
@@ -197,3 +201,31 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, toy: str, phot
     assert store.newest() == [Place(1)]
     assert not list(store.path.glob(".*"))
     assert run(tmp_path / "run", *tokens, "smoke=true")["smoke"]
+
+
+@pytest.mark.parametrize("kind", [Stopped(signal.SIGUSR1), KeyboardInterrupt()])
+def test_a_signal_within_a_write_is_what_is_raised(kind: BaseException) -> None:
+    """And not the error that torch makes of a write that has not ended."""
+
+    class Interrupted(io.BytesIO):
+        writes = 0
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            if self.writes == 2:
+                raise kind
+            return super().write(data)
+
+    class Target:
+        def open(self, mode: str) -> io.BytesIO:
+            return Interrupted()
+
+    target: Any = Target()
+    with pytest.raises(type(kind)):
+        save_state({"weights": torch.zeros(3)}, target)
+
+
+def test_an_error_that_is_its_own_cause_is_met_once() -> None:
+    error = RuntimeError("a circle")
+    error.__cause__ = error
+    assert [*causes(error)] == [error]

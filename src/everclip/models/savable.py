@@ -61,17 +61,17 @@ def _drop_key(file: Path, key: str) -> None:
 
 
 class _Noting:
-    """A file that notes what the disk does: torch.save raises errors that do not say it."""
+    """A file that notes what ends a write, the disk or a signal: torch.save raises errors that do not say it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of it."""
         try:
             return self.file.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
 
@@ -82,11 +82,13 @@ class _Noting:
 def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a method's or a run's state as ``weights_only`` loading takes it.
 
-    Raises OSError where the disk is full or fails.
+    Raises OSError where the disk is full or fails, and what a signal raises.
     """
     with path.open("wb") as file:
         noting = _Noting(file)
         try:
             torch.save(state, noting)  # pyright: ignore[reportArgumentType]
         except RuntimeError as error:
-            raise noting.error or error from error
+            if noting.error is None:
+                raise
+            raise noting.error from error
