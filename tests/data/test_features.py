@@ -326,7 +326,9 @@ def test_runs_without_text_are_compared_and_reported_together(
     assert results["frozen_features"] > 0.6
     from everclip.plots import per_class
 
-    assert len(per_class(folders[0]).get_legend().get_texts()) == 2
+    legend = per_class(folders[0]).get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 2
 
 
 def test_domains_are_tasks(tmp_path: Path) -> None:
