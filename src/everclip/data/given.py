@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from everclip.data.formats.features import in_float32
 from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, ImageSet, sample_ids
 from everclip.errors import UserError
@@ -37,10 +38,10 @@ def encoded(images: Any, width: int | None = None) -> list[bytes]:
             raise UserError(
                 f"features are {rows.dtype} {list(rows.shape)}: give an array of floats [n, {width}]"
             )
-        good = np.isfinite(rows.astype(np.float32)).all(1)
+        rows, good = in_float32(rows)
         if not good.all():
             raise UserError(f"row {int(good.argmin())} of features is not finite in float32: leave it out")
-        return [row.tobytes() for row in rows.astype("<f4")]
+        return [row.tobytes() for row in rows]
     return [_bytes(image, number) for number, image in enumerate(images)]
 
 

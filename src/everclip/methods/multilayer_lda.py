@@ -302,7 +302,3 @@ class MultilayerLda(Kept, Statistics):
         linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
         linear.to_logits = head.to_logits
         return linear
-
-    def state_bytes(self) -> int:
-        kept = () if self.twin is None else self.twin.kept.values()
-        return super().state_bytes() + sum(tensor.nbytes for tensor in kept)

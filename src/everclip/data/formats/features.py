@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
 from everclip.data.images import Store, file_stamp
@@ -80,12 +80,11 @@ def read(file: Path) -> Features:
         UserError: an array is missing, of another kind or length, or not finite; the message names it.
     """
     try:
-        return _read(file, file_stamp(file))
-    except UserError:
-        raise
+        stamp = file_stamp(file)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{file} cannot be read ({reason}): give an .npz file of features") from error
+    return _read(file, stamp)
 
 
 @lru_cache(maxsize=1)
@@ -111,13 +110,18 @@ def _read(file: Path, stamp: tuple[int, int]) -> Features:
     )
 
 
+def in_float32(rows: NDArray[Any]) -> tuple[Float32[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
+    """Rows in float32, and which of them are finite there."""
+    with np.errstate(over="ignore"):
+        rows = rows.astype("<f4")
+    return rows, np.isfinite(rows).all(1)
+
+
 def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d"]:
     """Rows in float32. Raises UserError where there is none, or one is not finite."""
     if 0 in rows.shape:
         raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: write at least one row and column")
-    with np.errstate(over="ignore"):
-        rows = rows.astype(np.float32)
-    good = np.isfinite(rows).all(1)
+    rows, good = in_float32(rows)
     if not good.all():
         raise UserError(
             f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave out rows"

@@ -94,7 +94,8 @@ class Kept(Method):
         }
 
     def state_bytes(self) -> int:
-        return super().state_bytes() + sum(tensor.nbytes for tensor in self.kept.values())
+        keeping = (module for module in self.modules() if isinstance(module, Kept))
+        return super().state_bytes() + sum(tensor.nbytes for one in keeping for tensor in one.kept.values())
 
 
 def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
