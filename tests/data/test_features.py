@@ -470,3 +470,11 @@ def test_the_limits_are_above_what_people_have() -> None:
     """ImageNet by the widest tower of the catalogue."""
     assert forms.MOST_WIDTH >= 4096
     assert forms.MOST_FILE >= 1_331_167 * 4096 * 8
+
+
+def test_a_home_is_found_for_the_data_and_for_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "f.npz", features=np.eye(4, dtype=np.float32), labels=np.arange(4))
+    assert forms.read(Path("~/f.npz")).store.width == 4

@@ -108,7 +108,7 @@ def load(spec: str, image_size: int | None) -> Vectors:
     what = spec.removeprefix(FEATURES)
     if re.fullmatch("[1-9][0-9]{0,4}", what):
         return Vectors(int(what), spec)
-    found = features.read(Path(what).expanduser())
+    found = features.read(Path(what))
     names = [] if found.text is None else [clean(name) for name in found.names]
     text = None if found.text is None else torch.from_numpy(found.text)
     return Vectors(found.store.rows.shape[1], spec, names, text)

@@ -80,8 +80,9 @@ def read(file: Path) -> Features:
         UserError: an array is missing, of another kind or length, or not finite; the message names it.
     """
     try:
+        file = file.expanduser()
         stamp = file_stamp(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last of a home that nobody has
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{file} cannot be read ({reason}): give an .npz file of features") from error
     return _read(file, stamp)
