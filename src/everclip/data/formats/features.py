@@ -115,7 +115,7 @@ def in_float32(rows: NDArray[Any]) -> tuple[Float32[np.ndarray, "n d"], Bool[np.
     """Rows in float32, and which of them are finite there."""
     with np.errstate(over="ignore"):
         rows = rows.astype("<f4")
-    return rows, np.isfinite(rows).all(1)
+    return rows, np.logical_and.reduce(np.isfinite(rows), axis=1)
 
 
 def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d"]:
