@@ -111,8 +111,12 @@ CASES = [
          f"error: data folder {{root}}/a does not exist: give a folder with {LAYOUT}"),
     Case("file for a folder", write("a.zip", "", "data=imagefolder:{root}/a.zip"),
          f"error: data folder {{root}}/a.zip is a file: give a folder with {LAYOUT}"),
-    Case("no source", settings("data={root}"),
-         'error: data "{root}" names no source: write data=imagefolder:{root} or domainfolder:{root}'),
+    Case("folder alone that is missing", settings("data={root}/no"),
+         'error: data "{root}/no" is not there: give a folder of CLASS folders, or SOURCE:ARGUMENT (everclip datasets'
+         " lists the sources)"),
+    Case("word alone", settings("data=imagefoldr"),
+         'error: data "imagefoldr" is no source, and no folder that is there; did you mean "imagefolder" or'
+         ' "domainfolder"?'),
     Case("unknown source", settings("data=imagefoldr:{root}"),
          'error: unknown source "imagefoldr"; did you mean "imagefolder" or "domainfolder"?'),
     Case("emoji of a folder", settings("data=emoji:{root}"),

@@ -108,7 +108,7 @@ BAD: list[tuple[str, str]] = [
     ("export {run}", "everclip export needs OUT: see everclip export --help"),
     ("export {toy} -o {tmp}/m", "{toy} comes without classes: give --classes FILE, one name a line"),
     ("export {run} -o {tmp}/m --classes {tmp}/two.txt", "--classes is for --format onnx, or a model that has learned"),
-    ("export {run} -o {tmp}/m --check {tmp}", 'data "{tmp}" names no source: write data=imagefolder:{tmp}'),
+    ("export {run} -o {tmp}/m --check {tmp}/no", 'data "{tmp}/no" is not there: give a folder'),
     ("export {run} -o {tmp}/m --check imagefolder:{tmp}/no", "data folder {tmp}/no does not exist"),
     ("evaluate {tmp}/folder", "{tmp}/folder is a model folder, without images of its own: give --data"),
     ("evaluate {run} --templates simple", "--templates is for models that have learned nothing; {run} has its own"),

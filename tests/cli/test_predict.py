@@ -231,7 +231,7 @@ BAD: list[tuple[str, int, str]] = [
     ("{run} --calibrate {photos}/test", 2, "--calibrate {photos}/test is the data of {run}: its training"),
     ("{run} --calibrate {other}", 2, '--calibrate {other} has images of "orange", which is none of the 6 classes'),
     ("{run} --calibrate imagefolder:{tmp}/no", 2, "data folder {tmp}/no does not exist"),
-    ("{run} --calibrate {tmp}/empty", 2, 'data "{tmp}/empty" names no source'),
+    ("{run} --calibrate {tmp}/empty", 2, "no images under {tmp}/empty: put files"),
 ]  # fmt: skip
 
 

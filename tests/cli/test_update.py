@@ -228,3 +228,21 @@ def test_what_is_missing_is_said(
     assert "needs --test" in capsys.readouterr().err
     assert main(["rollback", str(tmp_path)]) == 2
     assert "is no version" in capsys.readouterr().err
+
+
+def test_plain_folders_are_read_and_one_folder_is_split(
+    world: dict[str, str], toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warm, cold, test = (world[name].removeprefix("imagefolder:") for name in ("warm", "cold", "test"))
+    assert main(["update", toy, "--add", warm, "--test", world["warm"], "-o", str(tmp_path / "v1")]) == 0
+    err = capsys.readouterr().err
+    assert (
+        f"--add imagefolder:{warm}: 10 images of 2 classes to learn, but for a fifth of each class\n" in err
+    )
+    assert f"--test imagefolder:{warm}: 2 images of 2 classes to test on, that fifth\n" in err
+    assert json.loads((tmp_path / "v1" / "verdict.json").read_text())["test"]["duplicates"] == 0
+    words = ["update", str(tmp_path / "v1"), "--add", cold, "--test", test, "--max-drop", "100"]
+    assert main([*words, "-o", str(tmp_path / "v2")]) == 0
+    err = capsys.readouterr().err
+    assert f"--add imagefolder:{cold}: 12 images of 2 classes to learn, all of it\n" in err
+    assert f"--test imagefolder:{test}: 16 images of 4 classes to test on, all of it\n" in err

@@ -125,7 +125,7 @@ def test_files_that_are_listed_and_absent(tmp_path: Path, monkeypatch: pytest.Mo
     ("tokens", "code", "line"),
     [
         (["check"], 2, 'everclip datasets check needs a data set: write "everclip datasets check imagefolder:photos"'),
-        (["check", "cifar10"], 2, 'unknown source "cifar10"; did you mean "cifar100"?'),
+        (["check", "cifar10"], 2, 'data "cifar10" is no source, and no folder that is there; did you mean "cifar100"?'),
         (["emoji", "more"], 2,
          'everclip datasets does not take "more" after "emoji": write "everclip datasets check emoji"'),
     ],
@@ -149,5 +149,5 @@ def test_a_folder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["problems"] == [
         f'{tmp_path} has one class, "red": a classifier needs at least two CLASS folders'
     ]
-    with pytest.raises(UserError, match="unknown source"):
+    with pytest.raises(UserError, match="is no source, and no folder"):
         check("imagenett")

@@ -33,8 +33,8 @@ Examples:
   everclip train demo                              # see it work, in minutes
   everclip sweep method=gcl,ridge seed=0..2 out=runs/S  # compare methods
   everclip compare runs/S                          # means, intervals, tests
-  everclip update lite --add imagefolder:photos -o v1   # teach a classifier
-  everclip update v1 --add imagefolder:new -o v2   # more, and keep the old
+  everclip update lite --add photos --test photos -o v1  # teach a classifier
+  everclip update v1 --add new --test holdout -o v2  # more, and keep the old
   everclip predict v2 pictures/                    # what is on them
   everclip doctor                                  # is everything there?
 """
@@ -165,9 +165,9 @@ COMMANDS = {
         _RUN,
         "Teach a deployed model new classes or domains, if the old ones keep up.",
         """\
-  everclip update lite --add imagefolder:/a --test imagefolder:/a -o v1
-  everclip update v1 --add imagefolder:/new --test imagefolder:/holdout -o v2
-  everclip update v1 --add imagefolder:/new --dry-run
+  everclip update lite --add photos --test photos -o v1
+  everclip update v1 --add new --test holdout -o v2
+  everclip update v1 --add new --dry-run
 """,
         code=True,
     ),

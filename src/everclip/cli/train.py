@@ -166,6 +166,7 @@ def _show_plan(config: Config, json: bool) -> None:
         print_json(shown)
         return
     print(dump(config))
+    print(f"data {plan.data.words()}")
     table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")
     headings = ("task", "classes", "train", "test", "steps", "memory", "per class", "memory kB")
     for column in headings:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from everclip.cli._output import print_json
 from everclip.errors import UserError
+from everclip.system.text import printable
 
 if TYPE_CHECKING:
     from everclip.updating.core import Options, Outcome
@@ -68,9 +69,10 @@ def update(
     Args:
         deployed: A version (what update wrote), a run, a model folder, or any model; that one with --classes, or
             without any.
-        add: Images in CLASS folders: new classes, or a new domain of old ones. Of train/ and test/ the first is
-            learned.
-        test: Held-out images of old and new classes: what the verdict and --max-drop are measured on.
+        add: A folder of CLASS folders, of which train/ is learned where there is train/ and test/; or SOURCE:ARGUMENT
+            (everclip datasets). New classes, or a new domain of old ones.
+        test: Held-out images of old and new classes, given likewise: what the verdict and --max-drop are measured on.
+            The same folder as --add: its test part, or a fifth of each class.
         memory: Images of old classes, where DEPLOYED has none of its own.
         classes: A file with the classes that a model which has learned nothing is used for, one per line.
         out: The model folder to write, new or empty.
@@ -110,7 +112,7 @@ def _run(
     from everclip.system.signals import Stopped
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
-    from everclip.updating.start import begin, load
+    from everclip.updating.start import begin, load_both
 
     chosen = (knobs.max_drop, _pairs(knobs.same), knobs.seed, knobs.unmeasured)
     options = Options(knobs.method, knobs.exemplars, *chosen)
@@ -119,8 +121,7 @@ def _run(
     with nullcontext() if path is None else claimed(path):
         memory, classes, image_size = given
         state = begin(deployed, classes, memory, image_size)
-        found, held = (None if spec is None else load(spec, state) for spec in data)
-        assert found is not None
+        found, held = load_both(*data, state, lambda line: print(printable(line), file=sys.stderr))
         if path is None:
             _dry(state, found, 0 if held is None else len(held.whole()), options, json)
             return 0

@@ -67,7 +67,8 @@ class Config(Section):
     """Everything that decides what a run computes. Immutable."""
 
     data: Text = Field(
-        default="emoji", description="data set: SOURCE or SOURCE:ARGUMENT, such as imagefolder:/path"
+        default="emoji",
+        description="data set: a folder of class folders, or SOURCE:ARGUMENT, such as imagefolder:/path",
     )
     model: Text = Field(
         default="lite",

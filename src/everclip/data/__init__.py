@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
 from everclip.config.fields import own_options
+from everclip.data.paths import is_readable, spec_of
 from everclip.data.sources import Source
-from everclip.errors import UserError
+from everclip.errors import UserError, suggest
 from everclip.system import trust
 
 if TYPE_CHECKING:
@@ -20,20 +21,23 @@ if TYPE_CHECKING:
 
 
 def source_class(spec: str) -> tuple[type[Source], str | None]:
-    """The class and the argument that ``SOURCE`` or ``SOURCE:ARGUMENT`` names.
+    """The class and the argument that ``SOURCE``, ``SOURCE:ARGUMENT`` or a plain path (``paths.spec_of``) names.
 
     SOURCE is a file in data/sources, or a module or a file of the user's.
 
     Raises:
         UserError: unknown source, with a suggestion, or a module that does not define exactly one.
     """
+    spec = spec_of(spec)
     name, _, argument = spec.partition(":")
-    folder = os.path.isdir(spec) and name not in plugins.names("data/sources")
-    path = "/" in name or name.startswith((".", "~"))
-    if folder or (path and not trust.is_file(name)):
+    if ("/" in name or name.startswith((".", "~")) or is_readable(name)) and not trust.is_file(name):
         raise UserError(
-            f'data "{spec}" names no source: write data=imagefolder:{spec} or domainfolder:{spec}'
+            f'data "{spec}" is not there: give a folder of CLASS folders, or SOURCE:ARGUMENT (everclip datasets lists'
+            " the sources)"
         )
+    shipped = plugins.names("data/sources")
+    if name == spec and name not in shipped and not trust.is_code(name):
+        raise UserError(f'data "{spec}" is no source, and no folder that is there{suggest(name, shipped)}')
     return plugins.find("data/sources", name, Source), os.path.expanduser(argument) or None
 
 
@@ -55,7 +59,7 @@ def load(
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """The data set that ``spec`` names: ``SOURCE`` or ``SOURCE:ARGUMENT``, where SOURCE is as for ``source_class``.
+    """The data set that ``spec`` names: ``SOURCE``, ``SOURCE:ARGUMENT`` or a path, as for ``source_class``.
 
     It is taken for what the user wrote: a SOURCE that is a module is imported. A config's data is loaded by ``of``.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from everclip.data.formats.folders import absent
 from everclip.data.images import Dataset, FileStore, ImageSet
+from everclip.data.paths import spec_of
 from everclip.data.sources import Official
 from everclip.errors import UserError
 
@@ -55,6 +56,7 @@ def check(spec: str) -> Report:
     from everclip.system import trust
 
     trust.typed(spec)
+    spec = spec_of(spec)
     source, argument = data.source(spec, {})
     official = source.official
     home = official.home if official is not None else ""

@@ -221,6 +221,15 @@ class Dataset:
             held[where[np.argsort(priority[where])[:count]]] = True
         return replace(self, train=self.train.select(~held), test=self.train.select(held))
 
+    def words(self) -> str:
+        """How it was read, on one line."""
+        domains = f" in {len(self.domain_names)} domains" if len(self.domain_names) > 1 else ""
+        held = " (a fifth of each class, as there is no test part)" if self.held_out else ""
+        return (
+            f"{self.name}: {len(self.class_names)} classes{domains}, {len(self.train)} training images,"
+            f" {len(self.test)} test images{held}"
+        )
+
     def whole(self) -> ImageSet:
         """The images to test on when the data set is given for testing: its test part, or all of a bare folder."""
         return self.train + self.test if self.held_out else self.test

@@ -13,6 +13,7 @@ from everclip import data as sources
 from everclip.data import scenarios
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Loader
+from everclip.data.paths import spec_of
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task
 from everclip.errors import UserError
@@ -126,6 +127,7 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
         UserError: it is what the model learned, whose probabilities would look too good, or its test images, which
             would then measure nothing.
     """
+    spec = spec_of(spec)
     if model.plan is not None and _is_part_of(spec, model.plan.config.data):
         raise UserError(
             f"{option} {spec} is the data of {model.spec}: its training images were learned and its test images are"

@@ -10,6 +10,7 @@ from everclip.config.models import NEWEST, Config, MethodChoice, Section, Train
 from everclip.config.sections import Choice
 from everclip.config.sources import one_length
 from everclip.config.values import written
+from everclip.data.paths import spec_of
 from everclip.data.scenarios import build
 from everclip.errors import UserError
 from everclip.methods import memory_policy, method_of
@@ -33,6 +34,10 @@ def resolve(config: Config) -> Config:
     Raises:
         UserError: an option is wrong, or the data are features and something else in the config needs images.
     """
+    if config.data != (
+        spec := spec_of(config.data)
+    ):  # a run keeps the source that its plain path stands for today
+        config = config.model_copy(update={"data": spec})
     options = method_config(config)
     method = method_of(config)
     if config.data.startswith(FEATURES):

@@ -76,6 +76,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     check_room(run.path, room(config, clip, len(plan.tasks)))
     images = noted.keep(run, plan, bool(trail), progress)
     parts = [part for task in plan.tasks for part in (task.train, task.test)]
+    progress.say(f"data {plan.data.words()}")
     progress.say(f"run directory: {run.path}")
     loader = activation_cache.loader(plan, clip, run.path, progress)
     pixels = loader.pixels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from everclip import data as sources
 from everclip.config.models import NEWEST
 from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
+from everclip.data.paths import spec_of
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError, suggest
 from everclip.inference.learned import is_version
@@ -164,6 +165,31 @@ def _with_memory(state: State, spec: str) -> State:
 def load(spec: str, state: State) -> Dataset:
     """A data set of any number of classes, with prompts that suit the state's model."""
     return sources.load(spec, "addition", model=str(state.known.base["model"]))
+
+
+def load_both(
+    add: str, test: str | None, state: State, say: Callable[[str], object]
+) -> tuple[Dataset, Dataset | None]:
+    """The data to learn and those to test on; ``say`` is told in a line how each was read.
+
+    Where both are one folder without a test part, what is held out of it is tested and not learned.
+    """
+    found = load(add, state)
+    held = None if test is None else found if spec_of(test) == spec_of(add) else load(test, state)
+    part = "all of it" if found.held_out else "its training part"
+    tested = "" if held is None else "all of it" if held.held_out else "its test part"
+    if found is held and found.held_out:
+        found = held = replace(found, held_out=False)
+        part, tested = "but for a fifth of each class", "that fifth"
+    say(f"--add {found.name}: {_counted(everything(found))} to learn, {part}")
+    if held is not None:
+        say(f"--test {held.name}: {_counted(held.whole())} to test on, {tested}")
+    return found, held
+
+
+def _counted(images: ImageSet) -> str:
+    classes = len(np.unique(images.labels))
+    return f"{len(images)} images of {classes} class{'es' * (classes != 1)}"
 
 
 def everything(found: Dataset) -> ImageSet:

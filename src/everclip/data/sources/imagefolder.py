@@ -8,7 +8,6 @@ folder names and the prompt.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from everclip.data.formats.folders import (
     ADDITION,
@@ -20,6 +19,7 @@ from everclip.data.formats.folders import (
     subfolders,
 )
 from everclip.data.images import Dataset
+from everclip.data.paths import are_domains
 from everclip.data.sources import Source
 from everclip.errors import UserError
 
@@ -53,24 +53,10 @@ class ImageFolder(Source):
         places = [part for part in (train, test) if part is not None]
         least = 1 if kind == ADDITION else 2
         made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
-        if kind == "class-incremental":
-            _warn_of_domains(
-                root, [key.removeprefix(train) for key, _, _, _ in found if key.startswith(train)]
+        if kind == "class-incremental" and are_domains(root / train):
+            log.warning(
+                "the folders of %s are taken as classes though each holds folders of the same names:"
+                " for DOMAIN/CLASS/*.jpg write data=domainfolder:%s",
+                *(root, root),
             )
         return made
-
-
-def _warn_of_domains(root: Path, keys: list[str]) -> None:
-    """Warn of DOMAIN/CLASS/*.jpg: all images lie in subfolders, of which two or more are in every folder."""
-    inner: dict[str, set[str]] = {}
-    for key in keys:
-        folder, *rest = key.split("/")
-        if len(rest) < 2:
-            return
-        inner.setdefault(folder, set()).add(rest[0])
-    if len(set.intersection(*inner.values())) > 1:
-        log.warning(
-            "the folders of %s are taken as classes though each holds folders of the same names:"
-            " for DOMAIN/CLASS/*.jpg write data=domainfolder:%s",
-            *(root, root),
-        )
