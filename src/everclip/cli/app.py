@@ -127,8 +127,8 @@ COMMANDS = {
         "Test a run's model, on its own tasks or on another data set.",
         """\
   everclip evaluate runs/X
-  everclip evaluate runs/X --data imagefolder:/photos --json
-  everclip evaluate runs/X --retention imagefolder:/other
+  everclip evaluate runs/X --data photos --json
+  everclip evaluate runs/X --retention others
 """,
         code=True,
     ),
@@ -138,7 +138,7 @@ COMMANDS = {
         """\
   everclip predict runs/X photo.jpg photos/
   everclip predict runs/X - --json < paths.txt
-  everclip predict runs/X --calibrate imagefolder:/validation
+  everclip predict runs/X --calibrate validation
   everclip predict lite photos/ --classes pets.txt
 """,
         code=True,
@@ -148,7 +148,7 @@ COMMANDS = {
         "Mix a learned model's weights with those it began with, or with another run's.",
         """\
   everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
-  everclip merge runs/X --with zero-shot --validate imagefolder:/val -o m/
+  everclip merge runs/X --with zero-shot --validate validation -o m/
 """,
         code=True,
     ),

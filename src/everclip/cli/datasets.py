@@ -18,7 +18,7 @@ def datasets(name: str | None = None, spec: str | None = None, /, *, json: Json 
     Args:
         name: A source's name, or the module or file of one of your own; or "check", to count images, look for every
             file and decode a sample.
-        spec: After "check": SOURCE or SOURCE:ARGUMENT, as after data=.
+        spec: After "check": a folder, SOURCE or SOURCE:ARGUMENT, as after data=.
     """
     if name == "check":
         return _check(spec, json)
@@ -53,7 +53,7 @@ def _check(spec: str | None, json: bool) -> int:
     """Print what was found; 1 where something is missing or wrong, else 0."""
     if not spec:
         raise UserError(
-            'everclip datasets check needs a data set: write "everclip datasets check imagefolder:photos"'
+            'everclip datasets check needs a data set: write "everclip datasets check photos"'
         )
     from everclip.data.check import check
 
