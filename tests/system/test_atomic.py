@@ -219,3 +219,11 @@ def test_targets_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (folder / "a").write_text("through the link")
     assert (tmp_path / "link" / "a").read_text() == "through the link"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a", "one", new=True)
+    with pytest.raises(FileExistsError):
+        write_atomic(tmp_path / "a", "two", new=True)
+    assert (tmp_path / "a").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -33,6 +33,7 @@ Examples:
   everclip train demo                              # see it work, in minutes
   everclip sweep method=gcl,ridge seed=0..2 out=runs/S  # compare methods
   everclip compare runs/S                          # means, intervals, tests
+  everclip init photos                             # a config for your pictures
   everclip update lite --add photos --test photos -o v1  # teach a classifier
   everclip update v1 --add new --test holdout -o v2  # more, and keep the old
   everclip predict v2 pictures/                    # what is on them
@@ -63,6 +64,15 @@ _CATALOGUES = ("methods", "policies", "scenarios", "trackers", "tunings")
 """Commands of one module, catalogue.py; every other has its own."""
 
 COMMANDS = {
+    "init": Command(
+        _RUN,
+        "Write a commented config for a folder of pictures, and say how it was read.",
+        """\
+  everclip init photos                     # writes photos.toml
+  everclip init photos -o pets.toml
+  everclip train photos.toml --dry-run     # what it would do
+""",
+    ),
     "train": Command(
         _RUN,
         "Learn a scenario's tasks one after another; write a run directory with results and a report.",

@@ -52,9 +52,7 @@ def _list(json: bool) -> None:
 def _check(spec: str | None, json: bool) -> int:
     """Print what was found; 1 where something is missing or wrong, else 0."""
     if not spec:
-        raise UserError(
-            'everclip datasets check needs a data set: write "everclip datasets check photos"'
-        )
+        raise UserError('everclip datasets check needs a data set: write "everclip datasets check photos"')
     from everclip.data.check import check
 
     report = check(spec)

@@ -50,8 +50,11 @@ def put(part: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole; what was there is replaced. Raises OSError, and the file is as it was then."""
+def write_atomic(path: Path, content: str | bytes, new: bool = False) -> None:
+    """Write a file whole; what was there is replaced, or if ``new`` left, with FileExistsError.
+
+    Raises OSError, and the file is as it was then.
+    """
     _remove_dead_parts(path)
     part, descriptor = _new_part(path)
     try:
@@ -59,10 +62,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(descriptor)
-            os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+            (os.link if new else os.replace)(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # there no longer where it was moved
     sync(path.parent)
 
 

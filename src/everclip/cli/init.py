@@ -1,0 +1,100 @@
+"""everclip init: write a commented config for a folder of pictures."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from everclip.cli._options import Json
+from everclip.cli._output import print_json
+from everclip.errors import UserError
+from everclip.system.text import printable
+
+OTHERWISE = "ViT-B-32:laion2b_s34b_b79k"
+"""The model that is suggested where ``lite`` is not installed."""
+
+
+def init(
+    photos: str,
+    *,
+    out: Annotated[str | None, Parameter(name=["--out", "-o"])] = None,
+    json: Json = False,
+) -> None:
+    """Write a commented config for a folder of pictures, ready for everclip train, and say how the folder was read.
+
+    Args:
+        photos: The folder, with CLASS folders, train/CLASS and test/CLASS, or DOMAIN/CLASS; or SOURCE:ARGUMENT.
+        out: The file to write; default: the folder's name with .toml. A file that is there is never replaced.
+    """
+    from everclip import data
+    from everclip.config import Config
+    from everclip.models.catalogue import FEATURES
+    from everclip.runs.resolve import resolve
+    from everclip.runs.starter import starter
+    from everclip.system.reading import parse_toml
+    from everclip.training.plan import Plan
+
+    spec = _absolute(photos)
+    if printable(spec) != spec:
+        raise UserError(f"{printable(photos)} has characters that cannot be printed: rename the folder")
+    if spec.startswith(FEATURES):
+        raise UserError(
+            f"{photos} holds features, no pictures: write everclip train data={spec} method=ridge"
+        )
+    path = _free(out or f"{Path(spec.rpartition(':')[2]).stem}.toml")
+    made = starter(data.load(spec), _model(), str(path))
+    Plan.of(resolve(Config.model_validate(parse_toml(made.text))))  # refuses what training would refuse
+    _write(path, made.text)
+    if json:
+        print_json({"config": str(path), "read": list(made.lines)})
+        return
+    for line in made.lines:
+        print(line)
+    print(f"{path} is written; next: everclip train {shlex.quote(str(path))} --dry-run")
+
+
+def _absolute(photos: str) -> str:
+    """What to write after ``data =`` so that it is found from any folder."""
+    from everclip.data.paths import spec_of
+
+    name, colon, argument = spec_of(photos).partition(":")
+    path = os.path.abspath(os.path.expanduser(argument))
+    return f"{name}:{path}" if colon and os.path.exists(path) else f"{name}{colon}{argument}"
+
+
+def _free(out: str) -> Path:
+    """The file to write. Raises UserError where it has another ending, is there, or its folder is not."""
+    path = Path(out).expanduser()
+    if path.suffix != ".toml":
+        raise UserError(f"-o {out} is no .toml file: write -o {path.name or 'photos'}.toml")
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists and is not replaced: train with it, or write -o ANOTHER.toml")
+    if not path.parent.is_dir():
+        raise UserError(f"the folder {path.parent} does not exist: make it, or write -o ANOTHER.toml")
+    return path
+
+
+def _model() -> str:
+    """The model to suggest: ``lite`` where it is installed."""
+    from everclip.models import weights
+    from everclip.models.catalogue import LITE
+
+    try:
+        weights.find(LITE)
+    except UserError:
+        return OTHERWISE
+    return LITE
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the file, unless one has come there in the meantime. Raises UserError."""
+    from everclip.system.atomic import write_atomic
+
+    try:
+        write_atomic(path, text, new=True)
+    except OSError as error:  # FileExistsError too
+        raise UserError(f"{path} cannot be written ({error.strerror}): write -o ANOTHER.toml") from error

@@ -1,0 +1,150 @@
+"""Write a first config for a data set: one that trains as it is, with comments on what is worth changing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tomli_w
+
+from everclip.data.images import Dataset
+from everclip.data.scenario import task_sizes
+from everclip.models.catalogue import LITE
+
+MOST_TASKS, MOST_KEPT = 10, 10
+"""Suggested: number of tasks, and exemplars per class."""
+NAMED = 12
+"""Classes that are named with their counts, in a small data set; of more, the least and the largest."""
+LITE_SIDE = 96
+"""Pixels per side for ``lite``, as in the offline default."""
+
+_METHOD = "gcl"
+_TUNE, _VIEWS = "top:4", 4
+
+
+class Starter(NamedTuple):
+    """A suggested config: ``text`` is the TOML file, and ``lines`` say how the data were read."""
+
+    text: str
+    lines: tuple[str, ...]
+
+
+def starter(found: Dataset, model: str, file: str) -> Starter:
+    """Suggest a config for a data set.
+
+    Args:
+        model: the spec of the model to start from.
+        file: the path that the config will be written to, for its comments.
+    """
+    several = len(found.domain_names) > 1
+    lines = (f"data {found.words()}", _images(found), _tasks(found), _model(model))
+    name = shlex.quote(file)
+    header = [
+        "A config for everclip train, as everclip init suggests it. Change it as you like.",
+        "",
+        *lines,
+        "",
+        f"  everclip train {name} --dry-run   # tasks, memory, minutes and disk; trains nothing",
+        f"  everclip train {name} --smoke     # a trial run within a minute",
+        f"  everclip train {name}             # the run; KEY=VALUE behind it changes a line of this file",
+        f"  everclip sweep {name} method=gcl,multilayer_lda seed=0..2 out=runs/compared",
+        "",
+        "A key that is not here has its default: docs/config.md lists all.",
+    ]
+    scenario: dict[str, object] = {"kind": "domain-incremental" if several else "class-incremental"}
+    if not several:
+        scenario["tasks"] = _number(found)
+    top: dict[str, object] = {"data": found.name, "model": model}
+    if model == LITE:
+        top["image_size"] = LITE_SIDE
+    top |= {"tune": _TUNE, "seed": 0}
+    parts = [
+        "\n".join(f"# {line}".rstrip() for line in header),
+        _section("", top, _TOP),
+        _section("method", {"name": _METHOD}, _NAME),
+        _section("scenario", scenario, {"kind": _SCENARIO["kind"]} if several else _SCENARIO),
+        _section("memory", {"per_class": _kept(found)}, _MEMORY),
+        _section("train", {}, _TRAIN),
+        _section("cache", {"views": _VIEWS}, _CACHE),
+    ]
+    return Starter("\n\n".join(parts) + "\n", lines)
+
+
+_TOP = {
+    "model": "everclip models lists others",
+    "image_size": "pixels per side; without this line the model's own size, slower and finer",
+    "tune": 'what trains: the last four blocks of each tower; "full" is all (everclip tunings)',
+    "seed": "of memory, order of images and initialisation",
+    "classnames": '= "names.txt"   # names to show the text tower: one per line, or folder<TAB>name',
+    "out": '= "runs/mine"      # default: runs/DATE_...',
+}
+_NAME = {"name": "everclip methods lists them; multilayer_lda trains nothing and is done in minutes"}
+_SCENARIO = {
+    "kind": "each task brings new classes, or the same classes in a new domain",
+    "tasks": "number of tasks, or the number of classes of each, such as [4, 2, 2]",
+    "order": '= "given"        # order of the classes: by name; default: shuffled',
+}
+_MEMORY = {"per_class": "exemplars kept of each class seen; 0 keeps none"}
+_TRAIN = {
+    "epochs": "= 5             # passes over a task's images; default: the method's",
+    "batch_size": "= 32",
+    "lr": "= 3e-5              # default: the model's",
+}
+_CACHE = {"views": "augmented views of each image, computed once below what trains; 1 keeps the plain image"}
+
+
+def _section(name: str, values: Mapping[str, object], comments: Mapping[str, str]) -> str:
+    """A section in TOML: its values with comments, then commented keys that it could have."""
+    lines = [f"[{name}]"] if name else []
+    for key, value in values.items():
+        line = tomli_w.dumps({key: value}).strip()
+        lines.append(f"{line:<28}# {comments[key]}" if key in comments else line)
+    lines += [f"# {key} {rest}" for key, rest in comments.items() if key not in values and rest[0] == "="]
+    return "\n".join(lines)
+
+
+def _number(found: Dataset) -> int:
+    """Tasks of at least two classes where that can be."""
+    return max(2, min(MOST_TASKS, len(found.class_names) // 2))
+
+
+def _kept(found: Dataset) -> int:
+    """Exemplars per class: a fifth of a usual class, and at most ``MOST_KEPT``."""
+    counts = found.train.counts(len(found.class_names))
+    return max(1, min(MOST_KEPT, int(np.median(counts)) // 5))
+
+
+def _images(found: Dataset) -> str:
+    """Say how many images the classes have."""
+    train, test = (part.counts(len(found.class_names)) for part in (found.train, found.test))
+    order = np.argsort(train, kind="stable")
+    names = found.class_names
+    if len(names) <= NAMED:
+        each = ", ".join(f"{name} {train[i]}+{test[i]}" for i, name in enumerate(names))
+        return f"images per class (training+test): {each}"
+    least, most = order[0], order[-1]
+    return (
+        f"images per class (training+test): from {train[least]}+{test[least]} ({names[least]})"
+        f" to {train[most]}+{test[most]} ({names[most]}), median {int(np.median(train))}+{int(np.median(test))}"
+    )
+
+
+def _tasks(found: Dataset) -> str:
+    if len(found.domain_names) > 1:
+        return f"tasks: {len(found.domain_names)}, a domain each: {_few(found.domain_names)}"
+    sizes = task_sizes(len(found.class_names), _number(found))
+    least, most = min(sizes), max(sizes)
+    return f"tasks: {len(sizes)}, of {least if least == most else f'{least} to {most}'} classes"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _model(model: str) -> str:
+    if model == LITE:
+        return f"model: {LITE} at {LITE_SIDE} px, which needs no download"
+    return f"model: {model}, downloaded on first use; everclip[lite] has one that needs no download"
