@@ -23,7 +23,7 @@ from everclip.data.formats.download import Remote
 from everclip.data.sources import cifar100
 from everclip.models.catalogue import costs
 from everclip.runs.resolve import resolve
-from everclip.training import estimate
+from everclip.training import estimate, pace
 from everclip.training.estimate import Sizes
 from tests.pictures import image_folder
 from tests.toy import toy_clip
@@ -193,4 +193,4 @@ def test_pictures_that_do_not_fit_into_memory() -> None:
 
 
 def test_the_rate_of_products_is_plausible() -> None:
-    assert 1e8 < _needs.products("cpu", "fp32", 128) < 1e15
+    assert 1e8 < pace.products("cpu", "fp32", 128) < 1e15

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from everclip.training import estimate
 from everclip.training.disk import nearest
 from everclip.training.estimate import Sizes
 
-SHARE = {("cpu", False): 0.6, ("cpu", True): 0.3, ("gpu", False): 0.3, ("gpu", True): 0.15}
-"""Of the rate of matrix products what training reaches, by device and whether the image tower is convolutional."""
 SECONDS = 3.0
 
 
@@ -200,46 +197,24 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
 
 def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
     """Estimate how long the run may take, from the rate of matrix products measured here."""
-    from everclip.training import references  # imports torch
+    from everclip.training import pace  # imports torch
 
     if config.smoke:
         return Finding("time", "ok", "a trial run")
     try:
-        rate = products(device, config.train.precision)
+        rate = pace.products(device, config.train.precision)
     except RuntimeError as error:
         return Finding(
             "time", "fail", f"{device} cannot compute ({str(error).splitlines()[0]})", "write device=cpu"
         )
-    share = SHARE["cpu" if device == "cpu" else "gpu", model.convolutional]
-    work = estimate.work(config, sizes) + references.work(config, sizes)
-    operations = work.operations(model, config)
+    share = pace.share(model, device)
+    operations = pace.work(config, sizes).operations(model, config)
+    seconds = pace.seconds(config, sizes, model, pace.assumed(model, rate * share))
     text = (
-        f"{estimate.duration(operations / (rate * share))}: {estimate.amount(operations)} at {share:.0%} of the"
+        f"{estimate.duration(seconds)}: {estimate.amount(operations)} at {share:.0%} of the"
         f" {rate / 1e12:.2g} TFLOP/s that matrix products reach here, if pictures are decoded as fast"
     )
     if not estimate.counted(config):
         text += f"; {config.method.name} is counted as one pass an image"
-    long = operations / (rate * share) > 7 * 24 * 3600
+    long = seconds > 7 * 24 * 3600
     return Finding("time", "warn" if long else "ok", text, "take a faster device" if long else "")
-
-
-def products(device: str, precision: str, side: int = 1024) -> float:
-    """Operations per second of square matrix products, measured for a third of a second."""
-    import torch
-
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    first = torch.ones(side, side, dtype=kind, device=device)
-
-    def wait() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    product = first @ first
-    wait()
-    start, count = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < 0.3:
-        for _ in range(4):
-            torch.matmul(first, first, out=product)
-        wait()
-        count += 4
-    return 2 * side**3 * count / spent

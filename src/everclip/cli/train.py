@@ -20,7 +20,7 @@ def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool =
 
     Args:
         tokens: A shipped config's name or a TOML file, then KEY=VALUE overrides.
-        dry_run: Show the resolved config, tasks, memory, kept activations and steps; train nothing.
+        dry_run: Show the resolved config, tasks, memory, steps, minutes and disk; train nothing.
         smoke: A trial run within a minute: two tasks, few images, two steps each.
         json: Print results.json instead of the table.
     """
@@ -124,21 +124,57 @@ def _show_results(results: dict[str, Any], where: str) -> None:
 
 
 def _show_plan(config: Config, json: bool) -> None:
-    """Show what a run would do: config, tasks, memory per class, steps, and how much is kept of a frozen trunk."""
+    """Show what a run would do: config, tasks, memory, steps, what is kept of a frozen trunk, minutes and disk."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from everclip.config.values import dump
-    from everclip.data.scenario import seen
     from everclip.runs.run import Run
-    from everclip.training import references
+    from everclip.training import pace, references
     from everclip.training.plan import Plan, check_names
 
     if config.out is not None:
         Run.open(config)  # refuses what training would refuse, and makes nothing
     plan = Plan.of(config)
     check_names(config)
+    lines = _tasks(plan)
+    cache_bytes, kept = _cache(plan)
+    found = pace.of_plan(plan)
+    if json:
+        shown = {"config": config.model_dump(mode="json"), "tasks": lines, "cache_bytes": cache_bytes}
+        shown["frozen_features"] = references.wanted(config, plan.sizes())
+        shown["minutes"] = None if found is None else round(found.seconds / 60, 2)
+        shown["disk_bytes"] = None if found is None else round(found.disk)
+        print_json(shown)
+        return
+    print(dump(config))
+    print(f"data {plan.data.words()}")
+    table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")
+    headings = ("task", "classes", "train", "test", "steps", "memory", "per class", "memory kB")
+    for column in headings:
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for line in lines:
+        per_class = "all" if line["memory_per_class"] is None else str(line["memory_per_class"])
+        kilobytes = f"{line['memory_bytes'] / 1e3:.1f}"
+        cells = [escape(str(line[key])) for key in ("task", "classes", "train", "test", "steps", "memory")]
+        table.add_row(*cells, per_class, kilobytes)
+    Console().print(table)
+    if kept:
+        print(kept)
+    print(references.words(config, plan.sizes()))
+    takes = (
+        f"minutes and disk are not known, nor what {config.model} computes"
+        if found is None
+        else found.words()
+    )
+    print(f"{sum(line['steps'] for line in lines)} optimizer steps in all, {takes}; nothing was trained")
+
+
+def _tasks(plan: Plan) -> list[dict[str, Any]]:
+    """The tasks in numbers: images, steps and what the memory then keeps."""
+    from everclip.data.scenario import seen
+
     memory = plan.empty_memory()
     lines: list[dict[str, Any]] = []
     for task in plan.tasks:
@@ -159,28 +195,7 @@ def _show_plan(config: Config, json: bool) -> None:
                 "memory_bytes": memory.images().nbytes(),
             }
         )
-    cache_bytes, kept = _cache(plan)
-    if json:
-        shown = {"config": config.model_dump(mode="json"), "tasks": lines, "cache_bytes": cache_bytes}
-        shown["frozen_features"] = references.wanted(config, plan.sizes())
-        print_json(shown)
-        return
-    print(dump(config))
-    print(f"data {plan.data.words()}")
-    table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")
-    headings = ("task", "classes", "train", "test", "steps", "memory", "per class", "memory kB")
-    for column in headings:
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for line in lines:
-        per_class = "all" if line["memory_per_class"] is None else str(line["memory_per_class"])
-        kilobytes = f"{line['memory_bytes'] / 1e3:.1f}"
-        cells = [escape(str(line[key])) for key in ("task", "classes", "train", "test", "steps", "memory")]
-        table.add_row(*cells, per_class, kilobytes)
-    Console().print(table)
-    if kept:
-        print(kept)
-    print(references.words(config, plan.sizes()))
-    print(f"{sum(line['steps'] for line in lines)} optimizer steps in all; nothing was trained")
+    return lines
 
 
 def _cache(plan: Plan) -> tuple[int | None, str]:

@@ -63,16 +63,20 @@ class Work:
             max(self.memory, other.memory),
         )
 
-    def operations(self, costs: Costs, config: Config | None = None) -> float:
-        """Operations in all.
+    def passes(self, costs: Costs, config: Config | None = None) -> tuple[float, float]:
+        """Forward passes of the image tower, and of the text tower, that all of it counts as.
 
         Args:
             config: what of the towers trains, and what is kept of the rest; default: all of it. That images without
                 gradient count as whole passes stands for computing once what is kept.
         """
         image, text = (3.0, 3.0) if config is None else _factors(config, costs)
-        images = costs.image_flops * (image * self.trained + self.forward)
-        return images + costs.text_flops * (text * self.trained_prompts + self.prompts)
+        return image * self.trained + self.forward, text * self.trained_prompts + self.prompts
+
+    def operations(self, costs: Costs, config: Config | None = None) -> float:
+        """Operations in all; ``config`` as for ``passes``."""
+        images, prompts = self.passes(costs, config)
+        return costs.image_flops * images + costs.text_flops * prompts
 
 
 def _factors(config: Config, costs: Costs) -> tuple[float, float]:

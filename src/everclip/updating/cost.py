@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from everclip.models.clip import Clip
+from everclip.training.pace import measured
 from everclip.updating.candidates import SHARES
 from everclip.updating.classifiers import widths
 from everclip.updating.images import Pictures
 from everclip.updating.rule import Decision
 
-TRIED, BATCH = 16, 32
+BATCH = 32
 COPIES = 4
 """Of the model at once: the frozen one, the one training began with, the trained one, a mixture."""
 OVERHEAD = 3.0
@@ -48,7 +48,7 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
         tested: held-out images.
     """
     classes, prompts = len(pictures.known.names), len(pictures.known.templates)
-    image, text = _seconds(clip, prompts > 0)
+    image, text = measured(clip, prompts > 0)
     training = mixtures = 0.0
     if decision.train:
         per_step = BATCH * image + min(classes, BATCH) * text
@@ -63,24 +63,6 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
         memory=_memory(clip, pictures, decision.train),
         disk=_weights(clip) * (2 if decision.train else 1) + 2 * 8 * sum(widths(clip)) ** 2,
     )
-
-
-@torch.inference_mode()
-def _seconds(clip: Clip, prompts: bool) -> tuple[float, float]:
-    """Seconds of an image and, where there are any, of a prompt, forward: the best of three batches."""
-    blank = clip.blank(TRIED)
-    names = [f"a photo of a thing {number}." for number in range(TRIED)]
-
-    def best(work: Callable[[], Tensor]) -> float:
-        took = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            work().sum().item()
-            took.append(time.perf_counter() - begin)
-        return min(took) / TRIED
-
-    text = best(lambda: clip.encode_text(names)) if prompts else 0.0
-    return best(lambda: clip.encode_image(blank)), text
 
 
 def _weights(clip: Clip) -> int:
