@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 
 from everclip import plugins
@@ -100,6 +101,23 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(info.name in text for info in catalogue())
     assert read_json(capsys, "models", "lite")["recommended"]["lr"] == 3e-5
     assert "train.lr=3e-05" in read(capsys, "models", "lite")
+
+
+def test_models_that_hold_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    found = read_json(capsys, "models", "vit-b-16")
+    names = [row["name"] for row in found]
+    assert {"ViT-B-16:openai", "ViT-B-16-SigLIP:webli"} <= {*names}
+    assert all("vit-b-16" in name.lower() for name in names)
+    assert "ViT-B-16:openai" in read(capsys, "models", "ViT-B-16")
+
+
+def test_models_that_are_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert [row["name"] for row in read_json(capsys, "models", "lite", "--here")] == ["lite"]
+    assert read(capsys, "models", "bigG", "--here").startswith("none; ")
+    assert read_json(capsys, "models", "bigG", "--here") == []
 
 
 @pytest.mark.parametrize(

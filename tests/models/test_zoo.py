@@ -39,8 +39,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("ViT-B-61:openai", ['unknown model "ViT-B-61"', "ViT-B-16"]),
-        ("lit", ['did you mean "lite"']),
+        (
+            "ViT-B-61:openai",
+            ['unknown model "ViT-B-61:openai"; the nearest are ViT-B-16:openai, ', "everclip models"],
+        ),
+        ("lit", ['unknown model "lit"; the nearest are lite, ']),
         ("ViT-B-16:opena", ['no weights "opena"', 'did you mean "openai"']),
         ("ViT-B-16", ["write ViT-B-16:TAG", "openai", "laion400m_e32"]),
         ("local-dir:/no/such/folder", ["/no/such/folder does not exist"]),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import everclip
 from everclip.cli.evaluate import measure
 from everclip.compare.groups import settings
 from everclip.data.loader import Loader, Phase
@@ -19,7 +20,10 @@ from everclip.models import zoo
 from everclip.runs.find import find_runs
 from everclip.runs.read import read_run
 from everclip.runs.run import Run, default_path
+from everclip.system.progress import Progress
+from everclip.system.signals import Stop, Stopped
 from everclip.training.evaluate import Scores
+from everclip.training.loop import train
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
 from everclip.training.restore import device, open_run
@@ -361,3 +365,25 @@ def test_an_order_that_varies_with_the_seed(tmp_path: Path, toy: str, photos: st
     (setting,) = settings([read_run(tmp_path / "cil" / name) for name in "01"])
     curves = [run.zero_shot for run in setting.runs]
     assert setting.zero_shot_curve == [sum(pair) / 2 for pair in zip(*curves, strict=True)]
+
+
+def test_the_log_tells_the_run(tmp_path: Path, toy: str, photos: str) -> None:
+    stop = Stop()
+    stop.ask()
+    words = [f"data={photos}", f"model={toy}", "method=gcl", f"out={tmp_path / 'run'}"]
+    with pytest.raises(Stopped), Run.open(configured(*words)) as opened:
+        train(opened, Progress(), stop)
+    log = tmp_path / "run" / "run.log"
+    assert "ended: " in log.read_text().splitlines()[-1]
+    results = run(tmp_path / "run", f"data={photos}", f"model={toy}", "method=gcl")
+    lines = [line.split(" ", 3)[3] for line in log.read_text().splitlines()]
+    assert lines[0] == f"everclip {everclip.__version__}, method gcl, seed 0"
+    assert lines[1] == f"data {photos}: 6 classes, 24 training images, 12 test images"
+    assert "task 1 begins: 8 images of 2 classes, 0 exemplars" in lines
+    assert "task 3 begins: 8 images of 2 classes, 12 exemplars" in lines
+    ends = [line for line in lines if " on all seen so far" in line]
+    assert [line.split(":")[0] for line in ends] == ["task 1", "task 2", "task 3"]
+    assert f"{results['last']:6.1%}" in ends[-1]
+    assert lines[-1] == f"finished: last {results['last']:.1%}, average {results['average']:.1%}".replace(
+        "%", " %"
+    )

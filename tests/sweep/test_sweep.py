@@ -14,14 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.sweep import pool, searches, slots, trials
-from everclip.sweep.folder import Folder, busy
+from everclip.sweep.folder import Folder, busy, drop_checkpoints
 from everclip.sweep.pool import Child, Work
 from everclip.sweep.session import Session
-from everclip.sweep.view import Follow, View, duration
+from everclip.sweep.view import Follow, View
+from everclip.system.progress import duration
 from tests.running import run
 
 SMALL = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "device=cpu"]
@@ -507,3 +509,55 @@ def test_a_run_that_is_killed_when_it_has_its_results_is_done(
         view.started(child)
         view.ended(child, "ended by SIGKILL")
         assert line in capsys.readouterr().err
+
+
+def test_checkpoints_of_finished_runs_are_dropped(
+    tmp_path: Path, tokens: list[str], photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    for seed in (0, 1):
+        run(out / f"ncm_s{seed}", *tokens, "method=ncm", "memory.budget=0", f"seed={seed}")
+    (out / "ncm_s1" / ".checkpoints.dropped").mkdir()  # of a process that was killed
+    words = ["sweep", *tokens, "method=ncm", "memory.budget=0", "seed=0..1", f"out={out}"]
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    kept = (out / "ncm_s0" / "results.json").read_bytes()
+    assert main([*words, "--drop-checkpoints"]) == 0
+    shown, said = capsys.readouterr()
+    assert shown == table
+    assert (
+        " MB of checkpoints of finished runs were removed: compare and report read the runs as before" in said
+    )
+    assert not [*out.glob("*/*checkpoints*")]
+    assert (out / "ncm_s0" / "results.json").read_bytes() == kept
+    assert main([*words, "--drop-checkpoints"]) == 0
+    assert "removed" not in capsys.readouterr().err
+    assert main(["resume", str(out / "ncm_s0")]) == 0
+    capsys.readouterr()
+    pictures = photos.removeprefix("imagefolder:")
+    for command, *more in (["predict", pictures], ["evaluate", "--data", photos], ["export", "-o", "x"]):
+        assert main([command, str(out / "ncm_s0"), *more]) == 2
+        said = capsys.readouterr().err
+        assert f"the checkpoints of {out}/ncm_s0 are gone" in said
+        assert said.count("\n") == 1
+    assert (
+        main([*words[:-2], "seed=0", "--from", str(out), "--from-stage", "1", f"out={tmp_path / 'f'}"]) == 2
+    )
+    assert (
+        f"the checkpoints of {out}/ncm_s0 are gone: train it again, and keep them" in capsys.readouterr().err
+    )
+
+
+def test_what_is_in_use_or_leads_elsewhere_keeps_its_checkpoints(tmp_path: Path) -> None:
+    for name in ("unfinished", "busy", "linked"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "x").write_text("x")
+        if name != "unfinished":
+            (tmp_path / name / "results.json").touch()
+    (tmp_path / "linked" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "linked" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with FileLock(tmp_path / "busy" / ".lock"):
+        assert [drop_checkpoints(tmp_path / name) for name in ("unfinished", "busy", "linked")] == [0, 0, 0]
+    assert len([*tmp_path.glob("*/checkpoints/x")]) == 3
+    assert drop_checkpoints(tmp_path / "busy") == 1
+    assert not (tmp_path / "busy" / "checkpoints").exists()

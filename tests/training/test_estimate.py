@@ -164,3 +164,17 @@ def test_memory_of_a_part_that_trains() -> None:
         for words in ([], ["tune=top:2", "cache.views=4"])
     )
     assert 4 * model.parameters < top < 0.5 * full
+
+
+def test_shares_are_the_work_task_by_task() -> None:
+    found = config("method=gcl", "memory.budget=12", "model=lite")
+    whole = costs("lite", found.image_size)
+    assert whole is not None
+    shares = estimate.shares(found, THREE)
+    pretrained = Work(forward=30, prompts=18).operations(whole)
+    assert len(shares) == 3
+    assert sum(map(sum, shares)) + pretrained == pytest.approx(
+        estimate.work(found, THREE).operations(whole, found)
+    )
+    assert shares[0][0] < shares[1][0], "the memory is learned too"
+    assert len(estimate.shares(config("method=joint", "method.loss=gcl"), THREE)) == 1

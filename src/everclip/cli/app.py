@@ -10,9 +10,8 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import (
     MissingArgumentError,
     UnknownCommandError,
@@ -22,6 +21,7 @@ from cyclopts.exceptions import (
 
 from everclip import plugins
 from everclip._version import __version__
+from everclip.cli._commands import CATALOGUES, COMMANDS
 from everclip.cli.streams import Unwritable, prepare
 from everclip.errors import RunError, UserError, causes, memory_words, suggest
 from everclip.system import trust
@@ -42,177 +42,6 @@ Examples:
 
 _INTERRUPTED = 'interrupted; "everclip resume RUN" continues a stopped run'
 
-_RUN = Group("Run", sort_key=1)
-_LOOK = Group("Look up", sort_key=2)
-
-
-class Command(NamedTuple):
-    """The help on a command before it is loaded; ``code``: whether it may run what a file names."""
-
-    group: Group
-    line: str
-    examples: str
-    code: bool = False
-
-
-def _listing(command: str, name: str, line: str) -> Command:
-    """A command that lists what there is of a kind, or explains one such as ``name``."""
-    return Command(_LOOK, line, f"  everclip {command}\n  everclip {command} {name}\n")
-
-
-_CATALOGUES = ("methods", "policies", "scenarios", "trackers", "tunings")
-"""Commands of one module, catalogue.py; every other has its own."""
-
-COMMANDS = {
-    "init": Command(
-        _RUN,
-        "Write a commented config for a folder of pictures, and say how it was read.",
-        """\
-  everclip init photos                     # writes photos.toml
-  everclip init photos -o pets.toml
-  everclip train photos.toml --dry-run     # what it would do
-""",
-    ),
-    "train": Command(
-        _RUN,
-        "Learn a scenario's tasks one after another; write a run directory with results and a report.",
-        """\
-  everclip train                           # the offline default
-  everclip train method=gdro method.margin=0.5 memory.budget=500 seed=1
-  everclip train cifar100/gdro-m500        # the paper's: see everclip configs
-  everclip train my.toml train.epochs=10   # a file, then what to change
-  everclip train data=domainfolder:/pacs scenario.kind=domain-incremental
-  everclip train my.toml --dry-run         # show what would be done
-  everclip train my.toml --smoke           # a trial run within a minute
-""",
-        code=True,
-    ),
-    "tune": Command(
-        _RUN,
-        "Choose settings on a validation share of the first two tasks; the test set is never read.",
-        """\
-  everclip tune method=gdro                  # the learning rates
-  everclip tune method=gcl train.lr=3e-5,1e-4 method.tau=0.02,0.05 out=runs/T
-  everclip train runs/T/tuned.toml seed=1    # with what it chose
-""",
-        code=True,
-    ),
-    "resume": Command(
-        _RUN,
-        "Continue a stopped run from where it was saved last.",
-        "  everclip resume runs/20260131-101500_emoji_gdro_m200_s0\n",
-        code=True,
-    ),
-    "sweep": Command(
-        _RUN,
-        "Train a grid of methods, memories, seeds; go on where it stopped, skip what is done.",
-        """\
-  everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
-  everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
-  everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
-  everclip sweep my.toml seed=0..4 --print   # a command each, for a scheduler
-""",
-        code=True,
-    ),
-    "compare": Command(
-        _RUN,
-        "Set finished runs beside each other: means, intervals over seeds, paired tests.",
-        """\
-  everclip compare runs/S --by memory.budget --against gcl
-  everclip compare runs/* --equal bytes
-  everclip compare runs/* --fail-if "gdro<gcl" --json
-""",
-    ),
-    "report": Command(
-        _RUN,
-        "Write one offline HTML page of a run, of many runs, or of a sweep still running.",
-        """\
-  everclip report runs/X -o x.html
-  everclip report runs/* -o figure1.html
-  everclip report runs/S --figures figures/   # SVG, PDF, CSV of each figure
-""",
-    ),
-    "evaluate": Command(
-        _RUN,
-        "Test a run's model, on its own tasks or on another data set.",
-        """\
-  everclip evaluate runs/X
-  everclip evaluate runs/X --data photos --json
-  everclip evaluate runs/X --retention others
-""",
-        code=True,
-    ),
-    "predict": Command(
-        _RUN,
-        "Say what is on pictures, with calibrated probabilities, or that no class fits.",
-        """\
-  everclip predict runs/X photo.jpg photos/
-  everclip predict runs/X - --json < paths.txt
-  everclip predict runs/X --calibrate validation
-  everclip predict lite photos/ --classes pets.txt
-""",
-        code=True,
-    ),
-    "merge": Command(
-        _RUN,
-        "Mix a learned model's weights with those it began with, or with another run's.",
-        """\
-  everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
-  everclip merge runs/X --with zero-shot --validate validation -o m/
-""",
-        code=True,
-    ),
-    "export": Command(
-        _RUN,
-        "Write a learned model for open_clip or for onnxruntime, checked against torch.",
-        """\
-  everclip export runs/X -o birds/
-  everclip export runs/X --format onnx -o birds-onnx/
-""",
-        code=True,
-    ),
-    "update": Command(
-        _RUN,
-        "Teach a deployed model new classes or domains, if the old ones keep up.",
-        """\
-  everclip update lite --add photos --test photos -o v1
-  everclip update v1 --add new --test holdout -o v2
-  everclip update v1 --add new --dry-run
-""",
-        code=True,
-    ),
-    "rollback": Command(_RUN, "Put the version before an update in its place.", "  everclip rollback v2\n"),
-    "forget": Command(
-        _RUN,
-        "Take classes or images out of a version; weights are not unlearned.",
-        """\
-  everclip forget v2 --class "sports car" -o v3
-  everclip forget v2 --images /photos/7.jpg -o v3
-""",
-        code=True,
-    ),
-    "methods": Command(
-        _LOOK,
-        "List the methods, or explain one with its options.",
-        "  everclip methods\n  everclip methods gdro\n  everclip methods gdro --json\n",
-    ),
-    "datasets": _listing("datasets", "imagefolder", "List the data sources, or explain one."),
-    "models": _listing("models", "ViT-B-16:laion400m_e32", "List models to start from, or explain one."),
-    "policies": _listing("policies", "herding", "List the memory policies, or explain one with its options."),
-    "scenarios": _listing("scenarios", "domain-incremental", "List the scenarios, or explain one."),
-    "tunings": _listing("tunings", "lora", "List what of a model can train, or explain one way."),
-    "trackers": _listing("trackers", "wandb", "List where a run's log can go, or explain one."),
-    "configs": _listing(
-        "configs", "cifar100/gdro-m500", "List the configs that come with the package, or show one."
-    ),
-    "doctor": Command(
-        _LOOK,
-        "Check the installation, the machine and the offline default, or what a config needs.",
-        "  everclip doctor\n  everclip doctor --config cifar100\n  everclip doctor --config my.toml device=cpu\n",
-        code=True,
-    ),
-}
-
 
 def build() -> App:
     """The application with its lazily loaded commands."""
@@ -227,7 +56,7 @@ def build() -> App:
     )
     for name, command in COMMANDS.items():
         app.command(
-            f"everclip.cli.{'catalogue' if name in _CATALOGUES else name}:{name}",
+            f"everclip.cli.{'catalogue' if name in CATALOGUES else name}:{name}",
             name=name,
             help=command.line,
             group=command.group,

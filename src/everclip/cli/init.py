@@ -83,11 +83,7 @@ def _model() -> str:
     from everclip.models import weights
     from everclip.models.catalogue import LITE
 
-    try:
-        weights.find(LITE)
-    except UserError:
-        return OTHERWISE
-    return LITE
+    return LITE if weights.are_here(LITE) else OTHERWISE
 
 
 def _write(path: Path, text: str) -> None:

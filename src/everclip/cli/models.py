@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json
-from everclip.errors import UserError, shown
+from everclip.errors import UserError
 from everclip.models.catalogue import ModelInfo, catalogue, costs, recommended
 
 _MORE = (
     "Any other open_clip model works too: model=NAME:TAG, hf-hub:ORG/REPO, local-dir:/path, or the folder"
-    " of an earlier run."
+    " of an earlier run. everclip models ViT-B lists all with ViT-B in their names, everclip models --here those whose"
+    " weights are on this machine."
 )
 _HEAD = ("model", "M params", "GFLOP image", "text", "pixels", "ImageNet", "CIFAR-100", "note")
 _LEGEND = (
@@ -23,25 +24,46 @@ _LEGEND = (
 _QUICK = "QuickGELU"
 
 
-def models(name: str | None = None, /, *, json: Json = False) -> None:
-    """List models to start from, or explain one.
+def models(name: str | None = None, /, *, here: bool = False, json: Json = False) -> None:
+    """List models to start from, explain one, or list all whose name holds a text.
 
     Args:
-        name: A model's name and tag.
+        name: A model's name and tag; or a part of one, such as ViT-B.
+        here: List those alone whose weights are on this machine, ready to be used offline.
     """
     found = {info.name: info for info in catalogue()}
-    if name is None:
+    if name in found and not here:
+        _explain(found[name], json)
+    elif name is None and not here:
         if json:
             print_json([_values(info) for info in found.values()])
             return
         print_columns([_row(info) for info in found.values()], _HEAD)
         print(f"\n{_LEGEND}\n{_MORE}")
+    else:
+        _search(name or "", here, found, json)
+
+
+def _search(text: str, here: bool, listed: Mapping[str, ModelInfo], json: bool) -> None:
+    """List all models whose name holds a text, with where their weights are. Raises UserError where there is none."""
+    from everclip.models import names, weights  # imports torch
+
+    matching = names.holding(text)
+    if not matching:
+        raise UserError(names.unknown(text))
+    states = {spec: weights.are_here(spec) for spec in matching}
+    rows = [(spec, there, listed[spec].note if spec in listed else "") for spec, there in states.items()]
+    rows = [row for row in rows if row[1] or not here]
+    if json:
+        print_json([{"name": spec, "here": there, "note": note} for spec, there, note in rows])
         return
-    if name not in found:
-        near = difflib.get_close_matches(name, found, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise UserError(f"model {shown(name)} is not listed{hint} {_MORE}")
-    _explain(found[name], json)
+    if not rows:
+        print("none; everclip models lists those that can be downloaded")
+        return
+    print_columns(
+        [(spec, "here" if there else "to download", note) for spec, there, note in rows],
+        ("model", "weights", "note"),
+    )
 
 
 def _values(info: ModelInfo) -> dict[str, Any]:

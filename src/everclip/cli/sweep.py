@@ -29,6 +29,7 @@ def sweep(
     print_: Annotated[bool, Parameter(name="--print")] = False,
     slurm: bool = False,
     slurm_set: Repeated = None,
+    drop_checkpoints: bool = False,
     json: Json = False,
 ) -> int:
     """Train a grid of settings: what is finished is skipped, what was stopped goes on.
@@ -51,6 +52,8 @@ def sweep(
         print_: Print a command for each run that is missing, for any scheduler.
         slurm: Submit the missing runs as SLURM jobs.
         slurm_set: A setting of these jobs, such as timeout_min=240 or slurm_partition=gpu.
+        drop_checkpoints: Remove the checkpoints of each run once it is finished, to save disk. Its results, compare and
+            report stay; predict, evaluate, update, merge, export and --from need a run's checkpoints.
     """
     from everclip.sweep.session import Session
     from everclip.sweep.slots import cores, gpus, slots
@@ -59,6 +62,12 @@ def sweep(
         raise UserError("--slurm-set is a setting of SLURM jobs: write --slurm too, or leave it out")
     if print_ and slurm:
         raise UserError("--print prints the commands and --slurm submits them: write one of the two")
+    if drop_checkpoints and (print_ or slurm or dry_run):
+        other = "--print" if print_ else "--slurm" if slurm else "--dry-run"
+        raise UserError(
+            f"--drop-checkpoints with {other} would find no finished run: leave it out, and give it to the same command"
+            " once the runs are there"
+        )
     if trials is not None and (trials < 1 or not tune):
         raise UserError(
             f"--trials {trials} counts the runs of each search: write a number from 1, and --tune"
@@ -72,7 +81,13 @@ def sweep(
         return _hand_over(session, retry, slurm, slurm_set or [])
     if not dry_run:
         devices = gpus([job.config.device for job in session.jobs])
-        session.run(slots(cores(), devices, jobs, threads) if devices else places, retry)
+        session.run(slots(cores(), devices, jobs, threads) if devices else places, retry, drop_checkpoints)
+    if session.dropped:
+        print(
+            f"{session.dropped / 1e6:,.1f} MB of checkpoints of finished runs were removed: compare and report read"
+            " the runs as before; to predict with, update, merge, export or fork one, train it again",
+            file=sys.stderr,
+        )
     _show(session, json, dry_run)
     for line in session.failed() if not dry_run else ():
         print(f"failed: {line}", file=sys.stderr)

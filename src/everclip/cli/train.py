@@ -206,7 +206,7 @@ def _cache(plan: Plan) -> tuple[int | None, str]:
     model = plan.config.model
     if activation_cache.blocks_above(plan.config, plan.method) is None:
         return 0, ""
-    if weights.find(model).state != "here":
+    if not weights.are_here(model):
         return (
             None,
             f"the size of the kept activations is not known: the weights of {model} are not on this machine",

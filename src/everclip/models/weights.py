@@ -36,6 +36,19 @@ def find(spec: str) -> Place:
     Raises:
         UserError: no such model, tag or folder.
     """
+    place = find_here(spec)
+    if place is not None:
+        return place
+    with zoo._quiet():  # which has warned already
+        where = zoo._tried(*zoo._resolve(spec))
+    reason = zoo._no_network()
+    if reason:
+        return Place("none", f"{reason} (needed: {where})", zoo._REMEDY)
+    return Place("hub", f"not in the cache; downloaded from {where} on first use")
+
+
+def find_here(spec: str) -> Place | None:
+    """Find the weights of ``spec`` on this machine; None where they are not. Raises as ``find`` does."""
     if spec == LITE:
         lite._sources()
         return Place("here", "in the packages of everclip[lite]")
@@ -50,11 +63,16 @@ def find(spec: str) -> Place:
     file = _cached(source, options)
     if file is not None:
         return Place("here", f"{file} ({file.stat().st_size / 1e6:.0f} MB)")
-    where = zoo._tried(source, options)
-    reason = zoo._no_network()
-    if reason:
-        return Place("none", f"{reason} (needed: {where})", zoo._REMEDY)
-    return Place("hub", f"not in the cache; downloaded from {where} on first use")
+    return None
+
+
+def are_here(spec: str) -> bool:
+    """Return whether the weights of ``spec`` are on this machine; of what is no model they are not."""
+    try:
+        with zoo._quiet():
+            return find_here(spec) is not None
+    except UserError:
+        return False
 
 
 def _cached(source: str, options: dict[str, str]) -> Path | None:

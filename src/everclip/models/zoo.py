@@ -25,7 +25,7 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 
 from everclip.errors import UserError, suggest
-from everclip.models import bounded, lite, vectors, vetted
+from everclip.models import bounded, lite, names, vectors, vetted
 from everclip.models.catalogue import FEATURES, LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, Clip
 from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
@@ -122,11 +122,7 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
     name, _, tag = spec.partition(":")
     name = name.replace("/", "-")  # open_clip accepts OpenAI's ViT-B/16 as well
     if name not in open_clip.list_models():
-        if "/" in spec or "\\" in spec:
-            raise UserError(
-                f'model "{spec}" is no folder and no known name; write NAME:TAG, local-dir:FOLDER or lite'
-            )
-        raise UserError(f'unknown model "{name}"{suggest(name, [LITE, *open_clip.list_models()])}')
+        raise UserError(names.unknown(spec))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tag:
         raise UserError(

@@ -184,6 +184,8 @@ class Run:
         return self
 
     def __exit__(self, *failure: object) -> None:
+        if failure[1] is not None:
+            log.info("ended: %s", str(failure[1]) or type(failure[1]).__name__)
         for tracker in self._trackers:
             tracker.close()
         if self._handler is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -160,6 +161,29 @@ def busy(run: Path) -> bool:
             return False
     except (Timeout, OSError):
         return True
+
+
+_DROPPED = ".checkpoints.dropped"
+"""What checkpoints are called while they are removed: a killed process leaves none that is half there."""
+
+
+def drop_checkpoints(run: Path) -> int:
+    """Remove the checkpoints of a finished run where no process is at work; returns the bytes that this gives back.
+
+    Raises:
+        OSError: they cannot be removed.
+    """
+    if not (run / "results.json").is_file() or busy(run) or diverted(run, ("checkpoints", _DROPPED)):
+        return 0
+    kept, going = run / "checkpoints", run / _DROPPED
+    if going.exists():
+        shutil.rmtree(going)
+    if not kept.is_dir():
+        return 0
+    size = sum(file.lstat().st_size for file in kept.rglob("*") if not file.is_dir())
+    kept.rename(going)
+    shutil.rmtree(going)
+    return size
 
 
 def tidy(run: Path) -> None:

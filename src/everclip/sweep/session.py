@@ -15,7 +15,7 @@ from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
 from everclip.sweep import check, pool, searches
-from everclip.sweep.folder import Folder, tidy
+from everclip.sweep.folder import Folder, drop_checkpoints, tidy
 from everclip.sweep.grid import Grid, Job, read
 from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
@@ -41,6 +41,7 @@ class Session:
         grid: the cells that can be run by now: those of a search, with its values, once it is finished.
         searches: those that are not finished.
         jobs: the runs of ``grid``.
+        dropped: bytes of checkpoints that were removed.
     """
 
     command: list[str]
@@ -50,6 +51,7 @@ class Session:
     tune: list[Search]
 
     def __post_init__(self) -> None:
+        self.dropped = 0
         self.refresh()
 
     @classmethod
@@ -103,8 +105,11 @@ class Session:
 
     # Running ------------------------------------------------------------------------------------------------------
 
-    def run(self, slots: Sequence[Environment], retry: bool = False) -> None:
+    def run(self, slots: Sequence[Environment], retry: bool = False, drop: bool = False) -> None:
         """Run what is missing, searches first; the folder is locked meanwhile.
+
+        Args:
+            drop: remove the checkpoints of each run that is finished.
 
         Raises:
             UserError: a method refuses the model, or the folder is in use.
@@ -124,7 +129,7 @@ class Session:
                     self.refresh()
                     self.folder.failures = kept
                     check.models([job.config for job in self.waiting()], self.plans)
-                self._run_jobs(slots)
+                self._run_jobs(slots, drop)
             except Stopped as stopped:
                 raise Stopped(
                     stopped.signal,
@@ -153,11 +158,12 @@ class Session:
         with View(len(works), 0, {}, lambda work: "tune", ended) as view:
             pool.run(list(works), slots, view)
 
-    def _run_jobs(self, slots: Sequence[Environment]) -> None:
+    def _run_jobs(self, slots: Sequence[Environment], drop: bool) -> None:
         waiting, seconds = self.waiting(), {}
         for job in self.jobs:
             if self.folder.state(job) == "finished":
                 tidy(self.folder.place(job))  # it may have been killed when it had its results
+                self.dropped += drop_checkpoints(self.folder.place(job)) if drop else 0
                 taken = schema.read(self.folder.place(job) / "results.json").get("seconds")
                 if taken is not None:
                     seconds.setdefault(job.config.method.name, []).append(float(taken))
@@ -173,6 +179,7 @@ class Session:
                 self.folder.failures[works[work].key] = error
                 self.folder.write(self.command, self.jobs)
                 return False, f"failed: {error}"
+            self.dropped += drop_checkpoints(work.path) if drop else 0
             return True, f"last {schema.read(work.path / 'results.json')['last']:.1%}"
 
         done = len(self.jobs) - len(waiting)

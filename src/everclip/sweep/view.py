@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from everclip.sweep.pool import GRACE, Child, Watcher, Work
+from everclip.system.progress import duration
 from everclip.system.reading import parse_json
 
 REFRESH = 1.0
@@ -174,10 +175,3 @@ class View(Watcher):
         left = [max(0.0, whole(child.work) - child.seconds) for child in running]
         later = sum(map(whole, waiting))
         return max([(sum(left) + later) / self._slots, *left])
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from everclip.system.text import printable
 
+log = logging.getLogger("everclip")
+
 EVERY = 10.0
 """Seconds between plain lines."""
+SURE, LEAST = 3.0, 0.01
+"""Seconds, and the fraction of the work, after which what is left can be said."""
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _notebook(console: Console) -> bool:
@@ -40,7 +52,7 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=self.console,
                 transient=True,
             )
@@ -49,6 +61,10 @@ class Progress:
         )
         self._task = None
         self._name, self._total, self._done, self._said = "", 0, 0, time.monotonic()
+        self._given, self._started = 0, self._said
+        self._sections: list[float] = []
+        self._over = self._part = self._before = 0.0
+        self._begun = self._said
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -61,22 +77,61 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def start(self, name: str, total: int, done: int = 0) -> None:
-        """Start a new piece of work of ``total`` steps, of which some may be done already."""
-        self._name, self._total, self._done = name, total, done
+    def expect(self, sections: Sequence[float]) -> None:
+        """Foresee a long work of several sections, so that what is left of all of it is shown.
+
+        Args:
+            sections: the amount of each, in any unit, in order; ``section`` says that one is over.
+        """
+        self._sections, self._over, self._begun = list(sections), 0.0, time.monotonic()
+
+    def section(self) -> None:
+        """Go on to the next section."""
+        if self._sections:
+            self._over += self._sections.pop(0)
+        self._part, self._before = 0.0, 0.0
+
+    def start(self, name: str, total: int, done: int = 0, part: float = 1.0) -> None:
+        """Start a new piece of work.
+
+        Args:
+            total: its steps, of which ``done`` are done already.
+            part: the fraction of the present section that it is.
+        """
+        self._before += self._part
+        self._part = part
+        self._name, self._total, self._done, self._given = name, total, done, done
+        self._started = time.monotonic()
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(escape(name), total=total, completed=done, note="")
+            self._task = self._bar.add_task(escape(name), total=total, completed=done, note="", left="")
+
+    def count(self, count: int) -> None:
+        """Count steps as done, without a note."""
+        self.step(count=count)
 
     def step(self, note: str = "", count: int = 1) -> None:
         """Count ``count`` steps more as done."""
         self._done += count
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=count, note=note)
+            self._bar.update(self._task, advance=count, note=note, left=self._left())
         elif time.monotonic() - self._said > EVERY:
             self._said = time.monotonic()
-            self.say(f"{self._name}  {self._done}/{self._total}  {note}".rstrip())
+            self._show(f"{self._name}  {self._done}/{self._total}  {note}  {self._left()}".rstrip())
+
+    def _left(self) -> str:
+        """Say what is left: of the whole work where it is foreseen, else of the present piece."""
+        done, total, begun = self._done - self._given, self._total - self._given, self._started
+        if self._sections and self._total:
+            section = self._sections[0] * min(1.0, self._before + self._part * self._done / self._total)
+            given = self._sections[0] * self._part * self._given / self._total
+            done, begun = self._over + section - given, self._begun
+            total = self._over + sum(self._sections) - given
+        took = time.monotonic() - begun
+        if done <= 0 or took < SURE or done < LEAST * total:
+            return ""
+        return f"about {duration(took * max(0.0, total - done) / done)} left{' in all' if self._sections else ''}"
 
     def aside(self, name: str, total: int) -> Callable[[int], None]:
         """Start a piece of work inside the present one, which is shown again once it is done.
@@ -85,17 +140,24 @@ class Progress:
             What to call with each number of steps done.
         """
         present = self._name, self._total, self._done
-        self.start(name, total)
+        inside = self._before, self._part, self._given, self._started
+        self.start(name, total, part=0.0)
+        self._before = inside[0] + inside[1] * present[2] / max(1, present[1])
 
         def step(count: int) -> None:
             self.step(count=count)
             if self._done >= total and present[1]:
                 self.start(*present)
+                self._before, self._part, self._given, self._started = inside
 
         return step
 
     def say(self, line: str) -> None:
-        """A line that stays, above the bar."""
+        """A line that stays, above the bar and in the log."""
+        log.info("%s", line)
+        self._show(line)
+
+    def _show(self, line: str) -> None:
         line = printable(line)
         if self._bar is not None:
             self.console.print(line, markup=False, highlight=False)

@@ -14,7 +14,7 @@ from everclip import plugins
 from everclip.config import Config
 from everclip.data.scenarios import scenario_class
 from everclip.methods.base.cost import Passes, Text
-from everclip.models.catalogue import Costs
+from everclip.models.catalogue import Costs, costs
 from everclip.models.tunings import tuning_of
 
 
@@ -134,22 +134,39 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
 
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
+    total = Work(forward=sum(sizes.test), prompts=sizes.seen[-1] * sizes.templates)  # the pretrained model
+    for learned, tested in stages(config, sizes):
+        total += learned + tested
+    return total
+
+
+def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
+    """Count what learning, and testing after it, computes for each task; raises as ``work`` does."""
     asked, at_once = exemplars(config)
     sizes = sizes.merged() if at_once else sizes
     passes, options = _passes(config)
-    total = Work(forward=sum(sizes.test), prompts=sizes.seen[-1] * sizes.templates)  # the pretrained model
-    stages, before = len(sizes.train), 0
-    for stage in range(stages):
+    found: list[tuple[Work, Work]] = []
+    count, before = len(sizes.train), 0
+    for stage in range(count):
         known = sizes.seen[stage - 1] if stage else 0
         budget = asked if asked in (0, "all") else config.memory.size(known)
         kept = before if budget == "all" else min(before, budget // max(1, known) * known)
-        total += _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
+        learned = _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
         before += sizes.train[stage]
-        ahead = min(stage + 1 + config.evaluate.ahead, stages)
+        ahead = min(stage + 1 + config.evaluate.ahead, count)
         tested, classes = sum(sizes.test[:ahead]), sizes.seen[ahead - 1]
         prompts = classes * sizes.templates if _text(passes, options) != "none" else 0
-        total += Work(forward=tested * passes.read(stage), prompts=prompts)
-    return total
+        found.append((learned, Work(forward=tested * passes.read(stage), prompts=prompts)))
+    return found
+
+
+def shares(config: Config, sizes: Sizes) -> list[tuple[float, float]]:
+    """The operations of ``stages``; of a model that is not known, its passes, as if both towers took as long."""
+    model = costs(config.model, config.image_size) or Costs(1, 1, 1, 1, (0, 0))
+    return [
+        (learned.operations(model, config), tested.operations(model, config))
+        for learned, tested in stages(config, sizes)
+    ]
 
 
 def _text(passes: Passes, options: dict[str, Any]) -> Text:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from everclip.data.loader import Loader
+from everclip.data.inventory import silent
+from everclip.data.loader import Batch, Loader
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
 from everclip.methods.base.method import Classifier
@@ -89,7 +90,11 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(
-    clip: Clip, classifier: Callable[[tuple[int, ...]], nn.Module], tasks: Sequence[Task], loader: Loader
+    clip: Clip,
+    classifier: Callable[[tuple[int, ...]], nn.Module],
+    tasks: Sequence[Task],
+    loader: Loader,
+    count: Callable[[int], object] = silent,
 ) -> Scores:
     """Scores of the tasks' test images over all the classes of these tasks; each image is encoded once.
 
@@ -97,24 +102,30 @@ def evaluate(
 
     Args:
         classifier: labels to a module from normalised images to scores, built once.
+        count: is told how many more images were tested.
 
     Raises:
         RunError: not one test image of a task can be read.
     """
     labels = seen(tasks)
     classify = classifier(labels).eval()
-    found = _tested(tasks, loader, lambda images: classify(images).float())
+    found = _tested(tasks, loader, lambda images: classify(images).float(), count)
     return _scores(labels, found, classify.to_logits if isinstance(classify, Classifier) else 1.0)
 
 
 @torch.inference_mode()
 def evaluate_pretrained(
-    clip: Clip, weights: Float[Tensor, "c d"], tasks: Sequence[Task], loader: Loader
+    clip: Clip,
+    weights: Float[Tensor, "c d"],
+    tasks: Sequence[Task],
+    loader: Loader,
+    count: Callable[[int], object] = silent,
 ) -> tuple[Scores, dict[int, Rows]]:
     """Zero-shot scores, and the features that they are of, by task: what else is asked of the frozen tower has them.
 
     Args:
         weights: class embeddings of all classes of the tasks, in the order learned.
+        count: is told how many more images were tested.
 
     Raises:
         RunError: not one test image of a task can be read.
@@ -125,7 +136,7 @@ def evaluate_pretrained(
         return torch.cat([features, features @ weights.T], dim=1)
 
     width = weights.shape[1]
-    found = _tested(tasks, loader, both)
+    found = _tested(tasks, loader, both, count)
     features, scores = (
         {task: (rows[:, part], truth, ids) for task, (rows, truth, ids) in found.items()}
         for part in (slice(width), slice(width, None))
@@ -133,13 +144,24 @@ def evaluate_pretrained(
     return _scores(seen(tasks), scores, clip.logit_scale.exp().item()), features
 
 
-def _tested(tasks: Sequence[Task], loader: Loader, compute: Callable[[Images], Tensor]) -> dict[int, Rows]:
+def _tested(
+    tasks: Sequence[Task],
+    loader: Loader,
+    compute: Callable[[Images], Tensor],
+    count: Callable[[int], object],
+) -> dict[int, Rows]:
     """Rows of the test images of each task that has some."""
     rows: dict[int, Rows] = {}
+
+    def counted(batch: Batch) -> Tensor:
+        found = compute(batch.images)
+        count(len(batch))
+        return found
+
     for task in tasks:
         if not len(task.test):  # it brings nothing new to be tested
             continue
-        found = spread(loader, task.test, lambda batch: compute(batch.images))
+        found = spread(loader, task.test, counted)
         if found is None:
             raise RunError(
                 f"not one test image of {task.name} can be read: see the skipped images in run.log"

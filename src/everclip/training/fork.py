@@ -90,6 +90,10 @@ def source(config: Config) -> Source:
         raise UserError(f"fork={config.fork}: {len(fitting)} runs fit, such as {names}: name the one meant")
     (run,), place = fitting, Place(int(number))
     there = [place.task for place in run.store.places() if place.whole and place.task]
+    if not there:
+        raise UserError(
+            f"fork={config.fork}: the checkpoints of {run.path} are gone: train it again, and keep them"
+        )
     if place.task not in there:
         have = ", ".join(map(str, there)) or "none"
         raise UserError(

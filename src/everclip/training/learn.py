@@ -35,9 +35,10 @@ def learn(context: Context, task: Task) -> None:
     tuning.begin(clip)
     method.begin_task(clip, task, images)
     learner = method.learner(task)
-    for index, phase in enumerate(learner.phases(task)):
-        counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
-        steps = context.plan.steps(phase, counts[phase.data])
+    counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
+    phases = [(phase, context.plan.steps(phase, counts[phase.data])) for phase in learner.phases(task)]
+    every = sum(steps for _, steps in phases)
+    for index, (phase, steps) in enumerate(phases):
         if steps == 0:
             continue
         freeze(context.plan, clip)
@@ -48,7 +49,9 @@ def learn(context: Context, task: Task) -> None:
         update = Update(clip, learner, phase, config.train, steps, shard)
         context.record.begin_phase(sum(parameter.numel() for parameter in update.parameters))
         done = journal.resume(update, index, steps)
-        context.progress.start(f"{task.name} of {len(context.plan.tasks)}: {phase.name}", steps, done)
+        context.progress.start(
+            f"{task.name} of {len(context.plan.tasks)}: {phase.name}", steps, done, steps / every
+        )
         for batch in loader.batches(images, current, phase, task.index, index, steps, done):
             step(context, update, batch, phase, task)
             journal.step(update, index, batch.number + 1)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from everclip._version import __version__
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.models.clip import Clip
@@ -19,7 +20,7 @@ from everclip.models.tunings import tuning_of
 from everclip.runs.run import Clock, Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
-from everclip.training import activation_cache, fork, frozen, noted, references
+from everclip.training import activation_cache, estimate, fork, frozen, noted, references
 from everclip.training.checkpointer import Checkpointer
 from everclip.training.context import Context
 from everclip.training.disk import check_room, room, writing
@@ -48,25 +49,38 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
         context, checkpointer = _start(run, progress, stop or Stop())
         clip, method, loader, record = context.clip, context.method, context.loader, context.record
         tasks = context.plan.tasks
+        shares = estimate.shares(context.plan.config, context.plan.sizes())
+        progress.expect([work for pair in shares[record.stages :] for work in pair])
         for task in tasks[record.stages :]:
             if checkpointer.place.task == task.index:  # else it was stopped while it was tested
+                log.info(
+                    "%s begins: %d images of %d classes, %d exemplars",
+                    *(task.name, len(task.train), len(task.classes), len(context.memory.images())),
+                )
                 with checkpointer.stop.held():
                     learn(context, task)
+            progress.section()
             tested = tasks[: task.index + 1 + context.plan.config.evaluate.ahead]
-            scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tested, loader)
+            progress.start(f"{task.name} of {len(tasks)}: test", sum(len(one.test) for one in tested))
+            scores = evaluate(
+                clip, lambda labels: method.classifier(clip, labels), tested, loader, progress.count
+            )
             line = record.end_stage(task, scores, context.memory, method.state_bytes())
             _close_stage(context, checkpointer, task, line)
+            progress.section()
         if record.scores is None:  # stopped between its last checkpoint and its results
             record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
         results = record.results(context.plan, method, context.memory, loader)
         run.log("end", seconds=results["seconds"])
         record.write(run, results)
+        log.info("finished: last %.1f %%, average %.1f %%", 100 * results["last"], 100 * results["average"])
     return results
 
 
 def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpointer]:
     """The context at the run's newest checkpoint, or before its first task."""
     config, record_clock = run.config, Clock()
+    log.info("everclip %s, method %s, seed %d", __version__, config.method.name, config.seed)
     plan = Plan.of(config)
     check(plan)
     if config.fork is not None and run.writes and not run.store.places():
@@ -108,7 +122,8 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
             weights = clip.class_embeddings(
                 [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates
             )
-        scores, tests = evaluate_pretrained(clip, weights, plan.tasks, loader)
+        progress.start("zero-shot test", sum(len(task.test) for task in plan.tasks))
+        scores, tests = evaluate_pretrained(clip, weights, plan.tasks, loader, progress.count)
         record.set_zero_shot(scores)
     if config.center and not clip.centered:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))

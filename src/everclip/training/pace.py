@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from everclip.config import Config
-from everclip.errors import UserError
 from everclip.models import weights, zoo
 from everclip.models.catalogue import Costs, costs
 from everclip.models.clip import Clip
@@ -119,20 +118,13 @@ def of_plan(plan: Plan) -> Estimate | None:
     model = costs(config.model, config.image_size)
     if model is None:
         return None
-    here, device = _is_here(config.model), restore.device(config.device)
+    here, device = weights.are_here(config.model), restore.device(config.device)
     if here:
         pace = _pace_of(config.model, config.image_size, device)
     else:
         pace = assumed(model, products(device, config.train.precision) * share(model, device))
     disk = estimate.disk_bytes(config, model, len(sizes.train))
     return Estimate(seconds(config, sizes, model, pace), disk, here)
-
-
-def _is_here(model: str) -> bool:
-    try:
-        return weights.find(model).state == "here"
-    except UserError:  # the run itself says what is wrong
-        return False
 
 
 @functools.cache

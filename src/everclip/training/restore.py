@@ -149,6 +149,11 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
     """
     run = Run(path, Run.read_config(path))
     place = run.store.newest_task()
+    if place is None and run.finished:
+        raise UserError(
+            f"the checkpoints of {path} are gone, as everclip sweep --drop-checkpoints leaves it: train it again, with"
+            f" everclip train {path / 'config.toml'} out=ANOTHER"
+        )
     if place is None:
         raise UserError(
             f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}"

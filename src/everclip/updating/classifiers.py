@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from everclip.data.images import ImageSet
-from everclip.data.loader import Loader
+from everclip.data.inventory import Step, silent
+from everclip.data.loader import Batch, Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
 from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
@@ -105,13 +106,16 @@ def layered(clip: Clip, sums: Sums) -> bool:
 
 
 @torch.no_grad()
-def features(clip: Clip, images: ImageSet, pixels: Pixels, layers: bool = True) -> Float32[Tensor, "n m"]:
+def features(
+    clip: Clip, images: ImageSet, pixels: Pixels, layers: bool = True, step: Step = silent
+) -> Float32[Tensor, "n m"]:
     """The features that are summed, of images that can be read, in their order, on the CPU.
 
     Args:
         layers: whether what ``LAYERED`` reads of the tower stands beside the unit-length embedding.
+        step: is told how many more images are done.
     """
-    rows = [_rows(clip, batch.images, layers).cpu() for batch in _plain(images, pixels)]
+    rows = [_rows(clip, batch.images, layers).cpu() for batch in _plain(images, pixels, step)]
     return torch.cat(rows) if rows else torch.zeros(0, sum(widths(clip)[: 1 + layers]))
 
 
@@ -130,14 +134,18 @@ def widths(clip: Clip) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def scores(model: Deployed, images: ImageSet, pixels: Pixels) -> Float32[np.ndarray, "n c"]:
-    """Scores of images that can be read, one column per label of the model."""
-    rows = [model.classifier(batch.images).float().cpu() for batch in _plain(images, pixels)]
+def scores(
+    model: Deployed, images: ImageSet, pixels: Pixels, step: Step = silent
+) -> Float32[np.ndarray, "n c"]:
+    """Scores of images that can be read, one column per label of the model; ``step`` as for ``features``."""
+    rows = [model.classifier(batch.images).float().cpu() for batch in _plain(images, pixels, step)]
     return torch.cat(rows).numpy() if rows else np.zeros((0, len(model.labels)), dtype=np.float32)
 
 
-def _plain(images: ImageSet, pixels: Pixels) -> Any:
-    return Loader(pixels, BATCH).plain(images, BATCH)
+def _plain(images: ImageSet, pixels: Pixels, step: Step) -> Iterator[Batch]:
+    for batch in Loader(pixels, BATCH).plain(images, BATCH):
+        yield batch
+        step(len(batch))
 
 
 def weights_of(clip: Clip, state: Mapping[str, Tensor]) -> Clip:

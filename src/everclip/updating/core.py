@@ -22,7 +22,7 @@ from everclip.updating.candidates import NAMES, TRAINED, Candidate, Trial, candi
 from everclip.updating.classifiers import features, layered, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
-from everclip.updating.images import Pictures, collect
+from everclip.updating.images import Pictures, Watch, collect, unwatched
 from everclip.updating.state import State
 from everclip.updating.training import Lesson
 
@@ -76,12 +76,14 @@ class Outcome:
     passed: bool
 
 
-def prepare(state: State, new: Dataset, options: Options) -> tuple[Pictures, rule.Facts, rule.Decision]:
+def prepare(
+    state: State, new: Dataset, options: Options, watch: Watch = unwatched
+) -> tuple[Pictures, rule.Facts, rule.Decision]:
     """The images, what the rule looks at, and what it says; nothing is trained. Raises UserError for bad data."""
     options.check()
     check_texts(new, new.name)
     state = spoken(state, new)
-    pictures = collect(state, new, options.exemplars, options.same)
+    pictures = collect(state, new, options.exemplars, options.same, watch)
     old, labels = set(range(len(state.known.names))), set(pictures.known.tasks[-1].labels)
     summed = state.sums.learned.numpy().copy()
     summed[np.unique(pictures.older.labels)] = True
@@ -128,13 +130,13 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         RunError: training fails.
     """
     begin = time.perf_counter()
-    pictures, facts, decision = prepare(state, new, options)
-    tested = None if test is None else unseen(state, pictures, test)
+    pictures, facts, decision = prepare(state, new, options, progress.aside)
+    tested = None if test is None else unseen(state, pictures, test, progress.aside)
     if not options.unmeasured:
         check_measured(state, tested, options.max_drop)
     for line in decision.why:
         progress.say(line)
-    trial = _trial(state, pictures, decision, options.seed)
+    trial = _trial(state, pictures, decision, options.seed, progress.aside)
     made: list[Candidate] = []
     for one in candidates(trial, options.method, progress):
         progress.say(f"{one.name:13s} {_share(one, trial.checks)} on check images, {one.seconds:.0f} s")
@@ -142,7 +144,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     chosen, reason = choose(made, decision, trial.checks, options.method)
     progress.say(f"chosen: {chosen.name} ({reason})")
     after = _next(state, trial, pictures, made, chosen, options)
-    result = None if tested is None else compare(state, after, tested)
+    result = None if tested is None else compare(state, after, tested, progress.aside)
     gate = gate_of(result, options.max_drop, state)
     verdict: dict[str, Any] = {
         "schema": 1,
@@ -175,15 +177,19 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     return Outcome(after, verdict, gate["passed"])
 
 
-def _trial(state: State, pictures: Pictures, decision: rule.Decision, seed: int) -> Trial:
+def _trial(
+    state: State, pictures: Pictures, decision: rule.Decision, seed: int, watch: Watch = unwatched
+) -> Trial:
     """Make what the candidates are made of: features of all images, and sums with and without the check images."""
     known, pixels, clip = pictures.known, pictures.pixels, state.frozen
     sums = state.sums.widened(len(known.names))
     layers = layered(clip, sums)
+    parts = (pictures.checks, pictures.new, pictures.older)
+    step = watch("features of the frozen model", sum(map(len, parts)))
 
     def columns(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return (
-            features(clip, images, pixels, layers),
+            features(clip, images, pixels, layers, step),
             torch.from_numpy(images.labels),
             torch.from_numpy(images.ids),
         )

@@ -15,7 +15,7 @@ from everclip.errors import RunError, UserError
 from everclip.inference.learned import of_run
 from everclip.inference.model import Deployed
 from everclip.updating.classifiers import scores
-from everclip.updating.images import Pictures, holdout
+from everclip.updating.images import Pictures, Watch, holdout, unwatched
 from everclip.updating.state import State
 
 log = logging.getLogger("everclip")
@@ -29,9 +29,9 @@ class Held(NamedTuple):
     duplicates: int
 
 
-def unseen(state: State, pictures: Pictures, test: Dataset) -> Held:
+def unseen(state: State, pictures: Pictures, test: Dataset, watch: Watch = unwatched) -> Held:
     """Held-out images without those that were learned. Raises UserError where none is left."""
-    images, pixels = holdout(pictures.known, test, state.encoder)
+    images, pixels = holdout(pictures.known, test, state.encoder, watch)
     learned = [
         state.sums.ids.numpy(),
         *(part.ids for part in (pictures.new, pictures.older, pictures.checks)),
@@ -58,18 +58,19 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
         )
 
 
-def compare(state: State, after: State, held: Held) -> dict[str, Any]:
+def compare(state: State, after: State, held: Held, watch: Watch = unwatched) -> dict[str, Any]:
     """Accuracy on held-out images, before among the old classes and after among all."""
     assert after.model is not None
     images, pixels, duplicates = held
     old = len(state.known.names)
-    found = scores(after.model, images, pixels)
     is_old = images.labels < old
+    step = watch("testing", len(images) + (int(is_old.sum()) if state.model is not None else 0))
+    found = scores(after.model, images, pixels, step)
     now = _in_label_order(after.model).take(found.argmax(1)) == images.labels
     before: np.ndarray | None = None
     if state.model is not None and is_old.any():
         part = images.select(is_old)
-        before = scores(state.model, part, pixels).argmax(1) == part.labels
+        before = scores(state.model, part, pixels, step).argmax(1) == part.labels
     names, per_class = after.known.names, []
     for label in np.unique(images.labels).tolist():
         rows = images.labels == label

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from everclip.data.gathered import gather
 from everclip.data.images import Dataset, ImageSet
+from everclip.data.inventory import Step, silent
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
@@ -29,6 +30,15 @@ KEPT_BYTES = 4 << 30
 """Decoded pixels that are kept at most; more are decoded each time."""
 DECODED = 64
 """Images that are decoded side by side."""
+
+
+Watch = Callable[[str, int], Step]
+"""Is told of a piece of work and its steps; what it returns is told how many more are done."""
+
+
+def unwatched(name: str, total: int) -> Step:
+    """Watch nothing."""
+    return silent
 
 
 def plain(name: str) -> str:
@@ -108,8 +118,10 @@ def checks_of(exemplars: int) -> int:
     return max(1, exemplars // 4) if exemplars > 1 else 0
 
 
-def collect(state: State, found: Dataset, exemplars: int, same: Mapping[str, str]) -> Pictures:
-    """Match, read and cut the images of an update.
+def collect(
+    state: State, found: Dataset, exemplars: int, same: Mapping[str, str], watch: Watch = unwatched
+) -> Pictures:
+    """Match, read and cut the images of an update; ``watch`` is told how far reading is.
 
     Raises:
         UserError: class names that do not go together, a class none of whose images can be read, or one picture
@@ -130,7 +142,7 @@ def collect(state: State, found: Dataset, exemplars: int, same: Mapping[str, str
     sets = [new, state.older or nothing(), state.exemplars, state.checks]
     (new, older, kept, checks), skipped = gather(sets)
     pixels = _read(new, state.encoder)
-    _look(pixels, [new, older, kept, checks])
+    _look(pixels, [new, older, kept, checks], watch)
     new, older, kept, checks = (pixels.readable(part) for part in (new, older, kept, checks))
     for label in labels:
         if not (new.labels == label).any():
@@ -163,11 +175,13 @@ def _read(images: ImageSet, clip: Clip) -> Pixels:
     return Pixels(images.store, clip.eval_transform, clip.image_size, KEPT_BYTES)
 
 
-def _look(pixels: Pixels, parts: Sequence[ImageSet]) -> None:
+def _look(pixels: Pixels, parts: Sequence[ImageSet], watch: Watch) -> None:
     """Decode all images once, whether or not they are kept, so that those that cannot be read are known."""
+    step = watch("reading images", sum(map(len, parts)))
     for part in parts:
         for rows in np.array_split(part.rows, -(-len(part) // DECODED) or 1):
             pixels.load(rows)
+            step(len(rows))
 
 
 def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
@@ -199,8 +213,8 @@ def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet
     return images.select(~held), images.select(held)
 
 
-def holdout(known: Known, found: Dataset, clip: Clip) -> tuple[ImageSet, Pixels]:
-    """Images to test on, with labels of the classes known.
+def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) -> tuple[ImageSet, Pixels]:
+    """Images to test on, with labels of the classes known; ``watch`` is told how far reading is.
 
     Raises:
         UserError: a class that the model does not know, or not one image can be read.
@@ -216,7 +230,7 @@ def holdout(known: Known, found: Dataset, clip: Clip) -> tuple[ImageSet, Pixels]
         )
     (images,), _ = gather([images.relabel(table)])
     pixels = _read(images, clip)
-    _look(pixels, [images])
+    _look(pixels, [images], watch)
     images = pixels.readable(images)
     if not len(images):
         raise UserError(f"not one image of --test {found.name} can be read: give others")

@@ -1,0 +1,32 @@
+"""List the names that a model can be asked for by, and find the nearest to one that there is none of."""
+
+from __future__ import annotations
+
+import difflib
+
+import open_clip
+
+from everclip.models.catalogue import LITE
+
+NEAREST = 3
+
+
+def every() -> list[str]:
+    """All specs with weights: ``lite``, and open_clip's as ``NAME:TAG``, in open_clip's order."""
+    return [LITE, *(f"{name}:{tag}" for name, tag in open_clip.list_pretrained())]
+
+
+def holding(text: str) -> list[str]:
+    """Those of ``every`` whose name holds ``text``, in any case."""
+    return [spec for spec in every() if text.casefold() in spec.casefold()]
+
+
+def unknown(spec: str) -> str:
+    """What to say of a spec that names no model: the three nearest, and the command that lists all."""
+    near = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)
+    nearest = f"the nearest are {', '.join(near[:-1])} and {near[-1]} (everclip models TEXT lists all that hold TEXT)"
+    if "/" in spec or "\\" in spec:
+        return (
+            f'model "{spec}" is no folder and no known name; write local-dir:FOLDER, or NAME:TAG: {nearest}'
+        )
+    return f'unknown model "{spec}"; {nearest}'
