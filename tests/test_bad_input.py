@@ -155,7 +155,7 @@ CASES = [
          'error: domain "oil" of {root} is in test/ but not in train/: add train/oil, or remove test/oil'),
     # Its classes.
     Case("one class", tree("red"),
-         'error: {root} has one class, "red": a classifier needs at least two CLASS folders'),
+         'error: {root} has one class, "red": a classifier needs at least two CLASS folders: add another'),
     Case("class without images", every("train/red/*", os.unlink),
          "error: class folder {root}/train/red holds no images: add some, or remove it"),
     Case("class without a training folder", every("train/red", shutil.rmtree),

@@ -100,7 +100,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("image twice", line("photos/./red/0.png,green"),
      'lines 2 and 3 of {list} both list "photos/red/0.png": keep one of them'),
     ("one class", line("photos/red/1.png,red"),
-     '{list} has one class, "red": a classifier needs at least two classes'),
+     '{list} has one class, "red": a classifier needs at least two classes: add another'),
     ("a caption", line(f"photos/red/1.png,{'long ' * 60}"),
      'a label of {list} has 299 characters ("long long long long long long ..."): write the class\'s name'),
     ("names that collide", rows("photos/red/0.png,hot dog", "photos/red/1.png,hot_dog", header="path,label"),

@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "one class": (
         changed(labels=np.zeros(60, dtype=int), test_labels=np.zeros(24, dtype=int)),
-        "a classifier needs at least two classes",
+        "a classifier needs at least two classes: add another",
     ),
     "one name": (changed(classnames=np.array(["a", "a", "b", "c", "d", "e"])), 'both named "a"'),
     "an escape": (changed(classnames=np.array(["\x1b[2J", "a", "b", "c", "d", "e"])), "cannot be printed"),

@@ -139,7 +139,7 @@ BAD: list[tuple[str, Callable[[], Mapping[str, Any]], str, str]] = [
     ("domains of one split", both(domain=["ink", "oil"]), "",
      'only the split "train" of hf:{0} has a column "domain": write it for the others too, or rename it'),
     ("one class", lambda: {"train": table(2, ["red"])}, "",
-     'hf:{0} has one class, "red": a classifier needs at least two classes'),
+     'hf:{0} has one class, "red": a classifier needs at least two classes: add another'),
     ("a class that is only tested", lambda: {"train": table(2, NAMES[:2]), "test": table(1, NAMES[:3])}, "",
      'class "green" of hf:{0} has no training images: add some, or leave it out'),
 ]

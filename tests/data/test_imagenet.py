@@ -177,7 +177,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("an empty val", lambda root: (shutil.rmtree(root / "val"), (root / "val").mkdir()),
      f"{{0}} has no images in val: it needs {LAYOUT}"),
     ("one class", lambda root: [shutil.rmtree(root / part / wnid) for wnid in CLASSES[1:] for part in ("train", "val")],
-     f"{{0}} has one class, {A}: a classifier needs at least two"),
+     f"{{0}} has one class, {A}: a classifier needs at least two: add another"),
     ("still packed", lambda root: (root / "train" / f"{A}.tar").write_bytes(b""),
      f"{{0}}/train holds {A}.tar, which is still packed: unpack each such archive into a folder of its name, as"
      f" {{0}}/train/{A}"),

@@ -219,7 +219,11 @@ class Wrong(Policy):
 @pytest.mark.parametrize(
     ("ranked", "chosen", "message"),
     [
-        ([1, 2], (), r"^Wrong\.ranks \(.*test_policies\.py\) has returned 2 numbers for 4 images: one each$"),
+        (
+            [1, 2],
+            (),
+            r"^Wrong\.ranks \(.*test_policies\.py\) has returned 2 numbers for 4 images: return one for each$",
+        ),
         ([0.5] * 4, (), r"has returned \"\[0\.5, .*\": return an array of whole numbers from 0$"),
         (None, np.ones(4, dtype=bool), r"^Wrong\.choose .* return an array of whole numbers from 0$"),
         (None, [-1], r"return an array of whole numbers from 0$"),

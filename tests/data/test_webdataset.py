@@ -238,7 +238,7 @@ BAD: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("a class that is only tested", lambda root: shard(root / "test-0000.tar", samples(1, 5)), "{0}?train=24,test=5",
      'class "4" of {0} has no training images: add some, or leave it out'),
     ("one class", lambda root: shard(root / "b" / "a.tar", samples(3, 1)), "{0}/b/a.tar?train=3",
-     '{0}/b/a.tar has one class, "0": a classifier needs at least two classes'),
+     '{0}/b/a.tar has one class, "0": a classifier needs at least two classes: add another'),
     ("a name among numbers", lambda root: shard(
         root / "train-0001.tar", [("x", {"jpg": encoded("red", 1), "cls": b"red"})]), "{0}" + COUNT,
      'sample "x" of shard {0}/train-0001.tar has "red" in .cls, which is no class\'s number: write a name into .txt or'

@@ -94,7 +94,7 @@ class Memory:
             ranks = _numbers(self.policy, "ranks", self.policy.ranks(new, features(new)))
             if len(ranks) != len(new):
                 raise UserError(
-                    f"{returned(self.policy, 'ranks')} {len(ranks)} numbers for {len(new)} images: one each"
+                    f"{returned(self.policy, 'ranks')} {len(ranks)} numbers for {len(new)} images: return one for each"
                 )
             self._rank |= dict(zip(new.ids.tolist(), ranks.tolist(), strict=True))
         kept = pool

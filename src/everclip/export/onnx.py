@@ -89,7 +89,9 @@ def _trace(model: Deployed) -> Any:
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}") from error
+        raise UserError(
+            f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}; write --format open-clip"
+        ) from error
 
 
 def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     """
     if model.plan is not None and model.labels != seen(model.plan.tasks):
         raise UserError(
-            "--classes is for --format onnx, or a model that has learned nothing: a folder keeps all classes"
+            "--classes is for --format onnx, or a model that has learned nothing: a folder keeps all classes, so leave"
+            " it out"
         )
     save(model, folder)
     checked = {"everclip": _compare_reopened(model, folder, pictures)}

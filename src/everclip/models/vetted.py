@@ -121,7 +121,10 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
     kind = found.get("model_type")
     if not isinstance(kind, str) or kind not in arch_dict:
         known = ", ".join(arch_dict)
-        raise UserError(f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}")
+        raise UserError(
+            f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}: take a model"
+            " with one of them"
+        )
     keys = {key for key in CONFIG_MAPPING[kind]().to_dict() if not key.startswith("_")} | {"model_type"}
     with tempfile.TemporaryDirectory() as scratch:
         kept = {key: value for key, value in found.items() if key in keys}

@@ -156,7 +156,8 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
     except Exception as error:  # files that others wrote make the libraries raise anything
         if local:
             raise UserError(
-                f'model "{spec}" cannot be loaded from {source.removeprefix(_LOCAL)}: {_line(error)}'
+                f'model "{spec}" cannot be loaded from {source.removeprefix(_LOCAL)}: {_line(error)};'
+                " give the folder of another copy"
             ) from error
         reason = no_network if no_network and not _is_pickle(error) else _line(error)
         raise UserError(f'model "{spec}": {reason} (tried {_tried(source, options)}); {_REMEDY}') from error
@@ -222,7 +223,10 @@ def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
     """Make a loaded convolutional tower take another image size; raise where it cannot."""
     if isinstance(visual, ModifiedResNet):
         if image_size % 32:
-            raise UserError(f'image_size: model "{spec}" takes multiples of 32 px, not {image_size}')
+            near = max(32, round(image_size / 32) * 32)
+            raise UserError(
+                f'image_size={image_size}: model "{spec}" takes multiples of 32: write image_size={near}'
+            )
         _resize_pool(visual.attnpool, image_size // 32)
     elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):
         raise UserError(f'image_size: model "{spec}" takes its own size only, not {image_size}; leave it out')

@@ -121,7 +121,9 @@ def check(plan: Plan) -> Source:
         )
         different = noted.difference(found.run.path, plan)
     except Damaged as error:
-        raise UserError(f"fork={plan.config.fork}: {found.folder} is damaged ({error})") from None
+        raise UserError(
+            f"fork={plan.config.fork}: {found.folder} is damaged ({error}): take another K, or train it again"
+        ) from None
     except UserError as error:
         raise UserError(f"fork={plan.config.fork} cannot be gone on from: {error}") from error
     if different:

@@ -99,7 +99,9 @@ def saved(folder: Path, place: Place) -> Saved:
         parts = [read_state(folder / STATE)]
         parts += [read_json(folder / RECORD)] if RECORD in names(folder) else []
     except Unreadable as error:
-        raise UserError(f"{folder} is whole but cannot be read with these versions ({error})") from error
+        raise UserError(
+            f"{folder} is whole but cannot be read with these versions ({error}): install those of its environment.json"
+        ) from error
     state = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
     missing = {"log_bytes", "method", "record", "skipped"} - set(state)
     if not missing and not COUNT(state["log_bytes"]):

@@ -14,7 +14,7 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.inventory import Step, silent
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
-from everclip.errors import UserError
+from everclip.errors import UserError, suggest
 from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
 from everclip.seeding import hash64
@@ -60,9 +60,11 @@ def united(
     """
     for new, old in same.items():
         if new not in names:
-            raise UserError(f'--same "{new}={old}": {where} has no class "{new}"')
+            raise UserError(f'--same "{new}={old}": {where} has no class "{new}"{suggest(new, names)}')
         if old not in known.names:
-            raise UserError(f'--same "{new}={old}": the model knows no class "{old}"')
+            raise UserError(
+                f'--same "{new}={old}": the model knows no class "{old}"{suggest(old, known.names)}'
+            )
     spelt = {plain(name): name for name in known.names}
     table, every = [], list(known.names)
     for name in names:

@@ -73,7 +73,9 @@ def _rollback(folder: Path) -> Path:
     except checkpoint.Damaged as error:
         raise UserError(f"{folder} is damaged ({error}): take the version before from elsewhere") from error
     if not kept:
-        raise UserError(f"{folder} keeps no version before it: it is the first, or was rolled back already")
+        raise UserError(
+            f"{folder} keeps no version before it: it is the first, or was rolled back already; use it as it is"
+        )
 
     def put(where: Path) -> None:
         for name, file in kept.items():

@@ -205,7 +205,7 @@ def dataset(
         raise UserError(f"no images under {root}: put files such as .jpg or .png into CLASS folders there")
     if len(folders) < least:
         raise UserError(
-            f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders'
+            f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders: add another'
         )
     trained = {row[2] for row in found if not row[3]}
     untrained = [folder for folder in folders if folder not in trained]

@@ -121,7 +121,7 @@ def _check_labels(where: str, classes: Sequence[str]) -> None:
         )
     if len(classes) < 2:
         raise UserError(
-            f'{where} has one class, "{clean(classes[0])}": a classifier needs at least two classes'
+            f'{where} has one class, "{clean(classes[0])}": a classifier needs at least two classes: add another'
         )
 
 

@@ -230,5 +230,6 @@ def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
         raise UserError(f"{where}: {shown(key)} is no file: write the path of an image")
     if status.st_size > MOST_BYTES:
         raise UserError(
-            f"{where}: {shown(key)} has {status.st_size:,} bytes: images have at most {MOST_BYTES:,}"
+            f"{where}: {shown(key)} has {status.st_size:,} bytes: images have at most {MOST_BYTES:,};"
+            " replace it by a smaller one, or take its line out"
         )

@@ -107,7 +107,7 @@ def class_names(present: list[str], known: list[str]) -> list[str]:
 def _check_parts(root: Path, train: dict[str, list[str]], present: list[str]) -> None:
     """Refuse one class, and a class that is tested and not trained, unless nothing is trained."""
     if len(present) < 2:
-        raise UserError(f"{root} has one class, {present[0]}: a classifier needs at least two")
+        raise UserError(f"{root} has one class, {present[0]}: a classifier needs at least two: add another")
     untrained = [wnid for wnid in present if wnid not in train]
     if train and untrained:
         raise UserError(
