@@ -161,6 +161,12 @@ COMMANDS = {
 """,
         code=True,
     ),
+    "embed": Command(
+        _RUN,
+        "Write embeddings of pictures or texts, to search in.",
+        "  everclip embed v1 photos/ -o vectors/\n  everclip embed v1 --text captions.txt -o texts/\n",
+        code=True,
+    ),
     "update": Command(
         _RUN,
         "Teach a deployed model new classes or domains, if the old ones keep up.",

@@ -50,6 +50,11 @@ class Progress:
         self._task = None
         self._name, self._total, self._done, self._said = "", 0, 0, time.monotonic()
 
+    @property
+    def live(self) -> bool:
+        """Whether a bar is shown, which has the time that is left."""
+        return self._bar is not None
+
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()
