@@ -128,14 +128,14 @@ class Vectors:
         found = _listed(self.path / f"{shard.name}.json")
         if len(found.ids) != shard.rows:
             raise UserError(
-                f"{self.path / shard.name}.json has {len(found['ids'])} ids for {shard.rows}"
+                f"{self.path / shard.name}.json has {len(found.ids)} ids for {shard.rows}"
                 f" embeddings: {_AGAIN}"
             )
         return found
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """The ids of some embeddings, numbered over all shards. Raises UserError as ``listed``."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, Sequence[str]] = {}
         names = []
         for row in rows:
             shard = self.shards[int(np.searchsorted(self._ends, row, side="right"))]
@@ -248,12 +248,12 @@ def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarr
     """A shard, mapped from the disk. Raises UserError where it is none, or not of the table's form."""
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{file} is broken ({reason}): {_AGAIN}") from error
-    form = (table.dtype, table.width)
-    if not isinstance(found, np.memmap) or found.ndim != 2 or (found.dtype.name, found.shape[1]) != form:
-        raise UserError(f"{file} is broken (it holds no {form[0]} [n, {form[1]}]): {_AGAIN}")
+    plain = isinstance(found, np.memmap) and found.ndim == 2 and found.dtype == np.dtype(table.dtype)
+    if not plain or found.shape[1] != table.width:
+        raise UserError(f"{file} is broken (it holds no {table.dtype} [n, {table.width}]): {_AGAIN}")
     if rows not in (None, len(found)) or not found.flags.c_contiguous:
         raise UserError(f"{file} is broken (it holds other rows than it did): {_AGAIN}")
     return found
