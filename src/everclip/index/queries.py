@@ -15,15 +15,18 @@ from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.index.encoder import fingerprint, open_encoder
 from everclip.index.folder import IMAGE, TEXT, Vectors
+from everclip.index.maps import FILE, Map, load
 from everclip.inference.model import is_learned
 from everclip.models.clip import Clip
+from everclip.system.reading import Unreadable
 
 
 @dataclass(frozen=True, eq=False)
 class Asker:
-    """An encoder whose embeddings are compared with those of a folder."""
+    """An encoder whose embeddings are compared with those of a folder, once they are mapped where there is a map."""
 
     clip: Clip
+    map: Map | None = None
 
     @torch.inference_mode()
     def embed(self, query: str) -> Float32[np.ndarray, "1 d"]:
@@ -32,11 +35,8 @@ class Asker:
         Raises:
             UserError: the file is no picture.
         """
-        return (
-            (self._picture(query) if kind_of(query) == IMAGE else self.clip.encode_text([query]))
-            .cpu()
-            .numpy()
-        )
+        row = (self._picture(query) if kind_of(query) == IMAGE else self.clip.encode_text([query])).cpu()
+        return (row if self.map is None else self.map(row)).numpy()
 
     def _picture(self, query: str) -> torch.Tensor:
         pixels = Pixels(FileStore(Path(), [query]), self.clip.eval_transform, self.clip.image_size, 0, 0)
@@ -78,10 +78,27 @@ def asker(vectors: Vectors, model: str | None = None) -> Asker:
         raise UserError(
             f"{error}; or give the model that {vectors.path} was made with as --model MODEL"
         ) from error
-    mark = fingerprint(clip)
+    mark, mapped = fingerprint(clip), _map_of(spec)
+    if (
+        mark != table.fingerprint
+        and mapped is not None
+        and (mapped.of, mapped.to) == (mark, table.fingerprint)
+    ):
+        return Asker(clip, mapped)
     if mark != table.fingerprint:
         raise UserError(
             f"{spec} (fingerprint {mark[:12]}) is not the encoder that {vectors.path} was made with"
             f" ({table.fingerprint[:12]}): give that one as --model, or embed again with everclip embed {spec}"
         )
     return Asker(clip)
+
+
+def _map_of(spec: str) -> Map | None:
+    """The map that a version has. Raises UserError where it cannot be read."""
+    file = Path(spec).expanduser() / FILE
+    if not file.is_file():
+        return None
+    try:
+        return load(file)
+    except Unreadable as error:
+        raise UserError(f"{file} cannot be read ({error}): take another copy of {spec}") from error
