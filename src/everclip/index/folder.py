@@ -119,9 +119,16 @@ class Vectors:
         Raises:
             UserError: a shard is missing or broken.
         """
-        for shard in self.shards:
-            if shard.rows:
-                yield shard.first, _mapped(self.path / f"{shard.name}.npy", self.table, shard.rows)
+        yield from self._mappings
+
+    @cached_property
+    def _mappings(self) -> list[tuple[int, Float[np.ndarray, "n d"]]]:
+        """What ``blocks`` gives: a file that is mapped once has its pages looked up once."""
+        return [
+            (shard.first, _mapped(self.path / f"{shard.name}.npy", self.table, shard.rows))
+            for shard in self.shards
+            if shard.rows
+        ]
 
     def listed(self, shard: Shard) -> Listed:
         """What the rows of a shard are. Raises UserError where that is missing or broken."""

@@ -35,7 +35,8 @@ def nearest(vectors: Vectors, queries: Float32[np.ndarray, "q d"], k: int) -> Ne
             f"the query has {queries.shape[1]} numbers and {vectors.path} {vectors.table.width}: give the model that"
             " the folder was made with"
         )
-    best = _with_faiss if find_spec("faiss") else of_block
+    there = find_spec("faiss")
+    best = of_block if there is None or there.origin is None else _with_faiss  # a mere folder has no origin
     parts = [
         _found(vectors, queries[start : start + QUERIES], k, best)
         for start in range(0, len(queries), QUERIES)
@@ -52,24 +53,38 @@ def _found(
     cosines = np.zeros((len(queries), 0), dtype=np.float32)
     rows = np.zeros((len(queries), 0), dtype=np.int64)
     for first, block in vectors.blocks():
-        more, places = best(queries, block.astype(np.float32, copy=False), min(k, len(block)))
+        least = cosines[:, k - 1] if cosines.shape[1] == k else np.full(len(queries), -np.inf)
+        more, places = best(queries, block.astype(np.float32, copy=False), min(k, len(block)), least)
         if not np.isfinite(more).all():
             raise UserError(
                 f"{vectors.path} is broken (an embedding from row {first:,} on is not finite): embed into a new folder"
             )
+        if not more.shape[1]:
+            continue
         cosines, rows = np.concatenate([cosines, more], 1), np.concatenate([rows, places + first], 1)
         order = np.lexsort((rows, -cosines), axis=1)[:, :k]
         cosines, rows = np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
     return cosines, rows
 
 
-def of_block(queries: Float32[np.ndarray, "q d"], block: Float[np.ndarray, "n d"], k: int) -> Nearest:
-    """The ``k`` best of one block for each query, in any order; of equal ones the first."""
+def of_block(
+    queries: Float32[np.ndarray, "q d"],
+    block: Float[np.ndarray, "n d"],
+    k: int,
+    least: Float[np.ndarray, " q"],
+) -> Nearest:
+    """The ``k`` best of one block for each query, in any order; of equal ones the first.
+
+    Args:
+        least: cosines that must be exceeded: a block where none is for any query has no best.
+    """
     cosines = queries @ block.T
+    if (cosines.max(1) <= least).all():
+        return cosines[:, :0], np.zeros((len(queries), 0), dtype=np.int64)
     if not np.isfinite(cosines).all():
         return cosines[:, :k] + np.nan, np.zeros((len(queries), k), dtype=np.int64)
-    least = np.partition(cosines, -k, axis=1)[:, -k]
-    rows = np.stack([_largest(line, bound, k) for line, bound in zip(cosines, least, strict=True)])
+    bounds = np.partition(cosines, -k, axis=1)[:, -k]
+    rows = np.stack([_largest(line, bound, k) for line, bound in zip(cosines, bounds, strict=True)])
     return np.take_along_axis(cosines, rows, 1), rows
 
 
@@ -79,7 +94,12 @@ def _largest(cosines: Float32[np.ndarray, " n"], least: np.float32, k: int) -> I
     return np.concatenate([above, equal[: k - len(above)]])
 
 
-def _with_faiss(queries: Float32[np.ndarray, "q d"], block: Float[np.ndarray, "n d"], k: int) -> Nearest:
+def _with_faiss(
+    queries: Float32[np.ndarray, "q d"],
+    block: Float[np.ndarray, "n d"],
+    k: int,
+    least: Float[np.ndarray, " q"],
+) -> Nearest:
     import faiss  # pyright: ignore[reportMissingImports]
 
     cosines, rows = faiss.knn(
