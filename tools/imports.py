@@ -22,6 +22,7 @@ FLOORS = (
     ("report", "sweep", "updating", "export"),
     ("plots",),
     ("compare",),
+    ("index",),
     ("inference",),
     ("training",),
     ("runs",),

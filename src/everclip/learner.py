@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from everclip.data.given import encoded, table
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError
+from everclip.index import embed as embedding
 from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 from everclip.system import trust as trusting
@@ -181,6 +182,25 @@ class Learner:
         if isinstance(given, Dataset):
             return _probabilities(model, given.whole())
         return _probabilities(model, table(encoded(given, self._width), [0] * len(given), self._width))
+
+    def embed(
+        self, images: Images | None = None, *, texts: Sequence[str] | None = None
+    ) -> Float32[np.ndarray, "n d"]:
+        """Unit-length embeddings of images, or of texts, by the two towers, whatever classifies on top of them.
+
+        Raises:
+            UserError: an image cannot be read, or the model takes features.
+        """
+        if (images is None) == (texts is None):
+            raise UserError("give images or texts, one of them")
+        if self._width is not None:
+            raise UserError(f"{self._state.spec} takes features, which are embeddings already")
+        self._catch_up()
+        clip = self._state.encoder
+        if images is None:
+            return embedding.texts(clip, [*(texts or ())]).numpy()
+        given = images.whole() if isinstance(images, Dataset) else table(encoded(images), [0] * len(images))
+        return embedding.every(clip, given).numpy()
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder, new or empty, which all commands and ``load`` take. Returns its path.

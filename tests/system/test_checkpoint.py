@@ -71,7 +71,7 @@ def test_a_commit_is_there_as_a_whole(tmp_path: Path) -> None:
     verify(folder)
     assert checkpoint.names(folder) == {"model", "state.pt"}
     assert [path.name for path in tmp_path.iterdir()] == ["stage-000"], "no temporary folder is left"
-    checkpoint.amend(folder, "record.json", b"{}")
+    checkpoint.amend(folder, {"record.json": b"{}"})
     verify(folder)
     assert checkpoint.names(folder) == {"model", "state.pt", "record.json"}
     with pytest.raises(UserError, match="was made by something else in the meantime, and is left alone"):

@@ -135,6 +135,18 @@ COMMANDS = {
 """,
         code=True,
     ),
+    "embed": Command(
+        _RUN,
+        "Write embeddings of pictures or texts, to search in.",
+        "  everclip embed v1 photos/ -o vectors/\n  everclip embed v1 --text captions.txt -o texts/\n",
+        code=True,
+    ),
+    "search": Command(
+        _RUN,
+        "Find the nearest of what was embedded to a text or a picture.",
+        '  everclip search vectors/ "a red bicycle"\n  everclip search vectors/ p.jpg -k 20 --json\n',
+        code=True,
+    ),
     "update": Command(
         _RUN,
         "Teach a deployed model new classes or domains, if the old ones keep up.",

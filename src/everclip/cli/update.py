@@ -16,6 +16,7 @@ from everclip.system.text import printable
 
 if TYPE_CHECKING:
     from everclip.updating.core import Options, Outcome
+    from everclip.updating.index import Rebuild
     from everclip.updating.state import State
 
 
@@ -50,6 +51,14 @@ class Knobs:
         int | None, Parameter(help="Side in pixels, for a model that has learned nothing.")
     ] = None
     seed: Annotated[int, Parameter(help="Of training.")] = 0
+    index: Annotated[
+        str | None,
+        Parameter(
+            help="keep: only what leaves embeddings valid. adapt: save a map of new queries to --vectors. rebuild:"
+            " embed again what is in --vectors, into a folder beside it."
+        ),
+    ] = None
+    vectors: Annotated[str | None, Parameter(help="A folder that everclip embed wrote with DEPLOYED.")] = None
 
 
 def update(
@@ -112,9 +121,11 @@ def _run(
     from everclip.system.signals import Stopped
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
+    from everclip.updating.index import asked, to_rebuild
     from everclip.updating.start import begin, load_both
 
-    chosen = (knobs.max_drop, _pairs(knobs.same), knobs.seed, knobs.unmeasured)
+    index = asked(knobs.index, knobs.vectors, knobs.method)
+    chosen = (knobs.max_drop, _pairs(knobs.same), knobs.seed, knobs.unmeasured, index)
     options = Options(knobs.method, knobs.exemplars, *chosen)
     options.check()
     path = None if out is None else check_new(out)
@@ -122,18 +133,42 @@ def _run(
         memory, classes, image_size = given
         state = begin(deployed, classes, memory, image_size)
         found, held = load_both(*data, state, lambda line: print(printable(line), file=sys.stderr))
+        again = to_rebuild(index, state.version + 1)
         if path is None:
             _dry(state, found, 0 if held is None else len(held.whole()), options, json)
             return 0
         try:
             with Progress() as progress:
                 outcome = run(state, found, held, options, progress)
-            return _written(outcome, state, path, json)
+            code = _written(outcome, state, path, json)
         except (KeyboardInterrupt, Stopped) as error:
             whole = f"{deployed} is as it was and {out} was not written; the same command begins again"
             if isinstance(error, Stopped):
                 raise Stopped(error.signal, f"{error.cause}: {whole}") from None
             raise KeyboardInterrupt(f"interrupted: {whole}") from None
+    if again is not None and outcome.verdict["index"]["rebuilt"]:
+        _rebuild(outcome.state, path, again)
+    return code
+
+
+def _rebuild(after: State, version: Path, again: Rebuild) -> None:
+    """Embed again what the index is made of, by the version just written."""
+    from everclip.system.progress import Progress
+    from everclip.system.signals import Stopped
+
+    try:
+        with Progress() as progress:
+            report = again.run(after.encoder, str(version), progress)
+    except (KeyboardInterrupt, Stopped) as error:
+        words = f"{version} is written, and {again.out} is not whole: {again.command(str(version))} goes on"
+        if isinstance(error, Stopped):
+            raise Stopped(error.signal, f"{error.cause}: {words}") from None
+        raise KeyboardInterrupt(f"interrupted: {words}") from None
+    print(
+        f"{again.out}: {len(report.vectors):,} embeddings by {version}, {len(report.skipped)} could not be read;"
+        f" {again.vectors.path} is as it was",
+        file=sys.stderr,
+    )
 
 
 def _pairs(same: tuple[str, ...]) -> dict[str, str]:

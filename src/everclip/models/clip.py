@@ -43,14 +43,14 @@ class Clip(nn.Module):
 
     Attributes:
         model: the open_clip model (``CLIP`` or ``CustomTextCLIP``).
-        name: the spec it was loaded from.
-        config: open_clip's own of the model.
+        name, config: the spec it was loaded from, and open_clip's own config of the model.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in 0..1.
         eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize, crop, RGB).
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
         text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
         multihead: whether a tower has torch's own attention.
+        center: the mean that is subtracted from image features, if one is.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Clip(nn.Module):
         self._std: Tensor
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
-        self._center: Tensor | None
-        self.register_buffer("_center", None, persistent=False)
+        self.center: Tensor | None
+        self.register_buffer("center", None, persistent=False)
         self.eval_transform: Callable[[Image.Image], Image.Image] = pil_part(self._preprocess_cfg)
         # fixed (sine-cosine) position embeddings are parameters without gradient: they are never trained
         self._fixed = {key for key, value in self.model.named_parameters() if not value.requires_grad}
@@ -185,8 +185,8 @@ class Clip(nn.Module):
     def unit(self, raw: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Unit-length fp32 features of what the image tower gives."""
         features = nn.functional.normalize(raw.float(), dim=-1)
-        if self._center is not None:
-            features = nn.functional.normalize(features - self._center, dim=-1)
+        if self.center is not None:
+            features = nn.functional.normalize(features - self.center, dim=-1)
         return features
 
     def copy_tower(self) -> nn.Module:
@@ -201,7 +201,7 @@ class Clip(nn.Module):
     @property
     def centered(self) -> bool:
         """Whether a mean is subtracted from image features."""
-        return self._center is not None
+        return self.center is not None
 
     def center_images(self, mean: Float[Tensor, " d"] | Sequence[float]) -> None:
         """Subtract ``mean``, that of unit-length image features, from here on before features are made unit length.
@@ -209,7 +209,7 @@ class Clip(nn.Module):
         CLIP's image features lie in a narrow cone (Liang et al. 2022, https://arxiv.org/abs/2203.02053); with their
         mean gone, cosines spread. ``save`` keeps the mean in the config file, where plain open_clip ignores it.
         """
-        self._center = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
+        self.center = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
 
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p d"]:
         """Unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
@@ -251,12 +251,12 @@ class Clip(nn.Module):
         """Write a complete open_clip ``local-dir``: config, weights and, for a Hugging Face text tower, its
         config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit.
         """
-        center = None if self._center is None else self._center.tolist()
+        center = None if self.center is None else self.center.tolist()
         config: dict[str, Any] = {"model_cfg": self.config, "preprocess_cfg": vars(self._preprocess_cfg)}
-        write_folder(Path(folder), self._whole(), config | ({CENTER: center} if center else {}))
+        write_folder(Path(folder), self.whole_state(), config | ({CENTER: center} if center else {}))
         write_text_tower(Path(folder), self.model, self._tokenizer)
 
-    def _whole(self) -> dict[str, Tensor]:
+    def whole_state(self) -> dict[str, Tensor]:
         """The model's state with that of the trunk in its place."""
         state = self.model.state_dict()
         return state if self.trunk is None else self.trunk.joined(self._keys, state, "visual.")

@@ -224,11 +224,13 @@ def fill(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()) 
     sync(folder)
 
 
-def amend(folder: Path, name: str, content: bytes) -> None:
-    """Add a new file to a checkpoint, at once or not at all. Raises Damaged, and OSError as ``commit`` does."""
+def amend(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Add new files to a checkpoint, all at once or none. Raises Damaged, and OSError as ``commit`` does."""
     body = _body(folder)
-    write_atomic(folder / name, content)
-    write_atomic(folder / MANIFEST, _manifest({**body["files"], name: _entry(folder / name)}, body["on"]))
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    added = {name: _entry(folder / name) for name in contents}
+    write_atomic(folder / MANIFEST, _manifest({**body["files"], **added}, body["on"]))
 
 
 def identity(folder: Path) -> str:
@@ -240,6 +242,11 @@ def identity(folder: Path) -> str:
 def names(folder: Path) -> frozenset[str]:
     """The names of a checkpoint's files; others in the folder do not count. Raises as ``verify`` does."""
     return frozenset(_body(folder)["files"])
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of a checkpoint's files, as its manifest has them; the files are not read. Raises as ``verify`` does."""
+    return {name: entry["bytes"] for name, entry in _body(folder)["files"].items()}
 
 
 def verify(folder: Path) -> None:

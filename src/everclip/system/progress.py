@@ -66,6 +66,11 @@ class Progress:
         self._over = self._part = self._before = 0.0
         self._begun = self._said
 
+    @property
+    def live(self) -> bool:
+        """Whether a bar is shown, which has the time that is left."""
+        return self._bar is not None
+
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()

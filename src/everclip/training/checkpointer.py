@@ -74,7 +74,7 @@ class Checkpointer(Journal):
         """Add to the checkpoint of the finished task what its test has given."""
         content = {key: value for key, value in self._state().items() if key != "method"}
         if self.run.writes:
-            amend(self.run.store.folder(self.place), RECORD, json.dumps(content).encode())
+            amend(self.run.store.folder(self.place), {RECORD: json.dumps(content).encode()})
 
     def enter(self, phase: int) -> None:
         """Begin a phase: save how, or bring it back where the run stopped later than that."""

@@ -23,6 +23,7 @@ from everclip.updating.classifiers import features, layered, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
 from everclip.updating.images import Pictures, Watch, collect, unwatched
+from everclip.updating.index import KEEP, Asked, Guard
 from everclip.updating.state import State
 from everclip.updating.training import Lesson
 
@@ -44,6 +45,7 @@ class Options:
         same: new class name -> old class name, where they are one class.
         seed: of training.
         unmeasured: whether to go on where no held-out image is of an old class, so that a drop is not measured.
+        index: what is to become of an index of embeddings; None: its owner is told what the update does to it.
     """
 
     method: str = AUTO
@@ -52,6 +54,7 @@ class Options:
     same: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     unmeasured: bool = False
+    index: Asked | None = None
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be meant."""
@@ -104,7 +107,8 @@ def prepare(
         raise UserError(
             f"--method {options.method} trains towers, and {state.spec} takes features alone: take auto"
         )
-    return pictures, facts, rule.decide(facts, options.method)
+    keep = options.index is not None and options.index.mode == KEEP
+    return pictures, facts, rule.decide(facts, options.method, keep)
 
 
 def spoken(state: State, new: Dataset) -> State:
@@ -130,6 +134,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         RunError: training fails.
     """
     begin = time.perf_counter()
+    guard = Guard(state, options.index)
     pictures, facts, decision = prepare(state, new, options, progress.aside)
     tested = None if test is None else unseen(state, pictures, test, progress.aside)
     if not options.unmeasured:
@@ -141,9 +146,11 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     for one in candidates(trial, options.method, progress):
         progress.say(f"{one.name:13s} {_share(one, trial.checks)} on check images, {one.seconds:.0f} s")
         made.append(one)
+    made = guard.allowed(made)
     chosen, reason = choose(made, decision, trial.checks, options.method)
     progress.say(f"chosen: {chosen.name} ({reason})")
     after = _next(state, trial, pictures, made, chosen, options)
+    after, index = guard.judge(after, pictures, tested)
     result = None if tested is None else compare(state, after, tested, progress.aside)
     gate = gate_of(result, options.max_drop, state)
     verdict: dict[str, Any] = {
@@ -159,6 +166,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         "checks": {"images": len(pictures.checks), "new": len(pictures.fresh)},
         "test": result,
         "gate": gate,
+        "index": index,
         "classes": {
             "old": list(state.known.names),
             "new": list(pictures.known.names[len(state.known.names) :]),

@@ -64,11 +64,12 @@ class Decision:
     why: tuple[str, ...] = field(default=())
 
 
-def decide(facts: Facts, choice: str, batch: int = 32) -> Decision:
+def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> Decision:
     """The decision for these facts.
 
     Args:
         choice: ``auto``, or the candidate that the user asks for.
+        keep: whether the encoder has to stay as it is.
     """
     why = []
     remembered = facts.old == 0 or facts.exemplars >= SMALL_MEMORY
@@ -88,6 +89,11 @@ def decide(facts: Facts, choice: str, batch: int = 32) -> Decision:
         why.append(
             f"{facts.exemplars:.1f} exemplars an old class, below {SMALL_MEMORY:g}: training would forget them, so"
             " nothing is trained"
+        )
+    if keep and train:
+        train = False
+        why.append(
+            "--index keep: nothing is trained, as embeddings of the version before would no longer fit"
         )
     prefer, prior = "ridge", "text" if facts.towers else "none"
     if known and facts.layers:

@@ -6,6 +6,7 @@ sums.safetensors                         sums over the frozen features of all im
 frozen.safetensors                       the weights that those features are of, where the model has others
 tuned.safetensors                        trained weights that training goes on from, where the model has others
 update.json                              version, parent, history, what was forgotten
+index.safetensors                        the map of new queries to old embeddings (index/maps.py), where there is one
 verdict.json, verdict.html               how the update went
 before/                                  the version before, whole (hard links where the disk has them)
 manifest.json                            bytes and SHA-256 of each of these files (checkpoint.py)
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from everclip.data.gathered import Archive
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
+from everclip.index import maps
 from everclip.inference.learned import LIST, RECORD, SUMS
 from everclip.inference.merge import whole
 from everclip.inference.model import Deployed, open_model, save
@@ -79,6 +81,7 @@ class State:
         domains: names of the domains of both.
         older: images of old classes that are not in the sums yet (of a run, or given with --memory).
         record: the content of update.json, without ``format``.
+        map: of embeddings of ``encoder`` to those of an earlier one, whose index is still searched.
     """
 
     spec: str
@@ -92,6 +95,7 @@ class State:
     domains: tuple[str, ...]
     older: ImageSet | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    map: maps.Map | None = None
 
     @property
     def version(self) -> int:
@@ -125,6 +129,7 @@ def read(folder: Path) -> State:
         domains = tuple(record["domains"])
         _check(known, sums, (exemplars, checks), domains)
         layered(frozen or clip, sums)
+        mapped = maps.load(folder / maps.FILE) if (folder / maps.FILE).is_file() else None
     except UserError:
         raise
     except Exception as error:  # a damaged or a stranger's file makes its reader raise anything
@@ -136,7 +141,8 @@ def read(folder: Path) -> State:
         frozen = clip
     elif tuned is None:
         tuned = clip  # the model in use has other weights than the frozen ones, so it was trained
-    return State(str(folder), model, known, frozen, tuned, sums, exemplars, checks, domains, None, record)
+    own = (str(folder), model, known, frozen, tuned, sums)
+    return State(*own, exemplars, checks, domains, None, record, mapped)
 
 
 def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequence[str]) -> None:
@@ -193,6 +199,8 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
                 )
         _write_images(state, where)
         state.sums.save(where / SUMS)
+        if state.map is not None:
+            state.map.save(where / maps.FILE)
         record = dict(state.record) | {
             "format": FORMAT,
             "base": dict(state.known.base),

@@ -61,6 +61,7 @@ def lines(verdict: dict[str, Any]) -> list[str]:
             f"held-out images: {share(test['accuracy'])} % on {test['images']}; old classes"
             f" {share(test['old_before'])} before, {share(test['old_after'])} after; new {share(test['new_after'])}"
         )
+    told.append(verdict["index"]["words"])
     if gate["drop"] is None:
         told.append(f"old classes: {gate['words']}")
     return told

@@ -1,0 +1,94 @@
+"""everclip embed: write embeddings of pictures or texts as arrays that can be mapped into memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from everclip.cli._options import Json
+from everclip.cli._output import print_json
+from everclip.errors import UserError
+from everclip.system.text import printable
+
+if TYPE_CHECKING:
+    from everclip.index.embed import Report
+
+Encoder = Annotated[str, Parameter(help="A run directory, a model folder, or any model.")]
+
+
+def embed(
+    model: Encoder,
+    *data: str,
+    text: tuple[str, ...] = (),
+    out: Annotated[str, Parameter(name=["--out", "-o"], help="The folder to write, or to go on with.")],
+    fp16: bool = False,
+    image_size: int | None = None,
+    json: Json = False,
+) -> None:
+    """Write unit-length embeddings of pictures or texts as .npy shards, with a table of ids and a fingerprint.
+
+    Args:
+        data: Pictures, folders of them, or data sources such as imagefolder:photos. What is in the folder already is
+            not embedded again, so the same command goes on where one was stopped.
+        text: A file with one text a line, in place of pictures.
+        fp16: Keep embeddings in half the bytes.
+        image_size: Side in pixels, of a model that has learned nothing; without it, the model's own.
+    """
+    if bool(data) == bool(text):
+        raise UserError(
+            "everclip embed needs pictures or --text FILE, one of them: see everclip embed --help"
+        )
+    if image_size is not None and not 16 <= image_size <= 4096:
+        raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
+    from everclip.index.embed import Work
+    from everclip.index.embed import embed as write
+    from everclip.index.encoder import open_encoder
+    from everclip.index.folder import IMAGE, TEXT, writable
+    from everclip.system.atomic import claimed
+    from everclip.system.progress import Progress
+    from everclip.system.signals import Stopped
+
+    path = writable(out)
+    work = Work.of(TEXT if text else IMAGE, text or data)
+    clip = open_encoder(model, image_size)
+    with claimed(path):
+        try:
+            with Progress() as progress:
+                report = write(clip, model, image_size, work, path, fp16, progress)
+        except (KeyboardInterrupt, Stopped) as error:
+            whole = f"{out} keeps what is in it; the same command goes on"
+            if isinstance(error, Stopped):
+                raise Stopped(error.signal, f"{error.cause}: {whole}") from None
+            raise KeyboardInterrupt(f"interrupted: {whole}") from None
+    _show(path, report, json)
+
+
+def _show(path: Path, report: Report, json: bool) -> None:
+    vectors, table = report.vectors, report.vectors.table
+    pace = report.made / report.seconds
+    if json:
+        print_json(
+            {
+                "folder": str(path),
+                "kind": table.kind,
+                "vectors": len(vectors),
+                "made": report.made,
+                "width": table.width,
+                "dtype": table.dtype,
+                "fingerprint": table.fingerprint,
+                "seconds": round(report.seconds, 2),
+                "per_second": round(pace, 1),
+                "skipped": report.skipped,
+            }
+        )
+        return
+    made = f"{report.made:,} made now, {pace:,.0f} a second" if report.made else "none was missing"
+    print(
+        f"{path}: {len(vectors):,} embeddings of {table.kind}s, [n, {table.width}] {table.dtype}; {made};"
+        f" fingerprint {table.fingerprint[:12]}"
+    )
+    for name, reason in report.skipped.items():
+        print(printable(f"skipped {name}: {reason}"), file=sys.stderr)

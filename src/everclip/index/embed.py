@@ -1,0 +1,243 @@
+"""Embed pictures and texts, shard by shard: what a killed process leaves is gone on with, to the bit.
+
+A shard is cut from what is to be embedded, whether it can be read or not, and batches are cut from shards: so the same
+command, given again, computes the same batches as one that was not stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from everclip.data.images import ImageSet
+from everclip.data.loader import Loader
+from everclip.data.pixels import Pixels
+from everclip.errors import RunError, UserError
+from everclip.index import folder, listing
+from everclip.index.encoder import fingerprint
+from everclip.index.folder import IMAGE, TEXT, Listed, Table, Vectors
+from everclip.models.clip import Clip
+from everclip.system.progress import Progress
+from everclip.training.disk import what_it_did
+from everclip.training.estimate import duration
+
+BATCH = 128
+"""Pictures, or texts, that are encoded at once."""
+SHARD = 32 * BATCH
+"""Of them in a shard: what a kill may lose."""
+
+
+@torch.inference_mode()
+def width(clip: Clip) -> int:
+    """Numbers of an embedding."""
+    return clip.encode_image(clip.blank()).shape[1]
+
+
+def pictures(
+    clip: Clip, images: ImageSet, pixels: Pixels, step: Callable[[int], object] = lambda count: None
+) -> tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"]]:
+    """Unit-length embeddings of the pictures that can be read, on the CPU, and which ones of ``images`` they are.
+
+    The next batch is decoded while one is encoded; ``pixels.broken`` has the others.
+
+    Args:
+        images: their ids tell them apart.
+        step: is called with the number of pictures just done.
+    """
+    rows, ids, done = [torch.zeros(0, width(clip))], [torch.zeros(0, dtype=torch.int64)], 0
+    with torch.inference_mode():
+        for batch in Loader(pixels, BATCH).plain(images, BATCH):
+            rows.append(clip.encode_image(batch.images).cpu())
+            ids.append(batch.ids)
+            step(len(batch))
+            done += len(batch)
+    step(len(images) - done)
+    places = np.flatnonzero(np.isin(images.ids, torch.cat(ids).numpy()))
+    return torch.cat(rows), torch.from_numpy(places)
+
+
+def every(clip: Clip, images: ImageSet) -> Float32[Tensor, "n d"]:
+    """Unit-length embeddings of pictures, on the CPU. Raises UserError for the first that cannot be read."""
+    pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
+    rows, _ = pictures(clip, images, pixels)
+    for key, reason in pixels.skipped().items():
+        raise UserError(f"{key} cannot be read ({reason}): leave it out")
+    return rows
+
+
+def texts(
+    clip: Clip, lines: Sequence[str], step: Callable[[int], object] = lambda count: None
+) -> Float32[Tensor, "n d"]:
+    """Unit-length embeddings of texts, on the CPU."""
+    rows = [torch.zeros(0, width(clip))]
+    with torch.inference_mode():
+        for start in range(0, len(lines), BATCH):
+            rows.append(clip.encode_text(lines[start : start + BATCH]).cpu())
+            step(len(rows[-1]))
+    return torch.cat(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is to be embedded: pictures, or texts.
+
+    Args:
+        sources: as they were given.
+        ids: of each.
+        images: the pictures, in the order of ``ids``; None where the ids are the texts.
+    """
+
+    sources: tuple[str, ...]
+    ids: list[str]
+    images: ImageSet | None
+
+    @classmethod
+    def of(cls, kind: str, sources: Sequence[str], written: bool = True) -> Work:
+        """List some sources. Raises UserError as ``listing.pictures``, with its arguments, and ``listing.texts``."""
+        if kind == IMAGE:
+            images, ids = listing.pictures(sources, written)
+            return cls(tuple(sources), ids, images)
+        ids = list(dict.fromkeys(line for file in sources for line in listing.texts(file)))
+        return cls(tuple(sources), ids, None)
+
+    @property
+    def kind(self) -> Literal["image", "text"]:
+        """``image`` or ``text``."""
+        return TEXT if self.images is None else IMAGE
+
+    def without(self, done: Set[str]) -> Work:
+        """What is left where some ids are done."""
+        left = np.array([name not in done for name in self.ids], dtype=bool)
+        ids = [name for name in self.ids if name not in done]
+        return Work(self.sources, ids, None if self.images is None else self.images.select(left))
+
+
+@dataclass(frozen=True)
+class Report:
+    """How embedding went.
+
+    Args:
+        vectors: embeddings in the folder.
+        made: of them by this call, in ``seconds``.
+        skipped: id -> reason, of all that the folder knows to be unreadable.
+    """
+
+    vectors: Vectors
+    made: int
+    seconds: float
+    skipped: dict[str, str]
+
+
+def embed(
+    clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool, progress: Progress
+) -> Report:
+    """Write embeddings into a folder, which is made, or gone on with. Call it with ``path`` claimed.
+
+    Args:
+        model, image_size: what the encoder was opened by, for who opens it again.
+        half: whether a new folder has float16.
+
+    Raises:
+        UserError: the folder has embeddings of another encoder, of the other kind or precision, or is damaged.
+        RunError: the disk is full or fails: what was written stays, and the same call goes on.
+    """
+    begin = time.perf_counter()
+    with _going_on(path):
+        there = _opened(clip, model, image_size, work, path, half)
+        lists = [there.listed(shard) for shard in there.shards]
+        skipped = {name: why for one in lists for name, why in one.skipped.items()}
+        done = {name for one in lists for name in one.ids} | skipped.keys()
+        left, before = work.without(done), len(there)
+        pixels = None
+        if left.images is not None:
+            pixels = Pixels(left.images.store, clip.eval_transform, clip.image_size, 0)
+        what = "images" if work.kind == IMAGE else "texts"
+        progress.start(f"embed {what}", len(work.ids), len(work.ids) - len(left.ids))
+        step = _Pace(progress, len(left.ids), what)
+        for start in range(0, len(left.ids), SHARD):
+            part = slice(start, min(start + SHARD, len(left.ids)))
+            rows, listed = _shard(clip, left, part, pixels, step)
+            there = folder.append(there, rows, listed)
+            skipped |= listed.skipped
+    return Report(there, len(there) - before, time.perf_counter() - begin, skipped)
+
+
+def _shard(
+    clip: Clip, work: Work, part: slice, pixels: Pixels | None, step: Callable[[int], object]
+) -> tuple[Float32[np.ndarray, "n d"], Listed]:
+    """The embeddings of a shard, and what they are."""
+    ids, sources = work.ids[part], [*work.sources]
+    if work.images is None or pixels is None:
+        return texts(clip, ids, step).numpy(), Listed(ids, {}, sources)
+    images = work.images.select(np.arange(part.start, part.stop))
+    rows, good = pictures(clip, images, pixels, step)
+    kept = set(good.tolist())
+    broken = {
+        name: pixels.broken[row]
+        for place, (name, row) in enumerate(zip(ids, images.rows.tolist(), strict=True))
+        if place not in kept
+    }
+    return rows.numpy(), Listed([ids[place] for place in good.tolist()], broken, sources)
+
+
+class _Pace:
+    """Shows how many are done a second, and the time that is left."""
+
+    def __init__(self, progress: Progress, left: int, what: str) -> None:
+        self._progress, self._left, self._what = progress, left, what
+        self._begin, self._done = time.perf_counter(), 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        pace = self._done / max(time.perf_counter() - self._begin, 1e-9)
+        left = (
+            "" if self._progress.live else f", {duration((self._left - self._done) / max(pace, 1e-9))} left"
+        )
+        self._progress.step(f"{pace:,.0f} {self._what}/s{left}", count)
+
+
+def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool) -> Vectors:
+    """The folder to write to, new or as it is. Raises UserError where these embeddings do not belong into it."""
+    mark = fingerprint(clip)
+    if not path.exists() or not any(path.iterdir()):
+        kind = "float16" if half else "float32"
+        return folder.create(path, Table(work.kind, model, image_size, mark, width(clip), kind))
+    there = folder.read(path, whole=True)
+    table = there.table
+    if table.fingerprint != mark:
+        raise UserError(
+            f"{path} has embeddings of {table.model} (fingerprint {table.fingerprint[:12]}), and {model} is another"
+            f" encoder ({mark[:12]}): embed into a new folder, or give the model that the folder was made with"
+        )
+    if table.kind != work.kind:
+        raise UserError(
+            f"{path} has embeddings of {table.kind}s: embed {work.kind}s into a folder of their own"
+        )
+    if half and table.dtype != "float16":
+        raise UserError(
+            f"{path} has embeddings in {table.dtype}: leave --fp16 out, or embed into a new folder"
+        )
+    return there
+
+
+@contextmanager
+def _going_on(path: Path) -> Iterator[None]:
+    """Turn what a disk does to a folder of embeddings into a RunError of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = what_it_did(error)
+        if reason is None:
+            raise
+        raise RunError(
+            f"{path} cannot be written ({reason}): make room, and the same command goes on with what is there"
+        ) from error

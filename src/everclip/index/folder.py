@@ -1,0 +1,276 @@
+"""Keep embeddings in a folder that grows shard by shard, and read them without loading them.
+
+table.json      what they are of: see ``Table``
+000000.npy      embeddings [n, width], float32 or float16, unit length: numpy.load(..., mmap_mode="r") maps them
+000000.json     "ids": a path or a text for each row; "skipped": id -> reason, of what could not be read; "sources":
+                what was given to the command that wrote it
+000001.npy ...
+manifest.json   bytes and SHA-256 of each of these files (checkpoint.py)
+
+A shard is there once the manifest has it; one with nothing but skipped pictures has no .npy. Whatever a killed process
+leaves beyond that is written anew by the next.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from everclip.errors import UserError
+from everclip.system import checkpoint, kinds
+from everclip.system.atomic import check_new
+from everclip.system.reading import Unreadable, read_json
+from everclip.system.text import check
+
+FORMAT = 1
+TABLE = "table.json"
+IMAGE, TEXT = "image", "text"
+MOST_WIDTH, MOST_ROWS = 1 << 16, 10**6
+"""Numbers of an embedding, and rows of a shard."""
+_AGAIN = "take another copy of it, or embed into a new folder"
+
+_TABLE = kinds.table(
+    {
+        "format": lambda value: value == FORMAT,
+        "kind": lambda value: value in (IMAGE, TEXT),
+        "model": kinds.text,
+        "image_size": kinds.or_null(kinds.whole(1 << 20)),
+        "fingerprint": kinds.text,
+        "width": kinds.whole(MOST_WIDTH),
+        "dtype": lambda value: value in ("float32", "float16"),
+    }
+)
+_ROWS = kinds.table(
+    {
+        "ids": kinds.listed(kinds.text, MOST_ROWS),
+        "skipped": kinds.mapped(kinds.text, MOST_ROWS),
+        "sources": kinds.listed(kinds.text, 10**4),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the embeddings of a folder are of.
+
+    Args:
+        kind: ``image`` or ``text``.
+        model: the spec that it was opened by; image_size: side in pixels, where it was given.
+        fingerprint: of the encoder (encoder.py).
+        width: numbers of an embedding.
+        dtype: ``float32`` or ``float16``.
+    """
+
+    kind: Literal["image", "text"]
+    model: str
+    image_size: int | None
+    fingerprint: str
+    width: int
+    dtype: Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard; ``first`` is the number of embeddings in the shards before it."""
+
+    name: str
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the rows of a shard are.
+
+    Args:
+        ids: of each row: the path of a picture, or a text.
+        skipped: id -> reason, of what could not be read.
+        sources: what was given to the command that wrote them.
+    """
+
+    ids: Sequence[str]
+    skipped: Mapping[str, str]
+    sources: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """The embeddings in a folder, of which nothing is in memory."""
+
+    path: Path
+    table: Table
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        return self.shards[-1].first + self.shards[-1].rows if self.shards else 0
+
+    def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n d"]]]:
+        """The shards with embeddings, mapped from the disk, each with the number of those before it.
+
+        Raises:
+            UserError: a shard is missing or broken.
+        """
+        yield from self._mappings
+
+    @cached_property
+    def _mappings(self) -> list[tuple[int, Float[np.ndarray, "n d"]]]:
+        """What ``blocks`` gives: a file that is mapped once has its pages looked up once."""
+        return [
+            (shard.first, _mapped(self.path / f"{shard.name}.npy", self.table, shard.rows))
+            for shard in self.shards
+            if shard.rows
+        ]
+
+    def listed(self, shard: Shard) -> Listed:
+        """What the rows of a shard are. Raises UserError where that is missing or broken."""
+        found = _listed(self.path / f"{shard.name}.json")
+        if len(found.ids) != shard.rows:
+            raise UserError(
+                f"{self.path / shard.name}.json has {len(found.ids)} ids for {shard.rows}"
+                f" embeddings: {_AGAIN}"
+            )
+        return found
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """The ids of some embeddings, numbered over all shards. Raises UserError as ``listed``."""
+        found: dict[str, Sequence[str]] = {}
+        names = []
+        for row in rows:
+            shard = self.shards[int(np.searchsorted(self._ends, row, side="right"))]
+            if shard.name not in found:
+                found[shard.name] = self.listed(shard).ids
+            names.append(found[shard.name][row - shard.first])
+        return names
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [shard.first + shard.rows for shard in self.shards]
+
+
+def writable(out: str) -> Path:
+    """The path of a folder to write embeddings to: new, empty, or one of ours. Raises UserError for any other."""
+    path = Path(out).expanduser()
+    return path if is_vectors(path) else check_new(out)
+
+
+def create(path: Path, table: Table) -> Vectors:
+    """A folder without embeddings. Call it with ``path`` claimed. Raises as ``checkpoint.commit`` does."""
+    checkpoint.commit(path, lambda where: (where / TABLE).write_bytes(_table_text(table)))
+    return Vectors(path, table, ())
+
+
+def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> Vectors:
+    """The folder with one shard more, at once or not at all. Call it with the folder claimed.
+
+    Args:
+        rows: unit length.
+
+    Raises:
+        OSError: the disk is full or fails; what was there before stays.
+    """
+    name, contents = f"{len(vectors.shards):06d}", dict[str, bytes]()
+    if len(rows):
+        content = io.BytesIO()
+        np.save(content, np.ascontiguousarray(rows, dtype=vectors.table.dtype), allow_pickle=False)
+        contents[f"{name}.npy"] = content.getvalue()
+    contents[f"{name}.json"] = json.dumps(vars(listed), ensure_ascii=False, indent=0).encode()
+    checkpoint.amend(vectors.path, contents)
+    return Vectors(vectors.path, vectors.table, (*vectors.shards, Shard(name, len(vectors), len(rows))))
+
+
+def _table_text(table: Table) -> bytes:
+    return (json.dumps({"format": FORMAT, **asdict(table)}, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def is_vectors(path: Path) -> bool:
+    """Whether a folder says that it holds embeddings."""
+    return (path / TABLE).is_file()
+
+
+def read(path: Path, whole: bool = False) -> Vectors:
+    """The embeddings in a folder.
+
+    Args:
+        whole: compare every byte with the manifest, in place of the sizes of the files.
+
+    Raises:
+        UserError: it is none, or a file of it is missing or is not what was written.
+    """
+    if not is_vectors(path):
+        what = f"has no {TABLE}" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}: write it with everclip embed MODEL DATA -o {path}")
+    try:
+        sizes = checkpoint.sizes(path)
+        if whole:
+            checkpoint.verify(path)
+        table = read_json(path / TABLE)
+    except checkpoint.Damaged as error:
+        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{path} cannot be read ({error}): {_AGAIN}") from error
+    check(table, path / TABLE)
+    if not _TABLE(table) or not table["width"]:
+        raise UserError(f"{path / TABLE} is damaged, or of another format than {FORMAT}: {_AGAIN}")
+    for name, size in sizes.items():
+        _check_size(path / name, size)
+    found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
+    return Vectors(path, found, tuple(_shards(path, found, sizes)))
+
+
+def _check_size(file: Path, size: int) -> None:
+    if not file.is_file():
+        raise UserError(f"{file} is missing: {_AGAIN}")
+    if file.stat().st_size != size:
+        raise UserError(f"{file} is broken ({file.stat().st_size:,} bytes, {size:,} were written): {_AGAIN}")
+
+
+def _shards(path: Path, table: Table, sizes: Mapping[str, int]) -> Iterator[Shard]:
+    """The shards in order. Raises UserError where one is missing in their row."""
+    listed = sorted(name[:-5] for name in sizes if name[:-5].isdecimal() and name.endswith(".json"))
+    names = [f"{number:06d}" for number in range(len(listed))]
+    if listed != names:
+        raise UserError(f"{path} is damaged (its shards are not numbered from 0 on): {_AGAIN}")
+    arrays = [f"{name}.npy" in sizes for name in names]
+    rows = [
+        _rows(path / f"{name}.npy", table) if there else 0 for name, there in zip(names, arrays, strict=True)
+    ]
+    for name, first, count in zip(names, accumulate([0, *rows]), rows, strict=False):
+        yield Shard(name, first, count)
+
+
+def _rows(file: Path, table: Table) -> int:
+    return len(_mapped(file, table))
+
+
+def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarray, "n d"]:
+    """A shard, mapped from the disk. Raises UserError where it is none, or not of the table's form."""
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{file} is broken ({reason}): {_AGAIN}") from error
+    plain = isinstance(found, np.memmap) and found.ndim == 2 and found.dtype == np.dtype(table.dtype)
+    if not plain or found.shape[1] != table.width:
+        raise UserError(f"{file} is broken (it holds no {table.dtype} [n, {table.width}]): {_AGAIN}")
+    if rows not in (None, len(found)) or not found.flags.c_contiguous:
+        raise UserError(f"{file} is broken (it holds other rows than it did): {_AGAIN}")
+    return found
+
+
+def _listed(file: Path) -> Listed:
+    try:
+        found = read_json(file)
+    except Unreadable as error:
+        raise UserError(f"{file} is broken ({error}): {_AGAIN}") from error
+    if not _ROWS(found):
+        raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
+    return Listed(found["ids"], found["skipped"], found["sources"])

@@ -1,0 +1,104 @@
+"""Make embeddings of queries that fit a folder of embeddings, or refuse to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from everclip.data.formats.folders import SUFFIXES
+from everclip.data.images import FileStore
+from everclip.data.pixels import Pixels
+from everclip.errors import UserError
+from everclip.index.encoder import fingerprint, open_encoder
+from everclip.index.folder import IMAGE, TEXT, Vectors
+from everclip.index.maps import FILE, Map, load
+from everclip.inference.model import is_learned
+from everclip.models.clip import Clip
+from everclip.system.reading import Unreadable
+
+
+@dataclass(frozen=True, eq=False)
+class Asker:
+    """An encoder whose embeddings are compared with those of a folder, once they are mapped where there is a map."""
+
+    clip: Clip
+    map: Map | None = None
+
+    @torch.inference_mode()
+    def embed(self, query: str) -> Float32[np.ndarray, "1 d"]:
+        """The unit-length embedding of a query: a picture where it names a file, else a text.
+
+        Raises:
+            UserError: the file is no picture.
+        """
+        row = (self._picture(query) if kind_of(query) == IMAGE else self.clip.encode_text([query])).cpu()
+        return (row if self.map is None else self.map(row)).numpy()
+
+    def _picture(self, query: str) -> torch.Tensor:
+        pixels = Pixels(FileStore(Path(), [query]), self.clip.eval_transform, self.clip.image_size, 0, 0)
+        images, good = pixels.load(np.zeros(1, dtype=np.int64))
+        if not good.all():
+            raise UserError(f"{query} cannot be read ({pixels.broken[0]}): give a picture, or a text")
+        return self.clip.encode_image(images)
+
+
+def kind_of(query: str) -> str:
+    """``image`` where a query names a file, else ``text``. Raises UserError where a picture seems to be missing."""
+    try:
+        if Path(query).is_file():
+            return IMAGE
+    except OSError:  # a text that is longer than a name may be
+        return TEXT
+    if Path(query).suffix.lower() in SUFFIXES:
+        raise UserError(f"{query} does not exist: give a picture that is there, or a text")
+    return TEXT
+
+
+def asker(vectors: Vectors, model: str | None = None) -> Asker:
+    """The encoder of a folder's embeddings, or another one that fits it.
+
+    Args:
+        model: in place of the one that the folder names.
+
+    Raises:
+        UserError: no such model, or one whose embeddings cannot be compared with these.
+    """
+    table = vectors.table
+    spec = table.model if model is None else model
+    size = None if is_learned(spec) else table.image_size
+    try:
+        clip = open_encoder(spec, size)
+    except UserError as error:
+        if model is not None:
+            raise
+        raise UserError(
+            f"{error}; or give the model that {vectors.path} was made with as --model MODEL"
+        ) from error
+    mark, mapped = fingerprint(clip), _map_of(spec)
+    if (
+        mark != table.fingerprint
+        and mapped is not None
+        and (mapped.of, mapped.to) == (mark, table.fingerprint)
+    ):
+        return Asker(clip, mapped)
+    if mark != table.fingerprint:
+        raise UserError(
+            f"{spec} (fingerprint {mark[:12]}) is not the encoder that {vectors.path} was made with"
+            f" ({table.fingerprint[:12]}): give that one as --model, or embed again with everclip embed {spec}"
+        )
+    return Asker(clip)
+
+
+def _map_of(spec: str) -> Map | None:
+    """The map that a version has. Raises UserError where it cannot be read."""
+    file = Path(spec).expanduser() / FILE
+    if not file.is_file():
+        return None
+    try:
+        return load(file)
+    except Unreadable as error:
+        raise UserError(f"{file} cannot be read ({error}): take another copy of {spec}") from error

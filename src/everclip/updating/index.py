@@ -1,0 +1,301 @@
+"""Say what an update does to an index of embeddings: leave it valid, map new queries to it, or have it made anew.
+
+keep       only candidates are kept that leave the encoder as it was, which its fingerprint shows
+adapt      a map from new to old embeddings is fitted on the update's own images and saved with the version
+rebuild    what was embedded is embedded again, into a folder beside the old one
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from everclip.data.images import ImageSet
+from everclip.data.pixels import Pixels
+from everclip.errors import UserError, suggest
+from everclip.index import embed, folder
+from everclip.index.encoder import fingerprint
+from everclip.index.folder import Vectors
+from everclip.index.maps import Map, fit
+from everclip.index.search import nearest
+from everclip.models.clip import Clip
+from everclip.system.atomic import check_new, claimed
+from everclip.system.progress import Progress
+from everclip.training.estimate import duration
+from everclip.updating.candidates import TRAINED, Candidate
+from everclip.updating.gate import Held
+from everclip.updating.images import Pictures
+from everclip.updating.state import State
+
+KEEP, ADAPT, REBUILD = MODES = ("keep", "adapt", "rebuild")
+NEIGHBOURS = 10
+QUERIES = 200
+"""Held-out images that are searched with at most."""
+TIMED = 64
+"""Images that the pace is measured on at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked for: one of ``MODES``, and the embeddings; ``adapt`` and ``rebuild`` have some."""
+
+    mode: str
+    vectors: Vectors | None
+
+
+def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
+    """What the options ask for; None where there are none.
+
+    Raises:
+        UserError: they do not go together, or the folder holds no embeddings that can be read.
+    """
+    if mode is None:
+        if vectors is not None:
+            raise UserError(f"--vectors {vectors} needs --index: write --index keep, adapt or rebuild")
+        return None
+    if mode not in MODES:
+        raise UserError(f'--index is "{mode}"{suggest(mode, MODES)}')
+    if mode == KEEP and method in TRAINED:
+        raise UserError(
+            f"--index keep leaves the encoder as it is, and --method {method} does not: leave --method out, or write"
+            " --index adapt"
+        )
+    if vectors is None and mode != KEEP:
+        raise UserError(f"--index {mode} needs --vectors: give the folder that everclip embed wrote")
+    found = None if vectors is None else folder.read(Path(vectors).expanduser())
+    if found is not None and not len(found):
+        raise UserError(f"{vectors} has no embeddings yet: leave --index out")
+    return Asked(mode, found)
+
+
+class Guard:
+    """Watches over an index while an update is made.
+
+    Args:
+        state: what the update begins with.
+
+    Raises:
+        UserError: ``keep`` or ``adapt`` are asked for, and the embeddings are not those of the state's encoder.
+    """
+
+    def __init__(self, state: State, what: Asked | None) -> None:
+        self._state, self._asked = state, what
+        self._marks: dict[int, tuple[Clip, str]] = {}
+        self._vectors = None if what is None else what.vectors
+        self.keeps = what is not None and what.mode == KEEP
+        self._mark = self.mark(state.encoder)
+        self._wanted = self._mark if self._vectors is None else self._vectors.table.fingerprint
+        self._teacher = self._old()
+        if self._teacher is None and what is not None and what.mode != REBUILD:
+            assert self._vectors is not None
+            raise UserError(
+                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}), which"
+                f" {state.spec} ({self._mark[:12]}) does not give: take those of everclip embed {state.spec}, or"
+                " --index rebuild"
+            )
+
+    def mark(self, clip: Clip) -> str:
+        """The fingerprint of an encoder, computed once."""
+        if id(clip) not in self._marks:
+            self._marks[id(clip)] = clip, fingerprint(clip)
+        return self._marks[id(clip)][1]
+
+    def _old(self) -> tuple[Clip, Map | None] | None:
+        """What gives embeddings that can be compared with those of the index, now."""
+        state = self._state
+        for clip in (state.encoder, state.frozen, state.tuned):
+            if clip is not None and self.mark(clip) == self._wanted:
+                return clip, None
+        mapped = self._map_of(state.encoder)
+        return None if mapped is None else (state.encoder, mapped)
+
+    def allowed(self, made: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates; those that may not be kept are no longer eligible.
+
+        Raises:
+            UserError: none would be left.
+        """
+        if not self.keeps:
+            return [*made]
+        found = [replace(one, eligible=one.eligible and self._valid(self._encoder(one))) for one in made]
+        if any(one.eligible for one in made) and not any(one.eligible for one in found):
+            raise UserError(
+                "--index keep: no candidate that leaves the encoder as it is can name all classes: write --index adapt"
+                " or rebuild"
+            )
+        return found
+
+    def _encoder(self, one: Candidate) -> Clip:
+        if one.clip is not None:
+            return one.clip
+        return self._state.encoder if one.name == "nothing" else self._state.frozen
+
+    def _valid(self, clip: Clip) -> bool:
+        """Whether the index can be searched with an encoder as before."""
+        return self.mark(clip) == self._wanted or self._map_of(clip) is not None
+
+    def _map_of(self, clip: Clip) -> Map | None:
+        """The state's map from an encoder to that of the index, if it has one."""
+        found = self._state.map
+        fits = found is not None and (found.of, found.to) == (self.mark(clip), self._wanted)
+        return found if fits else None
+
+    def judge(self, after: State, pictures: Pictures, held: Held | None) -> tuple[State, dict[str, Any]]:
+        """The state with the map that its queries need, and the verdict on the index."""
+        state, clip = self._state, after.encoder
+        mark, mapped = self.mark(clip), self._map_of(clip)
+        told: dict[str, Any] = {
+            "mode": None if self._asked is None else self._asked.mode,
+            "valid": self._valid(clip),
+            "before": self._mark,
+            "after": mark,
+            "vectors": None if self._vectors is None else str(self._vectors.path),
+            "count": None if self._vectors is None else len(self._vectors),
+            "map": None if mapped is None else mapped.kind,
+        }
+        told |= dict.fromkeys(("queries", "recall", "recall_mapped", "rebuild_seconds", "rebuilt"))
+        if not told["valid"] and self._vectors is not None:
+            images, pixels = (pictures.checks, pictures.pixels) if held is None else held[:2]
+            told["rebuild_seconds"] = round(len(self._vectors) / pace(clip, images), 1)
+            if self._asked is not None and self._asked.mode == ADAPT:
+                mapped = self._fitted(clip, pictures)
+                told["map"] = mapped.kind
+            told |= self._recalls(clip, mapped, images, pixels)
+            if self._asked is not None and self._asked.mode == REBUILD:
+                told["rebuilt"] = str(beside(self._vectors, after.version))
+        told["words"] = words(told, state.spec)
+        kept = state.map if mapped is None and state.map is not None and state.map.of == mark else mapped
+        return replace(after, map=kept), told
+
+    def _fitted(self, clip: Clip, pictures: Pictures) -> Map:
+        """A map of the embeddings of ``clip`` to those of the index, on the update's own images and class names."""
+        learned, checks = pictures.new + pictures.older + pictures.exemplars, pictures.checks
+        names = [
+            template.replace("{}", name)
+            for name in pictures.known.names
+            for template in pictures.known.templates
+        ]
+        new = [embed.pictures(clip, part, pictures.pixels)[0] for part in (learned, checks)]
+        old = [self._old_rows(part, pictures.pixels) for part in (learned, checks)]
+        teacher, before = self._teacher or (clip, None)
+        texts = embed.texts(clip, names), embed.texts(teacher, names)
+        given = texts[1] if before is None else before(texts[1])
+        return fit(
+            (torch.cat([new[0], texts[0]]), new[1]),
+            (torch.cat([old[0], given]), old[1]),
+            self.mark(clip),
+            self._wanted,
+        )
+
+    def _old_rows(self, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n d"]:
+        """Embeddings of pictures as the index has them."""
+        assert self._teacher is not None
+        clip, mapped = self._teacher
+        rows, _ = embed.pictures(clip, images, pixels)
+        return rows if mapped is None else mapped(rows)
+
+    def _recalls(self, clip: Clip, mapped: Map | None, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
+        """How many of the nearest that old queries find new ones find too, without the map and with it."""
+        if self._teacher is None or not len(images):
+            return {}
+        assert self._vectors is not None
+        some = images.select(np.unique(np.linspace(0, len(images) - 1, QUERIES).astype(np.int64)))
+        rows, _ = embed.pictures(clip, some, pixels)
+        truth = nearest(self._vectors, self._old_rows(some, pixels).numpy(), NEIGHBOURS)[1]
+        queries = [rows] if mapped is None else [rows, mapped(rows)]
+        found = [recall(nearest(self._vectors, one.numpy(), NEIGHBOURS)[1], truth) for one in queries]
+        return {
+            "queries": len(some),
+            "recall": found[0],
+            "recall_mapped": found[1] if mapped is not None else None,
+        }
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+    """The share of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
+    shared = [len(set(one) & set(other)) for one, other in zip(found.tolist(), truth.tolist(), strict=True)]
+    return float(np.mean(shared)) / truth.shape[1]
+
+
+def pace(clip: Clip, images: ImageSet) -> float:
+    """Images that are decoded and embedded in a second, here and now."""
+    some = images.select(np.arange(min(TIMED, len(images))))
+    begin = time.perf_counter()
+    embed.pictures(clip, some, Pixels(some.store, clip.eval_transform, clip.image_size, 0))
+    return max(1, len(some)) / (time.perf_counter() - begin)
+
+
+def words(told: dict[str, Any], spec: str) -> str:
+    """The verdict's line."""
+    if told["valid"]:
+        how = " through the map" if told["map"] else ", as the encoder is what it was"
+        return f"index valid: what was embedded before is searched as before{how}"
+    if told["count"] is None:
+        return (
+            f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows no such"
+            " update, --index adapt --vectors FOLDER makes new queries fit them"
+        )
+    now = (
+        ""
+        if told["recall"] is None
+        else f"Recall@{NEIGHBOURS} of old vectors with new queries {told['recall']:.0%}"
+    )
+    then = "" if told["recall_mapped"] is None else f", with the map {told['recall_mapped']:.0%}"
+    again = (
+        f"rebuilding: {duration(told['rebuild_seconds'])} for {told['count']:,} images at this machine's rate"
+    )
+    into = "" if told["rebuilt"] is None else f", into {told['rebuilt']}"
+    return f"{now}{then}{'; ' if now else ''}{again}{into}"
+
+
+def beside(vectors: Vectors, version: int) -> Path:
+    """The folder that embeddings are made anew in."""
+    return vectors.path.with_name(f"{vectors.path.name}.v{version}")
+
+
+@dataclass(frozen=True, eq=False)
+class Rebuild:
+    """What is embedded again once a version is written.
+
+    Args:
+        vectors: the old folder, which stays.
+        out: the new one.
+    """
+
+    vectors: Vectors
+    work: embed.Work
+    out: Path
+
+    def run(self, clip: Clip, spec: str, progress: Progress) -> embed.Report:
+        """Embed; ``spec`` is the version's folder. Raises as ``embed.embed`` does."""
+        half = self.vectors.table.dtype == "float16"
+        with claimed(self.out):
+            return embed.embed(clip, spec, None, self.work, self.out, half, progress)
+
+    def command(self, spec: str) -> str:
+        """The command that goes on with it."""
+        text = self.work.kind == folder.TEXT
+        sources = [f"--text {source}" if text else source for source in self.work.sources]
+        return f"everclip embed {spec} {' '.join(sources)} -o {self.out}"
+
+
+def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
+    """What there is to embed again for a version, where that is asked for.
+
+    Raises:
+        UserError: it is no longer there, or something is in the place of the new folder.
+    """
+    if what is None or what.mode != REBUILD or what.vectors is None:
+        return None
+    out = check_new(beside(what.vectors, version))
+    sources = [source for shard in what.vectors.shards for source in what.vectors.listed(shard).sources]
+    work = embed.Work.of(what.vectors.table.kind, [*dict.fromkeys(sources)], written=False)
+    return Rebuild(what.vectors, work, out)
