@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tests.pictures import COLOURS, domain_folder, image_folder, picture
 from tests.printed import printed
@@ -16,8 +18,14 @@ from tests.report.synthetic import write_run
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+KNOWN = {name: COLOURS[name] for name in ("red", "green", "blue", "yellow", "black")} | {
+    "sports car": (120, 90, 60)
+}
+"""Classes of ``photos``."""
 NEW = {"orange": (240, 140, 20), "purple": (130, 30, 160)}
-"""Classes that the pictures of ``photos`` do not have."""
+"""Classes of ``new``."""
+EACH = 3
+"""Pictures of a class: an update trains no tower on fewer than 20."""
 _BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _ASKED = "exec 3>&1\ncommand_not_found_handle() { printf '%s\\037' \"$@\" >&3; printf '\\036' >&3; }\nPATH=/nowhere\n"
 """Makes a shell say the words of each command, which it cannot find."""
@@ -58,15 +66,18 @@ def asked(block: str, folder: Path) -> list[list[str]]:
 
 
 def write_folder(root: Path) -> Path:
-    """What the guides take for granted: pictures old and new, a list, a config, a source of one's own, runs to draw."""
-    image_folder(root / "photos", {"train": 6, "test": 3})
-    image_folder(root / "holdout", {"": 4}, seed=300)
+    """What the guides take for granted: pictures old and new, a list, a config, a source of one's own."""
+    for place, classes, first in (
+        ("photos/train", KNOWN, 1000),
+        ("photos/test", KNOWN, 2000),
+        ("new", NEW, 3000),
+        ("holdout", KNOWN | NEW, 4000),
+    ):
+        for number, (image, name) in enumerate(zip(*_some(classes, first), strict=True)):
+            (root / place / name).mkdir(parents=True, exist_ok=True)
+            image.save(root / place / name / f"{number % EACH}.png")
+    (root / "photos" / "7.jpg").write_bytes((root / "photos" / "train" / "red" / "0.png").read_bytes())
     image_folder(root / "other", {"": 3}, classes=3, seed=700)
-    for number, (name, colour) in enumerate(NEW.items()):
-        for folder, first in (("new", 9000), ("holdout", 9500)):
-            (root / folder / name).mkdir(parents=True)
-            for index in range(6):
-                picture(colour, first + 10 * number + index).save(root / folder / name / f"{index}.png")
     domain_folder(root / "pacs")
     picture(COLOURS["red"], 12).save(root / "photo.jpg")
     (root / "my.toml").write_text('[method]\nname = "gcl"\n', encoding="utf-8")
@@ -80,10 +91,14 @@ def write_folder(root: Path) -> Path:
         )
         rows.append(f"FOLDER/{name}-{number}.png,{name},{'train' if number < 30 else 'test'},photo")
     (root / "list.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+def write_runs(folder: Path) -> None:
+    """Finished runs, as of a sweep."""
     for method in ("gcl", "gdro"):
         for seed in range(2):
-            write_run(root / "runs" / "S" / f"{method}_{seed}", method=method, memory=200, seed=seed, tasks=3)
-    return root
+            write_run(folder / f"{method}_{seed}", method=method, memory=200, seed=seed, tasks=3)
 
 
 def write_saved(root: Path) -> None:
@@ -99,16 +114,11 @@ def write_saved(root: Path) -> None:
 
 def given() -> dict[str, Any]:
     """What the Python blocks take for granted: pictures, names and features."""
-
-    def some(colours: dict[str, tuple[int, int, int]], first: int) -> tuple[list[Any], list[str]]:
-        names = [name for name in colours for _ in range(6)]
-        return [picture(colours[name], first + number) for number, name in enumerate(names)], names
-
-    images, labels = some(NEW, 20_000)
-    more, names = some(COLOURS, 21_000)
-    held_out, truth = some(COLOURS | NEW, 22_000)
+    images, labels = _some(NEW, 20_000)
+    more, names = _some(KNOWN, 21_000)
+    held_out, truth = _some(KNOWN | NEW, 22_000)
     rng = np.random.default_rng(0)
-    centres = {name: rng.normal(size=768) for name in COLOURS}
+    centres = {name: rng.normal(size=768) for name in KNOWN}
     x = np.stack([centres[name] + rng.normal(size=768) for name in names])
     return {
         "np": np,
@@ -118,7 +128,7 @@ def given() -> dict[str, Any]:
         "more_images": more,
         "names": names,
         "more_labels": names,
-        "batch": some(COLOURS, 23_000)[0],
+        "batch": _some(KNOWN, 23_000)[0],
         "photos": held_out,
         "held_out": held_out,
         "truth": truth,
@@ -126,3 +136,9 @@ def given() -> dict[str, Any]:
         "y": np.array(names),
         "d": np.arange(len(names)) % 2,
     }
+
+
+def _some(colours: Mapping[str, tuple[int, int, int]], first: int) -> tuple[list[Image.Image], list[str]]:
+    """A few pictures of each class, none like another, and their names."""
+    names = [name for name in colours for _ in range(EACH)]
+    return [picture(colours[name], first + number) for number, name in enumerate(names)], names
