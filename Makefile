@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow lint docs setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/everclip train demo
@@ -19,6 +19,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The site, in build/site: its pages are read from a disk, and searched from "python -m http.server -d build/site".
+docs: $(VENV)/.docs
+	$(BIN)/python tools/pages.py build/pages
+	$(BIN)/jupyter-nbconvert --log-level WARN --to markdown --output-dir build/pages/notebooks docs/notebooks/*.ipynb
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 setup: $(VENV)/.dev
 
 $(BIN)/python:
@@ -32,5 +38,9 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(VENV)/.demo $@
 
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lite,docs]"
+	touch $(VENV)/.demo $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -143,21 +143,8 @@ def test_nothing_names_a_machine() -> None:
             assert not pattern.search(path.read_text(encoding="utf-8")), name
 
 
-PAGES = {"README.md": {"sweep", "compare", "update"}, "docs/commands.md": {"train", "resume", "doctor"}}
-"""Pages with commands, and some that each has."""
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_pages_show_commands_that_exist(page: str) -> None:
-    from everclip.cli.app import COMMANDS
-
-    text = (ROOT / page).read_text(encoding="utf-8")
-    used = set(re.findall(r"^    everclip (\w+)", text, re.MULTILINE))
-    assert PAGES[page] <= used <= set(COMMANDS)
-
-
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from tools import gallery
 
 from everclip import plots
@@ -22,6 +23,16 @@ def test_each_chart_is_shown_by_a_line_that_draws_it(many: Path) -> None:
         assert svg == gallery.picture(name, str(given), keywords | known, about)
         assert "var(" not in svg
         assert re.search(rf"<title [^>]*>{re.escape(about.replace(chr(39), '&#39;'))}</title>", svg)
+
+
+def test_the_first_lines_run(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "S").symlink_to(many, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    page = gallery.PAGE.read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(from .*?)^```$", page, re.DOTALL | re.MULTILINE)
+    exec(lines, {})
+    assert (tmp_path / "memory.pdf").is_file()
 
 
 def test_the_pictures_are_small() -> None:
