@@ -27,8 +27,11 @@ NEW = {"orange": (240, 140, 20), "purple": (130, 30, 160)}
 EACH = 3
 """Pictures of a class: an update trains no tower on fewer than 20."""
 _BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_ASKED = "exec 3>&1\ncommand_not_found_handle() { printf '%s\\037' \"$@\" >&3; printf '\\036' >&3; }\nPATH=/nowhere\n"
-"""Makes a shell say the words of each command, which it cannot find."""
+_ASKED = r"""exec 3>&1
+command_not_found_handle() { local IFS=$'\037'; printf '%s\037\036' "$*" >&3; }
+PATH=/nowhere
+"""
+"""Makes a shell say the words of each command, which it cannot find; at once, as pipes run side by side."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def write_folder(root: Path) -> Path:
     domain_folder(root / "pacs")
     picture(COLOURS["red"], 12).save(root / "photo.jpg")
     (root / "my.toml").write_text('[method]\nname = "gcl"\n', encoding="utf-8")
+    (root / "captions.txt").write_text("a red square\na dog\n", encoding="utf-8")
     (root / "my_source.py").write_text(printed("MySource"), encoding="utf-8")
     (root / "FOLDER").mkdir()
     rows = ["path,label,split,domain"]

@@ -68,9 +68,10 @@ def test_what_is_not_run_is_counted() -> None:
 def test_commands_are_read(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of a page, run or not: options exist, settings are allowed, files and targets are there."""
     monkeypatch.chdir(folder)
-    tuned = folder / "runs" / "tune" / "tuned.toml"  # which a command above writes
+    tuned = folder / "runs" / "tune" / "tuned.toml"  # which commands above write
     tuned.parent.mkdir(parents=True, exist_ok=True)
     tuned.write_text("", encoding="utf-8")
+    (folder / "photos.toml").write_text("", encoding="utf-8")
     found = [(words, block) for block in SHELL if block.page == page for words in asked(block.text, folder)]
     assert SHOWN.get(page, set()) <= {words[1] for words, _ in found if words[0] == "everclip"}
     for words, block in found:
