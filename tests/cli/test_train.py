@@ -49,7 +49,8 @@ def test_dry_run_trains_nothing(
     monkeypatch.chdir(tmp_path)
     assert main(["train", *tokens, "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "6 optimizer steps in all; nothing was trained" in text
+    assert "6 optimizer steps in all, less than a minute (" in text
+    assert text.endswith("; nothing was trained\n")
     assert 'name = "gdro"' in text
     assert main(["train", *tokens, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
