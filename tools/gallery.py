@@ -23,7 +23,7 @@ from everclip import plots
 from everclip.report.svg import embedded, light
 
 PAGE = Path(__file__).parents[1] / "docs" / "plots.md"
-_SHOWN = re.compile(r"^```python\nplots\.(\w+)\((.+)\)\n```\n\n!\[(.+)\]\((.+)\)$", re.MULTILINE)
+_SHOWN = re.compile(r"^```python\nplots\.(\w+)\(([^`]+)\)\n```\n\n!\[(.+)\]\((.+)\)$", re.MULTILINE)
 _SIZES = {
     "accuracy_matrix": (8.0, 4.0),
     "class_weights": (9.5, 5.0),
