@@ -27,7 +27,7 @@ from everclip.index.search import nearest
 
 NEIGHBOURS, KILLS = 10, 3
 COUNT, WIDTH = 1_000_000, 512
-ROUNDS, TIMED = 3, 8 * embed.BATCH
+ROUNDS, TIMED = 3, 4 * embed.BATCH
 """Times that embedding and the bare encoder are measured, in turn, and on how many pictures."""
 Json = dict[str, Any]
 
