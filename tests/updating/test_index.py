@@ -15,7 +15,7 @@ import torch
 
 from everclip.errors import UserError
 from everclip.index.encoder import fingerprint, open_encoder
-from everclip.index.folder import Vectors, read
+from everclip.index.folder import Listed, Vectors, append, create, read
 from everclip.index.maps import FILE
 from everclip.index.queries import asker
 from everclip.index.search import nearest
@@ -233,6 +233,20 @@ def test_a_stale_index_can_be_rebuilt(world: Path, tmp_path: Path, say: Say) -> 
         True,
     )
     assert len(read(tmp_path / "other.v2")) == 60
+
+
+def test_no_code_runs_that_a_folder_names(world: Path, tmp_path: Path, say: Say) -> None:
+    """What was embedded is listed again by a rebuild; a stranger's folder may say that it was a program's."""
+    mine = read(world / "vectors")
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    listed = Listed([str(row) for row in range(len(mine))], {}, [f"{evil}:x"])
+    append(create(tmp_path / "theirs", mine.table), next(mine.blocks())[1], listed)
+    code, out, err = say(
+        *words(world, tmp_path / "v2", "--index", "rebuild", "--vectors", tmp_path / "theirs")
+    )
+    assert (code, out, "--trust" in err, err.count("\n")) == (2, "", True, 1)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_recall_by_hand() -> None:

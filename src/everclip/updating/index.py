@@ -7,6 +7,7 @@ rebuild    what was embedded is embedded again, into a folder beside the old one
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -282,9 +283,9 @@ class Rebuild:
 
     def command(self, spec: str) -> str:
         """The command that goes on with it."""
-        text = self.work.kind == folder.TEXT
-        sources = [f"--text {source}" if text else source for source in self.work.sources]
-        return f"everclip embed {spec} {' '.join(sources)} -o {self.out}"
+        option = ["--text"] if self.work.kind == folder.TEXT else []
+        sources = [word for source in self.work.sources for word in (*option, source)]
+        return shlex.join(["everclip", "embed", spec, *sources, "-o", str(self.out)])
 
 
 def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
