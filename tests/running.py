@@ -41,11 +41,11 @@ class _Asking(Progress):
 
     def __init__(self, stop: Stop, after: int) -> None:
         super().__init__()
-        self._stop, self._left = stop, after
+        self._stop, self._after = stop, after
 
     def step(self, note: str = "", count: int = 1) -> None:
-        self._left -= note.startswith("loss")
-        if self._left == 0:
+        self._after -= note.startswith("loss")
+        if self._after == 0:
             self._stop.ask()
 
 
