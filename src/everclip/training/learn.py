@@ -34,9 +34,11 @@ def learn(context: Context, task: Task) -> None:
     tuning = tuning_of(config.tune, config.tuning.options)
     tuning.begin(clip)
     method.begin_task(clip, task, images)
+    shown = method.trains_on(images)
+    images, current = images.select(shown), current[shown]
     learner = method.learner(task)
     for index, phase in enumerate(learner.phases(task)):
-        counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
+        counts = {"mixed": len(images), "new": int(current.sum()), "memory": int((~current).sum())}
         steps = context.plan.steps(phase, counts[phase.data])
         if steps == 0:
             continue
