@@ -87,7 +87,7 @@ def test_the_pretrained_tower_decides_alone_where_the_trained_one_harms(clip: Cl
     method.kept["won"] = torch.tensor([1, 3])
     assert len(method.deciding) == 2, "two of four is one standard error"
     method.kept["won"] = torch.tensor([1, 4])
-    assert method.deciding == [method.twin]
+    assert [*method.deciding] == [method.twin]
     equal(scores(method, after), scores(learn(make(NAME, shrinkage=0.5), clip, TASKS), clip))
 
 
@@ -120,3 +120,68 @@ def test_a_run_stopped_and_resumed(tmp_path: Path, toy: str, photos: str) -> Non
     assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
     other = run(tmp_path / "other", *tokens, "method.twin=false")
     assert other["state_bytes"] < whole["state_bytes"]
+
+
+def stepwise(clip: Clip, after: Sequence[Clip], each: int, **options: Any) -> Any:
+    """A method whose tower is another after each task, with so many exemplars of every class of the tasks before."""
+    method, on = make(NAME, shrinkage=0.5, adapt="clip", **options), pictures()
+    past = torch.zeros(0, dtype=torch.int64)
+    for index, (which, tower) in enumerate(zip(TASKS, after, strict=True)):
+        new, old = (images(on.labels.tolist()).select(rows.numpy()) for rows in (which, past))
+        task = Task(index, f"task {index + 1}", tuple(sorted(set(new.labels.tolist()))), new, new)
+        method.grow(after[index - 1] if index else clip, task)
+        method.begin_task(after[index - 1] if index else clip, task, new + old)
+        assert (method.learner(task) is not method) == (index == 0 or each >= 5), "who trains"
+        classes = (which[on.labels[which] == label][:each] for label in task.classes)
+        past = torch.cat([past, *classes])
+        memory = [part(on, past)] if len(past) else []
+        method.end_task(tower, task, (part(on, chunk) for chunk in which.split(7)), iter(memory))
+    return method
+
+
+def test_with_exemplars_the_trained_towers_sums_are_carried_from_the_twins(clip: Clip) -> None:
+    after = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)]
+    method = stepwise(clip, after, each=6)
+    exact = learn(make(NAME, shrinkage=0.5), clip, TASKS)
+    equal(method.twin.sums, exact.sums)
+    equal(method.twin.gram, exact.gram)
+    there = learn(make(NAME, shrinkage=0.5), after[-1], TASKS)
+    means, true, before = (found.sums / 8 for found in (method, there, exact))
+    assert (means - true)[:4].norm() < 0.7 * (before - true)[:4].norm(), "nearer than the pretrained tower's"
+    expected = scores(exact, clip) + 0.5 * part_scores(method, after[-1])
+    equal(scores(method, after[-1]), expected)
+    again = stepwise(clip, after, each=6)
+    again.load_state_dict(saved(method.state_dict()))
+    assert torch.equal(scores(again, after[-1]), scores(method, after[-1]))
+
+
+def part_scores(method: Any, clip: Clip) -> Tensor:
+    """Scores of the trained tower alone."""
+    with torch.no_grad():
+        return method.nearest(clip, [*range(6)])(clip.normalise(pictures().images))
+
+
+def test_weight_0_is_the_method_without_a_memory(clip: Clip) -> None:
+    after = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)]
+    method = stepwise(clip, after, each=6, follow_weight=0.0)
+    assert torch.equal(
+        scores(method, after[-1]), scores(learn(make(NAME, shrinkage=0.5), clip, TASKS, 7), clip)
+    )
+
+
+def test_fewer_exemplars_train_nothing_later(clip: Clip) -> None:
+    after = trained(clip, 0.1)
+    few, none = (stepwise(clip, [after] * 3, each) for each in (4, 0))
+    assert torch.equal(scores(few, after), scores(none, after))
+    assert few.kept["won"].tolist() == none.kept["won"].tolist()
+
+
+def test_a_run_with_exemplars_stopped_and_resumed(tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = (f"data={photos}", f"model={toy}", f"method={NAME}", "method.adapt=gdro")
+    tokens += ("train.lr=1e-3", "train.batch_size=2", "memory.per_class=1")
+    once = run(tmp_path / "once", *tokens, "method.follow_from=none")
+    tokens += ("method.follow_from=1",)
+    whole = run(tmp_path / "whole", *tokens)
+    assert run_for(tmp_path / "parts", whole["optimizer_steps"] - 1, *tokens) is None
+    assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
+    assert once["optimizer_steps"] < whole["optimizer_steps"], "later tasks train"

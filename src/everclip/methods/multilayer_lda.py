@@ -21,11 +21,15 @@ head on each, and an image's score is the sum of both, unless the pretrained tow
 later tasks, by over one standard error. A fifth of a task's images, at most a thousand, are asked before they are added
 to the sums.
 
+With a memory of at least `follow_from` exemplars per class, `adapt` goes on in later tasks, on new images and
+exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py); its
+scores count `follow_weight` as much as the twin's. A fifth of new images and exemplars trains nothing, and is asked.
+
     Parameters  none
     State       d x d sums, a sum of features a class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
                 twin twice that and an image tower
     Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
-    Exemplars   none
+    Exemplars   none; with adapt and a twin, trains on exemplars beside new images
 
 Paper: https://arxiv.org/abs/1909.01520 (the sums); https://doi.org/10.1214/aos/1176324456 (ridge and discriminants)
 """
@@ -34,166 +38,179 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable
+from dataclasses import replace
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Int64
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
-from everclip.methods.shared.discriminant import Head, Nearest, Summed, strength, whitened, within_covariance
-from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
+from everclip.data.images import ImageSet
+from everclip.methods.base.method import Batch, Clip, Prompts, Task
+from everclip.methods.shared.discriminant import Summed
+from everclip.methods.shared.drift import Carrier, Moves
+from everclip.methods.shared.layers import Layers, LayersConfig
 from everclip.methods.shared.sums import Sums
-from everclip.methods.shared.weights import Kept
-from everclip.models.depths import Depths
 
 log = logging.getLogger("everclip")
 
-Positive = Annotated[float, Field(gt=0)]
+FIRST, WON, FOLLOWED = "first", "won", "followed"
+"""What is kept: ids of the first task, asked about nothing; counts of answers; that adapt has gone on."""
 ASKED, MOST_ASKED = 5, 1000
 """One in so many images of a later task is asked before it is added, and about so many at most."""
 
 
-class Cells(NamedTuple):
-    """Sums and counts of the images of a class in a domain, and the class of each."""
+class MultilayerLda(Layers):
+    """Whitened cosines on several layers, of one tower or of two."""
 
-    sums: Float64[Tensor, "k m"]
-    counts: Int64[Tensor, " k"]
-    owner: Int64[Tensor, " k"]
+    class Config(LayersConfig):
+        """Options of the features, of the head and of the twin."""
 
-
-class MultilayerLda(Kept, Statistics):
-    """Whitened cosines on several layers."""
-
-    class Config(StatisticsConfig):
-        """Options of the features and of the head."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"shrinkage": ("gcv", 0.1, 0.3, 1.0, 3.0, 10.0)}
-
-        stages: list[Positive] | None = Field(
-            default=None,
-            description="weights of the tower's last blocks beside its output, the last block's first; none: 0.5, 0.5"
-            " and 0.25, as far as there are blocks",
-        )
-        root: bool = Field(default=True, description="signed square roots of activations, in place of these")
-        mirror: bool = Field(default=True, description="read the mirror image too")
-        scales: list[Positive] = Field(
-            default=[1.0],
-            min_length=1,
-            description="sides of the views that are read, as multiples of image_size",
-        )
-        token: Literal["class", "mean"] = Field(
-            default="class",
-            description="what is read of a transformer's block: its class token, if it has one, or the patches' mean",
-        )
-        shrinkage: Positive | Literal["gcv"] = Field(
-            default="gcv",
-            description="s, as a multiple of the mean variance within classes; or by generalised cross-validation",
-        )
-        domain_shrinkage: Positive | None = Field(
-            default=10.0,
-            description="images that a class's mean over all domains counts in its mean of one; none: that mean alone",
-        )
-        log_priors: bool = Field(
-            default=False, description="add the logarithm of a class's fraction of the images"
-        )
         twin: bool = Field(
             default=True,
             description="beside a tower that adapt has trained keep the pretrained one, and add the scores of both",
         )
+        follow_from: int | None = Field(
+            default=5,
+            ge=1,
+            description="exemplars per class with which adapt goes on in later tasks, where there is a twin; none: it"
+            " never does",
+        )
+        follow_weight: float = Field(
+            default=0.5,
+            ge=0,
+            description="weight of the trained tower's scores beside the twin's once adapt has gone on; 0: the twin"
+            " alone",
+        )
 
-    passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
-    cosines = False
     config: Config
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.depths = Depths(
-            None if config.stages is None else tuple(config.stages),
-            config.root,
-            config.mirror,
-            tuple(config.scales),
-            config.token,
-            config.feature == "pooled",
-        )
-        # a tower that trains in the first task cannot be read ahead
-        trains = config.adapt != "none"
-        self.can(reads="pixels" if trains else "features", depths=None if trains else self.depths)
-        self._chosen: float | None = None  # s by cross-validation, of the sums as they are
-        self.tower: nn.Module | None = None  # read in place of the model's
-        self.twin: MultilayerLda | None = None
-        if trains and config.twin:
-            self.twin = MultilayerLda(config.model_copy(update={"adapt": "none"}), prompts)
+        self.twin: Layers | None = None
+        if config.adapt != "none" and config.twin:
+            self.twin = Layers(config.model_copy(update={"adapt": "none"}), prompts)
+            self.follows = config.follow_from
+            self.can(uses_memory=config.follow_from is not None)
 
     def grow(self, clip: Clip, task: Task) -> None:
         super().grow(clip, task)
-        self.kept_to(clip)
         if self.twin is not None:
             self.twin.tower = self.twin.tower or clip.copy_tower()
             self.twin.grow(clip, task)
 
-    def add(
-        self,
-        rows: Float64[Tensor, "b m"],
-        labels: Int64[Tensor, " b"],
-        weights: Float64[Tensor, " b"] | None = None,
-    ) -> None:
-        super().add(rows, labels, weights)
-        self._chosen = None
+    @torch.no_grad()
+    def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Add the task's images; where it has trained on exemplars, bring the trained tower's sums along."""
+        follows = self.adapting and task.index > 0
+        super().end_task(clip, task, () if follows else new, memory)
+        if follows:
+            self.follow(clip, new, memory)
+        elif task.index == 0 and self.goes_on:
+            self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
 
-    def set_extra_state(self, state: Any) -> None:
-        super().set_extra_state(state)
-        self._chosen = None
+    def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
+        """In later tasks, all but those that are asked afterwards which of the towers decides."""
+        return images.ids % ASKED != 0 if FIRST in self.kept else super().trains_on(images)
 
-    def take(self, sums: Sums) -> None:
-        """Put a copy of other sums, all of one domain, in place of its own."""
-        super().take(sums)
-        self.kept, self._chosen = {}, None
+    def follow(self, clip: Clip, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
+        """Add images to the twin's sums, and make the trained tower's from these.
+
+        Images that no phase has seen are asked first, while they are in neither's sums.
+        """
+        twin = self.twin
+        assert twin is not None
+        before = twin.counts.clone()
+        news = [(self.both(clip, batch), batch.ids) for batch in new]
+        ids = torch.cat([found for _, found in news])
+        for (rows, _, labels, domains), _ in news:
+            twin.include(rows, labels, domains)
+        left = (without(batch, ids) for batch in memory)
+        olds = [(self.both(clip, batch), batch.ids) for batch in left if len(batch)]
+        rows, others, labels, domains = (
+            torch.cat(parts) for parts in zip(*(found for found, _ in news + olds), strict=True)
+        )
+        every = torch.cat([found for _, found in news + olds])
+        held = ((every % ASKED == 0) & ~torch.isin(every, self.kept[FIRST].cpu())).to(rows.device)
+        # an exemplar stands for all images of its class before this task
+        old = labels[len(ids) :]
+        weights = rows.new_ones(len(rows))
+        weights[len(ids) :] = (before.double() / old.bincount(minlength=len(before)))[old]
+        moves = Moves(*self.sums.shape, self.sums.device)
+        moves.add(rows[~held], others[~held], labels[~held], weights[~held])
+        carrier = moves.carrier()
+        whole, kept = Sums(twin.gram.clone(), twin.sums.clone(), twin.counts.clone()), dict(twin.kept)
+        twin.remove(rows[held], labels[held], domains[held])
+        self.carry(carrier)
+        self.judge(rows[held], others[held], labels[held])
+        twin.take(whole)  # to the last bit, which adding them again would not be
+        twin.kept = kept
+        self.carry(carrier)
+
+    def carry(self, carrier: Carrier) -> None:
+        """Make the trained tower's sums from the twin's."""
+        twin = self.twin
+        assert twin is not None
+        aside = {name: self.kept[name] for name in (FIRST, WON) if name in self.kept}
+        gram = carrier.gram(twin.gram, twin.sums, twin.counts)
+        self.take(Sums(gram, carrier.sums(twin.sums, twin.counts), twin.counts))
+        for key, found in twin.kept.items():
+            counted = twin.kept[key.replace("sums", "counts")]
+            self.kept[key] = carrier.sums(found, counted) if key.startswith("sums") else found.clone()
+        self.kept |= aside | {FOLLOWED: torch.ones(1, device=self.counts.device)}
+
+    def both(self, clip: Clip, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows on the twin and on this side, labels and domains, where the sums are."""
+        twins, ours = (side.query(clip, batch.images) for side in self.sides)
+        labels, domains = (part.to(self.counts.device) for part in (batch.labels, batch.domains))
+        return twins, ours, labels, domains
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
-        asked = max(ASKED, len(task.train) // MOST_ASKED) if self.twin is not None and task.index else 0
+        if self.twin is None:
+            return super().absorb(clip, task, new)
+        asked = max(ASKED, len(task.train) // MOST_ASKED) if task.index else 0
         aside: list[tuple[Tensor, ...]] = []
         for batch in new:
-            columns = [side.rows(side.extract(clip, batch.images)) for side in self.sides]
-            columns += [column.to(self.counts.device) for column in (batch.labels, batch.domains)]
+            columns = self.both(clip, batch)
             if asked:
                 held = (batch.ids % asked == 0).to(self.counts.device)
                 aside.append(tuple(column[held] for column in columns))
-                columns = [column[~held] for column in columns]
-            self.include(*columns)
+                columns = tuple(column[~held] for column in columns)
+            twins, ours, labels, domains = columns
+            self.include_both(twins, ours, labels, domains)
         if aside:
-            held_out = [torch.cat(parts) for parts in zip(*aside, strict=True)]
-            self.judge(held_out[:2], held_out[2])
-            self.include(*held_out)
+            twins, ours, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
+            self.judge(twins, ours, labels)
+            self.include_both(twins, ours, labels, domains)
+
+    def include_both(self, twins: Tensor, ours: Tensor, labels: Tensor, domains: Tensor) -> None:
+        """Add images, whose rows on both sides are given."""
+        self.include(ours, labels, domains)
+        if self.twin is not None:
+            self.twin.include(twins, labels, domains)
 
     @property
-    def sides(self) -> list[MultilayerLda]:
-        """This one, and its twin if it has one."""
-        return [self] if self.twin is None else [self, self.twin]
+    def sides(self) -> list[Layers]:
+        """The twin, if it has one, and this one."""
+        return [self] if self.twin is None else [self.twin, self]
 
-    def include(self, *columns: Tensor) -> None:
-        """Add images: their rows on each side, labels and domains."""
-        *rows, labels, domains = columns
-        for side, found in zip(self.sides, rows, strict=True):
-            side.add(found, labels)
-            side.add_domains(found, labels, domains)
-
-    def judge(self, rows: list[Tensor], labels: Int64[Tensor, " b"]) -> None:
+    def judge(self, twins: Tensor, ours: Tensor, labels: Int64[Tensor, " b"]) -> None:
         """Count images, whose rows on both sides are given, that either both heads or the twin's alone are right about.
 
         Held-out ones, which are in no sum yet.
         """
         known = (self.counts > 0).nonzero()[:, 0]
-        ours, twins = (
-            side.scorer(known.tolist())(found) for side, found in zip(self.sides, rows, strict=True)
+        found = zip(self.sides, (twins, ours), strict=True)
+        before, after = (side.scorer(known.tolist())(rows) for side, rows in found)
+        right, alone = (
+            known[scores.argmax(1)] == labels for scores in (before + self.weight * after, before)
         )
-        right, alone = (known[found.argmax(1)] == labels for found in (ours + twins, twins))
         won = torch.stack([(right & ~alone).sum(), (alone & ~right).sum()])
-        self.kept["won"] = self.kept.get("won", torch.zeros_like(won)) + won
-        more, fewer = self.kept["won"].tolist()
+        self.kept[WON] = self.kept.get(WON, torch.zeros_like(won)) + won
+        more, fewer = self.kept[WON].tolist()
         log.info(
             "held-out images of later tasks: %d right with both towers alone, %d pretrained alone",
             more,
@@ -201,104 +218,30 @@ class MultilayerLda(Kept, Statistics):
         )
 
     @property
-    def deciding(self) -> list[MultilayerLda]:
-        """The sides whose scores add up: both, or the twin where it was right about more by over a standard error."""
-        more, fewer = self.kept["won"].tolist() if "won" in self.kept else (0, 0)
-        return self.sides if fewer - more <= math.sqrt(more + fewer) else self.sides[1:]
+    def weight(self) -> float:
+        """What the trained tower's scores count beside the twin's."""
+        return self.config.follow_weight if FOLLOWED in self.kept else 1.0
 
-    def add_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int = 1) -> None:
-        """Add images to the sums of their domains; those of domain 0 are what the others leave of all."""
-        for domain in domains.unique().tolist():
-            if domain:
-                there = domains == domain
-                targets = self.summed.targets(labels[there])
-                for name, more in (("sums", targets.T @ rows[there]), ("counts", targets.sum(0).long())):
-                    key = f"{name}{domain}"
-                    self.kept[key] = self.kept.get(key, torch.zeros_like(more)) + sign * more
+    @property
+    def deciding(self) -> dict[Layers, float]:
+        """The sides whose scores add up, and their weights: the twin alone where it was right about more images.
 
-    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
-        return self.depths.read(self.tower or clip.model.visual, clip.normalise(images))
-
-    def remove(
-        self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
-    ) -> None:
-        """Take images out of the sums, as if they had never been added."""
-        self.summed.add_(rows, labels, sign=-1)
-        self.add_domains(rows, labels, domains, -1)
-        self._chosen = None
-
-    def cells(self) -> Cells:
-        """Sums of each class in each domain that it has images of; in one domain, of each class."""
-        domains = sorted(int(key.removeprefix("sums")) for key in self.kept if key.startswith("sums"))
-        if self.config.domain_shrinkage is None:
-            domains = []
-        parts = [(self.kept[f"sums{domain}"], self.kept[f"counts{domain}"]) for domain in domains]
-        rest = self.sums - sum(sums for sums, _ in parts), self.counts - sum(counts for _, counts in parts)
-        sums, counts = (torch.stack(column) for column in zip(rest, *parts, strict=True))
-        there = counts > 0
-        return Cells(sums[there], counts[there], there.nonzero()[:, 1])
-
-    def shrinkage(self, cells: Cells) -> float:
-        """s, chosen anew once the sums are others."""
-        if self.config.shrinkage != "gcv":
-            return self.config.shrinkage
-        if self._chosen is None:
-            self._chosen = strength(self.gram, cells.sums, cells.counts)
-            count = int(self.counts.sum())
-            log.info("shrinkage %.3g, by cross-validation on the sums of %d images", self._chosen, count)
-        return self._chosen
-
-    def solve(self, clip: Clip, labels: list[int]) -> Scores:
-        """The classifier of these labels where there is one domain."""
-        head = self.head(labels)
-        assert len(head.owner) == len(labels)
-        return head.weight, head.bias
-
-    def head(self, labels: list[int]) -> Head:
-        """The classifier of these labels, a column for each cell; a label never trained has one of -inf."""
-        cells, known = self.cells(), self.counts > 0
-        place = torch.full((len(known),), -1, device=known.device)
-        place[labels] = torch.arange(len(labels), device=known.device)
-        blank = [column for column, label in enumerate(labels) if not known[label]]
-        if not known.any():
-            nothing = self.sums.new_zeros(self.sums.shape[1], len(labels))
-            return Head(nothing, self.silence(labels), torch.arange(len(labels)), 1.0)
-        pooled = self.sums / self.counts.clamp(min=1)[:, None]
-        means = self.drawn(cells, pooled)
-        covariance = within_covariance(self.gram, cells.sums, cells.counts)
-        mine = place[cells.owner] >= 0
-        weight, bias, lengths = whitened(
-            covariance, means[mine], pooled[known].mean(0), self.shrinkage(cells)
-        )
-        # logits of a discriminant with a common covariance are these scores times the lengths
-        factor = (lengths.mean().item() if len(lengths) else 0.0) or 1.0
-        owner = place[cells.owner[mine]]
-        if self.config.log_priors:
-            bias = bias + (self.counts[cells.owner[mine]] / self.counts.sum()).log() / factor
-        weight = torch.cat([weight, weight.new_zeros(len(weight), len(blank))], 1)
-        bias = torch.cat([bias, bias.new_full((len(blank),), -torch.inf)])
-        owner = torch.cat([owner, torch.tensor(blank, dtype=torch.int64, device=owner.device)])
-        order = owner.argsort(stable=True)
-        return Head(weight[:, order], bias[order], owner[order], factor)
-
-    def drawn(self, cells: Cells, pooled: Float64[Tensor, "c m"]) -> Float64[Tensor, "k m"]:
-        """Means of the cells, drawn to those of their classes over all domains."""
-        several = cells.owner.bincount(minlength=len(pooled)) > 1
-        extra = (self.config.domain_shrinkage or 0.0) * several[cells.owner].double()[:, None]
-        return (cells.sums + extra * pooled[cells.owner]) / (cells.counts[:, None] + extra)
-
-    def scorer(self, labels: list[int]) -> Callable[[Float64[Tensor, "b m"]], Float64[Tensor, "b c"]]:
-        """The map from features to scores of these labels."""
-        return Nearest(lambda rows: rows, self.head(labels), len(labels))
+        That is more by over one standard error.
+        """
+        more, fewer = self.kept[WON].tolist() if WON in self.kept else (0, 0)
+        trusted = fewer - more <= math.sqrt(more + fewer)
+        weights = [1.0, self.weight * trusted]
+        sides = zip(self.sides, weights if self.twin else [1.0], strict=True)
+        return {side: weight for side, weight in sides if weight}
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        parts = [side.nearest(clip, list(labels)) for side in self.deciding]
-        return parts[0] if len(parts) == 1 else Summed(parts)
+        parts = {side.nearest(clip, list(labels)): weight for side, weight in self.deciding.items()}
+        return next(iter(parts)) if len(parts) == 1 else Summed(parts)
 
-    def nearest(self, clip: Clip, labels: list[int]) -> Nearest:
-        """The classifier of one tower."""
-        head = self.head(labels)
-        linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
-        linear.to_logits = head.to_logits
-        return linear
+
+def without(batch: Batch, ids: Int64[Tensor, " n"]) -> Batch:
+    """The plain images of a batch that are none of these."""
+    kept = ~torch.isin(batch.ids, ids)
+    columns = ("images", "labels", "domains", "ids", "current")
+    return replace(batch, **{name: getattr(batch, name)[kept] for name in columns})

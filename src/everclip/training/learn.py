@@ -34,8 +34,10 @@ def learn(context: Context, task: Task) -> None:
     tuning = tuning_of(config.tune, config.tuning.options)
     tuning.begin(clip)
     method.begin_task(clip, task, images)
+    shown = method.trains_on(images)
+    images, current = images.select(shown), current[shown]
     learner = method.learner(task)
-    counts = {"mixed": len(images), "new": len(new), "memory": len(old)}
+    counts = {"mixed": len(images), "new": int(current.sum()), "memory": int((~current).sum())}
     phases = [(phase, context.plan.steps(phase, counts[phase.data])) for phase in learner.phases(task)]
     every = sum(steps for _, steps in phases)
     for index, (phase, steps) in enumerate(phases):

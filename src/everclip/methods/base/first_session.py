@@ -1,10 +1,15 @@
-"""Adapt in the first session: the first task trains with another method's loss, later ones train nothing."""
+"""Adapt in the first session: the first task trains with another method's loss, later ones train nothing.
+
+A method that can bring its statistics along goes on training wherever there are exemplars (``follows``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from everclip.data.images import ImageSet
@@ -30,11 +35,18 @@ class FirstSession(Untrained):
     """Lend its training to another method for the first task, and to nothing after it.
 
     That method's state is dropped at the task's end: no later task asks for it.
+
+    Attributes:
+        follows: exemplars per class with which later tasks train too, and that method's state is kept; None: never.
+        adapting: whether the present task trains.
     """
+
+    follows: int | None = None
 
     def __init__(self, config: FirstSessionConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.can(trains=config.adapt != "none")
+        self.adapting = False
         # in a tuple, so that it is no part of this module
         self._first: tuple[Method, ...] = ()
         if config.adapt != "none":
@@ -44,23 +56,52 @@ class FirstSession(Untrained):
             lent = learner.capabilities
             self.can(shares=lent.shares, light=lent.light, shards=lent.shards)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later task can train."""
+        return self.follows is not None and bool(self._first)
+
     def learner(self, task: Task) -> Method:
-        return self._first[0] if self._first and task.index == 0 else self
+        return self._first[0] if self.adapting else self
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        if self.follows is not None:
+            for first in self._first:
+                first.to(clip.device)
+                first.grow(clip, task)
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        if self._first and task.index == 0:
+        self.adapting = bool(self._first) and (task.index == 0 or self._enough(task, train))
+        if self.adapting:
             (first,) = self._first
-            first.to(clip.device)
-            first.grow(clip, task)
+            if self.follows is None:
+                first.to(clip.device)
+                first.grow(clip, task)
             first.begin_task(clip, task, train)
+
+    def _enough(self, task: Task, train: ImageSet) -> bool:
+        """Whether there are exemplars enough to go on with."""
+        old = train.labels[~np.isin(train.ids, task.train.ids)]
+        return self.follows is not None and len(old) >= self.follows * max(1, len(np.unique(old)))
+
+    def drop(self, ids: NDArray[Any]) -> None:
+        for first in self._first:
+            first.drop(ids)
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"first": [method.state_dict() for method in self._first]}
 
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
-        for method, saved in zip(self._first, state["first"], strict=False):  # none after the first task
+        self._first = self._first[: len(state["first"])]  # none after the first task
+        for method, saved in zip(self._first, state["first"], strict=True):
             method.load_state_dict(saved)
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        self._first = ()
+        self.adapting = False
+        # batches can be read once, and the first task's end needs none of the memory
+        if self.follows is None or (task.index == 0 and next(iter(memory), None) is None):
+            self._first = ()
+
+    def state_bytes(self) -> int:
+        return super().state_bytes() + sum(first.state_bytes() for first in self._first)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -108,6 +109,7 @@ class Method(nn.Module, ABC):
 
         grow                    nothing takes a gradient; torch's random numbers are those of this task alone
         begin_task              ``tune`` has settled what it holds fixed; still nothing takes a gradient
+        trains_on               the same
         learner, phases         the same
         begin_phase, trainable  of each phase, with nothing taking a gradient; what it names and ``tune`` leaves
                                 takes gradients from then until the next phase, or the end of the task
@@ -169,6 +171,10 @@ class Method(nn.Module, ABC):
         where it stopped after that: so what it makes (teachers, counts) need not be in the state, and what steps change
         has to be.
         """
+
+    def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
+        """Which new and memory images the phases of the task may see: all. Asked after ``begin_task``."""
+        return np.ones(len(images), dtype=bool)
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
         """Prepare before a phase, and before its parameters are asked for; called again as ``begin_task`` is."""

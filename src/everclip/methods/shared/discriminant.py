@@ -18,7 +18,7 @@ the best lam from T, C and n alone: no image is held out or looked at again, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -125,12 +125,13 @@ class Nearest(Linear):
 
 
 class Summed(Classifier):
-    """The sum of the scores of several classifiers, which is their mean logit."""
+    """The weighted sum of the scores of several classifiers; as logits, their weighted mean."""
 
-    def __init__(self, parts: list[Nearest]) -> None:
+    def __init__(self, parts: Mapping[Nearest, float]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.to_logits = sum(part.to_logits for part in parts) / len(parts) ** 2
+        self.parts, self.weights = nn.ModuleList(parts), list(parts.values())
+        self.to_logits = sum(w * part.to_logits for part, w in parts.items()) / sum(self.weights) ** 2
 
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        return torch.stack([part(images) for part in self.parts]).sum(0)
+        parts = zip(self.parts, self.weights, strict=True)
+        return torch.stack([weight * part(images) for part, weight in parts]).sum(0)

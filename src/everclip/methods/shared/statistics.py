@@ -62,6 +62,7 @@ class Statistics(FirstSession):
     @torch.no_grad()
     def grow(self, clip: Clip, task: Task) -> None:
         """Make the buffers at the first task."""
+        super().grow(clip, task)
         if not self._built:
             self.build(clip, self.extract(clip, clip.blank()).shape[1])
             self._built = True

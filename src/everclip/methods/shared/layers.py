@@ -1,0 +1,220 @@
+"""Take one linear head from sums over several layers of a tower, with a mean for each class of each domain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from everclip.methods.base.cost import Passes
+from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
+from everclip.methods.shared.discriminant import Head, Nearest, strength, whitened, within_covariance
+from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.sums import Sums
+from everclip.methods.shared.weights import Kept
+from everclip.models.depths import Depths
+
+log = logging.getLogger("everclip")
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Cells(NamedTuple):
+    """Sums and counts of the images of a class in a domain, and the class of each."""
+
+    sums: Float64[Tensor, "k m"]
+    counts: Int64[Tensor, " k"]
+    owner: Int64[Tensor, " k"]
+
+
+class LayersConfig(StatisticsConfig):
+    """Options of the features and of the head."""
+
+    search: ClassVar[dict[str, tuple[Any, ...]]] = {"shrinkage": ("gcv", 0.1, 0.3, 1.0, 3.0, 10.0)}
+
+    stages: list[Positive] | None = Field(
+        default=None,
+        description="weights of the tower's last blocks beside its output, the last block's first; none: 0.5, 0.5"
+        " and 0.25, as far as there are blocks",
+    )
+    root: bool = Field(default=True, description="signed square roots of activations, in place of these")
+    mirror: bool = Field(default=True, description="read the mirror image too")
+    scales: list[Positive] = Field(
+        default=[1.0],
+        min_length=1,
+        description="sides of the views that are read, as multiples of image_size",
+    )
+    token: Literal["class", "mean"] = Field(
+        default="class",
+        description="what is read of a transformer's block: its class token, if it has one, or the patches' mean",
+    )
+    shrinkage: Positive | Literal["gcv"] = Field(
+        default="gcv",
+        description="s, as a multiple of the mean variance within classes; or by generalised cross-validation",
+    )
+    domain_shrinkage: Positive | None = Field(
+        default=10.0,
+        description="images that a class's mean over all domains counts in its mean of one; none: that mean alone",
+    )
+    log_priors: bool = Field(
+        default=False, description="add the logarithm of a class's fraction of the images"
+    )
+
+
+class Layers(Kept, Statistics):
+    """Whitened cosines on several layers of one tower.
+
+    Attributes:
+        tower: the image tower that is read in place of the model's; None: the model's.
+    """
+
+    passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
+    cosines = False
+
+    def __init__(self, config: LayersConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.options = config
+        self.depths = Depths(
+            None if config.stages is None else tuple(config.stages),
+            config.root,
+            config.mirror,
+            tuple(config.scales),
+            config.token,
+            config.feature == "pooled",
+        )
+        # a tower that trains in the first task cannot be read ahead
+        trains = config.adapt != "none"
+        self.can(reads="pixels" if trains else "features", depths=None if trains else self.depths)
+        self._chosen: float | None = None  # s by cross-validation, of the sums as they are
+        self.tower: nn.Module | None = None
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        super().grow(clip, task)
+        self.kept_to(clip)
+
+    def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
+        for batch in new:
+            labels, domains = (part.to(self.counts.device) for part in (batch.labels, batch.domains))
+            self.include(self.query(clip, batch.images), labels, domains)
+
+    def include(
+        self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
+    ) -> None:
+        """Add images to the sums of all and to those of their domains."""
+        self.add(rows, labels)
+        self.add_domains(rows, labels, domains)
+
+    def add(
+        self,
+        rows: Float64[Tensor, "b m"],
+        labels: Int64[Tensor, " b"],
+        weights: Float64[Tensor, " b"] | None = None,
+    ) -> None:
+        super().add(rows, labels, weights)
+        self._chosen = None
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        self._chosen = None
+
+    def take(self, sums: Sums) -> None:
+        """Put a copy of other sums, all of one domain, in place of its own."""
+        super().take(sums)
+        self.kept, self._chosen = {}, None
+
+    def add_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int = 1) -> None:
+        """Add images to the sums of their domains; those of domain 0 are what the others leave of all."""
+        for domain in domains.unique().tolist():
+            if domain:
+                there = domains == domain
+                targets = self.summed.targets(labels[there])
+                for name, more in (("sums", targets.T @ rows[there]), ("counts", targets.sum(0).long())):
+                    key = f"{name}{domain}"
+                    self.kept[key] = self.kept.get(key, torch.zeros_like(more)) + sign * more
+
+    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        return self.depths.read(self.tower or clip.model.visual, clip.normalise(images))
+
+    def remove(
+        self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
+    ) -> None:
+        """Take images out of the sums, as if they had never been added."""
+        self.summed.add_(rows, labels, sign=-1)
+        self.add_domains(rows, labels, domains, -1)
+        self._chosen = None
+
+    def cells(self) -> Cells:
+        """Sums of each class in each domain that it has images of; in one domain, of each class."""
+        domains = sorted(int(key.removeprefix("sums")) for key in self.kept if key.startswith("sums"))
+        if self.options.domain_shrinkage is None:
+            domains = []
+        parts = [(self.kept[f"sums{domain}"], self.kept[f"counts{domain}"]) for domain in domains]
+        rest = self.sums - sum(sums for sums, _ in parts), self.counts - sum(counts for _, counts in parts)
+        sums, counts = (torch.stack(column) for column in zip(rest, *parts, strict=True))
+        there = counts > 0
+        return Cells(sums[there], counts[there], there.nonzero()[:, 1])
+
+    def shrinkage(self, cells: Cells) -> float:
+        """s, chosen anew once the sums are others."""
+        if self.options.shrinkage != "gcv":
+            return self.options.shrinkage
+        if self._chosen is None:
+            self._chosen = strength(self.gram, cells.sums, cells.counts)
+            count = int(self.counts.sum())
+            log.info("shrinkage %.3g, by cross-validation on the sums of %d images", self._chosen, count)
+        return self._chosen
+
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        """The classifier of these labels where there is one domain."""
+        head = self.head(labels)
+        assert len(head.owner) == len(labels)
+        return head.weight, head.bias
+
+    def head(self, labels: list[int]) -> Head:
+        """The classifier of these labels, a column for each cell; a label never trained has one of -inf."""
+        cells, known = self.cells(), self.counts > 0
+        place = torch.full((len(known),), -1, device=known.device)
+        place[labels] = torch.arange(len(labels), device=known.device)
+        blank = [column for column, label in enumerate(labels) if not known[label]]
+        if not known.any():
+            nothing = self.sums.new_zeros(self.sums.shape[1], len(labels))
+            return Head(nothing, self.silence(labels), torch.arange(len(labels)), 1.0)
+        pooled = self.sums / self.counts.clamp(min=1)[:, None]
+        means = self.drawn(cells, pooled)
+        covariance = within_covariance(self.gram, cells.sums, cells.counts)
+        mine = place[cells.owner] >= 0
+        weight, bias, lengths = whitened(
+            covariance, means[mine], pooled[known].mean(0), self.shrinkage(cells)
+        )
+        # logits of a discriminant with a common covariance are these scores times the lengths
+        factor = (lengths.mean().item() if len(lengths) else 0.0) or 1.0
+        owner = place[cells.owner[mine]]
+        if self.options.log_priors:
+            bias = bias + (self.counts[cells.owner[mine]] / self.counts.sum()).log() / factor
+        weight = torch.cat([weight, weight.new_zeros(len(weight), len(blank))], 1)
+        bias = torch.cat([bias, bias.new_full((len(blank),), -torch.inf)])
+        owner = torch.cat([owner, torch.tensor(blank, dtype=torch.int64, device=owner.device)])
+        order = owner.argsort(stable=True)
+        return Head(weight[:, order], bias[order], owner[order], factor)
+
+    def drawn(self, cells: Cells, pooled: Float64[Tensor, "c m"]) -> Float64[Tensor, "k m"]:
+        """Means of the cells, drawn to those of their classes over all domains."""
+        several = cells.owner.bincount(minlength=len(pooled)) > 1
+        extra = (self.options.domain_shrinkage or 0.0) * several[cells.owner].double()[:, None]
+        return (cells.sums + extra * pooled[cells.owner]) / (cells.counts[:, None] + extra)
+
+    def scorer(self, labels: list[int]) -> Callable[[Float64[Tensor, "b m"]], Float64[Tensor, "b c"]]:
+        """The map from features to scores of these labels."""
+        return Nearest(lambda rows: rows, self.head(labels), len(labels))
+
+    def nearest(self, clip: Clip, labels: list[int]) -> Nearest:
+        """The classifier of one tower."""
+        head = self.head(labels)
+        linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
+        linear.to_logits = head.to_logits
+        return linear
