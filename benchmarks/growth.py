@@ -97,8 +97,8 @@ class Steps(Progress):
         self.tasks: list[list[float]] = []
         self._since = 0.0
 
-    def start(self, name: str, total: int, done: int = 0) -> None:
-        super().start(name, total, done)
+    def start(self, name: str, total: int, done: int = 0, part: float = 1.0) -> None:
+        super().start(name, total, done, part)
         self.tasks.append([])
 
     def step(self, note: str = "", count: int = 1) -> None:

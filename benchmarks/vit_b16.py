@@ -29,14 +29,13 @@ from safetensors.torch import save_file
 from tests.data import cifar
 
 from everclip._version import __version__
-from everclip.cli import _needs
 from everclip.config import load_config
 from everclip.data.sources import cifar100
 from everclip.models.catalogue import costs
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
-from everclip.training import estimate
+from everclip.training import estimate, pace
 from everclip.training.loop import train
 from everclip.training.restore import device as device_of
 
@@ -102,7 +101,7 @@ def measure(method: str, wanted: argparse.Namespace) -> dict[str, Any]:
         "steps": results["optimizer_steps"],
         "images_per_second": round(results["images_per_second"], 3),
         "share": round(
-            results["images_per_second"] * operations / _needs.products(device, wanted.precision, 2048), 3
+            results["images_per_second"] * operations / pace.products(device, wanted.precision, 2048), 3
         ),
         "peak_gib": round(results["peak_memory_bytes"] / 2**30, 2),
         "estimated_gib": round(estimate.device_bytes(config, model, sizes) / 2**30, 2),

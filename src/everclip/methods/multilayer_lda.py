@@ -139,7 +139,7 @@ class MultilayerLda(Layers):
         old = labels[len(ids) :]
         weights = rows.new_ones(len(rows))
         weights[len(ids) :] = (before.double() / old.bincount(minlength=len(before)))[old]
-        moves = Moves(*self.sums.shape, self.sums.device)
+        moves = Moves(len(self.sums), self.sums.shape[1], self.sums.device)
         moves.add(rows[~held], others[~held], labels[~held], weights[~held])
         carrier = moves.carrier()
         whole, kept = Sums(twin.gram.clone(), twin.sums.clone(), twin.counts.clone()), dict(twin.kept)
