@@ -231,8 +231,9 @@ def test_a_folder_given_without_its_source(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="write data=imagefolder:photos or domainfolder:photos"):
-        data.load("photos")
+    assert data.load("photos").class_names == data.load("imagefolder:photos").class_names
+    with pytest.raises(UserError, match='data "phots" is no source, and no folder that is there'):
+        data.load("phots")
 
 
 @pytest.mark.parametrize("size", ["0", "-5", "100000"])

@@ -124,7 +124,7 @@ def test_weights_that_are_missing_cached_or_saved(
     code, rows = examined(capsys, *asked, "model=ViT-B-32:laion2b_s34b_b79k")
     assert (code, rows["data"]["state"], rows["weights"]["state"]) == (1, "ok", "fail")
     code, rows = examined(capsys, *asked, "model=ViT-B-23:openai")
-    assert 'unknown model "ViT-B-23"' in rows["weights"]["text"]
+    assert 'unknown model "ViT-B-23:openai"; the nearest are ViT-B-32:openai' in rows["weights"]["text"]
     code, rows = examined(capsys, *asked, f"model=local-dir:{toy_clip(tmp_path)}")
     assert (code, rows["weights"]["state"], rows["device"]["state"]) == (0, "ok", "ok")
     (tmp_path / "toy" / "open_clip_model.safetensors").unlink()

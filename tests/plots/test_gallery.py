@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
 from tools import gallery
 
 from everclip import plots
@@ -32,6 +33,7 @@ def test_the_first_lines_run(many: Path, tmp_path: Path, monkeypatch: pytest.Mon
     page = gallery.PAGE.read_text(encoding="utf-8")
     (lines,) = re.findall(r"^```python\n(from .*?)^```$", page, re.DOTALL | re.MULTILINE)
     exec(lines, {})
+    pyplot.close("all")
     assert (tmp_path / "memory.pdf").is_file()
 
 

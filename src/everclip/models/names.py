@@ -23,10 +23,11 @@ def holding(text: str) -> list[str]:
 
 def unknown(spec: str) -> str:
     """What to say of a spec that names no model: the three nearest, and the command that lists all."""
-    near = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)
-    nearest = f"the nearest are {', '.join(near[:-1])} and {near[-1]} (everclip models TEXT lists all that hold TEXT)"
     if "/" in spec or "\\" in spec:
         return (
-            f'model "{spec}" is no folder and no known name; write local-dir:FOLDER, or NAME:TAG: {nearest}'
+            f'model "{spec}" is no folder and no known name; write NAME:TAG, as everclip models lists them, or'
+            " local-dir:FOLDER"
         )
-    return f'unknown model "{spec}"; {nearest}'
+    *near, last = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)
+    nearest = f"{', '.join(near)} and {last} (everclip models TEXT lists all that hold TEXT)"
+    return f'unknown model "{spec}"; the nearest are {nearest}'

@@ -52,6 +52,11 @@ class _RunLog(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Let the line go."""
 
+    def close(self) -> None:
+        """Close the file; lines that are still to be written may be lost."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 def _difference(before: Config, now: Config) -> str:
     """The first key in which two configs ask for different runs, with both values; empty where there is none."""

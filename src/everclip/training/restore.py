@@ -151,7 +151,7 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
     """
     run = Run(path, Run.read_config(path))
     place = run.store.newest_task()
-    if place is None and run.finished:
+    if place is None and run.finished and not run.store.places():
         raise UserError(
             f"the checkpoints of {path} are gone, as everclip sweep --drop-checkpoints leaves it: train it again, with"
             f" everclip train {path / 'config.toml'} out=ANOTHER"
