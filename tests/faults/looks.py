@@ -19,12 +19,13 @@ TIMED = {
     "verdict.json",
     "verdict.html",
     "results.json",
-    "run.log",
     "metrics.jsonl",
 }
 """Files whose numbers tell of times, also where two of them happen to be the same."""
 LOGS = "logs"
 """The folder for what the processes of a sweep say."""
+RUN_LOG = "run.log"
+"""What a run says, which is more where it was stopped and went on."""
 _TEXTS = {".csv", ".html", ".json", ".jsonl", ".log", ".svg", ".toml"}
 _RANDOM = re.compile(r"everclip-[0-9a-f]{8}(?![^/])")
 _NUMBERS = re.compile(rb"[0-9a-fA-F]+([.:+T-][0-9a-fA-F]+)*")
@@ -57,7 +58,8 @@ def state(found: Mapping[str, Look]) -> str:
     lines = []
     for path, entry in sorted(found.items()):
         name = Path(path).name
-        lines.append(f"{_RANDOM.sub('everclip-', path)} {entry.text if name in TIMED else entry.exact}")
+        if name != RUN_LOG:
+            lines.append(f"{_RANDOM.sub('everclip-', path)} {entry.text if name in TIMED else entry.exact}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -80,7 +82,8 @@ class Expected(NamedTuple):
             raise RuntimeError(
                 f"two undisturbed commands write other files: {sorted(one.keys() ^ other.keys())}"
             )
-        told = [path for path in one if Path(path).parent.name == LOGS]  # also of what was killed and went on
+        # also of what was killed and went on
+        told = [path for path in one if Path(path).parent.name == LOGS or Path(path).name == RUN_LOG]
         fixed = [path for path in one if Path(path).name not in TIMED and path not in told]
         exact = {path: one[path].exact for path in fixed if one[path].exact == other[path].exact}
         alike = [path for path in one if path not in told and one[path].text == other[path].text]
