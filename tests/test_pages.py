@@ -126,6 +126,8 @@ def test_a_page_runs(page: str, tmp_path: Path, toy: str, monkeypatch: pytest.Mo
         write_saved(tmp_path)
     if page == "docs/report.md":
         write_runs(Path("runs/S"))
+    if page == "docs/search.md":
+        assert main(["update", toy, "--add", "photos", "--test", "photos", "-o", "v1"]) == 0
     names = given()
     for block in sorted((block for block in RUN if block.page == page), key=lambda block: block.line):
         if block.language == "python":
