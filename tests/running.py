@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +70,14 @@ def timeless(results: dict[str, Any]) -> dict[str, Any]:
 def logged(out: Path) -> list[dict[str, Any]]:
     """The lines of a run's log without what a clock says."""
     return [timeless(json.loads(line)) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from everclip.index.folder import Vectors, read
 from everclip.models import zoo
 from tests.cli.conftest import Say
 from tests.learned import coloured, learned
+from tests.running import files_up_to
 from tests.toy import toy_clip
 
 
@@ -204,24 +202,13 @@ def test_a_fingerprint_of_a_run_is_that_of_its_towers(toy: str, photos: str, tmp
     assert fingerprint(open_encoder(str(centred))) != mark
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk on which no file grows beyond a size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.usefixtures("small")
 def test_a_full_disk_is_one_line_and_costs_nothing(
     toy: str, pictures: Path, tmp_path: Path, say: Say
 ) -> None:
     assert say("embed", toy, pictures / "deep", "-o", tmp_path / "v")[0] == 0
     before = whole(tmp_path / "v")
-    with files_of_at_most(600):
+    with files_up_to(600):
         code, _, err = say("embed", toy, pictures, "-o", tmp_path / "v")
     assert (code, err) == (
         1,

@@ -93,7 +93,7 @@ def test_carried_means_are_nearer_than_those_before() -> None:
 
 def test_a_class_without_images_has_none_afterwards() -> None:
     moves, sums = Moves(CLASSES + 1, WIDTH, torch.device("cpu")), summed(rows(1)).widened(CLASSES + 1)
-    moves.add(rows(1)[SEEN], OTHER[SEEN], LABELS[SEEN])
+    moves.add(rows(1)[SEEN], OTHER[SEEN], LABELS[SEEN], torch.ones(len(SEEN), dtype=torch.float64))
     carrier = moves.carrier()
     assert carrier.sums(sums.sums, sums.counts)[CLASSES].tolist() == pytest.approx([0.0] * WIDTH)
     assert carrier.gram(sums.gram, sums.sums, sums.counts).isfinite().all()

@@ -130,6 +130,9 @@ def stepwise(clip: Clip, after: Sequence[Clip], each: int, **options: Any) -> An
         new, old = (images(on.labels.tolist()).select(rows.numpy()) for rows in (which, past))
         task = Task(index, f"task {index + 1}", tuple(sorted(set(new.labels.tolist()))), new, new)
         method.grow(after[index - 1] if index else clip, task)
+        assert (method.learner(task) is not method) == (index == 0), (
+            "as a dry run asks, before the task begins"
+        )
         method.begin_task(after[index - 1] if index else clip, task, new + old)
         assert (method.learner(task) is not method) == (index == 0 or each >= 5), "who trains"
         classes = (which[on.labels[which] == label][:each] for label in task.classes)

@@ -6,13 +6,10 @@ import errno
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +26,7 @@ from everclip.system.checkpoint import Place
 from everclip.system.signals import Stopped
 from everclip.training import disk
 from everclip.training.disk import check_room, room, writing
-from tests.running import configured, run, timeless
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond a size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.running import configured, files_up_to, run, timeless
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 100_000, 400_000])

@@ -43,7 +43,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -105,9 +105,9 @@ class MultilayerLda(Layers):
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Add the task's images; where it has trained on exemplars, bring the trained tower's sums along."""
-        follows = self.adapting and task.index > 0
-        super().end_task(clip, task, () if follows else new, memory)
-        if follows:
+        following = self.following
+        super().end_task(clip, task, () if following else new, memory)
+        if following:
             self.follow(clip, new, memory)
         elif task.index == 0 and self.goes_on:
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
@@ -123,32 +123,39 @@ class MultilayerLda(Layers):
         """
         twin = self.twin
         assert twin is not None
-        before = twin.counts.clone()
-        news = [(self.both(clip, batch), batch.ids) for batch in new]
-        ids = torch.cat([found for _, found in news])
-        for (rows, _, labels, domains), _ in news:
+        before, moves = twin.counts.clone(), Moves(len(self.sums), self.sums.shape[1], self.sums.device)
+        ids: list[Tensor] = []
+        aside: list[tuple[Tensor, ...]] = []
+
+        def move(columns: tuple[Tensor, ...], asked: Tensor, weights: Tensor) -> None:
+            twins, ours, labels, _ = (column[~asked] for column in columns)
+            moves.add(twins, ours, labels, weights[~asked])
+            aside.append(tuple(column[asked] for column in columns))
+
+        for batch in new:
+            columns = rows, _, labels, domains = self.both(clip, batch)
             twin.include(rows, labels, domains)
-        left = (without(batch, ids) for batch in memory)
-        olds = [(self.both(clip, batch), batch.ids) for batch in left if len(batch)]
-        rows, others, labels, domains = (
-            torch.cat(parts) for parts in zip(*(found for found, _ in news + olds), strict=True)
-        )
-        every = torch.cat([found for _, found in news + olds])
-        held = ((every % ASKED == 0) & ~torch.isin(every, self.kept[FIRST].cpu())).to(rows.device)
-        # an exemplar stands for all images of its class before this task
-        old = labels[len(ids) :]
-        weights = rows.new_ones(len(rows))
-        weights[len(ids) :] = (before.double() / old.bincount(minlength=len(before)))[old]
-        moves = Moves(len(self.sums), self.sums.shape[1], self.sums.device)
-        moves.add(rows[~held], others[~held], labels[~held], weights[~held])
+            move(columns, self.asked(batch), rows.new_ones(len(rows)))
+            ids.append(batch.ids)
+        left = (without(batch, torch.cat(ids)) for batch in memory)
+        old = [(self.both(clip, batch), self.asked(batch)) for batch in left if len(batch)]
+        counts = torch.cat([columns[2] for columns, _ in old]).bincount(minlength=len(before))
+        for columns, asked in old:  # an exemplar stands for all images of its class before this task
+            move(columns, asked, (before.double() / counts)[columns[2]])
         carrier = moves.carrier()
         whole, kept = Sums(twin.gram.clone(), twin.sums.clone(), twin.counts.clone()), dict(twin.kept)
-        twin.remove(rows[held], labels[held], domains[held])
+        rows, others, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
+        twin.remove(rows, labels, domains)
         self.carry(carrier)
-        self.judge(rows[held], others[held], labels[held])
+        self.judge(rows, others, labels)
         twin.take(whole)  # to the last bit, which adding them again would not be
         twin.kept = kept
         self.carry(carrier)
+
+    def asked(self, batch: Batch) -> Bool[Tensor, " b"]:
+        """Which images of a later task and of the memory no phase has seen, where the sums are."""
+        held = (batch.ids % ASKED == 0) & ~torch.isin(batch.ids, self.kept[FIRST].cpu())
+        return held.to(self.counts.device)
 
     def carry(self, carrier: Carrier) -> None:
         """Make the trained tower's sums from the twin's."""

@@ -32,13 +32,13 @@ class FirstSessionConfig(MethodConfig):
 
 
 class FirstSession(Untrained):
-    """Lend its training to another method for the first task, and to nothing after it.
+    """Lend its training to another method for the first task, and after it only where it follows.
 
-    That method's state is dropped at the task's end: no later task asks for it.
+    That method's state is dropped at the first task's end where no later task asks for it.
 
     Attributes:
-        follows: exemplars per class with which later tasks train too, and that method's state is kept; None: never.
-        adapting: whether the present task trains.
+        follows: exemplars per class with which later tasks train too; None: never.
+        following: whether the present task is a later one that trains.
     """
 
     follows: int | None = None
@@ -46,7 +46,7 @@ class FirstSession(Untrained):
     def __init__(self, config: FirstSessionConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.can(trains=config.adapt != "none")
-        self.adapting = False
+        self.following = False
         # in a tuple, so that it is no part of this module
         self._first: tuple[Method, ...] = ()
         if config.adapt != "none":
@@ -62,7 +62,7 @@ class FirstSession(Untrained):
         return self.follows is not None and bool(self._first)
 
     def learner(self, task: Task) -> Method:
-        return self._first[0] if self.adapting else self
+        return self._first[0] if self._first and (task.index == 0 or self.following) else self
 
     def grow(self, clip: Clip, task: Task) -> None:
         if self.follows is not None:
@@ -71,9 +71,8 @@ class FirstSession(Untrained):
                 first.grow(clip, task)
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        self.adapting = bool(self._first) and (task.index == 0 or self._enough(task, train))
-        if self.adapting:
-            (first,) = self._first
+        self.following = task.index > 0 and self.goes_on and self._enough(task, train)
+        for first in self._first if task.index == 0 or self.following else ():
             if self.follows is None:
                 first.to(clip.device)
                 first.grow(clip, task)
@@ -82,7 +81,7 @@ class FirstSession(Untrained):
     def _enough(self, task: Task, train: ImageSet) -> bool:
         """Whether there are exemplars enough to go on with."""
         old = train.labels[~np.isin(train.ids, task.train.ids)]
-        return self.follows is not None and len(old) >= self.follows * max(1, len(np.unique(old)))
+        return len(old) >= (self.follows or 0) * max(1, len(np.unique(old)))
 
     def drop(self, ids: NDArray[Any]) -> None:
         for first in self._first:
@@ -98,7 +97,7 @@ class FirstSession(Untrained):
             method.load_state_dict(saved)
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        self.adapting = False
+        self.following = False
         # batches can be read once, and the first task's end needs none of the memory
         if self.follows is None or (task.index == 0 and next(iter(memory), None) is None):
             self._first = ()

@@ -69,11 +69,10 @@ class Moves:
         rows: Float64[Tensor, "b m"],
         others: Float64[Tensor, "b m"],
         labels: Int64[Tensor, " b"],
-        weights: Float64[Tensor, " b"] | None = None,
+        weights: Float64[Tensor, " b"],
     ) -> None:
-        """Add images, whose features on the tower that stays and on the other are given; a weight is 1 unless given."""
+        """Add images, whose features on the tower that stays and on the other are given."""
         moves, targets = others - rows, one_hot(labels, len(self.counts)).double()
-        weights = rows.new_ones(len(rows)) if weights is None else weights
         weighted = weights[:, None] * rows
         self.gram.addmm_(weighted.T, rows)
         self.cross.addmm_(weighted.T, moves)
