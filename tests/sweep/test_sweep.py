@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from everclip.cli.app import main
+from everclip.config import load_config
 from everclip.errors import UserError
 from everclip.sweep import pool, searches, slots, trials
 from everclip.sweep.folder import Folder, busy, drop_checkpoints
@@ -104,6 +105,12 @@ def test_cells_without_a_form_are_skipped_and_said(
         "icarl at memory.budget=0 is skipped: icarl needs exemplars: set memory.budget to 1 or more\n" in said
     )
     assert "3 of 3 runs are missing" in shown
+    assert "for what is missing, one run after another (estimated)" in shown
+    each = [word.replace("memory.budget", "memory.per_class") for word in words]
+    assert main([*each, "--json"]) == 0
+    shown, said = capsys.readouterr()
+    assert "icarl at memory.per_class=0 is skipped: icarl needs exemplars: set memory.per_class to 1" in said
+    assert json.loads(shown)["minutes"] > 0
     assert main([*words[:-4], "method=icarl", "memory.budget=0", "--dry-run"]) == 2
     assert "icarl needs exemplars" in capsys.readouterr().err
 
@@ -436,6 +443,32 @@ def test_every_method_and_memory_size_has_as_many_trials(
         Session.of(words, ["all", "lr=1e-5,1e-4"])
     assert main(["sweep", *words, "--trials", "3"]) == 2
     assert "--tune" in capsys.readouterr().err
+
+
+def test_searches_score_on_the_share_that_is_given_and_runs_train_on_all(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    words = [*tokens, "method=gcl", "memory.budget=12", f"out={out}", "--tune", "lr=1e-5,1e-4", "--json"]
+    assert main(["sweep", *words, "scenario.validation=0.5", "--drop-checkpoints"]) == 0
+    assert not [*out.glob("**/checkpoints")]  # of the trials neither
+    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    config = load_config([f"{cell['run']}/config.toml"])
+    assert config.scenario.validation is None
+    assert ", 0.5 of their training images," in (config.tuned_on or "")
+    # another share is another search, and its trials cost as much as they may
+    again = Session.of([*words[:-3], "scenario.validation=0.25"], ["lr=1e-5,1e-4"])
+    (search,) = again.searches
+    assert "scenario.validation=0.25" in search.command()
+    assert not search.finished
+    two, one = again.seconds_left(), Session.of(words[:-3]).seconds_left()
+    assert two is not None
+    assert one is not None
+    assert two > one
+    same = Session.of([*words[:-3], "scenario.validation=0.5"], ["lr=1e-5,1e-4"])
+    assert not same.searches
+    with pytest.raises(UserError, match=r"scenario\.validation"):
+        Session.of([*words[:-3], "scenario.validation=2"], ["lr=1e-5,1e-4"])
 
 
 def test_a_search_within_trials_is_found_again_and_used(

@@ -48,12 +48,13 @@ def sweep(
         threads: Threads of each run.
         retry: Run failed ones again.
         smoke: A trial of each run: two tasks, few images, two steps each.
-        dry_run: Check the grid and show what would be run.
+        dry_run: Check the grid, and show what would be run and how long it takes.
         print_: Print a command for each run that is missing, for any scheduler.
         slurm: Submit the missing runs as SLURM jobs.
         slurm_set: A setting of these jobs, such as timeout_min=240 or slurm_partition=gpu.
-        drop_checkpoints: Remove the checkpoints of each run once it is finished, to save disk. Its results, compare and
-            report stay; predict, evaluate, update, merge, export and --from need a run's checkpoints.
+        drop_checkpoints: Remove the checkpoints of each run and each search's trials once it is finished, to save disk.
+            Results, compare and report stay; predict, evaluate, update, merge, export and --from need a run's
+            checkpoints.
     """
     from everclip.sweep.session import Session
     from everclip.sweep.slots import cores, gpus, slots
@@ -136,8 +137,10 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
 
     from everclip.cli._output import print_columns, print_json
     from everclip.compare.show import show
+    from everclip.training.estimate import duration
 
     comparison = None if dry_run else session.comparison()
+    left = session.seconds_left() if dry_run else None
     if json:
         print_json(
             {
@@ -146,6 +149,7 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
                 "skipped": list(session.asked.skipped),
                 "comparison": comparison,
             }
+            | ({"minutes": None if left is None else round(left / 60, 1)} if dry_run else {})
         )
     elif dry_run:
         rows = [
@@ -157,6 +161,9 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
             ("run", "state", "cells"),
         )
         print(f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {session.folder.path}")
+        if left:
+            trials = ", with every trial that the searches may make" if session.searches else ""
+            print(f"{duration(left)} for what is missing, one run after another{trials} (estimated)")
     elif comparison is not None:
         show(comparison, Console())
         print(f"everclip compare {session.folder.path}")

@@ -112,5 +112,6 @@ def lacking(config: Config, method: Method) -> str:
     keeps = memory_policy(config, method).keeps
     if keeps == "none":
         return f"{config.method.name} needs exemplars: set memory.policy to another than {memory.policy}"
-    without = memory.budget == 0 and keeps != "all"
-    return f"{config.method.name} needs exemplars: set memory.budget to 1 or more" if without else ""
+    without = memory.size(1) == 0 and keeps != "all"
+    key = "memory.budget" if memory.per_class is None else "memory.per_class"
+    return f"{config.method.name} needs exemplars: set {key} to 1 or more" if without else ""

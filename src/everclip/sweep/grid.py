@@ -173,7 +173,9 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
                 refused.append(str(error))
                 continue
             if missing:
-                skipped[f"{method} at memory.budget={config.memory.budget} is skipped: {missing}"] = None
+                memory = config.memory
+                size = "budget" if memory.per_class is None else "per_class"
+                skipped[f"{method} at memory.{size}={getattr(memory, size)} is skipped: {missing}"] = None
             else:
                 cells.append(Cell({key: chosen[key] for key in several}, tuple(cell), config))
     _all_valid(refused)

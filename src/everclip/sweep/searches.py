@@ -31,6 +31,8 @@ RATES = "rates"
 """The word for the search that ``everclip tune`` makes of itself: the rates of both towers, and of a head."""
 ALL = "all"
 """The word for a search of all that there is to tune, within a number of trials (``everclip.sweep.trials``)."""
+SHARE = "scenario.validation="
+"""Beginning of the word for the share of the training images on which trials are scored."""
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
 """What follows each value of a search in ``tuned_on``."""
 _TRIALS = r", \d+ of {most} trials[^;]*; "
@@ -40,7 +42,14 @@ _KEY = r"(?:^|; )([\w.]+) "
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search and the cells that it is for; ``keys`` are what it chooses, within ``most`` trials if that is given."""
+    """A search and the cells that it is for.
+
+    Args:
+        keys: what it chooses.
+        trials: runs that it may make, but for a few where grids grow.
+        most: bounds them, with grids that grow, if it is given.
+        share: of the training images, on which trials are scored; None: ``tune.SHARE``.
+    """
 
     name: str
     key: str
@@ -48,7 +57,9 @@ class Search:
     keys: tuple[str, ...]
     path: Path
     cells: tuple[Cell, ...]
+    trials: int
     most: int | None = None
+    share: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -58,7 +69,8 @@ class Search:
     def command(self) -> list[str]:
         """The words of ``everclip`` that begin or continue it."""
         trials = [] if self.most is None else ["--trials", str(self.most)]
-        return ["tune", *self.words, f"out={self.path}", *trials, "--json", *trust.passed_on()]
+        held = [] if self.share is None else [f"{SHARE}{self.share}"]
+        return ["tune", *self.words, *held, f"out={self.path}", *trials, "--json", *trust.passed_on()]
 
     def chosen(self) -> list[str]:
         """Return what it has found, as words of a config."""
@@ -66,12 +78,18 @@ class Search:
 
 
 def searches(
-    grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder: Path, most: int | None = None
+    grid: Grid,
+    words: Sequence[str],
+    plans: Mapping[str, Plan],
+    folder: Path,
+    most: int | None = None,
+    share: float | None = None,
 ) -> list[Search]:
     """The searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
 
     Args:
         most: trials of each search; None: as many as the values of the words, or ``trials.MOST`` for ``ALL``.
+        share: of the training images, on which trials are scored; None: ``tune.SHARE``.
 
     Raises:
         UserError: a word is none that can be searched, or a value is invalid for a method.
@@ -103,7 +121,7 @@ def searches(
     found: list[Search] = []
     for cells in groups.values():
         wanted = shared | own[cells[0].config.method.name]
-        search = _search(cells, wanted, plans[check.setting(cells[0].config)], folder, most)
+        search = _search(cells, wanted, plans[check.setting(cells[0].config)], folder, most, share)
         if search is not None:
             found.append(search)
     _check(found, shared | {key: values for some in own.values() for key, values in some.items()})
@@ -111,7 +129,12 @@ def searches(
 
 
 def _search(
-    cells: Sequence[Cell], wanted: Mapping[str, list[str]], plan: Plan, folder: Path, most: int | None
+    cells: Sequence[Cell],
+    wanted: Mapping[str, list[str]],
+    plan: Plan,
+    folder: Path,
+    most: int | None,
+    share: float | None,
 ) -> Search | None:
     """The search for cells that share one; None where none of the keys matters to their method."""
     cell = cells[0]
@@ -130,20 +153,26 @@ def _search(
     words = [f"{key}={','.join(values)}" for key, values in wanted.items() if key not in (RATES, ALL)]
     if RATES in wanted and most is not None:
         words = [f"{key}={','.join(values)}" for key, values in asked.items()]
-    told = [content_key(cell.config), words, *([] if most is None else [most])]
+    told = [content_key(cell.config), words, *(number for number in (most, share) if number is not None)]
     code = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
     rest = {key: value for key, value in cell.values.items() if key != "seed"}
     name = f"{replace(cell, values=rest).name}_{code[:6]}"
-    path = _made(cell, asked, folder / "tune", most) or folder / "tune" / name
-    return Search(path.name, code, (*cell.words, *words), tuple(asked), path, tuple(cells), most)
+    path = _made(cell, asked, folder / "tune", most, share) or folder / "tune" / name
+    trials = most or sum(map(len, asked.values()))
+    return Search(
+        path.name, code, (*cell.words, *words), tuple(asked), path, tuple(cells), trials, most, share
+    )
 
 
-def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | None) -> Path | None:
+def _made(
+    cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | None, share: float | None
+) -> Path | None:
     """A finished search of the same values for the same cell, whatever its directory is called; of the same keys within
-    as many trials, where these are given.
+    as many trials, and on the same share of the images, where these are given.
 
     Known by its content, as runs are, since the code in a name changes with each key that the config gets.
     """
+    held = "" if share is None else f", {share} of their training images"
     searched = "; ".join(f"{key} {', '.join(values)}" for key, values in asked.items())
     for file in sorted(folder.glob("*/tuned.toml")):
         try:
@@ -159,7 +188,7 @@ def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | 
         else:
             counted = re.search(_TRIALS.format(most=most), record)
             same = same and counted is not None and re.findall(_KEY, record[counted.end() :]) == [*asked]
-        if same:
+        if same and held in record:
             return file.parent
     return None
 

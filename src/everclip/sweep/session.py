@@ -11,17 +11,20 @@ from typing import Any
 
 from everclip.compare import verdict
 from everclip.compare.comparable import excused
+from everclip.config import Config, load_config
 from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
 from everclip.sweep import check, pool, searches
+from everclip.sweep import tune as tuning
 from everclip.sweep.folder import Folder, drop_checkpoints, tidy
-from everclip.sweep.grid import Grid, Job, read
+from everclip.sweep.grid import Grid, Job, content_key, read
 from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
 from everclip.sweep.slots import Environment
 from everclip.sweep.view import View
 from everclip.system.signals import Stop, Stopped
+from everclip.training import pace
 from everclip.training.plan import Plan
 
 Json = dict[str, Any]
@@ -66,6 +69,8 @@ class Session:
         """The session that words ask for; nothing is written.
 
         Args:
+            words: of the grid. With ``tune``, ``scenario.validation`` is the share of the training images on which
+                searches score; the runs then train on all of them.
             extra: words of every cell, such as ``smoke=true``.
             look: look at the data, so that what does not fit them is found now.
             trials: runs of each search, at most.
@@ -73,19 +78,26 @@ class Session:
         Raises:
             UserError: a cell of the grid cannot be, or ``out`` is no folder of runs.
         """
-        grid = read(words, extra)
+        held = [word for word in words if tune and word.startswith(searches.SHARE)]
+        share = load_config(held).scenario.validation
+        grid = read([word for word in words if word not in held], extra)
         if tune and any(cell.config.fork for cell in grid.cells):
             raise UserError(
                 "--tune trains from the first task, a fork begins later: tune first, then fork with the values found"
             )
-        asked = [sorted(job.key for job in grid.jobs()), list(tune), *([] if trials is None else [trials])]
+        asked = [
+            sorted(job.key for job in grid.jobs()),
+            list(tune),
+            *([] if trials is None else [trials]),
+            *held,
+        ]
         # the same command finds its folder again
         out = grid.out or f"runs/sweep-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}"
         folder = Folder(Path(out).expanduser())
         plans = check.plans([cell.config for cell in grid.cells]) if look or tune else {}
         if look:
             check.forks([cell.config for cell in grid.cells])
-        found = searches.searches(grid, tune, plans, folder.path, trials) if tune else []
+        found = searches.searches(grid, tune, plans, folder.path, trials, share) if tune else []
         return cls(list(words), grid, folder, plans, found)
 
     def refresh(self) -> None:
@@ -99,6 +111,31 @@ class Session:
         """Jobs that are neither finished nor failed."""
         return [job for job in self.jobs if self.folder.state(job) in ("waiting", "unfinished")]
 
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds of what is missing, one run after another; None where a model's operations are unknown.
+
+        Searches count with all their trials, and their cells with the settings before the search. Needs the plans of
+        the data.
+        """
+        configs: list[tuple[Config, int]] = [(job.config, 1) for job in self.waiting()]
+        for search in self.searches:
+            first = search.cells[0].config
+            scored = first.scenario.model_copy(update={"validation": search.share or tuning.SHARE})
+            configs.append((first.model_copy(update={"scenario": scored}), search.trials))
+            configs += [
+                (config, 1) for config in {content_key(c.config): c.config for c in search.cells}.values()
+            ]
+        total = 0.0
+        for config, runs in configs:
+            whole = config.model_copy(
+                update={"scenario": config.scenario.model_copy(update={"validation": None})}
+            )
+            found = pace.of_plan(Plan.of(config, self.plans[check.setting(whole)].data))
+            if found is None:
+                return None
+            total += runs * found.seconds
+        return total
+
     def retry(self) -> None:
         """Take failed runs and searches as not failed."""
         self.folder.failures = {}
@@ -109,7 +146,7 @@ class Session:
         """Run what is missing, searches first; the folder is locked meanwhile.
 
         Args:
-            drop: remove the checkpoints of each run that is finished.
+            drop: remove the checkpoints of each run, and of each search's trials, once it is finished.
 
         Raises:
             UserError: a method refuses the model, or the folder is in use.
@@ -124,7 +161,7 @@ class Session:
             self.folder.write(self.command, self.jobs)
             try:
                 if self.searches:
-                    self._run_searches(slots)
+                    self._run_searches(slots, drop)
                     kept = self.folder.failures
                     self.refresh()
                     self.folder.failures = kept
@@ -138,7 +175,7 @@ class Session:
             finally:
                 self.folder.write(self.command, self.jobs)
 
-    def _run_searches(self, slots: Sequence[Environment]) -> None:
+    def _run_searches(self, slots: Sequence[Environment], drop: bool) -> None:
         waiting = [search for search in self.searches if search.key not in self.folder.failures]
         works = {
             Work(
@@ -153,7 +190,10 @@ class Session:
                 self.folder.failures[search.key] = error
                 self.folder.write(self.command, self.jobs)
                 return False, f"failed: {error}"
-            return search.finished, " ".join(search.chosen()[:-1]) if search.finished else "stopped"
+            if not search.finished:
+                return False, "stopped"
+            self.dropped += sum(map(drop_checkpoints, search.path.glob("*/"))) if drop else 0
+            return True, " ".join(search.chosen()[:-1])
 
         with View(len(works), 0, {}, lambda work: "tune", ended) as view:
             pool.run(list(works), slots, view)

@@ -44,15 +44,18 @@ class Plan:
     method: Method
 
     @classmethod
-    def of(cls, config: Config) -> Plan:
+    def of(cls, config: Config, source: Dataset | None = None) -> Plan:
         """The plan of a config.
+
+        Args:
+            source: its data set, where that has been read before.
 
         Raises:
             UserError: the data, the scenario or the method's options are wrong.
         """
         validation = config.scenario.validation
         scenario = scenarios.build(config.scenario)
-        source = data.of(config)
+        source = source or data.of(config)
         if validation is not None:
             source = source.holding_out(validation)
         tasks = scenarios.cut(scenario, source, config.seed)
