@@ -31,7 +31,7 @@ NOT_RUN = {
     "docs/distributed.md": 2,
     "docs/methods.md": 1,
     "docs/plots.md": 1,
-    "docs/reproduce.md": 6,
+    "docs/reproduce.md": 7,
     "docs/start-compare.md": 2,
     "docs/start-update.md": 1,
     "docs/sweep.md": 2,

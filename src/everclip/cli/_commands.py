@@ -96,6 +96,15 @@ COMMANDS = {
   everclip report runs/S --figures figures/   # SVG, PDF, CSV of each figure
 """,
     ),
+    "reproduce": Command(
+        _RUN,
+        "Train with published settings, and check that the published accuracy comes out.",
+        """\
+  everclip reproduce                             # what can be checked
+  everclip reproduce zero-shot-cifar100-openai   # exit code 3: not as published
+  everclip reproduce ridge-cifar100-laion400m data=cifar100:/data
+""",
+    ),
     "evaluate": Command(
         _RUN,
         "Test a run's model, on its own tasks or on another data set.",

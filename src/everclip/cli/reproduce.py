@@ -1,0 +1,63 @@
+"""everclip reproduce: check everclip against numbers that others have published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from everclip.cli._options import Json
+from everclip.cli._output import print_columns, print_json
+
+MISSED = 3
+"""Exit code of a number outside of its tolerance."""
+
+
+def reproduce(name: str | None = None, *tokens: str, json: Json = False) -> int:
+    """Train with published settings, and say whether the published accuracy comes out; without a name, list them.
+
+    Args:
+        name: One of the list. A run that was stopped continues, and a finished one is only read.
+        tokens: KEY=VALUE where it changes nothing of the experiment: data, device, out, loader., cache., checkpoint.,
+            train.precision.
+    """
+    from everclip import notebook
+    from everclip.errors import UserError
+    from everclip.runs import published
+
+    if name is None:
+        every = published.every().values()
+        if json:
+            print_json([vars(entry) for entry in every])
+            return 0
+        rows = [(entry.name, words(entry.published), f"{entry.tolerance:g}", entry.source) for entry in every]
+        print_columns(rows, ("name", "published, %", "within", "source"))
+        return 0
+    entry = published.named(name)
+    pairs = [token.partition("=") for token in tokens]
+    if wrong := [token for token, (_, equals, _) in zip(tokens, pairs, strict=True) if not equals]:
+        raise UserError(f'"{wrong[0]}" is no KEY=VALUE: write for example data=cifar100:FOLDER')
+    run = notebook.train(
+        entry.config, **published.settings_of(entry, {key: value for key, _, value in pairs})
+    )
+    found = published.checks(entry, run.results)
+    passed = all(check.passed for check in found)
+    if json:
+        print_json({"name": name, "run": str(run.path), "passed": passed, "checks": [vars(c) for c in found]})
+        return 0 if passed else MISSED
+    rows = [
+        (
+            check.metric,
+            f"{check.published:.2f}",
+            f"{check.here:.2f}",
+            f"{check.here - check.published:+.2f}",
+            "pass" if check.passed else "FAIL",
+        )
+        for check in found
+    ]
+    print_columns(rows, ("accuracy, %", "published", "here", "difference", f"within {entry.tolerance:g}"))
+    print(f"{entry.source}, {entry.url}\n{run.path}")
+    return 0 if passed else MISSED
+
+
+def words(numbers: Mapping[str, float]) -> str:
+    """Published numbers on one line."""
+    return ", ".join(f"{metric} {value:.2f}" for metric, value in numbers.items())

@@ -1,0 +1,90 @@
+"""Published accuracies, and whether a run of the same settings comes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from everclip.config.sources import read_toml
+from everclip.errors import UserError, suggest
+
+FILE = Path(__file__).parents[1] / "assets" / "published.toml"
+FREE = ("data", "device", "out", "loader.", "cache.", "train.precision", "checkpoint.")
+"""Beginnings of the keys that may differ from the published setting: where and how fast, not what."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published numbers and the settings that they belong to.
+
+    Args:
+        name: what ``everclip reproduce`` calls it.
+        config: name of a shipped config.
+        settings: laid over it: model, prompts, method.
+        published: ``last`` or ``average`` in %.
+        tolerance: points that a result may lie off.
+        source, url: where the numbers stand.
+    """
+
+    name: str
+    config: str
+    settings: Mapping[str, Any]
+    published: Mapping[str, float]
+    tolerance: float
+    source: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A published number beside ours, both in %."""
+
+    metric: str
+    published: float
+    here: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether ours lies within the tolerance, above or below."""
+        return abs(self.here - self.published) <= self.tolerance
+
+
+def every() -> dict[str, Published]:
+    """All published numbers, by name."""
+    return {name: Published(name, **entry) for name, entry in read_toml(FILE).items()}
+
+
+def named(name: str) -> Published:
+    """The published numbers of a name. Raises UserError where there are none."""
+    known = every()
+    if name not in known:
+        raise UserError(
+            f'no published numbers are called "{name}"{suggest(name, known)}; everclip reproduce lists all'
+        )
+    return known[name]
+
+
+def settings_of(entry: Published, changed: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a run that is to come to the published numbers.
+
+    Raises:
+        UserError: one of ``changed`` would make it another experiment.
+    """
+    for key in changed:
+        if not key.startswith(FREE):
+            raise UserError(
+                f"{key} belongs to what {entry.name} reproduces: leave it out, or use everclip train {entry.config}"
+                f" {key}=..."
+            )
+    return {**entry.settings, "out": f"runs/reproduce/{entry.name}", **changed}
+
+
+def checks(entry: Published, results: Mapping[str, Any]) -> list[Check]:
+    """Each published number beside that of a run's results."""
+    return [
+        Check(metric, value, 100 * results[metric], entry.tolerance)
+        for metric, value in entry.published.items()
+    ]
