@@ -166,6 +166,16 @@ COMMANDS = {
 """,
         code=True,
     ),
+    "classes": Command(
+        _RUN,
+        "Rename, merge or remove classes of a version, without training.",
+        """\
+  everclip classes v2                              # what it knows
+  everclip classes v2 rename "lorry=truck" -o v3
+  everclip classes v2 merge cab taxi --into taxi -o v3
+  everclip classes v2 remove yellow --test holdout -o v3
+""",
+    ),
     "rollback": Command(_RUN, "Put the version before an update in its place.", "  everclip rollback v2\n"),
     "forget": Command(
         _RUN,

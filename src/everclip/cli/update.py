@@ -184,18 +184,12 @@ def _pairs(same: tuple[str, ...]) -> dict[str, str]:
 
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
     """Write the version, or only the verdict where the old classes suffer; say how it went."""
-    from everclip.system.atomic import write_atomic
     from everclip.training.disk import on_disk
-    from everclip.updating.verdict import files
-    from everclip.updating.versions import write_next
+    from everclip.updating.versions import settle
 
     verdict = outcome.verdict
     with on_disk(path):
-        if outcome.passed:
-            write_next(outcome, state, path)
-        else:
-            for name, text in files(verdict).items():
-                write_atomic(path.with_name(f"{path.name}.{name}"), text)
+        settle(outcome, state, path)
     if json:
         print_json(verdict)
     else:

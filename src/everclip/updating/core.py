@@ -15,11 +15,10 @@ from everclip.data.formats.folders import check_texts
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError, suggest
-from everclip.metrics.calibration import fit
 from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, TRAINED, Candidate, Trial, candidates
-from everclip.updating.classifiers import features, layered, scores, text_form
+from everclip.updating.classifiers import calibrated, features, layered, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
 from everclip.updating.images import Pictures, Watch, collect, unwatched
@@ -30,8 +29,6 @@ from everclip.updating.training import Lesson
 AUTO = "auto"
 ERRORS = 2.0
 """Standard errors by which a candidate must be ahead of the preferred one to take its place."""
-CALIBRATED = 40
-"""Check images from which on a temperature is fitted on them."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +250,7 @@ def _next(
     """The state after the update."""
     model = chosen.build()
     checks = trial.checks
-    if len(checks) >= CALIBRATED and np.isfinite(chosen.scores).all():
-        logits = chosen.scores.astype(np.float64) * model.to_logits
-        model = replace(model, calibration=fit(logits, checks.images.labels, "check images of the update"))
+    model = calibrated(model, chosen.scores, checks.images.labels)
     clips = [one for one in made if one.clip is not None]
     tuned = max(clips, key=lambda one: checks.accuracy(one.scores) or 0.0).clip if clips else state.tuned
     if chosen.clip is not None:

@@ -73,7 +73,7 @@ def forget(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgot
         kept, checks = (_drop(part, label) for part in (kept, checks))
     known = _known(state.known, gone)
     after = replace(state, known=known, sums=sums, exemplars=kept, checks=checks)
-    after = replace(after, model=_model(after, model))
+    after = replace(after, model=solved_anew(after, model))
     report = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "classes": len(classes),
@@ -179,8 +179,8 @@ def _known(known: Known, gone: Sequence[int]) -> Known:
     return replace(known, names=tuple(known.names[label] for label in place), tasks=tuple(tasks))
 
 
-def _model(state: State, model: Deployed) -> Deployed:
-    """The model over the classes that are left. Raises UserError where its classifier cannot be made anew."""
+def solved_anew(state: State, model: Deployed) -> Deployed:
+    """The model over the classes and sums of ``state``. Raises UserError where its classifier cannot be made anew."""
     name = "zero_shot" if model.plan is None else model.plan.config.method.name
     if model.reads_text:
         return text_form(state.spec, state.known, model.encoder, name)

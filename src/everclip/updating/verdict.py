@@ -45,11 +45,23 @@ def page(verdict: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    template = environment.get_template("verdict.html.j2")
+    template = environment.get_template("classes.html.j2" if "edit" in verdict else "verdict.html.j2")
     more = max(0, len(ordered) - SHOWN)
     return template.render(
         v=verdict, rows=ordered[:SHOWN], more=more, share=share, change=change, listed=listed
     )
+
+
+def edit_lines(verdict: dict[str, Any]) -> list[str]:
+    """What a terminal shows of an edit of the classes."""
+    test, gate = verdict["test"], verdict["gate"]
+    measured = "" if test is None else f": {share(test['before'])} % before, {share(test['after'])} % after"
+    before, after = (len(verdict["classes"][when]) for when in ("before", "after"))
+    return [
+        f"{verdict['edit']}: {before} classes before, {after} after; nothing was trained",
+        f"{gate['words']}{measured}",
+        verdict["index"]["words"],
+    ]
 
 
 def lines(verdict: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from everclip.inference.learned import is_version
 from everclip.inference.model import save
 from everclip.runs.card import FILE, identity
 from everclip.system import checkpoint
-from everclip.system.atomic import claimed, recover, stage, swap
+from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER
 from everclip.updating.core import Outcome
 from everclip.updating.state import RECORD, State, write
@@ -40,6 +40,19 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> None:
         with stage(folder) as scratch:
             save(before.model, scratch)
             write(outcome.state, folder, texts, scratch)
+
+
+def settle(outcome: Outcome, before: State, folder: Path) -> None:
+    """Write the next version, or where it did not pass the verdict alone, beside ``folder``.
+
+    Raises:
+        UserError, OSError: as ``write_next``.
+    """
+    if outcome.passed:
+        write_next(outcome, before, folder)
+        return
+    for name, text in files(outcome.verdict).items():
+        write_atomic(folder.with_name(f"{folder.name}.{name}"), text)
 
 
 def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:

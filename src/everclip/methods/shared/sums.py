@@ -152,6 +152,13 @@ class Sums:
         moved = self.labels - (self.labels > label).long()
         return replace(self, sums=self.sums[keep], counts=self.counts[keep], labels=moved)
 
+    def merged(self, place: Int64[Tensor, " c"], classes: int) -> Sums:
+        """Give each class the label ``place[label]`` of ``classes`` labels; classes with one label become one."""
+        assert bool((place >= 0).all())
+        sums = self.sums.new_zeros(classes, self.width).index_add_(0, place, self.sums)
+        counts = self.counts.new_zeros(classes).index_add_(0, place, self.counts)
+        return replace(self, sums=sums, counts=counts, labels=place[self.labels])
+
     def save(self, file: Path) -> None:
         """Write them, of G, which is symmetric, the upper half alone. Raises OSError."""
         half = self.gram[_upper(len(self.gram))]

@@ -1,0 +1,136 @@
+"""everclip classes: show, rename, merge and remove the classes of a version."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from everclip.cli._options import Json
+from everclip.cli._output import print_columns, print_json
+from everclip.errors import UserError
+
+if TYPE_CHECKING:
+    from everclip.updating.editing import Edit
+    from everclip.updating.state import State
+
+LOST = 3
+"""Exit code of an edit that loses more than is allowed."""
+
+
+def classes(
+    version: str,
+    what: Literal["rename", "merge", "remove"] | None = None,
+    *names: str,
+    into: str | None = None,
+    out: Annotated[str | None, Parameter(name=["--out", "-o"])] = None,
+    test: str | None = None,
+    max_drop: float = 1.0,
+    json: Json = False,
+) -> int:
+    """Change the classes of a version without training; write the next version, with the one before in it.
+
+    Args:
+        version: A folder that everclip update wrote. Alone: list its classes.
+        what: rename OLD=NEW ..., merge NAME NAME ... --into NAME, or remove NAME ...
+        names: Class names, or pairs OLD=NEW.
+        into: The name of the merged class.
+        out: The model folder to write, new or empty.
+        test: Held-out images under the new names; without it the version's own check images are tested on.
+        max_drop: Points of accuracy that may be lost on the classes that stay; more is exit code 3, and no model.
+    """
+    from everclip.inference.learned import is_version
+    from everclip.updating.start import begin
+
+    if not is_version(Path(version).expanduser()):
+        raise UserError(f"{version} is no version: give a folder that everclip update wrote")
+    if what is None:
+        _list(begin(version), json)
+        return 0
+    if out is None:
+        raise UserError(
+            f"everclip classes {version} {what} needs --out: write -o FOLDER, a new or an empty one"
+        )
+    if (into is None) == (what == "merge"):
+        raise UserError("--into NAME is the name of the class that merge makes: write both or neither")
+    if not 0 <= max_drop <= 100:
+        raise UserError(f"--max-drop is {max_drop:g}: write percentage points, 0 to 100")
+    return _write(version, Path(out), lambda known: _edit(what, known, names, into), (test, max_drop), json)
+
+
+def _edit(what: str, known: Sequence[str], names: Sequence[str], into: str | None) -> Edit:
+    from everclip.updating import editing
+
+    if what == "merge":
+        return editing.merge(known, names, into or "")
+    if what == "remove":
+        return editing.remove(known, names)
+    pairs = [name.partition("=") for name in names]
+    wrong = [name for name, (old, _, new) in zip(names, pairs, strict=True) if not (old and new)]
+    if wrong or not names:
+        raise UserError(f'rename is given "{" ".join(wrong)}": write OLD=NEW, for each class to rename')
+    return editing.rename(known, {old.strip(): new.strip() for old, _, new in pairs})
+
+
+def _list(state: State, json: bool) -> None:
+    """Each class with its images in the sums and its exemplars."""
+    rows = [
+        {
+            "class": name,
+            "images": int(state.sums.counts[label]),
+            "exemplars": int((state.exemplars.labels == label).sum()),
+            "checks": int((state.checks.labels == label).sum()),
+        }
+        for label, name in enumerate(state.known.names)
+    ]
+    if json:
+        print_json(rows)
+    else:
+        head = ("images learned", "exemplars", "check images", "class")
+        print_columns(
+            [
+                (*(str(row[key]) for key in ("images", "exemplars", "checks")), str(row["class"]))
+                for row in rows
+            ],
+            head,
+        )
+
+
+def _write(
+    version: str,
+    out: Path,
+    wanted: Callable[[Sequence[str]], Edit],
+    given: tuple[str | None, float],
+    json: bool,
+) -> int:
+    """Write the next version, or only the verdict where too much is lost; say how it went."""
+    from everclip.system.atomic import check_new, claimed
+    from everclip.training.disk import on_disk
+    from everclip.updating.editing import edit
+    from everclip.updating.start import begin, load
+    from everclip.updating.verdict import edit_lines
+    from everclip.updating.versions import settle
+
+    path, (test, max_drop) = check_new(str(out)), given
+    with on_disk(path), claimed(path):
+        state = begin(version)
+        change = wanted(state.known.names)
+        outcome = edit(state, change, None if test is None else load(test, state), max_drop)
+        settle(outcome, state, path)
+    verdict = outcome.verdict
+    if json:
+        print_json(verdict)
+    else:
+        print("\n".join(edit_lines(verdict)))
+    if outcome.passed:
+        print(f"{path}: version {verdict['version']}; {path / 'verdict.html'}", file=sys.stderr)
+        return 0
+    print(
+        f"gate not met: {verdict['gate']['drop']:.1f} points lost and {max_drop:g} allowed; no model was written,"
+        f" {path}.verdict.html says more",
+        file=sys.stderr,
+    )
+    return LOST

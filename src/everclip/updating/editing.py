@@ -1,0 +1,237 @@
+"""Rename, merge and remove classes of a version without training: its classifier is solved anew from its sums.
+
+A merged class has the images of all its parts: sums add up, exemplars get its label. A removed one is forgotten
+(forgetting.py), but stays in the version before, so that ``everclip rollback`` brings it back. The encoder is as it
+was, so embeddings stay valid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from everclip.data.formats.folders import check_names
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.pixels import Pixels
+from everclip.errors import UserError, suggest
+from everclip.runs.card import CardTask
+from everclip.updating.classifiers import Known, calibrated, scores
+from everclip.updating.core import Outcome
+from everclip.updating.forgetting import forget, solved_anew
+from everclip.updating.images import Watch, holdout, unwatched
+from everclip.updating.state import State
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The classes after an edit.
+
+    Args:
+        words: what is done, for the record.
+        names: class names, index = label.
+        place: the new label of each old one; -1 for a class that goes.
+    """
+
+    words: str
+    names: tuple[str, ...]
+    place: tuple[int, ...]
+
+
+def rename(names: Sequence[str], new: Mapping[str, str]) -> Edit:
+    """Give classes other names.
+
+    Args:
+        new: old name -> new name.
+
+    Raises:
+        UserError: an unknown class, or two classes would have one name.
+    """
+    for old in new:
+        _known(old, names)
+    after = tuple(new.get(name, name) for name in names)
+    twice = [name for name in new.values() if after.count(name) > 1]
+    if twice:
+        raise UserError(
+            f'two classes would be called "{twice[0]}": if they are one, write merge, else another name'
+        )
+    check_names(after, "what rename gives")
+    return Edit(f"renamed {_listed(f'{a} to {b}' for a, b in new.items())}", after, tuple(range(len(names))))
+
+
+def merge(names: Sequence[str], parts: Sequence[str], into: str) -> Edit:
+    """Make several classes one, in the place of the first.
+
+    Raises:
+        UserError: an unknown class, fewer than two, or ``into`` is the name of another class.
+    """
+    for name in parts:
+        _known(name, names)
+    if len(set(parts)) < 2:
+        raise UserError("merge makes one class of several: name at least two")
+    if into in names and into not in parts:
+        raise UserError(f'"{into}" is a class of its own: name it among those to merge, or take another name')
+    labels = sorted(names.index(name) for name in set(parts))
+    rest = [label for label in range(len(names)) if label not in labels[1:]]
+    after = tuple(into if label == labels[0] else names[label] for label in rest)
+    check_names(after, "what merge gives")
+    place = tuple(rest.index(labels[0] if label in labels else label) for label in range(len(names)))
+    return Edit(f"merged {_listed(names[label] for label in labels)} into {into}", after, place)
+
+
+def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
+    """Take classes out. Raises UserError for an unknown class, or where none would be left."""
+    for name in gone:
+        _known(name, names)
+    after = tuple(name for name in names if name not in gone)
+    if not after or not gone:
+        raise UserError("name at least one class to remove, and leave at least one")
+    place = tuple(after.index(name) if name in after else -1 for name in names)
+    return Edit(f"removed {_listed(gone)}", after, place)
+
+
+def edit(
+    state: State, wanted: Edit, test: Dataset | None, max_drop: float, watch: Watch = unwatched
+) -> Outcome:
+    """The next version of ``state``, with other classes.
+
+    Args:
+        test: held-out images under the new names; None: the check images of the version are tested on.
+        max_drop: percentage points that accuracy on the classes that stay may lose.
+
+    Raises:
+        UserError: ``state`` knows no class, its classifier cannot be solved anew, or ``test`` has unknown classes.
+    """
+    begin = time.perf_counter()
+    model = state.model
+    if model is None:
+        raise UserError(f"{state.spec} has no class yet: give a folder that everclip update wrote")
+    after = _edited(state, wanted)
+    assert after.model is not None
+    checks = _placed(state.checks, wanted.place)
+    pixels = Pixels(checks.store, after.model.encoder.eval_transform, after.model.encoder.image_size, 0)
+    found = scores(after.model, checks, pixels)
+    after = replace(after, model=calibrated(after.model, found, checks.labels))
+    images, pixels = (checks, pixels) if test is None else _unseen(state, after, test, watch)
+    result = _compared(state, after, wanted, images, pixels) if len(images) else None
+    drop = None if result is None else round(100 * (result["before"] - result["after"]), 2)
+    what = "held-out images" if test is not None else "check images, of which none was trained on"
+    gate = {
+        "passed": drop is None or drop <= max_drop + 1e-9,
+        "max_drop": max_drop,
+        "drop": drop,
+        "words": f"accuracy on {what}" if result is not None else "no image to test on: not measured",
+    }
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    after = replace(after, record=_record(state, after, wanted, now))
+    verdict = {
+        "schema": 1,
+        "from": state.spec,
+        "version": after.version,
+        "made": now,
+        "edit": wanted.words,
+        "classes": {"before": list(state.known.names), "after": list(wanted.names)},
+        "test": result,
+        "gate": gate,
+        "index": {"words": "index valid: the encoder is as it was, so embeddings stay valid"},
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+    return Outcome(after, verdict, bool(gate["passed"]))
+
+
+def _unseen(state: State, after: State, test: Dataset, watch: Watch) -> tuple[ImageSet, Pixels]:
+    """Held-out images of the classes that stay, which the version has not learned. Raises UserError if none is left."""
+    gone = {*state.known.names} - {*after.known.names}
+    stays = [label for label, name in enumerate(test.class_names) if name not in gone]
+    test = replace(test, train=test.train.of_classes(stays), test=test.test.of_classes(stays))
+    images, pixels = holdout(after.known, test, state.encoder, watch)
+    learned = [state.sums.ids.numpy(), state.exemplars.ids, state.checks.ids]
+    images = images.select(~np.isin(images.ids, np.concatenate(learned)))
+    if not len(images):
+        raise UserError(
+            f"no image of --test {test.name} is of a class that stays and was not learned: give others"
+        )
+    return images, pixels
+
+
+def _edited(state: State, wanted: Edit) -> State:
+    """The state with other classes, and its classifier solved anew."""
+    assert state.model is not None
+    gone = [name for name, label in zip(state.known.names, wanted.place, strict=True) if label < 0]
+    if gone:
+        return forget(state, gone, []).state
+    place = torch.tensor(wanted.place, dtype=torch.int64)
+    after = replace(
+        state,
+        known=_renamed(state.known, wanted),
+        sums=state.sums.merged(place, len(wanted.names)),
+        exemplars=_placed(state.exemplars, wanted.place),
+        checks=_placed(state.checks, wanted.place),
+    )
+    return replace(after, model=solved_anew(after, state.model))
+
+
+def _renamed(known: Known, wanted: Edit) -> Known:
+    """The names after the edit; a merged class belongs to the first task that has one of its parts."""
+    seen: set[int] = set()
+    tasks: list[CardTask] = []
+    for task in known.tasks:
+        labels = list(dict.fromkeys(wanted.place[label] for label in task.labels))
+        if not seen.issuperset(labels) or not labels:
+            tasks.append(CardTask(name=task.name, labels=labels))
+        seen.update(labels)
+    return replace(known, names=wanted.names, tasks=tuple(tasks))
+
+
+def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
+    """The images of classes that stay, with their new labels."""
+    moved = images.relabel(place)
+    return moved.select(moved.labels >= 0)
+
+
+def _compared(state: State, after: State, wanted: Edit, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
+    """Accuracy before and after, an old answer counting as the class that it became."""
+    assert state.model is not None
+    assert after.model is not None
+    place = np.array(wanted.place)
+    was = place[scores(state.model, images, pixels).argmax(1)] == images.labels
+    now = scores(after.model, images, pixels).argmax(1) == images.labels
+    rows = [
+        {
+            "class": wanted.names[label],
+            "n": int((images.labels == label).sum()),
+            "before": float(was[images.labels == label].mean()),
+            "after": float(now[images.labels == label].mean()),
+        }
+        for label in np.unique(images.labels).tolist()
+    ]
+    return {"images": len(images), "before": float(was.mean()), "after": float(now.mean()), "per_class": rows}
+
+
+def _record(state: State, after: State, wanted: Edit, now: str) -> dict[str, Any]:
+    """What update.json says of the next version."""
+    history = list(after.record.get("history", []))
+    line = {"version": state.version + 1, "made": now, "chosen": wanted.words, "images": 0, "classes": []}
+    return {
+        "version": state.version + 1,
+        "made": now,
+        "parent": {"spec": state.spec, "version": state.version},
+        "history": [*history, line],
+        "forgotten": list(after.record.get("forgotten", [])),
+    }
+
+
+def _known(name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise UserError(f'no class is called "{name}"{suggest(name, names)}')
+
+
+def _listed(names: Any) -> str:
+    """The first names."""
+    found = list(names)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
