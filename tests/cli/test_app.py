@@ -74,7 +74,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["trian"], 'unknown command "trian"; did you mean "train"?'),
-        (["--foo"], 'unknown command "--foo"; known: compare, configs, datasets'),
+        (["--foo"], 'unknown command "--foo"; known: compare, configs, data, datasets'),
         (["train", "--lr=3"], 'unknown option "--lr=3": settings have no dashes, write train.lr=VALUE'),
         (
             ["train", "--batch-size", "3"],

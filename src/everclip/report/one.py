@@ -39,6 +39,7 @@ def context(run: RunData, prefix: str) -> Json:
         "seed": run.value("seed"),
         "verdict": _beside_frozen(run, _verdict(run)),
         "tiles": _tiles(run),
+        "twice": _twice(run),
         "figures": drawn,
         "per_class": per_class[:_MOST_CLASSES],
         "classes": len(per_class),
@@ -59,6 +60,20 @@ def context(run: RunData, prefix: str) -> Json:
         "order": run.order,
         "environment": environment(run).items(),
     }
+
+
+def _twice(run: RunData) -> str:
+    """Say which pictures are there twice, byte for byte; empty where none is, or that is not known."""
+    leaked, copies = (run.results.get(key) or 0 for key in ("duplicates", "train_copies"))
+    words = []
+    if leaked:
+        words.append(
+            f"{leaked:,} of {sum(run.test_counts):,} test pictures are training pictures too, byte for byte: the"
+            " accuracy on them flatters."
+        )
+    if copies:
+        words.append(f"{copies:,} training pictures are there once more among the training pictures.")
+    return " ".join([*words, "everclip data check shows them."]) if words else ""
 
 
 def _zero_shot_now(run: RunData) -> float | None:

@@ -54,6 +54,7 @@ SCHEMA: dict[str, Kind] = {
     "memory_per_class": or_null(COUNT),
     "images_per_second": or_null(AMOUNT),
     "validation": or_null(SHARE),
+    **dict.fromkeys(("duplicates", "train_copies"), or_null(COUNT)),
     "forked_from": or_null(_FORK),
     "tasks": lambda value: bool(value) and listed(text, MOST_TASKS)(value),
     **dict.fromkeys(("classes", "templates"), listed(text, MOST_CLASSES)),

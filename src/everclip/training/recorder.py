@@ -249,6 +249,7 @@ class Recorder:
             "tuned_on": config.tuned_on,
             "forked_from": self.forked_from,
             "duplicates": self.images.duplicates,
+            "train_copies": self.images.copies,
             "data_changed": self.images.changed,
             "skipped_images": list(loader.pixels.skipped()),
         }
