@@ -8,6 +8,7 @@ from everclip.compare.groups import settings
 from everclip.report.figure import csv_address
 from everclip.report.many_figures import sure
 from everclip.report.map_figures import old_images
+from everclip.report.measures import measures
 from everclip.report.provenance import command, environment
 from everclip.report.run_figures import figures
 from everclip.report.tables import CONFUSION, Table, confusion_cells, table
@@ -40,6 +41,7 @@ def context(run: RunData, prefix: str) -> Json:
         "verdict": _beside_frozen(run, _verdict(run)),
         "tiles": _tiles(run),
         "twice": _twice(run),
+        "measures": measures(run.results),
         "figures": drawn,
         "per_class": per_class[:_MOST_CLASSES],
         "classes": len(per_class),
