@@ -11,7 +11,7 @@ import pytest
 from everclip import data
 from everclip.config.sections import Scenario
 from everclip.data import scenarios
-from everclip.data.images import Dataset
+from everclip.data.images import Dataset, ImageSet
 from everclip.data.scenario import Task, in_pieces, seen
 from everclip.errors import UserError
 from tests.pictures import domain_folder, image_folder, picture
@@ -27,8 +27,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     )
 
 
+def built(kind: str, **settings: Any) -> scenarios.Scenario:
+    return scenarios.build(Scenario(kind=kind, **settings))
+
+
 def cut(source: Dataset, kind: str, seed: int = 0, **settings: Any) -> list[Task]:
-    return scenarios.cut(scenarios.build(Scenario(kind=kind, **settings)), source, seed)
+    return scenarios.cut(built(kind, **settings), source, seed)
 
 
 def counts(tasks: list[Task]) -> np.ndarray:
@@ -55,7 +59,7 @@ def test_few_shot_has_all_of_the_base_and_the_shots_of_others(source: Dataset) -
     fewer = cut(source, "few-shot", tasks=[2, 4], shots=1)
     assert set(fewer[1].train.ids) <= {*tasks[1].train.ids, *tasks[2].train.ids}
     assert [len(task.classes) for task in cut(source, "few-shot", tasks=3)] == [4, 1, 1]
-    sizes = scenarios.build(Scenario(kind="few-shot", tasks=3, base=2, shots=5)).sizes(6 * EACH, 6, [])
+    sizes = built("few-shot", tasks=3, base=2, shots=5).sizes(6 * EACH, 6, [])
     assert sizes == ([len(task.train) for task in tasks], [2, 4, 6])
 
 
@@ -126,7 +130,7 @@ def test_online_passes_once_in_pieces(source: Dataset) -> None:
     assert sorted(np.concatenate([task.train.ids for task in tasks])) == sorted(source.train.ids)
     assert all_tested(tasks, source)
     assert tasks[0].name == "task 1, piece 1"
-    scenario = scenarios.build(Scenario(kind="online", tasks=3, every=15))
+    scenario = built("online", tasks=3, every=15)
     assert scenario.once
     assert scenario.any_time
     assert scenario.sizes(6 * EACH, 6, [])[1] == [2] * 3 + [4] * 3 + [6] * 3
@@ -148,10 +152,9 @@ def test_cross_domain_has_a_task_for_each_data_set(tmp_path: Path) -> None:
     assert [task.name for task in tasks] == ["a", "b"]
     assert [task.classes for task in tasks] == [(0, 1, 2), (3, 4)]
     assert [len(task.test) for task in tasks] == [6, 4]
-    store = joined.train.store
-    first = tasks[1].train.rows[0]
+    store, first = joined.train.store, int(tasks[1].train.rows[0])
     assert store.keys[first].startswith("b/")
-    assert store.read(int(first)) == (tmp_path / store.keys[first]).read_bytes()
+    assert store.read(first) == (tmp_path / store.keys[first]).read_bytes()
     assert cut(joined, "cross-domain", order=["b", "a"])[0].name == "b"
     assert len(set(np.concatenate([joined.train.ids, joined.test.ids]))) == 25
 
@@ -190,12 +193,16 @@ def dated(tmp_path: Path) -> Path:
     return tmp_path / "list.csv"
 
 
+def days_of(images: ImageSet) -> list[int]:
+    return [int(images.store.keys[row].split(".")[0]) for row in images.rows.tolist()]
+
+
 def test_time_orders_the_stream(dated: Path) -> None:
     source = data.load(f"csv:{dated}", "time")
     tasks = cut(source, "time", tasks=3)
-    days = [[int(source.train.store.keys[row].split(".")[0]) for row in task.train.rows] for task in tasks]
+    days = [days_of(task.train) for task in tasks]
     assert days == [[1, 2, 4, 5], [7, 8, 10, 11], [13, 14, 16, 17]]
-    tested = [[int(source.train.store.keys[row].split(".")[0]) for row in task.test.rows] for task in tasks]
+    tested = [days_of(task.test) for task in tasks]
     assert [sorted(one) for one in tested] == [[3], [6, 9], [12, 15, 18]]
     assert data.load(f"csv:{dated}").times is None
 

@@ -151,14 +151,14 @@ def test_a_long_tail_has_its_groups(toy: str, photos: str, tmp_path: Path) -> No
         ),
         (
             ["scenario.kind=few-shot", "scenario.shot=5"],
-            'unknown key "scenario.shot"; did you mean "scenario.shots"?',
+            'unknown key "scenario.shot"; did you mean "scenario.shots"',
         ),
         (["scenario.kind=time"], "has no times"),
     ],
 )
 def test_what_has_no_meaning_is_refused(toy: str, photos: str, words: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        Plan.of(resolve(load_config([f"data={photos}", f"model={toy}", *words])))
+        Plan.of(resolve(load_config([f"data={photos}", f"model={toy}", "scenario.tasks=3", *words])))
     assert message in str(error.value)
 
 

@@ -12,7 +12,7 @@ the area under the accuracy.
     everclip train scenario.kind=blurry scenario.disjoint=0.5 scenario.blurry=0.1 scenario.every=200
     everclip train scenario.kind=blurry scenario.stochastic=false
 
-Protocol: https://arxiv.org/abs/2308.09303 (Si-Blurry, the sampler of its code);
+Protocol: https://arxiv.org/abs/2308.09303 (Si-Blurry; here every task gives the same share of its images);
 https://arxiv.org/abs/2110.10031 (i-Blurry, and the area under the accuracy)
 """
 

@@ -4,12 +4,12 @@ As in few-shot class-incremental learning: the base session has scenario.base cl
 each later session some new classes with scenario.shots images of each (N-way K-shot). Test images are all there are.
 scenario.tasks counts the base session: on CIFAR-100 scenario.base=60 scenario.tasks=9 is its 60 + 8 x 5 classes. A list
 of sizes may be given in place of both. The shots of a class are those whose ids have the smallest hashes, the same in
-every run.
+every run; the published lists of images of these papers are not here.
 
     everclip train scenario.kind=few-shot scenario.base=60 scenario.tasks=9 scenario.shots=5
     everclip train scenario.kind=few-shot 'scenario.tasks=[60, 20, 20]' scenario.shots=1
 
-Protocol: https://arxiv.org/abs/2004.10956 (FSCIL); https://arxiv.org/abs/2104.03047 (CEC), whose splits it is
+Protocol: https://arxiv.org/abs/2004.10956 (FSCIL); https://arxiv.org/abs/2104.03047 (CEC)
 """
 
 from __future__ import annotations

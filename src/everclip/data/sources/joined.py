@@ -87,15 +87,14 @@ class Joined(Source):
         classes = _classes(names, found)
         store = JoinedStore(names, [one.train.store for one in found])
         templates = {one.templates for one in found}
-        parts = [
-            _moved(store, [part(one) for one in found], found)
-            for part in (lambda one: one.train, lambda one: one.test)
-        ]
+        train = _moved(store, [one.train for one in found], found)
+        test = _moved(store, [one.test for one in found], found)
         return Dataset(
             f"joined:{'+'.join(specs)}",
             tuple(check_names(classes, "data joined")),
             tuple(names),
-            *parts,
+            train,
+            test,
             templates.pop() if len(templates) == 1 else (PHOTO,),
             any(one.held_out for one in found),
         )
