@@ -95,6 +95,9 @@ def write_folder(root: Path) -> Path:
         )
         rows.append(f"FOLDER/{name}-{number}.png,{name},{'train' if number < 30 else 'test'},photo")
     (root / "list.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    head, *lines = rows
+    dated = [f"{head},time", *(f"{line},2024-05-{n % 30 + 1:02d}" for n, line in enumerate(lines))]
+    (root / "dated.csv").write_text("\n".join(dated) + "\n", encoding="utf-8")
     return root
 
 

@@ -21,7 +21,7 @@ FLOORS = (
     ("learner", "notebook"),
     ("report", "sweep", "updating", "export"),
     ("plots",),
-    ("compare",),
+    ("compare", "audit"),
     ("index",),
     ("inference",),
     ("training",),

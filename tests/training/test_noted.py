@@ -18,6 +18,7 @@ from everclip.config.sections import Scenario
 from everclip.data import inventory, scenarios
 from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.errors import UserError
+from everclip.report.build import build
 from everclip.runs.run import IMAGES
 from everclip.training import noted
 from tests.data.test_webdataset import shards, sized
@@ -282,3 +283,7 @@ def test_copies_in_train_and_test_are_counted_and_said(
         shutil.copy(folder / f"train/red/{number}.bmp", folder / f"test/red/{number}.bmp")
     assert run(tmp_path / "copies", *tokens)["duplicates"] == 2
     assert caplog.messages == ["2 of 18 test images are training images too: their accuracy flatters"]
+    page = build([tmp_path / "copies"], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "2 of 18 test pictures are training pictures too, byte for byte" in page
+    shutil.copy(folder / "train/red/0.bmp", folder / "train/green/copy.bmp")
+    assert run(tmp_path / "more", *tokens)["train_copies"] == 1

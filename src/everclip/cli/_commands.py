@@ -192,6 +192,16 @@ COMMANDS = {
         "  everclip methods\n  everclip methods gdro\n  everclip methods gdro --json\n",
     ),
     "datasets": _listing("datasets", "imagefolder", "List the data sources, or explain one."),
+    "data": Command(
+        _LOOK,
+        "Find pictures that are there twice, labels in doubt, broken and tiny pictures.",
+        """\
+  everclip data check photos
+  everclip data check photos -o check.html   # with small pictures
+  everclip data check photos --exact         # byte for byte, without a model
+""",
+        code=True,
+    ),
     "models": Command(
         _LOOK,
         "List models to start from, explain one, or list those that hold a text.",

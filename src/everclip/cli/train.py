@@ -105,6 +105,13 @@ def _show_results(results: dict[str, Any], where: str) -> None:
         + (f"   forgetting {round(100 * forgetting, 1) + 0.0:.1f} points" if forgetting is not None else ""),
         highlight=False,
     )
+    if cross := results.get("cross_domain"):
+        told = [
+            f"{key} {cross[key]:.1%}" for key in ("transfer", "average", "last") if cross[key] is not None
+        ]
+        console.print(f"data sets, {'   '.join(told)}", highlight=False)
+    if results.get("any_time") is not None:
+        console.print(f"area under any-time accuracy {results['any_time']:.1%}", highlight=False)
     kept = kept_words(results["memory_bytes"], results.get("state_bytes", 0))
     console.print(f"memory {kept}   {results['seconds']:.0f} s", highlight=False)
     if asked and results["method"] != "zero_shot":

@@ -24,6 +24,8 @@ ANY = object()
 
 _SAME = {"data": "data", "scenario": "scenario.kind", "model": "model", "image_size": "image_size"}
 """Facts of results.json, and the config's keys that say the same."""
+_OWN = ("scenario.kind", "scenario.tasks", "scenario.order", "scenario.validation")
+"""Keys of a scenario that have facts of their own; all others are options, of which each is one."""
 _CUT = {"class order", "task order", "test counts"}
 _EXCUSES: dict[str, set[str]] = {
     "model": {"model", "image_size", "templates"},
@@ -46,9 +48,14 @@ _PLAIN = ("tune", "center", "train_captions")
 
 def excused(key: str) -> set[str]:
     """The facts that a config key changes: they may differ between runs shown by it, or repeated over it."""
-    if key.startswith("source."):
+    if _is_fact(key):
         return {key, *_CUT}
     return {"memory accounting"} if key == _POLICY else _EXCUSES.get(key, set())
+
+
+def _is_fact(key: str) -> bool:
+    """Whether a config key decides by itself what is learned and tested: an option of the source or the scenario."""
+    return key.startswith("source.") or (key.startswith("scenario.") and key not in _OWN)
 
 
 def facts(run: Finished) -> dict[str, Any]:
@@ -56,8 +63,8 @@ def facts(run: Finished) -> dict[str, Any]:
     not say, or it makes no difference to it.
 
     ``joint`` has one task, whatever the others have. An order of classes that goes with the seed is one order: classes
-    and tasks are compared as sets then, and test counts as a sum. The options of the data's source (``source.*``) are
-    compared one by one.
+    and tasks are compared as sets then, and test counts as a sum. The options of the data's source (``source.*``) and
+    of the scenario, such as the number of shots, are compared one by one: another protocol is another question.
     """
     results, config = run.told, run.config
     smoke = results.get("smoke", config.get("smoke"))
@@ -70,7 +77,7 @@ def facts(run: Finished) -> dict[str, Any]:
     counted = "all kept" if _keeps_all(str(config.get(_POLICY))) else "counted in exemplars"
     return {
         **{key: results.get(key, config.get(name)) or ANY for key, name in _SAME.items()},
-        **{key: value for key, value in config.items() if key.startswith("source.")},
+        **{key: value for key, value in config.items() if _is_fact(key)},
         "templates": results.get("templates") or ANY,
         "class order": classes,
         "task order": ANY if run.method == REFERENCES[1] else tasks,
@@ -120,7 +127,7 @@ def difference(runs: Sequence[Finished], excuses: Iterable[str] = ()) -> str:
 
 def hint(fact: str, runs: Sequence[Finished]) -> str:
     """The config key that explains why a fact differs, where the runs' configs differ in it; empty where none does."""
-    known = [*_EXCUSES, _POLICY, *([fact] if fact.startswith("source.") else [])]
+    known = [*_EXCUSES, _POLICY, *([fact] if _is_fact(fact) else [])]
     return next(
         (k for k in known if fact in excused(k) and len({shown(run.value(k)) for run in runs}) > 1), ""
     )

@@ -196,6 +196,7 @@ class Dataset:
         templates: prompts with ``{}`` for the class name, which make the class embeddings; none of features that come
             without text.
         held_out: the test part was cut from the images here; a source that comes with its own has False.
+        times: float64, one for each row of the store: when its image was there; None where that was not asked for.
     """
 
     name: str
@@ -205,6 +206,7 @@ class Dataset:
     test: ImageSet
     templates: tuple[str, ...]
     held_out: bool = False
+    times: NDArray[np.float64] | None = None
 
     def holding_out(self, share: float) -> Dataset:
         """The data set with part of its training images in place of its test images, which are left out.

@@ -91,6 +91,11 @@ class Inventory:
         test, train = (self.contents[twins & (self.is_test == part)] for part in (True, False))
         return int(np.isin(test, train).sum())
 
+    def copies(self) -> int | None:
+        """Count training images that are there once more, byte for byte; None where not all contents are known."""
+        content = self.contents[~self.is_test & (self.contents != UNREADABLE)]
+        return None if (content == UNREAD).any() else len(content) - len(np.unique(content))
+
     def learned(self, tasks: int) -> Inventory:
         """The training images of the first tasks whose content is known."""
         return self.select(~self.is_test & (self.places < 2 * tasks) & (self.contents >= 0))

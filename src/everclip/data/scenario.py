@@ -11,6 +11,7 @@ import numpy as np
 from everclip.data.images import ImageSet
 from everclip.data.prompts import clean
 from everclip.errors import UserError, suggest
+from everclip.seeding import generator
 
 MOST_HINT = 80
 """Characters of a list of names in a message; a data set may have thousands."""
@@ -112,6 +113,54 @@ def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
             f" write sizes that add up to {classes}"
         )
     return list(tasks)
+
+
+def first_met(parts: Sequence[ImageSet], test: ImageSet, names: Sequence[str]) -> list[Task]:
+    """Tasks of training images in the order given; test images of a class go to the first task that has the class.
+
+    Classes that are new in the same task are in the order of their labels.
+
+    Args:
+        names: of the tasks.
+    """
+    tasks: list[Task] = []
+    known: set[int] = set()
+    for index, (train, name) in enumerate(zip(parts, names, strict=True)):
+        classes = np.unique(train.labels).tolist()
+        new = [label for label in classes if label not in known]
+        known |= set(new)
+        tasks.append(Task(index, name, tuple(classes), train, test.of_classes(new)))
+    return tasks
+
+
+def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:
+    """Each task's training images in a random order, cut into pieces of ``every`` images, each a task.
+
+    A piece of fewer images than half of that goes with the one before.
+    """
+    parts, names = [], []
+    test = tasks[0].test
+    for task in tasks[1:]:
+        test = test + task.test
+    for task in tasks:
+        order = generator(seed, "stream", task.index).permutation(len(task.train))
+        count = max(1, round(len(order) / every))
+        cuts = [every * piece for piece in range(1, count)]
+        for number, part in enumerate(np.split(order, cuts)):
+            parts.append(task.train.select(part))
+            names.append(f"{task.name}, piece {number + 1}")
+    return first_met(parts, test, names)
+
+
+def stream_seed(order: int | str | Sequence[str], seed: int) -> int:
+    """The seed of what a stream draws: that of the order of classes, so that runs of several seeds learn one stream
+    unless ``scenario.order=seed`` asks for several.
+
+    Args:
+        order: ``scenario.order``.
+        seed: the run's.
+    """
+    return seed if order == "seed" else order if isinstance(order, int) else 0
 
 
 def merge(tasks: Sequence[Task]) -> list[Task]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from everclip.plots.text import printable
 from everclip.report import one, overview
 from everclip.report.collect import Report, collect
-from everclip.report.svg import CSS
+from everclip.report.templates import render
 from everclip.runs.read import Json
-from everclip.runs.words import SHOW, count, duration, percent, points, several, size
+from everclip.runs.words import duration, points, several, size
 from everclip.system.atomic import write_atomic
 
 __all__ = ["build", "collect", "duration", "points", "size", "write"]
 
-_HERE = Path(__file__).parent
 _DETAILED = 4
 """Runs up to which each has a part of its own behind the overview: with more, the page would be too heavy to mail."""
 
@@ -65,24 +59,10 @@ def write(report: Report, out: Path, figures: Path | None = None) -> Path:
 
 
 def _page(report: Report, whole: Json | None, runs: list[Json]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(SHOW, percent=percent, printable=printable, count=count, several=several)
-    template = environment.get_template("page.html.j2")
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return template.render(
+    return render(
+        "page.html.j2",
         title=several(len(report.named_states), "run") if whole else report.runs[0].name,
         whole=whole,
         runs=runs,
         skipped=report.skipped,
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
-        figure_css=CSS,
-        script=script,
-        script_hash=digest,
     )

@@ -8,6 +8,7 @@ from everclip.compare.groups import settings
 from everclip.report.figure import csv_address
 from everclip.report.many_figures import sure
 from everclip.report.map_figures import old_images
+from everclip.report.measures import measures
 from everclip.report.provenance import command, environment
 from everclip.report.run_figures import figures
 from everclip.report.tables import CONFUSION, Table, confusion_cells, table
@@ -39,6 +40,8 @@ def context(run: RunData, prefix: str) -> Json:
         "seed": run.value("seed"),
         "verdict": _beside_frozen(run, _verdict(run)),
         "tiles": _tiles(run),
+        "twice": _twice(run),
+        "measures": measures(run.results),
         "figures": drawn,
         "per_class": per_class[:_MOST_CLASSES],
         "classes": len(per_class),
@@ -59,6 +62,20 @@ def context(run: RunData, prefix: str) -> Json:
         "order": run.order,
         "environment": environment(run).items(),
     }
+
+
+def _twice(run: RunData) -> str:
+    """Say which pictures are there twice, byte for byte; empty where none is, or that is not known."""
+    leaked, copies = (run.results.get(key) or 0 for key in ("duplicates", "train_copies"))
+    words = []
+    if leaked:
+        words.append(
+            f"{leaked:,} of {sum(run.test_counts):,} test pictures are training pictures too, byte for byte: the"
+            " accuracy on them flatters."
+        )
+    if copies:
+        words.append(f"{copies:,} training pictures are there once more among the training pictures.")
+    return " ".join([*words, "everclip data check shows them."]) if words else ""
 
 
 def _zero_shot_now(run: RunData) -> float | None:

@@ -53,7 +53,7 @@ def resolve(config: Config) -> Config:
     advice = options.recommends
     if config.defaults < NEWEST and options.recommended_before is not None:
         advice = options.recommended_before
-    values = one_length(one_length(values, advice), given)
+    values = one_length(one_length(one_length(values, advice), scenario.recommends), given)
     if values["lr_head"] is None:  # as it was: tied to another rate
         values["lr_head"] = float(f"{10 * values['lr']:.6g}")
     earlier = before(Config) if config.defaults < NEWEST else {}

@@ -34,8 +34,22 @@ _CLASS = table(
     {"class": text, "task": whole(MOST_TASKS - 1), "n": COUNT, **dict.fromkeys(_NUMBERS, or_null(SHARE))}
 )
 _FORK = table({"run": text, "stage": whole(MOST_TASKS), "config": text})
+_WORST = table({"class": text, "last": SHARE})
+_GROUP = table({"classes": COUNT, "accuracy": or_null(SHARE)})
+_GROUPS = table(
+    {**dict.fromkeys(("many", "medium", "few"), _GROUP), **dict.fromkeys(("many_above", "few_below"), COUNT)}
+)
 _SHARES = listed(SHARE, MOST_TASKS)
 _KNOWN_SHARES = listed(or_null(SHARE), MOST_TASKS)
+
+_CROSS = table(
+    {
+        "task_id": text,
+        **dict.fromkeys(("transfer", "transfer_of_zero_shot"), or_null(SHARE)),
+        **dict.fromkeys(("average", "last"), SHARE),
+        "matrix": listed(_KNOWN_SHARES, MOST_TASKS),
+    }
+)
 
 SCHEMA: dict[str, Kind] = {
     "schema": lambda value: value == 1,
@@ -54,6 +68,11 @@ SCHEMA: dict[str, Kind] = {
     "memory_per_class": or_null(COUNT),
     "images_per_second": or_null(AMOUNT),
     "validation": or_null(SHARE),
+    **dict.fromkeys(("macro", "any_time"), or_null(SHARE)),
+    "worst_class": or_null(_WORST),
+    "by_frequency": or_null(_GROUPS),
+    "cross_domain": or_null(_CROSS),
+    **dict.fromkeys(("duplicates", "train_copies"), or_null(COUNT)),
     "forked_from": or_null(_FORK),
     "tasks": lambda value: bool(value) and listed(text, MOST_TASKS)(value),
     **dict.fromkeys(("classes", "templates"), listed(text, MOST_CLASSES)),

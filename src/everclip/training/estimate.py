@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from everclip import plugins
 from everclip.config import Config
-from everclip.data.scenarios import scenario_class
+from everclip.data import scenarios
 from everclip.methods.base.cost import Passes, Text
 from everclip.models.catalogue import Costs, costs
 from everclip.models.tunings import tuning_of
@@ -145,6 +145,7 @@ def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
     asked, at_once = exemplars(config)
     sizes = sizes.merged() if at_once else sizes
     passes, options = _passes(config)
+    every = scenarios.build(config.scenario).task_id is not None
     found: list[tuple[Work, Work]] = []
     count, before = len(sizes.train), 0
     for stage in range(count):
@@ -153,7 +154,7 @@ def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
         kept = before if budget == "all" else min(before, budget // max(1, known) * known)
         learned = _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
         before += sizes.train[stage]
-        ahead = min(stage + 1 + config.evaluate.ahead, count)
+        ahead = count if every else min(stage + 1 + config.evaluate.ahead, count)
         tested, classes = sum(sizes.test[:ahead]), sizes.seen[ahead - 1]
         prompts = classes * sizes.templates if _text(passes, options) != "none" else 0
         found.append((learned, Work(forward=tested * passes.read(stage), prompts=prompts)))
@@ -187,7 +188,7 @@ def _training(
     images = steps * train.batch_size if train.steps else (train.epochs or 1) * (new + kept)
     text, classes = _text(passes, options), seen
     present = text == "batch" or options.get("classes") == "present"
-    if present and not kept and not scenario_class(config.scenario.kind).every_class:
+    if present and not kept and not scenarios.scenario_class(config.scenario.kind).every_class:
         classes = max(1, seen // (stage + 1))  # the task's own, about
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
     passes_of_probe = options.get("probe_epochs", 0)
@@ -198,7 +199,7 @@ def _training(
 def published(config: Config) -> Sizes | None:
     """Sizes of the official data set that a config names, from its published counts; None for any other data."""
     from everclip import data
-    from everclip.data import scenarios, templates
+    from everclip.data import templates
 
     official = data.source_class(config.data)[0].official
     if official is None:

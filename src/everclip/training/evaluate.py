@@ -30,6 +30,7 @@ class Scores:
         tasks, truth, ids: int64 ``[n]``, one row per image that could be read.
         scores: float32 ``[n, c]``.
         to_logits: times this, the scores are logits of a softmax.
+        everything: whether all classes compete, those not learned yet too, however many are asked for below.
     """
 
     labels: tuple[int, ...]
@@ -38,10 +39,15 @@ class Scores:
     ids: NDArray[np.int64]
     scores: NDArray[np.float32]
     to_logits: float = 1.0
+    everything: bool = False
+
+    def _among(self, rows: NDArray[np.bool_], among: int) -> NDArray[np.float32]:
+        """Scores of some rows in the columns that compete."""
+        return self.scores[rows] if self.everything else self.scores[rows, :among]
 
     def predicted(self, among: int, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Predicted labels of some rows, among the first ``among`` columns."""
-        return np.asarray(self.labels)[self.scores[rows, :among].argmax(axis=1)]
+        return np.asarray(self.labels)[self._among(rows, among).argmax(axis=1)]
 
     def accuracy(self, task: int, among: int) -> float | None:
         """Fraction of a task's images that are right, among the first ``among`` classes learned; None: no images."""
@@ -73,8 +79,8 @@ class Scores:
         confidence: the softmax's probability of the best one, before any calibration.
         """
         rows = self.tasks < tasks
-        scores = self.scores[rows, :among]
-        k = min(k, among)
+        scores = self._among(rows, among)
+        k = min(k, scores.shape[1])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         ordered = np.take_along_axis(scores, best, axis=1)
         margin = ordered[:, 0] - ordered[:, 1] if k > 1 else np.full(len(scores), np.inf)

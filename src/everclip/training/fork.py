@@ -24,8 +24,8 @@ from everclip.system import trust
 from everclip.system.checkpoint import Damaged, Place, verify
 from everclip.system.reading import open_regular, read_json
 from everclip.training import noted
+from everclip.training.environment import environment
 from everclip.training.plan import Plan
-from everclip.training.recorder import environment
 from everclip.training.restore import RECORD, restore, saved
 
 SAME = (

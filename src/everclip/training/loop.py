@@ -20,15 +20,16 @@ from everclip.models.tunings import tuning_of
 from everclip.runs.run import Clock, Run
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
-from everclip.training import activation_cache, estimate, fork, frozen, noted, references
+from everclip.training import activation_cache, estimate, fork, frozen, noted, references, testing
 from everclip.training.checkpointer import Checkpointer
 from everclip.training.context import Context
 from everclip.training.disk import check_room, room, writing
-from everclip.training.evaluate import evaluate, evaluate_pretrained
+from everclip.training.environment import environment
+from everclip.training.evaluate import evaluate_pretrained
 from everclip.training.extract import Rows, spread, unreadable
 from everclip.training.learn import learn
 from everclip.training.plan import Plan, check
-from everclip.training.recorder import Recorder, environment
+from everclip.training.recorder import Recorder
 from everclip.training.restore import fitting, load_model, read, restore
 
 log = logging.getLogger("everclip")
@@ -47,7 +48,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
     """
     with writing(run.path):
         context, checkpointer = _start(run, progress, stop or Stop())
-        clip, method, loader, record = context.clip, context.method, context.loader, context.record
+        method, loader, record = context.method, context.loader, context.record
         tasks = context.plan.tasks
         shares = estimate.shares(context.plan.config, context.plan.sizes())
         progress.expect([work for pair in shares[record.stages :] for work in pair])
@@ -60,16 +61,14 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
                 with checkpointer.stop.held():
                     learn(context, task)
             progress.section()
-            tested = tasks[: task.index + 1 + context.plan.config.evaluate.ahead]
+            tested = testing.tested(context.plan, task.index)
             progress.start(f"{task.name} of {len(tasks)}: test", sum(len(one.test) for one in tested))
-            scores = evaluate(
-                clip, lambda labels: method.classifier(clip, labels), tested, loader, progress.count
-            )
+            scores = testing.scores(context, tested, task.index, progress.count)
             line = record.end_stage(task, scores, context.memory, method.state_bytes())
             _close_stage(context, checkpointer, task, line)
             progress.section()
         if record.scores is None:  # stopped between its last checkpoint and its results
-            record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
+            record.scores = testing.scores(context, tasks, len(tasks) - 1)
         results = record.results(context.plan, method, context.memory, loader)
         run.log("end", seconds=results["seconds"])
         record.write(run, results)
@@ -124,7 +123,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
             )
         progress.start("zero-shot test", sum(len(task.test) for task in plan.tasks))
         scores, tests = evaluate_pretrained(clip, weights, plan.tasks, loader, progress.count)
-        record.set_zero_shot(scores)
+        record.set_zero_shot(testing.among(scores, plan.tasks, plan.scenario.task_id))
     if config.center and not clip.centered:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
         tests = {}  # features are others now

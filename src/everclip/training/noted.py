@@ -25,14 +25,16 @@ class Noted(NamedTuple):
 
     Args:
         duplicates: how many test images are training images too; None where that is not known.
+        copies: how many training images are there once more; None likewise.
         changed: what differed when the run went on with --changed-data: "images", how many, and the "first" of them.
     """
 
     duplicates: int | None
+    copies: int | None
     changed: dict[str, Any] | None
 
 
-NOTHING = Noted(None, None)
+NOTHING = Noted(None, None, None)
 
 
 def read(folder: Path) -> Inventory | None:
@@ -66,7 +68,7 @@ def keep(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> Noted:
             "%d of %d test images are training images too: their accuracy flatters",
             *(copies, kept.is_test.sum()),
         )
-    return Noted(copies, kept.changed)
+    return Noted(copies, kept.copies(), kept.changed)
 
 
 def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inventory | None, str]:

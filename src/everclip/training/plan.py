@@ -16,6 +16,7 @@ from everclip.data.images import Dataset
 from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, merge, seen
+from everclip.data.scenarios import Scenario
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods.base.method import Method, Phase
@@ -70,6 +71,11 @@ class Plan:
         plan = cls(config, source, tasks, prompts, method)
         _check(plan)
         return plan
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario that cut the tasks."""
+        return scenarios.build(self.config.scenario)
 
     def class_names(self) -> list[list[str]]:
         """Names of each task's classes: what a run goes on with must be what it began with."""
@@ -149,7 +155,9 @@ def _trim(task: Task) -> Task:
 def _check(plan: Plan) -> None:
     """Refuse tasks that cannot be learned or tested; say what is legal and probably not meant."""
     config, tasks, names = plan.config, plan.tasks, plan.data.class_names
-    if lacking := methods.lacking(config, plan.method):
+    one_task, text = plan.method.capabilities.one_task, bool(plan.prompts.templates)
+    lacking = methods.lacking(config, plan.method) or plan.scenario.lacking(config, one_task, text)
+    if lacking:
         raise UserError(lacking)
     classes, budget = seen(tasks), plan.budget()
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import platform
-import resource
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from everclip._version import __version__
 from everclip.data.loader import Loader
 from everclip.data.memory import Memory
 from everclip.data.scenario import Task, seen
 from everclip.data.templates import set_name
-from everclip.distributed import collectives
 from everclip.methods.base.method import Method
 from everclip.metrics.matrix import Matrix
 from everclip.runs.run import Clock, Run
 from everclip.system.text import csv_text
+from everclip.training import measures
+from everclip.training.environment import peak_memory
 from everclip.training.evaluate import Scores
 from everclip.training.noted import NOTHING, Noted
 
@@ -38,12 +34,11 @@ NOT_MEASURED: dict[str, Any] = dict.fromkeys(
 """Keys of results.json on the frozen features, where they were not measured."""
 _SAVED = (
     *("optimizer_steps", "samples_seen", "training_seconds", "trainable_parameters", "precision"),
-    *("zero_shot", "frozen", "forked_from"),
+    *("zero_shot", "frozen", "forked_from", "everywhere"),
 )
 """Attributes that a checkpoint has as they are."""
-_UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None}
+_UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None, "everywhere": []}
 """Those that earlier versions did not write."""
-_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
 
 class Recorder:
@@ -55,6 +50,7 @@ class Recorder:
     Attributes:
         frozen: what the frozen features give, as in results.json.
         precision: what ``train.precision=auto`` became at the run's first step.
+        everywhere: after each stage the accuracy on each task, learned or not, where all are tested.
         forked_from: the run, its number of tasks and its config's hash, where this one began in another.
         skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
     """
@@ -73,6 +69,7 @@ class Recorder:
         self.trainable_parameters = 0
         self.zero_shot: dict[str, Any] = {"per_task": None, "after_stage": None, "per_class": {}}
         self.frozen = NOT_MEASURED
+        self.everywhere: list[list[float | None]] = []
         self._after_learning: dict[int, float] = {}
         self.scores: Scores | None = None
         self.clock = Clock()
@@ -153,6 +150,8 @@ class Recorder:
         row = [scores.accuracy(index, known) for index in range(stage + 1)]
         ahead = scores.accuracy(stage + 1, self._seen(stage + 1)) if stage + 1 < len(self.tasks) else None
         self.matrix.add_stage(row, [scores.count(index) for index in range(stage + 1)], ahead)
+        if scores.everything:
+            self.everywhere.append([scores.accuracy(task.index, known) for task in self.tasks])
         per_class = scores.per_class(known, stage + 1)
         for label in task.classes:
             if label in per_class:
@@ -232,8 +231,9 @@ class Recorder:
             "zero_shot_per_task": self.zero_shot["per_task"],
             **self.frozen,
             "per_class": self._per_class(plan),
+            **measures.of(self, plan),
             "images_per_second": self.images_per_second() if self.optimizer_steps else None,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "seconds": self.clock.seconds(),
             "trainable_parameters": self.trainable_parameters,
             "state_bytes": state,
@@ -249,13 +249,19 @@ class Recorder:
             "tuned_on": config.tuned_on,
             "forked_from": self.forked_from,
             "duplicates": self.images.duplicates,
+            "train_copies": self.images.copies,
             "data_changed": self.images.changed,
             "skipped_images": list(loader.pixels.skipped()),
         }
 
+    def last_per_class(self) -> dict[int, float]:
+        """Label -> accuracy after the last stage, of the classes that were tested."""
+        assert self.scores is not None
+        return self.scores.per_class(self._seen(len(self.tasks) - 1), len(self.tasks))
+
     def _per_class(self, plan: Plan) -> list[dict[str, Any]]:
         assert self.scores is not None
-        last = self.scores.per_class(self._seen(len(self.tasks) - 1), len(self.tasks))
+        last = self.last_per_class()
         first = {label: task.index for task in reversed(self.tasks) for label in task.classes}
         return [
             {
@@ -283,30 +289,3 @@ class Recorder:
             "per_class.csv", csv_text(columns, [[row[c] for c in columns] for row in results["per_class"]])
         )
         run.write("results.json", json.dumps(results, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they can change a result: bits differ between thread counts."""
-    versions: dict[str, str] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": collectives.size(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": versions,
-    }
-
-
-def _peak_memory() -> int:
-    """Bytes: of the GPU's allocator where there is one, else the process's largest resident size."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from everclip import methods
 from everclip.config import Config
+from everclip.data import scenarios
 from everclip.training import estimate
 from everclip.training.estimate import Sizes, Work
 
@@ -23,8 +24,11 @@ def share(config: Config, sizes: Sizes) -> float:
 def wanted(config: Config, sizes: Sizes) -> bool:
     """Return whether a resolved config measures the frozen features.
 
-    With ``references=auto`` no tuning run does, whose results serve to choose between settings alone.
+    With ``references=auto`` no tuning run does, whose results serve to choose between settings alone. Where all tasks
+    are tested after each, none does: the frozen features know no classes that are still to come.
     """
+    if scenarios.build(config.scenario).task_id is not None:
+        return False
     if config.references != "auto":
         return config.references == "all"
     return (

@@ -32,9 +32,14 @@ def build(settings: sections.Scenario) -> Scenario:
     return cls(settings, own_options(cls.Config, settings.options, sections.Scenario, "scenario."))
 
 
-def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental"]:
-    """Which images a source gives that has separate lists. Raises UserError where there is no such scenario."""
-    return "domain-incremental" if scenario_class(settings.kind).domains else "class-incremental"
+def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental", "time"]:
+    """Which images a source gives that has separate lists, or whether their times are asked for.
+
+    Raises:
+        UserError: there is no such scenario.
+    """
+    found = scenario_class(settings.kind)
+    return "time" if found.times else "domain-incremental" if found.domains else "class-incremental"
 
 
 def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from everclip.config import sections
+from everclip.config import Config, sections
 from everclip.data.images import Dataset
 from everclip.data.scenario import Task
+
+ONLINE_BATCH = 10
+"""Images of a batch in a stream that passes once, unless the user gave a number."""
 
 
 class ScenarioConfig(sections.Section):
     """Base of a scenario's ``Config``: its options, which stand in ``[scenario]``; every field with a description."""
+
+
+def once(config: Config) -> str:
+    """Return why a resolved config passes over an image more than once, as a message; empty where it does not."""
+    kind, train = config.scenario.kind, config.train
+    if train.steps is not None:
+        return f"scenario.kind={kind} passes over its images once: leave train.steps out"
+    if train.epochs != 1:
+        return f"scenario.kind={kind} passes over its images once: leave train.epochs out, or write train.epochs=1"
+    for name, value in config.method.options.items():
+        if name.endswith("epochs") and isinstance(value, int) and value > 1:
+            return (
+                f"scenario.kind={kind} passes over its images once, and method.{name}={value} does so again: write"
+                f" method.{name}=1, or another method"
+            )
+    return ""
 
 
 class Scenario(ABC):
@@ -30,6 +49,8 @@ class Scenario(ABC):
     """Whether tasks are domains: a source that has separate lists of images for domains gives those."""
     every_class: ClassVar[bool] = False
     """Whether each task has images of every class: then methods need no exemplars to know them all."""
+    times: ClassVar[bool] = False
+    """Whether images are ordered by their time, which a source then has to give (``Dataset.times``)."""
 
     def __init__(self, settings: sections.Scenario, config: ScenarioConfig) -> None:
         self.settings = settings
@@ -45,6 +66,45 @@ class Scenario(ABC):
         Raises:
             UserError: the data or the options do not fit.
         """
+
+    @property
+    def once(self) -> bool:
+        """Whether each image may be trained on once: a stream that is gone when it has passed."""
+        return False
+
+    @property
+    def recommends(self) -> dict[str, Any]:
+        """Values of ``[train]`` in this scenario where the user gave none, whatever the method recommends."""
+        return {"epochs": 1, "batch_size": ONLINE_BATCH} if self.once else {}
+
+    @property
+    def any_time(self) -> bool:
+        """Whether the accuracy all along the stream is a result, as the area under its curve."""
+        return False
+
+    @property
+    def task_id(self) -> Literal["known", "unknown"] | None:
+        """Whether a test image comes with its task. None: accuracy is that among the classes learned so far. Else every
+        task is tested after each, learned or not: among its own classes, or among those of all tasks.
+        """
+        return None
+
+    @property
+    def frequency(self) -> tuple[int, int] | None:
+        """Training images above which a class is many-shot, and below which it is few-shot, where the accuracy of these
+        groups of classes is a result.
+        """
+        return None
+
+    def lacking(self, config: Config, one_task: bool, text: bool) -> str:
+        """Return what has no meaning in this scenario, as a message of one line; else empty.
+
+        Args:
+            config: resolved.
+            one_task: whether the method learns all tasks at once.
+            text: whether there are class embeddings.
+        """
+        return once(config) if self.once else ""
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
         """Images of each task, and the classes seen with it, for an estimate without the data.

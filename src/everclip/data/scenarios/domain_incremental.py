@@ -14,12 +14,26 @@ Protocol: https://arxiv.org/abs/1904.07734
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from everclip.data.images import Dataset
 from everclip.data.scenario import Task, positions
 from everclip.data.scenarios import Scenario
 from everclip.errors import UserError
+
+
+def domain_order(order: int | str | list[str], names: Sequence[str], seed: int) -> list[int]:
+    """Domains in the order learned: as ``scenario.order`` lists them or by the run's seed, else as they are.
+
+    Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation.
+    """
+    if isinstance(order, list):
+        return positions(order, names, "domain")
+    if order == "seed":
+        return np.random.RandomState(seed).permutation(len(names)).tolist()
+    return list(range(len(names)))
 
 
 class DomainIncremental(Scenario):
@@ -35,16 +49,10 @@ class DomainIncremental(Scenario):
                 f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
                 " PATH/DOMAIN/CLASS/*.jpg"
             )
-        domains = list(range(len(names)))
-        if isinstance(order, list):
-            domains = positions(order, names, "domain")
-        elif order == "seed":
-            domains = np.random.RandomState(seed).permutation(len(names)).tolist()
-        # Any other order, such as the seed 1993, is one of classes: domains come as the source lists them.
         classes = tuple(range(len(data.class_names)))
         return [
             Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))
-            for index, domain in enumerate(domains)
+            for index, domain in enumerate(domain_order(order, names, seed))
         ]
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:

@@ -7,7 +7,8 @@ Paths are relative to the list's folder and stay inside it, links included. The 
 commas or tabs; `image`, `file` or `filepath` stands for `path`, `class` for `label`; others are ignored. `split` is
 train, test or val: val stands for a missing test part, and is left out beside one. Without a test part, a fifth of each
 class in each domain is held out, by a hash of the file's name. The domains are learned in alphabetical order unless
-`scenario.order` lists them. `classnames.txt` and `templates.txt` beside the list override names and prompt.
+`scenario.order` lists them. With `scenario.kind=time` a column `time`, `date` or `timestamp` has a number or a date
+such as 2024-05-31T12:00 for each image. `classnames.txt` and `templates.txt` beside the list override names and prompt.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from everclip.data.formats.folders import Fence
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
+from everclip.data.formats.times import numbered
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
 from everclip.data.sources import Source
 from everclip.errors import UserError, shown
@@ -37,6 +40,9 @@ COLUMNS = {
     "split": ("split",),
     "domain": ("domain",),
 }
+TIME = ("time", "date", "timestamp")
+"""What the column of times may be called, which is read where it is asked for."""
+
 """A column -> what it may be called."""
 HEADER = "write a header such as path,label or path,label,split,domain"
 PARTS = ("train", "test", "val")
@@ -49,6 +55,7 @@ class _Entry(NamedTuple):
     label: str
     split: str
     domain: str
+    time: str = ""
 
 
 class Csv(Source):
@@ -62,7 +69,7 @@ class Csv(Source):
                 message names the line.
         """
         file = _checked(argument)
-        columns, entries = _read(file)
+        columns, entries = _read(file, COLUMNS | ({"time": TIME} if kind == "time" else {}))
         parts = {entry.split for entry in entries}
         if {"test", "val"} <= parts:
             kept = [entry for entry in entries if entry.split != "val"]
@@ -75,7 +82,14 @@ class Csv(Source):
         )
         hint = 'write each image\'s domain into a column "domain"'
         origin = Origin(f"csv:{argument}", str(file), kind, hint, file.parent)
-        return dataset(origin, FileStore(file.parent, [entry.path for entry in entries]), rows)
+        found = dataset(origin, FileStore(file.parent, [entry.path for entry in entries]), rows)
+        if kind != "time":
+            return found
+        if "time" not in columns:
+            raise UserError(
+                f'the header of {file} has no column "time": write the time of each image into one'
+            )
+        return replace(found, times=numbered((entry.time for entry in entries), str(file)))
 
 
 def _checked(argument: str | None) -> Path:
@@ -97,14 +111,14 @@ def _checked(argument: str | None) -> Path:
     return file
 
 
-def _read(file: Path) -> tuple[dict[str, int], list[_Entry]]:
+def _read(file: Path, known: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[_Entry]]:
     """The columns that the header names, with their positions, and a checked entry per image."""
     entries: list[_Entry] = []
     line_of: dict[str, int] = {}
     fence = Fence(file.parent)
     records = _records(file)
     _, header = next(records, (1, []))
-    columns = _columns(file, header)
+    columns = _columns(file, header, known)
     for line, cells in records:
         where = f"line {line} of {file}"
         if len(cells) != len(header):
@@ -173,11 +187,11 @@ def _lines(file: Path) -> Iterator[str]:
         raise UserError(f"list {file} cannot be read ({reason}): check its permissions") from error
 
 
-def _columns(file: Path, header: Sequence[str]) -> dict[str, int]:
+def _columns(file: Path, header: Sequence[str], known: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Column -> its position. Raises UserError where a column is missing or there twice."""
     names = [name.casefold() for name in header]
     found: dict[str, int] = {}
-    for column, spellings in COLUMNS.items():
+    for column, spellings in known.items():
         places = [place for place, name in enumerate(names) if name in spellings]
         if len(places) > 1:
             shown_names = " and ".join(shown(header[place]) for place in places[:2])
@@ -211,7 +225,9 @@ def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Ent
         raise UserError(
             f'{where} has ".." in the path {shown(path)}: put the list into a folder above its images'
         )
-    return _Entry(PurePosixPath(path).as_posix(), value["label"], part, value.get("domain", ""))
+    return _Entry(
+        PurePosixPath(path).as_posix(), value["label"], part, value.get("domain", ""), value.get("time", "")
+    )
 
 
 def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:

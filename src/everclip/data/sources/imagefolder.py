@@ -53,7 +53,7 @@ class ImageFolder(Source):
         places = [part for part in (train, test) if part is not None]
         least = 1 if kind == ADDITION else 2
         made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
-        if kind == "class-incremental" and are_domains(root / train):
+        if kind in ("class-incremental", "time") and are_domains(root / train):
             log.warning(
                 "the folders of %s are taken as classes though each holds folders of the same names:"
                 " for DOMAIN/CLASS/*.jpg write data=domainfolder:%s",

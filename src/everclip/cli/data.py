@@ -1,0 +1,141 @@
+"""everclip data: look through a data set's pictures before anything is learned from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from everclip.cli._options import Json
+from everclip.cli._output import print_columns, print_json
+from everclip.errors import UserError, shown
+from everclip.system.text import printable
+
+if TYPE_CHECKING:
+    from everclip.audit.check import Findings
+
+_NAMED = 5
+"""Pictures of each kind that are named on the terminal."""
+
+
+def data(
+    action: str,
+    spec: str,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    model: str = "lite",
+    image_size: int | None = None,
+    near: float = 0.95,
+    tiny: int = 32,
+    most: int = 40,
+    exact: bool = False,
+    json: Json = False,
+) -> int:
+    """Find pictures that are there twice, labels in doubt, broken and tiny pictures; nothing is changed.
+
+    Exits with 1 where a test picture is a training picture too, byte for byte, or a picture is broken; else with 0.
+
+    Args:
+        action: What to do: check.
+        spec: A folder, SOURCE or SOURCE:ARGUMENT, as after data=.
+        out: An HTML page to write, with small pictures of what was found.
+        model: The encoder whose features are compared: any model, run directory or model folder.
+        image_size: Side in pixels, of a model that has learned nothing; without it, the model's own.
+        near: Least cosine of the features of near duplicates.
+        tiny: Pixels of the shorter side below which a picture is tiny.
+        most: Pictures of each kind in the JSON and on the page.
+        exact: Look without a model: at copies byte for byte, broken and tiny pictures alone.
+    """
+    _check(action, spec, image_size, near, most)
+    from everclip.audit.check import Options, check
+    from everclip.system import trust
+    from everclip.system.progress import Progress
+
+    trust.typed(spec)
+    with Progress() as progress:
+        found = check(spec, Options(model, image_size, near, not exact, tiny), progress)
+    if out is not None:
+        from everclip.report.data_page import write
+
+        try:
+            write(found, out, most)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}): give another place") from error
+    if json:
+        print_json(found.as_json(most) | ({} if out is None else {"page": str(out)}))
+    else:
+        _show(found)
+        if out is not None:
+            print(f"\npage: {out}")
+    return 1 if found.leaked or found.broken else 0
+
+
+def _check(action: str, spec: str, image_size: int | None, near: float, most: int) -> None:
+    """Refuse what cannot be meant. Raises UserError."""
+    if action != "check":
+        raise UserError(f'everclip data does not take {shown(action)}: write "everclip data check {spec}"')
+    if image_size is not None and not 16 <= image_size <= 4096:
+        raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
+    if not 0 < near <= 1:
+        raise UserError(f"--near is {near:g}: write a number above 0, at most 1")
+    if not 1 <= most <= 1000:
+        raise UserError(f"--most is {most}: write a whole number from 1 to 1000")
+
+
+def _show(found: Findings) -> None:
+    """The table, and the first pictures of each kind."""
+    test = len(found.images) - found.train
+    print(
+        printable(
+            f"{found.data.name}: {len(found.data.class_names)} classes, {found.train:,} training and {test:,} test"
+            " pictures"
+        )
+    )
+    rows = [
+        ("test pictures that are training pictures too", f"{len(found.leaked):,}", "byte for byte"),
+        ("copies within the training pictures", f"{found.copies('train'):,}", "byte for byte"),
+        ("copies within the test pictures", f"{found.copies('test'):,}", "byte for byte"),
+        ("pictures under several labels", f"{len(found.two_labels):,}", "all labels but one are wrong"),
+    ]
+    if found.suspects is not None:
+        between = len({pair.second for pair in found.between(found.pairs)})
+        rows += [
+            (
+                "near duplicates",
+                f"{found.near:,}",
+                f"pairs with a cosine of {found.options.near:g} or more; {between:,} test pictures are near a training"
+                " picture",
+            ),
+            (
+                "suspect labels",
+                f"{len(found.suspects):,}",
+                "another class is ahead when the picture is left out",
+            ),
+        ]
+    rows += [
+        ("broken pictures", f"{len(found.broken):,}", "cannot be decoded"),
+        ("tiny pictures", f"{len(found.tiny):,}", f"a side below {found.options.tiny} pixels"),
+    ]
+    print_columns(rows)
+    for title, lines in (
+        ("copies", [" = ".join(map(found.key, group[:3])) for group in found.groups]),
+        ("near duplicates", [f"{found.key(a)} ~ {found.key(b)} ({cos:.3f})" for a, b, cos in found.pairs]),
+        (
+            "suspect labels",
+            [
+                f'{found.key(one.place)} is labelled "{found.name(one.place)}" and looks like'
+                f' "{found.data.class_names[one.other]}" ({one.doubt:.2f})'
+                for one in found.suspects or []
+            ],
+        ),
+        ("broken", [f"{found.key(place)}: {why}" for place, why in found.broken.items()]),
+        ("tiny", [f"{found.key(p)}: {found.sides[p][0]} x {found.sides[p][1]}" for p in found.tiny]),
+    ):
+        if lines:
+            print(f"\n{title}:")
+            for line in lines[:_NAMED]:
+                print(printable(f"  {line}"))
+            if len(lines) > _NAMED:
+                print(f"  and {len(lines) - _NAMED:,} more: -o page.html shows them, --json lists them")

@@ -1,0 +1,94 @@
+"""Several data sets one after another, each with classes of its own; all are tested after each.
+
+One task per data set, in the order given or that scenario.order lists. After each task all data sets are tested, those
+that are still to come too: what the model keeps of its zero-shot accuracy on them. With scenario.task_id=known a test
+image comes with its data set and is told among the classes of that one (MTIL of ZSCL); with unknown it is told among
+the classes of all data sets (X-TAIL of RAIL). results.json has, of the accuracy a[i][j] on task j after task i,
+
+    Transfer  mean over j > 1 of the mean of a[i][j] over i < j     before it is learned
+    Average   mean over j of the mean of a[i][j] over all i
+    Last      mean over j of a[T][j]
+
+Methods that cannot tell classes which they have not learned hand these images to the text tower of the model as it
+then is: all images of a data set to come where it is known, as RAIL does those that the text tower takes for a class
+not learned where it is not.
+
+    everclip train data=joined:caltech50+photos scenario.kind=cross-domain
+    everclip train data=joined:caltech50+photos scenario.kind=cross-domain scenario.task_id=unknown method=ridge
+
+Protocol: https://arxiv.org/abs/2303.06628 (ZSCL: MTIL and its three numbers);
+https://arxiv.org/abs/2406.18868 (RAIL: X-TAIL)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from everclip.config import Config as RunConfig
+from everclip.data.images import Dataset
+from everclip.data.scenario import Task
+from everclip.data.scenarios import ScenarioConfig
+from everclip.data.scenarios.domain_incremental import DomainIncremental, domain_order
+from everclip.errors import UserError
+
+
+class CrossDomain(DomainIncremental):
+    """A task per data set, with classes of its own."""
+
+    domains = False
+    every_class = False
+
+    class Config(ScenarioConfig):
+        """Options of cross-domain."""
+
+        task_id: Literal["known", "unknown"] = Field(
+            default="known",
+            description="whether a test image comes with its data set, or competes among all classes",
+        )
+
+    config: Config
+
+    @property
+    def task_id(self) -> Literal["known", "unknown"]:
+        return self.config.task_id
+
+    def lacking(self, config: RunConfig, one_task: bool, text: bool) -> str:
+        if one_task:
+            return (
+                f"{config.method.name} learns all tasks at once, and scenario.kind=cross-domain is about tasks that are"
+                " still to come: use another method"
+            )
+        if not text:
+            return (
+                "scenario.kind=cross-domain tests classes not learned yet, by their names: use data with text"
+            )
+        if config.scenario.validation is not None:
+            return "everclip tune knows no scenario.kind=cross-domain: tune on one of the data sets alone"
+        return ""
+
+    def cut(self, data: Dataset, seed: int) -> list[Task]:
+        if len(data.domain_names) < 2:
+            raise UserError(
+                f"{data.name} is one data set, and scenario.kind=cross-domain learns several: write data=joined:A+B"
+            )
+        tasks: list[Task] = []
+        owner: dict[int, str] = {}
+        for index, domain in enumerate(domain_order(self.settings.order, data.domain_names, seed)):
+            name, train, test = (
+                data.domain_names[domain],
+                data.train.of_domain(domain),
+                data.test.of_domain(domain),
+            )
+            classes = np.unique(train.labels).tolist()
+            shared = next((label for label in classes if owner.setdefault(label, name) != name), None)
+            if shared is not None:
+                raise UserError(
+                    f"{data.name} has {data.class_names[shared]} in {owner[shared]} and in {name}, and"
+                    " scenario.kind=cross-domain learns data sets with classes of their own: write data=joined:A+B, or"
+                    " scenario.kind=domain-incremental"
+                )
+            tasks.append(Task(index, name, tuple(classes), train, test))
+        return tasks

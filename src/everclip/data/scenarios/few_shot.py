@@ -1,0 +1,89 @@
+"""A large first task with all its images, then tasks with a few images of each class.
+
+As in few-shot class-incremental learning: the base session has scenario.base classes with all their training images,
+each later session some new classes with scenario.shots images of each (N-way K-shot). Test images are all there are.
+scenario.tasks counts the base session: on CIFAR-100 scenario.base=60 scenario.tasks=9 is its 60 + 8 x 5 classes. A list
+of sizes may be given in place of both. The shots of a class are those whose ids have the smallest hashes, the same in
+every run; the published lists of images of these papers are not here.
+
+    everclip train scenario.kind=few-shot scenario.base=60 scenario.tasks=9 scenario.shots=5
+    everclip train scenario.kind=few-shot 'scenario.tasks=[60, 20, 20]' scenario.shots=1
+
+Protocol: https://arxiv.org/abs/2004.10956 (FSCIL); https://arxiv.org/abs/2104.03047 (CEC)
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+from pydantic import Field
+
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.scenario import Task, class_order, task_sizes
+from everclip.data.scenarios import Scenario, ScenarioConfig
+from everclip.errors import UserError
+from everclip.seeding import hash64
+
+BASE = 0.6
+"""Share of the classes in the base session, unless a number is given: 60 of CIFAR-100's and miniImageNet's 100."""
+
+
+class FewShot(Scenario):
+    """All images of a base, then a few of each class."""
+
+    class Config(ScenarioConfig):
+        """Options of few-shot."""
+
+        shots: int = Field(default=5, ge=1, description="training images of each class after the first task")
+        base: int | None = Field(
+            default=None, ge=1, description="classes of the first task; none: three fifths of them"
+        )
+
+    config: Config
+
+    def cut(self, data: Dataset, seed: int) -> list[Task]:
+        order = self.settings.order
+        labels = class_order(data.class_names, seed if order == "seed" else order)
+        tasks: list[Task] = []
+        start = 0
+        for index, size in enumerate(self._sizes(len(labels))):
+            classes = tuple(labels[start : start + size])
+            start += size
+            train, test = (part.of_classes(classes) for part in (data.train, data.test))
+            name = f"task {index + 1}" if index else "base"
+            tasks.append(Task(index, name, classes, self._few(train) if index else train, test))
+        return tasks
+
+    def _sizes(self, classes: int) -> list[int]:
+        """Classes of each task. Raises UserError where they do not add up."""
+        tasks, base = self.settings.tasks, self.config.base
+        if not isinstance(tasks, int):
+            if base is not None:
+                raise UserError(
+                    "scenario.base and a list as scenario.tasks are both given: write one of them"
+                )
+            return task_sizes(classes, tasks)
+        if tasks == 1:
+            return [classes]
+        base = round(BASE * classes) if base is None else base
+        if classes - base < tasks - 1:
+            raise UserError(
+                f"scenario.base={base} of {classes} classes leaves too few for {tasks - 1} more tasks: write a smaller"
+                " scenario.base or fewer scenario.tasks"
+            )
+        return [base, *task_sizes(classes - base, tasks - 1)]
+
+    def _few(self, images: ImageSet) -> ImageSet:
+        """At most ``shots`` images of each class, in the order they have."""
+        priority = np.array([hash64("shots", sample) for sample in images.ids.tolist()], dtype=np.int64)
+        kept = np.zeros(len(images), dtype=bool)
+        for label in np.unique(images.labels):
+            where = np.flatnonzero(images.labels == label)
+            kept[where[np.argsort(priority[where])[: self.config.shots]]] = True
+        return images.select(kept)
+
+    def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
+        sizes = self._sizes(classes)
+        few = [min(self.config.shots * size, round(images * size / classes)) for size in sizes[1:]]
+        return [round(images * sizes[0] / classes), *few], list(accumulate(sizes))

@@ -1,0 +1,67 @@
+"""Images in the order of their time: what was there first is learned first, and tested as it was then.
+
+The training images are put in order of the column time (also date or timestamp) of a csv: list, as numbers or as dates
+such as 2024-05-31, and cut into scenario.tasks periods of equally many images. A test image belongs to the period of
+its time, or to the first one later that has learned its class; it is tested from then on, so that the accuracy matrix
+has a column for each period. Classes come, come again and go as they do in the list. any_time in results.json is the
+area under the accuracy over the images that have passed.
+
+    everclip train data=csv:list.csv scenario.kind=time scenario.tasks=4
+
+Protocol: https://arxiv.org/abs/2201.06289 (CLEAR: buckets of time, a test part of each)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everclip.data.images import Dataset
+from everclip.data.scenario import Task
+from everclip.data.scenarios import Scenario
+from everclip.errors import UserError
+
+
+class Time(Scenario):
+    """Periods of time."""
+
+    times = True
+
+    @property
+    def any_time(self) -> bool:
+        return True
+
+    def cut(self, data: Dataset, seed: int) -> list[Task]:
+        count = self.settings.tasks
+        if data.times is None:
+            raise UserError(f"{data.name} has no times: write them into a column time of a csv: list")
+        if not isinstance(count, int):
+            raise UserError(
+                "scenario.kind=time cuts periods of equally many images: write a number as scenario.tasks"
+            )
+        if count > len(data.train):
+            raise UserError(
+                f"scenario.tasks={count} but there are {len(data.train)} training images: write fewer"
+            )
+        when = data.times[data.train.rows]
+        order = np.lexsort(
+            [data.train.ids, when]
+        )  # the same whatever the list's order, where times are equal
+        parts = [data.train.select(part) for part in np.array_split(order, count)]
+        ends = [data.times[part.rows].max() for part in parts]
+        period = np.searchsorted(ends[:-1], data.times[data.test.rows])
+        tasks: list[Task] = []
+        known: dict[int, int] = {}
+        for index, part in enumerate(parts):
+            for label in np.unique(part.labels).tolist():
+                known.setdefault(label, index)
+        learned = np.array([known.get(label, count) for label in range(len(data.class_names))])
+        place = np.maximum(period, learned[data.test.labels])
+        for index, part in enumerate(parts):
+            classes = tuple(np.unique(part.labels).tolist())
+            tasks.append(Task(index, f"period {index + 1}", classes, part, data.test.select(place == index)))
+        if not len(tasks[0].test):
+            raise UserError(
+                "no test image is of the first period and one of its classes: write fewer scenario.tasks, or give test"
+                " images of that time"
+            )
+        return tasks

@@ -1,0 +1,56 @@
+"""Say what a run reaches by other measures than the share of all test images that are right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from everclip.runs.words import percent, points
+
+
+def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, value, what it means) of each that the results have."""
+    rows = []
+    if results.get("macro") is not None:
+        rows.append(
+            ("macro accuracy", percent(results["macro"]), "the mean over classes, each counted alike")
+        )
+    if worst := results.get("worst_class"):
+        rows.append(("worst class", percent(worst["last"]), worst["class"]))
+    if results.get("any_time") is not None:
+        rows.append(
+            (
+                "area under any-time accuracy",
+                percent(results["any_time"]),
+                "the mean over the images that have passed",
+            )
+        )
+    if groups := results.get("by_frequency"):
+        borders = {
+            "many": f"more than {groups['many_above']} training images",
+            "medium": f"{groups['few_below']} to {groups['many_above']}",
+            "few": f"fewer than {groups['few_below']}",
+        }
+        rows += [
+            (
+                f"{name}-shot classes",
+                percent(groups[name]["accuracy"]),
+                f"{words}: {groups[name]['classes']} classes",
+            )
+            for name, words in borders.items()
+        ]
+    if cross := results.get("cross_domain"):
+        told = (
+            "told among its own classes" if cross["task_id"] == "known" else "told among the classes of all"
+        )
+        base, transfer = cross["transfer_of_zero_shot"], cross["transfer"]
+        kept = (
+            ""
+            if None in (base, transfer)
+            else f", {points(transfer - base)} points from the pretrained model"
+        )
+        rows += [
+            ("Transfer", percent(transfer), f"each data set before it is learned, {told}{kept}"),
+            ("Average", percent(cross["average"]), "each data set over all stages"),
+            ("Last", percent(cross["last"]), "each data set in the end, each counted alike"),
+        ]
+    return rows

@@ -1,0 +1,42 @@
+"""Tell what a run is carried out with: versions, the machine, its memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from everclip.distributed import collectives
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they can change a result: bits differ between thread counts."""
+    versions: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": collectives.size(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": versions,
+    }
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU's allocator where there is one, else the process's largest resident size."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,176 @@
+"""everclip data check: copies, near duplicates, suspect labels, broken and tiny pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from everclip.audit import suspects, twins
+from everclip.methods.shared.closed_form import best_lam
+from tests.cli.conftest import Say, say
+from tests.pictures import COLOURS, image_folder, picture
+
+__all__ = ["say"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six classes with eight training and two test pictures each; what the tests below name is planted."""
+    root = image_folder(tmp_path / "photos", {"train": 8, "test": 2})
+    shutil.copy(root / "train/red/0.png", root / "train/red/copy.png")
+    shutil.copy(root / "train/red/1.png", root / "test/red/leak.png")
+    shutil.copy(root / "train/blue/1.png", root / "train/green/two.png")
+    (root / "train/black/7.png").write_bytes(b"<html>404</html>")
+    picture(COLOURS["white"], 9999, side=20).save(root / "test/white/small.png")
+    return root
+
+
+def test_all_that_is_planted_is_found(folder: Path, toy: str, say: Say) -> None:
+    code, out, _ = say("data", "check", folder, "--model", toy, "--json", "--near", "1")
+    found = json.loads(out)
+    assert code == 1
+    assert (found["train"], found["test"], found["classes"]) == (50, 14, 6)
+    exact = found["exact"]
+    assert (exact["test_in_train"], exact["within_train"], exact["within_test"], exact["two_labels"]) == (
+        1,
+        2,
+        0,
+        1,
+    )
+    groups = [{one["image"] for one in group} for group in exact["groups"]]
+    assert {"train/red/1.png", "test/red/leak.png"} in groups
+    assert {"train/blue/1.png", "train/green/two.png"} in groups
+    assert found["broken"]["first"] == [
+        {"image": "train/black/7.png", "part": "train", "class": "black",
+         "why": "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM"}
+    ]  # fmt: skip
+    assert [one["image"] for one in found["tiny"]["first"]] == ["test/white/small.png"]
+    assert found["tiny"]["first"][0]["size"] == [20, 20]
+    assert found["suspects"]["count"] == len(found["suspects"]["first"])
+    doubt = [one["doubt"] for one in found["suspects"]["first"]]
+    assert doubt == sorted(doubt, reverse=True)
+
+
+def test_a_clean_folder_exits_with_0_and_without_a_model(tmp_path: Path, say: Say) -> None:
+    root = image_folder(tmp_path, {"train": 2, "test": 1}, 2)
+    code, out, _ = say("data", "check", root, "--exact")
+    assert code == 0
+    assert "suspect" not in out
+    assert re.search(r"test pictures that are training pictures too +0 ", out)
+    assert json.loads(say("data", "check", root, "--exact", "--json")[1])["near"] is None
+
+
+def test_the_page_has_pictures_and_escapes_names(tmp_path: Path, toy: str, say: Say) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 3, "test": 1}, 2)
+    evil = root / "train" / "<script>alert(1)<"
+    shutil.copytree(root / "train/red", evil)
+    code, out, _ = say("data", "check", root, "--model", toy, "-o", tmp_path / "page.html", "--most", "2")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert code == 0
+    assert f"page: {tmp_path / 'page.html'}" in out
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;" in page
+    assert page.count('src="data:image/jpeg;base64,') >= 4
+    assert "The first 2 of 3 are shown" in page
+    assert "http-equiv" in page.split("<body>")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["look", "x"], 'everclip data does not take "look": write "everclip data check x"'),
+        (["check", "nowhere"], 'data "nowhere" is no source, and no folder that is there'),
+        (["check", "emoji", "--near", "2"], "--near is 2: write a number above 0, at most 1"),
+        (["check", "emoji", "--most", "0"], "--most is 0: write a whole number from 1 to 1000"),
+        (["check", "emoji", "--image-size", "3"], "--image-size is 3: write a whole number from 16 to 4096"),
+    ],
+)
+def test_mistakes(words: list[str], message: str, say: Say) -> None:
+    code, out, err = say("data", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_features_have_no_pictures(tmp_path: Path, say: Say) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "f.npz", features=rng.normal(size=(8, 4)).astype("f4"), labels=np.arange(8) % 2)
+    code, _, err = say("data", "check", f"features:{tmp_path / 'f.npz'}")
+    assert code == 2
+    assert "holds features alone" in err
+
+
+def test_near_pairs_are_those_of_all_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(60, 5, generator=rng), dim=1)
+    contents = np.arange(60)
+    contents[7] = contents[3]
+    rows[7] = rows[3]
+    whole = rows @ rows.T
+    wanted = {(i, j) for i in range(60) for j in range(i + 1, 60) if whole[i, j] >= 0.8} - {(3, 7)}
+    monkeypatch.setattr(twins, "BLOCK", 16)
+    pairs, count = twins.near(rows, contents, 0.8)
+    assert count == len(wanted) > 20
+    assert {pair[:2] for pair in pairs} == wanted
+    assert [pair.cosine for pair in pairs] == sorted((pair.cosine for pair in pairs), reverse=True)
+    monkeypatch.setattr(twins, "MOST_PAIRS", 5)
+    fewer, same = twins.near(rows, contents, 0.8)
+    assert (len(fewer), same) == (5, count)
+    assert fewer == pairs[:5]
+
+
+def test_contents_that_are_not_known_are_no_group() -> None:
+    assert twins.groups(np.array([5, -2, 7, 5, -2, 7, 1])) == [[0, 3], [2, 5]]
+
+
+def test_scores_are_those_of_a_fit_without_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(40, 6, generator=rng), dim=1)
+    labels = torch.arange(40) % 4
+    monkeypatch.setattr(suspects, "CHUNK", 16)
+    found = suspects.doubts(rows, labels, 4)
+    centred = torch.nn.functional.normalize(rows.double() - rows.double().mean(0), dim=1)
+    x = torch.cat([centred, torch.ones(40, 1, dtype=torch.float64)], 1)
+    y = torch.nn.functional.one_hot(labels, 4).double()
+    lam = best_lam(x.T @ x, x.T @ y, 40.0, 40)
+    for left_out in (0, 17, 39):
+        kept = torch.arange(40) != left_out
+        weight = torch.linalg.solve(
+            x[kept].T @ x[kept] + lam * torch.eye(7, dtype=torch.float64), x[kept].T @ y[kept]
+        )
+        scores = x[left_out] @ weight
+        own = scores[labels[left_out]].item()
+        scores[labels[left_out]] = -torch.inf
+        assert found.doubt[left_out].item() == pytest.approx(scores.max().item() - own, rel=1e-9)
+        assert found.other[left_out] == scores.argmax()
+
+
+@pytest.mark.slow
+def test_planted_copies_and_wrong_labels_in_photographs(data_root: Path, tmp_path: Path) -> None:
+    """One seed of ``benchmarks.data_check``, at 96 px."""
+    from benchmarks.data_check import found, plant
+
+    from everclip.audit.check import Options, check
+    from everclip.system.progress import Progress
+
+    planted = plant(data_root / "caltech50", tmp_path / "photos", seed=3)
+    findings = check(f"imagefolder:{tmp_path / 'photos'}", Options(image_size=96), Progress(quiet=True))
+    hits = found(findings, planted)
+    assert (hits.copies, hits.others) == (20, 0)
+    assert hits.wrong >= 15
+
+
+def test_a_picture_that_is_almost_the_same_is_near(tmp_path: Path, toy: str, say: Say) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 3, "test": 1}, 3)
+    Image.open(root / "train/red/0.png").save(root / "test/red/again.webp", lossless=True)
+    found = json.loads(say("data", "check", root, "--model", toy, "--json", "--near", "0.999999")[1])
+    assert found["exact"]["test_in_train"] == 0
+    assert found["near"]["test_in_train"] == 1
+    assert found["near"]["pairs"][0]["first"] == "train/red/0.png"
+    assert found["near"]["pairs"][0]["second"] == "test/red/again.webp"

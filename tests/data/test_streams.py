@@ -1,0 +1,229 @@
+"""Streams have the statistics that their scenarios state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from everclip import data
+from everclip.config.sections import Scenario
+from everclip.data import scenarios
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.scenario import Task, in_pieces, seen
+from everclip.errors import UserError
+from tests.pictures import domain_folder, image_folder, picture
+
+EACH = 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Six classes with twenty training and two test pictures each."""
+    return data.load(
+        f"imagefolder:{image_folder(tmp_path_factory.mktemp('photos'), {'train': EACH, 'test': 2})}"
+    )
+
+
+def built(kind: str, **settings: Any) -> scenarios.Scenario:
+    return scenarios.build(Scenario(kind=kind, **settings))
+
+
+def cut(source: Dataset, kind: str, seed: int = 0, **settings: Any) -> list[Task]:
+    return scenarios.cut(built(kind, **settings), source, seed)
+
+
+def counts(tasks: list[Task]) -> np.ndarray:
+    """Training images of each class over all tasks."""
+    return np.sum([task.train.counts(6) for task in tasks], axis=0)
+
+
+def all_tested(tasks: list[Task], source: Dataset) -> bool:
+    ids = np.concatenate([task.test.ids for task in tasks])
+    return sorted(ids) == sorted(source.test.ids)
+
+
+def test_few_shot_has_all_of_the_base_and_the_shots_of_others(source: Dataset) -> None:
+    tasks = cut(source, "few-shot", tasks=3, base=2, shots=5)
+    assert [len(task.classes) for task in tasks] == [2, 2, 2]
+    assert [task.train.counts(6)[list(task.classes)].tolist() for task in tasks] == [
+        [EACH] * 2,
+        [5, 5],
+        [5, 5],
+    ]
+    assert all_tested(tasks, source)
+    again = cut(source, "few-shot", seed=7, tasks=3, base=2, shots=5)
+    assert [t.train.ids.tolist() for t in again] == [t.train.ids.tolist() for t in tasks]
+    fewer = cut(source, "few-shot", tasks=[2, 4], shots=1)
+    assert set(fewer[1].train.ids) <= {*tasks[1].train.ids, *tasks[2].train.ids}
+    assert [len(task.classes) for task in cut(source, "few-shot", tasks=3)] == [4, 1, 1]
+    sizes = built("few-shot", tasks=3, base=2, shots=5).sizes(6 * EACH, 6, [])
+    assert sizes == ([len(task.train) for task in tasks], [2, 4, 6])
+
+
+@pytest.mark.parametrize("tail", ["shuffled", "ordered"])
+def test_long_tails_fall_exponentially(source: Dataset, tail: str) -> None:
+    tasks = cut(source, "long-tailed", tasks=3, imbalance=10, tail=tail)
+    found = counts(tasks)
+    expected = [round(EACH * 10 ** (-k / 5)) for k in range(6)]
+    assert sorted(found, reverse=True) == expected
+    assert found.max() / found.min() == 10
+    in_order = [int(found[label]) for label in seen(tasks)]
+    assert (in_order == expected) == (tail == "ordered")
+    assert all_tested(tasks, source)
+
+
+def test_a_long_tail_needs_an_image_of_each_class(source: Dataset) -> None:
+    with pytest.raises(
+        UserError, match=r"scenario\.imbalance=100 leaves the smallest class less than one image"
+    ):
+        cut(source, "long-tailed")
+    with pytest.raises(UserError, match=r"few=30 is above many=3: write a smaller one"):
+        cut(source, "long-tailed", imbalance=2, many=3, few=30)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_blurry_streams_mix_the_share_asked_for(source: Dataset, stochastic: bool, share: float) -> None:
+    settings: dict[str, Any] = {"tasks": 3, "disjoint": 0.5, "stochastic": stochastic}
+    pure = cut(source, "blurry", blurry=0.0, **settings)
+    tasks = cut(source, "blurry", blurry=share, **settings)
+    ids = np.concatenate([task.train.ids for task in tasks])
+    assert sorted(ids) == sorted(source.train.ids)
+    assert all_tested(tasks, source)
+    home = {sample: task.index for task in pure for sample in task.train.ids.tolist()}
+    label = dict(zip(source.train.ids.tolist(), source.train.labels.tolist(), strict=True))
+    left: dict[int, int] = {}
+    for task in tasks:
+        for sample in task.train.ids.tolist():
+            left[label[sample]] = left.get(label[sample], 0) + (home[sample] != task.index)
+    in_several = {k for k in range(6) if sum(k in task.train.labels for task in tasks) > 1}
+    assert sum(count > 0 for count in left.values()) <= 3  # disjoint classes stay
+    assert len(in_several) == (0 if share == 0 else len(in_several)) <= 3
+    moved = sum(left.values())
+    assert moved <= share * 3 * EACH  # some are dealt to where they were
+    assert share == 0 or moved > 0.3 * share * 3 * EACH
+
+
+def test_a_blurry_stream_is_equal_in_size_unless_it_is_stochastic(source: Dataset) -> None:
+    even = cut(source, "blurry", tasks=3, stochastic=False)
+    assert [len(task.train) for task in even] == [2 * EACH] * 3
+    sizes = {tuple(len(t.train) for t in cut(source, "blurry", tasks=3, order=order)) for order in range(6)}
+    assert len(sizes) > 3
+    assert all(sum(one) == 6 * EACH for one in sizes)
+
+
+def test_a_stream_is_one_for_all_seeds_unless_asked_for(source: Dataset) -> None:
+    def ids(kind: str, **settings: Any) -> list[list[int]]:
+        return [task.train.ids.tolist() for task in cut(source, kind, tasks=3, **settings)]
+
+    for kind, options in (("blurry", {}), ("online", {"every": 10}), ("long-tailed", {"imbalance": 4})):
+        assert ids(kind, seed=1, **options) == ids(kind, seed=2, **options)
+        assert ids(kind, seed=1, order="seed", **options) != ids(kind, seed=2, order="seed", **options)
+
+
+def test_online_passes_once_in_pieces(source: Dataset) -> None:
+    tasks = cut(source, "online", tasks=3, every=15)
+    assert [len(task.train) for task in tasks] == [15, 15, 10] * 3
+    assert sorted(np.concatenate([task.train.ids for task in tasks])) == sorted(source.train.ids)
+    assert all_tested(tasks, source)
+    assert tasks[0].name == "task 1, piece 1"
+    scenario = built("online", tasks=3, every=15)
+    assert scenario.once
+    assert scenario.any_time
+    assert scenario.sizes(6 * EACH, 6, [])[1] == [2] * 3 + [4] * 3 + [6] * 3
+
+
+def test_a_short_rest_goes_with_the_piece_before(source: Dataset) -> None:
+    whole = cut(source, "class-incremental", tasks=1)
+    assert [len(task.train) for task in in_pieces(whole, 50, 0)] == [50, 70]
+    assert [len(task.train) for task in in_pieces(whole, 500, 0)] == [120]
+
+
+def test_cross_domain_has_a_task_for_each_data_set(tmp_path: Path) -> None:
+    for name, classes in (("a", 3), ("b", 2)):
+        image_folder(tmp_path / name, {"train": 3, "test": 2}, classes, seed=5 * len(name))
+    joined = data.load(f"joined:{tmp_path}/a+{tmp_path}/b")
+    assert joined.domain_names == ("a", "b")
+    assert joined.class_names == ("blue", "green", "red", "green (b)", "red (b)")
+    tasks = cut(joined, "cross-domain")
+    assert [task.name for task in tasks] == ["a", "b"]
+    assert [task.classes for task in tasks] == [(0, 1, 2), (3, 4)]
+    assert [len(task.test) for task in tasks] == [6, 4]
+    store, first = joined.train.store, int(tasks[1].train.rows[0])
+    assert store.keys[first].startswith("b/")
+    assert store.read(first) == (tmp_path / store.keys[first]).read_bytes()
+    assert cut(joined, "cross-domain", order=["b", "a"])[0].name == "b"
+    assert len(set(np.concatenate([joined.train.ids, joined.test.ids]))) == 25
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("joined:{a}", r"needs two data sets or more: write data=joined:A\+B"),
+        ("joined:{a}+joined:{a}", "name its data sets one by one"),
+        ("joined:{a}+nowhere", "is no source, and no folder that is there"),
+    ],
+)
+def test_what_cannot_be_joined(tmp_path: Path, spec: str, message: str) -> None:
+    image_folder(tmp_path / "a", {"train": 1, "test": 1}, 2)
+    with pytest.raises(UserError, match=message):
+        data.load(spec.format(a=tmp_path / "a"))
+
+
+def test_cross_domain_refuses_shared_classes_and_one_data_set(tmp_path: Path, source: Dataset) -> None:
+    with pytest.raises(UserError, match=r"is one data set, and scenario\.kind=cross-domain learns several"):
+        cut(source, "cross-domain")
+    domains = data.load(f"domainfolder:{domain_folder(tmp_path)}")
+    with pytest.raises(UserError, match="has blue in domain0 and in domain1"):
+        cut(domains, "cross-domain")
+
+
+@pytest.fixture
+def dated(tmp_path: Path) -> Path:
+    """Twelve training and six test pictures of two classes, by day; the second class begins on the seventh day."""
+    rows = ["path,label,split,date"]
+    for day in range(1, 19):
+        name, part = ("old" if day % 3 == 0 or day < 10 else "new"), ("test" if day % 3 == 0 else "train")
+        picture((5 * day, 90, 90), day).save(tmp_path / f"{day}.png")
+        rows.append(f"{day}.png,{name},{part},2024-05-{day:02d}")
+    (tmp_path / "list.csv").write_text("\n".join([rows[0], *reversed(rows[1:])]) + "\n", encoding="utf-8")
+    return tmp_path / "list.csv"
+
+
+def days_of(images: ImageSet) -> list[int]:
+    return [int(images.store.keys[row].split(".")[0]) for row in images.rows.tolist()]
+
+
+def test_time_orders_the_stream(dated: Path) -> None:
+    source = data.load(f"csv:{dated}", "time")
+    tasks = cut(source, "time", tasks=3)
+    days = [days_of(task.train) for task in tasks]
+    assert days == [[1, 2, 4, 5], [7, 8, 10, 11], [13, 14, 16, 17]]
+    tested = [days_of(task.test) for task in tasks]
+    assert [sorted(one) for one in tested] == [[3], [6, 9], [12, 15, 18]]
+    assert data.load(f"csv:{dated}").times is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda text: text.replace("2024-05-07", "soon"),
+            'has the time "soon": write a number, or a date such as',
+        ),
+        (lambda text: text.replace("2024-05-07", "7"), "write numbers alone, or dates alone"),
+        (lambda text: text.replace("date", "when"), 'has no column "time"'),
+    ],
+)
+def test_times_that_cannot_be_read(dated: Path, change: Any, message: str) -> None:
+    dated.write_text(change(dated.read_text()))
+    with pytest.raises(UserError, match=message):
+        data.load(f"csv:{dated}", "time")
+
+
+def test_data_without_times_is_refused(source: Dataset) -> None:
+    with pytest.raises(UserError, match="has no times: write them into a column time of a csv: list"):
+        cut(source, "time")
