@@ -105,7 +105,7 @@ def test_a_gate_that_measures_nothing_is_refused(
     told = capsys.readouterr().err
     assert told.splitlines()[-1] == (
         f"error: the 2 old classes of {world['v1']} may lose 1 points, and no held-out image is of one of them:"
-        " add some to --test, or write --unmeasured (in Python: no max_drop)"
+        " add some to --test, or use --unmeasured (in Python: no max_drop)"
     )
     assert "chosen" not in told  # nothing was trained either
     assert not [path for path in tmp_path.iterdir() if "v2" in path.name]
@@ -149,8 +149,8 @@ def wrong(tmp_path: Path) -> dict[str, str]:
         ("unreadable", [], 'not one image of "blue" in'),
         ("spelt", [], 'class "Red" of {spelt} is "red" written in another way: rename the folder'),
         ("spelt", ["--same", "Red=purple"], 'the model knows no class "purple"'),
-        ("spelt", ["--same", "Red"], '--same is "Red": write "NEW=OLD"'),
-        ("twice", [], 'and the same picture is there as "red": if they are one class write --same'),
+        ("spelt", ["--same", "Red"], '--same is "Red": use "NEW=OLD"'),
+        ("twice", [], 'and the same picture is there as "red": if they are one class use --same'),
         ("cold", ["--max-drop", "-1"], "--max-drop is -1"),
         ("cold", ["--method", "rigde"], 'did you mean "ridge"?'),
         ("cold", ["--exemplars", "-1"], "--exemplars is -1"),

@@ -272,7 +272,7 @@ def test_bad_data(
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no does not exist: give the folder that holds domainnet, or write data="
+        UserError, match=r"no does not exist: give the folder that holds domainnet, or use data="
     ):
         data.load(f"domainnet:{tmp_path / 'no'}")
 

@@ -124,7 +124,7 @@ def test_a_wrong_name_or_option_is_refused_in_one_line(
     assert refused(capsys, *newest, "memory.task=2").startswith(
         'unknown key "memory.task"; did you mean "memory.tasks"'
     )
-    assert refused(capsys, *newest, "memory.tasks=0") == "memory.tasks is 0: write a whole number from 1"
+    assert refused(capsys, *newest, "memory.tasks=0") == "memory.tasks is 0: use a whole number from 1"
     assert (
         refused(capsys, *base, "memory.bugdet=3")
         == 'unknown key "memory.bugdet"; did you mean "memory.budget"?'

@@ -107,7 +107,7 @@ def test_bad_input_is_one_line(toy: str, pictures: Path, tmp_path: Path, say: Sa
         ((tmp_path / "nowhere", "a dog"), "does not exist: write it with everclip embed MODEL DATA -o"),
         ((pictures, "a dog"), "has no table.json: write it with everclip embed MODEL DATA -o"),
         ((tmp_path / "t", "lost.jpg"), "lost.jpg does not exist: give a picture that is there, or a text"),
-        ((tmp_path / "t", "a dog", "-k", "0"), "-k is 0: write a whole number from 1 to 1000000"),
+        ((tmp_path / "t", "a dog", "-k", "0"), "-k is 0: use a whole number from 1 to 1000000"),
         ((tmp_path / "t",), "everclip search needs a query"),
         (
             (tmp_path / "t", "a dog"),

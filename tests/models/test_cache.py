@@ -148,7 +148,7 @@ def test_the_doctor_compares_lite_with_its_manifest(cache: Path, capsys: pytest.
     assert "files as expected, built on first use" in capsys.readouterr().out
     folder = cache_folder.built(lite.CACHED, make)
     main(["doctor"])
-    assert "files as expected, built and as it was written" in " ".join(capsys.readouterr().out.split())
+    assert "files as expected, built and intact" in " ".join(capsys.readouterr().out.split())
     zeros(folder)
     main(["doctor"])
     told = "".join(capsys.readouterr().out.split())  # lines are wrapped

@@ -214,7 +214,7 @@ def test_small_budgets_are_warned_of(tokens: list[str], caplog: pytest.LogCaptur
     Plan.of(configured(*tokens, "memory.budget=5"))
     assert caplog.messages == [
         "memory.budget=5 is below the 6 classes: once more than 5 are seen, no class keeps an exemplar;"
-        " write at least 6, or 0"
+        " use at least 6, or 0"
     ]
     caplog.clear()
     for budget in ("0", "6", "all"):
@@ -274,7 +274,7 @@ def test_device() -> None:
     assert device("cpu") == "cpu"
     if not torch.cuda.is_available():
         assert device("auto") == "cpu"
-        with pytest.raises(UserError, match="device=cuda but torch finds no such device: write device=cpu"):
+        with pytest.raises(UserError, match="device=cuda but torch finds no such device: use device=cpu"):
             device("cuda")
 
 

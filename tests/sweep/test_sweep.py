@@ -144,7 +144,7 @@ def test_failures_are_named_and_retried(
     shown, said = capsys.readouterr()
     assert "gcl_lr1e-4: last" in said
     assert re.search("failed: gcl_lr1e30: .* not finite at step", said.splitlines()[-2])
-    assert said.splitlines()[-1] == "the same command with --retry runs what failed again"
+    assert said.splitlines()[-1] == "the same command with --retry repeats the failed runs"
     assert "gcl" in shown
     assert "begins" in said
     assert main(words) == 1
@@ -249,7 +249,7 @@ def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.Ca
         (["--tune", "method.gdro.margin=1,2"], "gdro, which is not in the grid"),
         (["--tune", "train.lr_text=0,1", "train.lr_text=0"], "is given twice"),
         (["--jobs", "0"], "--jobs is 0"),
-        (["--slurm-set", "timeout_min=5"], "write --slurm too"),
+        (["--slurm-set", "timeout_min=5"], "use --slurm too"),
         (["--slurm", "--print"], "write one of the two"),
         (["--threads", "-1"], "--threads is -1"),
         (["data=imagefolder:nowhere,imagefolder:nothing"], "test/CLASS; data folder nothing does not exist"),

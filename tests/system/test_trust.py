@@ -221,7 +221,7 @@ def test_the_option(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -
         ["b", "c"],
     )
     for words in (["train", "--trust"], ["train", "--trust="], ["train", "--trust", "--dry-run"]):
-        assert say(*words) == (2, "", "error: --trust needs a folder: write --trust FOLDER\n")
+        assert say(*words) == (2, "", "error: --trust needs a folder: use --trust FOLDER\n")
     monkeypatch.chdir(tmp_path)
     for name in ("--trust=.", "--trust"):  # as a pattern such as * has them
         (tmp_path / name).touch()

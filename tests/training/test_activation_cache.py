@@ -401,7 +401,7 @@ def test_a_full_disk(
     assert main(["train", *tokens, "cache.trunk=on", out, "device=cpu", "train.epochs=1"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "take 39.2 kB and" in line
-    assert line.endswith("has 1.0 kB free: make room, or write cache.trunk=off")
+    assert line.endswith("has 1.0 kB free: make room, or use cache.trunk=off")
     capsys.readouterr()
     computed = run(tmp_path / "auto", *tokens)
     assert "computed anew each time" in capsys.readouterr().err
@@ -415,12 +415,12 @@ def test_a_full_disk(
 @pytest.mark.parametrize(
     ("tokens", "line"),
     [
-        ("tune=top:9", "tune=top:9 but a tower has 2 blocks: write at most 2"),
-        ("tune=top:9 method=zero_shot", "tune=top:9 but a tower has 2 blocks: write at most 2"),
+        ("tune=top:9", "tune=top:9 but a tower has 2 blocks: use at most 2"),
+        ("tune=top:9 method=zero_shot", "tune=top:9 but a tower has 2 blocks: use at most 2"),
         ("train.compile=true", "train.compile=true gains nothing on a CPU: leave it out"),
         (
             "train.patch_dropout=0.5 model=CONV",
-            "is no vision transformer that has them in a row: write train.",
+            "is no vision transformer that has them in a row: use train.",
         ),
     ],
 )
@@ -482,17 +482,17 @@ def test_auto_keeps_what_leaves_the_pictures_as_they_are(
 ) -> None:
     assert blocks(*words, *tokens.split()) == expected
     if expected is None and "cache.trunk" not in tokens:
-        assert "write " in refusal(*words, *tokens.split(), "cache.trunk=on")
+        assert "use " in refusal(*words, *tokens.split(), "cache.trunk=on")
 
 
 @pytest.mark.parametrize(
     ("tokens", "line"),
     [
-        ("", "tune=full trains all of it: write tune=top:K, tune=head or cache.trunk=off"),
+        ("", "tune=full trains all of it: use tune=top:K, tune=head or cache.trunk=off"),
         ("tune=lora:2", "tune=lora:2 trains all of it"),
         (
             "tune=top:1",
-            "train.augment=shift_flip draws another each time: write train.augment=none, cache.views=4 or",
+            "train.augment=shift_flip draws another each time: use train.augment=none, cache.views=4 or",
         ),
         ("tune=top:1 method=cmoa", "but method=cmoa reads the pictures or changes all blocks"),
     ],
@@ -506,7 +506,7 @@ def test_on_says_why_not(tokens: str, line: str, words: list[str]) -> None:
 
 def test_views_that_would_be_none_are_refused(words: list[str]) -> None:
     tokens = [*words, "method=gcl", "tune=top:1", "train.augment=none", "cache.views=2"]
-    assert "write train.augment=shift_flip, or cache.views=1" in refusal(*tokens)
+    assert "use train.augment=shift_flip, or cache.views=1" in refusal(*tokens)
     assert blocks(*words, "method=ncm", "cache.views=2", "train.augment=none") == 0
 
 

@@ -91,7 +91,7 @@ def test_other_images_are_refused_and_named(
     assert f"is not what it was when this run began: {count} of 42 images differ, such as" in error
     assert first in error
     assert error.endswith(
-        f"put the data back, start a new run, or write everclip resume {tmp_path / 'run'} --changed-data to go on all"
+        f"put the data back, start a new run, or use everclip resume {tmp_path / 'run'} --changed-data to go on all"
         " the same"
     )
     with pytest.raises(UserError, match="is not what it was"):

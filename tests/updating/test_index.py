@@ -207,10 +207,10 @@ def test_what_does_not_go_together_is_one_line(world: Path, tmp_path: Path, say:
     assert say("embed", other, world / "photos", "-o", tmp_path / "other")[0] == 0
     before = files(world / "v1")
     for more, line in (
-        (("--vectors", world / "vectors"), "needs --index: write --index keep, adapt or rebuild"),
+        (("--vectors", world / "vectors"), "needs --index: use --index keep, adapt or rebuild"),
         (("--index", "adopt"), '--index is "adopt"; did you mean "adapt"?'),
         (("--index", "adapt"), "--index adapt needs --vectors: give the folder that everclip embed wrote"),
-        (("--index", "keep", "--method", "trained"), "leave --method out, or write --index adapt"),
+        (("--index", "keep", "--method", "trained"), "leave --method out, or use --index adapt"),
         (("--index", "keep", "--vectors", tmp_path / "no"), "does not exist: write it with everclip embed"),
         (
             ("--index", "adapt", "--vectors", tmp_path / "other"),

@@ -88,7 +88,7 @@ def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
     match = _CONDITION.fullmatch(" ".join(words[len(filters) :]))
     if match is None:
         raise UserError(
-            f'--fail-if "{condition}" is no condition: write "gdro<gcl", or "method=gdro last<0.8"'
+            f'--fail-if "{condition}" is no condition: use "gdro<gcl", or "method=gdro last<0.8"'
         )
     wanted = {key: value for key, _, value in (word.partition("=") for word in filters)}
     return wanted, match[1], match[2], match[3]

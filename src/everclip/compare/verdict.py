@@ -55,7 +55,7 @@ def compare(
     by = cells.default_by(runs) if by is None else list(by)
     if equal is not None:
         if equal not in cells.COSTS:
-            raise UserError(f'--equal is "{equal}": write bytes, steps or samples')
+            raise UserError(f'--equal is "{equal}": use bytes, steps or samples')
         by = [key for key in by if not key.startswith("memory.")]
     found = cells.sections(runs, by, over)
     if not anyway:

@@ -184,12 +184,12 @@ def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str,
         return unknown_key(key, map(public, leaves(model)))
     key = public(key)
     if first["type"] == "missing" and inner is not None:
-        return f"{first['loc'][-1]} is not given: write {allowed(inner.model_fields[str(first['loc'][-1])])}"
+        return f"{first['loc'][-1]} is not given: use {allowed(inner.model_fields[str(first['loc'][-1])])}"
     if first["type"] == "value_error":
         return f"{key}: {first['msg'].removeprefix('Value error, ')}"
     if field is None:
         return f"{key or 'config'} is {shown(given)}: {first['msg']}"
     if inner is not None:
         example = next(iter(inner.model_fields), "OPTION")
-        return f"{key} is {shown(given)} but it is a section: write {public(f'{key}.{example}')}=VALUE"
-    return f"{key} is {shown(given)}: write {allowed(field)}"
+        return f"{key} is {shown(given)} but it is a section: use {public(f'{key}.{example}')}=VALUE"
+    return f"{key} is {shown(given)}: use {allowed(field)}"

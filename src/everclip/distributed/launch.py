@@ -64,14 +64,14 @@ def joined(device: str) -> Iterator[None]:
 def _backend(device: str) -> str:
     """Gloo, and NCCL for what is on the GPUs, of which each process takes its own."""
     if device.startswith("cuda:"):
-        raise UserError(f"device={device}, but each process takes a GPU of its own: write device=cuda")
+        raise UserError(f"device={device}, but each process takes a GPU of its own: use device=cuda")
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return "gloo"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise UserError(
             f"there are {torch.cuda.device_count()} GPUs and more processes:"
-            f" write torchrun --nproc-per-node={torch.cuda.device_count()}, or device=cpu"
+            f" use torchrun --nproc-per-node={torch.cuda.device_count()}, or device=cpu"
         )
     torch.cuda.set_device(local)
     return "cpu:gloo,cuda:nccl"

@@ -90,7 +90,7 @@ def _trace(model: Deployed) -> Any:
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
-            f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}; write --format open-clip"
+            f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}; use --format open-clip"
         ) from error
 
 

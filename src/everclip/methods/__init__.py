@@ -76,7 +76,7 @@ def build(config: Config, prompts: Prompts) -> Method:
     if method.capabilities.needs_text and not prompts.templates:
         raise UserError(
             f"method={config.method.name} with these options reads class embeddings: add text_features to"
-            f" {config.data}, or write another method"
+            f" {config.data}, or use another method"
         )
     return method
 

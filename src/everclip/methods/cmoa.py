@@ -91,7 +91,7 @@ class Cmoa(Classify):
         if not branches(visual):
             raise UserError(
                 f"method=cmoa puts adapters into the blocks of a vision transformer, which the image tower of"
-                f" {clip.name} does not have: write model=ViT-B-16:laion400m_e32 or another ViT, or another method"
+                f" {clip.name} does not have: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
             )
         self.mixtures = Mixtures(visual, config.bottleneck, config.experts, config.dropout).to(clip.device)
         self.means = SampleTable(feature_width(clip))

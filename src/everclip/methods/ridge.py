@@ -65,7 +65,7 @@ class Ridge(RidgeMethod):
         if config.prior == "text" and (config.expand or config.feature == "pooled"):
             raise UserError(
                 "method.prior=text needs features that class embeddings can be compared with:"
-                " write method.feature=projected and method.expand=0"
+                " use method.feature=projected and method.expand=0"
             )
 
     @property

@@ -73,7 +73,7 @@ class Slda(Statistics):
         super().__init__(config, prompts)
         if config.eps == "gcv" and config.streaming:
             raise UserError(
-                "method.eps=gcv chooses by sums that method.streaming=true does not keep: write one of the two"
+                "method.eps=gcv chooses by sums that method.streaming=true does not keep: use one of the two"
             )
 
     def add(

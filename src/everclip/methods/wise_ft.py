@@ -58,12 +58,12 @@ class WiseFt(Wrapper):
     def __init__(self, config: Config, prompts: Prompts) -> None:
         if config.loss in ("joint", "wise_ft"):
             raise UserError(
-                f'method.loss="{config.loss}" wraps a method itself: write one of finetune, clip, gcl, gdro'
+                f'method.loss="{config.loss}" wraps a method itself: use one of finetune, clip, gcl, gdro'
             )
         if config.loss == "zscl" and config.anchor != "zero_shot":
             raise UserError(
                 f'method.anchor="{config.anchor}" but zscl averages the weights of a task itself:'
-                " write method.anchor=zero_shot"
+                " use method.anchor=zero_shot"
             )
         options = options_of(config.loss, config.options, "method.options.")
         super().__init__(config, prompts, method_class(config.loss).create(options, prompts))

@@ -63,12 +63,12 @@ class Depths:
         if self.weights and len(self.weights) > len(blocks):
             raise UserError(
                 f"method.stages has {len(self.weights)} weights and the image tower {len(blocks)} blocks:"
-                f" write at most {len(blocks)}"
+                f" use at most {len(blocks)}"
             )
         fixed = isinstance(visual, ModifiedResNet) or not is_convolutional(visual)
         if self.scales != (1.0,) and fixed:
             raise UserError(
-                "method.scales asks for other sizes, which this image tower does not take: write method.scales=[1.0]"
+                "method.scales asks for other sizes, which this image tower does not take: use method.scales=[1.0]"
             )
 
     def read(self, visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b m"]:

@@ -25,7 +25,7 @@ def unknown(spec: str) -> str:
     """What to say of a spec that names no model: the three nearest, and the command that lists all."""
     if "/" in spec or "\\" in spec:
         return (
-            f'model "{spec}" is no folder and no known name; write NAME:TAG, as everclip models lists them, or'
+            f'model "{spec}" is no folder and no known name; use NAME:TAG, as everclip models lists them, or'
             " local-dir:FOLDER"
         )
     *near, last = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)

@@ -51,7 +51,7 @@ class Passes:
         if self._drop is not None and collectives.size() > 1:
             raise UserError(
                 "train.patch_dropout draws patches for a whole batch, of which each process has a part:"
-                " write train.patch_dropout=0, or start one process"
+                " use train.patch_dropout=0, or start one process"
             )
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
         self._wide: list[tuple[Any, str]] = []
@@ -64,7 +64,7 @@ class Passes:
         if not train.checkpointing and not train.compile:
             return
         if train.compile and clip.device.type == "cpu":
-            raise UserError("train.compile=true gains nothing on a CPU: leave it out, or write device=cuda")
+            raise UserError("train.compile=true gains nothing on a CPU: leave it out, or use device=cuda")
         for block in blocks(clip.model):
             forward = compiled(block) if train.compile else block.forward
             self._forwards.append((block, partial(again, forward) if train.checkpointing else forward))
@@ -131,7 +131,7 @@ def _patches(clip: Clip) -> tuple[nn.Module, int]:
     if clip.trunk is not None:
         raise UserError(
             "train.patch_dropout leaves patches out, and what is kept of the images has them all:"
-            " write cache.trunk=off, or train.patch_dropout=0"
+            " use cache.trunk=off, or train.patch_dropout=0"
         )
     tower: Any = clip.model.visual
     if isinstance(tower, VisionTransformer):
@@ -140,5 +140,5 @@ def _patches(clip: Clip) -> tuple[nn.Module, int]:
         return tower.trunk.patch_drop, tower.trunk.num_prefix_tokens
     raise UserError(
         f"train.patch_dropout leaves patches out, and the image tower of {clip.name} is no vision transformer"
-        " that has them in a row: write train.patch_dropout=0"
+        " that has them in a row: use train.patch_dropout=0"
     )

@@ -82,5 +82,5 @@ def _none(visual: nn.Module) -> UserError:
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
     return UserError(
         f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its projection:"
-        " write method.feature=projected"
+        " use method.feature=projected"
     )

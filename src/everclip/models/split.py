@@ -32,7 +32,7 @@ class Split:
         if blocks >= len(parts.blocks):
             raise UserError(
                 f"{blocks} blocks of the image tower's {len(parts.blocks)} leave none to share:"
-                f" write at most {len(parts.blocks) - 1}, or method=der_expand"
+                f" use at most {len(parts.blocks) - 1}, or method=der_expand"
             )
         self.cut = parts.blocks[-blocks]
         self._below = parts.below(blocks)

@@ -50,7 +50,7 @@ class Parts:
         if found is None:
             raise UserError(
                 f"an image tower of the kind {type(kind).__name__} cannot be cut between its blocks:"
-                f" write {otherwise}, or use a ViT, ResNet, ConvNeXt or EfficientNet"
+                f" use {otherwise}, or use a ViT, ResNet, ConvNeXt or EfficientNet"
             )
         if kind is tower:
             return found
@@ -125,7 +125,7 @@ def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn
     if blocks >= len(parts.blocks):
         raise UserError(
             f"tune=top:{blocks} leaves no block of the image tower's {len(parts.blocks)} frozen:"
-            f" write at most {len(parts.blocks) - 1}, or cache.trunk=off"
+            f" use at most {len(parts.blocks) - 1}, or cache.trunk=off"
         )
     below = parts.below(blocks)
     lower = _shell(tower)

@@ -126,7 +126,7 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tag:
         raise UserError(
-            f'model "{name}" needs a tag that says which weights: write {name}:TAG with TAG {_one_of(tags)}'
+            f'model "{name}" needs a tag that says which weights: use {name}:TAG with TAG {_one_of(tags)}'
         )
     if tag not in tags:
         raise UserError(f'model "{name}" has no weights "{tag}"{suggest(tag, tags)}')
@@ -225,7 +225,7 @@ def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
         if image_size % 32:
             near = max(32, round(image_size / 32) * 32)
             raise UserError(
-                f'image_size={image_size}: model "{spec}" takes multiples of 32: write image_size={near}'
+                f'image_size={image_size}: model "{spec}" takes multiples of 32: use image_size={near}'
             )
         _resize_pool(visual.attnpool, image_size // 32)
     elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):

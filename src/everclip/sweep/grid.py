@@ -145,7 +145,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
         key, equals, text = word.partition("=")
         if not equals:
             raise UserError(
-                f"{shown(word)} is no KEY=VALUE: write KEY=A,B; a config's name or file comes first"
+                f"{shown(word)} is no KEY=VALUE: use KEY=A,B; a config's name or file comes first"
             )
         if key in given:
             raise UserError(f"{shown(key)} is given twice: write it once, with all its values after commas")
@@ -241,7 +241,7 @@ def parted(text: str, key: str) -> list[str]:
         word += char
     values.append(word.strip())
     if "" in values:
-        raise UserError(f'"{key}={text}" has an empty value: write {key}=A,B')
+        raise UserError(f'"{key}={text}" has an empty value: use {key}=A,B')
     found: list[str] = []
     for value in values:
         span = _RANGE.fullmatch(value)

@@ -85,7 +85,7 @@ def searches(
         values = parted(text, key) if text else []
         named = word in (RATES, ALL)
         if not named and (not is_override(word) or len(values) < 2):
-            raise UserError(f'--tune "{word}" has no values to choose from: write KEY=A,B, {RATES} or {ALL}')
+            raise UserError(f'--tune "{word}" has no values to choose from: use KEY=A,B, {RATES} or {ALL}')
         if named and len(words) > 1:
             raise UserError(f"--tune {word} stands alone: write the values out to search other keys too")
         if not named and not key.startswith(("train.", "method.", "center")):

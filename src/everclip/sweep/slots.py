@@ -48,7 +48,7 @@ def slots(count: int, gpus: Sequence[str], jobs: int | None, threads: int | None
     """
     for name, value in (("--jobs", jobs), ("--threads", threads)):
         if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: write a whole number from 1")
+            raise UserError(f"{name} is {value}: use a whole number from 1")
     if gpus:
         jobs = jobs or len(gpus)
         threads = threads or max(1, count // jobs)

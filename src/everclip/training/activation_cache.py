@@ -68,12 +68,12 @@ def blocks_above(config: Config, method: Method) -> int | None:
     elif trains and cache.views > 1 and augment == "none":
         raise UserError(
             f"cache.views={cache.views} keeps augmented views, and train.augment=none makes none:"
-            " write train.augment=shift_flip, or cache.views=1"
+            " use train.augment=shift_flip, or cache.views=1"
         )
     elif trains and cache.views > 1 and augment != "shift_flip":
         raise UserError(
             f"cache.views={cache.views} keeps shifted and mirrored views, and train.augment={augment} asks for others:"
-            " write train.augment=shift_flip, or cache.views=1"
+            " use train.augment=shift_flip, or cache.views=1"
         )
     elif trains and cache.views == 1 and augment != "none":
         reason = (
@@ -84,7 +84,7 @@ def blocks_above(config: Config, method: Method) -> int | None:
         # a method that copies last blocks needs one
         return max(frozen or 0, 1) if reads == "blocks" else frozen
     if cache.trunk == "on":
-        raise UserError(f"cache.trunk=on {reason[0]}: write {reason[1]} or cache.trunk=off")
+        raise UserError(f"cache.trunk=on {reason[0]}: use {reason[1]} or cache.trunk=off")
     return None
 
 
@@ -197,7 +197,7 @@ def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress)
         return True
     line = f"the kept activations take {words.size(needed)} and {folder} has {words.size(free)} free"
     if plan.config.cache.trunk == "on" or views > 1:
-        raise UserError(f"{line}: make room, or write cache.trunk=off")
+        raise UserError(f"{line}: make room, or use cache.trunk=off")
     progress.say(f"{line}: they are computed anew each time")
     return False
 

@@ -89,5 +89,5 @@ def check_room(run: Path, needed: float) -> None:
     if needed - there > free:
         raise UserError(
             f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f} GiB free:"
-            " make room, give out=PATH on another disk, or write checkpoint.keep=1"
+            " make room, give out=PATH on another disk, or use checkpoint.keep=1"
         )

@@ -60,7 +60,7 @@ def undoable(method: Method) -> Iterator[Callable[[], None]]:
                     continue
                 if copied is None or method.get_buffer(name) is not buffer:
                     raise RunError(
-                        f'the loss has changed "{name}", which cannot be undone: write train.nonfinite=stop'
+                        f'the loss has changed "{name}", which cannot be undone: use train.nonfinite=stop'
                     )
                 with no_grad():
                     buffer.copy_(copied)

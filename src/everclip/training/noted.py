@@ -85,7 +85,7 @@ def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inve
     words = change.words(plan.config.data, "this run", len(before))
     if not run.changed_data:
         return None, (
-            f"{words}; put the data back, start a new run, or write everclip resume {run.path} --changed-data to go on"
+            f"{words}; put the data back, start a new run, or use everclip resume {run.path} --changed-data to go on"
             " all the same"
         )
     log.warning("%s; the run goes on all the same", words)

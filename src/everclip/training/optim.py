@@ -65,7 +65,7 @@ class Update:
         if not chosen:
             raise UserError(
                 "nothing to train: tune, train.lr and train.lr_text leave nothing of what the method trains;"
-                " write tune=full, or give a rate"
+                " use tune=full, or give a rate"
             )
         for parameter in [*clip.parameters(), *method.parameters()]:
             parameter.requires_grad_(False)

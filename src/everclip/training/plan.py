@@ -197,19 +197,19 @@ def check(plan: Plan) -> None:
     if not method.capabilities.shares:
         raise UserError(
             f"method={name} with these options asks its towers for more than the batch, which {count} processes cannot"
-            " share: start one process, or write another method"
+            " share: start one process, or use another method"
         )
     if config.distributed.gather == "light" and not method.capabilities.light:
         raise UserError(
             f"distributed.gather=light, but the loss of method={name} with these options has no such form:"
-            " write distributed.gather=gradient"
+            " use distributed.gather=gradient"
         )
     if config.distributed.shard:
         _check_shards(config, method)
     if config.train.batch_size < count:
         raise UserError(
             f"train.batch_size={config.train.batch_size} is that of all {count} processes together:"
-            f" write at least {count}"
+            f" use at least {count}"
         )
 
 
@@ -218,17 +218,17 @@ def _check_shards(config: Config, method: Method) -> None:
     if not method.capabilities.shards:
         raise UserError(
             f"distributed.shard=true, but method={config.method.name} reads the towers' weights at each step:"
-            " write distributed.shard=false, or another method"
+            " use distributed.shard=false, or another method"
         )
     if not tuning_of(config.tune, config.tuning.options).shards:
         raise UserError(
             f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and moments are"
-            " small: write distributed.shard=false"
+            " small: use distributed.shard=false"
         )
     light = config.distributed.gather == "light"
     if light or config.train.accumulate > 1:
         given = "distributed.gather=light" if light else "train.accumulate"
         raise UserError(
             f"distributed.shard=true needs as many passes of the towers in every process, and {given} makes others:"
-            " write distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less memory"
+            " use distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less memory"
         )

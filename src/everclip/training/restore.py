@@ -47,7 +47,7 @@ def device(wanted: str) -> str:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
         raise UserError(
-            f"device={wanted} but torch finds no such device: write device=cpu, or device=auto"
+            f"device={wanted} but torch finds no such device: use device=cpu, or device=auto"
         ) from error
     return wanted
 

@@ -61,9 +61,9 @@ class Options:
         if self.method not in (AUTO, *NAMES):
             raise UserError(f'--method is "{self.method}"{suggest(self.method, (AUTO, *NAMES))}')
         if not 0 <= self.exemplars <= 100_000:
-            raise UserError(f"--exemplars is {self.exemplars}: write a whole number from 0 to 100000")
+            raise UserError(f"--exemplars is {self.exemplars}: use a whole number from 0 to 100000")
         if not 0 <= self.max_drop <= 100:
-            raise UserError(f"--max-drop is {self.max_drop:g}: write percentage points, 0 to 100")
+            raise UserError(f"--max-drop is {self.max_drop:g}: use percentage points, 0 to 100")
 
 
 @dataclass(frozen=True, eq=False)

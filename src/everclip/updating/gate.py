@@ -54,7 +54,7 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
     if state.known.names and (held is None or not (held.images.labels < len(state.known.names)).any()):
         raise UserError(
             f"the {len(state.known.names)} old classes of {state.spec} may lose {max_drop:g} points, and no held-out"
-            " image is of one of them: add some to --test, or write --unmeasured (in Python: no max_drop)"
+            " image is of one of them: add some to --test, or use --unmeasured (in Python: no max_drop)"
         )
 
 

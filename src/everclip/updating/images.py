@@ -72,7 +72,7 @@ def united(
         near = spelt.get(plain(wanted))
         if wanted not in every and near is not None:
             raise UserError(
-                f'class "{name}" of {where} is "{near}" written in another way: rename the folder, or write'
+                f'class "{name}" of {where} is "{near}" written in another way: rename the folder, or use'
                 f' --same "{name}={near}"'
             )
         if wanted not in every:

@@ -60,13 +60,13 @@ def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
     """
     if mode is None:
         if vectors is not None:
-            raise UserError(f"--vectors {vectors} needs --index: write --index keep, adapt or rebuild")
+            raise UserError(f"--vectors {vectors} needs --index: use --index keep, adapt or rebuild")
         return None
     if mode not in MODES:
         raise UserError(f'--index is "{mode}"{suggest(mode, MODES)}')
     if mode == KEEP and method in TRAINED:
         raise UserError(
-            f"--index keep leaves the encoder as it is, and --method {method} does not: leave --method out, or write"
+            f"--index keep leaves the encoder as it is, and --method {method} does not: leave --method out, or use"
             " --index adapt"
         )
     if vectors is None and mode != KEEP:
@@ -129,7 +129,7 @@ class Guard:
         found = [replace(one, eligible=one.eligible and self._valid(self._encoder(one))) for one in made]
         if any(one.eligible for one in made) and not any(one.eligible for one in found):
             raise UserError(
-                "--index keep: no candidate that leaves the encoder as it is can name all classes: write --index adapt"
+                "--index keep: no candidate that leaves the encoder as it is can name all classes: use --index adapt"
                 " or rebuild"
             )
         return found

@@ -48,9 +48,9 @@ def tuning_of(tune: str, options: Mapping[str, Any] | None = None) -> Tuning:
         if option not in further:
             if further and option != first:
                 raise UserError(unknown_key(f"tuning.{option}", [f"tuning.{other}" for other in further]))
-            raise UserError(f"unknown key {shown(f'tuning.{option}')}: write {written}")
+            raise UserError(f"unknown key {shown(f'tuning.{option}')}: use {written}")
     if text and not first:
-        raise UserError(f"tune is {shown(tune)}, and {name} takes no value: write {written}")
+        raise UserError(f"tune is {shown(tune)}, and {name} takes no value: use {written}")
     if text:
         given[first] = read_value("tune", text, fields[first])
     try:

@@ -75,11 +75,11 @@ def below(names: Iterable[str], count: int) -> set[str]:
         if not numbers:
             raise UserError(
                 f"tune=top:{count}: the blocks of the {'image' if image else 'text'} tower are not known:"
-                " write tune=lora:8, or tune=full"
+                " use tune=lora:8, or tune=full"
             )
         if count > len(numbers):
             raise UserError(
-                f"tune=top:{count} but a tower has {len(numbers)} blocks: write at most {len(numbers)}"
+                f"tune=top:{count} but a tower has {len(numbers)} blocks: use at most {len(numbers)}"
             )
         first = numbers[-count]
         for name, number in found.items():
