@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 
 def shown(value: object, width: int = 60) -> str:
-    """A value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
+    """Return a value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
     if isinstance(value, str) and value.isprintable():
         text = f'"{value}"'
     else:
@@ -27,7 +27,7 @@ def shown(value: object, width: int = 60) -> str:
 
 
 def suggest(word: str, known: Iterable[str], most: int = 3) -> str:
-    """``'; did you mean "x"?'`` for the nearest of ``known``, else a list of what there is.
+    """Return ``'; did you mean "x"?'`` for the nearest of ``known``, else a list of what there is.
 
     Returns a text to append to a message, so that a misspelt key, method or model always says what to write.
     """
@@ -51,7 +51,7 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(\w+)", re.IGNOR
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it was raised for, the latest first, each once."""
+    """Yield an error, and those that it was raised for, the latest first, each once."""
     met: set[int] = set()
     while error is not None and id(error) not in met:
         met.add(id(error))

@@ -161,7 +161,7 @@ class Learner:
         return self
 
     def predict(self, images: Images | None = None, *, features: Features | None = None) -> list[str]:
-        """The most probable class of each image. Raises UserError as ``predict_proba``."""
+        """Return the most probable class of each image. Raises UserError as ``predict_proba``."""
         found = self.predict_proba(images, features=features)
         names = self._state.known.names
         return [names[column] for column in found.argmax(1)]
@@ -169,7 +169,7 @@ class Learner:
     def predict_proba(
         self, images: Images | None = None, *, features: Features | None = None
     ) -> Float[np.ndarray, "n c"]:
-        """Probabilities of the classes.
+        """Return probabilities of the classes.
 
         Raises:
             UserError: an image cannot be read, or the learner knows no class yet.
@@ -186,7 +186,7 @@ class Learner:
     def embed(
         self, images: Images | None = None, *, texts: Sequence[str] | None = None
     ) -> Float32[np.ndarray, "n d"]:
-        """Unit-length embeddings of images, or of texts, by the two towers, whatever classifies on top of them.
+        """Return unit-length embeddings of images, or of texts, by the two towers, whatever classifies on top of them.
 
         Raises:
             UserError: an image cannot be read, or the model takes features.
@@ -220,13 +220,13 @@ class Learner:
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Learner:
-        """The learner that was saved, or a run, or a version; ``options`` are those of the class."""
+        """Return the learner that was saved, or a run, or a version; ``options`` are those of the class."""
         return cls(str(folder), **options)
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def _given(self, images: Images | None, features: Features | None) -> Images:
-        """What is given to learn from or to name. Raises UserError where that is not what the model takes."""
+        """Return what is given to learn from or to name. Raises UserError where that is not what the model takes."""
         given = images if features is None else features
         if given is None or (images is not None and features is not None):
             raise UserError("give images or features, one of them")
@@ -236,7 +236,7 @@ class Learner:
         return given
 
     def _dataset(self, images: Images, labels: Sequence[str] | None = None) -> Dataset:
-        """A data set to learn. Raises UserError for labels that do not go with the images."""
+        """Return a data set to learn. Raises UserError for labels that do not go with the images."""
         if not isinstance(images, Dataset):
             names = _checked(images, labels)
             return _of_contents(encoded(images, self._width), names, self._width)
@@ -272,7 +272,7 @@ class Learner:
 
 
 def _limit(max_drop: float | None) -> dict[str, Any]:
-    """The options that say how much old classes may lose; None: they need not even be measured."""
+    """Return the options that say how much old classes may lose; None: they need not even be measured."""
     return {"max_drop": 100.0 if max_drop is None else max_drop, "unmeasured": max_drop is None}
 
 
@@ -287,7 +287,7 @@ class _Silent(Progress):
 
 
 def _checked(images: Any, labels: Sequence[str] | None) -> list[str]:
-    """Labels as names. Raises UserError where there is not one for each image."""
+    """Return labels as names. Raises UserError where there is not one for each image."""
     names = [] if labels is None else [str(label).strip() for label in labels]
     if len(names) != len(images) or not len(images):
         raise UserError(f"{len(images)} images and {len(names)} labels: give one class name an image")
@@ -304,7 +304,7 @@ def _of_contents(contents: Sequence[bytes], names: Sequence[str], width: int | N
 
 
 def _held(found: Dataset) -> Dataset:
-    """The images as a test part."""
+    """Return the images as a test part."""
     return replace(found, train=found.test, test=found.train)
 
 

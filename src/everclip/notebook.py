@@ -100,7 +100,7 @@ def trained(run: Run, quiet: bool = False) -> dict[str, Any]:
 
 
 def _words(settings: Settings, prefix: str = "") -> Iterator[str]:
-    """Settings as KEY=VALUE, in which the command line's reading and its messages are the same."""
+    """Yield settings as KEY=VALUE, in which the command line's reading and its messages are the same."""
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if not key.replace(".", "").replace("-", "").isidentifier():

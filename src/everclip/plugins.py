@@ -43,7 +43,7 @@ def _stem(kind: str, name: str) -> str:
 
 
 def docstring(kind: str, name: str) -> str:
-    """The module docstring of a shipped plug-in, read without importing it (so without torch)."""
+    """Return the module docstring of a shipped plug-in, read without importing it (so without torch)."""
     source = (_ROOT / kind / f"{_stem(kind, name)}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
 
@@ -73,7 +73,7 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def find(kind: str, name: str, base: type[Base]) -> type[Base]:
-    """The one class of the kind that the plug-in ``name`` defines.
+    """Return the one class of the kind that the plug-in ``name`` defines.
 
     Args:
         base: what all classes of the kind inherit from.
@@ -97,7 +97,7 @@ def find(kind: str, name: str, base: type[Base]) -> type[Base]:
 
 
 def _one(kind: str) -> str:
-    """What one plug-in of a kind is called: ``method``, ``policy``."""
+    """Return what one plug-in of a kind is called: ``method``, ``policy``."""
     word = kind.rsplit("/", 1)[-1]
     return f"{word[:-3]}y" if word.endswith("ies") else word.removesuffix("s")
 
@@ -143,7 +143,7 @@ def _import(name: str) -> ModuleType:
 
 
 def returned(plug_in: object, hook: str) -> str:
-    """How a message about what a plug-in's hook has returned begins: with its class and its file."""
+    """Return how a message about what a plug-in's hook has returned begins: with its class and its file."""
     cls = type(plug_in)
     return f"{cls.__name__}.{hook} ({inspect.getfile(cls)}) has returned"
 

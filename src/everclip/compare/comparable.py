@@ -45,7 +45,7 @@ _PLAIN = ("tune", "center", "train_captions")
 
 
 def excused(key: str) -> set[str]:
-    """The facts that a config key changes: they may differ between runs shown by it, or repeated over it."""
+    """Return the facts that a config key changes: they may differ between runs shown by it, or repeated over it."""
     if key.startswith("source."):
         return {key, *_CUT}
     return {"memory accounting"} if key == _POLICY else _EXCUSES.get(key, set())
@@ -96,12 +96,12 @@ def _agree(key: str, first: Any, second: Any) -> bool:
 
 
 def _vague(key: str, value: Any) -> bool:
-    """Whether other values of a fact say more: it is not known, or a sum over tasks."""
+    """Return whether other values of a fact say more: it is not known, or a sum over tasks."""
     return value is ANY or (key == "test counts" and len(value) == 1)
 
 
 def _apart(key: str, known: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """The places of the first two whose fact does not agree; None where all do."""
+    """Return the places of the first two whose fact does not agree; None where all do."""
     values = [facts.get(key, ANY) for facts in known]
     first = min(range(len(values)), key=lambda n: (values[n] is ANY, _vague(key, values[n])))
     other = next((n for n, value in enumerate(values) if not _agree(key, values[first], value)), None)
@@ -151,7 +151,7 @@ def sorted_out(
 
 
 def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
-    """The config keys, but for ``known`` ones, that tell runs of a method apart, so that none repeats another.
+    """Return the config keys, but for ``known`` ones, that tell runs of a method apart, so that none repeats another.
 
     A key that does nothing but change a fact is none of them while the fact is the same.
     """
@@ -221,7 +221,7 @@ def _named(method: str, options: str) -> Mapping[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A config value as it is written."""
+    """Return a config value as it is written."""
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 

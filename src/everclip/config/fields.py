@@ -108,7 +108,7 @@ def _range(metadata: Iterable[object]) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Word the message for an unknown key; ``lr`` suggests ``train.lr``, a misspelling the nearest key."""
+    """Return the word the message for an unknown key; ``lr`` suggests ``train.lr``, a misspelling the nearest key."""
     known = sorted(known)
     inside = [name for name in known if name.rsplit(".", 1)[-1] == key.replace("-", "_")]
     return f"unknown key {shown(key)}{suggest(inside[0] if len(inside) == 1 else key, inside or known)}"

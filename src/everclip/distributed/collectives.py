@@ -98,7 +98,7 @@ def chunks(count: int, most: int) -> list[slice]:
 
 
 def gathered(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
-    """The rows of all processes, process after process, without gradient.
+    """Return the rows of all processes, process after process, without gradient.
 
     Args:
         rows: this process's.
@@ -115,7 +115,7 @@ def gathered(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Ten
 
 
 def gathered_mask(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
-    """The whole mask of ``count`` rows, of which ``mask`` is this process's part."""
+    """Return the whole mask of ``count`` rows, of which ``mask`` is this process's part."""
     lengths = [part.stop - part.start for part in parts(count)]
     return gathered(torch.from_numpy(mask.astype(np.uint8)), lengths).numpy().astype(bool)
 
@@ -140,7 +140,7 @@ def from_first(value: Any) -> Any:
 
 
 def ragged(rows: Shaped[Tensor, "n ..."] | None) -> Shaped[Tensor, "total ..."] | None:
-    """``gathered`` where no process knows how many rows others have, or how wide; None for none. Waits long."""
+    """Return ``gathered`` where no process knows how many rows others have, or how wide; None for none. Waits long."""
     if size() == 1:
         return rows
     about = told(None if rows is None else [str(rows.dtype).removeprefix("torch."), *rows.shape])
@@ -153,7 +153,7 @@ def ragged(rows: Shaped[Tensor, "n ..."] | None) -> Shaped[Tensor, "total ..."] 
 
 
 def most(*values: int) -> tuple[int, ...]:
-    """The largest that a process has of each value."""
+    """Return the largest that a process has of each value."""
     if size() == 1:
         return values
     found = torch.tensor(values, dtype=torch.int64)
@@ -190,7 +190,7 @@ class Share:
         return slice(start, start + self.counts[rank()])
 
     def whole(self, features: Shaped[Tensor, "own d"]) -> Shaped[Tensor, "all d"]:
-        """Features of the whole batch from those of this process's images, whose gradient they take.
+        """Return features of the whole batch from those of this process's images, whose gradient they take.
 
         Args:
             features: of one view after the other where there are several.
@@ -201,12 +201,12 @@ class Share:
         return with_gradient(apart, self.counts).transpose(0, 1).flatten(0, 1)
 
     def numbers(self, values: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
-        """Numbers of all images from those of this process's, without gradient."""
+        """Return numbers of all images from those of this process's, without gradient."""
         return gathered(values.contiguous(), self.counts)
 
 
 def with_gradient(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
-    """``gathered``, with this process's part of the gradient, times the number of processes.
+    """Return ``gathered``, with this process's part of the gradient, times the number of processes.
 
     ``mean_gradients`` takes the mean over processes: of what all compute alike (a head, a penalty) that is the value
     itself, and of what each computes for its own rows the sum, by this factor.

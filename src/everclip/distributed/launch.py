@@ -78,7 +78,7 @@ def _backend(device: str) -> str:
 
 
 def _fresh(store: Any, number: int, count: int) -> Any:
-    """The part of torchrun's store that these processes alone know.
+    """Return the part of torchrun's store that these processes alone know.
 
     The store may outlive a restart, with the addresses of processes that are gone. So each process says a word that
     nobody has said before, and the first one answers every word it finds until all have heard it.

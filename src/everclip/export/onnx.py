@@ -73,7 +73,7 @@ class _Graph(nn.Module):
 
 
 def _trace(model: Deployed) -> Any:
-    """The graph, with a batch of any size."""
+    """Return the graph, with a batch of any size."""
     side = model.clip.image_size
     batch = torch.zeros(2, 3, side, side, device=model.clip.device)
     try:
@@ -95,7 +95,7 @@ def _trace(model: Deployed) -> Any:
 
 
 def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
-    """Differences between onnxruntime and torch on the pictures."""
+    """Return differences between onnxruntime and torch on the pictures."""
     ours = model.logits(pictures)
     mean, std = (
         np.array(values, dtype=np.float32)[:, None, None] for values in (model.clip.mean, model.clip.std)

@@ -68,7 +68,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
 
 
 def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
-    """Largest difference of probabilities between the model and what everclip reads from the folder."""
+    """Return the largest difference of probabilities between the model and what everclip reads from the folder."""
     again = open_model(str(folder))
     assert again.names == model.names
     worst = float(np.abs(probabilities(again.logits(pictures)) - probabilities(model.logits(pictures))).max())
@@ -81,7 +81,7 @@ def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 
 
 @torch.inference_mode()
 def _compare(encoder: Clip, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
-    """Largest difference of image and text features between our model and the one that open_clip loads."""
+    """Return the largest difference of image and text features between our model and the one that open_clip loads."""
     with quiet():
         made: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
         tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(PROMPTS))

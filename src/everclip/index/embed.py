@@ -38,7 +38,7 @@ SHARD = 32 * BATCH
 
 @torch.inference_mode()
 def width(clip: Clip) -> int:
-    """Numbers of an embedding."""
+    """Return numbers of an embedding."""
     return clip.encode_image(clip.blank()).shape[1]
 
 
@@ -66,7 +66,7 @@ def pictures(
 
 
 def every(clip: Clip, images: ImageSet) -> Float32[Tensor, "n d"]:
-    """Unit-length embeddings of pictures, on the CPU. Raises UserError for the first that cannot be read."""
+    """Return unit-length embeddings of pictures, on the CPU. Raises UserError for the first that cannot be read."""
     pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
     rows, _ = pictures(clip, images, pixels)
     for key, reason in pixels.skipped().items():
@@ -77,7 +77,7 @@ def every(clip: Clip, images: ImageSet) -> Float32[Tensor, "n d"]:
 def texts(
     clip: Clip, lines: Sequence[str], step: Callable[[int], object] = lambda count: None
 ) -> Float32[Tensor, "n d"]:
-    """Unit-length embeddings of texts, on the CPU."""
+    """Return unit-length embeddings of texts, on the CPU."""
     rows = [torch.zeros(0, width(clip))]
     with torch.inference_mode():
         for start in range(0, len(lines), BATCH):
@@ -115,7 +115,7 @@ class Work:
         return TEXT if self.images is None else IMAGE
 
     def without(self, done: Set[str]) -> Work:
-        """What is left where some ids are done."""
+        """Return what is left where some ids are done."""
         left = np.array([name not in done for name in self.ids], dtype=bool)
         ids = [name for name in self.ids if name not in done]
         return Work(self.sources, ids, None if self.images is None else self.images.select(left))
@@ -174,7 +174,7 @@ def embed(
 def _shard(
     clip: Clip, work: Work, part: slice, pixels: Pixels | None, step: Callable[[int], object]
 ) -> tuple[Float32[np.ndarray, "n d"], Listed]:
-    """The embeddings of a shard, and what they are."""
+    """Return the embeddings of a shard, and what they are."""
     ids, sources = work.ids[part], [*work.sources]
     if work.images is None or pixels is None:
         return texts(clip, ids, step).numpy(), Listed(ids, {}, sources)
@@ -206,7 +206,7 @@ class _Pace:
 
 
 def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool) -> Vectors:
-    """The folder to write to, new or as it is. Raises UserError where these embeddings do not belong into it."""
+    """Return the folder to write to, new or as it is. Raises UserError where these embeddings do not belong into it."""
     mark = fingerprint(clip)
     if not path.exists() or not any(path.iterdir()):
         kind = "float16" if half else "float32"

@@ -42,7 +42,7 @@ def pictures(sources: Sequence[str], written: bool = True) -> tuple[ImageSet, li
 
 
 def texts(file: str) -> list[str]:
-    """The lines of a file, each once. Raises UserError where it cannot be read, or is empty."""
+    """Return the lines of a file, each once. Raises UserError where it cannot be read, or is empty."""
     return list(dict.fromkeys(line.strip() for line in read_lines(Path(file).expanduser(), "texts")))
 
 
@@ -88,6 +88,6 @@ def _every(store: Store) -> ImageSet:
 
 
 def _table(store: Store, rows: np.ndarray) -> ImageSet:
-    """Rows of a store without labels; the ids are their places."""
+    """Return rows of a store without labels; the ids are their places."""
     none = np.zeros_like(rows)
     return ImageSet(store, rows, none, none, np.arange(len(rows), dtype=np.int64))

@@ -30,7 +30,7 @@ class Asker:
 
     @torch.inference_mode()
     def embed(self, query: str) -> Float32[np.ndarray, "1 d"]:
-        """The unit-length embedding of a query: a picture where it names a file, else a text.
+        """Return the unit-length embedding of a query: a picture where it names a file, else a text.
 
         Raises:
             UserError: the file is no picture.
@@ -59,7 +59,7 @@ def kind_of(query: str) -> str:
 
 
 def asker(vectors: Vectors, model: str | None = None) -> Asker:
-    """The encoder of a folder's embeddings, or another one that fits it.
+    """Return the encoder of a folder's embeddings, or another one that fits it.
 
     Args:
         model: in place of the one that the folder names.
@@ -94,7 +94,7 @@ def asker(vectors: Vectors, model: str | None = None) -> Asker:
 
 
 def _map_of(spec: str) -> Map | None:
-    """The map that a version has. Raises UserError where it cannot be read."""
+    """Return the map that a version has. Raises UserError where it cannot be read."""
     file = Path(spec).expanduser() / FILE
     if not file.is_file():
         return None

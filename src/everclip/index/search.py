@@ -19,7 +19,7 @@ Nearest = tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]
 
 
 def nearest(vectors: Vectors, queries: Float32[np.ndarray, "q d"], k: int) -> Nearest:
-    """The ``k`` rows with the largest cosine to each query, of equal ones the first; all where there are fewer.
+    """Return the ``k`` rows with the largest cosine to each query, of equal ones the first; all where there are fewer.
 
     With faiss-cpu installed (extra ``faiss``) its exact search takes the place of product and sort; of equal cosines it
     may choose another one.
@@ -73,7 +73,7 @@ def of_block(
     k: int,
     least: Float[np.ndarray, " q"],
 ) -> Nearest:
-    """The ``k`` best of one block for each query, in any order; of equal ones the first.
+    """Return the ``k`` best of one block for each query, in any order; of equal ones the first.
 
     Args:
         least: cosines that must be exceeded: a block where none is for any query has no best.
@@ -89,7 +89,7 @@ def of_block(
 
 
 def _largest(cosines: Float32[np.ndarray, " n"], least: np.float32, k: int) -> Int64[np.ndarray, " k"]:
-    """Where the ``k`` largest are; ``least`` is the smallest of them, which others may equal."""
+    """Return where the ``k`` largest are; ``least`` is the smallest of them, which others may equal."""
     above, equal = np.flatnonzero(cosines > least), np.flatnonzero(cosines == least)
     return np.concatenate([above, equal[: k - len(above)]])
 

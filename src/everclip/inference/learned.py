@@ -66,7 +66,7 @@ def of(spec: str) -> Learned | None:
 
 
 def of_run(folder: Path) -> Learned | None:
-    """The training images of the tasks that the run in a folder has finished; None where it has noted none."""
+    """Return the training images of the tasks that the run in a folder has finished; None where it has noted none."""
     noted = read(folder)
     if noted is None:
         return None

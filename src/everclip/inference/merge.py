@@ -51,7 +51,7 @@ class Pair:
     other_name: str
 
     def mixed(self, alpha: float) -> Deployed:
-        """The model with a share ``alpha`` of the learned weights; 0 and 1 give the end points bit for bit."""
+        """Return the model with a share ``alpha`` of the learned weights; 0 and 1 give the end points bit for bit."""
         clip = copy.deepcopy(self.learned.encoder)
         before, after = self.other.model.state_dict(), clip.model.state_dict()
         with torch.no_grad():
@@ -62,7 +62,7 @@ class Pair:
 
 
 def pair(spec: str, other: str) -> Pair:
-    """The model ``spec`` and what it is mixed with.
+    """Return the model ``spec`` and what it is mixed with.
 
     Args:
         other: ``zero-shot`` for what ``spec`` began with; else a run, a model folder or any model.
@@ -100,7 +100,7 @@ def _read(spec: str) -> Deployed:
 
 
 def whole(clip: Clip) -> Clip:
-    """The model in one piece, where the frozen part of its image tower was cut off."""
+    """Return the model in one piece, where the frozen part of its image tower was cut off."""
     if clip.trunk is None:
         return clip
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +109,7 @@ def whole(clip: Clip) -> Clip:
 
 
 def _with_classes_of(learned: Deployed, second: Deployed) -> Deployed:
-    """The first model with the second one's classes after its own."""
+    """Return the first model with the second one's classes after its own."""
     new = tuple(name for name in second.names if name not in learned.names)
     if not new:
         return learned
@@ -169,7 +169,7 @@ def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]
 
 
 def try_share(models: Pair, alpha: float, sets: Sequence[tuple[Dataset, Pixels]]) -> Tried:
-    """Accuracy of one share on each data set."""
+    """Return accuracy of one share on each data set."""
     model = models.mixed(alpha)
     return Tried(alpha, tuple(examined(model, data, False, pixels).accuracy for data, pixels in sets))
 

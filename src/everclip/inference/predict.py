@@ -39,7 +39,7 @@ class Answer:
 
 
 def answers(model: Deployed, batches: Iterable[Store]) -> Iterator[Answer]:
-    """An answer to each picture, in the order given; the next batch is decoded while one is encoded."""
+    """Yield an answer to each picture, in the order given; the next batch is decoded while one is encoded."""
     workers = min(8, os.cpu_count() or 1)
 
     def decode(store: Store) -> tuple[Store, Pixels, tuple]:
@@ -65,7 +65,7 @@ def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:
 
 
 def expanded(paths: Iterable[str]) -> Iterator[str]:
-    """The paths, each folder replaced by the images anywhere in it, sorted.
+    """Yield the paths, each folder replaced by the images anywhere in it, sorted.
 
     Raises:
         UserError: a folder has none, or cannot be read.

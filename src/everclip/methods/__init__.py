@@ -60,14 +60,14 @@ _ELSEWHERE = {"Passes": "cost", "SampleTable": "sample_table"}
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the contract, imported when it is first used."""
+    """Return a name of the contract, imported when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module everclip.methods has no attribute {name}")
     return getattr(importlib.import_module(f"everclip.methods.base.{_ELSEWHERE.get(name, 'method')}"), name)
 
 
 def build(config: Config, prompts: Prompts) -> Method:
-    """The config's method, ready for its first task.
+    """Return the config's method, ready for its first task.
 
     Raises:
         UserError: an unknown method or option, or one that reads class embeddings where no text tower gives them.
@@ -89,7 +89,7 @@ def method_of(config: Config) -> Method:
 
 
 def memory_policy(config: Config, method: Method) -> Policy:
-    """The config's memory policy, or the method's own where that says ``method``.
+    """Return the config's memory policy, or the method's own where that says ``method``.
 
     Raises:
         UserError: an unknown policy or option, or a value that is not allowed.

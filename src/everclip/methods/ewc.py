@@ -84,7 +84,7 @@ class Ewc(Kept, Classify):
         @field_validator("fisher", mode="before")
         @classmethod
         def _word(cls, value: object) -> object:
-            """The command line reads a bare ``true`` as a truth value."""
+            """Return the command line reads a bare ``true`` as a truth value."""
             return "true" if value is True else value
 
     config: Config

@@ -158,7 +158,7 @@ class Foster(Method):
         return {"cross_entropy": functional.cross_entropy(self.head(image, scale), target)}
 
     def _boost(self, features: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        """Terms of the boosting phase; ``head`` has the old rows, untouched until compression."""
+        """Return terms of the boosting phase; ``head`` has the old rows, untouched until compression."""
         old, image, scale = features["old"], features["image"], features["scale"]
         logits, known = self.boosted(torch.cat([old, image], 1), scale), len(self._known)
         kept = distillation(self.head(old, scale)[:, :known], logits[:, :known], self.config.temperature)

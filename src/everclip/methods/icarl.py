@@ -126,7 +126,7 @@ class Icarl(Method):
 
     @torch.no_grad()
     def _answers(self, features: Mapping[str, Tensor]) -> Tensor:
-        """The old network's scores ``[b, known]``."""
+        """Return the old network's scores ``[b, known]``."""
         return self._old[1](features["old"], features["scale"])[:, : self._known]
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:

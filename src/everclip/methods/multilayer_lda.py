@@ -153,7 +153,7 @@ class MultilayerLda(Layers):
         self.carry(carrier)
 
     def asked(self, batch: Batch) -> Bool[Tensor, " b"]:
-        """Which images of a later task and of the memory no phase has seen, where the sums are."""
+        """Return which images of a later task and of the memory no phase has seen, where the sums are."""
         held = (batch.ids % ASKED == 0) & ~torch.isin(batch.ids, self.kept[FIRST].cpu())
         return held.to(self.counts.device)
 
@@ -170,7 +170,7 @@ class MultilayerLda(Layers):
         self.kept |= aside | {FOLLOWED: torch.ones(1, device=self.counts.device)}
 
     def both(self, clip: Clip, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows on the twin and on this side, labels and domains, where the sums are."""
+        """Return rows on the twin and on this side, labels and domains, where the sums are."""
         twins, ours = (side.query(clip, batch.images) for side in self.sides)
         labels, domains = (part.to(self.counts.device) for part in (batch.labels, batch.domains))
         return twins, ours, labels, domains
@@ -248,7 +248,7 @@ class MultilayerLda(Layers):
 
 
 def without(batch: Batch, ids: Int64[Tensor, " n"]) -> Batch:
-    """The plain images of a batch that are none of these."""
+    """Return the plain images of a batch that are none of these."""
     kept = ~torch.isin(batch.ids, ids)
     columns = ("images", "labels", "domains", "ids", "current")
     return replace(batch, **{name: getattr(batch, name)[kept] for name in columns})

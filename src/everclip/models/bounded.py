@@ -54,7 +54,7 @@ def check_files(folder: Path, config: str) -> None:
 
 
 def shapes_of(path: Path) -> Shapes:
-    """The shapes of the tensors in a safetensors file, from its header. Raises Unreadable."""
+    """Return the shapes of the tensors in a safetensors file, from its header. Raises Unreadable."""
     with open_regular(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= min(_HEADER, path.stat().st_size):

@@ -112,12 +112,12 @@ outputs of attention, the residual, and the perceptron's hidden layer before and
 
 
 def catalogue() -> list[ModelInfo]:
-    """The listed models, smallest family first; ``lite`` leads."""
+    """Return the listed models, smallest family first; ``lite`` leads."""
     return list(_CATALOGUE)
 
 
 def recommended(spec: str, before: bool = False) -> dict[str, Any]:
-    """Values of ``train`` that suit the model ``spec``: ``lr`` (image tower), ``lr_text`` and
+    """Return values of ``train`` that suit the model ``spec``: ``lr`` (image tower), ``lr_text`` and
     ``weight_decay``; ``before``: those of ``defaults = 1``.
 
     ``lite`` was never trained as a pair. At 3e-5 its image tower learns new classes at every memory size; at 3e-4,
@@ -160,7 +160,7 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
 
 
 def _saved(folder: Path) -> Mapping[str, Any] | None:
-    """The model config in a folder, if it holds a saved model."""
+    """Return the model config in a folder, if it holds a saved model."""
     file = folder / "open_clip_config.json"
     try:
         return read_json(file)["model_cfg"]

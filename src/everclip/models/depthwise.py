@@ -39,7 +39,7 @@ def suits(module: nn.Module) -> bool:
 
 
 def forward(module: nn.Conv2d, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-    """``module(images)``, whose weights' gradient is computed in another way where that is faster."""
+    """Return ``module(images)``, whose weights' gradient is computed in another way where that is faster."""
     padding, stride = module.padding, module.stride[0]
     if isinstance(module, Conv2dSame):
         images, padding = pad_same(images, [*module.kernel_size], [*module.stride]), (0, 0)

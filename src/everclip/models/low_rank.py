@@ -34,17 +34,17 @@ class Updated(Tensor):
 
     @classmethod
     def of(cls, base: Tensor, a: Tensor, b: Tensor) -> Updated:
-        """The stand-in for a weight and its update."""
+        """Return the stand-in for a weight and its update."""
         made = torch.Tensor._make_subclass(cls, base.detach())
         made.base, made.a, made.b = base, a, b
         return made
 
     def whole(self) -> Tensor:
-        """The sum, an ordinary tensor with the gradients of its parts."""
+        """Return the sum, an ordinary tensor with the gradients of its parts."""
         return self.base + SCALE * (self.b @ self.a).view_as(self.base)
 
     def scaled(self, scale: Tensor) -> Updated:
-        """The stand-in for the sum, each row times its number."""
+        """Return the stand-in for the sum, each row times its number."""
         return Updated.of(
             self.base * scale.view(-1, *[1] * (self.base.ndim - 1)), self.a, scale[:, None] * self.b
         )

@@ -12,7 +12,7 @@ NEAREST = 3
 
 
 def every() -> list[str]:
-    """All specs with weights: ``lite``, and open_clip's as ``NAME:TAG``, in open_clip's order."""
+    """Return all specs with weights: ``lite``, and open_clip's as ``NAME:TAG``, in open_clip's order."""
     return [LITE, *(f"{name}:{tag}" for name, tag in open_clip.list_pretrained())]
 
 
@@ -22,7 +22,7 @@ def holding(text: str) -> list[str]:
 
 
 def unknown(spec: str) -> str:
-    """What to say of a spec that names no model: the three nearest, and the command that lists all."""
+    """Return what to say of a spec that names no model: the three nearest, and the command that lists all."""
     if "/" in spec or "\\" in spec:
         return (
             f'model "{spec}" is no folder and no known name; use NAME:TAG, as everclip models lists them, or'

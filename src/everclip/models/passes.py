@@ -112,7 +112,7 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 def compiled(block: nn.Module, backend: Any = "inductor") -> Callable[..., Any]:
-    """The forward pass of a block, compiled at its first call; blocks of one kind share the result."""
+    """Return the forward pass of a block, compiled at its first call; blocks of one kind share the result."""
     return torch.compile(block.forward, backend=backend)
 
 

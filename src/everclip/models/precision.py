@@ -45,7 +45,7 @@ class Choice:
     bf16_text: float | None = None
 
     def words(self) -> str:
-        """The reason, for a line."""
+        """Return the reason, for a line."""
         if self.fp32 is None or self.bf16 is None or self.bf16_text is None:
             return ""
         both, text = self.bf16 / self.fp32, self.bf16_text / self.fp32
@@ -114,7 +114,7 @@ class _Layer:
     count: int = 1
 
     def seconds(self) -> float:
-        """The processor's seconds of a forward and, if it trains, a backward pass."""
+        """Return the processor's seconds of a forward and, if it trains, a backward pass."""
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         args = [_input(argument, bool(trained)) for argument in self.args]
         entered = [argument for argument in args if isinstance(argument, Tensor) and argument.requires_grad]
@@ -127,7 +127,7 @@ class _Layer:
 
 
 def _input(argument: Any, trained: bool) -> Any:
-    """A copy of an input, with gradient where the layer trains; one image becomes several."""
+    """Return a copy of an input, with gradient where the layer trains; one image becomes several."""
     if not isinstance(argument, Tensor):
         return argument
     copied = argument.detach().repeat_interleave(IMAGES if len(argument) == 1 else 1, 0)
@@ -135,7 +135,7 @@ def _input(argument: Any, trained: bool) -> Any:
 
 
 def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
-    """The distinct layers that ``run`` calls of a tower, by kind, shape of weights and shape of input."""
+    """Return the distinct layers that ``run`` calls of a tower, by kind, shape of weights and shape of input."""
     found: dict[tuple[Any, ...], _Layer] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """The smallest parts of a tower that are modules of a kind to time."""
+    """Yield the smallest parts of a tower that are modules of a kind to time."""
     children = [*module.children()]
     if isinstance(module, UNITS) or not children:
         yield module

@@ -10,7 +10,7 @@ from torchvision.transforms import Compose, Normalize
 
 
 def triple(values: Sequence[float] | float) -> tuple[float, float, float]:
-    """One value for each channel."""
+    """Return one value for each channel."""
     red, green, blue = values if isinstance(values, Sequence) else (values,) * 3
     return float(red), float(green), float(blue)
 

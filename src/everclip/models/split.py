@@ -42,11 +42,11 @@ class Split:
         return not any(name == part or name.startswith(f"{part}.") for part in self._below)
 
     def upper(self, clip: Clip) -> Upper:
-        """A frozen copy of what stands above the cut of the image tower."""
+        """Return a frozen copy of what stands above the cut of the image tower."""
         return Upper(clip.copy_tower(), self._below)
 
     def encode(self, clip: Clip, images: Images, older: Iterable[nn.Module]) -> list[Float[Tensor, "n d"]]:
-        """Unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
+        """Return unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
         images, entered = clip.normalise(images), list[Tensor]()
         block = clip.model.visual.get_submodule(self.cut)
         hook = block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))

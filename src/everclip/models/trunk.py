@@ -57,7 +57,7 @@ class Parts:
         return cls(*(tuple(f"trunk.{part}" for part in parts) for parts in (found.stem, found.blocks)))
 
     def below(self, blocks: int) -> tuple[str, ...]:
-        """Paths of what stands below the last ``blocks`` blocks, which are some but not all."""
+        """Return paths of what stands below the last ``blocks`` blocks, which are some but not all."""
         assert 0 < blocks < len(self.blocks)
         return (*self.stem, *self.blocks[:-blocks])
 
@@ -96,7 +96,7 @@ class Trunk(nn.Module):
         return {key: upper[key] if key in upper else own[key] for key in keys}
 
     def digest(self) -> str:
-        """A hash of what it computes: its layers, as they print, and its weights."""
+        """Return a hash of what it computes: its layers, as they print, and its weights."""
         found = hashlib.blake2b(repr(self.lower).encode(), digest_size=16)
         for name, tensor in self.lower.state_dict().items():
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -133,7 +133,7 @@ def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn
 
 
 def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:
-    """The tower itself without ``below``: from here on it takes what enters the first of its blocks."""
+    """Return the tower itself without ``below``: from here on it takes what enters the first of its blocks."""
     for path in below:
         parent, _, name = path.rpartition(".")
         owner = tower.get_submodule(parent)
@@ -146,7 +146,7 @@ def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:
 
 
 def _only(tower: nn.Module, below: Iterable[str]) -> nn.Module:
-    """The tower itself with nothing but ``below``: from here on it gives what enters the first block above."""
+    """Return the tower itself with nothing but ``below``: from here on it gives what enters the first block above."""
     _strip(tower, "", tuple(below))
     if isinstance(tower, VisionTransformer):
         _override(tower, "_pool", _twice)
@@ -171,7 +171,7 @@ def _strip(module: nn.Module, prefix: str, kept: tuple[str, ...]) -> None:
 
 
 def _shell(tower: nn.Module) -> Any:
-    """A copy of a tower's modules that has the very same parameters and buffers."""
+    """Return a copy of a tower's modules that has the very same parameters and buffers."""
     return copy.deepcopy(tower, {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())})
 
 
@@ -197,7 +197,7 @@ def _twice(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _output_width(tower: Any) -> int:
-    """Number of features of one picture."""
+    """Return number of features of one picture."""
     size = tower.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     like = next(tower.parameters())

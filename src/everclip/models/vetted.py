@@ -96,7 +96,7 @@ def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
 
 @contextmanager
 def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Iterator[dict[str, Any]]:
-    """Options of ``create_model`` with which a Hugging Face text tower is built; none for any other.
+    """Yield options of ``create_model`` with which a Hugging Face text tower is built; none for any other.
 
     Its config is written anew, with what its architecture knows alone. Its weights come with all others.
 

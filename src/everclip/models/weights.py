@@ -76,7 +76,7 @@ def are_here(spec: str) -> bool:
 
 
 def _cached(source: str, options: dict[str, str]) -> Path | None:
-    """The file of the weights in the hub's cache."""
+    """Return the file of the weights in the hub's cache."""
     try:
         with zoo._quiet(), zoo._offline(True):
             if source.startswith(zoo._HUB):

@@ -48,7 +48,7 @@ _log = logging.getLogger("everclip")
 
 
 def load(spec: str, image_size: int | None = None, device: str | torch.device = "cpu") -> Clip:
-    """The model named ``spec``, in fp32 on ``device``; the global random state is left as it was.
+    """Return the model named ``spec``, in fp32 on ``device``; the global random state is left as it was.
 
     Args:
         spec: ``lite``; ``NAME:TAG`` (open_clip's names); ``hf-hub:org/repo``; ``local-dir:/path`` or the path alone; a
@@ -193,7 +193,7 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
 
 
 def _weights(source: str, folder: str | None) -> Path | None:
-    """The file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
+    """Return the file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
     if folder is None:
         return (
             Path(download_pretrained_from_hf(source.removeprefix(_HUB))) if source.startswith(_HUB) else None
@@ -313,7 +313,7 @@ def _is_pickle(error: Exception) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """An error's message as one short line."""
+    """Return an error's message as one short line."""
     if _is_pickle(error):
         return "its weights are a pickle that holds more than tensors: take a copy in safetensors"
     text = " ".join(str(error).split()) or type(error).__name__

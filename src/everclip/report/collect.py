@@ -55,7 +55,7 @@ class Report:
         return counted(state for _, state in self.named_states)
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers of the page; accuracies are fractions in 0..1, an interval is of 95 %."""
+        """Return the numbers of the page; accuracies are fractions in 0..1, an interval is of 95 %."""
         return {
             "status": self.status,
             "runs": [

@@ -36,7 +36,7 @@ _MOST_PAIRS = 8  # confusions shown of a group
 
 
 def verdict(setting: Setting) -> list[str]:
-    """The result in sentences: the best group, and at each memory size how sure the first place is."""
+    """Return the result in sentences: the best group, and at each memory size how sure the first place is."""
     ranked = sorted((g for g in setting.every if not g.reference and g.finished), key=last_mean, reverse=True)
     if not ranked:
         done = [f"{g.label}: {len(g.curve)} of {len(setting.tasks)} tasks" for g in setting.every if g.curve]
@@ -57,7 +57,7 @@ def verdict(setting: Setting) -> list[str]:
 
 
 def _beside(last: float, base: float, name: str, images: int) -> str:
-    """``12.3 points above zero-shot (13.7 %)``; neutral where the gap may be chance."""
+    """Return ``12.3 points above zero-shot (13.7 %)``; neutral where the gap may be chance."""
     gap, least = last - base, by_chance(last, base, images)
     if abs(gap) <= least or abs(gap) < 5e-4:
         level = "no better than" if name == "zero-shot" else "level with"
@@ -109,7 +109,7 @@ def _sure(span: Interval) -> str:
 
 
 def _trained(group: Group, key: str) -> Interval | None:
-    """The group's interval; there is none where no seed changes anything."""
+    """Return the group's interval; there is none where no seed changes anything."""
     span = group.interval(key)
     return span._replace(low=None, high=None, n=1) if span and not group.random else span
 
@@ -121,7 +121,7 @@ def _less(span: Interval | None, base: float | None, setting: Setting) -> Cell:
 
 
 def result_table(setting: Setting) -> Table:
-    """Mean and interval of each group."""
+    """Return the mean and interval of each group."""
     joint = max((last_mean(group) for group in setting.joint), default=None)
     rows: list[list[Cell]] = []
     for group in setting.every:
@@ -221,7 +221,7 @@ def cost_table(setting: Setting) -> Table:
 
 
 def class_table(setting: Setting) -> tuple[Table, int] | None:
-    """Accuracy of each class before and after, worst first, and how many classes there are; means over seeds."""
+    """Return accuracy of each class before and after, worst first, and how many classes there are; means over seeds."""
     groups = [group for group in setting.every if group.finished and group.method != "zero_shot"]
     if not groups:
         return None
@@ -266,7 +266,7 @@ def _class_row(row: dict[str, Any]) -> list[Cell]:
 
 
 def confusion_table(setting: Setting) -> Table | None:
-    """The commonest confusions of each group's first run that recorded them."""
+    """Return the commonest confusions of each group's first run that recorded them."""
     rows: list[list[Cell]] = []
     for group in setting.every:
         for run in islice((run for run in group.finished if confusions(run)), 1):

@@ -48,7 +48,7 @@ GROUP = ["method", "variant", "memory"]
 
 
 def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -> Figure | None:
-    """Accuracy against exemplars or bytes; a panel per setting."""
+    """Return accuracy against exemplars or bytes; a panel per setting."""
     few = two_seeds(settings, metric)
     panels = [
         panel for setting in settings if (panel := memory_panel(setting, metric, against, few)) is not None
@@ -114,7 +114,7 @@ def _lines(
     prefix: str,
     **layout: Any,
 ) -> Figure:
-    """A figure of panels with lines."""
+    """Return a figure of panels with lines."""
     told = f"{several(len(panels), 'panel')}; the numbers are in the CSV file."
 
     def make(width: float) -> Drawing:
@@ -124,17 +124,17 @@ def _lines(
 
 
 def named(group: Group) -> list[object]:
-    """Method, variant and memory of a row of a CSV file."""
+    """Return method, variant and memory of a row of a CSV file."""
     return [group.method, group.variant, "" if group.memory is None else group.memory]
 
 
 def numbers(span: Interval) -> list[object]:
-    """Seeds, mean and ends of a row of a CSV file."""
+    """Return seeds, mean and ends of a row of a CSV file."""
     return [span.n, *("" if value is None else round(value, 6) for value in (span.mean, span.low, span.high))]
 
 
 def by_memory(setting: Setting) -> list[tuple[str, list[Group]]]:
-    """A title and the groups of each memory size, with those that keep nothing."""
+    """Return a title and the groups of each memory size, with those that keep nothing."""
     sizes: list[Memory] = [*setting.memories] or [None]
     return [
         (
@@ -151,7 +151,7 @@ def _panels(setting: Setting, make: Callable[[list[Group], str], Panel | None]) 
 
 
 def aligned(panels: Sequence[Panel]) -> list[Panel]:
-    """The panels with one vertical axis for all."""
+    """Return the panels with one vertical axis for all."""
     ys = (min((p.ys[0] for p in panels), default=0.0), max((p.ys[1] for p in panels), default=1.0))
     return [replace(panel, ys=ys) for panel in panels]
 
@@ -185,7 +185,7 @@ def stages(setting: Setting) -> Figure | None:
 
 
 def sure(panels: Sequence[tuple[str, Sequence[Group]]], prefix: str) -> list[Figure]:
-    """Accuracy by coverage and, where probabilities were recorded, reliability; a panel each."""
+    """Return accuracy by coverage and, where probabilities were recorded, reliability; a panel each."""
     first = "Test images after the last task"
     kinds = {
         "coverage": "Accuracy of the surest answers",
@@ -219,13 +219,13 @@ def sure(panels: Sequence[tuple[str, Sequence[Group]]], prefix: str) -> list[Fig
 
 
 def gradient_norms(setting: Setting) -> Figure | None:
-    """The gradient norm of each group, one panel per memory size."""
+    """Return the gradient norm of each group, one panel per memory size."""
     caption = "Length of the gradient before it is clipped, means over neighbouring steps and over seeds."
     return _curves(setting, "gradients", "Gradient norm", caption, logged("grad_norm"))
 
 
 def weight_entropies(setting: Setting) -> Figure | None:
-    """The entropy of the class weights over steps, one panel per memory size."""
+    """Return the entropy of the class weights over steps, one panel per memory size."""
     caption = (
         "Shannon entropy of the weights of the classes learned so far, divided by its maximum: 1 when all classes weigh"
         " the same. Means over neighbouring steps and over seeds."
@@ -254,7 +254,7 @@ def _points(curve: Curve | None) -> list[tuple[int, float]]:
 
 
 def loss_terms(setting: Setting) -> Figure | None:
-    """The terms of the loss, one panel per group: different methods' losses are no common scale."""
+    """Return the terms of the loss, one panel per group: different methods' losses are no common scale."""
     looks: dict[str, int] = {}
     found = [
         (group, panel)

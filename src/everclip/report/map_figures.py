@@ -79,7 +79,7 @@ def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | No
 
 
 def old_images(named: Iterable[tuple[str, Sequence[RunData]]], prefix: str) -> Figure | None:
-    """A bar for each name: the mean over its runs of what becomes of images of old classes."""
+    """Return a bar for each name: the mean over its runs of what becomes of images of old classes."""
     bars = fate_bars(list(named))
     if not bars:
         return None

@@ -22,7 +22,7 @@ _MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all
 
 
 def context(run: RunData, prefix: str) -> Json:
-    """All that the template shows of one run; ``prefix`` keeps the ids of several runs apart."""
+    """Return all that the template shows of one run; ``prefix`` keeps the ids of several runs apart."""
     per_class = _per_class(run)
     drawn = figures(run, prefix)
     method = str(run.value("method") or "run")
@@ -62,7 +62,7 @@ def context(run: RunData, prefix: str) -> Json:
 
 
 def _zero_shot_now(run: RunData) -> float | None:
-    """The pretrained model on the test set of the last accuracy shown."""
+    """Return the pretrained model on the test set of the last accuracy shown."""
     if run.results:
         return run.results["zero_shot"]
     return run.zero_shot[len(run.accuracy) - 1] if run.accuracy and run.zero_shot else None
@@ -76,7 +76,7 @@ def _forgetting(run: RunData) -> float | None:
 
 
 def _verdict(run: RunData) -> Json:
-    """The result in a few sentences; ``mood`` (better, worse, level, open) picks the mark beside it."""
+    """Return the result in a few sentences; ``mood`` (better, worse, level, open) picks the mark beside it."""
     done, planned = len(run.accuracy), len(run.tasks)
     if not done:
         recorded = (
@@ -111,7 +111,7 @@ def _verdict(run: RunData) -> Json:
 
 
 def _beside_frozen(run: RunData, verdict: Json) -> Json:
-    """The verdict with what the frozen features give; training that gives less has not paid off."""
+    """Return the verdict with what the frozen features give; training that gives less has not paid off."""
     done = len(run.accuracy)
     if not done or not run.frozen_features:
         return verdict
@@ -167,7 +167,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _per_class(run: RunData) -> list[Json]:
-    """Rows of the per-class table, worst last accuracy first; classes without test images are left out."""
+    """Return rows of the per-class table, worst last accuracy first; classes without test images are left out."""
     rows = [
         row
         | {

@@ -21,7 +21,7 @@ _ONE_OF_SEVERAL = " One run of several that have class weights; a report of anot
 
 
 def context(report: Report) -> Json:
-    """All that the template shows of many runs."""
+    """Return all that the template shows of many runs."""
     settings = report.settings
     return {
         "status": report.status,
@@ -44,7 +44,7 @@ def context(report: Report) -> Json:
 
 
 def _open(report: Report) -> list[str]:
-    """A line for each run that is not finished; those that wait for their turn share one."""
+    """Return a line for each run that is not finished; those that wait for their turn share one."""
     named = [(name, state) for name, state in report.named_states if state.kind != "finished"]
     lines = [f"{name}: {state.words}" for name, state in named if state.kind != "waiting"]
     waiting = [name for name, state in named if state.kind == "waiting"]
@@ -137,7 +137,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _weights(setting: Setting) -> Figure | None:
-    """The class weights of one run: of the group with the best last accuracy, its first seed."""
+    """Return the class weights of one run: of the group with the best last accuracy, its first seed."""
     groups = [
         group
         for group in setting.every

@@ -25,7 +25,7 @@ _PANEL, _STRIP = 132.0, 118.0  # px from one panel, or line chart beneath a map,
 
 
 def figures(run: RunData, prefix: str) -> dict[str, Figure]:
-    """All figures that ``run`` has data for, by key; ``prefix`` keeps the ids of several runs apart."""
+    """Return all figures that ``run`` has data for, by key; ``prefix`` keeps the ids of several runs apart."""
     kinds = (_accuracy, _matrix, weights, _losses, _curves, _estimators)
     drawn = (make(run, prefix) for make in kinds)
     return {figure.key: figure for figure in drawn if figure is not None}
@@ -167,7 +167,7 @@ def weights(run: RunData, prefix: str) -> Figure | None:
 
 
 def _losses(run: RunData, prefix: str) -> Figure | None:
-    """The mean loss of each class's images since the record before; mean and largest beneath."""
+    """Return the mean loss of each class's images since the record before; mean and largest beneath."""
     found = loss_map(run)
     if found is None:
         return None
@@ -195,7 +195,7 @@ def _map_figure(
     numbers: Sequence[ClassValues],
     prefix: str,
 ) -> Figure:
-    """A map with line charts beneath; ``numbers`` are the records as the CSV file gives them."""
+    """Return a map with line charts beneath; ``numbers`` are the records as the CSV file gives them."""
     run, rows = of.run, len(of.classes)
 
     def make(width: float) -> Drawing:
@@ -239,7 +239,7 @@ def _map_figure(
 
 
 def _curves(run: RunData, prefix: str) -> Figure | None:
-    """Loss terms, gradient norm and learning rate over steps, one panel each."""
+    """Return the loss terms, gradient norm and learning rate over steps, one panel each."""
     panels: dict[str, dict[str, list[object]]] = {}
     for term in dict.fromkeys(term for step in run.steps for term in step["loss"]):
         panels[f"loss: {term}"] = {f"loss: {term}": [step["loss"].get(term) for step in run.steps]}
@@ -251,7 +251,7 @@ def _curves(run: RunData, prefix: str) -> Figure | None:
 
 
 def _estimators(run: RunData, prefix: str) -> Figure | None:
-    """Mean and maximum over the batch of log u, the moving averages of the global contrastive loss."""
+    """Return the mean and maximum over the batch of log u, the moving averages of the global contrastive loss."""
     found = estimator_values(run)
     caption = (
         "For each image and its text the loss keeps moving averages u of how strongly the negatives compete with the"

@@ -108,7 +108,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Card:
-    """The card of a model folder.
+    """Return the card of a model folder.
 
     Raises:
         UserError: there is none, it is not what everclip writes, a name in it could not stand in data, or its method
@@ -137,7 +137,7 @@ def read(folder: Path) -> Card:
 
 
 def text_of(card: Card) -> str:
-    """The content of everclip.json: one key per line, as a list may have a thousand classes."""
+    """Return the content of everclip.json: one key per line, as a list may have a thousand classes."""
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in card.model_dump().items()
@@ -161,7 +161,7 @@ def identity(folder: Path) -> str:
 
 
 def read_calibration(folder: Path, of: Mapping[str, Any]) -> Calibration | None:
-    """The temperature that was kept in a run directory or a model folder; None where it is of another model.
+    """Return the temperature that was kept in a run directory or a model folder; None where it is of another model.
 
     Args:
         of: the model: ``{"stage": 3}`` of a run, ``{"model": identity(folder)}`` of a model folder.

@@ -74,7 +74,7 @@ def find(paths: Iterable[Place]) -> Found:
 
 
 def find_runs(paths: Iterable[Place]) -> list[Finished]:
-    """The finished runs that paths, folders and patterns name, each once, sorted by path (numbers as numbers).
+    """Return the finished runs that paths, folders and patterns name, each once, sorted by path (numbers as numbers).
 
     Raises:
         UserError: a results.json or config.toml cannot be read.
@@ -129,7 +129,7 @@ def state(run: RunData) -> State:
 
 
 def failure(run: Path) -> str:
-    """The error with which a sweep's run ended last; empty where it did not."""
+    """Return the error with which a sweep's run ended last; empty where it did not."""
     try:
         with open_regular(run.parent / "logs" / f"{run.name}.log") as file:
             file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -141,7 +141,7 @@ def failure(run: Path) -> str:
 
 
 def _holder(path: Path) -> str:
-    """The process that works in a run directory; empty where there is none, or where it is gone."""
+    """Return the process that works in a run directory; empty where there is none, or where it is gone."""
     try:
         match = re.search(r"process (\d{1,9}) on (\S+)", read_text(path / ".holder", 1000))
     except Unreadable:
@@ -183,7 +183,7 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
 
 
 def _cells(folder: Path) -> list[dict[str, Any]]:
-    """The cells of sweep.json, as far as they can be read: it may be written at this moment."""
+    """Return the cells of sweep.json, as far as they can be read: it may be written at this moment."""
     try:
         cells = read_json(folder / "sweep.json")["cells"]
     except (Unreadable, KeyError, TypeError):
@@ -192,7 +192,7 @@ def _cells(folder: Path) -> list[dict[str, Any]]:
 
 
 def counted(states: Iterable[State]) -> str:
-    """``12 of 20 runs are finished; 1 is running, 1 has failed, 6 wait for their turn``."""
+    """Return ``12 of 20 runs are finished; 1 is running, 1 has failed, 6 wait for their turn``."""
     kinds: list[str] = [state.kind for state in states]
     verbs = {
         "running": ("is running", "are running"),

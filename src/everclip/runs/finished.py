@@ -68,17 +68,17 @@ class Finished:
 
 
 def natural(text: str) -> list[str | int]:
-    """A sort key with which s2 comes before s10."""
+    """Return a sort key with which s2 comes before s10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def read(path: Path) -> Finished:
-    """The finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
+    """Return the finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
     return Finished(path, read_results(path / "results.json", LEAST), read_config(path)[1])
 
 
 def read_config(run: Path) -> tuple[str, dict[str, Any]]:
-    """The text of a run's config.toml, and its content, flat and printable; both empty where there is none.
+    """Return the text of a run's config.toml, and its content, flat and printable; both empty where there is none.
 
     Raises:
         UserError: it cannot be read.

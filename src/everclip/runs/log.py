@@ -122,7 +122,7 @@ class Log:
             self.notes.append(f"metrics.jsonl {reason}: nothing over time can be shown.")
 
     def of(self, kind: str) -> list[Json]:
-        """The lines of a kind, by stage and step."""
+        """Return the lines of a kind, by stage and step."""
         lines = self._kept[kind].lines
         return [lines[place] for place in sorted(lines)]
 
@@ -157,7 +157,7 @@ class Log:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """The lines; None for one that is too long."""
+    """Yield the lines; None for one that is too long."""
     while file.tell() < MOST_BYTES and (line := file.readline(MOST_LINE)):
         whole = line.endswith(b"\n") or len(line) < MOST_LINE
         yield line if whole else None

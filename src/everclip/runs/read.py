@@ -185,7 +185,7 @@ def _environment(path: Path, notes: list[str]) -> Json:
 
 
 def _class_values(lines: list[Json], name: str) -> list[ClassValues]:
-    """The finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
+    """Return the finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
     records = [
         ClassValues(
             line["global_step"], line["stage"], {k: float(v) for k, v in line[name].items() if finite(v)}

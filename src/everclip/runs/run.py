@@ -46,7 +46,7 @@ class _RunLog(logging.FileHandler):
     """run.log; a line that cannot be written, as on a full disk, is no reason to fail."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record on one line, which a terminal only shows."""
+        """Return the record on one line, which a terminal only shows."""
         return printable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -59,14 +59,14 @@ class _RunLog(logging.FileHandler):
 
 
 def _difference(before: Config, now: Config) -> str:
-    """The first key in which two configs ask for different runs, with both values; empty where there is none."""
+    """Return the first key in which two configs ask for different runs, with both values; empty where there is none."""
     old, new = (dotted(configs.essence(config).model_dump()) for config in (before, now))
     different = [key for key in old | new if old.get(key) != new.get(key)]
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
 
 
 def default_path(config: Config, what: str = "") -> Path:
-    """``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
+    """Return ``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
     data, method = (
         "".join(c if c.isalnum() or c in "-._" else "-" for c in word.rstrip("/").rsplit("/", 1)[-1])
         for word in (config.data, config.method.name)
@@ -106,7 +106,7 @@ class Run:
 
     @classmethod
     def open(cls, config: Config) -> Run:
-        """The run at ``config.out``, made where it is not there yet, continued where it is the same config's.
+        """Return the run at ``config.out``, made where it is not there yet, continued where it is the same config's.
 
         Raises:
             UserError: ``out`` is a file, a folder that is no run, or another config's run.
@@ -147,7 +147,7 @@ class Run:
 
     @classmethod
     def read_config(cls, path: Path) -> Config:
-        """The config of the run at ``path``. Raises UserError where there is none."""
+        """Return the config of the run at ``path``. Raises UserError where there is none."""
         if not (path / "config.toml").is_file():
             raise UserError(
                 f"{path} is no run directory (it has no config.toml): give the folder that train wrote"
@@ -231,7 +231,7 @@ class Run:
         return (self.path / "results.json").exists()
 
     def results(self) -> dict[str, Any]:
-        """The results of a finished run. Raises UserError where the file is damaged."""
+        """Return the results of a finished run. Raises UserError where the file is damaged."""
         path = self.path / "results.json"
         try:
             return schema.load(path)
@@ -248,7 +248,7 @@ class Run:
             tracker.log(event, fields)
 
     def log_bytes(self) -> int:
-        """Bytes of ``metrics.jsonl``, which are on the disk when this returns: a checkpoint counts on them."""
+        """Return bytes of ``metrics.jsonl``, which are on the disk when this returns: a checkpoint counts on them."""
         sync(self._metrics)
         return self._metrics.stat().st_size
 

@@ -89,7 +89,7 @@ _A_TASK = (
 
 
 def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
-    """The results in a file, their texts printable.
+    """Return the results in a file, their texts printable.
 
     Args:
         needed: keys that it must have.
@@ -107,7 +107,7 @@ def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
 
 
 def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
-    """The same for a message. Raises UserError."""
+    """Return the same for a message. Raises UserError."""
     try:
         return load(path, needed)
     except Unreadable as error:
@@ -125,7 +125,7 @@ def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def beside_frozen(level: float, last: float) -> str:
-    """A last accuracy beside that of the frozen features, in words."""
+    """Return a last accuracy beside that of the frozen features, in words."""
     return f"frozen features without training: {100 * level:.1f} (this run: {100 * last:.1f})"
 
 

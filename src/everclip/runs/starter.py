@@ -96,7 +96,7 @@ _CACHE = {"views": "augmented views of each image, computed once below what trai
 
 
 def _section(name: str, values: Mapping[str, object], comments: Mapping[str, str]) -> str:
-    """A section in TOML: its values with comments, then commented keys that it could have."""
+    """Return a section in TOML: its values with comments, then commented keys that it could have."""
     lines = [f"[{name}]"] if name else []
     for key, value in values.items():
         line = tomli_w.dumps({key: value}).strip()
@@ -106,12 +106,12 @@ def _section(name: str, values: Mapping[str, object], comments: Mapping[str, str
 
 
 def _number(found: Dataset) -> int:
-    """Tasks of at least two classes where that can be."""
+    """Return tasks of at least two classes where that can be."""
     return max(2, min(MOST_TASKS, len(found.class_names) // 2))
 
 
 def _kept(found: Dataset) -> int:
-    """Exemplars per class: a fifth of a usual class, and at most ``MOST_KEPT``."""
+    """Return exemplars per class: a fifth of a usual class, and at most ``MOST_KEPT``."""
     counts = found.train.counts(len(found.class_names))
     return max(1, min(MOST_KEPT, int(np.median(counts)) // 5))
 

@@ -31,7 +31,7 @@ def load_runs(paths: Places, *, as_pandas: Literal[True]) -> pandas.DataFrame: .
 
 
 def load_runs(paths: Places, *, as_pandas: bool = False) -> list[dict[str, Any]] | pandas.DataFrame:
-    """One dictionary per finished run, sorted by path: ``path``, all of results.json under its keys (``last``,
+    """Return one dictionary per finished run, sorted by path: ``path``, all of results.json under its keys (``last``,
     ``accuracy_after_stage``, ``matrix``, ``per_class``, ...), and the config under dotted keys (``memory.budget``,
     ``train.lr``, ``method.margin``, ...).
 
@@ -53,7 +53,7 @@ def load_runs(paths: Places, *, as_pandas: bool = False) -> list[dict[str, Any]]
 
 
 def load_per_class(paths: Places) -> pandas.DataFrame:
-    """The accuracy of each class in each run: ``path``, ``method``, ``memory_budget``, ``seed``, then ``class``,
+    """Return the accuracy of each class in each run: ``path``, ``method``, ``memory_budget``, ``seed``, then ``class``,
     ``task`` from 0, ``n`` test images, ``zero_shot``, ``after_learning`` and ``last`` (fractions).
 
     Raises:
@@ -109,7 +109,7 @@ def load_confusion(run: Place) -> pandas.DataFrame:
 
 
 def import_pandas() -> Any:
-    """The package pandas. Raises UserError where it is not installed."""
+    """Return the package pandas. Raises UserError where it is not installed."""
     try:
         import pandas
     except ImportError as error:

@@ -14,7 +14,7 @@ from everclip.training.plan import Plan, check_names
 
 
 def plans(configs: Sequence[Config]) -> dict[str, Plan]:
-    """A plan for each distinct setting of data and tasks, by ``setting``.
+    """Return a plan for each distinct setting of data and tasks, by ``setting``.
 
     Raises:
         UserError: with every complaint.

@@ -125,7 +125,7 @@ class Folder:
         write_atomic(self.path / "sweep.json", json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def place(self, job: Job) -> Path:
-        """The run directory of a job, there or to be made."""
+        """Return the run directory of a job, there or to be made."""
         return self.path / self._names[job.key]
 
     def state(self, job: Job) -> State:
@@ -137,7 +137,7 @@ class Folder:
         return "unfinished" if (self.place(job) / "config.toml").is_file() else "waiting"
 
     def command(self, job: Job) -> list[str]:
-        """The words of ``everclip`` that begin or continue a job."""
+        """Return the words of ``everclip`` that begin or continue a job."""
         place = self.place(job)
         if (place / "config.toml").is_file():
             values = read_toml(place / "config.toml")

@@ -114,7 +114,7 @@ class Grid:
 
 
 def content(config: Config) -> Config:
-    """The essence of a resolved config, with the memory of a method that keeps none as if it were not asked for.
+    """Return the essence of a resolved config, with the memory of a method that keeps none as if it were not asked for.
 
     Raises:
         UserError: the method refuses its options.
@@ -131,7 +131,7 @@ def content_key(config: Config) -> str:
 
 
 def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
-    """The grid of command-line words: a config's name or file first, if any, then KEY=VALUES.
+    """Return the grid of command-line words: a config's name or file first, if any, then KEY=VALUES.
 
     Args:
         extra: words of every cell, such as ``smoke=true``.
@@ -184,7 +184,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
 
 
 def _method_of(base: Sequence[str]) -> str:
-    """The method of a config, to be a word of each cell. Raises UserError for code that only a file asks for."""
+    """Return the method of a config, to be a word of each cell. Raises UserError for code that only a file asks for."""
     name = load_config(base).method.name
     for module in trust.names(name):
         trust.check(module)  # what stands in a word counts as written by the user
@@ -202,7 +202,7 @@ def _all_valid(refused: Sequence[str]) -> None:
 def owned(
     given: Mapping[str, list[str]], methods: Sequence[str]
 ) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
-    """Values of ``method.NAME.OPTION`` for each method, as ``method.OPTION``; and the values that all have.
+    """Return values of ``method.NAME.OPTION`` for each method, as ``method.OPTION``; and the values that all have.
 
     Raises:
         UserError: NAME is a method that is not in the grid.
@@ -258,5 +258,5 @@ def parted(text: str, key: str) -> list[str]:
 
 
 def toml_text(value: Any) -> str:
-    """A config value as a word of the command line has it."""
+    """Return a config value as a word of the command line has it."""
     return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()

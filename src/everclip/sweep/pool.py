@@ -66,7 +66,7 @@ class Child:
         return True
 
     def error(self) -> str | None:
-        """Why an ended command failed, in one line; None where it did not, or was asked to stop."""
+        """Return why an ended command failed, in one line; None where it did not, or was asked to stop."""
         code = self.process.returncode
         if code == 0 or code in STOPPED or code == -signal.SIGTERM:
             return None

@@ -56,7 +56,7 @@ class Search:
         return (self.path / "tuned.toml").is_file()
 
     def command(self) -> list[str]:
-        """The words of ``everclip`` that begin or continue it."""
+        """Return the words of ``everclip`` that begin or continue it."""
         trials = [] if self.most is None else ["--trials", str(self.most)]
         return ["tune", *self.words, f"out={self.path}", *trials, "--json", *trust.passed_on()]
 
@@ -68,7 +68,7 @@ class Search:
 def searches(
     grid: Grid, words: Sequence[str], plans: Mapping[str, Plan], folder: Path, most: int | None = None
 ) -> list[Search]:
-    """The searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
+    """Return the searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
 
     Args:
         most: trials of each search; None: as many as the values of the words, or ``trials.MOST`` for ``ALL``.
@@ -113,7 +113,7 @@ def searches(
 def _search(
     cells: Sequence[Cell], wanted: Mapping[str, list[str]], plan: Plan, folder: Path, most: int | None
 ) -> Search | None:
-    """The search for cells that share one; None where none of the keys matters to their method."""
+    """Return the search for cells that share one; None where none of the keys matters to their method."""
     cell = cells[0]
     first = plan.tasks[0]
     trains = bool(methods.build(cell.config, plan.prompts).learner(first).phases(first))
@@ -165,7 +165,7 @@ def _made(cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | 
 
 
 def _words(file: Path, keys: Iterable[str]) -> list[str]:
-    """Values of a config's file as words, which then count as written by the user.
+    """Return values of a config's file as words, which then count as written by the user.
 
     Raises:
         UserError: the file cannot be read, or names code that nobody allowed.
@@ -193,7 +193,7 @@ def _check(found: Sequence[Search], given: Mapping[str, list[str]]) -> None:
 
 
 def tuned(grid: Grid, searches: Sequence[Search]) -> Grid:
-    """The grid with what finished searches have chosen; without the cells of those that have not."""
+    """Return the grid with what finished searches have chosen; without the cells of those that have not."""
     cells: list[Cell] = []
     for cell in grid.cells:
         search = next((search for search in searches if cell in search.cells), None)

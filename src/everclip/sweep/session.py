@@ -63,7 +63,7 @@ class Session:
         look: bool = True,
         trials: int | None = None,
     ) -> Session:
-        """The session that words ask for; nothing is written.
+        """Return the session that words ask for; nothing is written.
 
         Args:
             extra: words of every cell, such as ``smoke=true``.
@@ -96,7 +96,7 @@ class Session:
         self.folder.scan(self.jobs)
 
     def waiting(self) -> list[Job]:
-        """Jobs that are neither finished nor failed."""
+        """Return jobs that are neither finished nor failed."""
         return [job for job in self.jobs if self.folder.state(job) in ("waiting", "unfinished")]
 
     def retry(self) -> None:
@@ -189,7 +189,7 @@ class Session:
     # What is there ------------------------------------------------------------------------------------------------
 
     def shared(self) -> list[str]:
-        """A line for each method of which one run serves several cells."""
+        """Return a line for each method of which one run serves several cells."""
         values: dict[str, dict[str, dict[str, None]]] = {}
         for job in self.jobs:
             for key in job.cells[0].values if len(job.cells) > 1 else ():
@@ -203,7 +203,7 @@ class Session:
         ]
 
     def failed(self) -> list[str]:
-        """A line for each run or search that failed: its name and its error."""
+        """Return a line for each run or search that failed: its name and its error."""
         runs = [
             (self.folder.place(job).name, job.key) for job in self.jobs if self.folder.state(job) == "failed"
         ]
@@ -220,7 +220,7 @@ class Session:
         return not self.searches and all(self.folder.state(job) == "finished" for job in self.jobs)
 
     def cells(self) -> list[Json]:
-        """Each cell of the grid with its run, where that stands, and its main numbers."""
+        """Return each cell of the grid with its run, where that stands, and its main numbers."""
         found: list[Json] = []
         for job in self.jobs:
             place, state = self.folder.place(job), self.folder.state(job)
@@ -234,7 +234,7 @@ class Session:
         return found
 
     def comparison(self) -> Json | None:
-        """The finished runs compared, a section for each setting of data and memory; None before the first."""
+        """Return the finished runs compared, a section for each setting of data and memory; None before the first."""
         runs = [read_run(self.folder.place(job)) for job in self.jobs if self.folder.state(job) == "finished"]
         if not runs:
             return None

@@ -80,7 +80,7 @@ def _safe_path() -> Iterator[None]:
 
 
 def _value(text: str) -> Any:
-    """A number or truth value where the text is one."""
+    """Return a number or truth value where the text is one."""
     try:
         return json.loads(text)
     except ValueError:

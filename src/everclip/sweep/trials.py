@@ -75,7 +75,7 @@ def has_head(config: Config) -> bool:
 
 
 def _rates(config: Config) -> Grid:
-    """The rates of what trains."""
+    """Return the rates of what trains."""
     tuned = tuning_of(config.tune, config.tuning.options).rates
     rates: dict[str, float | None] = {}
     if "lr" in tuned:
@@ -99,12 +99,12 @@ def _length(config: Config) -> Grid:
 
 
 def _ordered(words: list[str]) -> list[str]:
-    """Numbers by size, behind what is none."""
+    """Return numbers by size, behind what is none."""
     return sorted(words, key=lambda text: -1.0 if (value := number_in(text)) is None else value)
 
 
 def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
-    """The config's own value of each key as its grid writes it; the first where the grid has it not."""
+    """Return the config's own value of each key as its grid writes it; the first where the grid has it not."""
     found: Values = {}
     for key, values in grid.items():
         section, _, name = key.rpartition(".")
@@ -143,7 +143,7 @@ def beyond(values: list[str], winner: str) -> str | None:
 
 
 def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[str, str], bool]) -> Outcome:
-    """The best values within ``most`` trials, each of them better than what was there before it.
+    """Return the best values within ``most`` trials, each of them better than what was there before it.
 
     Args:
         grid: key -> values in order; keys are gone through in theirs.

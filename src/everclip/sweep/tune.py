@@ -49,7 +49,7 @@ class Choice:
 
 
 def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Config tokens, and the values to try of each key that has several: ``train.lr=1e-5,1e-4``.
+    """Return the config tokens, and the values to try of each key that has several: ``train.lr=1e-5,1e-4``.
 
     Only what decides how a run learns is searched; a comma in ``data`` or ``out`` belongs to a path.
     """
@@ -65,7 +65,7 @@ def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def default_search(config: Config) -> dict[str, list[str]]:
-    """The rates of both towers, and of a head where there is one, around those of the config (``RATES``)."""
+    """Return the rates of both towers, and of a head where there is one, around those of the config (``RATES``)."""
     assert config.train.lr is not None
     assert config.train.lr_text is not None
     search = {
@@ -134,7 +134,7 @@ class _Trials:
     known: dict[str, float | None] = field(default_factory=dict)
 
     def score(self, values: Mapping[str, str]) -> float | None:
-        """Accuracy of both tasks' held-out images after the second task; None where the loss was not finite."""
+        """Return accuracy of both tasks' held-out images after the second task; None where the loss was not finite."""
         words = _words(values)
         config = resolve(load_config([*self.tokens, *words]))
         same = config_hash(config)
@@ -149,7 +149,7 @@ class _Trials:
 def _in_turn(
     search: Mapping[str, Sequence[str]], trial: _Trials
 ) -> tuple[dict[str, str], dict[str, dict[str, float | None]]]:
-    """Key after key: the best values, and what was tried."""
+    """Return, key after key, the best values, and what was tried."""
     values: dict[str, str] = {}
     tried: dict[str, dict[str, float | None]] = {}
     for key, candidates in search.items():
@@ -162,7 +162,7 @@ def _in_turn(
 
 
 def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> trials.Outcome:
-    """The search within a number of trials."""
+    """Return the search within a number of trials."""
 
     def valid(key: str, value: str) -> bool:
         try:
@@ -186,7 +186,7 @@ def _words(values: Mapping[str, str]) -> list[str]:
 
 
 def _score(config: Config, out: Path, train: Trainer) -> float | None:
-    """Accuracy after the second task of the run in ``out``, which is trained unless it is finished."""
+    """Return accuracy after the second task of the run in ``out``, which is trained unless it is finished."""
     with Run.open(config.model_copy(update={"out": str(out)})) as run:
         if run.finished:
             return run.results()["last"]

@@ -42,7 +42,7 @@ class Shape(NamedTuple):
 def read_columns(
     path: Path, needed: Mapping[str, Form], more: Mapping[str, Form] | None = None, most: int = MOST_ROWS
 ) -> dict[str, NDArray[Any]]:
-    """Arrays of equally many rows from a file that ``np.savez`` wrote.
+    """Return arrays of equally many rows from a file that ``np.savez`` wrote.
 
     Args:
         needed, more: name -> form of those to read; those of ``more`` may be missing.
@@ -76,7 +76,7 @@ def read_arrays(
     most: int,
     swells: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Arrays from a file of bounded size that ``np.savez`` wrote.
+    """Return arrays from a file of bounded size that ``np.savez`` wrote.
 
     Args:
         needed, more: name -> what those to read may be; those of ``more`` may be missing.

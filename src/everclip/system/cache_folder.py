@@ -22,7 +22,7 @@ _verified: set[Path] = set()
 
 
 def folder() -> Path:
-    """The cache folder, created if need be: ``$EVERCLIP_CACHE``, else ``$XDG_CACHE_HOME/everclip``, else
+    """Return the cache folder, created if need be: ``$EVERCLIP_CACHE``, else ``$XDG_CACHE_HOME/everclip``, else
     ``~/.cache/everclip``.
 
     Raises:

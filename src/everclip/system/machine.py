@@ -12,7 +12,7 @@ _usual: list[tuple[int, int, int]] = []
 
 
 def free_memory() -> int | None:
-    """Bytes of main memory that programs can still have; None where the system does not say."""
+    """Return bytes of main memory that programs can still have; None where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

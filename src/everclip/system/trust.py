@@ -73,7 +73,7 @@ def is_code(name: str) -> bool:
 
 
 def names(value: Any) -> Iterator[str]:
-    """The code that a value may name: a text up to its first colon; and that of a list's or a table's values."""
+    """Yield the code that a value may name: a text up to its first colon; and that of a list's or a table's values."""
     if isinstance(value, str):
         name = value.partition(":")[0]
         if is_code(name):
@@ -92,7 +92,7 @@ def folder(path: str | Path) -> None:
 
 
 def in_config(values: Mapping[str, Any]) -> set[str]:
-    """The code that a config's tables name."""
+    """Return the code that a config's tables name."""
     tables = [(values.get(section), key) for section, key in _INNER]
     inner = [table.get(key) for table, key in tables if isinstance(table, Mapping)]
     return {*names([*(values.get(key) for key in _CODE), *inner])}
@@ -145,7 +145,7 @@ def _trusted(file: Path) -> bool:
 
 
 def place(name: str) -> str:
-    """The file that code would be imported from, in words; neither it nor a package around it is imported."""
+    """Return the file that code would be imported from, in words; neither it nor a package around it is imported."""
     if is_file(name):
         return str(Path(name).expanduser().resolve())
     path: list[str] = [*sys.path, os.getcwd()]
@@ -188,7 +188,7 @@ def session(folders: Iterable[str | Path] = (), strict: bool = True) -> Iterator
 
 
 def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line without its ``--trust FOLDER`` and ``--trust=FOLDER``, and these folders.
+    """Return a command line without its ``--trust FOLDER`` and ``--trust=FOLDER``, and these folders.
 
     Raises:
         UserError: a folder is missing.
@@ -215,7 +215,7 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def passed_on(run: Path | None = None, values: Mapping[str, Any] | None = None) -> list[str]:
-    """``--trust FOLDER`` for a command that this one starts: what is trusted here.
+    """Return ``--trust FOLDER`` for a command that this one starts: what is trusted here.
 
     Args:
         run: a run directory, whose config.toml has ``values``; it is trusted where all that these name is allowed here.

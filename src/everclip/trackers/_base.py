@@ -83,7 +83,7 @@ def numbers(fields: Mapping[str, Any] | list[Any], prefix: str = "") -> Iterator
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The config with dotted keys, for a tracker's table of runs."""
+    """Return the config with dotted keys, for a tracker's table of runs."""
     from everclip.config.values import dump
 
     return flat(tomllib.loads(dump(config)))

@@ -112,7 +112,7 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
 
 
 def beside(method: Method) -> Beside | None:
-    """What a method reads of the tower beside its features."""
+    """Return what a method reads of the tower beside its features."""
     if method.capabilities.depths is not None:
         return method.capabilities.depths.beside
     return both if method.capabilities.reads == "pooled" else None
@@ -130,7 +130,7 @@ def forecast(plan: Plan) -> Size | None:
 
 
 def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
-    """The loader of a run, with a cache of activations where the model was cut.
+    """Return the loader of a run, with a cache of activations where the model was cut.
 
     Args:
         folder: of the run; a cache that does not fit into memory is a nameless file in it.
@@ -207,7 +207,7 @@ def _free(folder: Path) -> int:
 
 
 def _about(plan: Plan, clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
-    """All that a row depends on, its image aside."""
+    """Return all that a row depends on, its image aside."""
     assert clip.trunk is not None
     depths = plan.method.capabilities.depths
     return (

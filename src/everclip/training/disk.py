@@ -70,14 +70,14 @@ def what_it_did(error: Exception) -> str | None:
 
 
 def room(config: Config, clip: Clip, stages: int) -> float:
-    """Bytes that a run of this model may write."""
+    """Return bytes that a run of this model may write."""
     image = sum(parameter.numel() for _, parameter in clip.image_parameters())
     every = sum(parameter.numel() for parameter in clip.parameters())
     return disk_bytes(config, Costs(0, 0, image, every - image, (0, 0)), stages)
 
 
 def nearest(place: Path) -> Path:
-    """The folder that ``place`` is, or will be in: the nearest that exists."""
+    """Return the folder that ``place`` is, or will be in: the nearest that exists."""
     return next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
 
 

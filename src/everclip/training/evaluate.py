@@ -40,7 +40,7 @@ class Scores:
     to_logits: float = 1.0
 
     def predicted(self, among: int, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Predicted labels of some rows, among the first ``among`` columns."""
+        """Return predicted labels of some rows, among the first ``among`` columns."""
         return np.asarray(self.labels)[self.scores[rows, :among].argmax(axis=1)]
 
     def accuracy(self, task: int, among: int) -> float | None:
@@ -49,7 +49,7 @@ class Scores:
         return self._right(rows, among) if rows.any() else None
 
     def accuracy_up_to(self, task: int, among: int) -> float:
-        """The same over all images of tasks 0..``task`` (A_t, weighted by images)."""
+        """Return the same over all images of tasks 0..``task`` (A_t, weighted by images)."""
         return self._right(self.tasks <= task, among)
 
     def _right(self, rows: NDArray[np.bool_], among: int) -> float:
@@ -65,11 +65,11 @@ class Scores:
         }
 
     def count(self, task: int) -> int:
-        """Images of a task."""
+        """Return images of a task."""
         return int((self.tasks == task).sum())
 
     def top(self, among: int, tasks: int, k: int = 5) -> dict[str, NDArray]:
-        """Columns of ``predictions.npz``: id, label, the k best labels, margin of the best score to the second,
+        """Return columns of ``predictions.npz``: id, label, the k best labels, margin of the best score to the second,
         confidence: the softmax's probability of the best one, before any calibration.
         """
         rows = self.tasks < tasks
@@ -96,7 +96,7 @@ def evaluate(
     loader: Loader,
     count: Callable[[int], object] = silent,
 ) -> Scores:
-    """Scores of the tasks' test images over all the classes of these tasks; each image is encoded once.
+    """Return scores of the tasks' test images over all the classes of these tasks; each image is encoded once.
 
     Several processes share the images, and all of them get all scores.
 
@@ -150,7 +150,7 @@ def _tested(
     compute: Callable[[Images], Tensor],
     count: Callable[[int], object],
 ) -> dict[int, Rows]:
-    """Rows of the test images of each task that has some."""
+    """Return rows of the test images of each task that has some."""
     rows: dict[int, Rows] = {}
 
     def counted(batch: Batch) -> Tensor:

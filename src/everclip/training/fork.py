@@ -60,7 +60,7 @@ class Source(NamedTuple):
 
 
 def source(config: Config) -> Source:
-    """The checkpoint that ``config.fork`` asks for.
+    """Return the checkpoint that ``config.fork`` asks for.
 
     Raises:
         UserError: no run fits the config, or several do, or the one that does has no checkpoint there.
@@ -162,7 +162,7 @@ def begin(run: Run, plan: Plan) -> None:
 
 
 def _different(other: Config, config: Config) -> str:
-    """The first key in which two configs may not differ and do, with both values; empty where there is none."""
+    """Return the first key in which two configs may not differ and do, with both values; empty where there is none."""
     there, here = (dotted(one.model_dump()) for one in (other, config))
     for key in there | here:
         fixed = any(f"{key}.".startswith(f"{same}.") for same in SAME)

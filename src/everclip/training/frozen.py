@@ -45,7 +45,7 @@ Known = tuple[Float[Tensor, "_n d"], Int64[Tensor, " _n"]]
 def reference(
     clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loader, known: Mapping[int, Rows]
 ) -> dict[str, Any]:
-    """The keys of results.json on the frozen features, A_t of the strongest closed form among them.
+    """Return the keys of results.json on the frozen features, A_t of the strongest closed form among them.
 
     What is found broken on the way is forgotten again, and rows that are kept of images make room again: the run
     computes what it would without.
@@ -118,7 +118,7 @@ class Trained:
             self._held[number].append(held)
 
     def best(self, known: Sequence[int]) -> int:
-        """The number of the form that gets most of the held-out images right, each time fitted on the others."""
+        """Return the number of the form that gets most of the held-out images right, each time fitted on the others."""
         right = [0] * len(FORMS)
         for fold, held in zip(self._folds, self._held, strict=True):
             if len(fold.ids):
@@ -139,7 +139,7 @@ class Trained:
 
 
 def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """The part in which each image is held out, by its place among the ids of its class; -1 for none.
+    """Return the part in which each image is held out, by its place among the ids of its class; -1 for none.
 
     None of a class with a single image is, so that each part leaves images of every class.
     """
@@ -153,5 +153,5 @@ def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor
 
 
 def _features(clip: Clip, loader: Loader, images: ImageSet) -> Rows | None:
-    """Features, labels and ids of the images that can be read; None where there are none."""
+    """Return features, labels and ids of the images that can be read; None where there are none."""
     return spread(loader, images, lambda batch: clip.encode_image(batch.images))

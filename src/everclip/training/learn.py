@@ -75,7 +75,7 @@ def learn(context: Context, task: Task) -> None:
 
 
 def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
-    """The method's features of readable images, for memory policies that choose by them."""
+    """Return the method's features of readable images, for memory policies that choose by them."""
     clip = context.clip
     found = spread(context.loader, images, lambda batch: context.method.features(clip, batch.images))
     assert found is not None, "images that can be read"
@@ -83,6 +83,6 @@ def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
 
 
 def _scores(context: Context, images: ImageSet) -> NDArray[np.float64]:
-    """The method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
+    """Return the method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
     known = context.method.scores(context.clip, context.loader.plain(images))
     return np.array([known.get(sample, 0.0) for sample in images.ids.tolist()])

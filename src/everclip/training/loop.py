@@ -78,7 +78,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
 
 
 def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpointer]:
-    """The context at the run's newest checkpoint, or before its first task."""
+    """Return the context at the run's newest checkpoint, or before its first task."""
     config, record_clock = run.config, Clock()
     log.info("everclip %s, method %s, seed %d", __version__, config.method.name, config.seed)
     plan = Plan.of(config)
@@ -154,7 +154,7 @@ def _measure_frozen(context: Context, tests: Mapping[int, Rows]) -> None:
 
 
 def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]:
-    """Mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
+    """Return the mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
     found = spread(loader, task.train, lambda batch: clip.encode_image(batch.images))
     if found is None:
         raise unreadable(task)

@@ -15,7 +15,7 @@ from everclip.runs.run import Run
 
 @contextmanager
 def shared(config: Config, make: Callable[[], Run]) -> Iterator[Run]:
-    """An open run of all processes: in the first ``make``'s, locked; in the others one that writes nothing.
+    """Yield an open run of all processes: in the first ``make``'s, locked; in the others one that writes nothing.
 
     Raises:
         UserError: as opening a run does; torchrun is to restart a run whose directory nobody has named.

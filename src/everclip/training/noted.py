@@ -70,7 +70,7 @@ def keep(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> Noted:
 
 
 def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inventory | None, str]:
-    """The inventory as it is now, or why the run cannot go on."""
+    """Return the inventory as it is now, or why the run cannot go on."""
     tasks, store = plan.tasks, plan.data.train.store
     before = read(run.path) if goes_on else None
     if before is None:

@@ -124,7 +124,7 @@ class Update:
             gc.collect()  # what FSDP hangs on its modules goes round in circles
 
     def factor(self, step: int) -> float:
-        """The rate at a 0-based step, as a fraction of its base."""
+        """Return the rate at a 0-based step, as a fraction of its base."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
@@ -137,7 +137,7 @@ class Update:
     def step(
         self, terms: Mapping[str, Tensor], where: str, ids: Iterable[int]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """One optimizer step on the sum of ``terms``; gradients are gone when it returns.
+        """Return one optimizer step on the sum of ``terms``; gradients are gone when it returns.
 
         Args:
             where: place of the step and ``ids`` its images, for the message.

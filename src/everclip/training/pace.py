@@ -43,14 +43,14 @@ class Estimate(NamedTuple):
     measured: bool
 
     def words(self) -> str:
-        """The estimate on one line."""
+        """Return the estimate on one line."""
         how = "from blank images sent through the model here" if self.measured else "from its operations"
         return f"{estimate.duration(self.seconds)} ({how}), {self.disk / 1e6:,.0f} MB of disk at most"
 
 
 @torch.inference_mode()
 def measured(clip: Clip, prompts: bool) -> Pace:
-    """The pace of a model, from the best of three batches; ``prompts``: whether it reads any."""
+    """Return the pace of a model, from the best of three batches; ``prompts``: whether it reads any."""
     blank = clip.blank(TRIED)
     names = [f"a photo of a thing {number}." for number in range(TRIED)]
 
@@ -67,18 +67,18 @@ def measured(clip: Clip, prompts: bool) -> Pace:
 
 
 def assumed(model: Costs, rate: float) -> Pace:
-    """The pace of a model at a rate of operations per second."""
+    """Return the pace of a model at a rate of operations per second."""
     return Pace(model.image_flops / rate, model.text_flops / rate)
 
 
 def share(model: Costs, device: str) -> float:
-    """The fraction of the rate of matrix products that training reaches on a device."""
+    """Return the fraction of the rate of matrix products that training reaches on a device."""
     return SHARE["cpu" if device == "cpu" else "gpu", model.convolutional]
 
 
 @functools.cache
 def products(device: str, precision: str, side: int = 1024) -> float:
-    """Operations per second of square matrix products, measured for a third of a second, once in a process."""
+    """Return operations per second of square matrix products, measured for a third of a second, once in a process."""
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     first = torch.ones(side, side, dtype=kind, device=device)
 
@@ -103,7 +103,7 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 
 def seconds(config: Config, sizes: Sizes, model: Costs, pace: Pace) -> float:
-    """Seconds of a run of a resolved config."""
+    """Return seconds of a run of a resolved config."""
     images, prompts = work(config, sizes).passes(model, config)
     return OVERHEAD + images * pace.image + prompts * pace.text
 
@@ -129,6 +129,6 @@ def of_plan(plan: Plan) -> Estimate | None:
 
 @functools.cache
 def _pace_of(spec: str, image_size: int | None, device: str) -> Pace:
-    """The pace of a model that is loaded for it, once in a process."""
+    """Return the pace of a model that is loaded for it, once in a process."""
     clip = zoo.load(spec, image_size, device)
     return measured(clip, bool(clip.image_size))

@@ -45,7 +45,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config) -> Plan:
-        """The plan of a config.
+        """Return the plan of a config.
 
         Raises:
             UserError: the data, the scenario or the method's options are wrong.
@@ -69,11 +69,11 @@ class Plan:
         return plan
 
     def class_names(self) -> list[list[str]]:
-        """Names of each task's classes: what a run goes on with must be what it began with."""
+        """Return names of each task's classes: what a run goes on with must be what it began with."""
         return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
 
     def sizes(self) -> Sizes:
-        """The tasks in numbers."""
+        """Return the tasks in numbers."""
         return Sizes(
             tuple(len(task.train) for task in self.tasks),
             tuple(len(task.test) for task in self.tasks),
@@ -82,7 +82,7 @@ class Plan:
         )
 
     def budget(self) -> int | Literal["all"]:
-        """Exemplars to keep: none where the method has no use for them.
+        """Return exemplars to keep: none where the method has no use for them.
 
         Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
         it will when all classes are seen.
@@ -98,7 +98,7 @@ class Plan:
         return budget * classes // len(self.data.class_names)
 
     def empty_memory(self) -> Memory:
-        """The memory before the first task.
+        """Return the memory before the first task.
 
         Where everything or nothing is kept the method's own policy ranks it, as with ``memory.budget`` all or 0: what
         forks the run can choose by that.
@@ -112,7 +112,7 @@ class Plan:
         return Memory(budget, self.config.seed, nothing, policy, per_class)
 
     def steps(self, phase: Phase, images: int) -> int:
-        """Optimizer steps of a phase on this many images."""
+        """Return optimizer steps of a phase on this many images."""
         if images == 0:
             return 0
         train = self.config.train
@@ -132,7 +132,7 @@ def check_names(config: Config) -> None:
 
 
 def _trim(task: Task) -> Task:
-    """The task with a few images of each part, spread over its classes."""
+    """Return the task with a few images of each part, spread over its classes."""
 
     def few(labels: np.ndarray) -> np.ndarray:
         order = np.argsort(labels, kind="stable")
@@ -174,7 +174,7 @@ def _check(plan: Plan) -> None:
 
 
 def card_of(plan: Plan, stages: int) -> Card:
-    """The card of a plan whose first ``stages`` tasks have been learned, where the method classifies."""
+    """Return the card of a plan whose first ``stages`` tasks have been learned, where the method classifies."""
     return Card(
         classes=list(plan.prompts.names),
         tasks=[CardTask(name=task.name, labels=list(task.classes)) for task in plan.tasks[:stages]],

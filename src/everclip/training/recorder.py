@@ -99,7 +99,7 @@ class Recorder:
         }
 
     def start(self, plan: Plan) -> dict[str, Any]:
-        """Fields of the log's first line."""
+        """Return fields of the log's first line."""
         names = plan.prompts.names
         return {
             "classes": [names[label] for label in seen(plan.tasks)],
@@ -138,7 +138,7 @@ class Recorder:
         self.training_seconds = self._training.seconds()
 
     def images_per_second(self) -> float:
-        """Training images per second of training time so far."""
+        """Return training images per second of training time so far."""
         return self.samples_seen / max(self.training_seconds, 1e-9)
 
     def end_stage(self, task: Task, scores: Scores, memory: Memory, state_bytes: int) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Recorder:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dicts."""
+        """Return plain numbers, lists and dicts."""
         return {
             "matrix": self.matrix.state_dict(),
             "skipped_steps": [self.skipped_steps, self.skipped_in_a_row],
@@ -286,7 +286,7 @@ class Recorder:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they can change a result: bits differ between thread counts."""
+    """Return versions and machine, as far as they can change a result: bits differ between thread counts."""
     versions: dict[str, str] = {}
     for package in _PACKAGES:
         try:
@@ -306,7 +306,7 @@ def environment() -> dict[str, Any]:
 
 
 def _peak_memory() -> int:
-    """Bytes: of the GPU's allocator where there is one, else the process's largest resident size."""
+    """Return bytes: of the GPU's allocator where there is one, else the process's largest resident size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

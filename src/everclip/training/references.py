@@ -12,7 +12,7 @@ MOST = 0.2
 
 
 def share(config: Config, sizes: Sizes) -> float:
-    """One pass over the training images, as a fraction of the image tower's passes that a resolved config plans.
+    """Return one pass over the training images, as a fraction of the image tower's passes that a resolved config plans.
 
     An image that is trained on counts three.
     """

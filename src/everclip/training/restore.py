@@ -40,7 +40,7 @@ class Saved(NamedTuple):
 
 
 def device(wanted: str) -> str:
-    """The device of a config: ``auto`` is the GPU where there is one. Raises UserError where it is not there."""
+    """Return the device of a config: ``auto`` is the GPU where there is one. Raises UserError where it is not there."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -94,7 +94,7 @@ def read(run: Run) -> list[Saved]:
 
 
 def saved(folder: Path, place: Place) -> Saved:
-    """A checkpoint that was verified. Raises UserError where it cannot be read."""
+    """Return a checkpoint that was verified. Raises UserError where it cannot be read."""
     try:
         parts = [read_state(folder / STATE)]
         parts += [read_json(folder / RECORD)] if RECORD in names(folder) else []
@@ -126,7 +126,7 @@ def fitting(folder: Path) -> Iterator[None]:
 
 
 def restore(plan: Plan, saved: Saved) -> Clip:
-    """The model of a checkpoint between two tasks; the plan's method is grown and filled to match."""
+    """Return the model of a checkpoint between two tasks; the plan's method is grown and filled to match."""
     state = saved.state
     if state.get("tasks") != plan.class_names():
         raise UserError(
@@ -142,7 +142,7 @@ def restore(plan: Plan, saved: Saved) -> Clip:
 
 
 def open_run(path: Path) -> tuple[Plan, Clip, int]:
-    """The plan, the model and the newest finished stage of a run, for use (not for training on).
+    """Return the plan, the model and the newest finished stage of a run, for use (not for training on).
 
     Images that are not those it began with are warned of.
 

@@ -92,7 +92,7 @@ class Trial:
 
 
 def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candidate]:
-    """All of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
+    """Yield all of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
     if trial.state.model is not None or trial.known.templates:
         yield nothing(trial)
     yield solved(trial, "means", {"name": "ncm"}, "class means")
@@ -108,7 +108,7 @@ def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candid
 
 
 def nothing(trial: Trial) -> Candidate:
-    """The deployed model; of one that knows no class its text tower."""
+    """Return the deployed model; of one that knows no class its text tower."""
     begin, state = time.perf_counter(), trial.state
     model, detail = state.model, "as deployed"
     if model is None:
@@ -130,7 +130,7 @@ def _method(model: Deployed) -> str:
 
 
 def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Candidate:
-    """A classifier solved from sums: checked without the check images, built with them."""
+    """Return a classifier solved from sums: checked without the check images, built with them."""
     begin, clip, spec = time.perf_counter(), trial.state.frozen, trial.state.spec
     model = closed_form(spec, trial.known, clip, method, trial.checked)
     linear = model.classifier
@@ -147,7 +147,7 @@ def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Cand
 
 
 def learned(trial: Trial, progress: Progress) -> Iterator[Candidate]:
-    """The trained model, and the best mixture of it with what it began with."""
+    """Yield the trained model, and the best mixture of it with what it began with."""
     begin, state, decision = time.perf_counter(), trial.state, trial.decision
     start = state.tuned or (
         state.model.encoder if state.model is not None and state.model.reads_text else state.frozen

@@ -127,7 +127,7 @@ def _zero_shot(state: State, pictures: Pictures) -> float | None:
 
 
 def update(state: State, new: Dataset, test: Dataset | None, options: Options, progress: Progress) -> Outcome:
-    """The next version of ``state``, which is left as it is.
+    """Return the next version of ``state``, which is left as it is.
 
     Raises:
         UserError: the data do not fit, or no candidate can name the new classes.
@@ -214,7 +214,7 @@ def _trial(
 def choose(
     made: list[Candidate], decision: rule.Decision, checks: Checks, method: str
 ) -> tuple[Candidate, str]:
-    """The candidate to keep, and why. Raises UserError where none can name the new classes."""
+    """Return the candidate to keep, and why. Raises UserError where none can name the new classes."""
     possible = [one for one in made if one.eligible]
     if not possible:
         raise UserError("no candidate can name all classes: give images of the old ones with --memory")
@@ -250,7 +250,7 @@ def choose(
 def _next(
     state: State, trial: Trial, pictures: Pictures, made: list[Candidate], chosen: Candidate, options: Options
 ) -> State:
-    """The state after the update."""
+    """Return the state after the update."""
     model = chosen.build()
     checks = trial.checks
     if len(checks) >= CALIBRATED and np.isfinite(chosen.scores).all():
@@ -297,7 +297,7 @@ def _share(one: Candidate, checks: Checks) -> str:
 
 
 def _row(one: Candidate, checks: Checks, old: int, chosen: Candidate) -> dict[str, Any]:
-    """A candidate in the verdict: accuracies are means over classes."""
+    """Return a candidate in the verdict: accuracies are means over classes."""
 
     labels = checks.images.labels
     return {

@@ -41,7 +41,7 @@ class Cost:
 
 
 def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> Cost:
-    """The cost of an update whose images are read already.
+    """Return the cost of an update whose images are read already.
 
     Args:
         clip: the frozen model.
@@ -70,7 +70,7 @@ def _weights(clip: Clip) -> int:
 
 
 def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
-    """Bytes: what the process has now, copies of the model, gradients and moments, activations, sums."""
+    """Return bytes: what the process has now, copies of the model, gradients and moments, activations, sums."""
     unit = 1 if sys.platform == "darwin" else 1024
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     sums = 6 * 8 * sum(widths(clip)) ** 2
@@ -85,7 +85,7 @@ def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
 
 @torch.inference_mode()
 def _activations(clip: Clip, work: Callable[[], Tensor]) -> int:
-    """Bytes that the layers of a tower give, which training keeps."""
+    """Return bytes that the layers of a tower give, which training keeps."""
     total = 0
 
     def note(_module: nn.Module, _inputs: object, output: object) -> None:

@@ -42,7 +42,7 @@ class Forgotten:
 
 
 def forget(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgotten:
-    """A version without classes and without single images.
+    """Return a version without classes and without single images.
 
     Args:
         classes: names.
@@ -102,7 +102,7 @@ def _check(state: State, classes: Sequence[str]) -> None:
 
 
 def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
-    """The images of ``files`` as a table with the labels they were learned with. Raises UserError."""
+    """Return the images of ``files`` as a table with the labels they were learned with. Raises UserError."""
     paths: list[str] = []
     for file in files:
         path = Path(file).expanduser()
@@ -140,7 +140,7 @@ def _labels(state: State) -> dict[int, int]:
 
 
 def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Features of the frozen model, and labels."""
+    """Return features of the frozen model, and labels."""
     pixels = Pixels(images.store, state.frozen.eval_transform, state.frozen.image_size, 0)
     layers = layered(state.frozen, state.sums)
     return features(state.frozen, images, pixels, layers), torch.from_numpy(images.labels)
@@ -149,7 +149,7 @@ def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
 def _without_images(
     state: State, given: ImageSet, ids: np.ndarray, classes: Sequence[str]
 ) -> tuple[Sums, bool]:
-    """The sums without the images given, and without all of a class that are in the folder.
+    """Return the sums without the images given, and without all of a class that are in the folder.
 
     Returns:
         whether all classes that go are out of the sums exactly by that.
@@ -164,7 +164,7 @@ def _without_images(
 
 
 def _drop(images: ImageSet, label: int) -> ImageSet:
-    """The images without those of a class; labels above it move down."""
+    """Return the images without those of a class; labels above it move down."""
     left = images.select(images.labels != label)
     return replace(left, labels=left.labels - (left.labels > label))
 
@@ -180,7 +180,7 @@ def _known(known: Known, gone: Sequence[int]) -> Known:
 
 
 def _model(state: State, model: Deployed) -> Deployed:
-    """The model over the classes that are left. Raises UserError where its classifier cannot be made anew."""
+    """Return the model over the classes that are left. Raises UserError where its classifier cannot be made anew."""
     name = "zero_shot" if model.plan is None else model.plan.config.method.name
     if model.reads_text:
         return text_form(state.spec, state.known, model.encoder, name)

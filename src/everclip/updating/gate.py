@@ -30,7 +30,7 @@ class Held(NamedTuple):
 
 
 def unseen(state: State, pictures: Pictures, test: Dataset, watch: Watch = unwatched) -> Held:
-    """Held-out images without those that were learned. Raises UserError where none is left."""
+    """Return held-out images without those that were learned. Raises UserError where none is left."""
     images, pixels = holdout(pictures.known, test, state.encoder, watch)
     learned = [
         state.sums.ids.numpy(),
@@ -59,7 +59,7 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
 
 
 def compare(state: State, after: State, held: Held, watch: Watch = unwatched) -> dict[str, Any]:
-    """Accuracy on held-out images, before among the old classes and after among all."""
+    """Return accuracy on held-out images, before among the old classes and after among all."""
     assert after.model is not None
     images, pixels, duplicates = held
     old = len(state.known.names)

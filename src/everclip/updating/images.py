@@ -42,14 +42,14 @@ def unwatched(name: str, total: int) -> Step:
 
 
 def plain(name: str) -> str:
-    """A name as far as two ways of writing it agree: case, spaces, hyphens, underscores."""
+    """Return a name as far as two ways of writing it agree: case, spaces, hyphens, underscores."""
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def united(
     known: Known, names: Sequence[str], same: Mapping[str, str], where: str
 ) -> tuple[Known, list[int]]:
-    """The classes known with those of new data, and the label of each of the data's classes.
+    """Return the classes known with those of new data, and the label of each of the data's classes.
 
     Args:
         names: the data's class names.
@@ -105,7 +105,7 @@ class Pictures:
     skipped: dict[str, str]
 
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
-        """The exemplars and the check images to keep, of each class at most ``exemplars`` together."""
+        """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together."""
         apart = checks_of(exemplars)
         classes = len(self.known.names)
         replay = Memory((exemplars - apart) * classes, seed, self.exemplars)
@@ -216,7 +216,7 @@ def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet
 
 
 def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) -> tuple[ImageSet, Pixels]:
-    """Images to test on, with labels of the classes known; ``watch`` is told how far reading is.
+    """Return images to test on, with labels of the classes known; ``watch`` is told how far reading is.
 
     Raises:
         UserError: a class that the model does not know, or not one image can be read.

@@ -53,7 +53,7 @@ class Asked:
 
 
 def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
-    """What the options ask for; None where there are none.
+    """Return what the options ask for; None where there are none.
 
     Raises:
         UserError: they do not go together, or the folder holds no embeddings that can be read.
@@ -104,13 +104,13 @@ class Guard:
             )
 
     def mark(self, clip: Clip) -> str:
-        """The fingerprint of an encoder, computed once."""
+        """Return the fingerprint of an encoder, computed once."""
         if id(clip) not in self._marks:
             self._marks[id(clip)] = clip, fingerprint(clip)
         return self._marks[id(clip)][1]
 
     def _old(self) -> tuple[Clip, Map | None] | None:
-        """What gives embeddings that can be compared with those of the index, now."""
+        """Return what gives embeddings that can be compared with those of the index, now."""
         state = self._state
         for clip in (state.encoder, state.frozen, state.tuned):
             if clip is not None and self.mark(clip) == self._wanted:
@@ -119,7 +119,7 @@ class Guard:
         return None if mapped is None else (state.encoder, mapped)
 
     def allowed(self, made: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates; those that may not be kept are no longer eligible.
+        """Return the candidates; those that may not be kept are no longer eligible.
 
         Raises:
             UserError: none would be left.
@@ -140,17 +140,17 @@ class Guard:
         return self._state.encoder if one.name == "nothing" else self._state.frozen
 
     def _valid(self, clip: Clip) -> bool:
-        """Whether the index can be searched with an encoder as before."""
+        """Return whether the index can be searched with an encoder as before."""
         return self.mark(clip) == self._wanted or self._map_of(clip) is not None
 
     def _map_of(self, clip: Clip) -> Map | None:
-        """The state's map from an encoder to that of the index, if it has one."""
+        """Return the state's map from an encoder to that of the index, if it has one."""
         found = self._state.map
         fits = found is not None and (found.of, found.to) == (self.mark(clip), self._wanted)
         return found if fits else None
 
     def judge(self, after: State, pictures: Pictures, held: Held | None) -> tuple[State, dict[str, Any]]:
-        """The state with the map that its queries need, and the verdict on the index."""
+        """Return the state with the map that its queries need, and the verdict on the index."""
         state, clip = self._state, after.encoder
         mark, mapped = self.mark(clip), self._map_of(clip)
         told: dict[str, Any] = {
@@ -197,14 +197,14 @@ class Guard:
         )
 
     def _old_rows(self, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n d"]:
-        """Embeddings of pictures as the index has them."""
+        """Return embeddings of pictures as the index has them."""
         assert self._teacher is not None
         clip, mapped = self._teacher
         rows, _ = embed.pictures(clip, images, pixels)
         return rows if mapped is None else mapped(rows)
 
     def _recalls(self, clip: Clip, mapped: Map | None, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
-        """How many of the nearest that old queries find new ones find too, without the map and with it."""
+        """Return how many of the nearest that old queries find new ones find too, without the map and with it."""
         if self._teacher is None or not len(images):
             return {}
         assert self._vectors is not None
@@ -221,13 +221,13 @@ class Guard:
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """The share of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
+    """Return the share of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
     shared = [len(set(one) & set(other)) for one, other in zip(found.tolist(), truth.tolist(), strict=True)]
     return float(np.mean(shared)) / truth.shape[1]
 
 
 def pace(clip: Clip, images: ImageSet) -> float:
-    """Images that are decoded and embedded in a second, here and now."""
+    """Return images that are decoded and embedded in a second, here and now."""
     some = images.select(np.arange(min(TIMED, len(images))))
     begin = time.perf_counter()
     embed.pictures(clip, some, Pixels(some.store, clip.eval_transform, clip.image_size, 0))
@@ -235,7 +235,7 @@ def pace(clip: Clip, images: ImageSet) -> float:
 
 
 def words(told: dict[str, Any], spec: str) -> str:
-    """The verdict's line."""
+    """Return the verdict's line."""
     if told["valid"]:
         how = " through the map" if told["map"] else ", as the encoder is what it was"
         return f"index valid: what was embedded before is searched as before{how}"
@@ -258,7 +258,7 @@ def words(told: dict[str, Any], spec: str) -> str:
 
 
 def beside(vectors: Vectors, version: int) -> Path:
-    """The folder that embeddings are made anew in."""
+    """Return the folder that embeddings are made anew in."""
     return vectors.path.with_name(f"{vectors.path.name}.v{version}")
 
 
@@ -282,14 +282,14 @@ class Rebuild:
             return embed.embed(clip, spec, None, self.work, self.out, half, progress)
 
     def command(self, spec: str) -> str:
-        """The command that goes on with it."""
+        """Return the command that goes on with it."""
         option = ["--text"] if self.work.kind == folder.TEXT else []
         sources = [word for source in self.work.sources for word in (*option, source)]
         return shlex.join(["everclip", "embed", spec, *sources, "-o", str(self.out)])
 
 
 def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
-    """What there is to embed again for a version, where that is asked for.
+    """Return what there is to embed again for a version, where that is asked for.
 
     Raises:
         UserError: it is no longer there, or something is in the place of the new folder.

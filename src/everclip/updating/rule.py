@@ -65,7 +65,7 @@ class Decision:
 
 
 def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> Decision:
-    """The decision for these facts.
+    """Return the decision for these facts.
 
     Args:
         choice: ``auto``, or the candidate that the user asks for.

@@ -45,7 +45,7 @@ def begin(
     memory: str | None = None,
     image_size: int | None = None,
 ) -> State:
-    """The state that an update of ``spec`` starts from.
+    """Return the state that an update of ``spec`` starts from.
 
     Args:
         classes: of a model that has none of its own; None: it knows no class yet.
@@ -70,7 +70,7 @@ def begin(
 
 
 def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) -> State:
-    """A model that has learned nothing."""
+    """Return a model that has learned nothing."""
     path = Path(spec).expanduser()
     if path.is_file():
         raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
@@ -92,7 +92,7 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
 
 
 def _of_learned(spec: str, folder: Path, images: bool) -> State:
-    """A run, with its training images where they are needed, or a model folder."""
+    """Return a run, with its training images where they are needed, or a model folder."""
     older = None
     if (folder / "config.toml").is_file() and images:
         try:
@@ -128,7 +128,7 @@ def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: I
 
 
 def _older(model: Deployed, tasks: Sequence[Task]) -> ImageSet:
-    """The training images of a run, some of each class, with labels as columns of the model."""
+    """Return the training images of a run, some of each class, with labels as columns of the model."""
     every = tasks[0].train
     for task in tasks[1:]:
         every = every + task.train
@@ -149,7 +149,7 @@ def _few(images: ImageSet) -> ImageSet:
 
 
 def _with_memory(state: State, spec: str) -> State:
-    """The state with old images to learn from. Raises UserError for a class that the model does not know."""
+    """Return the state with old images to learn from. Raises UserError for a class that the model does not know."""
     found = load(spec, state)
     images = everything(found)
     table = labels_of(found.class_names, state.known.names)
@@ -163,14 +163,14 @@ def _with_memory(state: State, spec: str) -> State:
 
 
 def load(spec: str, state: State) -> Dataset:
-    """A data set of any number of classes, with prompts that suit the state's model."""
+    """Return a data set of any number of classes, with prompts that suit the state's model."""
     return sources.load(spec, "addition", model=str(state.known.base["model"]))
 
 
 def load_both(
     add: str, test: str | None, state: State, say: Callable[[str], object]
 ) -> tuple[Dataset, Dataset | None]:
-    """The data to learn and those to test on; ``say`` is told in a line how each was read.
+    """Return the data to learn and those to test on; ``say`` is told in a line how each was read.
 
     Where both are one folder without a test part, what is held out of it is tested and not learned.
     """
@@ -193,5 +193,5 @@ def _counted(images: ImageSet) -> str:
 
 
 def everything(found: Dataset) -> ImageSet:
-    """The images to learn from: all of a folder that was split here, else the training part."""
+    """Return the images to learn from: all of a folder that was split here, else the training part."""
     return found.train + found.test if found.held_out else found.train

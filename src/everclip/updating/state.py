@@ -109,7 +109,7 @@ class State:
 
 
 def read(folder: Path) -> State:
-    """The version in a folder.
+    """Return the version in a folder.
 
     Raises:
         UserError: a file of it is missing, or is not what was written.
@@ -260,7 +260,7 @@ def _write_images(state: State, where: Path) -> None:
 
 
 def _read_images(folder: Path, width: int | None) -> tuple[ImageSet, ImageSet]:
-    """Exemplars and check images; ``width`` as in ``Store``."""
+    """Return exemplars and check images; ``width`` as in ``Store``."""
     rows = read_json(folder / LIST)["rows"]
     for row in rows:
         if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):

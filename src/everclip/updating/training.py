@@ -45,7 +45,7 @@ class Lesson:
 
 
 def config_of(known: Known, decision: Decision, seed: int, device: str) -> Config:
-    """The config that an update trains with."""
+    """Return the config that an update trains with."""
     own = recommended(str(known.base["model"]), before=True)  # the shares were chosen as parts of these
     rates = {key: own[key] * decision.lr_share for key in ("lr", "lr_text") if key in own}
     return resolve(
@@ -63,7 +63,7 @@ def config_of(known: Known, decision: Decision, seed: int, device: str) -> Confi
 
 
 def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress) -> Clip:
-    """A copy of ``start`` that has learned.
+    """Return a copy of ``start`` that has learned.
 
     Raises:
         RunError: the loss is not finite, or no new image can be read.

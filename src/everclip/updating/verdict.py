@@ -14,28 +14,28 @@ _TEMPLATES = Path(__file__).parents[1] / "assets" / "update"
 
 
 def share(value: float | None) -> str:
-    """A share in %, a dash where there is none."""
+    """Return a share in %, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def change(points: float) -> str:
-    """Points with their sign."""
+    """Return points with their sign."""
     return f"{points:+.1f}".replace("-", "−")
 
 
 def listed(names: list[str]) -> str:
-    """The first names."""
+    """Return the first names."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def files(verdict: dict[str, Any]) -> dict[str, str]:
-    """The two files, by name."""
+    """Return the two files, by name."""
     return {JSON_FILE: json.dumps(verdict, ensure_ascii=False, indent=2) + "\n", PAGE_FILE: page(verdict)}
 
 
 def page(verdict: dict[str, Any]) -> str:
-    """One HTML page that needs nothing else."""
+    """Return one HTML page that needs nothing else."""
     rows = [] if verdict["test"] is None else verdict["test"]["per_class"]
     ordered = sorted(
         rows, key=lambda row: row["after"] - (row["before"] or 0) if row["before"] else row["after"]

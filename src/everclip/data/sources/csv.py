@@ -81,9 +81,7 @@ class Csv(Source):
 def _checked(argument: str | None) -> Path:
     """The list's path. Raises UserError where it is missing or no file."""
     if not argument:
-        raise UserError(
-            'data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label'
-        )
+        raise UserError('data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label')
     file = Path(os.path.expanduser(argument))
     try:
         mode = file.stat().st_mode

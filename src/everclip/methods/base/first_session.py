@@ -79,7 +79,7 @@ class FirstSession(Untrained):
             first.begin_task(clip, task, train)
 
     def _enough(self, task: Task, train: ImageSet) -> bool:
-        """Whether there are exemplars enough to go on with."""
+        """Return whether there are exemplars enough to go on with."""
         old = train.labels[~np.isin(train.ids, task.train.ids)]
         return len(old) >= (self.follows or 0) * max(1, len(np.unique(old)))
 

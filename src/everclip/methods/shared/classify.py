@@ -91,7 +91,7 @@ class Classify(Method):
         return features
 
     def logits(self, features: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
-        """Scores over the task's label set, in the order learned."""
+        """Return scores over the task's label set, in the order learned."""
         if self._scores.head == "text":
             return features["scale"] * features["image"] @ features["classes"].T
         rows = self.head.columns(torch.tensor(self._labels)).tolist()

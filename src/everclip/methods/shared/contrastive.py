@@ -86,7 +86,7 @@ class Pairs:
     part: light.Part | None = None
 
     def surrogate(self, weights: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
-        """The scalar to call backward on (equation 4)."""
+        """Return the scalar to call backward on (equation 4)."""
         if self.part is not None:
             return self.part.surrogate(self.losses, self.log_u, self.tau, weights)
         return contrastive.surrogate(self.losses, self.log_u, self.among, self.tau, weights)
@@ -211,7 +211,7 @@ class Contrastive(Method):
         return log_u, contrastive.temperature_gradient(losses, log_u, among, own_tau, options.rho)
 
     def _gamma(self, batch: Batch, like: Tensor) -> float | Float[Tensor, "b 1"]:
-        """The rate of the moving averages; a schedule spares what was carried over from earlier tasks."""
+        """Return the rate of the moving averages; a schedule spares what was carried over from earlier tasks."""
         options, epoch = self.options, batch.key[2]
         if epoch >= options.gamma_decay:
             return options.gamma
@@ -246,5 +246,5 @@ class Contrastive(Method):
 
 
 def valued(gradient: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """A term with the gradient of one scalar and the value of another: what is logged is the objective."""
+    """Return a term with the gradient of one scalar and the value of another: what is logged is the objective."""
     return gradient + (value - gradient).detach()

@@ -76,7 +76,7 @@ def whitened(
     centre: Float64[Tensor, " m"],
     share: float,
 ) -> tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"], Float64[Tensor, " c"]]:
-    """Weights and biases of the scores of classes, and their lengths |P^1/2 (mu_k - g)|.
+    """Return weights and biases of the scores of classes, and their lengths |P^1/2 (mu_k - g)|.
 
     Args:
         share: s; m is 1 where S is 0.

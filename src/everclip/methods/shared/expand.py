@@ -72,15 +72,15 @@ class Expand(Method):
 
     @abstractmethod
     def own_part(self, clip: Clip) -> nn.Module:
-        """A frozen copy of what the finished task has of its own."""
+        """Return a frozen copy of what the finished task has of its own."""
 
     @abstractmethod
     def extract(self, clip: Clip, images: Images) -> list[Float[Tensor, "n d"]]:
-        """Unit-length features of each extractor, the newest last; with gradient in what trains."""
+        """Return unit-length features of each extractor, the newest last; with gradient in what trains."""
 
     @abstractmethod
     def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
-        """Parameters of the image tower that a task trains."""
+        """Yield parameters of the image tower that a task trains."""
 
     def grow(self, clip: Clip, task: Task) -> None:
         """Keep the finished task's part, widen the head for another one, and give new classes their rows."""
@@ -95,7 +95,7 @@ class Expand(Method):
             self.aux = self._auxiliary(clip)
 
     def _auxiliary(self, clip: Clip) -> Head:
-        """A head on the newest features alone, whose columns are those of ``auxiliary_target``."""
+        """Return a head on the newest features alone, whose columns are those of ``auxiliary_target``."""
         rows = first_rows(self._new or self._known, clip, self.prompts, self.options.head_init)
         if self._new:
             old = first_rows(self._known, clip, self.prompts, self.options.head_init)

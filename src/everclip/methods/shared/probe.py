@@ -81,14 +81,14 @@ class Probe(Method):
 
     @abstractmethod
     def represent(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        """``encode`` of the first phase."""
+        """Return ``encode`` of the first phase."""
 
     @abstractmethod
     def contrast(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``loss`` of the first phase."""
+        """Return ``loss`` of the first phase."""
 
     def learners(self, clip: Clip) -> Iterator[nn.Parameter]:
-        """``trainable`` of the first phase."""
+        """Yield ``trainable`` of the first phase."""
         yield from (parameter for _, parameter in clip.image_parameters())
 
     def phases(self, task: Task) -> list[Phase]:
@@ -143,7 +143,7 @@ class Probe(Method):
 
     @staticmethod
     def _kept(clip: Clip, batch: Batch, known: set[int]) -> tuple[Tensor, Tensor]:
-        """Features and labels of images that are not ``known``."""
+        """Return features and labels of images that are not ``known``."""
         fresh = torch.tensor([sample not in known for sample in batch.ids.tolist()], dtype=torch.bool)
         features = clip.encode_image(batch.images)
         return features[fresh.to(features.device)], batch.labels.to(features.device)[
@@ -183,7 +183,7 @@ def converged(
     bias: Float[Tensor, " c"],
     penalty: float,
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
-    """A linear classifier from these values on, by L-BFGS on all images until its loss stops falling.
+    """Return a linear classifier from these values on, by L-BFGS on all images until its loss stops falling.
 
     The loss is the mean cross-entropy with all classes counting alike, and penalty / (2 n) times the sum of the squared
     weights, as in a logistic regression with C = 1 / penalty. It has stopped where ten iterations take less than

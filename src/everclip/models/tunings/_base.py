@@ -43,7 +43,7 @@ class Tuning:
     # Which parameters train -----------------------------------------------------------------------------------------
 
     def held(self, clip: Clip) -> Collection[str]:
-        """Names of ``clip.model``'s parameters that do not train.
+        """Return names of ``clip.model``'s parameters that do not train.
 
         Raises:
             UserError: this model cannot be tuned so.

@@ -14,7 +14,7 @@ class Head(Tuning):
     """Neither tower."""
 
     def held(self, clip: Clip) -> set[str]:
-        """Every parameter of the model."""
+        """Return every parameter of the model."""
         return {name for name, _ in clip.model.named_parameters()}
 
     @property

@@ -14,7 +14,7 @@ class Image(Tuning):
     """One tower."""
 
     def held(self, clip: Clip) -> set[str]:
-        """All but the image tower and the logit scale."""
+        """Return all but the image tower and the logit scale."""
         names = {name for name, _ in clip.model.named_parameters()}
         return {name for name in names if name != "logit_scale" and not name.startswith("visual.")}
 

@@ -34,7 +34,7 @@ class Lora(Tuning):
     shards: ClassVar[bool] = False
 
     def held(self, clip: Clip) -> set[str]:
-        """All but the updates."""
+        """Return all but the updates."""
         return {name for name, _ in clip.model.named_parameters() if not name.endswith((".0.a", ".0.b"))}
 
     def begin(self, clip: Clip) -> None:
@@ -49,7 +49,7 @@ class Lora(Tuning):
 
 
 def _matrices(clip: Clip) -> Iterator[tuple[nn.Module, str]]:
-    """Modules and names of the weights that get an update."""
+    """Yield modules and names of the weights that get an update."""
     for module in clip.model.modules():
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
             yield module, "in_proj_weight"

@@ -50,7 +50,7 @@ class Top(Tuning):
     config: Config
 
     def held(self, clip: Clip) -> set[str]:
-        """What lies below the blocks. Raises UserError where they are not known, or fewer than asked for."""
+        """Return what lies below the blocks. Raises UserError where they are not known, or fewer than asked for."""
         return below((name for name, _ in clip.model.named_parameters()), self.config.blocks)
 
     @property
@@ -60,7 +60,7 @@ class Top(Tuning):
 
 
 def below(names: Iterable[str], count: int) -> set[str]:
-    """The parameters among ``names`` that lie below the last ``count`` blocks of their tower.
+    """Return the parameters among ``names`` that lie below the last ``count`` blocks of their tower.
 
     Raises:
         UserError: a tower whose blocks are not known, or more blocks than it has.
@@ -90,7 +90,7 @@ def below(names: Iterable[str], count: int) -> set[str]:
 
 
 def _block(name: str) -> int | None:
-    """Number of the outermost block that a parameter is in, None outside of the blocks."""
+    """Return number of the outermost block that a parameter is in, None outside of the blocks."""
     parts = name.split(".")
     for here, after in pairwise(parts):
         if here in _BLOCKS and after.isdecimal():
