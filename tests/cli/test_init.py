@@ -28,7 +28,7 @@ def test_the_config_says_how_the_folder_was_read(here: Path, capsys: pytest.Capt
     assert main(["init", "photos"]) == 0
     out = capsys.readouterr().out.splitlines()
     text = (here / "photos.toml").read_text()
-    assert out[-1] == "photos.toml is written; next: everclip train photos.toml --dry-run"
+    assert out[-1] == "wrote photos.toml; next: everclip train photos.toml --dry-run"
     for line in out[:-1]:
         assert f"# {line}\n" in text
     assert out[0].startswith(f"data imagefolder:{here}/photos: 6 classes, ")

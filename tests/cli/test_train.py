@@ -32,7 +32,7 @@ def test_train_prints_a_table_and_writes_the_run(
     assert "zero-shot" in stdout
     assert "task 3" in stdout
     assert f"report: {out}/report.html" in stdout
-    assert "on all seen so far" in stderr
+    assert "on all classes seen so far" in stderr
     assert (out / "report.html").stat().st_size > 10_000
     assert main(["train", *tokens, f"out={out}", "--json"]) == 0
     stdout, stderr = capsys.readouterr()

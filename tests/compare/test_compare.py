@@ -274,7 +274,7 @@ def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(g
     assert rows(found, 3)["ewc budget=500"]["cost"] == 900_000
     asked = compared(grid, equal="bytes", against="ewc")
     assert [section["by"]["cost"] for section in asked["sections"]] == ["at most 0.40 MB", "at most 0.90 MB"]
-    with pytest.raises(UserError, match="write bytes, steps or samples"):
+    with pytest.raises(UserError, match="use bytes, steps or samples"):
         compared(grid, equal="money")
 
 

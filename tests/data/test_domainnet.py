@@ -297,7 +297,7 @@ def test_a_check_counts_domains(
         "",
         "35 test images of 36",
         'domain "clipart" has 5 test images of 6',
-        f"not complete: domainnet:{root} (to be had from {HOME})",
+        f"not complete: domainnet:{root} (available from {HOME})",
     ]
     (root / "clipart_test.txt").write_bytes(LISTS["clipart_test.txt"])
     assert main(["datasets", "check", f"domainnet:{root}"]) == 0

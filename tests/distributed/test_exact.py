@@ -34,7 +34,7 @@ FORMS = {
 
 
 REFUSED = {
-    "method=zscl": "method=zscl with these options asks its towers for more than the batch",
+    "method=zscl": "method=zscl with these options needs more from the towers than the batch",
     "method=cmoa": "2 processes cannot share: start one process, or use another method",
     "method=clip distributed.gather=light": "the loss of method=clip with these options has no such form",
     "method=gcl distributed.gather=light method.negatives=multi_positive": "use distributed.gather=gradient",

@@ -106,7 +106,7 @@ def test_what_was_stopped_goes_on_to_the_bit(
         codes = [say("embed", toy, pictures, "-o", tmp_path / "w") for _ in range(3)]
     assert {code for code, _, _ in codes} == {130}
     assert codes[0][2].endswith(
-        f"interrupted: {tmp_path / 'w'} keeps what is in it; the same command goes on\n"
+        f"interrupted: {tmp_path / 'w'} keeps what it has; the same command continues\n"
     )
     assert len(read(tmp_path / "w")) == 7
     (tmp_path / "w" / "000001.npy").write_bytes(b"half a shard")

@@ -154,7 +154,7 @@ def test_the_doctor_compares_lite_with_its_manifest(cache: Path, capsys: pytest.
     told = "".join(capsys.readouterr().out.split())  # lines are wrapped
     no_manifest(folder)
     main(["doctor"])
-    assert "built by an earlier version: its next use builds it again" in " ".join(
+    assert "built by an earlier version; the next use builds it again" in " ".join(
         capsys.readouterr().out.split()
     )
     assert f"{folder}isdamaged(weightsisnotwhatwaswritten)-itsnextusebuildsitagain" in told

@@ -165,7 +165,7 @@ def test_a_mistake_is_refused_in_one_line(words: str, message: str) -> None:
 
 @pytest.mark.parametrize("tune", ["a..b", "top:", ":2", "a b"])
 def test_what_is_no_name_is_refused_by_the_config(tune: str) -> None:
-    with pytest.raises(UserError, match="write NAME or NAME:VALUE, where NAME is a way's name"):
+    with pytest.raises(UserError, match="use NAME or NAME:VALUE, where NAME is a way of tuning"):
         load_config([f"tune={tune}"])
 
 

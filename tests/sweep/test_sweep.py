@@ -121,7 +121,7 @@ def test_printed_commands_give_the_sweeps_runs(
     assert main([*words, "--print"]) == 0
     shown, said = capsys.readouterr()
     assert not shown
-    assert "3 of 3 runs are there" in said
+    assert "3 of 3 runs are finished" in said
 
 
 @pytest.mark.slow
@@ -250,7 +250,7 @@ def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.Ca
         (["--tune", "train.lr_text=0,1", "train.lr_text=0"], "is given twice"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--slurm-set", "timeout_min=5"], "use --slurm too"),
-        (["--slurm", "--print"], "write one of the two"),
+        (["--slurm", "--print"], "use one of the two"),
         (["--threads", "-1"], "--threads is -1"),
         (["data=imagefolder:nowhere,imagefolder:nothing"], "test/CLASS; data folder nothing does not exist"),
         (["model=local-dir:nowhere"], "nowhere does not exist"),
@@ -526,7 +526,7 @@ def test_checkpoints_of_finished_runs_are_dropped(
     shown, said = capsys.readouterr()
     assert shown == table
     assert (
-        " MB of checkpoints of finished runs were removed: compare and report read the runs as before" in said
+        " MB of checkpoints of finished runs removed: compare and report still read the runs" in said
     )
     assert not [*out.glob("*/*checkpoints*")]
     assert (out / "ncm_s0" / "results.json").read_bytes() == kept

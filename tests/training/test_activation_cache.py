@@ -408,7 +408,7 @@ def test_a_full_disk(
     assert computed["last"] == expected["last"]
     assert computed["cache_bytes"] == 0
     tokens.remove("train.augment=none")
-    with pytest.raises(UserError, match=r"has 1\.0 kB free: make room, or write cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"has 1\.0 kB free: make room, or use cache\.trunk=off"):
         run(tmp_path / "views", *tokens, "cache.views=2")  # else training would see other pictures
 
 
@@ -492,7 +492,7 @@ def test_auto_keeps_what_leaves_the_pictures_as_they_are(
         ("tune=lora:2", "tune=lora:2 trains all of it"),
         (
             "tune=top:1",
-            "train.augment=shift_flip draws another each time: use train.augment=none, cache.views=4 or",
+            "train.augment=shift_flip draws a new view each time: use train.augment=none, cache.views=4 or",
         ),
         ("tune=top:1 method=cmoa", "but method=cmoa reads the pictures or changes all blocks"),
     ],
@@ -562,7 +562,7 @@ def test_an_unknown_tower_is_left_whole_unless_it_must_not_be(tmp_path: Path, wo
         return clip.trunk is not None
 
     assert cut("method=ncm"), "whole towers need no blocks"
-    with pytest.raises(UserError, match=r"cannot be cut between its blocks: write cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"cannot be cut between its blocks: use cache\.trunk=off"):
         cut("method=gcl", "tune=top:1", "cache.trunk=on")
 
 

@@ -1,4 +1,4 @@
-"""Hold everything that learning a task needs."""
+"""Hold everything that one training run needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.training.recorder import Recorder
 
 
 class Journal:
-    """Follow how tasks are learned, and keep nothing. A run's writes its log and its checkpoints."""
+    """Follow training without keeping anything; a run's journal writes its log and checkpoints."""
 
     def log(self, event: str, **values: Any) -> None:
         """Take a line of the log."""

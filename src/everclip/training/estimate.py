@@ -1,7 +1,7 @@
 """Estimate what a run will compute and hold, before it starts: images through the towers, operations, hours, bytes.
 
-An image or a prompt that is trained on counts three forward passes: one forward, two for the backward pass. What a
-method asks of the towers stands in its ``passes``.
+Training on an image or a prompt counts as three forward passes: one forward, two for the backward pass. A method's
+``passes`` say what it asks of the towers.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def counted(config: Config) -> bool:
 
 
 def inner(config: Config) -> tuple[str, dict[str, Any]]:
-    """Name and options of the method that computes: of one that wraps another (joint, wise_ft), that one's."""
+    """Return name and options of the method that computes: for a wrapper (joint, wise_ft) those of the wrapped
+    method."""
     name, options = config.method.name, config.method.options
     while options.get("loss") in plugins.names("methods"):
         name, options = options["loss"], options.get("options", {})

@@ -1,4 +1,4 @@
-"""Evaluate the pretrained model, and after each stage: every seen task, and one ahead."""
+"""Evaluate the pretrained model first, and after each stage all tasks seen and the next one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scores:
         labels: ``[c]`` label of each column, in the order learned.
         tasks, truth, ids: int64 ``[n]``, one row per image that could be read.
         scores: float32 ``[n, c]``.
-        to_logits: times this, the scores are logits of a softmax.
+        to_logits: factor that turns the scores into logits of a softmax.
     """
 
     labels: tuple[int, ...]
@@ -102,7 +102,7 @@ def evaluate(
 
     Args:
         classifier: labels to a module from normalised images to scores, built once.
-        count: is told how many more images were tested.
+        count: called with the number of newly tested images.
 
     Raises:
         RunError: not one test image of a task can be read.
@@ -121,11 +121,11 @@ def evaluate_pretrained(
     loader: Loader,
     count: Callable[[int], object] = silent,
 ) -> tuple[Scores, dict[int, Rows]]:
-    """Zero-shot scores, and the features that they are of, by task: what else is asked of the frozen tower has them.
+    """Compute zero-shot scores and image features by task; other uses of the frozen tower reuse the features.
 
     Args:
         weights: class embeddings of all classes of the tasks, in the order learned.
-        count: is told how many more images were tested.
+        count: called with the number of newly tested images.
 
     Raises:
         RunError: not one test image of a task can be read.

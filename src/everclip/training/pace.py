@@ -21,11 +21,12 @@ from everclip.training.estimate import Sizes, Work
 from everclip.training.plan import Plan
 
 TRIED = 16
-"""Blank images, and prompts, of a measurement."""
+"""Number of blank images, and of prompts, in a measurement."""
 OVERHEAD = 5.0
-"""Seconds for reading the model, the results and the page."""
+"""Seconds for reading the model and writing results and page."""
 SHARE = {("cpu", False): 0.6, ("cpu", True): 0.3, ("gpu", False): 0.3, ("gpu", True): 0.15}
-"""Of the rate of matrix products what training reaches, by device and whether the image tower is convolutional."""
+"""Fraction of the rate of matrix products that training reaches, by device and whether the image tower is
+convolutional."""
 
 
 class Pace(NamedTuple):
@@ -36,7 +37,7 @@ class Pace(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a run takes. ``measured``: its model was, else its operations were counted."""
+    """Time and disk space of a run. ``measured``: whether its model was timed; else its operations were counted."""
 
     seconds: float
     disk: float
@@ -44,7 +45,7 @@ class Estimate(NamedTuple):
 
     def words(self) -> str:
         """Return the estimate on one line."""
-        how = "from blank images sent through the model here" if self.measured else "from its operations"
+        how = "timed on blank images on this machine" if self.measured else "from its operations"
         return f"{estimate.duration(self.seconds)} ({how}), {self.disk / 1e6:,.0f} MB of disk at most"
 
 
@@ -109,10 +110,10 @@ def seconds(config: Config, sizes: Sizes, model: Costs, pace: Pace) -> float:
 
 
 def of_plan(plan: Plan) -> Estimate | None:
-    """Estimate a run of a plan; None where it is not known what its model computes.
+    """Estimate a run of a plan; None if the model's operations are unknown.
 
     Raises:
-        UserError: the device is not there, or the model cannot be had.
+        UserError: the device or the model is not available.
     """
     config, sizes = plan.config, plan.sizes()
     model = costs(config.model, config.image_size)

@@ -1,4 +1,4 @@
-"""Plan what a config asks for, before any model is loaded: data, tasks, method, memory."""
+"""Plan a run before any model is loaded: data, tasks, method, memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from everclip.training.estimate import Sizes
 log = logging.getLogger("everclip")
 
 TUNING_TASKS = 2
-"""Tasks that tuning sees."""
+"""Number of tasks that tuning sees."""
 SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
 """A trial run: number of tasks, of images of each part of a task, and of steps per phase."""
 
@@ -151,8 +151,8 @@ def _check(plan: Plan) -> None:
     classes, budget = seen(tasks), plan.budget()
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
         log.warning(
-            "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
-            " write at least %d%s",
+            "memory.budget=%d is below the %d classes: once more than %d classes are seen, no class keeps"
+            " an exemplar; use at least %d%s",
             *(budget, len(classes)) * 2,
             "" if plan.method.capabilities.needs_exemplars else ", or 0",
         )
@@ -161,7 +161,8 @@ def _check(plan: Plan) -> None:
         for part, images in (("training", task.train), ("test", task.test)):
             if not len(images) and (part == "training" or new):
                 raise UserError(
-                    f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no {part}"
+                    f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no"
+                    f" {part}"
                     f" images: add some to its classes, or use fewer tasks"
                 )
     tested = {int(label) for task in tasks for label in np.unique(task.test.labels)}
@@ -185,7 +186,7 @@ def card_of(plan: Plan, stages: int) -> Card:
 
 
 def check(plan: Plan) -> None:
-    """Refuse what several processes cannot do.
+    """Refuse what several processes cannot compute.
 
     Raises:
         UserError: of the method, its options or the batch size.
@@ -196,25 +197,25 @@ def check(plan: Plan) -> None:
         return
     if not method.capabilities.shares:
         raise UserError(
-            f"method={name} with these options asks its towers for more than the batch, which {count} processes cannot"
-            " share: start one process, or use another method"
+            f"method={name} with these options needs more from the towers than the batch, which {count}"
+            f" processes cannot share: start one process, or use another method"
         )
     if config.distributed.gather == "light" and not method.capabilities.light:
         raise UserError(
-            f"distributed.gather=light, but the loss of method={name} with these options has no such form:"
+            f"distributed.gather=light, but the loss of method={name} with these options has no light form:"
             " use distributed.gather=gradient"
         )
     if config.distributed.shard:
         _check_shards(config, method)
     if config.train.batch_size < count:
         raise UserError(
-            f"train.batch_size={config.train.batch_size} is that of all {count} processes together:"
+            f"train.batch_size={config.train.batch_size} is the total over {count} processes:"
             f" use at least {count}"
         )
 
 
 def _check_shards(config: Config, method: Method) -> None:
-    """Refuse what towers that are shared out cannot do. Raises UserError."""
+    """Refuse what sharded towers cannot do. Raises UserError."""
     if not method.capabilities.shards:
         raise UserError(
             f"distributed.shard=true, but method={config.method.name} reads the towers' weights at each step:"
@@ -222,13 +223,16 @@ def _check_shards(config: Config, method: Method) -> None:
         )
     if not tuning_of(config.tune, config.tuning.options).shards:
         raise UserError(
-            f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and moments are"
+            f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and"
+            f" moments are"
             " small: use distributed.shard=false"
         )
     light = config.distributed.gather == "light"
     if light or config.train.accumulate > 1:
         given = "distributed.gather=light" if light else "train.accumulate"
         raise UserError(
-            f"distributed.shard=true needs as many passes of the towers in every process, and {given} makes others:"
-            " use distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less memory"
+            f"distributed.shard=true needs the same number of tower passes in every process, which {given}"
+            f" does not give:"
+            " use distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less"
+            " memory"
         )

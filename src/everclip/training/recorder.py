@@ -1,4 +1,4 @@
-"""Record what a run has measured so far, and make results.json of it (schema 1)."""
+"""Record a run's measurements, and write them to results.json (schema 1)."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ _SAVED = (
     *("optimizer_steps", "samples_seen", "training_seconds", "trainable_parameters", "precision"),
     *("zero_shot", "frozen", "forked_from"),
 )
-"""Attributes that a checkpoint has as they are."""
+"""Attributes stored unchanged in a checkpoint."""
 _UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None}
-"""Those that earlier versions did not write."""
+"""Attributes that earlier versions did not store."""
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
 
 class Recorder:
-    """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so a resume goes on counting.
+    """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so that a resume continues counting.
 
     Args:
-        images: what the process that writes the results has noted of them.
+        images: what the writing process recorded about them.
 
     Attributes:
-        frozen: what the frozen features give, as in results.json.
+        frozen: accuracies of the frozen features, as in results.json.
         precision: what ``train.precision=auto`` became at the run's first step.
-        forked_from: the run, its number of tasks and its config's hash, where this one began in another.
-        skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
+        forked_from: the run, its number of tasks and its config's hash, if this run was forked from another.
+        skipped_steps, skipped_in_a_row: skipped steps in all, and since the last step taken.
     """
 
     def __init__(self, tasks: Sequence[Task], images: Noted = NOTHING) -> None:
@@ -132,7 +132,7 @@ class Recorder:
         self.training_seconds = self._training.seconds()
 
     def skip(self) -> None:
-        """Count a training step that was left out."""
+        """Count a skipped training step."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         self.training_seconds = self._training.seconds()
@@ -183,7 +183,7 @@ class Recorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.matrix.load_state_dict(state["matrix"])
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"]
         for name in _SAVED:
@@ -194,7 +194,7 @@ class Recorder:
         self._training = Clock(self.training_seconds)
 
     def results(self, plan: Plan, method: Method, memory: Memory, loader: Loader) -> dict[str, Any]:
-        """results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
+        """Build results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
         config, matrix, names = plan.config, self.matrix, plan.prompts.names
         labels = seen(plan.tasks)
         images, state = memory.images().nbytes(), method.state_bytes()
