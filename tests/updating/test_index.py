@@ -64,7 +64,7 @@ def test_keep_allows_what_leaves_the_encoder_as_it_is(world: Path, tmp_path: Pat
     vectors = world / "vectors"
     before = files(vectors)
     code, out, _ = say(*words(world, tmp_path / "v2", "--index", "keep", "--vectors", vectors))
-    assert (code, "index valid: what was embedded before is searched as before" in out) == (0, True)
+    assert (code, "index valid: existing embeddings can be searched as before" in out) == (0, True)
     verdict = json.loads((tmp_path / "v2" / "verdict.json").read_text())
     assert verdict["index"]["valid"]
     assert verdict["index"]["before"] == verdict["index"]["after"] == read(vectors).table.fingerprint
@@ -160,14 +160,14 @@ def test_a_map_stays_where_the_encoder_does(world: Path, tmp_path: Path) -> None
     assert state.map is not None
     outcome = updated(state, ends, method="nothing", index=Asked("keep", read(world / "vectors")))
     assert outcome.state.map is state.map
-    assert outcome.verdict["index"]["words"].endswith("is searched as before through the map")
+    assert outcome.verdict["index"]["words"].endswith("can be searched as before through the map")
     unasked = updated(state, ends, method="nothing")
     assert unasked.state.map is state.map
     back = updated(
         state, ends, method="ridge", index=Asked("keep", read(world / "vectors"))
     )  # of the first encoder
     assert (back.verdict["index"]["valid"], back.state.map) == (True, None)
-    with pytest.raises(UserError, match="cannot name all classes here"):
+    with pytest.raises(UserError, match="cannot recognise all classes here"):
         updated(
             state, ends, method="ridge", index=Asked("keep", None)
         )  # embeddings of v2, which it would change
@@ -214,7 +214,7 @@ def test_what_does_not_go_together_is_one_line(world: Path, tmp_path: Path, say:
         (("--index", "keep", "--vectors", tmp_path / "no"), "does not exist: write it with everclip embed"),
         (
             ("--index", "adapt", "--vectors", tmp_path / "other"),
-            "does not give: take those of everclip embed",
+            "are not those of everclip embed",
         ),
     ):
         code, out, err = say(*words(world, tmp_path / "v2", *more))

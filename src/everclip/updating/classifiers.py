@@ -1,4 +1,4 @@
-"""Form a next version: classes by the text tower, or by a classifier solved from sums of frozen features."""
+"""Build the next version's classifier: the text tower, or one solved from sums of frozen features."""
 
 from __future__ import annotations
 

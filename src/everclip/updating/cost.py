@@ -1,4 +1,4 @@
-"""Predict what an update will take on this machine, measured on a few blank images before anything trains."""
+"""Predict the time, memory and disk space of an update, measured on a few blank images before anything trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from everclip.updating.rule import Decision
 
 BATCH = 32
 COPIES = 4
-"""Of the model at once: the frozen one, the one training began with, the trained one, a mixture."""
+"""Copies of the model at the same time: the frozen, the initial, the trained and an interpolated one."""
 OVERHEAD = 3.0
 """Seconds for reading the model, hashing and writing."""
 
@@ -29,7 +29,7 @@ class Cost:
     """A prediction.
 
     Args:
-        seconds, training_seconds: in all, and of them for training.
+        seconds, training_seconds: total time, and the part spent training.
         memory: bytes of main memory at the most.
         disk: bytes of the version, exemplars aside.
     """

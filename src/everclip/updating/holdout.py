@@ -1,4 +1,4 @@
-"""Hold check images, and weigh how much each of them counts when candidates are compared."""
+"""Hold check images, and weight them for the comparison of candidates."""
 
 from __future__ import annotations
 

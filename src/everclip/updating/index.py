@@ -1,8 +1,8 @@
-"""Say what an update does to an index of embeddings: leave it valid, map new queries to it, or have it made anew.
+"""Keep an index of embeddings valid across an update, map new queries to it, or rebuild it.
 
-keep       only candidates are kept that leave the encoder as it was, which its fingerprint shows
-adapt      a map from new to old embeddings is fitted on the update's own images and saved with the version
-rebuild    what was embedded is embedded again, into a folder beside the old one
+keep       only candidates that leave the encoder unchanged, as its fingerprint shows
+adapt      a map from new to old embeddings, fitted on the update's own images and saved with the version
+rebuild    embed the same content again, into a folder beside the old one
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from everclip.updating.state import State
 KEEP, ADAPT, REBUILD = MODES = ("keep", "adapt", "rebuild")
 NEIGHBOURS = 10
 QUERIES = 200
-"""Held-out images that are searched with at most."""
+"""Largest number of held-out images used as queries."""
 TIMED = 64
-"""Images that the pace is measured on at most."""
+"""Largest number of images to time the encoder on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,8 @@ def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
         raise UserError(f'--index is "{mode}"{suggest(mode, MODES)}')
     if mode == KEEP and method in TRAINED:
         raise UserError(
-            f"--index keep leaves the encoder as it is, and --method {method} does not: leave --method out, or use"
+            f"--index keep leaves the encoder unchanged, but --method {method} does not: leave --method"
+            f" out, or use"
             " --index adapt"
         )
     if vectors is None and mode != KEEP:
@@ -78,7 +79,7 @@ def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
 
 
 class Guard:
-    """Watches over an index while an update is made.
+    """Guards an index during an update.
 
     Args:
         state: what the update begins with.
@@ -98,8 +99,9 @@ class Guard:
         if self._teacher is None and what is not None and what.mode != REBUILD:
             assert self._vectors is not None
             raise UserError(
-                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}), which"
-                f" {state.spec} ({self._mark[:12]}) does not give: take those of everclip embed {state.spec}, or"
+                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}),"
+                f" which are not those of {state.spec} ({self._mark[:12]}): use those of everclip embed"
+                f" {state.spec}, or"
                 " --index rebuild"
             )
 
@@ -119,7 +121,7 @@ class Guard:
         return None if mapped is None else (state.encoder, mapped)
 
     def allowed(self, made: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates; those that may not be kept are no longer eligible.
+        """Return the candidates, with those that the index does not allow marked as not eligible.
 
         Raises:
             UserError: none would be left.
@@ -129,7 +131,8 @@ class Guard:
         found = [replace(one, eligible=one.eligible and self._valid(self._encoder(one))) for one in made]
         if any(one.eligible for one in made) and not any(one.eligible for one in found):
             raise UserError(
-                "--index keep: no candidate that leaves the encoder as it is can name all classes: use --index adapt"
+                "--index keep: no candidate that leaves the encoder unchanged can recognise all classes:"
+                " use --index adapt"
                 " or rebuild"
             )
         return found
@@ -177,7 +180,7 @@ class Guard:
         return replace(after, map=kept), told
 
     def _fitted(self, clip: Clip, pictures: Pictures) -> Map:
-        """A map of the embeddings of ``clip`` to those of the index, on the update's own images and class names."""
+        """Fit a map from the embeddings of ``clip`` to those of the index, on the update's images and class names."""
         learned, checks = pictures.new + pictures.older + pictures.exemplars, pictures.checks
         names = [
             template.replace("{}", name)
@@ -237,11 +240,12 @@ def pace(clip: Clip, images: ImageSet) -> float:
 def words(told: dict[str, Any], spec: str) -> str:
     """Return the verdict's line."""
     if told["valid"]:
-        how = " through the map" if told["map"] else ", as the encoder is what it was"
-        return f"index valid: what was embedded before is searched as before{how}"
+        how = " through the map" if told["map"] else ", as the encoder is unchanged"
+        return f"index valid: existing embeddings can be searched as before{how}"
     if told["count"] is None:
         return (
-            f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows no such"
+            f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows"
+            f" no such"
             " update, --index adapt --vectors FOLDER makes new queries fit them"
         )
     now = (
@@ -264,7 +268,7 @@ def beside(vectors: Vectors, version: int) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Rebuild:
-    """What is embedded again once a version is written.
+    """The embeddings to rebuild once a version is written.
 
     Args:
         vectors: the old folder, which stays.
@@ -289,10 +293,10 @@ class Rebuild:
 
 
 def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
-    """Return what there is to embed again for a version, where that is asked for.
+    """Return what to embed again for a version, if asked for.
 
     Raises:
-        UserError: it is no longer there, or something is in the place of the new folder.
+        UserError: it no longer exists, or the new folder's place is taken.
     """
     if what is None or what.mode != REBUILD or what.vectors is None:
         return None

@@ -1,4 +1,4 @@
-"""Show the verdict of an update, as a page and as lines for a terminal."""
+"""Show the verdict of an update as a page and as lines on a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 JSON_FILE, PAGE_FILE = "verdict.json", "verdict.html"
 SHOWN = 40
-"""Classes on the page, so that it stays one."""
+"""Largest number of classes on the page, so that it stays one page."""
 LISTED = 12
 _TEMPLATES = Path(__file__).parents[1] / "assets" / "update"
 
@@ -59,7 +59,8 @@ def lines(verdict: dict[str, Any]) -> list[str]:
     if test is not None:
         told.append(
             f"held-out images: {share(test['accuracy'])} % on {test['images']}; old classes"
-            f" {share(test['old_before'])} before, {share(test['old_after'])} after; new {share(test['new_after'])}"
+            f" {share(test['old_before'])} before, {share(test['old_after'])} after; new"
+            f" {share(test['new_after'])}"
         )
     told.append(verdict["index"]["words"])
     if gate["drop"] is None:
