@@ -104,8 +104,7 @@ def test_a_gate_that_measures_nothing_is_refused(
     assert main(words) == 2
     told = capsys.readouterr().err
     assert told.splitlines()[-1] == (
-        f"error: the 2 old classes of {world['v1']} may lose 1 points, and no held-out image is of one of"
-        f" them:"
+        f"error: the 2 old classes of {world['v1']} may lose 1 points, but --test has no image of them:"
         " add some to --test, or use --unmeasured (in Python: no max_drop)"
     )
     assert "chosen" not in told  # nothing was trained either

@@ -244,7 +244,7 @@ def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.Ca
     [
         (["--tune", "lr"], "has no values to choose from"),
         (["--tune", "lr=1e-4"], "has no values to choose from"),
-        (["--tune", "seed=0,1"], "none of the settings that can be tuned"),
+        (["--tune", "seed=0,1"], "is not a setting that can be tuned"),
         (["--tune", "lr=1e-4,fast"], 'train.lr is "fast"'),
         (["--tune", "method.gdro.margin=1,2"], "gdro, which is not in the grid"),
         (["--tune", "train.lr_text=0,1", "train.lr_text=0"], "is given twice"),
@@ -367,7 +367,7 @@ def test_a_killed_command_is_told_from_a_stopped_one(tmp_path: Path) -> None:
     os.kill(child.process.pid, signal.SIGKILL)
     child.process.wait()
     assert child.ended()
-    assert child.error() == "ended by SIGKILL, perhaps for lack of memory: try --jobs with fewer"
+    assert child.error() == "ended by SIGKILL, perhaps out of memory: try a smaller --jobs"
     child = Child(Work("x", ["methods"], tmp_path, tmp_path / "log"), {})
     pool.stop([child])
     assert child.error() is None
@@ -525,9 +525,7 @@ def test_checkpoints_of_finished_runs_are_dropped(
     assert main([*words, "--drop-checkpoints"]) == 0
     shown, said = capsys.readouterr()
     assert shown == table
-    assert (
-        " MB of checkpoints of finished runs removed: compare and report still read the runs" in said
-    )
+    assert " MB of checkpoints of finished runs removed: compare and report still read the runs" in said
     assert not [*out.glob("*/*checkpoints*")]
     assert (out / "ncm_s0" / "results.json").read_bytes() == kept
     assert main([*words, "--drop-checkpoints"]) == 0

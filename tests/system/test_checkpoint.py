@@ -284,7 +284,9 @@ def test_a_state_that_would_run_code_is_not_read(tmp_path: Path, toy: str, photo
 
     shutil.rmtree(folder)
     commit(folder, write)
-    with pytest.raises(UserError, match=r"is whole but cannot be read with these versions \(UnpicklingError"):
+    with pytest.raises(
+        UserError, match=r"is intact but cannot be read with these package versions \(UnpicklingError"
+    ):
         run(tmp_path / "run", *tokens)
     assert not (tmp_path / "ran").exists()
 
@@ -293,7 +295,9 @@ def test_a_state_that_would_run_code_is_not_read(tmp_path: Path, toy: str, photo
 def test_a_state_of_something_else(tmp_path: Path, state: object) -> None:
     opened = Run(tmp_path, configured("data=emoji"))
     opened.store.commit(Place(1), lambda folder: torch.save(state, folder / "state.pt"))
-    with pytest.raises(UserError, match=r"stage-000 (is not a run's checkpoint|is intact but cannot be read)"):
+    with pytest.raises(
+        UserError, match=r"stage-000 (is not a run's checkpoint|is intact but cannot be read)"
+    ):
         read(opened)
 
 

@@ -542,7 +542,7 @@ def test_without_kept_views_a_run_goes_on_bit_for_bit(
 ) -> None:
     tokens = [*words, "method=gcl", "tune=top:1", "cache.views=4", "memory.budget=0", "train.epochs=2"]
     whole = run(tmp_path / "whole", *tokens)
-    assert "kept of test images alone" in capsys.readouterr().err
+    assert "kept of test images only" in capsys.readouterr().err
     assert {key[1] for key in kept[0].rows._rows} == {0}  # type: ignore[attr-defined]
     assert run_for(tmp_path / "parts", whole["optimizer_steps"] - 1, *tokens) is None
     assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)

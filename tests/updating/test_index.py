@@ -214,7 +214,7 @@ def test_what_does_not_go_together_is_one_line(world: Path, tmp_path: Path, say:
         (("--index", "keep", "--vectors", tmp_path / "no"), "does not exist: write it with everclip embed"),
         (
             ("--index", "adapt", "--vectors", tmp_path / "other"),
-            "are not those of everclip embed",
+            "use those of everclip embed",
         ),
     ):
         code, out, err = say(*words(world, tmp_path / "v2", *more))

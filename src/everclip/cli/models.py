@@ -11,14 +11,15 @@ from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError
 from everclip.models.catalogue import ModelInfo, catalogue, costs, recommended
 
-_MORE = "Any other open_clip model works too: model=NAME:TAG, hf-hub:ORG/REPO, local-dir:/path, or the"
-" folder of an earlier run. everclip models ViT-B lists all with ViT-B in their names, everclip models"
-" --here those whose weights are on this machine."
+_MORE = (
+    "Any other open_clip model works too: model=NAME:TAG, hf-hub:ORG/REPO, local-dir:/path, or the"
+    " folder of an earlier run. everclip models ViT-B lists all with ViT-B in their names, everclip models"
+    " --here those whose weights are on this machine."
+)
 _HEAD = ("model", "M params", "GFLOP image", "text", "pixels", "ImageNet", "CIFAR-100", "note")
 _LEGEND = (
     "GFLOP: billions of operations in a forward pass, per image and per prompt; training takes three times"
-    " as many."
-    " ImageNet, CIFAR-100: zero-shot top-1 accuracy as open_clip publishes it."
+    " as many. ImageNet, CIFAR-100: zero-shot top-1 accuracy as open_clip publishes it."
 )
 _QUICK = "QuickGELU"
 

@@ -176,8 +176,7 @@ def _rebuild(after: State, version: Path, again: Rebuild) -> None:
         raise KeyboardInterrupt(f"interrupted: {words}") from None
     print(
         f"{again.out}: {len(report.vectors):,} embeddings by {version}, {len(report.skipped)} could not be"
-        f" read;"
-        f" {again.vectors.path} is unchanged",
+        f" read; {again.vectors.path} is unchanged",
         file=sys.stderr,
     )
 

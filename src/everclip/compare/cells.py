@@ -1,6 +1,6 @@
-"""Sort runs into what is compared.
+"""Sort runs into sections, rows and repetitions.
 
-A section for each value of ``by``, in it a row for each method and setting, in that one run for each repetition (seed).
+There is a section per value of ``by``, in it a row per method and setting, and in that one run per repetition (seed).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PRETRAINED = {
     "zero_shot": lambda results: results["zero_shot"],
     "average": lambda results: fmean(results["zero_shot_after_stage"]),
 }
-"""Metrics of the pretrained model that every run records."""
+"""Metrics of the pretrained model, recorded by every run."""
 
 Repetition = tuple[str, ...]
 
@@ -223,7 +223,7 @@ COSTS: Mapping[str, tuple[str, ...]] = {
     "steps": ("optimizer_steps",),
     "samples": ("samples_seen",),
 }
-"""Units of ``equal``, and the keys of results.json that are added up for them."""
+"""Units of ``equal``, and the keys of results.json that they sum."""
 _LENGTH = ("memory.", "train.steps", "train.epochs", "train.batch_size")
 _TOLERANCE = 1.01
 
@@ -250,7 +250,7 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
                 made.append(Section(section.by | {"cost": f"at most {amount(level, unit)}"}, chosen))
                 before = chosen
     if not made:
-        raise UserError(f"--equal {unit}: no two methods can be set side by side at the same cost")
+        raise UserError(f"--equal {unit}: no two methods can be compared at the same cost")
     return made
 
 
@@ -271,4 +271,4 @@ def check(sections: Sequence[Section], by: Sequence[str], over: Sequence[str]) -
         if words := difference(some, excuses):
             key = hint(words.partition(" (")[0], some)
             apart = f"--by {key}, " if key else ""
-            raise UserError(f"these runs differ in {words}: compare them apart, {apart}or --anyway")
+            raise UserError(f"these runs differ in {words}: compare them separately, {apart}or use --anyway")

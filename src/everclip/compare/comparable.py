@@ -1,7 +1,7 @@
-"""Decide which runs may stand side by side, for ``compare`` and for the page of many runs.
+"""Decide which runs are comparable, for ``compare`` and for the page of many runs.
 
-Two runs are comparable where all *facts* agree that both know: the same pictures, prompts, classes, tasks and model.
-What else differs in their configs, but for how they were carried out, makes rows and groups of their own.
+Two runs are comparable if all *facts* that both state agree: the same pictures, prompts, classes, tasks and model.
+Any other difference in their configs, except how they were carried out, puts them into separate rows and groups.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from everclip.runs.finished import Finished
 from everclip.system.text import shortened
 
 REFERENCES = ("zero_shot", "joint")
-"""Methods that are no competitors: the pretrained model, and training on all tasks at once."""
+"""Methods that are references, not competitors: the pretrained model, and training on all tasks at once."""
 ANY = object()
-"""The value of what makes no difference to a run, or is not known of it: any other value fits it."""
+"""The value of a fact that does not matter to a run or is unknown: it agrees with any other."""
 
 _SAME = {"data": "data", "scenario": "scenario.kind", "model": "model", "image_size": "image_size"}
 """Facts of results.json, and the config's keys that say the same."""
@@ -39,7 +39,7 @@ _EXCUSES: dict[str, set[str]] = {
 }
 _POLICY = "memory.policy"
 _HOW = (*CARRIED_OUT, "device", "tuned_on", "loader.")
-"""Beginnings of the keys that say how a run is carried out, not what it computes."""
+"""Prefixes of the keys that say how a run is carried out, not what it computes."""
 _PLAIN = ("tune", "center", "train_captions")
 """Settings that results.json has too, for a run without a config."""
 

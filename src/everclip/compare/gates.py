@@ -63,7 +63,7 @@ def broken(condition: str, comparison: Json) -> list[str]:
                     mean, theirs
                 )
     if not asked:
-        raise UserError(f'--fail-if "{condition}" is about no row of the table: check its names')
+        raise UserError(f'--fail-if "{condition}" matches no row of the table: check its names')
     return lines
 
 

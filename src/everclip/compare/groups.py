@@ -1,8 +1,8 @@
-"""Group runs that may be averaged, and those that may only stand side by side.
+"""Group runs that may be averaged, and those that may only be compared.
 
-A *setting* is what a number cannot be compared without: the model, the data, the scenario, the classes, the test
-images, the prompts. A *group* holds runs of one setting, method and memory size whose configs differ in the seed alone.
-Only the runs of a group are averaged.
+A *setting* is everything that must agree for numbers to be comparable: the model, the data, the scenario, the
+classes, the test images, the prompts. A *group* holds runs of one setting, method and memory size whose configs
+differ only in the seed. Only runs of one group are averaged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from everclip.runs.read import RunData
 from everclip.runs.words import fact, plain
 
 _SHOWN = ("seed", "method", "memory.budget", "memory.per_class")
-"""Config keys that a group is called by."""
+"""Config keys that name a group."""
 Memory = int | str | None
 
 

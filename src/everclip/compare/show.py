@@ -21,7 +21,7 @@ _FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_tra
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _KEPT = "kept MB"
 _STILL = "°"
-"""Mark of rows in which nothing is random."""
+"""Mark of deterministic rows."""
 _SPREADS = {
     "ci": "mean ± 95 % interval",
     "std": "mean ± standard deviation",
@@ -33,7 +33,7 @@ _TEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 WIDE = 100
-"""Columns of a terminal from which on ranks and what is kept have columns."""
+"""Width of a terminal above which ranks and memory get columns."""
 
 
 def _scale(metric: str) -> tuple[float, int]:
@@ -199,9 +199,9 @@ def legend(comparison: Json) -> list[str]:
     metric = name(comparison["metrics"][0]).removesuffix(" %")
     lines: list[str] = []
     if any(not row["random"] for row in _rows(comparison)):
-        lines.append(f"{_STILL}: nothing in it is random, so every seed gives the same")
+        lines.append(f"{_STILL}: deterministic, so every seed gives the same")
     if any(row["kept"] for row in _rows(comparison)):
-        lines.append(f"{_KEPT}: what is kept beside the model, images + state of the method")
+        lines.append(f"{_KEPT}: kept beside the model: images + state of the method")
     bases = {section["against"] for section in comparison["sections"] if section["against"]}
     if tests:
         base = f"to {bases.pop()}" if len(bases) == 1 else "to the best of each table"
@@ -211,7 +211,9 @@ def legend(comparison: Json) -> list[str]:
     if "paired t" in kinds:
         lines.append(f"p: paired t over {' and '.join(comparison['over'])}")
     if "mcnemar" in kinds:
-        lines.append("†: one run each, exact McNemar over test images, which says nothing of other seeds")
+        lines.append(
+            "†: one run each, exact McNemar test over test images, which says nothing about other seeds"
+        )
     overall = comparison["ranks"]
     if overall:
         ranks = sorted(overall["mean_rank"].items(), key=lambda item: item[1])

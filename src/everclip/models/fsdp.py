@@ -111,7 +111,7 @@ class Shards:
     # Gradients --------------------------------------------------------------------------------------------------
 
     def exchange(self) -> Float[Tensor, ""]:
-        """Return the mean gradients over the processes in their places, those of ``parts`` too; the 2-norm of all together.
+        """Replace gradients, also those of ``parts``, by their means over the processes; return the 2-norm of all.
 
         FSDP has taken that mean of what is shared out.
         """

@@ -1,4 +1,4 @@
-"""Collect the runs of a report, read and sorted."""
+"""Collect, read and sort the runs of a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = (
     *("last", "average", "forgetting", "backward_transfer", "forward_transfer"),
     *("seconds", "memory_bytes", "state_bytes", "kept_bytes"),
 )
-"""Keys of results.json that groups are told by in JSON."""
+"""Keys of results.json that identify groups in JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
             skipped.append(str(error))
     waiting = not_begun(found.sweeps, found.runs)
     if not read and not waiting:
-        raise UserError("; ".join(skipped) or "no run to report; name at least one run directory")
+        raise UserError("; ".join(skipped) or "no run to report: give at least one run directory")
     return Report(read, skipped, waiting)
 
 

@@ -1,4 +1,4 @@
-"""Compose figures of the page from the charts of ``everclip.plots``, for a desk or paper and for a phone."""
+"""Compose the page's figures from the charts of ``everclip.plots``, for wide screens, paper and phones."""
 
 from __future__ import annotations
 

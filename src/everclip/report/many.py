@@ -1,4 +1,4 @@
-"""Write what the page says of many runs: for each setting a verdict; tables of accuracy, retention, classes, cost."""
+"""Write the page's text about many runs: a verdict per setting; tables of accuracy, retention, classes and cost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def verdict(setting: Setting) -> list[str]:
     if not ranked:
         done = [f"{g.label}: {len(g.curve)} of {len(setting.tasks)} tasks" for g in setting.every if g.curve]
         some = any(group.finished for group in setting.every)
-        return ["No run but references has finished." if some else "No run of it has finished.", *done]
+        return ["Only references have finished." if some else "No run of this setting has finished.", *done]
     best, span = ranked[0], ranked[0].interval("last")
     assert span is not None
     title = "Best" if all(run.finished for run in setting.runs) else "Best so far"
@@ -80,19 +80,19 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
     names = [f"{group.series} {percent(last_mean(group))}" for group in here[:2]]
     start = f"Memory {size}: {names[0]}, then {names[1]}"
     if not both:
-        return f"{start}; no seed is common to both."
+        return f"{start}; they have no seed in common."
     ahead = paired([first[seed] for seed in both], [second[seed] for seed in both])
     if ahead.low is None or ahead.high is None:
         why = (
             f"with {several(ahead.n, 'seed')} the difference may be chance"
             if ahead.n < LEAST
-            else "the difference is the same for each seed"
+            else "the difference is the same for every seed"
         )
         return f"{start}; {why}."
-    chance = "which may be chance" if ahead.low <= 0 <= ahead.high else "more than chance"
+    chance = "which may be chance" if ahead.low <= 0 <= ahead.high else "more than chance explains"
     return (
-        f"{start}; the difference is {points(ahead.difference)} points (95 % interval over {several(ahead.n, 'seed')},"
-        f" paired: {points(ahead.low)} to {points(ahead.high)}), {chance}."
+        f"{start}; the difference is {points(ahead.difference)} points (95 % interval over"
+        f" {several(ahead.n, 'seed')}, paired: {points(ahead.low)} to {points(ahead.high)}), {chance}."
     )
 
 
@@ -105,7 +105,10 @@ def last_mean(group: Group) -> float:
 def _sure(span: Interval) -> str:
     if span.low is None or span.high is None:
         return several(span.n, "seed")
-    return f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))}, {several(span.n, 'seed')}"
+    return (
+        f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))},"
+        f" {several(span.n, 'seed')}"
+    )
 
 
 def _trained(group: Group, key: str) -> Interval | None:
@@ -132,7 +135,7 @@ def result_table(setting: Setting) -> Table:
                 *group_cells(group),
                 Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds)
                 if group.random
-                else Cell("any", seeds, "nothing in it is random: every seed gives the same"),
+                else Cell("any", seeds, "deterministic: every seed gives the same"),
                 mean(last, "share"),
                 mean(_trained(group, "average"), "share"),
                 _less(last, setting.zero_shot, setting),
@@ -180,7 +183,12 @@ def retention_table(setting: Setting) -> Table:
             ]
         )
     columns = ["method", "memory", "classes below zero-shot, %", "how far below", "unseen next task"]
-    return _table(setting, "retention", [*columns, "surest half right, %", "ECE, %", "too sure by"], rows)
+    return _table(
+        setting,
+        "retention",
+        [*columns, "accuracy of the most confident half, %", "ECE, %", "overconfident by"],
+        rows,
+    )
 
 
 def below(run: RunData) -> tuple[float | None, float | None]:
@@ -200,13 +208,13 @@ def cost_table(setting: Setting) -> Table:
     """Show what each group took, means over seeds."""
     kinds = {
         "seconds": ("time", "duration"),
-        "images_per_second": ("training images a second", "count"),
+        "images_per_second": ("training images per second", "count"),
         "optimizer_steps": ("optimizer steps", "count"),
         "skipped_steps": ("steps skipped", "count"),
         "trainable_parameters": ("trained parameters", "count"),
         "memory_bytes": ("memory: image bytes", "size"),
         "state_bytes": ("method state", "size"),
-        "kept_bytes": ("kept in all", "size"),
+        "kept_bytes": ("kept in total", "size"),
         "cache_bytes": ("activation cache", "size"),
         "peak_memory_bytes": ("peak memory", "size"),
     }

@@ -1,4 +1,4 @@
-"""Write what the page says of one run."""
+"""Write the page's text about one run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _verdict(run: RunData) -> Json:
     if base is None:
         return {
             "mood": "open",
-            "head": f"{unfinished}{percent(last)} right.",
+            "head": f"{unfinished}accuracy {percent(last)}.",
             "more": ["There is no zero-shot accuracy to compare with."],
         }
     images = sum(run.test_counts[:done])
@@ -97,8 +97,8 @@ def _verdict(run: RunData) -> Json:
     if done < planned:
         when = f"{done} of {planned} tasks"
     both = (
-        f"After {when} the model gets {percent(last)} of the test images right;"
-        f" the pretrained model gets {percent(base)} of the same images, among the same classes."
+        f"After {when} the model classifies {percent(last)} of the test images correctly; the pretrained"
+        f" model {percent(base)} of the same images, among the same classes."
     )
     more = [both]
     if mood == "level" and images:
@@ -120,11 +120,11 @@ def _beside_frozen(run: RunData, verdict: Json) -> Json:
     mood = "worse" if level > last and verdict["mood"] != "open" else verdict["mood"]
     words = beside_frozen(level, last)
     more = (
-        f"Frozen features: the strongest classifier in closed form on the pretrained model's features ({method}),"
-        " from the training images of the same tasks; no image is kept."
+        "Frozen features: the strongest closed-form classifier on the pretrained model's features"
+        f" ({method}), from the same tasks' training images; no image is kept."
     )
     if level > last:
-        more += " It gets more right than this run, and trains nothing."
+        more += " It is more accurate than this run and trains nothing."
     head = f"{verdict['head']} {words[0].upper()}{words[1:]}."
     return verdict | {"mood": mood, "head": head, "more": [*verdict["more"], more]}
 
@@ -160,7 +160,8 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         (
             "memory",
             "none" if held == state == 0 else size(None if held is None else held + state),
-            f"{count or 'no'} image{'' if count == 1 else 's'}: {size(held)}; state of the method: {size(state)}",
+            f"{count or 'no'} image{'' if count == 1 else 's'}: {size(held)}; state of the method:"
+            f" {size(state)}",
         ),
         ("time", duration(seconds), f"{seconds:.1f} seconds"),
     ]
@@ -211,12 +212,12 @@ def _cost(run: RunData) -> list[tuple[str, str, str]]:
         ("time", results.get("seconds", sum(stage["seconds"] for stage in run.stages) or None), "duration"),
         ("training images per second", speed, "number"),
         ("optimizer steps", results.get("optimizer_steps", len(run.steps) or None), "count"),
-        ("steps skipped, the loss was not finite", results.get("skipped_steps") or None, "count"),
+        ("steps skipped because the loss was not finite", results.get("skipped_steps") or None, "count"),
         ("training samples seen", results.get("samples_seen"), "count"),
         ("trained parameters", results.get("trainable_parameters"), "count"),
         ("memory: image bytes", results.get("memory_bytes"), "size"),
         ("method state beside the model", results.get("state_bytes"), "size"),
-        ("kept in all: images + state", None if (both := kept(results)) is None else sum(both), "size"),
+        ("kept in total: images + state", None if (both := kept(results)) is None else sum(both), "size"),
         ("activation cache", results.get("cache_bytes"), "size"),
         ("peak memory of the process", results.get("peak_memory_bytes"), "size"),
     ]
@@ -246,21 +247,22 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
     below = [row["change"] for row in per_class if (row["change"] or 0) < 0]
     if below:
         lines.append(
-            f"{len(below)} of {len(per_class)} classes end below zero-shot, by {-100 * sum(below) / len(below):.1f}"
-            " points on average."
+            f"{len(below)} of {len(per_class)} classes end below zero-shot, by"
+            f" {-100 * sum(below) / len(below):.1f} points on average."
         )
     ahead = run.results.get("forward_transfer")
     if ahead is not None:
         lines.append(
-            f"On the next task, before it is learned, the model is {points(ahead)} points from the pretrained one: what"
-            " training has done to classes that it has not seen."
+            f"On the next task, before learning it, the model differs by {points(ahead)} points from the"
+            f" pretrained one: the effect of training on unseen classes (forward transfer)."
         )
     found = predictions(run)
     bins = reliability([found]) if found is not None else []
     if bins:
         over = overconfidence(bins)
         lines.append(
-            f"Its probabilities are off by {100 * calibration_error(bins):.1f} points on average (expected calibration"
-            f" error, {len(bins)} bins): it is too {'sure' if over > 0 else 'unsure'} by {abs(100 * over):.1f} points."
+            f"Its probabilities are off by {100 * calibration_error(bins):.1f} points on average (expected"
+            f" calibration error, {len(bins)} bins): it is {'over' if over > 0 else 'under'}confident by"
+            f" {abs(100 * over):.1f} points."
         )
     return lines

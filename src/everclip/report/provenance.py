@@ -1,4 +1,4 @@
-"""Tell where the numbers come from: every run by name and state, how their configs differ, how to repeat them."""
+"""Document where the numbers come from: every run's name and state, how configs differ, how to repeat runs."""
 
 from __future__ import annotations
 

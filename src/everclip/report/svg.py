@@ -1,4 +1,4 @@
-"""Embed matplotlib's SVG in the page: text as text, colours as CSS variables, nothing that the chart can do without."""
+"""Embed matplotlib's SVG in the page: text as text, colours as CSS variables, nothing superfluous."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def embedded(figure: Figure, ident: str, title: str, description: str) -> Markup
     }
     inside = "".join(_written(one, names) for one in root)
     return Markup(
-        '<svg class="fig" xmlns="{x}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t'
-        ' {i}-d" stroke-linejoin="round"><title id="{i}-t">{t}</title><desc id="{i}-d">{d}</desc>{inside}</svg>'
+        '<svg class="fig" xmlns="{x}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"'
+        ' aria-labelledby="{i}-t {i}-d" stroke-linejoin="round"><title id="{i}-t">{t}</title><desc'
+        ' id="{i}-d">{d}</desc>{inside}</svg>'
     ).format(
         x=_SVG,
         w=width,

@@ -1,4 +1,4 @@
-"""Tell what was tuned: each search's grid with its scores, the winner and the number of trials (``tuned_on``)."""
+"""Show what was tuned: each search's grid with scores, the best value and the number of trials (``tuned_on``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find what would go wrong later before anything runs: data, model, device, and methods that refuse the model."""
+"""Detect errors before anything runs: data, model, device, and methods that refuse the model."""
 
 from __future__ import annotations
 

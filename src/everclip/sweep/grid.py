@@ -1,9 +1,9 @@
-"""Read the grid that ``everclip sweep`` asks for: KEY=VALUE,VALUE words become cells; equal cells share a run.
+"""Read the grid of ``everclip sweep``: KEY=VALUE,VALUE words become cells; equal cells share a run.
 
     method=gcl,ewc memory.budget=0,500 method.ewc.strength=10,100 seed=0..4
 
-Commas part values unless they stand in brackets or quotes; ``0..4`` is 0, 1, 2, 3, 4. ``method.NAME.OPTION`` sets an
-option of one method alone. Of a method that keeps no exemplars one run serves every budget.
+Commas separate values except in brackets or quotes; ``0..4`` is 0, 1, 2, 3, 4. ``method.NAME.OPTION`` sets an option
+of one method only. For a method without exemplars one run serves every budget.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from everclip.system import trust
 from everclip.training import estimate
 
 WHOLE = ("out", "tuned_on", "classnames")
-"""Keys whose value may have commas: they are never parted."""
+"""Keys whose values may contain commas, which are never split."""
 MOST_VALUES = 10_000
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -250,9 +250,7 @@ def parted(text: str, key: str) -> list[str]:
             continue
         first, last = int(span[1]), int(span[2])
         if not 0 <= last - first < MOST_VALUES:
-            raise UserError(
-                f'"{key}={value}" is no range: write the smaller number first, such as {key}=0..4'
-            )
+            raise UserError(f'"{key}={value}" is no range: put the smaller number first, such as {key}=0..4')
         found += map(str, range(first, last + 1))
     return list(dict.fromkeys(found))
 

@@ -1,4 +1,4 @@
-"""Run commands of ``everclip`` side by side, each in a process of its own."""
+"""Run ``everclip`` commands in parallel, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from everclip.sweep.folder import busy
 from everclip.sweep.slots import Environment
 
 GRACE = 60.0
-"""Seconds that a run has to save itself."""
+"""Seconds that a run has to save its progress."""
 EVERY = 0.2
-"""Seconds between looks at the processes."""
+"""Seconds between polls of the processes."""
 STOPPED = (75, 130)
-"""Exit codes of a command that was asked to stop: it goes on with the next sweep."""
+"""Exit codes of a command that was asked to stop; the next sweep continues it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Child:
             return None
         if code < 0:
             return f"ended by {signal.Signals(-code).name}" + (
-                ", perhaps for lack of memory: try --jobs with fewer" if code == -signal.SIGKILL else ""
+                ", perhaps out of memory: try a smaller --jobs" if code == -signal.SIGKILL else ""
             )
         lines = self.work.log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.startswith("error: ")), None)

@@ -1,7 +1,6 @@
-"""Search as ``--tune`` asks, once for each method and memory size, on held-out images of two tasks, before the
-grid is run.
+"""Run the searches of ``--tune`` before the grid, once per method and memory size, on held-out images of two tasks.
 
-Cells that differ in the seed alone share a search, at the first of these; every other axis has its own. A search
+Cells that differ only in the seed share a search, at the first seed; all others have their own. A search
 is ``everclip tune`` (the test set is never read), and the cells then train with its values and its ``tuned_on``.
 """
 
@@ -28,14 +27,14 @@ from everclip.system import trust
 from everclip.training.plan import Plan
 
 RATES = "rates"
-"""The word for the search that ``everclip tune`` makes of itself: the rates of both towers, and of a head."""
+"""The keyword for the default search of ``everclip tune``: the rates of both towers and of a head."""
 ALL = "all"
-"""The word for a search of all that there is to tune, within a number of trials (``everclip.sweep.trials``)."""
+"""The keyword for a search over everything tunable within a number of trials (``everclip.sweep.trials``)."""
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
-"""What follows each value of a search in ``tuned_on``."""
+"""Matches what follows each value of a search in ``tuned_on``."""
 _TRIALS = r", \d+ of {most} trials[^;]*; "
 _KEY = r"(?:^|; )([\w.]+) "
-"""A key of what was searched, in ``tuned_on``."""
+"""Matches a searched key in ``tuned_on``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +86,10 @@ def searches(
         if not named and (not is_override(word) or len(values) < 2):
             raise UserError(f'--tune "{word}" has no values to choose from: use KEY=A,B, {RATES} or {ALL}')
         if named and len(words) > 1:
-            raise UserError(f"--tune {word} stands alone: write the values out to search other keys too")
+            raise UserError(f"--tune {word} cannot be combined: list the values to search other keys too")
         if not named and not key.startswith(("train.", "method.", "center")):
             raise UserError(
-                f"--tune {key} is none of the settings that can be tuned: train.KEY, method.OPTION, center"
+                f"--tune {key} is not a setting that can be tuned: train.KEY, method.OPTION, center"
             )
         given[key] = values
     trust.typed([*given.values()])

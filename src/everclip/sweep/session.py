@@ -1,4 +1,4 @@
-"""Carry out one call of ``everclip sweep``: what is there, what is still to be run, and running it."""
+"""Carry out one call of ``everclip sweep``: find finished runs, plan the missing ones, and run them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class Session:
         grid = read(words, extra)
         if tune and any(cell.config.fork for cell in grid.cells):
             raise UserError(
-                "--tune trains from the first task, a fork begins later: tune first, then fork with the values found"
+                "--tune trains from the first task, but a fork starts later: tune first, then fork with the"
+                " values found"
             )
         asked = [sorted(job.key for job in grid.jobs()), list(tune), *([] if trials is None else [trials])]
         # the same command finds its folder again

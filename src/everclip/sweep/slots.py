@@ -1,4 +1,4 @@
-"""Decide how many runs go side by side, and what each of them has of the machine."""
+"""Decide how many runs go in parallel, and which part of the machine each gets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from everclip.errors import UserError
 
 MOST = 16
-"""Runs side by side on a CPU where nothing else is asked for: more threads each, from there on."""
+"""Largest default number of parallel runs on a CPU; with more cores each run gets more threads."""
 
 Environment = dict[str, str]
 

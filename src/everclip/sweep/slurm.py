@@ -58,7 +58,7 @@ def submit(
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(**values)
     except RuntimeError as error:
-        raise UserError(f"--slurm: {error}: run this where sbatch is, or use --print") from error
+        raise UserError(f"--slurm: {error}: run this on a machine with sbatch, or use --print") from error
     except (NameError, TypeError, AssertionError) as error:
         raise UserError(f"--slurm-set: {error}") from error
     with _safe_path(), executor.batch():

@@ -1,8 +1,9 @@
-"""Search settings within a number of trials: the same number for every method, whatever it has to tune.
+"""Search settings within a number of trials, the same for every method, however many options it has to tune.
 
-A trial is one trained run. The search begins at the config's own values. It goes through the keys in turn and takes the
-best value of each, the others as they are by then; where the winner lies at an edge of its grid, the grid grows by one
-value beyond it, as long as that is better. It begins again while something changed and trials are left.
+A trial is one trained run. The search begins at the config's own values. It goes through the keys in turn and chooses
+the best value of each with the others at their current values; if the best value lies at an edge of its grid, the
+grid grows by one value beyond it, as long as that improves the result. It repeats while anything changes and trials
+are left.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from everclip.system.text import number_in
 from everclip.training.estimate import inner
 
 MOST = 24
-"""Trials of each method and memory size where the user does not say."""
+"""Default number of trials per method and memory size."""
 FACTORS = (0.3, 1.0, 3.0)
-"""The first grid of a rate: the config's own times these. Grids grow where an edge wins."""
+"""The initial grid of a rate: the config's own times these factors. Grids grow while an edge is best."""
 
 Values = dict[str, str]
 Grid = dict[str, list[str]]
 Score = Callable[[Values], float | None]
-"""Accuracy in 0..1 of settings, which are trained for it; None where the loss was not finite."""
+"""Trains with some settings and returns the accuracy in 0..1; None if the loss was not finite."""
 
 
 @dataclass(frozen=True)

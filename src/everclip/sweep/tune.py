@@ -1,4 +1,4 @@
-"""Tune without peeking: settings are chosen on held-out training images of the first two tasks."""
+"""Tune without touching the test set: choose settings on held-out training images of the first two tasks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from everclip.sweep.trials import has_head
 from everclip.system.atomic import write_atomic
 
 SHARE = 0.2
-"""Fraction of the training images that is held out, where the config does not say."""
+"""Default fraction of held-out training images."""
 RATES = (0.1, 0.3, 1.0, 3.0)
-"""The search where none is given: each tower's rate times these, and 0 for the text tower."""
+"""The default search: each tower's rate times these factors, and 0 for the text tower."""
 HEAD_RATES = (0.3, 1.0, 3.0, 10.0)
-"""The same for a head: too small a rate leaves it as it began."""
+"""The same for a head, which hardly changes with too small a rate."""
 
 SEARCHED = ("train.", "method.", "center")
-"""Beginnings of the keys that can be searched."""
+"""Prefixes of the keys that can be searched."""
 
 _LIST = re.compile(r"[^\[\]{}\"',]+(,[^\[\]{}\"',]+)+")
 
@@ -173,7 +173,7 @@ def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> tria
 
     if not grid:
         raise UserError(
-            f"{start.method.name} has nothing to tune: give a key several values, or leave --trials out"
+            f"{start.method.name} has no options to tune: give a key several values, or leave --trials out"
         )
     found = trials.search(grid, trials.start(start, grid), trial.score, most, valid)
     if all(score is None for scores in found.tried.values() for score in scores.values()):

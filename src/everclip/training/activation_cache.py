@@ -73,8 +73,7 @@ def blocks_above(config: Config, method: Method) -> int | None:
     elif trains and cache.views > 1 and augment != "shift_flip":
         raise UserError(
             f"cache.views={cache.views} keeps shifted and mirrored views, but train.augment={augment} asks"
-            f" for others:"
-            " use train.augment=shift_flip, or cache.views=1"
+            f" for others: use train.augment=shift_flip, or cache.views=1"
         )
     elif trains and cache.views == 1 and augment != "none":
         reason = (

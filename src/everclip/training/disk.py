@@ -88,6 +88,5 @@ def check_room(run: Path, needed: float) -> None:
     if needed - there > free:
         raise UserError(
             f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f}"
-            f" GiB free:"
-            " make room, give out=PATH on another disk, or use checkpoint.keep=1"
+            f" GiB free: make room, give out=PATH on another disk, or use checkpoint.keep=1"
         )

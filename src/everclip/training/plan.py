@@ -162,8 +162,7 @@ def _check(plan: Plan) -> None:
             if not len(images) and (part == "training" or new):
                 raise UserError(
                     f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no"
-                    f" {part}"
-                    f" images: add some to its classes, or use fewer tasks"
+                    f" {part} images: add some to its classes, or use fewer tasks"
                 )
     tested = {int(label) for task in tasks for label in np.unique(task.test.labels)}
     untested = [names[label] for label in classes if label not in tested]
@@ -224,8 +223,7 @@ def _check_shards(config: Config, method: Method) -> None:
     if not tuning_of(config.tune, config.tuning.options).shards:
         raise UserError(
             f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and"
-            f" moments are"
-            " small: use distributed.shard=false"
+            f" moments are small: use distributed.shard=false"
         )
     light = config.distributed.gather == "light"
     if light or config.train.accumulate > 1:

@@ -157,8 +157,7 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
     if place is None and run.finished and not run.store.places():
         raise UserError(
             f"the checkpoints of {path} were removed, as by everclip sweep --drop-checkpoints: train it"
-            f" again with"
-            f" everclip train {path / 'config.toml'} out=ANOTHER"
+            f" again with everclip train {path / 'config.toml'} out=ANOTHER"
         )
     if place is None:
         raise UserError(f"{path} has finished no task yet: wait, or continue it with everclip resume {path}")

@@ -112,6 +112,8 @@ def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict
         }
     drop = 100 * (result["old_before"] - result["old_after"])
     passed = drop <= allowed + 1e-9
-    words = f"old classes {100 * result['old_before']:.1f} % -> {100 * result['old_after']:.1f} % on"
-    f" held-out images"
+    words = (
+        f"old classes {100 * result['old_before']:.1f} % -> {100 * result['old_after']:.1f} % on"
+        " held-out images"
+    )
     return {"passed": passed, "max_drop": allowed, "drop": round(drop, 2), "words": words}

@@ -67,8 +67,7 @@ def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
     if mode == KEEP and method in TRAINED:
         raise UserError(
             f"--index keep leaves the encoder unchanged, but --method {method} does not: leave --method"
-            f" out, or use"
-            " --index adapt"
+            f" out, or use --index adapt"
         )
     if vectors is None and mode != KEEP:
         raise UserError(f"--index {mode} needs --vectors: give the folder that everclip embed wrote")
@@ -101,8 +100,7 @@ class Guard:
             raise UserError(
                 f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}),"
                 f" which are not those of {state.spec} ({self._mark[:12]}): use those of everclip embed"
-                f" {state.spec}, or"
-                " --index rebuild"
+                f" {state.spec}, or --index rebuild"
             )
 
     def mark(self, clip: Clip) -> str:
@@ -132,8 +130,7 @@ class Guard:
         if any(one.eligible for one in made) and not any(one.eligible for one in found):
             raise UserError(
                 "--index keep: no candidate that leaves the encoder unchanged can recognise all classes:"
-                " use --index adapt"
-                " or rebuild"
+                " use --index adapt or rebuild"
             )
         return found
 
@@ -245,8 +242,7 @@ def words(told: dict[str, Any], spec: str) -> str:
     if told["count"] is None:
         return (
             f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows"
-            f" no such"
-            " update, --index adapt --vectors FOLDER makes new queries fit them"
+            f" no such update, --index adapt --vectors FOLDER makes new queries fit them"
         )
     now = (
         ""

@@ -39,8 +39,8 @@ def demand_finite(gram: Float64[Tensor, "m m"]) -> None:
     """Refuse sums of features that are nan or inf. Raises RunError."""
     if not gram.isfinite().all():
         raise RunError(
-            "image features are not finite, so nothing can be solved from them: the model's weights are damaged; take"
-            " another copy of it"
+            "image features are not finite, so nothing can be solved from them: the model's weights are"
+            " damaged; take another copy of it"
         )
 
 
@@ -137,7 +137,7 @@ def within_class(
 
 
 def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
-    """Return the fraction of the mean variance in the oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
+    """Return the weight of the mean variance in oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
 
     As scikit-learn computes it, which leaves out terms of 2 / m.
 
