@@ -80,7 +80,7 @@ def test_a_dataset_has_its_own_labels(learner: everclip.Learner, tmp_path: Path)
     learner.learn(found)
     assert learner.classes == ["blue", "green"]
     assert len(learner.predict(found)) == 12
-    with pytest.raises(UserError, match="labels of its own"):
+    with pytest.raises(UserError, match="its own labels"):
         learner.learn(found, ["blue"])
 
 
@@ -209,7 +209,7 @@ def test_features_and_images_are_not_mixed_up(learner: everclip.Learner, tmp_pat
     wrong = {
         "features:8 takes features: give features=": lambda: of_rows.learn(images, names),
         "takes images: give images=": lambda: learner.predict(features=found),
-        "give images or features, one of them": lambda: of_rows.partial_fit(found, labels, features=found),
+        "give either images or features": lambda: of_rows.partial_fit(found, labels, features=found),
         r"features are float64 \[24, 3\]: give an array of floats \[n, 8\]": lambda: of_rows.learn(
             features=found[:, :3], labels=labels
         ),

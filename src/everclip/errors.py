@@ -1,4 +1,4 @@
-"""Say what a user can do wrong, in one line."""
+"""Define the errors that are shown in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 class UserError(ValueError):
     """Bad input of any kind: a config, a file, a name.
 
-    The message is one line: what is wrong, where, and what to write instead. The command line prints it without a
+    The message is one line: what is wrong, where, and what to use instead. The command line prints it without a
     traceback and exits with code 2.
     """
 
@@ -67,9 +67,10 @@ def memory_words(error: BaseException) -> str:
         # torch raises RuntimeError, safetensors and the loader of shared libraries their own
         if short or (not isinstance(cause, UserError) and _NO_MEMORY.search(text)):
             asked = _ASKED.search(text)
-            amount = f" ({asked[1]} {asked[2]} more were asked for)" if asked else ""
+            amount = f" ({asked[1]} {asked[2]} more were requested)" if asked else ""
             return (
-                f"not enough memory{amount}: end other programs, allow more (ulimit -v), or take a smaller model,"
-                " image_size, train.batch_size or loader.cache_mb; what was saved before stays"
+                f"not enough memory{amount}: close other programs, raise the limit (ulimit -v), or use a"
+                f" smaller model, image_size, train.batch_size or loader.cache_mb; whatever was saved"
+                f" before is intact"
             )
     return ""

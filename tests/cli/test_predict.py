@@ -219,7 +219,7 @@ BAD: list[tuple[str, int, str]] = [
     ("{run} {pictures} --reject-below 2", 2, "--reject-below is 2.0: use a probability from 0 to 1"),
     ("{run} -", 2, "no paths on standard input: give one per line"),
     ("{pictures}/0.png {pictures}", 2, "{pictures}/0.png is a file: give a run directory, a model folder or a"),
-    ("{toy} {pictures}", 2, "{toy} comes without classes: give --classes FILE, one name a line"),
+    ("{toy} {pictures}", 2, "{toy} comes without classes: give --classes FILE, one name per line"),
     ("{tmp}/nowhere {pictures}", 2, 'model "{tmp}/nowhere" is no folder and no known name; use NAME:TAG'),
     ("{tmp}/nowhere {pictures} --classes {tmp}/pets.txt", 2, 'model "{tmp}/nowhere" is no folder and no known name'),
     ("{run} {pictures} --classes {tmp}/no.txt", 2, "classes file {tmp}/no.txt cannot be read (No such file"),

@@ -184,7 +184,7 @@ def test_what_cannot_be_opened(run_of: Callable[[str], Path], toy: str, tmp_path
     (tmp_path / "file").write_text("x")
     for spec, classes, message in (
         (str(tmp_path / "file"), None, "is a file: give a run directory, a model folder or a model's name"),
-        (toy, None, "comes without classes: give --classes FILE, one name a line"),
+        (toy, None, "comes without classes: give --classes FILE, one name per line"),
         (toy, ["a", "a"], 'are both named "a"'),
         (str(tmp_path / "no"), ["a"], "is no folder and no known name"),
         (

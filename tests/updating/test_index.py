@@ -83,7 +83,7 @@ def test_without_a_word_the_owner_is_told(world: Path, tmp_path: Path, say: Say)
     assert (told["valid"], told["mode"], told["count"]) == (False, None, None)
     assert told["after"] == fingerprint(open_encoder(str(tmp_path / "v2"))) != told["before"]
     code, _, err = say("search", world / "vectors", "a dog", "--model", tmp_path / "v2")
-    assert (code, "is not the encoder that" in err) == (2, True)
+    assert (code, "is not the encoder of" in err) == (2, True)
 
 
 def test_adapt_lets_new_queries_search_old_embeddings(world: Path, say: Say) -> None:

@@ -1,4 +1,4 @@
-"""Keep embeddings in a folder that grows shard by shard, and read them without loading them.
+"""Store embeddings in a folder that grows shard by shard, and read them memory-mapped.
 
 table.json      what they are of: see ``Table``
 000000.npy      embeddings [n, width], float32 or float16, unit length: numpy.load(..., mmap_mode="r") maps them
@@ -36,7 +36,7 @@ TABLE = "table.json"
 IMAGE, TEXT = "image", "text"
 MOST_WIDTH, MOST_ROWS = 1 << 16, 10**6
 """Numbers of an embedding, and rows of a shard."""
-_AGAIN = "take another copy of it, or embed into a new folder"
+_AGAIN = "use another copy, or embed into a new folder"
 
 _TABLE = kinds.table(
     {
@@ -104,7 +104,7 @@ class Listed:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """The embeddings in a folder, of which nothing is in memory."""
+    """The embeddings in a folder, none of them in memory."""
 
     path: Path
     table: Table
@@ -219,7 +219,7 @@ def read(path: Path, whole: bool = False) -> Vectors:
         raise UserError(f"{path} cannot be read ({error}): {_AGAIN}") from error
     check(table, path / TABLE)
     if not _TABLE(table) or not table["width"]:
-        raise UserError(f"{path / TABLE} is damaged, or of another format than {FORMAT}: {_AGAIN}")
+        raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")
     for name, size in sizes.items():
         _check_size(path / name, size)
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})

@@ -1,4 +1,4 @@
-"""List what is to be embedded: pictures, folders of them and data sources, or the lines of a file, each with an id."""
+"""List what to embed, with ids: pictures, folders of them and data sources, or the lines of a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictures(sources: Sequence[str], written: bool = True) -> tuple[ImageSet, li
         written: whether the user wrote them; what a file names runs no code that it names.
 
     Raises:
-        UserError: one of them is not there, or has no pictures.
+        UserError: one of them does not exist or has no pictures.
     """
     parts, ids = list[ImageSet](), list[str]()
     for spec in sources:
@@ -75,7 +75,7 @@ def _of_source(spec: str, written: bool) -> tuple[ImageSet, list[str]]:
     rows = np.sort(np.concatenate([part.rows for part in parts])) if parts else np.zeros(0, dtype=np.int64)
     if any(part.store is not store for part in parts):
         raise UserError(
-            f"the training and test images of {spec} lie in two places: give each as a source of its own"
+            f"the training and test images of {spec} lie in two places: give each as a separate source"
         )
     if not len(rows):
         raise UserError(f"{spec} has no pictures: give a folder with images")

@@ -29,7 +29,7 @@ from torch import Tensor
 from everclip.system.reading import Unreadable, open_regular
 
 FILE = "index.safetensors"
-"""Of a version whose queries search the embeddings of an earlier encoder."""
+"""File of a version whose queries search an earlier encoder's embeddings."""
 PULLS = (0.01, 0.1, 1.0)
 """mu, in parts of what n unit-length embeddings have in one of d directions on average, n / d."""
 RIDGES = (0.1, 1.0, 10.0)

@@ -1,4 +1,4 @@
-"""Measure a model in use on images with labels: what evaluation, calibration and merging share."""
+"""Measure a learned model on labelled images, for evaluation, calibration and merging."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from everclip.training.evaluate import Scores, evaluate
 log = logging.getLogger("everclip")
 
 KEPT_BYTES = 2 << 30
-"""Pixels that are kept at most; a larger set is decoded each time."""
+"""Largest size of decoded pixels kept, in bytes; a larger set is decoded each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
         return answers(model, images.relabel([label_of.get(name, -1) for name in found.class_names]), pixels)
     if model.plan is not None and expected:
         log.warning(
-            'class "%s" was not learned by the run: tested among the classes of %s alone',
+            'class "%s" was not learned by the run: testing among the classes of %s only',
             *(unknown[0], found.name),
         )
     return text_alone(model.encoder, found, pixels)
@@ -130,8 +130,8 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
     spec = spec_of(spec)
     if model.plan is not None and _is_part_of(spec, model.plan.config.data):
         raise UserError(
-            f"{option} {spec} is the data of {model.spec}: its training images were learned and its test images are"
-            " for the final figure; give images of their own"
+            f"{option} {spec} is the data of {model.spec}: its training images were learned and its test"
+            f" images are for the final result; give other images"
         )
     return load(spec, model)
 
@@ -158,8 +158,8 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
     unknown = [name for name in present(found, found.whole()) if name not in model.names]
     if unknown:
         raise UserError(
-            f'--calibrate {spec} has images of "{unknown[0]}", which is none of the {len(model.names)} classes of'
-            f" {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
+            f'--calibrate {spec} has images of "{unknown[0]}", which is not one of the {len(model.names)}'
+            f" classes of {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
         )
     repeated(model.spec, found.whole(), spec)
     answered = examined(model, found)
@@ -171,5 +171,5 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
             " give more of them"
         )
     if fitted.images < FEW:
-        log.warning("a temperature fitted on %d images is rough; %d are better", fitted.images, FEW)
+        log.warning("a temperature fitted on %d images is rough; use at least %d", fitted.images, FEW)
     return fitted

@@ -1,4 +1,4 @@
-"""Open and save a learned model: an encoder, the classes that it knows, and what makes scores of pictures.
+"""Open and save a learned model: an encoder, its classes, and its classifier.
 
 What can be opened, and which classes there are to choose from:
 
@@ -113,8 +113,9 @@ class Deployed:
             if name not in self.names:
                 near = suggest(name, self.names)
                 raise UserError(
-                    f'"{name}" is none of the {len(self.names)} classes that {self.spec} has learned'
-                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} asks its text tower for any class"
+                    f'"{name}" is not one of the {len(self.names)} classes that {self.spec} has learned'
+                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} asks its text tower for"
+                    f" any class"
                 )
         return replace(self, labels=tuple(label for label in self.labels if self.classes[label] in names))
 
@@ -164,7 +165,7 @@ def open_model(
     if not is_learned(spec):
         if classes is None:
             zoo.check(spec)
-            raise UserError(f"{spec} comes without classes: give --classes FILE, one name a line")
+            raise UserError(f"{spec} comes without classes: give --classes FILE, one name per line")
         check_names(classes, "the classes given")
         prompts = templates or templates_of(spec)
         return zero_shot(spec, zoo.load(spec, image_size, device("auto")), classes, prompts)
@@ -235,7 +236,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
         plan.method.load_state_dict(state)
     except Exception as error:  # another version's state has other keys or shapes, and a stranger's anything
         raise UserError(
-            f"{file} does not fit {FILE} beside it, or these versions: export the model again"
+            f"{file} does not fit {FILE} beside it, or these package versions: export the model again"
         ) from error
     freeze(plan, clip)
     found = of_plan(spec, plan, clip, len(plan.tasks) - 1)

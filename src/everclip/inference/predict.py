@@ -1,4 +1,4 @@
-"""Predict classes of pictures without labels: files as they come, batch by batch."""
+"""Classify pictures without labels, batch by batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 
 BATCH = 64
-"""Pictures that are decoded and encoded at once."""
+"""Number of pictures decoded and encoded at a time."""
 
 
 @dataclass(frozen=True, eq=False)

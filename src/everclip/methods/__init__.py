@@ -1,6 +1,6 @@
-"""Find methods, one file each, by their file names, and export what a method of your own is written with.
+"""Find methods by file name, and export what a method of your own needs.
 
-The contract is imported from here: ``from everclip.methods import Method, MethodConfig, Batch``. Names are loaded when
+Import the contract from here: ``from everclip.methods import Method, MethodConfig, Batch``. Names are loaded when
 they are first used, since torch comes with them.
 """
 

@@ -14,7 +14,7 @@ p of the batch's classes, made to sum to 1. Equation 5 and the estimator are not
 docs/methods.md says what is certain.
 
     Parameters  none
-    State       two moving averages (fp32) an exemplar, one a class
+    State       two moving averages (fp32) per exemplar, one per class
     Passes      1 of the image tower; 1 of the text tower for each class of the batch
     Exemplars   trains on exemplars beside new images
 
@@ -56,16 +56,18 @@ class Gdro(Contrastive):
 
         negatives: Literal["instance", "other_class", "multi_positive"] = Field(
             default="other_class",
-            description="only pairs of other classes; every other pair; or pairs of other classes, with the mean"
-            " similarity to all pairs of the class as the positive",
+            description="only pairs of other classes; every other pair; or pairs of other classes, with the"
+            " mean similarity to all pairs of the class as the positive",
         )
         surrogate: Literal["identity", "squared_hinge"] = Field(
             default="squared_hinge",
-            description="of a difference of similarities: itself, or max(0, margin + difference)^2",
+            description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
+            " difference)^2",
         )
         dro: Literal["kl", "sagawa", "none"] = Field(
             default="kl",
-            description="weights in closed form; Sagawa et al.'s ascent on the batch's losses; or every image alike",
+            description="weights in closed form; Sagawa et al.'s ascent on the batch's losses; or every"
+            " image alike",
         )
         strength: float = Field(
             default=0.1,
@@ -75,8 +77,8 @@ class Gdro(Contrastive):
         step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
         omega: Literal["unbiased", "batch"] = Field(
             default="unbiased",
-            description="how much an image counts: as often as makes the batch an unbiased estimate for all classes; or"
-            " by weights of the batch's classes alone, each the mean of its images in the batch",
+            description="how much an image counts: as often as makes the batch an unbiased estimate for all"
+            " classes; or by weights of the batch's classes alone, each the mean of its images in the batch",
         )
         groups: Literal["class", "class_origin", "class_domain"] = Field(
             default="class",

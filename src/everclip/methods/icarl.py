@@ -14,7 +14,7 @@ its label is what there is to learn, and the old network's answers are kept on t
 exemplars has no mean, so that the head classifies wherever there is one, as with no memory.
 
     Parameters  a linear head
-    State       head and a mean feature a class
+    State       head and a mean feature per class
     Passes      1 of the image tower, and 1 of its frozen copy after the first task
     Exemplars   trains on exemplars beside new images, and classifies by them
 

@@ -12,7 +12,7 @@ happens with domains are those of der_expand.
 
     Parameters  last blocks for each task after the first; a head on the features of all; an auxiliary head
     State       those blocks and heads
-    Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many an epoch
+    Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many per epoch
     Exemplars   trains on exemplars beside new images
 
 Paper: https://arxiv.org/abs/2205.13218

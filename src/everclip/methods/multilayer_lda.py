@@ -26,7 +26,7 @@ exemplars. The twin's sums stay exact, and those of the trained tower are made f
 scores count `follow_weight` as much as the twin's. A fifth of new images and exemplars trains nothing, and is asked.
 
     Parameters  none
-    State       d x d sums, a sum of features a class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
+    State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
                 twin twice that and an image tower
     Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
     Exemplars   none; with adapt and a twin, trains on exemplars beside new images

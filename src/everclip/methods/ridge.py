@@ -16,7 +16,7 @@ X kappa E the nearest to Y, unless it is given. With little data or a large lam 
 never trained scores -inf; with the prior it has its column of W (`unseen=solved`), or kappa e_k (`unseen=text`).
 
     Parameters  none
-    State       d x d sums, a sum of features a class (fp64); the random layer is drawn again
+    State       d x d sums, a sum of features per class (fp64); the random layer is drawn again
     Passes      1 of the image tower in all; in the first task those of adapt too
     Exemplars   none
 

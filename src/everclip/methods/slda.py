@@ -17,7 +17,7 @@ with n the images of all classes: it depends on their order, and a class's first
 from a covariance of the first task's images is left out. A label that was never trained scores -inf.
 
     Parameters  none
-    State       d x d sums, a sum of features a class (fp64)
+    State       d x d sums, a sum of features per class (fp64)
     Passes      1 of the image tower in all; in the first task those of adapt too
     Exemplars   none
 
@@ -96,7 +96,7 @@ class Slda(Statistics):
         self.gram.addmm_(deltas.T * (n / (n + 1)), deltas)
 
     def covariance(self) -> Float64[Tensor, "m m"]:
-        """Sigma; exactly 0 where nothing but rounding errors is left, as with one image a class."""
+        """Sigma; exactly 0 where nothing but rounding errors is left, as with one image per class."""
         scatter = self.gram
         if not self.config.streaming:
             scatter = closed_form.within_class(self.gram, self.sums, self.counts)

@@ -45,12 +45,14 @@ class WiseFt(Wrapper):
 
         wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")
-        options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
+        options: dict[str, int | float | bool | str] = Field(
+            default={}, description="the learning method's options"
+        )
         alpha: float = Field(default=0.5, ge=0, le=1, description="fraction of the learned weights")
         anchor: Literal["zero_shot", "previous", "mean"] = Field(
             default="zero_shot",
-            description="what they are mixed with: the pretrained model, for predictions alone; the model before the"
-            " task; or that, so that the mean of all tasks results",
+            description="weights to average with: the pretrained model, for predictions only; the model"
+            " before the task; or the same with alpha = 1 / t, the mean over tasks",
         )
 
     config: Config

@@ -215,7 +215,7 @@ class Clip(nn.Module):
         """Return unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
         share = self._way.share
         if share is not None and share.light:  # a process's loss reaches the captions of its own images alone
-            assert len(prompts) == sum(share.counts), "a caption an image"
+            assert len(prompts) == sum(share.counts), "a caption per image"
             return share.whole(self._encode_prompts(prompts[share.own], False))
         return self._encode_prompts(prompts, share is not None)
 

@@ -203,7 +203,7 @@ def _runs(keys: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 def class_weights(run: One, ax: Axes | None = None) -> Axes:
     """Draw GDRO's weight of each class over steps, as a multiple of uniform: blue below, orange above, from 1/8 to 8.
 
-    One row a class, in the order learned; hatched before it is learned. At the right, each class's accuracy after its
+    One row per class, in the order learned; hatched before it is learned. At the right, each class's accuracy after its
     task and at the end (cividis), and the last multiple of the heaviest classes.
 
     Raises:
@@ -215,7 +215,7 @@ def class_weights(run: One, ax: Axes | None = None) -> Axes:
 def class_losses(run: One, ax: Axes | None = None) -> Axes:
     """Draw the mean loss of each class's images since the record before: orange above the run's median, blue below.
 
-    One row a class, in the order learned; hatched where a task had no image of it. At the right as ``class_weights``.
+    One row per class, in the order learned; hatched where a task had no image of it. At the right as ``class_weights``.
 
     Raises:
         UserError: no class losses were logged.

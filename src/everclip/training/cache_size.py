@@ -101,6 +101,6 @@ class Size:
         """Describe in a line what is kept."""
         what = "image features are kept" if self.exact else "activations of the frozen trunk are kept"
         if not self.views:
-            what += " of test images only (training hardly repeats a view, so it draws new ones; cache.trunk=on keeps them)"
+            what += " of test images only (training hardly repeats views and draws new ones; cache.trunk=on keeps them)"
         each = f"{size(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
         return f"{what}: {each}, at most {size(self.nbytes)}"

@@ -27,7 +27,7 @@ class FirstSessionConfig(MethodConfig):
         description="method whose loss trains the model in the first task; later ones train nothing",
     )
     adapt_options: dict[str, int | float | bool | str] = Field(
-        default={}, description="that method's options"
+        default={}, description="the learning method's options"
     )
 
 

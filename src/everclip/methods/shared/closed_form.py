@@ -40,7 +40,7 @@ def demand_finite(gram: Float64[Tensor, "m m"]) -> None:
     if not gram.isfinite().all():
         raise RunError(
             "image features are not finite, so nothing can be solved from them: the model's weights are"
-            " damaged; take another copy of it"
+            " damaged; use another copy"
         )
 
 

@@ -23,43 +23,48 @@ from everclip.methods.base.sample_table import SampleTable
 class ContrastiveConfig(MethodConfig):
     """Options of both losses."""
 
-    tau: float = Field(default=0.05, gt=0, description="temperature, or its start where it is learned")
+    tau: float = Field(default=0.05, gt=0, description="temperature, or its initial value if it is learned")
     temperature: Literal["fixed", "learnable", "per_sample"] = Field(
         default="fixed",
-        description="one constant; one that is learned (RGCL-g); or one learned for each pair (RGCL)",
+        description="whether the temperature is constant, learned (RGCL-g), or learned per pair (RGCL)",
     )
     temperature_lr: float = Field(default=1e-4, gt=0, description="step size of learned temperatures")
-    temperature_min: float = Field(default=0.005, gt=0, description="learned temperatures stay above this")
-    temperature_max: float = Field(default=0.5, gt=0, description="and below this")
+    temperature_min: float = Field(default=0.005, gt=0, description="lower bound of learned temperatures")
+    temperature_max: float = Field(default=0.5, gt=0, description="upper bound of learned temperatures")
     rho: float = Field(
-        default=8.0, ge=0, description="weight of a learned temperature itself in the objective"
+        default=8.0, ge=0, description="weight of the learned temperature's own term in the objective"
     )
     gamma: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="fraction of the fresh value in the moving averages; 1: batch only",
+        description="weight of the new value in the moving averages; 1: only the batch",
     )
     gamma_decay: int = Field(
         default=0,
         ge=0,
-        description="epochs over which gamma falls from 1 by a cosine, for samples new in the task; 0: constant",
+        description="epochs over which gamma falls from 1 along a cosine, for samples new in the task; 0:"
+        " constant",
     )
-    carry_over: bool = Field(default=True, description="whether estimators are kept from task to task")
+    carry_over: bool = Field(default=True, description="whether to keep the estimators from task to task")
     negatives: Literal["instance", "other_class", "multi_positive"] = Field(
         default="instance",
-        description="every other pair; only pairs of other classes; or these, with the mean similarity to all pairs"
-        " of the class as the positive",
+        description="negatives: every other pair; only pairs of other classes; or these, with the mean"
+        " similarity to all pairs of the class as the positive",
     )
     surrogate: Literal["identity", "squared_hinge"] = Field(
         default="identity",
-        description="of a difference of similarities: itself, or max(0, margin + difference)^2",
+        description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
+        " difference)^2",
     )
     margin: float = Field(
-        default=0.3, ge=0, le=2, description="of the squared hinge: a negative this far below is free"
+        default=0.3,
+        ge=0,
+        le=2,
+        description="margin of the squared hinge: a negative this far below the positive costs nothing",
     )
     sampling: Literal["uniform", "class_balanced"] = Field(
-        default="uniform", description="batches of images, or of classes and then images of each"
+        default="uniform", description="how batches are drawn: images, or classes and then images of each"
     )
 
 

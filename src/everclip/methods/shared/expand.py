@@ -37,19 +37,21 @@ class ExpandConfig(MethodConfig):
     head_init: HeadInit = initial_rows("the heads'")
     balance: Literal["align", "retrain", "none"] = Field(
         default="align",
-        description="against the lean to new classes, after a task: scale their rows to the mean length of the old"
-        " ones; train the head anew on class-balanced batches, if all classes have images; or nothing",
+        description="correction of the bias towards new classes after a task: scale their rows to the mean"
+        " length of the old ones; retrain the head on class-balanced batches, if all classes have images;"
+        " or nothing",
     )
     retrain_epochs: int | None = Field(
-        default=None, ge=1, description="epochs of balance=retrain; none: as many as of training"
+        default=None, ge=1, description="epochs of balance=retrain; none: as many as in training"
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="whether images of a class that has too few for a batch of balance=retrain come again in it",
+        description="whether a class with too few images for a batch of balance=retrain repeats them"
+        " (again) or not (once)",
         json_schema_extra={"before": "once"},
     )
     retrain_temperature: float = Field(
-        default=5.0, gt=0, description="what balance=retrain divides the scores by"
+        default=5.0, gt=0, description="temperature by which balance=retrain divides the scores"
     )
 
 

@@ -20,7 +20,8 @@ def initial_rows(whose: str = "the head's") -> Any:
     """Make the field of a method's ``Config`` for it."""
     return Field(
         default="zero",
-        description=f"start of {whose} new rows: 0, random (Kaiming-uniform), or the class embeddings",
+        description=f"initial value of {whose} new rows: 0, random (Kaiming-uniform), or the class"
+        f" embeddings",
         json_schema_extra={"before": "kaiming"},
     )
 

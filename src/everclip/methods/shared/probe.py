@@ -33,26 +33,30 @@ class ProbeConfig(MethodConfig):
     probe_epochs: int | None = Field(
         default=None,
         ge=1,
-        description="passes of the linear probe through the tower after each task, on class-balanced batches; none: one"
-        " pass, and on the features kept from it until its loss stops falling",
+        description="epochs of the linear probe after each task, through the tower on class-balanced"
+        " batches; none: one pass, then on the kept features until its loss stops falling",
         json_schema_extra={"before": 5},
     )
-    probe_lr: float = Field(default=1e-3, gt=0, description="its peak learning rate, where epochs are given")
+    probe_lr: float = Field(
+        default=1e-3, gt=0, description="peak learning rate of the probe, if probe_epochs is given"
+    )
     probe_penalty: float = Field(
         default=0.1,
         ge=0,
-        description="L2 penalty on its weights where no epochs are given: 1 / C of a logistic regression on features"
-        " of unit length",
+        description="L2 penalty on the probe's weights if probe_epochs is none: 1 / C of a logistic"
+        " regression on unit-length features",
         json_schema_extra={"before": 0.0},
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="where epochs are given: whether images of a class that has too few for a batch come again in it",
+        description="if probe_epochs is given: whether a class with too few images for a batch repeats them"
+        " (again) or not (once)",
         json_schema_extra={"before": "once"},
     )
     probe_start: Literal["fresh", "kept"] = Field(
         default="fresh",
-        description="where the rows of classes with images begin after a task: anew, or as they were",
+        description="whether the probe's rows of classes with images start anew after a task, or as they"
+        " were",
     )
     head_init: HeadInit = initial_rows()
 

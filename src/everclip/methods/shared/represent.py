@@ -25,7 +25,7 @@ from everclip.methods.shared.probe import Probe, ProbeConfig
 class RepresentConfig(ProbeConfig):
     """Options of the projector."""
 
-    projection: int = Field(default=128, ge=2, description="width of the projections that the loss compares")
+    projection: int = Field(default=128, ge=2, description="width of the projections in the loss")
     hidden: int | None = Field(
         default=None, ge=1, description="width of the projector's hidden layer; none: that of the features"
     )
@@ -93,11 +93,12 @@ class ViewsConfig(RepresentConfig):
 
     objective: Literal["supcon", "simclr", "sogclr"] = Field(
         default="supcon",
-        description="what is learned: contrast of classes; of images; or of images with moving averages",
+        description="contrastive objective: between classes (supcon), between images (simclr), or between"
+        " images with moving averages (sogclr)",
     )
     tau: float = Field(default=0.1, gt=0, description="temperature of the objective")
     gamma: float = Field(
-        default=0.9, gt=0, le=1, description="fraction of the fresh value in sogclr's moving averages"
+        default=0.9, gt=0, le=1, description="weight of the new value in sogclr's moving averages"
     )
 
 

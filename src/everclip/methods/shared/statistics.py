@@ -30,7 +30,7 @@ class StatisticsConfig(FirstSessionConfig):
 
     feature: Literal["projected", "pooled"] = Field(
         default="projected",
-        description="unit-length features, or the image tower's output before its projection as it is",
+        description="unit-length features, or the image tower's raw output before its projection",
     )
 
 
