@@ -316,5 +316,5 @@ def test_two_runs_in_one_folder(tmp_path: Path, train: Train) -> None:
     with FileLock(tmp_path / "run" / ".lock"):
         code, _, stderr = train(settings())
     assert code == 2
-    assert stderr == "error: {tmp}/run is in use by another run: wait for it, or give another out\n"
+    assert stderr == "error: {tmp}/run is in use by another run: wait, or give another out\n"
     assert (tmp_path / "run" / "results.json").read_bytes() == results

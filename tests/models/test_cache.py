@@ -84,7 +84,7 @@ def test_what_is_damaged_is_made_again_and_told_in_one_line(
     assert files(folder) == CONTENT
     verify(folder)
     (line,) = caplog.messages
-    assert line.startswith(f"{folder} was not what is built there (")
+    assert line.startswith(f"{folder} was damaged or outdated (")
     assert line.endswith("): it was built again")
     assert sorted(path.name for path in cache.iterdir()) == ["toy", "toy.lock"]
 

@@ -166,10 +166,7 @@ def test_a_sweep_that_still_goes_on(sweep: Path, tmp_path: Path) -> None:
     (folder / "logs" / "gcl_m0_s0.log").write_text("error: out of <memory>\n")
     shutil.copy(sweep / "sweep.json", folder)
     page = Page(build([folder], tmp_path / "r.html").read_text())
-    assert (
-        "1 of 40 runs are finished; 1 has stopped before its end, 1 has failed, 37 wait for their turn."
-        in page.text
-    )
+    assert "1 of 40 runs are finished; 1 has stopped early, 1 has failed, 37 are waiting." in page.text
     assert "gcl_m0_s0: failed after 3 of 3 tasks: out of <memory>" in page.text
     assert "gdro_m500_s0: stopped after 3 of 3 tasks" in page.text
     assert "gdro_m2000_s1 (method gdro, memory.budget 2000, seed 1)" in page.text

@@ -93,7 +93,7 @@ def test_a_run_is_continued_with_code_that_is_trusted(
     grid = [f"data={photos}", f"model={toy}", "method=gcl", "seed=0,1", *QUICK, f"out={tmp_path}"]
     code, _, err = say("sweep", *grid, "--print", "--trust", half)
     assert code == 0
-    assert f'{half} is left alone: {half}/config.toml asks for the code "{mine}", which is not run' in err
+    assert f'{half} is not touched: {half}/config.toml asks for the code "{mine}", which is not run' in err
     code, _, err = say("train", f"data={photos}", f"model={toy}", "method=gcl", *QUICK, f"out={half}")
     assert code == 2
     assert "holds a run of another config" in err

@@ -1,9 +1,9 @@
 """Exchange values among the processes of a run under torchrun.
 
-Every process loads the same data and makes the same batches, and each takes its own part of a batch through the
-towers. Features are gathered, and every process computes the loss of the whole batch from the same numbers: so labels,
-estimators and group weights are the same everywhere without being exchanged. Of the features' gradient a process keeps
-its own rows. docs/decisions/0014-every-process-computes-the-loss.md has the reasons.
+Every process loads the same data and makes the same batches, and each passes its own part of a batch through the
+towers. Features are gathered, and every process computes the loss of the whole batch from the same numbers: so
+labels, estimators and group weights are the same everywhere without being exchanged. A process keeps its own rows of
+the features' gradient. docs/decisions/0014-every-process-computes-the-loss.md has the reasons.
 
 Without torchrun there is one process, and nothing here does anything.
 """
@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from everclip.errors import RunError
 
 TIMEOUT = timedelta(seconds=50)
-"""Longest wait for the others within a step; one that was killed is noticed at once."""
+"""Longest wait for other processes within a step; a killed one is noticed immediately."""
 PATIENCE = timedelta(minutes=30)
-"""Longest wait where processes may do different things: while a run starts, is saved or is tested."""
+"""Longest wait while processes may do different things: while a run starts, is saved or is tested."""
 _LARGE = 1 << 18
-"""Entries from which a gradient is summed on its own."""
+"""Size from which a gradient is summed on its own."""
 
 
 class Gone(RunError):
@@ -62,8 +62,9 @@ def answered() -> Iterator[None]:
         if isinstance(error, RunError):
             raise
         raise Gone(
-            "another process of this run has ended or does not answer: everclip resume RUN, under torchrun again, goes"
-            " on from its last checkpoint; torchrun --max-restarts=3 with out=PATH does so by itself"
+            "another process of this run has ended or does not answer: everclip resume RUN, again under"
+            " torchrun, continues from the last checkpoint; torchrun --max-restarts=3 with out=PATH does so"
+            " automatically"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Join the processes of a run under torchrun: how they find each other, and how they end."""
+"""Connect the processes of a run under torchrun, and end them together."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _fresh(store: Any, number: int, count: int) -> Any:
             if store.check([f"{word} has {other}"]):
                 missing.remove(other)
         if time.monotonic() > end:
-            raise RuntimeError("not all processes have come")
+            raise RuntimeError("not all processes have started")
         time.sleep(0.02)
     return PrefixStore(word, store)
 

@@ -1,4 +1,4 @@
-"""Read and write everclip.json: what a model folder says of itself, beside the weights that open_clip reads.
+"""Read and write everclip.json, the description of a model folder, beside the weights that open_clip reads.
 
 format          1
 everclip        the version that wrote it
@@ -41,7 +41,7 @@ from everclip.system.text import check, printable
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
 CALIBRATION_FILE = "calibration.json"
-"""A temperature, with the model that it belongs to; checkpoints and versions are left as they are."""
+"""A temperature, with the model that it belongs to; it does not change checkpoints and versions."""
 FORMAT = 1
 _LOCAL = {
     "out",
@@ -57,7 +57,7 @@ _LOCAL = {
     "trackers",
     "tracker",
 }
-"""Keys of a config that tell of the machine, and nothing of the model."""
+"""Keys of a config that describe the machine, not the model."""
 
 
 class _Model(BaseModel):
@@ -128,7 +128,7 @@ def read(folder: Path) -> Card:
         where = printable(".".join(map(str, first["loc"])))
         reason = f"{where}: {first['msg']}" if where else first["msg"]
         raise UserError(
-            f"{path} is damaged or of another version ({reason}): export the model again"
+            f"{path} is damaged or from another version ({reason}): export the model again"
         ) from error
     check_names(card.classes, str(path))
     check_templates(tuple(card.templates), path)
@@ -156,7 +156,7 @@ def identity(folder: Path) -> str:
         try:
             return checkpoint.identity(folder)
         except checkpoint.Damaged as error:
-            raise UserError(f"{folder} is damaged ({error}): take another copy of it") from error
+            raise UserError(f"{folder} is damaged ({error}): use another copy") from error
     return hashlib.sha256(text_of(read(folder)).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Find the runs that the report is about, and where each stands; a sweep's folder tells of runs not yet begun."""
+"""Find the runs of a report and their progress; a sweep's folder also lists runs that have not started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Place = str | os.PathLike[str]
 Kind = Literal["finished", "running", "stopped", "failed", "waiting"]
 _OF_A_SWEEP = {"sweep.json", "logs", "tune"}
 _TAIL = 100_000
-"""Bytes at the end of a log that are looked at."""
+"""Number of bytes read at the end of a log."""
 
 
 class State(NamedTuple):
@@ -172,9 +172,7 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
                 values = ", ".join(f"{key} {value}" for key, value in cell.items() if key != "run")
                 error = failure(path)
                 where = (
-                    State("failed", f"failed at once: {error}")
-                    if error
-                    else State("waiting", "waits for its turn")
+                    State("failed", f"failed immediately: {error}") if error else State("waiting", "waiting")
                 )
                 missing.setdefault(
                     path.resolve(), (f"{path.name} ({values})" if values else path.name, where)
@@ -192,13 +190,13 @@ def _cells(folder: Path) -> list[dict[str, Any]]:
 
 
 def counted(states: Iterable[State]) -> str:
-    """Return ``12 of 20 runs are finished; 1 is running, 1 has failed, 6 wait for their turn``."""
+    """Return ``12 of 20 runs are finished; 1 is running, 1 has failed, 6 are waiting``."""
     kinds: list[str] = [state.kind for state in states]
     verbs = {
         "running": ("is running", "are running"),
-        "stopped": ("has stopped before its end", "have stopped before their end"),
+        "stopped": ("has stopped early", "have stopped early"),
         "failed": ("has failed", "have failed"),
-        "waiting": ("waits for its turn", "wait for their turn"),
+        "waiting": ("is waiting", "are waiting"),
     }
     others = [f"{number} {verb[number > 1]}" for kind, verb in verbs.items() if (number := kinds.count(kind))]
     done = kinds.count("finished")

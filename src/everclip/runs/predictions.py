@@ -1,4 +1,4 @@
-"""Read what a finished run answered for each test image, and tell what that says: confusions, and how sure it was."""
+"""Read a finished run's predictions for the test images, and derive confusions and confidence."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def confusions(run: RunData) -> list[Confusion]:
 
 
 FATES = ("right", "taken for a class learned later", "for one of the same task", "for one learned earlier")
-"""What becomes of a test image of a class that other tasks followed."""
+"""Fates of test images of old classes."""
 
 
 def fates(run: RunData) -> list[float] | None:

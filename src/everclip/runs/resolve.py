@@ -85,8 +85,8 @@ def _of_features(config: Config, method: Method) -> Config:
     for key in ("classnames", "templates"):
         if getattr(config, key) is not None:
             raise UserError(
-                f"{key}={getattr(config, key)} is for a text tower: {config.data} {given}; leave it out, and write"
-                " classnames and text_features into the file"
+                f"{key}={getattr(config, key)} is for a text tower: {config.data} {given}; leave it out,"
+                f" and put classnames and text_features into the file"
             )
     return config.model_copy(update={"model": config.data, "image_size": None})
 

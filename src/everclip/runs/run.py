@@ -1,4 +1,4 @@
-"""Keep a run directory, the only truth about a run: its config, log, checkpoints and results."""
+"""Manage a run directory, the single source of truth about a run: config, log, checkpoints and results."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ log.setLevel(logging.INFO)  # run.log has it all; the command line shows warning
 
 
 HOLDER = ".holder"
-"""The file that says which process has the lock."""
+"""The file that names the process with the lock."""
 IMAGES = "images.npz"
-"""The file that says what the images are (noted.py)."""
+"""The file that records the images (noted.py)."""
 _FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip-[0-9a-f]{8}")
-"""What is there of a run before its config is; the third was so in earlier versions."""
+"""Files of a run that exist before its config; the third is from earlier versions."""
 _IN_PLACE = (".lock", HOLDER, "run.log", "metrics.jsonl", "checkpoints")
-"""What is written in place; other files of a run are replaced as a whole."""
+"""Files written in place; other files of a run are replaced as a whole."""
 
 
 class _RunLog(logging.FileHandler):
@@ -91,7 +91,7 @@ class Run:
     """
 
     writes: ClassVar[bool] = True
-    """Whether this process writes it; of several it is the first."""
+    """Whether this process writes the run; among several only the first does."""
 
     def __init__(self, path: Path, config: Config, changed_data: bool = False) -> None:
         self.path = path
@@ -129,7 +129,7 @@ class Run:
             raise UserError(f"out={path} cannot be used ({above} is not writable): give another out")
         wrong = diverted(path, _IN_PLACE)
         if wrong:
-            raise UserError(f"{path} cannot be written, as {wrong}: a run writes into its own folder alone")
+            raise UserError(f"{path} cannot be written, as {wrong}: a run writes only into its own folder")
         if (path / "config.toml").exists():
             try:
                 with trust.reading():
@@ -138,7 +138,8 @@ class Run:
                 difference = str(error)
             if difference:
                 raise UserError(
-                    f"{path} holds a run of another config ({difference}): give another out, or remove that folder"
+                    f"{path} holds a run of another config ({difference}): give another out, or remove that"
+                    f" folder"
                 )
         elif path.exists() and (
             not path.is_dir() or not all(_FIRST.fullmatch(p.name) for p in path.iterdir())
@@ -166,7 +167,7 @@ class Run:
             self._lock.acquire()
         except Timeout:
             raise UserError(
-                f"{self.path} is in use by another run{self._holder()}: wait for it, or give another out"
+                f"{self.path} is in use by another run{self._holder()}: wait, or give another out"
             ) from None
         except OSError as error:
             raise self._unwritable(error) from error
@@ -265,7 +266,7 @@ class Run:
         self._metrics.touch()
         there = self._metrics.stat().st_size
         if there < size:
-            log.warning("%s is shorter than at the last checkpoint: lines of it are lost", self._metrics)
+            log.warning("%s is shorter than at the last checkpoint: some lines are lost", self._metrics)
             size = self._metrics.read_bytes().rfind(b"\n") + 1
         os.truncate(self._metrics, size)
 

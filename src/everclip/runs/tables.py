@@ -1,6 +1,6 @@
 """Load finished runs as dictionaries and data frames: ``everclip.load_runs`` and its kin. Imports no torch.
 
-Wherever a run is asked for, what ``everclip.train`` returns will do as well as its directory.
+Wherever a run is expected, the return value of ``everclip.train`` works as well as a directory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Places = Place | Iterable[Place]
 _WHICH = ("method", "memory_budget", "seed")
-"""Keys of results.json that tell the runs of one table apart, beside their path."""
+"""Keys of results.json that distinguish the runs of a table, besides their path."""
 
 
 @overload

@@ -1,4 +1,4 @@
-"""Put numbers in words."""
+"""Put numbers into words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from everclip.metrics.stats import by_chance
 Mood = Literal["better", "worse", "level"]
 
 _LISTS = {"templates": "template", "class order": "class", "task order": "task"}
-"""Facts that are lists, and what is counted in them."""
+"""Facts that are lists, with the unit of their entries."""
 
 
 def percent(value: float | None) -> str:
@@ -120,7 +120,7 @@ def fact(key: str, value: Any) -> str:
         return several(len(names), _LISTS[key]) + (f", {first}" if key == "class order" else "")
     words = {
         "image_size": f"{value} px",
-        "validation": "test images" if value == "none" else f"validation share {value}",
+        "validation": "test images" if value == "none" else f"validation fraction {value}",
         "smoke": "trial runs" if value else "full runs",
     }
     other = f"{name} {plain(value)}" if key.startswith(("source.", "schema")) else str(value)

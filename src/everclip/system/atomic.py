@@ -1,4 +1,4 @@
-"""Write files and folders whole: a reader, or a crash, finds what was there or what is to be, and nothing between.
+"""Write files and folders atomically: a reader, or a crash, finds the old or the new content, never a mixture.
 
 Unfinished work stands beside its target under hidden names that no user gives:
 
@@ -144,7 +144,7 @@ def _claimed(path: Path) -> Iterator[None]:
         held.acquire()
     except Timeout:
         raise UserError(
-            f"{path} is being written by another process{_holder(lock)}: wait for it, or give another folder"
+            f"{path} is being written by another process{_holder(lock)}: wait, or give another folder"
         ) from None
     except OSError as error:
         raise UserError(
@@ -210,7 +210,7 @@ def settle(made: Path, path: Path) -> None:
         if error.errno not in _TAKEN:
             raise
         raise UserError(
-            f"{path} was made by something else in the meantime, and is left alone: give another folder"
+            f"{path} was created by something else in the meantime and is not touched: give another folder"
         ) from None
     sync(path.parent)
 

@@ -37,13 +37,13 @@ from everclip.system.reading import JSON_BYTES, parse_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
-"""End of the name of a folder that could not be used; it goes with the next checkpoint."""
+"""Suffix of a folder that could not be used; the next checkpoint removes it."""
 BEFORE = "before"
-"""The folder in which a version keeps the version before it, with a manifest of its own."""
+"""The folder in which a version keeps its predecessor, with its own manifest."""
 EARLIER = "before-"
-"""How the names of its files began where earlier releases kept it beside the version's own files."""
+"""Prefix of its files in earlier releases, which kept them beside the version's own files."""
 UNSIGNED = {"calibration.json"}
-"""Files that may change while a checkpoint stays what it is: each has a hash of its own (calibration.py)."""
+"""Files that may change without changing a checkpoint: each has its own hash (calibration.py)."""
 
 log = logging.getLogger("everclip")
 
@@ -158,9 +158,7 @@ class Store:
             try:
                 trail = self._trail(place)
             except Damaged as error:
-                log.warning(
-                    "checkpoint %s cannot be used (%s): going back to the one before", place.name, error
-                )
+                log.warning("checkpoint %s cannot be used (%s): using the previous one", place.name, error)
                 aside = self.path / (place.name + DAMAGED)
                 shutil.rmtree(aside, ignore_errors=True)
                 self.folder(place).rename(aside)
@@ -168,7 +166,7 @@ class Store:
             self._clear(place)
             return trail
         if any(self.path.glob("*" + DAMAGED)):
-            raise RunError(f"no checkpoint in {self.path} can be used: remove that folder to begin again")
+            raise RunError(f"no checkpoint in {self.path} can be used: remove that folder to start again")
         return []
 
     def newest_task(self) -> Place | None:
@@ -179,7 +177,9 @@ class Store:
                     verify(self.folder(place))
                     return place
                 except Damaged as error:
-                    log.warning("checkpoint %s cannot be used (%s): taking the one before", place.name, error)
+                    log.warning(
+                        "checkpoint %s cannot be used (%s): using the previous one", place.name, error
+                    )
         return None
 
     def _trail(self, place: Place) -> list[Place]:

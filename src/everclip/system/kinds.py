@@ -1,4 +1,4 @@
-"""Check the kinds of values that came from someone else's file. Imports no torch."""
+"""Check the types of values from untrusted files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def table(needed: Mapping[str, Kind], more: Mapping[str, Kind] | None = None) ->
 
 
 SLACK = 1e-9
-"""By which the rounding of a mean may lead out of its range."""
+"""Amount by which rounding may push a mean out of its range."""
 SHARE = number(-SLACK, 1 + SLACK)
 CHANGE = number(-1 - SLACK, 1 + SLACK)
 AMOUNT = number(0, 1e18)

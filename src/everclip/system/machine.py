@@ -1,4 +1,4 @@
-"""Measure the machine's free memory, and say when this process looks for memory to hand back."""
+"""Measure the machine's free memory, and decide when this process returns memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show how a run goes on: a live bar on a terminal, else a plain line now and then."""
+"""Show progress: a live bar on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("everclip")
 EVERY = 10.0
 """Seconds between plain lines."""
 SURE, LEAST = 3.0, 0.01
-"""Seconds, and the fraction of the work, after which what is left can be said."""
+"""Seconds, and fraction of the work, after which the remaining time is estimated."""
 
 
 def duration(seconds: float) -> str:
@@ -136,7 +136,10 @@ class Progress:
         took = time.monotonic() - begun
         if done <= 0 or took < SURE or done < LEAST * total:
             return ""
-        return f"about {duration(took * max(0.0, total - done) / done)} left{' in all' if self._sections else ''}"
+        return (
+            f"about {duration(took * max(0.0, total - done) / done)}"
+            f" left{' in all' if self._sections else ''}"
+        )
 
     def aside(self, name: str, total: int) -> Callable[[int], None]:
         """Start a piece of work inside the present one, which is shown again once it is done.

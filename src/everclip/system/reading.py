@@ -1,4 +1,4 @@
-"""Read files that others may have written or replaced by something else: within bounds, or not at all.
+"""Read untrusted files within bounds, or not at all.
 
 A pipe, a device or a folder in place of a file is refused without waiting for it; so is a file that is too large, or
 nested deeper than anything that everclip writes. Imports no torch.
@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 
 MIB = 2**20
 TEXT_BYTES = 64 * MIB
-"""Most bytes of a list of class names or templates."""
+"""Largest size of a list of class names or templates, in bytes."""
 JSON_BYTES, MOST_PARTS = 64 * MIB, 10**6
-"""Most bytes of a JSON file, and lists and objects in it: the results of 100,000 classes fit."""
+"""Largest size of a JSON file in bytes, and number of lists and objects in it: results of 100,000 classes fit."""
 TOML_BYTES = 1_000_000
-"""Most bytes of a config."""
+"""Largest size of a config, in bytes."""
 DEPTH = 32
-"""Most lists and tables within each other."""
+"""Largest nesting depth of lists and tables."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",

@@ -1,4 +1,4 @@
-"""Clean other people's texts on their way to a terminal, a log or a spreadsheet. Imports no torch."""
+"""Clean untrusted texts before they reach a terminal, a log or a spreadsheet. Imports no torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check(value: Any, where: object) -> None:
         if isinstance(found, str) and printable(found) != found:
             raise UserError(
                 f'{where} has the text "{shortened(printable(found))}", which holds characters that cannot be'
-                " printed: get another copy, or write it without them"
+                " printed: get another copy, or remove them"
             )
         if isinstance(found, dict):
             waiting += [*found, *found.values()]

@@ -1,7 +1,7 @@
 """Send a run's log elsewhere beside ``metrics.jsonl``: each file of this folder is a tracker, found by its name.
 
-``trackers = ["tensorboard"]`` in a config turns one on. A tracker is for looking: what it cannot do is a warning, and
-the run goes on. One of your own is written with ``from everclip.trackers import Numbers, Tracker``.
+``trackers = ["tensorboard"]`` in a config turns one on. A tracker only observes: its errors become warnings, and the
+run continues. Write your own with ``from everclip.trackers import Numbers, Tracker``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Careful:
         self._class = tracker_class(name)
         if lacking := sorted(self._class.__abstractmethods__):
             raise UserError(
-                f'tracker "{name}" has no {" and no ".join(lacking)}: write what Tracker asks for'
+                f'tracker "{name}" has no {" and no ".join(lacking)}: define what Tracker requires'
             )
         package = self._class.package
         if package and find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""Define a tracker: what it is told, and the numbers in that."""
+"""Define a tracker, and extract the numbers from what is logged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tracker(ABC):
         """No options."""
 
     package: ClassVar[str] = ""
-    """What it imports and may not be installed, a shipped one by the extra of its own name; empty: nothing."""
+    """A package that it imports and that may be missing (shipped trackers: an extra of the same name); empty: none."""
 
     def __init__(self, config: Any, run: Config, path: Path) -> None:
         self.config = config
