@@ -103,4 +103,6 @@ def test_counted() -> None:
     assert counted(states) == "All 2 runs are finished."
     assert counted(states[:1]) == "The run is finished."
     others = [State("running", ""), State("failed", ""), State("failed", ""), State("waiting", "")]
-    assert counted(states + others) == ("2 of 6 runs are finished; 1 is running, 2 have failed, 1 is waiting.")
+    assert counted(states + others) == (
+        "2 of 6 runs are finished; 1 is running, 2 have failed, 1 is waiting."
+    )

@@ -420,7 +420,7 @@ def test_a_full_disk(
         ("train.compile=true", "train.compile=true gains nothing on a CPU: leave it out"),
         (
             "train.patch_dropout=0.5 model=CONV",
-            "is no vision transformer that has them in a row: use train.",
+            "is no vision transformer with a sequence of them: use train.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Compute attention as a CPU does it fastest, whatever module asks for it.
+"""Compute attention in the fastest way on a CPU, for any module.
 
 Two things are changed, and both are the same mathematics:
 

@@ -1,4 +1,4 @@
-"""List the models people start from, and the training values that suit them. Imports no torch.
+"""List common models to start from, and suitable training values. Imports no torch.
 
 Any open_clip name and tag works, listed here or not. Zero-shot accuracies, parameter counts, and the operations of
 towers that ``flops`` cannot count are open_clip's own (its files docs/openclip_results.csv and docs/model_profile.csv).
@@ -16,7 +16,7 @@ from everclip.system.reading import Unreadable, read_json
 
 LITE = "lite"
 FEATURES = "features:"
-"""Before a file of features, as data and as a model; as a model also before a width alone."""
+"""Prefix of a features file, as data and as a model; as a model also of a width."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ _SORTED_CHUNK = 64  # where they are sorted by length
 _LOGIT_PARAMETERS = {"logit_scale", "logit_bias"}
 
 Images = UInt8[Tensor, "b 3 height width"] | Float[Tensor, "b ..."]
-"""Pixels as they are loaded; activations of a frozen trunk as they were kept; or what ``normalise`` makes of either."""
+"""Loaded pixels, kept activations of a frozen trunk, or the output of ``normalise`` for either."""
 
 
 class Clip(nn.Module):

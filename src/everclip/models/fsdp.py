@@ -1,4 +1,4 @@
-"""Share out the towers over the processes of a run while they train, by torch's FSDP2.
+"""Shard the towers over the processes of a run in training, with torch's FSDP2.
 
 Outside of a phase every process has the whole model, which teachers, tests and checkpoints read. In a phase each keeps
 its part of the weights of every block, of their gradients and of AdamW's moments; a block is put together when it is

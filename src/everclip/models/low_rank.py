@@ -1,4 +1,4 @@
-"""Give a weight a low-rank update, which is never added up where a linear layer asks for it.
+"""Give a weight a low-rank update that linear layers apply without forming the sum.
 
 ``W + 2 B A`` as one matrix costs a gradient of W's own size before it is projected onto A and B. Taken apart, ``x W'``
 and ``(x A') (2 B)'``, W needs none: a third of a layer's work is saved.

@@ -1,4 +1,4 @@
-"""List the names that a model can be asked for by, and find the nearest to one that there is none of."""
+"""List model names, and find the nearest ones to an unknown name."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def unknown(spec: str) -> str:
             " local-dir:FOLDER"
         )
     *near, last = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)
-    nearest = f"{', '.join(near)} and {last} (everclip models TEXT lists all that hold TEXT)"
+    nearest = f"{', '.join(near)} and {last} (everclip models TEXT lists all that contain TEXT)"
     return f'unknown model "{spec}"; the nearest are {nearest}'

@@ -35,5 +35,6 @@ def unwatched(tower: nn.Module, what: str) -> None:
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
         raise UserError(
-            f"{what}, and the method looks into the image tower while it runs: leave it out, or use another method"
+            f"{what}, but the method reads inside the image tower while it runs: leave it out, or use"
+            f" another method"
         )

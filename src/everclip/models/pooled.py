@@ -1,4 +1,4 @@
-"""Take the image tower's output before its projection into the space that it shares with the text."""
+"""Read the image tower's output before its projection into the joint space."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def _before_matrix(visual: VisionTransformer, images: Tensor) -> Tensor:
 def _none(visual: nn.Module) -> UserError:
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
     return UserError(
-        f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its projection:"
-        " use method.feature=projected"
+        f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its"
+        f" projection: use method.feature=projected"
     )

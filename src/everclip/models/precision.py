@@ -1,4 +1,4 @@
-"""Choose the precision that the towers train in: fp32, bf16, bf16 for the text tower alone, or the fastest here.
+"""Choose the precision of the towers in training: fp32, bf16, bf16 only for the text tower, or the fastest.
 
 bf16 pays where there are units for it (AVX512-BF16, AMX, a GPU) and not on every layer: a depthwise convolution can run
 slower in bf16 than in fp32, and a processor without such units computes bf16 by way of fp32. So a convolutional image
@@ -24,9 +24,9 @@ from everclip.models.passes import UNITS
 Precision = Literal["fp32", "bf16", "bf16_text"]
 
 IMAGES = 2
-"""Images that a layer is timed on; of prompts, which are short, as many as a batch may have."""
+"""Number of images to time a layer on; of prompts, which are short, as many as in a batch."""
 GAIN = 0.9
-"""bf16 is taken in a tower that it runs in at most this fraction of fp32's time: it has to be worth its rounding."""
+"""bf16 is chosen for a tower if it takes at most this fraction of fp32's time: it has to be worth its rounding."""
 _RUNS = 2
 _PROMPTS = tuple(f"a photo of thing {number}." for number in range(16))
 
@@ -49,7 +49,7 @@ class Choice:
         if self.fp32 is None or self.bf16 is None or self.bf16_text is None:
             return ""
         both, text = self.bf16 / self.fp32, self.bf16_text / self.fp32
-        return f" (bf16 takes {both:.2f} of fp32's time, in the text tower alone {text:.2f})"
+        return f" (bf16 takes {both:.2f} of fp32's time, in the text tower only {text:.2f})"
 
 
 @contextmanager

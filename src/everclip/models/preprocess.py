@@ -1,4 +1,4 @@
-"""Reproduce a model's own preprocessing of pictures, as open_clip notes it."""
+"""Reproduce a model's own preprocessing of pictures, as specified by open_clip."""
 
 from __future__ import annotations
 

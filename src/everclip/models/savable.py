@@ -1,4 +1,4 @@
-"""Prepare what a model folder is written of."""
+"""Prepare the content of a model folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Split an image tower in two: blocks that tasks share, and the last blocks, which a task can have of its own.
+"""Split an image tower in two: blocks shared by all tasks, and last blocks that each task may have its own copy of.
 
 A block is a transformer block or a stage of a convolutional tower; all that follows the last block (norm, pooling,
 projection) goes with it. The tower itself runs as always. What enters the first of its last blocks is taken on the
@@ -31,7 +31,7 @@ class Split:
         parts = Parts.of(tower, "method=der_expand")
         if blocks >= len(parts.blocks):
             raise UserError(
-                f"{blocks} blocks of the image tower's {len(parts.blocks)} leave none to share:"
+                f"{blocks} blocks of the image tower's {len(parts.blocks)} leaves none to share:"
                 f" use at most {len(parts.blocks) - 1}, or method=der_expand"
             )
         self.cut = parts.blocks[-blocks]

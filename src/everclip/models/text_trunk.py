@@ -1,4 +1,4 @@
-"""Keep what the frozen part of a text tower, lower blocks or all of it, makes of a prompt: computed once."""
+"""Keep the frozen text tower's (or its lower blocks') output per prompt, computed once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from everclip.models.attention import CpuAttention
 from everclip.models.towers import is_visual
 
 Raw = Callable[[list[str]], Tensor]
-"""Prompts to the text tower's output, by the whole tower."""
+"""Maps prompts to the output of the whole text tower."""
 
 MOST_BYTES = 512 << 20
-"""Of kept activations; what goes beyond is computed anew each time, with the same result."""
+"""Largest size of kept activations; beyond it they are computed each time, with the same result."""
 _PROBE = ["a photo of a cat.", "a dog"]
 
 

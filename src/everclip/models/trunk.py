@@ -1,9 +1,9 @@
-"""Cut off the trunk, the part of an image tower that no task trains, so that what it gives can be kept.
+"""Cut off the trunk, the part of an image tower that no task trains, so that its output can be kept.
 
-A tower is cut before the last of its blocks. What stands below becomes the trunk, from pictures to hidden activations;
-what is left in the tower's place goes on from there, under the names that its weights have always had. A block is a
-transformer block or a stage of a convolutional tower; all that follows the last block (norm, pooling, projection) goes
-with it. With no block above the cut the trunk is the whole tower, and what is left hands its features on.
+A tower is cut before the last of its blocks. What lies below becomes the trunk, from pictures to hidden activations;
+the remaining tower continues from there and keeps its weights' names. A block is a transformer block or a stage of a
+convolutional tower; all that follows the last block (norm, pooling, projection) goes with it. With no block above the
+cut the trunk is the whole tower, and what is left hands its features on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from everclip.errors import UserError
 from everclip.models.pooled import Features
 
 Beside = Callable[[nn.Module, Float[Tensor, "b 3 h w"]], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]]
-"""What is read of a tower beside its features: the tower and normalised pictures to both (``pooled.both``)."""
+"""Reads more than the features from a tower: the tower and normalised pictures to both (``pooled.both``)."""
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 _CONVOLUTIONS = tuple(part + number for number in "123" for part in ("conv", "bn", "act"))
 

@@ -1,4 +1,4 @@
-"""Stand in for a model where features come ready-made: an image tower that hands rows on, and given class embeddings.
+"""Stand in for a model when features are given: an image tower that passes rows on, and fixed class embeddings.
 
 What runs on images runs on such rows unchanged, but for what trains a tower, reads pictures or asks for other prompts.
 A saved one is a folder as ``Clip.save`` writes it, whose config has the ``KEY`` in place of open_clip's towers.
@@ -88,7 +88,8 @@ class Vectors(Clip):
         """Put rows on the model's device. Raises UserError for rows of another width."""
         if images.ndim != 2 or images.shape[1] != self.width:
             raise UserError(
-                f"features of {images.shape[1]} numbers do not fit a model of {self.width}: give those of its own tower"
+                f"features of {images.shape[1]} numbers do not fit a model of {self.width}: give features"
+                f" of its own tower"
             )
         return images.to(self.device, torch.float32, non_blocking=True)
 

@@ -1,4 +1,4 @@
-"""Find the weights of a model: on this machine, on a hub that answers, or out of reach. Nothing is downloaded."""
+"""Locate the weights of a model: on this machine, on a reachable hub, or nowhere. Nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
 CARD_FILE = "everclip.json"
-"""In folders that everclip has written (runs/card.py)."""
+"""File of folders that everclip wrote (runs/card.py)."""
 _PROBE_SECONDS = 3.0
 _REMEDY = (
     "use local-dir:FOLDER with a downloaded copy, set HF_HOME to a cache that holds it "
@@ -101,9 +101,7 @@ def _model_folder(path: Path) -> Path:
             try:
                 verify(path)
             except Damaged as error:
-                raise UserError(
-                    f"model: the folder {path} is damaged ({error}): take another copy of it"
-                ) from None
+                raise UserError(f"model: the folder {path} is damaged ({error}): use another copy") from None
         return path
     store = Store(path / "checkpoints", 1)
     newest = store.newest_task()
@@ -229,7 +227,7 @@ def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
             )
         _resize_pool(visual.attnpool, image_size // 32)
     elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):
-        raise UserError(f'image_size: model "{spec}" takes its own size only, not {image_size}; leave it out')
+        raise UserError(f'image_size: model "{spec}" only takes its own size, not {image_size}; leave it out')
 
 
 def _resize_pool(pool: AttentionPool2d, side: int) -> None:
@@ -315,6 +313,6 @@ def _is_pickle(error: Exception) -> bool:
 def _line(error: Exception) -> str:
     """Return an error's message as one short line."""
     if _is_pickle(error):
-        return "its weights are a pickle that holds more than tensors: take a copy in safetensors"
+        return "its weights are a pickle that holds more than tensors: use a copy in safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

@@ -1,4 +1,4 @@
-"""Only what the method adds, such as a linear head; nothing of the model, the logit scale included."""
+"""Only what the method adds, such as a linear head; nothing of the model, not even the logit scale."""
 
 from __future__ import annotations
 

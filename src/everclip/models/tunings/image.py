@@ -1,4 +1,4 @@
-"""The image tower alone, with the logit scale where the method trains it; the text tower stays as it is."""
+"""The image tower only, with the logit scale if the method trains it; the text tower is frozen."""
 
 from __future__ import annotations
 

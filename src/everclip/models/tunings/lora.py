@@ -1,8 +1,8 @@
 """Low-rank updates of the weights: W + 2 B A with A (R x in), B (out x R), B starting at zero.
 
-They are on all linear layers, attention projections and 1 x 1 convolutions of both towers. They start anew with each
-task and are folded into the weights at its end, so that a checkpoint is an ordinary model. The weights themselves do
-not train, nor does the logit scale.
+They are on all linear layers, attention projections and 1 x 1 convolutions of both towers. They start anew in each
+task and are folded into the weights at its end, so that a checkpoint is an ordinary model. The weights themselves and
+the logit scale do not train.
 
 Paper: Hu et al. 2022, https://arxiv.org/abs/2106.09685
 """

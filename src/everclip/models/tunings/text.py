@@ -1,4 +1,4 @@
-"""The text tower alone, with the logit scale where the method trains it; the image tower stays as it is."""
+"""The text tower only, with the logit scale if the method trains it; the image tower is frozen."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The last blocks of each tower, and what comes after them.
+"""The last blocks of each tower, and everything after them.
 
-A block is a transformer block or a stage of a convolutional tower. The logit scale trains where the method trains it.
+A block is a transformer block or a stage of a convolutional tower. The logit scale trains if the method trains it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Top(Tuning):
     class Config(Tuning.Config):
         """The number of blocks."""
 
-        blocks: int = Field(ge=1, le=9999, description="last blocks K of each tower that train")
+        blocks: int = Field(ge=1, le=9999, description="number K of last blocks per tower that train")
 
     config: Config
 
