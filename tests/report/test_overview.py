@@ -145,7 +145,7 @@ def test_settings_are_never_averaged(tmp_path: Path) -> None:
             )
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
     assert (
-        "The runs belong to 2 settings, which are shown side by side and never averaged: they differ in data."
+        "The runs belong to 2 settings, which are compared but never averaged: they differ in data."
         in page.text
     )
     assert [row[2] for row in page.rows if row[:2] == ["gdro", "200"] and "(n=2)" in row[3]] == ["2", "2"]
