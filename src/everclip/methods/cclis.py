@@ -54,15 +54,15 @@ class Cclis(Represent):
             "probe_penalty": (0.01, 0.1, 1.0),
         }
 
-        tau: float = Field(default=0.5, gt=0, description="temperature of the contrast")
+        tau: float = Field(default=0.5, gt=0, description="temperature of the contrastive loss")
         prototypes: Literal["learned", "text"] = Field(
             default="learned",
-            description="one per class, learned; or the class embeddings, on the features themselves: no"
-            " projector, and the text tower classifies in place of a probe",
+            description="prototypes: one learned per class; or the class embeddings, with raw features, no"
+            " projector, and the text tower as classifier instead of a probe",
         )
         start: Literal["text", "random"] = Field(
             default="text",
-            description="where learned prototypes begin: the projected class embedding, or at random",
+            description="initial value of learned prototypes: the projected class embedding, or random",
         )
         distill: float = Field(default=0.6, ge=0, description="w: weight of the relations; 0: off")
         tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")

@@ -76,14 +76,14 @@ class Icarl(Method):
         }
 
         loss: Literal["bce", "ce"] = Field(
-            default="bce", description="one-vs-all, as published, or cross-entropy and distillation"
+            default="bce", description="loss: one-vs-all, as published, or cross-entropy with distillation"
         )
         distill_weight: float = Field(default=1.0, ge=0, description="of the distillation with loss=ce")
         temperature: float = Field(default=2.0, gt=0, description="of the distillation with loss=ce")
         classifier: Literal["nme", "head"] = Field(
-            default="nme", description="nearest mean of exemplars, or the linear head"
+            default="nme", description="classifier: nearest mean of exemplars, or the linear head"
         )
-        flip: bool = Field(default=False, description="whether means are also taken over mirrored exemplars")
+        flip: bool = Field(default=False, description="whether to include mirrored exemplars in the means")
         head_init: HeadInit = initial_rows()
 
     capabilities = Capabilities(memory_policy="herding", needs_exemplars=True)

@@ -36,9 +36,7 @@ class Joint(Method):
 
         wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method whose loss is used")
-        options: dict[str, int | float | bool | str] = Field(
-            default={}, description="the learning method's options"
-        )
+        options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:

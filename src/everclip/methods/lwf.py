@@ -46,7 +46,8 @@ class Lwf(Distilling):
         }
 
         reference: Literal["old", "current", "random"] = Field(
-            default="old", description="texts: prompts of old classes, of the task's, or random sentences"
+            default="old",
+            description="reference texts: prompts of old classes, of the task's classes, or random sentences",
         )
 
     config: Config

@@ -34,7 +34,7 @@ from everclip.methods.shared.expand import Expand, ExpandConfig
 from everclip.models.split import Split
 
 OWN = 1 / 12
-"""Fraction of a tower that is a task's own, as for one of twelve blocks: what the estimates count with."""
+"""Fraction of a tower that each task owns, as for one of twelve blocks; used by the estimates."""
 
 
 class Memo(Expand):
@@ -51,10 +51,10 @@ class Memo(Expand):
         blocks: int = Field(
             default=1,
             ge=1,
-            description="last blocks (of a convolutional tower: stages) that are a task's own",
+            description="number of last blocks (of a convolutional tower: stages) that each task owns",
         )
         shared: Literal["frozen", "trained"] = Field(
-            default="frozen", description="what happens to the shared blocks after the first task"
+            default="frozen", description="treatment of the shared blocks after the first task"
         )
 
     capabilities = replace(Expand.capabilities, reads="blocks")

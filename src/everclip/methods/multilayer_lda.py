@@ -21,7 +21,7 @@ head on each, and an image's score is the sum of both, unless the pretrained tow
 later tasks, by over one standard error. A fifth of a task's images, at most a thousand, are asked before they are added
 to the sums.
 
-With a memory of at least `follow_from` exemplars per class, `adapt` goes on in later tasks, on new images and
+With a memory of at least `follow_from` exemplars per class, `adapt` continues in later tasks, on new images and
 exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py); its
 scores count `follow_weight` as much as the twin's. A fifth of new images and exemplars trains nothing, and is asked.
 
@@ -71,19 +71,20 @@ class MultilayerLda(Layers):
 
         twin: bool = Field(
             default=True,
-            description="beside a tower that adapt has trained keep the pretrained one, and add the scores of both",
+            description="keep the pretrained tower beside the one trained by adapt, and add the scores of"
+            " both",
         )
         follow_from: int | None = Field(
             default=5,
             ge=1,
-            description="exemplars per class with which adapt goes on in later tasks, where there is a twin; none: it"
-            " never does",
+            description="exemplars per class from which adapt continues in later tasks, if there is a twin;"
+            " none: never",
         )
         follow_weight: float = Field(
             default=0.5,
             ge=0,
-            description="weight of the trained tower's scores beside the twin's once adapt has gone on; 0: the twin"
-            " alone",
+            description="weight of the trained tower's scores beside the twin's once adapt has continued;"
+            " 0: only the twin",
         )
 
     config: Config
@@ -219,7 +220,7 @@ class MultilayerLda(Layers):
         self.kept[WON] = self.kept.get(WON, torch.zeros_like(won)) + won
         more, fewer = self.kept[WON].tolist()
         log.info(
-            "held-out images of later tasks: %d right with both towers alone, %d pretrained alone",
+            "held-out images of later tasks: %d right only with both towers, %d only with the pretrained one",
             more,
             fewer,
         )

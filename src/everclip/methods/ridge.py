@@ -47,14 +47,15 @@ class Ridge(RidgeMethod):
 
         expand: int = Field(default=0, ge=0, description="width of ACIL's random layer; 0: none")
         prior: Literal["none", "text"] = Field(
-            default="none", description="what the classifier is drawn to: zero, or the class embeddings"
+            default="none", description="target of the ridge penalty: zero, or the class embeddings"
         )
         kappa: float | None = Field(
             default=None, gt=0, description="scale of the class embeddings; none: fitted to the sums"
         )
         unseen: Literal["solved", "text"] = Field(
             default="solved",
-            description="with the prior, labels never trained: as the equation has them, or their embedding alone",
+            description="weights of labels never trained, with the prior: from the equation, or only their"
+            " embedding",
         )
 
     config: Config

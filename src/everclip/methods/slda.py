@@ -53,14 +53,15 @@ class Slda(Statistics):
 
         eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas", "gcv"] = Field(
             default="oas",
-            description="shrinkage: oracle-approximating, by generalised cross-validation on the sums, or a share",
+            description="shrinkage: oracle-approximating, by generalised cross-validation on the sums, or a"
+            " fraction",
         )
         target: Literal["mean", "one"] = Field(
-            default="mean", description="what variances are shrunk to: their mean, or 1"
+            default="mean", description="target of the shrinkage: the mean variance, or 1"
         )
         streaming: bool = Field(
             default=False,
-            description="the covariance of Deep SLDA's code, which depends on the order of images",
+            description="use the covariance of Deep SLDA's code, which depends on the order of images",
         )
         log_priors: bool = Field(
             default=False, description="add the logarithm of a class's fraction of the images"

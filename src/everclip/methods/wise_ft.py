@@ -2,12 +2,12 @@
 
     theta = (1 - alpha) theta_anchor + alpha theta_t        for each weight and float buffer of the model
 
-    zero_shot   theta_anchor is the pretrained model. Predictions come from theta; training goes on from theta_t
+    zero_shot   theta_anchor is the pretrained model. Predictions come from theta; training continues from theta_t
     previous    theta_anchor is the model at the task's start. theta takes the place of theta_t (patching)
     mean        the same with alpha = 1 / t, the mean of the models after tasks 1..t
 
 The other method is method.loss, its options are method.options.NAME=VALUE. What it adds to the model, such as a linear
-head, is not mixed. A checkpoint's open_clip folder holds the weights that training goes on from. zscl, which averages
+head, is not mixed. A checkpoint's open_clip folder holds the weights that training continues from. zscl, which averages
 weights at a task's end itself, can have the anchor zero_shot only. alpha = 0 and 1 give the end points bit for bit.
 
     Parameters  those of the loss

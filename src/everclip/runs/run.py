@@ -87,7 +87,7 @@ class Run:
     Use ``Run.open(config)`` to make or continue one, as a context manager.
 
     Args:
-        changed_data: whether it goes on where its images are not those that it began with.
+        changed_data: whether it continues although its images have changed since it began.
     """
 
     writes: ClassVar[bool] = True

@@ -16,7 +16,7 @@ from everclip.sweep.pool import STOPPED
 
 
 class Command:
-    """``everclip WORDS`` as a job. A job that is preempted or out of time is queued again and goes on where it was."""
+    """``everclip WORDS`` as a job. A job that is preempted or out of time is queued again and continues."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)

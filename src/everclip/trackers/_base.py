@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Tracker(ABC):
     """A listener that is told what ``metrics.jsonl`` is told.
 
-    It is made when the run has something to tell, and again where a stopped run goes on.
+    It is made when the run has something to tell, and again when a stopped run continues.
 
     Args:
         config: the ``Config`` of its class, from ``tracker.NAME.OPTION``.

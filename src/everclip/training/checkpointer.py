@@ -86,9 +86,7 @@ class Checkpointer(Journal):
             self._stop_for(*collectives.most(self.stop.requested or 0))
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
-        """Return the number of batches of a phase, which has begun, that are done already; the update goes on
-        after them.
-        """
+        """Return the number of batches of a phase, (begun already) that are done; the update continues after them."""
         target = self._target
         if target is None or phase < target.phase:
             return steps if target else 0

@@ -25,7 +25,7 @@ class Journal:
         """Take note that a phase begins, before the method prepares for it."""
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
-        """Return how many batches of a phase that has begun are done already; the update goes on after them."""
+        """Return how many batches of a phase that has begun are done already; the update continues after them."""
         return 0
 
     def step(self, update: Update, phase: int, done: int) -> None:

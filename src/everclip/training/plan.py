@@ -69,7 +69,7 @@ class Plan:
         return plan
 
     def class_names(self) -> list[list[str]]:
-        """Return names of each task's classes: what a run goes on with must be what it began with."""
+        """Return the names of each task's classes, which must not change when a run continues."""
         return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
 
     def sizes(self) -> Sizes:

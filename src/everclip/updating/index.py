@@ -282,7 +282,7 @@ class Rebuild:
             return embed.embed(clip, spec, None, self.work, self.out, half, progress)
 
     def command(self, spec: str) -> str:
-        """Return the command that goes on with it."""
+        """Return the command that continues it."""
         option = ["--text"] if self.work.kind == folder.TEXT else []
         sources = [word for source in self.work.sources for word in (*option, source)]
         return shlex.join(["everclip", "embed", spec, *sources, "-o", str(self.out)])

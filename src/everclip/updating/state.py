@@ -75,7 +75,7 @@ class State:
         model: None where it knows no class yet.
         known: class names, index = label in everything below; tasks; prompts; base settings.
         frozen: the model whose features the sums are of: no update changes it.
-        tuned: the model that training goes on from; None before the first training.
+        tuned: the model that training continues from; None before the first training.
         exemplars: images of old classes that training sees again.
         checks: images of old classes that are never trained on: candidates are compared on them.
         domains: names of the domains of both.

@@ -1,6 +1,6 @@
 """Adapt in the first session: the first task trains with another method's loss, later ones train nothing.
 
-A method that can bring its statistics along goes on training wherever there are exemplars (``follows``).
+A method that can update its old statistics continues training if there are exemplars (``follows``).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class FirstSessionConfig(MethodConfig):
 
     adapt: Literal["none", "clip", "gcl", "gdro", "finetune"] = Field(
         default="none",
-        description="method whose loss trains the model in the first task; later ones train nothing",
+        description="method whose loss trains the model in the first task; later tasks train nothing",
     )
     adapt_options: dict[str, int | float | bool | str] = Field(
-        default={}, description="the learning method's options"
+        default={}, description="that method's options"
     )
 
 

@@ -122,7 +122,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     passes: ClassVar[Passes] = Passes()
-    """What it asks of the towers, for estimates of time and memory."""
+    """What the method asks of the towers, for estimates of time and memory."""
     capabilities: Capabilities = Capabilities()
     """What the engine has to know of it; ``can`` changes it for an instance whose options decide."""
 
@@ -167,7 +167,7 @@ class Method(nn.Module, ABC):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Prepare before the phases of a task, with its new and memory images.
 
-        A run that goes on within a task calls it again, on the model and the state it had then, and loads the state of
+        A run resumed within a task calls it again, on the model and the state it had then, and loads the state of
         where it stopped after that: so what it makes (teachers, counts) need not be in the state, and what steps change
         has to be.
         """
