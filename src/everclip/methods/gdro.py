@@ -78,7 +78,7 @@ class Gdro(Contrastive):
         omega: Literal["unbiased", "batch"] = Field(
             default="unbiased",
             description="weight of an image: such that the batch is an unbiased estimate for all classes"
-            " (stream); or from the weights of the batch's classes only, each with the mean of its images"
+            " (unbiased); or from the weights of the batch's classes only, each with the mean of its images"
             " in the batch (batch)",
         )
         groups: Literal["class", "class_origin", "class_domain"] = Field(
