@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs setup clean
+.PHONY: demo test test-slow lint docs release setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/everclip train demo
@@ -25,6 +25,10 @@ docs: $(VENV)/.docs
 	$(BIN)/jupyter-nbconvert --log-level WARN --to markdown --output-dir build/pages/notebooks docs/notebooks/*.ipynb
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# Wheel and sdist in dist/, checked, and the demo run from the wheel in a bare environment; nothing is uploaded.
+release: $(VENV)/.release
+	$(BIN)/python tools/release.py
+
 setup: $(VENV)/.dev
 
 $(BIN)/python:
@@ -42,5 +46,9 @@ $(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lite,docs]"
 	touch $(VENV)/.demo $@
 
+$(VENV)/.release: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[release]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -88,7 +88,7 @@ class Shares(Progress):
 
     def say(self, line: str) -> None:
         super().say(line)
-        if " on all seen so far" in line:
+        if " on all classes seen so far" in line:
             self.keep()
 
     def keep(self) -> None:

@@ -104,7 +104,7 @@ def kinds_of_images() -> dict[str, Image.Image]:
 CASES = [
     # The folder.
     Case("no folder given", settings("data=imagefolder:"),
-         f'error: data "imagefolder" needs a folder: write data=imagefolder:/path ({LAYOUT})'),
+         f'error: data "imagefolder" needs a folder: use data=imagefolder:/path ({LAYOUT})'),
     Case("missing folder", settings("data=imagefolder:{root}/no"),
          f"error: data folder {{root}}/no does not exist: give a folder with {LAYOUT}"),
     Case("folder that links to itself", lambda root: (root / "a").symlink_to("a") or ["data=imagefolder:{root}/a"],
@@ -120,7 +120,7 @@ CASES = [
     Case("unknown source", settings("data=imagefoldr:{root}"),
          'error: unknown source "imagefoldr"; did you mean "imagefolder" or "domainfolder"?'),
     Case("emoji of a folder", settings("data=emoji:{root}"),
-         'error: data "emoji" takes no folder: write data=emoji, or data=imagefolder:{root}'),
+         'error: data "emoji" takes no folder: use data=emoji, or data=imagefolder:{root}'),
     Case("empty folder", tree(),
          "error: no images under {root}: put files such as .jpg or .png into CLASS folders there"),
     Case("unreadable folder", lambda root: root.chmod(0),
@@ -142,10 +142,10 @@ CASES = [
          'error: {root} has "train" beside "validation": name the test part "test" or "val"'),
     Case("domains as classes", tree("train,test/oil,ink/x,y"),
          "warning: the folders of {root} are taken as classes though each holds folders of the same names: for"
-         " DOMAIN/CLASS/*.jpg write data=domainfolder:{root}", 0),
+         " DOMAIN/CLASS/*.jpg use data=domainfolder:{root}", 0),
     Case("classes as domains", tree("red,tan", tokens=DOMAINS),
          "error: domain folder {root}/red holds no CLASS folders with images: the layout is DOMAIN/CLASS/*.jpg; for"
-         " CLASS/*.jpg write data=imagefolder:{root}"),
+         " CLASS/*.jpg use data=imagefolder:{root}"),
     Case("tasks of domains without domains", settings("scenario.kind=domain-incremental"),
          "error: imagefolder:{root} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
          " PATH/DOMAIN/CLASS/*.jpg"),
@@ -220,11 +220,11 @@ CASES = [
     # Settings.
     Case("budget below the classes", settings("memory.budget=2"),
          "warning: memory.budget=2 is below the 3 classes: once more than 2 are seen, no class keeps an exemplar;"
-         " write at least 3, or 0", 0),
+         " use at least 3, or 0", 0),
     Case("negative budget", settings("memory.budget=-1"),
-         'error: memory.budget is -1: write a whole number from 0 or "all"'),
+         'error: memory.budget is -1: use a whole number from 0 or "all"'),
     Case("more tasks than classes", settings("scenario.tasks=4"),
-         "error: scenario.tasks=4 but there are 3 classes: write at most 3"),
+         "error: scenario.tasks=4 but there are 3 classes: use at most 3"),
     Case("order with an unknown class of many", tree(*map(str, range(40)), tokens=['scenario.order=["x"]']),
          'error: scenario.order names the unknown class "x"; write names such as "0"'),
     Case("loss that is NaN", settings("train.lr=1e30", "train.steps=3"),
@@ -316,5 +316,5 @@ def test_two_runs_in_one_folder(tmp_path: Path, train: Train) -> None:
     with FileLock(tmp_path / "run" / ".lock"):
         code, _, stderr = train(settings())
     assert code == 2
-    assert stderr == "error: {tmp}/run is in use by another run: wait for it, or give another out\n"
+    assert stderr == "error: {tmp}/run is in use by another run: wait, or give another out\n"
     assert (tmp_path / "run" / "results.json").read_bytes() == results

@@ -241,4 +241,4 @@ def test_image_sizes_are_bounded(
     folder: Path, toy: str, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", toy, "--data", f"imagefolder:{folder}", f"--image-size={size}"]) == 2
-    assert "write a whole number from 16 to 4096" in capsys.readouterr().err
+    assert "use a whole number from 16 to 4096" in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_a_file_is_a_plug_in_wherever_it_lies(
     assert f'asks to run the code "./{name}"' in capsys.readouterr().err
     assert main(["methods", f"./{name}"]) == 0
     assert main(["methods", "./none.py"]) == 2
-    assert 'method "./none.py" is no file: give the path' in capsys.readouterr().err
+    assert 'method "./none.py" does not exist: give the path' in capsys.readouterr().err
 
 
 def test_a_plug_in_is_the_one_class_of_its_kind(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Enter the process: ``everclip``, and ``python -m everclip``, which torchrun starts too."""
+"""Start the process for ``everclip`` and ``python -m everclip``, also under torchrun."""
 
 import signal
 import sys

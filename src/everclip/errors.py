@@ -1,4 +1,4 @@
-"""Say what a user can do wrong, in one line."""
+"""Define the errors that are shown in one line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 class UserError(ValueError):
     """Bad input of any kind: a config, a file, a name.
 
-    The message is one line: what is wrong, where, and what to write instead. The command line prints it without a
+    The message is one line: what is wrong, where, and what to use instead. The command line prints it without a
     traceback and exits with code 2.
     """
 
 
 def shown(value: object, width: int = 60) -> str:
-    """A value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
+    """Return a value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
     if isinstance(value, str) and value.isprintable():
         text = f'"{value}"'
     else:
@@ -27,7 +27,7 @@ def shown(value: object, width: int = 60) -> str:
 
 
 def suggest(word: str, known: Iterable[str], most: int = 3) -> str:
-    """``'; did you mean "x"?'`` for the nearest of ``known``, else a list of what there is.
+    """Return ``'; did you mean "x"?'`` for the nearest of ``known``, else a list of what there is.
 
     Returns a text to append to a message, so that a misspelt key, method or model always says what to write.
     """
@@ -51,7 +51,7 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(\w+)", re.IGNOR
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it was raised for, the latest first, each once."""
+    """Yield an error, and those that it was raised for, the latest first, each once."""
     met: set[int] = set()
     while error is not None and id(error) not in met:
         met.add(id(error))
@@ -67,9 +67,10 @@ def memory_words(error: BaseException) -> str:
         # torch raises RuntimeError, safetensors and the loader of shared libraries their own
         if short or (not isinstance(cause, UserError) and _NO_MEMORY.search(text)):
             asked = _ASKED.search(text)
-            amount = f" ({asked[1]} {asked[2]} more were asked for)" if asked else ""
+            amount = f" ({asked[1]} {asked[2]} more were requested)" if asked else ""
             return (
-                f"not enough memory{amount}: end other programs, allow more (ulimit -v), or take a smaller model,"
-                " image_size, train.batch_size or loader.cache_mb; what was saved before stays"
+                f"not enough memory{amount}: close other programs, raise the limit (ulimit -v), or use a"
+                f" smaller model, image_size, train.batch_size or loader.cache_mb; whatever was saved"
+                f" before is intact"
             )
     return ""

@@ -1,4 +1,4 @@
-"""Learn in Python what ``everclip update`` learns on the command line: Learner.
+"""Do in Python what ``everclip update`` does on the command line: Learner.
 
     learner = everclip.Learner("lite", image_size=96)
     learner.learn(images, ["cat", "dog", ...])
@@ -11,7 +11,7 @@
     learner.predict(features=x)
 
 Images are paths, PIL images, arrays ``[h, w, 3]`` of uint8 (an array ``[n, h, w, 3]`` too), encoded bytes, or a
-Dataset, which has labels of its own.
+Dataset, which has its own labels.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ Images = Sequence[Any] | np.ndarray | Dataset
 Features = np.ndarray
 """Floats ``[n, d]``."""
 ENOUGH = 256
-"""Images of ``partial_fit`` that are waited for at most."""
+"""Largest number of images that ``partial_fit`` collects before learning."""
 BATCH = 128
 
 
 class Learner:
-    """A model with classes, which grows.
+    """A classifier that learns new classes.
 
     Args:
         model: ``lite``, an open_clip ``NAME:TAG``, ``local-dir:FOLDER``, a run, or a folder that was saved;
-            ``features:WIDTH`` takes features ``[n, WIDTH]`` of any model in place of images, and trains no tower.
-        classes: what a model that has learned nothing knows by name.
-        image_size: side in pixels, of such a model.
+            ``features:WIDTH`` takes features ``[n, WIDTH]`` of any model instead of images, and trains no tower.
+        classes: class names for a model that has learned nothing.
+        image_size: side in pixels, for such a model.
         method, exemplars, seed: as in ``everclip update``.
         progress: whether to show a bar, in a notebook too.
         trust: a folder whose files may name code that is then imported, as ``--trust`` does on the command line; it
@@ -103,13 +103,13 @@ class Learner:
         *,
         features: Features | None = None,
     ) -> Learner:
-        """Learn images; the same as ``update`` without a limit on what old classes may lose. Returns the learner.
+        """Learn images, like ``update`` without a limit on the loss of old classes. Returns the learner.
 
         Args:
-            features: in place of images, here and below, where the model takes these.
+            features: instead of images, here and below, for a model that takes features.
 
         Raises:
-            UserError: images and labels do not go together, or a class has no image that can be read.
+            UserError: images and labels do not match, or a class has no readable image.
         """
         self.update(images, labels, features=features)
         return self
@@ -126,10 +126,10 @@ class Learner:
         """Learn new classes, or new images of old ones.
 
         Args:
-            labels: a name an image; None for a Dataset.
+            labels: one class name per image; None for a Dataset.
             test: held-out images with their labels, or a Dataset.
-            max_drop: percentage points that old classes may lose on ``test``, which then needs images of them; where
-                they lose more the learner stays as it was, and ``verdict["gate"]["passed"]`` is false. None: anything.
+            max_drop: percentage points that old classes may lose on ``test``, which then needs images of them; if
+            they lose more, the learner is unchanged and ``verdict["gate"]["passed"]`` is false. None: anything.
 
         Returns:
             the verdict, as in verdict.json.
@@ -161,7 +161,7 @@ class Learner:
         return self
 
     def predict(self, images: Images | None = None, *, features: Features | None = None) -> list[str]:
-        """The most probable class of each image. Raises UserError as ``predict_proba``."""
+        """Return the most probable class of each image. Raises UserError as ``predict_proba``."""
         found = self.predict_proba(images, features=features)
         names = self._state.known.names
         return [names[column] for column in found.argmax(1)]
@@ -169,7 +169,7 @@ class Learner:
     def predict_proba(
         self, images: Images | None = None, *, features: Features | None = None
     ) -> Float[np.ndarray, "n c"]:
-        """Probabilities of the classes.
+        """Return probabilities of the classes.
 
         Raises:
             UserError: an image cannot be read, or the learner knows no class yet.
@@ -186,13 +186,13 @@ class Learner:
     def embed(
         self, images: Images | None = None, *, texts: Sequence[str] | None = None
     ) -> Float32[np.ndarray, "n d"]:
-        """Unit-length embeddings of images, or of texts, by the two towers, whatever classifies on top of them.
+        """Return unit-length embeddings of images or of texts from the two towers, whatever the classifier.
 
         Raises:
             UserError: an image cannot be read, or the model takes features.
         """
         if (images is None) == (texts is None):
-            raise UserError("give images or texts, one of them")
+            raise UserError("give either images or texts")
         if self._width is not None:
             raise UserError(f"{self._state.spec} takes features, which are embeddings already")
         self._catch_up()
@@ -203,10 +203,10 @@ class Learner:
         return embedding.every(clip, given).numpy()
 
     def save(self, folder: str | Path) -> Path:
-        """Write a model folder, new or empty, which all commands and ``load`` take. Returns its path.
+        """Write a model folder (new or empty) that all commands and ``load`` accept. Returns its path.
 
         Raises:
-            UserError: the folder holds something, is being written, or nothing was learned since it was loaded.
+            UserError: the folder is not empty or in use, or nothing was learned since loading.
             RunError: the disk is full or fails.
         """
         self._catch_up()
@@ -220,28 +220,28 @@ class Learner:
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Learner:
-        """The learner that was saved, or a run, or a version; ``options`` are those of the class."""
+        """Return the learner that was saved, or a run, or a version; ``options`` are those of the class."""
         return cls(str(folder), **options)
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def _given(self, images: Images | None, features: Features | None) -> Images:
-        """What is given to learn from or to name. Raises UserError where that is not what the model takes."""
+        """Return what is given to learn from or to name. Raises UserError where that is not what the model takes."""
         given = images if features is None else features
         if given is None or (images is not None and features is not None):
-            raise UserError("give images or features, one of them")
+            raise UserError("give either images or features")
         if not isinstance(given, Dataset) and (features is None) != (self._width is None):
             takes = "images" if self._width is None else "features"
             raise UserError(f"{self._state.spec} takes {takes}: give {takes}=...")
         return given
 
     def _dataset(self, images: Images, labels: Sequence[str] | None = None) -> Dataset:
-        """A data set to learn. Raises UserError for labels that do not go with the images."""
+        """Return a data set to learn. Raises UserError for labels that do not go with the images."""
         if not isinstance(images, Dataset):
             names = _checked(images, labels)
             return _of_contents(encoded(images, self._width), names, self._width)
         if labels is not None:
-            raise UserError("a Dataset has labels of its own: leave labels out")
+            raise UserError("a Dataset has its own labels: leave labels out")
         return images
 
     def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class Learner:
 
 
 def _limit(max_drop: float | None) -> dict[str, Any]:
-    """The options that say how much old classes may lose; None: they need not even be measured."""
+    """Return the options that say how much old classes may lose; None: they need not even be measured."""
     return {"max_drop": 100.0 if max_drop is None else max_drop, "unmeasured": max_drop is None}
 
 
@@ -287,12 +287,12 @@ class _Silent(Progress):
 
 
 def _checked(images: Any, labels: Sequence[str] | None) -> list[str]:
-    """Labels as names. Raises UserError where there is not one for each image."""
+    """Return labels as names. Raises UserError where there is not one for each image."""
     names = [] if labels is None else [str(label).strip() for label in labels]
     if len(names) != len(images) or not len(images):
-        raise UserError(f"{len(images)} images and {len(names)} labels: give one class name an image")
+        raise UserError(f"{len(images)} images and {len(names)} labels: give one class name per image")
     if "" in names:
-        raise UserError(f"label {names.index('')} is empty: give one class name an image")
+        raise UserError(f"label {names.index('')} is empty: give one class name per image")
     return names
 
 
@@ -304,7 +304,7 @@ def _of_contents(contents: Sequence[bytes], names: Sequence[str], width: int | N
 
 
 def _held(found: Dataset) -> Dataset:
-    """The images as a test part."""
+    """Return the images as a test part."""
     return replace(found, train=found.test, test=found.train)
 
 

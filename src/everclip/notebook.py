@@ -1,4 +1,4 @@
-"""Train in Python what ``everclip train`` trains on the command line: ``everclip.train``.
+"""Do in Python what ``everclip train`` does on the command line: ``everclip.train``.
 
 run = everclip.train(method="gdro", memory={"budget": 200}, out="runs/mine")
 run.results["last"], run.path
@@ -39,8 +39,8 @@ def train(
 ) -> Finished:
     """Learn tasks one after another in a run directory, as ``everclip train`` does, and return the finished run.
 
-    An unfinished run at ``out`` is continued where its settings are the same, and a finished one is returned as it is.
-    An interrupt is answered after the step under way, with a checkpoint. torch's random state is left as it was.
+    An unfinished run at ``out`` with the same settings is continued, and a finished one is returned. An interrupt
+    stops after the current step, with a checkpoint. torch's random state is not changed.
 
     Args:
         base: the name of a shipped config ("cifar100/gdro-m500"), a .toml file, or a mapping of settings.
@@ -49,13 +49,12 @@ def train(
         settings: keys of docs/config.md, nested (``memory={"budget": 200}``) or dotted (``**{"memory.budget": 200}``).
             Texts are read as on the command line; None is ``none``.
 
-    Returns:
-        its directory (``path``), results.json (``results``) and flat config (``config``).
+    Returns: the run's directory (``path``), results.json (``results``) and flat config (``config``).
 
     Raises:
-        UserError: a setting, the data or the model is not right: the line that the command line prints.
+        UserError: a setting, the data or the model is wrong, with the message of the command line.
         RunError: training fails, or the disk does.
-        KeyboardInterrupt: with the way to go on; ``system.signals.Stopped`` after SIGTERM, SIGUSR1 or SIGHUP.
+        KeyboardInterrupt: with how to continue; ``system.signals.Stopped`` after SIGTERM, SIGUSR1 or SIGHUP.
     """
     given = {**base, **settings} if isinstance(base, Mapping) else settings
     first = [] if base is None or isinstance(base, Mapping) else [fspath(base)]
@@ -72,7 +71,7 @@ def train(
 
 
 def complete(run: Run, quiet: bool = False) -> dict[str, Any]:
-    """Train an open run to its end, unless it is finished, and write its page where it has none; returns its results.
+    """Train an open run to its end unless it is finished, write its page if missing, and return its results.
 
     Raises:
         Stopped: a signal asked to stop, and the run is saved.
@@ -100,11 +99,11 @@ def trained(run: Run, quiet: bool = False) -> dict[str, Any]:
 
 
 def _words(settings: Settings, prefix: str = "") -> Iterator[str]:
-    """Settings as KEY=VALUE, in which the command line's reading and its messages are the same."""
+    """Yield settings as KEY=VALUE, in which the command line's reading and its messages are the same."""
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if not key.replace(".", "").replace("-", "").isidentifier():
-            raise UserError(f"{shown(key)} is no key: write for example train.lr, or a section such as train")
+            raise UserError(f"{shown(key)} is no key: use for example train.lr, or a section such as train")
         if isinstance(value, Mapping):
             yield from _words(value, f"{key}.")
         else:

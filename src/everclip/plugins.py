@@ -1,8 +1,8 @@
 """Find plug-ins by file name: adding one costs one file, no registry.
 
-A plug-in of kind ``methods`` named ``gdro`` is the module ``everclip.methods.gdro``. Plug-ins outside the package work
-the same: a dotted name such as ``my_package.my_method`` is imported from where Python finds modules or from the working
-folder, a file such as ``./my_method.py`` as it stands; ``trust`` says which. Its module defines one class of the kind.
+A plug-in of kind ``methods`` named ``gdro`` is the module ``everclip.methods.gdro``. Plug-ins outside the package
+work the same: a dotted name such as ``my_package.my_method`` is imported from Python's path or the working folder, a
+file such as ``./my_method.py`` directly, if ``trust`` allows it. Its module defines one class of the kind.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ _ROOT = Path(__file__).parent
 _HYPHENS = ("data/scenarios",)
 """Kinds whose names have hyphens where their files have underscores."""
 _outside: set[str] = set()
-"""Packages and files from outside that plug-ins are of, whether or not they could be loaded."""
+"""Outside packages and files of plug-ins, whether or not they could be loaded."""
 
 
 def names(kind: str) -> list[str]:
-    """Sorted names of the plug-ins shipped in the folder ``kind`` (``methods``, ``data/sources``); imports nothing."""
+    """List the plug-ins shipped in the folder ``kind`` (``methods``, ``data/sources``), sorted, without importing
+    them."""
     stems = sorted(path.stem for path in (_ROOT / kind).glob("*.py") if not path.stem.startswith("_"))
     return [stem.replace("_", "-") for stem in stems] if kind in _HYPHENS else stems
 
@@ -43,7 +44,7 @@ def _stem(kind: str, name: str) -> str:
 
 
 def docstring(kind: str, name: str) -> str:
-    """The module docstring of a shipped plug-in, read without importing it (so without torch)."""
+    """Return the module docstring of a shipped plug-in, read without importing it (so without torch)."""
     source = (_ROOT / kind / f"{_stem(kind, name)}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
 
@@ -52,8 +53,8 @@ def load(kind: str, name: str) -> ModuleType:
     """Import the plug-in ``name`` of ``kind``.
 
     Raises:
-        UserError: no such plug-in; the message suggests the nearest name. Or it is a module that only a file asks for
-            (``trust.Refused``).
+        UserError: no such plug-in; the message suggests the nearest name. Or only a file that is not trusted asks for
+        it (``trust.Refused``).
     """
     what = _one(kind)
     if trust.is_code(name):
@@ -65,7 +66,8 @@ def load(kind: str, name: str) -> ModuleType:
             return _import(name)
         except ModuleNotFoundError as error:
             raise UserError(
-                f'{what} "{name}" cannot be imported: {error}; give a module in the working folder or on PYTHONPATH'
+                f'{what} "{name}" cannot be imported: {error}; give a module in the working folder or on'
+                f" PYTHONPATH"
             ) from error
     if name not in names(kind):
         raise UserError(f'unknown {what} "{name}"{suggest(name, names(kind))}')
@@ -73,7 +75,7 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def find(kind: str, name: str, base: type[Base]) -> type[Base]:
-    """The one class of the kind that the plug-in ``name`` defines.
+    """Return the one class of the kind that the plug-in ``name`` defines.
 
     Args:
         base: what all classes of the kind inherit from.
@@ -97,7 +99,7 @@ def find(kind: str, name: str, base: type[Base]) -> type[Base]:
 
 
 def _one(kind: str) -> str:
-    """What one plug-in of a kind is called: ``method``, ``policy``."""
+    """Return what one plug-in of a kind is called: ``method``, ``policy``."""
     word = kind.rsplit("/", 1)[-1]
     return f"{word[:-3]}y" if word.endswith("ies") else word.removesuffix("s")
 
@@ -106,7 +108,7 @@ def _file(what: str, name: str) -> ModuleType:
     """Import a Python file, once in a process."""
     path = Path(name).expanduser().resolve()
     if not path.is_file():
-        raise UserError(f'{what} "{name}" is no file: give the path of a Python file that is there')
+        raise UserError(f'{what} "{name}" does not exist: give the path of a Python file')
     known = f"everclip_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     if known not in sys.modules:
         spec = importlib.util.spec_from_file_location(known, path)
@@ -143,13 +145,13 @@ def _import(name: str) -> ModuleType:
 
 
 def returned(plug_in: object, hook: str) -> str:
-    """How a message about what a plug-in's hook has returned begins: with its class and its file."""
+    """Return how a message about what a plug-in's hook has returned begins: with its class and its file."""
     cls = type(plug_in)
     return f"{cls.__name__}.{hook} ({inspect.getfile(cls)}) has returned"
 
 
 def fault(error: BaseException) -> str:
-    """Where in a plug-in from outside an error was raised, as ``FILE, line N, in FUNCTION``; empty where in none."""
+    """Return where an outside plug-in raised an error, as ``FILE, line N, in FUNCTION``; empty if none did."""
     if isinstance(error, SyntaxError) and error.filename and _of_plugin(error.filename):
         return f"{error.filename}, line {error.lineno}"
     found = ""

@@ -12,11 +12,11 @@ import numpy as np
 
 
 def hash64(*parts: object) -> int:
-    """A stable 63-bit hash of the parts' text: the same on every machine, Python and run."""
+    """Return a stable 63-bit hash of the parts' text: the same on every machine, Python and run."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, stream: str, *key: int) -> np.random.Generator:
-    """The generator of one stream ("order", "augment", "init", ...) at one place (stage, epoch, step, ...)."""
+    """Return the generator of one stream ("order", "augment", "init", ...) at one place (stage, epoch, step, ...)."""
     return np.random.default_rng(np.random.SeedSequence([seed, hash64(stream), *key]))

@@ -75,14 +75,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["trian"], 'unknown command "trian"; did you mean "train"?'),
         (["--foo"], 'unknown command "--foo"; known: classes, compare, configs'),
-        (["train", "--lr=3"], 'unknown option "--lr=3": settings have no dashes, write train.lr=VALUE'),
+        (["train", "--lr=3"], 'unknown option "--lr=3": settings have no dashes, use train.lr=VALUE'),
         (
             ["train", "--batch-size", "3"],
-            'unknown option "--batch-size": settings have no dashes, write train.batch',
+            'unknown option "--batch-size": settings have no dashes, use train.batch',
         ),
         (["train", "--dry"], "Unknown option: --dry. Did you mean --dry-run? See everclip train --help"),
         (["train", "sed=1"], 'unknown key "sed"; did you mean "seed"?'),
-        (["train", "seed=x", "--dry-run"], 'seed is "x": write a whole number'),
+        (["train", "seed=x", "--dry-run"], 'seed is "x": use a whole number'),
         (["evaluate"], "everclip evaluate needs RUN: see everclip evaluate --help"),
         (["resume", "a", "b"], 'everclip resume does not take "b": see everclip resume --help'),
         (["methods", "gdor"], 'unknown method "gdor"; '),

@@ -60,7 +60,7 @@ def test_the_offline_default_can_run(capsys: pytest.CaptureFixture[str]) -> None
     } == {"ok"}
     assert main(["doctor", "--config", "default", "device=cpu"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == 'The config default can run: write "everclip train default device=cpu".'
+    assert last == 'The config default can run: use "everclip train default device=cpu".'
 
 
 def test_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +149,7 @@ def test_no_such_device(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("has that device")
     code, rows = examined(capsys, "--config", "default", "device=cuda:999")
     assert (code, rows["device"]["state"]) == (1, "fail")
-    assert "write device=cpu" in rows["device"]["text"]
+    assert "use device=cpu" in rows["device"]["text"]
 
 
 def test_a_config_that_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,9 +170,9 @@ def test_a_card_that_is_too_small_gets_a_batch_that_fits() -> None:
     assert _needs.device_memory(config, model, SIZES, ("a card", 80 * GIB)).state == "ok"
     assert _needs.device_memory(config, model, SIZES, ("a card", int(1.02 * wanted))).state == "warn"
     found = _needs.device_memory(config, model, SIZES, ("a card", 16 * GIB))
-    assert (found.state, found.remedy) == ("fail", "write train.batch_size=128")
+    assert (found.state, found.remedy) == ("fail", "use train.batch_size=128")
     found = _needs.device_memory(config, model, SIZES, ("a card", 1 * GIB))
-    assert found.remedy == "take a smaller model, or a card with more memory"
+    assert found.remedy == "use a smaller model, or a GPU with more memory"
     assert _needs.device_memory(config, model, SIZES, ("xpu", None)).state == "warn"
 
 
@@ -180,7 +180,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     config, model = resolve(load_config(["checkpoint.keep=1000000000"])), costs("lite")
     assert model is not None
     (found,) = _needs.disk(config, model, SIZES)
-    assert (found.state, found.remedy) == ("fail", "make room, or write out=PATH on another disk")
+    assert (found.state, found.remedy) == ("fail", "make room, or use out=PATH on another disk")
     assert str(tmp_path) in found.text
 
 
@@ -188,7 +188,7 @@ def test_pictures_that_do_not_fit_into_memory() -> None:
     sizes = Sizes((10**9,), (1,), (10,))
     config = resolve(load_config(["cifar100", "loader.cache_mb=1000000000"]))
     (found,) = _needs.cache_memory(config, sizes)
-    assert (found.state, found.remedy.partition(" to ")[0]) == ("warn", "write loader.cache_mb=0")
+    assert (found.state, found.remedy.partition(" to ")[0]) == ("warn", "use loader.cache_mb=0")
     assert not [*_needs.cache_memory(resolve(load_config(["cifar100"])), sizes)]
 
 

@@ -106,14 +106,14 @@ BAD: list[tuple[str, str]] = [
     ("export {run} -o {tmp}/full/file", "{tmp}/full/file exists: give a new or an empty folder"),
     ("export {run} -o {tmp}/full/file/m", "{tmp}/full/file/m cannot be written, as {tmp}/full/file is a file"),
     ("export {run}", "everclip export needs OUT: see everclip export --help"),
-    ("export {toy} -o {tmp}/m", "{toy} comes without classes: give --classes FILE, one name a line"),
+    ("export {toy} -o {tmp}/m", "{toy} comes without classes: give --classes FILE, one name per line"),
     ("export {run} -o {tmp}/m --classes {tmp}/two.txt", "--classes is for --format onnx, or a model that has learned"),
     ("export {run} -o {tmp}/m --check {tmp}/no", 'data "{tmp}/no" is not there: give a folder'),
     ("export {run} -o {tmp}/m --check imagefolder:{tmp}/no", "data folder {tmp}/no does not exist"),
     ("evaluate {tmp}/folder", "{tmp}/folder is a model folder, without images of its own: give --data"),
     ("evaluate {run} --templates simple", "--templates is for models that have learned nothing; {run} has its own"),
     ("evaluate {run} --image-size 64", "--image-size is for models that have learned nothing; {run} has its own"),
-    ("evaluate {toy} --data {photos} --retention {photos}", "--retention compares a learned model with what it began"),
+    ("evaluate {toy} --data {photos} --retention {photos}", "--retention compares a learned model with its initial"),
     ("evaluate {run} --retention imagefolder:{tmp}/no", "data folder {tmp}/no does not exist"),
 ]  # fmt: skip
 

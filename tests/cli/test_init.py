@@ -28,7 +28,7 @@ def test_the_config_says_how_the_folder_was_read(here: Path, capsys: pytest.Capt
     assert main(["init", "photos"]) == 0
     out = capsys.readouterr().out.splitlines()
     text = (here / "photos.toml").read_text()
-    assert out[-1] == "photos.toml is written; next: everclip train photos.toml --dry-run"
+    assert out[-1] == "wrote photos.toml; next: everclip train photos.toml --dry-run"
     for line in out[:-1]:
         assert f"# {line}\n" in text
     assert out[0].startswith(f"data imagefolder:{here}/photos: 6 classes, ")
@@ -81,14 +81,14 @@ def test_another_model_where_lite_is_not_installed(here: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["photos"], "photos.toml exists and is not replaced: train with it, or write -o ANOTHER.toml"),
+        (["photos"], "photos.toml exists and is not replaced: train with it, or use -o ANOTHER.toml"),
         (["photos", "-o", "link.toml"], "link.toml exists and is not replaced: "),
-        (["photos", "-o", "no/x.toml"], "the folder no does not exist: make it, or write -o ANOTHER.toml"),
-        (["photos", "-o", "x"], "-o x is no .toml file: write -o x.toml"),
+        (["photos", "-o", "no/x.toml"], "the folder no does not exist: make it, or use -o ANOTHER.toml"),
+        (["photos", "-o", "x"], "-o x is no .toml file: use -o x.toml"),
         (["nowhere"], 'data "nowhere" is no source, and no folder that is there; known: '),
         (["one"], 'one has one class, "red": a classifier needs at least two CLASS folders'),
         (["bare"], "task 1 (green, ...) has no test images: add some to its classes"),
-        (["birds.npz"], "birds.npz holds features, no pictures: write everclip train data=features:"),
+        (["birds.npz"], "birds.npz holds features, no pictures: use everclip train data=features:"),
         (["a\nb"], "a\\nb has characters that cannot be printed: rename the folder"),
     ],
 )

@@ -129,12 +129,12 @@ def test_a_run_with_a_frozen_part_that_was_kept(toy: str, photos: str, tmp_path:
 
 BAD: list[tuple[str, str]] = [
     ("{run} --with zero-shot -o {tmp}/m", "--alpha auto chooses on held-out images: give --validate DATA, or a"),
-    ("{run} --with zero-shot --alpha 1.5 -o {tmp}/m", '--alpha is "1.5": write a number from 0 to 1, or auto'),
-    ("{run} --with zero-shot --alpha half -o {tmp}/m", '--alpha is "half": write a number from 0 to 1, or auto'),
+    ("{run} --with zero-shot --alpha 1.5 -o {tmp}/m", '--alpha is "1.5": use a number from 0 to 1, or auto'),
+    ("{run} --with zero-shot --alpha half -o {tmp}/m", '--alpha is "half": use a number from 0 to 1, or auto'),
     ("{run} --with zero-shot --alpha 0.5 -o {tmp}/full", "{tmp}/full exists: give a new or an empty folder"),
     ("{run} --with zero-shot --alpha 0.5 -o {tmp}/full/file", "{tmp}/full/file exists: give a new or an empty folder"),
     ("{run} --with zero-shot --alpha 0.5 -o {tmp}/full/file/m", "{tmp}/full/file/m cannot be written, as {tmp}/full"),
-    ("{run} --with {toy2} --alpha 0.5 -o {tmp}/m", "{run} and {toy2} are not of one architecture: give models that"),
+    ("{run} --with {toy2} --alpha 0.5 -o {tmp}/m", "{run} and {toy2} have different architectures: give models"),
     ("{run} --with {tmp}/no --alpha 0.5 -o {tmp}/m", 'model "{tmp}/no" is no folder and no known name'),
     ("{toy} --with zero-shot --alpha 0.5 -o {tmp}/m", "{toy} has learned nothing: give a run directory or a model"),
     ("{head} --with zero-shot --alpha 0.5 -o {tmp}/m", "{head} was learned with ncm, whose classifier is more than"),

@@ -81,7 +81,7 @@ def test_a_method_from_outside(
     monkeypatch.syspath_prepend(str(tmp_path))
     page = read_json(capsys, "methods", "everclip_reading.own")
     assert (page["summary"], page["options"], page["recommends"]) == ("My own method", [], {"epochs": 2})
-    assert "it trains with train.epochs=2." in read(capsys, "methods", "everclip_reading.own")
+    assert "Its defaults in [train]: train.epochs=2." in read(capsys, "methods", "everclip_reading.own")
 
 
 def test_datasets(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +137,7 @@ def test_the_papers_model_with_its_weights(
     assert page["image_flops"] == pytest.approx(35.13e9, rel=1e-3)
     assert page["text_flops"] == pytest.approx(5.96e9, rel=1e-3)
     text = read(capsys, "models", f"ViT-B-16:{tag}")
-    assert "35.1 GFLOP an image and 6.0 a prompt" in text
+    assert "35.1 GFLOP per image and 6.0 per prompt" in text
     assert f"{imagenet:.2f} % on ImageNet, {cifar:.2f} % on CIFAR-100" in text
     assert ("ViT-B-16-quickgelu" in text) == page["quick_gelu"] == (tag == "openai")
     row = next(line for line in read(capsys, "models").splitlines() if line.startswith(f"ViT-B-16:{tag} "))

@@ -22,7 +22,7 @@ from tests.marks import slow_after
 from tests.pictures import COLOURS, image_folder
 from tests.report.synthetic import write_run
 
-FULL = "error: stdout cannot be written (No space left on device): give the output another place\n"
+FULL = "error: stdout cannot be written (No space left on device): send the output elsewhere\n"
 WORDS = {
     "help": ["--help"],
     "version": ["--version"],

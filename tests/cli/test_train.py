@@ -32,7 +32,7 @@ def test_train_prints_a_table_and_writes_the_run(
     assert "zero-shot" in stdout
     assert "task 3" in stdout
     assert f"report: {out}/report.html" in stdout
-    assert "on all seen so far" in stderr
+    assert "on all classes seen so far" in stderr
     assert (out / "report.html").stat().st_size > 10_000
     assert main(["train", *tokens, f"out={out}", "--json"]) == 0
     stdout, stderr = capsys.readouterr()
@@ -94,8 +94,8 @@ BAD = [
     (["method=gdro", "method.margn=1"], 'method "gdro" has no option "margn"; did you mean "margin"'),
     (["method=der"], "write der_expand"),
     (["method=joint", "method.loss=joint"], "names itself"),
-    (["memory.budget=-1"], "memory.budget is -1: write a whole number from 0"),
-    (["scenario.tasks=7"], "scenario.tasks=7 but there are 6 classes: write at most 6"),
+    (["memory.budget=-1"], "memory.budget is -1: use a whole number from 0"),
+    (["scenario.tasks=7"], "scenario.tasks=7 but there are 6 classes: use at most 6"),
     (["scenario.kind=domain-incremental"], "has one domain"),
     (["data=imagefolder:nowhere"], "data folder nowhere does not exist"),
     (["data=imagefoldr:x"], 'did you mean "imagefolder"'),

@@ -104,8 +104,8 @@ def test_a_gate_that_measures_nothing_is_refused(
     assert main(words) == 2
     told = capsys.readouterr().err
     assert told.splitlines()[-1] == (
-        f"error: the 2 old classes of {world['v1']} may lose 1 points, and no held-out image is of one of them:"
-        " add some to --test, or write --unmeasured (in Python: no max_drop)"
+        f"error: the 2 old classes of {world['v1']} may lose 1 points, but --test has no image of them:"
+        " add some to --test, or use --unmeasured (in Python: no max_drop)"
     )
     assert "chosen" not in told  # nothing was trained either
     assert not [path for path in tmp_path.iterdir() if "v2" in path.name]
@@ -146,17 +146,17 @@ def wrong(tmp_path: Path) -> dict[str, str]:
     [
         ("empty", [], "no images under"),
         ("hollow", [], "holds no images"),
-        ("unreadable", [], 'not one image of "blue" in'),
-        ("spelt", [], 'class "Red" of {spelt} is "red" written in another way: rename the folder'),
+        ("unreadable", [], 'no image of "blue" in'),
+        ("spelt", [], 'class "Red" of {spelt} looks like "red" spelled differently: rename the folder'),
         ("spelt", ["--same", "Red=purple"], 'the model knows no class "purple"'),
-        ("spelt", ["--same", "Red"], '--same is "Red": write "NEW=OLD"'),
-        ("twice", [], 'and the same picture is there as "red": if they are one class write --same'),
+        ("spelt", ["--same", "Red"], '--same is "Red": use "NEW=OLD"'),
+        ("twice", [], 'but also appears as "red": if they are one class use --same'),
         ("cold", ["--max-drop", "-1"], "--max-drop is -1"),
         ("cold", ["--method", "rigde"], 'did you mean "ridge"?'),
         ("cold", ["--exemplars", "-1"], "--exemplars is -1"),
         ("cold", ["--memory", "{cold}"], '--memory {cold} has images of "blue", which'),
         ("cold", ["--image-size", "64"], "--image-size is for models that have learned nothing"),
-        ("warm", ["--test", "{warm}"], "all images of --test {warm} are among those to learn"),
+        ("warm", ["--test", "{warm}"], "all images of --test {warm} are also in --add"),
         ("cold", ["--test", "{other}"], 'has images of "purple", which is neither an old nor a new class'),
     ],
 )
@@ -236,9 +236,7 @@ def test_plain_folders_are_read_and_one_folder_is_split(
     warm, cold, test = (world[name].removeprefix("imagefolder:") for name in ("warm", "cold", "test"))
     assert main(["update", toy, "--add", warm, "--test", world["warm"], "-o", str(tmp_path / "v1")]) == 0
     err = capsys.readouterr().err
-    assert (
-        f"--add imagefolder:{warm}: 10 images of 2 classes to learn, but for a fifth of each class\n" in err
-    )
+    assert f"--add imagefolder:{warm}: 10 images of 2 classes to learn, except a fifth of each class\n" in err
     assert f"--test imagefolder:{warm}: 2 images of 2 classes to test on, that fifth\n" in err
     assert json.loads((tmp_path / "v1" / "verdict.json").read_text())["test"]["duplicates"] == 0
     words = ["update", str(tmp_path / "v1"), "--add", cold, "--test", test, "--max-drop", "100"]

@@ -197,7 +197,7 @@ def test_what_is_shown_by_may_differ_between_sections(tmp_path: Path) -> None:
     run_folder(tmp_path / "a", 0.5)
     run_folder(tmp_path / "b", 0.6, **other)
     run_folder(tmp_path / "c", 0.6, method="gdro", **other)
-    with pytest.raises(UserError, match="compare them apart, --by model, or --anyway"):
+    with pytest.raises(UserError, match="compare them separately, --by model, or use --anyway"):
         compared(tmp_path)
     found = compared(tmp_path, by=["model"])
     assert [len(section["rows"]) for section in found["sections"]] == [2, 3]
@@ -274,7 +274,7 @@ def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(g
     assert rows(found, 3)["ewc budget=500"]["cost"] == 900_000
     asked = compared(grid, equal="bytes", against="ewc")
     assert [section["by"]["cost"] for section in asked["sections"]] == ["at most 0.40 MB", "at most 0.90 MB"]
-    with pytest.raises(UserError, match="write bytes, steps or samples"):
+    with pytest.raises(UserError, match="use bytes, steps or samples"):
         compared(grid, equal="money")
 
 
@@ -399,8 +399,8 @@ def test_json_csv_and_latex_have_the_numbers(grid: Path, capsys: pytest.CaptureF
         (["method=gdro memory.budget=500 last<0.5"], 0, ""),
         (["method=gdro memory.budget=0 last<0.5"], 3, "at memory.budget=0"),
         (["optimizer_steps>=40", "gdro<gcl"], 3, "ncm: optimizer_steps 40"),
-        (["nobody<gcl"], 2, "is about no row"),
-        (["method=gdro model=x last<0.8"], 2, "is about no row"),
+        (["nobody<gcl"], 2, "matches no row"),
+        (["method=gdro model=x last<0.8"], 2, "matches no row"),
         (["gdro"], 2, "is no condition"),
         (["<"], 2, "is no condition"),
         (["method=gdro speed<3"], 2, 'has no number "speed"'),

@@ -44,41 +44,41 @@ REFUSED = [
     (["sede=1"], 'unknown key "sede"; did you mean "seed"?'),
     (["data.path=1"], 'unknown key "data.path"; did you mean "data"?'),
     (["zzzz=1"], f'unknown key "zzzz"; known: {ALL_KEYS}'),
-    (["train=3"], '"train" is a section: write one of its keys, such as train.epochs=VALUE'),
-    (["method.a=1", "method.a.b=3"], '"method.a.b" is given twice: write it once'),
-    (["method.a.b=1", "method.a=3"], '"method.a" is given twice: write it once'),
+    (["train=3"], '"train" is a section: use one of its keys, such as train.epochs=VALUE'),
+    (["method.a=1", "method.a.b=3"], '"method.a.b" is given twice: give it once'),
+    (["method.a.b=1", "method.a=3"], '"method.a" is given twice: give it once'),
     (["method.a.b.c=3"], 'unknown key "method.a.b.c"; did you mean "method"?'),
-    (["train.lr=-1"], "train.lr is -1: write a number above 0 or none"),
-    (["train.lr=0"], "train.lr is 0: write a number above 0 or none"),
-    (["train.lr=nan"], "train.lr is NaN: write a number above 0 or none"),
-    (["train.lr=inf"], "train.lr is Infinity: write a number above 0 or none"),
-    (["train.lr=1e-4x"], 'train.lr is "1e-4x": write a number above 0 or none'),
-    (["train.lr=true"], "train.lr is true: write a number above 0 or none"),
-    (["train.lr=[1]"], "train.lr is [1]: write a number above 0 or none"),
-    (["train.lr={a = 1}"], 'train.lr is "{a = 1}": write a number above 0 or none'),
-    (["train.warmup=1.5"], "train.warmup is 1.5: write a number from 0 to 1"),
-    (["train.precision=fp16"], 'train.precision is "fp16": write "fp32" or "bf16" or "bf16_text" or "auto"'),
-    (["train.batch_size=0"], "train.batch_size is 0: write a whole number from 1"),
-    (["train.epochs=2.5"], "train.epochs is 2.5: write a whole number from 1 or none"),
-    (["train.epochs=1", "train.steps=1"], "train: epochs and steps are both given: write one of them"),
+    (["train.lr=-1"], "train.lr is -1: use a number above 0 or none"),
+    (["train.lr=0"], "train.lr is 0: use a number above 0 or none"),
+    (["train.lr=nan"], "train.lr is NaN: use a number above 0 or none"),
+    (["train.lr=inf"], "train.lr is Infinity: use a number above 0 or none"),
+    (["train.lr=1e-4x"], 'train.lr is "1e-4x": use a number above 0 or none'),
+    (["train.lr=true"], "train.lr is true: use a number above 0 or none"),
+    (["train.lr=[1]"], "train.lr is [1]: use a number above 0 or none"),
+    (["train.lr={a = 1}"], 'train.lr is "{a = 1}": use a number above 0 or none'),
+    (["train.warmup=1.5"], "train.warmup is 1.5: use a number from 0 to 1"),
+    (["train.precision=fp16"], 'train.precision is "fp16": use "fp32" or "bf16" or "bf16_text" or "auto"'),
+    (["train.batch_size=0"], "train.batch_size is 0: use a whole number from 1"),
+    (["train.epochs=2.5"], "train.epochs is 2.5: use a whole number from 1 or none"),
+    (["train.epochs=1", "train.steps=1"], "train: epochs and steps are both given: use one of them"),
     (
         ["memory.budget=9", "memory.per_class=1"],
-        "memory: budget and per_class are both given: write one of them",
+        "memory: budget and per_class are both given: use one of them",
     ),
-    (["memory.per_class=-1"], "memory.per_class is -1: write a whole number from 0 or none"),
-    (["memory.budget=none"], "memory: budget is none and per_class is not given: write one of them"),
-    (["seed=true"], "seed is true: write a whole number from 0 to 4294967295"),
-    (["seed=-1"], "seed is -1: write a whole number from 0 to 4294967295"),
-    (["seed=" + "9" * 30], f'seed is "{"9" * 30}": write a whole number from 0 to 4294967295'),
-    (["seed=0x" + "f" * 30], f'seed is "0x{"f" * 30}": write a whole number from 0 to 4294967295'),
-    (["seed=1", "seed=1"], '"seed" is given twice: write it once'),
-    (["method=gcl", "method.name=gcl"], '"method.name" is given twice: write it once'),
-    (["image_size=8"], "image_size is 8: write a whole number from 16 to 4096 or none"),
-    (["memory.budget=al"], 'memory.budget is "al": write a whole number from 0 or "all"'),
-    (["memory.budget=-1"], 'memory.budget is -1: write a whole number from 0 or "all"'),
+    (["memory.per_class=-1"], "memory.per_class is -1: use a whole number from 0 or none"),
+    (["memory.budget=none"], "memory: budget is none and per_class is not given: use one of them"),
+    (["seed=true"], "seed is true: use a whole number from 0 to 4294967295"),
+    (["seed=-1"], "seed is -1: use a whole number from 0 to 4294967295"),
+    (["seed=" + "9" * 30], f'seed is "{"9" * 30}": use a whole number from 0 to 4294967295'),
+    (["seed=0x" + "f" * 30], f'seed is "0x{"f" * 30}": use a whole number from 0 to 4294967295'),
+    (["seed=1", "seed=1"], '"seed" is given twice: give it once'),
+    (["method=gcl", "method.name=gcl"], '"method.name" is given twice: give it once'),
+    (["image_size=8"], "image_size is 8: use a whole number from 16 to 4096 or none"),
+    (["memory.budget=al"], 'memory.budget is "al": use a whole number from 0 or "all"'),
+    (["memory.budget=-1"], 'memory.budget is -1: use a whole number from 0 or "all"'),
     (
         ["memory.policy=a..b"],
-        'memory.policy is "a..b": write "method", a policy\'s name, a module such as my_package.my_plug_in'
+        'memory.policy is "a..b": use "method", a policy\'s name, a module such as my_package.my_plug_in'
         " or a file such as ./my_plug_in.py",
     ),
     (
@@ -87,45 +87,47 @@ REFUSED = [
     ),
     (
         ["scenario.tasks=[5, 0]"],
-        ("scenario.tasks is [5, 0]: write a whole number from 1 or a list, each a whole number from 1"),
+        ("scenario.tasks is [5, 0]: use a whole number from 1 or a list, each a whole number from 1"),
     ),
     (
         ["scenario.tasks=[]"],
-        "scenario.tasks: the list is empty: write at least one entry, or leave the key out",
+        "scenario.tasks: the list is empty: give at least one entry, or leave the key out",
     ),
     (
         ["scenario.order=[cat, dog]"],
         (
-            'scenario.order is "[cat, dog]": write a whole number from 0 to 4294967295 or "given" or "icarl"'
+            'scenario.order is "[cat, dog]": use a whole number from 0 to 4294967295 or "given" or "icarl"'
             ' or "seed"'
             " or a list, each text"
         ),
     ),
     (['templates=["a photo"]'], 'templates: "a photo" must contain "{}" once, where the class name goes'),
-    (["templates=[]"], "templates: the list is empty: write at least one template, or leave the key out"),
+    (["templates=[]"], "templates: the list is empty: give at least one template, or leave the key out"),
     (["method=a..b"], f'method is "a..b": write a method\'s name, {CODE}'),
-    (["device=gpu"], 'device is "gpu": write "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps"'),
-    (["out=a\x00b"], 'out is "a\\u0000b": write text or none'),
+    (["device=gpu"], 'device is "gpu": use "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps"'),
+    (["out=a\x00b"], 'out is "a\\u0000b": use text or none'),
     (["out=a\udcffb"], 'the value of "out" is not UTF-8: rename the file, or set the terminal to UTF-8'),
-    (["train.lr=" + "[" * 5000], 'the value of "train.lr" is nested too deeply: write a plain list'),
-    (["=3"], '"=3" has no key: write for example train.lr=1e-4'),
-    (["seed="], '"seed=" has no value: write for example seed=0'),
-    (["seed=0", "gdro"], '"gdro" is no KEY=VALUE: write for example train.lr=1e-4'),
+    (["train.lr=" + "[" * 5000], 'the value of "train.lr" is nested too deeply: use a plain list'),
+    (["=3"], '"=3" has no key: use for example train.lr=1e-4'),
+    (["seed="], '"seed=" has no value: use for example seed=0'),
+    (["seed=0", "gdro"], '"gdro" is no KEY=VALUE: use for example train.lr=1e-4'),
     (
         ["default", "b.toml"],
         (
-            '"b.toml" is no KEY=VALUE: write for example train.lr=1e-4;'
-            " a config's name or file comes first, and once"
+            '"b.toml" is no KEY=VALUE: use for example train.lr=1e-4;'
+            " a config's name or file comes first, and only once"
         ),
     ),
     (["defualt"], '"defualt" is no shipped config, .toml file or KEY=VALUE; did you mean "default"?'),
     (
         ["no.toml"],
-        "config no.toml does not exist: give a .toml file, or one of cifar100, default, demo, domainnet, imagenet",
+        "config no.toml does not exist: give a .toml file, or one of cifar100, default, demo, domainnet,"
+        " imagenet",
     ),
     (
         ["a\nb.toml"],
-        'config "a\\nb.toml" does not exist: give a .toml file, or one of cifar100, default, demo, domainnet, imagenet',
+        'config "a\\nb.toml" does not exist: give a .toml file, or one of cifar100, default, demo,'
+        " domainnet, imagenet",
     ),
     (["~nobody-there/a.toml"], None),
     (["x" * 5000 + ".toml"], None),
@@ -146,17 +148,17 @@ BAD_FILES = [
         "[train]\nlrr = 1",
         'unknown key "train.lrr"; did you mean "train.lr" or "train.lr_text" or "train.lr_head"?',
     ),
-    ("train = 1", "train is 1 but it is a section: write train.epochs=VALUE"),
-    ("[[train]]\nlr = 1", 'train is [{"lr": 1}] but it is a section: write train.epochs=VALUE'),
-    ("method = 1", "method is 1 but it is a section: write method=VALUE"),
-    ("[method]\nname = 1", f"method is 1: write a method's name, {CODE}"),
-    ('[train]\nlr = "1e-4"', 'train.lr is "1e-4": write a number above 0 or none'),
-    ("seed = 2026-01-31", 'seed is "2026-01-31": write a whole number from 0 to 4294967295'),
-    ("[train]\nepochs = 1\nsteps = 1", "train: epochs and steps are both given: write one of them"),
+    ("train = 1", "train is 1 but it is a section: use train.epochs=VALUE"),
+    ("[[train]]\nlr = 1", 'train is [{"lr": 1}] but it is a section: use train.epochs=VALUE'),
+    ("method = 1", "method is 1 but it is a section: use method=VALUE"),
+    ("[method]\nname = 1", f"method is 1: use a method's name, {CODE}"),
+    ('[train]\nlr = "1e-4"', 'train.lr is "1e-4": use a number above 0 or none'),
+    ("seed = 2026-01-31", 'seed is "2026-01-31": use a whole number from 0 to 4294967295'),
+    ("[train]\nepochs = 1\nsteps = 1", "train: epochs and steps are both given: use one of them"),
     ("extends = 3", "extends is 3: write one config's name or path in quotes"),
     ("seed = 1\nseed = 2", "no valid TOML: Cannot overwrite a value (at end of document)"),
     ("seed == 1", "no valid TOML: Invalid value (at line 1, column 7)"),
-    ("a = " + "[" * 5000, "lists or tables nested too deeply: a config has one level of sections"),
+    ("a = " + "[" * 5000, "lists or tables nested too deeply: sections of a config do not nest"),
     ("seed = " + "9" * 5000, None),
     ("seed = " + "9" * 30, "a whole number is too large: it must fit in 64 bits"),
     ("#" * (TOML_BYTES + 1), f"larger than {TOML_BYTES} bytes"),
@@ -183,7 +185,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         == f"{tmp_path / 'folder.toml'} is a folder: give a .toml file"
     )
     toml(tmp_path, "", "config.toml")
-    assert "is a folder: write" in refusal([str(tmp_path)])
+    assert "is a folder: use" in refusal([str(tmp_path)])
     (tmp_path / "loop.toml").symlink_to(tmp_path / "loop.toml")
     assert len(refusal([str(tmp_path / "loop.toml")]).splitlines()) == 1
     assert load_config([toml(tmp_path, "\ufeffseed = 5")]).seed == 5
@@ -192,7 +194,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 def test_files_that_extend_one_another_without_end(tmp_path: Path) -> None:
     first = toml(tmp_path, 'extends = "b.toml"', "a.toml")
     toml(tmp_path, 'extends = "a.toml"', "b.toml")
-    assert refusal([first]) == f"{first}: extends itself by way of {tmp_path / 'b.toml'}: remove one extends"
+    assert refusal([first]) == f"{first}: extends itself through {tmp_path / 'b.toml'}: remove one extends"
     for number in range(12):
         toml(tmp_path, f'extends = "{number + 1}.toml"', f"{number}.toml")
     toml(tmp_path, "seed = 1", "12.toml")

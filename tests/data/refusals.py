@@ -16,5 +16,5 @@ def refusal(spec: str, home: str, capsys: pytest.CaptureFixture[str]) -> str:
         data.load(spec)
     text = str(caught.value)
     assert main(["datasets", "check", spec]) == 1
-    assert capsys.readouterr().out == f"{text}\nnot complete: {spec} (to be had from {home})\n"
+    assert capsys.readouterr().out == f"{text}\nnot complete: {spec} (available from {home})\n"
     return text

@@ -167,7 +167,7 @@ def test_two_views_of_an_image_differ(found: Dataset) -> None:
     for batch in batches(loader(kept, "shift_flip"), found.train, views=2):
         assert batch.second is not None
         assert not any(torch.equal(a, b) for a, b in zip(batch.images, batch.second, strict=True))
-    with pytest.raises(UserError, match=r"one is kept: write cache\.views=4, or cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"one is kept: use cache\.views=4, or cache\.trunk=off"):
         batches(loader(activations(found), "shift_flip"), found.train, views=2)
 
 

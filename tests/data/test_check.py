@@ -124,10 +124,10 @@ def test_files_that_are_listed_and_absent(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("tokens", "code", "line"),
     [
-        (["check"], 2, 'everclip datasets check needs a data set: write "everclip datasets check photos"'),
+        (["check"], 2, 'everclip datasets check needs a data set: use "everclip datasets check photos"'),
         (["check", "cifar10"], 2, 'data "cifar10" is no source, and no folder that is there; did you mean "cifar100"?'),
         (["emoji", "more"], 2,
-         'everclip datasets does not take "more" after "emoji": write "everclip datasets check emoji"'),
+         'everclip datasets does not take "more" after "emoji": use "everclip datasets check emoji"'),
     ],
 )  # fmt: skip
 def test_what_is_not_understood(

@@ -264,7 +264,7 @@ def test_files_of_other_contents(
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no does not exist: give the folder that holds cifar100, or write data="
+        UserError, match=r"no does not exist: give the folder that holds cifar100, or use data="
     ):
         data.load(f"cifar100:{tmp_path / 'no'}")
 

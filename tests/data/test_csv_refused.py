@@ -133,9 +133,9 @@ def test_bad_lists(tmp_path: Path, spoil: Callable[[Path], object], message: str
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", 'data "csv" needs a file: write data=csv:FILE, a list with a header such as path,label'),
+        ("", 'data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label'),
         ("{0}/no.csv", "list {0}/no.csv cannot be read (No such file or directory): give a csv file"),
-        ("{0}", "list {0} is a folder: give a csv file, or write data=imagefolder:{0}"),
+        ("{0}", "list {0} is a folder: give a csv file, or use data=imagefolder:{0}"),
         ("/dev/zero", "list /dev/zero is no file: give a csv file"),
     ],
 )

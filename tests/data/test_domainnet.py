@@ -272,7 +272,7 @@ def test_bad_data(
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no does not exist: give the folder that holds domainnet, or write data="
+        UserError, match=r"no does not exist: give the folder that holds domainnet, or use data="
     ):
         data.load(f"domainnet:{tmp_path / 'no'}")
 
@@ -297,7 +297,7 @@ def test_a_check_counts_domains(
         "",
         "35 test images of 36",
         'domain "clipart" has 5 test images of 6',
-        f"not complete: domainnet:{root} (to be had from {HOME})",
+        f"not complete: domainnet:{root} (available from {HOME})",
     ]
     (root / "clipart_test.txt").write_bytes(LISTS["clipart_test.txt"])
     assert main(["datasets", "check", f"domainnet:{root}"]) == 0

@@ -256,5 +256,5 @@ def test_where_a_data_set_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(UserError) as caught:
             home("cifar100", str(tmp_path / name))
         assert str(caught.value) == (
-            f"data folder {tmp_path / name} {what}: give the folder that holds cifar100, or write data=cifar100"
+            f"data folder {tmp_path / name} {what}: give the folder that holds cifar100, or use data=cifar100"
         )

@@ -381,9 +381,9 @@ def test_a_run_goes_on_where_it_stopped_and_not_on_other_features(tmp_path: Path
         (["method=ncm", "cache.trunk=on"], "features have no tower whose activations could be kept"),
         (
             ["method=multilayer_lda", "method.stages=[0.5]"],
-            "cannot be cut between its blocks: write method.stages=[]",
+            "cannot be cut between its blocks: use method.stages=[]",
         ),
-        (["method=multilayer_lda", "method.scales=[0.5]"], "write method.scales=[1.0]"),
+        (["method=multilayer_lda", "method.scales=[0.5]"], "use method.scales=[1.0]"),
         (
             ["method=zero_shot"],
             "method=zero_shot with these options reads class embeddings: add text_features to",

@@ -129,13 +129,13 @@ BAD: list[tuple[str, Callable[[], Mapping[str, Any]], str, str]] = [
      'row 0 of the split "test" of hf:{0} has no label: leave such rows out, or write hf:{0}#test=SPLIT with a'
      " labelled one"),
     ("no train", lambda: {"a": table(1), "b": table(1)}, "",
-     'hf:{0} has no split "train" but "a, b": write #train=SPLIT,test=SPLIT'),
+     'hf:{0} has no split "train" but "a, b": use #train=SPLIT,test=SPLIT'),
     ("a split that is not there", both(), "#test=tset", 'hf:{0} has no split "tset"; did you mean "test"?'),
     ("one split twice", both(), "#train=test,test=test",
      'hf:{0}: the split "test" cannot be both train and test: choose two, or leave test out'),
     ("an unknown option", both(), "#lable=x", 'data "hf" has no option "lable"; did you mean "label"?'),
     ("an option twice", both(), "#label=a,label=b",
-     'data "hf": write label=NAME once after "#", not "label=a,label=b"'),
+     'data "hf": use label=NAME once after "#", not "label=a,label=b"'),
     ("domains of one split", both(domain=["ink", "oil"]), "",
      'only the split "train" of hf:{0} has a column "domain": write it for the others too, or rename it'),
     ("one class", lambda: {"train": table(2, ["red"])}, "",
@@ -164,7 +164,7 @@ HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", 'data "hf" needs a data set: write data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'),
+        ("", 'data "hf" needs a data set: use data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'),
         ("{0}/none", f"data folder {{0}}/none does not exist: {HINT}"),
         ("{0}/a.csv", f"data folder {{0}}/a.csv is a file: {HINT}"),
         ("{0}/empty", f'data "hf:{{0}}/empty" cannot be loaded (The directory at {{0}}/empty doesn\'t contain any data'

@@ -124,7 +124,7 @@ def test_a_wrong_name_or_option_is_refused_in_one_line(
     assert refused(capsys, *newest, "memory.task=2").startswith(
         'unknown key "memory.task"; did you mean "memory.tasks"'
     )
-    assert refused(capsys, *newest, "memory.tasks=0") == "memory.tasks is 0: write a whole number from 1"
+    assert refused(capsys, *newest, "memory.tasks=0") == "memory.tasks is 0: use a whole number from 1"
     assert (
         refused(capsys, *base, "memory.bugdet=3")
         == 'unknown key "memory.bugdet"; did you mean "memory.budget"?'
@@ -184,7 +184,7 @@ def test_the_command_explains_policies(package: str, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert said.startswith("The images of the newest tasks.")
     assert re.search(
-        r"^memory\.tasks +1 +newest tasks that images are kept of \(a whole number from 1\)", said, re.M
+        r"^memory\.tasks +1 +number of newest tasks to keep images of \(a whole number from 1\)", said, re.M
     )
     assert main(["policies", f"./{package}/newest.py", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["options"][0]["default"] == 1

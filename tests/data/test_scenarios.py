@@ -72,7 +72,7 @@ def test_its_options_stand_in_the_section_and_are_kept(
     ("more", "message"),
     [
         (["scenario.shot=3"], 'unknown key "scenario.shot"; did you mean "scenario.shots"'),
-        (["scenario.shots=0"], "scenario.shots is 0: write a whole number from 1"),
+        (["scenario.shots=0"], "scenario.shots is 0: use a whole number from 1"),
         (["scenario.shots.few=1"], 'unknown key "scenario.shots.few"'),
         (["scenario.kind=few-shots"], 'unknown scenario "few-shots"; did you mean "few-shot"'),
         (["scenario.kind=one/two.py"], 'scenario "one/two.py" is no file'),

@@ -34,15 +34,15 @@ FORMS = {
 
 
 REFUSED = {
-    "method=zscl": "method=zscl with these options asks its towers for more than the batch",
-    "method=cmoa": "2 processes cannot share: start one process, or write another method",
+    "method=zscl": "method=zscl with these options needs more from the towers than the batch",
+    "method=cmoa": "2 processes cannot share: start one process, or use another method",
     "method=clip distributed.gather=light": "the loss of method=clip with these options has no such form",
-    "method=gcl distributed.gather=light method.negatives=multi_positive": "write distributed.gather=gradient",
+    "method=gcl distributed.gather=light method.negatives=multi_positive": "use distributed.gather=gradient",
     "method=ewc distributed.shard=true": "method=ewc reads the towers' weights at each step",
     "method=gcl distributed.shard=true distributed.gather=light": "and distributed.gather=light makes others",
     "method=gcl distributed.shard=true tune=lora:2": "tune=lora:2 trains a few weights",
     "method=gcl distributed.shard=true train.accumulate=2": "and train.accumulate makes others",
-    "method=gcl train.patch_dropout=0.5": "write train.patch_dropout=0, or start one process",
+    "method=gcl train.patch_dropout=0.5": "use train.patch_dropout=0, or start one process",
 }
 """What several processes cannot do, and what they say."""
 

@@ -68,7 +68,7 @@ def test_texts_have_a_folder_of_their_own(toy: str, pictures: Path, tmp_path: Pa
     code, _, err = say("embed", toy, pictures, "-o", tmp_path / "t")
     assert (code, err) == (
         2,
-        f"error: {tmp_path / 't'} has embeddings of texts: embed images into a folder of their own\n",
+        f"error: {tmp_path / 't'} has embeddings of texts: embed images into a separate folder\n",
     )
     assert files(tmp_path / "t") == before
     code, _, err = say("embed", toy, "-o", tmp_path / "u")
@@ -106,7 +106,7 @@ def test_what_was_stopped_goes_on_to_the_bit(
         codes = [say("embed", toy, pictures, "-o", tmp_path / "w") for _ in range(3)]
     assert {code for code, _, _ in codes} == {130}
     assert codes[0][2].endswith(
-        f"interrupted: {tmp_path / 'w'} keeps what is in it; the same command goes on\n"
+        f"interrupted: {tmp_path / 'w'} keeps what it has; the same command continues\n"
     )
     assert len(read(tmp_path / "w")) == 7
     (tmp_path / "w" / "000001.npy").write_bytes(b"half a shard")
@@ -168,8 +168,8 @@ def test_another_encoder_is_refused(toy: str, pictures: Path, tmp_path: Path, sa
     marks = [fingerprint(open_encoder(spec))[:12] for spec in (toy, other)]
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err == (
-        f"error: {tmp_path / 'v'} has embeddings of {toy} (fingerprint {marks[0]}), and {other} is another encoder"
-        f" ({marks[1]}): embed into a new folder, or give the model that the folder was made with\n"
+        f"error: {tmp_path / 'v'} has embeddings of {toy} (fingerprint {marks[0]}), but {other} is another"
+        f" encoder ({marks[1]}): embed into a new folder, or give the folder's own model\n"
     )
     assert files(tmp_path / "v") == before
 
@@ -212,8 +212,8 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
         code, _, err = say("embed", toy, pictures, "-o", tmp_path / "v")
     assert (code, err) == (
         1,
-        f"error: {tmp_path / 'v'} cannot be written (File too large): make room, and the same command goes on with"
-        " what is there\n",
+        f"error: {tmp_path / 'v'} cannot be written (File too large): make room, then the same command"
+        f" continues\n",
     )
     there = whole(tmp_path / "v")
     assert np.array_equal(there[0], before[0])
@@ -260,7 +260,7 @@ def test_a_damaged_folder_is_one_line_and_stays_as_it_is(
     code, _, err = say("embed", toy, pictures, "-o", tmp_path / "v")
     assert (code, err) == (
         2,
-        f"error: {tmp_path / 'v'} is damaged ({words}): take another copy of it, or embed into a new folder\n",
+        f"error: {tmp_path / 'v'} is damaged ({words}): use another copy, or embed into a new folder\n",
     )
     assert files(tmp_path / "v") == before
 
@@ -290,7 +290,7 @@ def test_a_learner_says_what_it_cannot_embed(toy: str, pictures: Path) -> None:
     learner = everclip.Learner(toy, progress=False)
     with pytest.raises(UserError, match="image 0 cannot be read"):
         learner.embed([pictures / "03b.png"])
-    with pytest.raises(UserError, match="give images or texts"):
+    with pytest.raises(UserError, match="give either images or texts"):
         learner.embed([pictures / "00.png"], texts=["a dog"])
     with pytest.raises(UserError, match="embeddings already"):
         everclip.Learner("features:4", progress=False).embed(texts=["a dog"])

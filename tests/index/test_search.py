@@ -91,7 +91,7 @@ def test_a_query_of_another_encoder_is_refused(toy: str, pictures: Path, tmp_pat
     other = f"local-dir:{toy_clip(tmp_path, seed=1)}"
     code, out, err = say("search", tmp_path / "v", "a dog", "--model", other)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"is not the encoder that {tmp_path / 'v'} was made with" in err
+    assert f"is not the encoder of {tmp_path / 'v'} (" in err
     assert f"give that one as --model, or embed again with everclip embed {other}" in err
     everclip.Learner(toy, progress=False)
     table = json.loads((tmp_path / "v" / "table.json").read_text())
@@ -106,12 +106,12 @@ def test_bad_input_is_one_line(toy: str, pictures: Path, tmp_path: Path, say: Sa
     for words, line in (
         ((tmp_path / "nowhere", "a dog"), "does not exist: write it with everclip embed MODEL DATA -o"),
         ((pictures, "a dog"), "has no table.json: write it with everclip embed MODEL DATA -o"),
-        ((tmp_path / "t", "lost.jpg"), "lost.jpg does not exist: give a picture that is there, or a text"),
-        ((tmp_path / "t", "a dog", "-k", "0"), "-k is 0: write a whole number from 1 to 1000000"),
+        ((tmp_path / "t", "lost.jpg"), "lost.jpg does not exist: give an existing picture, or a text"),
+        ((tmp_path / "t", "a dog", "-k", "0"), "-k is 0: use a whole number from 1 to 1000000"),
         ((tmp_path / "t",), "everclip search needs a query"),
         (
             (tmp_path / "t", "a dog"),
-            f"or give the model that {tmp_path / 't'} was made with as --model MODEL",
+            f"or give the model of {tmp_path / 't'} as --model MODEL",
         ),
         (
             (tmp_path / "t", pictures / "03b.png", "--model", tmp_path / "elsewhere"),

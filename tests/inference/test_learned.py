@@ -45,7 +45,7 @@ def test_evaluation_of_a_run(
     told = capsys.readouterr()
     assert json.loads(told.out)["duplicates"] == 3
     assert told.err == (
-        f"warning: 3 of the 21 images of {mixed} are ones that {learner} has learned: they flatter it\n"
+        f"warning: 3 of the 21 images of {mixed} were learned by {learner}, which inflates its accuracy\n"
     )
     assert main(["evaluate", str(learner), "--data", held_out(tmp_path / "new"), "--json"]) == 0
     told = capsys.readouterr()
@@ -72,7 +72,7 @@ def test_only_tasks_that_were_learned_count(learner: Path, mixed: str) -> None:
 def test_calibration_and_merging(
     learner: Path, mixed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = f"3 of the 21 images of {mixed} are ones that {learner} has learned: they flatter it"
+    line = f"3 of the 21 images of {mixed} were learned by {learner}, which inflates its accuracy"
     main(["predict", str(learner), "--calibrate", mixed])
     assert line in capsys.readouterr().err
     words = ["merge", str(learner), "--with", "zero-shot", "--validate", mixed, "--alpha", "0.5"]
@@ -86,7 +86,7 @@ def test_a_version(toy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     updated(state, colours(tmp_path / "cold", COLD))
     warm = data.load(f"imagefolder:{tmp_path / 'warm'}").whole()
     assert repeated(str(tmp_path / "v1"), warm, "warm") == 12
-    assert "12 of the 12 images of warm are ones that" in caplog.text
+    assert "12 of the 12 images of warm were learned by" in caplog.text
     other = data.load(f"imagefolder:{tmp_path / 'warm-test'}").whole()
     assert repeated(str(tmp_path / "v1"), other, "other") == 0
     assert repeated(toy, warm, "warm") is None

@@ -150,7 +150,7 @@ def change(key: str, value: object) -> Callable[[Path], object]:
         (lambda path: (path / card.FILE).write_text("{"), r"everclip.json cannot be read \(no valid JSON"),
         (lambda path: (path / card.FILE).write_text("[" * 20_000), r"everclip.json cannot be read \(lists or tables"),
         (lambda path: (path / card.FILE).write_bytes(b"\xff\xfe\xff"), r"everclip.json cannot be read \(no valid JSON"),
-        (change("format", 2), r"everclip.json is damaged or of another version \(format: Input should be 1\)"),
+        (change("format", 2), r"everclip.json is damaged or from another version \(format: Input should be 1\)"),
         (change("classes", ["a"] * 6), r'classes 1 and 2 of .*everclip.json are both named "a"'),
         (change("classes", ["", *"abcde"]), r"class 1 of .*everclip.json has an empty name"),
         (change("classes", ["\x1b[2J", *"abcde"]), r'class 1 of .*everclip.json is named "\\x1b\[2J"'),
@@ -163,7 +163,7 @@ def change(key: str, value: object) -> Callable[[Path], object]:
         (change("colour", 1), r"colour: Extra inputs are not permitted"),
         (change("tasks", []), r"tasks: List should have at least 1 item"),
         (change("settings", {"method": {"name": "gdor"}}), r'unknown method "gdor"'),
-        (change("settings", {"model": 5}), r"everclip.json is damaged or of another version \(model: Input should"),
+        (change("settings", {"model": 5}), r"everclip.json is damaged or from another version \(model: Input should"),
         (change("settings", {"method": {"name": "ncm"}}), r"method.pt does not fit everclip.json beside it"),
         (lambda path: (path / card.METHOD_FILE).write_bytes(b"x"), r"method.pt cannot be read"),
         (lambda path: (path / card.METHOD_FILE).unlink(), r"method.pt cannot be read \(No such file"),
@@ -184,7 +184,7 @@ def test_what_cannot_be_opened(run_of: Callable[[str], Path], toy: str, tmp_path
     (tmp_path / "file").write_text("x")
     for spec, classes, message in (
         (str(tmp_path / "file"), None, "is a file: give a run directory, a model folder or a model's name"),
-        (toy, None, "comes without classes: give --classes FILE, one name a line"),
+        (toy, None, "comes without classes: give --classes FILE, one name per line"),
         (toy, ["a", "a"], 'are both named "a"'),
         (str(tmp_path / "no"), ["a"], "is no folder and no known name"),
         (

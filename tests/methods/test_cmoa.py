@@ -234,7 +234,7 @@ def test_class_means_are_of_herded_images(toy: str, photos: str) -> None:
 
 def test_convolutional_towers_are_refused_in_one_line(photos: str, tmp_path: Path) -> None:
     model = clip_with(tmp_path / "model", **TIMM, timm_model_name="test_resnet")
-    with pytest.raises(UserError, match=r"blocks of a vision transformer.*write model=ViT"):
+    with pytest.raises(UserError, match=r"blocks of a vision transformer.*use model=ViT"):
         run(tmp_path / "run", f"data={photos}", f"model={model}", "method=cmoa")
 
 

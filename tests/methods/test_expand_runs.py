@@ -52,7 +52,7 @@ def test_partial_tuning(name: str, tune: str, tmp_path: Path, model: str, photos
 
 def test_a_tower_that_cannot_be_cut_is_refused(tmp_path: Path, toy: str, photos: str) -> None:
     nfnet = clip_with(tmp_path / "model", **TIMM, timm_model_name="test_nfnet")
-    with pytest.raises(UserError, match="write method=der_expand"):
+    with pytest.raises(UserError, match="use method=der_expand"):
         run(tmp_path / "run", f"data={photos}", f"model={nfnet}", "method=memo")
-    with pytest.raises(UserError, match="2 blocks of the image tower's 2 leave none to share"):
+    with pytest.raises(UserError, match="2 blocks of the image tower's 2 leaves none to share"):
         run(tmp_path / "other", f"data={photos}", f"model={toy}", "method=memo", "method.blocks=2")

@@ -84,7 +84,7 @@ def test_what_is_damaged_is_made_again_and_told_in_one_line(
     assert files(folder) == CONTENT
     verify(folder)
     (line,) = caplog.messages
-    assert line.startswith(f"{folder} was not what is built there (")
+    assert line.startswith(f"{folder} was damaged or outdated (")
     assert line.endswith("): it was built again")
     assert sorted(path.name for path in cache.iterdir()) == ["toy", "toy.lock"]
 
@@ -148,13 +148,13 @@ def test_the_doctor_compares_lite_with_its_manifest(cache: Path, capsys: pytest.
     assert "files as expected, built on first use" in capsys.readouterr().out
     folder = cache_folder.built(lite.CACHED, make)
     main(["doctor"])
-    assert "files as expected, built and as it was written" in " ".join(capsys.readouterr().out.split())
+    assert "files as expected, built and intact" in " ".join(capsys.readouterr().out.split())
     zeros(folder)
     main(["doctor"])
     told = "".join(capsys.readouterr().out.split())  # lines are wrapped
     no_manifest(folder)
     main(["doctor"])
-    assert "built by an earlier version: its next use builds it again" in " ".join(
+    assert "built by an earlier version; the next use builds it again" in " ".join(
         capsys.readouterr().out.split()
     )
     assert f"{folder}isdamaged(weightsisnotwhatwaswritten)-itsnextusebuildsitagain" in told

@@ -170,7 +170,7 @@ def test_the_fastest_is_chosen(
     assert choice.bf16_text
     both, text = choice.bf16 / choice.fp32, choice.bf16_text / choice.fp32
     assert convolution != bf16 or both == pytest.approx(bf16)
-    assert choice.words() == f" (bf16 takes {both:.2f} of fp32's time, in the text tower alone {text:.2f})"
+    assert choice.words() == f" (bf16 takes {both:.2f} of fp32's time, in the text tower only {text:.2f})"
     assert Choice("bf16").words() == ""
     assert {"Conv2d", "MultiheadAttention", "Linear", "LayerNorm", "GELU"} <= set(kinds)
 

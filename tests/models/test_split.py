@@ -133,5 +133,5 @@ def test_centred_features(tmp_path: Path) -> None:
 
 def test_an_unknown_tower_is_refused(tmp_path: Path) -> None:
     clip = zoo.load(clip_with(tmp_path / "model", **TIMM, timm_model_name="test_nfnet"))
-    with pytest.raises(UserError, match=r"NormFreeNet cannot be cut .* write method=der_expand"):
+    with pytest.raises(UserError, match=r"NormFreeNet cannot be cut .* use method=der_expand"):
         Split(clip.model.visual, 1)

@@ -136,17 +136,17 @@ def test_the_pages_of_ways(own: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("words", "message"),
     [
         ("tune=fulll", 'unknown tuning "fulll"; did you mean "full"?'),
-        ("tune=top", 'tune is "top": write tune=top:BLOCKS, BLOCKS being a whole number from 1 to 9999'),
-        ("tune=top:0", 'tune is "top:0": write tune=top:BLOCKS, BLOCKS being a whole number from 1'),
-        ("tune=lora:x", 'tune is "lora:x": write tune=lora:RANK, RANK being a whole number from 1'),
-        ("tune=image:2", 'tune is "image:2", and image takes no value: write tune=image'),
-        ("tune=top:1 tuning.blocks=2", 'unknown key "tuning.blocks": write tune=top:BLOCKS'),
-        ("tuning.rank=2", 'unknown key "tuning.rank": write tune=full'),
+        ("tune=top", 'tune is "top": use tune=top:BLOCKS, BLOCKS being a whole number from 1 to 9999'),
+        ("tune=top:0", 'tune is "top:0": use tune=top:BLOCKS, BLOCKS being a whole number from 1'),
+        ("tune=lora:x", 'tune is "lora:x": use tune=lora:RANK, RANK being a whole number from 1'),
+        ("tune=image:2", 'tune is "image:2", and image takes no value: use tune=image'),
+        ("tune=top:1 tuning.blocks=2", 'unknown key "tuning.blocks": use tune=top:BLOCKS'),
+        ("tuning.rank=2", 'unknown key "tuning.rank": use tune=full'),
         ("tune=./last.py tuning.bias=false", 'unknown key "tuning.bias"; did you mean "tuning.biases"?'),
-        ("tune=./last.py tuning.biases=3", "tuning.biases is 3: write true or false"),
+        ("tune=./last.py tuning.biases=3", "tuning.biases is 3: use true or false"),
         (
             "tune=./last.py:0",
-            'tune is "./last.py:0": write tune=./last.py:COUNT, COUNT being a whole number from 1',
+            'tune is "./last.py:0": use tune=./last.py:COUNT, COUNT being a whole number from 1',
         ),
         ("tune=my_ways.none", 'tuning "my_ways.none" cannot be imported'),
         (
@@ -165,7 +165,7 @@ def test_a_mistake_is_refused_in_one_line(words: str, message: str) -> None:
 
 @pytest.mark.parametrize("tune", ["a..b", "top:", ":2", "a b"])
 def test_what_is_no_name_is_refused_by_the_config(tune: str) -> None:
-    with pytest.raises(UserError, match="write NAME or NAME:VALUE, where NAME is a way's name"):
+    with pytest.raises(UserError, match="use NAME or NAME:VALUE, where NAME is a way of tuning"):
         load_config([f"tune={tune}"])
 
 

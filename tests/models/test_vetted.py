@@ -84,17 +84,17 @@ def _set(file: Path, path: str, value: Any) -> None:
         (CONFIG, "model_cfg.text_cfg.tokenizer_kwargs", {"auto_map": {}}, '"text_cfg.tokenizer_kwargs.auto_map" runs'),
         (CONFIG, "model_cfg.text_cfg.tokenizer_kwargs", [1], "text_cfg.tokenizer_kwargs is [1], no table"),
         (CONFIG, "model_cfg.text_cfg.trust_remote_code", True, '"text_cfg.trust_remote_code" runs code'),
-        (CONFIG, "model_cfg.cast_dtype", "fp16", '"cast_dtype" is no setting of a model'),
-        (CONFIG, "model_cfg.vision_cfg.act_kwargs", {"f": 1}, '"vision_cfg.act_kwargs.f" is no setting'),
+        (CONFIG, "model_cfg.cast_dtype", "fp16", '"cast_dtype" is not a setting of a known model'),
+        (CONFIG, "model_cfg.vision_cfg.act_kwargs", {"f": 1}, '"vision_cfg.act_kwargs.f" is not a setting'),
         (CONFIG, "model_cfg.vision_cfg", "x", 'vision_cfg is "x", no table'),
         (CONFIG, "model_cfg.vision_cfg.timm_model_name", "hf-hub:a/b", 'timm_model_name "hf-hub:a/b" is no model'),
         (CONFIG, "model_cfg.vision_cfg.timm_model_name", ["resnet18"], "timm_model_name [\"resnet18\"] is no model"),
         (TOKENIZER, "auto_map", None, "auto_map asks to run code"),
-        (TOKENIZER, "tokenizer_class", "RagTokenizer", '"RagTokenizer" is no tokenizer that is known to be plain'),
-        (TOKENIZER, "tokenizer_class", ["AutoModel"], '["AutoModel"] is no tokenizer'),
+        (TOKENIZER, "tokenizer_class", "RagTokenizer", '"RagTokenizer" is not a tokenizer known to be plain'),
+        (TOKENIZER, "tokenizer_class", ["AutoModel"], '["AutoModel"] is not a tokenizer'),
         (TOKENIZER, "fast_tokenizer_files", ["tokenizer.4.0.json"], '"fast_tokenizer_files" leads to other files'),
         (TEXT, "auto_map", {"AutoModel": "other/repository--x.Y"}, "auto_map asks to run code"),
-        (TEXT, "tokenizer_class", "AutoProcessor", '"AutoProcessor" is no tokenizer'),
+        (TEXT, "tokenizer_class", "AutoProcessor", '"AutoProcessor" is not a tokenizer'),
         (TEXT, "model_type", "rag", 'the text tower is of the type "rag"; open_clip has roberta'),
         (TEXT, "model_type", ["bert"], 'the text tower is of the type ["bert"]'),
     ],
@@ -160,5 +160,5 @@ def test_a_pipe_among_a_models_files_is_not_opened(tmp_path: Path) -> None:
     thread.start()
     thread.join(30)
     wrong = f"the folder {folder} cannot be used ({weights.name} is a pipe)"
-    assert caught == [f"model: {wrong}: take another copy of it"]
+    assert caught == [f"model: {wrong}: use another copy"]
     assert CONFIG == CONFIG_FILE

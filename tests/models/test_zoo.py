@@ -170,7 +170,7 @@ def test_a_timm_transformer_keeps_its_own_size(tmp_path: Path) -> None:
     vision = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"}
     folder = _saved(tmp_path, vision)
     assert zoo.load(str(folder), image_size=160).image_size == 160
-    with pytest.raises(UserError, match=r"image_size: .* takes its own size only, not 96"):
+    with pytest.raises(UserError, match=r"image_size: .* only takes its own size, not 96"):
         zoo.load(str(folder), image_size=96)
 
 

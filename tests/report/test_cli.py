@@ -65,7 +65,7 @@ def test_json_has_the_numbers_of_the_page(runs: Path, capsys: pytest.CaptureFixt
 def test_mistakes(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs.parent / "file").write_text("")
     for arguments, message in (
-        ([], "no run to report; name at least one run directory"),
+        ([], "no run to report: give at least one run directory"),
         (["nothing"], '"nothing" is no run directory'),
         (["runs", "-o", "file/x.html"], "cannot be written"),
         (["runs", "-o", "runs"], "cannot be written (Is a directory): give another place"),

@@ -66,7 +66,7 @@ def test_each_line_is_named_at_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "words"), [(2, "from the lowest seed to the highest"), (3, "95 % intervals")]
+    ("seeds", "words"), [(2, "from the lowest to the highest seed"), (3, "95 % intervals")]
 )
 def test_two_seeds_have_a_range_and_more_an_interval(tmp_path: Path, seeds: int, words: str) -> None:
     figure = drawn(tmp_path, seeds)
@@ -103,11 +103,11 @@ def test_references_alone_are_no_result(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"z{seed}", method="zero_shot", memory=0, seed=seed, **SMALL)
     (setting,) = collect([tmp_path]).settings
-    assert verdict(setting)[0] == "No run but references has finished."
+    assert verdict(setting)[0] == "Only references have finished."
     for seed in (0, 1):
         (tmp_path / f"z{seed}" / "results.json").unlink()
     (setting,) = collect([tmp_path]).settings
-    assert verdict(setting)[0] == "No run of it has finished."
+    assert verdict(setting)[0] == "No run of this setting has finished."
     assert [change(value).class_ for value in (None, 0.0004, -0.0004, 0.001, -0.001)] == [
         "",
         "",

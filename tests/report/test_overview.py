@@ -109,7 +109,7 @@ def test_the_verdict_names_the_best_and_how_sure_that_is(sweep: Path, seen: Page
     assert "Memory 0: gdro" in seen.text
     assert "with 2 seeds the difference may be chance" in seen.text
     assert "10 runs: repeats" not in seen.text
-    assert "4 runs: repeats of a seed" in seen.text  # joint and zero-shot were run at two memory sizes
+    assert "4 runs: repetitions of a seed" in seen.text  # joint and zero-shot were run at two memory sizes
 
 
 def test_classes_are_worst_first(sweep: Path, seen: Page) -> None:
@@ -145,7 +145,7 @@ def test_settings_are_never_averaged(tmp_path: Path) -> None:
             )
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
     assert (
-        "The runs belong to 2 settings, which are shown side by side and never averaged: they differ in data."
+        "The runs belong to 2 settings, which are compared but never averaged: they differ in data."
         in page.text
     )
     assert [row[2] for row in page.rows if row[:2] == ["gdro", "200"] and "(n=2)" in row[3]] == ["2", "2"]
@@ -166,10 +166,7 @@ def test_a_sweep_that_still_goes_on(sweep: Path, tmp_path: Path) -> None:
     (folder / "logs" / "gcl_m0_s0.log").write_text("error: out of <memory>\n")
     shutil.copy(sweep / "sweep.json", folder)
     page = Page(build([folder], tmp_path / "r.html").read_text())
-    assert (
-        "1 of 40 runs are finished; 1 has stopped before its end, 1 has failed, 37 wait for their turn."
-        in page.text
-    )
+    assert "1 of 40 runs are finished; 1 has stopped early, 1 has failed, 37 are waiting." in page.text
     assert "gcl_m0_s0: failed after 3 of 3 tasks: out of <memory>" in page.text
     assert "gdro_m500_s0: stopped after 3 of 3 tasks" in page.text
     assert "gdro_m2000_s1 (method gdro, memory.budget 2000, seed 1)" in page.text
@@ -177,7 +174,7 @@ def test_a_sweep_that_still_goes_on(sweep: Path, tmp_path: Path) -> None:
     assert rows_of(page, "gcl", "0", "0 of 1")
     states = {row[0]: row[4] for row in page.rows if len(row) > 4 and row[0].startswith(("gcl_m", "gdro_m"))}
     assert states["gcl_m0_s0"].startswith("failed")
-    assert "As far as unfinished runs have come: gcl, memory 0; gdro, memory 500." in page.text
+    assert "Unfinished runs, so far: gcl, memory 0; gdro, memory 500." in page.text
 
 
 def test_a_sweep_that_has_only_begun(tmp_path: Path) -> None:
@@ -188,7 +185,7 @@ def test_a_sweep_that_has_only_begun(tmp_path: Path) -> None:
     (tmp_path / "gcl").mkdir()
     (tmp_path / "gcl" / "config.toml").write_text('data = "emoji"\n[method]\nname = "gcl"\n')
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
-    assert "No run of it has finished." in page.text
+    assert "No run of this setting has finished." in page.text
     assert "gcl: stopped after no task" in page.text
     unfinished(tmp_path / "gdro")
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
@@ -238,7 +235,7 @@ def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "s0" / "predictions.npz", **kept)
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
     assert "1 run of 2 recorded no probabilities: calibration is unknown." in page.text
-    assert "Accuracy of the surest answers" in page.text
+    assert "Accuracy of the most confident answers" in page.text
 
 
 @pytest.mark.slow
@@ -294,9 +291,10 @@ def test_forgetting_is_against_the_best_earlier_accuracy() -> None:
 @pytest.mark.slow
 def test_what_was_tuned_is_shown(tmp_path: Path) -> None:
     text = (
-        "imagefolder:photos, tasks 1-2, 0.2 of their training images, memory 200, seed 0, 6 of 6 trials (still at the"
-        " edge of its grid: train.lr); train.lr 1e-05: 0.5125, 0.0003: 0.6500; method.margin 0.1: -, 0.3: 0.6500,"
-        " 0.5: 0.6"
+        "imagefolder:photos, tasks 1-2, 0.2 of their training images, memory 200, seed 0, 6 of 6 trials"
+        " (still at the"
+        " edge of its grid: train.lr); train.lr 1e-05: 0.5125, 0.0003: 0.6500; method.margin 0.1: -, 0.3:"
+        " 0.6500, 0.5: 0.6"
     )
     for seed in (0, 1):
         results = write_run(tmp_path / f"{seed}", seed=seed, **SMALL)

@@ -313,7 +313,7 @@ def test_of_very_many_classes_some_are_drawn_and_the_csv_file_has_all(tmp_path: 
     write_run(tmp_path / "r", tasks=2, per_task=2500, steps=2)
     text = build([tmp_path / "r"], tmp_path / "r.html").read_text()
     assert "of 5000 classes end below zero-shot. The 2000 worst are listed; the CSV file has all." in text
-    assert "Of very many classes 1667 are drawn, evenly spread over their order." in text
+    assert "Only 1667 of the classes are drawn, evenly spaced in their order." in text
     assert text.count("<tr><th scope") < 2200
     assert text.count("kiwi%20333") >= 1
 

@@ -110,7 +110,7 @@ def test_a_file_of_ours_without_the_key_has_the_first(tmp_path: Path) -> None:
 
 
 def test_a_wrong_generation_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^defaults is 3: write 1 or 2$"):
+    with pytest.raises(UserError, match=r"^defaults is 3: use 1 or 2$"):
         load_config(["defaults=3"])
 
 

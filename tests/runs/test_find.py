@@ -35,7 +35,8 @@ def test_runs_folders_and_patterns_each_run_once(tmp_path: Path, monkeypatch: py
     found = find(["runs/*", "runs/s2", "runs", Path("runs")])
     assert found.runs == paths
     assert found.skipped == [
-        '"runs/notes" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
+        '"runs/notes" is no run directory (no results.json, metrics.jsonl or config.toml): give a run'
+        " directory"
     ]
     assert find(["x*"]).skipped == ['"x*" matches nothing']
     assert find(["runs", "x"]).sweeps == []
@@ -85,8 +86,8 @@ def test_runs_of_a_sweep_that_have_not_begun(tmp_path: Path) -> None:
     (tmp_path / "logs" / "gcl_s2.log").write_text("error: no such model\n")
     found = find([tmp_path])
     assert not_begun(found.sweeps, found.runs) == [
-        ("gcl_s1 (method gcl, seed 1)", State("waiting", "waits for its turn")),
-        ("gcl_s2 (method gcl, seed 2)", State("failed", "failed at once: no such model")),
+        ("gcl_s1 (method gcl, seed 1)", State("waiting", "waiting")),
+        ("gcl_s2 (method gcl, seed 2)", State("failed", "failed immediately: no such model")),
     ]
     assert failure(tmp_path / "gcl_s2") == "no such model"
 
@@ -103,5 +104,5 @@ def test_counted() -> None:
     assert counted(states[:1]) == "The run is finished."
     others = [State("running", ""), State("failed", ""), State("failed", ""), State("waiting", "")]
     assert counted(states + others) == (
-        "2 of 6 runs are finished; 1 is running, 2 have failed, 1 waits for its turn."
+        "2 of 6 runs are finished; 1 is running, 2 have failed, 1 is waiting."
     )

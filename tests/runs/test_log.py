@@ -30,7 +30,7 @@ def test_of_a_long_log_some_lines_are_kept(tmp_path: Path, monkeypatch: pytest.M
     assert places[0] == 0
     assert places[-1] > 4000
     assert len({b - a for a, b in pairwise(places)}) <= 2
-    assert found.notes == ["metrics.jsonl is long: curves are drawn of some of its lines."]
+    assert found.notes == ["metrics.jsonl is long: curves are drawn from a part of its lines."]
 
 
 def test_of_a_short_log_all_lines_are_kept_and_the_later_ones_win(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_lines_and_files_that_are_too_long(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(log, "MOST_BYTES", 80)
     found = Log(tmp_path / "metrics.jsonl")
     assert [event["global_step"] for event in found.of("step")] == [0]
-    assert any("what comes after its first" in note for note in found.notes)
+    assert any("only its first" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_log_that_is_a_pipe_or_of_another_run(tmp_path: Path) -> None:
     write_run(tmp_path / "run", tasks=2, per_task=2, steps=4)
     write_run(tmp_path / "other", tasks=4, per_task=2, steps=4)
     os.replace(tmp_path / "other" / "metrics.jsonl", tmp_path / "run" / "metrics.jsonl")
-    assert "other tasks than the results" in read_run(tmp_path / "run").notes[0]
+    assert "other tasks than results.json" in read_run(tmp_path / "run").notes[0]
     build([tmp_path / "run"], tmp_path / "page.html")
     (tmp_path / "run" / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")
@@ -102,5 +102,5 @@ def test_a_line_without_end_is_not_followed(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # which takes no room
     assert Log(tmp_path / "metrics.jsonl").notes == [
         "1 unusable line of metrics.jsonl skipped.",
-        "metrics.jsonl is long: what comes after its first 256 MiB is not shown.",
+        "metrics.jsonl is long: only its first 256 MiB are shown.",
     ]

@@ -161,14 +161,14 @@ def test_none_and_auto_as_a_methods_options() -> None:
             ["method.margn=1"],
             'method "everclip_test_methods.mine" has no option "margn"; did you mean "margin"?',
         ),
-        (["method.margin=-1"], "method.margin is -1: write a number from 0"),
-        (["method.margin=x"], 'method.margin is "x": write a number from 0'),
-        (["method.layers=[a]"], 'method.layers is "[a]": write a list, each a whole number'),
-        (["method.layers=[1.5]"], "method.layers is [1.5]: write a list, each a whole number"),
-        (["method.kind=js"], 'method.kind is "js": write "kl" or "none"'),
-        (["method.margin.x=1"], 'method.margin is {"x": 1}: write a number from 0'),
+        (["method.margin=-1"], "method.margin is -1: use a number from 0"),
+        (["method.margin=x"], 'method.margin is "x": use a number from 0'),
+        (["method.layers=[a]"], 'method.layers is "[a]": use a list, each a whole number'),
+        (["method.layers=[1.5]"], "method.layers is [1.5]: use a list, each a whole number"),
+        (["method.kind=js"], 'method.kind is "js": use "kl" or "none"'),
+        (["method.margin.x=1"], 'method.margin is {"x": 1}: use a number from 0'),
         (["method.table=1"], "method.table is 1: write a table of names and values"),
-        (["method.cap=true"], "method.cap is true: write a whole number or none"),
+        (["method.cap=true"], "method.cap is true: use a whole number or none"),
     ],
 )
 def test_a_bad_option_gives_one_line(tokens: list[str], message: str) -> None:
@@ -177,7 +177,7 @@ def test_a_bad_option_gives_one_line(tokens: list[str], message: str) -> None:
 
 def test_a_message_says_where_the_options_stand() -> None:
     with pytest.raises(
-        UserError, match=r"^method\.options\.label_smoothing is 2: write a number from 0 to below 1$"
+        UserError, match=r"^method\.options\.label_smoothing is 2: use a number from 0 to below 1$"
     ):
         options_of("finetune", {"label_smoothing": 2}, "method.options.")
 

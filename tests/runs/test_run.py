@@ -119,7 +119,8 @@ def test_out_is_continued_left_alone_or_refused(tmp_path: Path, tokens: list[str
     with pytest.raises(UserError) as error:
         Run.open(configured(*tokens, f"out={out}", "seed=1"))
     assert str(error.value) == (
-        f"{out} holds a run of another config (seed: 0 there, 1 here): give another out, or remove that folder"
+        f"{out} holds a run of another config (seed: 0 there, 1 here): give another out, or remove that"
+        f" folder"
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("keep me")
@@ -214,7 +215,7 @@ def test_small_budgets_are_warned_of(tokens: list[str], caplog: pytest.LogCaptur
     Plan.of(configured(*tokens, "memory.budget=5"))
     assert caplog.messages == [
         "memory.budget=5 is below the 6 classes: once more than 5 are seen, no class keeps an exemplar;"
-        " write at least 6, or 0"
+        " use at least 6, or 0"
     ]
     caplog.clear()
     for budget in ("0", "6", "all"):
@@ -274,7 +275,7 @@ def test_device() -> None:
     assert device("cpu") == "cpu"
     if not torch.cuda.is_available():
         assert device("auto") == "cpu"
-        with pytest.raises(UserError, match="device=cuda but torch finds no such device: write device=cpu"):
+        with pytest.raises(UserError, match="device=cuda but torch finds no such device: use device=cpu"):
             device("cuda")
 
 
@@ -381,7 +382,7 @@ def test_the_log_tells_the_run(tmp_path: Path, toy: str, photos: str) -> None:
     assert lines[1] == f"data {photos}: 6 classes, 24 training images, 12 test images"
     assert "task 1 begins: 8 images of 2 classes, 0 exemplars" in lines
     assert "task 3 begins: 8 images of 2 classes, 12 exemplars" in lines
-    ends = [line for line in lines if " on all seen so far" in line]
+    ends = [line for line in lines if " on all classes seen so far" in line]
     assert [line.split(":")[0] for line in ends] == ["task 1", "task 2", "task 3"]
     assert f"{results['last']:6.1%}" in ends[-1]
     assert lines[-1] == f"finished: last {results['last']:.1%}, average {results['average']:.1%}".replace(

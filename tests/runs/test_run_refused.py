@@ -45,7 +45,9 @@ def test_a_run_writes_into_its_own_folder_alone(
         theirs if kind == "link" else tmp_path / "nothing"
     )
     (tmp_path / "run" / "results.json").unlink()
-    with pytest.raises(UserError, match=f"cannot be written, as {name} is a (link|pipe): a run writes into"):
+    with pytest.raises(
+        UserError, match=f"cannot be written, as {name} is a (link|pipe): a run writes only into"
+    ):
         run(tmp_path / "run", *tokens)
     assert main(["resume", str(tmp_path / "run")]) == 2
     assert theirs.read_text() == "keep me"

@@ -128,7 +128,7 @@ def test_printed_commands_give_the_sweeps_runs(
     assert main([*words, "--print"]) == 0
     shown, said = capsys.readouterr()
     assert not shown
-    assert "3 of 3 runs are there" in said
+    assert "3 of 3 runs are finished" in said
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_failures_are_named_and_retried(
     shown, said = capsys.readouterr()
     assert "gcl_lr1e-4: last" in said
     assert re.search("failed: gcl_lr1e30: .* not finite at step", said.splitlines()[-2])
-    assert said.splitlines()[-1] == "the same command with --retry runs what failed again"
+    assert said.splitlines()[-1] == "the same command with --retry repeats the failed runs"
     assert "gcl" in shown
     assert "begins" in said
     assert main(words) == 1
@@ -251,13 +251,13 @@ def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.Ca
     [
         (["--tune", "lr"], "has no values to choose from"),
         (["--tune", "lr=1e-4"], "has no values to choose from"),
-        (["--tune", "seed=0,1"], "none of the settings that can be tuned"),
+        (["--tune", "seed=0,1"], "is not a setting that can be tuned"),
         (["--tune", "lr=1e-4,fast"], 'train.lr is "fast"'),
         (["--tune", "method.gdro.margin=1,2"], "gdro, which is not in the grid"),
         (["--tune", "train.lr_text=0,1", "train.lr_text=0"], "is given twice"),
         (["--jobs", "0"], "--jobs is 0"),
-        (["--slurm-set", "timeout_min=5"], "write --slurm too"),
-        (["--slurm", "--print"], "write one of the two"),
+        (["--slurm-set", "timeout_min=5"], "use --slurm too"),
+        (["--slurm", "--print"], "use one of the two"),
         (["--threads", "-1"], "--threads is -1"),
         (["data=imagefolder:nowhere,imagefolder:nothing"], "test/CLASS; data folder nothing does not exist"),
         (["model=local-dir:nowhere"], "nowhere does not exist"),
@@ -374,7 +374,7 @@ def test_a_killed_command_is_told_from_a_stopped_one(tmp_path: Path) -> None:
     os.kill(child.process.pid, signal.SIGKILL)
     child.process.wait()
     assert child.ended()
-    assert child.error() == "ended by SIGKILL, perhaps for lack of memory: try --jobs with fewer"
+    assert child.error() == "ended by SIGKILL, perhaps out of memory: try a smaller --jobs"
     child = Child(Work("x", ["methods"], tmp_path, tmp_path / "log"), {})
     pool.stop([child])
     assert child.error() is None
@@ -558,9 +558,7 @@ def test_checkpoints_of_finished_runs_are_dropped(
     assert main([*words, "--drop-checkpoints"]) == 0
     shown, said = capsys.readouterr()
     assert shown == table
-    assert (
-        " MB of checkpoints of finished runs were removed: compare and report read the runs as before" in said
-    )
+    assert " MB of checkpoints of finished runs removed: compare and report still read the runs" in said
     assert not [*out.glob("*/*checkpoints*")]
     assert (out / "ncm_s0" / "results.json").read_bytes() == kept
     assert main([*words, "--drop-checkpoints"]) == 0

@@ -74,7 +74,7 @@ def test_a_commit_is_there_as_a_whole(tmp_path: Path) -> None:
     checkpoint.amend(folder, {"record.json": b"{}"})
     verify(folder)
     assert checkpoint.names(folder) == {"model", "state.pt", "record.json"}
-    with pytest.raises(UserError, match="was made by something else in the meantime, and is left alone"):
+    with pytest.raises(UserError, match="was created by something else in the meantime and is not touched"):
         commit(folder, fill("model", content=b"another"))
     verify(folder)
     assert checkpoint.names(folder) == {"model", "state.pt", "record.json"}
@@ -210,8 +210,8 @@ def test_the_older_one_is_taken_and_the_damaged_one_set_aside(
     (store.folder(Place(1, 0, 6)) / "state.pt").write_bytes(b"twelve bytez")
     assert store.newest() == [Place(1), Place(1, 0, 3)]
     assert caplog.messages == [
-        "checkpoint task-001-phase-0-step-000006 cannot be used (state.pt is not what was written): going back to the"
-        " one before"
+        "checkpoint task-001-phase-0-step-000006 cannot be used (state.pt is not what was written): using"
+        " the previous one"
     ]
     assert store.places() == [Place(1), Place(1, 0, 3)]
     assert [*tmp_path.glob("*" + DAMAGED)]
@@ -222,7 +222,7 @@ def test_the_older_one_is_taken_and_the_damaged_one_set_aside(
     (store.folder(Place(2)) / "state.pt").unlink()
     for _ in range(2):  # asked again it does not begin anew behind the user's back
         with pytest.raises(
-            RunError, match=r"no checkpoint in .* can be used: remove that folder to begin again"
+            RunError, match=r"no checkpoint in .* can be used: remove that folder to start again"
         ):
             store.newest()
     assert "(stage-001: state.pt is missing)" in caplog.text, "what it stands on is damaged"
@@ -284,7 +284,9 @@ def test_a_state_that_would_run_code_is_not_read(tmp_path: Path, toy: str, photo
 
     shutil.rmtree(folder)
     commit(folder, write)
-    with pytest.raises(UserError, match=r"is whole but cannot be read with these versions \(UnpicklingError"):
+    with pytest.raises(
+        UserError, match=r"is intact but cannot be read with these package versions \(UnpicklingError"
+    ):
         run(tmp_path / "run", *tokens)
     assert not (tmp_path / "ran").exists()
 
@@ -293,7 +295,9 @@ def test_a_state_that_would_run_code_is_not_read(tmp_path: Path, toy: str, photo
 def test_a_state_of_something_else(tmp_path: Path, state: object) -> None:
     opened = Run(tmp_path, configured("data=emoji"))
     opened.store.commit(Place(1), lambda folder: torch.save(state, folder / "state.pt"))
-    with pytest.raises(UserError, match=r"stage-000 (is no checkpoint of a run|is whole but cannot be read)"):
+    with pytest.raises(
+        UserError, match=r"stage-000 (is not a run's checkpoint|is intact but cannot be read)"
+    ):
         read(opened)
 
 
@@ -332,7 +336,7 @@ def test_the_log_is_cut_back_to_whole_lines(tmp_path: Path, caplog: pytest.LogCa
     log.write_text('{"event": "one", "value": 1}\n{"eve')
     opened.cut_log(1000)
     assert log.read_text() == '{"event": "one", "value": 1}\n'
-    assert "metrics.jsonl is shorter than at the last checkpoint: lines of it are lost" in caplog.text
+    assert "metrics.jsonl is shorter than at the last checkpoint: some lines are lost" in caplog.text
     opened.cut_log(0)
     assert not log.exists()
     log.mkdir()

@@ -93,7 +93,7 @@ def test_a_run_is_continued_with_code_that_is_trusted(
     grid = [f"data={photos}", f"model={toy}", "method=gcl", "seed=0,1", *QUICK, f"out={tmp_path}"]
     code, _, err = say("sweep", *grid, "--print", "--trust", half)
     assert code == 0
-    assert f'{half} is left alone: {half}/config.toml asks for the code "{mine}", which is not run' in err
+    assert f'{half} is not touched: {half}/config.toml asks for the code "{mine}", which is not run' in err
     code, _, err = say("train", f"data={photos}", f"model={toy}", "method=gcl", *QUICK, f"out={half}")
     assert code == 2
     assert "holds a run of another config" in err
@@ -221,7 +221,7 @@ def test_the_option(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -
         ["b", "c"],
     )
     for words in (["train", "--trust"], ["train", "--trust="], ["train", "--trust", "--dry-run"]):
-        assert say(*words) == (2, "", "error: --trust needs a folder: write --trust FOLDER\n")
+        assert say(*words) == (2, "", "error: --trust needs a folder: use --trust FOLDER\n")
     monkeypatch.chdir(tmp_path)
     for name in ("--trust=.", "--trust"):  # as a pattern such as * has them
         (tmp_path / name).touch()

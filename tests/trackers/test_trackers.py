@@ -323,7 +323,7 @@ def test_the_catalogue_lists_what_is_shipped(capsys: pytest.CaptureFixture[str])
         ("trackers=./sums.py tracker.sums.x=3", 'tracker "sums" has no option "x"; it has no options'),
         ("tracker.wandbb.project=x", 'unknown key "tracker.wandbb"; did you mean "tracker.wandb"'),
         ("tracker.wandb.projct=x", 'tracker "wandb" has no option "projct"; did you mean "project"?'),
-        ("trackers=./half.py", 'tracker "./half.py" has no log: write what Tracker asks for'),
+        ("trackers=./half.py", 'tracker "./half.py" has no log: define what Tracker requires'),
         (
             "trackers=./needs.py",
             'trackers has "./needs.py", which is not installed: pip install everclip_none',

@@ -401,26 +401,26 @@ def test_a_full_disk(
     assert main(["train", *tokens, "cache.trunk=on", out, "device=cpu", "train.epochs=1"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "take 39.2 kB and" in line
-    assert line.endswith("has 1.0 kB free: make room, or write cache.trunk=off")
+    assert line.endswith("has 1.0 kB free: make room, or use cache.trunk=off")
     capsys.readouterr()
     computed = run(tmp_path / "auto", *tokens)
     assert "computed anew each time" in capsys.readouterr().err
     assert computed["last"] == expected["last"]
     assert computed["cache_bytes"] == 0
     tokens.remove("train.augment=none")
-    with pytest.raises(UserError, match=r"has 1\.0 kB free: make room, or write cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"has 1\.0 kB free: make room, or use cache\.trunk=off"):
         run(tmp_path / "views", *tokens, "cache.views=2")  # else training would see other pictures
 
 
 @pytest.mark.parametrize(
     ("tokens", "line"),
     [
-        ("tune=top:9", "tune=top:9 but a tower has 2 blocks: write at most 2"),
-        ("tune=top:9 method=zero_shot", "tune=top:9 but a tower has 2 blocks: write at most 2"),
+        ("tune=top:9", "tune=top:9 but a tower has 2 blocks: use at most 2"),
+        ("tune=top:9 method=zero_shot", "tune=top:9 but a tower has 2 blocks: use at most 2"),
         ("train.compile=true", "train.compile=true gains nothing on a CPU: leave it out"),
         (
             "train.patch_dropout=0.5 model=CONV",
-            "is no vision transformer that has them in a row: write train.",
+            "is no vision transformer with a sequence of them: use train.",
         ),
     ],
 )
@@ -482,17 +482,17 @@ def test_auto_keeps_what_leaves_the_pictures_as_they_are(
 ) -> None:
     assert blocks(*words, *tokens.split()) == expected
     if expected is None and "cache.trunk" not in tokens:
-        assert "write " in refusal(*words, *tokens.split(), "cache.trunk=on")
+        assert "use " in refusal(*words, *tokens.split(), "cache.trunk=on")
 
 
 @pytest.mark.parametrize(
     ("tokens", "line"),
     [
-        ("", "tune=full trains all of it: write tune=top:K, tune=head or cache.trunk=off"),
+        ("", "tune=full trains all of it: use tune=top:K, tune=head or cache.trunk=off"),
         ("tune=lora:2", "tune=lora:2 trains all of it"),
         (
             "tune=top:1",
-            "train.augment=shift_flip draws another each time: write train.augment=none, cache.views=4 or",
+            "train.augment=shift_flip draws a new view each time: use train.augment=none, cache.views=4 or",
         ),
         ("tune=top:1 method=cmoa", "but method=cmoa reads the pictures or changes all blocks"),
     ],
@@ -506,7 +506,7 @@ def test_on_says_why_not(tokens: str, line: str, words: list[str]) -> None:
 
 def test_views_that_would_be_none_are_refused(words: list[str]) -> None:
     tokens = [*words, "method=gcl", "tune=top:1", "train.augment=none", "cache.views=2"]
-    assert "write train.augment=shift_flip, or cache.views=1" in refusal(*tokens)
+    assert "use train.augment=shift_flip, or cache.views=1" in refusal(*tokens)
     assert blocks(*words, "method=ncm", "cache.views=2", "train.augment=none") == 0
 
 
@@ -542,7 +542,7 @@ def test_without_kept_views_a_run_goes_on_bit_for_bit(
 ) -> None:
     tokens = [*words, "method=gcl", "tune=top:1", "cache.views=4", "memory.budget=0", "train.epochs=2"]
     whole = run(tmp_path / "whole", *tokens)
-    assert "kept of test images alone" in capsys.readouterr().err
+    assert "kept of test images only" in capsys.readouterr().err
     assert {key[1] for key in kept[0].rows._rows} == {0}  # type: ignore[attr-defined]
     assert run_for(tmp_path / "parts", whole["optimizer_steps"] - 1, *tokens) is None
     assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
@@ -562,7 +562,7 @@ def test_an_unknown_tower_is_left_whole_unless_it_must_not_be(tmp_path: Path, wo
         return clip.trunk is not None
 
     assert cut("method=ncm"), "whole towers need no blocks"
-    with pytest.raises(UserError, match=r"cannot be cut between its blocks: write cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"cannot be cut between its blocks: use cache\.trunk=off"):
         cut("method=gcl", "tune=top:1", "cache.trunk=on")
 
 

@@ -52,7 +52,7 @@ def test_an_error_that_is_none_of_the_disks_stays(tmp_path: Path) -> None:
 
 def test_a_run_that_is_taken_away(tmp_path: Path) -> None:
     gone = tmp_path / "run"
-    with pytest.raises(RunError, match=r"run is gone, removed or its disk is: nothing of"), writing(gone):
+    with pytest.raises(RunError, match=r"run is gone: the folder was removed or"), writing(gone):
         (gone / "metrics.jsonl").open("a")
 
 
@@ -72,7 +72,7 @@ def test_one_line_for_whoever_writes(tmp_path: Path) -> None:
         with pytest.raises(RunError) as error, writing(tmp_path), files_up_to(1000):
             write()
         assert str(error.value) == (
-            f"{tmp_path} cannot be written (File too large); its last checkpoint is as it was: make room, then"
+            f"{tmp_path} cannot be written (File too large); its last checkpoint is intact: make room, then"
             f" everclip resume {tmp_path}"
         )
 
@@ -90,7 +90,7 @@ def test_room_is_looked_for_before_a_run(
         assert main(["train", *tokens]) == 2
     stderr = capsys.readouterr().err
     assert "the run may write 0.0" in stderr
-    assert "whose disk has 0.00 GiB free: make room, give out=PATH on another disk, or write" in stderr
+    assert "whose disk has 0.00 GiB free: make room, give out=PATH on another disk, or use" in stderr
     assert not (tmp_path / "run").exists()
 
 

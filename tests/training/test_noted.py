@@ -92,8 +92,8 @@ def test_other_images_are_refused_and_named(
     assert f"is not what it was when this run began: {count} of 42 images differ, such as" in error
     assert first in error
     assert error.endswith(
-        f"put the data back, start a new run, or write everclip resume {tmp_path / 'run'} --changed-data to go on all"
-        " the same"
+        f"put the data back, start a new run, or use everclip resume {tmp_path / 'run'} --changed-data to"
+        f" continue anyway"
     )
     with pytest.raises(UserError, match="is not what it was"):
         run(tmp_path / "run", *tokens)  # and so is the same train command
@@ -147,7 +147,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     replaced(folder)
     assert run(tmp_path / "run", *tokens)["data_changed"] is None
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "whether its images have changed is not known" in (tmp_path / "run" / "run.log").read_text()
+    assert "changes to its images cannot be detected" in (tmp_path / "run" / "run.log").read_text()
     assert (tmp_path / "run" / IMAGES).is_file()
 
 
@@ -282,7 +282,7 @@ def test_copies_in_train_and_test_are_counted_and_said(
     for number in range(2):
         shutil.copy(folder / f"train/red/{number}.bmp", folder / f"test/red/{number}.bmp")
     assert run(tmp_path / "copies", *tokens)["duplicates"] == 2
-    assert caplog.messages == ["2 of 18 test images are training images too: their accuracy flatters"]
+    assert caplog.messages == ["2 of 18 test images are also training images, which inflates accuracy"]
     page = build([tmp_path / "copies"], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "2 of 18 test pictures are training pictures too, byte for byte" in page
     shutil.copy(folder / "train/red/0.bmp", folder / "train/green/copy.bmp")

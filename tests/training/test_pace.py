@@ -58,7 +58,7 @@ def test_a_dry_run_says_minutes_and_disk(toy: str, photos: str, capsys: pytest.C
     assert 60 * found["minutes"] > pace.OVERHEAD - 0.5
     assert main([*words, "--dry-run"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "less than a minute (from blank images sent through the model here)" in last
+    assert "less than a minute (timed on blank images on this machine)" in last
     assert " MB of disk at most; nothing was trained" in last
 
 

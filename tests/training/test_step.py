@@ -228,7 +228,7 @@ def test_a_buffer_too_large_to_be_copied_stops(
     made = bench("gcl method.temperature=learnable", "train.nonfinite=skip")
     poison_loss(made.context, monkeypatch, float("nan"))
     with pytest.raises(
-        RunError, match=r'the loss has changed "tau", which cannot be undone: write train\.nonf'
+        RunError, match=r'the loss has changed "tau", which cannot be undone: use train\.nonf'
     ):
         made.go()
 
@@ -261,7 +261,7 @@ def test_ten_in_a_row_end_the_run(
     words = (f"data={photos}", f"model={toy}", "method=gdro", "train.nonfinite=skip", "train.epochs=15")
     poisoned_at(monkeypatch, lambda batch: batch.number >= 2)
     with pytest.raises(
-        RunError, match=r'10 steps in a row were left out; of the last, the features "image" are'
+        RunError, match=r'10 steps in a row were skipped; the last one: the features "image" are'
     ):
         run(tmp_path / "run", *words)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

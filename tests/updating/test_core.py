@@ -167,7 +167,7 @@ def test_rollback_restores_the_version_before_bit_for_bit(toy: str, tmp_path: Pa
     rollback(tmp_path / "v2")
     assert {file.name: file.read_bytes() for file in (tmp_path / "v2").iterdir()} == before
     assert read(tmp_path / "v2.undone").version == 2
-    with pytest.raises(UserError, match="keeps no version before it"):
+    with pytest.raises(UserError, match="keeps no previous version"):
         rollback(tmp_path / "v2")
 
 

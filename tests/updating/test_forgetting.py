@@ -114,7 +114,7 @@ def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> N
         ([], [], "nothing to forget"),
         (list(WARM | COLD), [], "no class would be left"),
         ([], [str(tmp_path / "gone.png")], "cannot be read"),
-        ([], [str(tmp_path / "a" / "warm-test")], "is no image that"),
+        ([], [str(tmp_path / "a" / "warm-test")], "is not an image that"),
     ):
         with pytest.raises(UserError, match=message):
             forget(state, classes, files)

@@ -64,7 +64,7 @@ def test_keep_allows_what_leaves_the_encoder_as_it_is(world: Path, tmp_path: Pat
     vectors = world / "vectors"
     before = files(vectors)
     code, out, _ = say(*words(world, tmp_path / "v2", "--index", "keep", "--vectors", vectors))
-    assert (code, "index valid: what was embedded before is searched as before" in out) == (0, True)
+    assert (code, "index valid: existing embeddings can be searched as before" in out) == (0, True)
     verdict = json.loads((tmp_path / "v2" / "verdict.json").read_text())
     assert verdict["index"]["valid"]
     assert verdict["index"]["before"] == verdict["index"]["after"] == read(vectors).table.fingerprint
@@ -83,7 +83,7 @@ def test_without_a_word_the_owner_is_told(world: Path, tmp_path: Path, say: Say)
     assert (told["valid"], told["mode"], told["count"]) == (False, None, None)
     assert told["after"] == fingerprint(open_encoder(str(tmp_path / "v2"))) != told["before"]
     code, _, err = say("search", world / "vectors", "a dog", "--model", tmp_path / "v2")
-    assert (code, "is not the encoder that" in err) == (2, True)
+    assert (code, "is not the encoder of" in err) == (2, True)
 
 
 def test_adapt_lets_new_queries_search_old_embeddings(world: Path, say: Say) -> None:
@@ -160,14 +160,14 @@ def test_a_map_stays_where_the_encoder_does(world: Path, tmp_path: Path) -> None
     assert state.map is not None
     outcome = updated(state, ends, method="nothing", index=Asked("keep", read(world / "vectors")))
     assert outcome.state.map is state.map
-    assert outcome.verdict["index"]["words"].endswith("is searched as before through the map")
+    assert outcome.verdict["index"]["words"].endswith("can be searched as before through the map")
     unasked = updated(state, ends, method="nothing")
     assert unasked.state.map is state.map
     back = updated(
         state, ends, method="ridge", index=Asked("keep", read(world / "vectors"))
     )  # of the first encoder
     assert (back.verdict["index"]["valid"], back.state.map) == (True, None)
-    with pytest.raises(UserError, match="cannot name all classes here"):
+    with pytest.raises(UserError, match="cannot recognise all classes here"):
         updated(
             state, ends, method="ridge", index=Asked("keep", None)
         )  # embeddings of v2, which it would change
@@ -207,14 +207,14 @@ def test_what_does_not_go_together_is_one_line(world: Path, tmp_path: Path, say:
     assert say("embed", other, world / "photos", "-o", tmp_path / "other")[0] == 0
     before = files(world / "v1")
     for more, line in (
-        (("--vectors", world / "vectors"), "needs --index: write --index keep, adapt or rebuild"),
+        (("--vectors", world / "vectors"), "needs --index: use --index keep, adapt or rebuild"),
         (("--index", "adopt"), '--index is "adopt"; did you mean "adapt"?'),
         (("--index", "adapt"), "--index adapt needs --vectors: give the folder that everclip embed wrote"),
-        (("--index", "keep", "--method", "trained"), "leave --method out, or write --index adapt"),
+        (("--index", "keep", "--method", "trained"), "leave --method out, or use --index adapt"),
         (("--index", "keep", "--vectors", tmp_path / "no"), "does not exist: write it with everclip embed"),
         (
             ("--index", "adapt", "--vectors", tmp_path / "other"),
-            "does not give: take those of everclip embed",
+            "use those of everclip embed",
         ),
     ):
         code, out, err = say(*words(world, tmp_path / "v2", *more))

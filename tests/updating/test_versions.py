@@ -100,7 +100,7 @@ def test_a_version_of_an_earlier_release_is_read_updated_and_rolled_back(version
     assert read(versions / "v2").version == 1
     checkpoint.verify(versions / "v2")
     assert checkpoint.identity(versions / "v2") == checkpoint.identity(versions / "v1")
-    with pytest.raises(UserError, match="keeps no version before it"):
+    with pytest.raises(UserError, match="keeps no previous version"):
         rollback(versions / "v2")
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_version_before_is_not_put_in_place(versions: Path) -> None:
     assert read(versions / "v2").version == 2
     shutil.rmtree(inner)
     inner.symlink_to(versions / "v1", target_is_directory=True)
-    with pytest.raises(UserError, match="keeps no version before it"):
+    with pytest.raises(UserError, match="keeps no previous version"):
         rollback(versions / "v2")
 
 
@@ -198,7 +198,7 @@ def test_a_version_that_changed_meanwhile_is_not_kept_as_the_one_before(versions
     state = begin(str(versions / "v2"))
     made = updated(state, colours(versions / "ends", ENDS))
     rollback(versions / "v2")
-    with pytest.raises(UserError, match="v2 is another version than when the update began"):
+    with pytest.raises(UserError, match="v2 has changed since the update began"):
         write_next(made, state, versions / "v3")
     assert not (versions / "v3").exists()
 

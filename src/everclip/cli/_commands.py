@@ -1,4 +1,4 @@
-"""Say what each command is for, and show its examples, before the command itself is loaded."""
+"""Describe each command and show its examples before the command itself is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOOK = Group("Look up", sort_key=2)
 
 
 class Command(NamedTuple):
-    """The help on a command before it is loaded; ``code``: whether it may run what a file names."""
+    """The help for a command that is not loaded yet; ``code``: whether it may run code that a file names."""
 
     group: Group
     line: str
@@ -20,12 +20,12 @@ class Command(NamedTuple):
 
 
 def _listing(command: str, name: str, line: str) -> Command:
-    """A command that lists what there is of a kind, or explains one such as ``name``."""
+    """Describe a command that lists one kind of plug-in, or explains one such as ``name``."""
     return Command(_LOOK, line, f"  everclip {command}\n  everclip {command} {name}\n")
 
 
 CATALOGUES = ("methods", "policies", "scenarios", "trackers", "tunings")
-"""Commands of one module, catalogue.py; every other has its own."""
+"""Commands that share the module catalogue.py; every other command has its own."""
 
 COMMANDS = {
     "init": Command(
@@ -39,48 +39,48 @@ COMMANDS = {
     ),
     "train": Command(
         _RUN,
-        "Learn a scenario's tasks one after another; write a run directory with results and a report.",
+        "Learn the tasks of a scenario one after another; write results and a report into a run directory.",
         """\
   everclip train                           # the offline default
   everclip train method=gdro method.margin=0.5 memory.budget=500 seed=1
   everclip train cifar100/gdro-m500        # the paper's: see everclip configs
   everclip train my.toml train.epochs=10   # a file, then what to change
   everclip train data=domainfolder:/pacs scenario.kind=domain-incremental
-  everclip train my.toml --dry-run         # show what would be done
+  everclip train my.toml --dry-run         # show the plan only
   everclip train my.toml --smoke           # a trial run within a minute
 """,
         code=True,
     ),
     "tune": Command(
         _RUN,
-        "Choose settings on a validation share of the first two tasks; the test set is never read.",
+        "Choose settings on held-out training images of the first two tasks; the test set is never read.",
         """\
   everclip tune method=gdro                  # the learning rates
   everclip tune method=gcl train.lr=3e-5,1e-4 method.tau=0.02,0.05 out=runs/T
-  everclip train runs/T/tuned.toml seed=1    # with what it chose
+  everclip train runs/T/tuned.toml seed=1    # with the settings it chose
 """,
         code=True,
     ),
     "resume": Command(
         _RUN,
-        "Continue a stopped run from where it was saved last.",
+        "Continue a stopped run from its last checkpoint.",
         "  everclip resume runs/20260131-101500_emoji_gdro_m200_s0\n",
         code=True,
     ),
     "sweep": Command(
         _RUN,
-        "Train a grid of methods, memories, seeds; go on where it stopped, skip what is done.",
+        "Train a grid of methods, memory sizes and seeds; skip finished runs, continue stopped ones.",
         """\
   everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
   everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
   everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
-  everclip sweep my.toml seed=0..4 --print   # a command each, for a scheduler
+  everclip sweep my.toml seed=0..4 --print   # one command per run, for a scheduler
 """,
         code=True,
     ),
     "compare": Command(
         _RUN,
-        "Set finished runs beside each other: means, intervals over seeds, paired tests.",
+        "Compare finished runs: means, intervals over seeds, paired tests.",
         """\
   everclip compare runs/S --by memory.budget --against gcl
   everclip compare runs/* --equal bytes
@@ -89,7 +89,7 @@ COMMANDS = {
     ),
     "report": Command(
         _RUN,
-        "Write one offline HTML page of a run, of many runs, or of a sweep still running.",
+        "Write one offline HTML page about a run, many runs, or a sweep still in progress.",
         """\
   everclip report runs/X -o x.html
   everclip report runs/* -o figure1.html
@@ -107,7 +107,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         _RUN,
-        "Test a run's model, on its own tasks or on another data set.",
+        "Test a run's model on its own tasks or on another data set.",
         """\
   everclip evaluate runs/X
   everclip evaluate runs/X --data photos --json
@@ -117,7 +117,7 @@ COMMANDS = {
     ),
     "predict": Command(
         _RUN,
-        "Say what is on pictures, with calibrated probabilities, or that no class fits.",
+        "Classify pictures, with calibrated probabilities, or say that no class fits.",
         """\
   everclip predict runs/X photo.jpg photos/
   everclip predict runs/X - --json < paths.txt
@@ -128,7 +128,7 @@ COMMANDS = {
     ),
     "merge": Command(
         _RUN,
-        "Mix a learned model's weights with those it began with, or with another run's.",
+        "Average a learned model's weights with its initial weights or another run's.",
         """\
   everclip merge runs/X --with zero-shot --alpha 0.5 -o merged/
   everclip merge runs/X --with zero-shot --validate validation -o m/
@@ -137,7 +137,7 @@ COMMANDS = {
     ),
     "export": Command(
         _RUN,
-        "Write a learned model for open_clip or for onnxruntime, checked against torch.",
+        "Export a learned model for open_clip or onnxruntime, checked against torch.",
         """\
   everclip export runs/X -o birds/
   everclip export runs/X --format onnx -o birds-onnx/
@@ -146,19 +146,19 @@ COMMANDS = {
     ),
     "embed": Command(
         _RUN,
-        "Write embeddings of pictures or texts, to search in.",
+        "Write embeddings of pictures or texts, ready to search.",
         "  everclip embed v1 photos/ -o vectors/\n  everclip embed v1 --text captions.txt -o texts/\n",
         code=True,
     ),
     "search": Command(
         _RUN,
-        "Find the nearest of what was embedded to a text or a picture.",
+        "Find the embeddings nearest to a text or a picture.",
         '  everclip search vectors/ "a red bicycle"\n  everclip search vectors/ p.jpg -k 20 --json\n',
         code=True,
     ),
     "update": Command(
         _RUN,
-        "Teach a deployed model new classes or domains, if the old ones keep up.",
+        "Teach a deployed model new classes or domains, unless old classes suffer.",
         """\
   everclip update lite --add photos --test photos -o v1
   everclip update v1 --add new --test holdout -o v2
@@ -176,10 +176,10 @@ COMMANDS = {
   everclip classes v2 remove yellow --test holdout -o v3
 """,
     ),
-    "rollback": Command(_RUN, "Put the version before an update in its place.", "  everclip rollback v2\n"),
+    "rollback": Command(_RUN, "Undo an update: restore the previous version.", "  everclip rollback v2\n"),
     "forget": Command(
         _RUN,
-        "Take classes or images out of a version; weights are not unlearned.",
+        "Remove classes or images from a version; weights are not unlearned.",
         """\
   everclip forget v2 --class "sports car" -o v3
   everclip forget v2 --images /photos/7.jpg -o v3
@@ -204,7 +204,7 @@ COMMANDS = {
     ),
     "models": Command(
         _LOOK,
-        "List models to start from, explain one, or list those that hold a text.",
+        "List models to start from, explain one, or find models by part of a name.",
         """\
   everclip models
   everclip models --here                   # weights on this machine
@@ -214,15 +214,18 @@ COMMANDS = {
     ),
     "policies": _listing("policies", "herding", "List the memory policies, or explain one with its options."),
     "scenarios": _listing("scenarios", "domain-incremental", "List the scenarios, or explain one."),
-    "tunings": _listing("tunings", "lora", "List what of a model can train, or explain one way."),
-    "trackers": _listing("trackers", "wandb", "List where a run's log can go, or explain one."),
+    "tunings": _listing(
+        "tunings", "lora", "List the ways of tuning (which part of a model trains), or explain one."
+    ),
+    "trackers": _listing("trackers", "wandb", "List the trackers that a run can log to, or explain one."),
     "configs": _listing(
         "configs", "cifar100/gdro-m500", "List the configs that come with the package, or show one."
     ),
     "doctor": Command(
         _LOOK,
-        "Check the installation, the machine and the offline default, or what a config needs.",
-        "  everclip doctor\n  everclip doctor --config cifar100\n  everclip doctor --config my.toml device=cpu\n",
+        "Check the installation and the machine, for the offline default or for a config.",
+        "  everclip doctor\n  everclip doctor --config cifar100\n  everclip doctor --config my.toml"
+        " device=cpu\n",
         code=True,
     ),
 }

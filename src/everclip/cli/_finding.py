@@ -1,4 +1,4 @@
-"""Hold what the doctor finds: one line each."""
+"""Define a finding of the doctor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor; ``fail`` is what the run in question cannot do without."""
+    """One line of the doctor; ``fail`` marks what the run cannot do without."""
 
     name: str
     state: Literal["ok", "warn", "fail"]

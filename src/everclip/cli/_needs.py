@@ -24,7 +24,7 @@ SECONDS = 3.0
 
 
 def needs(config: Config) -> Iterator[Finding]:
-    """Findings about a resolved config, in the order printed."""
+    """Yield the findings about a resolved config, in the order printed."""
     from everclip.training import restore  # imports torch
 
     sizes, found = data_there(config)
@@ -39,7 +39,7 @@ def needs(config: Config) -> Iterator[Finding]:
     if sizes is None or model is None:
         why = "the sizes of the data" if sizes is None else f"what {config.model} computes"
         yield Finding(
-            "estimate", "warn", f"memory, disk and hours are not estimated: {why} are not known here"
+            "estimate", "warn", f"memory, disk and hours are not estimated: {why} cannot be found out here"
         )
         return
     yield device_memory(config, model, sizes, _memory_of(device))
@@ -52,7 +52,7 @@ def needs(config: Config) -> Iterator[Finding]:
 
 
 def data_there(config: Config) -> tuple[Sizes | None, Finding]:
-    """The tasks in numbers, from the data itself or as published, and whether the data are there."""
+    """Return the tasks' sizes (read or as published), and whether the data are present."""
     from everclip import data
 
     try:
@@ -74,7 +74,7 @@ def _published(config: Config) -> Sizes | None:
 
 
 def _planned(config: Config) -> tuple[Sizes, Finding]:
-    """The tasks of data that are there. Raises UserError where the config does not fit them."""
+    """Plan the tasks of data that are present. Raises UserError where the config does not fit them."""
     from everclip.training.plan import Plan
 
     plan = Plan.of(config)
@@ -109,7 +109,7 @@ def _answers(url: str) -> bool:
 
 
 def weights_there(config: Config) -> Finding:
-    """Find whether the model's weights are here or can be had."""
+    """Check whether the model's weights are on this machine or can be downloaded."""
     from everclip.models import weights
 
     try:
@@ -121,7 +121,7 @@ def weights_there(config: Config) -> Finding:
 
 
 def _memory_of(device: str) -> tuple[str, int | None]:
-    """A device's name in words, and its bytes of memory where known."""
+    """Return a device's name in words, and its memory in bytes where known."""
     import torch
 
     if device.startswith("cuda"):
@@ -131,7 +131,7 @@ def _memory_of(device: str) -> tuple[str, int | None]:
 
 
 def device_memory(config: Config, model: Costs, sizes: Sizes, device: tuple[str, int | None]) -> Finding:
-    """The memory that training takes against the device's."""
+    """Compare the memory that training needs with the device's."""
     name, there = device
     wanted = estimate.device_bytes(config, model, sizes)
     batch = config.train.batch_size
@@ -144,12 +144,12 @@ def device_memory(config: Config, model: Costs, sizes: Sizes, device: tuple[str,
     while batch > 1 and estimate.device_bytes(config, model, sizes, batch) > 0.9 * there:
         batch //= 2
     fits = estimate.device_bytes(config, model, sizes, batch) <= 0.9 * there
-    remedy = f"write train.batch_size={batch}" if fits else "take a smaller model, or a card with more memory"
+    remedy = f"use train.batch_size={batch}" if fits else "use a smaller model, or a GPU with more memory"
     return Finding("device", "warn" if wanted <= there else "fail", text, remedy)
 
 
 def cache_memory(config: Config, sizes: Sizes) -> Iterator[Finding]:
-    """Find whether decoded pictures, where they are kept, fit into main memory."""
+    """Check whether decoded pictures that are kept fit into main memory."""
     from everclip.models.catalogue import catalogue
 
     sides = {info.name: info.image_size for info in catalogue()}
@@ -162,14 +162,14 @@ def cache_memory(config: Config, sizes: Sizes) -> Iterator[Finding]:
     if wanted < 0.8 * there:
         yield Finding("pictures", "ok", text)
     else:
-        yield Finding("pictures", "warn", text, "write loader.cache_mb=0 to decode them anew each time")
+        yield Finding("pictures", "warn", text, "use loader.cache_mb=0 to decode them each time")
 
 
 # Disk and time ------------------------------------------------------------------------------------------------------
 
 
 def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
-    """Room for the run, and for data and weights that are still to come, on the disks where they go."""
+    """Check the free disk space for the run and for data and weights still to be downloaded."""
     from everclip import data
 
     wanted = [("the run", Path(config.out or "runs"), estimate.disk_bytes(config, model, len(sizes.train)))]
@@ -187,11 +187,13 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
         folder, size = parts[0][1], sum(part[2] for part in parts)
         names = " and ".join(part[0] for part in parts)
         if not os.access(folder, os.W_OK):
-            yield Finding("disk", "fail", f"{folder} is not writable", "change folder, or write out=PATH")
+            yield Finding(
+                "disk", "fail", f"{folder} is not writable", "work in another folder, or use out=PATH"
+            )
             continue
         free = shutil.disk_usage(folder).free
         text = f"{names} may take {size / GIB:.1f} GiB of {free / GIB:.1f} GiB free in {folder}"
-        remedy = "" if size < free else "make room, or write out=PATH on another disk"
+        remedy = "" if size < free else "make room, or use out=PATH on another disk"
         yield Finding("disk", "fail" if remedy else "ok", text, remedy)
 
 
@@ -205,7 +207,7 @@ def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
         rate = pace.products(device, config.train.precision)
     except RuntimeError as error:
         return Finding(
-            "time", "fail", f"{device} cannot compute ({str(error).splitlines()[0]})", "write device=cpu"
+            "time", "fail", f"{device} cannot compute ({str(error).splitlines()[0]})", "use device=cpu"
         )
     share = pace.share(model, device)
     operations = pace.work(config, sizes).operations(model, config)
@@ -215,6 +217,6 @@ def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
         f" {rate / 1e12:.2g} TFLOP/s that matrix products reach here, if pictures are decoded as fast"
     )
     if not estimate.counted(config):
-        text += f"; {config.method.name} is counted as one pass an image"
+        text += f"; {config.method.name} is counted as one pass per image"
     long = seconds > 7 * 24 * 3600
-    return Finding("time", "warn" if long else "ok", text, "take a faster device" if long else "")
+    return Finding("time", "warn" if long else "ok", text, "use a faster device" if long else "")

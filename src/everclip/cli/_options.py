@@ -1,4 +1,4 @@
-"""Say what options that several commands have mean."""
+"""Describe options that several commands share."""
 
 from __future__ import annotations
 

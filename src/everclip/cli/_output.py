@@ -1,4 +1,4 @@
-"""Print for the reading commands: plain columns for people, JSON for programs."""
+"""Print results: plain columns for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from everclip.system.text import json_text
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     print(json_text(value))
 
 
 def print_columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
-    """Rows as aligned columns; the last one is wrapped to the terminal's width (120 where there is none)."""
+    """Print rows as aligned columns, the last one wrapped to the terminal's width (120 without a terminal)."""
     table = [*([head] if head else []), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]) - 1)]
     indent = sum(widths) + 2 * len(widths)
@@ -27,5 +27,5 @@ def print_columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> No
 
 
 def summary(docstring: str) -> str:
-    """The first paragraph of a docstring as one line, without its full stop."""
+    """Return the first paragraph of a docstring as one line, without its full stop."""
     return " ".join(docstring.strip().split("\n\n", 1)[0].split()).rstrip(".")

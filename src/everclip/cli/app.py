@@ -1,7 +1,7 @@
-"""Run the command ``everclip``: commands are loaded when they run, so that ``--help`` imports no torch.
+"""Run the command ``everclip``; each command is loaded when it runs, so that ``--help`` imports no torch.
 
-Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 75 preempted, 130 interrupted: a run
-that was is saved, and the same command continues it.
+Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 75 preempted, 130 interrupted; a run that
+was stopped is saved, and the same command continues it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _INTERRUPTED = 'interrupted; "everclip resume RUN" continues a stopped run'
 
 
 def build() -> App:
-    """The application with its lazily loaded commands."""
+    """Build the application with its lazily loaded commands."""
     app = App(
         name="everclip",
         help="Teach a CLIP model new classes and new domains without forgetting the old ones.",
@@ -106,7 +106,7 @@ def _failed(error: Exception) -> int:
 
 
 class _Talk(logging.Handler):
-    """A handler of warnings on whatever stderr is now: a live progress bar puts its own in place."""
+    """Log handler that writes to the current stderr, which a live progress bar replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr)
@@ -125,7 +125,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _usage(error: CycloptsError) -> str:
-    """Say a usage mistake as one line, with what to write."""
+    """Report a usage mistake in one line, with a correction."""
     from everclip.config import known_keys
     from everclip.errors import shown
 
@@ -143,5 +143,5 @@ def _usage(error: CycloptsError) -> str:
         option = error.token.keyword or error.token.value or ""
         key = option.lstrip("-").partition("=")[0].replace("-", "_")
         key = next((known for known in known_keys() if known.rsplit(".", 1)[-1] == key), key)
-        return f"unknown option {shown(option)}: settings have no dashes, write {key}=VALUE"
+        return f"unknown option {shown(option)}: settings have no dashes, use {key}=VALUE"
     return f"{text} See {command} --help"

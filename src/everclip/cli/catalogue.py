@@ -18,11 +18,11 @@ from everclip.system import trust
 
 
 def list_all(kind: str, command: str, use: str, json: bool) -> None:
-    """Print the plug-ins of a kind.
+    """Print all plug-ins of a kind.
 
     Args:
-        command: of everclip that explains one.
-        use: how one is asked for, such as ``everclip train method=NAME``.
+        command: the everclip command that explains one.
+        use: an example of its use, such as ``everclip train method=NAME``.
     """
     found = {name: summary(plugins.docstring(kind, name)) for name in sorted(plugins.names(kind), key=order)}
     if json:
@@ -33,10 +33,10 @@ def list_all(kind: str, command: str, use: str, json: bool) -> None:
 
 
 def describe(name: str, find: Callable[[str], type]) -> dict[str, Any]:
-    """A plug-in's docstring and options, ready for JSON.
+    """Return a plug-in's docstring and options, ready for JSON.
 
     Args:
-        find: the plug-in's class by its name, which has a ``Config``.
+        find: looks up the plug-in's class, which has a ``Config``, by its name.
 
     Raises:
         UserError: there is no such plug-in.
@@ -85,12 +85,12 @@ def explain(about: Mapping[str, Any], prefix: str, json: bool) -> None:
 def _command(
     folder: str, words: tuple[str, str], use: str, explain_one: Callable[[str, bool], None]
 ) -> Callable[..., None]:
-    """The command that lists the plug-ins of a folder, or explains one.
+    """Build the command that lists the plug-ins of a folder, or explains one.
 
     Args:
         words: for several and for one, such as ("the methods", "A method").
-        use: how one is asked for, such as ``method=NAME``.
-        explain_one: explains the one of this name, in words or as JSON.
+        use: an example of its use, such as ``method=NAME``.
+        explain_one: explains the plug-in of this name, in words or as JSON.
     """
     command_name = folder.rpartition("/")[2]
 
@@ -103,7 +103,7 @@ def _command(
     command.__doc__ = f"""List {words[0]}, or explain one with its options.
 
     Args:
-        name: {words[1]}'s name, or the module or file of one of your own.
+        name: {words[1]}'s name, or a module or file of your own.
     """
     return command
 
@@ -116,7 +116,7 @@ def _method(name: str, json: bool) -> None:
     explain(about | {"recommends": recommends}, "method.", json)
     if recommends and not json:
         values = " ".join(f"train.{key}={value}" for key, value in recommends.items())
-        print(f"\nUnless you say otherwise it trains with {values}.")
+        print(f"\nIts defaults in [train]: {values}.")
 
 
 def _policy(name: str, json: bool) -> None:

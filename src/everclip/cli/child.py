@@ -1,8 +1,8 @@
-"""Run the command ``everclip WORDS``, which stops when its sweep is no more: ``python -P -m everclip.cli.child WORDS``.
+"""Run ``everclip WORDS`` and stop it when its sweep ends: ``python -P -m everclip.cli.child WORDS``.
 
-The sweep holds the other end of the standard input. When that closes, however the sweep ended, the command gets SIGTERM
-as if a scheduler had sent it, so that it saves where it stands; if it is still there after ``GRACE`` seconds, it is
-killed. A run directory left so is continued like any other.
+The sweep holds the other end of standard input. When it closes, however the sweep ended, the command gets SIGTERM as
+if from a scheduler and saves its progress; if it is still running after ``GRACE`` seconds, it is killed. Its run
+directory is resumed like any other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""everclip compare: set finished runs beside each other, with how sure the differences are."""
+"""everclip compare: compare finished runs, with the uncertainty of the differences."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def compare(
     csv: bool = False,
     latex: bool = False,
 ) -> int:
-    """Set finished runs beside each other: means, intervals over seeds, paired tests.
+    """Compare finished runs: means, intervals over seeds, paired tests.
 
     Args:
-        runs: Run directories, or folders that hold some, such as a sweep's.
-        by: Config keys, after commas: a table for each of their values (default: memory.budget, where it varies).
-        metric: Numbers of results.json, after commas; the first one is tested.
-        over: Config keys of the repetitions, after commas.
-        against: The method, or row, to test against (default: the best of each table).
-        equal: A table for each level of this cost: there every method enters with its dearest setting that costs no
-            more.
-        spread: What stands beside a mean: ci, its 95 % interval (Student t), std or range of the repetitions. Two
-            repetitions have neither interval nor deviation.
-        fail_if: Exit with 3 where this holds of the means: "A<B" of two methods, or "KEY=VALUE METRIC<NUMBER".
-        anyway: Show runs together that are not comparable.
+        runs: Run directories, or folders of them, such as a sweep's.
+        by: Comma-separated config keys: one table per value (default: memory.budget, where it varies).
+        metric: Comma-separated numbers of results.json; the first one is tested.
+        over: Comma-separated config keys that make repetitions.
+        against: The method, or row, to test against (default: the best in each table).
+        equal: One table per level of this cost, in which every method enters with its most expensive setting that
+        costs no more.
+        spread: What to show beside each mean: ci, its 95 % interval (Student t), or the std or range of the
+        repetitions. Two repetitions have neither interval nor deviation.
+        fail_if: Exit with code 3 if this holds for the means: "A<B" for two methods, or "KEY=VALUE METRIC<NUMBER".
+        anyway: Show runs together even if they are not comparable.
         csv: Print CSV, one line per row.
         latex: Print a LaTeX tabular.
     """
@@ -47,7 +47,7 @@ def compare(
     from everclip.runs.find import find_runs
 
     if json + csv + latex > 1:
-        raise UserError("--json, --csv and --latex are given together: write one of them")
+        raise UserError("--json, --csv and --latex are given together: use one of them")
     metrics = [word.strip() for word in metric.split(",") if word.strip()]
     conditions = fail_if or []
     shown = len(metrics)

@@ -1,4 +1,4 @@
-"""everclip datasets: list what can be written after data=, and check whether it is all there."""
+"""everclip datasets: list the data sources, and check whether a data set is complete."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ _KIND = "data/sources"
 
 
 def datasets(name: str | None = None, spec: str | None = None, /, *, json: Json = False) -> int:
-    """List the data sources, explain one, or check a data set: 1 where it is not complete, else 0.
+    """List the data sources, explain one, or check a data set (exit code 1 if it is incomplete, else 0).
 
     Args:
-        name: A source's name, or the module or file of one of your own; or "check", to count images, look for every
-            file and decode a sample.
+        name: A source's name, or a module or file of your own; or "check", to count images, look for every file and
+        decode a sample.
         spec: After "check": a folder, SOURCE or SOURCE:ARGUMENT, as after data=.
     """
     if name == "check":
         return _check(spec, json)
     if spec is not None:
         raise UserError(
-            f'everclip datasets does not take {shown(spec)} after {shown(name)}: write "everclip datasets check {name}"'
+            f'everclip datasets does not take {shown(spec)} after {shown(name)}: use "everclip datasets'
+            f' check {name}"'
         )
     if name is None:
         _list(json)
@@ -50,9 +51,9 @@ def _list(json: bool) -> None:
 
 
 def _check(spec: str | None, json: bool) -> int:
-    """Print what was found; 1 where something is missing or wrong, else 0."""
+    """Print the findings; return 1 if something is missing or wrong, else 0."""
     if not spec:
-        raise UserError('everclip datasets check needs a data set: write "everclip datasets check photos"')
+        raise UserError('everclip datasets check needs a data set: use "everclip datasets check photos"')
     from everclip.data.check import check
 
     report = check(spec)
@@ -73,5 +74,5 @@ def _check(spec: str | None, json: bool) -> int:
     if not report.problems:
         print("complete")
         return 0
-    print(f"not complete: {report.data}" + (f" (to be had from {report.home})" if report.home else ""))
+    print(f"not complete: {report.data}" + (f" (available from {report.home})" if report.home else ""))
     return 1

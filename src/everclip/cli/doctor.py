@@ -1,4 +1,4 @@
-"""everclip doctor: check that everything is there that a run needs."""
+"""everclip doctor: check whether this machine has everything that a run needs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def doctor(*tokens: str, config: str | None = None, json: Json = False) -> int:
-    """Check the installation, the machine, and the offline default or what a config needs; 1 if it cannot run, else 0.
+    """Check the installation and the machine for the offline default or a config (exit code 1 if it cannot run).
 
     Args:
         tokens: KEY=VALUE overrides of the config.
-        config: A shipped config's name or a TOML file: its data, weights, memory, disk and hours are looked at.
+        config: A shipped config's name or a TOML file, whose data, weights, memory, disk and hours to check.
     """
     wanted = _config(config, tokens)
     findings = examine(wanted)
@@ -49,7 +49,7 @@ def doctor(*tokens: str, config: str | None = None, json: Json = False) -> int:
 
 
 def _config(name: str | None, tokens: tuple[str, ...]) -> Config | None:
-    """The resolved config asked about, if one is. Raises UserError where it is wrong."""
+    """Return the resolved config asked about, if any. Raises UserError where it is wrong."""
     if name is None and not tokens:
         return None
     from everclip.config import load_config
@@ -59,7 +59,7 @@ def _config(name: str | None, tokens: tuple[str, ...]) -> Config | None:
 
 
 def examine(config: Config | None = None) -> list[Finding]:
-    """All findings, in the order printed; about a resolved config, or else the offline default."""
+    """Yield all findings in the order printed, about a resolved config or the offline default."""
     checks: list[Callable[[], list[Finding]]] = [_python, _packages, _processor]
     if config is None:
         checks += [_memory, _disk, _cache, _lite, _emoji, _data, _hub]
@@ -100,7 +100,7 @@ def _processor() -> list[Finding]:
         text = f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / GIB:.0f} GiB each"
         return [*found, Finding("gpu", "ok", text)]
     if torch.backends.mps.is_available():
-        return [*found, Finding("gpu", "ok", "Apple: write device=mps to use it")]
+        return [*found, Finding("gpu", "ok", "Apple: device=mps uses it")]
     return [*found, Finding("gpu", "ok", "none, so device=auto computes on the processor")]
 
 
@@ -110,7 +110,7 @@ def _memory() -> list[Finding]:
         return [Finding("memory", "ok", "free memory unknown on this system; the default needs about 2 GiB")]
     text = f"{free / GIB:.1f} GiB free"
     if free < 2 * GIB:
-        return [Finding("memory", "warn", text, "close other programs, or write loader.cache_mb=256")]
+        return [Finding("memory", "warn", text, "close other programs, or use loader.cache_mb=256")]
     return [Finding("memory", "ok", text)]
 
 
@@ -118,13 +118,13 @@ def _disk() -> list[Finding]:
     # A run writes to runs/, which may not exist yet.
     folder = nearest(Path("runs").resolve())
     if not os.access(folder, os.W_OK):
-        return [Finding("disk", "fail", f"{folder} is not writable", "change folder, or write out=PATH")]
+        return [
+            Finding("disk", "fail", f"{folder} is not writable", "work in another folder, or use out=PATH")
+        ]
     free = shutil.disk_usage(folder).free
     text = f"{free / GIB:.1f} GiB free in {folder}"
     if free < GIB:
-        return [
-            Finding("disk", "fail", text, "free 1 GiB for checkpoints, or write out=PATH on another disk")
-        ]
+        return [Finding("disk", "fail", text, "free 1 GiB for checkpoints, or use out=PATH on another disk")]
     return [Finding("disk", "ok", text)]
 
 
@@ -153,12 +153,12 @@ def _lite() -> list[Finding]:
     if problem and not (place / MANIFEST).is_file():
         return [
             Finding(
-                "lite", "ok", "files as expected, built by an earlier version: its next use builds it again"
+                "lite", "ok", "files as expected, built by an earlier version; the next use builds it again"
             )
         ]
     if problem:
-        return [Finding("lite", "warn", f"{place} is damaged ({problem})", "its next use builds it again")]
-    state = "built on first use" if problem is None else "built and as it was written"
+        return [Finding("lite", "warn", f"{place} is damaged ({problem})", "the next use builds it again")]
+    state = "built on first use" if problem is None else "built and intact"
     return [Finding("lite", "ok", f"files as expected, {state}")]
 
 
@@ -176,7 +176,7 @@ def _emoji() -> list[Finding]:
 def _data() -> list[Finding]:
     root = os.environ.get("EVERCLIP_DATA")
     if not root:
-        return [Finding("data", "ok", "EVERCLIP_DATA is not set: data sets are given by path")]
+        return [Finding("data", "ok", "EVERCLIP_DATA is not set: give data sets by path")]
     try:
         names = sorted(entry.name for entry in Path(root).expanduser().iterdir() if entry.is_dir())
     except OSError as error:

@@ -23,7 +23,7 @@ def embed(
     model: Encoder,
     *data: str,
     text: tuple[str, ...] = (),
-    out: Annotated[str, Parameter(name=["--out", "-o"], help="The folder to write, or to go on with.")],
+    out: Annotated[str, Parameter(name=["--out", "-o"], help="The folder to write, or to continue.")],
     fp16: bool = False,
     image_size: int | None = None,
     json: Json = False,
@@ -31,18 +31,16 @@ def embed(
     """Write unit-length embeddings of pictures or texts as .npy shards, with a table of ids and a fingerprint.
 
     Args:
-        data: Pictures, folders of them, or data sources such as imagefolder:photos. What is in the folder already is
-            not embedded again, so the same command goes on where one was stopped.
-        text: A file with one text a line, in place of pictures.
-        fp16: Keep embeddings in half the bytes.
-        image_size: Side in pixels, of a model that has learned nothing; without it, the model's own.
+        data: Pictures, folders of them, or data sources such as imagefolder:photos. Whatever the folder already holds
+        is not embedded again, so the same command continues where one was stopped.
+        text: A file with one text per line, instead of pictures.
+        fp16: Store embeddings in half precision, at half the size.
+        image_size: Side in pixels, for a model that has learned nothing (default: the model's own).
     """
     if bool(data) == bool(text):
-        raise UserError(
-            "everclip embed needs pictures or --text FILE, one of them: see everclip embed --help"
-        )
+        raise UserError("everclip embed needs either pictures or --text FILE: see everclip embed --help")
     if image_size is not None and not 16 <= image_size <= 4096:
-        raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
+        raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
     from everclip.index.embed import Work
     from everclip.index.embed import embed as write
     from everclip.index.encoder import open_encoder
@@ -59,7 +57,7 @@ def embed(
             with Progress() as progress:
                 report = write(clip, model, image_size, work, path, fp16, progress)
         except (KeyboardInterrupt, Stopped) as error:
-            whole = f"{out} keeps what is in it; the same command goes on"
+            whole = f"{out} keeps what it has; the same command continues"
             if isinstance(error, Stopped):
                 raise Stopped(error.signal, f"{error.cause}: {whole}") from None
             raise KeyboardInterrupt(f"interrupted: {whole}") from None
@@ -85,7 +83,7 @@ def _show(path: Path, report: Report, json: bool) -> None:
             }
         )
         return
-    made = f"{report.made:,} made now, {pace:,.0f} a second" if report.made else "none was missing"
+    made = f"{report.made:,} made now, {pace:,.0f} per second" if report.made else "none was missing"
     print(
         f"{path}: {len(vectors):,} embeddings of {table.kind}s, [n, {table.width}] {table.dtype}; {made};"
         f" fingerprint {table.fingerprint[:12]}"

@@ -15,7 +15,7 @@ from everclip.system.text import printable
 log = logging.getLogger("everclip")
 
 MANY_TEXTS = 10_000
-"""Prompts from which on a user is told why nothing seems to happen."""
+"""Number of prompts above which a message explains the wait."""
 
 if TYPE_CHECKING:
     from everclip.inference.assess import Answers
@@ -35,14 +35,16 @@ def evaluate(
 
     Args:
         run: A run directory or a model folder; or any model's name with --data.
-        data: Images in CLASS folders; without it, the run's own test images. A folder of bare classes is used whole.
-        retention: Images of other classes: what the text tower still knows of them, beside the pretrained model.
-        image_size: Side in pixels; without it, the run's, or the model's own.
-        templates: A model's prompts: a file, or cifar100 (18), imagenet (80) or simple (7); without it, those of the
-            data (lite has its own two in place of such a list).
+        data: Images in CLASS folders (default: the run's own test images). A folder without train/ and test/ is used
+        whole.
+        retention: Images of other classes, to measure how much zero-shot accuracy is left compared with the
+        pretrained model.
+        image_size: Side in pixels (default: the run's, or the model's own).
+        templates: Prompts for a model: a file, or cifar100 (18), imagenet (80) or simple (7) (default: the data's
+        own; lite uses its own two instead of such a list).
     """
     if image_size is not None and not 16 <= image_size <= 4096:
-        raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
+        raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
     result = measure(run, data, image_size, templates, retention)
     if json:
         print_json(result)
@@ -51,7 +53,7 @@ def evaluate(
 
 
 def _show(result: dict[str, Any]) -> None:
-    """The table of classes, and the lines below it."""
+    """Print the table of classes and the lines below it."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -66,7 +68,8 @@ def _show(result: dict[str, Any]) -> None:
     console = Console(soft_wrap=True)
     console.print(table)
     lines = [
-        f"accuracy {result['accuracy']:.1%} on {result['images']} images, {result['label_set']} classes to choose from",
+        f"accuracy {result['accuracy']:.1%} on {result['images']} images, {result['label_set']} classes to"
+        f" choose from",
         _calibration_line(result),
     ]
     if kept := result["retention"]:
@@ -96,8 +99,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure what ``everclip evaluate`` shows, as a JSON-ready dict.
 
-    Where every class of ``data`` was learned, an image may be taken for any learned class; else, and for a model that
-    has learned nothing, for any class of ``data``.
+    If every class of ``data`` was learned, the choice is among all learned classes; otherwise, and for a model that
+    has learned nothing, among the classes of ``data``.
 
     Raises:
         UserError: no such run or model, or nothing to test on.
@@ -132,7 +135,7 @@ def measure(
 def _answers(
     run: str, data: str | None, image_size: int | None, templates: str | None
 ) -> tuple[Answers, str, int | None]:
-    """Return what the model says, the name of the data, and how many of its images were learned."""
+    """Return the model's predictions, the data's name, and how many of its images were learned."""
     from everclip.inference import assess
     from everclip.inference.learned import repeated
     from everclip.inference.model import is_learned, of_run, open_model
@@ -161,7 +164,7 @@ def _answers(
 def _of_model(
     name: str, data: str | None, image_size: int | None, templates: str | None
 ) -> tuple[Deployed, Any]:
-    """A model's zero-shot classifier of the classes of a data set, and that set."""
+    """Build a model's zero-shot classifier for a data set's classes; return it with the data set."""
     from everclip import data as sources
     from everclip.inference.model import open_model
 
@@ -171,23 +174,23 @@ def _of_model(
     texts = len(found.class_names) * len(found.templates)
     if texts > MANY_TEXTS:
         log.warning(
-            "%d prompts are encoded first, which takes minutes on a CPU; --templates simple has seven", texts
+            "encoding %d prompts first, which takes minutes on a CPU; --templates simple has seven", texts
         )
     return open_model(name, found.class_names, image_size, found.templates), found
 
 
 def retained(model: Deployed, run: str, data: str) -> dict[str, Any]:
-    """Zero-shot accuracy on images of other classes: the learned text and image tower, and those it began with.
+    """Measure zero-shot accuracy on images of other classes, with the learned towers and with the initial ones.
 
     Raises:
-        UserError: the model did not begin with another one, or that one cannot be had.
+        UserError: the model was not trained from another one, or that one is not available.
     """
     from everclip.inference import assess
     from everclip.inference.model import pretrained
 
     if model.plan is None:
         raise UserError(
-            f"--retention compares a learned model with what it began as: {run} has learned nothing"
+            f"--retention compares a learned model with its initial weights: {run} has learned nothing"
         )
     before, found = pretrained(model), assess.load(data, model)
     return {

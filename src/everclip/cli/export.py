@@ -1,4 +1,4 @@
-"""everclip export: write a learned model for other programs."""
+"""everclip export: write a learned model in a format of other programs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from everclip.inference.model import Deployed
 
 PICTURES = 64
-"""Drawn pictures that an export is checked on, where no images are given."""
+"""Number of generated pictures to check an export on, without --check."""
 MOST = 256
-"""Images of ``--check`` at most."""
+"""Largest number of images of ``--check``."""
 
 
 def export(
@@ -29,12 +29,12 @@ def export(
     check: str | None = None,
     json: Json = False,
 ) -> None:
-    """Write a learned model as an open_clip folder or as an ONNX graph, and check it against torch.
+    """Export a learned model as an open_clip folder or an ONNX graph, and check it against torch.
 
     Args:
-        format: open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph with the classes
-            in it, for onnxruntime alone.
-        check: Images in CLASS folders that the export is compared on; without it, drawn pictures.
+        format: open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph that includes
+        the classes, for onnxruntime alone.
+        check: Images in CLASS folders to check the export on (default: generated pictures).
     """
     from everclip.errors import UserError, suggest
     from everclip.export import export as write
@@ -61,7 +61,7 @@ def export(
 
 
 def drawn(size: int) -> UInt8[Tensor, "b 3 s s"]:
-    """Smooth pictures of random colours, the same every time."""
+    """Generate smooth pictures of random colours, the same every time."""
     import torch
 
     random = torch.Generator().manual_seed(0)
@@ -71,7 +71,7 @@ def drawn(size: int) -> UInt8[Tensor, "b 3 s s"]:
 
 
 def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
-    """Images of a data set, spread over it. Raises RunError where none can be read."""
+    """Read images spread evenly over a data set. Raises RunError if none can be read."""
     import numpy as np
 
     from everclip.data.pixels import Pixels
@@ -89,7 +89,8 @@ def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
 def _told(checked: dict[str, Any]) -> str:
     if "same_class" in checked:
         return (
-            f"; onnxruntime beside torch on {checked['pictures']} pictures: the same class on {checked['same_class']},"
+            f"; onnxruntime against torch on {checked['pictures']} pictures: the same class on"
+            f" {checked['same_class']},"
             f" probabilities within {checked['largest_difference_of_probabilities']:.1g}"
         )
     again = checked["everclip"]

@@ -1,4 +1,4 @@
-"""everclip forget: take out classes or images that must not be kept."""
+"""everclip forget: remove classes or images that must not be kept."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def forget(
     out: Annotated[str, Parameter(name=["--out", "-o"])],
     json: bool = False,
 ) -> None:
-    """Take classes or images out of a version's memory, sums and class list; weights are not unlearned.
+    """Remove classes or images from a version's memory, sums and class list; weights are not unlearned.
 
     Args:
         version: A folder that everclip update wrote. It stays as it is: remove it once the new one is in use.
-        classes: A class's name; given several times, several classes.
-        images: A file or a folder of images that were learned, found by content. Those of a class that goes make it
-            exact.
-        out: The model folder to write, new or empty. It keeps no version before it.
-        json: Print what was taken out as JSON.
+        classes: A class's name; may be repeated.
+        images: A file or folder of learned images, matched by content. All images of a removed class make its removal
+        exact.
+        out: The model folder to write, new or empty. It keeps no previous version.
+        json: Print what was removed as JSON.
     """
     from pathlib import Path
 
@@ -51,7 +51,7 @@ def forget(
     what += [f"{report['images']} images"] if report["images"] else []
     print(f"{path}: without {' and '.join(what)}; update.json says so, and manifest.json vouches for it")
     if report["second_moments_made_anew"]:
-        print("second moments were made anew, as not all images of the class were at hand")
+        print("second moments were re-estimated, as not all images of the class were given")
     if report["weights_trained_on_them"]:
-        print("trained weights are not unlearned: to be rid of what they saw, train without it")
+        print("trained weights are not unlearned: to remove what they saw, train again without it")
     print(f"{version} still has all of it: remove it and its copies")

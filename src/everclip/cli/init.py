@@ -15,7 +15,7 @@ from everclip.errors import UserError
 from everclip.system.text import printable
 
 OTHERWISE = "ViT-B-32:laion2b_s34b_b79k"
-"""The model that is suggested where ``lite`` is not installed."""
+"""The model to suggest if ``lite`` is not installed."""
 
 
 def init(
@@ -28,7 +28,7 @@ def init(
 
     Args:
         photos: The folder, with CLASS folders, train/CLASS and test/CLASS, or DOMAIN/CLASS; or SOURCE:ARGUMENT.
-        out: The file to write; default: the folder's name with .toml. A file that is there is never replaced.
+        out: The file to write; default: the folder's name with .toml. An existing file is never replaced.
     """
     from everclip import data
     from everclip.config import Config
@@ -42,9 +42,7 @@ def init(
     if printable(spec) != spec:
         raise UserError(f"{printable(photos)} has characters that cannot be printed: rename the folder")
     if spec.startswith(FEATURES):
-        raise UserError(
-            f"{photos} holds features, no pictures: write everclip train data={spec} method=ridge"
-        )
+        raise UserError(f"{photos} holds features, no pictures: use everclip train data={spec} method=ridge")
     path = _free(out or f"{Path(spec.rpartition(':')[2]).stem}.toml")
     made = starter(data.load(spec), _model(), str(path))
     Plan.of(resolve(Config.model_validate(parse_toml(made.text))))  # refuses what training would refuse
@@ -54,11 +52,11 @@ def init(
         return
     for line in made.lines:
         print(line)
-    print(f"{path} is written; next: everclip train {shlex.quote(str(path))} --dry-run")
+    print(f"wrote {path}; next: everclip train {shlex.quote(str(path))} --dry-run")
 
 
 def _absolute(photos: str) -> str:
-    """What to write after ``data =`` so that it is found from any folder."""
+    """Return a value for ``data =`` that works from any folder."""
     from everclip.data.paths import spec_of
 
     name, colon, argument = spec_of(photos).partition(":")
@@ -67,19 +65,19 @@ def _absolute(photos: str) -> str:
 
 
 def _free(out: str) -> Path:
-    """The file to write. Raises UserError where it has another ending, is there, or its folder is not."""
+    """Return the file to write. Raises UserError if it does not end in .toml or exists, or its folder does not."""
     path = Path(out).expanduser()
     if path.suffix != ".toml":
-        raise UserError(f"-o {out} is no .toml file: write -o {path.name or 'photos'}.toml")
+        raise UserError(f"-o {out} is no .toml file: use -o {path.name or 'photos'}.toml")
     if os.path.lexists(path):
-        raise UserError(f"{path} exists and is not replaced: train with it, or write -o ANOTHER.toml")
+        raise UserError(f"{path} exists and is not replaced: train with it, or use -o ANOTHER.toml")
     if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist: make it, or write -o ANOTHER.toml")
+        raise UserError(f"the folder {path.parent} does not exist: make it, or use -o ANOTHER.toml")
     return path
 
 
 def _model() -> str:
-    """The model to suggest: ``lite`` where it is installed."""
+    """Return the model to suggest: ``lite`` if it is installed."""
     from everclip.models import weights
     from everclip.models.catalogue import LITE
 
@@ -87,10 +85,10 @@ def _model() -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the file, unless one has come there in the meantime. Raises UserError."""
+    """Write the file unless it exists by now. Raises UserError."""
     from everclip.system.atomic import write_atomic
 
     try:
         write_atomic(path, text, new=True)
     except OSError as error:  # FileExistsError too
-        raise UserError(f"{path} cannot be written ({error.strerror}): write -o ANOTHER.toml") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): use -o ANOTHER.toml") from error

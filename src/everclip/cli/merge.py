@@ -1,4 +1,4 @@
-"""everclip merge: mix the weights of a learned model and another one."""
+"""everclip merge: average the weights of a learned model and another one."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def merge(
     out: Out,
     json: Json = False,
 ) -> None:
-    """Mix a learned model's weights with those it began with, or with another run's (WiSE-FT).
+    """Average a learned model's weights with its initial weights or another run's (WiSE-FT).
 
     Args:
         run: A run directory or a model folder whose text tower classifies.
-        other: zero-shot: the model that it began with; or a run, a model folder or a model of the same architecture.
-        alpha: Fraction of the learned weights, 0..1; auto: of 0, 0.1, ..., 1 the best on --validate.
-        validate: Images in CLASS folders to choose alpha on, not the run's own; given several times, their mean
-            accuracy counts. With a number for alpha they are only reported.
+        other: zero-shot: the initial model; or a run, a model folder or a model of the same architecture.
+        alpha: Fraction of the learned weights, 0..1; auto: the best of 0, 0.1, ..., 1 on --validate.
+        validate: Images in CLASS folders to choose alpha on, not the run's own; may be repeated, and the mean
+        accuracy counts. With a number for alpha they are only reported.
     """
     from everclip.inference import merge
     from everclip.inference.model import save
@@ -67,7 +67,7 @@ def _share(alpha: str) -> float | None:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UserError(f'--alpha is "{alpha}": write a number from 0 to 1, or auto')
+        raise UserError(f'--alpha is "{alpha}": use a number from 0 to 1, or auto')
     return share
 
 

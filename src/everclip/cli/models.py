@@ -1,4 +1,4 @@
-"""everclip models: list what can be written after model=."""
+"""everclip models: list the models that model= takes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from everclip.errors import UserError
 from everclip.models.catalogue import ModelInfo, catalogue, costs, recommended
 
 _MORE = (
-    "Any other open_clip model works too: model=NAME:TAG, hf-hub:ORG/REPO, local-dir:/path, or the folder"
-    " of an earlier run. everclip models ViT-B lists all with ViT-B in their names, everclip models --here those whose"
-    " weights are on this machine."
+    "Any other open_clip model works too: model=NAME:TAG, hf-hub:ORG/REPO, local-dir:/path, or the"
+    " folder of an earlier run. everclip models ViT-B lists all with ViT-B in their names, everclip models"
+    " --here those whose weights are on this machine."
 )
 _HEAD = ("model", "M params", "GFLOP image", "text", "pixels", "ImageNet", "CIFAR-100", "note")
 _LEGEND = (
-    "GFLOP: billions of operations of a forward pass of one image, of one prompt; training takes three times as many."
-    " ImageNet, CIFAR-100: zero-shot top-1 accuracy as open_clip publishes it."
+    "GFLOP: billions of operations in a forward pass, per image and per prompt; training takes three times"
+    " as many. ImageNet, CIFAR-100: zero-shot top-1 accuracy as open_clip publishes it."
 )
 _QUICK = "QuickGELU"
 
 
 def models(name: str | None = None, /, *, here: bool = False, json: Json = False) -> None:
-    """List models to start from, explain one, or list all whose name holds a text.
+    """List models to start from, explain one, or find models by part of a name.
 
     Args:
         name: A model's name and tag; or a part of one, such as ViT-B.
-        here: List those alone whose weights are on this machine, ready to be used offline.
+        here: List only models whose weights are on this machine, ready for offline use.
     """
     found = {info.name: info for info in catalogue()}
     if name in found and not here:
@@ -45,7 +45,7 @@ def models(name: str | None = None, /, *, here: bool = False, json: Json = False
 
 
 def _search(text: str, here: bool, listed: Mapping[str, ModelInfo], json: bool) -> None:
-    """List all models whose name holds a text, with where their weights are. Raises UserError where there is none."""
+    """List all models whose names contain a text, and where their weights are. Raises UserError if there is none."""
     from everclip.models import names, weights  # imports torch
 
     matching = names.holding(text)
@@ -67,7 +67,7 @@ def _search(text: str, here: bool, listed: Mapping[str, ModelInfo], json: bool) 
 
 
 def _values(info: ModelInfo) -> dict[str, Any]:
-    """Return what is known of a model, for programs."""
+    """Return what is known about a model, for programs."""
     found = costs(info.name)
     values = asdict(info)
     return values | (
@@ -96,16 +96,17 @@ def _explain(info: ModelInfo, json: bool) -> None:
     )
     if found is not None:
         print(
-            f"{_billions(found.image_flops)} GFLOP an image and {_billions(found.text_flops)} a prompt, forward;"
-            " training takes three times as many"
+            f"{_billions(found.image_flops)} GFLOP per image and {_billions(found.text_flops)} per prompt,"
+            f" forward; training takes three times as many"
         )
     if info.quick_gelu:
         name = info.name.partition(":")[0]
         print(
-            f"Trained with {_QUICK}, which everclip uses for these weights; open_clip calls that {name}-quickgelu."
+            f"Trained with {_QUICK}, which everclip uses for these weights; open_clip calls that"
+            f" {name}-quickgelu."
         )
     settings = " ".join(f"train.{name}={value}" for name, value in values.items())
-    print(f"Unless you say otherwise it trains with {settings}.")
+    print(f"Its defaults in [train]: {settings}.")
     print(f"everclip train model={info.name}")
 
 

@@ -1,4 +1,4 @@
-"""everclip predict: tell the classes of pictures."""
+"""everclip predict: classify pictures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from everclip.metrics.calibration import Calibration
 
 FILE_WIDTH = 40
-"""Characters of a path on a terminal."""
+"""Width of a path on a terminal, in characters."""
 NONE = "none"
-"""What stands for a class where no one is probable enough."""
+"""What to print instead of a class if none is probable enough."""
 
 
 def predict(
@@ -34,22 +34,22 @@ def predict(
     calibrate: str | None = None,
     json: bool = False,
 ) -> None:
-    """Predict classes of pictures with their probabilities, one line per picture.
+    """Classify pictures: one line per picture, with probabilities.
 
     Args:
         files: Pictures, folders of them, or - for a list of paths on standard input.
         top: Number of classes per image, the most probable first.
-        reject_below: Say "none" where the most probable class is less probable than this, 0..1.
-        calibrate: Images in CLASS folders that were not learned: fits the temperature that makes probabilities
-            believable, and keeps it.
+        reject_below: Answer "none" if the most probable class is less probable than this, 0..1.
+        calibrate: Images in CLASS folders that were not learned, to fit and keep the temperature that makes
+        probabilities reliable.
         json: Print one JSON object per line.
     """
     from everclip.inference.model import open_model, read_classes
 
     if top < 1:
-        raise UserError(f"--top is {top}: write a whole number from 1")
+        raise UserError(f"--top is {top}: use a whole number from 1")
     if not 0 <= reject_below <= 1:
-        raise UserError(f"--reject-below is {reject_below}: write a probability from 0 to 1")
+        raise UserError(f"--reject-below is {reject_below}: use a probability from 0 to 1")
     if not files and calibrate is None:
         raise UserError(
             "everclip predict needs pictures: give files, folders, or - for paths on standard input"
@@ -63,7 +63,7 @@ def predict(
 
 
 def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, json: bool) -> None:
-    """Print one line per picture. Raises RunError where none could be read."""
+    """Print one line per picture. Raises RunError if none could be read."""
     from everclip.inference.predict import BATCH, answers, files
 
     if reject_below and model.calibration is None:
@@ -81,7 +81,7 @@ def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, j
 
 
 def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
-    """One line of ``--json``: file, class, probability, top, error; null where there is none."""
+    """Return one line of ``--json``: file, class, probability, top, error; null where there is none."""
     if answer.probabilities is None:
         return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
     order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
@@ -100,10 +100,10 @@ def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> d
 
 
 def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:
-    """The same with tabs: file, class (or "none"), its probability, then the other classes and theirs.
+    """Return the same with tabs: file, class (or "none"), its probability, then the other classes and theirs.
 
     Args:
-        aligned: for a terminal, characters of a class in columns of spaces.
+        aligned: for a terminal, the width of a class, in columns aligned with spaces.
     """
     cells = [(shown["file"], FILE_WIDTH), (NONE if shown["class"] is None else shown["class"], aligned or 0)]
     if shown["error"] is not None:
@@ -119,7 +119,7 @@ def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:
 
 
 def _paths(files: tuple[str, ...]) -> Iterator[str]:
-    """The pictures' paths. Raises UserError for one that is not there, before any model is loaded."""
+    """Return the pictures' paths. Raises UserError for one that does not exist, before any model is loaded."""
     from everclip.inference.predict import expanded
 
     lost = next((path for path in files if path != "-" and not Path(path).exists()), None)
@@ -134,11 +134,11 @@ def _paths(files: tuple[str, ...]) -> Iterator[str]:
     try:
         return chain([next(found)], found) if files else found
     except StopIteration:
-        raise UserError("no paths on standard input: write one a line") from None
+        raise UserError("no paths on standard input: give one per line") from None
 
 
 def _calibrate(model: Deployed, data: str) -> Deployed:
-    """The model with a temperature fitted on ``data``, which is kept in the model's folder."""
+    """Fit the model's temperature on ``data`` and keep it in the model's folder."""
     from dataclasses import replace
 
     from everclip.inference import assess
@@ -155,5 +155,6 @@ def _calibrate(model: Deployed, data: str) -> Deployed:
 def _told(fitted: Calibration) -> str:
     return (
         f"temperature {fitted.temperature:.3g}, fitted on {fitted.images} images of {fitted.data}:"
-        f" calibration error {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (measured by halves)"
+        f" calibration error {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (cross-fitted in two"
+        f" halves)"
     )

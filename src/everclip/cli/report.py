@@ -1,4 +1,4 @@
-"""everclip report: write one HTML page of one run, many runs, or a sweep that still goes on."""
+"""everclip report: write one HTML page about a run, many runs, or a sweep still in progress."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def report(
     figures: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Write an HTML page of runs: accuracy, forgetting, classes, cost, and where it all comes from.
+    """Write an HTML page about runs: accuracy, forgetting, classes, cost and provenance.
 
     Args:
         runs: Run directories, folders of them (a sweep's out), or quoted patterns. Runs may be unfinished.
-        out: The HTML file: it needs no other file and no network.
-        figures: A folder to write each figure into, as SVG, PDF and CSV.
-        json: Print the page's numbers as JSON, too.
+        out: The HTML file to write; it needs no other file and no network.
+        figures: A folder to write each figure into, as SVG, PDF, PNG and CSV.
+        json: Also print the page's numbers as JSON.
     """
     from everclip.report.build import collect, write
 

@@ -1,10 +1,10 @@
-"""everclip rollback: go back to the version before."""
+"""everclip rollback: restore the previous version."""
 
 from __future__ import annotations
 
 
 def rollback(version: str) -> None:
-    """Put the version before an update in its place; what is undone stays beside it.
+    """Undo an update: restore the previous version and keep the undone one beside it.
 
     Args:
         version: A folder that everclip update wrote. It becomes VERSION.undone (or VERSION.undone-2, ...).
@@ -14,4 +14,4 @@ def rollback(version: str) -> None:
 
     with on_disk(version):
         folder, undone = undo(version)
-    print(f"{folder.name} is the version before; what it was is in {undone}")
+    print(f"{folder.name} is the previous version again; the undone one is in {undone}")

@@ -19,18 +19,18 @@ def search(
     model: str | None = None,
     json: Json = False,
 ) -> None:
-    """Find the nearest embeddings to a text or a picture by cosine, exactly; one line each, the nearest first.
+    """Find the embeddings nearest to a text or a picture by cosine similarity, exactly; one line each, nearest first.
 
     Args:
         vectors: A folder that everclip embed wrote.
         queries: Texts, or files of pictures.
         k: Number of embeddings to find.
-        model: The encoder of the queries; without it, the one that the folder names.
+        model: The encoder for the queries (default: the one that the folder names).
     """
     if not queries:
-        raise UserError(f'everclip search needs a query: write everclip search {vectors} "a red bicycle"')
+        raise UserError(f'everclip search needs a query: use everclip search {vectors} "a red bicycle"')
     if not 1 <= k <= 1_000_000:
-        raise UserError(f"-k is {k}: write a whole number from 1 to 1000000")
+        raise UserError(f"-k is {k}: use a whole number from 1 to 1000000")
     from everclip.index.folder import read
     from everclip.index.queries import asker, kind_of
     from everclip.index.search import nearest
@@ -39,7 +39,7 @@ def search(
     there = read(Path(vectors).expanduser())
     if not len(there):
         raise UserError(
-            f"{vectors} has no embeddings yet: write some with everclip embed MODEL DATA -o {vectors}"
+            f"{vectors} has no embeddings yet: make some with everclip embed MODEL DATA -o {vectors}"
         )
     asking = asker(there, model)
     for query, kind in zip(queries, kinds, strict=True):

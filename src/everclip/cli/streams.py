@@ -1,7 +1,7 @@
-"""Make standard streams that anything can be written to: closed ones, full disks, readers that leave, other encodings.
+"""Make standard streams robust: closed streams, full disks, readers that quit, other encodings.
 
-What a command has to say is worth less than what it does. A line for stderr that cannot be written is let go; where
-stdout cannot be written, the command ends with one line, or none where its reader has left.
+A command's work matters more than its messages. A line that stderr does not take is dropped; if stdout cannot be
+written, the command ends with one line, or silently if its reader has quit.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _ESCAPED = "everclip-escaped"
 
 
 class Unwritable(Exception):
-    """stdout cannot be written. No OSError: commands that handle those mean their own files."""
+    """Raised when stdout cannot be written. Not an OSError: commands that handle those mean their own files."""
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(f"stdout cannot be written ({error.strerror}): give the output another place")
+        super().__init__(f"stdout cannot be written ({error.strerror}): send the output elsewhere")
         self.left = error.errno == errno.EPIPE
-        """Whether its reader (head, less) has left."""
+        """Whether the reader (head, less) has quit."""
 
 
 class _Stdout(io.FileIO):
@@ -48,7 +48,7 @@ class _Stderr(io.FileIO):
 
 
 def prepare() -> None:
-    """Make the process's own standard streams such; those that somebody has put in their place stay as they are."""
+    """Wrap the process's own standard streams; replacements that somebody installed stay as they are."""
     codecs.register_error(_ESCAPED, _escaped)
     for number in range(3):  # else the next file that is opened would get the number, and all that is printed
         try:
@@ -69,7 +69,7 @@ def prepare() -> None:
 
 
 def _wrapped(raw: io.FileIO, old: io.TextIOWrapper | None) -> io.TextIOWrapper:
-    """A text stream like ``old`` to another end."""
+    """Return a text stream like ``old`` on another raw stream."""
     if old is None:
         return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", _ESCAPED)
     old.flush()
@@ -84,7 +84,7 @@ def _wrapped(raw: io.FileIO, old: io.TextIOWrapper | None) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Characters that an encoding lacks, as JSON writes them: what --json prints stays JSON."""
+    """Escape characters that an encoding lacks as JSON does, so that --json output stays JSON."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[k : k + 2].hex()}" for k in range(0, len(units), 2)), error.end

@@ -1,4 +1,4 @@
-"""everclip sweep: train a grid of runs on all that this machine has."""
+"""everclip sweep: train a grid of runs in parallel on this machine."""
 
 from __future__ import annotations
 
@@ -32,47 +32,46 @@ def sweep(
     drop_checkpoints: bool = False,
     json: Json = False,
 ) -> int:
-    """Train a grid of settings: what is finished is skipped, what was stopped goes on.
+    """Train a grid of settings; skip finished runs and continue stopped ones.
 
     Args:
-        tokens: A shipped config's name or a TOML file, then KEY=A,B or KEY=0..4. method.NAME.OPTION is for one method;
-            out is the folder that holds the run directories.
-        tune: KEY=A,B: choose it for each method and memory size first, without the test set (see everclip tune). all:
-            rates, epochs and the method's own constants, but for what KEY=VALUE sets, within the same number of trials
-            for each.
-        trials: That number (default: 24). With --tune KEY=A,B too, grids then grow while their winner lies at an edge.
-        from_: Finished runs to go on from: each run begins as the one that has its data, method and seed stood after
-            some tasks.
+        tokens: A shipped config's name or a TOML file, then KEY=A,B or KEY=0..4. method.NAME.OPTION applies to one
+        method only; out is the folder for the run directories.
+        tune: KEY=A,B: first choose its value per method and memory size, without the test set (see everclip tune).
+        all: choose rates, epochs and the method's own constants, except those set by KEY=VALUE, with the same number
+        of trials for each.
+        trials: That number (default: 24). With --tune KEY=A,B too, a grid then grows while its best value lies at an
+        edge.
+        from_: Finished runs to fork: each run starts from the state of the one with its data, method and seed after
+        --from-stage tasks.
         from_stage: The number of these tasks.
-        jobs: Runs side by side (default: one a GPU; without any, one a core).
-        threads: Threads of each run.
-        retry: Run failed ones again.
-        smoke: A trial of each run: two tasks, few images, two steps each.
-        dry_run: Check the grid, and show what would be run and how long it takes.
-        print_: Print a command for each run that is missing, for any scheduler.
+        jobs: Number of parallel runs (default: one per GPU; without a GPU, one per core).
+        threads: Threads per run.
+        retry: Run failed runs again.
+        smoke: Make each run a trial run: two tasks, few images, two steps each.
+        dry_run: Check the grid; show the planned runs and how long they take, without training.
+        print_: Print one command per missing run, for any scheduler.
         slurm: Submit the missing runs as SLURM jobs.
-        slurm_set: A setting of these jobs, such as timeout_min=240 or slurm_partition=gpu.
-        drop_checkpoints: Remove the checkpoints of each run and each search's trials once it is finished, to save disk.
-            Results, compare and report stay; predict, evaluate, update, merge, export and --from need a run's
-            checkpoints.
+        slurm_set: A setting for these jobs, such as timeout_min=240 or slurm_partition=gpu.
+        drop_checkpoints: Remove the checkpoints of each run, and of the trials of each search, once it is finished, to
+            save disk. Results, compare and report still work; predict, evaluate, update, merge, export and --from need
+            the checkpoints.
     """
     from everclip.sweep.session import Session
     from everclip.sweep.slots import cores, gpus, slots
 
     if slurm_set and not slurm:
-        raise UserError("--slurm-set is a setting of SLURM jobs: write --slurm too, or leave it out")
+        raise UserError("--slurm-set is a setting of SLURM jobs: use --slurm too, or leave it out")
     if print_ and slurm:
-        raise UserError("--print prints the commands and --slurm submits them: write one of the two")
+        raise UserError("--print prints the commands and --slurm submits them: use one of the two")
     if drop_checkpoints and (print_ or slurm or dry_run):
         other = "--print" if print_ else "--slurm" if slurm else "--dry-run"
         raise UserError(
-            f"--drop-checkpoints with {other} would find no finished run: leave it out, and give it to the same command"
-            " once the runs are there"
+            f"--drop-checkpoints with {other} would find no finished run: leave it out, and add it to the"
+            f" same command once the runs are finished"
         )
     if trials is not None and (trials < 1 or not tune):
-        raise UserError(
-            f"--trials {trials} counts the runs of each search: write a number from 1, and --tune"
-        )
+        raise UserError(f"--trials {trials} counts the runs of each search: use a number from 1, and --tune")
     places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
     extra = [*(["smoke=true"] if smoke else []), *_fork(from_, from_stage)]
     session = Session.of(tokens, tune or (), extra, look=not print_, trials=trials)
@@ -85,38 +84,40 @@ def sweep(
         session.run(slots(cores(), devices, jobs, threads) if devices else places, retry, drop_checkpoints)
     if session.dropped:
         print(
-            f"{session.dropped / 1e6:,.1f} MB of checkpoints of finished runs were removed: compare and report read"
-            " the runs as before; to predict with, update, merge, export or fork one, train it again",
+            f"{session.dropped / 1e6:,.1f} MB of checkpoints of finished runs removed: compare and report"
+            f" still read the runs; to predict with, update, merge, export or fork one, train it again",
             file=sys.stderr,
         )
     _show(session, json, dry_run)
     for line in session.failed() if not dry_run else ():
         print(f"failed: {line}", file=sys.stderr)
     if session.failed() and not dry_run:
-        print("the same command with --retry runs what failed again", file=sys.stderr)
+        print("the same command with --retry repeats the failed runs", file=sys.stderr)
     return 0 if dry_run or session.complete else 1
 
 
 def _fork(runs: str | None, stage: int | None) -> list[str]:
-    """The word of every cell that makes it a fork. Raises UserError where one of the two is missing or impossible."""
+    """Return the setting that makes every cell a fork. Raises UserError if one of the two is missing or impossible."""
     if runs is None and stage is None:
         return []
     if runs is None or stage is None or stage < 1:
-        raise UserError("--from RUNS and --from-stage K go together, with K from 1: write both")
+        raise UserError("--from RUNS and --from-stage K go together, with K from 1: use both")
     return [f"fork={runs}@{stage}"]
 
 
 def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) -> int:
-    """Print or submit what is missing: searches first, since the runs wait for what they choose."""
+    """Print or submit what is missing: searches first, since runs depend on their choices."""
     if retry:
         session.retry()
     folder = session.folder
     if session.searches:
         commands = [search.command() for search in session.searches if search.key not in folder.failures]
-        print("searches first: give the same command again when these have ended", file=sys.stderr)
+        print("searches first: repeat the same command when these have ended", file=sys.stderr)
     else:
         commands = [folder.command(job) for job in session.waiting()]
-        print(f"{len(session.jobs) - len(commands)} of {len(session.jobs)} runs are there", file=sys.stderr)
+        print(
+            f"{len(session.jobs) - len(commands)} of {len(session.jobs)} runs are finished", file=sys.stderr
+        )
     if not slurm:
         for words in commands:
             print(shlex.join(["everclip", *words]))
@@ -132,7 +133,7 @@ def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) 
 
 
 def _show(session: Session, json: bool, dry_run: bool) -> None:
-    """The table of what was found, or of what would be run."""
+    """Print the table of results, or of the planned runs."""
     from rich.console import Console
 
     from everclip.cli._output import print_columns, print_json

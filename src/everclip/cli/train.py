@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
-    """Learn tasks one after another; without arguments the offline default, in minutes on a laptop.
+    """Learn tasks one after another; without arguments, run the offline default, minutes on a laptop.
 
     Args:
         tokens: A shipped config's name or a TOML file, then KEY=VALUE overrides.
@@ -36,7 +36,7 @@ def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool =
 
 
 def open_here(config: Config, make: Callable[[], Run], json: bool) -> None:
-    """Train the run that ``make`` opens: in this process, or in each of those that torchrun has started."""
+    """Train the run that ``make`` opens, in this process or in each process that torchrun has started."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         with make() as run:
             run_here(run, json)
@@ -50,7 +50,7 @@ def open_here(config: Config, make: Callable[[], Run], json: bool) -> None:
 
 
 def run_here(run: Run, json: bool) -> None:
-    """Train an open run to its end, or say that it is finished; then print its results."""
+    """Train an open run to its end, or report that it is finished; then print its results."""
     from everclip.notebook import complete
     from everclip.system.machine import keep_freed_memory
 
@@ -67,7 +67,7 @@ def run_here(run: Run, json: bool) -> None:
 
 
 def _show_results(results: dict[str, Any], where: str) -> None:
-    """A_t beside zero-shot, then the summary, on stdout."""
+    """Print A_t beside zero-shot, then the summary, on stdout."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -131,7 +131,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
 
 
 def _show_plan(config: Config, json: bool) -> None:
-    """Show what a run would do: config, tasks, memory, steps, what is kept of a frozen trunk, minutes and disk."""
+    """Show the plan of a run: config, tasks, memory, steps, kept activations, minutes and disk space."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -179,7 +179,7 @@ def _show_plan(config: Config, json: bool) -> None:
 
 
 def _tasks(plan: Plan) -> list[dict[str, Any]]:
-    """The tasks in numbers: images, steps and what the memory then keeps."""
+    """Return the tasks' numbers: images, steps and exemplars kept afterwards."""
     from everclip.data.scenario import seen
 
     memory = plan.empty_memory()
@@ -206,7 +206,7 @@ def _tasks(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _cache(plan: Plan) -> tuple[int | None, str]:
-    """Bytes of activations that a run would keep, None where that is not known here; and a line on them, if any."""
+    """Return the bytes of activations that a run would keep (None if unknown here), and a line about them, if any."""
     from everclip.models import weights
     from everclip.training import activation_cache
 

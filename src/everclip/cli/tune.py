@@ -13,11 +13,11 @@ def tune(*tokens: str, trials: int | None = None, json: Json = False) -> None:
     """Choose settings on held-out training images of the first two tasks; the test set is never read.
 
     Args:
-        tokens: A shipped config's name or a TOML file, then KEY=VALUE; a key with several values after commas is
-            searched, one key after another. Without one, the learning rates of both towers are, and of a head where the
-            method has one.
-        trials: Search within this many trained runs: rates, epochs and the method's own constants, but for what
-            KEY=VALUE sets; a grid grows while its winner lies at an edge.
+        tokens: A shipped config's name or a TOML file, then KEY=VALUE; a key with several comma-separated values is
+        searched, one key after another. Without such a key, the learning rates of both towers are searched, and of
+        the head if the method has one.
+        trials: Search rates, epochs and the method's own constants, except those set by KEY=VALUE, in this many
+        trained runs; a grid grows while its best value lies at an edge.
     """
     from everclip.config import load_config
     from everclip.errors import UserError
@@ -28,11 +28,11 @@ def tune(*tokens: str, trials: int | None = None, json: Json = False) -> None:
     from everclip.system.machine import keep_freed_memory
 
     if trials is not None and trials < 1:
-        raise UserError(f"--trials is {trials}: write a number from 1")
+        raise UserError(f"--trials is {trials}: use a number from 1")
     fixed, _ = tuning.split(tokens)
     config = resolve(load_config(fixed))
     if config.method.name == "zero_shot":
-        raise UserError("zero_shot trains nothing, so there is nothing to tune: write another method")
+        raise UserError("zero_shot trains nothing, so there is nothing to tune: use another method")
     out = Path(config.out).expanduser() if config.out else default_path(config, "tune")
     keep_freed_memory()
     words = [token for token in tokens if not token.startswith("out=")]

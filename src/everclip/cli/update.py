@@ -1,4 +1,4 @@
-"""everclip update: teach a deployed model new classes and new domains, if the old ones do not suffer."""
+"""everclip update: teach a deployed model new classes and new domains, unless old classes suffer."""
 
 from __future__ import annotations
 
@@ -23,29 +23,37 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Knobs:
-    """Options whose defaults suit most."""
+    """Options whose defaults suit most users."""
 
     max_drop: Annotated[
         float,
-        Parameter(help="Points that old classes may lose on --test; more is exit code 3, and no model."),
+        Parameter(
+            help="Percentage points that old classes may lose on --test; a larger loss means exit code 3"
+            " and no model."
+        ),
     ] = 1.0
     unmeasured: Annotated[
         bool,
-        Parameter(help="Go on where --test has no image of an old class, so that max-drop says nothing."),
+        Parameter(
+            help="Continue even if --test has no image of an old class, so that --max-drop checks nothing."
+        ),
     ] = False
     exemplars: Annotated[
         int,
-        Parameter(help="Exemplars per class to keep for later updates, a quarter of them for checks alone."),
+        Parameter(
+            help="Exemplars per class to keep for later updates; a quarter of them serve only as check"
+            " images."
+        ),
     ] = 10
     method: Annotated[
         str,
         Parameter(
-            help="auto, or what to keep whatever checks say: nothing, means, ridge, layers, trained or"
-            " interpolated."
+            help="auto (the best on check images), or the candidate to use regardless: nothing, means,"
+            " ridge, layers, trained or interpolated."
         ),
     ] = "auto"
     same: Annotated[
-        tuple[str, ...], Parameter(help='"NEW=OLD": a new class that is an old one under another name.')
+        tuple[str, ...], Parameter(help='"NEW=OLD": a new class name that stands for an old class.')
     ] = ()
     image_size: Annotated[
         int | None, Parameter(help="Side in pixels, for a model that has learned nothing.")
@@ -54,8 +62,8 @@ class Knobs:
     index: Annotated[
         str | None,
         Parameter(
-            help="keep: only what leaves embeddings valid. adapt: save a map of new queries to --vectors. rebuild:"
-            " embed again what is in --vectors, into a folder beside it."
+            help="keep: allow only candidates that leave embeddings valid. adapt: save a map from new"
+            " queries to --vectors. rebuild: embed the content of --vectors again, into a folder beside it."
         ),
     ] = None
     vectors: Annotated[str | None, Parameter(help="A folder that everclip embed wrote with DEPLOYED.")] = None
@@ -73,19 +81,19 @@ def update(
     dry_run: bool = False,
     json: bool = False,
 ) -> int:
-    """Teach a deployed model new classes or new domains; write the next version if the old classes keep up.
+    """Teach a deployed model new classes or new domains; write the next version unless old classes suffer.
 
     Args:
-        deployed: A version (what update wrote), a run, a model folder, or any model; that one with --classes, or
-            without any.
-        add: A folder of CLASS folders, of which train/ is learned where there is train/ and test/; or SOURCE:ARGUMENT
+        deployed: A version (written by update), a run, a model folder, or any model, with --classes or as one without
+        classes.
+        add: A folder of CLASS folders (only train/ is learned if there are train/ and test/), or SOURCE:ARGUMENT
             (everclip datasets). New classes, or a new domain of old ones.
-        test: Held-out images of old and new classes, given likewise: what the verdict and --max-drop are measured on.
-            The same folder as --add: its test part, or a fifth of each class.
-        memory: Images of old classes, where DEPLOYED has none of its own.
-        classes: A file with the classes that a model which has learned nothing is used for, one per line.
+        test: Held-out images of old and new classes, given likewise, for the verdict and --max-drop.
+            If it is the same folder as --add: its test part, or a fifth of each class.
+        memory: Images of old classes, if DEPLOYED has none of its own.
+        classes: A file with class names, one per line, for a model that has learned nothing.
         out: The model folder to write, new or empty.
-        dry_run: Say what would be done, how long it takes and how much memory, and train nothing.
+        dry_run: Show the plan with its time and memory; train nothing.
         json: Print the verdict as JSON.
     """
     if not dry_run:
@@ -98,9 +106,9 @@ def update(
 
 
 def _complete(out: str | None, test: str | None) -> None:
-    """Refuse a command that could not end. Raises UserError."""
+    """Refuse an incomplete command. Raises UserError."""
     if out is None:
-        raise UserError("everclip update needs --out: write -o FOLDER, a new or an empty one")
+        raise UserError("everclip update needs --out: use -o FOLDER, a new or an empty one")
     if test is None:
         raise UserError(
             "everclip update needs --test: held-out images of old and new classes, in CLASS folders"
@@ -115,7 +123,7 @@ def _run(
     out: str | None,
     json: bool,
 ) -> int:
-    """Update, or where ``out`` is None say what would be done."""
+    """Update, or if ``out`` is None show the plan."""
     from everclip.system.atomic import check_new, claimed
     from everclip.system.progress import Progress
     from everclip.system.signals import Stopped
@@ -142,7 +150,7 @@ def _run(
                 outcome = run(state, found, held, options, progress)
             code = _written(outcome, state, path, json)
         except (KeyboardInterrupt, Stopped) as error:
-            whole = f"{deployed} is as it was and {out} was not written; the same command begins again"
+            whole = f"{deployed} is unchanged and {out} was not written; the same command starts again"
             if isinstance(error, Stopped):
                 raise Stopped(error.signal, f"{error.cause}: {whole}") from None
             raise KeyboardInterrupt(f"interrupted: {whole}") from None
@@ -152,7 +160,7 @@ def _run(
 
 
 def _rebuild(after: State, version: Path, again: Rebuild) -> None:
-    """Embed again what the index is made of, by the version just written."""
+    """Embed the content of the index again with the version just written."""
     from everclip.system.progress import Progress
     from everclip.system.signals import Stopped
 
@@ -160,30 +168,32 @@ def _rebuild(after: State, version: Path, again: Rebuild) -> None:
         with Progress() as progress:
             report = again.run(after.encoder, str(version), progress)
     except (KeyboardInterrupt, Stopped) as error:
-        words = f"{version} is written, and {again.out} is not whole: {again.command(str(version))} goes on"
+        words = (
+            f"{version} is written, but {again.out} is incomplete: {again.command(str(version))} continues it"
+        )
         if isinstance(error, Stopped):
             raise Stopped(error.signal, f"{error.cause}: {words}") from None
         raise KeyboardInterrupt(f"interrupted: {words}") from None
     print(
-        f"{again.out}: {len(report.vectors):,} embeddings by {version}, {len(report.skipped)} could not be read;"
-        f" {again.vectors.path} is as it was",
+        f"{again.out}: {len(report.vectors):,} embeddings by {version}, {len(report.skipped)} could not be"
+        f" read; {again.vectors.path} is unchanged",
         file=sys.stderr,
     )
 
 
 def _pairs(same: tuple[str, ...]) -> dict[str, str]:
-    """New names to old ones. Raises UserError for what is no pair."""
+    """Map new names to old ones. Raises UserError for anything that is no pair."""
     found = {}
     for pair in same:
         new, equals, old = (part.strip() for part in pair.partition("="))
         if not (new and equals and old):
-            raise UserError(f'--same is "{pair}": write "NEW=OLD", two class names')
+            raise UserError(f'--same is "{pair}": use "NEW=OLD", two class names')
         found[new] = old
     return found
 
 
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
-    """Write the version, or only the verdict where the old classes suffer; say how it went."""
+    """Write the version, or only the verdict if old classes suffer; print the outcome."""
     from everclip.training.disk import on_disk
     from everclip.updating.versions import settle
 
@@ -198,10 +208,10 @@ def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
         print(f"{path}: version {verdict['version']}; {path / 'verdict.html'}", file=sys.stderr)
         return 0
     gate = verdict["gate"]
-    named = "" if verdict["facts"]["summed"] == 1 else "; --memory DATA gives images of the old classes"
+    named = "" if verdict["facts"]["summed"] == 1 else "; --memory DATA adds images of the old classes"
     print(
         f"gate not met: {gate['words']}, {gate['drop']:.1f} points lost and {gate['max_drop']:g} allowed;"
-        f" no model was written, {path}.verdict.html says more{named}",
+        f" no model was written, see {path}.verdict.html{named}",
         file=sys.stderr,
     )
     return 3
@@ -249,7 +259,8 @@ def _dry(state: State, found: Any, tested: int, options: Options, json: bool) ->
         print_json(result)
         return
     print(
-        f"{facts.old} classes known, {facts.new} new, {facts.again} with new images; {facts.images} images to learn"
+        f"{facts.old} classes known, {facts.new} new, {facts.again} with new images; {facts.images} images"
+        f" to learn"
     )
     for line in decision.why:
         print(line)

@@ -1,6 +1,6 @@
-"""Sort runs into what is compared.
+"""Sort runs into sections, rows and repetitions.
 
-A section for each value of ``by``, in it a row for each method and setting, in that one run for each repetition (seed).
+There is a section per value of ``by``, in it a row per method and setting, and in that one run per repetition (seed).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("everclip")
 
 
 def order(method: str, label: str = "") -> tuple[bool, list[str | int]]:
-    """The sort key of methods, wherever several are listed: by name, what is there to compare with last."""
+    """Return the sort key of methods, wherever several are listed: by name, what is there to compare with last."""
     return method in REFERENCES, natural(label or method)
 
 
@@ -41,7 +41,7 @@ _PRETRAINED = {
     "zero_shot": lambda results: results["zero_shot"],
     "average": lambda results: fmean(results["zero_shot_after_stage"]),
 }
-"""Metrics of the pretrained model that every run records."""
+"""Metrics of the pretrained model, recorded by every run."""
 
 Repetition = tuple[str, ...]
 
@@ -98,7 +98,7 @@ class Section:
 
 
 def known(run: Finished, metric: str) -> float | None:
-    """A number of results.json, None where it has none; earlier versions did not add up what is kept."""
+    """Return a number of results.json, None where it has none; earlier versions did not add up what is kept."""
     value = run.results.get(metric)
     if metric == "kept_bytes" and value is None and (both := kept(run.results)) is not None:
         return float(sum(both))
@@ -106,7 +106,7 @@ def known(run: Finished, metric: str) -> float | None:
 
 
 def number(run: Finished, metric: str) -> float | None:
-    """The same. Raises UserError for a key that is not there, or is none of a number."""
+    """Return the same. Raises UserError for a key that is not there, or is none of a number."""
     value = known(run, metric)
     if value is None and run.results.get(metric, metric) is not None:
         numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
@@ -121,7 +121,7 @@ def default_by(runs: Sequence[Finished]) -> list[str]:
 
 
 def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Section]:
-    """The runs in sections and rows.
+    """Return the runs in sections and rows.
 
     A run whose method does not know a key of ``by`` (a method's option; the memory, where it keeps none) is in every
     section. Settings other than those of ``by`` and ``over`` that differ within a method make rows of their own.
@@ -148,7 +148,7 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
 
 
 def shown_any(value: Any) -> str:
-    """A value as it is written, ``any`` for what makes no difference."""
+    """Return a value as it is written, ``any`` for what makes no difference."""
     return "any" if value is ANY else shown(value)
 
 
@@ -188,7 +188,7 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
 
 
 def settings(row: Row) -> dict[str, Any]:
-    """The config keys in which all runs of a row agree, with their values."""
+    """Return the config keys in which all runs of a row agree, with their values."""
     configs = [] if row.recorded else [run.config for run in row.runs.values()]
     return {
         key: value
@@ -203,7 +203,7 @@ def cost(row: Row, unit: str) -> float:
 
 
 def kept_by(row: Row) -> dict[str, float] | None:
-    """Bytes of images and of state that a row's runs keep beside the model, on average; None where not known."""
+    """Return bytes of images and of state that a row's runs keep beside the model, on average; None where not known."""
     found = [
         both for run in row.runs.values() if not row.recorded and (both := kept(run.results)) is not None
     ]
@@ -214,7 +214,7 @@ def kept_by(row: Row) -> dict[str, float] | None:
 
 
 def amount(cost: float, unit: str) -> str:
-    """A cost with its unit: ``0.50 MB``."""
+    """Return a cost with its unit: ``0.50 MB``."""
     return f"{cost / 1e6:,.2f} MB" if unit == "bytes" else f"{cost:,.0f} {unit}"
 
 
@@ -223,7 +223,7 @@ COSTS: Mapping[str, tuple[str, ...]] = {
     "steps": ("optimizer_steps",),
     "samples": ("samples_seen",),
 }
-"""Units of ``equal``, and the keys of results.json that are added up for them."""
+"""Units of ``equal``, and the keys of results.json that they sum."""
 _LENGTH = ("memory.", "train.steps", "train.epochs", "train.batch_size")
 _TOLERANCE = 1.01
 
@@ -250,7 +250,7 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
                 made.append(Section(section.by | {"cost": f"at most {amount(level, unit)}"}, chosen))
                 before = chosen
     if not made:
-        raise UserError(f"--equal {unit}: no two methods can be set side by side at the same cost")
+        raise UserError(f"--equal {unit}: no two methods can be compared at the same cost")
     return made
 
 
@@ -271,4 +271,4 @@ def check(sections: Sequence[Section], by: Sequence[str], over: Sequence[str]) -
         if words := difference(some, excuses):
             key = hint(words.partition(" (")[0], some)
             apart = f"--by {key}, " if key else ""
-            raise UserError(f"these runs differ in {words}: compare them apart, {apart}or --anyway")
+            raise UserError(f"these runs differ in {words}: compare them separately, {apart}or use --anyway")

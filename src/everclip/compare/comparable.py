@@ -1,7 +1,7 @@
-"""Decide which runs may stand side by side, for ``compare`` and for the page of many runs.
+"""Decide which runs are comparable, for ``compare`` and for the page of many runs.
 
-Two runs are comparable where all *facts* agree that both know: the same pictures, prompts, classes, tasks and model.
-What else differs in their configs, but for how they were carried out, makes rows and groups of their own.
+Two runs are comparable if all *facts* that both state agree: the same pictures, prompts, classes, tasks and model.
+Any other difference in their configs, except how they were carried out, puts them into separate rows and groups.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from everclip.runs.finished import Finished
 from everclip.system.text import shortened
 
 REFERENCES = ("zero_shot", "joint")
-"""Methods that are no competitors: the pretrained model, and training on all tasks at once."""
+"""Methods that are references, not competitors: the pretrained model, and training on all tasks at once."""
 ANY = object()
-"""The value of what makes no difference to a run, or is not known of it: any other value fits it."""
+"""The value of a fact that does not matter to a run or is unknown: it agrees with any other."""
 
 _SAME = {"data": "data", "scenario": "scenario.kind", "model": "model", "image_size": "image_size"}
 """Facts of results.json, and the config's keys that say the same."""
@@ -41,13 +41,13 @@ _EXCUSES: dict[str, set[str]] = {
 }
 _POLICY = "memory.policy"
 _HOW = (*CARRIED_OUT, "device", "tuned_on", "loader.")
-"""Beginnings of the keys that say how a run is carried out, not what it computes."""
+"""Prefixes of the keys that say how a run is carried out, not what it computes."""
 _PLAIN = ("tune", "center", "train_captions")
 """Settings that results.json has too, for a run without a config."""
 
 
 def excused(key: str) -> set[str]:
-    """The facts that a config key changes: they may differ between runs shown by it, or repeated over it."""
+    """Return the facts that a config key changes: they may differ between runs shown by it, or repeated over it."""
     if _is_fact(key):
         return {key, *_CUT}
     return {"memory accounting"} if key == _POLICY else _EXCUSES.get(key, set())
@@ -103,12 +103,12 @@ def _agree(key: str, first: Any, second: Any) -> bool:
 
 
 def _vague(key: str, value: Any) -> bool:
-    """Whether other values of a fact say more: it is not known, or a sum over tasks."""
+    """Return whether other values of a fact say more: it is not known, or a sum over tasks."""
     return value is ANY or (key == "test counts" and len(value) == 1)
 
 
 def _apart(key: str, known: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """The places of the first two whose fact does not agree; None where all do."""
+    """Return the places of the first two whose fact does not agree; None where all do."""
     values = [facts.get(key, ANY) for facts in known]
     first = min(range(len(values)), key=lambda n: (values[n] is ANY, _vague(key, values[n])))
     other = next((n for n, value in enumerate(values) if not _agree(key, values[first], value)), None)
@@ -158,7 +158,7 @@ def sorted_out(
 
 
 def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
-    """The config keys, but for ``known`` ones, that tell runs of a method apart, so that none repeats another.
+    """Return the config keys, but for ``known`` ones, that tell runs of a method apart, so that none repeats another.
 
     A key that does nothing but change a fact is none of them while the fact is the same.
     """
@@ -228,7 +228,7 @@ def _named(method: str, options: str) -> Mapping[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A config value as it is written."""
+    """Return a config value as it is written."""
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 

@@ -24,7 +24,7 @@ _CONDITION = re.compile(r"([^<>]+?) ?(<=|>=|<|>) ?([^<>=][^<>]*)")
 
 
 def metrics_of(condition: str) -> list[str]:
-    """The metric that a condition reads; none where it sets two methods side by side.
+    """Return the metric that a condition reads; none where it sets two methods side by side.
 
     Raises:
         UserError: it is no condition.
@@ -63,12 +63,12 @@ def broken(condition: str, comparison: Json) -> list[str]:
                     mean, theirs
                 )
     if not asked:
-        raise UserError(f'--fail-if "{condition}" is about no row of the table: check its names')
+        raise UserError(f'--fail-if "{condition}" matches no row of the table: check its names')
     return lines
 
 
 def _means(rows: Sequence[Json], metric: str, wanted: Callable[[Json], bool]) -> list[tuple[str, float]]:
-    """Labels and means of the rows that are wanted and have the metric."""
+    """Return labels and means of the rows that are wanted and have the metric."""
     return [
         (row["label"], row["metrics"][metric]["mean"])
         for row in rows
@@ -87,8 +87,6 @@ def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
     filters = list(takewhile(lambda word: "=" in word and not set(word) & {"<", ">"}, words))
     match = _CONDITION.fullmatch(" ".join(words[len(filters) :]))
     if match is None:
-        raise UserError(
-            f'--fail-if "{condition}" is no condition: write "gdro<gcl", or "method=gdro last<0.8"'
-        )
+        raise UserError(f'--fail-if "{condition}" is no condition: use "gdro<gcl", or "method=gdro last<0.8"')
     wanted = {key: value for key, _, value in (word.partition("=") for word in filters)}
     return wanted, match[1], match[2], match[3]

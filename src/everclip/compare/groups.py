@@ -1,8 +1,8 @@
-"""Group runs that may be averaged, and those that may only stand side by side.
+"""Group runs that may be averaged, and those that may only be compared.
 
-A *setting* is what a number cannot be compared without: the model, the data, the scenario, the classes, the test
-images, the prompts. A *group* holds runs of one setting, method and memory size whose configs differ in the seed alone.
-Only the runs of a group are averaged.
+A *setting* is everything that must agree for numbers to be comparable: the model, the data, the scenario, the
+classes, the test images, the prompts. A *group* holds runs of one setting, method and memory size whose configs
+differ only in the seed. Only runs of one group are averaged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from everclip.runs.read import RunData
 from everclip.runs.words import fact, plain
 
 _SHOWN = ("seed", "method", "memory.budget", "memory.per_class")
-"""Config keys that a group is called by."""
+"""Config keys that name a group."""
 Memory = int | str | None
 
 
@@ -82,12 +82,12 @@ class Group:
         return self.finished or self.runs
 
     def values(self, key: str) -> list[float]:
-        """A number of results.json in each finished run that has it."""
+        """Return a number of results.json in each finished run that has it."""
         found = (known(run, key) for run in self.finished)
         return [value for value in found if value is not None]
 
     def interval(self, key: str) -> Interval | None:
-        """Mean and 95 % interval over seeds; None without a finished run that has the number."""
+        """Return the mean and 95 % interval over seeds; None without a finished run that has the number."""
         values = self.values(key)
         return interval(values) if values else None
 
@@ -207,7 +207,7 @@ def settings(runs: Iterable[RunData]) -> list[Setting]:
 
 
 def differing(settings: Sequence[Setting]) -> list[str]:
-    """The facts in which settings differ, in words."""
+    """Return the facts in which settings differ, in words."""
     return [key.replace("_", " ") for key in _differing([setting.facts for setting in settings])]
 
 
@@ -217,7 +217,7 @@ def _differing(facts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _names(of: Sequence[dict[str, Any]]) -> list[str]:
-    """A name per setting: its data, and of what else differs as much as it takes to tell them apart."""
+    """Return a name per setting: its data, and of what else differs as much as it takes to tell them apart."""
     found = [[str(known["data"] or "unknown data")] for known in of]
     for key in _differing(of):
         if len({tuple(name) for name in found}) == len(found):
@@ -232,12 +232,12 @@ def _names(of: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def memory_order(memory: Memory) -> float:
-    """A sort key: numbers as numbers, "all" last."""
+    """Return a sort key: numbers as numbers, "all" last."""
     return float(memory) if isinstance(memory, int) else float("inf")
 
 
 def _groups(runs: Sequence[RunData]) -> list[Group]:
-    """Groups of a setting, without looks: by method, variant and memory."""
+    """Return groups of a setting, without looks: by method, variant and memory."""
     groups: list[Group] = []
     for method in sorted({run.method for run in runs}):
         members = [run for run in runs if run.method == method]
@@ -267,7 +267,7 @@ def _order(group: Group) -> tuple[Any, ...]:
 
 
 def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[str]:
-    """Keys in which runs of one method and memory size differ; a rate tuned for each size is none of them."""
+    """Return keys in which runs of one method and memory size differ; a rate tuned for each size is none of them."""
     of_size = [[run for run, size in zip(runs, sizes, strict=True) if size == one] for one in set(sizes)]
     return sorted({key for same in of_size for key in varying(same, _SHOWN)})
 
@@ -294,6 +294,6 @@ def _longest_mean(curves: Sequence[Sequence[float]]) -> list[float]:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known; None of nothing."""
+    """Return the mean of what is known; None of nothing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -21,7 +21,7 @@ _FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_tra
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _KEPT = "kept MB"
 _STILL = "°"
-"""Mark of rows in which nothing is random."""
+"""Mark of deterministic rows."""
 _SPREADS = {
     "ci": "mean ± 95 % interval",
     "std": "mean ± standard deviation",
@@ -33,7 +33,7 @@ _TEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 WIDE = 100
-"""Columns of a terminal from which on ranks and what is kept have columns."""
+"""Width of a terminal above which ranks and memory get columns."""
 
 
 def _scale(metric: str) -> tuple[float, int]:
@@ -44,7 +44,7 @@ def _scale(metric: str) -> tuple[float, int]:
 
 
 def name(metric: str) -> str:
-    """A metric with its unit: ``last %``, ``memory MB``."""
+    """Return a metric with its unit: ``last %``, ``memory MB``."""
     if metric.endswith("_bytes"):
         return f"{metric.removesuffix('_bytes').replace('_', ' ')} MB"
     return metric.replace("_", " ") + (" %" if metric in _FRACTIONS else "")
@@ -65,7 +65,7 @@ def ends(mean: Json, spread: str, random: bool = True) -> tuple[float, float] | 
 def mean_text(
     mean: Json | None, metric: str, spread: str = "ci", random: bool = True, plus: str = " ± "
 ) -> str:
-    """``71.2 ± 0.8``, or ``71.2 [70.5, 72.1]``; ``71.2 (n=2)`` where two values give no more."""
+    """Return ``71.2 ± 0.8``, or ``71.2 [70.5, 72.1]``; ``71.2 (n=2)`` where two values give no more."""
     if mean is None:
         return "–"
     scale, digits = _scale(metric)
@@ -80,14 +80,14 @@ def mean_text(
 
 
 def kept_text(kept: Json | None) -> str:
-    """Megabytes of images and of state: ``0.48 + 13.11``."""
+    """Return megabytes of images and of state: ``0.48 + 13.11``."""
     if kept is None:
         return ""
     return f"{kept['image_bytes'] / 1e6:,.2f} + {kept['state_bytes'] / 1e6:,.2f}"
 
 
 def difference_text(test: Json | None, metric: str, plus: str = " ± ") -> str:
-    """``-2.1 ± 0.9``."""
+    """Return ``-2.1 ± 0.9``."""
     if test is None:
         return ""
     scale, digits = _scale(metric)
@@ -98,7 +98,7 @@ def difference_text(test: Json | None, metric: str, plus: str = " ± ") -> str:
 
 
 def p_text(test: Json | None) -> str:
-    """The corrected p; a dagger where it is over test images."""
+    """Return the corrected p; a dagger where it is over test images."""
     if test is None:
         return ""
     p = test["p_holm"]
@@ -120,7 +120,7 @@ def _place(section: Json) -> str:
 
 
 def _columns(comparison: Json, section: Json, wide: bool) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of one section's table."""
+    """Return headings and rows of one section's table."""
     first, counts = comparison["metrics"][0], _counts(comparison)
     head = ["method", *(["n"] if len(counts) > 1 else []), *map(name, comparison["metrics"])]
     head += [_KEPT] if wide else []
@@ -199,9 +199,9 @@ def legend(comparison: Json) -> list[str]:
     metric = name(comparison["metrics"][0]).removesuffix(" %")
     lines: list[str] = []
     if any(not row["random"] for row in _rows(comparison)):
-        lines.append(f"{_STILL}: nothing in it is random, so every seed gives the same")
+        lines.append(f"{_STILL}: deterministic, so every seed gives the same")
     if any(row["kept"] for row in _rows(comparison)):
-        lines.append(f"{_KEPT}: what is kept beside the model, images + state of the method")
+        lines.append(f"{_KEPT}: kept beside the model: images + state of the method")
     bases = {section["against"] for section in comparison["sections"] if section["against"]}
     if tests:
         base = f"to {bases.pop()}" if len(bases) == 1 else "to the best of each table"
@@ -211,7 +211,9 @@ def legend(comparison: Json) -> list[str]:
     if "paired t" in kinds:
         lines.append(f"p: paired t over {' and '.join(comparison['over'])}")
     if "mcnemar" in kinds:
-        lines.append("†: one run each, exact McNemar over test images, which says nothing of other seeds")
+        lines.append(
+            "†: one run each, exact McNemar test over test images, which says nothing about other seeds"
+        )
     overall = comparison["ranks"]
     if overall:
         ranks = sorted(overall["mean_rank"].items(), key=lambda item: item[1])
@@ -226,7 +228,7 @@ def legend(comparison: Json) -> list[str]:
 
 
 def as_csv(comparison: Json) -> str:
-    """One line per row, with plain numbers (fractions stay fractions)."""
+    """Return one line per row, with plain numbers (fractions stay fractions)."""
     metrics = comparison["metrics"]
     test = ["difference", "low", "high", "p", "p_holm", "sign_flip"]
     head = [*comparison["by"], "label", "method", "n"]
@@ -258,7 +260,7 @@ def as_csv(comparison: Json) -> str:
 
 
 def as_latex(comparison: Json) -> str:
-    """A tabular for booktabs, a block of rows for each section; the best mean of a block is bold."""
+    """Return a tabular for booktabs, a block of rows for each section; the best mean of a block is bold."""
     metrics, by = comparison["metrics"], comparison["by"]
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * (len(metrics) + 1)}}}", "\\toprule"]
     lines.append(" & ".join(["method", *map(_tex, map(name, metrics)), _KEPT]) + " \\\\")
@@ -292,5 +294,5 @@ def _best(rows: Sequence[Json], metric: str) -> float:
 
 
 def _tex(text: str) -> str:
-    """The text as LaTeX prints it; a backslash in it is no command."""
+    """Return the text as LaTeX prints it; a backslash in it is no command."""
     return text.translate(_TEX)

@@ -36,7 +36,7 @@ def compare(
     anyway: bool = False,
     spread: str = "ci",
 ) -> Json:
-    """Sections of rows, each with the mean and 95 % interval of every metric, and tests of the first one.
+    """Return sections of rows, each with the mean and 95 % interval of every metric, and tests of the first one.
 
     Args:
         by: config keys with a section for each combination of values; None: ``memory.budget`` where it varies.
@@ -55,7 +55,7 @@ def compare(
     by = cells.default_by(runs) if by is None else list(by)
     if equal is not None:
         if equal not in cells.COSTS:
-            raise UserError(f'--equal is "{equal}": write bytes, steps or samples')
+            raise UserError(f'--equal is "{equal}": use bytes, steps or samples')
         by = [key for key in by if not key.startswith("memory.")]
     found = cells.sections(runs, by, over)
     if not anyway:
@@ -130,7 +130,7 @@ def _base(
 
 
 def _test(row: Row, base: Row, metric: str, values: dict[Repetition, float]) -> Json | None:
-    """Paired over the repetitions that both have; over test images where both have one, the same."""
+    """Return paired over the repetitions that both have; over test images where both have one, the same."""
     others = base.values(metric)
     shared = [repetition for repetition in values if repetition in others]
     first, second = [values[at] for at in shared], [others[at] for at in shared]
@@ -156,7 +156,7 @@ def _correct(rows: Sequence[Json]) -> None:
 
 
 def _ranks(measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str) -> list[tuple[Row, float]]:
-    """Mean rank of each row that is no reference, over the repetitions that all of them have."""
+    """Return the mean rank of each row that is no reference, over the repetitions that all of them have."""
     rivals = [(row, values) for row, values in measured if values and not row.reference]
     shared = [at for at in (rivals[0][1] if rivals else {}) if all(at in values for _, values in rivals)]
     if len(rivals) < 2 or not shared:
@@ -167,7 +167,7 @@ def _ranks(measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str)
 
 
 def _overall(found: Sequence[Section], metric: str) -> Json | None:
-    """Mean ranks over sections, of the rows that all of them have; None for one section or one row."""
+    """Return the mean ranks over sections, of the rows that all of them have; None for one section or one row."""
     if len(found) < 2:
         return None
     means = [

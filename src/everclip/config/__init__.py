@@ -1,7 +1,7 @@
 """Load the config of a run: what can be set, where values come from, and how they are filled in.
 
-Values come, the later over the earlier, from the defaults in ``models``, TOML files (``extends`` names the
-one that a file starts from) and ``key=value`` on the command line. Without a file the base is the shipped
+Values come from the defaults in ``models``, TOML files (``extends`` names the
+file to start from) and ``key=value`` on the command line; later ones win. Without a file the base is the shipped
 ``configs/default.toml``. What belongs to a choice goes with it: ``method=X`` drops another method's
 options, ``model=X`` another model's ``image_size``; ``train.steps`` and ``train.epochs`` replace each
 other, and so do ``memory.budget`` and ``memory.per_class``. ``runs.resolve`` then fills in what was left open.
@@ -47,18 +47,18 @@ __all__ = [
 
 
 def known_keys() -> list[str]:
-    """Every dotted key, in order; the method's own options are ``method.OPTION`` besides."""
+    """List every dotted key, in order, without the method's own options (``method.OPTION``)."""
     return [public(key) for key in leaves(Config)]
 
 
 def load_config(tokens: Sequence[str]) -> Config:
-    """The config that command-line tokens ask for, not yet resolved.
+    """Build the config that command-line tokens describe, not yet resolved.
 
     Args:
         tokens: the name of a shipped config or the path of a .toml file (optional, first), then KEY=VALUE.
 
     Raises:
-        UserError: with the key, what was given and what is allowed, and the file if it came from one.
+        UserError: with the key, the value given, what is allowed, and the file it came from, if any.
     """
     tokens = list(tokens)
     keys = {key: field for key, field in leaves(Config).items() if key != "method.name"}
@@ -94,17 +94,17 @@ it in, what it is measured against and tested on: none of it changes what the me
 
 
 def essence(config: Config) -> Config:
-    """The config with the defaults of ``CARRIED_OUT``: two that are equal ask for the same run."""
+    """Return the config with ``CARRIED_OUT`` at its defaults: configs of equal essence describe the same run."""
     usual = Config()
     return config.model_copy(update={key: getattr(usual, key) for key in CARRIED_OUT})
 
 
 def config_hash(config: Config) -> str:
-    """16 hexadecimal digits of the config's essence."""
+    """Hash the config's essence to 16 hexadecimal digits."""
     text = tomli_w.dumps(written(essence(config)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def same_run(first: Config, second: Config) -> bool:
-    """Return whether two resolved configs ask for the same run, wherever it is written."""
+    """Return whether two resolved configs describe the same run, wherever it is written."""
     return config_hash(first) == config_hash(second)

@@ -1,6 +1,6 @@
 """Compose the paper's experiments by name: base, method and budget make ``cifar100/gdro-m500``.
 
-Which there are stands in ``configs/experiments.toml``. Each gives the values that a file of its name would have.
+``configs/experiments.toml`` lists them. Each gives the values that a config file of its name would have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZED = "-mM"
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What the file says of an experiment.
+    """One experiment as ``experiments.toml`` describes it.
 
     Args:
         base: the shipped config that it extends.
@@ -46,14 +46,14 @@ class Experiment:
     expected: str = "not published as a number; the paper shows a curve in Figure 1"
 
     def tables(self) -> dict[str, Any]:
-        """The sections of a config that lie over the base's; copies, since experiments are read once."""
+        """Return the sections to merge over the base's; copies, since experiments are read once."""
         values = {"method": {**self.method}, "memory": {"budget": self.budget}}
         return values | ({"train": {**self.train}} if self.train else {})
 
 
 @cache
 def known() -> dict[str, Experiment]:
-    """Every experiment by its name."""
+    """Read every experiment, by name."""
     tables = reading.read_toml(FILE)
     shared = tables.pop("shared")
     found = {}
@@ -75,21 +75,21 @@ def known() -> dict[str, Experiment]:
 
 
 def text(name: str) -> str:
-    """The TOML text of an experiment, with a header in words; saved to a file it loads to the same config."""
+    """Render an experiment as TOML with a header in words; saved to a file it loads to the same config."""
     one = known()[name]
     lines = [f"# {one.title}: {one.data}.", "#"]
     lines += _wrapped("Paper", f"{one.section} and Figure 1 of {PAPER}")
     lines += _wrapped("Command", f"everclip train {name}")
     here = f"everclip doctor --config {name} estimates it for this machine"
-    lines += _wrapped("Time", f"{here}; that of GDRO on other cards stands in {one.base}.toml")
+    lines += _wrapped("Time", f"{here}; for GDRO on other GPUs see {one.base}.toml")
     lines += _wrapped("Expected", one.expected)
-    for note in filter(None, (one.note, f"what the paper leaves open stands in {one.base}.toml")):
+    for note in filter(None, (one.note, f"for what the paper leaves open see {one.base}.toml")):
         lines += _wrapped("Note", note)
     return "\n".join(lines) + "\n\n" + tomli_w.dumps({"extends": one.base} | one.tables())
 
 
 def _wrapped(word: str, said: str) -> list[str]:
-    """A paragraph of the header: its word, then lines of at most 116 characters."""
+    """Wrap a paragraph of the header: its keyword, then lines of at most 116 characters."""
     first, others = f"# {word}:".ljust(12), "#".ljust(12)
     return textwrap.wrap(
         said,

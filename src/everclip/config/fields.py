@@ -14,13 +14,13 @@ from everclip.errors import UserError, shown, suggest
 
 
 def section(field: FieldInfo) -> type[BaseModel] | None:
-    """The nested model of a field that is a section, else None."""
+    """Return the nested model of a field that is a section, else None."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every dotted key of a config model with its field, in order; sections are opened."""
+    """Iterate over every dotted key of a config model and its field, in order, descending into sections."""
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         inner = section(field)
@@ -29,12 +29,12 @@ def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 def public(key: str) -> str:
-    """The key as users write it: a method's name is ``method`` itself."""
+    """Return the key as users write it: ``method.name`` is ``method``."""
     return "method" if key == "method.name" else key
 
 
 def kinds(field: FieldInfo) -> set[object]:
-    """The plain types that a field accepts: ``int``, ``float``, ``bool``, ``str``, ``list``, ``NoneType``."""
+    """Return the plain types that a field accepts: ``int``, ``float``, ``bool``, ``str``, ``list``, ``NoneType``."""
     return _kinds(field.annotation)
 
 
@@ -50,7 +50,7 @@ def _kinds(annotation: object) -> set[object]:
 
 
 def before(model: type[BaseModel]) -> dict[str, Any]:
-    """Options whose default was another one under ``defaults = 1``, with that default.
+    """Return the options whose default differed under ``defaults = 1``, with that default.
 
     A field says so with ``json_schema_extra={"before": VALUE}``.
     """
@@ -62,7 +62,7 @@ def before(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def allowed(field: FieldInfo) -> str:
-    """Say what may be written for a field: ``a number above 0 or none``."""
+    """Describe the values that a field accepts: ``a number above 0 or none``."""
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "allowed" in extra:
         return str(extra["allowed"])
@@ -108,14 +108,14 @@ def _range(metadata: Iterable[object]) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The message for a key that is not there; ``lr`` suggests ``train.lr``, a misspelling its nearest."""
+    """Return the word the message for an unknown key; ``lr`` suggests ``train.lr``, a misspelling the nearest key."""
     known = sorted(known)
     inside = [name for name in known if name.rsplit(".", 1)[-1] == key.replace("-", "_")]
     return f"unknown key {shown(key)}{suggest(inside[0] if len(inside) == 1 else key, inside or known)}"
 
 
 def refuse_unknown(model: type[BaseModel], given: Iterable[str], whose: str) -> None:
-    """Refuse the first option that a plug-in does not have. Raises UserError, with the nearest name.
+    """Refuse the first option that a plug-in does not have. Raises UserError with the nearest name.
 
     Args:
         whose: the plug-in, such as ``method "gdro"``.
@@ -130,10 +130,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def checked(model: type[Model], given: Mapping[str, Any], prefix: str) -> Model:
-    """Options as the plug-in's model, checked. Raises UserError for a value that is not allowed.
+    """Validate options as the plug-in's model. Raises UserError for a value that is not allowed.
 
     Args:
-        prefix: the section that a message says they stand in, such as ``method.``.
+        prefix: the section to name in messages, such as ``method.``.
     """
     try:
         return model.model_validate(dict(given))
@@ -144,10 +144,10 @@ def checked(model: type[Model], given: Mapping[str, Any], prefix: str) -> Model:
 def own_options(
     model: type[Model], given: Mapping[str, Any], section: type[BaseModel] | None, prefix: str
 ) -> Model:
-    """The options of a plug-in that stand in a section, checked, with its defaults for those not given.
+    """Validate a plug-in's options given in a section, and fill in its defaults for the others.
 
     Args:
-        section: whose own keys may have been meant too.
+        section: the section, whose own keys may have been meant too.
         prefix: the section's name and a dot.
 
     Raises:
@@ -158,14 +158,14 @@ def own_options(
         if name not in model.model_fields:
             if not known:
                 raise UserError(
-                    f"unknown key {shown(prefix + name)}: there are no options to set, leave it out"
+                    f"unknown key {shown(prefix + name)}: there are no options to set; leave it out"
                 )
             raise UserError(unknown_key(f"{prefix}{name}", [f"{prefix}{other}" for other in known]))
     return checked(model, given, prefix)
 
 
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
-    """The first complaint about ``values`` as one line: the key, what was given and what is allowed."""
+    """Put the first complaint about ``values`` into one line: the key, the value given and what is allowed."""
     first = error.errors(include_url=False)[0]
     names: list[str] = []
     field: FieldInfo | None = None
@@ -184,12 +184,12 @@ def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str,
         return unknown_key(key, map(public, leaves(model)))
     key = public(key)
     if first["type"] == "missing" and inner is not None:
-        return f"{first['loc'][-1]} is not given: write {allowed(inner.model_fields[str(first['loc'][-1])])}"
+        return f"{first['loc'][-1]} is not given: use {allowed(inner.model_fields[str(first['loc'][-1])])}"
     if first["type"] == "value_error":
         return f"{key}: {first['msg'].removeprefix('Value error, ')}"
     if field is None:
         return f"{key or 'config'} is {shown(given)}: {first['msg']}"
     if inner is not None:
         example = next(iter(inner.model_fields), "OPTION")
-        return f"{key} is {shown(given)} but it is a section: write {public(f'{key}.{example}')}=VALUE"
-    return f"{key} is {shown(given)}: write {allowed(field)}"
+        return f"{key} is {shown(given)} but it is a section: use {public(f'{key}.{example}')}=VALUE"
+    return f"{key} is {shown(given)}: use {allowed(field)}"

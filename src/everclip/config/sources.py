@@ -24,7 +24,7 @@ MAX_DEPTH = 8
 
 Layer = dict[str, Any]
 Check = Callable[[Layer, str], object]
-"""Validates a layer by itself; the text is where it came from ("my.toml: " or nothing)."""
+"""Validates one layer; the text says where it came from ("my.toml: " or nothing)."""
 
 _EXAMPLES = {
     "method": "gdro",
@@ -38,32 +38,32 @@ _EXAMPLES = {
     "scenario.validation": "0.1",
     "train.weight_decay": "0.05",
 }
-"""Values of the keys whose default would say nothing."""
+"""Example values for keys whose default would be no help."""
 _OPEN = {"method": 2, "tracker": 2, "scenario": 1, "memory": 1, "source": 1, "tuning": 1}
-"""Sections with options of plug-ins, and how deep these may lie."""
+"""Sections with options of plug-ins, and how deep these may nest."""
 _OVERRIDE = re.compile(r"[\w.\-]*=", re.ASCII)
 _SHORT_FLOAT = re.compile(r"[+-]?(\.\d+|\d+\.)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def shipped() -> list[str]:
-    """Sorted names of the configs in the package: the bases such as ``cifar100``, and ``cifar100/gdro-m500``."""
+    """List the shipped configs, sorted: bases such as ``cifar100`` and experiments such as ``cifar100/gdro-m500``."""
     return sorted([*bases(), *experiments.known()])
 
 
 def bases() -> list[str]:
-    """Those of them that are files, few enough for a message; experiments extend them."""
+    """List the shipped configs that are files, few enough for a message; experiments extend them."""
     return sorted(path.stem for path in SHIPPED.glob("*.toml") if path != experiments.FILE)
 
 
 def text(name: str) -> str:
-    """The TOML text of a shipped config, with its header."""
+    """Return the TOML text of a shipped config, with its header."""
     if name in experiments.known():
         return experiments.text(name)
     return (SHIPPED / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def near(name: str) -> str:
-    """Text to append to a message: what a misspelt name of a shipped config may have meant."""
+    """Suggest the shipped config that a misspelt name may have meant, as text to append to a message."""
     folder = name.partition("/")[0]
     return suggest(name, [other for other in shipped() if other.startswith(f"{folder}/")] or bases())
 
@@ -74,21 +74,21 @@ def is_override(token: str) -> bool:
 
 
 def _path(name: str, folder: Path) -> Path:
-    """The file that a name means: a path (relative to ``folder``) if it ends in .toml, else a base's."""
+    """Return the file that a name means: a path (relative to ``folder``) if it ends in .toml, else a base's."""
     if name.endswith(".toml"):
         return folder / name
     if name in bases():
         return SHIPPED / f"{name}.toml"
     if (folder / name / "config.toml").exists():
-        raise UserError(f"{shown(name)} is a folder: write {name}/config.toml, or everclip resume {name}")
+        raise UserError(f"{shown(name)} is a folder: use {name}/config.toml, or everclip resume {name}")
     raise UserError(f"{shown(name)} is no shipped config, .toml file or KEY=VALUE{near(name)}")
 
 
 def merge(lower: Layer, upper: Layer) -> Layer:
-    """``upper`` laid over ``lower``, section by section.
+    """Merge ``upper`` over ``lower``, section by section.
 
-    What belongs to a choice goes with it: another method drops the options of the lower one, and so does another
-    source, scenario, memory policy or way of tuning; another model drops its ``image_size``; ``train.epochs`` and
+    Options belong to their plug-in: another method drops the lower one's options, and so does another source,
+    scenario, memory policy or way of tuning; another model drops the lower ``image_size``; ``train.epochs`` and
     ``train.steps`` replace each other, and so do ``memory.budget`` and ``memory.per_class``.
     """
     lower = dict(lower)
@@ -115,7 +115,7 @@ def merge(lower: Layer, upper: Layer) -> Layer:
 
 
 def _named_in(layer: Layer, key: str, default: str | None = None) -> str | None:
-    """The plug-in that a key names, before its colon."""
+    """Return the plug-in that a key names, without what follows its colon."""
     return str(layer[key]).partition(":")[0] if key in layer else default
 
 
@@ -128,12 +128,12 @@ def _over(lower: Layer, upper: Layer) -> Layer:
 
 
 def one_length(lower: Layer, upper: Layer) -> Layer:
-    """``[train]`` of ``upper`` over ``lower``; the length of training given last, epochs or steps, counts."""
+    """Merge ``[train]`` of ``upper`` over ``lower``; of epochs and steps, the one given last counts."""
     return _one_of("epochs", "steps", lower, upper)
 
 
 def _one_of(first: str, second: str, lower: Layer, upper: Layer) -> Layer:
-    """A section of ``upper`` over ``lower``, in which two keys replace each other."""
+    """Merge a section of ``upper`` over ``lower`` in which two keys replace each other."""
     lower = dict(lower)
     for name, other in ((first, second), (second, first)):
         if upper.get(name) not in (None, "none", "auto"):
@@ -142,7 +142,7 @@ def _one_of(first: str, second: str, lower: Layer, upper: Layer) -> Layer:
 
 
 def read_layers(name: str, folder: Path, check: Check, base: Layer, chain: tuple[Path, ...] = ()) -> Layer:
-    """The values of a config over those it extends, over ``base``.
+    """Read a config's values over those it extends, over ``base``.
 
     Args:
         name: of a shipped config, or the path of a .toml file relative to ``folder``.
@@ -159,7 +159,7 @@ def read_layers(name: str, folder: Path, check: Check, base: Layer, chain: tuple
 
 
 def _read_file(path: Path, check: Check, base: Layer, chain: tuple[Path, ...]) -> Layer:
-    """The values of a TOML file over those it extends, over ``base``."""
+    """Read a TOML file's values over those it extends, over ``base``."""
     if len(chain) >= MAX_DEPTH:
         raise UserError(
             f"{_named(path)}: more than {MAX_DEPTH} configs extend one another: merge some of them"
@@ -169,7 +169,7 @@ def _read_file(path: Path, check: Check, base: Layer, chain: tuple[Path, ...]) -
         values["defaults"] = 1
     real = path.resolve()
     if real in chain:
-        raise UserError(f"{_named(path)}: extends itself by way of {_named(chain[-1])}: remove one extends")
+        raise UserError(f"{_named(path)}: extends itself through {_named(chain[-1])}: remove one extends")
     parent = values.pop("extends", None)
     if isinstance(values.get("method"), str):
         values["method"] = {"name": values["method"]}
@@ -184,7 +184,7 @@ def _read_file(path: Path, check: Check, base: Layer, chain: tuple[Path, ...]) -
 
 
 def read_toml(path: Path) -> Layer:
-    """A TOML file of at most 1 MB as a dictionary. Raises UserError, one line, for anything else."""
+    """Read a TOML file of at most 1 MB as a dictionary. Raises UserError, one line, for anything else."""
     name = _named(path)
     try:
         path = path.expanduser()
@@ -203,7 +203,7 @@ def read_toml(path: Path) -> Layer:
     try:
         values = reading.read_toml(path)
     except TooDeep as error:
-        raise UserError(f"{name}: {error}: a config has one level of sections") from error
+        raise UserError(f"{name}: {error}: sections of a config do not nest") from error
     except Unreadable as error:
         raise UserError(f"{name}: {error}") from error
     trust.asked(values, path)
@@ -211,7 +211,7 @@ def read_toml(path: Path) -> Layer:
 
 
 WRITTEN = "# everclip "
-"""How a config begins that everclip itself has written, with every value of its time."""
+"""First line of a config that everclip wrote, with every value as of that version."""
 
 
 def _written(path: Path) -> bool:
@@ -219,15 +219,15 @@ def _written(path: Path) -> bool:
 
 
 def _named(path: Path) -> str:
-    """A path as it may stand in a one-line message."""
+    """Format a path for a one-line message."""
     return str(path) if str(path).isprintable() else shown(str(path), width=300)
 
 
 def overrides(tokens: Sequence[str], known: Mapping[str, FieldInfo]) -> Layer:
-    """The layer that KEY=VALUE tokens make.
+    """Build the layer that KEY=VALUE tokens describe.
 
     Args:
-        known: every dotted key and its field; options of plug-ins are known besides, such as ``method.OPTION``,
+        known: every dotted key and its field; options of plug-ins are known as well, such as ``method.OPTION``,
             ``method.OPTION.NAME`` and ``scenario.OPTION``.
 
     Raises:
@@ -237,19 +237,19 @@ def overrides(tokens: Sequence[str], known: Mapping[str, FieldInfo]) -> Layer:
     for token in tokens:
         key, equals, text = token.partition("=")
         if not equals or not is_override(token):
-            hint = "; a config's name or file comes first, and once" if token.endswith(".toml") else ""
-            raise UserError(f"{shown(token)} is no KEY=VALUE: write for example train.lr=1e-4{hint}")
+            hint = "; a config's name or file comes first, and only once" if token.endswith(".toml") else ""
+            raise UserError(f"{shown(token)} is no KEY=VALUE: use for example train.lr=1e-4{hint}")
         if not key:
-            raise UserError(f"{shown(token)} has no key: write for example train.lr=1e-4")
+            raise UserError(f"{shown(token)} has no key: use for example train.lr=1e-4")
         if not text.strip():
             _place({}, key, "", known)  # says where there is no such key
-            raise UserError(f"{shown(token)} has no value: write for example {key}={_example(key, known)}")
+            raise UserError(f"{shown(token)} has no value: use for example {key}={_example(key, known)}")
         _place(layer, key, read_value(key, text.strip(), known.get(key)), known)
     return layer
 
 
 def _example(key: str, known: Mapping[str, FieldInfo]) -> str:
-    """A value that a key may have, as it is written."""
+    """Return an example value for a key, as users write it."""
     if key in _EXAMPLES or key not in known:
         return _EXAMPLES.get(key, "VALUE")
     field = known[key]
@@ -265,25 +265,25 @@ def _place(layer: Layer, key: str, value: Any, known: Mapping[str, FieldInfo]) -
         1 < len(parts) < _OPEN.get(parts[0], 0) + 2 and all(map(str.isidentifier, parts))
     ):
         if key in _OPEN:
-            raise UserError(f"{shown(key)} is a section: write one of its keys, such as {key}.OPTION=VALUE")
+            raise UserError(f"{shown(key)} is a section: use one of its keys, such as {key}.OPTION=VALUE")
         inside = [other for other in known if other.startswith(f"{key}.")]
         if inside:
-            raise UserError(f"{shown(key)} is a section: write one of its keys, such as {inside[0]}=VALUE")
+            raise UserError(f"{shown(key)} is a section: use one of its keys, such as {inside[0]}=VALUE")
         raise UserError(unknown_key(key, [*known, "method"]))
     target: Any = layer
     for part in parts[:-1]:
         target = target.setdefault(part, {})
     if not isinstance(target, dict) or parts[-1] in target:
-        raise UserError(f"{shown(key)} is given twice: write it once")
+        raise UserError(f"{shown(key)} is given twice: give it once")
     target[parts[-1]] = value
 
 
 def read_value(key: str, text: str, field: FieldInfo | None) -> Any:
-    """A TOML number, truth value, string or list where the text is one, else the text itself.
+    """Read the text as a TOML number, truth value, string or list if it is one, else return the text itself.
 
     Args:
-        key: whose value it is, for messages.
-        field: what it may be, where that is known.
+        key: the key, for messages.
+        field: the key's field, where known.
 
     Raises:
         UserError: a text that is not UTF-8, or nested too deeply.
@@ -300,7 +300,7 @@ def read_value(key: str, text: str, field: FieldInfo | None) -> Any:
             parsed = reading.parse_toml(f"v = {{x = {text}}}")["v"]
             value = parsed["x"] if list(parsed) == ["x"] else text
         except TooDeep as error:
-            raise UserError(f"the value of {shown(key)} is nested too deeply: write a plain list") from error
+            raise UserError(f"the value of {shown(key)} is nested too deeply: use a plain list") from error
         except ValueError:
             value = text
     if not isinstance(value, bool | int | float | str | list):

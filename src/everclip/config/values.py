@@ -14,7 +14,7 @@ from everclip.config.sources import WRITTEN
 
 
 def written(section: Section) -> dict[str, Any]:
-    """Values as TOML has them: without None where that is the default, else ``"none"``."""
+    """Convert values to TOML's types: None is left out where it is the default, else ``"none"``."""
     values: dict[str, Any] = {}
     for name, value in section:
         if isinstance(value, Section):
@@ -31,12 +31,12 @@ def written(section: Section) -> dict[str, Any]:
 
 
 def dump(config: Config) -> str:
-    """The config as TOML that loads to an equal one."""
+    """Render the config as TOML that loads to an equal config."""
     return f"{WRITTEN}{__version__}\n" + tomli_w.dumps(written(config))
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tables within tables as one, with the keys ``table.key``."""
+    """Flatten nested tables into one with keys ``table.key``."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -45,7 +45,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's tables as dotted keys; a method's name is ``method`` itself."""
+    """Flatten a config's tables to dotted keys; ``method.name`` becomes ``method``."""
     found = dotted(config)
     if "method.name" in found:
         found["method"] = found.pop("method.name")

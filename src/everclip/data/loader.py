@@ -226,9 +226,9 @@ class Loader:
         """Refuse two views of an image that would be one."""
         same = "the method compares two views of each image, and"
         if self.augment == "none":
-            raise UserError(f"{same} train.augment=none makes them the same: write train.augment=shift_flip")
+            raise UserError(f"{same} train.augment=none makes them the same: use train.augment=shift_flip")
         if self.kept is not None and self.kept.views == 1:
-            raise UserError(f"{same} one is kept: write cache.views=4, or cache.trunk=off")
+            raise UserError(f"{same} one is kept: use cache.views=4, or cache.trunk=off")
 
     def _part(
         self,

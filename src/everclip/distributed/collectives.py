@@ -1,9 +1,9 @@
 """Exchange values among the processes of a run under torchrun.
 
-Every process loads the same data and makes the same batches, and each takes its own part of a batch through the
-towers. Features are gathered, and every process computes the loss of the whole batch from the same numbers: so labels,
-estimators and group weights are the same everywhere without being exchanged. Of the features' gradient a process keeps
-its own rows. docs/decisions/0014-every-process-computes-the-loss.md has the reasons.
+Every process loads the same data and makes the same batches, and each passes its own part of a batch through the
+towers. Features are gathered, and every process computes the loss of the whole batch from the same numbers: so
+labels, estimators and group weights are the same everywhere without being exchanged. A process keeps its own rows of
+the features' gradient. docs/decisions/0014-every-process-computes-the-loss.md has the reasons.
 
 Without torchrun there is one process, and nothing here does anything.
 """
@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from everclip.errors import RunError
 
 TIMEOUT = timedelta(seconds=50)
-"""Longest wait for the others within a step; one that was killed is noticed at once."""
+"""Longest wait for other processes within a step; a killed one is noticed immediately."""
 PATIENCE = timedelta(minutes=30)
-"""Longest wait where processes may do different things: while a run starts, is saved or is tested."""
+"""Longest wait while processes may do different things: while a run starts, is saved or is tested."""
 _LARGE = 1 << 18
-"""Entries from which a gradient is summed on its own."""
+"""Size from which a gradient is summed on its own."""
 
 
 class Gone(RunError):
@@ -62,8 +62,9 @@ def answered() -> Iterator[None]:
         if isinstance(error, RunError):
             raise
         raise Gone(
-            "another process of this run has ended or does not answer: everclip resume RUN, under torchrun again, goes"
-            " on from its last checkpoint; torchrun --max-restarts=3 with out=PATH does so by itself"
+            "another process of this run has ended or does not answer: everclip resume RUN, again under"
+            " torchrun, continues from the last checkpoint; torchrun --max-restarts=3 with out=PATH does so"
+            " automatically"
         ) from error
 
 
@@ -98,7 +99,7 @@ def chunks(count: int, most: int) -> list[slice]:
 
 
 def gathered(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
-    """The rows of all processes, process after process, without gradient.
+    """Return the rows of all processes, process after process, without gradient.
 
     Args:
         rows: this process's.
@@ -115,7 +116,7 @@ def gathered(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Ten
 
 
 def gathered_mask(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
-    """The whole mask of ``count`` rows, of which ``mask`` is this process's part."""
+    """Return the whole mask of ``count`` rows, of which ``mask`` is this process's part."""
     lengths = [part.stop - part.start for part in parts(count)]
     return gathered(torch.from_numpy(mask.astype(np.uint8)), lengths).numpy().astype(bool)
 
@@ -140,7 +141,7 @@ def from_first(value: Any) -> Any:
 
 
 def ragged(rows: Shaped[Tensor, "n ..."] | None) -> Shaped[Tensor, "total ..."] | None:
-    """``gathered`` where no process knows how many rows others have, or how wide; None for none. Waits long."""
+    """Return ``gathered`` where no process knows how many rows others have, or how wide; None for none. Waits long."""
     if size() == 1:
         return rows
     about = told(None if rows is None else [str(rows.dtype).removeprefix("torch."), *rows.shape])
@@ -153,7 +154,7 @@ def ragged(rows: Shaped[Tensor, "n ..."] | None) -> Shaped[Tensor, "total ..."] 
 
 
 def most(*values: int) -> tuple[int, ...]:
-    """The largest that a process has of each value."""
+    """Return the largest that a process has of each value."""
     if size() == 1:
         return values
     found = torch.tensor(values, dtype=torch.int64)
@@ -190,7 +191,7 @@ class Share:
         return slice(start, start + self.counts[rank()])
 
     def whole(self, features: Shaped[Tensor, "own d"]) -> Shaped[Tensor, "all d"]:
-        """Features of the whole batch from those of this process's images, whose gradient they take.
+        """Return features of the whole batch from those of this process's images, whose gradient they take.
 
         Args:
             features: of one view after the other where there are several.
@@ -201,12 +202,12 @@ class Share:
         return with_gradient(apart, self.counts).transpose(0, 1).flatten(0, 1)
 
     def numbers(self, values: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
-        """Numbers of all images from those of this process's, without gradient."""
+        """Return numbers of all images from those of this process's, without gradient."""
         return gathered(values.contiguous(), self.counts)
 
 
 def with_gradient(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
-    """``gathered``, with this process's part of the gradient, times the number of processes.
+    """Return ``gathered``, with this process's part of the gradient, times the number of processes.
 
     ``mean_gradients`` takes the mean over processes: of what all compute alike (a head, a penalty) that is the value
     itself, and of what each computes for its own rows the sum, by this factor.

@@ -1,4 +1,4 @@
-"""Join the processes of a run under torchrun: how they find each other, and how they end."""
+"""Connect the processes of a run under torchrun, and end them together."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ def joined(device: str) -> Iterator[None]:
 def _backend(device: str) -> str:
     """Gloo, and NCCL for what is on the GPUs, of which each process takes its own."""
     if device.startswith("cuda:"):
-        raise UserError(f"device={device}, but each process takes a GPU of its own: write device=cuda")
+        raise UserError(f"device={device}, but each process takes a GPU of its own: use device=cuda")
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return "gloo"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise UserError(
             f"there are {torch.cuda.device_count()} GPUs and more processes:"
-            f" write torchrun --nproc-per-node={torch.cuda.device_count()}, or device=cpu"
+            f" use torchrun --nproc-per-node={torch.cuda.device_count()}, or device=cpu"
         )
     torch.cuda.set_device(local)
     return "cpu:gloo,cuda:nccl"
 
 
 def _fresh(store: Any, number: int, count: int) -> Any:
-    """The part of torchrun's store that these processes alone know.
+    """Return the part of torchrun's store that these processes alone know.
 
     The store may outlive a restart, with the addresses of processes that are gone. So each process says a word that
     nobody has said before, and the first one answers every word it finds until all have heard it.
@@ -98,7 +98,7 @@ def _fresh(store: Any, number: int, count: int) -> Any:
             if store.check([f"{word} has {other}"]):
                 missing.remove(other)
         if time.monotonic() > end:
-            raise RuntimeError("not all processes have come")
+            raise RuntimeError("not all processes have started")
         time.sleep(0.02)
     return PrefixStore(word, store)
 

@@ -73,7 +73,7 @@ class _Graph(nn.Module):
 
 
 def _trace(model: Deployed) -> Any:
-    """The graph, with a batch of any size."""
+    """Return the graph, with a batch of any size."""
     side = model.clip.image_size
     batch = torch.zeros(2, 3, side, side, device=model.clip.device)
     try:
@@ -90,12 +90,12 @@ def _trace(model: Deployed) -> Any:
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
-            f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}; write --format open-clip"
+            f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}; use --format open-clip"
         ) from error
 
 
 def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
-    """Differences between onnxruntime and torch on the pictures."""
+    """Return differences between onnxruntime and torch on the pictures."""
     ours = model.logits(pictures)
     mean, std = (
         np.array(values, dtype=np.float32)[:, None, None] for values in (model.clip.mean, model.clip.std)
@@ -126,7 +126,8 @@ def preprocessing(clip: Clip) -> dict[str, Any]:
     return {
         "everclip": __version__,
         "input": "images: float32 [batch, 3, size, size], RGB, (value / 255 - mean) / std",
-        "output": "logits: float32 [batch, classes]; softmax makes probabilities; -inf: a class never trained",
+        "output": "logits: float32 [batch, classes]; softmax makes probabilities; -inf: a class never"
+        " trained",
         "size": clip.image_size,
         "resize_mode": known["resize_mode"],
         "interpolation": known["interpolation"],

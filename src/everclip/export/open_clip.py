@@ -2,7 +2,7 @@
 
 open_clip_config.json, open_clip_model.safetensors     the towers
 everclip.json                                          classes, prompts, temperature
-method.pt                                              only where something else than the text tower classifies
+method.pt                                              only if something other than the text tower classifies
 config.json, tokenizer.json, ...                       of a Hugging Face text tower
 """
 
@@ -29,7 +29,7 @@ from everclip.models.savable import CONFIG_FILE
 LINE = "a folder for open_clip, and for everclip"
 PROMPTS = ("a photo of a cat.", "b")
 TOLERANCE = 1e-4
-"""Largest difference of unit-length features; the same weights give the same up to the order of additions."""
+"""Largest difference of unit-length features; the same weights agree up to the order of additions."""
 
 
 def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> Written:
@@ -41,8 +41,8 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     """
     if model.plan is not None and model.labels != seen(model.plan.tasks):
         raise UserError(
-            "--classes is for --format onnx, or a model that has learned nothing: a folder keeps all classes, so leave"
-            " it out"
+            "--classes is for --format onnx, or a model that has learned nothing: a folder keeps all"
+            " classes; leave it out"
         )
     save(model, folder)
     checked = {"everclip": _compare_reopened(model, folder, pictures)}
@@ -54,13 +54,14 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         )
     if encoder.centered:
         notes.append(
-            "this model subtracts a mean from image features (center=true): everclip does, plain open_clip does not"
+            "this model subtracts a mean from image features (center=true): everclip does, plain open_clip"
+            " does not"
         )
     text = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
     if hub := text.get("hf_model_name"):
         notes.append(
-            f"open_clip asks the Hugging Face hub, or its cache, for the text tower {hub}; everclip reads the folder"
-            " alone"
+            f"open_clip asks the Hugging Face hub, or its cache, for the text tower {hub}; everclip reads"
+            f" only the folder"
         )
     else:
         checked["open_clip"] = _compare(encoder, folder, pictures)
@@ -68,7 +69,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
 
 
 def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
-    """Largest difference of probabilities between the model and what everclip reads from the folder."""
+    """Return the largest difference of probabilities between the model and what everclip reads from the folder."""
     again = open_model(str(folder))
     assert again.names == model.names
     worst = float(np.abs(probabilities(again.logits(pictures)) - probabilities(model.logits(pictures))).max())
@@ -81,7 +82,7 @@ def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 
 
 @torch.inference_mode()
 def _compare(encoder: Clip, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
-    """Largest difference of image and text features between our model and the one that open_clip loads."""
+    """Return the largest difference of image and text features between our model and the one that open_clip loads."""
     with quiet():
         made: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
         tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(PROMPTS))

@@ -1,1 +1,1 @@
-"""Embed pictures and texts for a search, search in what was embedded, and map new queries to old embeddings."""
+"""Embed pictures and texts, search the embeddings, and map new queries to old embeddings."""

@@ -1,7 +1,7 @@
-"""Embed pictures and texts, shard by shard: what a killed process leaves is gone on with, to the bit.
+"""Embed pictures and texts shard by shard; a killed process is continued bit for bit.
 
-A shard is cut from what is to be embedded, whether it can be read or not, and batches are cut from shards: so the same
-command, given again, computes the same batches as one that was not stopped.
+Shards are cut from the whole list, readable or not, and batches from shards: so the repeated command computes the
+same batches as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from everclip.training.disk import what_it_did
 from everclip.training.estimate import duration
 
 BATCH = 128
-"""Pictures, or texts, that are encoded at once."""
+"""Number of pictures or texts encoded at a time."""
 SHARD = 32 * BATCH
-"""Of them in a shard: what a kill may lose."""
+"""Number of these per shard: the most that a kill can lose."""
 
 
 @torch.inference_mode()
 def width(clip: Clip) -> int:
-    """Numbers of an embedding."""
+    """Return numbers of an embedding."""
     return clip.encode_image(clip.blank()).shape[1]
 
 
@@ -66,7 +66,7 @@ def pictures(
 
 
 def every(clip: Clip, images: ImageSet) -> Float32[Tensor, "n d"]:
-    """Unit-length embeddings of pictures, on the CPU. Raises UserError for the first that cannot be read."""
+    """Return unit-length embeddings of pictures, on the CPU. Raises UserError for the first that cannot be read."""
     pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
     rows, _ = pictures(clip, images, pixels)
     for key, reason in pixels.skipped().items():
@@ -77,7 +77,7 @@ def every(clip: Clip, images: ImageSet) -> Float32[Tensor, "n d"]:
 def texts(
     clip: Clip, lines: Sequence[str], step: Callable[[int], object] = lambda count: None
 ) -> Float32[Tensor, "n d"]:
-    """Unit-length embeddings of texts, on the CPU."""
+    """Return unit-length embeddings of texts, on the CPU."""
     rows = [torch.zeros(0, width(clip))]
     with torch.inference_mode():
         for start in range(0, len(lines), BATCH):
@@ -115,7 +115,7 @@ class Work:
         return TEXT if self.images is None else IMAGE
 
     def without(self, done: Set[str]) -> Work:
-        """What is left where some ids are done."""
+        """Return what is left where some ids are done."""
         left = np.array([name not in done for name in self.ids], dtype=bool)
         ids = [name for name in self.ids if name not in done]
         return Work(self.sources, ids, None if self.images is None else self.images.select(left))
@@ -140,7 +140,7 @@ class Report:
 def embed(
     clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool, progress: Progress
 ) -> Report:
-    """Write embeddings into a folder, which is made, or gone on with. Call it with ``path`` claimed.
+    """Write embeddings into a new folder, or continue one. Call it with ``path`` claimed.
 
     Args:
         model, image_size: what the encoder was opened by, for who opens it again.
@@ -148,7 +148,7 @@ def embed(
 
     Raises:
         UserError: the folder has embeddings of another encoder, of the other kind or precision, or is damaged.
-        RunError: the disk is full or fails: what was written stays, and the same call goes on.
+        RunError: the disk is full or fails: what was written stays, and the same call continues.
     """
     begin = time.perf_counter()
     with _going_on(path):
@@ -174,7 +174,7 @@ def embed(
 def _shard(
     clip: Clip, work: Work, part: slice, pixels: Pixels | None, step: Callable[[int], object]
 ) -> tuple[Float32[np.ndarray, "n d"], Listed]:
-    """The embeddings of a shard, and what they are."""
+    """Return the embeddings of a shard, and what they are."""
     ids, sources = work.ids[part], [*work.sources]
     if work.images is None or pixels is None:
         return texts(clip, ids, step).numpy(), Listed(ids, {}, sources)
@@ -206,7 +206,7 @@ class _Pace:
 
 
 def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool) -> Vectors:
-    """The folder to write to, new or as it is. Raises UserError where these embeddings do not belong into it."""
+    """Return the folder to write to, new or as it is. Raises UserError where these embeddings do not belong into it."""
     mark = fingerprint(clip)
     if not path.exists() or not any(path.iterdir()):
         kind = "float16" if half else "float32"
@@ -215,13 +215,11 @@ def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Pa
     table = there.table
     if table.fingerprint != mark:
         raise UserError(
-            f"{path} has embeddings of {table.model} (fingerprint {table.fingerprint[:12]}), and {model} is another"
-            f" encoder ({mark[:12]}): embed into a new folder, or give the model that the folder was made with"
+            f"{path} has embeddings of {table.model} (fingerprint {table.fingerprint[:12]}), but {model} is"
+            f" another encoder ({mark[:12]}): embed into a new folder, or give the folder's own model"
         )
     if table.kind != work.kind:
-        raise UserError(
-            f"{path} has embeddings of {table.kind}s: embed {work.kind}s into a folder of their own"
-        )
+        raise UserError(f"{path} has embeddings of {table.kind}s: embed {work.kind}s into a separate folder")
     if half and table.dtype != "float16":
         raise UserError(
             f"{path} has embeddings in {table.dtype}: leave --fp16 out, or embed into a new folder"
@@ -239,5 +237,5 @@ def _going_on(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise RunError(
-            f"{path} cannot be written ({reason}): make room, and the same command goes on with what is there"
+            f"{path} cannot be written ({reason}): make room, then the same command continues"
         ) from error

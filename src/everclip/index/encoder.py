@@ -20,7 +20,7 @@ _LOGITS = ("logit_scale", "logit_bias")
 
 
 def open_encoder(spec: str, image_size: int | None = None) -> Clip:
-    """The two towers of any model: of a run or a model folder those in use, whatever classifies on top of them.
+    """Return the two towers of any model: of a run or a model folder those in use, whatever classifies on top of them.
 
     Args:
         image_size: side in pixels, of a model that has learned nothing; the others have their own.
@@ -46,7 +46,7 @@ def open_encoder(spec: str, image_size: int | None = None) -> Clip:
 
 @torch.no_grad()
 def fingerprint(clip: Clip) -> str:
-    """SHA-256 of the weights of both towers and of how pictures are prepared, in hexadecimal.
+    """Return the SHA-256 of the weights of both towers and of how pictures are prepared, in hexadecimal.
 
     Two models have the same one where they embed a picture, or a text, alike: what classifies on top of the towers, the
     logit scale and where the weights lie make no difference. A tokenizer goes with its text tower's weights.

@@ -1,4 +1,4 @@
-"""Keep embeddings in a folder that grows shard by shard, and read them without loading them.
+"""Store embeddings in a folder that grows shard by shard, and read them memory-mapped.
 
 table.json      what they are of: see ``Table``
 000000.npy      embeddings [n, width], float32 or float16, unit length: numpy.load(..., mmap_mode="r") maps them
@@ -36,7 +36,7 @@ TABLE = "table.json"
 IMAGE, TEXT = "image", "text"
 MOST_WIDTH, MOST_ROWS = 1 << 16, 10**6
 """Numbers of an embedding, and rows of a shard."""
-_AGAIN = "take another copy of it, or embed into a new folder"
+_AGAIN = "use another copy, or embed into a new folder"
 
 _TABLE = kinds.table(
     {
@@ -104,7 +104,7 @@ class Listed:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """The embeddings in a folder, of which nothing is in memory."""
+    """The embeddings in a folder, none of them in memory."""
 
     path: Path
     table: Table
@@ -114,7 +114,7 @@ class Vectors:
         return self.shards[-1].first + self.shards[-1].rows if self.shards else 0
 
     def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n d"]]]:
-        """The shards with embeddings, mapped from the disk, each with the number of those before it.
+        """Yield the shards with embeddings, mapped from the disk, each with the number of those before it.
 
         Raises:
             UserError: a shard is missing or broken.
@@ -131,7 +131,7 @@ class Vectors:
         ]
 
     def listed(self, shard: Shard) -> Listed:
-        """What the rows of a shard are. Raises UserError where that is missing or broken."""
+        """Return what the rows of a shard are. Raises UserError where that is missing or broken."""
         found = _listed(self.path / f"{shard.name}.json")
         if len(found.ids) != shard.rows:
             raise UserError(
@@ -141,7 +141,7 @@ class Vectors:
         return found
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """The ids of some embeddings, numbered over all shards. Raises UserError as ``listed``."""
+        """Return the ids of some embeddings, numbered over all shards. Raises UserError as ``listed``."""
         found: dict[str, Sequence[str]] = {}
         names = []
         for row in rows:
@@ -163,13 +163,13 @@ def writable(out: str) -> Path:
 
 
 def create(path: Path, table: Table) -> Vectors:
-    """A folder without embeddings. Call it with ``path`` claimed. Raises as ``checkpoint.commit`` does."""
+    """Return a folder without embeddings. Call it with ``path`` claimed. Raises as ``checkpoint.commit`` does."""
     checkpoint.commit(path, lambda where: (where / TABLE).write_bytes(_table_text(table)))
     return Vectors(path, table, ())
 
 
 def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> Vectors:
-    """The folder with one shard more, at once or not at all. Call it with the folder claimed.
+    """Return the folder with one shard more, at once or not at all. Call it with the folder claimed.
 
     Args:
         rows: unit length.
@@ -192,12 +192,12 @@ def _table_text(table: Table) -> bytes:
 
 
 def is_vectors(path: Path) -> bool:
-    """Whether a folder says that it holds embeddings."""
+    """Return whether a folder says that it holds embeddings."""
     return (path / TABLE).is_file()
 
 
 def read(path: Path, whole: bool = False) -> Vectors:
-    """The embeddings in a folder.
+    """Return the embeddings in a folder.
 
     Args:
         whole: compare every byte with the manifest, in place of the sizes of the files.
@@ -219,7 +219,7 @@ def read(path: Path, whole: bool = False) -> Vectors:
         raise UserError(f"{path} cannot be read ({error}): {_AGAIN}") from error
     check(table, path / TABLE)
     if not _TABLE(table) or not table["width"]:
-        raise UserError(f"{path / TABLE} is damaged, or of another format than {FORMAT}: {_AGAIN}")
+        raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")
     for name, size in sizes.items():
         _check_size(path / name, size)
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
@@ -234,7 +234,7 @@ def _check_size(file: Path, size: int) -> None:
 
 
 def _shards(path: Path, table: Table, sizes: Mapping[str, int]) -> Iterator[Shard]:
-    """The shards in order. Raises UserError where one is missing in their row."""
+    """Yield the shards in order. Raises UserError where one is missing in their row."""
     listed = sorted(name[:-5] for name in sizes if name[:-5].isdecimal() and name.endswith(".json"))
     names = [f"{number:06d}" for number in range(len(listed))]
     if listed != names:
@@ -252,7 +252,7 @@ def _rows(file: Path, table: Table) -> int:
 
 
 def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarray, "n d"]:
-    """A shard, mapped from the disk. Raises UserError where it is none, or not of the table's form."""
+    """Return a shard, mapped from the disk. Raises UserError where it is none, or not of the table's form."""
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError

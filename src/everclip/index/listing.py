@@ -1,4 +1,4 @@
-"""List what is to be embedded: pictures, folders of them and data sources, or the lines of a file, each with an id."""
+"""List what to embed, with ids: pictures, folders of them and data sources, or the lines of a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictures(sources: Sequence[str], written: bool = True) -> tuple[ImageSet, li
         written: whether the user wrote them; what a file names runs no code that it names.
 
     Raises:
-        UserError: one of them is not there, or has no pictures.
+        UserError: one of them does not exist or has no pictures.
     """
     parts, ids = list[ImageSet](), list[str]()
     for spec in sources:
@@ -42,7 +42,7 @@ def pictures(sources: Sequence[str], written: bool = True) -> tuple[ImageSet, li
 
 
 def texts(file: str) -> list[str]:
-    """The lines of a file, each once. Raises UserError where it cannot be read, or is empty."""
+    """Return the lines of a file, each once. Raises UserError where it cannot be read, or is empty."""
     return list(dict.fromkeys(line.strip() for line in read_lines(Path(file).expanduser(), "texts")))
 
 
@@ -75,7 +75,7 @@ def _of_source(spec: str, written: bool) -> tuple[ImageSet, list[str]]:
     rows = np.sort(np.concatenate([part.rows for part in parts])) if parts else np.zeros(0, dtype=np.int64)
     if any(part.store is not store for part in parts):
         raise UserError(
-            f"the training and test images of {spec} lie in two places: give each as a source of its own"
+            f"the training and test images of {spec} lie in two places: give each as a separate source"
         )
     if not len(rows):
         raise UserError(f"{spec} has no pictures: give a folder with images")
@@ -88,6 +88,6 @@ def _every(store: Store) -> ImageSet:
 
 
 def _table(store: Store, rows: np.ndarray) -> ImageSet:
-    """Rows of a store without labels; the ids are their places."""
+    """Return rows of a store without labels; the ids are their places."""
     none = np.zeros_like(rows)
     return ImageSet(store, rows, none, none, np.arange(len(rows), dtype=np.int64))

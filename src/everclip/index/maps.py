@@ -29,7 +29,7 @@ from torch import Tensor
 from everclip.system.reading import Unreadable, open_regular
 
 FILE = "index.safetensors"
-"""Of a version whose queries search the embeddings of an earlier encoder."""
+"""File of a version whose queries search an earlier encoder's embeddings."""
 PULLS = (0.01, 0.1, 1.0)
 """mu, in parts of what n unit-length embeddings have in one of d directions on average, n / d."""
 RIDGES = (0.1, 1.0, 10.0)
@@ -55,7 +55,7 @@ class Map:
     kind: str
 
     def __call__(self, rows: Float32[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
-        """Unit-length embeddings as the old encoder might have given them."""
+        """Return unit-length embeddings as the old encoder might have given them."""
         return torch.nn.functional.normalize(rows @ self.matrix + self.bias, dim=-1)
 
     def save(self, file: Path) -> None:
@@ -65,7 +65,7 @@ class Map:
 
 
 def load(file: Path) -> Map:
-    """The map in a file. Raises Unreadable where it holds none."""
+    """Return the map in a file. Raises Unreadable where it holds none."""
     try:
         open_regular(file, _MOST).close()
         with safe_open(file, framework="pt") as found:
@@ -90,7 +90,7 @@ def fit(
     of: str,
     to: str,
 ) -> Map:
-    """The map that is best on pictures it was not fitted on.
+    """Return the map that is best on pictures it was not fitted on.
 
     Args:
         new, old: unit-length embeddings of the same pictures, those to fit and those to choose on; where there are none
@@ -118,7 +118,7 @@ def _turns(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Iterator[Float[T
 
 
 def _bent(turned: Map, x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Iterator[Map]:
-    """The map with W and b for each strength and rank."""
+    """Yield the map with W and b for each strength and rank."""
     left = y - x @ turned.matrix.double()
     means = x.mean(0), left.mean(0)
     centred, wanted = x - means[0], left - means[1]

@@ -1,4 +1,4 @@
-"""Make embeddings of queries that fit a folder of embeddings, or refuse to."""
+"""Embed queries so that they fit a folder of embeddings, or refuse them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from everclip.system.reading import Unreadable
 
 @dataclass(frozen=True, eq=False)
 class Asker:
-    """An encoder whose embeddings are compared with those of a folder, once they are mapped where there is a map."""
+    """An encoder whose embeddings are comparable with a folder's, through a map if there is one."""
 
     clip: Clip
     map: Map | None = None
 
     @torch.inference_mode()
     def embed(self, query: str) -> Float32[np.ndarray, "1 d"]:
-        """The unit-length embedding of a query: a picture where it names a file, else a text.
+        """Embed a query to unit length: a picture if it names a file, else a text.
 
         Raises:
             UserError: the file is no picture.
@@ -47,22 +47,22 @@ class Asker:
 
 
 def kind_of(query: str) -> str:
-    """``image`` where a query names a file, else ``text``. Raises UserError where a picture seems to be missing."""
+    """Return ``image`` if a query names a file, else ``text``. Raises UserError if a picture seems to be missing."""
     try:
         if Path(query).is_file():
             return IMAGE
     except OSError:  # a text that is longer than a name may be
         return TEXT
     if Path(query).suffix.lower() in SUFFIXES:
-        raise UserError(f"{query} does not exist: give a picture that is there, or a text")
+        raise UserError(f"{query} does not exist: give an existing picture, or a text")
     return TEXT
 
 
 def asker(vectors: Vectors, model: str | None = None) -> Asker:
-    """The encoder of a folder's embeddings, or another one that fits it.
+    """Return the encoder of a folder's embeddings, or another one that fits it.
 
     Args:
-        model: in place of the one that the folder names.
+        model: instead of the one that the folder names.
 
     Raises:
         UserError: no such model, or one whose embeddings cannot be compared with these.
@@ -75,9 +75,7 @@ def asker(vectors: Vectors, model: str | None = None) -> Asker:
     except UserError as error:
         if model is not None:
             raise
-        raise UserError(
-            f"{error}; or give the model that {vectors.path} was made with as --model MODEL"
-        ) from error
+        raise UserError(f"{error}; or give the model of {vectors.path} as --model MODEL") from error
     mark, mapped = fingerprint(clip), _map_of(spec)
     if (
         mark != table.fingerprint
@@ -87,18 +85,19 @@ def asker(vectors: Vectors, model: str | None = None) -> Asker:
         return Asker(clip, mapped)
     if mark != table.fingerprint:
         raise UserError(
-            f"{spec} (fingerprint {mark[:12]}) is not the encoder that {vectors.path} was made with"
-            f" ({table.fingerprint[:12]}): give that one as --model, or embed again with everclip embed {spec}"
+            f"{spec} (fingerprint {mark[:12]}) is not the encoder of {vectors.path}"
+            f" ({table.fingerprint[:12]}): give that one as --model, or embed again with everclip embed"
+            f" {spec}"
         )
     return Asker(clip)
 
 
 def _map_of(spec: str) -> Map | None:
-    """The map that a version has. Raises UserError where it cannot be read."""
+    """Return the map that a version has. Raises UserError where it cannot be read."""
     file = Path(spec).expanduser() / FILE
     if not file.is_file():
         return None
     try:
         return load(file)
     except Unreadable as error:
-        raise UserError(f"{file} cannot be read ({error}): take another copy of {spec}") from error
+        raise UserError(f"{file} cannot be read ({error}): use another copy of {spec}") from error

@@ -12,14 +12,14 @@ from everclip.errors import UserError
 from everclip.index.folder import Vectors
 
 QUERIES = 256
-"""Queries that are compared with a block at once."""
+"""Number of queries compared with a block at a time."""
 
 Nearest = tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]
-"""Cosines, the largest first, and the rows that have them."""
+"""Cosines, largest first, and their rows."""
 
 
 def nearest(vectors: Vectors, queries: Float32[np.ndarray, "q d"], k: int) -> Nearest:
-    """The ``k`` rows with the largest cosine to each query, of equal ones the first; all where there are fewer.
+    """Find the ``k`` rows with the largest cosine to each query; ties go to the first row; all rows if there are fewer.
 
     With faiss-cpu installed (extra ``faiss``) its exact search takes the place of product and sort; of equal cosines it
     may choose another one.
@@ -32,8 +32,8 @@ def nearest(vectors: Vectors, queries: Float32[np.ndarray, "q d"], k: int) -> Ne
     """
     if queries.shape[1] != vectors.table.width:
         raise UserError(
-            f"the query has {queries.shape[1]} numbers and {vectors.path} {vectors.table.width}: give the model that"
-            " the folder was made with"
+            f"the query has {queries.shape[1]} numbers but {vectors.path} {vectors.table.width}: give the"
+            f" folder's own model"
         )
     there = find_spec("faiss")
     best = of_block if there is None or there.origin is None else _with_faiss  # a mere folder has no origin
@@ -57,7 +57,8 @@ def _found(
         more, places = best(queries, block.astype(np.float32, copy=False), min(k, len(block)), least)
         if not np.isfinite(more).all():
             raise UserError(
-                f"{vectors.path} is broken (an embedding from row {first:,} on is not finite): embed into a new folder"
+                f"{vectors.path} is broken (an embedding from row {first:,} on is not finite): embed into a"
+                f" new folder"
             )
         if not more.shape[1]:
             continue
@@ -73,7 +74,7 @@ def of_block(
     k: int,
     least: Float[np.ndarray, " q"],
 ) -> Nearest:
-    """The ``k`` best of one block for each query, in any order; of equal ones the first.
+    """Return the ``k`` best of one block for each query, in any order; of equal ones the first.
 
     Args:
         least: cosines that must be exceeded: a block where none is for any query has no best.
@@ -89,7 +90,7 @@ def of_block(
 
 
 def _largest(cosines: Float32[np.ndarray, " n"], least: np.float32, k: int) -> Int64[np.ndarray, " k"]:
-    """Where the ``k`` largest are; ``least`` is the smallest of them, which others may equal."""
+    """Return where the ``k`` largest are; ``least`` is the smallest of them, which others may equal."""
     above, equal = np.flatnonzero(cosines > least), np.flatnonzero(cosines == least)
     return np.concatenate([above, equal[: k - len(above)]])
 

@@ -1,4 +1,4 @@
-"""Measure a model in use on images with labels: what evaluation, calibration and merging share."""
+"""Measure a learned model on labelled images, for evaluation, calibration and merging."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from everclip.training.evaluate import Scores, evaluate
 log = logging.getLogger("everclip")
 
 KEPT_BYTES = 2 << 30
-"""Pixels that are kept at most; a larger set is decoded each time."""
+"""Largest size of decoded pixels kept, in bytes; a larger set is decoded each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +49,22 @@ class Answers:
         return self.scores.accuracy_up_to(0, len(self.model.labels))
 
     def logits(self) -> Float[np.ndarray, "n c"]:
-        """Scores as logits of a softmax."""
+        """Return scores as logits of a softmax."""
         return self.scores.scores.astype(np.float64) * self.model.to_logits
 
     def truth(self) -> Int64[np.ndarray, " n"]:
-        """Each image's column."""
+        """Return each image's column."""
         column = {label: place for place, label in enumerate(self.model.labels)}
         return np.array([column[label] for label in self.scores.truth.tolist()], dtype=np.int64)
 
 
 def decoded(images: ImageSet, clip: Clip, kept: bool = False) -> Pixels:
-    """The images' pixels as the model takes them, kept in memory where they are looked at again."""
+    """Return the images' pixels as the model takes them, kept in memory where they are looked at again."""
     return Pixels(images.store, clip.eval_transform, clip.image_size, KEPT_BYTES if kept else 0)
 
 
 def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> Answers:
-    """Scores of images labelled with the model's labels. Raises RunError where none can be read."""
+    """Return scores of images labelled with the model's labels. Raises RunError where none can be read."""
     pixels = decoded(images, model.clip) if pixels is None else pixels
     everything = [Task(0, "the data", model.labels, images, images)]
     # the classifier was built before: evaluate asks for one of the task's labels, which are the model's
@@ -89,7 +89,7 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
         return answers(model, images.relabel([label_of.get(name, -1) for name in found.class_names]), pixels)
     if model.plan is not None and expected:
         log.warning(
-            'class "%s" was not learned by the run: tested among the classes of %s alone',
+            'class "%s" was not learned by the run: testing among the classes of %s only',
             *(unknown[0], found.name),
         )
     return text_alone(model.encoder, found, pixels)
@@ -108,12 +108,12 @@ def _images(found: Dataset) -> ImageSet:
 
 
 def present(found: Dataset, images: ImageSet) -> list[str]:
-    """Names of the classes that have images, in the data's order."""
+    """Return names of the classes that have images, in the data's order."""
     return [found.class_names[label] for label in np.unique(images.labels).tolist()]
 
 
 def load(spec: str, model: Deployed) -> Dataset:
-    """A data set for a model, of the model's kind and with the prompts that suit it."""
+    """Return a data set for a model, of the model's kind and with the prompts that suit it."""
     if model.plan is None:
         return sources.load(spec, model=model.spec)
     config = model.plan.config
@@ -121,7 +121,7 @@ def load(spec: str, model: Deployed) -> Dataset:
 
 
 def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
-    """A data set to choose something on; ``option`` is what it was given as, for the message.
+    """Return a data set to choose something on; ``option`` is what it was given as, for the message.
 
     Raises:
         UserError: it is what the model learned, whose probabilities would look too good, or its test images, which
@@ -130,8 +130,8 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
     spec = spec_of(spec)
     if model.plan is not None and _is_part_of(spec, model.plan.config.data):
         raise UserError(
-            f"{option} {spec} is the data of {model.spec}: its training images were learned and its test images are"
-            " for the final figure; give images of their own"
+            f"{option} {spec} is the data of {model.spec}: its training images were learned and its test"
+            f" images are for the final result; give other images"
         )
     return load(spec, model)
 
@@ -148,7 +148,7 @@ def _is_part_of(spec: str, whole: str) -> bool:
 
 
 def fit_temperature(model: Deployed, spec: str) -> Calibration:
-    """A temperature for the model on held-out images of its classes.
+    """Return a temperature for the model on held-out images of its classes.
 
     Raises:
         UserError: an image's class is not among the model's, the data is the model's own, or the model is right, or
@@ -158,8 +158,8 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
     unknown = [name for name in present(found, found.whole()) if name not in model.names]
     if unknown:
         raise UserError(
-            f'--calibrate {spec} has images of "{unknown[0]}", which is none of the {len(model.names)} classes of'
-            f" {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
+            f'--calibrate {spec} has images of "{unknown[0]}", which is not one of the {len(model.names)}'
+            f" classes of {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
         )
     repeated(model.spec, found.whole(), spec)
     answered = examined(model, found)
@@ -171,5 +171,5 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
             " give more of them"
         )
     if fitted.images < FEW:
-        log.warning("a temperature fitted on %d images is rough; %d are better", fitted.images, FEW)
+        log.warning("a temperature fitted on %d images is rough; use at least %d", fitted.images, FEW)
     return fitted

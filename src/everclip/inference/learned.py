@@ -1,4 +1,4 @@
-"""Recognise images that a model has learned by their content, so that none is taken for a fresh test image."""
+"""Recognise learned images by their content, so that none counts as a fresh test image."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def of(spec: str) -> Learned | None:
 
 
 def of_run(folder: Path) -> Learned | None:
-    """The training images of the tasks that the run in a folder has finished; None where it has noted none."""
+    """Return the training images of the tasks that the run in a folder has finished; None where it has noted none."""
     noted = read(folder)
     if noted is None:
         return None
@@ -81,7 +81,7 @@ def _of_version(folder: Path) -> Learned:
         kept = np.array([row[4] for row in rows], dtype=np.int64)
         return Learned(np.concatenate([Sums.load(folder / SUMS).ids.numpy(), kept]), None)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} is damaged ({LIST} or {SUMS}): take another copy") from error
+        raise UserError(f"{folder} is damaged ({LIST} or {SUMS}): use another copy") from error
 
 
 def repeated(spec: str, images: ImageSet, name: str) -> int | None:
@@ -96,7 +96,7 @@ def repeated(spec: str, images: ImageSet, name: str) -> int | None:
     count = int(known.among(images).sum())
     if count:
         log.warning(
-            "%d of the %d images of %s are ones that %s has learned: they flatter it",
+            "%d of the %d images of %s were learned by %s, which inflates its accuracy",
             *(count, len(images), name, spec),
         )
     return count

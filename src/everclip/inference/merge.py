@@ -1,4 +1,4 @@
-"""Merge two models into one between them: WiSE-FT after training (Wortsman et al. 2022, arXiv 2109.01903).
+"""Merge two models by averaging their weights: WiSE-FT after training (Wortsman et al. 2022, arXiv 2109.01903).
 
     theta(alpha) = (1 - alpha) theta_other + alpha theta_learned        each weight and float buffer of both towers
 
@@ -32,7 +32,7 @@ from everclip.models.clip import Clip
 log = logging.getLogger("everclip")
 
 GRID = tuple(step / 10 for step in range(11))
-"""The shares that are tried."""
+"""The fractions to try."""
 ZERO_SHOT = "zero-shot"
 
 
@@ -51,7 +51,7 @@ class Pair:
     other_name: str
 
     def mixed(self, alpha: float) -> Deployed:
-        """The model with a share ``alpha`` of the learned weights; 0 and 1 give the end points bit for bit."""
+        """Return the model with a share ``alpha`` of the learned weights; 0 and 1 give the end points bit for bit."""
         clip = copy.deepcopy(self.learned.encoder)
         before, after = self.other.model.state_dict(), clip.model.state_dict()
         with torch.no_grad():
@@ -62,7 +62,7 @@ class Pair:
 
 
 def pair(spec: str, other: str) -> Pair:
-    """The model ``spec`` and what it is mixed with.
+    """Return the model ``spec`` and what it is mixed with.
 
     Args:
         other: ``zero-shot`` for what ``spec`` began with; else a run, a model folder or any model.
@@ -92,15 +92,15 @@ def _read(spec: str) -> Deployed:
     if not model.reads_text:
         assert model.plan is not None
         raise UserError(
-            f"{spec} was learned with {model.plan.config.method.name}, whose classifier is more than the text tower"
-            " and has no counterpart to mix with: merge a run that classifies by text"
+            f"{spec} was learned with {model.plan.config.method.name}, whose classifier is more than the"
+            f" text tower and has no counterpart to average with: merge a run that classifies by text"
         )
     known = zero_shot(spec, whole(model.encoder), model.classes, model.templates)
     return replace(known, labels=model.labels, plan=model.plan)
 
 
 def whole(clip: Clip) -> Clip:
-    """The model in one piece, where the frozen part of its image tower was cut off."""
+    """Return the model in one piece, where the frozen part of its image tower was cut off."""
     if clip.trunk is None:
         return clip
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +109,7 @@ def whole(clip: Clip) -> Clip:
 
 
 def _with_classes_of(learned: Deployed, second: Deployed) -> Deployed:
-    """The first model with the second one's classes after its own."""
+    """Return the first model with the second one's classes after its own."""
     new = tuple(name for name in second.names if name not in learned.names)
     if not new:
         return learned
@@ -135,21 +135,20 @@ def _check(learned: Deployed, other: Clip, name: str) -> None:
     ]
     if shapes[0] != shapes[1] or repr(ours.model) != repr(theirs.model):
         raise UserError(
-            f"{learned.spec} and {name} are not of one architecture: give models that began with the same one"
+            f"{learned.spec} and {name} have different architectures: give models trained from the same one"
         )
     if (ours.mean, ours.std, ours.image_size) != (theirs.mean, theirs.std, theirs.image_size):
-        raise UserError(
-            f"{learned.spec} and {name} prepare images in different ways, so they cannot be mixed"
-        )
+        raise UserError(f"{learned.spec} and {name} prepare images differently, so they cannot be averaged")
     if theirs.centered and not ours.centered:
         raise UserError(
-            f"{name} subtracts a mean from image features and {learned.spec} does not: give two runs of one center="
+            f"{name} subtracts a mean from image features but {learned.spec} does not: give two runs with"
+            f" the same center="
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """The result of a share on the held-out images: mean accuracy over the data sets."""
+    """The result of a fraction on the held-out images: mean accuracy over the data sets."""
 
     alpha: float
     accuracies: tuple[float, ...]
@@ -161,7 +160,8 @@ class Tried:
 
 
 def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]:
-    """The data sets to choose on, decoded once. Raises UserError for the model's own data, its test set included."""
+    """Load the data sets to choose on, decoded once. Raises UserError for the model's own data, including its test
+    set."""
     found = [load_held_out(spec, models.learned, "--validate") for spec in specs]
     for one, model in product(found, dict.fromkeys([models.learned.spec, models.other_name])):
         repeated(model, one.whole(), one.name)
@@ -169,11 +169,11 @@ def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]
 
 
 def try_share(models: Pair, alpha: float, sets: Sequence[tuple[Dataset, Pixels]]) -> Tried:
-    """Accuracy of one share on each data set."""
+    """Return accuracy of one share on each data set."""
     model = models.mixed(alpha)
     return Tried(alpha, tuple(examined(model, data, False, pixels).accuracy for data, pixels in sets))
 
 
 def best(tried: Sequence[Tried]) -> Tried:
-    """The one with the highest mean accuracy; of equals the one nearest to a half, which has most of both models."""
+    """Return the fraction with the highest mean accuracy; ties go to the one nearest to a half."""
     return min(tried, key=lambda one: (-one.mean, abs(one.alpha - 0.5)))

@@ -1,4 +1,4 @@
-"""Open and save a learned model: an encoder, the classes that it knows, and what makes scores of pictures.
+"""Open and save a learned model: an encoder, its classes, and its classifier.
 
 What can be opened, and which classes there are to choose from:
 
@@ -103,24 +103,25 @@ class Deployed:
 
     @torch.inference_mode()
     def logits(self, images: Images) -> Float[np.ndarray, "b c"]:
-        """Logits of images as the model takes them; softmax makes probabilities. -inf: a class never trained."""
+        """Return logits of images as the model takes them; softmax makes probabilities. -inf: a class never trained."""
         scores = self.classifier(images).double() * self.to_logits
         return scores.cpu().numpy()
 
     def among(self, names: Sequence[str]) -> Deployed:
-        """The same model with some of its classes to choose from. Raises UserError for a class not learned."""
+        """Return the same model with some of its classes to choose from. Raises UserError for a class not learned."""
         for name in names:
             if name not in self.names:
                 near = suggest(name, self.names)
                 raise UserError(
-                    f'"{name}" is none of the {len(self.names)} classes that {self.spec} has learned'
-                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} asks its text tower for any class"
+                    f'"{name}" is not one of the {len(self.names)} classes that {self.spec} has learned'
+                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} asks its text tower for"
+                    f" any class"
                 )
         return replace(self, labels=tuple(label for label in self.labels if self.classes[label] in names))
 
 
 def zero_shot(spec: str, clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Deployed:
-    """A model whose classes are whatever the text tower is asked for."""
+    """Return a model whose classes are whatever the text tower is asked for."""
 
     def build(labels: tuple[int, ...]) -> nn.Module:
         return TextClassifier(clip, clip.class_embeddings([names[label] for label in labels], templates))
@@ -147,7 +148,7 @@ def open_model(
     image_size: int | None = None,
     templates: Sequence[str] | None = None,
 ) -> Deployed:
-    """The model that ``spec`` names, ready to use; no training data is read where a model folder says it all.
+    """Return the model that ``spec`` names, ready to use; no training data is read where a model folder says it all.
 
     Args:
         spec: a run directory, a model folder, or any model that training can start from.
@@ -164,7 +165,7 @@ def open_model(
     if not is_learned(spec):
         if classes is None:
             zoo.check(spec)
-            raise UserError(f"{spec} comes without classes: give --classes FILE, one name a line")
+            raise UserError(f"{spec} comes without classes: give --classes FILE, one name per line")
         check_names(classes, "the classes given")
         prompts = templates or templates_of(spec)
         return zero_shot(spec, zoo.load(spec, image_size, device("auto")), classes, prompts)
@@ -176,7 +177,7 @@ def open_model(
 
 
 def of_run(path: Path) -> Deployed:
-    """A run's model after its newest finished task, with the run's images in its plan.
+    """Return a run's model after its newest finished task, with the run's images in its plan.
 
     Raises:
         UserError: ``path`` is no run, has finished no task, or its data is not what it was.
@@ -187,7 +188,7 @@ def of_run(path: Path) -> Deployed:
 
 
 def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
-    """A plan's method, grown and filled, as the classifier of what the tasks up to ``stage`` have taught."""
+    """Return a plan's method, grown and filled, as the classifier of what the tasks up to ``stage`` have taught."""
     labels = seen(plan.tasks[: stage + 1])
     prompts, method = plan.prompts, plan.method
     plan = replace(plan, tasks=plan.tasks[: stage + 1])
@@ -211,7 +212,7 @@ def _of_checkpoint(path: Path) -> Deployed:
 
 
 def _of_folder(folder: Path, spec: str) -> Deployed:
-    """A model folder, or a checkpoint, from its card alone."""
+    """Return a model folder, or a checkpoint, from its card alone."""
     card = cards.read(folder)
     identity = cards.identity(folder)
     kept = cards.read_calibration(folder, {"model": identity})
@@ -235,7 +236,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
         plan.method.load_state_dict(state)
     except Exception as error:  # another version's state has other keys or shapes, and a stranger's anything
         raise UserError(
-            f"{file} does not fit {FILE} beside it, or these versions: export the model again"
+            f"{file} does not fit {FILE} beside it, or these package versions: export the model again"
         ) from error
     freeze(plan, clip)
     found = of_plan(spec, plan, clip, len(plan.tasks) - 1)
@@ -243,7 +244,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
 
 
 def plan_of(card: Card) -> Plan:
-    """The plan that a card tells of: its tasks have classes and no images."""
+    """Return the plan that a card tells of: its tasks have classes and no images."""
     config, nothing = card.config(), np.zeros(0, dtype=np.int64)
     none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing)
     data = Dataset("none", tuple(card.classes), ("",), none, none, tuple(card.templates))
@@ -313,7 +314,7 @@ def read_classes(path: str) -> list[str]:
 
 
 def templates_of(spec: str) -> tuple[str, ...]:
-    """The prompts of a model whose user names none; none of features alone."""
+    """Return the prompts of a model whose user names none; none of features alone."""
     if spec.startswith(FEATURES):
         return ()
     return TEMPLATES if spec == LITE else (PHOTO,)

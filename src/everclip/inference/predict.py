@@ -1,4 +1,4 @@
-"""Predict classes of pictures without labels: files as they come, batch by batch."""
+"""Classify pictures without labels, batch by batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 
 BATCH = 64
-"""Pictures that are decoded and encoded at once."""
+"""Number of pictures decoded and encoded at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Answer:
 
 
 def answers(model: Deployed, batches: Iterable[Store]) -> Iterator[Answer]:
-    """An answer to each picture, in the order given; the next batch is decoded while one is encoded."""
+    """Yield an answer to each picture, in the order given; the next batch is decoded while one is encoded."""
     workers = min(8, os.cpu_count() or 1)
 
     def decode(store: Store) -> tuple[Store, Pixels, tuple]:
@@ -65,7 +65,7 @@ def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:
 
 
 def expanded(paths: Iterable[str]) -> Iterator[str]:
-    """The paths, each folder replaced by the images anywhere in it, sorted.
+    """Yield the paths, each folder replaced by the images anywhere in it, sorted.
 
     Raises:
         UserError: a folder has none, or cannot be read.

@@ -1,6 +1,6 @@
-"""Find methods, one file each, by their file names, and export what a method of your own is written with.
+"""Find methods by file name, and export what a method of your own needs.
 
-The contract is imported from here: ``from everclip.methods import Method, MethodConfig, Batch``. Names are loaded when
+Import the contract from here: ``from everclip.methods import Method, MethodConfig, Batch``. Names are loaded when
 they are first used, since torch comes with them.
 """
 
@@ -60,14 +60,14 @@ _ELSEWHERE = {"Passes": "cost", "SampleTable": "sample_table"}
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the contract, imported when it is first used."""
+    """Return a name of the contract, imported when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module everclip.methods has no attribute {name}")
     return getattr(importlib.import_module(f"everclip.methods.base.{_ELSEWHERE.get(name, 'method')}"), name)
 
 
 def build(config: Config, prompts: Prompts) -> Method:
-    """The config's method, ready for its first task.
+    """Return the config's method, ready for its first task.
 
     Raises:
         UserError: an unknown method or option, or one that reads class embeddings where no text tower gives them.
@@ -76,7 +76,7 @@ def build(config: Config, prompts: Prompts) -> Method:
     if method.capabilities.needs_text and not prompts.templates:
         raise UserError(
             f"method={config.method.name} with these options reads class embeddings: add text_features to"
-            f" {config.data}, or write another method"
+            f" {config.data}, or use another method"
         )
     return method
 
@@ -89,7 +89,7 @@ def method_of(config: Config) -> Method:
 
 
 def memory_policy(config: Config, method: Method) -> Policy:
-    """The config's memory policy, or the method's own where that says ``method``.
+    """Return the config's memory policy, or the method's own where that says ``method``.
 
     Raises:
         UserError: an unknown policy or option, or a value that is not allowed.

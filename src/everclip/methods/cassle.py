@@ -15,7 +15,7 @@ kept. A linear probe is learned on the frozen features of the task's images, whi
 classes; `method.probe=mixed` keeps exemplars for the probe alone.
 
     Parameters  a projector and a predictor of two layers each; a linear head
-    State       projector, predictor, head; one moving average (fp32) an exemplar with sogclr and method.probe=mixed
+    State       projector, predictor, head; one moving average (fp32) per exemplar with sogclr and method.probe=mixed
     Passes      2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe
     Exemplars   none; method.probe=mixed learns the probe on it
 
@@ -53,15 +53,16 @@ class Cassle(TwoViews):
             ge=1,
             description="width of the hidden layers of projector and predictor; none: that of the features",
         )
-        distill: float = Field(default=1.0, ge=0, description="w: weight of L_D; 0 leaves it out")
+        distill: float = Field(default=1.0, ge=0, description="w: weight of L_D; 0: off")
         tau_distill: float = Field(default=0.2, gt=0, description="temperature of L_D")
         predictor: Literal["kept", "fresh", "none"] = Field(
-            default="kept", description="g goes on from task to task, starts anew, or is left out: g(z) = z"
+            default="kept",
+            description="predictor g: kept from task to task, restarted in each, or left out, g(z) = z",
         )
         probe: Literal["current", "mixed"] = Field(
             default="current",
-            description="what the linear probe is learned on: the task's images; or these and exemplars, which are kept"
-            " for it alone",
+            description="images for the linear probe: the task's; or these and exemplars, kept only for the"
+            " probe",
         )
 
     config: Config

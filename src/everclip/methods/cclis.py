@@ -15,7 +15,7 @@ Where a class comes again in another domain, exemplars are drawn, counted and we
 exemplar that was not drawn by score (`memory.policy=random`, `memory.budget=all`) has v = 1.
 
     Parameters  a projector of two layers, a prototype a class; a linear head
-    State       these, and one probability (fp32) an exemplar
+    State       these, and one probability (fp32) per exemplar
     Passes      1 of the image tower, 1 of its frozen copy after the first task; 1 for the probe, 1 for scores
     Exemplars   trains on exemplars beside new images; chooses them by score
 
@@ -54,19 +54,21 @@ class Cclis(Represent):
             "probe_penalty": (0.01, 0.1, 1.0),
         }
 
-        tau: float = Field(default=0.5, gt=0, description="temperature of the contrast")
+        tau: float = Field(default=0.5, gt=0, description="temperature of the contrastive loss")
         prototypes: Literal["learned", "text"] = Field(
             default="learned",
-            description="one per class, learned; or the class embeddings, on the features themselves: no projector, and"
-            " the text tower classifies in place of a probe",
+            description="prototypes: one learned per class; or the class embeddings, with raw features, no"
+            " projector, and the text tower as classifier instead of a probe",
         )
         start: Literal["text", "random"] = Field(
             default="text",
-            description="where learned prototypes begin: the projected class embedding, or at random",
+            description="initial value of learned prototypes: the projected class embedding, or random",
         )
-        distill: float = Field(default=0.6, ge=0, description="w: weight of the relations; 0 leaves them out")
-        tau_student: float = Field(default=0.2, gt=0, description="temperature of the relations now")
-        tau_teacher: float = Field(default=0.01, gt=0, description="and of those in the task before")
+        distill: float = Field(default=0.6, ge=0, description="w: weight of the relations; 0: off")
+        tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")
+        tau_teacher: float = Field(
+            default=0.01, gt=0, description="temperature of the previous task's relations"
+        )
 
     config: Config
     capabilities = Capabilities(memory_policy="score")

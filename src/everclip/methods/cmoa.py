@@ -10,8 +10,8 @@ the cosine between their maps. L_c (`contrast`, 1.0 from the third task on) is t
 over a temperature, to class means of earlier tasks, for classes that had images then. Both are experimental and off:
 the published code lacks them, so their form is ours. So are the frozen tower, the text classifier and no exemplars.
 
-    Parameters  two adapters a block (15 thousand each at width 768); a linear head with method.head=linear
-    State       these; a class mean (fp32) a class with method.contrast
+    Parameters  two adapters per block (15 thousand each at width 768); a linear head with method.head=linear
+    State       these; a class mean (fp32) per class with method.contrast
     Passes      1 of the image tower with its adapters
     Exemplars   none
 
@@ -51,21 +51,19 @@ class Cmoa(Classify):
 
         search: ClassVar[dict[str, tuple[Any, ...]]] = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
 
-        bottleneck: int = Field(default=8, ge=1, description="channels of an adapter")
-        experts: int = Field(default=3, ge=1, description="convolutions that an adapter mixes")
+        bottleneck: int = Field(default=8, ge=1, description="channels per adapter")
+        experts: int = Field(default=3, ge=1, description="convolutions mixed in each adapter")
         scale: float = Field(default=1.0, description="s: weight of the adapters")
-        dropout: float = Field(
-            default=0.1, ge=0, lt=1, description="fraction of an adapter's values left out"
-        )
+        dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of an adapter's values")
         backbone: Literal["frozen", "trained"] = Field(
-            default="frozen", description="whether the image tower itself trains too"
+            default="frozen", description="whether the image tower trains too"
         )
         separate: float = Field(default=0.0, ge=0, description="w_s: weight of L_s; experimental")
         separate_from: int = Field(default=2, ge=1, description="first task with L_s")
         contrast: float = Field(default=0.0, ge=0, description="w_c: of L_c; experimental, for domains")
         contrast_from: int = Field(default=3, ge=2, description="first task with L_c")
         contrast_tau: float = Field(default=0.1, gt=0, description="temperature of L_c")
-        herded: int = Field(default=5, ge=1, description="images, chosen by herding, of a class mean of L_c")
+        herded: int = Field(default=5, ge=1, description="images per class mean of L_c, chosen by herding")
 
     config: Config
     capabilities = Capabilities(uses_memory=False, reads="pixels")
@@ -90,8 +88,8 @@ class Cmoa(Classify):
         visual, config = clip.model.visual, self.config
         if not branches(visual):
             raise UserError(
-                f"method=cmoa puts adapters into the blocks of a vision transformer, which the image tower of"
-                f" {clip.name} does not have: write model=ViT-B-16:laion400m_e32 or another ViT, or another method"
+                f"method=cmoa puts adapters into the blocks of a vision transformer, but the image tower of"
+                f" {clip.name} is none: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
             )
         self.mixtures = Mixtures(visual, config.bottleneck, config.experts, config.dropout).to(clip.device)
         self.means = SampleTable(feature_width(clip))

@@ -11,7 +11,7 @@ classes drawn alike. In place of the contrast of classes there may be one of ima
 new images rather than images of new classes is ours: it is the same unless a class comes again in another domain.
 
     Parameters  a projector of two layers; a linear head
-    State       the projector and the head; one moving average (fp32) an exemplar with method.objective=sogclr
+    State       the projector and the head; one moving average (fp32) per exemplar with method.objective=sogclr
     Passes      2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe
     Exemplars   trains on exemplars beside new images
 
@@ -46,12 +46,14 @@ class Co2l(TwoViews):
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the objective")
         tau_base: float = Field(
-            default=0.07, gt=0, description="the contrast of classes counts tau / tau_base times"
+            default=0.07, gt=0, description="the contrast between classes is weighted by tau / tau_base"
         )
-        asymmetric: bool = Field(default=True, description="whether exemplars are no anchors")
-        distill: float = Field(default=1.0, ge=0, description="w: weight of the relations; 0 leaves them out")
-        tau_student: float = Field(default=0.2, gt=0, description="temperature of the relations now")
-        tau_teacher: float = Field(default=0.01, gt=0, description="and of those in the task before")
+        asymmetric: bool = Field(default=True, description="whether exemplars are excluded as anchors")
+        distill: float = Field(default=1.0, ge=0, description="w: weight of the relations; 0: off")
+        tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")
+        tau_teacher: float = Field(
+            default=0.01, gt=0, description="temperature of the previous task's relations"
+        )
 
     config: Config
 

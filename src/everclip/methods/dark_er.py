@@ -11,7 +11,7 @@ is drawn from the task and the memory alike; the authors draw as many exemplars 
 They store outputs in the course of training. Not der_expand (Yan et al. 2021), which is also called DER.
 
     Parameters  none; a linear head with method.head=linear
-    State       a number (fp32) a class seen, or the feature, of each exemplar
+    State       for each exemplar a number (fp32) per class seen, or the feature
     Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head
     Exemplars   exemplars have a loss of their own; without any it is finetune
 
@@ -53,9 +53,9 @@ class DarkEr(Classify):
             default=0.5, ge=0, description="weight of the exemplars' cross-entropy; 0: DER, else DER++"
         )
         target: Literal["logits", "feature"] = Field(
-            default="logits", description="what is stored: cosines to the classes, or the image feature"
+            default="logits", description="what to store: cosines to the classes, or the image feature"
         )
-        mse_scale: float = Field(default=10.0, gt=0, description="both sides of the distance are times this")
+        mse_scale: float = Field(default=10.0, gt=0, description="factor on both sides of the distance")
 
     config: Config
     passes = Passes(text="seen")

@@ -15,9 +15,9 @@ no class is new then, so y' is the class itself and no row is aligned.
 
 The parameters grow by a whole tower with each task: see memo for less.
 
-    Parameters  an image tower a task after the first; a head on the features of all; an auxiliary head
+    Parameters  an image tower per task after the first; a head on the features of all; an auxiliary head
     State       those towers and heads
-    Passes      1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each an epoch
+    Passes      1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each per epoch
     Exemplars   trains on exemplars beside new images
 
 Paper: https://arxiv.org/abs/2103.16788

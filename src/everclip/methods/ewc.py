@@ -68,23 +68,26 @@ class Ewc(Kept, Classify):
         )
         fisher: Literal["batch", "empirical", "true"] = Field(
             default="batch",
-            description="squared gradients of batches; of images with their labels; or with labels of the model",
+            description="Fisher estimate from squared gradients of batches; of images with their labels; or"
+            " of images with labels drawn from the model",
         )
         fisher_images: int | None = Field(
-            default=None, ge=1, description="images of a task that it is taken from; none: all of them"
+            default=None, ge=1, description="number of images per task to estimate it from; none: all"
         )
         fisher_max: float | None = Field(
-            default=1e-4, gt=0, description="most that an entry of a task's Fisher may be; none: no limit"
+            default=1e-4, gt=0, description="upper limit of the entries of a task's Fisher; none: no limit"
         )
         merge: Literal["merged", "online"] = Field(
-            default="merged", description="mean over the classes of all tasks, or a decaying sum"
+            default="merged",
+            description="how Fishers of tasks are combined: mean over the classes of all tasks, or a"
+            " decaying sum",
         )
-        decay: float = Field(default=1.0, ge=0, le=1, description="of online: what is left of the old Fisher")
+        decay: float = Field(default=1.0, ge=0, le=1, description="decay of the old Fisher with online")
 
         @field_validator("fisher", mode="before")
         @classmethod
         def _word(cls, value: object) -> object:
-            """The command line reads a bare ``true`` as a truth value."""
+            """Return the command line reads a bare ``true`` as a truth value."""
             return "true" if value is True else value
 
     config: Config

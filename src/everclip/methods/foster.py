@@ -63,19 +63,24 @@ class Foster(Method):
         }
 
         boost: bool = Field(
-            default=True, description="whether the second tower learns; if not, its heads alone"
+            default=True, description="whether the second tower trains; if not, only its heads"
         )
-        beta_boost: float = Field(default=0.96, ge=0, lt=1, description="of the weights w; 0: all alike")
-        beta_compress: float = Field(default=0.97, ge=0, lt=1, description="of the weights w'; 0: all alike")
+        beta_boost: float = Field(
+            default=0.96, ge=0, lt=1, description="beta of the weights w; 0: equal weights"
+        )
+        beta_compress: float = Field(
+            default=0.97, ge=0, lt=1, description="beta of the weights w'; 0: equal weights"
+        )
         absent: Literal["alike", "rare"] = Field(
             default="alike",
-            description="where a class seen has no image: all weights alike, as with beta 0, or as if it had one",
+            description="weights if a seen class has no image: all equal, as with beta 0 (alike), or as if"
+            " it had one (rare)",
             json_schema_extra={"before": "rare"},
         )
-        okd_weight: float = Field(default=1.0, ge=0, description="weight of the distillation while boosting")
-        temperature: float = Field(default=2.0, gt=0, description="of both distillations")
+        okd_weight: float = Field(default=1.0, ge=0, description="weight of the distillation in boosting")
+        temperature: float = Field(default=2.0, gt=0, description="temperature of both distillations")
         compress_epochs: int | None = Field(
-            default=None, ge=1, description="epochs of compression; none: as many as of boosting"
+            default=None, ge=1, description="epochs of compression; none: as many as in boosting"
         )
         head_init: HeadInit = initial_rows("the heads'")
 
@@ -158,7 +163,7 @@ class Foster(Method):
         return {"cross_entropy": functional.cross_entropy(self.head(image, scale), target)}
 
     def _boost(self, features: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        """Terms of the boosting phase; ``head`` has the old rows, untouched until compression."""
+        """Return terms of the boosting phase; ``head`` has the old rows, untouched until compression."""
         old, image, scale = features["old"], features["image"], features["scale"]
         logits, known = self.boosted(torch.cat([old, image], 1), scale), len(self._known)
         kept = distillation(self.head(old, scale)[:, :known], logits[:, :known], self.config.temperature)

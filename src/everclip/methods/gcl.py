@@ -8,7 +8,7 @@ estimates them from small batches and carries over from task to task with the ex
 first visit takes the batch mean itself.
 
     Parameters  none
-    State       two moving averages (fp32) an exemplar
+    State       two moving averages (fp32) per exemplar
     Passes      1 of the image tower; 1 of the text tower for each class of the batch
     Exemplars   trains on exemplars beside new images
 

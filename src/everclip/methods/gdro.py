@@ -14,7 +14,7 @@ p of the batch's classes, made to sum to 1. Equation 5 and the estimator are not
 docs/methods.md says what is certain.
 
     Parameters  none
-    State       two moving averages (fp32) an exemplar, one a class
+    State       two moving averages (fp32) per exemplar, one per class
     Passes      1 of the image tower; 1 of the text tower for each class of the batch
     Exemplars   trains on exemplars beside new images
 
@@ -56,16 +56,18 @@ class Gdro(Contrastive):
 
         negatives: Literal["instance", "other_class", "multi_positive"] = Field(
             default="other_class",
-            description="only pairs of other classes; every other pair; or pairs of other classes, with the mean"
-            " similarity to all pairs of the class as the positive",
+            description="negatives: only pairs of other classes; every other pair; or pairs of other"
+            " classes, with the mean similarity to all pairs of the class as the positive",
         )
         surrogate: Literal["identity", "squared_hinge"] = Field(
             default="squared_hinge",
-            description="of a difference of similarities: itself, or max(0, margin + difference)^2",
+            description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
+            " difference)^2",
         )
         dro: Literal["kl", "sagawa", "none"] = Field(
             default="kl",
-            description="weights in closed form; Sagawa et al.'s ascent on the batch's losses; or every image alike",
+            description="class weights in closed form (kl); by Sagawa et al.'s ascent on the batch's losses"
+            " (sagawa); or equal weights per image (none)",
         )
         strength: float = Field(
             default=0.1,
@@ -75,17 +77,18 @@ class Gdro(Contrastive):
         step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
         omega: Literal["unbiased", "batch"] = Field(
             default="unbiased",
-            description="how much an image counts: as often as makes the batch an unbiased estimate for all classes; or"
-            " by weights of the batch's classes alone, each the mean of its images in the batch",
+            description="weight of an image: such that the batch is an unbiased estimate for all classes"
+            " (unbiased); or from the weights of the batch's classes only, each with the mean of its images"
+            " in the batch (batch)",
         )
         groups: Literal["class", "class_origin", "class_domain"] = Field(
             default="class",
-            description="what is weighted: classes, classes by new or memory, or classes by domain",
+            description="groups to weight: classes, classes split into new and memory, or classes per domain",
         )
         gamma_class: float = Field(
-            default=0.8, gt=0, le=1, description="fraction of the fresh value in a group's moving average"
+            default=0.8, gt=0, le=1, description="weight of the new value in a group's moving average"
         )
-        weight_clip: float | None = Field(default=None, gt=0, description="most that one image may count")
+        weight_clip: float | None = Field(default=None, gt=0, description="largest weight of one image")
 
     config: Config
 

@@ -14,7 +14,7 @@ its label is what there is to learn, and the old network's answers are kept on t
 exemplars has no mean, so that the head classifies wherever there is one, as with no memory.
 
     Parameters  a linear head
-    State       head and a mean feature a class
+    State       head and a mean feature per class
     Passes      1 of the image tower, and 1 of its frozen copy after the first task
     Exemplars   trains on exemplars beside new images, and classifies by them
 
@@ -76,14 +76,14 @@ class Icarl(Method):
         }
 
         loss: Literal["bce", "ce"] = Field(
-            default="bce", description="one-vs-all, as published, or cross-entropy and distillation"
+            default="bce", description="loss: one-vs-all, as published, or cross-entropy with distillation"
         )
         distill_weight: float = Field(default=1.0, ge=0, description="of the distillation with loss=ce")
         temperature: float = Field(default=2.0, gt=0, description="of the distillation with loss=ce")
         classifier: Literal["nme", "head"] = Field(
-            default="nme", description="nearest mean of exemplars, or the linear head"
+            default="nme", description="classifier: nearest mean of exemplars, or the linear head"
         )
-        flip: bool = Field(default=False, description="whether means are also taken over mirrored exemplars")
+        flip: bool = Field(default=False, description="whether to include mirrored exemplars in the means")
         head_init: HeadInit = initial_rows()
 
     capabilities = Capabilities(memory_policy="herding", needs_exemplars=True)
@@ -126,7 +126,7 @@ class Icarl(Method):
 
     @torch.no_grad()
     def _answers(self, features: Mapping[str, Tensor]) -> Tensor:
-        """The old network's scores ``[b, known]``."""
+        """Return the old network's scores ``[b, known]``."""
         return self._old[1](features["old"], features["scale"])[:, : self._known]
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:

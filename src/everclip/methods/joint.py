@@ -43,7 +43,7 @@ class Joint(Method):
         """The method ``loss``, told to take all tasks as one. Raises UserError for joint itself, or bad options."""
         assert isinstance(config, cls.Config)
         if config.loss == "joint":
-            raise UserError('method.loss="joint" names itself: write one of finetune, clip, gcl, gdro')
+            raise UserError('method.loss="joint" names itself: use one of finetune, clip, gcl, gdro')
         method = method_class(config.loss).create(
             options_of(config.loss, config.options, "method.options."), prompts
         )

@@ -12,8 +12,8 @@ fixed logit scale. Published without a memory: memory.budget=0.
     Parameters  none
     State       none
     Passes      2 of the image tower, one of them without gradient, from the second task on; 1 of the text tower for
-                each class at hand; the copied tower is gone when the task ends
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    each class with images now; the copied tower is gone when the task ends Exemplars   trains on exemplars beside new
+    images; published without: memory.budget=0
 
 Paper: https://arxiv.org/abs/1606.09282, for CLIP https://arxiv.org/abs/2207.09248
 """
@@ -46,7 +46,8 @@ class Lwf(Distilling):
         }
 
         reference: Literal["old", "current", "random"] = Field(
-            default="old", description="texts: prompts of old classes, of the task's, or random sentences"
+            default="old",
+            description="reference texts: prompts of old classes, of the task's classes, or random sentences",
         )
 
     config: Config

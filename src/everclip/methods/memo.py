@@ -12,7 +12,7 @@ happens with domains are those of der_expand.
 
     Parameters  last blocks for each task after the first; a head on the features of all; an auxiliary head
     State       those blocks and heads
-    Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many an epoch
+    Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many per epoch
     Exemplars   trains on exemplars beside new images
 
 Paper: https://arxiv.org/abs/2205.13218
@@ -34,7 +34,7 @@ from everclip.methods.shared.expand import Expand, ExpandConfig
 from everclip.models.split import Split
 
 OWN = 1 / 12
-"""Fraction of a tower that is a task's own, as for one of twelve blocks: what the estimates count with."""
+"""Fraction of a tower that each task owns, as for one of twelve blocks; used by the estimates."""
 
 
 class Memo(Expand):
@@ -51,10 +51,10 @@ class Memo(Expand):
         blocks: int = Field(
             default=1,
             ge=1,
-            description="last blocks (of a convolutional tower: stages) that are a task's own",
+            description="number of last blocks (of a convolutional tower: stages) that each task owns",
         )
         shared: Literal["frozen", "trained"] = Field(
-            default="frozen", description="what happens to the shared blocks after the first task"
+            default="frozen", description="treatment of the shared blocks after the first task"
         )
 
     capabilities = replace(Expand.capabilities, reads="blocks")

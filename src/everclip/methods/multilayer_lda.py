@@ -21,12 +21,12 @@ head on each, and an image's score is the sum of both, unless the pretrained tow
 later tasks, by over one standard error. A fifth of a task's images, at most a thousand, are asked before they are added
 to the sums.
 
-With a memory of at least `follow_from` exemplars per class, `adapt` goes on in later tasks, on new images and
+With a memory of at least `follow_from` exemplars per class, `adapt` continues in later tasks, on new images and
 exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py); its
 scores count `follow_weight` as much as the twin's. A fifth of new images and exemplars trains nothing, and is asked.
 
     Parameters  none
-    State       d x d sums, a sum of features a class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
+    State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
                 twin twice that and an image tower
     Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
     Exemplars   none; with adapt and a twin, trains on exemplars beside new images
@@ -71,19 +71,20 @@ class MultilayerLda(Layers):
 
         twin: bool = Field(
             default=True,
-            description="beside a tower that adapt has trained keep the pretrained one, and add the scores of both",
+            description="keep the pretrained tower beside the one trained by adapt, and add the scores of"
+            " both",
         )
         follow_from: int | None = Field(
             default=5,
             ge=1,
-            description="exemplars per class with which adapt goes on in later tasks, where there is a twin; none: it"
-            " never does",
+            description="exemplars per class from which adapt continues in later tasks, if there is a twin;"
+            " none: never",
         )
         follow_weight: float = Field(
             default=0.5,
             ge=0,
-            description="weight of the trained tower's scores beside the twin's once adapt has gone on; 0: the twin"
-            " alone",
+            description="weight of the trained tower's scores beside the twin's once adapt has continued;"
+            " 0: only the twin",
         )
 
     config: Config
@@ -153,7 +154,7 @@ class MultilayerLda(Layers):
         self.carry(carrier)
 
     def asked(self, batch: Batch) -> Bool[Tensor, " b"]:
-        """Which images of a later task and of the memory no phase has seen, where the sums are."""
+        """Return which images of a later task and of the memory no phase has seen, where the sums are."""
         held = (batch.ids % ASKED == 0) & ~torch.isin(batch.ids, self.kept[FIRST].cpu())
         return held.to(self.counts.device)
 
@@ -170,7 +171,7 @@ class MultilayerLda(Layers):
         self.kept |= aside | {FOLLOWED: torch.ones(1, device=self.counts.device)}
 
     def both(self, clip: Clip, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows on the twin and on this side, labels and domains, where the sums are."""
+        """Return rows on the twin and on this side, labels and domains, where the sums are."""
         twins, ours = (side.query(clip, batch.images) for side in self.sides)
         labels, domains = (part.to(self.counts.device) for part in (batch.labels, batch.domains))
         return twins, ours, labels, domains
@@ -219,7 +220,7 @@ class MultilayerLda(Layers):
         self.kept[WON] = self.kept.get(WON, torch.zeros_like(won)) + won
         more, fewer = self.kept[WON].tolist()
         log.info(
-            "held-out images of later tasks: %d right with both towers alone, %d pretrained alone",
+            "held-out images of later tasks: %d right only with both towers, %d only with the pretrained one",
             more,
             fewer,
         )
@@ -248,7 +249,7 @@ class MultilayerLda(Layers):
 
 
 def without(batch: Batch, ids: Int64[Tensor, " n"]) -> Batch:
-    """The plain images of a batch that are none of these."""
+    """Return the plain images of a batch that are none of these."""
     kept = ~torch.isin(batch.ids, ids)
     columns = ("images", "labels", "domains", "ids", "current")
     return replace(batch, **{name: getattr(batch, name)[kept] for name in columns})

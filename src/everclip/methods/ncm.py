@@ -8,7 +8,7 @@ domain adds to its sum. With `adapt` the model learns the first task by another 
 taken (APER, same paper, without its second tower). A label that was never trained scores -inf.
 
     Parameters  none
-    State       a sum of features (fp64) and a count a class
+    State       a sum of features (fp64) and a count per class
     Passes      1 of the image tower in all; in the first task those of adapt too
     Exemplars   none
 

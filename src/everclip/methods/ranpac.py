@@ -13,7 +13,7 @@ The paper adapts the model to the first task and freezes it after; `adapt` does 
 without, as the default is. They use pooled features (`feature=pooled`). A label that was never trained scores -inf.
 
     Parameters  none
-    State       M x M sums, M sums a class (fp64); the projection is drawn again
+    State       M x M sums, M sums per class (fp64); the projection is drawn again
     Passes      1 of the image tower in all; in the first task those of adapt too
     Exemplars   none
 
@@ -45,9 +45,10 @@ class RanPac(RidgeMethod):
         )
         lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
             default="task",
-            description="of 1e-8, 1e-7, ..., 1e8 the best on a fifth of each new task's images, fitted on the rest of"
-            " them (task) or on that and all tasks before (seen); by generalised cross-validation on the sums, unless"
-            " lam is given (gcv), which takes minutes at M = 10000; or lam itself (fixed)",
+            description="how to choose lam: the best of 1e-8, 1e-7, ..., 1e8 on a fifth of each new task's"
+            " images, fitted on the rest of them (task) or on that and all earlier tasks (seen); by"
+            " generalised cross-validation on the sums, unless lam is given (gcv), which takes minutes at M"
+            " = 10000; or lam itself (fixed)",
         )
 
     config: Config

@@ -16,7 +16,7 @@ X kappa E the nearest to Y, unless it is given. With little data or a large lam 
 never trained scores -inf; with the prior it has its column of W (`unseen=solved`), or kappa e_k (`unseen=text`).
 
     Parameters  none
-    State       d x d sums, a sum of features a class (fp64); the random layer is drawn again
+    State       d x d sums, a sum of features per class (fp64); the random layer is drawn again
     Passes      1 of the image tower in all; in the first task those of adapt too
     Exemplars   none
 
@@ -47,14 +47,15 @@ class Ridge(RidgeMethod):
 
         expand: int = Field(default=0, ge=0, description="width of ACIL's random layer; 0: none")
         prior: Literal["none", "text"] = Field(
-            default="none", description="what the classifier is drawn to: zero, or the class embeddings"
+            default="none", description="target of the ridge penalty: zero, or the class embeddings"
         )
         kappa: float | None = Field(
             default=None, gt=0, description="scale of the class embeddings; none: fitted to the sums"
         )
         unseen: Literal["solved", "text"] = Field(
             default="solved",
-            description="with the prior, labels never trained: as the equation has them, or their embedding alone",
+            description="weights of labels never trained, with the prior: from the equation, or only their"
+            " embedding",
         )
 
     config: Config
@@ -65,7 +66,7 @@ class Ridge(RidgeMethod):
         if config.prior == "text" and (config.expand or config.feature == "pooled"):
             raise UserError(
                 "method.prior=text needs features that class embeddings can be compared with:"
-                " write method.feature=projected and method.expand=0"
+                " use method.feature=projected and method.expand=0"
             )
 
     @property

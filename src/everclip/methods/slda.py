@@ -17,7 +17,7 @@ with n the images of all classes: it depends on their order, and a class's first
 from a covariance of the first task's images is left out. A label that was never trained scores -inf.
 
     Parameters  none
-    State       d x d sums, a sum of features a class (fp64)
+    State       d x d sums, a sum of features per class (fp64)
     Passes      1 of the image tower in all; in the first task those of adapt too
     Exemplars   none
 
@@ -53,14 +53,15 @@ class Slda(Statistics):
 
         eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas", "gcv"] = Field(
             default="oas",
-            description="shrinkage: oracle-approximating, by generalised cross-validation on the sums, or a share",
+            description="shrinkage: oracle-approximating, by generalised cross-validation on the sums, or a"
+            " fraction",
         )
         target: Literal["mean", "one"] = Field(
-            default="mean", description="what variances are shrunk to: their mean, or 1"
+            default="mean", description="target of the shrinkage: the mean variance, or 1"
         )
         streaming: bool = Field(
             default=False,
-            description="the covariance of Deep SLDA's code, which depends on the order of images",
+            description="use the covariance of Deep SLDA's code, which depends on the order of images",
         )
         log_priors: bool = Field(
             default=False, description="add the logarithm of a class's fraction of the images"
@@ -73,7 +74,7 @@ class Slda(Statistics):
         super().__init__(config, prompts)
         if config.eps == "gcv" and config.streaming:
             raise UserError(
-                "method.eps=gcv chooses by sums that method.streaming=true does not keep: write one of the two"
+                "method.eps=gcv chooses by sums that method.streaming=true does not keep: use one of the two"
             )
 
     def add(
@@ -96,7 +97,7 @@ class Slda(Statistics):
         self.gram.addmm_(deltas.T * (n / (n + 1)), deltas)
 
     def covariance(self) -> Float64[Tensor, "m m"]:
-        """Sigma; exactly 0 where nothing but rounding errors is left, as with one image a class."""
+        """Sigma; exactly 0 where nothing but rounding errors is left, as with one image per class."""
         scatter = self.gram
         if not self.config.streaming:
             scatter = closed_form.within_class(self.gram, self.sums, self.counts)

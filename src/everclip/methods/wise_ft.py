@@ -2,12 +2,12 @@
 
     theta = (1 - alpha) theta_anchor + alpha theta_t        for each weight and float buffer of the model
 
-    zero_shot   theta_anchor is the pretrained model. Predictions come from theta; training goes on from theta_t
+    zero_shot   theta_anchor is the pretrained model. Predictions come from theta; training continues from theta_t
     previous    theta_anchor is the model at the task's start. theta takes the place of theta_t (patching)
     mean        the same with alpha = 1 / t, the mean of the models after tasks 1..t
 
 The other method is method.loss, its options are method.options.NAME=VALUE. What it adds to the model, such as a linear
-head, is not mixed. A checkpoint's open_clip folder holds the weights that training goes on from. zscl, which averages
+head, is not mixed. A checkpoint's open_clip folder holds the weights that training continues from. zscl, which averages
 weights at a task's end itself, can have the anchor zero_shot only. alpha = 0 and 1 give the end points bit for bit.
 
     Parameters  those of the loss
@@ -45,12 +45,14 @@ class WiseFt(Wrapper):
 
         wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")
-        options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
+        options: dict[str, int | float | bool | str] = Field(
+            default={}, description="the learning method's options"
+        )
         alpha: float = Field(default=0.5, ge=0, le=1, description="fraction of the learned weights")
         anchor: Literal["zero_shot", "previous", "mean"] = Field(
             default="zero_shot",
-            description="what they are mixed with: the pretrained model, for predictions alone; the model before the"
-            " task; or that, so that the mean of all tasks results",
+            description="weights to average with: the pretrained model, for predictions only; the model"
+            " before the task; or the same with alpha = 1 / t, the mean over tasks",
         )
 
     config: Config
@@ -58,12 +60,12 @@ class WiseFt(Wrapper):
     def __init__(self, config: Config, prompts: Prompts) -> None:
         if config.loss in ("joint", "wise_ft"):
             raise UserError(
-                f'method.loss="{config.loss}" wraps a method itself: write one of finetune, clip, gcl, gdro'
+                f'method.loss="{config.loss}" wraps a method itself: use one of finetune, clip, gcl, gdro'
             )
         if config.loss == "zscl" and config.anchor != "zero_shot":
             raise UserError(
                 f'method.anchor="{config.anchor}" but zscl averages the weights of a task itself:'
-                " write method.anchor=zero_shot"
+                " use method.anchor=zero_shot"
             )
         options = options_of(config.loss, config.options, "method.options.")
         super().__init__(config, prompts, method_class(config.loss).create(options, prompts))

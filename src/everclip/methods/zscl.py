@@ -11,14 +11,14 @@ That the last step always counts is ours.
 
 Reference images are emoji pictures that come with the package (never those that a run on emoji learns or tests), the
 batch's images, or its exemplars; texts the class names of ImageNet, prompts of old classes, or random sentences. The
-authors use ImageNet's images or captioned ones from the web. CE over the classes at hand, smoothed labels, a fixed
-logit scale, w_I = w_T = 1 (5 in their class-incremental runs). Published without a memory: memory.budget=0.
+authors use ImageNet's images or captioned ones from the web. CE over the classes with images now, smoothed labels, a
+fixed logit scale, w_I = w_T = 1 (5 in their class-incremental runs). Published without a memory: memory.budget=0.
 
     Parameters  none
     State       the pretrained model's features (fp32) of reference texts and emoji pictures; its image tower with
                 other reference images; in a task two more copies of the weights
     Passes      2 of the image tower, the second of a reference image (without gradient where that is the batch's
-                own); 1 of the text tower for each class at hand
+                own); 1 of the text tower for each class with images now
     Exemplars   trains on exemplars beside new images; published without: memory.budget=0
 
 Paper: https://arxiv.org/abs/2303.06628
@@ -54,28 +54,32 @@ class Zscl(Kept, Distilling):
         }
 
         image_weight: float = Field(
-            default=1.0, ge=0, description="of each image's distribution over the texts"
+            default=1.0, ge=0, description="weight of each image's distribution over the texts"
         )
         text_weight: float = Field(
-            default=1.0, ge=0, description="of each text's distribution over the images"
+            default=1.0, ge=0, description="weight of each text's distribution over the images"
         )
         l2: float = Field(
-            default=1.0, ge=0, description="of the squared distance to the task's first weights"
+            default=1.0, ge=0, description="weight of the squared distance to the task's first weights"
         )
         ensemble_every: float | None = Field(
             default=0.1,
             gt=0,
-            description="steps from one weight in the average to the next, below 1 as a fraction of the task's steps;"
+            description="steps between the weights averaged; below 1: as a fraction of the task's steps;"
             " none: no average",
             json_schema_extra={"before": 100},
         )
         reference_images: Literal["emoji", "current", "memory"] = Field(
-            default="emoji", description="pictures of the package, all images of the batch, or its exemplars"
+            default="emoji",
+            description="reference images: pictures of the package, all images of the batch, or its"
+            " exemplars",
         )
         reference_texts: Literal["imagenet", "old", "random"] = Field(
-            default="imagenet", description="ImageNet's class names, prompts of old classes, random sentences"
+            default="imagenet",
+            description="reference texts: ImageNet's class names, prompts of old classes, or random"
+            " sentences",
         )
-        emoji_count: int = Field(default=600, ge=1, description="emoji pictures at most")
+        emoji_count: int = Field(default=600, ge=1, description="largest number of emoji pictures")
 
     capabilities = Capabilities(shares=False)
     config: Config

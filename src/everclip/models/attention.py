@@ -1,4 +1,4 @@
-"""Compute attention as a CPU does it fastest, whatever module asks for it.
+"""Compute attention in the fastest way on a CPU, for any module.
 
 Two things are changed, and both are the same mathematics:
 
@@ -70,7 +70,7 @@ class CpuAttention(TorchFunctionMode):
 
 
 def _in_fp32(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``scaled_dot_product_attention`` in fp32; the result has the query's type."""
+    """Return ``scaled_dot_product_attention`` in fp32; the result has the query's type."""
     with torch.autocast(query.device.type, enabled=False):
         rest = [_float(argument) for argument in args]
         named = {name: _float(argument) for name, argument in kwargs.items()}
@@ -79,7 +79,7 @@ def _in_fp32(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: An
 
 
 def _float(argument: Any) -> Any:
-    """A mask of numbers in fp32; anything else as it is."""
+    """Return a mask of numbers in fp32; anything else as it is."""
     return argument.float() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
@@ -100,7 +100,7 @@ def _given(argument: Any) -> bool:
 
 
 def _self_attention(given: Mapping[str, Any]) -> Float[Tensor, "l b d"]:
-    """The output of ``F.multi_head_attention_forward``."""
+    """Return the output of ``F.multi_head_attention_forward``."""
     tokens, heads, mask = given["query"].transpose(0, 1), given["num_heads"], given["attn_mask"]
     batch, length, _ = tokens.shape
     if mask is not None and mask.ndim == 3:

@@ -1,4 +1,4 @@
-"""Bound a model by its weights: whatever size its config claims, it is as large as they are, or is not built.
+"""Bound a model by its weights: whatever its config claims, it is no larger than they are, or is not built.
 
 The model is built without memory first (torch's meta device, 0.1 s). That ends as soon as it has more than its file of
 weights holds; then each tensor must have the shape that it has there.
@@ -22,7 +22,7 @@ from everclip.errors import UserError, shown
 from everclip.system.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
 
 SPARE = 1 << 26
-"""Numbers that a model may have besides its weights: masks, buffers."""
+"""Number of values that a model may have besides its weights: masks, buffers."""
 MOST_PIXELS, MOST_TOKENS = 4096, 20_000
 """A side of an image; patches of an image, or tokens of a text: attention takes the square."""
 MOST_TENSORS = 5000
@@ -50,11 +50,11 @@ def check_files(folder: Path, config: str) -> None:
     except OSError as error:
         wrong = f"{error.filename} cannot be read: {error.strerror}"
     if wrong:
-        raise UserError(f"model: the folder {folder} cannot be used ({wrong}): take another copy of it")
+        raise UserError(f"model: the folder {folder} cannot be used ({wrong}): use another copy")
 
 
 def shapes_of(path: Path) -> Shapes:
-    """The shapes of the tensors in a safetensors file, from its header. Raises Unreadable."""
+    """Return the shapes of the tensors in a safetensors file, from its header. Raises Unreadable."""
     with open_regular(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= min(_HEADER, path.stat().st_size):
@@ -99,8 +99,8 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
             and (value.numel() > 1 or there not in ((), (1,)))
         ):
             raise ValueError(
-                f"its config says that {shown(name)} has the shape {list(value.shape)}, and {weights.name} has"
-                f" {shown(list(there))}"
+                f"its config says that {shown(name)} has the shape {list(value.shape)}, and {weights.name}"
+                f" has {shown(list(there))}"
             )
 
 

@@ -1,4 +1,4 @@
-"""List the models people start from, and the training values that suit them. Imports no torch.
+"""List common models to start from, and suitable training values. Imports no torch.
 
 Any open_clip name and tag works, listed here or not. Zero-shot accuracies, parameter counts, and the operations of
 towers that ``flops`` cannot count are open_clip's own (its files docs/openclip_results.csv and docs/model_profile.csv).
@@ -16,7 +16,7 @@ from everclip.system.reading import Unreadable, read_json
 
 LITE = "lite"
 FEATURES = "features:"
-"""Before a file of features, as data and as a model; as a model also before a width alone."""
+"""Prefix of a features file, as data and as a model; as a model also of a width."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ outputs of attention, the residual, and the perceptron's hidden layer before and
 
 
 def catalogue() -> list[ModelInfo]:
-    """The listed models, smallest family first; ``lite`` leads."""
+    """Return the listed models, smallest family first; ``lite`` leads."""
     return list(_CATALOGUE)
 
 
 def recommended(spec: str, before: bool = False) -> dict[str, Any]:
-    """Values of ``train`` that suit the model ``spec``: ``lr`` (image tower), ``lr_text`` and
+    """Return values of ``train`` that suit the model ``spec``: ``lr`` (image tower), ``lr_text`` and
     ``weight_decay``; ``before``: those of ``defaults = 1``.
 
     ``lite`` was never trained as a pair. At 3e-5 its image tower learns new classes at every memory size; at 3e-4,
@@ -160,7 +160,7 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
 
 
 def _saved(folder: Path) -> Mapping[str, Any] | None:
-    """The model config in a folder, if it holds a saved model."""
+    """Return the model config in a folder, if it holds a saved model."""
     file = folder / "open_clip_config.json"
     try:
         return read_json(file)["model_cfg"]

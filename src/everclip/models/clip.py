@@ -32,7 +32,7 @@ _SORTED_CHUNK = 64  # where they are sorted by length
 _LOGIT_PARAMETERS = {"logit_scale", "logit_bias"}
 
 Images = UInt8[Tensor, "b 3 height width"] | Float[Tensor, "b ..."]
-"""Pixels as they are loaded; activations of a frozen trunk as they were kept; or what ``normalise`` makes of either."""
+"""Loaded pixels, kept activations of a frozen trunk, or the output of ``normalise`` for either."""
 
 
 class Clip(nn.Module):
@@ -176,21 +176,21 @@ class Clip(nn.Module):
         return self.trunk(values) if pictures and self.trunk is not None else values
 
     def encode_image(self, images: Images, tower: nn.Module | None = None) -> Float[Tensor, "n d"]:
-        """Unit-length fp32 features of images by the image tower or a copy, of the whole batch if shared."""
+        """Return unit-length fp32 features of images by the image tower or a copy, of the whole batch if shared."""
         inputs = self.normalise(images)
         features = self.unit(self._raw_image(inputs) if tower is None else tower(inputs))
         share = self._way.share
         return features if share is None else share.whole(features)
 
     def unit(self, raw: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Unit-length fp32 features of what the image tower gives."""
+        """Return unit-length fp32 features of what the image tower gives."""
         features = nn.functional.normalize(raw.float(), dim=-1)
         if self.center is not None:
             features = nn.functional.normalize(features - self.center, dim=-1)
         return features
 
     def copy_tower(self) -> nn.Module:
-        """A frozen copy of the image tower as it is now: a teacher, an older stage.
+        """Return a frozen copy of the image tower as it is now: a teacher, an older stage.
 
         It shares no storage with the tower; where that was cut it is a copy of the upper part, for the same trunk.
         """
@@ -212,10 +212,10 @@ class Clip(nn.Module):
         self.center = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
 
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p d"]:
-        """Unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
+        """Return unit-length fp32 features of at least one prompt; each distinct prompt is encoded once."""
         share = self._way.share
         if share is not None and share.light:  # a process's loss reaches the captions of its own images alone
-            assert len(prompts) == sum(share.counts), "a caption an image"
+            assert len(prompts) == sum(share.counts), "a caption per image"
             return share.whole(self._encode_prompts(prompts[share.own], False))
         return self._encode_prompts(prompts, share is not None)
 
@@ -232,7 +232,7 @@ class Clip(nn.Module):
         return nn.functional.normalize(per_prompt.mean(dim=1), dim=-1)
 
     def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names (those of ``model``) and parameters of the image tower."""
+        """Yield names (those of ``model``) and parameters of the image tower."""
         return ((name, p) for name, p in self._trainable() if name.startswith("visual."))
 
     def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -244,7 +244,7 @@ class Clip(nn.Module):
         self._held = frozenset(names)
 
     def held(self) -> set[int]:
-        """``id`` of each parameter that ``hold`` names."""
+        """Return ``id`` of each parameter that ``hold`` names."""
         return {id(parameter) for name, parameter in self.model.named_parameters() if name in self._held}
 
     def save(self, folder: str | Path) -> None:
@@ -257,7 +257,7 @@ class Clip(nn.Module):
         write_text_tower(Path(folder), self.model, self._tokenizer)
 
     def whole_state(self) -> dict[str, Tensor]:
-        """The model's state with that of the trunk in its place."""
+        """Return the model's state with that of the trunk in its place."""
         state = self.model.state_dict()
         return state if self.trunk is None else self.trunk.joined(self._keys, state, "visual.")
 
@@ -273,7 +273,7 @@ class Clip(nn.Module):
         return in_pieces(self.model.encode_image, images, pieces)
 
     def _encode_prompts(self, prompts: Sequence[str], shared: bool) -> Float[Tensor, "p d"]:
-        """``encode_text`` in this process, or ``shared``: each encodes a part of the distinct prompts."""
+        """Return ``encode_text`` in this process, or ``shared``: each encodes a part of the distinct prompts."""
         distinct = list(dict.fromkeys(prompts))
         size = _TEXT_CHUNK
         if not torch.is_grad_enabled() and self.device.type == "cpu":  # as little padding as can be
@@ -312,7 +312,7 @@ class Clip(nn.Module):
         return nn.functional.normalize(raw.float(), dim=-1)
 
     def _text_weights(self) -> Iterator[nn.Parameter]:
-        """All parameters of the text tower, trained or not."""
+        """Yield all parameters of the text tower, trained or not."""
         every = self.model.named_parameters()
         return (p for name, p in every if not name.startswith("visual.") and name not in _LOGIT_PARAMETERS)
 

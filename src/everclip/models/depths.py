@@ -63,16 +63,16 @@ class Depths:
         if self.weights and len(self.weights) > len(blocks):
             raise UserError(
                 f"method.stages has {len(self.weights)} weights and the image tower {len(blocks)} blocks:"
-                f" write at most {len(blocks)}"
+                f" use at most {len(blocks)}"
             )
         fixed = isinstance(visual, ModifiedResNet) or not is_convolutional(visual)
         if self.scales != (1.0,) and fixed:
             raise UserError(
-                "method.scales asks for other sizes, which this image tower does not take: write method.scales=[1.0]"
+                "method.scales asks for other sizes, which this image tower does not take: use method.scales=[1.0]"
             )
 
     def read(self, visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b m"]:
-        """The rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them.
+        """Return the rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them.
 
         Raises:
             UserError: as ``check`` and ``pooled``.
@@ -85,7 +85,7 @@ class Depths:
     def beside(
         self, visual: nn.Module, images: Float[Tensor, "b ..."]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
-        """The tower's output, and the rows beside it. Raises UserError as ``read``."""
+        """Return the tower's output, and the rows beside it. Raises UserError as ``read``."""
         return self._both(visual, images)
 
     def _weights(self, visual: nn.Module) -> tuple[float, ...]:
@@ -111,7 +111,7 @@ class Depths:
         return output, normalize(total, dim=1)
 
     def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The output of one view, and its blocks side by side."""
+        """Return the output of one view, and its blocks side by side."""
         weights = self._weights(visual)
         with _listening(visual, len(weights)) as heard:
             output, first = both(visual, images) if self.pooled else (_output(visual(images)), None)
@@ -136,7 +136,7 @@ def side_by_side(blocks: Sequence[Tensor], weights: Sequence[float], root: bool)
 
 @contextmanager
 def _listening(visual: nn.Module, count: int) -> Iterator[list[Tensor]]:
-    """The list that outputs of the last ``count`` blocks are put in while it is open."""
+    """Yield the list that outputs of the last ``count`` blocks are put in while it is open."""
     heard: list[Tensor] = []
 
     def hear(_: nn.Module, __: Any, found: Any) -> None:
@@ -152,7 +152,7 @@ def _listening(visual: nn.Module, count: int) -> Iterator[list[Tensor]]:
 
 
 def _summary(visual: Any, hidden: Tensor, token: Token) -> Float[Tensor, "b c"]:
-    """A vector for each picture of what a block gives: a map ``[b, c, h, w]`` or tokens ``[b, n, c]``."""
+    """Return a vector for each picture of what a block gives: a map ``[b, c, h, w]`` or tokens ``[b, n, c]``."""
     if hidden.ndim == 4:
         return hidden.mean((2, 3))
     if isinstance(visual, VisionTransformer):
@@ -165,10 +165,10 @@ def _summary(visual: Any, hidden: Tensor, token: Token) -> Float[Tensor, "b c"]:
 
 
 def resized(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s s"]:
-    """Pictures at another side, by cubic interpolation."""
+    """Return pictures at another side, by cubic interpolation."""
     return interpolate(images, (side, side), mode="bicubic", align_corners=False)
 
 
 def _output(found: Any) -> Tensor:
-    """The features of a tower that may give its tokens too."""
+    """Return the features of a tower that may give its tokens too."""
     return found[0] if isinstance(found, tuple) else found

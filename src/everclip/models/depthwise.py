@@ -1,4 +1,4 @@
-"""Speed up depthwise convolutions with large kernels, whose weights' gradient torch takes long to compute on a CPU.
+"""Speed up depthwise convolutions with large kernels, whose weight gradient is slow in torch on a CPU.
 
 The gradient of a kernel is a convolution too, of the inputs with the gradient of the outputs, image by image and
 channel by channel, added up over images. Asked for as that, with images times channels as groups, oneDNN has a fast way
@@ -21,7 +21,7 @@ MOST_SIDE = {1: 14, 2: 6}
 """Of the outputs, which are the kernels of that convolution, by stride; with larger ones torch's way is faster."""
 
 KINDS: set[type] = {nn.Conv2d, Conv2dSame}
-"""Modules that convolve as these two do."""
+"""Types of convolutions that are replaced."""
 
 
 def suits(module: nn.Module) -> bool:
@@ -39,7 +39,7 @@ def suits(module: nn.Module) -> bool:
 
 
 def forward(module: nn.Conv2d, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-    """``module(images)``, whose weights' gradient is computed in another way where that is faster."""
+    """Return ``module(images)``, whose weights' gradient is computed in another way where that is faster."""
     padding, stride = module.padding, module.stride[0]
     if isinstance(module, Conv2dSame):
         images, padding = pad_same(images, [*module.kernel_size], [*module.stride]), (0, 0)

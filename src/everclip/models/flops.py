@@ -34,7 +34,7 @@ class Tower:
 
 
 def towers(config: Mapping[str, Any], image_size: int | None = None) -> tuple[Tower, Tower] | None:
-    """The image tower and the text tower of an open_clip model config; None where one is no plain transformer.
+    """Return the image tower and the text tower of an open_clip model config; None where one is no plain transformer.
 
     Args:
         config: as in open_clip's model_configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``.
@@ -80,7 +80,7 @@ def _text(text: Mapping[str, Any], out: int) -> Tower:
 
 
 def _blocks_flops(tokens: int, width: int, hidden: int, layers: int) -> float:
-    """Queries, keys, values and output; scores and their weighted sum; the two layers of the perceptron."""
+    """Return queries, keys, values and output; scores and their weighted sum; the two layers of the perceptron."""
     products = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
     return 2.0 * products * layers
 

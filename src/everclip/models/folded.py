@@ -35,7 +35,7 @@ class _Folded:
     norm: tuple[Any]
 
     def _weights(self: Any) -> tuple[Tensor, Tensor] | None:
-        """Kernel and bias with the norm in them; None where the norm trains."""
+        """Return the kernel and bias with the norm in them; None where the norm trains."""
         (norm,) = self.norm
         if torch.is_grad_enabled() and (norm.weight.requires_grad or norm.bias.requires_grad):
             return None
@@ -48,7 +48,7 @@ class _Folded:
         return weight * scale[:, None, None, None], bias
 
     def _normed(self: Any, images: Tensor) -> Tensor:
-        """The norm itself."""
+        """Return the norm itself."""
         (norm,) = self.norm
         mean, variance = norm.running_mean, norm.running_var
         return F.batch_norm(images, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
@@ -60,7 +60,7 @@ class FoldedConv2d(_Folded, nn.Conv2d):
     convolve = nn.Conv2d.forward
 
     def forward(self: Any, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        """The norm's output."""
+        """Return the norm's output."""
         found = self._weights()
         if found is None:
             return self._normed(self.convolve(input))
@@ -74,7 +74,7 @@ class FoldedConv2dSame(_Folded, Conv2dSame):
     convolve = Conv2dSame.forward
 
     def forward(self: Any, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        """The norm's output."""
+        """Return the norm's output."""
         found = self._weights()
         if found is None:
             return self._normed(self.convolve(x))

@@ -1,4 +1,4 @@
-"""Share out the towers over the processes of a run while they train, by torch's FSDP2.
+"""Shard the towers over the processes of a run in training, with torch's FSDP2.
 
 Outside of a phase every process has the whole model, which teachers, tests and checkpoints read. In a phase each keeps
 its part of the weights of every block, of their gradients and of AdamW's moments; a block is put together when it is
@@ -111,7 +111,7 @@ class Shards:
     # Gradients --------------------------------------------------------------------------------------------------
 
     def exchange(self) -> Float[Tensor, ""]:
-        """Mean gradients over the processes in their places, those of ``parts`` too; the 2-norm of all together.
+        """Replace gradients, also those of ``parts``, by their means over the processes; return the 2-norm of all.
 
         FSDP has taken that mean of what is shared out.
         """
@@ -137,7 +137,7 @@ class Shards:
 
     @answered()
     def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """An optimizer's state as one process would have it: in main memory, and of the first process alone.
+        """Return an optimizer's state as one process would have it: in main memory, and of the first process alone.
 
         All processes together.
         """
@@ -217,7 +217,7 @@ def _share(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def whole_of(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be shared out. All processes together."""
+    """Return all of a tensor that may be shared out. All processes together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

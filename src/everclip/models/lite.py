@@ -114,7 +114,7 @@ def _alike(before: Path, now: Path) -> bool:
 
 
 def build(sources: dict[str, Path]) -> Clip:
-    """The model itself, from ``sources`` (file name -> path)."""
+    """Return the model itself, from ``sources`` (file name -> path)."""
     text_folder = sources[_TEXT_WEIGHTS].parent
     trunk, classifier = _image_tower(sources[_IMAGE_WEIGHTS])
     model_cfg = _model_cfg()
@@ -144,7 +144,7 @@ def _model_cfg() -> dict[str, Any]:
 
 
 def _image_tower(path: Path) -> tuple[dict[str, Tensor], Float[Tensor, "1000 1280"]]:
-    """The trunk's state (open_clip's names) and the rows of its ImageNet classifier."""
+    """Return the trunk's state (open_clip's names) and the rows of its ImageNet classifier."""
     source = torch.load(path, map_location="cpu", weights_only=True)
     names = timm.create_model(_TRUNK).state_dict()
     # the same network under other names: 296 tensors, same order, same shapes
@@ -184,7 +184,7 @@ def _bridge(clip: Clip, classifier: Float[Tensor, "n d"]) -> None:
 
 
 def _raw_text(clip: Clip, prompts: list[str]) -> Float[Tensor, "p width"]:
-    """Mean-pooled text embeddings before the projection, in double precision."""
+    """Return mean-pooled text embeddings before the projection, in double precision."""
     text = clip.model.text
     chunks = []
     for start in range(0, len(prompts), 250):
@@ -195,7 +195,7 @@ def _raw_text(clip: Clip, prompts: list[str]) -> Float[Tensor, "p width"]:
 
 
 def text_files() -> Path:
-    """The folder of the text tower's config and tokenizer, checked. Raises UserError as ``folder`` does."""
+    """Return the folder of the text tower's config and tokenizer, checked. Raises UserError as ``folder`` does."""
     return _sources()[_TEXT_WEIGHTS].parent
 
 

@@ -1,4 +1,4 @@
-"""Give a weight a low-rank update, which is never added up where a linear layer asks for it.
+"""Give a weight a low-rank update that linear layers apply without forming the sum.
 
 ``W + 2 B A`` as one matrix costs a gradient of W's own size before it is projected onto A and B. Taken apart, ``x W'``
 and ``(x A') (2 B)'``, W needs none: a third of a layer's work is saved.
@@ -34,17 +34,17 @@ class Updated(Tensor):
 
     @classmethod
     def of(cls, base: Tensor, a: Tensor, b: Tensor) -> Updated:
-        """The stand-in for a weight and its update."""
+        """Return the stand-in for a weight and its update."""
         made = torch.Tensor._make_subclass(cls, base.detach())
         made.base, made.a, made.b = base, a, b
         return made
 
     def whole(self) -> Tensor:
-        """The sum, an ordinary tensor with the gradients of its parts."""
+        """Return the sum, an ordinary tensor with the gradients of its parts."""
         return self.base + SCALE * (self.b @ self.a).view_as(self.base)
 
     def scaled(self, scale: Tensor) -> Updated:
-        """The stand-in for the sum, each row times its number."""
+        """Return the stand-in for the sum, each row times its number."""
         return Updated.of(
             self.base * scale.view(-1, *[1] * (self.base.ndim - 1)), self.a, scale[:, None] * self.b
         )

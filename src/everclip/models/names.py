@@ -1,4 +1,4 @@
-"""List the names that a model can be asked for by, and find the nearest to one that there is none of."""
+"""List model names, and find the nearest ones to an unknown name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NEAREST = 3
 
 
 def every() -> list[str]:
-    """All specs with weights: ``lite``, and open_clip's as ``NAME:TAG``, in open_clip's order."""
+    """Return all specs with weights: ``lite``, and open_clip's as ``NAME:TAG``, in open_clip's order."""
     return [LITE, *(f"{name}:{tag}" for name, tag in open_clip.list_pretrained())]
 
 
@@ -22,12 +22,12 @@ def holding(text: str) -> list[str]:
 
 
 def unknown(spec: str) -> str:
-    """What to say of a spec that names no model: the three nearest, and the command that lists all."""
+    """Return what to say of a spec that names no model: the three nearest, and the command that lists all."""
     if "/" in spec or "\\" in spec:
         return (
-            f'model "{spec}" is no folder and no known name; write NAME:TAG, as everclip models lists them, or'
+            f'model "{spec}" is no folder and no known name; use NAME:TAG, as everclip models lists them, or'
             " local-dir:FOLDER"
         )
     *near, last = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)
-    nearest = f"{', '.join(near)} and {last} (everclip models TEXT lists all that hold TEXT)"
+    nearest = f"{', '.join(near)} and {last} (everclip models TEXT lists all that contain TEXT)"
     return f'unknown model "{spec}"; the nearest are {nearest}'

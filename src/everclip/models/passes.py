@@ -1,4 +1,4 @@
-"""Run the towers as training asks: in pieces, with blocks computed twice, with patches left out, compiled.
+"""Run the towers in training: in pieces, with recomputed blocks, with dropped patches, or compiled.
 
 Pieces are cut at the towers' calls, not out of the batch. The first pass of a piece keeps its input alone; the loss
 then sees the features of the whole batch, and its gradient goes back through one piece after the other, each computed
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from everclip.models.clip import Clip
 
 UNITS = (nn.MultiheadAttention, nn.Linear, nn.Conv2d)
-"""Modules that are layers, whatever they are made of."""
+"""Modules that count as one layer, whatever they contain."""
 
 
 class Passes:
@@ -50,8 +50,8 @@ class Passes:
         self._drop = _patches(clip) if train.patch_dropout > 0 else None
         if self._drop is not None and collectives.size() > 1:
             raise UserError(
-                "train.patch_dropout draws patches for a whole batch, of which each process has a part:"
-                " write train.patch_dropout=0, or start one process"
+                "train.patch_dropout draws patches for a whole batch, but each process has only a part:"
+                " use train.patch_dropout=0, or start one process"
             )
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
         self._wide: list[tuple[Any, str]] = []
@@ -64,7 +64,7 @@ class Passes:
         if not train.checkpointing and not train.compile:
             return
         if train.compile and clip.device.type == "cpu":
-            raise UserError("train.compile=true gains nothing on a CPU: leave it out, or write device=cuda")
+            raise UserError("train.compile=true gains nothing on a CPU: leave it out, or use device=cuda")
         for block in blocks(clip.model):
             forward = compiled(block) if train.compile else block.forward
             self._forwards.append((block, partial(again, forward) if train.checkpointing else forward))
@@ -90,7 +90,8 @@ class Passes:
             yield
 
     def _without_some(self, ahead: int, tokens: Float[Tensor, "b l w"]) -> Float[Tensor, "b fewer w"]:
-        """The first ``ahead`` tokens and some of the others, drawn for each image (https://arxiv.org/abs/2212.00794)."""
+        """The first ``ahead`` tokens and some of the others, drawn for each image
+        (https://arxiv.org/abs/2212.00794)."""
         unwatched(self._clip.model.visual, "train.patch_dropout leaves patches out")
         count = tokens.shape[1] - ahead
         kept = max(1, round(count * (1 - self._share)))
@@ -112,7 +113,7 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 def compiled(block: nn.Module, backend: Any = "inductor") -> Callable[..., Any]:
-    """The forward pass of a block, compiled at its first call; blocks of one kind share the result."""
+    """Return the forward pass of a block, compiled at its first call; blocks of one kind share the result."""
     return torch.compile(block.forward, backend=backend)
 
 
@@ -130,8 +131,8 @@ def _patches(clip: Clip) -> tuple[nn.Module, int]:
     """
     if clip.trunk is not None:
         raise UserError(
-            "train.patch_dropout leaves patches out, and what is kept of the images has them all:"
-            " write cache.trunk=off, or train.patch_dropout=0"
+            "train.patch_dropout drops patches, but the kept activations have them all:"
+            " use cache.trunk=off, or train.patch_dropout=0"
         )
     tower: Any = clip.model.visual
     if isinstance(tower, VisionTransformer):
@@ -139,6 +140,6 @@ def _patches(clip: Clip) -> tuple[nn.Module, int]:
     if isinstance(tower, TimmModel) and isinstance(tower.trunk, TimmTransformer):
         return tower.trunk.patch_drop, tower.trunk.num_prefix_tokens
     raise UserError(
-        f"train.patch_dropout leaves patches out, and the image tower of {clip.name} is no vision transformer"
-        " that has them in a row: write train.patch_dropout=0"
+        f"train.patch_dropout drops patches, but the image tower of {clip.name} is no vision transformer"
+        f" with a sequence of them: use train.patch_dropout=0"
     )

@@ -14,7 +14,7 @@ from everclip.models.attention import CpuAttention
 
 
 def in_pieces(encode: Callable[[Any], Tensor], inputs: Tensor | Sequence[str], count: int) -> Tensor:
-    """``encode(inputs)``, of which a backward pass holds one of ``count`` pieces at a time."""
+    """Return ``encode(inputs)``, of which a backward pass holds one of ``count`` pieces at a time."""
     if count == 1 or len(inputs) < 2 or not torch.is_grad_enabled():
         return encode(inputs)
     size = -(-len(inputs) // count)
@@ -23,7 +23,7 @@ def in_pieces(encode: Callable[[Any], Tensor], inputs: Tensor | Sequence[str], c
 
 
 def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The function's value, which is computed again in the backward pass."""
+    """Return the function's value, which is computed again in the backward pass."""
     return checkpoint(function, *args, use_reentrant=False, context_fn=CpuAttention.again, **kwargs)
 
 
@@ -35,5 +35,6 @@ def unwatched(tower: nn.Module, what: str) -> None:
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
         raise UserError(
-            f"{what}, and the method looks into the image tower while it runs: leave it out, or write another method"
+            f"{what}, but the method reads inside the image tower while it runs: leave it out, or use"
+            f" another method"
         )

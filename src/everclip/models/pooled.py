@@ -1,4 +1,4 @@
-"""Take the image tower's output before its projection into the space that it shares with the text."""
+"""Read the image tower's output before its projection into the joint space."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Features(nn.Module):
 
 
 def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
-    """Pooled fp32 features of normalised images, before the projection and not made unit length.
+    """Return pooled fp32 features of normalised images, before the projection and not made unit length.
 
     Of a VisionTransformer it is what its projection is multiplied with; of a timm tower what goes into its head.
     ResNets of OpenAI's kind project inside of their attention pool and have none.
@@ -51,7 +51,7 @@ def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "
 def both(
     visual: nn.Module, images: Float[Tensor, "b 3 height width"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w"]]:
-    """A tower's output and its pooled features, in one pass. Raises UserError like ``pooled``."""
+    """Return a tower's output and its pooled features, in one pass. Raises UserError like ``pooled``."""
     if isinstance(visual, VisionTransformer):
         narrow = _flat(visual, _before_matrix(visual, images))
         return (narrow if visual.proj is None else narrow @ visual.proj), narrow
@@ -70,7 +70,7 @@ def _flat(visual: nn.Module, features: Tensor) -> Float[Tensor, "b d"]:
 
 
 def _before_matrix(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """The tower's output with the identity in place of its projection: exact, and open_clip's own pooling."""
+    """Return the tower's output with the identity in place of its projection: exact, and open_clip's own pooling."""
     replaced = {}
     if visual.proj is not None:
         replaced["proj"] = torch.eye(len(visual.proj), dtype=visual.proj.dtype, device=visual.proj.device)
@@ -81,6 +81,6 @@ def _before_matrix(visual: VisionTransformer, images: Tensor) -> Tensor:
 def _none(visual: nn.Module) -> UserError:
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
     return UserError(
-        f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its projection:"
-        " write method.feature=projected"
+        f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its"
+        f" projection: use method.feature=projected"
     )

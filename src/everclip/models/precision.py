@@ -1,4 +1,4 @@
-"""Choose the precision that the towers train in: fp32, bf16, bf16 for the text tower alone, or the fastest here.
+"""Choose the precision of the towers in training: fp32, bf16, bf16 only for the text tower, or the fastest.
 
 bf16 pays where there are units for it (AVX512-BF16, AMX, a GPU) and not on every layer: a depthwise convolution can run
 slower in bf16 than in fp32, and a processor without such units computes bf16 by way of fp32. So a convolutional image
@@ -24,9 +24,9 @@ from everclip.models.passes import UNITS
 Precision = Literal["fp32", "bf16", "bf16_text"]
 
 IMAGES = 2
-"""Images that a layer is timed on; of prompts, which are short, as many as a batch may have."""
+"""Number of images to time a layer on; of prompts, which are short, as many as in a batch."""
 GAIN = 0.9
-"""bf16 is taken in a tower that it runs in at most this fraction of fp32's time: it has to be worth its rounding."""
+"""bf16 is chosen for a tower if it takes at most this fraction of fp32's time: it has to be worth its rounding."""
 _RUNS = 2
 _PROMPTS = tuple(f"a photo of thing {number}." for number in range(16))
 
@@ -45,11 +45,11 @@ class Choice:
     bf16_text: float | None = None
 
     def words(self) -> str:
-        """The reason, for a line."""
+        """Return the reason, for a line."""
         if self.fp32 is None or self.bf16 is None or self.bf16_text is None:
             return ""
         both, text = self.bf16 / self.fp32, self.bf16_text / self.fp32
-        return f" (bf16 takes {both:.2f} of fp32's time, in the text tower alone {text:.2f})"
+        return f" (bf16 takes {both:.2f} of fp32's time, in the text tower only {text:.2f})"
 
 
 @contextmanager
@@ -114,7 +114,7 @@ class _Layer:
     count: int = 1
 
     def seconds(self) -> float:
-        """The processor's seconds of a forward and, if it trains, a backward pass."""
+        """Return the processor's seconds of a forward and, if it trains, a backward pass."""
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         args = [_input(argument, bool(trained)) for argument in self.args]
         entered = [argument for argument in args if isinstance(argument, Tensor) and argument.requires_grad]
@@ -127,7 +127,7 @@ class _Layer:
 
 
 def _input(argument: Any, trained: bool) -> Any:
-    """A copy of an input, with gradient where the layer trains; one image becomes several."""
+    """Return a copy of an input, with gradient where the layer trains; one image becomes several."""
     if not isinstance(argument, Tensor):
         return argument
     copied = argument.detach().repeat_interleave(IMAGES if len(argument) == 1 else 1, 0)
@@ -135,7 +135,7 @@ def _input(argument: Any, trained: bool) -> Any:
 
 
 def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
-    """The distinct layers that ``run`` calls of a tower, by kind, shape of weights and shape of input."""
+    """Return the distinct layers that ``run`` calls of a tower, by kind, shape of weights and shape of input."""
     found: dict[tuple[Any, ...], _Layer] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """The smallest parts of a tower that are modules of a kind to time."""
+    """Yield the smallest parts of a tower that are modules of a kind to time."""
     children = [*module.children()]
     if isinstance(module, UNITS) or not children:
         yield module

@@ -1,4 +1,4 @@
-"""Reproduce a model's own preprocessing of pictures, as open_clip notes it."""
+"""Reproduce a model's own preprocessing of pictures, as specified by open_clip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchvision.transforms import Compose, Normalize
 
 
 def triple(values: Sequence[float] | float) -> tuple[float, float, float]:
-    """One value for each channel."""
+    """Return one value for each channel."""
     red, green, blue = values if isinstance(values, Sequence) else (values,) * 3
     return float(red), float(green), float(blue)
 

@@ -1,4 +1,4 @@
-"""Prepare what a model folder is written of."""
+"""Prepare the content of a model folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 def savable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state on the CPU, contiguous, none sharing its memory with another (tied embeddings do).
+    """Return a model's state on the CPU, contiguous, none sharing its memory with another (tied embeddings do).
 
     Tensors that are so already are handed on as they are: a copy of a whole model would be the largest thing in memory.
     """

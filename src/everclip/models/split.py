@@ -1,4 +1,4 @@
-"""Split an image tower in two: blocks that tasks share, and the last blocks, which a task can have of its own.
+"""Split an image tower in two: blocks shared by all tasks, and last blocks that each task may have its own copy of.
 
 A block is a transformer block or a stage of a convolutional tower; all that follows the last block (norm, pooling,
 projection) goes with it. The tower itself runs as always. What enters the first of its last blocks is taken on the
@@ -31,8 +31,8 @@ class Split:
         parts = Parts.of(tower, "method=der_expand")
         if blocks >= len(parts.blocks):
             raise UserError(
-                f"{blocks} blocks of the image tower's {len(parts.blocks)} leave none to share:"
-                f" write at most {len(parts.blocks) - 1}, or method=der_expand"
+                f"{blocks} blocks of the image tower's {len(parts.blocks)} leaves none to share:"
+                f" use at most {len(parts.blocks) - 1}, or method=der_expand"
             )
         self.cut = parts.blocks[-blocks]
         self._below = parts.below(blocks)
@@ -42,11 +42,11 @@ class Split:
         return not any(name == part or name.startswith(f"{part}.") for part in self._below)
 
     def upper(self, clip: Clip) -> Upper:
-        """A frozen copy of what stands above the cut of the image tower."""
+        """Return a frozen copy of what stands above the cut of the image tower."""
         return Upper(clip.copy_tower(), self._below)
 
     def encode(self, clip: Clip, images: Images, older: Iterable[nn.Module]) -> list[Float[Tensor, "n d"]]:
-        """Unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
+        """Return unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
         images, entered = clip.normalise(images), list[Tensor]()
         block = clip.model.visual.get_submodule(self.cut)
         hook = block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))

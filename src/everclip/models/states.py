@@ -1,4 +1,4 @@
-"""Read state files of ``torch.save`` that others may have written: tensors and plain values within bounds."""
+"""Read untrusted state files of ``torch.save``: tensors and plain values within bounds."""
 
 from __future__ import annotations
 

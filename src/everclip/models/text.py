@@ -42,7 +42,7 @@ class TextTower:
         self._encoder = _Encoder(model)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
-        """Token ids on the CPU, kept by prompt.
+        """Return token ids on the CPU, kept by prompt.
 
         For a Hugging Face text tower the columns that are padding in every prompt are dropped: such towers mask the
         padding, so those columns cost time and change nothing.
@@ -57,13 +57,13 @@ class TextTower:
         return tokens[:, : int(used.max()) + 1]
 
     def length(self, prompt: str) -> int:
-        """Tokens that the tower has to be run on for a prompt."""
+        """Return tokens that the tower has to be run on for a prompt."""
         if prompt not in self._lengths:
             self._lengths[prompt] = self.fitted(self.tokenize([prompt])).shape[1]
         return self._lengths[prompt]
 
     def fitted(self, tokens: Int64[Tensor, "p length"]) -> Int64[Tensor, "p fewer"]:
-        """The columns of ``tokens`` that the tower has to be run on."""
+        """Return the columns of ``tokens`` that the tower has to be run on."""
         return tokens if self._cut is None else tokens[:, : self._cut.length(tokens)]
 
     def __call__(self, tokens: Int64[Tensor, "p length"]) -> Float[Tensor, "p d"]:
@@ -94,7 +94,7 @@ class _Cut:
         self.end = end
 
     def length(self, tokens: Int64[Tensor, "p length"]) -> int:
-        """Tokens up to the last end token."""
+        """Return tokens up to the last end token."""
         marks = tokens if self.end is None else (tokens == self.end).int()
         return int(marks.argmax(dim=1).max()) + 1
 

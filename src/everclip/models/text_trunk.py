@@ -1,4 +1,4 @@
-"""Keep what the frozen part of a text tower, lower blocks or all of it, makes of a prompt: computed once."""
+"""Keep the frozen text tower's (or its lower blocks') output per prompt, computed once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from everclip.models.attention import CpuAttention
 from everclip.models.towers import is_visual
 
 Raw = Callable[[list[str]], Tensor]
-"""Prompts to the text tower's output, by the whole tower."""
+"""Maps prompts to the output of the whole text tower."""
 
 MOST_BYTES = 512 << 20
-"""Of kept activations; what goes beyond is computed anew each time, with the same result."""
+"""Largest size of kept activations; beyond it they are computed each time, with the same result."""
 _PROBE = ["a photo of a cat.", "a dog"]
 
 
@@ -44,7 +44,7 @@ class Kept:
     def rows(
         self, prompts: Iterable[str], weights: Collection[nn.Parameter], compute: Callable[[str], Tensor]
     ) -> list[Tensor]:
-        """Rows of prompts, from memory or computed, without a gradient and in fp32.
+        """Return rows of prompts, from memory or computed, without a gradient and in fp32.
 
         Args:
             weights: all that a row depends on, some at least.
@@ -110,7 +110,7 @@ class TextTrunk:
         return TextTrunk(owner, self._name, self._count, lower)
 
     def __call__(self, prompts: list[str], raw: Raw) -> Float[Tensor, "p d"]:
-        """``raw(prompts)``, with a gradient from the last blocks upwards."""
+        """Return ``raw(prompts)``, with a gradient from the last blocks upwards."""
         rows = self._hidden(prompts, raw)
 
         def put(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -128,7 +128,7 @@ class TextTrunk:
             hook.remove()
 
     def _hidden(self, prompts: list[str], raw: Raw) -> list[Float[Tensor, "_length width"]]:
-        """Rows of prompts, from memory or computed."""
+        """Return rows of prompts, from memory or computed."""
         return self._kept.rows(prompts, self._lower, lambda prompt: self._entering(prompt, raw))
 
     def _entering(self, prompt: str, raw: Raw) -> Float[Tensor, "_length width"]:

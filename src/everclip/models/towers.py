@@ -1,4 +1,4 @@
-"""Tell facts about an image tower, of whatever class it is."""
+"""Describe an image tower of any class."""
 
 from __future__ import annotations
 

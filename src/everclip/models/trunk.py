@@ -1,9 +1,9 @@
-"""Cut off the trunk, the part of an image tower that no task trains, so that what it gives can be kept.
+"""Cut off the trunk, the part of an image tower that no task trains, so that its output can be kept.
 
-A tower is cut before the last of its blocks. What stands below becomes the trunk, from pictures to hidden activations;
-what is left in the tower's place goes on from there, under the names that its weights have always had. A block is a
-transformer block or a stage of a convolutional tower; all that follows the last block (norm, pooling, projection) goes
-with it. With no block above the cut the trunk is the whole tower, and what is left hands its features on.
+A tower is cut before the last of its blocks. What lies below becomes the trunk, from pictures to hidden activations;
+the remaining tower continues from there and keeps its weights' names. A block is a transformer block or a stage of a
+convolutional tower; all that follows the last block (norm, pooling, projection) goes with it. With no block above the
+cut the trunk is the whole tower, and what is left hands its features on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from everclip.errors import UserError
 from everclip.models.pooled import Features
 
 Beside = Callable[[nn.Module, Float[Tensor, "b 3 h w"]], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]]
-"""What is read of a tower beside its features: the tower and normalised pictures to both (``pooled.both``)."""
+"""Reads more than the features from a tower: the tower and normalised pictures to both (``pooled.both``)."""
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 _CONVOLUTIONS = tuple(part + number for number in "123" for part in ("conv", "bn", "act"))
 
@@ -50,14 +50,14 @@ class Parts:
         if found is None:
             raise UserError(
                 f"an image tower of the kind {type(kind).__name__} cannot be cut between its blocks:"
-                f" write {otherwise}, or use a ViT, ResNet, ConvNeXt or EfficientNet"
+                f" use {otherwise}, or use a ViT, ResNet, ConvNeXt or EfficientNet"
             )
         if kind is tower:
             return found
         return cls(*(tuple(f"trunk.{part}" for part in parts) for parts in (found.stem, found.blocks)))
 
     def below(self, blocks: int) -> tuple[str, ...]:
-        """Paths of what stands below the last ``blocks`` blocks, which are some but not all."""
+        """Return paths of what stands below the last ``blocks`` blocks, which are some but not all."""
         assert 0 < blocks < len(self.blocks)
         return (*self.stem, *self.blocks[:-blocks])
 
@@ -96,7 +96,7 @@ class Trunk(nn.Module):
         return {key: upper[key] if key in upper else own[key] for key in keys}
 
     def digest(self) -> str:
-        """A hash of what it computes: its layers, as they print, and its weights."""
+        """Return a hash of what it computes: its layers, as they print, and its weights."""
         found = hashlib.blake2b(repr(self.lower).encode(), digest_size=16)
         for name, tensor in self.lower.state_dict().items():
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -125,7 +125,7 @@ def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn
     if blocks >= len(parts.blocks):
         raise UserError(
             f"tune=top:{blocks} leaves no block of the image tower's {len(parts.blocks)} frozen:"
-            f" write at most {len(parts.blocks) - 1}, or cache.trunk=off"
+            f" use at most {len(parts.blocks) - 1}, or cache.trunk=off"
         )
     below = parts.below(blocks)
     lower = _shell(tower)
@@ -133,7 +133,7 @@ def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn
 
 
 def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:
-    """The tower itself without ``below``: from here on it takes what enters the first of its blocks."""
+    """Return the tower itself without ``below``: from here on it takes what enters the first of its blocks."""
     for path in below:
         parent, _, name = path.rpartition(".")
         owner = tower.get_submodule(parent)
@@ -146,7 +146,7 @@ def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:
 
 
 def _only(tower: nn.Module, below: Iterable[str]) -> nn.Module:
-    """The tower itself with nothing but ``below``: from here on it gives what enters the first block above."""
+    """Return the tower itself with nothing but ``below``: from here on it gives what enters the first block above."""
     _strip(tower, "", tuple(below))
     if isinstance(tower, VisionTransformer):
         _override(tower, "_pool", _twice)
@@ -171,7 +171,7 @@ def _strip(module: nn.Module, prefix: str, kept: tuple[str, ...]) -> None:
 
 
 def _shell(tower: nn.Module) -> Any:
-    """A copy of a tower's modules that has the very same parameters and buffers."""
+    """Return a copy of a tower's modules that has the very same parameters and buffers."""
     return copy.deepcopy(tower, {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())})
 
 
@@ -197,7 +197,7 @@ def _twice(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _output_width(tower: Any) -> int:
-    """Number of features of one picture."""
+    """Return number of features of one picture."""
     size = tower.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     like = next(tower.parameters())

@@ -1,4 +1,4 @@
-"""Build a model whose weights are read next without drawing random ones first."""
+"""Build a model without drawing random weights, as its weights are read next."""
 
 from __future__ import annotations
 

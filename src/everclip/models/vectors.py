@@ -1,4 +1,4 @@
-"""Stand in for a model where features come ready-made: an image tower that hands rows on, and given class embeddings.
+"""Stand in for a model when features are given: an image tower that passes rows on, and fixed class embeddings.
 
 What runs on images runs on such rows unchanged, but for what trains a tower, reads pictures or asks for other prompts.
 A saved one is a folder as ``Clip.save`` writes it, whose config has the ``KEY`` in place of open_clip's towers.
@@ -50,11 +50,11 @@ class _Towers(nn.Module):
         self.register_buffer("text", text)
 
     def encode_image(self, rows: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """The rows."""
+        """Return the rows."""
         return self.visual(rows)
 
     def encode_text(self, tokens: Int64[Tensor, "p 1"]) -> Float[Tensor, "p d"]:
-        """The embedding of each class, whose place is its token."""
+        """Return the embedding of each class, whose place is its token."""
         return self.text[tokens[:, 0]]
 
 
@@ -88,12 +88,13 @@ class Vectors(Clip):
         """Put rows on the model's device. Raises UserError for rows of another width."""
         if images.ndim != 2 or images.shape[1] != self.width:
             raise UserError(
-                f"features of {images.shape[1]} numbers do not fit a model of {self.width}: give those of its own tower"
+                f"features of {images.shape[1]} numbers do not fit a model of {self.width}: give features"
+                f" of its own tower"
             )
         return images.to(self.device, torch.float32, non_blocking=True)
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
-        """The given embeddings, unit length. Raises UserError where there are none."""
+        """Return the given embeddings, unit length. Raises UserError where there are none."""
         if not templates or not len(self.model.text):
             raise UserError(f"{self.name} has no class embeddings: add text_features to the file")
         return super().class_embeddings(names, templates)
@@ -104,7 +105,7 @@ class Vectors(Clip):
 
 
 def load(spec: str, image_size: int | None) -> Vectors:
-    """The model of ``features:FILE`` or ``features:WIDTH``. Raises UserError where there is none."""
+    """Return the model of ``features:FILE`` or ``features:WIDTH``. Raises UserError where there is none."""
     if image_size is not None:
         raise UserError(f"image_size={image_size}: {spec} reads no images: leave it out")
     what = spec.removeprefix(FEATURES)
@@ -117,7 +118,7 @@ def load(spec: str, image_size: int | None) -> Vectors:
 
 
 def of_folder(folder: Path, config: Mapping[str, Any], spec: str) -> Vectors:
-    """The model that was saved in a folder. Raises ValueError where it is none."""
+    """Return the model that was saved in a folder. Raises ValueError where it is none."""
     width, names = config[KEY], config.get("classes")
     state = load_file(folder / WEIGHTS_FILE)
     shapes = {key: tuple(value.shape) for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""Vet the files of a model that came from elsewhere: nothing is taken that runs code, or asks whether it may.
+"""Vet the files of an untrusted model: nothing is accepted that runs code, or asks to.
 
 open_clip_config.json      keys that open_clip's own configs have; no options of tokenizers that load anything else
                            (of preprocess_cfg open_clip itself takes what it knows, and leaves the rest)
@@ -36,13 +36,13 @@ _KWARGS = {"act_kwargs": {"approximate"}, "norm_kwargs": {"eps"}, "tokenizer_kwa
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
 _CODE = ("auto_map", "trust_remote_code")
 _ELSEWHERE = ("configuration_files", "fast_tokenizer_files", "gguf_file", "init_inputs", "tokenizer_object")
-"""Keys of transformers that have it read other files, or hand over objects."""
+"""Keys that make transformers read other files or pass objects."""
 _FAMILIES = (
-    "Albert Bart Bert CLIP Camembert Deberta DebertaV2 DistilBert Electra GPT2 Gemma Llama M2M100 MPNet MT5 Nllb"
-    " PreTrained Qwen2 Roberta Siglip Siglip2 T5 XLMRoberta"
+    "Albert Bart Bert CLIP Camembert Deberta DebertaV2 DistilBert Electra GPT2 Gemma Llama M2M100 MPNet MT5"
+    " Nllb PreTrained Qwen2 Roberta Siglip Siglip2 T5 XLMRoberta"
 )
 _TOKENIZERS = {f"{family}Tokenizer" for family in _FAMILIES.split()} | {"TokenizersBackend"}
-"""Classes that read a vocabulary and nothing else; with "Fast" behind it too."""
+"""Tokenizer classes that only read a vocabulary; also with the suffix "Fast"."""
 
 
 def check(config: Any, where: str) -> None:
@@ -59,7 +59,7 @@ def check(config: Any, where: str) -> None:
     for name, kind in _SECTIONS.items():
         section = config.get(name, {} if name == "multimodal_cfg" else None)
         if not isinstance(section, Mapping):
-            raise UserError(f"{where}: {name} is {shown(section)}, no table: take another copy of the model")
+            raise UserError(f"{where}: {name} is {shown(section)}, no table: use another copy of the model")
         _known(section, {field.name for field in fields(kind)}, where, f"{name}.")
         for table, keys in _KWARGS.items():
             _known(section.get(table) or {}, keys, where, f"{name}.{table}.")
@@ -82,21 +82,20 @@ def _home(name: Any, folder: str | None, where: str) -> str:
 def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
     if not isinstance(values, Mapping):
         raise UserError(
-            f"{where}: {prefix.rstrip('.') or 'model_cfg'} is {shown(values)}, no table: take another copy of the model"
+            f"{where}: {prefix.rstrip('.') or 'model_cfg'} is {shown(values)}, no table: use another copy"
+            f" of the model"
         )
     for key in values:
         if key not in keys:
             what = (
-                "runs code that comes with a model"
-                if key in _CODE
-                else "is no setting of a model that is known"
+                "runs code that comes with a model" if key in _CODE else "is not a setting of a known model"
             )
-            raise UserError(f"{where}: {shown(prefix + key)} {what}; it is not loaded: take another model")
+            raise UserError(f"{where}: {shown(prefix + key)} {what}; it is not loaded: use another model")
 
 
 @contextmanager
 def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Iterator[dict[str, Any]]:
-    """Options of ``create_model`` with which a Hugging Face text tower is built; none for any other.
+    """Yield options of ``create_model`` with which a Hugging Face text tower is built; none for any other.
 
     Its config is written anew, with what its architecture knows alone. Its weights come with all others.
 
@@ -122,8 +121,8 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
     if not isinstance(kind, str) or kind not in arch_dict:
         known = ", ".join(arch_dict)
         raise UserError(
-            f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}: take a model"
-            " with one of them"
+            f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}: use a model with"
+            f" one of them"
         )
     keys = {key for key in CONFIG_MAPPING[kind]().to_dict() if not key.startswith("_")} | {"model_type"}
     with tempfile.TemporaryDirectory() as scratch:
@@ -163,9 +162,7 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
     usual = usual if isinstance(usual, tuple) else (usual,)
     for kind in (own.get("tokenizer_class"), model.get("tokenizer_class"), *usual):
         if kind is not None and str(kind).removesuffix("Fast") not in _TOKENIZERS:
-            raise UserError(
-                f"{where}: {shown(kind)} is no tokenizer that is known to be plain: take another model"
-            )
+            raise UserError(f"{where}: {shown(kind)} is not a tokenizer known to be plain: use another model")
     return {"trust_remote_code": False}
 
 
@@ -175,9 +172,10 @@ def _check_code(found: Any, where: str) -> None:
     for key in found:
         if key in _CODE:
             raise UserError(
-                f"{where}: {key} asks to run code that comes with the model; it is not loaded: take another model"
+                f"{where}: {key} asks to run code that comes with the model; it is not loaded: use another"
+                f" model"
             )
         if key in _ELSEWHERE:
             raise UserError(
-                f"{where}: {shown(key)} leads to other files; it is not loaded: take another model"
+                f"{where}: {shown(key)} leads to other files; it is not loaded: use another model"
             )

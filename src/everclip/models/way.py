@@ -1,4 +1,4 @@
-"""Say how the towers run in a step."""
+"""Define how the towers run in a step."""
 
 from __future__ import annotations
 

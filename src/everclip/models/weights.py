@@ -1,4 +1,4 @@
-"""Find the weights of a model: on this machine, on a hub that answers, or out of reach. Nothing is downloaded."""
+"""Locate the weights of a model: on this machine, on a reachable hub, or nowhere. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def are_here(spec: str) -> bool:
 
 
 def _cached(source: str, options: dict[str, str]) -> Path | None:
-    """The file of the weights in the hub's cache."""
+    """Return the file of the weights in the hub's cache."""
     try:
         with zoo._quiet(), zoo._offline(True):
             if source.startswith(zoo._HUB):

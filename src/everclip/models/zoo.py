@@ -38,7 +38,7 @@ __all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
 CARD_FILE = "everclip.json"
-"""In folders that everclip has written (runs/card.py)."""
+"""File of folders that everclip wrote (runs/card.py)."""
 _PROBE_SECONDS = 3.0
 _REMEDY = (
     "use local-dir:FOLDER with a downloaded copy, set HF_HOME to a cache that holds it "
@@ -48,7 +48,7 @@ _log = logging.getLogger("everclip")
 
 
 def load(spec: str, image_size: int | None = None, device: str | torch.device = "cpu") -> Clip:
-    """The model named ``spec``, in fp32 on ``device``; the global random state is left as it was.
+    """Return the model named ``spec``, in fp32 on ``device``; the global random state is left as it was.
 
     Args:
         spec: ``lite``; ``NAME:TAG`` (open_clip's names); ``hf-hub:org/repo``; ``local-dir:/path`` or the path alone; a
@@ -101,9 +101,7 @@ def _model_folder(path: Path) -> Path:
             try:
                 verify(path)
             except Damaged as error:
-                raise UserError(
-                    f"model: the folder {path} is damaged ({error}): take another copy of it"
-                ) from None
+                raise UserError(f"model: the folder {path} is damaged ({error}): use another copy") from None
         return path
     store = Store(path / "checkpoints", 1)
     newest = store.newest_task()
@@ -126,7 +124,7 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tag:
         raise UserError(
-            f'model "{name}" needs a tag that says which weights: write {name}:TAG with TAG {_one_of(tags)}'
+            f'model "{name}" needs a tag that says which weights: use {name}:TAG with TAG {_one_of(tags)}'
         )
     if tag not in tags:
         raise UserError(f'model "{name}" has no weights "{tag}"{suggest(tag, tags)}')
@@ -193,7 +191,7 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
 
 
 def _weights(source: str, folder: str | None) -> Path | None:
-    """The file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
+    """Return the file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
     if folder is None:
         return (
             Path(download_pretrained_from_hf(source.removeprefix(_HUB))) if source.startswith(_HUB) else None
@@ -225,11 +223,11 @@ def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
         if image_size % 32:
             near = max(32, round(image_size / 32) * 32)
             raise UserError(
-                f'image_size={image_size}: model "{spec}" takes multiples of 32: write image_size={near}'
+                f'image_size={image_size}: model "{spec}" takes multiples of 32: use image_size={near}'
             )
         _resize_pool(visual.attnpool, image_size // 32)
     elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):
-        raise UserError(f'image_size: model "{spec}" takes its own size only, not {image_size}; leave it out')
+        raise UserError(f'image_size: model "{spec}" only takes its own size, not {image_size}; leave it out')
 
 
 def _resize_pool(pool: AttentionPool2d, side: int) -> None:
@@ -313,8 +311,8 @@ def _is_pickle(error: Exception) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """An error's message as one short line."""
+    """Return an error's message as one short line."""
     if _is_pickle(error):
-        return "its weights are a pickle that holds more than tensors: take a copy in safetensors"
+        return "its weights are a pickle that holds more than tensors: use a copy in safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

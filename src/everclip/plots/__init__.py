@@ -1,4 +1,4 @@
-"""Charts of runs as functions on matplotlib Axes, which take run directories and return the Axes for restyling.
+"""Draw charts of runs on matplotlib Axes: functions take run directories and return the Axes for restyling.
 
     from everclip import plots
     ax = plots.accuracy_against_memory("runs/*")

@@ -63,13 +63,13 @@ def after_each_task(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> A
 
 
 def two_seeds(settings: Iterable[Setting], metric: str) -> bool:
-    """Whether a group has two seeds, so that bars reach from the one to the other."""
+    """Return whether a group has two seeds, so that bars reach from the one to the other."""
     spans = [group.interval(metric) for setting in settings for group in setting.every]
     return any(span is not None and span.n == 2 for span in spans)
 
 
 def memory_panel(setting: Setting, metric: Metric, against: Axis, few: bool | None = None) -> Panel | None:
-    """What ``accuracy_against_memory`` draws; None where nothing has finished.
+    """Return what ``accuracy_against_memory`` draws; None where nothing has finished.
 
     Args:
         few: whether bars are ranges of seeds; None to ask the setting.
@@ -133,7 +133,7 @@ def _by_bytes(setting: Setting, metric: Metric, few: bool) -> _Made | None:
 
 
 def sized(setting: Setting, metric: str) -> list[Group]:
-    """The groups that have the number and say what they keep, but for references."""
+    """Return the groups that have the number and say what they keep, but for references."""
     return [
         group
         for group in setting.every
@@ -144,13 +144,13 @@ def sized(setting: Setting, metric: str) -> list[Group]:
 
 
 def bytes_of(group: Group) -> tuple[float, float]:
-    """Means over seeds of the bytes of exemplars, and of the method's state."""
+    """Return means over seeds of the bytes of exemplars, and of the method's state."""
     images, state = group.interval("memory_bytes"), group.interval("state_bytes")
     return (images.mean if images else 0.0), (state.mean if state else 0.0)
 
 
 def pretrained(setting: Setting, metric: str) -> dict[str, float]:
-    """What the pretrained model gives without training, by name: zero-shot, and the frozen features."""
+    """Return what the pretrained model gives without training, by name: zero-shot, and the frozen features."""
     if metric == "last":
         known = {ZERO_SHOT: setting.zero_shot, FROZEN: setting.frozen_features}
     else:
@@ -163,7 +163,7 @@ def _curves(setting: Setting) -> dict[str, list[float]]:
 
 
 def references(setting: Setting, metric: str, ends: tuple[float, float]) -> list[Line]:
-    """Level lines of what is there to compare with; joint training learns in one task and has no average."""
+    """Return level lines of what is there to compare with; joint training learns in one task and has no average."""
     levels = pretrained(setting, metric)
     if metric == "last":
         levels |= {reference(group): span.mean for group in setting.joint if (span := group.interval(metric))}
@@ -175,7 +175,7 @@ def _level(name: str, ends: tuple[float, float], value: float) -> Line:
 
 
 def grey(name: str) -> dict[str, str]:
-    """The dash of a reference."""
+    """Return the dash of a reference."""
     return {"linestyle": next(dash for start, dash in _DASHED.items() if name.startswith(start))}
 
 
@@ -202,7 +202,7 @@ def _memory_line(groups: Sequence[Group], metric: str, xs: Sequence[float], few:
 
 
 def _span(group: Group, metric: str, few: bool) -> tuple[float, float] | None:
-    """The ends of a bar in percent: of the interval, or of the seeds where there are few."""
+    """Return the ends of a bar in percent: of the interval, or of the seeds where there are few."""
     span, values = group.interval(metric), group.values(metric)
     if few and len(values) > 1:
         return 100 * min(values), 100 * max(values)

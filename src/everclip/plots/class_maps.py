@@ -82,11 +82,11 @@ class ClassMap:
         }
 
     def of_stage(self, stage: int) -> list[int]:
-        """The records of a stage (all of them where the log has lost its own)."""
+        """Return the records of a stage (all of them where the log has lost its own)."""
         return [k for k, r in enumerate(self.records) if r.stage == stage] or list(range(len(self.records)))
 
     def nearest(self, step: float) -> NDArray[np.float64]:
-        """Each class's value in the nearest record of the same stage that has one, else NaN."""
+        """Return each class's value in the nearest record of the same stage that has one, else NaN."""
         borders = self.run.borders
         stage = max((s for s, first in borders if first <= step), default=borders[0][0])
         order = sorted(self.of_stage(stage), key=lambda k: abs(self.records[k].step - step))
@@ -203,7 +203,7 @@ def _runs(keys: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 def class_weights(run: One, ax: Axes | None = None) -> Axes:
     """Draw GDRO's weight of each class over steps, as a multiple of uniform: blue below, orange above, from 1/8 to 8.
 
-    One row a class, in the order learned; hatched before it is learned. At the right, each class's accuracy after its
+    One row per class, in the order learned; hatched before it is learned. At the right, each class's accuracy after its
     task and at the end (cividis), and the last multiple of the heaviest classes.
 
     Raises:
@@ -215,7 +215,7 @@ def class_weights(run: One, ax: Axes | None = None) -> Axes:
 def class_losses(run: One, ax: Axes | None = None) -> Axes:
     """Draw the mean loss of each class's images since the record before: orange above the run's median, blue below.
 
-    One row a class, in the order learned; hatched where a task had no image of it. At the right as ``class_weights``.
+    One row per class, in the order learned; hatched where a task had no image of it. At the right as ``class_weights``.
 
     Raises:
         UserError: no class losses were logged.
@@ -230,7 +230,7 @@ def _drawn(found: ClassMap | None, ax: Axes | None, what: str) -> Axes:
 
 
 def weight_map(run: RunData) -> ClassMap | None:
-    """What ``class_weights`` draws; None where none was logged."""
+    """Return what ``class_weights`` draws; None where none was logged."""
     records = [shares(record) for record in run.class_weights]
     ratios = [
         ClassValues(s.step, s.stage, {name: share * len(s.values) for name, share in s.values.items()})
@@ -240,7 +240,7 @@ def weight_map(run: RunData) -> ClassMap | None:
 
 
 def weight_strips(run: RunData) -> list[Panel]:
-    """Entropy of the class weights, and the largest beside uniform, over steps."""
+    """Return the entropy of the class weights, and the largest beside uniform, over steps."""
     records = [shares(record) for record in run.class_weights]
     curve = [entropy(record) for record in records]
     low = 0.0 if min(curve) < 0.5 else math.floor(10 * min(curve)) / 10
@@ -256,7 +256,7 @@ def weight_strips(run: RunData) -> list[Panel]:
 
 
 def loss_map(run: RunData) -> ClassMap | None:
-    """What ``class_losses`` draws; None where none was logged."""
+    """Return what ``class_losses`` draws; None where none was logged."""
     if not run.class_losses:
         return None
     values = np.array([value for record in run.class_losses for value in record.values.values()])
@@ -276,7 +276,7 @@ def loss_map(run: RunData) -> ClassMap | None:
 
 
 def loss_strip(run: RunData) -> Panel:
-    """Mean over classes, and the largest class loss, over steps."""
+    """Return the mean over classes, and the largest class loss, over steps."""
     mean = [sum(record.values.values()) / len(record.values) for record in run.class_losses]
     largest = [max(record.values.values()) for record in run.class_losses]
     ys = value_range([*mean, *largest])
@@ -291,7 +291,7 @@ def _strip(
     title: str,
     suffix: str = "",
 ) -> Panel:
-    """A number of each record; of two the first is what stands beside the other."""
+    """Return a number of each record; of two the first is what stands beside the other."""
     steps, stages = [record.step for record in records], [record.stage for record in records]
     lines: list[Line] = []
     for k, (name, values) in enumerate(reversed(curves.items())):

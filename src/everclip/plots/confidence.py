@@ -53,7 +53,7 @@ def _looks(group: Group, groups: Sequence[Group]) -> tuple[str, int | None, dict
 
 
 def coverage_panel(groups: Sequence[Group], title: str = "") -> Panel | None:
-    """What ``confidence`` draws of ``groups``; None where none has predictions."""
+    """Return what ``confidence`` draws of ``groups``; None where none has predictions."""
     xs = [100 * k / _PLACES for k in range(1, _PLACES + 1)]
     lines: list[Line] = []
     for group in groups:
@@ -69,7 +69,7 @@ def coverage_panel(groups: Sequence[Group], title: str = "") -> Panel | None:
 
 
 def reliability_panel(groups: Sequence[Group], title: str = "") -> Panel | None:
-    """What ``reliability`` draws of ``groups``; None where none has probabilities."""
+    """Return what ``reliability`` draws of ``groups``; None where none has probabilities."""
     lines: list[Line] = []
     for group in groups:
         found = [one for run in group.finished if (one := predictions(run)) is not None]

@@ -43,7 +43,7 @@ class Shown:
 
     @classmethod
     def of(cls, run: RunData) -> Shown:
-        """All tasks, or ``MOST`` of them."""
+        """Return all tasks, or ``MOST`` of them."""
         count, done = len(run.tasks), len(run.matrix)
         places = sorted({*np.linspace(0, count - 1, min(count, MOST)).round().astype(int).tolist(), done - 1})
         stages = [place for place in places if place < done]
@@ -181,7 +181,7 @@ class _Matrix:
 
 
 def known(rows: Rows | ArrayLike) -> NDArray[np.float64]:
-    """``[rows, columns]``, NaN where nothing was measured."""
+    """Return ``[rows, columns]``, NaN where nothing was measured."""
     return np.array([[math.nan if value is None else value for value in row] for row in cast(Any, rows)])
 
 
@@ -207,13 +207,13 @@ def cells(
 
 
 def signed(value: float, digits: int) -> str:
-    """A fraction in percent for a cell, with a true minus sign."""
+    """Return a fraction in percent for a cell, with a true minus sign."""
     text = f"{100 * value:.{digits}f}"
     return text.replace("-", "−") if float(text) else text.removeprefix("-")
 
 
 def ink(rgba: Iterable[float]) -> str:
-    """The colour of text on a cell: the page's own where the cell lets the page through."""
+    """Return the colour of text on a cell: the page's own where the cell lets the page through."""
     red, green, blue, opacity = rgba
     if opacity < 0.999:
         return style.INK
@@ -279,7 +279,7 @@ def _mean_matrix(runs: Any) -> Rows:
 
 
 def lost(matrix: Rows) -> list[list[float | None]]:
-    """``forgotten`` without the first row and the last column, where nothing can be forgotten yet."""
+    """Return ``forgotten`` without the first row and the last column, where nothing can be forgotten yet."""
     return [row[:-1] for row in forgotten(matrix)[1:]]
 
 

@@ -93,7 +93,7 @@ class Panel:
 
 
 def axes(ax: Axes | None, width: float = 7.0, height: float = 4.0) -> Axes:
-    """``ax``, or those of a new figure of pyplot, in inches."""
+    """Return ``ax``, or those of a new figure of pyplot, in inches."""
     if ax is not None:
         return ax
     from matplotlib import pyplot  # for notebooks, which show its figures; the page makes figures of its own
@@ -102,7 +102,7 @@ def axes(ax: Axes | None, width: float = 7.0, height: float = 4.0) -> Axes:
 
 
 def extent(ax: Axes) -> tuple[float, float]:
-    """Width and height of Axes in points."""
+    """Return the width and height of Axes in points."""
     box = ax.get_window_extent()
     scale = 72 / ax.get_figure(root=True).get_dpi()  # pyright: ignore[reportOptionalMemberAccess]
     return box.width * scale, box.height * scale
@@ -116,7 +116,7 @@ def show(panel: Panel | None, ax: Axes | None, how: How, nothing: str) -> Axes:
 
 
 def span(limits: tuple[float, float]) -> tuple[float, float]:
-    """Limits of an axis; a value that is alone stands in the middle."""
+    """Return limits of an axis; a value that is alone stands in the middle."""
     low, high = limits
     return (low - 0.5, high + 0.5) if low == high else limits
 
@@ -224,7 +224,7 @@ def label_ends(
 
 
 def _end(ax: Axes, line: Line2D) -> tuple[float, float, float]:
-    """The last known point of a line, as fractions of the Axes, and its height in data."""
+    """Return the last known point of a line, as fractions of the Axes, and its height in data."""
     xs, ys = (np.asarray(data, dtype=np.float64) for data in line.get_data(orig=False))
     last = int(np.flatnonzero(np.isfinite(ys))[-1])
     low, high = ax.get_ylim()
@@ -248,5 +248,5 @@ def value_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def heights(lines: Sequence[Line]) -> list[float]:
-    """Every height that lines and their dots have."""
+    """Return every height that lines and their dots have."""
     return [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]

@@ -41,7 +41,7 @@ def runs_of(runs: Any) -> list[RunData]:
 
 
 def setting_of(runs: Any) -> Setting:
-    """The runs sorted into groups of one setting.
+    """Return the runs sorted into groups of one setting.
 
     Raises:
         UserError: their numbers cannot be compared.
@@ -69,12 +69,12 @@ def groups_of(runs: Any, memory: Memory = None) -> list[Group]:
 
 
 def name_in(group: Group, groups: Sequence[Group]) -> str:
-    """What a group is called among ``groups``: with its memory size, where that differs."""
+    """Return what a group is called among ``groups``: with its memory size, where that differs."""
     return group.series if len({other.memory for other in groups} - {None}) < 2 else group.label
 
 
 def run_of(run: Any) -> RunData:
-    """The one run that is asked for.
+    """Return the one run that is asked for.
 
     Raises:
         UserError: there are several.
@@ -86,5 +86,5 @@ def run_of(run: Any) -> RunData:
 
 
 def nothing(what: str) -> UserError:
-    """The error of a chart that has nothing to draw."""
+    """Return the error of a chart that has nothing to draw."""
     return UserError(f"{what}: there is nothing to draw; name other runs")

@@ -19,12 +19,12 @@ def printable(text: object) -> str:
 
 
 def text_width(text: str, size: float = FONT) -> float:
-    """Rough width of sans-serif text in points: wide (CJK) characters are an em, others about 0.57 em."""
+    """Return the rough width of sans-serif text in points: wide (CJK) characters are an em, others about 0.57 em."""
     return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.57 for c in text)
 
 
 def shorten(text: object, room: float, size: float = FONT) -> str:
-    """``text`` cut to ``room`` points, with an ellipsis where something is missing."""
+    """Return ``text`` cut to ``room`` points, with an ellipsis where something is missing."""
     text = printable(text)
     if text_width(text, size) <= room:
         return text
@@ -34,7 +34,7 @@ def shorten(text: object, room: float, size: float = FONT) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A short decimal for labels: ``digits`` significant ones, a true minus sign, exponents without padding
+    """Return a short decimal for labels: ``digits`` significant ones, a true minus sign, exponents without padding
     (``1e-5``)."""
     size = abs(value)
     text = f"{size:.{digits - 1}e}" if 0 < size < 1e-3 else f"{size:.{digits}g}"

@@ -66,7 +66,7 @@ def estimators(run: One, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
 
 
 def logged(key: str, term: str | None = None) -> Callable[[RunData], Curve | None]:
-    """What takes a run's curve of a number of its steps, or of a term of the loss, out of its log."""
+    """Return what takes a run's curve of a number of its steps, or of a term of the loss, out of its log."""
 
     def curve(run: RunData) -> Curve | None:
         found = [(step["global_step"], step[key].get(term) if term else step.get(key)) for step in run.steps]
@@ -77,7 +77,7 @@ def logged(key: str, term: str | None = None) -> Callable[[RunData], Curve | Non
 
 
 def entropy_curve(run: RunData) -> Curve | None:
-    """The entropy of each record of class weights: Shannon's over its maximum, in 0..1."""
+    """Return the entropy of each record of class weights: Shannon's over its maximum, in 0..1."""
     records = run.class_weights
     return (
         ([float(one.step) for one in records], [entropy(shares(one)) for one in records]) if records else None
@@ -85,21 +85,21 @@ def entropy_curve(run: RunData) -> Curve | None:
 
 
 def shares(weights: ClassValues) -> ClassValues:
-    """The weights scaled to sum to one."""
+    """Return the weights scaled to sum to one."""
     total, uniform = math.fsum(weights.values.values()), 1 / len(weights.values)
     values = {name: value / total if total > 0 else uniform for name, value in weights.values.items()}
     return ClassValues(weights.step, weights.stage, values)
 
 
 def entropy(of: ClassValues) -> float:
-    """Shannon entropy divided by its largest value, so in 0..1 whatever the number of classes."""
+    """Return Shannon entropy divided by its largest value, so in 0..1 whatever the number of classes."""
     if len(of.values) < 2:
         return 1.0
     return -math.fsum(p * math.log(p) for p in of.values.values() if p > 0) / math.log(len(of.values))
 
 
 def mean_curve(curves: Sequence[Curve | None]) -> Curve | None:
-    """The mean over runs, of neighbouring steps; of an unfinished group the run that has come furthest."""
+    """Return the mean over runs, of neighbouring steps; of an unfinished group the run that has come furthest."""
     known = [_thinned(curve) for curve in curves if curve is not None]
     if not known:
         return None
@@ -117,7 +117,7 @@ def _thinned(curve: Curve) -> Curve:
 def curves_panel(
     groups: Sequence[Group], curve_of: Callable[[RunData], Curve | None], title: str = ""
 ) -> Panel | None:
-    """The mean curve of each group but references; None where nothing was logged."""
+    """Return the mean curve of each group but references; None where nothing was logged."""
     lines = [
         Line(name_in(group, groups), group.look, *curve, settings={"marker": ""})
         for group in groups
@@ -127,7 +127,7 @@ def curves_panel(
 
 
 def terms_panel(group: Group, title: str = "", looks: dict[str, int] | None = None) -> Panel | None:
-    """The mean curve of each term of a group's loss; ``looks`` keeps the looks of terms from panel to panel."""
+    """Return the mean curve of each term of a group's loss; ``looks`` keeps the looks of terms from panel to panel."""
     looks = {} if looks is None else looks
     terms = dict.fromkeys(term for run in group.shown for step in run.steps for term in step["loss"])
     lines: list[Line] = []
@@ -147,7 +147,7 @@ def _panel(lines: Sequence[Line], title: str) -> Panel:
 
 
 def estimator_values(run: RunData) -> dict[str, list[object]]:
-    """Mean and largest log u of each step, under the names of the log; empty where none was logged."""
+    """Return the mean and largest log u of each step, under the names of the log; empty where none was logged."""
     told = [found if isinstance(found := step.get("diagnostics"), dict) else {} for step in run.steps]
     values: dict[str, list[object]] = {
         key: [found.get(key) for found in told] for key in ("log_u_mean", "log_u_max")
@@ -156,7 +156,7 @@ def estimator_values(run: RunData) -> dict[str, list[object]]:
 
 
 def step_line(run: RunData, name: str, values: Sequence[object], second: int = 0) -> Line:
-    """A number of each step of one run; it breaks where a task begins.
+    """Return a number of each step of one run; it breaks where a task begins.
 
     Args:
         second: 1 for the colour and dash of what stands beside the first.
@@ -179,7 +179,7 @@ def step_line(run: RunData, name: str, values: Sequence[object], second: int = 0
 def broken(
     steps: Sequence[float], values: Sequence[float | None], stages: Sequence[int]
 ) -> tuple[list[float], list[float | None]]:
-    """A curve with a gap where a stage begins."""
+    """Return a curve with a gap where a stage begins."""
     xs: list[float] = []
     ys: list[float | None] = []
     for k, (x, y) in enumerate(zip(steps, values, strict=True)):
@@ -192,7 +192,7 @@ def broken(
 
 
 def steps_panel(run: RunData, lines: Sequence[Line], title: str) -> Panel:
-    """Lines over the steps of one run; logarithmic where a line alone has values far above its median."""
+    """Return lines over the steps of one run; logarithmic where a line alone has values far above its median."""
     values = heights(lines)
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     log = bool(values) and len(lines) == 1 and low > 0 and high > 30 * float(np.median(values))

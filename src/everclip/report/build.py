@@ -1,4 +1,4 @@
-"""Build the report: one offline HTML file from one run directory, several, or a sweep that still goes on."""
+"""Build the report: one offline HTML file from one run, several runs, or a sweep still in progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.system.atomic import write_atomic
 __all__ = ["build", "collect", "duration", "points", "size", "write"]
 
 _DETAILED = 4
-"""Runs up to which each has a part of its own behind the overview: with more, the page would be too heavy to mail."""
+"""Largest number of runs that get a part each after the overview; with more the page would be too large to mail."""
 
 
 def build(runs: Iterable[str | os.PathLike[str]], out: Path) -> Path:

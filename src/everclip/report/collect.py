@@ -1,4 +1,4 @@
-"""Collect the runs of a report, read and sorted."""
+"""Collect, read and sort the runs of a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = (
     *("last", "average", "forgetting", "backward_transfer", "forward_transfer"),
     *("seconds", "memory_bytes", "state_bytes", "kept_bytes"),
 )
-"""Keys of results.json that groups are told by in JSON."""
+"""Keys of results.json that identify groups in JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Report:
         return counted(state for _, state in self.named_states)
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers of the page; accuracies are fractions in 0..1, an interval is of 95 %."""
+        """Return the numbers of the page; accuracies are fractions in 0..1, an interval is of 95 %."""
         return {
             "status": self.status,
             "runs": [
@@ -91,7 +91,7 @@ def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
             skipped.append(str(error))
     waiting = not_begun(found.sweeps, found.runs)
     if not read and not waiting:
-        raise UserError("; ".join(skipped) or "no run to report; name at least one run directory")
+        raise UserError("; ".join(skipped) or "no run to report: give at least one run directory")
     return Report(read, skipped, waiting)
 
 

@@ -1,4 +1,4 @@
-"""Compose figures of the page from the charts of ``everclip.plots``, for a desk or paper and for a phone."""
+"""Compose the page's figures from the charts of ``everclip.plots``, for wide screens, paper and phones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Figure:
     prefix: str
 
     def drawing(self, width: float) -> Drawing:
-        """The chart in the page's look."""
+        """Return the chart in the page's look."""
         with rc_context(_RC):
             return self.make(width)
 
@@ -99,27 +99,27 @@ class Figure:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """``rows`` as CSV, with the byte-order mark that spreadsheets need to see UTF-8."""
+    """Return ``rows`` as CSV, with the byte-order mark that spreadsheets need to see UTF-8."""
     return "\ufeff" + texts.csv_text(header, rows)
 
 
 def address(csv: str) -> str:
-    """A data: address of a CSV text."""
+    """Return a data: address of a CSV text."""
     return "data:text/csv;charset=utf-8," + quote(csv, safe=",.-:()'", errors="backslashreplace")
 
 
 def csv_address(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A data: address of ``rows`` as CSV."""
+    """Return a data: address of ``rows`` as CSV."""
     return address(csv_text(header, rows))
 
 
 def canvas(width: float, height: float) -> Drawing:
-    """An empty drawing; a px is a point."""
+    """Return an empty drawing; a px is a point."""
     return Drawing(figsize=(width / 72, height / 72), dpi=72)
 
 
 def place(drawing: Drawing, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in px from the top left corner."""
+    """Return axes at a place in px from the top left corner."""
     whole, high = drawing.get_size_inches() * 72
     return drawing.add_axes((left / whole, 1 - (top + height) / high, width / whole, height / high))
 
@@ -140,7 +140,7 @@ def write(drawing: Drawing, x: float, y: float, text: str, **settings: Any) -> N
 def grid(
     panels: Sequence[Panel], width: float, *, columns: int = 3, height: float = 190.0, ends: bool = False
 ) -> Drawing:
-    """Panels side by side with one legend.
+    """Return panels side by side with one legend.
 
     Args:
         columns: most panels in a row of a wide drawing; a narrow one has one.
@@ -214,7 +214,7 @@ def stack(
     box: tuple[float, float, float, float],
     named: bool,
 ) -> list[Axes]:
-    """Panels one above the other over the steps of a run; the axis is under the last.
+    """Return panels one above the other over the steps of a run; the axis is under the last.
 
     Args:
         box: left, top and width, and from one panel to the next, in px.

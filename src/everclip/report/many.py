@@ -1,4 +1,4 @@
-"""Write what the page says of many runs: for each setting a verdict; tables of accuracy, retention, classes, cost."""
+"""Write the page's text about many runs: a verdict per setting; tables of accuracy, retention, classes and cost."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _MOST_PAIRS = 8  # confusions shown of a group
 
 
 def verdict(setting: Setting) -> list[str]:
-    """The result in sentences: the best group, and at each memory size how sure the first place is."""
+    """Return the result in sentences: the best group, and at each memory size how sure the first place is."""
     ranked = sorted((g for g in setting.every if not g.reference and g.finished), key=last_mean, reverse=True)
     if not ranked:
         done = [f"{g.label}: {len(g.curve)} of {len(setting.tasks)} tasks" for g in setting.every if g.curve]
         some = any(group.finished for group in setting.every)
-        return ["No run but references has finished." if some else "No run of it has finished.", *done]
+        return ["Only references have finished." if some else "No run of this setting has finished.", *done]
     best, span = ranked[0], ranked[0].interval("last")
     assert span is not None
     title = "Best" if all(run.finished for run in setting.runs) else "Best so far"
@@ -57,7 +57,7 @@ def verdict(setting: Setting) -> list[str]:
 
 
 def _beside(last: float, base: float, name: str, images: int) -> str:
-    """``12.3 points above zero-shot (13.7 %)``; neutral where the gap may be chance."""
+    """Return ``12.3 points above zero-shot (13.7 %)``; neutral where the gap may be chance."""
     gap, least = last - base, by_chance(last, base, images)
     if abs(gap) <= least or abs(gap) < 5e-4:
         level = "no better than" if name == "zero-shot" else "level with"
@@ -80,19 +80,19 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
     names = [f"{group.series} {percent(last_mean(group))}" for group in here[:2]]
     start = f"Memory {size}: {names[0]}, then {names[1]}"
     if not both:
-        return f"{start}; no seed is common to both."
+        return f"{start}; they have no seed in common."
     ahead = paired([first[seed] for seed in both], [second[seed] for seed in both])
     if ahead.low is None or ahead.high is None:
         why = (
             f"with {several(ahead.n, 'seed')} the difference may be chance"
             if ahead.n < LEAST
-            else "the difference is the same for each seed"
+            else "the difference is the same for every seed"
         )
         return f"{start}; {why}."
-    chance = "which may be chance" if ahead.low <= 0 <= ahead.high else "more than chance"
+    chance = "which may be chance" if ahead.low <= 0 <= ahead.high else "more than chance explains"
     return (
-        f"{start}; the difference is {points(ahead.difference)} points (95 % interval over {several(ahead.n, 'seed')},"
-        f" paired: {points(ahead.low)} to {points(ahead.high)}), {chance}."
+        f"{start}; the difference is {points(ahead.difference)} points (95 % interval over"
+        f" {several(ahead.n, 'seed')}, paired: {points(ahead.low)} to {points(ahead.high)}), {chance}."
     )
 
 
@@ -105,11 +105,14 @@ def last_mean(group: Group) -> float:
 def _sure(span: Interval) -> str:
     if span.low is None or span.high is None:
         return several(span.n, "seed")
-    return f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))}, {several(span.n, 'seed')}"
+    return (
+        f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))},"
+        f" {several(span.n, 'seed')}"
+    )
 
 
 def _trained(group: Group, key: str) -> Interval | None:
-    """The group's interval; there is none where no seed changes anything."""
+    """Return the group's interval; there is none where no seed changes anything."""
     span = group.interval(key)
     return span._replace(low=None, high=None, n=1) if span and not group.random else span
 
@@ -121,7 +124,7 @@ def _less(span: Interval | None, base: float | None, setting: Setting) -> Cell:
 
 
 def result_table(setting: Setting) -> Table:
-    """Mean and interval of each group."""
+    """Return the mean and interval of each group."""
     joint = max((last_mean(group) for group in setting.joint), default=None)
     rows: list[list[Cell]] = []
     for group in setting.every:
@@ -132,7 +135,7 @@ def result_table(setting: Setting) -> Table:
                 *group_cells(group),
                 Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds)
                 if group.random
-                else Cell("any", seeds, "nothing in it is random: every seed gives the same"),
+                else Cell("any", seeds, "deterministic: every seed gives the same"),
                 mean(last, "share"),
                 mean(_trained(group, "average"), "share"),
                 _less(last, setting.zero_shot, setting),
@@ -180,7 +183,12 @@ def retention_table(setting: Setting) -> Table:
             ]
         )
     columns = ["method", "memory", "classes below zero-shot, %", "how far below", "unseen next task"]
-    return _table(setting, "retention", [*columns, "surest half right, %", "ECE, %", "too sure by"], rows)
+    return _table(
+        setting,
+        "retention",
+        [*columns, "accuracy of the most confident half, %", "ECE, %", "overconfident by"],
+        rows,
+    )
 
 
 def below(run: RunData) -> tuple[float | None, float | None]:
@@ -200,13 +208,13 @@ def cost_table(setting: Setting) -> Table:
     """Show what each group took, means over seeds."""
     kinds = {
         "seconds": ("time", "duration"),
-        "images_per_second": ("training images a second", "count"),
+        "images_per_second": ("training images per second", "count"),
         "optimizer_steps": ("optimizer steps", "count"),
         "skipped_steps": ("steps skipped", "count"),
         "trainable_parameters": ("trained parameters", "count"),
         "memory_bytes": ("memory: image bytes", "size"),
         "state_bytes": ("method state", "size"),
-        "kept_bytes": ("kept in all", "size"),
+        "kept_bytes": ("kept in total", "size"),
         "cache_bytes": ("activation cache", "size"),
         "peak_memory_bytes": ("peak memory", "size"),
     }
@@ -221,7 +229,7 @@ def cost_table(setting: Setting) -> Table:
 
 
 def class_table(setting: Setting) -> tuple[Table, int] | None:
-    """Accuracy of each class before and after, worst first, and how many classes there are; means over seeds."""
+    """Return accuracy of each class before and after, worst first, and how many classes there are; means over seeds."""
     groups = [group for group in setting.every if group.finished and group.method != "zero_shot"]
     if not groups:
         return None
@@ -266,7 +274,7 @@ def _class_row(row: dict[str, Any]) -> list[Cell]:
 
 
 def confusion_table(setting: Setting) -> Table | None:
-    """The commonest confusions of each group's first run that recorded them."""
+    """Return the commonest confusions of each group's first run that recorded them."""
     rows: list[list[Cell]] = []
     for group in setting.every:
         for run in islice((run for run in group.finished if confusions(run)), 1):

@@ -1,4 +1,4 @@
-"""Draw the figures of the overview of many runs."""
+"""Draw the overview's figures about many runs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from everclip.runs.read import RunData
 from everclip.runs.words import several
 
 REFERENCES = (
-    " Grey: zero-shot (the pretrained model), the frozen features (the strongest classifier in closed form on the"
-    " pretrained model's features) and joint training (on all tasks at once), where they are known."
+    " Grey: zero-shot (the pretrained model), the frozen features (the strongest closed-form"
+    " classifier on the pretrained model's features) and joint training (on all tasks at once), where available."
 )
 INTERVALS = (
-    " Bars: 95 % intervals of the mean over seeds (Student t), cut off where they leave the panel; none where there is"
-    " one seed."
+    " Bars: 95 % intervals of the mean over seeds (Student t), cut off at the panel's edge; none"
+    " with one seed."
 )
 AXES = {
     "memory-last": "last accuracy, images",
@@ -41,14 +41,14 @@ AXES = {
     "bytes-last": "last accuracy, bytes",
     "bytes-average": "average accuracy, bytes",
 }
-"""What the reader chooses from, by the keys of the figures."""
-RANGES = " Bars: from the lowest seed to the highest, since two seeds give no interval of the mean."
+"""The charts that the reader can choose between, by figure key."""
+RANGES = " Bars: from the lowest to the highest seed, as two seeds give no interval."
 _SPAN = ["seeds", "mean", "low", "high"]
 GROUP = ["method", "variant", "memory"]
 
 
 def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -> Figure | None:
-    """Accuracy against exemplars or bytes; a panel per setting."""
+    """Return accuracy against exemplars or bytes; a panel per setting."""
     few = two_seeds(settings, metric)
     panels = [
         panel for setting in settings if (panel := memory_panel(setting, metric, against, few)) is not None
@@ -60,9 +60,10 @@ def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -
     if against == "bytes":
         title, key = f"{name} accuracy against bytes kept", f"bytes-{metric}"
         caption = (
-            "Accuracy in % against all that a method keeps beside the model: the files of its exemplars, and its state,"
-            " such as sums, statistics and copies of the model. The axis is logarithmic, with nothing kept at its left"
-            " end. Methods without exemplars are no level lines here: what they keep in their place is counted."
+            "Accuracy in % against everything that a method keeps beside the model: its exemplar files, and"
+            " its state, such as sums, statistics and copies of the model. The axis is logarithmic, with"
+            " nothing kept at its left end. Methods without exemplars are not level lines here, as their"
+            " state counts too."
         ) + bars
         columns = ["setting", *GROUP, "image_bytes", "state_bytes", *_SPAN]
         rows = [
@@ -79,14 +80,16 @@ def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -
             else "the mean of the accuracies after each task"
         )
         caption = (
-            f"Accuracy in %: {what}. The memory is the number of training images kept; its sizes are evenly spaced, not"
-            " to scale, and methods stand a little apart so that they do not hide each other. A level line without"
-            f" markers is a method that keeps none.{bars} Pale dots: single seeds."
+            f"Accuracy in %: {what}. The memory is the number of exemplars; sizes are evenly spaced,"
+            " not to scale, and methods are shifted slightly so that they do not hide each other. A level line"
+            f" without markers is a method that keeps none.{bars} Pale dots: single seeds."
         )
         columns = ["setting", *GROUP, *_SPAN]
         rows = _memory_rows(settings, metric)
     caption += REFERENCES
-    caption += "" if metric == "last" else " Joint training has no average of its own: it learns in one task."
+    caption += (
+        "" if metric == "last" else " Joint training has no average accuracy, as it learns in one task."
+    )
     return _lines(key, title, caption, panels, (columns, rows), "all", height=280, ends=True)
 
 
@@ -114,7 +117,7 @@ def _lines(
     prefix: str,
     **layout: Any,
 ) -> Figure:
-    """A figure of panels with lines."""
+    """Return a figure of panels with lines."""
     told = f"{several(len(panels), 'panel')}; the numbers are in the CSV file."
 
     def make(width: float) -> Drawing:
@@ -124,17 +127,17 @@ def _lines(
 
 
 def named(group: Group) -> list[object]:
-    """Method, variant and memory of a row of a CSV file."""
+    """Return method, variant and memory of a row of a CSV file."""
     return [group.method, group.variant, "" if group.memory is None else group.memory]
 
 
 def numbers(span: Interval) -> list[object]:
-    """Seeds, mean and ends of a row of a CSV file."""
+    """Return seeds, mean and ends of a row of a CSV file."""
     return [span.n, *("" if value is None else round(value, 6) for value in (span.mean, span.low, span.high))]
 
 
 def by_memory(setting: Setting) -> list[tuple[str, list[Group]]]:
-    """A title and the groups of each memory size, with those that keep nothing."""
+    """Return a title and the groups of each memory size, with those that keep nothing."""
     sizes: list[Memory] = [*setting.memories] or [None]
     return [
         (
@@ -151,7 +154,7 @@ def _panels(setting: Setting, make: Callable[[list[Group], str], Panel | None]) 
 
 
 def aligned(panels: Sequence[Panel]) -> list[Panel]:
-    """The panels with one vertical axis for all."""
+    """Return the panels with one vertical axis for all."""
     ys = (min((p.ys[0] for p in panels), default=0.0), max((p.ys[1] for p in panels), default=1.0))
     return [replace(panel, ys=ys) for panel in panels]
 
@@ -175,29 +178,29 @@ def stages(setting: Setting) -> Figure | None:
     ]
     open_ = [group.label for group in setting.every if not group.finished and group.curve]
     caption = (
-        "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far: the test grows"
-        " and gets harder from left to right. Means over seeds."
+        "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far:"
+        " the test set grows and gets harder from left to right. Means over seeds."
         + REFERENCES
-        + (f" As far as unfinished runs have come: {'; '.join(open_)}." if open_ else "")
+        + (f" Unfinished runs, so far: {'; '.join(open_)}." if open_ else "")
     )
     table = ([*GROUP, "task", *_SPAN], rows)
     return _lines("stages", "Accuracy after each task", caption, panels, table, setting.ident, height=210)
 
 
 def sure(panels: Sequence[tuple[str, Sequence[Group]]], prefix: str) -> list[Figure]:
-    """Accuracy by coverage and, where probabilities were recorded, reliability; a panel each."""
+    """Return accuracy by coverage and, where probabilities were recorded, reliability; a panel each."""
     first = "Test images after the last task"
     kinds = {
-        "coverage": "Accuracy of the surest answers",
+        "coverage": "Accuracy of the most confident answers",
         "reliability": "Reliability: probability against accuracy",
     }
     captions = {
-        "coverage": f"{first}, sorted by how far the best class's score is above the second: the accuracy among the"
-        " surest ones. A model that knows what it does not know starts near 100 %; at the right end stands the accuracy"
-        " of all images.",
-        "reliability": f"{first} in bins of the probability of their best class, all seeds together: the share that is"
-        " right (bins of fewer than ten images are left out). On the straight line probabilities can be believed; below"
-        " it the model is too sure.",
+        "coverage": f"{first}, sorted by the margin between the best and the second-best score: accuracy"
+        " among the most confident ones. A model that knows what it does not know starts near 100 %; the"
+        " right end is the accuracy on all images.",
+        "reliability": f"{first} in bins of the probability of their best class, all seeds together: the"
+        " fraction classified correctly (bins with fewer than ten images are left out). On the diagonal"
+        " probabilities are reliable; below it the model is overconfident.",
     }
     makers = {"coverage": coverage_panel, "reliability": reliability_panel}
     columns = {"coverage": ["share", "accuracy"], "reliability": ["probability", "accuracy", "images"]}
@@ -219,16 +222,16 @@ def sure(panels: Sequence[tuple[str, Sequence[Group]]], prefix: str) -> list[Fig
 
 
 def gradient_norms(setting: Setting) -> Figure | None:
-    """The gradient norm of each group, one panel per memory size."""
-    caption = "Length of the gradient before it is clipped, means over neighbouring steps and over seeds."
+    """Return the gradient norm of each group, one panel per memory size."""
+    caption = "Norm of the gradient before clipping, means over neighbouring steps and over seeds."
     return _curves(setting, "gradients", "Gradient norm", caption, logged("grad_norm"))
 
 
 def weight_entropies(setting: Setting) -> Figure | None:
-    """The entropy of the class weights over steps, one panel per memory size."""
+    """Return the entropy of the class weights over steps, one panel per memory size."""
     caption = (
-        "Shannon entropy of the weights of the classes learned so far, divided by its maximum: 1 when all classes weigh"
-        " the same. Means over neighbouring steps and over seeds."
+        "Shannon entropy of the weights of the classes learned so far, divided by its maximum: 1 when"
+        " all classes have the same weight. Means over neighbouring steps and over seeds."
     )
     return _curves(setting, "entropy", "Entropy of the class weights", caption, entropy_curve)
 
@@ -254,7 +257,7 @@ def _points(curve: Curve | None) -> list[tuple[int, float]]:
 
 
 def loss_terms(setting: Setting) -> Figure | None:
-    """The terms of the loss, one panel per group: different methods' losses are no common scale."""
+    """Return the terms of the loss, one panel per group: different methods' losses are no common scale."""
     looks: dict[str, int] = {}
     found = [
         (group, panel)
@@ -264,8 +267,8 @@ def loss_terms(setting: Setting) -> Figure | None:
     if not found:
         return None
     caption = (
-        "The terms that are added up to the loss, means over neighbouring steps and over seeds. Each panel has an axis"
-        " of its own: losses of different methods cannot be compared."
+        "The terms of the loss, means over neighbouring steps and over seeds. Each panel has its own"
+        " axis, as losses of different methods cannot be compared."
     )
     rows = [
         [*named(group), line.name, *point]

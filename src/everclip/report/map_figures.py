@@ -1,4 +1,4 @@
-"""Draw the figures of many runs that have a map or a bar for each group."""
+"""Draw the figures about many runs that have one map or bar per group."""
 
 from __future__ import annotations
 
@@ -66,20 +66,22 @@ def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | No
     if of == "accuracy":
         key, title = "matrix", "Accuracy on each task after each task"
         caption = (
-            "Rows: after one more task; columns: the test images of one task, among all classes learned by then. In %,"
-            " means over seeds; all maps have the colours of one scale."
+            "Each row is the model after one more task, each column the test images of one task,"
+            " classified among all classes learned by then. In %, means over seeds; all maps share one colour"
+            " scale."
         )
     else:
         key, title = "forgetting", "Forgetting of each task after each task"
         caption = (
-            "Points that a task has lost since its best earlier accuracy (orange), or gained on it (blue); rows and"
-            " columns as above, without the first row and the last column, where nothing can be forgotten yet."
+            "Points that a task has lost since its best earlier accuracy (orange), or gained on it"
+            " (blue); rows and columns as above, without the first row and the last column, where nothing can"
+            " have been forgotten yet."
         )
     return Figure(key, title, caption, told, csv, make, setting.ident)
 
 
 def old_images(named: Iterable[tuple[str, Sequence[RunData]]], prefix: str) -> Figure | None:
-    """A bar for each name: the mean over its runs of what becomes of images of old classes."""
+    """Return a bar for each name: the mean over its runs of what becomes of images of old classes."""
     bars = fate_bars(list(named))
     if not bars:
         return None
@@ -98,11 +100,12 @@ def old_images(named: Iterable[tuple[str, Sequence[RunData]]], prefix: str) -> F
         return drawing
 
     caption = (
-        "Test images of all classes but the last task's, after the last task: the share (in %) that is right, and what"
-        " the others are taken for. A lean to new classes shows as a long second part."
+        "Test images of all classes except the last task's, after the last task: the percentage"
+        " classified correctly, and what the others are mistaken for. A bias towards new classes shows as a"
+        " long second part."
     )
     csv = csv_text(
         ["group", *FATES], [[name, *(round(share, 5) for share in shares)] for name, shares in bars]
     )
     told = f"{len(bars)} bars; the numbers are in the CSV file."
-    return Figure("fates", "What old classes are taken for", caption, told, csv, make, prefix)
+    return Figure("fates", "What old classes are mistaken for", caption, told, csv, make, prefix)

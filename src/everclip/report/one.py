@@ -1,4 +1,4 @@
-"""Write what the page says of one run."""
+"""Write the page's text about one run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all
 
 
 def context(run: RunData, prefix: str) -> Json:
-    """All that the template shows of one run; ``prefix`` keeps the ids of several runs apart."""
+    """Return all that the template shows of one run; ``prefix`` keeps the ids of several runs apart."""
     per_class = _per_class(run)
     drawn = figures(run, prefix)
     method = str(run.value("method") or "run")
@@ -79,7 +79,7 @@ def _twice(run: RunData) -> str:
 
 
 def _zero_shot_now(run: RunData) -> float | None:
-    """The pretrained model on the test set of the last accuracy shown."""
+    """Return the pretrained model on the test set of the last accuracy shown."""
     if run.results:
         return run.results["zero_shot"]
     return run.zero_shot[len(run.accuracy) - 1] if run.accuracy and run.zero_shot else None
@@ -93,7 +93,7 @@ def _forgetting(run: RunData) -> float | None:
 
 
 def _verdict(run: RunData) -> Json:
-    """The result in a few sentences; ``mood`` (better, worse, level, open) picks the mark beside it."""
+    """Return the result in a few sentences; ``mood`` (better, worse, level, open) picks the mark beside it."""
     done, planned = len(run.accuracy), len(run.tasks)
     if not done:
         recorded = (
@@ -105,7 +105,7 @@ def _verdict(run: RunData) -> Json:
     if base is None:
         return {
             "mood": "open",
-            "head": f"{unfinished}{percent(last)} right.",
+            "head": f"{unfinished}accuracy {percent(last)}.",
             "more": ["There is no zero-shot accuracy to compare with."],
         }
     images = sum(run.test_counts[:done])
@@ -114,8 +114,8 @@ def _verdict(run: RunData) -> Json:
     if done < planned:
         when = f"{done} of {planned} tasks"
     both = (
-        f"After {when} the model gets {percent(last)} of the test images right;"
-        f" the pretrained model gets {percent(base)} of the same images, among the same classes."
+        f"After {when} the model classifies {percent(last)} of the test images correctly; the pretrained"
+        f" model {percent(base)} of the same images, among the same classes."
     )
     more = [both]
     if mood == "level" and images:
@@ -128,7 +128,7 @@ def _verdict(run: RunData) -> Json:
 
 
 def _beside_frozen(run: RunData, verdict: Json) -> Json:
-    """The verdict with what the frozen features give; training that gives less has not paid off."""
+    """Return the verdict with what the frozen features give; training that gives less has not paid off."""
     done = len(run.accuracy)
     if not done or not run.frozen_features:
         return verdict
@@ -137,11 +137,11 @@ def _beside_frozen(run: RunData, verdict: Json) -> Json:
     mood = "worse" if level > last and verdict["mood"] != "open" else verdict["mood"]
     words = beside_frozen(level, last)
     more = (
-        f"Frozen features: the strongest classifier in closed form on the pretrained model's features ({method}),"
-        " from the training images of the same tasks; no image is kept."
+        "Frozen features: the strongest closed-form classifier on the pretrained model's features"
+        f" ({method}), from the same tasks' training images; no image is kept."
     )
     if level > last:
-        more += " It gets more right than this run, and trains nothing."
+        more += " It is more accurate than this run and trains nothing."
     head = f"{verdict['head']} {words[0].upper()}{words[1:]}."
     return verdict | {"mood": mood, "head": head, "more": [*verdict["more"], more]}
 
@@ -177,14 +177,15 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         (
             "memory",
             "none" if held == state == 0 else size(None if held is None else held + state),
-            f"{count or 'no'} image{'' if count == 1 else 's'}: {size(held)}; state of the method: {size(state)}",
+            f"{count or 'no'} image{'' if count == 1 else 's'}: {size(held)}; state of the method:"
+            f" {size(state)}",
         ),
         ("time", duration(seconds), f"{seconds:.1f} seconds"),
     ]
 
 
 def _per_class(run: RunData) -> list[Json]:
-    """Rows of the per-class table, worst last accuracy first; classes without test images are left out."""
+    """Return rows of the per-class table, worst last accuracy first; classes without test images are left out."""
     rows = [
         row
         | {
@@ -228,12 +229,12 @@ def _cost(run: RunData) -> list[tuple[str, str, str]]:
         ("time", results.get("seconds", sum(stage["seconds"] for stage in run.stages) or None), "duration"),
         ("training images per second", speed, "number"),
         ("optimizer steps", results.get("optimizer_steps", len(run.steps) or None), "count"),
-        ("steps skipped, the loss was not finite", results.get("skipped_steps") or None, "count"),
+        ("steps skipped because the loss was not finite", results.get("skipped_steps") or None, "count"),
         ("training samples seen", results.get("samples_seen"), "count"),
         ("trained parameters", results.get("trainable_parameters"), "count"),
         ("memory: image bytes", results.get("memory_bytes"), "size"),
         ("method state beside the model", results.get("state_bytes"), "size"),
-        ("kept in all: images + state", None if (both := kept(results)) is None else sum(both), "size"),
+        ("kept in total: images + state", None if (both := kept(results)) is None else sum(both), "size"),
         ("activation cache", results.get("cache_bytes"), "size"),
         ("peak memory of the process", results.get("peak_memory_bytes"), "size"),
     ]
@@ -263,21 +264,22 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
     below = [row["change"] for row in per_class if (row["change"] or 0) < 0]
     if below:
         lines.append(
-            f"{len(below)} of {len(per_class)} classes end below zero-shot, by {-100 * sum(below) / len(below):.1f}"
-            " points on average."
+            f"{len(below)} of {len(per_class)} classes end below zero-shot, by"
+            f" {-100 * sum(below) / len(below):.1f} points on average."
         )
     ahead = run.results.get("forward_transfer")
     if ahead is not None:
         lines.append(
-            f"On the next task, before it is learned, the model is {points(ahead)} points from the pretrained one: what"
-            " training has done to classes that it has not seen."
+            f"On the next task, before learning it, the model differs by {points(ahead)} points from the"
+            f" pretrained one: the effect of training on unseen classes (forward transfer)."
         )
     found = predictions(run)
     bins = reliability([found]) if found is not None else []
     if bins:
         over = overconfidence(bins)
         lines.append(
-            f"Its probabilities are off by {100 * calibration_error(bins):.1f} points on average (expected calibration"
-            f" error, {len(bins)} bins): it is too {'sure' if over > 0 else 'unsure'} by {abs(100 * over):.1f} points."
+            f"Its probabilities are off by {100 * calibration_error(bins):.1f} points on average (expected"
+            f" calibration error, {len(bins)} bins): it is {'over' if over > 0 else 'under'}confident by"
+            f" {abs(100 * over):.1f} points."
         )
     return lines

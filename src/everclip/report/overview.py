@@ -1,4 +1,4 @@
-"""Write the page's overview of many runs: the ten parts, setting by setting."""
+"""Write the page's overview of many runs: ten parts, setting by setting."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from everclip.runs.read import Json, RunData
 from everclip.runs.words import fact
 
 _MAPPED = 2
-"""Settings with a map of class weights, which weighs nearly as much as all else of one."""
+"""Largest number of settings with a map of class weights, which is nearly as large as everything else about one."""
 _ONE_OF_SEVERAL = " One run of several that have class weights; a report of another run alone shows its own."
 
 
 def context(report: Report) -> Json:
-    """All that the template shows of many runs."""
+    """Return all that the template shows of many runs."""
     settings = report.settings
     return {
         "status": report.status,
@@ -44,11 +44,11 @@ def context(report: Report) -> Json:
 
 
 def _open(report: Report) -> list[str]:
-    """A line for each run that is not finished; those that wait for their turn share one."""
+    """Return a line for each run that is not finished; those that wait for their turn share one."""
     named = [(name, state) for name, state in report.named_states if state.kind != "finished"]
     lines = [f"{name}: {state.words}" for name, state in named if state.kind != "waiting"]
     waiting = [name for name, state in named if state.kind == "waiting"]
-    return [*lines, f"not begun: {'; '.join(waiting)}"] if waiting else lines
+    return [*lines, f"not started: {'; '.join(waiting)}"] if waiting else lines
 
 
 def all_figures(shown: Json) -> list[tuple[str, Figure]]:
@@ -119,12 +119,14 @@ def _notes(setting: Setting) -> list[str]:
     measured = [run.zero_shot[-1] for run in setting.runs if run.zero_shot]
     if measured and max(measured) - min(measured) > 0.005:
         notes.append(
-            f"Zero-shot differs between these runs, from {100 * min(measured):.1f} to {100 * max(measured):.1f} %:"
-            " their test images or weights are not the same."
+            f"Zero-shot differs between these runs, from {100 * min(measured):.1f} to"
+            f" {100 * max(measured):.1f} %: their test images or weights differ."
         )
     repeated = [run.name for group in setting.every for run in group.repeated]
     if repeated:
-        notes.append(f"{_some(repeated)}: repeats of a seed, no new evidence, so left out of the means.")
+        notes.append(
+            f"{_some(repeated)}: repetitions of a seed add no evidence and are left out of the means."
+        )
     found: dict[str, list[str]] = {}
     for run in setting.runs:
         for note in run.notes:
@@ -137,7 +139,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _weights(setting: Setting) -> Figure | None:
-    """The class weights of one run: of the group with the best last accuracy, its first seed."""
+    """Return the class weights of one run: of the group with the best last accuracy, its first seed."""
     groups = [
         group
         for group in setting.every

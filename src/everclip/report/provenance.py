@@ -1,4 +1,4 @@
-"""Tell where the numbers come from: every run by name and state, how their configs differ, how to repeat them."""
+"""Document where the numbers come from: every run's name and state, how configs differ, how to repeat runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def command(run: RunData) -> str:
 
 
 def environment(run: RunData) -> dict[str, str]:
-    """Versions and machine of a run, each in a text."""
+    """Return versions and machine of a run, each in a text."""
     told = dotted(run.environment)
     return {key: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in told.items()}
 
@@ -38,12 +38,12 @@ class Shared:
 
 
 def configs(settings: Sequence[Setting]) -> Shared:
-    """The configs of all runs. A method's own options are alike if all runs of the method have them alike."""
+    """Return the configs of all runs. A method's own options are alike if all runs of the method have them alike."""
     return _shared("configs", settings, _options)
 
 
 def environments(settings: Sequence[Setting]) -> Shared:
-    """Versions and machines of all runs."""
+    """Return versions and machines of all runs."""
     return _shared("environments", settings, environment)
 
 
@@ -76,7 +76,7 @@ def _shared(
 
 
 def _those(owners: Sequence[tuple[Group, RunData]], runs: Sequence[tuple[Group, RunData]]) -> str:
-    """Runs in few words: whole groups by their label, the others by name."""
+    """Return runs in few words: whole groups by their label, the others by name."""
     held = {run for _, run in owners}
     parts: list[str] = []
     for group in dict.fromkeys(group for group, _ in owners):
@@ -88,7 +88,7 @@ def _those(owners: Sequence[tuple[Group, RunData]], runs: Sequence[tuple[Group, 
 
 
 def run_table(settings: Sequence[Setting], states: Mapping[RunData, State]) -> Table:
-    """Every run by name, with its state and numbers; none is dropped."""
+    """Return every run by name, with its state and numbers; none is dropped."""
     rows: list[list[Cell]] = []
     for setting in settings:
         for group in setting.every:

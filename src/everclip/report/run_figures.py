@@ -1,4 +1,4 @@
-"""Draw the figures of one run's part of the page; each is None where the run has nothing to draw yet."""
+"""Draw the figures about one run; each is None if the run has nothing to draw yet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PANEL, _STRIP = 132.0, 118.0  # px from one panel, or line chart beneath a map,
 
 
 def figures(run: RunData, prefix: str) -> dict[str, Figure]:
-    """All figures that ``run`` has data for, by key; ``prefix`` keeps the ids of several runs apart."""
+    """Return all figures that ``run`` has data for, by key; ``prefix`` keeps the ids of several runs apart."""
     kinds = (_accuracy, _matrix, weights, _losses, _curves, _estimators)
     drawn = (make(run, prefix) for make in kinds)
     return {figure.key: figure for figure in drawn if figure is not None}
@@ -43,7 +43,9 @@ def _accuracy(run: RunData, prefix: str) -> Figure | None:
     counts = [list(run.class_task.values()).count(t) for t in range(len(run.tasks))]
     seen, last = [sum(counts[: t + 1]) for t in range(len(run.tasks))], len(run.accuracy) - 1
     told = [f"{method} ends at {100 * run.accuracy[last]:.1f} % after {last + 1} tasks."]
-    told += [f"{name.capitalize()} there: {100 * values[last]:.1f} %." for name, values in bases.items()]
+    told += [
+        f"{name.capitalize()} at that point: {100 * values[last]:.1f} %." for name, values in bases.items()
+    ]
 
     def make(width: float) -> Drawing:
         drawing = canvas(width, 330)
@@ -78,14 +80,12 @@ def _accuracy(run: RunData, prefix: str) -> Figure | None:
         for t, value in enumerate(run.accuracy)
     ]
     caption = (
-        "Share of right answers on the test images of all tasks learned so far, among all classes learned so far (the"
-        " test grows and gets harder from left to right). Dashed: the pretrained model on the same images."
+        "Accuracy on the test images of all tasks learned so far, among all classes learned so far"
+        " (the test set grows and gets harder from left to right). Dashed: the pretrained model on the same"
+        " images."
     )
     if run.frozen_features:
-        caption += (
-            " Dotted: the strongest classifier in closed form on the pretrained model's features, which trains nothing"
-            " and keeps no image."
-        )
+        caption += " Dotted: the strongest closed-form classifier on the pretrained model's features, without training."
     columns = ["task", "name", "classes_seen", "accuracy", "zero_shot"]
     columns += ["frozen_features"] if run.frozen_features else []
     csv = csv_text(columns, rows)
@@ -122,7 +122,7 @@ def _matrix(run: RunData, prefix: str) -> Figure | None:
         wide = min(cell * (1.012 * tasks + 0.1 + max(1.0, 0.05 * tasks)), width - left - 2)
         ax = place(drawing, left, top, wide, high * (len(shown.matrix) + extra))
         accuracy_matrix(run, ax)
-        write(drawing, left, 10, "accuracy on the test images of task", color=style.DIM)
+        write(drawing, left, 10, "accuracy on test images of task", color=style.DIM)
         ticks = ("0 %", "50 %", "100 %")
         bar = min(260.0, width - left - 40)
         colour_bar(
@@ -135,15 +135,19 @@ def _matrix(run: RunData, prefix: str) -> Figure | None:
     rows += [[f"after {task}", *row, all_] for task, row, all_ in learned]
     rows.append(["forgetting", *shown.forgetting, ""])
     caption = (
-        "Each row is the model after one more task, each column the test images of one task (in %, among all classes"
-        " learned by then). Outlined: the task just learned. Italic: a task not learned yet, measured one ahead."
-        " Bottom row: points lost since the task's best earlier accuracy."
+        "Each row is the model after one more task, each column the test images of one task (in %, among"
+        " all classes"
+        " learned by then). Outlined: the task just learned. Italic: a task not learned yet, measured one"
+        " ahead. Bottom row: points lost since the task's best earlier accuracy."
     )
     if shown.base:
-        caption += " Top row: the pretrained model, each task among the classes up to it."
+        caption += " Top row: the pretrained model, on each task among the classes up to it."
     if tasks < len(run.tasks):
-        caption += f" {tasks} of {len(run.tasks):,} tasks are drawn; matrix.csv of the run has all."
-    told = f"{len(shown.matrix)} rows (after each task) by {tasks} columns (tasks); the numbers are in the CSV file."
+        caption += f" {tasks} of {len(run.tasks):,} tasks are drawn; the run's matrix.csv has all."
+    told = (
+        f"{len(shown.matrix)} rows (after each task) by {tasks} columns (tasks); the numbers are in the"
+        " CSV file."
+    )
     csv = csv_text(["stage", *shown.tasks, "all_seen"], rows)
     return Figure("matrix", "Accuracy per task after each task", caption, told, csv, make, prefix)
 
@@ -155,9 +159,9 @@ def weights(run: RunData, prefix: str) -> Figure | None:
         return None
     strips = weight_strips(run)
     caption = (
-        "One row a class, in the order learned: the weight that the loss gives it, as a multiple of uniform (1 / number"
-        " of classes learned so far). At the right: the last multiple, of the heaviest classes where there are too many"
-        " to name. Entropy is 1 when all classes weigh the same; dashed: uniform."
+        "One row per class, in the order learned: its weight in the loss as a multiple of uniform (1"
+        " / number of classes learned so far). At the right: the last multiple, of only the heaviest classes if"
+        " there are too many to name. Entropy is 1 when all classes have the same weight; dashed: uniform."
     )
     told = f"Normalised entropy at the end: {strips[0].lines[0].ys[-1]:.3f}."
     records = [shares(record) for record in run.class_weights]
@@ -167,17 +171,18 @@ def weights(run: RunData, prefix: str) -> Figure | None:
 
 
 def _losses(run: RunData, prefix: str) -> Figure | None:
-    """The mean loss of each class's images since the record before; mean and largest beneath."""
+    """Return the mean loss of each class's images since the record before; mean and largest beneath."""
     found = loss_map(run)
     if found is None:
         return None
     strip = loss_strip(run)
     largest, mean = (line.ys[-1] or 0.0 for line in strip.lines)
     caption = (
-        "One row a class, in the order learned: the mean loss of its training images since the record before (of its"
-        " nearest record in the task where it had none), orange above the median of the whole run, blue below, hatched"
-        " where the task had no image of it. At the right: the last losses, the largest where there are too many;"
-        " beneath: each record's mean over classes and its largest (dashed)."
+        "One row per class, in the order learned: the mean loss of its training images since the"
+        " previous record (if it had none, the value of its nearest record in the task), orange above the"
+        " median of the whole run, blue below, hatched if the task had no image of it. At the right: the last"
+        " losses, only the largest if there are too many; below: mean and maximum (dashed) over classes in each"
+        " record."
     )
     told = f"At the end the mean over classes is {number(mean)}, the largest {number(largest)}."
     return _map_figure(
@@ -195,7 +200,7 @@ def _map_figure(
     numbers: Sequence[ClassValues],
     prefix: str,
 ) -> Figure:
-    """A map with line charts beneath; ``numbers`` are the records as the CSV file gives them."""
+    """Return a map with line charts beneath; ``numbers`` are the records as the CSV file gives them."""
     run, rows = of.run, len(of.classes)
 
     def make(width: float) -> Drawing:
@@ -228,18 +233,18 @@ def _map_figure(
     ]
     if of.accuracy:
         caption += (
-            " The two columns beside the map: the class's accuracy right after its task, and at the end."
+            " The two columns beside the map: the accuracy on the class right after its task, and at the end."
         )
     if thin > 1:
         caption += f" The CSV file has every {thin}th record; metrics.jsonl has all."
     if rows < len(of.records[-1].values):
-        caption += f" Of very many classes {rows} are drawn, evenly spread over their order."
+        caption += f" Only {rows} of the classes are drawn, evenly spaced in their order."
     told = f"{rows} classes by {len(of.records)} recorded steps; numbers in the CSV file. {ending}"
     return Figure(key, title, caption, told, csv_text(["step", *of.classes], cells), make, prefix)
 
 
 def _curves(run: RunData, prefix: str) -> Figure | None:
-    """Loss terms, gradient norm and learning rate over steps, one panel each."""
+    """Return the loss terms, gradient norm and learning rate over steps, one panel each."""
     panels: dict[str, dict[str, list[object]]] = {}
     for term in dict.fromkeys(term for step in run.steps for term in step["loss"]):
         panels[f"loss: {term}"] = {f"loss: {term}": [step["loss"].get(term) for step in run.steps]}
@@ -251,12 +256,12 @@ def _curves(run: RunData, prefix: str) -> Figure | None:
 
 
 def _estimators(run: RunData, prefix: str) -> Figure | None:
-    """Mean and maximum over the batch of log u, the moving averages of the global contrastive loss."""
+    """Return the mean and maximum over the batch of log u, the moving averages of the global contrastive loss."""
     found = estimator_values(run)
     caption = (
-        "For each image and its text the loss keeps moving averages u of how strongly the negatives compete with the"
-        " pair: the lower log u, the better the pair stands out. Shown are the mean and the largest value of each"
-        " batch; a largest value far above the mean comes from a few hard pairs."
+        "For each image-text pair the loss keeps moving averages u of how strongly the negatives"
+        " compete with the pair: the lower log u, the better the pair stands out. The chart shows the mean and"
+        " maximum over each batch; a maximum far above the mean comes from a few hard pairs."
     )
     title = "Estimators of the global contrastive loss"
     return _stack(run, prefix, "estimators", title, {"log u": found} if found else {}, caption)
@@ -294,7 +299,7 @@ def _stack(
         for k, step in enumerate(run.steps)
         if k % thin == 0
     ]
-    caption += " Lines are means of neighbouring steps, bands their range." if steps > MOST_POINTS else ""
+    caption += " Lines are means over neighbouring steps, bands their range." if steps > MOST_POINTS else ""
     caption += f" The CSV file has every {thin}th step; metrics.jsonl has all." if thin > 1 else ""
     told = f"{', '.join(of)} over {steps} recorded steps."
     return Figure(key, title, caption, told, csv_text(["step", "task", *columns], rows), make, prefix)

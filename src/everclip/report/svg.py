@@ -1,4 +1,4 @@
-"""Embed matplotlib's SVG in the page: text as text, colours as CSS variables, nothing that the chart can do without."""
+"""Embed matplotlib's SVG in the page: text as text, colours as CSS variables, nothing superfluous."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Element = ElementTree.Element
 
 
 def embedded(figure: Figure, ident: str, title: str, description: str) -> Markup:
-    """A figure as an ``<svg>`` of the page, the same to the byte each time.
+    """Return a figure as an ``<svg>`` of the page, the same to the byte each time.
 
     Args:
         ident: prefix of the ids inside, unique in the page.
@@ -69,8 +69,9 @@ def embedded(figure: Figure, ident: str, title: str, description: str) -> Markup
     }
     inside = "".join(_written(one, names) for one in root)
     return Markup(
-        '<svg class="fig" xmlns="{x}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t'
-        ' {i}-d" stroke-linejoin="round"><title id="{i}-t">{t}</title><desc id="{i}-d">{d}</desc>{inside}</svg>'
+        '<svg class="fig" xmlns="{x}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"'
+        ' aria-labelledby="{i}-t {i}-d" stroke-linejoin="round"><title id="{i}-t">{t}</title><desc'
+        ' id="{i}-d">{d}</desc>{inside}</svg>'
     ).format(
         x=_SVG,
         w=width,
@@ -83,7 +84,7 @@ def embedded(figure: Figure, ident: str, title: str, description: str) -> Markup
 
 
 def _written(element: Element, names: dict[str, str]) -> str:
-    """An element in few characters; empty for one that is not seen."""
+    """Return an element in few characters; empty for one that is not seen."""
     tag = element.tag.rpartition("}")[2]
     inside = "".join(_written(one, names) for one in element)
     if tag in ("metadata", "style") or (tag in ("g", "defs") and not inside):
@@ -119,7 +120,7 @@ def _written(element: Element, names: dict[str, str]) -> str:
 
 
 def _style(text: str) -> str:
-    """A style without what is usual, with variables for the page's colours."""
+    """Return a style without what is usual, with variables for the page's colours."""
     kept = [part for part in text.split("; ") if part not in _USUAL and not part.startswith("font-family")]
     short = ";".join(part.replace(": ", ":") for part in kept)
     return _COLOUR.sub(
@@ -147,6 +148,6 @@ def _image(address: str) -> dict[str, str]:
 
 
 def light(svg: str) -> str:
-    """An SVG for programs that know no CSS variables: the light colours in their place, and a font."""
+    """Return an SVG for programs that know no CSS variables: the light colours in their place, and a font."""
     head, _, body = svg.partition(">")
     return re.sub(r"var\(--\w+, ([^)]+)\)", r"\1", f"{head}><style>{CSS}</style>{body}")

@@ -51,7 +51,7 @@ class Table:
 def table(
     key: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], sorted_by: int | None = None
 ) -> Table:
-    """A table whose CSV file has what is shown, numbers in full and intervals by their ends.
+    """Return a table whose CSV file has what is shown, numbers in full and intervals by their ends.
 
     Columns that say nothing of any row are left out; those in which a row has a value are of numbers.
     """
@@ -82,19 +82,19 @@ def _values(cell: Cell, span: bool) -> list[object]:
 
 
 def words(text: object) -> Cell:
-    """A cell of text."""
+    """Return a cell of text."""
     return Cell(str(text))
 
 
 def group_cells(group: Group) -> list[Cell]:
-    """A group's method and memory size."""
+    """Return a group's method and memory size."""
     memory = group.memory
     known = memory if isinstance(memory, int) else None  # "all" comes last, as what is unknown does
     return [words(group.series), Cell("–" if memory is None else str(memory), known)]
 
 
 def confusion_cells(run: RunData, pair: Confusion) -> list[Cell]:
-    """Two classes with their tasks, and how often the first was taken for the second."""
+    """Return two classes with their tasks, and how often the first was taken for the second."""
     tasks = [run.class_task.get(name, 0) + 1 for name in (pair.true, pair.taken)]
     true, taken = ([words(name), Cell(str(t), t)] for name, t in zip(pair[:2], tasks, strict=True))
     return [*true, *taken, Cell(f"{pair.images} of {pair.of}", pair.images / pair.of)]
@@ -105,12 +105,12 @@ CONFUSION = ("class", "its task", "taken for", "task of that", "test images")
 
 
 def amount(value: float | None, kind: str, class_: str = "") -> Cell:
-    """A cell of a number; ``kind`` is a key of ``words.SHOW``."""
+    """Return a cell of a number; ``kind`` is a key of ``words.SHOW``."""
     return Cell(SHOW[kind](value), value, "", class_)
 
 
 def mean(span: Interval | None, kind: str) -> Cell:
-    """A mean over seeds with half of its 95 % interval: ``71.2 ± 3.4``; ``71.2 (n=2)`` where two give none."""
+    """Return a mean over seeds with half of its 95 % interval: ``71.2 ± 3.4``; ``71.2 (n=2)`` where two give none."""
     if span is None:
         return Cell("–")
     show = SHOW[kind]
@@ -127,7 +127,7 @@ def mean(span: Interval | None, kind: str) -> Cell:
 
 
 def change(value: float | None, chance: float = 0.0) -> Cell:
-    """A signed difference in points, without a colour where it is no larger than ``chance``."""
+    """Return a signed difference in points, without a colour where it is no larger than ``chance``."""
     shown = 0.0 if value is None else round(value, 3)  # what reads 0.0 has no colour
     class_ = "" if abs(shown) <= chance else "down" if shown < 0 else "up"
     return amount(value, "points", class_)

@@ -1,4 +1,4 @@
-"""Tell what was tuned: each search's grid with its scores, the winner and the number of trials (``tuned_on``)."""
+"""Show what was tuned: each search's grid with scores, the best value and the number of trials (``tuned_on``)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def searched(text: str | None) -> Searched | None:
 
 
 def tuning_table(settings: Iterable[Setting]) -> Table | None:
-    """A row for each key of each search; None where nothing was tuned."""
+    """Return a row for each key of each search; None where nothing was tuned."""
     rows: list[list[Cell]] = []
     for setting in settings:
         for group in setting.every:
@@ -50,13 +50,13 @@ def tuning_table(settings: Iterable[Setting]) -> Table | None:
 
 
 def run_table(run: RunData, prefix: str) -> Table | None:
-    """The same for one run."""
+    """Return the same for one run."""
     rows = _rows(run, [])
     return table(f"{prefix}-tuning", _COLUMNS, rows) if rows else None
 
 
 def _first(group: Group) -> list[RunData]:
-    """A run of each search that runs of the group are from; seeds mostly share one."""
+    """Return a run of each search that runs of the group are from; seeds mostly share one."""
     known: dict[str, RunData] = {}
     for run in group.runs:
         known.setdefault(str(run.value("tuned_on")), run)

@@ -1,4 +1,4 @@
-"""Read and write everclip.json: what a model folder says of itself, beside the weights that open_clip reads.
+"""Read and write everclip.json, the description of a model folder, beside the weights that open_clip reads.
 
 format          1
 everclip        the version that wrote it
@@ -41,7 +41,7 @@ from everclip.system.text import check, printable
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
 CALIBRATION_FILE = "calibration.json"
-"""A temperature, with the model that it belongs to; checkpoints and versions are left as they are."""
+"""A temperature, with the model that it belongs to; it does not change checkpoints and versions."""
 FORMAT = 1
 _LOCAL = {
     "out",
@@ -57,7 +57,7 @@ _LOCAL = {
     "trackers",
     "tracker",
 }
-"""Keys of a config that tell of the machine, and nothing of the model."""
+"""Keys of a config that describe the machine, not the model."""
 
 
 class _Model(BaseModel):
@@ -108,7 +108,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Card:
-    """The card of a model folder.
+    """Return the card of a model folder.
 
     Raises:
         UserError: there is none, it is not what everclip writes, a name in it could not stand in data, or its method
@@ -128,7 +128,7 @@ def read(folder: Path) -> Card:
         where = printable(".".join(map(str, first["loc"])))
         reason = f"{where}: {first['msg']}" if where else first["msg"]
         raise UserError(
-            f"{path} is damaged or of another version ({reason}): export the model again"
+            f"{path} is damaged or from another version ({reason}): export the model again"
         ) from error
     check_names(card.classes, str(path))
     check_templates(tuple(card.templates), path)
@@ -137,7 +137,7 @@ def read(folder: Path) -> Card:
 
 
 def text_of(card: Card) -> str:
-    """The content of everclip.json: one key per line, as a list may have a thousand classes."""
+    """Return the content of everclip.json: one key per line, as a list may have a thousand classes."""
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in card.model_dump().items()
@@ -156,12 +156,12 @@ def identity(folder: Path) -> str:
         try:
             return checkpoint.identity(folder)
         except checkpoint.Damaged as error:
-            raise UserError(f"{folder} is damaged ({error}): take another copy of it") from error
+            raise UserError(f"{folder} is damaged ({error}): use another copy") from error
     return hashlib.sha256(text_of(read(folder)).encode()).hexdigest()
 
 
 def read_calibration(folder: Path, of: Mapping[str, Any]) -> Calibration | None:
-    """The temperature that was kept in a run directory or a model folder; None where it is of another model.
+    """Return the temperature that was kept in a run directory or a model folder; None where it is of another model.
 
     Args:
         of: the model: ``{"stage": 3}`` of a run, ``{"model": identity(folder)}`` of a model folder.

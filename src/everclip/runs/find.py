@@ -1,4 +1,4 @@
-"""Find the runs that the report is about, and where each stands; a sweep's folder tells of runs not yet begun."""
+"""Find the runs of a report and their progress; a sweep's folder also lists runs that have not started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Place = str | os.PathLike[str]
 Kind = Literal["finished", "running", "stopped", "failed", "waiting"]
 _OF_A_SWEEP = {"sweep.json", "logs", "tune"}
 _TAIL = 100_000
-"""Bytes at the end of a log that are looked at."""
+"""Number of bytes read at the end of a log."""
 
 
 class State(NamedTuple):
@@ -74,7 +74,7 @@ def find(paths: Iterable[Place]) -> Found:
 
 
 def find_runs(paths: Iterable[Place]) -> list[Finished]:
-    """The finished runs that paths, folders and patterns name, each once, sorted by path (numbers as numbers).
+    """Return the finished runs that paths, folders and patterns name, each once, sorted by path (numbers as numbers).
 
     Raises:
         UserError: a results.json or config.toml cannot be read.
@@ -129,7 +129,7 @@ def state(run: RunData) -> State:
 
 
 def failure(run: Path) -> str:
-    """The error with which a sweep's run ended last; empty where it did not."""
+    """Return the error with which a sweep's run ended last; empty where it did not."""
     try:
         with open_regular(run.parent / "logs" / f"{run.name}.log") as file:
             file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -141,7 +141,7 @@ def failure(run: Path) -> str:
 
 
 def _holder(path: Path) -> str:
-    """The process that works in a run directory; empty where there is none, or where it is gone."""
+    """Return the process that works in a run directory; empty where there is none, or where it is gone."""
     try:
         match = re.search(r"process (\d{1,9}) on (\S+)", read_text(path / ".holder", 1000))
     except Unreadable:
@@ -172,9 +172,7 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
                 values = ", ".join(f"{key} {value}" for key, value in cell.items() if key != "run")
                 error = failure(path)
                 where = (
-                    State("failed", f"failed at once: {error}")
-                    if error
-                    else State("waiting", "waits for its turn")
+                    State("failed", f"failed immediately: {error}") if error else State("waiting", "waiting")
                 )
                 missing.setdefault(
                     path.resolve(), (f"{path.name} ({values})" if values else path.name, where)
@@ -183,7 +181,7 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
 
 
 def _cells(folder: Path) -> list[dict[str, Any]]:
-    """The cells of sweep.json, as far as they can be read: it may be written at this moment."""
+    """Return the cells of sweep.json, as far as they can be read: it may be written at this moment."""
     try:
         cells = read_json(folder / "sweep.json")["cells"]
     except (Unreadable, KeyError, TypeError):
@@ -192,13 +190,13 @@ def _cells(folder: Path) -> list[dict[str, Any]]:
 
 
 def counted(states: Iterable[State]) -> str:
-    """``12 of 20 runs are finished; 1 is running, 1 has failed, 6 wait for their turn``."""
+    """Return ``12 of 20 runs are finished; 1 is running, 1 has failed, 6 are waiting``."""
     kinds: list[str] = [state.kind for state in states]
     verbs = {
         "running": ("is running", "are running"),
-        "stopped": ("has stopped before its end", "have stopped before their end"),
+        "stopped": ("has stopped early", "have stopped early"),
         "failed": ("has failed", "have failed"),
-        "waiting": ("waits for its turn", "wait for their turn"),
+        "waiting": ("is waiting", "are waiting"),
     }
     others = [f"{number} {verb[number > 1]}" for kind, verb in verbs.items() if (number := kinds.count(kind))]
     done = kinds.count("finished")

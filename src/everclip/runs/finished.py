@@ -1,4 +1,4 @@
-"""Read finished runs: what comparisons, and ``everclip.load_runs``, start from. Imports no torch."""
+"""Read finished runs for comparisons and ``everclip.load_runs``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from everclip.system.reading import TOML_BYTES, Unreadable, parse_toml, read_tex
 from everclip.system.text import cleaned
 
 _NAMES = {"memory.budget": "memory_budget", "scenario.kind": "scenario", "train.captions": "train_captions"}
-"""Where results.json has a key of the config under another name."""
+"""Keys of results.json that have another name in the config."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,17 +68,17 @@ class Finished:
 
 
 def natural(text: str) -> list[str | int]:
-    """A sort key with which s2 comes before s10."""
+    """Return a sort key with which s2 comes before s10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def read(path: Path) -> Finished:
-    """The finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
+    """Return the finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
     return Finished(path, read_results(path / "results.json", LEAST), read_config(path)[1])
 
 
 def read_config(run: Path) -> tuple[str, dict[str, Any]]:
-    """The text of a run's config.toml, and its content, flat and printable; both empty where there is none.
+    """Return the text of a run's config.toml, and its content, flat and printable; both empty where there is none.
 
     Raises:
         UserError: it cannot be read.
@@ -114,7 +114,7 @@ def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
         found = read_columns(path, needed, more, most)
         sure = found.get("confidence", np.zeros(1))
         if np.isnan(found.get("margin", np.zeros(1))).any() or not ((sure >= 0) & (sure <= 1)).all():
-            raise Unreadable("a margin or a confidence is no number that can be")
+            raise Unreadable("a margin or a confidence is out of range")
     except Unreadable as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or remove it") from error
     return found

@@ -1,4 +1,4 @@
-"""Read metrics.jsonl as a page needs it: usable lines, within bounds. It may still grow, and any line may be torn."""
+"""Read the usable lines of metrics.jsonl, within bounds. The file may still grow, and any line may be incomplete."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from everclip.system.reading import MIB, Unreadable, open_regular, parse_json
 Json = dict[str, Any]
 
 MOST_BYTES = 256 * MIB
-"""Of the file: some 900,000 steps."""
+"""Largest number of bytes read: some 900,000 steps."""
 MOST_LINE = 16 * MIB
 KEPT_BYTES = 16 * MIB
-"""Of the lines of one kind that are kept; of more, every other one is."""
+"""Largest number of lines kept per kind; beyond it every other one is dropped."""
 
 _FINITE = number(-1e300, 1e300)
 _ANY = or_null(lambda value: True)
@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
     "class_weights": table(_AT | {"weights": mapped(_ANY, MOST_CLASSES)}),
     "class_losses": table(_AT | {"losses": mapped(_ANY, MOST_CLASSES)}),
 }
-"""What a line of each kind must hold to be of use; lines of other kinds are not looked at."""
+"""Keys that a line of each kind must have to be usable; lines of other kinds are ignored."""
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Log:
             self.notes.append(f"metrics.jsonl {reason}: nothing over time can be shown.")
 
     def of(self, kind: str) -> list[Json]:
-        """The lines of a kind, by stage and step."""
+        """Return the lines of a kind, by stage and step."""
         lines = self._kept[kind].lines
         return [lines[place] for place in sorted(lines)]
 
@@ -142,11 +142,9 @@ class Log:
             if count
         ]
         if file.tell() >= MOST_BYTES:
-            self.notes.append(
-                f"metrics.jsonl is long: what comes after its first {MOST_BYTES >> 20} MiB is not shown."
-            )
+            self.notes.append(f"metrics.jsonl is long: only its first {MOST_BYTES >> 20} MiB are shown.")
         if any(kept.every > 1 for kept in self._kept.values()):
-            self.notes.append("metrics.jsonl is long: curves are drawn of some of its lines.")
+            self.notes.append("metrics.jsonl is long: curves are drawn from a part of its lines.")
 
     def _take(self, event: Json, size: int) -> bool:
         """Keep a line of a kind that is wanted; whether it is as it should be."""
@@ -157,7 +155,7 @@ class Log:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """The lines; None for one that is too long."""
+    """Yield the lines; None for one that is too long."""
     while file.tell() < MOST_BYTES and (line := file.readline(MOST_LINE)):
         whole = line.endswith(b"\n") or len(line) < MOST_LINE
         yield line if whole else None

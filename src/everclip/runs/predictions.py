@@ -1,4 +1,4 @@
-"""Read what a finished run answered for each test image, and tell what that says: confusions, and how sure it was."""
+"""Read a finished run's predictions for the test images, and derive confusions and confidence."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Predictions:
 
 @lru_cache(maxsize=256)
 def _read(path: Path, changed: int, images: int) -> Predictions | None:
-    """The file as it was ``changed`` last, of a bounded number of images: a page asks for it several times."""
+    """Return the file as it was ``changed`` last, of a bounded number of images: a page asks for it several times."""
     try:
         found = answers(path, images)
     except UserError:
@@ -54,7 +54,7 @@ def _read(path: Path, changed: int, images: int) -> Predictions | None:
 
 
 def predictions(run: RunData) -> Predictions | None:
-    """The run's predictions; None where there are none, or none that can be read."""
+    """Return the run's predictions; None where there are none, or none that can be read."""
     path = run.path / "predictions.npz"
     if not run.finished or not path.is_file():
         return None
@@ -77,7 +77,7 @@ class Confusion(NamedTuple):
 
 
 def confusions(run: RunData) -> list[Confusion]:
-    """Pairs of classes, the largest fraction of a class's images first."""
+    """Return pairs of classes, the largest fraction of a class's images first."""
     found, names = predictions(run), labels(run)
     if found is None or not names:
         return []
@@ -93,7 +93,7 @@ def confusions(run: RunData) -> list[Confusion]:
 
 
 FATES = ("right", "taken for a class learned later", "for one of the same task", "for one learned earlier")
-"""What becomes of a test image of a class that other tasks followed."""
+"""Fates of test images of old classes."""
 
 
 def fates(run: RunData) -> list[float] | None:
@@ -113,7 +113,7 @@ def fates(run: RunData) -> list[float] | None:
 
 
 def coverage(found: Predictions, places: int = 20) -> list[float]:
-    """Accuracy among the 1/places, 2/places, ... surest images, by margin: the last is the accuracy itself."""
+    """Return accuracy among the 1/places, 2/places, ... surest images, by margin: the last is the accuracy itself."""
     right = found.right[np.argsort(-found.margin, kind="stable")]
     ends = [max(1, round(len(right) * k / places)) for k in range(1, places + 1)]
     return (np.cumsum(right)[np.array(ends) - 1] / np.array(ends)).tolist()
@@ -148,6 +148,6 @@ def calibration_error(bins: list[Bin]) -> float:
 
 
 def overconfidence(bins: list[Bin]) -> float:
-    """Mean probability minus accuracy, in -1..1: above 0 the model believes too much in itself."""
+    """Return the mean probability minus accuracy, in -1..1: above 0 the model believes too much in itself."""
     total = sum(inside.images for inside in bins)
     return sum(inside.images * (inside.confidence - inside.accuracy) for inside in bins) / total

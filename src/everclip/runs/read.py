@@ -1,4 +1,4 @@
-"""Read one run directory for the report; any file may be missing, any line of the log torn."""
+"""Read one run directory for the report; any file may be missing, any line of the log incomplete."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ def is_run(path: Path) -> bool:
 
 def no_run(path: Path) -> str:
     """Say that a path is no run."""
-    return f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml); name a run'
+    return (
+        f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml): give a run directory'
+    )
 
 
 def read_run(path: Path) -> RunData:
@@ -157,7 +159,7 @@ def read_run(path: Path) -> RunData:
     starts = log.of("start")
     start, stages, notes = starts[0] if starts else {}, log.of("stage"), log.notes
     if start and len(start["tasks"]) != len(known.get("tasks", start["tasks"])):
-        start, notes = {}, [*notes, "metrics.jsonl began with other tasks than the results have."]
+        start, notes = {}, [*notes, "metrics.jsonl starts with other tasks than results.json."]
     planned = known.get("tasks") or start.get("tasks") or stages
     return RunData(
         path=path,
@@ -185,7 +187,7 @@ def _environment(path: Path, notes: list[str]) -> Json:
 
 
 def _class_values(lines: list[Json], name: str) -> list[ClassValues]:
-    """The finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
+    """Return the finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
     records = [
         ClassValues(
             line["global_step"], line["stage"], {k: float(v) for k, v in line[name].items() if finite(v)}

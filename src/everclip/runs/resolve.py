@@ -23,7 +23,7 @@ _GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
 
 
 def resolve(config: Config) -> Config:
-    """The config with nothing left open: train values and the options of plug-ins filled in. Idempotent.
+    """Return the config with nothing left open: train values and the options of plug-ins filled in. Idempotent.
 
     A train value is the user's, else the method's recommendation, else the model's, else a global default
     (5 epochs; heads learn at 1e-3). ``image_size`` stays None for the model's own.
@@ -72,7 +72,7 @@ def resolve(config: Config) -> Config:
 
 
 def _of_features(config: Config, method: Method) -> Config:
-    """The config with the model that data of features bring. Raises UserError for what needs images."""
+    """Return the config with the model that data of features bring. Raises UserError for what needs images."""
     given = "holds features alone"
     if method.capabilities.trains:
         adapt = config.method.options.get("adapt", "none")
@@ -85,20 +85,20 @@ def _of_features(config: Config, method: Method) -> Config:
     for key in ("classnames", "templates"):
         if getattr(config, key) is not None:
             raise UserError(
-                f"{key}={getattr(config, key)} is for a text tower: {config.data} {given}; leave it out, and write"
-                " classnames and text_features into the file"
+                f"{key}={getattr(config, key)} is for a text tower: {config.data} {given}; leave it out,"
+                f" and put classnames and text_features into the file"
             )
     return config.model_copy(update={"model": config.data, "image_size": None})
 
 
 def _filled(section: Choice, options: Section) -> Choice:
-    """A section with all options of the plug-in that it belongs to, in place of those given."""
+    """Return a section with all options of the plug-in that it belongs to, in place of those given."""
     own = {name: getattr(section, name) for name in type(section).model_fields}
     return type(section).model_validate(written(options) | own)
 
 
 def _source(config: Config) -> Choice:
-    """The options of the data source; as given where it cannot be had, since whoever loads the data says why."""
+    """Return the options of the data source; as given where it cannot be had, since whoever loads the data says why."""
     try:
         cls, _ = data.source_class(config.data)
     except UserError:  # a model or a run that is only read may be of code that is not here, or not trusted

@@ -1,4 +1,4 @@
-"""Keep a run directory, the only truth about a run: its config, log, checkpoints and results."""
+"""Manage a run directory, the single source of truth about a run: config, log, checkpoints and results."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ log.setLevel(logging.INFO)  # run.log has it all; the command line shows warning
 
 
 HOLDER = ".holder"
-"""The file that says which process has the lock."""
+"""The file that names the process with the lock."""
 IMAGES = "images.npz"
-"""The file that says what the images are (noted.py)."""
+"""The file that records the images (noted.py)."""
 _FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip-[0-9a-f]{8}")
-"""What is there of a run before its config is; the third was so in earlier versions."""
+"""Files of a run that exist before its config; the third is from earlier versions."""
 _IN_PLACE = (".lock", HOLDER, "run.log", "metrics.jsonl", "checkpoints")
-"""What is written in place; other files of a run are replaced as a whole."""
+"""Files written in place; other files of a run are replaced as a whole."""
 
 
 class _RunLog(logging.FileHandler):
     """run.log; a line that cannot be written, as on a full disk, is no reason to fail."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record on one line, which a terminal only shows."""
+        """Return the record on one line, which a terminal only shows."""
         return printable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -59,14 +59,14 @@ class _RunLog(logging.FileHandler):
 
 
 def _difference(before: Config, now: Config) -> str:
-    """The first key in which two configs ask for different runs, with both values; empty where there is none."""
+    """Return the first key in which two configs ask for different runs, with both values; empty where there is none."""
     old, new = (dotted(configs.essence(config).model_dump()) for config in (before, now))
     different = [key for key in old | new if old.get(key) != new.get(key)]
     return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
 
 
 def default_path(config: Config, what: str = "") -> Path:
-    """``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
+    """Return ``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
     data, method = (
         "".join(c if c.isalnum() or c in "-._" else "-" for c in word.rstrip("/").rsplit("/", 1)[-1])
         for word in (config.data, config.method.name)
@@ -87,11 +87,11 @@ class Run:
     Use ``Run.open(config)`` to make or continue one, as a context manager.
 
     Args:
-        changed_data: whether it goes on where its images are not those that it began with.
+        changed_data: whether it continues although its images have changed since it began.
     """
 
     writes: ClassVar[bool] = True
-    """Whether this process writes it; of several it is the first."""
+    """Whether this process writes the run; among several only the first does."""
 
     def __init__(self, path: Path, config: Config, changed_data: bool = False) -> None:
         self.path = path
@@ -106,7 +106,7 @@ class Run:
 
     @classmethod
     def open(cls, config: Config) -> Run:
-        """The run at ``config.out``, made where it is not there yet, continued where it is the same config's.
+        """Return the run at ``config.out``, made where it is not there yet, continued where it is the same config's.
 
         Raises:
             UserError: ``out`` is a file, a folder that is no run, or another config's run.
@@ -129,7 +129,7 @@ class Run:
             raise UserError(f"out={path} cannot be used ({above} is not writable): give another out")
         wrong = diverted(path, _IN_PLACE)
         if wrong:
-            raise UserError(f"{path} cannot be written, as {wrong}: a run writes into its own folder alone")
+            raise UserError(f"{path} cannot be written, as {wrong}: a run writes only into its own folder")
         if (path / "config.toml").exists():
             try:
                 with trust.reading():
@@ -138,7 +138,8 @@ class Run:
                 difference = str(error)
             if difference:
                 raise UserError(
-                    f"{path} holds a run of another config ({difference}): give another out, or remove that folder"
+                    f"{path} holds a run of another config ({difference}): give another out, or remove that"
+                    f" folder"
                 )
         elif path.exists() and (
             not path.is_dir() or not all(_FIRST.fullmatch(p.name) for p in path.iterdir())
@@ -147,7 +148,7 @@ class Run:
 
     @classmethod
     def read_config(cls, path: Path) -> Config:
-        """The config of the run at ``path``. Raises UserError where there is none."""
+        """Return the config of the run at ``path``. Raises UserError where there is none."""
         if not (path / "config.toml").is_file():
             raise UserError(
                 f"{path} is no run directory (it has no config.toml): give the folder that train wrote"
@@ -166,7 +167,7 @@ class Run:
             self._lock.acquire()
         except Timeout:
             raise UserError(
-                f"{self.path} is in use by another run{self._holder()}: wait for it, or give another out"
+                f"{self.path} is in use by another run{self._holder()}: wait, or give another out"
             ) from None
         except OSError as error:
             raise self._unwritable(error) from error
@@ -231,7 +232,7 @@ class Run:
         return (self.path / "results.json").exists()
 
     def results(self) -> dict[str, Any]:
-        """The results of a finished run. Raises UserError where the file is damaged."""
+        """Return the results of a finished run. Raises UserError where the file is damaged."""
         path = self.path / "results.json"
         try:
             return schema.load(path)
@@ -248,7 +249,7 @@ class Run:
             tracker.log(event, fields)
 
     def log_bytes(self) -> int:
-        """Bytes of ``metrics.jsonl``, which are on the disk when this returns: a checkpoint counts on them."""
+        """Return bytes of ``metrics.jsonl``, which are on the disk when this returns: a checkpoint counts on them."""
         sync(self._metrics)
         return self._metrics.stat().st_size
 
@@ -265,7 +266,7 @@ class Run:
         self._metrics.touch()
         there = self._metrics.stat().st_size
         if there < size:
-            log.warning("%s is shorter than at the last checkpoint: lines of it are lost", self._metrics)
+            log.warning("%s is shorter than at the last checkpoint: some lines are lost", self._metrics)
             size = self._metrics.read_bytes().rfind(b"\n") + 1
         os.truncate(self._metrics, size)
 

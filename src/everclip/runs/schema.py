@@ -91,16 +91,16 @@ SCHEMA: dict[str, Kind] = {
     ),
     "skipped_images": listed(text, 10**6),
 }
-"""What each key must be where it is there; others are not looked at."""
+"""The type of each key, if present; other keys are ignored."""
 
 LEAST = ("schema", "method", "last")
-"""What a comparison cannot do without."""
+"""Keys that a comparison needs."""
 WHOLE = (
     *("method", "data", "model", "memory_budget", "memory_bytes", "last", "average", "zero_shot", "seconds"),
     *("forgetting", "tasks", "skipped_images", "accuracy_after_stage", "zero_shot_after_stage", "matrix"),
     "per_class",
 )
-"""What a run's table and page cannot do without."""
+"""Keys that a run's table and page need."""
 _A_TASK = (
     *("accuracy_after_stage", "task_mean_after_stage", "zero_shot_after_stage", "zero_shot_per_task"),
     *("matrix", "test_counts", "frozen_features_after_stage", "frozen_features_methods"),
@@ -108,7 +108,7 @@ _A_TASK = (
 
 
 def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
-    """The results in a file, their texts printable.
+    """Return the results in a file, their texts printable.
 
     Args:
         needed: keys that it must have.
@@ -126,7 +126,7 @@ def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
 
 
 def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
-    """The same for a message. Raises UserError."""
+    """Return the same for a message. Raises UserError."""
     try:
         return load(path, needed)
     except Unreadable as error:
@@ -144,7 +144,7 @@ def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def beside_frozen(level: float, last: float) -> str:
-    """A last accuracy beside that of the frozen features, in words."""
+    """Return a last accuracy beside that of the frozen features, in words."""
     return f"frozen features without training: {100 * level:.1f} (this run: {100 * last:.1f})"
 
 
@@ -169,7 +169,7 @@ def _problem(results: dict[str, Any], needed: Sequence[str]) -> str:
     if any(len(row) > len(results["matrix"]) for row in results.get("matrix", ())):
         return 'a row of its "matrix" is longer than the matrix'
     if tasks and any(row["task"] >= tasks for row in results.get("per_class", ())):
-        return 'its "per_class" has a task that is none of its "tasks"'
+        return 'its "per_class" has a task that is not in its "tasks"'
     if classes and len(results.get("class_labels") or ()) not in (0, classes):
         return 'its "class_labels" is not as long as its "classes"'
     return ""

@@ -1,4 +1,4 @@
-"""Write a first config for a data set: one that trains as it is, with comments on what is worth changing."""
+"""Write a first config for a data set that trains as it is, with comments on useful changes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from everclip.data.scenario import task_sizes
 from everclip.models.catalogue import LITE
 
 MOST_TASKS, MOST_KEPT = 10, 10
-"""Suggested: number of tasks, and exemplars per class."""
+"""Suggested number of tasks, and of exemplars per class."""
 NAMED = 12
-"""Classes that are named with their counts, in a small data set; of more, the least and the largest."""
+"""Largest number of classes to list with their counts; beyond it, only the smallest and the largest."""
 LITE_SIDE = 96
 """Pixels per side for ``lite``, as in the offline default."""
 
@@ -42,16 +42,16 @@ def starter(found: Dataset, model: str, file: str) -> Starter:
     lines = (f"data {found.words()}", _images(found), _tasks(found), _model(model))
     name = shlex.quote(file)
     header = [
-        "A config for everclip train, as everclip init suggests it. Change it as you like.",
+        "A config for everclip train, suggested by everclip init. Change it as you like.",
         "",
         *lines,
         "",
         f"  everclip train {name} --dry-run   # tasks, memory, minutes and disk; trains nothing",
         f"  everclip train {name} --smoke     # a trial run within a minute",
-        f"  everclip train {name}             # the run; KEY=VALUE behind it changes a line of this file",
+        f"  everclip train {name}             # the run; KEY=VALUE after it overrides a line of this file",
         f"  everclip sweep {name} method=gcl,multilayer_lda seed=0..2 out=runs/compared",
         "",
-        "A key that is not here has its default: docs/config.md lists all.",
+        "Keys that are not here have their defaults: docs/config.md lists all.",
     ]
     scenario: dict[str, object] = {"kind": "domain-incremental" if several else "class-incremental"}
     if not several:
@@ -74,29 +74,31 @@ def starter(found: Dataset, model: str, file: str) -> Starter:
 
 _TOP = {
     "model": "everclip models lists others",
-    "image_size": "pixels per side; without this line the model's own size, slower and finer",
+    "image_size": "pixels per side; without this line the model's own size, slower and more accurate",
     "tune": 'what trains: the last four blocks of each tower; "full" is all (everclip tunings)',
-    "seed": "of memory, order of images and initialisation",
+    "seed": "seed of memory, order of images and initialisation",
     "classnames": '= "names.txt"   # names to show the text tower: one per line, or folder<TAB>name',
     "out": '= "runs/mine"      # default: runs/DATE_...',
 }
-_NAME = {"name": "everclip methods lists them; multilayer_lda trains nothing and is done in minutes"}
+_NAME = {"name": "everclip methods lists them; multilayer_lda trains nothing and takes minutes"}
 _SCENARIO = {
     "kind": "each task brings new classes, or the same classes in a new domain",
-    "tasks": "number of tasks, or the number of classes of each, such as [4, 2, 2]",
+    "tasks": "number of tasks, or the number of classes in each, such as [4, 2, 2]",
     "order": '= "given"        # order of the classes: by name; default: shuffled',
 }
-_MEMORY = {"per_class": "exemplars kept of each class seen; 0 keeps none"}
+_MEMORY = {"per_class": "exemplars per class seen; 0 keeps none"}
 _TRAIN = {
     "epochs": "= 5             # passes over a task's images; default: the method's",
     "batch_size": "= 32",
     "lr": "= 3e-5              # default: the model's",
 }
-_CACHE = {"views": "augmented views of each image, computed once below what trains; 1 keeps the plain image"}
+_CACHE = {
+    "views": "augmented views per image, computed once for the frozen part; 1 keeps the unchanged image"
+}
 
 
 def _section(name: str, values: Mapping[str, object], comments: Mapping[str, str]) -> str:
-    """A section in TOML: its values with comments, then commented keys that it could have."""
+    """Return a section in TOML: its values with comments, then commented keys that it could have."""
     lines = [f"[{name}]"] if name else []
     for key, value in values.items():
         line = tomli_w.dumps({key: value}).strip()
@@ -106,12 +108,12 @@ def _section(name: str, values: Mapping[str, object], comments: Mapping[str, str
 
 
 def _number(found: Dataset) -> int:
-    """Tasks of at least two classes where that can be."""
+    """Return tasks of at least two classes where that can be."""
     return max(2, min(MOST_TASKS, len(found.class_names) // 2))
 
 
 def _kept(found: Dataset) -> int:
-    """Exemplars per class: a fifth of a usual class, and at most ``MOST_KEPT``."""
+    """Return exemplars per class: a fifth of a usual class, and at most ``MOST_KEPT``."""
     counts = found.train.counts(len(found.class_names))
     return max(1, min(MOST_KEPT, int(np.median(counts)) // 5))
 
@@ -127,13 +129,14 @@ def _images(found: Dataset) -> str:
     least, most = order[0], order[-1]
     return (
         f"images per class (training+test): from {train[least]}+{test[least]} ({names[least]})"
-        f" to {train[most]}+{test[most]} ({names[most]}), median {int(np.median(train))}+{int(np.median(test))}"
+        f" to {train[most]}+{test[most]} ({names[most]}), median"
+        f" {int(np.median(train))}+{int(np.median(test))}"
     )
 
 
 def _tasks(found: Dataset) -> str:
     if len(found.domain_names) > 1:
-        return f"tasks: {len(found.domain_names)}, a domain each: {_few(found.domain_names)}"
+        return f"tasks: {len(found.domain_names)}, one per domain: {_few(found.domain_names)}"
     sizes = task_sizes(len(found.class_names), _number(found))
     least, most = min(sizes), max(sizes)
     return f"tasks: {len(sizes)}, of {least if least == most else f'{least} to {most}'} classes"

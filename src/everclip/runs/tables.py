@@ -1,6 +1,6 @@
 """Load finished runs as dictionaries and data frames: ``everclip.load_runs`` and its kin. Imports no torch.
 
-Wherever a run is asked for, what ``everclip.train`` returns will do as well as its directory.
+Wherever a run is expected, the return value of ``everclip.train`` works as well as a directory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Places = Place | Iterable[Place]
 _WHICH = ("method", "memory_budget", "seed")
-"""Keys of results.json that tell the runs of one table apart, beside their path."""
+"""Keys of results.json that distinguish the runs of a table, besides their path."""
 
 
 @overload
@@ -31,7 +31,7 @@ def load_runs(paths: Places, *, as_pandas: Literal[True]) -> pandas.DataFrame: .
 
 
 def load_runs(paths: Places, *, as_pandas: bool = False) -> list[dict[str, Any]] | pandas.DataFrame:
-    """One dictionary per finished run, sorted by path: ``path``, all of results.json under its keys (``last``,
+    """Return one dictionary per finished run, sorted by path: ``path``, all of results.json under its keys (``last``,
     ``accuracy_after_stage``, ``matrix``, ``per_class``, ...), and the config under dotted keys (``memory.budget``,
     ``train.lr``, ``method.margin``, ...).
 
@@ -53,7 +53,7 @@ def load_runs(paths: Places, *, as_pandas: bool = False) -> list[dict[str, Any]]
 
 
 def load_per_class(paths: Places) -> pandas.DataFrame:
-    """The accuracy of each class in each run: ``path``, ``method``, ``memory_budget``, ``seed``, then ``class``,
+    """Return the accuracy of each class in each run: ``path``, ``method``, ``memory_budget``, ``seed``, then ``class``,
     ``task`` from 0, ``n`` test images, ``zero_shot``, ``after_learning`` and ``last`` (fractions).
 
     Raises:
@@ -109,7 +109,7 @@ def load_confusion(run: Place) -> pandas.DataFrame:
 
 
 def import_pandas() -> Any:
-    """The package pandas. Raises UserError where it is not installed."""
+    """Return the package pandas. Raises UserError where it is not installed."""
     try:
         import pandas
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Put numbers in words."""
+"""Put numbers into words."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from everclip.metrics.stats import by_chance
 Mood = Literal["better", "worse", "level"]
 
 _LISTS = {"templates": "template", "class order": "class", "task order": "task"}
-"""Facts that are lists, and what is counted in them."""
+"""Facts that are lists, with the unit of their entries."""
 
 
 def percent(value: float | None) -> str:
-    """A fraction as ``71.2 %``; an en dash for nothing."""
+    """Return a fraction as ``71.2 %``; an en dash for nothing."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def points(value: float | None) -> str:
-    """A signed difference of fractions in percentage points, with a true minus sign."""
+    """Return a signed difference of fractions in percentage points, with a true minus sign."""
     if value is None:
         return "–"
     text = f"{100 * value:+.1f}"
@@ -27,7 +27,7 @@ def points(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units: ``12.3 MB``."""
+    """Return bytes in decimal units: ``12.3 MB``."""
     if value is None:
         return "–"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -58,7 +58,7 @@ def noise(last: float, base: float, images: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as ``8.4 s``, ``6.9 min`` or ``2.1 h``."""
+    """Return seconds as ``8.4 s``, ``6.9 min`` or ``2.1 h``."""
     if seconds is None:
         return "–"
     for unit, scale in (("h", 3600), ("min", 60)):
@@ -68,12 +68,12 @@ def duration(seconds: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands apart."""
+    """Return a whole number with thousands apart."""
     return "–" if value is None else f"{value:,.0f}"
 
 
 def plain(value: Any) -> str:
-    """A config's value as it may be written on the command line."""
+    """Return a config's value as it may be written on the command line."""
     if value is None:
         return "none"
     return (
@@ -86,12 +86,12 @@ def plain(value: Any) -> str:
 
 
 def several(number: int, word: str) -> str:
-    """``1 run``, ``2 runs``, ``2 classes``."""
+    """Return ``1 run``, ``2 runs``, ``2 classes``."""
     return f"{number} {word}{'' if number == 1 else 'es' if word.endswith('s') else 's'}"
 
 
 def share(value: float | None) -> str:
-    """A fraction in percent without the sign: ``71.2``."""
+    """Return a fraction in percent without the sign: ``71.2``."""
     return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
 
 
@@ -107,7 +107,7 @@ SHOW: dict[str, Callable[[float | None], str]] = {
 
 
 def fact(key: str, value: Any) -> str:
-    """A fact in words; lists by their length."""
+    """Return a fact in words; lists by their length."""
     name = key.replace("_", " ")
     if value is None:
         return f"{name} unknown"
@@ -120,7 +120,7 @@ def fact(key: str, value: Any) -> str:
         return several(len(names), _LISTS[key]) + (f", {first}" if key == "class order" else "")
     words = {
         "image_size": f"{value} px",
-        "validation": "test images" if value == "none" else f"validation share {value}",
+        "validation": "test images" if value == "none" else f"validation fraction {value}",
         "smoke": "trial runs" if value else "full runs",
     }
     other = f"{name} {plain(value)}" if key.startswith(("source.", "schema")) else str(value)

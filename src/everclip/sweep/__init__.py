@@ -1,1 +1,1 @@
-"""Run many trainings from one command: a grid of settings, on all that this machine has, stopped and continued."""
+"""Run many trainings from one command: a resumable grid of settings that uses the whole machine."""

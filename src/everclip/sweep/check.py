@@ -1,4 +1,4 @@
-"""Find what would go wrong later before anything runs: data, model, device, and methods that refuse the model."""
+"""Detect errors before anything runs: data, model, device, and methods that refuse the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everclip.training.plan import Plan, check_names
 
 
 def plans(configs: Sequence[Config]) -> dict[str, Plan]:
-    """A plan for each distinct setting of data and tasks, by ``setting``.
+    """Return a plan for each distinct setting of data and tasks, by ``setting``.
 
     Raises:
         UserError: with every complaint.

@@ -1,7 +1,7 @@
-"""Keep a sweep's folder: run directories, known by the content of their config and not by their name.
+"""Manage a sweep's folder, whose run directories are identified by their configs' content, not by their names.
 
-out/gdro_m500_s0/     a run directory; with config.toml and results.json alone it counts as finished too
-out/logs/NAME.log     what the run's command has printed
+out/gdro_m500_s0/     a run directory; config.toml and results.json suffice for it to count as finished
+out/logs/NAME.log     output of the run's command
 out/tune/NAME/        a search of --tune
 out/sweep.json        the command, the cells with their runs, and the failures
 """
@@ -59,9 +59,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
-            raise UserError(
-                f"{self.path} is in use by another sweep: wait for it, or give another out"
-            ) from None
+            raise UserError(f"{self.path} is in use by another sweep: wait, or give another out") from None
         except OSError as error:
             raise UserError(f"out={self.path} cannot be used ({error.strerror}): give another out") from error
         return self
@@ -100,7 +98,7 @@ class Folder:
             with trust.reading():
                 key = content_key(Run.read_config(folder))
         except UserError as error:
-            log.warning("%s is left alone: %s", folder, error)
+            log.warning("%s is not touched: %s", folder, error)
             return
         finished = (folder / "results.json").is_file()
         if finished or key not in self._found:
@@ -125,7 +123,7 @@ class Folder:
         write_atomic(self.path / "sweep.json", json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def place(self, job: Job) -> Path:
-        """The run directory of a job, there or to be made."""
+        """Return the run directory of a job, there or to be made."""
         return self.path / self._names[job.key]
 
     def state(self, job: Job) -> State:
@@ -137,7 +135,7 @@ class Folder:
         return "unfinished" if (self.place(job) / "config.toml").is_file() else "waiting"
 
     def command(self, job: Job) -> list[str]:
-        """The words of ``everclip`` that begin or continue a job."""
+        """Return the words of ``everclip`` that begin or continue a job."""
         place = self.place(job)
         if (place / "config.toml").is_file():
             values = read_toml(place / "config.toml")
@@ -164,7 +162,7 @@ def busy(run: Path) -> bool:
 
 
 _DROPPED = ".checkpoints.dropped"
-"""What checkpoints are called while they are removed: a killed process leaves none that is half there."""
+"""Name of checkpoints being removed, so that a killed process leaves no partial ones."""
 
 
 def drop_checkpoints(run: Path) -> int:

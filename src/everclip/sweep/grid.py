@@ -1,9 +1,9 @@
-"""Read the grid that ``everclip sweep`` asks for: KEY=VALUE,VALUE words become cells; equal cells share a run.
+"""Read the grid of ``everclip sweep``: KEY=VALUE,VALUE words become cells; equal cells share a run.
 
     method=gcl,ewc memory.budget=0,500 method.ewc.strength=10,100 seed=0..4
 
-Commas part values unless they stand in brackets or quotes; ``0..4`` is 0, 1, 2, 3, 4. ``method.NAME.OPTION`` sets an
-option of one method alone. Of a method that keeps no exemplars one run serves every budget.
+Commas separate values except in brackets or quotes; ``0..4`` is 0, 1, 2, 3, 4. ``method.NAME.OPTION`` sets an option
+of one method only. For a method without exemplars one run serves every budget.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from everclip.system import trust
 from everclip.training import estimate
 
 WHOLE = ("out", "tuned_on", "classnames")
-"""Keys whose value may have commas: they are never parted."""
+"""Keys whose values may contain commas, which are never split."""
 MOST_VALUES = 10_000
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -114,7 +114,7 @@ class Grid:
 
 
 def content(config: Config) -> Config:
-    """The essence of a resolved config, with the memory of a method that keeps none as if it were not asked for.
+    """Return the essence of a resolved config, with the memory of a method that keeps none as if it were not asked for.
 
     Raises:
         UserError: the method refuses its options.
@@ -131,7 +131,7 @@ def content_key(config: Config) -> str:
 
 
 def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
-    """The grid of command-line words: a config's name or file first, if any, then KEY=VALUES.
+    """Return the grid of command-line words: a config's name or file first, if any, then KEY=VALUES.
 
     Args:
         extra: words of every cell, such as ``smoke=true``.
@@ -145,7 +145,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
         key, equals, text = word.partition("=")
         if not equals:
             raise UserError(
-                f"{shown(word)} is no KEY=VALUE: write KEY=A,B; a config's name or file comes first"
+                f"{shown(word)} is no KEY=VALUE: use KEY=A,B; a config's name or file comes first"
             )
         if key in given:
             raise UserError(f"{shown(key)} is given twice: write it once, with all its values after commas")
@@ -186,7 +186,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
 
 
 def _method_of(base: Sequence[str]) -> str:
-    """The method of a config, to be a word of each cell. Raises UserError for code that only a file asks for."""
+    """Return the method of a config, to be a word of each cell. Raises UserError for code that only a file asks for."""
     name = load_config(base).method.name
     for module in trust.names(name):
         trust.check(module)  # what stands in a word counts as written by the user
@@ -204,7 +204,7 @@ def _all_valid(refused: Sequence[str]) -> None:
 def owned(
     given: Mapping[str, list[str]], methods: Sequence[str]
 ) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
-    """Values of ``method.NAME.OPTION`` for each method, as ``method.OPTION``; and the values that all have.
+    """Return values of ``method.NAME.OPTION`` for each method, as ``method.OPTION``; and the values that all have.
 
     Raises:
         UserError: NAME is a method that is not in the grid.
@@ -243,7 +243,7 @@ def parted(text: str, key: str) -> list[str]:
         word += char
     values.append(word.strip())
     if "" in values:
-        raise UserError(f'"{key}={text}" has an empty value: write {key}=A,B')
+        raise UserError(f'"{key}={text}" has an empty value: use {key}=A,B')
     found: list[str] = []
     for value in values:
         span = _RANGE.fullmatch(value)
@@ -252,13 +252,11 @@ def parted(text: str, key: str) -> list[str]:
             continue
         first, last = int(span[1]), int(span[2])
         if not 0 <= last - first < MOST_VALUES:
-            raise UserError(
-                f'"{key}={value}" is no range: write the smaller number first, such as {key}=0..4'
-            )
+            raise UserError(f'"{key}={value}" is no range: put the smaller number first, such as {key}=0..4')
         found += map(str, range(first, last + 1))
     return list(dict.fromkeys(found))
 
 
 def toml_text(value: Any) -> str:
-    """A config value as a word of the command line has it."""
+    """Return a config value as a word of the command line has it."""
     return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()

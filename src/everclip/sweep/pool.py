@@ -1,4 +1,4 @@
-"""Run commands of ``everclip`` side by side, each in a process of its own."""
+"""Run ``everclip`` commands in parallel, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from everclip.sweep.folder import busy
 from everclip.sweep.slots import Environment
 
 GRACE = 60.0
-"""Seconds that a run has to save itself."""
+"""Seconds that a run has to save its progress."""
 EVERY = 0.2
-"""Seconds between looks at the processes."""
+"""Seconds between polls of the processes."""
 STOPPED = (75, 130)
-"""Exit codes of a command that was asked to stop: it goes on with the next sweep."""
+"""Exit codes of a command that was asked to stop; the next sweep continues it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +66,13 @@ class Child:
         return True
 
     def error(self) -> str | None:
-        """Why an ended command failed, in one line; None where it did not, or was asked to stop."""
+        """Return why an ended command failed, in one line; None where it did not, or was asked to stop."""
         code = self.process.returncode
         if code == 0 or code in STOPPED or code == -signal.SIGTERM:
             return None
         if code < 0:
             return f"ended by {signal.Signals(-code).name}" + (
-                ", perhaps for lack of memory: try --jobs with fewer" if code == -signal.SIGKILL else ""
+                ", perhaps out of memory: try a smaller --jobs" if code == -signal.SIGKILL else ""
             )
         lines = self.work.log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.startswith("error: ")), None)

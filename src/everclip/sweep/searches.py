@@ -1,7 +1,6 @@
-"""Search as ``--tune`` asks, once for each method and memory size, on held-out images of two tasks, before the
-grid is run.
+"""Run the searches of ``--tune`` before the grid, once per method and memory size, on held-out images of two tasks.
 
-Cells that differ in the seed alone share a search, at the first of these; every other axis has its own. A search
+Cells that differ only in the seed share a search, at the first seed; all others have their own. A search
 is ``everclip tune`` (the test set is never read), and the cells then train with its values and its ``tuned_on``.
 """
 
@@ -28,16 +27,16 @@ from everclip.system import trust
 from everclip.training.plan import Plan
 
 RATES = "rates"
-"""The word for the search that ``everclip tune`` makes of itself: the rates of both towers, and of a head."""
+"""The keyword for the default search of ``everclip tune``: the rates of both towers and of a head."""
 ALL = "all"
-"""The word for a search of all that there is to tune, within a number of trials (``everclip.sweep.trials``)."""
+"""The keyword for a search over everything tunable within a number of trials (``everclip.sweep.trials``)."""
 SHARE = "scenario.validation="
 """Beginning of the word for the share of the training images on which trials are scored."""
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
-"""What follows each value of a search in ``tuned_on``."""
+"""Matches what follows each value of a search in ``tuned_on``."""
 _TRIALS = r", \d+ of {most} trials[^;]*; "
 _KEY = r"(?:^|; )([\w.]+) "
-"""A key of what was searched, in ``tuned_on``."""
+"""Matches a searched key in ``tuned_on``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class Search:
         return (self.path / "tuned.toml").is_file()
 
     def command(self) -> list[str]:
-        """The words of ``everclip`` that begin or continue it."""
+        """Return the words of ``everclip`` that begin or continue it."""
         trials = [] if self.most is None else ["--trials", str(self.most)]
         held = [] if self.share is None else [f"{SHARE}{self.share}"]
         return ["tune", *self.words, *held, f"out={self.path}", *trials, "--json", *trust.passed_on()]
@@ -85,7 +84,7 @@ def searches(
     most: int | None = None,
     share: float | None = None,
 ) -> list[Search]:
-    """The searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
+    """Return the searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
 
     Args:
         most: trials of each search; None: as many as the values of the words, or ``trials.MOST`` for ``ALL``.
@@ -103,12 +102,12 @@ def searches(
         values = parted(text, key) if text else []
         named = word in (RATES, ALL)
         if not named and (not is_override(word) or len(values) < 2):
-            raise UserError(f'--tune "{word}" has no values to choose from: write KEY=A,B, {RATES} or {ALL}')
+            raise UserError(f'--tune "{word}" has no values to choose from: use KEY=A,B, {RATES} or {ALL}')
         if named and len(words) > 1:
-            raise UserError(f"--tune {word} stands alone: write the values out to search other keys too")
+            raise UserError(f"--tune {word} cannot be combined: list the values to search other keys too")
         if not named and not key.startswith(("train.", "method.", "center")):
             raise UserError(
-                f"--tune {key} is none of the settings that can be tuned: train.KEY, method.OPTION, center"
+                f"--tune {key} is not a setting that can be tuned: train.KEY, method.OPTION, center"
             )
         given[key] = values
     trust.typed([*given.values()])
@@ -136,7 +135,7 @@ def _search(
     most: int | None,
     share: float | None,
 ) -> Search | None:
-    """The search for cells that share one; None where none of the keys matters to their method."""
+    """Return the search for cells that share one; None where none of the keys matters to their method."""
     cell = cells[0]
     first = plan.tasks[0]
     trains = bool(methods.build(cell.config, plan.prompts).learner(first).phases(first))
@@ -194,7 +193,7 @@ def _made(
 
 
 def _words(file: Path, keys: Iterable[str]) -> list[str]:
-    """Values of a config's file as words, which then count as written by the user.
+    """Return values of a config's file as words, which then count as written by the user.
 
     Raises:
         UserError: the file cannot be read, or names code that nobody allowed.
@@ -222,7 +221,7 @@ def _check(found: Sequence[Search], given: Mapping[str, list[str]]) -> None:
 
 
 def tuned(grid: Grid, searches: Sequence[Search]) -> Grid:
-    """The grid with what finished searches have chosen; without the cells of those that have not."""
+    """Return the grid with what finished searches have chosen; without the cells of those that have not."""
     cells: list[Cell] = []
     for cell in grid.cells:
         search = next((search for search in searches if cell in search.cells), None)

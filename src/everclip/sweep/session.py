@@ -1,4 +1,4 @@
-"""Carry out one call of ``everclip sweep``: what is there, what is still to be run, and running it."""
+"""Carry out one call of ``everclip sweep``: find finished runs, plan the missing ones, and run them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Session:
         look: bool = True,
         trials: int | None = None,
     ) -> Session:
-        """The session that words ask for; nothing is written.
+        """Return the session that words ask for; nothing is written.
 
         Args:
             words: of the grid. With ``tune``, ``scenario.validation`` is the share of the training images on which
@@ -83,7 +83,8 @@ class Session:
         grid = read([word for word in words if word not in held], extra)
         if tune and any(cell.config.fork for cell in grid.cells):
             raise UserError(
-                "--tune trains from the first task, a fork begins later: tune first, then fork with the values found"
+                "--tune trains from the first task, but a fork starts later: tune first, then fork with the"
+                " values found"
             )
         asked = [
             sorted(job.key for job in grid.jobs()),
@@ -108,7 +109,7 @@ class Session:
         self.folder.scan(self.jobs)
 
     def waiting(self) -> list[Job]:
-        """Jobs that are neither finished nor failed."""
+        """Return jobs that are neither finished nor failed."""
         return [job for job in self.jobs if self.folder.state(job) in ("waiting", "unfinished")]
 
     def seconds_left(self) -> float | None:
@@ -229,7 +230,7 @@ class Session:
     # What is there ------------------------------------------------------------------------------------------------
 
     def shared(self) -> list[str]:
-        """A line for each method of which one run serves several cells."""
+        """Return a line for each method of which one run serves several cells."""
         values: dict[str, dict[str, dict[str, None]]] = {}
         for job in self.jobs:
             for key in job.cells[0].values if len(job.cells) > 1 else ():
@@ -243,7 +244,7 @@ class Session:
         ]
 
     def failed(self) -> list[str]:
-        """A line for each run or search that failed: its name and its error."""
+        """Return a line for each run or search that failed: its name and its error."""
         runs = [
             (self.folder.place(job).name, job.key) for job in self.jobs if self.folder.state(job) == "failed"
         ]
@@ -260,7 +261,7 @@ class Session:
         return not self.searches and all(self.folder.state(job) == "finished" for job in self.jobs)
 
     def cells(self) -> list[Json]:
-        """Each cell of the grid with its run, where that stands, and its main numbers."""
+        """Return each cell of the grid with its run, where that stands, and its main numbers."""
         found: list[Json] = []
         for job in self.jobs:
             place, state = self.folder.place(job), self.folder.state(job)
@@ -274,7 +275,7 @@ class Session:
         return found
 
     def comparison(self) -> Json | None:
-        """The finished runs compared, a section for each setting of data and memory; None before the first."""
+        """Return the finished runs compared, a section for each setting of data and memory; None before the first."""
         runs = [read_run(self.folder.place(job)) for job in self.jobs if self.folder.state(job) == "finished"]
         if not runs:
             return None

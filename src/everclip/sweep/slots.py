@@ -1,4 +1,4 @@
-"""Decide how many runs go side by side, and what each of them has of the machine."""
+"""Decide how many runs go in parallel, and which part of the machine each gets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from everclip.errors import UserError
 
 MOST = 16
-"""Runs side by side on a CPU where nothing else is asked for: more threads each, from there on."""
+"""Largest default number of parallel runs on a CPU; with more cores each run gets more threads."""
 
 Environment = dict[str, str]
 
@@ -48,7 +48,7 @@ def slots(count: int, gpus: Sequence[str], jobs: int | None, threads: int | None
     """
     for name, value in (("--jobs", jobs), ("--threads", threads)):
         if value is not None and value < 1:
-            raise UserError(f"{name} is {value}: write a whole number from 1")
+            raise UserError(f"{name} is {value}: use a whole number from 1")
     if gpus:
         jobs = jobs or len(gpus)
         threads = threads or max(1, count // jobs)

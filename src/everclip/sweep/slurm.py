@@ -16,7 +16,7 @@ from everclip.sweep.pool import STOPPED
 
 
 class Command:
-    """``everclip WORDS`` as a job. A job that is preempted or out of time is queued again and goes on where it was."""
+    """``everclip WORDS`` as a job. A job that is preempted or out of time is queued again and continues."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
@@ -58,7 +58,7 @@ def submit(
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(**values)
     except RuntimeError as error:
-        raise UserError(f"--slurm: {error}: run this where sbatch is, or use --print") from error
+        raise UserError(f"--slurm: {error}: run this on a machine with sbatch, or use --print") from error
     except (NameError, TypeError, AssertionError) as error:
         raise UserError(f"--slurm-set: {error}") from error
     with _safe_path(), executor.batch():
@@ -80,7 +80,7 @@ def _safe_path() -> Iterator[None]:
 
 
 def _value(text: str) -> Any:
-    """A number or truth value where the text is one."""
+    """Return a number or truth value where the text is one."""
     try:
         return json.loads(text)
     except ValueError:

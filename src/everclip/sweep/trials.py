@@ -1,8 +1,9 @@
-"""Search settings within a number of trials: the same number for every method, whatever it has to tune.
+"""Search settings within a number of trials, the same for every method, however many options it has to tune.
 
-A trial is one trained run. The search begins at the config's own values. It goes through the keys in turn and takes the
-best value of each, the others as they are by then; where the winner lies at an edge of its grid, the grid grows by one
-value beyond it, as long as that is better. It begins again while something changed and trials are left.
+A trial is one trained run. The search begins at the config's own values. It goes through the keys in turn and chooses
+the best value of each with the others at their current values; if the best value lies at an edge of its grid, the
+grid grows by one value beyond it, as long as that improves the result. It repeats while anything changes and trials
+are left.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from everclip.system.text import number_in
 from everclip.training.estimate import inner
 
 MOST = 24
-"""Trials of each method and memory size where the user does not say."""
+"""Default number of trials per method and memory size."""
 FACTORS = (0.3, 1.0, 3.0)
-"""The first grid of a rate: the config's own times these. Grids grow where an edge wins."""
+"""The initial grid of a rate: the config's own times these factors. Grids grow while an edge is best."""
 
 Values = dict[str, str]
 Grid = dict[str, list[str]]
 Score = Callable[[Values], float | None]
-"""Accuracy in 0..1 of settings, which are trained for it; None where the loss was not finite."""
+"""Trains with some settings and returns the accuracy in 0..1; None if the loss was not finite."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def has_head(config: Config) -> bool:
 
 
 def _rates(config: Config) -> Grid:
-    """The rates of what trains."""
+    """Return the rates of what trains."""
     tuned = tuning_of(config.tune, config.tuning.options).rates
     rates: dict[str, float | None] = {}
     if "lr" in tuned:
@@ -99,12 +100,12 @@ def _length(config: Config) -> Grid:
 
 
 def _ordered(words: list[str]) -> list[str]:
-    """Numbers by size, behind what is none."""
+    """Return numbers by size, behind what is none."""
     return sorted(words, key=lambda text: -1.0 if (value := number_in(text)) is None else value)
 
 
 def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
-    """The config's own value of each key as its grid writes it; the first where the grid has it not."""
+    """Return the config's own value of each key as its grid writes it; the first where the grid has it not."""
     found: Values = {}
     for key, values in grid.items():
         section, _, name = key.rpartition(".")
@@ -143,7 +144,7 @@ def beyond(values: list[str], winner: str) -> str | None:
 
 
 def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[str, str], bool]) -> Outcome:
-    """The best values within ``most`` trials, each of them better than what was there before it.
+    """Return the best values within ``most`` trials, each of them better than what was there before it.
 
     Args:
         grid: key -> values in order; keys are gone through in theirs.

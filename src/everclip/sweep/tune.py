@@ -1,4 +1,4 @@
-"""Tune without peeking: settings are chosen on held-out training images of the first two tasks."""
+"""Tune without touching the test set: choose settings on held-out training images of the first two tasks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from everclip.sweep.trials import has_head
 from everclip.system.atomic import write_atomic
 
 SHARE = 0.2
-"""Fraction of the training images that is held out, where the config does not say."""
+"""Default fraction of held-out training images."""
 RATES = (0.1, 0.3, 1.0, 3.0)
-"""The search where none is given: each tower's rate times these, and 0 for the text tower."""
+"""The default search: each tower's rate times these factors, and 0 for the text tower."""
 HEAD_RATES = (0.3, 1.0, 3.0, 10.0)
-"""The same for a head: too small a rate leaves it as it began."""
+"""The same for a head, which hardly changes with too small a rate."""
 
 SEARCHED = ("train.", "method.", "center")
-"""Beginnings of the keys that can be searched."""
+"""Prefixes of the keys that can be searched."""
 
 _LIST = re.compile(r"[^\[\]{}\"',]+(,[^\[\]{}\"',]+)+")
 
@@ -49,7 +49,7 @@ class Choice:
 
 
 def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Config tokens, and the values to try of each key that has several: ``train.lr=1e-5,1e-4``.
+    """Return the config tokens, and the values to try of each key that has several: ``train.lr=1e-5,1e-4``.
 
     Only what decides how a run learns is searched; a comma in ``data`` or ``out`` belongs to a path.
     """
@@ -65,7 +65,7 @@ def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def default_search(config: Config) -> dict[str, list[str]]:
-    """The rates of both towers, and of a head where there is one, around those of the config (``RATES``)."""
+    """Return the rates of both towers, and of a head where there is one, around those of the config (``RATES``)."""
     assert config.train.lr is not None
     assert config.train.lr_text is not None
     search = {
@@ -134,7 +134,7 @@ class _Trials:
     known: dict[str, float | None] = field(default_factory=dict)
 
     def score(self, values: Mapping[str, str]) -> float | None:
-        """Accuracy of both tasks' held-out images after the second task; None where the loss was not finite."""
+        """Return accuracy of both tasks' held-out images after the second task; None where the loss was not finite."""
         words = _words(values)
         config = resolve(load_config([*self.tokens, *words]))
         same = config_hash(config)
@@ -149,7 +149,7 @@ class _Trials:
 def _in_turn(
     search: Mapping[str, Sequence[str]], trial: _Trials
 ) -> tuple[dict[str, str], dict[str, dict[str, float | None]]]:
-    """Key after key: the best values, and what was tried."""
+    """Return, key after key, the best values, and what was tried."""
     values: dict[str, str] = {}
     tried: dict[str, dict[str, float | None]] = {}
     for key, candidates in search.items():
@@ -162,7 +162,7 @@ def _in_turn(
 
 
 def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> trials.Outcome:
-    """The search within a number of trials."""
+    """Return the search within a number of trials."""
 
     def valid(key: str, value: str) -> bool:
         try:
@@ -173,7 +173,7 @@ def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> tria
 
     if not grid:
         raise UserError(
-            f"{start.method.name} has nothing to tune: give a key several values, or leave --trials out"
+            f"{start.method.name} has no options to tune: give a key several values, or leave --trials out"
         )
     found = trials.search(grid, trials.start(start, grid), trial.score, most, valid)
     if all(score is None for scores in found.tried.values() for score in scores.values()):
@@ -186,7 +186,7 @@ def _words(values: Mapping[str, str]) -> list[str]:
 
 
 def _score(config: Config, out: Path, train: Trainer) -> float | None:
-    """Accuracy after the second task of the run in ``out``, which is trained unless it is finished."""
+    """Return accuracy after the second task of the run in ``out``, which is trained unless it is finished."""
     with Run.open(config.model_copy(update={"out": str(out)})) as run:
         if run.finished:
             return run.results()["last"]

@@ -1,4 +1,4 @@
-"""Show a sweep to a person: a live table on a terminal, else a plain line when a run begins or ends."""
+"""Show the progress of a sweep: a live table on a terminal, else a line when a run starts or ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from everclip.system.progress import duration
 from everclip.system.reading import parse_json
 
 REFRESH = 1.0
-"""Seconds between looks at the logs of runs that go on."""
+"""Seconds between reads of the running runs' logs."""
 
 
 class Follow:
@@ -123,7 +123,7 @@ class View(Watcher):
         """Show that a run begins."""
         self._follow[child.work] = Follow(child.work.path)
         if self._live is None:
-            self.say(f"{child.work.name}: begins")
+            self.say(f"{child.work.name}: starts")
 
     def ended(self, child: Child, error: str | None) -> None:
         """Show that it is over."""
@@ -144,7 +144,7 @@ class View(Watcher):
     def stopping(self, running: Sequence[Child]) -> None:
         """Show that the sweep ends before they do."""
         names = ", ".join(child.work.name for child in running)
-        self.say(f"stopping: {names} may take up to {duration(GRACE)} to save where they stand")
+        self.say(f"stopping: {names} may take up to {duration(GRACE)} to save their progress")
 
     def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
         """Show where the runs stand."""

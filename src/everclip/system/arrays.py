@@ -1,4 +1,4 @@
-"""Read columns of an .npz file that others may have written: its claims are checked before anything is unpacked.
+"""Read columns of an untrusted .npz file, checking its claims before anything is unpacked.
 
 A megabyte of packed zeros may claim to be gigabytes, or an array of objects. Imports no torch.
 """
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
 def read_columns(
     path: Path, needed: Mapping[str, Form], more: Mapping[str, Form] | None = None, most: int = MOST_ROWS
 ) -> dict[str, NDArray[Any]]:
-    """Arrays of equally many rows from a file that ``np.savez`` wrote.
+    """Return arrays of equally many rows from a file that ``np.savez`` wrote.
 
     Args:
         needed, more: name -> form of those to read; those of ``more`` may be missing.
@@ -76,7 +76,7 @@ def read_arrays(
     most: int,
     swells: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Arrays from a file of bounded size that ``np.savez`` wrote.
+    """Return arrays from a file of bounded size that ``np.savez`` wrote.
 
     Args:
         needed, more: name -> what those to read may be; those of ``more`` may be missing.
@@ -115,8 +115,8 @@ def _array(member: IO[bytes], name: str, form: Shape) -> NDArray[Any]:
     if dtype.kind not in form.kinds or dtype.itemsize > widest or len(shape) != len(form.most):
         raise Unreadable(f"{name} is of another kind: {dtype} {shape}")
     if any(not 0 <= length <= most for length, most in zip(shape, form.most, strict=True)):
-        raise Unreadable(f"{name} has the shape {shape}, where {form.most} was to be expected at most")
+        raise Unreadable(f"{name} has the shape {shape}, but at most {form.most} was expected")
     content = member.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
     if member.read(1):  # at its end the checksum is compared
-        raise Unreadable(f"{name} has more in it than it claims")
+        raise Unreadable(f"{name} holds more than it claims")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

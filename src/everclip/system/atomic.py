@@ -1,4 +1,4 @@
-"""Write files and folders whole: a reader, or a crash, finds what was there or what is to be, and nothing between.
+"""Write files and folders atomically: a reader, or a crash, finds the old or the new content, never a mixture.
 
 Unfinished work stands beside its target under hidden names that no user gives:
 
@@ -69,7 +69,7 @@ def write_atomic(path: Path, content: str | bytes, new: bool = False) -> None:
 
 
 def _new_part(path: Path) -> tuple[Path, int]:
-    """A new file beside ``path``, locked as long as its descriptor is open: so others know that it is in use."""
+    """Return a new file beside ``path``, locked as long as its descriptor is open: so others know that it is in use."""
     while True:
         part = _beside(path, secrets.token_hex(4))
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -93,7 +93,7 @@ def _remove_dead_parts(path: Path) -> None:
 
 
 def check_new(out: str | os.PathLike[str]) -> Path:
-    """The path of a folder to write; a link to an empty folder is followed.
+    """Return the path of a folder to write; a link to an empty folder is followed.
 
     Raises:
         UserError: something is there, nothing can be, or it is the current folder or one that holds it.
@@ -144,7 +144,7 @@ def _claimed(path: Path) -> Iterator[None]:
         held.acquire()
     except Timeout:
         raise UserError(
-            f"{path} is being written by another process{_holder(lock)}: wait for it, or give another folder"
+            f"{path} is being written by another process{_holder(lock)}: wait, or give another folder"
         ) from None
     except OSError as error:
         raise UserError(
@@ -177,7 +177,7 @@ def _holder(lock: Path) -> str:
 
 @contextmanager
 def stage(path: Path) -> Iterator[Path]:
-    """An empty folder beside ``path`` to fill and then to move; what is still there at the end is removed.
+    """Yield an empty folder beside ``path`` to fill and then to move; what is still there at the end is removed.
 
     Raises OSError.
     """
@@ -210,14 +210,14 @@ def settle(made: Path, path: Path) -> None:
         if error.errno not in _TAKEN:
             raise
         raise UserError(
-            f"{path} was made by something else in the meantime, and is left alone: give another folder"
+            f"{path} was created by something else in the meantime and is not touched: give another folder"
         ) from None
     sync(path.parent)
 
 
 @contextmanager
 def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write into, which becomes ``out`` at the end: complete, or not there.
+    """Yield a folder to write into, which becomes ``out`` at the end: complete, or not there.
 
     Raises:
         UserError: ``out`` cannot be a new folder, or another process writes it.
@@ -293,7 +293,7 @@ def _finish_swaps(folder: Path) -> None:
 
 
 def _free(folder: Path, end: str) -> Path:
-    """``NAME + end`` if nothing is there, else the same with a number."""
+    """Return ``NAME + end`` if nothing is there, else the same with a number."""
     aside, number = folder.with_name(folder.name + end), 2
     while os.path.lexists(aside):
         aside, number = folder.with_name(f"{folder.name}{end}-{number}"), number + 1
@@ -305,7 +305,7 @@ def _beside(path: Path, what: str) -> Path:
 
 
 def _found(path: Path, what: str) -> list[Path]:
-    """The names beside ``path`` that match; empty where they cannot be listed."""
+    """Return the names beside ``path`` that match; empty where they cannot be listed."""
     pattern = re.compile(f"{re.escape(_beside(path, '').name)}(?:{what})")
     try:
         return [path.parent / name for name in sorted(os.listdir(path.parent)) if pattern.fullmatch(name)]

@@ -1,4 +1,4 @@
-"""Keep what everclip can build again in one folder, the cache. Imports no torch."""
+"""Manage the cache folder, for files that everclip can build again. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from everclip.system.checkpoint import Damaged, commit, verify
 log = logging.getLogger("everclip")
 
 _verified: set[Path] = set()
-"""Folders that this process has found to be what was written."""
+"""Folders that this process has verified."""
 
 
 def folder() -> Path:
-    """The cache folder, created if need be: ``$EVERCLIP_CACHE``, else ``$XDG_CACHE_HOME/everclip``, else
+    """Return the cache folder, created if need be: ``$EVERCLIP_CACHE``, else ``$XDG_CACHE_HOME/everclip``, else
     ``~/.cache/everclip``.
 
     Raises:
@@ -68,8 +68,8 @@ def built(name: str, make: Callable[[Path], object]) -> Path:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.errno else str(error)
         raise RunError(
-            f"{target} cannot be read or written ({reason}): make room and check its permissions, or set EVERCLIP_CACHE"
-            " to a folder elsewhere"
+            f"{target} cannot be read or written ({reason}): make room and check its permissions, or set"
+            f" EVERCLIP_CACHE to a folder elsewhere"
         ) from error
     return target
 
@@ -110,7 +110,7 @@ def _restore(target: Path, make: Callable[[Path], object]) -> None:
             raise UserError(f"{target} is damaged ({reason}) and cannot be built again: {error}") from error
         raise
     if there:
-        log.warning("%s was not what is built there (%s): it was built again", target, reason)
+        log.warning("%s was damaged or outdated (%s): it was built again", target, reason)
 
 
 def _remove(path: Path) -> None:

@@ -37,13 +37,13 @@ from everclip.system.reading import JSON_BYTES, parse_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
-"""End of the name of a folder that could not be used; it goes with the next checkpoint."""
+"""Suffix of a folder that could not be used; the next checkpoint removes it."""
 BEFORE = "before"
-"""The folder in which a version keeps the version before it, with a manifest of its own."""
+"""The folder in which a version keeps its predecessor, with its own manifest."""
 EARLIER = "before-"
-"""How the names of its files began where earlier releases kept it beside the version's own files."""
+"""Prefix of its files in earlier releases, which kept them beside the version's own files."""
 UNSIGNED = {"calibration.json"}
-"""Files that may change while a checkpoint stays what it is: each has a hash of its own (calibration.py)."""
+"""Files that may change without changing a checkpoint: each has its own hash (calibration.py)."""
 
 log = logging.getLogger("everclip")
 
@@ -74,14 +74,14 @@ class Place(NamedTuple):
         return f"task-{self.task:03d}-phase-{self.phase}-step-{self.step:06d}"
 
     def words(self, tasks: Sequence[str]) -> str:
-        """The place in words; ``tasks`` are the tasks' names."""
+        """Return the place in words; ``tasks`` are the tasks' names."""
         if not self.whole:
             return f"in {tasks[self.task]} after step {self.step} of phase {self.phase + 1}"
         return f"after {tasks[self.task - 1]}" if self.task else f"before {tasks[0]}"
 
     @classmethod
     def of(cls, name: str) -> Place | None:
-        """The place of a folder's name; None where it is no checkpoint's."""
+        """Return the place of a folder's name; None where it is no checkpoint's."""
         found = _NAME.fullmatch(name)
         if found is None:
             return None
@@ -158,9 +158,7 @@ class Store:
             try:
                 trail = self._trail(place)
             except Damaged as error:
-                log.warning(
-                    "checkpoint %s cannot be used (%s): going back to the one before", place.name, error
-                )
+                log.warning("checkpoint %s cannot be used (%s): using the previous one", place.name, error)
                 aside = self.path / (place.name + DAMAGED)
                 shutil.rmtree(aside, ignore_errors=True)
                 self.folder(place).rename(aside)
@@ -168,18 +166,20 @@ class Store:
             self._clear(place)
             return trail
         if any(self.path.glob("*" + DAMAGED)):
-            raise RunError(f"no checkpoint in {self.path} can be used: remove that folder to begin again")
+            raise RunError(f"no checkpoint in {self.path} can be used: remove that folder to start again")
         return []
 
     def newest_task(self) -> Place | None:
-        """The newest checkpoint of a finished task that is as it was written; None before the first."""
+        """Return the newest checkpoint of a finished task that is as it was written; None before the first."""
         for place in reversed(self.places()):
             if place.whole and place.task:
                 try:
                     verify(self.folder(place))
                     return place
                 except Damaged as error:
-                    log.warning("checkpoint %s cannot be used (%s): taking the one before", place.name, error)
+                    log.warning(
+                        "checkpoint %s cannot be used (%s): using the previous one", place.name, error
+                    )
         return None
 
     def _trail(self, place: Place) -> list[Place]:
@@ -234,13 +234,13 @@ def amend(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def identity(folder: Path) -> str:
-    """A hash of what a checkpoint holds, whatever it keeps of the one before. Raises as ``verify`` does."""
+    """Return a hash of what a checkpoint holds, whatever it keeps of the one before. Raises as ``verify`` does."""
     own = {name: entry for name, entry in _body(folder)["files"].items() if not name.startswith(EARLIER)}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def names(folder: Path) -> frozenset[str]:
-    """The names of a checkpoint's files; others in the folder do not count. Raises as ``verify`` does."""
+    """Return the names of a checkpoint's files; others in the folder do not count. Raises as ``verify`` does."""
     return frozenset(_body(folder)["files"])
 
 
@@ -313,6 +313,6 @@ def _manifest(files: Mapping[str, Any], on: Sequence[str]) -> bytes:
 
 
 def _rendered(body: Any) -> bytes:
-    """The manifest's bytes."""
+    """Return the manifest's bytes."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({"checkpoint": body, "sha256": digest}, sort_keys=True, indent=1).encode() + b"\n"

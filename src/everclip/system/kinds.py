@@ -1,4 +1,4 @@
-"""Check the kinds of values that came from someone else's file. Imports no torch."""
+"""Check the types of values from untrusted files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Kind = Callable[[Any], bool]
 
 
 def number(low: float, high: float) -> Kind:
-    """A number from ``low`` to ``high``, which a truth value and NaN are not."""
+    """Return a number from ``low`` to ``high``, which a truth value and NaN are not."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
@@ -18,12 +18,12 @@ def number(low: float, high: float) -> Kind:
 
 
 def whole(high: int) -> Kind:
-    """A whole number from 0 to ``high``."""
+    """Return a whole number from 0 to ``high``."""
     return lambda value: type(value) is int and 0 <= value <= high
 
 
 def text(value: Any) -> bool:
-    """A text."""
+    """Return a text."""
     return isinstance(value, str)
 
 
@@ -33,22 +33,22 @@ def truth(value: Any) -> bool:
 
 
 def or_null(kind: Kind) -> Kind:
-    """``kind``, or null."""
+    """Return ``kind``, or null."""
     return lambda value: value is None or kind(value)
 
 
 def listed(kind: Kind, most: int) -> Kind:
-    """A list of at most that length."""
+    """Return a list of at most that length."""
     return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
 
 
 def mapped(kind: Kind, most: int) -> Kind:
-    """An object of at most that number of keys."""
+    """Return an object of at most that number of keys."""
     return lambda value: isinstance(value, dict) and len(value) <= most and all(map(kind, value.values()))
 
 
 def table(needed: Mapping[str, Kind], more: Mapping[str, Kind] | None = None) -> Kind:
-    """An object with these keys, and perhaps some more; others are not looked at."""
+    """Return an object with these keys, and perhaps some more; others are not looked at."""
 
     def fits(value: Any) -> bool:
         return (
@@ -61,7 +61,7 @@ def table(needed: Mapping[str, Kind], more: Mapping[str, Kind] | None = None) ->
 
 
 SLACK = 1e-9
-"""By which the rounding of a mean may lead out of its range."""
+"""Amount by which rounding may push a mean out of its range."""
 SHARE = number(-SLACK, 1 + SLACK)
 CHANGE = number(-1 - SLACK, 1 + SLACK)
 AMOUNT = number(0, 1e18)

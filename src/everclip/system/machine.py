@@ -1,4 +1,4 @@
-"""Measure the machine's free memory, and say when this process looks for memory to hand back."""
+"""Measure the machine's free memory, and decide when this process returns memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _usual: list[tuple[int, int, int]] = []
 
 
 def free_memory() -> int | None:
-    """Bytes of main memory that programs can still have; None where the system does not say."""
+    """Return bytes of main memory that programs can still have; None where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

@@ -1,4 +1,4 @@
-"""Show how a run goes on: a live bar on a terminal, else a plain line now and then."""
+"""Show progress: a live bar on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger("everclip")
 EVERY = 10.0
 """Seconds between plain lines."""
 SURE, LEAST = 3.0, 0.01
-"""Seconds, and the fraction of the work, after which what is left can be said."""
+"""Seconds, and fraction of the work, after which the remaining time is estimated."""
 
 
 def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
+    """Return ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -136,7 +136,10 @@ class Progress:
         took = time.monotonic() - begun
         if done <= 0 or took < SURE or done < LEAST * total:
             return ""
-        return f"about {duration(took * max(0.0, total - done) / done)} left{' in all' if self._sections else ''}"
+        return (
+            f"about {duration(took * max(0.0, total - done) / done)}"
+            f" left{' in all' if self._sections else ''}"
+        )
 
     def aside(self, name: str, total: int) -> Callable[[int], None]:
         """Start a piece of work inside the present one, which is shown again once it is done.

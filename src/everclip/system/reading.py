@@ -1,4 +1,4 @@
-"""Read files that others may have written or replaced by something else: within bounds, or not at all.
+"""Read untrusted files within bounds, or not at all.
 
 A pipe, a device or a folder in place of a file is refused without waiting for it; so is a file that is too large, or
 nested deeper than anything that everclip writes. Imports no torch.
@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 
 MIB = 2**20
 TEXT_BYTES = 64 * MIB
-"""Most bytes of a list of class names or templates."""
+"""Largest size of a list of class names or templates, in bytes."""
 JSON_BYTES, MOST_PARTS = 64 * MIB, 10**6
-"""Most bytes of a JSON file, and lists and objects in it: the results of 100,000 classes fit."""
+"""Largest size of a JSON file in bytes, and number of lists and objects in it: results of 100,000 classes fit."""
 TOML_BYTES = 1_000_000
-"""Most bytes of a config."""
+"""Largest size of a config, in bytes."""
 DEPTH = 32
-"""Most lists and tables within each other."""
+"""Largest nesting depth of lists and tables."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -90,7 +90,7 @@ def _size(count: int) -> str:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most ``most`` bytes. Raises Unreadable."""
+    """Return the content of a regular file of at most ``most`` bytes. Raises Unreadable."""
     with open_regular(path, most) as file:
         try:
             content = file.read(os.fstat(file.fileno()).st_size + 1)
@@ -105,7 +105,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int = TEXT_BYTES) -> str:
-    """The same as text in UTF-8, with or without a byte order mark. Raises Unreadable."""
+    """Return the same as text in UTF-8, with or without a byte order mark. Raises Unreadable."""
     content = read_bytes(path, most)
     try:
         return content.decode("utf-8-sig")
@@ -115,12 +115,12 @@ def read_text(path: Path, most: int = TEXT_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
-    """The value in a JSON file. Raises Unreadable."""
+    """Return the value in a JSON file. Raises Unreadable."""
     return parse_json(read_bytes(path, most))
 
 
 def parse_json(content: str | bytes) -> Any:
-    """The value of a JSON text; numbers may be infinite, or NaN. Raises Unreadable."""
+    """Return the value of a JSON text; numbers may be infinite, or NaN. Raises Unreadable."""
     with _parsing("JSON"):
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         if text.count("{") + text.count("[") > MOST_PARTS:
@@ -142,12 +142,12 @@ def _parsing(kind: str) -> Iterator[None]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file, as ``parse_toml`` gives them. Raises Unreadable."""
+    """Return the tables of a TOML file, as ``parse_toml`` gives them. Raises Unreadable."""
     return parse_toml(read_text(path, TOML_BYTES))
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text, whole numbers of which have 64 bits; dates become texts. Raises Unreadable."""
+    """Return the tables of a TOML text, whole numbers of which have 64 bits; dates become texts. Raises Unreadable."""
     dots = 0
     for token in _TOKEN.finditer(
         text
@@ -170,7 +170,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shallow(value: Any) -> Any:
-    """The value itself. Raises Unreadable where it is nested so deeply that code which follows it would fail."""
+    """Return the value itself. Raises Unreadable where it is nested so deeply that code which follows it would fail."""
     level: list[Any] = [value]
     for _ in range(DEPTH + 2):
         level = [one for one in level if isinstance(one, dict | list)]

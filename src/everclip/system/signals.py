@@ -1,7 +1,7 @@
 """Listen for signals that ask a run to stop: SIGTERM and SIGUSR1 (a scheduler), SIGHUP (a closed terminal), Ctrl-C.
 
-Where nothing would be lost the command ends at once. While it trains, a signal only sets a flag; the next step ends
-with a checkpoint, then the command ends: with exit code 75, or 130 after Ctrl-C. A second signal does not wait.
+If nothing would be lost, the command ends immediately. While it trains, a signal only sets a flag; the next step ends
+with a checkpoint, and the command ends with exit code 75, or 130 after Ctrl-C. A second signal does not wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import FrameType
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 PREEMPTED, INTERRUPTED = 75, 130
 ECHO = 0.5
-"""Seconds in which a second signal is taken for the first: launchers pass on what a terminal sends to all."""
+"""Seconds within which a second signal counts as the first: launchers pass on what a terminal sends to all."""
 
 
 class Stopped(BaseException):

@@ -1,4 +1,4 @@
-"""Clean other people's texts on their way to a terminal, a log or a spreadsheet. Imports no torch."""
+"""Clean untrusted texts before they reach a terminal, a log or a spreadsheet. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def printable(text: str) -> str:
-    r"""The text on one line, with escapes such as ``\x1b`` in place of what a terminal would obey."""
+    r"""Return the text on one line, with escapes such as ``\x1b`` in place of what a terminal would obey."""
     if text.isprintable():
         return text
     return _ODD.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def cleaned(value: Any) -> Any:
-    """A value as JSON or TOML has it, with all texts in it printable."""
+    """Return a value as JSON or TOML has it, with all texts in it printable."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -52,7 +52,7 @@ def check(value: Any, where: object) -> None:
         if isinstance(found, str) and printable(found) != found:
             raise UserError(
                 f'{where} has the text "{shortened(printable(found))}", which holds characters that cannot be'
-                " printed: get another copy, or write it without them"
+                " printed: get another copy, or remove them"
             )
         if isinstance(found, dict):
             waiting += [*found, *found.values()]
@@ -61,12 +61,12 @@ def check(value: Any, where: object) -> None:
 
 
 def shortened(text: str, width: int = 80) -> str:
-    """The text, cut to ``width`` characters."""
+    """Return the text, cut to ``width`` characters."""
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def number_in(text: str) -> float | None:
-    """The number that a text is, if it is one."""
+    """Return the number that a text is, if it is one."""
     try:
         return float(text)
     except ValueError:
@@ -74,13 +74,13 @@ def number_in(text: str) -> float | None:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """A value as JSON for people and programs: what a terminal would obey is escaped as JSON does it."""
+    """Return a value as JSON for people and programs: what a terminal would obey is escaped as JSON does it."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return _ODD_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV. A text that a spreadsheet would compute has ``'`` before it; numbers stay as they are."""
+    """Return rows as CSV. A text that a spreadsheet would compute has ``'`` before it; numbers stay as they are."""
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([_cell(value) for value in row] for row in (header, *rows))

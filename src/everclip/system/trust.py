@@ -1,4 +1,4 @@
-"""Decide whose code runs: modules that the user named; of those that a file names, what ``--trust FOLDER`` allows.
+"""Decide whose code runs: modules that the user names, and those that a file names if ``--trust FOLDER`` allows it.
 
 A plug-in may be a module such as ``my_package.my_method`` or a file such as ``./my_method.py``. One that the user
 wrote, on the command line or in Python, is imported. One that a file asks for (the config.toml of a run, a .toml and
@@ -24,12 +24,12 @@ from everclip.errors import UserError
 
 OPTION = "--trust"
 HELP = (
-    "Every command takes --trust FOLDER (repeatable): modules that files in FOLDER name, such as a method of your own"
-    " in a run's config.toml, are then imported."
+    "Every command takes --trust FOLDER (repeatable): modules that files in FOLDER name, such as a method"
+    " of your own in a run's config.toml, may then be imported."
 )
 
 _CODE = ("data", "method", "trackers", "tune")
-"""Keys of a config whose values may name code; a method's options may too."""
+"""Keys of a config whose values may name code, as may a method's options."""
 _INNER = (("scenario", "kind"), ("memory", "policy"))
 """Keys of sections whose values may."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -73,7 +73,7 @@ def is_code(name: str) -> bool:
 
 
 def names(value: Any) -> Iterator[str]:
-    """The code that a value may name: a text up to its first colon; and that of a list's or a table's values."""
+    """Yield the code that a value may name: a text up to its first colon; and that of a list's or a table's values."""
     if isinstance(value, str):
         name = value.partition(":")[0]
         if is_code(name):
@@ -92,7 +92,7 @@ def folder(path: str | Path) -> None:
 
 
 def in_config(values: Mapping[str, Any]) -> set[str]:
-    """The code that a config's tables name."""
+    """Return the code that a config's tables name."""
     tables = [(values.get(section), key) for section, key in _INNER]
     inner = [table.get(key) for table, key in tables if isinstance(table, Mapping)]
     return {*names([*(values.get(key) for key in _CODE), *inner])}
@@ -128,8 +128,8 @@ def check(name: str) -> None:
     if file is None:
         remedy = f"{OPTION} {files[0].parent}" if files else f"{OPTION} FOLDER"
         raise Refused(
-            f'{_of(files)} asks to run the code "{name}", which may do anything: look at it, then add {remedy} if you'
-            " trust it"
+            f'{_of(files)} asks to run the code "{name}", which may do anything: look at it, then add'
+            f" {remedy} if you trust it"
         )
     print(f"{OPTION}: {file} has {name} imported, from {place(name)}", file=sys.stderr, flush=True)
     _state.allowed.add(name)
@@ -145,7 +145,7 @@ def _trusted(file: Path) -> bool:
 
 
 def place(name: str) -> str:
-    """The file that code would be imported from, in words; neither it nor a package around it is imported."""
+    """Return the file that code would be imported from, in words; neither it nor a package around it is imported."""
     if is_file(name):
         return str(Path(name).expanduser().resolve())
     path: list[str] = [*sys.path, os.getcwd()]
@@ -188,7 +188,7 @@ def session(folders: Iterable[str | Path] = (), strict: bool = True) -> Iterator
 
 
 def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line without its ``--trust FOLDER`` and ``--trust=FOLDER``, and these folders.
+    """Return a command line without its ``--trust FOLDER`` and ``--trust=FOLDER``, and these folders.
 
     Raises:
         UserError: a folder is missing.
@@ -205,7 +205,7 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         if os.path.lexists(word):  # a pattern such as * makes words of whatever a stranger calls a file
             raise UserError(
-                f'a file here is called "{word}": give files as ./*, or {OPTION} from another folder'
+                f'a file here is called "{word}": give files as ./*, or use {OPTION} from another folder'
             )
         value = value if equals else next(waiting, "")
         if not value or (not equals and value.startswith("--")):
@@ -215,7 +215,7 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def passed_on(run: Path | None = None, values: Mapping[str, Any] | None = None) -> list[str]:
-    """``--trust FOLDER`` for a command that this one starts: what is trusted here.
+    """Return ``--trust FOLDER`` for a command that this one starts: what is trusted here.
 
     Args:
         run: a run directory, whose config.toml has ``values``; it is trusted where all that these name is allowed here.

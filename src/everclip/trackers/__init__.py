@@ -1,7 +1,7 @@
 """Send a run's log elsewhere beside ``metrics.jsonl``: each file of this folder is a tracker, found by its name.
 
-``trackers = ["tensorboard"]`` in a config turns one on. A tracker is for looking: what it cannot do is a warning, and
-the run goes on. One of your own is written with ``from everclip.trackers import Numbers, Tracker``.
+``trackers = ["tensorboard"]`` in a config turns one on. A tracker only observes: its errors become warnings, and the
+run continues. Write your own with ``from everclip.trackers import Numbers, Tracker``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Careful", "Numbers", "Tracker", "section", "start", "tracker_class"]
 
 
 def tracker_class(name: str) -> type[Tracker]:
-    """The one Tracker that the plug-in ``name`` defines.
+    """Return the one Tracker that the plug-in ``name`` defines.
 
     Raises:
         UserError: no such plug-in, or a module that does not define exactly one.
@@ -41,7 +41,7 @@ def section(name: str) -> str:
 
 
 def start(config: Config, path: Path) -> list[Careful]:
-    """The trackers of a config for the run in ``path``; each opens with the first thing it is told.
+    """Return the trackers of a config for the run in ``path``; each opens with the first thing it is told.
 
     Raises:
         UserError: no such tracker, its package is not installed, an option is wrong, or it is code that only a file
@@ -60,7 +60,7 @@ def start(config: Config, path: Path) -> list[Careful]:
 
 
 def _options(name: str, config: Config) -> Any:
-    """The options of a tracker, checked. Raises UserError for an unknown one or a value that is not allowed."""
+    """Return the options of a tracker, checked. Raises UserError for an unknown one or a value that is not allowed."""
     model, given = tracker_class(name).Config, config.tracker.options.get(section(name), {})
     refuse_unknown(model, given, f'tracker "{section(name)}"')
     return checked(model, given, f"tracker.{section(name)}.")
@@ -77,7 +77,7 @@ class Careful:
         self._class = tracker_class(name)
         if lacking := sorted(self._class.__abstractmethods__):
             raise UserError(
-                f'tracker "{name}" has no {" and no ".join(lacking)}: write what Tracker asks for'
+                f'tracker "{name}" has no {" and no ".join(lacking)}: define what Tracker requires'
             )
         package = self._class.package
         if package and find_spec(package) is None:

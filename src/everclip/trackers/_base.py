@@ -1,4 +1,4 @@
-"""Define a tracker: what it is told, and the numbers in that."""
+"""Define a tracker, and extract the numbers from what is logged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Tracker(ABC):
     """A listener that is told what ``metrics.jsonl`` is told.
 
-    It is made when the run has something to tell, and again where a stopped run goes on.
+    It is made when the run has something to tell, and again when a stopped run continues.
 
     Args:
         config: the ``Config`` of its class, from ``tracker.NAME.OPTION``.
@@ -30,7 +30,7 @@ class Tracker(ABC):
         """No options."""
 
     package: ClassVar[str] = ""
-    """What it imports and may not be installed, a shipped one by the extra of its own name; empty: nothing."""
+    """A package that it imports and that may be missing (shipped trackers: an extra of the same name); empty: none."""
 
     def __init__(self, config: Any, run: Config, path: Path) -> None:
         self.config = config
@@ -83,7 +83,7 @@ def numbers(fields: Mapping[str, Any] | list[Any], prefix: str = "") -> Iterator
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The config with dotted keys, for a tracker's table of runs."""
+    """Return the config with dotted keys, for a tracker's table of runs."""
     from everclip.config.values import dump
 
     return flat(tomllib.loads(dump(config)))

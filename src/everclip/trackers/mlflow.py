@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _NO_NAME = re.compile(r"[^\w\-./ ]")
 _KEPT = "mlflow-run-id"
-"""The file of a run directory with the run's id in the store: a run that goes on stays one run there."""
+"""The file in a run directory with the run's id in the store, so that a resumed run stays one run there."""
 
 
 class MLflow(Numbers):

@@ -22,7 +22,7 @@ class TensorBoard(Numbers):
         self._writer = None
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Write scalars. A run that goes on takes back what was written after its checkpoint."""
+        """Write scalars. A resumed run removes what was written after its checkpoint."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

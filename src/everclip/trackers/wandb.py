@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class WeightsAndBiases(Numbers):
-    """Curves by ``global_step``; a run that goes on has the same id."""
+    """Curves by ``global_step``; a resumed run keeps its id."""
 
     class Config(Tracker.Config):
         """Where the run is filed."""

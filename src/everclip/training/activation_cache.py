@@ -1,8 +1,8 @@
-"""Decide whether a run keeps what the frozen part of its model gives, where, and how much that is.
+"""Decide whether, where and in what size a run keeps the activations of its model's frozen part.
 
-What is cut off the image tower is decided by the config, the method and the model alone: whoever opens the run later
-has to cut in the same place. Where the activations are kept changes nothing but time; where there is no room for them
-they are computed anew each time, and not rounded. docs/decisions/0009-frozen-trunk.md has the reasons.
+Config, method and model alone decide where the image tower is cut: whoever opens the run later has to cut in the same
+place. Where the activations are kept affects only the time; without room for them they are computed anew each time,
+and not rounded. docs/decisions/0009-frozen-trunk.md has the reasons.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from everclip.training.cache_size import Size
 from everclip.training.plan import Plan
 
 FORMAT = 5
-"""Of a shared cache; another number for rows that are computed in another way."""
+"""Version of a shared cache's rows; raise it when they are computed in another way."""
 SHARE = 0.8
-"""Of the free main memory that kept activations may take."""
+"""Fraction of the free main memory that kept activations may take."""
 
 
 def blocks_above(config: Config, method: Method) -> int | None:
     """Return how many last blocks of the image tower stay above the cut; None where it is not cut.
 
     Raises:
-        UserError: ``cache.trunk=on`` and there is nothing that could be kept, or kept views that would be no views.
+        UserError: ``cache.trunk=on`` with nothing to keep, or ``cache.views`` with an augmentation that cannot be kept.
     """
     cache, augment = config.cache, config.train.augment
     if cache.trunk == "off":
@@ -58,38 +58,39 @@ def blocks_above(config: Config, method: Method) -> int | None:
     reason = None
     if frozen is None:
         reason = (
-            f"keeps what a frozen part of the image tower gives, and tune={config.tune} trains all of it",
+            f"keeps the output of the image tower's frozen part, but tune={config.tune} trains all of it",
             "tune=top:K, tune=head",
         )
     elif reads == "pixels":
         reason = f"but method={config.method.name} reads the pictures or changes all blocks", "another method"
     elif trains and config.train.patch_dropout:
-        reason = "but train.patch_dropout leaves out other patches at each step", "train.patch_dropout=0"
+        reason = "but train.patch_dropout drops other patches in each step", "train.patch_dropout=0"
     elif trains and cache.views > 1 and augment == "none":
         raise UserError(
-            f"cache.views={cache.views} keeps augmented views, and train.augment=none makes none:"
-            " write train.augment=shift_flip, or cache.views=1"
+            f"cache.views={cache.views} keeps augmented views, but train.augment=none makes none:"
+            " use train.augment=shift_flip, or cache.views=1"
         )
     elif trains and cache.views > 1 and augment != "shift_flip":
         raise UserError(
-            f"cache.views={cache.views} keeps shifted and mirrored views, and train.augment={augment} asks for others:"
-            " write train.augment=shift_flip, or cache.views=1"
+            f"cache.views={cache.views} keeps shifted and mirrored views, but train.augment={augment} asks"
+            f" for others: use train.augment=shift_flip, or cache.views=1"
         )
     elif trains and cache.views == 1 and augment != "none":
         reason = (
-            f"keeps the plain picture with cache.views=1, and train.augment={augment} draws another each time",
+            f"keeps the unchanged picture with cache.views=1, but train.augment={augment} draws a new view"
+            f" each time",
             "train.augment=none, cache.views=4",
         )
     if reason is None:
         # a method that copies last blocks needs one
         return max(frozen or 0, 1) if reads == "blocks" else frozen
     if cache.trunk == "on":
-        raise UserError(f"cache.trunk=on {reason[0]}: write {reason[1]} or cache.trunk=off")
+        raise UserError(f"cache.trunk=on {reason[0]}: use {reason[1]} or cache.trunk=off")
     return None
 
 
 def cut(clip: Clip, config: Config, method: Method) -> None:
-    """Cut a model where the config and the method say, before it is used.
+    """Cut a model where config and method require, before it is used.
 
     Raises:
         UserError: as ``blocks_above``; ``cache.trunk=on`` and a tower that cannot be cut.
@@ -112,17 +113,17 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
 
 
 def beside(method: Method) -> Beside | None:
-    """What a method reads of the tower beside its features."""
+    """Return what a method reads of the tower beside its features."""
     if method.capabilities.depths is not None:
         return method.capabilities.depths.beside
     return both if method.capabilities.reads == "pooled" else None
 
 
 def forecast(plan: Plan) -> Size | None:
-    """Forecast what a run of the plan will keep; None where that is nothing. Loads the model to see.
+    """Forecast what a run of the plan will keep; None if nothing. Loads the model.
 
     Raises:
-        UserError: the model cannot be had, or cannot be cut, as ``cut`` says.
+        UserError: the model is not available, or cannot be cut (see ``cut``).
     """
     clip = zoo.load(plan.config.model, plan.config.image_size)
     cut(clip, plan.config, plan.method)
@@ -130,13 +131,13 @@ def forecast(plan: Plan) -> Size | None:
 
 
 def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
-    """The loader of a run, with a cache of activations where the model was cut.
+    """Return the loader of a run, with a cache of activations where the model was cut.
 
     Args:
-        folder: of the run; a cache that does not fit into memory is a nameless file in it.
+        folder: the run's; a cache that does not fit into memory is an unnamed file in it.
 
     Raises:
-        UserError: the disk has no room, and ``cache.trunk=on`` or ``cache.views`` asks for it.
+        UserError: the disk has no room, but ``cache.trunk=on`` or ``cache.views`` asks for the cache.
     """
     config = plan.config
     train, test = (_all(plan, part) for part in ("train", "test"))
@@ -151,7 +152,7 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
     )
     activations = None
     if rows is not None and size is not None and clip.trunk is not None:
-        begin = partial(progress.aside, "computing what is kept of the images")
+        begin = partial(progress.aside, "computing activations to keep")
         training = partial(precision.training, clip, "bf16") if clip.trunk.bf16 else nullcontext
         images = [train, test]
         activations = Activations(
@@ -177,7 +178,7 @@ def _rows(
         rows = Shared(size.shape, size.exact, cache_folder.folder() / "activations" / name, about)
         if not _room(max(0, size.nbytes - rows.nbytes), size.views, rows.folder, plan, progress):
             return None
-        there = f", {len(rows):,} of them there" if len(rows) else ""
+        there = f", {len(rows):,} of them done already" if len(rows) else ""
         progress.say(f"{size.words()} in {rows.folder}{there}")
         return rows
     free = free_memory()
@@ -195,10 +196,10 @@ def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress)
     free = _free(folder)
     if needed <= free:
         return True
-    line = f"the kept activations take {words.size(needed)} and {folder} has {words.size(free)} free"
+    line = f"the kept activations need {words.size(needed)} and {folder} has {words.size(free)} free"
     if plan.config.cache.trunk == "on" or views > 1:
-        raise UserError(f"{line}: make room, or write cache.trunk=off")
-    progress.say(f"{line}: they are computed anew each time")
+        raise UserError(f"{line}: make room, or use cache.trunk=off")
+    progress.say(f"{line}: they are computed anew each time instead")
     return False
 
 
@@ -207,7 +208,7 @@ def _free(folder: Path) -> int:
 
 
 def _about(plan: Plan, clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
-    """All that a row depends on, its image aside."""
+    """Return all that a row depends on, its image aside."""
     assert clip.trunk is not None
     depths = plan.method.capabilities.depths
     return (

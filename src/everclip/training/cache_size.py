@@ -12,7 +12,7 @@ from everclip.runs.words import size
 from everclip.training.plan import Plan
 
 LEAST = 0.1
-"""Fraction of what training sees that has to be read again, for fixed views to be kept."""
+"""Smallest fraction of repeated views in training at which fixed views are kept."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,6 @@ class Size:
         """Describe in a line what is kept."""
         what = "image features are kept" if self.exact else "activations of the frozen trunk are kept"
         if not self.views:
-            what += (
-                " of test images alone (training would see hardly a view twice, so it draws new ones;"
-                " cache.trunk=on keeps them)"
-            )
+            what += " of test images only (training hardly repeats views and draws new ones; cache.trunk=on keeps them)"
         each = f"{size(self.row_bytes)} each ({'fp32' if self.exact else 'fp16'})"
         return f"{what}: {each}, at most {size(self.nbytes)}"

@@ -1,9 +1,8 @@
 """Save and restore training progress: between two tasks, between two phases, after any step.
 
-What a method makes when a task or a phase begins (teachers, class counts, label sets) is no part of its state. A run
-that goes on in the middle of a task makes it again, and on the very model that it was made on: the one before the
-task, then the one at the start of each phase. Only then it takes the weights, the state and the optimizer of where it
-stopped.
+What a method makes when a task or a phase begins (teachers, class counts, label sets) is not part of its state. A run
+that resumes in the middle of a task makes it again from the same models: the one before the task, then the one at the
+start of each phase. Only then are the weights, the state and the optimizer of the stop restored.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting
 
 
 class Checkpointer(Journal):
-    """Log and save a run, and bring it back to where it stopped.
+    """Log and save a run, and restore it to where it stopped.
 
     Args:
-        trail: the checkpoint it goes on from, after those it stands on; empty for a new run.
+        trail: the checkpoint to continue from, preceded by those it builds on; empty for a new run.
 
     Attributes:
-        place: where the run stands, as far as it is saved.
+        place: how far the run is saved.
     """
 
     def __init__(self, run: Run, context: Context, stop: Stop, trail: Sequence[Saved]) -> None:
@@ -77,7 +76,7 @@ class Checkpointer(Journal):
             amend(self.run.store.folder(self.place), {RECORD: json.dumps(content).encode()})
 
     def enter(self, phase: int) -> None:
-        """Begin a phase: save how, or bring it back where the run stopped later than that."""
+        """Begin a phase: save its start, or restore it if the run stopped later."""
         start = Place(self.place.task, phase)
         if start in self._trail:
             self._bring_back(self._trail.pop(start))
@@ -87,9 +86,7 @@ class Checkpointer(Journal):
             self._stop_for(*collectives.most(self.stop.requested or 0))
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
-        """Return the number of batches of a phase, which has begun, that are done already; the update goes on
-        after them.
-        """
+        """Return the number of batches of a phase, (begun already) that are done; the update continues after them."""
         target = self._target
         if target is None or phase < target.phase:
             return steps if target else 0
@@ -99,7 +96,7 @@ class Checkpointer(Journal):
         return target.step
 
     def step(self, update: Update, phase: int, done: int) -> None:
-        """Note a step, ``done`` batches of the phase in all: save where it is time, and stop where that is asked.
+        """Note a step (``done`` batches of the phase in all): save when due, stop when asked.
 
         Raises:
             Stopped: a signal has come; the run is saved.
@@ -157,7 +154,7 @@ class Checkpointer(Journal):
         self._steps, self._saved_at = 0, time.monotonic()
 
     def _bring_back(self, saved: Saved, update: Update | None = None) -> None:
-        """Make weights, state and random numbers those of a place within the task."""
+        """Restore weights, state and random numbers of a place within the task."""
         context, state = self.context, saved.state
         with fitting(saved.folder):
             with nullcontext() if update is None else update.whole():

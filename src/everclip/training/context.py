@@ -1,4 +1,4 @@
-"""Hold everything that learning a task needs."""
+"""Hold everything that one training run needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.training.recorder import Recorder
 
 
 class Journal:
-    """Follow how tasks are learned, and keep nothing. A run's writes its log and its checkpoints."""
+    """Follow training without keeping anything; a run's journal writes its log and checkpoints."""
 
     def log(self, event: str, **values: Any) -> None:
         """Take a line of the log."""
@@ -25,7 +25,7 @@ class Journal:
         """Take note that a phase begins, before the method prepares for it."""
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
-        """Return how many batches of a phase that has begun are done already; the update goes on after them."""
+        """Return how many batches of a phase that has begun are done already; the update continues after them."""
         return 0
 
     def step(self, update: Update, phase: int, done: int) -> None:

@@ -1,4 +1,4 @@
-"""Find full disks before a run where that can be, and tell of them in one line where it cannot."""
+"""Detect full disks before a run if possible, and otherwise report them in one line."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
 _FAILURES |= {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-"""What a disk does or forbids, as against what a program gets wrong."""
+"""Error numbers that are the disk's fault, not the program's."""
 _CODE = re.compile(r"\(os error (\d+)\)")
 GIB = 1 << 30
 
 
 @contextmanager
 def on_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what a disk does to a folder that is being written into a RunError of one line."""
+    """Turn disk errors while a folder is written into a one-line RunError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -38,31 +38,30 @@ def on_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
         if reason is None:
             raise
         raise RunError(
-            f"{os.fspath(folder)} cannot be written ({reason}): make room, or give another folder; nothing was changed"
+            f"{os.fspath(folder)} cannot be written ({reason}): make room, or give another folder; nothing"
+            f" was changed"
         ) from error
 
 
 @contextmanager
 def writing(run: Path) -> Iterator[None]:
-    """Turn what a disk does to a run into a RunError of one line."""
+    """Turn disk errors of a run into a one-line RunError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         if not run.is_dir():
-            raise RunError(
-                f"{run} is gone, removed or its disk is: nothing of the run is left there"
-            ) from error
+            raise RunError(f"{run} is gone: the folder was removed or its disk is missing") from error
         reason = what_it_did(error)
         if reason is None:
             raise
         raise RunError(
-            f"{run} cannot be written ({reason}); its last checkpoint is as it was:"
-            f" make room, then everclip resume {run}"
+            f"{run} cannot be written ({reason}); its last checkpoint is intact: make room, then everclip"
+            f" resume {run}"
         ) from error
 
 
 def what_it_did(error: Exception) -> str | None:
-    """Say what the disk did or forbade, in words; None where the error is none of a disk's."""
+    """Describe a disk error in words; None for any other error."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in _FAILURES else None
     code = _CODE.search(str(error))
@@ -70,14 +69,14 @@ def what_it_did(error: Exception) -> str | None:
 
 
 def room(config: Config, clip: Clip, stages: int) -> float:
-    """Bytes that a run of this model may write."""
+    """Return bytes that a run of this model may write."""
     image = sum(parameter.numel() for _, parameter in clip.image_parameters())
     every = sum(parameter.numel() for parameter in clip.parameters())
     return disk_bytes(config, Costs(0, 0, image, every - image, (0, 0)), stages)
 
 
 def nearest(place: Path) -> Path:
-    """The folder that ``place`` is, or will be in: the nearest that exists."""
+    """Return the folder that ``place`` is, or will be in: the nearest that exists."""
     return next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
 
 
@@ -88,6 +87,6 @@ def check_room(run: Path, needed: float) -> None:
     free = shutil.disk_usage(nearest(run)).free
     if needed - there > free:
         raise UserError(
-            f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f} GiB free:"
-            " make room, give out=PATH on another disk, or write checkpoint.keep=1"
+            f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f}"
+            f" GiB free: make room, give out=PATH on another disk, or use checkpoint.keep=1"
         )

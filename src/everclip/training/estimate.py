@@ -1,7 +1,7 @@
 """Estimate what a run will compute and hold, before it starts: images through the towers, operations, hours, bytes.
 
-An image or a prompt that is trained on counts three forward passes: one forward, two for the backward pass. What a
-method asks of the towers stands in its ``passes``.
+Training on an image or a prompt counts as three forward passes: one forward, two for the backward pass. A method's
+``passes`` say what it asks of the towers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Sizes:
     templates: int = 1
 
     def merged(self) -> Sizes:
-        """All tasks as one."""
+        """Return all tasks as one."""
         return Sizes((sum(self.train),), (sum(self.test),), self.seen[-1:], self.templates)
 
 
@@ -74,7 +74,7 @@ class Work:
         return image * self.trained + self.forward, text * self.trained_prompts + self.prompts
 
     def operations(self, costs: Costs, config: Config | None = None) -> float:
-        """Operations in all; ``config`` as for ``passes``."""
+        """Return operations in all; ``config`` as for ``passes``."""
         images, prompts = self.passes(costs, config)
         return costs.image_flops * images + costs.text_flops * prompts
 
@@ -109,7 +109,8 @@ def counted(config: Config) -> bool:
 
 
 def inner(config: Config) -> tuple[str, dict[str, Any]]:
-    """Name and options of the method that computes: of one that wraps another (joint, wise_ft), that one's."""
+    """Return name and options of the method that computes: for a wrapper (joint, wise_ft) those of the wrapped
+    method."""
     name, options = config.method.name, config.method.options
     while options.get("loss") in plugins.names("methods"):
         name, options = options["loss"], options.get("options", {})
@@ -162,7 +163,7 @@ def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
 
 
 def shares(config: Config, sizes: Sizes) -> list[tuple[float, float]]:
-    """The operations of ``stages``; of a model that is not known, its passes, as if both towers took as long."""
+    """Return the operations of ``stages``; of a model that is not known, its passes, as if both towers took as long."""
     model = costs(config.model, config.image_size) or Costs(1, 1, 1, 1, (0, 0))
     return [
         (learned.operations(model, config), tested.operations(model, config))
@@ -177,7 +178,7 @@ def _text(passes: Passes, options: dict[str, Any]) -> Text:
 def _training(
     config: Config, passes: Passes, options: dict[str, Any], stage: int, counts: tuple[int, int, int]
 ) -> Work:
-    """The work of one task: ``counts`` are its new images, exemplars, and classes seen with it."""
+    """Return the work of one task: ``counts`` are its new images, exemplars, and classes seen with it."""
     new, kept, seen = counts
     train = config.train
     with_gradient, without = passes.towers(stage)
@@ -197,7 +198,7 @@ def _training(
 
 
 def published(config: Config) -> Sizes | None:
-    """Sizes of the official data set that a config names, from its published counts; None for any other data."""
+    """Return sizes of the official data set that a config names, from its published counts; None for any other data."""
     from everclip import data
     from everclip.data import templates
 
@@ -215,7 +216,7 @@ def published(config: Config) -> Sizes | None:
 
 
 def duration(seconds: float) -> str:
-    """A duration in words, rounded to what an estimate can say."""
+    """Return a duration in words, rounded to what an estimate can say."""
     if seconds < 90:
         return "about a minute" if seconds > 30 else "less than a minute"
     if seconds < 90 * 60:
@@ -224,7 +225,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(operations: float) -> str:
-    """Operations in words: ``40 PFLOP``."""
+    """Return operations in words: ``40 PFLOP``."""
     return f"{operations / 1e15:,.0f} PFLOP" if operations >= 1e15 else f"{operations / 1e12:.2g} TFLOP"
 
 
@@ -260,12 +261,12 @@ def device_bytes(config: Config, costs: Costs, sizes: Sizes, batch: int | None =
 
 
 def _activations(numbers: float, bf16: bool) -> float:
-    """Bytes of numbers kept: in bf16 the residual and the norms' inputs stay fp32."""
+    """Return bytes of numbers kept: in bf16 the residual and the norms' inputs stay fp32."""
     return numbers * (2.75 if bf16 else 4.0)
 
 
 def disk_bytes(config: Config, costs: Costs, stages: int) -> float:
-    """Bytes that a run writes: checkpoints, one more than are kept while the next is written, and its pages.
+    """Return bytes that a run writes: checkpoints, one more than are kept while the next is written, and its pages.
 
     Between two tasks a checkpoint holds the weights and what the method keeps; within one, AdamW's two moments too.
     """

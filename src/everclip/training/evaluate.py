@@ -1,4 +1,4 @@
-"""Evaluate the pretrained model, and after each stage: every seen task, and one ahead."""
+"""Evaluate the pretrained model first, and after each stage all tasks seen and the next one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scores:
         labels: ``[c]`` label of each column, in the order learned.
         tasks, truth, ids: int64 ``[n]``, one row per image that could be read.
         scores: float32 ``[n, c]``.
-        to_logits: times this, the scores are logits of a softmax.
+        to_logits: factor that turns the scores into logits of a softmax.
         everything: whether all classes compete, those not learned yet too, however many are asked for below.
     """
 
@@ -46,7 +46,7 @@ class Scores:
         return self.scores[rows] if self.everything else self.scores[rows, :among]
 
     def predicted(self, among: int, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Predicted labels of some rows, among the first ``among`` columns."""
+        """Return predicted labels of some rows, among the first ``among`` columns."""
         return np.asarray(self.labels)[self._among(rows, among).argmax(axis=1)]
 
     def accuracy(self, task: int, among: int) -> float | None:
@@ -55,7 +55,7 @@ class Scores:
         return self._right(rows, among) if rows.any() else None
 
     def accuracy_up_to(self, task: int, among: int) -> float:
-        """The same over all images of tasks 0..``task`` (A_t, weighted by images)."""
+        """Return the same over all images of tasks 0..``task`` (A_t, weighted by images)."""
         return self._right(self.tasks <= task, among)
 
     def _right(self, rows: NDArray[np.bool_], among: int) -> float:
@@ -71,11 +71,11 @@ class Scores:
         }
 
     def count(self, task: int) -> int:
-        """Images of a task."""
+        """Return images of a task."""
         return int((self.tasks == task).sum())
 
     def top(self, among: int, tasks: int, k: int = 5) -> dict[str, NDArray]:
-        """Columns of ``predictions.npz``: id, label, the k best labels, margin of the best score to the second,
+        """Return columns of ``predictions.npz``: id, label, the k best labels, margin of the best score to the second,
         confidence: the softmax's probability of the best one, before any calibration.
         """
         rows = self.tasks < tasks
@@ -102,13 +102,13 @@ def evaluate(
     loader: Loader,
     count: Callable[[int], object] = silent,
 ) -> Scores:
-    """Scores of the tasks' test images over all the classes of these tasks; each image is encoded once.
+    """Return scores of the tasks' test images over all the classes of these tasks; each image is encoded once.
 
     Several processes share the images, and all of them get all scores.
 
     Args:
         classifier: labels to a module from normalised images to scores, built once.
-        count: is told how many more images were tested.
+        count: called with the number of newly tested images.
 
     Raises:
         RunError: not one test image of a task can be read.
@@ -127,11 +127,11 @@ def evaluate_pretrained(
     loader: Loader,
     count: Callable[[int], object] = silent,
 ) -> tuple[Scores, dict[int, Rows]]:
-    """Zero-shot scores, and the features that they are of, by task: what else is asked of the frozen tower has them.
+    """Compute zero-shot scores and image features by task; other uses of the frozen tower reuse the features.
 
     Args:
         weights: class embeddings of all classes of the tasks, in the order learned.
-        count: is told how many more images were tested.
+        count: called with the number of newly tested images.
 
     Raises:
         RunError: not one test image of a task can be read.
@@ -156,7 +156,7 @@ def _tested(
     compute: Callable[[Images], Tensor],
     count: Callable[[int], object],
 ) -> dict[int, Rows]:
-    """Rows of the test images of each task that has some."""
+    """Return rows of the test images of each task that has some."""
     rows: dict[int, Rows] = {}
 
     def counted(batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compute rows of many images: each process computes some of them, and all have them."""
+"""Compute rows (features, scores) of many images, shared among processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Rows = tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"], Int64[Tensor, " n"]]
 
 @torch.inference_mode()
 def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor]) -> Rows | None:
-    """Compute rows of the images that can be read, in their order; None where there is none.
+    """Compute rows of the readable images, in order; None if there are none.
 
-    Processes share the batches, which are those of one process: no image is computed twice or in other company.
+    Processes share the batches, which are the same as with one process: each image is computed once, with the same
+    neighbours.
     """
     rows, about = [], []
     for batch in loader.plain(images, shared=True):
@@ -41,5 +42,5 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
 
 
 def unreadable(task: Task) -> RunError:
-    """Return the error that ends a run where ``spread`` finds none of a task's training images."""
+    """Return the error that ends a run if ``spread`` can read none of a task's training images."""
     return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")

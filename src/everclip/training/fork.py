@@ -1,8 +1,8 @@
-"""Begin a run where another one stood after K tasks (``fork = "RUNS@K"``), and learn the rest its own way.
+"""Start a run from another one's state after K tasks (``fork = "RUNS@K"``), and learn the rest with its own settings.
 
-The other run's checkpoint is copied, with the log up to there, so the new directory needs the old one no more. What
-decides those tasks' images and what the model is must be the same in both; what only acts on training (rates, lengths,
-exemplars, the method's options) may differ, and that is what a fork is for.
+The other run's checkpoint is copied with the log up to there, so the new directory does not depend on the old one.
+Settings that determine those tasks' images and the model must agree; settings that only affect training (rates,
+lengths, exemplars, the method's options) may differ, which is the purpose of a fork.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Source(NamedTuple):
 
 
 def source(config: Config) -> Source:
-    """The checkpoint that ``config.fork`` asks for.
+    """Return the checkpoint that ``config.fork`` asks for.
 
     Raises:
         UserError: no run fits the config, or several do, or the one that does has no checkpoint there.
@@ -82,12 +82,12 @@ def source(config: Config) -> Source:
             fitting.append(Run(finished.path, other))
     if not fitting:
         raise UserError(
-            f"fork={config.fork}: no finished run there can be the beginning of this one"
-            f" ({'; '.join(reasons) or 'there is none'}): give one that differs in training alone"
+            f"fork={config.fork}: no finished run there can be the start of this one"
+            f" ({'; '.join(reasons) or 'there is none'}): give one that differs only in how it trains"
         )
     if len(fitting) > 1:
         names = " and ".join(str(run.path) for run in fitting[:2])
-        raise UserError(f"fork={config.fork}: {len(fitting)} runs fit, such as {names}: name the one meant")
+        raise UserError(f"fork={config.fork}: {len(fitting)} runs fit, such as {names}: name one of them")
     (run,), place = fitting, Place(int(number))
     there = [place.task for place in run.store.places() if place.whole and place.task]
     if not there:
@@ -97,14 +97,14 @@ def source(config: Config) -> Source:
     if place.task not in there:
         have = ", ".join(map(str, there)) or "none"
         raise UserError(
-            f"fork={config.fork}: {run.path} has checkpoints after these numbers of tasks: {have}: take one of"
-            f" these, or repeat it with checkpoint.keep={len(there) + place.task} to keep more"
+            f"fork={config.fork}: {run.path} has checkpoints after {have} tasks: use one of these numbers,"
+            f" or repeat the run with checkpoint.keep={len(there) + place.task} to keep more"
         )
     return Source(run, place)
 
 
 def check(plan: Plan) -> Source:
-    """Make sure that a plan can go on from the checkpoint that its config asks for; the plan stays as it is.
+    """Make sure that a plan can continue from the checkpoint that its config asks for; the plan is not changed.
 
     Raises:
         UserError: it cannot; or as ``source`` does.
@@ -112,7 +112,8 @@ def check(plan: Plan) -> Source:
     found = source(plan.config)
     if found.place.task >= len(plan.tasks):
         raise UserError(
-            f"fork={plan.config.fork}: there are {len(plan.tasks)} tasks: fork after fewer, or nothing is left to learn"
+            f"fork={plan.config.fork}: there are {len(plan.tasks)} tasks: fork after fewer, or nothing is"
+            f" left to learn"
         )
     try:
         verify(found.folder)
@@ -122,10 +123,10 @@ def check(plan: Plan) -> Source:
         different = noted.difference(found.run.path, plan)
     except Damaged as error:
         raise UserError(
-            f"fork={plan.config.fork}: {found.folder} is damaged ({error}): take another K, or train it again"
+            f"fork={plan.config.fork}: {found.folder} is damaged ({error}): use another K, or train it again"
         ) from None
     except UserError as error:
-        raise UserError(f"fork={plan.config.fork} cannot be gone on from: {error}") from error
+        raise UserError(f"fork={plan.config.fork} cannot be continued from: {error}") from error
     if different:
         raise UserError(
             f"fork={plan.config.fork}: {different}; put the data back, or learn all tasks in a new run"
@@ -134,7 +135,7 @@ def check(plan: Plan) -> Source:
 
 
 def begin(run: Run, plan: Plan) -> None:
-    """Copy the checkpoint that the config of a run, which has none of its own, asks for.
+    """Copy the checkpoint that a new run's config asks for.
 
     Raises:
         UserError: as ``check`` does.
@@ -162,7 +163,7 @@ def begin(run: Run, plan: Plan) -> None:
 
 
 def _different(other: Config, config: Config) -> str:
-    """The first key in which two configs may not differ and do, with both values; empty where there is none."""
+    """Return the first key in which two configs may not differ and do, with both values; empty where there is none."""
     there, here = (dotted(one.model_dump()) for one in (other, config))
     for key in there | here:
         fixed = any(f"{key}.".startswith(f"{same}.") for same in SAME)

@@ -1,4 +1,4 @@
-"""Measure what the pretrained model's features give without training: the reference that a trained run has to beat.
+"""Measure what the pretrained model's features achieve without training: the reference for a trained run to beat.
 
 After each task a linear classifier is solved from sums over the training images seen so far; the model, the images and
 the pixels are the run's own, and no image is kept. Of the closed forms below it is the one that gets most training
@@ -31,12 +31,12 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("ridge", {"lam": lam}) for lam in (0.03, 0.1, 0.3, 1.0, 3.0)),
     ("ncm", {}),
 )
-"""Methods that train nothing, with their options; of equal ones the first is taken."""
+"""Methods that train nothing, with their options; ties go to the first."""
 FOLDS = 5
 EACH = 50
-"""Images of a class and task that are held out at most, each once; more would change the choice little."""
+"""Largest number of held-out images per class and task; more would hardly change the choice."""
 CHUNK = 1024
-"""Images that are in fp64 at once."""
+"""Number of images in fp64 at a time."""
 
 Known = tuple[Float[Tensor, "_n d"], Int64[Tensor, " _n"]]
 """Features and labels of images."""
@@ -45,10 +45,9 @@ Known = tuple[Float[Tensor, "_n d"], Int64[Tensor, " _n"]]
 def reference(
     clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loader, known: Mapping[int, Rows]
 ) -> dict[str, Any]:
-    """The keys of results.json on the frozen features, A_t of the strongest closed form among them.
+    """Return the keys of results.json on the frozen features, A_t of the strongest closed form among them.
 
-    What is found broken on the way is forgotten again, and rows that are kept of images make room again: the run
-    computes what it would without.
+    Afterwards broken images are forgotten and kept rows freed, so the run computes the same as without the reference.
 
     Args:
         known: features of the test images of tasks, where they have been computed already.
@@ -118,7 +117,7 @@ class Trained:
             self._held[number].append(held)
 
     def best(self, known: Sequence[int]) -> int:
-        """The number of the form that gets most of the held-out images right, each time fitted on the others."""
+        """Return the number of the form that gets most of the held-out images right, each time fitted on the others."""
         right = [0] * len(FORMS)
         for fold, held in zip(self._folds, self._held, strict=True):
             if len(fold.ids):
@@ -139,7 +138,7 @@ class Trained:
 
 
 def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """The part in which each image is held out, by its place among the ids of its class; -1 for none.
+    """Return the part in which each image is held out, by its place among the ids of its class; -1 for none.
 
     None of a class with a single image is, so that each part leaves images of every class.
     """
@@ -153,5 +152,5 @@ def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor
 
 
 def _features(clip: Clip, loader: Loader, images: ImageSet) -> Rows | None:
-    """Features, labels and ids of the images that can be read; None where there are none."""
+    """Return features, labels and ids of the checking which images can be read; None where there are none."""
     return spread(loader, images, lambda batch: clip.encode_image(batch.images))

@@ -1,4 +1,4 @@
-"""Learn one task with any method: what runs, updates and Python callers share."""
+"""Learn one task with any method; runs, updates and Python callers share this code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from everclip.training.step import step
 
 
 def learn(context: Context, task: Task) -> None:
-    """Train on a task, phase by phase; then choose its exemplars.
+    """Train on a task, phase by phase, then choose its exemplars.
 
     Raises:
         RunError: the loss is not finite, or no image can be read.
@@ -75,14 +75,14 @@ def learn(context: Context, task: Task) -> None:
 
 
 def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
-    """The method's features of readable images, for memory policies that choose by them."""
+    """Return the method's features of readable images, for memory policies that choose by them."""
     clip = context.clip
     found = spread(context.loader, images, lambda batch: context.method.features(clip, batch.images))
-    assert found is not None, "images that can be read"
+    assert found is not None, "checking which images can be read"
     return found[0].double().numpy()
 
 
 def _scores(context: Context, images: ImageSet) -> NDArray[np.float64]:
-    """The method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
+    """Return the method's scores, for the memory policy that draws by them; 0 for images that can no longer be read."""
     known = context.method.scores(context.clip, context.loader.plain(images))
     return np.array([known.get(sample, 0.0) for sample in images.ids.tolist()])

@@ -36,14 +36,14 @@ log = logging.getLogger("everclip")
 
 
 def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, Any]:
-    """Run a config from where its directory stands to its results, which are written and returned.
+    """Run a config from its directory's state to the end; write and return its results.
 
     Args:
-        stop: what signals ask for; default: nothing.
+        stop: set by signals; default: never.
 
     Raises:
-        Stopped: a signal has come; the run is saved up to the last step, and the same call goes on from there.
-        UserError: the config asks for something that is not there.
+        Stopped: a signal came; the run is saved up to the last step, and the same call continues it.
+        UserError: the config asks for something that is not available.
         RunError: the loss is not finite, no image can be read, or the disk is full.
     """
     with writing(run.path):
@@ -77,7 +77,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
 
 
 def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpointer]:
-    """The context at the run's newest checkpoint, or before its first task."""
+    """Return the context at the run's newest checkpoint, or before its first task."""
     config, record_clock = run.config, Clock()
     log.info("everclip %s, method %s, seed %d", __version__, config.method.name, config.seed)
     plan = Plan.of(config)
@@ -135,7 +135,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
 
 
 def _measure_frozen(context: Context, tests: Mapping[int, Rows]) -> None:
-    """Measure the second reference beside zero-shot, where the config asks for it, and say what it is.
+    """Measure the second reference beside zero-shot if the config asks for it, and report it.
 
     Args:
         tests: features of the test images that are known already, by task.
@@ -153,7 +153,8 @@ def _measure_frozen(context: Context, tests: Mapping[int, Rows]) -> None:
 
 
 def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]:
-    """Mean of the unit-length features of a task's training images. Raises RunError where none can be read."""
+    """Return the mean of the unit-length features of a task's training images. Raises RunError where none can be
+    read."""
     found = spread(loader, task.train, lambda batch: clip.encode_image(batch.images))
     if found is None:
         raise unreadable(task)
@@ -170,7 +171,7 @@ def _close_stage(context: Context, checkpointer: Checkpointer, task: Task, line:
     if after := context.record.frozen["frozen_features_after_stage"]:
         bases.append(f"frozen features {after[task.index]:.1%}")
     context.progress.say(
-        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all seen so far"
+        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all classes seen so far"
         + (f" ({', '.join(bases)})" if bases else "")
         + f", memory {line['memory']['count']}, {line['seconds']:.0f} s"
     )

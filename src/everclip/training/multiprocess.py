@@ -1,4 +1,4 @@
-"""Share a run among processes: the first has its directory, the others read it and write nothing."""
+"""Share a run among processes: the first owns the run directory, the others only read it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from everclip.runs.run import Run
 
 @contextmanager
 def shared(config: Config, make: Callable[[], Run]) -> Iterator[Run]:
-    """An open run of all processes: in the first ``make``'s, locked; in the others one that writes nothing.
+    """Open a run for all processes: locked, from ``make``, in the first; in the others one that writes nothing.
 
     Raises:
-        UserError: as opening a run does; torchrun is to restart a run whose directory nobody has named.
+        UserError: as opening a run does; torchrun would restart a run without a named directory.
     """
     if collectives.size() > 1 and launch.restarts() and config.out is None:
         raise UserError(
-            "torchrun --max-restarts starts the same command again, which goes on where out says: give out=PATH"
+            "torchrun --max-restarts repeats the command, which continues the run in out: give out=PATH"
         )
     if collectives.rank() > 0:
         yield Follower(Path(collectives.from_first(None)), config)
@@ -33,7 +33,7 @@ def shared(config: Config, make: Callable[[], Run]) -> Iterator[Run]:
 
 
 class Follower(Run):
-    """A run's directory as the processes after the first have it."""
+    """A run's directory in the processes after the first: readable only."""
 
     writes = False
 

@@ -1,4 +1,4 @@
-"""Find steps with nan or inf before anything has learned from them, and undo them."""
+"""Detect steps with nan or inf before anything learns from them, and undo them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from everclip.errors import RunError
 from everclip.methods.base.method import Method
 
 IN_A_ROW = 10
-"""Steps left out one after the other that end a run: what goes wrong each time is no accident."""
+"""Number of skipped steps in a row that ends a run: an error at every step is no accident."""
 _COPIED_BYTES = 1 << 20
-"""Largest buffer of a method that is copied before each loss, in case it has to be put back."""
+"""Largest buffer of a method, in bytes, that is copied before each loss so that it can be restored."""
 
 
 class NonFinite(RunError):
@@ -60,7 +60,7 @@ def undoable(method: Method) -> Iterator[Callable[[], None]]:
                     continue
                 if copied is None or method.get_buffer(name) is not buffer:
                     raise RunError(
-                        f'the loss has changed "{name}", which cannot be undone: write train.nonfinite=stop'
+                        f'the loss has changed "{name}", which cannot be undone: use train.nonfinite=stop'
                     )
                 with no_grad():
                     buffer.copy_(copied)

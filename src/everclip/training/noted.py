@@ -1,4 +1,4 @@
-"""Note a run's images in ``images.npz`` when it begins, and compare them when it goes on."""
+"""Record a run's images in ``images.npz`` when it begins, and compare them when it continues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Noted(NamedTuple):
     Args:
         duplicates: how many test images are training images too; None where that is not known.
         copies: how many training images are there once more; None likewise.
-        changed: what differed when the run went on with --changed-data: "images", how many, and the "first" of them.
+        changed: what differed when the run continued with --changed-data: "images", how many, and the "first" of them.
     """
 
     duplicates: int | None
@@ -46,15 +46,16 @@ def read(folder: Path) -> Inventory | None:
         return Inventory.read(path)
     except Unreadable as error:
         raise UserError(
-            f"{path} is damaged ({error}): remove it, and the run goes on without knowing whether its images changed"
+            f"{path} is damaged ({error}): remove it, and the run continues without knowing whether its"
+            f" images changed"
         ) from error
 
 
 def keep(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> Noted:
-    """Note what the images of a run are, or compare them where it goes on; of several processes the first does.
+    """Record the images of a run, or compare them if it continues; only the first process does so.
 
     Raises:
-        UserError: they are not those that the run began with, and ``run.changed_data`` does not say that this is known.
+        UserError: they have changed since the run began, and ``run.changed_data`` does not allow that.
     """
     kept, wrong = _kept(run, plan, goes_on, progress) if run.writes else (None, "")
     wrong = collectives.from_first(wrong)
@@ -65,19 +66,19 @@ def keep(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> Noted:
     copies = kept.duplicates()
     if copies:
         log.warning(
-            "%d of %d test images are training images too: their accuracy flatters",
+            "%d of %d test images are also training images, which inflates accuracy",
             *(copies, kept.is_test.sum()),
         )
     return Noted(copies, kept.copies(), kept.changed)
 
 
 def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inventory | None, str]:
-    """The inventory as it is now, or why the run cannot go on."""
+    """Return the inventory as it is now, or why the run cannot go on."""
     tasks, store = plan.tasks, plan.data.train.store
     before = read(run.path) if goes_on else None
     if before is None:
         if goes_on:
-            log.info("an earlier version began this run: whether its images have changed is not known")
+            log.info("this run was begun by an earlier version, so changes to its images cannot be detected")
         return _noted(run, plan, progress, None), ""
     change, now = compare(before, tasks, store)
     if change is None:
@@ -87,10 +88,10 @@ def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inve
     words = change.words(plan.config.data, "this run", len(before))
     if not run.changed_data:
         return None, (
-            f"{words}; put the data back, start a new run, or write everclip resume {run.path} --changed-data to go on"
-            " all the same"
+            f"{words}; put the data back, start a new run, or use everclip resume {run.path} --changed-data"
+            f" to continue anyway"
         )
-    log.warning("%s; the run goes on all the same", words)
+    log.warning("%s; the run continues anyway", words)
     earlier = before.changed or {"images": 0, "first": change.first}
     changed = {"images": earlier["images"] + change.images, "first": earlier["first"]}
     return _noted(run, plan, progress, changed), ""
@@ -100,7 +101,7 @@ def _noted(run: Run, plan: Plan, progress: Progress, changed: dict[str, Any] | N
     """Note what the images are now."""
     tasks, store = plan.tasks, plan.data.train.store
     stamped = of(tasks, store)
-    progress.start("noting what the images are", len(stamped))
+    progress.start("recording the images", len(stamped))
     noted = hashed(stamped, tasks, store, lambda done: progress.step(count=done))
     noted = replace(noted, changed=changed)
     run.write(IMAGES, noted.packed())

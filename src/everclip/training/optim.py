@@ -1,4 +1,4 @@
-"""Step the optimizer: which parameters train, at which rate, and when a step is refused."""
+"""Step the optimizer: select parameters and rates, and refuse steps that are not finite."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from everclip.models.passes import Passes
 from everclip.training.nonfinite import NonFinite, located
 
 MOST_WARMUP = 500
-"""Steps of warm-up at most, as FLYP uses."""
+"""Largest number of warm-up steps, as in FLYP."""
 _CLIP_EPSILON = 1e-6
-"""What torch adds to the norm that it divides by."""
+"""Epsilon that torch adds to the norm before dividing by it."""
 
 
 class Update:
@@ -64,8 +64,8 @@ class Update:
         chosen = [p for p in wanted if rates.get(id(p), head) > 0 and id(p) not in held]
         if not chosen:
             raise UserError(
-                "nothing to train: tune, train.lr and train.lr_text leave nothing of what the method trains;"
-                " write tune=full, or give a rate"
+                "nothing to train: tune, train.lr and train.lr_text freeze all that the method trains; use"
+                " tune=full, or give a rate above 0"
             )
         for parameter in [*clip.parameters(), *method.parameters()]:
             parameter.requires_grad_(False)
@@ -99,7 +99,7 @@ class Update:
         return {"done": self.done, "optimizer": moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state of the same phase, and from the weights that the model was given."""
+        """Continue from a saved state of the same phase and the model's present weights."""
         self.done, moments = state["done"], state["optimizer"]
         if self._shards is not None:
             self._shards.hand_out()
@@ -111,7 +111,7 @@ class Update:
         return nullcontext() if self._shards is None else self._shards.whole()
 
     def answered(self) -> AbstractContextManager[None]:
-        """Make one line, for a whole step, of what torch raises where another process is missing."""
+        """Turn torch's errors about a missing process into one line per step."""
         return nullcontext() if self._shards is None else answered()
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class Update:
             gc.collect()  # what FSDP hangs on its modules goes round in circles
 
     def factor(self, step: int) -> float:
-        """The rate at a 0-based step, as a fraction of its base."""
+        """Return the rate at a 0-based step, as a fraction of its base."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
@@ -137,7 +137,7 @@ class Update:
     def step(
         self, terms: Mapping[str, Tensor], where: str, ids: Iterable[int]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """One optimizer step on the sum of ``terms``; gradients are gone when it returns.
+        """Take one optimizer step on the sum of ``terms``, and clear the gradients.
 
         Args:
             where: place of the step and ``ids`` its images, for the message.
@@ -181,7 +181,7 @@ class Update:
         }
 
     def skip(self) -> None:
-        """Leave a step out: the schedule goes on, and nothing else."""
+        """Skip a step: only the schedule advances."""
         self._forget()
         self.done += 1
 

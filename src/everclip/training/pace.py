@@ -21,11 +21,12 @@ from everclip.training.estimate import Sizes, Work
 from everclip.training.plan import Plan
 
 TRIED = 16
-"""Blank images, and prompts, of a measurement."""
+"""Number of blank images, and of prompts, in a measurement."""
 OVERHEAD = 5.0
-"""Seconds for reading the model, the results and the page."""
+"""Seconds for reading the model and writing results and page."""
 SHARE = {("cpu", False): 0.6, ("cpu", True): 0.3, ("gpu", False): 0.3, ("gpu", True): 0.15}
-"""Of the rate of matrix products what training reaches, by device and whether the image tower is convolutional."""
+"""Fraction of the rate of matrix products that training reaches, by device and whether the image tower is
+convolutional."""
 
 
 class Pace(NamedTuple):
@@ -36,21 +37,21 @@ class Pace(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a run takes. ``measured``: its model was, else its operations were counted."""
+    """Time and disk space of a run. ``measured``: whether its model was timed; else its operations were counted."""
 
     seconds: float
     disk: float
     measured: bool
 
     def words(self) -> str:
-        """The estimate on one line."""
-        how = "from blank images sent through the model here" if self.measured else "from its operations"
+        """Return the estimate on one line."""
+        how = "timed on blank images on this machine" if self.measured else "from its operations"
         return f"{estimate.duration(self.seconds)} ({how}), {self.disk / 1e6:,.0f} MB of disk at most"
 
 
 @torch.inference_mode()
 def measured(clip: Clip, prompts: bool) -> Pace:
-    """The pace of a model, from the best of three batches; ``prompts``: whether it reads any."""
+    """Return the pace of a model, from the best of three batches; ``prompts``: whether it reads any."""
     blank = clip.blank(TRIED)
     names = [f"a photo of a thing {number}." for number in range(TRIED)]
 
@@ -67,18 +68,18 @@ def measured(clip: Clip, prompts: bool) -> Pace:
 
 
 def assumed(model: Costs, rate: float) -> Pace:
-    """The pace of a model at a rate of operations per second."""
+    """Return the pace of a model at a rate of operations per second."""
     return Pace(model.image_flops / rate, model.text_flops / rate)
 
 
 def share(model: Costs, device: str) -> float:
-    """The fraction of the rate of matrix products that training reaches on a device."""
+    """Return the fraction of the rate of matrix products that training reaches on a device."""
     return SHARE["cpu" if device == "cpu" else "gpu", model.convolutional]
 
 
 @functools.cache
 def products(device: str, precision: str, side: int = 1024) -> float:
-    """Operations per second of square matrix products, measured for a third of a second, once in a process."""
+    """Return operations per second of square matrix products, measured for a third of a second, once in a process."""
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     first = torch.ones(side, side, dtype=kind, device=device)
 
@@ -103,16 +104,16 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 
 def seconds(config: Config, sizes: Sizes, model: Costs, pace: Pace) -> float:
-    """Seconds of a run of a resolved config."""
+    """Return seconds of a run of a resolved config."""
     images, prompts = work(config, sizes).passes(model, config)
     return OVERHEAD + images * pace.image + prompts * pace.text
 
 
 def of_plan(plan: Plan) -> Estimate | None:
-    """Estimate a run of a plan; None where it is not known what its model computes.
+    """Estimate a run of a plan; None if the model's operations are unknown.
 
     Raises:
-        UserError: the device is not there, or the model cannot be had.
+        UserError: the device or the model is not available.
     """
     config, sizes = plan.config, plan.sizes()
     model = costs(config.model, config.image_size)
@@ -129,6 +130,6 @@ def of_plan(plan: Plan) -> Estimate | None:
 
 @functools.cache
 def _pace_of(spec: str, image_size: int | None, device: str) -> Pace:
-    """The pace of a model that is loaded for it, once in a process."""
+    """Return the pace of a model that is loaded for it, once in a process."""
     clip = zoo.load(spec, image_size, device)
     return measured(clip, bool(clip.image_size))

@@ -1,4 +1,4 @@
-"""Plan what a config asks for, before any model is loaded: data, tasks, method, memory."""
+"""Plan a run before any model is loaded: data, tasks, method, memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from everclip.training.estimate import Sizes
 log = logging.getLogger("everclip")
 
 TUNING_TASKS = 2
-"""Tasks that tuning sees."""
+"""Number of tasks that tuning sees."""
 SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
 """A trial run: number of tasks, of images of each part of a task, and of steps per phase."""
 
@@ -46,7 +46,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config, source: Dataset | None = None) -> Plan:
-        """The plan of a config.
+        """Return the plan of a config.
 
         Args:
             source: its data set, where that has been read before.
@@ -78,11 +78,11 @@ class Plan:
         return scenarios.build(self.config.scenario)
 
     def class_names(self) -> list[list[str]]:
-        """Names of each task's classes: what a run goes on with must be what it began with."""
+        """Return the names of each task's classes, which must not change when a run continues."""
         return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
 
     def sizes(self) -> Sizes:
-        """The tasks in numbers."""
+        """Return the tasks in numbers."""
         return Sizes(
             tuple(len(task.train) for task in self.tasks),
             tuple(len(task.test) for task in self.tasks),
@@ -91,7 +91,7 @@ class Plan:
         )
 
     def budget(self) -> int | Literal["all"]:
-        """Exemplars to keep: none where the method has no use for them.
+        """Return exemplars to keep: none where the method has no use for them.
 
         Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
         it will when all classes are seen.
@@ -107,7 +107,7 @@ class Plan:
         return budget * classes // len(self.data.class_names)
 
     def empty_memory(self) -> Memory:
-        """The memory before the first task.
+        """Return the memory before the first task.
 
         Where everything or nothing is kept the method's own policy ranks it, as with ``memory.budget`` all or 0: what
         forks the run can choose by that.
@@ -121,7 +121,7 @@ class Plan:
         return Memory(budget, self.config.seed, nothing, policy, per_class)
 
     def steps(self, phase: Phase, images: int) -> int:
-        """Optimizer steps of a phase on this many images."""
+        """Return optimizer steps of a phase on this many images."""
         if images == 0:
             return 0
         train = self.config.train
@@ -141,7 +141,7 @@ def check_names(config: Config) -> None:
 
 
 def _trim(task: Task) -> Task:
-    """The task with a few images of each part, spread over its classes."""
+    """Return the task with a few images of each part, spread over its classes."""
 
     def few(labels: np.ndarray) -> np.ndarray:
         order = np.argsort(labels, kind="stable")
@@ -162,8 +162,8 @@ def _check(plan: Plan) -> None:
     classes, budget = seen(tasks), plan.budget()
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
         log.warning(
-            "memory.budget=%d is below the %d classes: once more than %d are seen, no class keeps an exemplar;"
-            " write at least %d%s",
+            "memory.budget=%d is below the %d classes: once more than %d classes are seen, no class keeps"
+            " an exemplar; use at least %d%s",
             *(budget, len(classes)) * 2,
             "" if plan.method.capabilities.needs_exemplars else ", or 0",
         )
@@ -172,8 +172,8 @@ def _check(plan: Plan) -> None:
         for part, images in (("training", task.train), ("test", task.test)):
             if not len(images) and (part == "training" or new):
                 raise UserError(
-                    f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no {part}"
-                    f" images: add some to its classes, or use fewer tasks"
+                    f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no"
+                    f" {part} images: add some to its classes, or use fewer tasks"
                 )
     tested = {int(label) for task in tasks for label in np.unique(task.test.labels)}
     untested = [names[label] for label in classes if label not in tested]
@@ -185,7 +185,7 @@ def _check(plan: Plan) -> None:
 
 
 def card_of(plan: Plan, stages: int) -> Card:
-    """The card of a plan whose first ``stages`` tasks have been learned, where the method classifies."""
+    """Return the card of a plan whose first ``stages`` tasks have been learned, where the method classifies."""
     return Card(
         classes=list(plan.prompts.names),
         tasks=[CardTask(name=task.name, labels=list(task.classes)) for task in plan.tasks[:stages]],
@@ -196,7 +196,7 @@ def card_of(plan: Plan, stages: int) -> Card:
 
 
 def check(plan: Plan) -> None:
-    """Refuse what several processes cannot do.
+    """Refuse what several processes cannot compute.
 
     Raises:
         UserError: of the method, its options or the batch size.
@@ -207,39 +207,41 @@ def check(plan: Plan) -> None:
         return
     if not method.capabilities.shares:
         raise UserError(
-            f"method={name} with these options asks its towers for more than the batch, which {count} processes cannot"
-            " share: start one process, or write another method"
+            f"method={name} with these options needs more from the towers than the batch, which {count}"
+            f" processes cannot share: start one process, or use another method"
         )
     if config.distributed.gather == "light" and not method.capabilities.light:
         raise UserError(
-            f"distributed.gather=light, but the loss of method={name} with these options has no such form:"
-            " write distributed.gather=gradient"
+            f"distributed.gather=light, but the loss of method={name} with these options has no light form:"
+            " use distributed.gather=gradient"
         )
     if config.distributed.shard:
         _check_shards(config, method)
     if config.train.batch_size < count:
         raise UserError(
-            f"train.batch_size={config.train.batch_size} is that of all {count} processes together:"
-            f" write at least {count}"
+            f"train.batch_size={config.train.batch_size} is the total over {count} processes:"
+            f" use at least {count}"
         )
 
 
 def _check_shards(config: Config, method: Method) -> None:
-    """Refuse what towers that are shared out cannot do. Raises UserError."""
+    """Refuse what sharded towers cannot do. Raises UserError."""
     if not method.capabilities.shards:
         raise UserError(
             f"distributed.shard=true, but method={config.method.name} reads the towers' weights at each step:"
-            " write distributed.shard=false, or another method"
+            " use distributed.shard=false, or another method"
         )
     if not tuning_of(config.tune, config.tuning.options).shards:
         raise UserError(
-            f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and moments are"
-            " small: write distributed.shard=false"
+            f"distributed.shard=true, but tune={config.tune} trains a few weights, whose gradients and"
+            f" moments are small: use distributed.shard=false"
         )
     light = config.distributed.gather == "light"
     if light or config.train.accumulate > 1:
         given = "distributed.gather=light" if light else "train.accumulate"
         raise UserError(
-            f"distributed.shard=true needs as many passes of the towers in every process, and {given} makes others:"
-            " write distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less memory"
+            f"distributed.shard=true needs the same number of tower passes in every process, which {given}"
+            f" does not give:"
+            " use distributed.gather=gradient train.accumulate=1, and train.checkpointing=true for less"
+            " memory"
         )

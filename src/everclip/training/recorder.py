@@ -1,4 +1,4 @@
-"""Record what a run has measured so far, and make results.json of it (schema 1)."""
+"""Record a run's measurements, and write them to results.json (schema 1)."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ _SAVED = (
     *("optimizer_steps", "samples_seen", "training_seconds", "trainable_parameters", "precision"),
     *("zero_shot", "frozen", "forked_from", "everywhere"),
 )
-"""Attributes that a checkpoint has as they are."""
+"""Attributes stored unchanged in a checkpoint."""
 _UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None, "everywhere": []}
-"""Those that earlier versions did not write."""
+"""Attributes that earlier versions did not store."""
 
 
 class Recorder:
-    """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so a resume goes on counting.
+    """Measurements of a run. ``state_dict`` holds all but the last stage's scores, so that a resume continues counting.
 
     Args:
-        images: what the process that writes the results has noted of them.
+        images: what the writing process recorded about them.
 
     Attributes:
-        frozen: what the frozen features give, as in results.json.
+        frozen: accuracies of the frozen features, as in results.json.
         precision: what ``train.precision=auto`` became at the run's first step.
         everywhere: after each stage the accuracy on each task, learned or not, where all are tested.
-        forked_from: the run, its number of tasks and its config's hash, where this one began in another.
-        skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
+        forked_from: the run, its number of tasks and its config's hash, if this run was forked from another.
+        skipped_steps, skipped_in_a_row: skipped steps in all, and since the last step taken.
     """
 
     def __init__(self, tasks: Sequence[Task], images: Noted = NOTHING) -> None:
@@ -96,7 +96,7 @@ class Recorder:
         }
 
     def start(self, plan: Plan) -> dict[str, Any]:
-        """Fields of the log's first line."""
+        """Return fields of the log's first line."""
         names = plan.prompts.names
         return {
             "classes": [names[label] for label in seen(plan.tasks)],
@@ -129,13 +129,13 @@ class Recorder:
         self.training_seconds = self._training.seconds()
 
     def skip(self) -> None:
-        """Count a training step that was left out."""
+        """Count a skipped training step."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         self.training_seconds = self._training.seconds()
 
     def images_per_second(self) -> float:
-        """Training images per second of training time so far."""
+        """Return training images per second of training time so far."""
         return self.samples_seen / max(self.training_seconds, 1e-9)
 
     def end_stage(self, task: Task, scores: Scores, memory: Memory, state_bytes: int) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Recorder:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dicts."""
+        """Return plain numbers, lists and dicts."""
         return {
             "matrix": self.matrix.state_dict(),
             "skipped_steps": [self.skipped_steps, self.skipped_in_a_row],
@@ -182,7 +182,7 @@ class Recorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.matrix.load_state_dict(state["matrix"])
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"]
         for name in _SAVED:
@@ -193,7 +193,7 @@ class Recorder:
         self._training = Clock(self.training_seconds)
 
     def results(self, plan: Plan, method: Method, memory: Memory, loader: Loader) -> dict[str, Any]:
-        """results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
+        """Build results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
         config, matrix, names = plan.config, self.matrix, plan.prompts.names
         labels = seen(plan.tasks)
         images, state = memory.images().nbytes(), method.state_bytes()

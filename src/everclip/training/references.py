@@ -1,4 +1,5 @@
-"""Decide whether a run measures the frozen features: counted and not timed, so that machines agree."""
+"""Decide whether a run measures the frozen features, by counting passes instead of timing them, so that machines
+agree."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from everclip.training import estimate
 from everclip.training.estimate import Sizes, Work
 
 MOST = 0.2
-"""Of the planned passes that one over the training images may be, for ``references=auto`` to ask for it."""
+"""Largest fraction of the planned passes that one over the training images may be under ``references=auto``."""
 
 
 def share(config: Config, sizes: Sizes) -> float:
-    """One pass over the training images, as a fraction of the image tower's passes that a resolved config plans.
+    """Return one pass over the training images, as a fraction of the image tower's passes that a resolved config plans.
 
     An image that is trained on counts three.
     """
@@ -24,7 +25,7 @@ def share(config: Config, sizes: Sizes) -> float:
 def wanted(config: Config, sizes: Sizes) -> bool:
     """Return whether a resolved config measures the frozen features.
 
-    With ``references=auto`` no tuning run does, whose results serve to choose between settings alone. Where all tasks
+    With ``references=auto`` tuning runs do not, as their results only serve to choose settings. Where all tasks
     are tested after each, none does: the frozen features know no classes that are still to come.
     """
     if scenarios.build(config.scenario).task_id is not None:
@@ -46,7 +47,11 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 def words(config: Config, sizes: Sizes) -> str:
     """Name in a line what a resolved config compares itself with."""
-    asked = "references: zero-shot" if sizes.templates else "references: no zero-shot, as there is no text"
+    asked = (
+        "references: zero-shot"
+        if sizes.templates
+        else "references: no zero-shot, as there are no text features"
+    )
     if wanted(config, sizes):
         return f"{asked}; frozen features, one pass over {sum(sizes.train):,} training images"
     if (
@@ -56,4 +61,4 @@ def words(config: Config, sizes: Sizes) -> str:
     ):
         return asked
     passes = f"one pass over the training images is {share(config, sizes):.0%} of the passes planned"
-    return f"{asked}; frozen features with references=all, as {passes}"
+    return f"{asked}; frozen features only with references=all, as {passes}"

@@ -1,4 +1,4 @@
-"""Load a plan's model: fresh, or as a checkpoint left it."""
+"""Load a plan's model, fresh or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ what testing a finished task has given."""
 
 
 class Saved(NamedTuple):
-    """A checkpoint that was read."""
+    """A loaded checkpoint."""
 
     place: Place
     folder: Path
@@ -40,20 +40,20 @@ class Saved(NamedTuple):
 
 
 def device(wanted: str) -> str:
-    """The device of a config: ``auto`` is the GPU where there is one. Raises UserError where it is not there."""
+    """Return the device of a config: ``auto`` is the GPU if there is one. Raises UserError if it is not available."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
         raise UserError(
-            f"device={wanted} but torch finds no such device: write device=cpu, or device=auto"
+            f"device={wanted}, but torch finds no such device: use device=cpu, or device=auto"
         ) from error
     return wanted
 
 
 def load_model(plan: Plan, spec: str) -> Clip:
-    """The model ``spec`` at the plan's image size, cut where the plan says, with its method on the same device."""
+    """Load the model ``spec`` at the plan's image size, cut as planned, with its method on the same device."""
     where = device(plan.config.device)
     plan.method.to(where)
     clip = zoo.load(spec, plan.config.image_size, where)
@@ -62,14 +62,14 @@ def load_model(plan: Plan, spec: str) -> Clip:
 
 
 def grow(plan: Plan, clip: Clip, task: Task) -> None:
-    """Let the plan's method grow for a task, with the random numbers of that task alone: a resume has no others."""
+    """Let the plan's method grow for a task, using only that task's random numbers, which a resume can repeat."""
     freeze(plan, clip)
     torch.manual_seed(int(generator(plan.config.seed, "init", task.index).integers(2**63)))
     plan.method.grow(clip, task)
 
 
 def freeze(plan: Plan, clip: Clip) -> None:
-    """Outside of a phase nothing takes a gradient, whatever trained last.
+    """Freeze all parameters, as they are outside of a phase, whatever trained last.
 
     Torch multiplies matrices in another order where a weight takes a gradient, even under ``no_grad``: a resumed run
     would differ in the last bit from one that was not stopped.
@@ -79,13 +79,13 @@ def freeze(plan: Plan, clip: Clip) -> None:
 
 
 def read(run: Run) -> list[Saved]:
-    """The newest checkpoint of a run that is as it was written, after those it stands on, and the log cut back to it.
+    """Read a run's newest intact checkpoint, preceded by those it builds on, and cut the log back to it.
 
-    Empty before the first, and the log too: the run starts again.
+    Before the first one the result and the log are empty: the run starts again.
 
     Raises:
-        RunError: there are checkpoints, and none can be used.
-        UserError: one is whole, and cannot be read here.
+        RunError: there are checkpoints, but none can be used.
+        UserError: one is intact but cannot be read here.
     """
     found = collectives.from_first([[*place] for place in run.store.newest()] if run.writes else None)
     trail = [saved(run.store.folder(place), place) for place in (Place(*numbers) for numbers in found)]
@@ -94,26 +94,27 @@ def read(run: Run) -> list[Saved]:
 
 
 def saved(folder: Path, place: Place) -> Saved:
-    """A checkpoint that was verified. Raises UserError where it cannot be read."""
+    """Return a checkpoint that was verified. Raises UserError where it cannot be read."""
     try:
         parts = [read_state(folder / STATE)]
         parts += [read_json(folder / RECORD)] if RECORD in names(folder) else []
     except Unreadable as error:
         raise UserError(
-            f"{folder} is whole but cannot be read with these versions ({error}): install those of its environment.json"
+            f"{folder} is intact but cannot be read with these package versions ({error}): install those of"
+            f" its environment.json"
         ) from error
     state = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
     missing = {"log_bytes", "method", "record", "skipped"} - set(state)
     if not missing and not COUNT(state["log_bytes"]):
         missing = {"log_bytes"}
     if missing:
-        raise UserError(f"{folder} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{folder} is not a run's checkpoint: it lacks {', '.join(sorted(missing))}")
     return Saved(place, folder, state)
 
 
 @contextmanager
 def fitting(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong while a checkpoint's state is taken over into a UserError of one line."""
+    """Turn errors in restoring a checkpoint's state into a one-line UserError."""
     try:
         yield
     except UserError:
@@ -121,16 +122,18 @@ def fitting(folder: Path) -> Iterator[None]:
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{folder} does not fit this run and these versions ({reason}): continue it with those that began it"
+            f"{folder} does not fit this run or these package versions ({reason}): continue it with those"
+            f" that began it"
         ) from error
 
 
 def restore(plan: Plan, saved: Saved) -> Clip:
-    """The model of a checkpoint between two tasks; the plan's method is grown and filled to match."""
+    """Return the model of a checkpoint between two tasks; the plan's method is grown and filled to match."""
     state = saved.state
     if state.get("tasks") != plan.class_names():
         raise UserError(
-            f"{plan.config.data} has other classes than when this run began: put them back, or start a new run"
+            f"{plan.config.data} has other classes than when this run began: put them back, or start a new"
+            f" run"
         )
     clip = load_model(plan, f"local-dir:{saved.folder}")
     for task in plan.tasks[: saved.place.task]:
@@ -142,9 +145,9 @@ def restore(plan: Plan, saved: Saved) -> Clip:
 
 
 def open_run(path: Path) -> tuple[Plan, Clip, int]:
-    """The plan, the model and the newest finished stage of a run, for use (not for training on).
+    """Return the plan, the model and the newest finished stage of a run, for use but not for further training.
 
-    Images that are not those it began with are warned of.
+    Warns if the images have changed since the run began.
 
     Raises:
         UserError: ``path`` is no run, or has not finished a task.
@@ -153,13 +156,11 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
     place = run.store.newest_task()
     if place is None and run.finished and not run.store.places():
         raise UserError(
-            f"the checkpoints of {path} are gone, as everclip sweep --drop-checkpoints leaves it: train it again, with"
-            f" everclip train {path / 'config.toml'} out=ANOTHER"
+            f"the checkpoints of {path} were removed, as by everclip sweep --drop-checkpoints: train it"
+            f" again with everclip train {path / 'config.toml'} out=ANOTHER"
         )
     if place is None:
-        raise UserError(
-            f"{path} has finished no task yet: wait for one, or continue it with everclip resume {path}"
-        )
+        raise UserError(f"{path} has finished no task yet: wait, or continue it with everclip resume {path}")
     plan = Plan.of(run.config)
     if different := noted.difference(path, plan):
         log.warning("%s", different)

@@ -22,15 +22,15 @@ from everclip.training.nonfinite import IN_A_ROW, NonFinite, check, located, und
 from everclip.training.optim import Update
 
 LINES_A_STAGE = 20
-"""Lines of class weights and class losses in the log per stage, about."""
+"""Approximate number of lines of class weights and class losses in the log per stage."""
 
 
 def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Task) -> None:
     """Train on one batch.
 
     Raises:
-        NonFinite: features, loss or gradient are not, and nothing has changed; with ``train.nonfinite=skip`` that is
-            logged, up to ten times in a row.
+        NonFinite: features, loss or gradient are not finite, and nothing has changed; with ``train.nonfinite=skip``
+        this is logged instead, up to ten times in a row.
     """
     skipping = context.plan.config.train.nonfinite == "skip"
     state: AbstractContextManager[Callable[[], None] | None] = (
@@ -65,7 +65,7 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
 def _train(
     context: Context, update: Update, batch: Batch, phase: Phase, task: Task
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The terms of the loss and the numbers of the update. Raises NonFinite before anything has learned from such."""
+    """Return the terms of the loss and the update's numbers. Raises NonFinite before anything learns from them."""
     learner, clip, kind = context.method.learner(task), context.clip, _precision(context, update)
     where = f"at step {update.done + 1} of {task.name}"
     ids = batch.ids.tolist()
@@ -80,7 +80,7 @@ def _train(
 
 
 def _returned(method: Method, hook: str, found: Any, scalar: bool = False) -> dict[str, Tensor]:
-    """What a hook has returned, named tensors. Raises UserError for anything else, which would be met far from it."""
+    """Return a hook's named tensors. Raises UserError for anything else, which would fail far from the hook."""
     wrong = None if isinstance(found, dict) else f"{found!r:.80}"
     for name, value in found.items() if isinstance(found, dict) else ():
         if not isinstance(value, Tensor):
@@ -126,18 +126,18 @@ def _place(context: Context, update: Update, batch: Batch, phase: Phase, task: T
 
 
 def _skip(context: Context, update: Update, batch: Batch, phase: Phase, task: Task, error: NonFinite) -> None:
-    """Leave a step out: only the schedule goes on. Raises RunError where that is no accident any more."""
+    """Skip a step: only the schedule advances. Raises RunError after too many in a row."""
     update.skip()
     context.record.skip()
     place = _place(context, update, batch, phase, task)
     context.journal.log("skipped", **place, reason=str(error), ids=batch.ids.tolist())
     if context.record.skipped_in_a_row >= IN_A_ROW:
-        raise RunError(f"{IN_A_ROW} steps in a row were left out; of the last, {error}")
+        raise RunError(f"{IN_A_ROW} steps in a row were skipped; the last one: {error}")
     context.progress.step("left out")
 
 
 def _log_classes(context: Context, task: Task) -> None:
-    """A line of class weights and one of class losses, where the method has any."""
+    """Log a line of class weights and one of class losses, if the method has any."""
     learner = context.method.learner(task)
     where = {"stage": task.index, "global_step": context.record.optimizer_steps - 1}
     for event, name, values in (

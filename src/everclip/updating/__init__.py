@@ -1,1 +1,1 @@
-"""Bring a deployed model to its next version: what ``everclip update``, ``rollback``, ``forget`` and Learner share."""
+"""Update a deployed model to its next version; shared by ``everclip update``, ``rollback``, ``forget`` and Learner."""

@@ -1,11 +1,11 @@
-"""Make the candidates of an update, each with its scores on the check images.
+"""Make the candidates of an update, with their scores on the check images.
 
-nothing         the deployed model; where its text tower classifies, or has no class yet, asked for the new names too
+nothing         the deployed model; if its text tower classifies or it has no class yet, with the new names too
 means           class means of frozen features (method ncm)
 ridge           ridge regression on frozen features (method ridge)
 layers          discriminants on several layers of the frozen tower (method multilayer_lda)
 trained         both towers trained on the new images and the exemplars
-interpolated    weights between those that training began with and the trained ones (WiSE-FT)
+interpolated    weights between the initial and the trained ones (WiSE-FT)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from everclip.updating.training import Lesson, trained
 TRAINED = ("trained", "interpolated")
 NAMES = ("nothing", "means", "ridge", "layers", *TRAINED)
 SHARES = (0.25, 0.5, 0.75)
-"""Fractions of the trained weights that are tried."""
+"""Fractions of the trained weights to try."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Candidate:
         name: of ``NAMES``.
         scores: of the check images, one column per class; -inf for what it cannot say.
         build: the model, of all images; for what is solved from sums that is not what was checked.
-        eligible: whether it can name all classes.
+        eligible: whether it can recognise all classes.
         clip: the trained weights.
         detail: how, for the verdict.
     """
@@ -71,7 +71,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """The material that candidates are made of and checked on.
+    """The material from which candidates are made and on which they are checked.
 
     Args:
         known: all classes, old and new.
@@ -92,7 +92,7 @@ class Trial:
 
 
 def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candidate]:
-    """All of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
+    """Yield all of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
     if trial.state.model is not None or trial.known.templates:
         yield nothing(trial)
     yield solved(trial, "means", {"name": "ncm"}, "class means")
@@ -108,15 +108,15 @@ def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candid
 
 
 def nothing(trial: Trial) -> Candidate:
-    """The deployed model; of one that knows no class its text tower."""
+    """Return the deployed model; of one that knows no class its text tower."""
     begin, state = time.perf_counter(), trial.state
     model, detail = state.model, "as deployed"
     if model is None:
         wide = text_form(state.spec, trial.known, state.frozen, "zero_shot")
-        detail = "the text tower, asked for the names"
+        detail = "the text tower with the class names"
     elif model.reads_text and trial.known.templates:
         wide = text_form(state.spec, trial.known, model.encoder, _method(model))
-        detail = "as deployed, the text tower asked for the new names"
+        detail = "as deployed, the text tower with the new names too"
     else:
         wide = model
     found = scores(wide, trial.checks.images, trial.pixels)
@@ -130,7 +130,7 @@ def _method(model: Deployed) -> str:
 
 
 def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Candidate:
-    """A classifier solved from sums: checked without the check images, built with them."""
+    """Return a classifier solved from sums: checked without the check images, built with them."""
     begin, clip, spec = time.perf_counter(), trial.state.frozen, trial.state.spec
     model = closed_form(spec, trial.known, clip, method, trial.checked)
     linear = model.classifier
@@ -147,7 +147,7 @@ def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Cand
 
 
 def learned(trial: Trial, progress: Progress) -> Iterator[Candidate]:
-    """The trained model, and the best mixture of it with what it began with."""
+    """Yield the trained model, and the best mixture of it with what it began with."""
     begin, state, decision = time.perf_counter(), trial.state, trial.decision
     start = state.tuned or (
         state.model.encoder if state.model is not None and state.model.reads_text else state.frozen

@@ -1,4 +1,4 @@
-"""Form a next version: classes by the text tower, or by a classifier solved from sums of frozen features."""
+"""Build the next version's classifier: the text tower, or one solved from sums of frozen features."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYERED = "multilayer_lda"
 """The method that reads more of the tower than the embedding, with its defaults."""
 READ = Depths()
 CALIBRATED = 40
-"""Check images from which on a temperature is fitted on them."""
+"""Number of check images needed to fit a temperature."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Known:
     base: Mapping[str, Any]
 
     def card(self, classifier: Any, method: Mapping[str, Any]) -> Card:
-        """The card of a version that a method makes."""
+        """Return the card of a version that a method makes."""
         return Card(
             classes=list(self.names),
             tasks=list(self.tasks),
@@ -64,14 +64,14 @@ class Known:
 
 
 def text_form(spec: str, known: Known, clip: Clip, method: str) -> Deployed:
-    """The text tower of ``clip`` over all classes; ``method`` is what trained it, for the record."""
+    """Return the text tower of ``clip`` over all classes; ``method`` is what trained it, for the record."""
     plan = plan_of(known.card("text", {"name": method}))
     made = zero_shot(spec, clip, known.names, known.templates)
     return replace(made, labels=seen(plan.tasks), plan=plan)
 
 
 def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], sums: Sums) -> Deployed:
-    """A classifier that the method ``method["name"]`` solves from sums of features of ``clip``."""
+    """Return a classifier that the method ``method["name"]`` solves from sums of features of ``clip``."""
     plan = plan_of(known.card("method", method))
     plan.method.to(clip.device)
     for task in plan.tasks:
@@ -83,7 +83,7 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
 
 
 def mixed(before: Clip, after: Clip, share: float) -> Clip:
-    """A model with a fraction of the weights of ``after`` (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
+    """Return a model with a fraction of the weights of ``after`` (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
     made = copy.deepcopy(after)
     with torch.no_grad():
         made.model.load_state_dict(blend(before.model.state_dict(), after.model.state_dict(), share))
@@ -91,13 +91,13 @@ def mixed(before: Clip, after: Clip, share: float) -> Clip:
 
 
 def columns_of(method: str, clip: Clip) -> slice:
-    """The columns of ``features`` that a method reads."""
+    """Return the columns of ``features`` that a method reads."""
     width = widths(clip)[0]
     return slice(width, None) if method == LAYERED else slice(width)
 
 
 def layered(clip: Clip, sums: Sums) -> bool:
-    """Whether sums have the layers beside the embedding; those of older versions do not.
+    """Return whether sums have the layers beside the embedding; those of older versions do not.
 
     Raises:
         ValueError: they are of another model's features.
@@ -112,7 +112,7 @@ def layered(clip: Clip, sums: Sums) -> bool:
 def features(
     clip: Clip, images: ImageSet, pixels: Pixels, layers: bool = True, step: Step = silent
 ) -> Float32[Tensor, "n m"]:
-    """The features that are summed, of images that can be read, in their order, on the CPU.
+    """Return the features that are summed, of images that can be read, in their order, on the CPU.
 
     Args:
         layers: whether what ``LAYERED`` reads of the tower stands beside the unit-length embedding.
@@ -131,7 +131,7 @@ def _rows(clip: Clip, images: Images, layers: bool) -> Float32[Tensor, "b m"]:
 
 @torch.no_grad()
 def widths(clip: Clip) -> tuple[int, int]:
-    """Lengths of the embedding and of the layers."""
+    """Return lengths of the embedding and of the layers."""
     raw, beside = READ.beside(clip.model.visual, clip.normalise(clip.blank()))
     return raw.shape[1], beside.shape[1]
 
@@ -140,7 +140,7 @@ def widths(clip: Clip) -> tuple[int, int]:
 def scores(
     model: Deployed, images: ImageSet, pixels: Pixels, step: Step = silent
 ) -> Float32[np.ndarray, "n c"]:
-    """Scores of images that can be read, one column per label of the model; ``step`` as for ``features``."""
+    """Return scores of images that can be read, one column per label of the model; ``step`` as for ``features``."""
     rows = [model.classifier(batch.images).float().cpu() for batch in _plain(images, pixels, step)]
     return torch.cat(rows).numpy() if rows else np.zeros((0, len(model.labels)), dtype=np.float32)
 
@@ -162,7 +162,7 @@ def _plain(images: ImageSet, pixels: Pixels, step: Step) -> Iterator[Batch]:
 
 
 def weights_of(clip: Clip, state: Mapping[str, Tensor]) -> Clip:
-    """A copy of ``clip`` with other weights."""
+    """Return a copy of ``clip`` with other weights."""
     made = copy.deepcopy(clip)
     made.model.load_state_dict(dict(state))
     return made

@@ -1,4 +1,4 @@
-"""Update a model: look at the data, make candidates, keep the best on check images, test it, and say how it went."""
+"""Update a model: examine the data, make candidates, choose the best on check images, test it, and report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from everclip.updating.training import Lesson
 
 AUTO = "auto"
 ERRORS = 2.0
-"""Standard errors by which a candidate must be ahead of the preferred one to take its place."""
+"""Number of standard errors by which a candidate must beat the preferred one to replace it."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Options:
         max_drop: percentage points that the old classes may lose.
         same: new class name -> old class name, where they are one class.
         seed: of training.
-        unmeasured: whether to go on where no held-out image is of an old class, so that a drop is not measured.
-        index: what is to become of an index of embeddings; None: its owner is told what the update does to it.
+        unmeasured: whether to continue if no held-out image is of an old class, so that the drop is not measured.
+        index: how to treat an index of embeddings; None: only report what the update does to one.
     """
 
     method: str = AUTO
@@ -58,17 +58,17 @@ class Options:
         if self.method not in (AUTO, *NAMES):
             raise UserError(f'--method is "{self.method}"{suggest(self.method, (AUTO, *NAMES))}')
         if not 0 <= self.exemplars <= 100_000:
-            raise UserError(f"--exemplars is {self.exemplars}: write a whole number from 0 to 100000")
+            raise UserError(f"--exemplars is {self.exemplars}: use a whole number from 0 to 100000")
         if not 0 <= self.max_drop <= 100:
-            raise UserError(f"--max-drop is {self.max_drop:g}: write percentage points, 0 to 100")
+            raise UserError(f"--max-drop is {self.max_drop:g}: use percentage points, 0 to 100")
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The next version, and what there is to say of it.
+    """The next version and its verdict.
 
     Args:
-        passed: whether the old classes keep what they must.
+        passed: whether the old classes stay above the gate.
     """
 
     state: State
@@ -79,7 +79,7 @@ class Outcome:
 def prepare(
     state: State, new: Dataset, options: Options, watch: Watch = unwatched
 ) -> tuple[Pictures, rule.Facts, rule.Decision]:
-    """The images, what the rule looks at, and what it says; nothing is trained. Raises UserError for bad data."""
+    """Return the images, the rule's facts and its decision; nothing is trained. Raises UserError for bad data."""
     options.check()
     check_texts(new, new.name)
     state = spoken(state, new)
@@ -102,14 +102,14 @@ def prepare(
     )
     if options.method in TRAINED and not facts.towers:
         raise UserError(
-            f"--method {options.method} trains towers, and {state.spec} takes features alone: take auto"
+            f"--method {options.method} trains towers, but {state.spec} takes features only: use auto"
         )
     keep = options.index is not None and options.index.mode == KEEP
     return pictures, facts, rule.decide(facts, options.method, keep)
 
 
 def spoken(state: State, new: Dataset) -> State:
-    """The state with the prompts of the first data set it learns, where that has its own and a tower to read them."""
+    """Return the state with the first learned data set's prompts, if it has its own and the model a text tower."""
     if state.model is not None or not state.known.templates or new.templates == (PHOTO,):
         return state
     return replace(state, known=replace(state.known, templates=new.templates))
@@ -124,7 +124,7 @@ def _zero_shot(state: State, pictures: Pictures) -> float | None:
 
 
 def update(state: State, new: Dataset, test: Dataset | None, options: Options, progress: Progress) -> Outcome:
-    """The next version of ``state``, which is left as it is.
+    """Make the next version of ``state``, which is not changed.
 
     Raises:
         UserError: the data do not fit, or no candidate can name the new classes.
@@ -211,15 +211,15 @@ def _trial(
 def choose(
     made: list[Candidate], decision: rule.Decision, checks: Checks, method: str
 ) -> tuple[Candidate, str]:
-    """The candidate to keep, and why. Raises UserError where none can name the new classes."""
+    """Return the candidate to keep, and why. Raises UserError where none can name the new classes."""
     possible = [one for one in made if one.eligible]
     if not possible:
-        raise UserError("no candidate can name all classes: give images of the old ones with --memory")
+        raise UserError("no candidate can recognise all classes: give images of the old ones with --memory")
     by_name = {one.name: one for one in possible}
     if method != AUTO:
         if method not in by_name:
             raise UserError(
-                f"--method {method} cannot name all classes here: take {' or '.join(by_name)}, or auto"
+                f"--method {method} cannot recognise all classes here: use {' or '.join(by_name)}, or auto"
             )
         return by_name[method], "asked for"
     if not len(checks):
@@ -235,7 +235,8 @@ def choose(
     if ahead > ERRORS * error:
         return (
             best,
-            f"{100 * ahead:.1f} points ahead of {prefer.name} on check images (standard error {100 * error:.1f})",
+            f"{100 * ahead:.1f} points ahead of {prefer.name} on check images (standard error"
+            f" {100 * error:.1f})",
         )
     return (
         prefer,
@@ -247,7 +248,7 @@ def choose(
 def _next(
     state: State, trial: Trial, pictures: Pictures, made: list[Candidate], chosen: Candidate, options: Options
 ) -> State:
-    """The state after the update."""
+    """Return the state after the update."""
     model = chosen.build()
     checks = trial.checks
     model = calibrated(model, chosen.scores, checks.images.labels)
@@ -292,7 +293,7 @@ def _share(one: Candidate, checks: Checks) -> str:
 
 
 def _row(one: Candidate, checks: Checks, old: int, chosen: Candidate) -> dict[str, Any]:
-    """A candidate in the verdict: accuracies are means over classes."""
+    """Return a candidate in the verdict: accuracies are means over classes."""
 
     labels = checks.images.labels
     return {

@@ -1,4 +1,4 @@
-"""Predict what an update will take on this machine, measured on a few blank images before anything trains."""
+"""Predict the time, memory and disk space of an update, measured on a few blank images before anything trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from everclip.updating.rule import Decision
 
 BATCH = 32
 COPIES = 4
-"""Of the model at once: the frozen one, the one training began with, the trained one, a mixture."""
+"""Copies of the model at the same time: the frozen, the initial, the trained and an interpolated one."""
 OVERHEAD = 3.0
 """Seconds for reading the model, hashing and writing."""
 
@@ -29,7 +29,7 @@ class Cost:
     """A prediction.
 
     Args:
-        seconds, training_seconds: in all, and of them for training.
+        seconds, training_seconds: total time, and the part spent training.
         memory: bytes of main memory at the most.
         disk: bytes of the version, exemplars aside.
     """
@@ -41,7 +41,7 @@ class Cost:
 
 
 def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> Cost:
-    """The cost of an update whose images are read already.
+    """Return the cost of an update whose images are read already.
 
     Args:
         clip: the frozen model.
@@ -70,7 +70,7 @@ def _weights(clip: Clip) -> int:
 
 
 def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
-    """Bytes: what the process has now, copies of the model, gradients and moments, activations, sums."""
+    """Return bytes: what the process has now, copies of the model, gradients and moments, activations, sums."""
     unit = 1 if sys.platform == "darwin" else 1024
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     sums = 6 * 8 * sum(widths(clip)) ** 2
@@ -85,7 +85,7 @@ def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
 
 @torch.inference_mode()
 def _activations(clip: Clip, work: Callable[[], Tensor]) -> int:
-    """Bytes that the layers of a tower give, which training keeps."""
+    """Return bytes that the layers of a tower give, which training keeps."""
     total = 0
 
     def note(_module: nn.Module, _inputs: object, output: object) -> None:

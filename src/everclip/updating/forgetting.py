@@ -1,10 +1,10 @@
-"""Take classes or single images out of a version, and show that they are gone.
+"""Remove classes or single images from a version, and show that they are gone.
 
 What goes: the images' bytes; what they added to the sums; their ids; a class's name, its place in the class list and
 its row of the sums. What stays: trained weights, which no one can take an image out of. Features are computed again to
-be taken out of the sums, so this is exact up to their rounding. A class can be taken out of G only with its images:
-where not all of them are at hand, G is made anew from what is left (``Sums.without_class``). Versions before have all
-of it, so the new folder keeps none of them.
+be taken out of the sums, so this is exact up to their rounding. A class can be removed from G only with all of its
+images; if some are missing, G is re-estimated from what is left (``Sums.without_class``). Previous versions still
+have all of it, so the new folder keeps none of them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from everclip.updating.state import State
 
 @dataclass(frozen=True, eq=False)
 class Forgotten:
-    """The version left, and what was taken out (``report``, which goes into update.json and so under the manifest)."""
+    """The remaining version, and what was removed (``report``, which goes into update.json and so under the
+    manifest)."""
 
     state: State
     report: dict[str, Any]
 
 
 def forget(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgotten:
-    """A version without classes and without single images.
+    """Return a version without classes and without single images.
 
     Args:
         classes: names.
@@ -98,17 +99,19 @@ def _check(state: State, classes: Sequence[str]) -> None:
                 f'--class "{name}": {state.spec} does not know it{suggest(name, state.known.names)}'
             )
     if len(set(classes)) == len(state.known.names):
-        raise UserError("no class would be left: remove the folder instead")
+        raise UserError("no class would be left: delete the folder instead")
 
 
 def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
-    """The images of ``files`` as a table with the labels they were learned with. Raises UserError."""
+    """Return the images of ``files`` as a table with the labels they were learned with. Raises UserError."""
     paths: list[str] = []
     for file in files:
         path = Path(file).expanduser()
         inner = [str(path / name) for name in image_files(path, "")] if path.is_dir() else [str(path)]
         if path.is_dir() and not inner:
-            raise UserError(f"no images in {file}: give files, or a folder with files such as .jpg or .png")
+            raise UserError(
+                f"no images in {file}: give image files or a folder of them, such as .jpg or .png"
+            )
         paths += inner
     if not paths:
         return nothing(), np.zeros(0, dtype=np.int64)
@@ -122,7 +125,7 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
     if unknown:
         raise UserError(
-            f"{unknown[0]} is no image that {state.spec} has learned: give the file as it was then"
+            f"{unknown[0]} is not an image that {state.spec} has learned: give the unchanged file"
         )
     rows = np.arange(len(paths), dtype=np.int64)
     labels = np.array([label_of[sample] for sample in ids], dtype=np.int64)
@@ -140,7 +143,7 @@ def _labels(state: State) -> dict[int, int]:
 
 
 def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Features of the frozen model, and labels."""
+    """Return features of the frozen model, and labels."""
     pixels = Pixels(images.store, state.frozen.eval_transform, state.frozen.image_size, 0)
     layers = layered(state.frozen, state.sums)
     return features(state.frozen, images, pixels, layers), torch.from_numpy(images.labels)
@@ -149,7 +152,7 @@ def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
 def _without_images(
     state: State, given: ImageSet, ids: np.ndarray, classes: Sequence[str]
 ) -> tuple[Sums, bool]:
-    """The sums without the images given, and without all of a class that are in the folder.
+    """Return the sums without the images given, and without all of a class that are in the folder.
 
     Returns:
         whether all classes that go are out of the sums exactly by that.
@@ -164,7 +167,7 @@ def _without_images(
 
 
 def _drop(images: ImageSet, label: int) -> ImageSet:
-    """The images without those of a class; labels above it move down."""
+    """Return the images without those of a class; labels above it move down."""
     left = images.select(images.labels != label)
     return replace(left, labels=left.labels - (left.labels > label))
 
@@ -180,13 +183,13 @@ def _known(known: Known, gone: Sequence[int]) -> Known:
 
 
 def solved_anew(state: State, model: Deployed) -> Deployed:
-    """The model over the classes and sums of ``state``. Raises UserError where its classifier cannot be made anew."""
+    """Return the model over the classes and sums of ``state``. Raises UserError where its classifier cannot be made anew."""
     name = "zero_shot" if model.plan is None else model.plan.config.method.name
     if model.reads_text:
         return text_form(state.spec, state.known, model.encoder, name)
     if name not in ("ridge", "ncm", LAYERED):
         raise UserError(
-            f"{state.spec} is classified by {name}, which keeps what it learned in its own weights: update it first"
+            f"{state.spec} classifies by {name}, which keeps what it learned in its weights: update it first"
         )
     assert model.plan is not None
     options = dict(model.plan.config.method.options)

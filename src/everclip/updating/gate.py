@@ -1,4 +1,4 @@
-"""Measure on held-out images what the old classes lose, and whether that is allowed."""
+"""Measure how much accuracy old classes lose on held-out images, and whether the gate allows it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("everclip")
 
 
 class Held(NamedTuple):
-    """Held-out images. ``duplicates``: how many more there were, that were learned."""
+    """Held-out images. ``duplicates``: number of images left out because they were learned."""
 
     images: ImageSet
     pixels: Pixels
@@ -30,7 +30,7 @@ class Held(NamedTuple):
 
 
 def unseen(state: State, pictures: Pictures, test: Dataset, watch: Watch = unwatched) -> Held:
-    """Held-out images without those that were learned. Raises UserError where none is left."""
+    """Return held-out images without those that were learned. Raises UserError where none is left."""
     images, pixels = holdout(pictures.known, test, state.encoder, watch)
     learned = [
         state.sums.ids.numpy(),
@@ -42,10 +42,13 @@ def unseen(state: State, pictures: Pictures, test: Dataset, watch: Watch = unwat
         fresh &= ~before.among(images)
     if not fresh.any():
         raise UserError(
-            f"all images of --test {test.name} are among those to learn: keep some of each class in another folder"
+            f"all images of --test {test.name} are also in --add: keep some of each class in a separate"
+            f" folder"
         )
     if not fresh.all():
-        log.warning("%d images of --test %s are learned too, and left out of it", (~fresh).sum(), test.name)
+        log.warning(
+            "%d images of --test %s are also learned, and are left out of the test", (~fresh).sum(), test.name
+        )
     return Held(images.select(fresh), pixels, int((~fresh).sum()))
 
 
@@ -53,13 +56,13 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
     """Refuse an update whose old classes could lose anything unseen. Raises UserError."""
     if state.known.names and (held is None or not (held.images.labels < len(state.known.names)).any()):
         raise UserError(
-            f"the {len(state.known.names)} old classes of {state.spec} may lose {max_drop:g} points, and no held-out"
-            " image is of one of them: add some to --test, or write --unmeasured (in Python: no max_drop)"
+            f"the {len(state.known.names)} old classes of {state.spec} may lose {max_drop:g} points, but"
+            f" --test has no image of them: add some to --test, or use --unmeasured (in Python: no max_drop)"
         )
 
 
 def compare(state: State, after: State, held: Held, watch: Watch = unwatched) -> dict[str, Any]:
-    """Accuracy on held-out images, before among the old classes and after among all."""
+    """Return accuracy on held-out images, before among the old classes and after among all."""
     assert after.model is not None
     images, pixels, duplicates = held
     old = len(state.known.names)
@@ -109,5 +112,8 @@ def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict
         }
     drop = 100 * (result["old_before"] - result["old_after"])
     passed = drop <= allowed + 1e-9
-    words = f"old classes {100 * result['old_before']:.1f} % -> {100 * result['old_after']:.1f} % on held-out images"
+    words = (
+        f"old classes {100 * result['old_before']:.1f} % -> {100 * result['old_after']:.1f} % on"
+        " held-out images"
+    )
     return {"passed": passed, "max_drop": allowed, "drop": round(drop, 2), "words": words}

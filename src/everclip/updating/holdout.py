@@ -1,4 +1,4 @@
-"""Hold check images, and weigh how much each of them counts when candidates are compared."""
+"""Hold check images, and weight them for the comparison of candidates."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Checks:
     def accuracy(
         self, scores: Float32[np.ndarray, "n c"], rows: NDArray[np.bool_] | None = None
     ) -> float | None:
-        """Weighted fraction that is right, of all or of some rows; None where there is none."""
+        """Return the weighted fraction that is right, of all or of some rows; None where there is none."""
         weight = self.weight if rows is None else self.weight * rows
         if not weight.sum():
             return None

@@ -1,4 +1,5 @@
-"""Collect the images of an update: on one store, matched to the classes known, cut into learning and check images."""
+"""Collect the images of an update in one store, match them to the known classes, and split them into learning and
+check images."""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ from everclip.updating.state import State
 log = logging.getLogger("everclip")
 
 SHARE, MOST_CHECKS = 0.2, 50
-"""Of the new images of a class what is kept apart to compare candidates on, and at most how many."""
+"""Fraction and largest number of a class's new images that are held out to compare candidates."""
 KEPT_BYTES = 4 << 30
-"""Decoded pixels that are kept at most; more are decoded each time."""
+"""Largest size of decoded pixels kept, in bytes; beyond it images are decoded each time."""
 DECODED = 64
-"""Images that are decoded side by side."""
+"""Number of images decoded in parallel."""
 
 
 Watch = Callable[[str, int], Step]
-"""Is told of a piece of work and its steps; what it returns is told how many more are done."""
+"""Called with a piece of work and its steps; returns a function to call with the number of steps done."""
 
 
 def unwatched(name: str, total: int) -> Step:
@@ -42,21 +43,21 @@ def unwatched(name: str, total: int) -> Step:
 
 
 def plain(name: str) -> str:
-    """A name as far as two ways of writing it agree: case, spaces, hyphens, underscores."""
+    """Return a name as far as two ways of writing it agree: case, spaces, hyphens, underscores."""
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def united(
     known: Known, names: Sequence[str], same: Mapping[str, str], where: str
 ) -> tuple[Known, list[int]]:
-    """The classes known with those of new data, and the label of each of the data's classes.
+    """Return the classes known with those of new data, and the label of each of the data's classes.
 
     Args:
         names: the data's class names.
         same: new name -> old name, where they are one class.
 
     Raises:
-        UserError: a name is an old one written in another way, or ``same`` names what is not there.
+        UserError: a name is a variant of an old one, or ``same`` names an unknown class.
     """
     for new, old in same.items():
         if new not in names:
@@ -72,7 +73,8 @@ def united(
         near = spelt.get(plain(wanted))
         if wanted not in every and near is not None:
             raise UserError(
-                f'class "{name}" of {where} is "{near}" written in another way: rename the folder, or write'
+                f'class "{name}" of {where} looks like "{near}" spelled differently: rename the folder, or'
+                f" use"
                 f' --same "{name}={near}"'
             )
         if wanted not in every:
@@ -87,9 +89,9 @@ class Pictures:
 
     Args:
         known: all classes; the last task's are those of the new images.
-        new, older: to learn from: new ones, and old ones that the sums do not have yet.
-        exemplars: old ones to train on again.
-        checks: old and new ones that nothing is trained on; ``fresh`` are the new ones among them.
+        new, older: images to learn: new ones, and old ones that are not in the sums yet.
+        exemplars: old images to train on again.
+        checks: old and new images that are never trained on; ``fresh`` are the new ones among them.
         domains: names.
         skipped: path -> why it was left out.
     """
@@ -105,7 +107,7 @@ class Pictures:
     skipped: dict[str, str]
 
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
-        """The exemplars and the check images to keep, of each class at most ``exemplars`` together."""
+        """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together."""
         apart = checks_of(exemplars)
         classes = len(self.known.names)
         replay = Memory((exemplars - apart) * classes, seed, self.exemplars)
@@ -123,11 +125,10 @@ def checks_of(exemplars: int) -> int:
 def collect(
     state: State, found: Dataset, exemplars: int, same: Mapping[str, str], watch: Watch = unwatched
 ) -> Pictures:
-    """Match, read and cut the images of an update; ``watch`` is told how far reading is.
+    """Match, read and split the images of an update; ``watch`` follows the reading.
 
     Raises:
-        UserError: class names that do not go together, a class none of whose images can be read, or one picture
-            under two names.
+        UserError: conflicting class names, a class without readable images, or one picture under two names.
     """
     new = everything(found)
     present = np.unique(new.labels).tolist()
@@ -149,7 +150,7 @@ def collect(
     for label in labels:
         if not (new.labels == label).any():
             raise UserError(
-                f'not one image of "{known.names[label]}" in {found.name} can be read: replace them, or remove'
+                f'no image of "{known.names[label]}" in {found.name} can be read: replace them, or remove'
                 " the class"
             )
     _one_name(known, new, [older, kept, checks])
@@ -166,9 +167,7 @@ def collect(
         kept = kept + memory.images().select(~np.isin(memory.images().ids, kept.ids))
     skipped |= {pixels.store.keys[row]: reason for row, reason in pixels.broken.items()}
     if skipped:
-        log.warning(
-            "%d images cannot be read and are left out, such as %s", len(skipped), next(iter(skipped))
-        )
+        log.warning("%d images cannot be read and are skipped, such as %s", len(skipped), next(iter(skipped)))
     checks = checks + past + fresh
     return Pictures(known, new, older, kept, checks, fresh, (*state.domains, *domains), pixels, skipped)
 
@@ -198,13 +197,13 @@ def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
         if before != label:
             one, two = known.names[label], known.names[before]
             raise UserError(
-                f'{new.store.keys[row]} is a picture of "{one}", and the same picture is there as "{two}": if they are'
-                f' one class write --same "{one}={two}", else take it out of one of them'
+                f'{new.store.keys[row]} is a picture of "{one}", but also appears as "{two}": if they are'
+                f' one class use --same "{one}={two}", else remove it from one of them'
             )
 
 
 def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet]:
-    """Images to learn from and to check on: a fraction of each class in each domain, at least one, and never all."""
+    """Split images to learn from those to check on: a fraction per class and domain, at least one, never all."""
     held = np.zeros(len(images), dtype=bool)
     pairs = np.stack([images.labels, images.domains])
     priority: NDArray[np.int64] = np.array([hash64("check", sample) for sample in images.ids.tolist()])
@@ -216,10 +215,10 @@ def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet
 
 
 def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) -> tuple[ImageSet, Pixels]:
-    """Images to test on, with labels of the classes known; ``watch`` is told how far reading is.
+    """Return the images to test on, with labels of the known classes; ``watch`` follows the reading.
 
     Raises:
-        UserError: a class that the model does not know, or not one image can be read.
+        UserError: a class that the model does not know, or no image can be read.
     """
     images = found.whole()
     table = labels_of(found.class_names, known.names)
@@ -235,5 +234,5 @@ def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) 
     _look(pixels, [images], watch)
     images = pixels.readable(images)
     if not len(images):
-        raise UserError(f"not one image of --test {found.name} can be read: give others")
+        raise UserError(f"no image of --test {found.name} can be read: give others")
     return images, pixels

@@ -1,8 +1,8 @@
-"""Say what an update does to an index of embeddings: leave it valid, map new queries to it, or have it made anew.
+"""Keep an index of embeddings valid across an update, map new queries to it, or rebuild it.
 
-keep       only candidates are kept that leave the encoder as it was, which its fingerprint shows
-adapt      a map from new to old embeddings is fitted on the update's own images and saved with the version
-rebuild    what was embedded is embedded again, into a folder beside the old one
+keep       only candidates that leave the encoder unchanged, as its fingerprint shows
+adapt      a map from new to old embeddings, fitted on the update's own images and saved with the version
+rebuild    embed the same content again, into a folder beside the old one
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from everclip.updating.state import State
 KEEP, ADAPT, REBUILD = MODES = ("keep", "adapt", "rebuild")
 NEIGHBOURS = 10
 QUERIES = 200
-"""Held-out images that are searched with at most."""
+"""Largest number of held-out images used as queries."""
 TIMED = 64
-"""Images that the pace is measured on at most."""
+"""Largest number of images to time the encoder on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,21 +53,21 @@ class Asked:
 
 
 def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
-    """What the options ask for; None where there are none.
+    """Return what the options ask for; None where there are none.
 
     Raises:
         UserError: they do not go together, or the folder holds no embeddings that can be read.
     """
     if mode is None:
         if vectors is not None:
-            raise UserError(f"--vectors {vectors} needs --index: write --index keep, adapt or rebuild")
+            raise UserError(f"--vectors {vectors} needs --index: use --index keep, adapt or rebuild")
         return None
     if mode not in MODES:
         raise UserError(f'--index is "{mode}"{suggest(mode, MODES)}')
     if mode == KEEP and method in TRAINED:
         raise UserError(
-            f"--index keep leaves the encoder as it is, and --method {method} does not: leave --method out, or write"
-            " --index adapt"
+            f"--index keep leaves the encoder unchanged, but --method {method} does not: leave --method"
+            f" out, or use --index adapt"
         )
     if vectors is None and mode != KEEP:
         raise UserError(f"--index {mode} needs --vectors: give the folder that everclip embed wrote")
@@ -78,7 +78,7 @@ def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
 
 
 class Guard:
-    """Watches over an index while an update is made.
+    """Guards an index during an update.
 
     Args:
         state: what the update begins with.
@@ -98,19 +98,19 @@ class Guard:
         if self._teacher is None and what is not None and what.mode != REBUILD:
             assert self._vectors is not None
             raise UserError(
-                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}), which"
-                f" {state.spec} ({self._mark[:12]}) does not give: take those of everclip embed {state.spec}, or"
-                " --index rebuild"
+                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}),"
+                f" which are not those of {state.spec} ({self._mark[:12]}): use those of everclip embed"
+                f" {state.spec}, or --index rebuild"
             )
 
     def mark(self, clip: Clip) -> str:
-        """The fingerprint of an encoder, computed once."""
+        """Return the fingerprint of an encoder, computed once."""
         if id(clip) not in self._marks:
             self._marks[id(clip)] = clip, fingerprint(clip)
         return self._marks[id(clip)][1]
 
     def _old(self) -> tuple[Clip, Map | None] | None:
-        """What gives embeddings that can be compared with those of the index, now."""
+        """Return what gives embeddings that can be compared with those of the index, now."""
         state = self._state
         for clip in (state.encoder, state.frozen, state.tuned):
             if clip is not None and self.mark(clip) == self._wanted:
@@ -119,7 +119,7 @@ class Guard:
         return None if mapped is None else (state.encoder, mapped)
 
     def allowed(self, made: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates; those that may not be kept are no longer eligible.
+        """Return the candidates, with those that the index does not allow marked as not eligible.
 
         Raises:
             UserError: none would be left.
@@ -129,8 +129,8 @@ class Guard:
         found = [replace(one, eligible=one.eligible and self._valid(self._encoder(one))) for one in made]
         if any(one.eligible for one in made) and not any(one.eligible for one in found):
             raise UserError(
-                "--index keep: no candidate that leaves the encoder as it is can name all classes: write --index adapt"
-                " or rebuild"
+                "--index keep: no candidate that leaves the encoder unchanged can recognise all classes:"
+                " use --index adapt or rebuild"
             )
         return found
 
@@ -140,17 +140,17 @@ class Guard:
         return self._state.encoder if one.name == "nothing" else self._state.frozen
 
     def _valid(self, clip: Clip) -> bool:
-        """Whether the index can be searched with an encoder as before."""
+        """Return whether the index can be searched with an encoder as before."""
         return self.mark(clip) == self._wanted or self._map_of(clip) is not None
 
     def _map_of(self, clip: Clip) -> Map | None:
-        """The state's map from an encoder to that of the index, if it has one."""
+        """Return the state's map from an encoder to that of the index, if it has one."""
         found = self._state.map
         fits = found is not None and (found.of, found.to) == (self.mark(clip), self._wanted)
         return found if fits else None
 
     def judge(self, after: State, pictures: Pictures, held: Held | None) -> tuple[State, dict[str, Any]]:
-        """The state with the map that its queries need, and the verdict on the index."""
+        """Return the state with the map that its queries need, and the verdict on the index."""
         state, clip = self._state, after.encoder
         mark, mapped = self.mark(clip), self._map_of(clip)
         told: dict[str, Any] = {
@@ -177,7 +177,7 @@ class Guard:
         return replace(after, map=kept), told
 
     def _fitted(self, clip: Clip, pictures: Pictures) -> Map:
-        """A map of the embeddings of ``clip`` to those of the index, on the update's own images and class names."""
+        """Fit a map from the embeddings of ``clip`` to those of the index, on the update's images and class names."""
         learned, checks = pictures.new + pictures.older + pictures.exemplars, pictures.checks
         names = [
             template.replace("{}", name)
@@ -197,14 +197,14 @@ class Guard:
         )
 
     def _old_rows(self, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n d"]:
-        """Embeddings of pictures as the index has them."""
+        """Return embeddings of pictures as the index has them."""
         assert self._teacher is not None
         clip, mapped = self._teacher
         rows, _ = embed.pictures(clip, images, pixels)
         return rows if mapped is None else mapped(rows)
 
     def _recalls(self, clip: Clip, mapped: Map | None, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
-        """How many of the nearest that old queries find new ones find too, without the map and with it."""
+        """Return how many of the nearest that old queries find new ones find too, without the map and with it."""
         if self._teacher is None or not len(images):
             return {}
         assert self._vectors is not None
@@ -221,13 +221,13 @@ class Guard:
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """The share of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
+    """Return the share of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
     shared = [len(set(one) & set(other)) for one, other in zip(found.tolist(), truth.tolist(), strict=True)]
     return float(np.mean(shared)) / truth.shape[1]
 
 
 def pace(clip: Clip, images: ImageSet) -> float:
-    """Images that are decoded and embedded in a second, here and now."""
+    """Return images that are decoded and embedded in a second, here and now."""
     some = images.select(np.arange(min(TIMED, len(images))))
     begin = time.perf_counter()
     embed.pictures(clip, some, Pixels(some.store, clip.eval_transform, clip.image_size, 0))
@@ -235,14 +235,14 @@ def pace(clip: Clip, images: ImageSet) -> float:
 
 
 def words(told: dict[str, Any], spec: str) -> str:
-    """The verdict's line."""
+    """Return the verdict's line."""
     if told["valid"]:
-        how = " through the map" if told["map"] else ", as the encoder is what it was"
-        return f"index valid: what was embedded before is searched as before{how}"
+        how = " through the map" if told["map"] else ", as the encoder is unchanged"
+        return f"index valid: existing embeddings can be searched as before{how}"
     if told["count"] is None:
         return (
-            f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows no such"
-            " update, --index adapt --vectors FOLDER makes new queries fit them"
+            f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows"
+            f" no such update, --index adapt --vectors FOLDER makes new queries fit them"
         )
     now = (
         ""
@@ -258,13 +258,13 @@ def words(told: dict[str, Any], spec: str) -> str:
 
 
 def beside(vectors: Vectors, version: int) -> Path:
-    """The folder that embeddings are made anew in."""
+    """Return the folder that embeddings are made anew in."""
     return vectors.path.with_name(f"{vectors.path.name}.v{version}")
 
 
 @dataclass(frozen=True, eq=False)
 class Rebuild:
-    """What is embedded again once a version is written.
+    """The embeddings to rebuild once a version is written.
 
     Args:
         vectors: the old folder, which stays.
@@ -282,17 +282,17 @@ class Rebuild:
             return embed.embed(clip, spec, None, self.work, self.out, half, progress)
 
     def command(self, spec: str) -> str:
-        """The command that goes on with it."""
+        """Return the command that continues it."""
         option = ["--text"] if self.work.kind == folder.TEXT else []
         sources = [word for source in self.work.sources for word in (*option, source)]
         return shlex.join(["everclip", "embed", spec, *sources, "-o", str(self.out)])
 
 
 def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
-    """What there is to embed again for a version, where that is asked for.
+    """Return what to embed again for a version, if asked for.
 
     Raises:
-        UserError: it is no longer there, or something is in the place of the new folder.
+        UserError: it no longer exists, or the new folder's place is taken.
     """
     if what is None or what.mode != REBUILD or what.vectors is None:
         return None

@@ -1,7 +1,7 @@
-"""Decide which candidate an update prefers, how training is set, and why: by the data before anything is trained.
+"""Decide from the data, before anything is trained, which candidate an update prefers, how it trains, and why.
 
-The table is in docs/update.md, with the measurements behind it. Whatever the rule prefers is compared with the others
-on check images, and gives way to one that is better there by more than chance would have it.
+The table is in docs/update.md, with the measurements behind it. The preferred candidate is compared with the others
+on check images and gives way to one that is significantly better there.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FEW_IMAGES = 20
-"""New images below which nothing is trained: two batches would be one step each."""
+"""Number of new images below which nothing is trained: there would be only two steps."""
 SMALL_MEMORY = 1.0
 """Exemplars per class below which old classes count as not remembered."""
 CLOSE = 0.9
-"""Zero-shot accuracy on the new images from which there is little to learn."""
+"""Zero-shot accuracy on the new images above which there is little to learn."""
 LEAST_STEPS, EPOCHS = 20, 2
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts that the rule looks at.
+    """The facts that the rule decides from.
 
     Args:
         old, new, again: classes known before; of them not known; known, and with new images.
@@ -49,7 +49,7 @@ class Decision:
     """The rule's decision.
 
     Args:
-        prefer: the candidate that is kept unless another one is clearly better on the check images.
+        prefer: the candidate to choose unless another one is clearly better on the check images.
         train: whether a model is trained; ``method``, ``lr_share`` (of the model's own rate) and ``steps`` are how.
         prior: what ridge regression is drawn to.
         why: in sentences.
@@ -65,7 +65,7 @@ class Decision:
 
 
 def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> Decision:
-    """The decision for these facts.
+    """Apply the rule to these facts.
 
     Args:
         choice: ``auto``, or the candidate that the user asks for.
@@ -75,8 +75,8 @@ def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> De
     remembered = facts.old == 0 or facts.exemplars >= SMALL_MEMORY
     known = facts.old == 0 or facts.summed == 1
     method = "gcl" if facts.new else "finetune"
-    what = "new classes" if facts.new else "new images of old classes alone"
-    why.append(f"{what}: training is with {method}, the better one there in benchmarks/methods.md")
+    what = "new classes" if facts.new else "only new images of old classes"
+    why.append(f"{what}: training uses {method}, the better method there in benchmarks/methods.md")
     lr_share = 1 / 3 if remembered else 1 / 10
     seen = facts.images + round(facts.exemplars * facts.old)
     steps = max(LEAST_STEPS, EPOCHS * -(-seen // batch))
@@ -87,31 +87,32 @@ def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> De
         why.append(f"{facts.images} new images, fewer than {FEW_IMAGES}: nothing is trained")
     elif not train:
         why.append(
-            f"{facts.exemplars:.1f} exemplars an old class, below {SMALL_MEMORY:g}: training would forget them, so"
-            " nothing is trained"
+            f"{facts.exemplars:.1f} exemplars per old class, below {SMALL_MEMORY:g}: training would forget"
+            f" these classes, so nothing is trained"
         )
     if keep and train:
         train = False
         why.append(
-            "--index keep: nothing is trained, as embeddings of the version before would no longer fit"
+            "--index keep: nothing is trained, as embeddings of the previous version would no longer fit"
         )
     prefer, prior = "ridge", "text" if facts.towers else "none"
     if known and facts.layers:
         prefer = "layers"
         why.append("the sums know every old class: discriminants on the frozen model's layers are preferred")
     elif known:
-        why.append("the sums know every old class, of the embedding alone: ridge regression is preferred")
+        why.append("the sums know every old class, but only its embeddings: ridge regression is preferred")
     elif not facts.towers:
         why.append(f"{1 - facts.summed:.0%} of the old classes are not in the sums: give features of them")
     else:
         why.append(
-            f"{1 - facts.summed:.0%} of the old classes are known by name alone: ridge regression drawn to the class"
-            " embeddings is preferred, which leaves those to the text tower"
+            f"{1 - facts.summed:.0%} of the old classes are known only by name: ridge regression shrunk"
+            f" towards the class embeddings is preferred, which leaves those classes to the text tower"
         )
     if facts.zero_shot is not None and facts.zero_shot >= CLOSE and not known:
         prefer = "nothing"
         why.append(
-            f"the text tower alone is right on {facts.zero_shot:.0%} of the new check images: it stays"
+            f"the text tower alone classifies {facts.zero_shot:.0%} of the new check images correctly: it"
+            f" stays"
         )
     if choice != "auto":
         prefer, train = choice, choice in ("trained", "interpolated")

@@ -1,4 +1,4 @@
-"""Open what an update can begin with: a version, a run, a model folder, or any model with or without classes."""
+"""Open the starting point of an update: a version, a run, a model folder, or any model with or without classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from everclip.updating.classifiers import Known, labels_of, widths
 from everclip.updating.state import State
 
 MOST_OLDER = 100
-"""Old images per class, at most, whose features go into the first sums."""
+"""Largest number of old images per class whose features enter the first sums."""
 
 
 def nothing() -> ImageSet:
@@ -45,7 +45,7 @@ def begin(
     memory: str | None = None,
     image_size: int | None = None,
 ) -> State:
-    """The state that an update of ``spec`` starts from.
+    """Return the state that an update of ``spec`` starts from.
 
     Args:
         classes: of a model that has none of its own; None: it knows no class yet.
@@ -70,7 +70,7 @@ def begin(
 
 
 def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) -> State:
-    """A model that has learned nothing."""
+    """Return a model that has learned nothing."""
     path = Path(spec).expanduser()
     if path.is_file():
         raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
@@ -79,7 +79,7 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
     clip = zoo.load(spec, image_size, device("auto"))
     templates = tuple(templates_of(spec))
     if names and not templates:
-        raise UserError(f"{spec} knows no class by name: leave classes out, and give features of them")
+        raise UserError(f"{spec} knows no class by name: leave classes out, and give their features")
     model = zero_shot(spec, clip, names, templates) if names else None
     tasks = (CardTask(name="asked for", labels=list(range(len(names)))),) if names else ()
     base = {
@@ -92,7 +92,7 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
 
 
 def _of_learned(spec: str, folder: Path, images: bool) -> State:
-    """A run, with its training images where they are needed, or a model folder."""
+    """Return a run, with its training images where they are needed, or a model folder."""
     older = None
     if (folder / "config.toml").is_file() and images:
         try:
@@ -128,7 +128,7 @@ def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: I
 
 
 def _older(model: Deployed, tasks: Sequence[Task]) -> ImageSet:
-    """The training images of a run, some of each class, with labels as columns of the model."""
+    """Return the training images of a run, some of each class, with labels as columns of the model."""
     every = tasks[0].train
     for task in tasks[1:]:
         every = every + task.train
@@ -149,30 +149,31 @@ def _few(images: ImageSet) -> ImageSet:
 
 
 def _with_memory(state: State, spec: str) -> State:
-    """The state with old images to learn from. Raises UserError for a class that the model does not know."""
+    """Return the state with old images to learn from. Raises UserError for a class that the model does not know."""
     found = load(spec, state)
     images = everything(found)
     table = labels_of(found.class_names, state.known.names)
     unknown = [found.class_names[label] for label in np.unique(images.labels) if table[label] < 0]
     if unknown:
         raise UserError(
-            f'--memory {spec} has images of "{unknown[0]}", which {state.spec} does not know (new classes go to --add)'
+            f'--memory {spec} has images of "{unknown[0]}", which {state.spec} does not know (new classes'
+            f" belong in --add)"
             f"{suggest(unknown[0], state.known.names)}"
         )
     return replace(state, older=_few(images.relabel(table)))
 
 
 def load(spec: str, state: State) -> Dataset:
-    """A data set of any number of classes, with prompts that suit the state's model."""
+    """Return a data set of any number of classes, with prompts that suit the state's model."""
     return sources.load(spec, "addition", model=str(state.known.base["model"]))
 
 
 def load_both(
     add: str, test: str | None, state: State, say: Callable[[str], object]
 ) -> tuple[Dataset, Dataset | None]:
-    """The data to learn and those to test on; ``say`` is told in a line how each was read.
+    """Return the data to learn and those to test on; ``say`` is called with a line on how each was read.
 
-    Where both are one folder without a test part, what is held out of it is tested and not learned.
+    If both are the same folder without a test part, a held-out part of it is tested and not learned.
     """
     found = load(add, state)
     held = None if test is None else found if spec_of(test) == spec_of(add) else load(test, state)
@@ -180,10 +181,10 @@ def load_both(
     tested = "" if held is None else "all of it" if held.held_out else "its test part"
     if found is held and found.held_out:
         found = held = replace(found, held_out=False)
-        part, tested = "but for a fifth of each class", "that fifth"
+        part, tested = "except a fifth of each class", "that fifth"
     say(f"--add {found.name}: {_counted(everything(found))} to learn, {part}")
     if held is not None:
-        say(f"--test {held.name}: {_counted(held.whole())} to test on, {tested}")
+        say(f"--test {held.name}: {_counted(held.whole())} for testing, {tested}")
     return found, held
 
 
@@ -193,5 +194,5 @@ def _counted(images: ImageSet) -> str:
 
 
 def everything(found: Dataset) -> ImageSet:
-    """The images to learn from: all of a folder that was split here, else the training part."""
+    """Return the images to learn from: all of a folder that was split here, else the training part."""
     return found.train + found.test if found.held_out else found.train

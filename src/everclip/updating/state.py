@@ -1,17 +1,17 @@
-"""Keep a deployed model with all that the next update starts from, and its folder.
+"""Store a deployed model in a folder with everything that the next update starts from.
 
 open_clip_*, everclip.json, method.pt    the model, as ``everclip export`` writes it
-images.zip, images.json                  exemplars and check images, the files as they came
+images.zip, images.json                  exemplars and check images, the original files
 sums.safetensors                         sums over the frozen features of all images learned
-frozen.safetensors                       the weights that those features are of, where the model has others
-tuned.safetensors                        trained weights that training goes on from, where the model has others
+frozen.safetensors                       the weights behind those features, if the model has others
+tuned.safetensors                        trained weights that training continues from, if the model has others
 update.json                              version, parent, history, what was forgotten
-index.safetensors                        the map of new queries to old embeddings (index/maps.py), where there is one
-verdict.json, verdict.html               how the update went
-before/                                  the version before, whole (hard links where the disk has them)
+index.safetensors                        the map from new queries to old embeddings (index/maps.py), if any
+verdict.json, verdict.html               the outcome of the update
+before/                                  the complete previous version (hard links where possible)
 manifest.json                            bytes and SHA-256 of each of these files (checkpoint.py)
 
-The manifest is written last, and the folder gets its name after that: it is there as a whole or not at all.
+The manifest is written last and only then the folder gets its name, so it exists completely or not at all.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class State:
         model: None where it knows no class yet.
         known: class names, index = label in everything below; tasks; prompts; base settings.
         frozen: the model whose features the sums are of: no update changes it.
-        tuned: the model that training goes on from; None before the first training.
+        tuned: the model that training continues from; None before the first training.
         exemplars: images of old classes that training sees again.
         checks: images of old classes that are never trained on: candidates are compared on them.
         domains: names of the domains of both.
@@ -109,7 +109,7 @@ class State:
 
 
 def read(folder: Path) -> State:
-    """The version in a folder.
+    """Return the version in a folder.
 
     Raises:
         UserError: a file of it is missing, or is not what was written.
@@ -135,7 +135,8 @@ def read(folder: Path) -> State:
     except Exception as error:  # a damaged or a stranger's file makes its reader raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UserError(
-            f"{folder} is whole but cannot be read with these versions ({reason}): update an older version"
+            f"{folder} is intact but cannot be read with these package versions ({reason}): update an older"
+            f" version"
         ) from error
     if frozen is None:
         frozen = clip
@@ -162,14 +163,15 @@ def _checked(folder: Path) -> dict[str, Any]:
         record = read_json(folder / RECORD)
     except checkpoint.Damaged as error:
         raise UserError(
-            f"{folder} is damaged ({error}): take another copy, or the version it was made of"
+            f"{folder} is damaged ({error}): use another copy, or the version it was made from"
         ) from error
     except (OSError, Unreadable) as error:
-        raise UserError(f"{folder} cannot be read ({error}): take another copy") from error
+        raise UserError(f"{folder} cannot be read ({error}): use another copy") from error
     check(record, folder / RECORD)
     if not _RECORD(record):
         raise UserError(
-            f"{folder / RECORD} is damaged, or of another format than {FORMAT}: use the everclip that made it"
+            f"{folder / RECORD} is damaged, or has another format than {FORMAT}: use the everclip version"
+            f" that wrote it"
         )
     return record
 
@@ -260,7 +262,7 @@ def _write_images(state: State, where: Path) -> None:
 
 
 def _read_images(folder: Path, width: int | None) -> tuple[ImageSet, ImageSet]:
-    """Exemplars and check images; ``width`` as in ``Store``."""
+    """Return exemplars and check images; ``width`` as in ``Store``."""
     rows = read_json(folder / LIST)["rows"]
     for row in rows:
         if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):

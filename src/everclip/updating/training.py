@@ -1,4 +1,4 @@
-"""Train for an update: one task of the loop, on new images beside exemplars."""
+"""Train for an update: one task of the training loop, on new images and exemplars."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Lesson:
 
 
 def config_of(known: Known, decision: Decision, seed: int, device: str) -> Config:
-    """The config that an update trains with."""
+    """Return the config that an update trains with."""
     own = recommended(str(known.base["model"]), before=True)  # the shares were chosen as parts of these
     rates = {key: own[key] * decision.lr_share for key in ("lr", "lr_text") if key in own}
     return resolve(
@@ -63,7 +63,7 @@ def config_of(known: Known, decision: Decision, seed: int, device: str) -> Confi
 
 
 def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress) -> Clip:
-    """A copy of ``start`` that has learned.
+    """Train a copy of ``start``.
 
     Raises:
         RunError: the loss is not finite, or no new image can be read.
@@ -73,7 +73,7 @@ def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress)
     config = config_of(known, decision, lesson.seed, device)
     nothing = lesson.new.select(np.zeros(0, dtype=np.int64))
     old = tuple(dict.fromkeys(label for task in known.tasks[:-1] for label in task.labels))
-    tasks = [Task(0, "what was known", old, nothing, nothing)] if old else []
+    tasks = [Task(0, "the known classes", old, nothing, nothing)] if old else []
     now = Task(len(tasks), "this update", tuple(known.tasks[-1].labels), lesson.new, nothing)
     tasks.append(now)
     data = Dataset("an update", known.names, ("",), nothing, nothing, known.templates)

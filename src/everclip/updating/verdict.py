@@ -1,4 +1,4 @@
-"""Show the verdict of an update, as a page and as lines for a terminal."""
+"""Show the verdict of an update as a page and as lines on a terminal."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 
 JSON_FILE, PAGE_FILE = "verdict.json", "verdict.html"
 SHOWN = 40
-"""Classes on the page, so that it stays one."""
+"""Largest number of classes on the page, so that it stays one page."""
 LISTED = 12
 _TEMPLATES = Path(__file__).parents[1] / "assets" / "update"
 
 
 def share(value: float | None) -> str:
-    """A share in %, a dash where there is none."""
+    """Return a share in %, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def change(points: float) -> str:
-    """Points with their sign."""
+    """Return points with their sign."""
     return f"{points:+.1f}".replace("-", "−")
 
 
 def listed(names: list[str]) -> str:
-    """The first names."""
+    """Return the first names."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def files(verdict: dict[str, Any]) -> dict[str, str]:
-    """The two files, by name."""
+    """Return the two files, by name."""
     return {JSON_FILE: json.dumps(verdict, ensure_ascii=False, indent=2) + "\n", PAGE_FILE: page(verdict)}
 
 
 def page(verdict: dict[str, Any]) -> str:
-    """One HTML page that needs nothing else."""
+    """Return one HTML page that needs nothing else."""
     rows = [] if verdict["test"] is None else verdict["test"]["per_class"]
     ordered = sorted(
         rows, key=lambda row: row["after"] - (row["before"] or 0) if row["before"] else row["after"]
@@ -71,7 +71,8 @@ def lines(verdict: dict[str, Any]) -> list[str]:
     if test is not None:
         told.append(
             f"held-out images: {share(test['accuracy'])} % on {test['images']}; old classes"
-            f" {share(test['old_before'])} before, {share(test['old_after'])} after; new {share(test['new_after'])}"
+            f" {share(test['old_before'])} before, {share(test['old_after'])} after; new"
+            f" {share(test['new_after'])}"
         )
     told.append(verdict["index"]["words"])
     if gate["drop"] is None:

@@ -1,4 +1,4 @@
-"""Write versions as folders, each with the one before in it: the next one, and back to the one before."""
+"""Write versions as folders, each with the previous one inside, and roll back to it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from everclip.updating.state import RECORD, State, write
 from everclip.updating.verdict import files
 
 UNDONE = ".undone"
-"""End of the name that an undone version gets."""
+"""Suffix of an undone version's name."""
 
 
 def write_next(outcome: Outcome, before: State, folder: Path) -> None:
-    """Commit the next version, with the one before in it. Call it with ``folder`` claimed.
+    """Commit the next version, with the previous one inside. Call it with ``folder`` claimed.
 
     Raises:
-        UserError: ``folder`` is not empty, or the version before is no longer what the update began with.
+        UserError: ``folder`` is not empty, or the previous version has changed since the update began.
         OSError: the disk is full or fails.
     """
     source = Path(before.spec).expanduser()
@@ -34,7 +34,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> None:
         write(outcome.state, folder, texts, None)
     elif (source / FILE).is_file() and not (source / "config.toml").is_file():
         if before.model.identity and identity(source) != before.model.identity:
-            raise UserError(f"{source} is another version than when the update began: update it again")
+            raise UserError(f"{source} has changed since the update began: update it again")
         write(outcome.state, folder, texts, source)
     else:
         with stage(folder) as scratch:
@@ -56,10 +56,10 @@ def settle(outcome: Outcome, before: State, folder: Path) -> None:
 
 
 def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Put the version before in a version's place.
+    """Replace a version by the previous one.
 
     Returns:
-        the version's folder, and where the version that was undone is from now on.
+        the version's folder, and the folder of the undone version.
 
     Raises:
         UserError: the folder is no version, is damaged, in use, or has none before it.
@@ -68,7 +68,7 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
     folder = Path(version).expanduser().resolve()  # a link stays, and leads to what it led to
     if Path(os.path.realpath(".")).is_relative_to(folder):
         raise UserError(
-            f"{version} is the current folder, or holds it: go to the one above, and give its name"
+            f"{version} is or contains the current folder: change to the folder above, and give its name"
         )
     recover(folder)
     if not is_version(folder):
@@ -84,11 +84,9 @@ def _rollback(folder: Path) -> Path:
         checkpoint.verify(folder)
         kept = _before(folder)
     except checkpoint.Damaged as error:
-        raise UserError(f"{folder} is damaged ({error}): take the version before from elsewhere") from error
+        raise UserError(f"{folder} is damaged ({error}): get the previous version from elsewhere") from error
     if not kept:
-        raise UserError(
-            f"{folder} keeps no version before it: it is the first, or was rolled back already; use it as it is"
-        )
+        raise UserError(f"{folder} keeps no previous version: it is the first, or was already rolled back")
 
     def put(where: Path) -> None:
         for name, file in kept.items():
@@ -100,7 +98,8 @@ def _rollback(folder: Path) -> Path:
 
 
 def _before(folder: Path) -> dict[str, Path]:
-    """The files of the version before, by name; empty where none is kept. Raises Damaged where they are not whole."""
+    """Return the files of the previous version, by name; empty if none is kept. Raises Damaged if they are not
+    intact."""
     inner = folder / BEFORE
     if inner.is_symlink() or not inner.is_dir():
         found = {name: folder / name for name in checkpoint.names(folder) if name.startswith(EARLIER)}

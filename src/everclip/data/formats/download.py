@@ -65,7 +65,7 @@ def home(source: str, argument: str | None) -> Path:
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
             raise UserError(
-                f"data folder {root} {what}: give the folder that holds {source}, or write data={source}"
+                f"data folder {root} {what}: give the folder that holds {source}, or use data={source}"
             )
         return root
     named = os.environ.get("EVERCLIP_DATA")

@@ -28,7 +28,7 @@ PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validatio
 def checked_root(argument: str | None, source: str, layout: str) -> Path:
     """The folder that a spec names. Raises UserError where it is missing, no folder or unreadable."""
     if not argument:
-        raise UserError(f'data "{source}" needs a folder: write data={source}:/path ({layout})')
+        raise UserError(f'data "{source}" needs a folder: use data={source}:/path ({layout})')
     root = Path(os.path.expanduser(argument))
     try:
         there = root.exists()

@@ -95,9 +95,7 @@ class Csv(Source):
 def _checked(argument: str | None) -> Path:
     """The list's path. Raises UserError where it is missing or no file."""
     if not argument:
-        raise UserError(
-            'data "csv" needs a file: write data=csv:FILE, a list with a header such as path,label'
-        )
+        raise UserError('data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label')
     file = Path(os.path.expanduser(argument))
     try:
         mode = file.stat().st_mode
@@ -105,7 +103,7 @@ def _checked(argument: str | None) -> Path:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
     if stat.S_ISDIR(mode):
-        raise UserError(f"list {file} is a folder: give a csv file, or write data=imagefolder:{file}")
+        raise UserError(f"list {file} is a folder: give a csv file, or use data=imagefolder:{file}")
     if not stat.S_ISREG(mode):
         raise UserError(f"list {file} is no file: give a csv file")
     return file

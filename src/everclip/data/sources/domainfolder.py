@@ -39,7 +39,7 @@ class DomainFolder(Source):
             if len(found) == before:
                 raise UserError(
                     f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT};"
-                    f" for CLASS/*.jpg write data=imagefolder:{root}"
+                    f" for CLASS/*.jpg use data=imagefolder:{root}"
                 )
         if test:
             _check_tested(root, test, domains)

@@ -38,7 +38,7 @@ class Emoji(Source):
             UserError: an argument was given, or a shipped file is damaged.
         """
         if argument:
-            raise UserError(f'data "emoji" takes no folder: write data=emoji, or data=imagefolder:{argument}')
+            raise UserError(f'data "emoji" takes no folder: use data=emoji, or data=imagefolder:{argument}')
         lists = kind if kind == "domain-incremental" else "class-incremental"
         with verified(f"{lists}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -38,7 +38,7 @@ class FeatureFile(Source):
             UserError: the file cannot be read, or its arrays are not what they must be; the message names the array.
         """
         if not argument:
-            raise UserError('data "features" needs a file: write data=features:FILE.npz')
+            raise UserError('data "features" needs a file: use data=features:FILE.npz')
         found = features.read(Path(argument))
         origin = Origin(
             f"features:{argument}",

@@ -73,7 +73,7 @@ class HuggingFace(Source):
         """
         if not argument:
             raise UserError(
-                'data "hf" needs a data set: write data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'
+                'data "hf" needs a data set: use data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'
             )
         name, options = _parse(argument)
         if importlib.util.find_spec("datasets") is None:
@@ -113,7 +113,7 @@ def _parse(argument: str) -> tuple[str, _Options]:
         if key not in known:
             raise UserError(f'data "hf" has no option {shown(key)}{suggest(key, known)}')
         if key in found or not value:
-            raise UserError(f'data "hf": write {key}=NAME once after "#", not {shown(text)}')
+            raise UserError(f'data "hf": use {key}=NAME once after "#", not {shown(text)}')
         found[key] = value
     return os.path.expanduser(name), _Options(**found)
 
@@ -127,7 +127,7 @@ def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
     train = options.train or ("train" if "train" in splits else splits[0] if len(splits) == 1 else None)
     if train is None:
         raise UserError(
-            f'hf:{name} has no split "train" but {shown(", ".join(splits))}: write #train=SPLIT,test=SPLIT'
+            f'hf:{name} has no split "train" but {shown(", ".join(splits))}: use #train=SPLIT,test=SPLIT'
         )
     test = options.test or next((split for split in TESTS if split in splits and split != train), None)
     if test == train:
@@ -179,7 +179,7 @@ def _column(
         return candidates[0]
     found = shown(", ".join(candidates or columns))
     has = f"several {what} columns," if candidates else f"no {what} column but"
-    raise UserError(f"hf:{name} has {has} {found}: write hf:{name}#{what}=COLUMN")
+    raise UserError(f"hf:{name} has {has} {found}: use hf:{name}#{what}=COLUMN")
 
 
 def _image_columns(features: datasets.Features) -> list[str]:

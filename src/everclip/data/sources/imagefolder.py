@@ -56,7 +56,7 @@ class ImageFolder(Source):
         if kind in ("class-incremental", "time") and are_domains(root / train):
             log.warning(
                 "the folders of %s are taken as classes though each holds folders of the same names:"
-                " for DOMAIN/CLASS/*.jpg write data=domainfolder:%s",
+                " for DOMAIN/CLASS/*.jpg use data=domainfolder:%s",
                 *(root, root),
             )
         return made

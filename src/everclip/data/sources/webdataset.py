@@ -96,7 +96,7 @@ def _parse(argument: str) -> tuple[str, dict[str, int]]:
             )
         if name in counts or not re.fullmatch(r"[1-9][0-9]{0,11}", number):
             raise UserError(
-                f'data "webdataset": {shown(option)} is no number of samples: write {name}=1000, once'
+                f'data "webdataset": {shown(option)} is no number of samples: use {name}=1000, once'
             )
         counts[name] = int(number)
     return os.path.expanduser(spec), counts
@@ -243,7 +243,7 @@ def _check_counts(spec: str, parts: Mapping[str, Sequence[Shard]], counts: Mappi
         if part in counts and counts[part] != found[part]:
             raise UserError(
                 f"the {part} shards of {spec} hold {found[part]} samples, not {counts[part]}: copy what is missing, or"
-                f" write {part}={found[part]}"
+                f" use {part}={found[part]}"
             )
         if part not in counts and not all(_size_is_known(shard) for shard in shards):
             options = ",".join(f"{part}={count}" for part, count in found.items())

@@ -1,6 +1,6 @@
 """Adapt in the first session: the first task trains with another method's loss, later ones train nothing.
 
-A method that can bring its statistics along goes on training wherever there are exemplars (``follows``).
+A method that can update its old statistics continues training if there are exemplars (``follows``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FirstSessionConfig(MethodConfig):
 
     adapt: Literal["none", "clip", "gcl", "gdro", "finetune"] = Field(
         default="none",
-        description="method whose loss trains the model in the first task; later ones train nothing",
+        description="method whose loss trains the model in the first task; later tasks train nothing",
     )
     adapt_options: dict[str, int | float | bool | str] = Field(
         default={}, description="that method's options"
@@ -79,7 +79,7 @@ class FirstSession(Untrained):
             first.begin_task(clip, task, train)
 
     def _enough(self, task: Task, train: ImageSet) -> bool:
-        """Whether there are exemplars enough to go on with."""
+        """Return whether there are exemplars enough to go on with."""
         old = train.labels[~np.isin(train.ids, task.train.ids)]
         return len(old) >= (self.follows or 0) * max(1, len(np.unique(old)))
 

@@ -122,7 +122,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     passes: ClassVar[Passes] = Passes()
-    """What it asks of the towers, for estimates of time and memory."""
+    """What the method asks of the towers, for estimates of time and memory."""
     capabilities: Capabilities = Capabilities()
     """What the engine has to know of it; ``can`` changes it for an instance whose options decide."""
 
@@ -148,7 +148,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
-        """The method for a config; a plug-in that wraps another method returns that one."""
+        """Return the method for a config; a plug-in that wraps another method returns that one."""
         return cls(config, prompts)
 
     # Structure and stages ---------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class Method(nn.Module, ABC):
         return self
 
     def phases(self, task: Task) -> list[Phase]:
-        """The training stages of a task; an empty list trains nothing."""
+        """Return the training stages of a task; an empty list trains nothing."""
         return [Phase()]
 
     def grow(self, clip: Clip, task: Task) -> None:
@@ -167,20 +167,20 @@ class Method(nn.Module, ABC):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Prepare before the phases of a task, with its new and memory images.
 
-        A run that goes on within a task calls it again, on the model and the state it had then, and loads the state of
+        A run resumed within a task calls it again, on the model and the state it had then, and loads the state of
         where it stopped after that: so what it makes (teachers, counts) need not be in the state, and what steps change
         has to be.
         """
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
-        """Which new and memory images the phases of the task may see: all. Asked after ``begin_task``."""
+        """Return which new and memory images the phases of the task may see: all. Asked after ``begin_task``."""
         return np.ones(len(images), dtype=bool)
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
         """Prepare before a phase, and before its parameters are asked for; called again as ``begin_task`` is."""
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
-        """Parameters to train in a phase: both towers and the logit scale, unless the method says otherwise."""
+        """Yield parameters to train in a phase: both towers and the logit scale, unless the method says otherwise."""
         yield from (parameter for _, parameter in clip.image_parameters())
         yield from (parameter for _, parameter in clip.text_parameters())
         yield clip.logit_scale
@@ -189,21 +189,21 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        """The features the loss needs; the only place that calls a tower."""
+        """Return the features the loss needs; the only place that calls a tower."""
 
     @abstractmethod
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        """Scalar terms; their sum is what backward is called on."""
+        """Return the scalar terms; their sum is what backward is called on."""
 
     def penalty(self, clip: Clip) -> dict[str, Tensor]:
-        """Scalar terms on the parameters, added to the loss."""
+        """Return the scalar terms on the parameters, added to the loss."""
         return {}
 
     def after_step(self, clip: Clip) -> None:
         """React to each optimizer step, after it."""
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers of the last step worth a line in the log."""
+        """Return numbers of the last step worth a line in the log."""
         return {}
 
     def class_weights(self) -> dict[int, float]:
@@ -215,7 +215,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
-        """Unit-length features of images, for memory policies that choose by them."""
+        """Return unit-length features of images, for memory policies that choose by them."""
         return clip.encode_image(images)
 
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
@@ -225,7 +225,7 @@ class Method(nn.Module, ABC):
     # Between tasks ----------------------------------------------------------------------------------------------
 
     def tables(self) -> dict[str, SampleTable]:
-        """Per-sample and per-group state by name; saved with the method."""
+        """Return per-sample and per-group state by name; saved with the method."""
         return {}
 
     def drop(self, ids: NDArray[Any]) -> None:
@@ -251,7 +251,7 @@ class Method(nn.Module, ABC):
             table.load_state_dict(state[name])
 
     def state_bytes(self) -> int:
-        """Bytes of everything kept beside the model."""
+        """Return bytes of everything kept beside the model."""
         tensors = sum(p.nbytes for p in self.parameters()) + sum(b.nbytes for b in self.buffers())
         return tensors + sum(table.nbytes for table in self.tables().values())
 
@@ -270,12 +270,12 @@ class Untrained(Method):
 
 
 def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]:
-    """Embedding of one training caption per image; equal captions are encoded once."""
+    """Return embedding of one training caption per image; equal captions are encoded once."""
     return clip.encode_text(prompts.caption(batch.labels.tolist(), batch.rng("captions")))
 
 
 def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
-    """``image`` and ``text`` features ``[b, d]`` of a batch of (image, caption) pairs."""
+    """Return ``image`` and ``text`` features ``[b, d]`` of a batch of (image, caption) pairs."""
     return {
         "image": clip.encode_image(batch.images),
         "text": captions(clip, prompts, batch),
@@ -284,7 +284,7 @@ def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its labels on ``device``.
+    """Return the batch with its labels on ``device``.
 
     Pictures move when they are normalised, as uint8. Kept activations move as they are kept and become fp32 here:
     under bf16 autocast a CPU refuses to put fp16 tensors together.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def method_class(name: str) -> type[Method]:
-    """The one Method that the plug-in ``name`` defines. Imports it, so torch too.
+    """Return the one Method that the plug-in ``name`` defines. Imports it, so torch too.
 
     Raises:
         UserError: no such plug-in, or a module that does not define exactly one method.
@@ -32,14 +32,14 @@ def method_class(name: str) -> type[Method]:
 
 
 def method_config(config: Config) -> MethodConfig:
-    """The method's options, checked. Raises UserError for an unknown method, option or value."""
+    """Return the method's options, checked. Raises UserError for an unknown method, option or value."""
     return options_of(config.method.name, config.method.options, defaults=config.defaults)
 
 
 def options_of(
     name: str, options: dict[str, Any], prefix: str = "method.", defaults: int = NEWEST
 ) -> MethodConfig:
-    """Options of the method ``name``, checked; ``prefix`` is where a message says they stand.
+    """Return options of the method ``name``, checked; ``prefix`` is where a message says they stand.
 
     Args:
         defaults: the generation of defaults that fills in what is not given.
@@ -53,7 +53,7 @@ def options_of(
 
 
 def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, Any]:
-    """``options``, those not given as ``defaults = 1`` has them; also those of a method that this one wraps."""
+    """Return ``options``, those not given as ``defaults = 1`` has them; also those of a method that this one wraps."""
     options = dict(options)
     for name, value in before(cls).items():
         open_ = "auto" if NoneType in kinds(cls.model_fields[name]) else None

@@ -44,7 +44,7 @@ class SampleTable:
         return np.sort(np.fromiter(self._row, dtype=np.int64, count=len(self._row)))
 
     def get(self, ids: Ids) -> tuple[Float[Tensor, "b c"], Bool[Tensor, " b"]]:
-        """Rows of ``ids`` (zeros where unseen), and which of them were ever set."""
+        """Return rows of ``ids`` (zeros where unseen), and which of them were ever set."""
         rows = torch.tensor([self._row.get(sample, -1) for sample in _list(ids)], dtype=torch.int64)
         seen = rows >= 0
         values = torch.zeros(len(rows), self.columns)
@@ -90,7 +90,7 @@ class SampleTable:
             self._row = {sample: row for row, sample in enumerate(kept)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """``ids`` int64 ``[n]``, ascending, ``values`` fp32 ``[n, columns]``: equal tables, equal states."""
+        """Return ``ids`` int64 ``[n]``, ascending, ``values`` fp32 ``[n, columns]``: equal tables, equal states."""
         ids = self.ids()
         return {"ids": torch.from_numpy(ids), "values": self.get(ids)[0]}
 

@@ -22,7 +22,7 @@ class HeadConfig(MethodConfig):
 
     head: Literal["text", "linear"] = Field(
         default="text",
-        description="class embeddings of the text tower, or a linear layer on the image features",
+        description="classifier: class embeddings of the text tower, or a linear layer on the image features",
     )
     head_init: HeadInit = initial_rows("a linear head's")
 
@@ -32,7 +32,7 @@ class ClassesConfig(MethodConfig):
 
     classes: Literal["seen", "present"] = Field(
         default="present",
-        description="label set of the softmax: all classes seen so far, or those with images now",
+        description="classes in the softmax: all seen so far, or only those with images now",
         json_schema_extra={"before": "seen"},
     )
 
@@ -91,7 +91,7 @@ class Classify(Method):
         return features
 
     def logits(self, features: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
-        """Scores over the task's label set, in the order learned."""
+        """Return scores over the task's label set, in the order learned."""
         if self._scores.head == "text":
             return features["scale"] * features["image"] @ features["classes"].T
         rows = self.head.columns(torch.tensor(self._labels)).tolist()

@@ -39,8 +39,8 @@ def demand_finite(gram: Float64[Tensor, "m m"]) -> None:
     """Refuse sums of features that are nan or inf. Raises RunError."""
     if not gram.isfinite().all():
         raise RunError(
-            "image features are not finite, so nothing can be solved from them: the model's weights are damaged; take"
-            " another copy of it"
+            "image features are not finite, so nothing can be solved from them: the model's weights are"
+            " damaged; use another copy"
         )
 
 
@@ -68,7 +68,7 @@ class Spectrum:
     def errors(
         self, rows: Float64[Tensor, "n m"], targets: Float64[Tensor, "n c"], lams: Sequence[float]
     ) -> Float64[Tensor, " l"]:
-        """Squared error on other rows at each of ``lams``, summed."""
+        """Return the squared error on other rows at each of ``lams``, summed."""
         seen = rows @ self.basis
         predicted = (seen @ (self.targets / (self.values + lam)[:, None]) for lam in lams)
         return torch.stack([(guess - targets).square().sum() for guess in predicted])
@@ -88,7 +88,7 @@ def best_lam(
     count: int,
     prior: Float64[Tensor, "m c"] | None = None,
 ) -> float:
-    """The lam of ``ridge`` with the least score in generalised cross-validation (Golub, Heath and Wahba 1979).
+    """Return the lam of ``ridge`` with the least score in generalised cross-validation (Golub, Heath and Wahba 1979).
 
         score(lam) = |Y - X W|^2 / (n - tr H)^2,    H = X (G + lam I)^-1 X',  the same for all classes
 
@@ -131,13 +131,13 @@ def text_scale(
 def within_class(
     gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
 ) -> Float64[Tensor, "m m"]:
-    """Within-class scatter G - sum_k Q_k Q_k' / n_k, over the classes that have images."""
+    """Return within-class scatter G - sum_k Q_k Q_k' / n_k, over the classes that have images."""
     met = counts > 0
     return gram - (sums[met] / counts[met, None]).T @ sums[met]
 
 
 def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
-    """Fraction of the mean variance in the oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
+    """Return the weight of the mean variance in oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
 
     As scikit-learn computes it, which leaves out terms of 2 / m.
 

@@ -23,43 +23,48 @@ from everclip.methods.base.sample_table import SampleTable
 class ContrastiveConfig(MethodConfig):
     """Options of both losses."""
 
-    tau: float = Field(default=0.05, gt=0, description="temperature, or its start where it is learned")
+    tau: float = Field(default=0.05, gt=0, description="temperature, or its initial value if it is learned")
     temperature: Literal["fixed", "learnable", "per_sample"] = Field(
         default="fixed",
-        description="one constant; one that is learned (RGCL-g); or one learned for each pair (RGCL)",
+        description="whether the temperature is constant, learned (RGCL-g), or learned per pair (RGCL)",
     )
     temperature_lr: float = Field(default=1e-4, gt=0, description="step size of learned temperatures")
-    temperature_min: float = Field(default=0.005, gt=0, description="learned temperatures stay above this")
-    temperature_max: float = Field(default=0.5, gt=0, description="and below this")
+    temperature_min: float = Field(default=0.005, gt=0, description="lower bound of learned temperatures")
+    temperature_max: float = Field(default=0.5, gt=0, description="upper bound of learned temperatures")
     rho: float = Field(
-        default=8.0, ge=0, description="weight of a learned temperature itself in the objective"
+        default=8.0, ge=0, description="weight of the learned temperature's own term in the objective"
     )
     gamma: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="fraction of the fresh value in the moving averages; 1: batch only",
+        description="weight of the new value in the moving averages; 1: only the batch",
     )
     gamma_decay: int = Field(
         default=0,
         ge=0,
-        description="epochs over which gamma falls from 1 by a cosine, for samples new in the task; 0: constant",
+        description="epochs over which gamma falls from 1 along a cosine, for samples new in the task; 0:"
+        " constant",
     )
-    carry_over: bool = Field(default=True, description="whether estimators are kept from task to task")
+    carry_over: bool = Field(default=True, description="whether to keep the estimators from task to task")
     negatives: Literal["instance", "other_class", "multi_positive"] = Field(
         default="instance",
-        description="every other pair; only pairs of other classes; or these, with the mean similarity to all pairs"
-        " of the class as the positive",
+        description="negatives: every other pair; only pairs of other classes; or these, with the mean"
+        " similarity to all pairs of the class as the positive",
     )
     surrogate: Literal["identity", "squared_hinge"] = Field(
         default="identity",
-        description="of a difference of similarities: itself, or max(0, margin + difference)^2",
+        description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
+        " difference)^2",
     )
     margin: float = Field(
-        default=0.3, ge=0, le=2, description="of the squared hinge: a negative this far below is free"
+        default=0.3,
+        ge=0,
+        le=2,
+        description="margin of the squared hinge: a negative this far below the positive costs nothing",
     )
     sampling: Literal["uniform", "class_balanced"] = Field(
-        default="uniform", description="batches of images, or of classes and then images of each"
+        default="uniform", description="how batches are drawn: images, or classes and then images of each"
     )
 
 
@@ -86,7 +91,7 @@ class Pairs:
     part: light.Part | None = None
 
     def surrogate(self, weights: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
-        """The scalar to call backward on (equation 4)."""
+        """Return the scalar to call backward on (equation 4)."""
         if self.part is not None:
             return self.part.surrogate(self.losses, self.log_u, self.tau, weights)
         return contrastive.surrogate(self.losses, self.log_u, self.among, self.tau, weights)
@@ -211,7 +216,7 @@ class Contrastive(Method):
         return log_u, contrastive.temperature_gradient(losses, log_u, among, own_tau, options.rho)
 
     def _gamma(self, batch: Batch, like: Tensor) -> float | Float[Tensor, "b 1"]:
-        """The rate of the moving averages; a schedule spares what was carried over from earlier tasks."""
+        """Return the rate of the moving averages; a schedule spares what was carried over from earlier tasks."""
         options, epoch = self.options, batch.key[2]
         if epoch >= options.gamma_decay:
             return options.gamma
@@ -246,5 +251,5 @@ class Contrastive(Method):
 
 
 def valued(gradient: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """A term with the gradient of one scalar and the value of another: what is logged is the objective."""
+    """Return a term with the gradient of one scalar and the value of another: what is logged is the objective."""
     return gradient + (value - gradient).detach()

@@ -38,7 +38,7 @@ ROUNDING = 1e-12
 def within_covariance(
     gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
 ) -> Float64[Tensor, "m m"]:
-    """S; exactly 0 where nothing but rounding errors is left, as with one image a class."""
+    """S; exactly 0 where nothing but rounding errors is left, as with one image per class."""
     scatter = within_class(gram, sums, counts)
     alive = scatter.trace() > ROUNDING * gram.trace()
     return scatter * alive / counts.sum()
@@ -49,7 +49,7 @@ def strength(
 ) -> float:
     """s by generalised cross-validation, as a multiple of m.
 
-    ``MOST`` with one image a class, or one class.
+    ``MOST`` with one image per class, or one class.
 
     Raises:
         RunError: G is not finite.
@@ -76,7 +76,7 @@ def whitened(
     centre: Float64[Tensor, " m"],
     share: float,
 ) -> tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"], Float64[Tensor, " c"]]:
-    """Weights and biases of the scores of classes, and their lengths |P^1/2 (mu_k - g)|.
+    """Return weights and biases of the scores of classes, and their lengths |P^1/2 (mu_k - g)|.
 
     Args:
         share: s; m is 1 where S is 0.

@@ -20,14 +20,18 @@ class DistillingConfig(LabelsConfig):
 
     classes: Literal["seen", "present"] = Field(
         default="present",
-        description="label set of the softmax: all classes seen so far, or those with images now",
+        description="classes in the softmax: all seen so far, or only those with images now",
     )  # always these, so without an earlier default
     label_smoothing: float = Field(
         default=0.2, ge=0, lt=1, description="fraction of the target spread over all classes"
     )
-    temperature: float = Field(default=2.0, gt=0, description="T of the distillation")
-    image_weight: float = Field(default=5.0, ge=0, description="of each image's distribution over the texts")
-    text_weight: float = Field(default=5.0, ge=0, description="of each text's distribution over the images")
+    temperature: float = Field(default=2.0, gt=0, description="T: temperature of the distillation")
+    image_weight: float = Field(
+        default=5.0, ge=0, description="weight of each image's distribution over the texts"
+    )
+    text_weight: float = Field(
+        default=5.0, ge=0, description="weight of each text's distribution over the images"
+    )
 
 
 class Distilling(Classify):

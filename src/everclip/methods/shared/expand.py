@@ -37,19 +37,21 @@ class ExpandConfig(MethodConfig):
     head_init: HeadInit = initial_rows("the heads'")
     balance: Literal["align", "retrain", "none"] = Field(
         default="align",
-        description="against the lean to new classes, after a task: scale their rows to the mean length of the old"
-        " ones; train the head anew on class-balanced batches, if all classes have images; or nothing",
+        description="correction of the bias towards new classes after a task: scale their rows to the mean"
+        " length of the old ones; retrain the head on class-balanced batches, if all classes have images;"
+        " or nothing",
     )
     retrain_epochs: int | None = Field(
-        default=None, ge=1, description="epochs of balance=retrain; none: as many as of training"
+        default=None, ge=1, description="epochs of balance=retrain; none: as many as in training"
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="whether images of a class that has too few for a batch of balance=retrain come again in it",
+        description="whether a class with too few images for a batch of balance=retrain repeats them"
+        " (again) or not (once)",
         json_schema_extra={"before": "once"},
     )
     retrain_temperature: float = Field(
-        default=5.0, gt=0, description="what balance=retrain divides the scores by"
+        default=5.0, gt=0, description="temperature by which balance=retrain divides the scores"
     )
 
 
@@ -72,15 +74,15 @@ class Expand(Method):
 
     @abstractmethod
     def own_part(self, clip: Clip) -> nn.Module:
-        """A frozen copy of what the finished task has of its own."""
+        """Return a frozen copy of what the finished task has of its own."""
 
     @abstractmethod
     def extract(self, clip: Clip, images: Images) -> list[Float[Tensor, "n d"]]:
-        """Unit-length features of each extractor, the newest last; with gradient in what trains."""
+        """Return unit-length features of each extractor, the newest last; with gradient in what trains."""
 
     @abstractmethod
     def own_parameters(self, clip: Clip) -> Iterator[nn.Parameter]:
-        """Parameters of the image tower that a task trains."""
+        """Yield parameters of the image tower that a task trains."""
 
     def grow(self, clip: Clip, task: Task) -> None:
         """Keep the finished task's part, widen the head for another one, and give new classes their rows."""
@@ -95,7 +97,7 @@ class Expand(Method):
             self.aux = self._auxiliary(clip)
 
     def _auxiliary(self, clip: Clip) -> Head:
-        """A head on the newest features alone, whose columns are those of ``auxiliary_target``."""
+        """Return a head on the newest features alone, whose columns are those of ``auxiliary_target``."""
         rows = first_rows(self._new or self._known, clip, self.prompts, self.options.head_init)
         if self._new:
             old = first_rows(self._known, clip, self.prompts, self.options.head_init)

@@ -48,7 +48,7 @@ def parts(batches: Iterable[Batch], task: Task, limit: int | None, single: bool)
 
 
 def drawn(logits: Float[Tensor, "1 c"], part: Batch) -> Tensor:
-    """The column ``[1]`` of a label drawn from the model's softmax for a single image.
+    """Return the column ``[1]`` of a label drawn from the model's softmax for a single image.
 
     The draw goes by the image's id and not by its place, so that it does not depend on how images are batched.
     """

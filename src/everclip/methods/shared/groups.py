@@ -86,7 +86,7 @@ class GroupWeights:
         return dro.kl_objective(known, self.options.strength)
 
     def _ascend(self, values: Float[Tensor, " a"], groups: Int64[Tensor, " a"]) -> Float[Tensor, ""]:
-        """A step of the adversary on the batch's group means."""
+        """Return a step of the adversary on the batch's group means."""
         q, seen = self.adversary.get(self.ids)
         q = torch.where(seen, q[:, 0], 1 / len(self.ids)).to(self.p)
         losses = torch.zeros_like(self.p)

@@ -20,7 +20,8 @@ def initial_rows(whose: str = "the head's") -> Any:
     """Make the field of a method's ``Config`` for it."""
     return Field(
         default="zero",
-        description=f"start of {whose} new rows: 0, random (Kaiming-uniform), or the class embeddings",
+        description=f"initial value of {whose} new rows: 0, random (Kaiming-uniform), or the class"
+        f" embeddings",
         json_schema_extra={"before": "kaiming"},
     )
 
@@ -81,7 +82,7 @@ class Head(nn.Module):
 
 
 def columns(known: Sequence[int], labels: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
-    """Position of each of ``labels`` in ``known``, -1 where it is not."""
+    """Return the position of each of ``labels`` in ``known``, -1 where it is not."""
     table = torch.full((max([*known, *labels.tolist()], default=0) + 1,), -1, device=labels.device)
     table[list(known)] = torch.arange(len(known), device=labels.device)
     return table[labels]
@@ -91,7 +92,7 @@ def columns(known: Sequence[int], labels: Int64[Tensor, " b"]) -> Int64[Tensor, 
 def first_rows(
     labels: Sequence[int], clip: Clip, prompts: Prompts, init: HeadInit, extractors: int = 1
 ) -> Float[Tensor, "n w"]:
-    """Rows that a head starts with: 0, Kaiming-uniform, or the class embeddings.
+    """Return rows that a head starts with: 0, Kaiming-uniform, or the class embeddings.
 
     Times a logit scale of 100, Kaiming-uniform rows start with logits whose standard deviation is above 4.
 
@@ -105,7 +106,7 @@ def first_rows(
 
 
 def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:
-    """Rows uniform in +-sqrt(3 / width), from torch's random state."""
+    """Return rows uniform in +-sqrt(3 / width), from torch's random state."""
     return nn.init.kaiming_uniform_(torch.empty(rows, width), nonlinearity="linear")
 
 

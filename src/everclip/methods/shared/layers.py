@@ -39,27 +39,30 @@ class LayersConfig(StatisticsConfig):
 
     stages: list[Positive] | None = Field(
         default=None,
-        description="weights of the tower's last blocks beside its output, the last block's first; none: 0.5, 0.5"
-        " and 0.25, as far as there are blocks",
+        description="weights of the tower's last blocks beside its output, last block first; none: 0.5, 0.5"
+        " and 0.25, for as many blocks as there are",
     )
-    root: bool = Field(default=True, description="signed square roots of activations, in place of these")
-    mirror: bool = Field(default=True, description="read the mirror image too")
+    root: bool = Field(default=True, description="use signed square roots of the activations")
+    mirror: bool = Field(default=True, description="also read the mirror image")
     scales: list[Positive] = Field(
         default=[1.0],
         min_length=1,
-        description="sides of the views that are read, as multiples of image_size",
+        description="sides of the views to read, as multiples of image_size",
     )
     token: Literal["class", "mean"] = Field(
         default="class",
-        description="what is read of a transformer's block: its class token, if it has one, or the patches' mean",
+        description="what to read from a transformer's block: its class token, if it has one, or the mean"
+        " over patches",
     )
     shrinkage: Positive | Literal["gcv"] = Field(
         default="gcv",
-        description="s, as a multiple of the mean variance within classes; or by generalised cross-validation",
+        description="s, as a multiple of the mean variance within classes; gcv: chosen by generalised"
+        " cross-validation",
     )
     domain_shrinkage: Positive | None = Field(
         default=10.0,
-        description="images that a class's mean over all domains counts in its mean of one; none: that mean alone",
+        description="weight, in images, of a class's mean over all domains in its mean of one domain; none:"
+        " only that domain's mean",
     )
     log_priors: bool = Field(
         default=False, description="add the logarithm of a class's fraction of the images"
@@ -149,7 +152,7 @@ class Layers(Kept, Statistics):
         self._chosen = None
 
     def cells(self) -> Cells:
-        """Sums of each class in each domain that it has images of; in one domain, of each class."""
+        """Return sums of each class in each domain that it has images of; in one domain, of each class."""
         domains = sorted(int(key.removeprefix("sums")) for key in self.kept if key.startswith("sums"))
         if self.options.domain_shrinkage is None:
             domains = []
@@ -170,13 +173,13 @@ class Layers(Kept, Statistics):
         return self._chosen
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
-        """The classifier of these labels where there is one domain."""
+        """Return the classifier of these labels where there is one domain."""
         head = self.head(labels)
         assert len(head.owner) == len(labels)
         return head.weight, head.bias
 
     def head(self, labels: list[int]) -> Head:
-        """The classifier of these labels, a column for each cell; a label never trained has one of -inf."""
+        """Return the classifier of these labels, a column for each cell; a label never trained has one of -inf."""
         cells, known = self.cells(), self.counts > 0
         place = torch.full((len(known),), -1, device=known.device)
         place[labels] = torch.arange(len(labels), device=known.device)
@@ -203,17 +206,17 @@ class Layers(Kept, Statistics):
         return Head(weight[:, order], bias[order], owner[order], factor)
 
     def drawn(self, cells: Cells, pooled: Float64[Tensor, "c m"]) -> Float64[Tensor, "k m"]:
-        """Means of the cells, drawn to those of their classes over all domains."""
+        """Return means of the cells, drawn to those of their classes over all domains."""
         several = cells.owner.bincount(minlength=len(pooled)) > 1
         extra = (self.options.domain_shrinkage or 0.0) * several[cells.owner].double()[:, None]
         return (cells.sums + extra * pooled[cells.owner]) / (cells.counts[:, None] + extra)
 
     def scorer(self, labels: list[int]) -> Callable[[Float64[Tensor, "b m"]], Float64[Tensor, "b c"]]:
-        """The map from features to scores of these labels."""
+        """Return the map from features to scores of these labels."""
         return Nearest(lambda rows: rows, self.head(labels), len(labels))
 
     def nearest(self, clip: Clip, labels: list[int]) -> Nearest:
-        """The classifier of one tower."""
+        """Return the classifier of one tower."""
         head = self.head(labels)
         linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
         linear.to_logits = head.to_logits

@@ -25,7 +25,7 @@ def mix(maps: Float[Tensor, "b a ..."], logits: Float[Tensor, "b a"]) -> Float[T
 
 
 def overlap(maps: Float[Tensor, "b a ..."]) -> Float[Tensor, ""]:
-    """Mean over pairs of experts, and over images, of the cosine between their maps as vectors."""
+    """Return the mean over pairs of experts, and over images, of the cosine between their maps as vectors."""
     flat = maps.flatten(2)
     pairs = combinations(range(flat.shape[1]), 2)
     return torch.stack([cosine_similarity(flat[:, a], flat[:, c], dim=1) for a, c in pairs]).mean()
@@ -123,7 +123,7 @@ class Mixtures(nn.Module):
 
 
 def branches(visual: nn.Module) -> list[tuple[Any, nn.Module]]:
-    """The norm that each branch of each transformer block starts with, and the module that it ends with."""
+    """Return the norm that each branch of each transformer block starts with, and the module that it ends with."""
     found: list[tuple[Any, nn.Module]] = []
     for block in visual.modules():
         if isinstance(block, ResidualAttentionBlock | CustomResidualAttentionBlock):

@@ -33,26 +33,30 @@ class ProbeConfig(MethodConfig):
     probe_epochs: int | None = Field(
         default=None,
         ge=1,
-        description="passes of the linear probe through the tower after each task, on class-balanced batches; none: one"
-        " pass, and on the features kept from it until its loss stops falling",
+        description="epochs of the linear probe after each task, through the tower on class-balanced"
+        " batches; none: one pass, then on the kept features until its loss stops falling",
         json_schema_extra={"before": 5},
     )
-    probe_lr: float = Field(default=1e-3, gt=0, description="its peak learning rate, where epochs are given")
+    probe_lr: float = Field(
+        default=1e-3, gt=0, description="peak learning rate of the probe, if probe_epochs is given"
+    )
     probe_penalty: float = Field(
         default=0.1,
         ge=0,
-        description="L2 penalty on its weights where no epochs are given: 1 / C of a logistic regression on features"
-        " of unit length",
+        description="L2 penalty on the probe's weights if probe_epochs is none: 1 / C of a logistic"
+        " regression on unit-length features",
         json_schema_extra={"before": 0.0},
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="where epochs are given: whether images of a class that has too few for a batch come again in it",
+        description="if probe_epochs is given: whether a class with too few images for a batch repeats them"
+        " (again) or not (once)",
         json_schema_extra={"before": "once"},
     )
     probe_start: Literal["fresh", "kept"] = Field(
         default="fresh",
-        description="where the rows of classes with images begin after a task: anew, or as they were",
+        description="whether the probe's rows of classes with images start anew after a task, or as they"
+        " were",
     )
     head_init: HeadInit = initial_rows()
 
@@ -81,14 +85,14 @@ class Probe(Method):
 
     @abstractmethod
     def represent(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        """``encode`` of the first phase."""
+        """Return ``encode`` of the first phase."""
 
     @abstractmethod
     def contrast(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``loss`` of the first phase."""
+        """Return ``loss`` of the first phase."""
 
     def learners(self, clip: Clip) -> Iterator[nn.Parameter]:
-        """``trainable`` of the first phase."""
+        """Yield ``trainable`` of the first phase."""
         yield from (parameter for _, parameter in clip.image_parameters())
 
     def phases(self, task: Task) -> list[Phase]:
@@ -143,7 +147,7 @@ class Probe(Method):
 
     @staticmethod
     def _kept(clip: Clip, batch: Batch, known: set[int]) -> tuple[Tensor, Tensor]:
-        """Features and labels of images that are not ``known``."""
+        """Return features and labels of images that are not ``known``."""
         fresh = torch.tensor([sample not in known for sample in batch.ids.tolist()], dtype=torch.bool)
         features = clip.encode_image(batch.images)
         return features[fresh.to(features.device)], batch.labels.to(features.device)[
@@ -183,7 +187,7 @@ def converged(
     bias: Float[Tensor, " c"],
     penalty: float,
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
-    """A linear classifier from these values on, by L-BFGS on all images until its loss stops falling.
+    """Return a linear classifier from these values on, by L-BFGS on all images until its loss stops falling.
 
     The loss is the mean cross-entropy with all classes counting alike, and penalty / (2 n) times the sum of the squared
     weights, as in a logistic regression with C = 1 / penalty. It has stopped where ten iterations take less than

@@ -20,17 +20,17 @@ SENTENCES, WORDS = 1000, 10
 
 
 def captions(names: Iterable[str]) -> list[str]:
-    """The default prompt of each class name."""
+    """Return the default prompt of each class name."""
     return [fill(PHOTO, name) for name in names]
 
 
 def imagenet() -> list[str]:
-    """Prompts of the thousand class names of ImageNet, as open_clip words them."""
+    """Return prompts of the thousand class names of ImageNet, as open_clip words them."""
     return captions(IMAGENET_CLASSNAMES)
 
 
 def sentences() -> list[str]:
-    """A thousand times ten random words out of ImageNet's class names, always the same."""
+    """Return a thousand times ten random words out of ImageNet's class names, always the same."""
     words = sorted({word for name in IMAGENET_CLASSNAMES for word in name.split()})
     drawn = generator(0, "random sentences").integers(len(words), size=(SENTENCES, WORDS))
     return [" ".join(words[word] for word in row) for row in drawn.tolist()]

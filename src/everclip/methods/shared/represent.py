@@ -25,7 +25,7 @@ from everclip.methods.shared.probe import Probe, ProbeConfig
 class RepresentConfig(ProbeConfig):
     """Options of the projector."""
 
-    projection: int = Field(default=128, ge=2, description="width of the projections that the loss compares")
+    projection: int = Field(default=128, ge=2, description="width of the projections in the loss")
     hidden: int | None = Field(
         default=None, ge=1, description="width of the projector's hidden layer; none: that of the features"
     )
@@ -50,7 +50,7 @@ class Represent(Probe):
         super().grow(clip, task)
 
     def make_projector(self, width: int) -> nn.Module:
-        """A new projector of features of this width."""
+        """Return a new projector of features of this width."""
         return mlp(width, self.options.hidden or width, self.options.projection)
 
     def learners(self, clip: Clip) -> Iterator[nn.Parameter]:
@@ -69,7 +69,7 @@ class Represent(Probe):
         self._teacher = ()
 
     def represent(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        """Features ``[views * b, d]``, and the frozen tower's of the same pictures."""
+        """Return features ``[views * b, d]``, and the frozen tower's of the same pictures."""
         pictures = batch.images
         if phase.views == 2:
             assert batch.second is not None
@@ -82,7 +82,7 @@ class Represent(Probe):
         return features
 
     def past(self, features: Mapping[str, Tensor]) -> Float[Tensor, "n p"] | None:
-        """Unit-length projections by the frozen model; None in the first task."""
+        """Return unit-length projections by the frozen model; None in the first task."""
         if "teacher" not in features:
             return None
         return normalize(self._teacher[1](features["teacher"]), dim=1)
@@ -93,11 +93,12 @@ class ViewsConfig(RepresentConfig):
 
     objective: Literal["supcon", "simclr", "sogclr"] = Field(
         default="supcon",
-        description="what is learned: contrast of classes; of images; or of images with moving averages",
+        description="contrastive objective: between classes (supcon), between images (simclr), or between"
+        " images with moving averages (sogclr)",
     )
     tau: float = Field(default=0.1, gt=0, description="temperature of the objective")
     gamma: float = Field(
-        default=0.9, gt=0, le=1, description="fraction of the fresh value in sogclr's moving averages"
+        default=0.9, gt=0, le=1, description="weight of the new value in sogclr's moving averages"
     )
 
 
@@ -121,7 +122,7 @@ class TwoViews(Represent):
     def objective(
         self, z: Float[Tensor, "n p"], batch: Batch, anchors: Bool[Tensor, " b"] | None = None
     ) -> Float[Tensor, ""]:
-        """The loss of unit-length projections of both views; ``anchors`` limits those of ``supcon``."""
+        """Return the loss of unit-length projections of both views; ``anchors`` limits those of ``supcon``."""
         options = self.options
         if options.objective == "supcon":
             both = None if anchors is None else anchors.repeat(2)
@@ -144,5 +145,5 @@ def mlp(width: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
 
 @torch.no_grad()
 def feature_width(clip: Clip) -> int:
-    """Width of the features, which both towers share."""
+    """Return the width of the features, which both towers share."""
     return clip.encode_text(["a"]).shape[1]

@@ -37,7 +37,7 @@ class RidgeConfig(StatisticsConfig):
     lam: float | None = Field(
         default=None,
         gt=0,
-        description="strength of the ridge; none: chosen as lam_choice says, and 0.3 where it chooses nothing",
+        description="strength of the ridge; none: chosen by lam_choice, or 0.3 if that chooses nothing",
         json_schema_extra={"before": USUAL},
     )
     lam_unit: Literal["relative", "absolute"] = Field(
@@ -45,14 +45,15 @@ class RidgeConfig(StatisticsConfig):
     )
     lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
         default="gcv",
-        description="by generalised cross-validation on the sums, unless lam is given; lam itself (fixed); or of"
-        " 1e-8, 1e-7, ..., 1e8 the best on a fifth of each new task's images, fitted on the rest of them (task) or on"
-        " that and all tasks before (seen)",
+        description="how to choose lam: by generalised cross-validation on the sums, unless lam is given"
+        " (gcv); lam itself (fixed); or the best of 1e-8, 1e-7, ..., 1e8 on a fifth of each new task's"
+        " images, fitted on the rest of them (task) or on that and all earlier tasks (seen)",
         json_schema_extra={"before": "fixed"},
     )
     class_weights: bool = Field(
         default=False,
-        description="count an image 1 / (images of its class in its task), so that classes count alike",
+        description="weight each image by 1 / (images of its class in its task), so that classes count"
+        " equally",
     )
 
     @property

@@ -30,7 +30,7 @@ class StatisticsConfig(FirstSessionConfig):
 
     feature: Literal["projected", "pooled"] = Field(
         default="projected",
-        description="unit-length features, or the image tower's output before its projection as it is",
+        description="unit-length features, or the image tower's raw output before its projection",
     )
 
 
@@ -88,17 +88,17 @@ class Statistics(FirstSession):
             self.gram = sums.gram.to(where, copy=True)
 
     def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
-        """The tower's fp32 features of images."""
+        """Return the tower's fp32 features of images."""
         return (
             pooled(clip.model.visual, clip.normalise(images)) if self._pooled else clip.encode_image(images)
         )
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
-        """The features that are summed, from the tower's."""
+        """Return the features that are summed, from the tower's."""
         return features
 
     def extracted(self, clip: Clip, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The tower's features ``[b, d]`` and the labels of each batch, on the devices where they are used."""
+        """Yield the tower's features ``[b, d]`` and the labels of each batch, on the devices where they are used."""
         for batch in batches:
             yield self.extract(clip, batch.images), batch.labels.to(self.counts.device)
 
@@ -130,14 +130,14 @@ class Statistics(FirstSession):
 
     @abstractmethod
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
-        """The classifier of these labels; ``silence`` is the bias of those never trained."""
+        """Return the classifier of these labels; ``silence`` is the bias of those never trained."""
 
     def silence(self, labels: list[int]) -> Float64[Tensor, " c"]:
         """0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
 
     def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
-        """The features that the classifier is applied to."""
+        """Return the features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ class Sums:
             self.gram.addmm_(rows.T, rows, alpha=sign)
 
     def targets(self, labels: Int64[Tensor, " b"]) -> Float64[Tensor, "b c"]:
-        """One-hot rows."""
+        """Return one-hot rows."""
         return one_hot(labels, len(self.counts)).double()
 
     @property
@@ -84,12 +84,12 @@ class Sums:
         return self.counts > 0
 
     def widened(self, classes: int) -> Sums:
-        """The same with rows for more classes."""
+        """Return the same with rows for more classes."""
         more = classes - len(self.counts)
         return replace(self, sums=pad(self.sums, (0, 0, 0, more)), counts=pad(self.counts, (0, more)))
 
     def columns(self, part: slice) -> Sums:
-        """The sums of some columns of the features."""
+        """Return the sums of some columns of the features."""
         return replace(self, gram=self.gram[part, part], sums=self.sums[:, part])
 
     def plus(
@@ -200,6 +200,6 @@ class Sums:
 
 
 def _upper(width: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the upper half of a square matrix, its diagonal included."""
+    """Return rows and columns of the upper half of a square matrix, its diagonal included."""
     rows, columns = torch.triu_indices(width, width)
     return rows, columns

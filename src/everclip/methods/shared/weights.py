@@ -22,7 +22,7 @@ def ordinary(name: str) -> str:
 
 
 def value(clip: Clip, name: str) -> Tensor:
-    """The weight (or buffer) of this ordinary name as the towers use it, with gradient into what makes it."""
+    """Return the weight (or buffer) of this ordinary name as the towers use it, with gradient into what makes it."""
     return attrgetter(name)(clip.model)
 
 
@@ -37,7 +37,7 @@ def tower_weights(clip: Clip, trained: bool = False) -> Iterator[str]:
 
 
 def weights(clip: Clip) -> dict[str, Tensor]:
-    """Copies of all the model's weights and buffers by ordinary name."""
+    """Return copies of all the model's weights and buffers by ordinary name."""
     names = dict.fromkeys(map(ordinary, clip.model.state_dict()))
     return {name: value(clip, name).detach().clone() for name in names}
 
@@ -99,7 +99,7 @@ class Kept(Method):
 
 
 def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """``(1 - share) anchor + share tuned``, the end points bit for bit; what is no float is ``tuned``'s."""
+    """Return ``(1 - share) anchor + share tuned``, the end points bit for bit; what is no float is ``tuned``'s."""
     if share in (0, 1):
         ends = tuned if share else anchor
         return {

@@ -20,7 +20,7 @@ __all__ = ["Tuning", "tuning_class", "tuning_of"]
 
 
 def tuning_class(name: str) -> type[Tuning]:
-    """The one Tuning that the plug-in ``name`` defines.
+    """Return the one Tuning that the plug-in ``name`` defines.
 
     Raises:
         UserError: no such plug-in, or a module that does not define exactly one.
@@ -29,7 +29,7 @@ def tuning_class(name: str) -> type[Tuning]:
 
 
 def tuning_of(tune: str, options: Mapping[str, Any] | None = None) -> Tuning:
-    """The way of tuning that a config asks for, its options checked. This alone reads what ``tune`` says.
+    """Return the way of tuning that a config asks for, its options checked. This alone reads what ``tune`` says.
 
     Args:
         tune: ``NAME`` or ``NAME:VALUE``, where VALUE is the first field of the plug-in's ``Config``.
@@ -48,9 +48,9 @@ def tuning_of(tune: str, options: Mapping[str, Any] | None = None) -> Tuning:
         if option not in further:
             if further and option != first:
                 raise UserError(unknown_key(f"tuning.{option}", [f"tuning.{other}" for other in further]))
-            raise UserError(f"unknown key {shown(f'tuning.{option}')}: write {written}")
+            raise UserError(f"unknown key {shown(f'tuning.{option}')}: use {written}")
     if text and not first:
-        raise UserError(f"tune is {shown(tune)}, and {name} takes no value: write {written}")
+        raise UserError(f"tune is {shown(tune)}, and {name} takes no value: use {written}")
     if text:
         given[first] = read_value("tune", text, fields[first])
     try:

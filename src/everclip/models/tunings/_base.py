@@ -1,4 +1,4 @@
-"""Define a way of tuning: which parameters train in a task, and what the rest of the program asks about that."""
+"""Define a way of tuning: which parameters train in a task, and what other modules need to know about it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Tuning:
     config: Any
 
     passes: ClassVar[float] = 3.0
-    """Forward passes that a training step of what trains counts as: 2 without gradients of weights to speak of."""
+    """Number of forward passes that training a step counts as; 2 if weight gradients are negligible."""
     shards: ClassVar[bool] = True
-    """Whether several processes can share the towers' weights out (``distributed.shard``)."""
+    """Whether several processes can shard the towers' weights (``distributed.shard``)."""
 
     def __init__(self, name: str, config: Any) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class Tuning:
     # Which parameters train -----------------------------------------------------------------------------------------
 
     def held(self, clip: Clip) -> Collection[str]:
-        """Names of ``clip.model``'s parameters that do not train.
+        """Return names of ``clip.model``'s parameters that do not train.
 
         Raises:
             UserError: this model cannot be tuned so.

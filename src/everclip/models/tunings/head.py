@@ -1,4 +1,4 @@
-"""Only what the method adds, such as a linear head; nothing of the model, the logit scale included."""
+"""Only what the method adds, such as a linear head; nothing of the model, not even the logit scale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Head(Tuning):
     """Neither tower."""
 
     def held(self, clip: Clip) -> set[str]:
-        """Every parameter of the model."""
+        """Return every parameter of the model."""
         return {name for name, _ in clip.model.named_parameters()}
 
     @property

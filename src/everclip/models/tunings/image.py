@@ -1,4 +1,4 @@
-"""The image tower alone, with the logit scale where the method trains it; the text tower stays as it is."""
+"""The image tower only, with the logit scale if the method trains it; the text tower is frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Image(Tuning):
     """One tower."""
 
     def held(self, clip: Clip) -> set[str]:
-        """All but the image tower and the logit scale."""
+        """Return all but the image tower and the logit scale."""
         names = {name for name, _ in clip.model.named_parameters()}
         return {name for name in names if name != "logit_scale" and not name.startswith("visual.")}
 

@@ -1,8 +1,8 @@
 """Low-rank updates of the weights: W + 2 B A with A (R x in), B (out x R), B starting at zero.
 
-They are on all linear layers, attention projections and 1 x 1 convolutions of both towers. They start anew with each
-task and are folded into the weights at its end, so that a checkpoint is an ordinary model. The weights themselves do
-not train, nor does the logit scale.
+They are on all linear layers, attention projections and 1 x 1 convolutions of both towers. They start anew in each
+task and are folded into the weights at its end, so that a checkpoint is an ordinary model. The weights themselves and
+the logit scale do not train.
 
 Paper: Hu et al. 2022, https://arxiv.org/abs/2106.09685
 """
@@ -34,7 +34,7 @@ class Lora(Tuning):
     shards: ClassVar[bool] = False
 
     def held(self, clip: Clip) -> set[str]:
-        """All but the updates."""
+        """Return all but the updates."""
         return {name for name, _ in clip.model.named_parameters() if not name.endswith((".0.a", ".0.b"))}
 
     def begin(self, clip: Clip) -> None:
@@ -49,7 +49,7 @@ class Lora(Tuning):
 
 
 def _matrices(clip: Clip) -> Iterator[tuple[nn.Module, str]]:
-    """Modules and names of the weights that get an update."""
+    """Yield modules and names of the weights that get an update."""
     for module in clip.model.modules():
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
             yield module, "in_proj_weight"

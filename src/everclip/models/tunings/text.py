@@ -1,4 +1,4 @@
-"""The text tower alone, with the logit scale where the method trains it; the image tower stays as it is."""
+"""The text tower only, with the logit scale if the method trains it; the image tower is frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Text(Tuning):
     """One tower."""
 
     def held(self, clip: Clip) -> set[str]:
-        """The image tower."""
+        """Return the image tower."""
         return {name for name, _ in clip.model.named_parameters() if name.startswith("visual.")}
 
     @property

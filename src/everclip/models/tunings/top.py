@@ -1,6 +1,6 @@
-"""The last blocks of each tower, and what comes after them.
+"""The last blocks of each tower, and everything after them.
 
-A block is a transformer block or a stage of a convolutional tower. The logit scale trains where the method trains it.
+A block is a transformer block or a stage of a convolutional tower. The logit scale trains if the method trains it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Top(Tuning):
     class Config(Tuning.Config):
         """The number of blocks."""
 
-        blocks: int = Field(ge=1, le=9999, description="last blocks K of each tower that train")
+        blocks: int = Field(ge=1, le=9999, description="number K of last blocks per tower that train")
 
     config: Config
 
     def held(self, clip: Clip) -> set[str]:
-        """What lies below the blocks. Raises UserError where they are not known, or fewer than asked for."""
+        """Return what lies below the blocks. Raises UserError where they are not known, or fewer than asked for."""
         return below((name for name, _ in clip.model.named_parameters()), self.config.blocks)
 
     @property
@@ -60,7 +60,7 @@ class Top(Tuning):
 
 
 def below(names: Iterable[str], count: int) -> set[str]:
-    """The parameters among ``names`` that lie below the last ``count`` blocks of their tower.
+    """Return the parameters among ``names`` that lie below the last ``count`` blocks of their tower.
 
     Raises:
         UserError: a tower whose blocks are not known, or more blocks than it has.
@@ -75,11 +75,11 @@ def below(names: Iterable[str], count: int) -> set[str]:
         if not numbers:
             raise UserError(
                 f"tune=top:{count}: the blocks of the {'image' if image else 'text'} tower are not known:"
-                " write tune=lora:8, or tune=full"
+                " use tune=lora:8, or tune=full"
             )
         if count > len(numbers):
             raise UserError(
-                f"tune=top:{count} but a tower has {len(numbers)} blocks: write at most {len(numbers)}"
+                f"tune=top:{count} but a tower has {len(numbers)} blocks: use at most {len(numbers)}"
             )
         first = numbers[-count]
         for name, number in found.items():
@@ -90,7 +90,7 @@ def below(names: Iterable[str], count: int) -> set[str]:
 
 
 def _block(name: str) -> int | None:
-    """Number of the outermost block that a parameter is in, None outside of the blocks."""
+    """Return number of the outermost block that a parameter is in, None outside of the blocks."""
     parts = name.split(".")
     for here, after in pairwise(parts):
         if here in _BLOCKS and after.isdecimal():
