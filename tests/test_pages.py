@@ -1,8 +1,8 @@
 """README.md and the guides in docs/: each command and each Python block on them works.
 
 A block runs unless the line above its fence is ``<!-- not run: WHY -->``, which readers do not see. What trains does so
-as a trial run (``smoke=true``) of a tiny model, and a sweep with one seed; the demo trains ``lite``. Other commands have
-``lite`` where ``WITH_LITE`` says so, and the tiny model in its place on other pages. The commands of blocks that are not
+as a trial run (``smoke=true``) of a tiny model, and a sweep with one seed; the demo trains ``lite``. Others have
+``lite`` on the pages of ``WITH_LITE``, and the tiny model in its place elsewhere. The commands of blocks that are not
 run are read as the program reads them.
 """
 
