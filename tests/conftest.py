@@ -10,9 +10,8 @@ import torch
 from tests import shapes
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, which the lines below do
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # for the processes that tests start; or their threads wait for each other
+# For the processes that tests start: threads of several would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests import vocabulary
 from tests.pictures import domain_folder, image_folder

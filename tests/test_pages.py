@@ -46,6 +46,8 @@ RUN = [b for b in SHELL if not b.why] + [
 TRAINS = ("train", "tune", "sweep")
 WITH_LITE = ("README.md", "docs/update.md")
 """Pages that update ``lite``."""
+OWN_MODEL = ("demo", "photos.toml")
+"""Configs that say how ``lite`` is trained, as no other model can be."""
 SHOWN = {"README.md": {"sweep", "compare", "update"}, "docs/commands.md": {"train", "resume", "doctor"}}
 """Commands that a page has to show."""
 
@@ -147,6 +149,6 @@ def _trial(words: list[str], page: str, model: str) -> list[str]:
     if words[0] not in TRAINS:
         return words
     words = [re.sub(r"^seed=(\d)\.\.(\d)$", r"seed=\1", word) for word in words]
-    if not any(word == "demo" or word.startswith("data=features:") for word in words):
+    if not any(word in OWN_MODEL or word.startswith("data=features:") for word in words):
         words.append(f"model={model}")
     return words if "--smoke" in words else [*words, "smoke=true"]
