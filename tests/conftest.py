@@ -10,11 +10,15 @@ import torch
 from tests import shapes
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, which the lines below do
+# For the processes that tests start: threads of several would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests import vocabulary
 from tests.pictures import domain_folder, image_folder
 from tests.toy import toy_clip
 
 shapes.install()  # no module above imports the package
+vocabulary.read_once()
 
 # A shell that starts tests in the background ignores these for its children, and so would the runs that tests stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +26,32 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for name in ("COLUMNS", "LINES"):  # which a worker of pytest-xdist has, as if it had a terminal
     os.environ.pop(name, None)
 torch.set_num_threads(1)  # tests run side by side on few cores; the models are tiny
+
+LONGEST = (
+    "tests/test_notebooks.py",
+    "tests/distributed/test_every_method.py",
+    "tests/faults/test_commits.py",
+    "tests/test_pages.py",
+    "tests/attacks/",
+    "tests/test_examples.py",
+    "tests/distributed/",
+    "tests/sweep/",
+    "tests/report/",
+    "tests/faults/",
+    "tests/index/test_embed.py",
+    "tests/export/",
+    "tests/models/test_lite.py",
+)
+"""Files and folders of tests that take long, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: of several processes none is left with a long test at the end."""
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -36,3 +36,7 @@ def install() -> None:
     ]
     install_import_hook(names, f"{__name__}.{checked.__name__}")
     os.environ[SHAPES] = "1"
+    from everclip.models.attention import CpuAttention
+
+    # has no shapes, and is called for each of torch's functions: a quarter of a small run's time
+    CpuAttention.__torch_function__.__no_type_check__ = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,6 +1,6 @@
 """Every way in, with every attack: what came out, and whether the payload ran.
 
-    python -m tests.attacks.table FOLDER      # in an empty folder, as JSON
+    python -m tests.attacks.table FOLDER 1    # in an empty folder, as JSON; 3: a third of it
 
 ``table`` runs that in a process of its own: what it does there to caches, paths and the standard input stays there.
 """
@@ -46,11 +46,11 @@ class Row(NamedTuple):
     said: str
 
 
-def table(folder: Path, every: bool = True, source: Path = ROOT / "src") -> list[Row]:
+def table(folder: Path, share: int = 1, source: Path = ROOT / "src") -> list[Row]:
     """The rows; ``folder`` is where it is done, new or empty.
 
     Args:
-        every: every way with every attack; else each way and each attack at least once.
+        share: of the pairs of a way and an attack, one in so many; each way and each attack comes once at least.
         source: where the package is, another version of it too.
     """
     home = folder / "hf"
@@ -68,7 +68,7 @@ def table(folder: Path, every: bool = True, source: Path = ROOT / "src") -> list
         "-m",
         "tests.attacks.table",
         str(folder),
-        *(["--every"] if every else []),
+        str(share),
     ]
     done = subprocess.run(
         words,
@@ -84,11 +84,11 @@ def table(folder: Path, every: bool = True, source: Path = ROOT / "src") -> list
     return [Row(*values) for values in json.loads(done.stdout.splitlines()[-1])]
 
 
-def rows(folder: Path, every: bool) -> Iterator[Row]:
+def rows(folder: Path, share: int) -> Iterator[Row]:
     """The same, in this process."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         home = Home.made(folder / "home")
-    for number, (met, attack, way, done) in enumerate(_tries(every)):
+    for number, (met, attack, way, done) in enumerate(_tries(share)):
         yield _row(home, folder / f"t{number}", met, attack, way, done)
     for met in ATTACKS:
         # the same without an attack is done, so it is the attack that is refused
@@ -97,13 +97,14 @@ def rows(folder: Path, every: bool) -> Iterator[Row]:
     yield from _controls(folder / "controls", home)
 
 
-def _tries(every: bool) -> Iterator[tuple[str, str, str, plant.Plant]]:
+def _tries(share: int) -> Iterator[tuple[str, str, str, plant.Plant]]:
     for met, attacks in ATTACKS.items():
         names, tried = [*attacks], [*WAYS["model" if met == "hub" else met]]
         for index, way in enumerate(tried):
             for place, name in enumerate(names):
                 # both in turn, however many there are of each
-                if every or (place - index) % len(names) == 0 or (index - place) % len(tried) == 0:
+                once = (place - index) % len(names) == 0 or (index - place) % len(tried) == 0
+                if once or (place + index) % share == 0:
                     yield met, name, way, attacks[name]
 
 
@@ -236,7 +237,7 @@ def main(words: Sequence[str]) -> int:
     """Print the rows as JSON."""
     folder = Path(words[0])
     folder.mkdir(parents=True, exist_ok=True)
-    found = [*rows(folder, "--every" in words)]
+    found = [*rows(folder, int(words[1]))]
     print(json.dumps(found))
     return 0
 

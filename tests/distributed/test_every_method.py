@@ -1,4 +1,6 @@
-"""Every method with two processes, and the ways of training that change what a process does; then four processes."""
+"""Every method with two processes, which share out the towers or do not, and the ways of training that change what a
+process does; then four processes.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from tests.running import configured, run
 pytestmark = pytest.mark.slow
 
 WORDS = ["scenario.tasks=2"]
+SHARD = "distributed.shard=true"
 MORE = [
     "gdro cache.trunk=on tune=top:1 cache.views=3",
     "gdro train.accumulate=2",
@@ -29,6 +32,8 @@ MORE = [
     "cmoa method.dropout=0",
     "finetune memory.policy=herding train.nonfinite=skip method.head=linear",
 ]
+SHARDED = ["gdro train.checkpointing=true center=true", "gcl tune=top:1", "gcl tune=image"]
+"""More that share out their towers."""
 
 WITHIN = {
     # products of fewer rows are rounded otherwise
@@ -66,31 +71,36 @@ def words(form: str, toy: str, photos: str) -> list[str]:
     return [f"data={photos}", f"model={toy}", f"method={name}", *WORDS, *options]
 
 
-def different(folder: Path, toy: str, photos: str, every: list[str], *more: str, keys: float = 1.0) -> str:
-    """What is not the same in runs of two processes, with ``more`` words, and of one."""
-    jobs = [["run", str(folder / "two" / form), *words(form, toy, photos), *more] for form in every]
-    found = []
-    for form, shared in zip(every, work(2, *jobs), strict=True):
-        alone = run(folder / "one" / form, *words(form, toy, photos))
-        try:
-            same(
-                alone,
-                shared,
-                folder / "one" / form,
-                folder / "two" / form,
-                WITHIN.get(form, 1e-5),
-                keys,
-                HEADS.get(form),
-            )
-        except AssertionError as error:
-            found.append(f"{form}: {error}")
-    return "\n".join(found)
+def shards(form: str, toy: str, photos: str) -> bool:
+    """Whether processes can share out the towers of a form."""
+    if any(word in form for word in ("gather=light", "accumulate", "lora")):
+        return False
+    return Plan.of(configured(*words(form, toy, photos))).method.capabilities.shards
 
 
 def test_every_method(tmp_path: Path, toy: str, photos: str) -> None:
-    every = forms(photos, toy)
-    assert len(every) - len(MORE) >= len(plugins.names("methods")) - 2, "zscl and cmoa alone are refused"
-    assert not different(tmp_path, toy, photos, every)
+    """Each form is trained by one process, by two, and by two that share out its towers, where they can."""
+    whole = forms(photos, toy)
+    assert len(whole) - len(MORE) >= len(plugins.names("methods")) - 2, "zscl and cmoa alone are refused"
+    shared = [form for form in [*whole, *SHARDED] if shards(form, toy, photos)]
+    assert len(shared) > 25
+    ways = [*((form, "two", 1.0) for form in whole), *((form, "shard", 10.0) for form in shared)]
+    jobs = [
+        ["run", str(tmp_path / way / form), *words(form, toy, photos), *([SHARD] if way == "shard" else [])]
+        for form, way, _ in ways
+    ]
+    alone = {
+        form: run(tmp_path / "one" / form, *words(form, toy, photos))
+        for form in dict.fromkeys([*whole, *shared])
+    }
+    different = []
+    for (form, way, keys), found in zip(ways, work(2, *jobs), strict=True):
+        folders, within = (tmp_path / "one" / form, tmp_path / way / form), WITHIN.get(form, 1e-5)
+        try:
+            same(alone[form], found, *folders, within, keys, HEADS.get(form))
+        except AssertionError as error:
+            different.append(f"{form}, {way}: {error}")
+    assert not different, "\n".join(different)
 
 
 def test_four_processes(tmp_path: Path, toy: str) -> None:

@@ -64,9 +64,9 @@ class Undisturbed:
 @contextmanager
 def at_home(bench: Bench, name: str, rival: bool = False) -> Iterator[Undisturbed]:
     """A command, or its rival, with what it needs beside files: a web server, a model that is computed."""
-    command, key = COMMANDS[name], f"{name}, rival" if rival else name
-    if rival:
-        command = replace(command, words=command.rival)
+    command, key = COMMANDS[name], name
+    if rival and command.rival != command.words:
+        command, key = replace(command, words=command.rival), f"{name}, rival"
     if command.warm is not None:
         bench.forks.warm(command.warm)
     with pytest.MonkeyPatch.context() as patch, serving(patch) as site:

@@ -183,7 +183,7 @@ def _known(known: Known, gone: Sequence[int]) -> Known:
 
 
 def solved_anew(state: State, model: Deployed) -> Deployed:
-    """Return the model over the classes and sums of ``state``. Raises UserError where its classifier cannot be made anew."""
+    """Return the model over the classes of ``state``. Raises UserError if its classifier cannot be solved anew."""
     name = "zero_shot" if model.plan is None else model.plan.config.method.name
     if model.reads_text:
         return text_form(state.spec, state.known, model.encoder, name)
