@@ -194,7 +194,7 @@ def dated(tmp_path: Path) -> Path:
 
 
 def days_of(images: ImageSet) -> list[int]:
-    return [int(images.store.keys[row].split(".")[0]) for row in images.rows.tolist()]
+    return [int(str(images.store.keys[row]).split(".")[0]) for row in images.rows.tolist()]
 
 
 def test_time_orders_the_stream(dated: Path) -> None:

@@ -14,7 +14,7 @@ from everclip import plugins
 from everclip.runs.run import Run
 from everclip.system.checkpoint import names
 from everclip.system.signals import Stopped
-from everclip.training import loop
+from everclip.training import loop, testing
 from tests.marks import slow_after
 from tests.pictures import image_folder
 from tests.running import TIMES, configured, logged, run, run_for, timeless
@@ -210,7 +210,7 @@ def test_stopped_while_it_is_tested(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate_pretrained", stopping(loop.evaluate_pretrained))
-        patch.setattr(loop, "evaluate", stopping(loop.evaluate))
+        patch.setattr(testing, "evaluate", stopping(testing.evaluate))
         with pytest.raises(Stopped):
             run(tmp_path / "parts", *tokens)
     there = sorted(path.name for path in (tmp_path / "parts").glob("checkpoints/*"))
