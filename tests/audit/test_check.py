@@ -87,9 +87,9 @@ def test_the_page_has_pictures_and_escapes_names(tmp_path: Path, toy: str, say: 
     [
         (["look", "x"], 'everclip data does not take "look": write "everclip data check x"'),
         (["check", "nowhere"], 'data "nowhere" is no source, and no folder that is there'),
-        (["check", "emoji", "--near", "2"], "--near is 2: write a number above 0, at most 1"),
-        (["check", "emoji", "--most", "0"], "--most is 0: write a whole number from 1 to 1000"),
-        (["check", "emoji", "--image-size", "3"], "--image-size is 3: write a whole number from 16 to 4096"),
+        (["check", "emoji", "--near", "2"], "--near is 2: use a number above 0, at most 1"),
+        (["check", "emoji", "--most", "0"], "--most is 0: use a whole number from 1 to 1000"),
+        (["check", "emoji", "--image-size", "3"], "--image-size is 3: use a whole number from 16 to 4096"),
     ],
 )
 def test_mistakes(words: list[str], message: str, say: Say) -> None:

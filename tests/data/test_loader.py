@@ -168,5 +168,5 @@ def test_a_second_view_differs_and_leaves_the_first_alone(found: Dataset) -> Non
 
 
 def test_two_views_without_augmentation_are_refused(found: Dataset) -> None:
-    with pytest.raises(UserError, match=r"write train\.augment=shift_flip"):
+    with pytest.raises(UserError, match=r"use train\.augment=shift_flip"):
         run(loader(found, augment="none"), found, 1, Phase(views=2))

@@ -80,7 +80,7 @@ def test_a_long_tail_needs_an_image_of_each_class(source: Dataset) -> None:
         UserError, match=r"scenario\.imbalance=100 leaves the smallest class less than one image"
     ):
         cut(source, "long-tailed")
-    with pytest.raises(UserError, match=r"few=30 is above many=3: write a smaller one"):
+    with pytest.raises(UserError, match=r"few=30 is above many=3: use a smaller one"):
         cut(source, "long-tailed", imbalance=2, many=3, few=30)
 
 
@@ -162,7 +162,7 @@ def test_cross_domain_has_a_task_for_each_data_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("joined:{a}", r"needs two data sets or more: write data=joined:A\+B"),
+        ("joined:{a}", r"needs two data sets or more: use data=joined:A\+B"),
         ("joined:{a}+joined:{a}", "name its data sets one by one"),
         ("joined:{a}+nowhere", "is no source, and no folder that is there"),
     ],
@@ -212,9 +212,9 @@ def test_time_orders_the_stream(dated: Path) -> None:
     [
         (
             lambda text: text.replace("2024-05-07", "soon"),
-            'has the time "soon": write a number, or a date such as',
+            'has the time "soon": use a number, or a date such as',
         ),
-        (lambda text: text.replace("2024-05-07", "7"), "write numbers alone, or dates alone"),
+        (lambda text: text.replace("2024-05-07", "7"), "use numbers alone, or dates alone"),
         (lambda text: text.replace("date", "when"), 'has no column "time"'),
     ],
 )
@@ -225,5 +225,5 @@ def test_times_that_cannot_be_read(dated: Path, change: Any, message: str) -> No
 
 
 def test_data_without_times_is_refused(source: Dataset) -> None:
-    with pytest.raises(UserError, match="has no times: write them into a column time of a csv: list"):
+    with pytest.raises(UserError, match="has no times: use them into a column time of a csv: list"):
         cut(source, "time")

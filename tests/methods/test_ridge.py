@@ -246,7 +246,7 @@ def test_text_prior_and_labels_never_trained(unseen: str, clip: Clip) -> None:
 
 @pytest.mark.parametrize("options", [{"expand": 8}, {"feature": "pooled"}])
 def test_text_prior_needs_features_of_the_text(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"method\.prior=text needs .* write method\.feature=projected"):
+    with pytest.raises(UserError, match=r"method\.prior=text needs .* use method\.feature=projected"):
         make("ridge", prior="text", **options)
 
 

@@ -108,10 +108,10 @@ def test_what_cannot_be_read(toy: str, tmp_path: Path) -> None:
         UserError, match=r"method\.stages has 3 weights and the image tower 2 blocks: use at most 2$"
     ):
         Depths((1, 1, 1)).check(visual)
-    with pytest.raises(UserError, match=r"method\.scales .* write method\.scales=\[1\.0\]$"):
+    with pytest.raises(UserError, match=r"method\.scales .* use method\.scales=\[1\.0\]$"):
         Depths(scales=(1.0, 2.0)).check(visual)
     other = zoo.load(clip_with(tmp_path / "model", **TIMM, timm_model_name="test_nfnet")).model.visual
-    with pytest.raises(UserError, match=r"NormFreeNet cannot be cut .* write method\.stages=\[\]"):
+    with pytest.raises(UserError, match=r"NormFreeNet cannot be cut .* use method\.stages=\[\]"):
         Depths(WEIGHTS).check(other)
     Depths(()).check(other)
 

@@ -114,7 +114,7 @@ def test_more_blocks_and_too_many(tmp_path: Path) -> None:
         assert torch.equal(*split.encode(clip, images, [upper]))
     block = count(clip.model.visual.transformer.resblocks[0])
     assert count(upper) == count(Split(clip.model.visual, 1).upper(clip)) + block
-    with pytest.raises(UserError, match=r"3 blocks of the image tower's 3 .* write at most 2"):
+    with pytest.raises(UserError, match=r"3 blocks of the image tower's 3 .* use at most 2"):
         Split(clip.model.visual, 3)
 
 

@@ -165,10 +165,10 @@ def test_features_alone_have_no_pooled_ones(vit: str) -> None:
 
 
 def test_what_cannot_be_cut(tmp_path: Path, vit: str) -> None:
-    with pytest.raises(UserError, match=r"top:3 leaves no block .* write at most 2, or cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"top:3 leaves no block .* use at most 2, or cache\.trunk=off"):
         load(vit).cut(3)
     other = clip_with(tmp_path / "model", **TIMM, timm_model_name="test_nfnet")
-    with pytest.raises(UserError, match=r"NormFreeNet cannot be cut .* write cache\.trunk=off"):
+    with pytest.raises(UserError, match=r"NormFreeNet cannot be cut .* use cache\.trunk=off"):
         load(other).cut(1)
     assert torch.equal(features(load(other, 0)), features(load(other)))
 

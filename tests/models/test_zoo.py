@@ -45,7 +45,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ),
         ("lit", ['unknown model "lit"; the nearest are lite, ']),
         ("ViT-B-16:opena", ['no weights "opena"', 'did you mean "openai"']),
-        ("ViT-B-16", ["write ViT-B-16:TAG", "openai", "laion400m_e32"]),
+        ("ViT-B-16", ["use ViT-B-16:TAG", "openai", "laion400m_e32"]),
         ("local-dir:/no/such/folder", ["/no/such/folder does not exist"]),
         ("no/such/folder", ["no folder and no known name", "NAME:TAG"]),
     ],

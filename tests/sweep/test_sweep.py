@@ -414,7 +414,7 @@ def test_one_search_for_cells_that_differ_in_the_seed_alone(tmp_path: Path, toke
     assert [len(search.cells) for search in session.searches] == [2] * 6
     assert "memory.budget=12" in session.searches[1].command()
     assert {job.config.method.name for job in session.jobs} == {"ncm"}  # ncm trains nothing; the others wait
-    with pytest.raises(UserError, match="rates stands alone"):
+    with pytest.raises(UserError, match="rates cannot be combined"):
         Session.of(words, ["rates", "method.gcl.tau=0.1,0.2"])
     rates = Session.of(words, [searches.RATES]).searches[0]
     assert rates.keys == ("train.lr", "train.lr_text")
@@ -439,7 +439,7 @@ def test_every_method_and_memory_size_has_as_many_trials(
     assert Session.of([*words, f"out={tmp_path / 's'}"], ["all"]).searches[0].most == trials.MOST
     fixed = Session.of([*words, "train.epochs=1", f"out={tmp_path / 's'}"], ["all"]).searches[0]
     assert "train.epochs" not in fixed.keys
-    with pytest.raises(UserError, match="all stands alone"):
+    with pytest.raises(UserError, match="all cannot be combined"):
         Session.of(words, ["all", "lr=1e-5,1e-4"])
     assert main(["sweep", *words, "--trials", "3"]) == 2
     assert "--tune" in capsys.readouterr().err

@@ -144,7 +144,7 @@ def test_a_long_tail_has_its_groups(toy: str, photos: str, tmp_path: Path) -> No
             "method.retrain_epochs=3 does",
         ),
         (["scenario.kind=blurry", "scenario.every=5", "train.epochs=2"], "passes over its images once"),
-        (["scenario.kind=blurry", "scenario.tasks=[3, 3]"], "draws the sizes of its tasks: write a number"),
+        (["scenario.kind=blurry", "scenario.tasks=[3, 3]"], "draws the sizes of its tasks: use a number"),
         (
             ["scenario.kind=few-shot", "scenario.base=5", "scenario.tasks=4"],
             "leaves too few for 3 more tasks",

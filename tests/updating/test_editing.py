@@ -42,7 +42,7 @@ def test_where_labels_go() -> None:
     ("make", "message"),
     [
         (lambda names: editing.rename(names, {"rde": "x"}), 'did you mean "red"'),
-        (lambda names: editing.rename(names, {"red": "blue"}), "write merge"),
+        (lambda names: editing.rename(names, {"red": "blue"}), "use merge"),
         (lambda names: editing.rename(names, {"red": "a\x1b[31mb"}), "cannot be printed"),
         (lambda names: editing.merge(names, ["red"], "x"), "at least two"),
         (lambda names: editing.merge(names, ["red", "red"], "x"), "at least two"),
@@ -121,8 +121,8 @@ def test_bad_input_writes_nothing(
     monkeypatch.chdir(tmp_path)
     for words, message in (
         (["rename", "red=scarlet"], "needs --out"),
-        (["rename", "red", "-o", "x"], "write OLD=NEW"),
-        (["rename", "-o", "x"], "write OLD=NEW"),
+        (["rename", "red", "-o", "x"], "use OLD=NEW"),
+        (["rename", "-o", "x"], "use OLD=NEW"),
         (["merge", "red", "yellow", "-o", "x"], "--into NAME"),
         (["remove", "red", "--into", "y", "-o", "x"], "--into NAME"),
         (["remove", "pink", "-o", "x"], "no class is called"),

@@ -52,12 +52,12 @@ def classes(
         return 0
     if out is None:
         raise UserError(
-            f"everclip classes {version} {what} needs --out: write -o FOLDER, a new or an empty one"
+            f"everclip classes {version} {what} needs --out: use -o FOLDER, a new or an empty one"
         )
     if (into is None) == (what == "merge"):
-        raise UserError("--into NAME is the name of the class that merge makes: write both or neither")
+        raise UserError("--into NAME is the name of the class that merge makes: use both or neither")
     if not 0 <= max_drop <= 100:
-        raise UserError(f"--max-drop is {max_drop:g}: write percentage points, 0 to 100")
+        raise UserError(f"--max-drop is {max_drop:g}: use percentage points, 0 to 100")
     return _write(version, Path(out), lambda known: _edit(what, known, names, into), (test, max_drop), json)
 
 
@@ -71,7 +71,7 @@ def _edit(what: str, known: Sequence[str], names: Sequence[str], into: str | Non
     pairs = [name.partition("=") for name in names]
     wrong = [name for name, (old, _, new) in zip(names, pairs, strict=True) if not (old and new)]
     if wrong or not names:
-        raise UserError(f'rename is given "{" ".join(wrong)}": write OLD=NEW, for each class to rename')
+        raise UserError(f'rename is given "{" ".join(wrong)}": use OLD=NEW, for each class to rename')
     return editing.rename(known, {old.strip(): new.strip() for old, _, new in pairs})
 
 

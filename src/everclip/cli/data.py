@@ -77,11 +77,11 @@ def _check(action: str, spec: str, image_size: int | None, near: float, most: in
     if action != "check":
         raise UserError(f'everclip data does not take {shown(action)}: write "everclip data check {spec}"')
     if image_size is not None and not 16 <= image_size <= 4096:
-        raise UserError(f"--image-size is {image_size}: write a whole number from 16 to 4096")
+        raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
     if not 0 < near <= 1:
-        raise UserError(f"--near is {near:g}: write a number above 0, at most 1")
+        raise UserError(f"--near is {near:g}: use a number above 0, at most 1")
     if not 1 <= most <= 1000:
-        raise UserError(f"--most is {most}: write a whole number from 1 to 1000")
+        raise UserError(f"--most is {most}: use a whole number from 1 to 1000")
 
 
 def _show(found: Findings) -> None:

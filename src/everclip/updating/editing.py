@@ -58,7 +58,7 @@ def rename(names: Sequence[str], new: Mapping[str, str]) -> Edit:
     twice = [name for name in new.values() if after.count(name) > 1]
     if twice:
         raise UserError(
-            f'two classes would be called "{twice[0]}": if they are one, write merge, else another name'
+            f'two classes would be called "{twice[0]}": if they are one, use merge, else another name'
         )
     check_names(after, "what rename gives")
     return Edit(f"renamed {_listed(f'{a} to {b}' for a, b in new.items())}", after, tuple(range(len(names))))

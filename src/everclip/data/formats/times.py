@@ -29,13 +29,11 @@ def numbered(texts: Iterable[str], where: str) -> NDArray[np.float64]:
         if value is None:
             value, kind = _seconds(text), "a date"
         if value is None or not math.isfinite(value):
-            raise UserError(
-                f"{where} has the time {shown(text)}: write a number, or a date such as 2024-05-31"
-            )
+            raise UserError(f"{where} has the time {shown(text)}: use a number, or a date such as 2024-05-31")
         kinds.setdefault(kind, text)
         if len(kinds) > 1:
             mixed = " and ".join(map(shown, kinds.values()))
-            raise UserError(f"{where} has the times {mixed}: write numbers alone, or dates alone")
+            raise UserError(f"{where} has the times {mixed}: use numbers alone, or dates alone")
         found.append(value)
     return np.array(found, dtype=np.float64)
 

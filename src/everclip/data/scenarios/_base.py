@@ -23,7 +23,9 @@ def once(config: Config) -> str:
     if train.steps is not None:
         return f"scenario.kind={kind} passes over its images once: leave train.steps out"
     if train.epochs != 1:
-        return f"scenario.kind={kind} passes over its images once: leave train.epochs out, or write train.epochs=1"
+        return (
+            f"scenario.kind={kind} passes over its images once: leave train.epochs out, or use train.epochs=1"
+        )
     for name, value in config.method.options.items():
         if name.endswith("epochs") and isinstance(value, int) and value > 1:
             return (

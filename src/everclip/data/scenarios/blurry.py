@@ -67,7 +67,7 @@ class Blurry(Scenario):
         settings, count = self.settings, self.settings.tasks
         if not isinstance(count, int):
             raise UserError(
-                "scenario.kind=blurry draws the sizes of its tasks: write a number as scenario.tasks"
+                "scenario.kind=blurry draws the sizes of its tasks: use a number as scenario.tasks"
             )
         seed_of = stream_seed(settings.order, seed)
         labels = class_order(data.class_names, seed if settings.order == "seed" else settings.order)

@@ -72,7 +72,7 @@ class CrossDomain(DomainIncremental):
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         if len(data.domain_names) < 2:
             raise UserError(
-                f"{data.name} is one data set, and scenario.kind=cross-domain learns several: write data=joined:A+B"
+                f"{data.name} is one data set, and scenario.kind=cross-domain learns several: use data=joined:A+B"
             )
         tasks: list[Task] = []
         owner: dict[int, str] = {}
@@ -87,7 +87,7 @@ class CrossDomain(DomainIncremental):
             if shared is not None:
                 raise UserError(
                     f"{data.name} has {data.class_names[shared]} in {owner[shared]} and in {name}, and"
-                    " scenario.kind=cross-domain learns data sets with classes of their own: write data=joined:A+B, or"
+                    " scenario.kind=cross-domain learns data sets with classes of their own: use data=joined:A+B, or"
                     " scenario.kind=domain-incremental"
                 )
             tasks.append(Task(index, name, tuple(classes), train, test))

@@ -60,16 +60,14 @@ class FewShot(Scenario):
         tasks, base = self.settings.tasks, self.config.base
         if not isinstance(tasks, int):
             if base is not None:
-                raise UserError(
-                    "scenario.base and a list as scenario.tasks are both given: write one of them"
-                )
+                raise UserError("scenario.base and a list as scenario.tasks are both given: use one of them")
             return task_sizes(classes, tasks)
         if tasks == 1:
             return [classes]
         base = round(BASE * classes) if base is None else base
         if classes - base < tasks - 1:
             raise UserError(
-                f"scenario.base={base} of {classes} classes leaves too few for {tasks - 1} more tasks: write a smaller"
+                f"scenario.base={base} of {classes} classes leaves too few for {tasks - 1} more tasks: use a smaller"
                 " scenario.base or fewer scenario.tasks"
             )
         return [base, *task_sizes(classes - base, tasks - 1)]

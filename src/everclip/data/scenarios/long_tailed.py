@@ -48,7 +48,7 @@ class LongTailed(ClassIncremental):
         @model_validator(mode="after")
         def _in_order(self) -> LongTailed.Config:
             if self.few > self.many:
-                raise ValueError(f"few={self.few} is above many={self.many}: write a smaller one")
+                raise ValueError(f"few={self.few} is above many={self.many}: use a smaller one")
             return self
 
     config: Config
@@ -66,7 +66,7 @@ class LongTailed(ClassIncremental):
             name = data.class_names[int(counts.argmin())]
             raise UserError(
                 f"scenario.imbalance={ratio:g} leaves the smallest class less than one image, as {name} has {most}:"
-                f" write at most {most}"
+                f" use at most {most}"
             )
         ranks = np.arange(len(labels))
         if self.config.tail == "shuffled":

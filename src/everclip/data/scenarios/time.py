@@ -33,14 +33,14 @@ class Time(Scenario):
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         count = self.settings.tasks
         if data.times is None:
-            raise UserError(f"{data.name} has no times: write them into a column time of a csv: list")
+            raise UserError(f"{data.name} has no times: use them into a column time of a csv: list")
         if not isinstance(count, int):
             raise UserError(
-                "scenario.kind=time cuts periods of equally many images: write a number as scenario.tasks"
+                "scenario.kind=time cuts periods of equally many images: use a number as scenario.tasks"
             )
         if count > len(data.train):
             raise UserError(
-                f"scenario.tasks={count} but there are {len(data.train)} training images: write fewer"
+                f"scenario.tasks={count} but there are {len(data.train)} training images: use fewer"
             )
         when = data.times[data.train.rows]
         order = np.lexsort(
@@ -61,7 +61,7 @@ class Time(Scenario):
             tasks.append(Task(index, f"period {index + 1}", classes, part, data.test.select(place == index)))
         if not len(tasks[0].test):
             raise UserError(
-                "no test image is of the first period and one of its classes: write fewer scenario.tasks, or give test"
+                "no test image is of the first period and one of its classes: use fewer scenario.tasks, or give test"
                 " images of that time"
             )
         return tasks

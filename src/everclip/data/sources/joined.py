@@ -111,10 +111,10 @@ class Joined(Source):
     def _specs(self, argument: str | None) -> list[str]:
         """The data sets' specs. Raises UserError where there are fewer than two, or both ways are used."""
         if argument and self.config.of:
-            raise UserError("joined:A+B and source.of are both given: write one of them")
+            raise UserError("joined:A+B and source.of are both given: use one of them")
         specs = [spec.strip() for spec in argument.split("+")] if argument else self.config.of
         if len(specs) < 2 or not all(specs):
-            raise UserError('data "joined" needs two data sets or more: write data=joined:A+B')
+            raise UserError('data "joined" needs two data sets or more: use data=joined:A+B')
         nested = next((spec for spec in specs if spec.partition(":")[0] == "joined"), None)
         if nested is not None:
             raise UserError(f"data joined has {nested} in it: name its data sets one by one")

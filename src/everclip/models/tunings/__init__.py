@@ -58,6 +58,6 @@ def tuning_of(tune: str, options: Mapping[str, Any] | None = None) -> Tuning:
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         if wrong["loc"][:1] == (first,) and wrong["type"] != "value_error":
-            words = f"write {written}, {first.upper()} being {allowed(fields[first])}"
+            words = f"use {written}, {first.upper()} being {allowed(fields[first])}"
             raise UserError(f"tune is {shown(tune)}: {words}") from error
         raise UserError(f"tuning.{explain(error, cls.Config, given)}") from error
