@@ -237,7 +237,7 @@ def test_plain_folders_are_read_and_one_folder_is_split(
     assert main(["update", toy, "--add", warm, "--test", world["warm"], "-o", str(tmp_path / "v1")]) == 0
     err = capsys.readouterr().err
     assert f"--add imagefolder:{warm}: 10 images of 2 classes to learn, except a fifth of each class\n" in err
-    assert f"--test imagefolder:{warm}: 2 images of 2 classes to test on, that fifth\n" in err
+    assert f"--test imagefolder:{warm}: 2 images of 2 classes for testing, that fifth\n" in err
     assert json.loads((tmp_path / "v1" / "verdict.json").read_text())["test"]["duplicates"] == 0
     words = ["update", str(tmp_path / "v1"), "--add", cold, "--test", test, "--max-drop", "100"]
     assert main([*words, "-o", str(tmp_path / "v2")]) == 0

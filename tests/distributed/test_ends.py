@@ -69,7 +69,7 @@ def test_what_is_wrong_is_said_once(tmp_path: Path, toy: str, photos: str) -> No
     ended = finish(start(2, command(*tokens, "train.batch_size=1", f"out={tmp_path / 'run'}")))
     assert [code for code, _, _ in ended] == [2, 2], ended
     (line,) = errors([text for _, _, text in ended])
-    assert "train.batch_size=1 is that of all 2 processes together: use at least 2" in line
+    assert "train.batch_size=1 is the total over 2 processes: use at least 2" in line
 
 
 @pytest.mark.slow

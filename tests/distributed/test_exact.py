@@ -36,12 +36,12 @@ FORMS = {
 REFUSED = {
     "method=zscl": "method=zscl with these options needs more from the towers than the batch",
     "method=cmoa": "2 processes cannot share: start one process, or use another method",
-    "method=clip distributed.gather=light": "the loss of method=clip with these options has no such form",
+    "method=clip distributed.gather=light": "the loss of method=clip with these options has no light form",
     "method=gcl distributed.gather=light method.negatives=multi_positive": "use distributed.gather=gradient",
     "method=ewc distributed.shard=true": "method=ewc reads the towers' weights at each step",
-    "method=gcl distributed.shard=true distributed.gather=light": "and distributed.gather=light makes others",
+    "method=gcl distributed.shard=true distributed.gather=light": "which distributed.gather=light does not give",
     "method=gcl distributed.shard=true tune=lora:2": "tune=lora:2 trains a few weights",
-    "method=gcl distributed.shard=true train.accumulate=2": "and train.accumulate makes others",
+    "method=gcl distributed.shard=true train.accumulate=2": "which train.accumulate does not give",
     "method=gcl train.patch_dropout=0.5": "use train.patch_dropout=0, or start one process",
 }
 """What several processes cannot do, and what they say."""

@@ -61,7 +61,7 @@ def test_each_line_is_named_at_its_end(tmp_path: Path) -> None:
     narrow = [name for name, _, _ in texts(figure.narrow) if name in names]
     assert sorted(narrow) == sorted(names)  # a phone has a legend
     assert "stroke-opacity:0.6" not in figure.wide  # one seed has no bars
-    assert "none where there is one seed" in figure.caption
+    assert "none with one seed" in figure.caption
     assert "cut off" in figure.caption
 
 

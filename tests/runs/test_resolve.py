@@ -167,7 +167,7 @@ def test_none_and_auto_as_a_methods_options() -> None:
         (["method.layers=[1.5]"], "method.layers is [1.5]: use a list, each a whole number"),
         (["method.kind=js"], 'method.kind is "js": use "kl" or "none"'),
         (["method.margin.x=1"], 'method.margin is {"x": 1}: use a number from 0'),
-        (["method.table=1"], "method.table is 1: write a table of names and values"),
+        (["method.table=1"], "method.table is 1: use a table of names and values"),
         (["method.cap=true"], "method.cap is true: use a whole number or none"),
     ],
 )

@@ -137,7 +137,7 @@ def test_two_runs_into_one_folder(tmp_path: Path, tokens: list[str]) -> None:
     with (
         Run.open(config),
         pytest.raises(
-            UserError, match=rf"is in use by another run \(process {os.getpid()} on .+\): wait for it"
+            UserError, match=rf"is in use by another run \(process {os.getpid()} on .+\): wait, or give"
         ),
         Run.open(config),
     ):
@@ -214,7 +214,7 @@ def test_rates_and_schedule(tokens: list[str], toy: str) -> None:
 def test_small_budgets_are_warned_of(tokens: list[str], caplog: pytest.LogCaptureFixture) -> None:
     Plan.of(configured(*tokens, "memory.budget=5"))
     assert caplog.messages == [
-        "memory.budget=5 is below the 6 classes: once more than 5 are seen, no class keeps an exemplar;"
+        "memory.budget=5 is below the 6 classes: once more than 5 classes are seen, no class keeps an exemplar;"
         " use at least 6, or 0"
     ]
     caplog.clear()
@@ -275,7 +275,7 @@ def test_device() -> None:
     assert device("cpu") == "cpu"
     if not torch.cuda.is_available():
         assert device("auto") == "cpu"
-        with pytest.raises(UserError, match="device=cuda but torch finds no such device: use device=cpu"):
+        with pytest.raises(UserError, match="device=cuda, but torch finds no such device: use device=cpu"):
             device("cuda")
 
 

@@ -165,7 +165,7 @@ def test_a_run_of_a_killed_process_is_free_again(tmp_path: Path, tokens: list[st
     refused = main(["resume", str(out)])
     with (
         pytest.raises(
-            ValueError, match=rf"is in use by another run \(process {process.pid} on .+\): wait for it"
+            ValueError, match=rf"is in use by another run \(process {process.pid} on .+\): wait"
         ),
         Run.open(config),
     ):

@@ -209,7 +209,7 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
             )
         value = value if equals else next(waiting, "")
         if not value or (not equals and value.startswith("--")):
-            raise UserError(f"{OPTION} needs a folder: write {OPTION} FOLDER")
+            raise UserError(f"{OPTION} needs a folder: use {OPTION} FOLDER")
         folders.append(value)
     return rest, folders
 

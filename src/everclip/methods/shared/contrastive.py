@@ -29,8 +29,8 @@ class ContrastiveConfig(MethodConfig):
         description="whether the temperature is constant, learned (RGCL-g), or learned per pair (RGCL)",
     )
     temperature_lr: float = Field(default=1e-4, gt=0, description="step size of learned temperatures")
-    temperature_min: float = Field(default=0.005, gt=0, description="lower bound of learned temperatures")
-    temperature_max: float = Field(default=0.5, gt=0, description="upper bound of learned temperatures")
+    temperature_min: float = Field(default=0.005, gt=0, description="smallest learned temperature")
+    temperature_max: float = Field(default=0.5, gt=0, description="largest learned temperature")
     rho: float = Field(
         default=8.0, ge=0, description="weight of the learned temperature's own term in the objective"
     )
