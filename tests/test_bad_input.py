@@ -219,7 +219,7 @@ CASES = [
          "error: not one test image of task 1 can be read: see the skipped images in run.log", 1),
     # Settings.
     Case("budget below the classes", settings("memory.budget=2"),
-         "warning: memory.budget=2 is below the 3 classes: once more than 2 are seen, no class keeps an exemplar;"
+         "warning: memory.budget=2 is below the 3 classes: once more than 2 classes are seen, no class keeps an exemplar;"
          " use at least 3, or 0", 0),
     Case("negative budget", settings("memory.budget=-1"),
          'error: memory.budget is -1: use a whole number from 0 or "all"'),

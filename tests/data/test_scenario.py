@@ -70,7 +70,7 @@ def test_task_sizes() -> None:
     assert task_sizes(100, 10) == [10] * 10
     assert task_sizes(10, 4) == [3, 3, 2, 2]
     assert task_sizes(10, [6, 2, 2]) == [6, 2, 2]
-    with pytest.raises(UserError, match=r"scenario.tasks=11 but there are 10 classes: write at most 10"):
+    with pytest.raises(UserError, match=r"scenario.tasks=11 but there are 10 classes: use at most 10"):
         task_sizes(10, 11)
     with pytest.raises(UserError, match=r"adds up to 9 classes but there are 10"):
         task_sizes(10, [6, 3])

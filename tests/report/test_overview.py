@@ -181,7 +181,7 @@ def test_a_sweep_that_has_only_begun(tmp_path: Path) -> None:
     cells = [{"method": "gcl", "run": "gcl"}, {"method": "gdro", "run": "gdro"}]
     (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "cells": cells}))
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
-    assert "0 of 2 runs are finished; 2 wait for their turn." in page.text
+    assert "0 of 2 runs are finished; 2 are waiting." in page.text
     (tmp_path / "gcl").mkdir()
     (tmp_path / "gcl" / "config.toml").write_text('data = "emoji"\n[method]\nname = "gcl"\n')
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())

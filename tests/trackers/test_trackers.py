@@ -319,7 +319,7 @@ def test_the_catalogue_lists_what_is_shipped(capsys: pytest.CaptureFixture[str])
             "trackers=my_logs.lines tracker.lines=3",
             "tracker.lines is 3 but it is a section: write tracker.lines.OPT",
         ),
-        ("trackers=my_logs.lines tracker.lines.file=3", "tracker.lines.file is 3: write text"),
+        ("trackers=my_logs.lines tracker.lines.file=3", "tracker.lines.file is 3: use text"),
         ("trackers=./sums.py tracker.sums.x=3", 'tracker "sums" has no option "x"; it has no options'),
         ("tracker.wandbb.project=x", 'unknown key "tracker.wandbb"; did you mean "tracker.wandb"'),
         ("tracker.wandb.projct=x", 'tracker "wandb" has no option "projct"; did you mean "project"?'),
@@ -328,7 +328,7 @@ def test_the_catalogue_lists_what_is_shipped(capsys: pytest.CaptureFixture[str])
             "trackers=./needs.py",
             'trackers has "./needs.py", which is not installed: pip install everclip_none',
         ),
-        ("trackers=./none.py", 'tracker "./none.py" is no file'),
+        ("trackers=./none.py", 'tracker "./none.py" does not exist'),
     ],
 )
 def test_a_mistake_is_refused_before_the_run_in_one_line(own: Path, words: str, message: str) -> None:
