@@ -74,7 +74,7 @@ def test_its_options_stand_in_the_section_and_are_kept(
         (["scenario.shot=3"], 'unknown key "scenario.shot"; did you mean "scenario.shots"'),
         (["scenario.shots=0"], "scenario.shots is 0: write a whole number from 1"),
         (["scenario.shots.few=1"], 'unknown key "scenario.shots.few"'),
-        (["scenario.kind=few-shots"], 'unknown scenario "few-shots"; known: class-incremental, domain-in'),
+        (["scenario.kind=few-shots"], 'unknown scenario "few-shots"; known: class-incremental, data-inc'),
         (["scenario.kind=one/two.py"], 'scenario "one/two.py" is no file'),
     ],
 )

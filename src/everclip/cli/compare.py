@@ -11,7 +11,7 @@ from everclip.cli._options import Json, Repeated
 def compare(
     *runs: str,
     by: str | None = None,
-    metric: str = "last,average,forgetting",
+    metric: str | None = None,
     over: str = "seed",
     against: str | None = None,
     equal: Literal["bytes", "steps", "samples"] | None = None,
@@ -27,7 +27,8 @@ def compare(
     Args:
         runs: Run directories, or folders that hold some, such as a sweep's.
         by: Config keys, after commas: a table for each of their values (default: memory.budget, where it varies).
-        metric: Numbers of results.json, after commas; the first one is tested.
+        metric: Numbers of results.json, after commas; the first one is tested (default: last, average, forgetting; of
+            images with captions recall@1 of both directions too).
         over: Config keys of the repetitions, after commas.
         against: The method, or row, to test against (default: the best of each table).
         equal: A table for each level of this cost: there every method enters with its dearest setting that costs no
@@ -48,12 +49,15 @@ def compare(
 
     if json + csv + latex > 1:
         raise UserError("--json, --csv and --latex are given together: write one of them")
-    metrics = [word.strip() for word in metric.split(",") if word.strip()]
+    found = find_runs(runs)
+    metrics = [word.strip() for word in (metric or "").split(",") if word.strip()]
+    if metric is None:
+        metrics = [*verdict.metrics_of(found)]
     conditions = fail_if or []
     shown = len(metrics)
     metrics += [read for condition in conditions for read in gates.metrics_of(condition)]
     comparison = verdict.compare(
-        find_runs(runs),
+        found,
         by=None if by is None else [key.strip() for key in by.split(",")],
         metrics=list(dict.fromkeys(metrics)),
         over=[key.strip() for key in over.split(",")],

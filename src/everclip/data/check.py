@@ -62,7 +62,7 @@ def check(spec: str) -> Report:
     home = official.home if official is not None else ""
     try:
         problems = source.missing(argument)
-        found = None if problems else data.load(spec)
+        found = None if problems else data.load(spec, pairs=True)
     except UserError as error:
         return Report(spec, problems=(str(error),), home=home)
     if found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from everclip._version import __version__
+from everclip.data.inventory import silent
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
 from everclip.models.clip import Clip
@@ -24,12 +25,13 @@ from everclip.training import activation_cache, estimate, fork, frozen, noted, r
 from everclip.training.checkpointer import Checkpointer
 from everclip.training.context import Context
 from everclip.training.disk import check_room, room, writing
-from everclip.training.evaluate import evaluate, evaluate_pretrained
+from everclip.training.evaluate import Measured, evaluate, evaluate_pretrained
 from everclip.training.extract import Rows, spread, unreadable
 from everclip.training.learn import learn
 from everclip.training.plan import Plan, check
 from everclip.training.recorder import Recorder, environment
 from everclip.training.restore import fitting, load_model, read, restore
+from everclip.training.retrieve import retrieve, warn_of_long
 
 log = logging.getLogger("everclip")
 
@@ -47,7 +49,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
     """
     with writing(run.path):
         context, checkpointer = _start(run, progress, stop or Stop())
-        clip, method, loader, record = context.clip, context.method, context.loader, context.record
+        method, loader, record = context.method, context.loader, context.record
         tasks = context.plan.tasks
         shares = estimate.shares(context.plan.config, context.plan.sizes())
         progress.expect([work for pair in shares[record.stages :] for work in pair])
@@ -62,19 +64,25 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
             progress.section()
             tested = tasks[: task.index + 1 + context.plan.config.evaluate.ahead]
             progress.start(f"{task.name} of {len(tasks)}: test", sum(len(one.test) for one in tested))
-            scores = evaluate(
-                clip, lambda labels: method.classifier(clip, labels), tested, loader, progress.count
-            )
+            scores = _tested(context, tested, progress.count)
             line = record.end_stage(task, scores, context.memory, method.state_bytes())
             _close_stage(context, checkpointer, task, line)
             progress.section()
         if record.scores is None:  # stopped between its last checkpoint and its results
-            record.scores = evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader)
+            record.scores = _tested(context, tasks)
         results = record.results(context.plan, method, context.memory, loader)
         run.log("end", seconds=results["seconds"])
         record.write(run, results)
         log.info("finished: last %.1f %%, average %.1f %%", 100 * results["last"], 100 * results["average"])
     return results
+
+
+def _tested(context: Context, tasks: Sequence[Task], count: Callable[[int], object] = silent) -> Measured:
+    """What the method's model makes of the test images of some tasks: their classes, or their captions."""
+    clip, method, loader = context.clip, context.method, context.loader
+    if context.plan.data.captioned:
+        return retrieve(method.encoder(clip), tasks, loader, count)
+    return evaluate(clip, lambda labels: method.classifier(clip, labels), tasks, loader, count)
 
 
 def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpointer]:
@@ -117,7 +125,11 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     if method.capabilities.trains:
         Passes(clip, config.train)
     tests: dict[int, Rows] = {}
-    if plan.prompts.templates:
+    if plan.data.captioned:
+        warn_of_long(clip, plan.data.train)
+        progress.start("zero-shot test", sum(len(task.test) for task in plan.tasks))
+        record.set_zero_shot(retrieve(clip, plan.tasks, loader, progress.count))
+    elif plan.prompts.templates:
         with torch.inference_mode():
             weights = clip.class_embeddings(
                 [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates

@@ -79,7 +79,13 @@ class Plan:
             tuple(len(task.test) for task in self.tasks),
             tuple(len(seen(self.tasks[: task.index + 1])) for task in self.tasks),
             len(self.prompts.templates),
+            self._captions(),
         )
+
+    def _captions(self) -> tuple[int, ...]:
+        """Captions of each task's test images; none of data without."""
+        tests = [task.test for task in self.tasks]
+        return tuple(int(part.captions.count(part.rows).sum()) for part in tests if part.captions is not None)
 
     def budget(self) -> int | Literal["all"]:
         """Exemplars to keep: none where the method has no use for them.
@@ -146,7 +152,10 @@ def _trim(task: Task) -> Task:
 def _check(plan: Plan) -> None:
     """Refuse tasks that cannot be learned or tested; say what is legal and probably not meant."""
     config, tasks, names = plan.config, plan.tasks, plan.data.class_names
-    if lacking := methods.lacking(config, plan.method):
+    lacking = methods.lacking(config, plan.method)
+    if not lacking and plan.data.captioned:
+        lacking = methods.unpaired(config, plan.method)
+    if lacking:
         raise UserError(lacking)
     classes, budget = seen(tasks), plan.budget()
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
@@ -181,6 +190,7 @@ def card_of(plan: Plan, stages: int) -> Card:
         templates=list(plan.prompts.templates),
         classifier="method",
         settings=cards.settings(plan.config),
+        pairs=plan.data.captioned,
     )
 
 

@@ -25,8 +25,9 @@ from everclip.methods.base.method import Method
 from everclip.metrics.matrix import Matrix
 from everclip.runs.run import Clock, Run
 from everclip.system.text import csv_text
-from everclip.training.evaluate import Scores
+from everclip.training.evaluate import Measured, Scores
 from everclip.training.noted import NOTHING, Noted
+from everclip.training.retrieve import Recalls, told
 
 if TYPE_CHECKING:
     from everclip.training.plan import Plan
@@ -38,10 +39,10 @@ NOT_MEASURED: dict[str, Any] = dict.fromkeys(
 """Keys of results.json on the frozen features, where they were not measured."""
 _SAVED = (
     *("optimizer_steps", "samples_seen", "training_seconds", "trainable_parameters", "precision"),
-    *("zero_shot", "frozen", "forked_from"),
+    *("zero_shot", "frozen", "forked_from", "retrieval"),
 )
 """Attributes that a checkpoint has as they are."""
-_UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None}
+_UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None, "retrieval": None}
 """Those that earlier versions did not write."""
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
@@ -56,6 +57,7 @@ class Recorder:
         frozen: what the frozen features give, as in results.json.
         precision: what ``train.precision=auto`` became at the run's first step.
         forked_from: the run, its number of tasks and its config's hash, where this one began in another.
+        retrieval: of data with captions, recalls and ranks of the pretrained model and after each stage.
         skipped_steps, skipped_in_a_row: steps left out, and those since the last that was made.
     """
 
@@ -69,12 +71,13 @@ class Recorder:
         self.skipped_in_a_row = 0
         self.precision: str | None = None
         self.forked_from: dict[str, Any] | None = None
+        self.retrieval: dict[str, Any] | None = None
         self.training_seconds = 0.0
         self.trainable_parameters = 0
         self.zero_shot: dict[str, Any] = {"per_task": None, "after_stage": None, "per_class": {}}
         self.frozen = NOT_MEASURED
         self._after_learning: dict[int, float] = {}
-        self.scores: Scores | None = None
+        self.scores: Measured | None = None
         self.clock = Clock()
         self._stage = Clock()
         self._training = Clock()
@@ -87,7 +90,7 @@ class Recorder:
     def _seen(self, stage: int) -> int:
         return len(seen(self.tasks[: stage + 1]))
 
-    def set_zero_shot(self, scores: Scores) -> None:
+    def set_zero_shot(self, scores: Measured) -> None:
         """Keep what the pretrained model scores: A_t, b_i (among the classes of tasks 1..i), and per class."""
         tasks = range(len(self.tasks))
         per_task = [scores.accuracy(task, self._seen(task)) for task in tasks]
@@ -97,6 +100,8 @@ class Recorder:
             "after_stage": after,
             "per_class": {str(k): v for k, v in scores.per_class(len(scores.labels), len(tasks)).items()},
         }
+        if isinstance(scores, Recalls):
+            self.retrieval = {"zero_shot": scores.summary(len(tasks)), "after_stage": []}
 
     def start(self, plan: Plan) -> dict[str, Any]:
         """Fields of the log's first line."""
@@ -141,7 +146,7 @@ class Recorder:
         """Training images per second of training time so far."""
         return self.samples_seen / max(self.training_seconds, 1e-9)
 
-    def end_stage(self, task: Task, scores: Scores, memory: Memory, state_bytes: int) -> dict[str, Any]:
+    def end_stage(self, task: Task, scores: Measured, memory: Memory, state_bytes: int) -> dict[str, Any]:
         """Take the scores of a finished stage, and return the fields of its line in the log.
 
         Args:
@@ -158,6 +163,8 @@ class Recorder:
             if label in per_class:
                 self._after_learning.setdefault(label, per_class[label])
         self.scores = scores
+        if isinstance(scores, Recalls) and self.retrieval is not None:
+            self.retrieval["after_stage"].append(scores.summary(stage + 1))
         return {
             "stage": stage,
             "accuracy_after_stage": self.matrix.accuracy_after_stage[-1],
@@ -251,7 +258,7 @@ class Recorder:
             "duplicates": self.images.duplicates,
             "data_changed": self.images.changed,
             "skipped_images": list(loader.pixels.skipped()),
-        }
+        } | told(self.retrieval)
 
     def _per_class(self, plan: Plan) -> list[dict[str, Any]]:
         assert self.scores is not None
@@ -272,10 +279,11 @@ class Recorder:
     def write(self, run: Run, results: Mapping[str, Any]) -> None:
         """Write the result files of a finished run; results.json, which marks it as finished, last."""
         assert self.scores is not None
-        predictions = io.BytesIO()
-        top = self.scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
-        np.savez_compressed(predictions, **top)  # pyright: ignore[reportArgumentType]
-        run.write("predictions.npz", predictions.getvalue())
+        if isinstance(self.scores, Scores):
+            predictions = io.BytesIO()
+            top = self.scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
+            np.savez_compressed(predictions, **top)  # pyright: ignore[reportArgumentType]
+            run.write("predictions.npz", predictions.getvalue())
         matrix = [[name, *row] for name, row in zip(results["tasks"], results["matrix"], strict=True)]
         run.write("matrix.csv", csv_text(["after", *results["tasks"]], matrix))
         columns = ["class", "task", "n", "zero_shot", "after_learning", "last"]

@@ -25,6 +25,8 @@ def wanted(config: Config, sizes: Sizes) -> bool:
 
     With ``references=auto`` no tuning run does, whose results serve to choose between settings alone.
     """
+    if sizes.captions:  # which are no classes that linear algebra could tell apart
+        return False
     if config.references != "auto":
         return config.references == "all"
     return (
@@ -42,6 +44,8 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 def words(config: Config, sizes: Sizes) -> str:
     """Name in a line what a resolved config compares itself with."""
+    if sizes.captions:
+        return "references: zero-shot"
     asked = "references: zero-shot" if sizes.templates else "references: no zero-shot, as there is no text"
     if wanted(config, sizes):
         return f"{asked}; frozen features, one pass over {sum(sizes.train):,} training images"
