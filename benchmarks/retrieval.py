@@ -2,10 +2,10 @@
 
     python -m benchmarks.retrieval
 
-tunes clip, clip with SigLIP's loss, gcl, zscl and joint with the same number of trials, without a memory and with 10 % of
-the training pairs, trains each with three seeds, and writes benchmarks/retrieval.md at the start and after each part. It
-needs no pictures but those of the package, and goes on where it stopped: what is in benchmarks/retrieval/ is not run
-again.
+tunes clip, clip with SigLIP's loss, gcl, zscl and joint with the same number of trials, without a memory and with 10 %
+of the training pairs, trains each with three seeds, and writes benchmarks/retrieval.md at the start and after each
+part. It needs no pictures but those of the package, and goes on where it stopped: what is in benchmarks/retrieval/ is
+not run again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ METHODS = {
 }
 CELLS = [(method, level) for method, about in METHODS.items() for level in about.levels]
 RATES = "train.lr=1e-5,3e-5,1e-4,3e-4"
-"""Of both towers and, of sigmoid, of its scale and bias: what is searched, in as many trials for each method."""
+"""Of the image tower: what is searched, in as many trials for each method."""
 
 
 def tuning(method: str, level: int) -> Job:
@@ -86,13 +86,12 @@ def page(results: dict[str, Json]) -> str:
     lines = [
         "# What image-text pairs forget",
         "",
-        "`python -m benchmarks.retrieval`: `everclip train "
-        + " ".join(SETTING)
-        + "`, 1,495 training images of 323 emoji",
-        "with two captions each, five tasks (Unicode's groups), 697 test images by other makers. Recall@1 in %, one",
-        "number per seed (0, 1, 2; – is not run yet). The learning rate of each method at each memory size is the best of",
-        f"{TRIALS} on held-out training images of the first two tasks; all else is at its default, but for `method.scale=30`",
-        f"of sigmoid. Machine: {machines(results) or 'none yet'}.",
+        f"`python -m benchmarks.retrieval`: `everclip train {' '.join(SETTING)}`,",
+        "1,495 training images of 323 emoji with two captions each, five tasks (Unicode's groups), 697 test images by",
+        "other makers. Recall@1 in %, one number per seed (0, 1, 2; – is not run yet). The learning rate of the image",
+        f"tower is, for each method and memory size, the best of {TRIALS} on held-out training images of the first two",
+        "tasks; all else is at its default, but for `method.scale=30` of sigmoid.",
+        f"Machine: {machines(results) or 'none yet'}.",
         "",
         f"{len(results)} of {every} runs are there.",
         "",
@@ -142,7 +141,8 @@ def page(results: dict[str, Json]) -> str:
                 continue
             runs = [results.get(name(method, level, seed)) for seed in SEEDS]
             stages = [
-                _row(runs, lambda one, t=t: _percent(_stage(one, t)[way]["recall_at_1"])) for t in range(5)
+                _row(runs, lambda one, t=t, way=way: _percent(_stage(one, t)[way]["recall_at_1"]))
+                for t in range(5)
             ]
             lines.append(f"| {method} | {level} % | {' | '.join(stages)} |")
     return "\n".join(lines) + "\n"
