@@ -95,6 +95,11 @@ def write_folder(root: Path) -> Path:
         )
         rows.append(f"FOLDER/{name}-{number}.png,{name},{'train' if number < 30 else 'test'},photo")
     (root / "list.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    said = ["path,caption,split,task,time"]
+    for number, row in enumerate(rows[1:]):
+        path, name, part, _ = row.split(",")
+        said.append(f"{path},number {number} of {name},{part},{number % 2},{number}")
+    (root / "pairs.csv").write_text("\n".join(said) + "\n", encoding="utf-8")
     return root
 
 

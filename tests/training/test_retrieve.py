@@ -214,6 +214,31 @@ def test_evaluate_measures_retrieval(
     assert "no classes" in capsys.readouterr().err
 
 
+def test_the_page_and_compare_show_recalls(
+    tmp_path: Path, toy: str, walls: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("clip", "gcl"):
+        results = run(tmp_path / "S" / method, f"data={walls}", f"model={toy}", DATA, f"method={method}")
+    assert main(["report", str(tmp_path / "S" / "gcl")]) == 0
+    page = (tmp_path / "S" / "gcl" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Retrieval</h2>" in page
+    assert "in the mean of captions found by an image and images found by a caption" in page
+    assert page.count("captions by an image") == 2 * 5  # four tasks and all, by this run and zero-shot
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "S"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == [
+        *("last", "average", "forgetting", "image_to_text_recall_at_1", "text_to_image_recall_at_1")
+    ]
+    rows = {row["method"]: row["metrics"] for row in found["sections"][0]["rows"]}
+    last = results["retrieval"]["after_stage"][-1]["together"]
+    assert rows["gcl"]["image_to_text_recall_at_1"]["mean"] == last["image_to_text"]["recall_at_1"]
+    assert main(["report", str(tmp_path / "S"), "-o", str(tmp_path / "all.html")]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "S")]) == 0
+    assert "image to text recall at 1 %" in " ".join(capsys.readouterr().out.split())
+
+
 def test_classes_are_not_searched(toy: str, photos: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", toy, "--data", photos, "--retrieval"]) == 2
     assert "--retrieval needs images with captions" in capsys.readouterr().err
