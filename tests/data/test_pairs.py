@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from everclip import data
+from everclip.cli.app import main
 from everclip.data import scenarios
 from everclip.data.captions import PAIR
 from everclip.errors import UserError
@@ -224,6 +225,11 @@ def test_tasks_by_name_by_time_and_in_parts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no times: write each image's into a column time"):
         cut(by="time")
     assert [task.name for task in cut(tasks=2)] == ["part 1", "part 2"]
+
+
+def test_check_counts_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["datasets", "check", f"csv:{pairs(tmp_path)}"]) == 0
+    assert "pairs.csv: 24 different captions\n" in capsys.readouterr().out
 
 
 def test_captions_are_no_classes(tmp_path: Path) -> None:
