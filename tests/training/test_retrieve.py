@@ -6,16 +6,20 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from everclip.cli.app import main
+from everclip.data.captions import Gallery
 from everclip.errors import UserError
+from everclip.metrics.retrieval import ranked
 from everclip.models import zoo
 from everclip.models.states import read_state
 from everclip.runs import schema
 from everclip.runs.run import Run
+from everclip.training.retrieve import Recalls, Searched
 from tests.data.captioned import pairs, rows
 from tests.data.lists import listed
 from tests.running import configured, logged, run, run_for, timeless
@@ -219,8 +223,8 @@ def test_the_page_and_compare_show_recalls(
 ) -> None:
     for method in ("clip", "gcl"):
         results = run(tmp_path / "S" / method, f"data={walls}", f"model={toy}", DATA, f"method={method}")
-    assert main(["report", str(tmp_path / "S" / "gcl")]) == 0
-    page = (tmp_path / "S" / "gcl" / "report.html").read_text(encoding="utf-8")
+    assert main(["report", str(tmp_path / "S" / "gcl"), "-o", str(tmp_path / "one.html")]) == 0
+    page = (tmp_path / "one.html").read_text(encoding="utf-8")
     assert "<h2>Retrieval</h2>" in page
     assert "in the mean of captions found by an image and images found by a caption" in page
     assert page.count("captions by an image") == 2 * 5  # four tasks and all, by this run and zero-shot
@@ -237,6 +241,42 @@ def test_the_page_and_compare_show_recalls(
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "S")]) == 0
     assert "image to text recall at 1 %" in " ".join(capsys.readouterr().out.split())
+
+
+def _searched(angles: list[float], said: list[str], texts: dict[str, float], labels: list[int]) -> Searched:
+    """Images at some angles with a text each, which stands at an angle of its own."""
+    distinct = list(dict.fromkeys(said))
+    images, rows = (
+        np.stack([np.cos(np.radians(a)), np.sin(np.radians(a))], 1).astype(np.float32)
+        for a in (angles, [texts[text] for text in distinct])
+    )
+    pairs = np.array([[image, distinct.index(text)] for image, text in enumerate(said)])
+    return Searched(images, rows, Gallery(distinct, pairs), np.array(labels), ranked(images, rows, pairs))
+
+
+def test_tasks_apart_and_together() -> None:
+    texts = {"a": 1.0, "b": 40.0, "c": 21.0}
+    first = _searched([0, 30], ["a", "b"], texts, [0, 1])
+    second = _searched([50, 20], ["b", "c"], texts, [1, 1])
+    both = Recalls((0, 1), np.array([0, 1, 1, 1]), {0: first, 1: second})
+    assert [both.accuracy(task, 1) for task in (0, 1, 2)] == [1.0, 1.0, None]
+    found = both.summary(2)
+    assert [part["captions"] for part in found["tasks"]] == [2, 2]
+    # together the text b is one, of an image of each task, and the image at 30 is nearer to c than to it
+    assert (found["together"]["images"], found["together"]["captions"]) == (4, 3)
+    assert found["together"]["image_to_text"]["recall_at_1"] == 0.75
+    assert found["together"]["text_to_image"]["recall_at_1"] == 1.0
+    assert both.summary(1)["together"] == found["tasks"][0]
+
+
+def test_groups_have_their_own_recall() -> None:
+    texts = {"a": 1.0, "b": 8.0, "c": 50.0}
+    one = _searched([0, 2, 48], ["a", "b", "c"], texts, [0, 0, 1])  # the second image is nearer to a
+    found = Recalls((0, 1), one.labels, {0: one})
+    assert found.per_class(2, 1) == {0: (0.5 + 1.0) / 2, 1: 1.0}
+    assert found.accuracy(0, 2) == pytest.approx((2 / 3 + 1.0) / 2)
+    assert found.accuracy_up_to(0, 2) == found.accuracy(0, 2)
+    assert found.count(0) == 3
 
 
 def test_classes_are_not_searched(toy: str, photos: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ def higher_is_better(metric: str) -> bool:
 
 def metrics_of(runs: Sequence[Finished]) -> tuple[str, ...]:
     """The metrics to show of these runs where none are asked for."""
-    return METRICS + (RECALLS if runs and all("retrieval" in run.results for run in runs) else ())
+    return METRICS + (RECALLS if runs and all(RECALLS[0] in run.results for run in runs) else ())
 
 
 def compare(

@@ -105,7 +105,7 @@ def _verdict(run: RunData) -> Json:
     if "retrieval" in run.results:
         both = (
             f"After {when} the model's recall@1 is {percent(last)}, in the mean of captions found by an image and"
-            f" images found by a caption, each task among its own test images; the pretrained model's is {percent(base)}."
+            f" images found by a caption, each task among its own; the pretrained model's is {percent(base)}."
         )
     more = [both]
     if mood == "level" and images:
