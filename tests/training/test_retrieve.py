@@ -270,7 +270,7 @@ def test_tasks_apart_and_together() -> None:
 
 
 def test_groups_have_their_own_recall() -> None:
-    texts = {"a": 1.0, "b": 8.0, "c": 50.0}
+    texts = {"a": 0.5, "b": 8.0, "c": 50.0}
     one = _searched([0, 2, 48], ["a", "b", "c"], texts, [0, 0, 1])  # the second image is nearer to a
     found = Recalls((0, 1), one.labels, {0: one})
     assert found.per_class(2, 1) == {0: (0.5 + 1.0) / 2, 1: 1.0}
