@@ -36,6 +36,13 @@ def test_what_an_image_draws_depends_on_the_seed_and_not_on_its_company() -> Non
     assert len(seeds) == 3
 
 
+def test_other_captions_have_another_digest() -> None:
+    lists = [["a cat"], ["a dog", "the same dog", "a cat"], ["a bird"]]
+    assert Captions(lists).digest() == CAPTIONS.digest()
+    others = [[["a cat"], ["a dog"], ["the same dog", "a cat", "a bird"]], [["a catx"], *lists[1:]]]
+    assert len({Captions(other).digest() for other in (lists, *others)}) == 3
+
+
 def test_a_gallery_has_each_text_once() -> None:
     gallery = CAPTIONS.gallery(np.array([2, 1, 0]))
     assert gallery.texts == ["a bird", "a dog", "the same dog", "a cat"]

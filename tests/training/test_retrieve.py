@@ -129,6 +129,16 @@ def test_a_run_on_pairs_goes_on_to_the_bit(tmp_path: Path, toy: str, walls: str)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_captions(tmp_path: Path, toy: str) -> None:
+    file = pairs(tmp_path)
+    words = (f"data=csv:{file}", f"model={toy}", DATA, "method=clip", "train.batch_size=4")
+    assert run_for(tmp_path / "r", 4, *words) is None
+    file.write_text(file.read_text("utf-8").replace("a red wall", "the red wall"), "utf-8")
+    with pytest.raises(UserError, match="has other captions than when this run began"):
+        run(tmp_path / "r", *words)
+
+
 def test_estimators_are_kept_for_pairs_of_the_memory_alone(tmp_path: Path, toy: str, walls: str) -> None:
     words = (f"data={walls}", f"model={toy}", DATA, "method=gcl", "train.epochs=2", "memory.budget=5")
     run(tmp_path / "a", *words)

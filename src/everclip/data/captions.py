@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,13 @@ class Captions:
         found = (place.setdefault(text, len(place)) for texts in lists for text in texts)
         self._which = np.fromiter(found, dtype=np.int64, count=int(self._starts[-1]))
         self.texts = tuple(place)
+
+    def digest(self) -> str:
+        """A hash of all captions and of whose they are, in hexadecimal."""
+        found = hashlib.blake2b(self._starts.tobytes() + self._which.tobytes(), digest_size=16)
+        for text in self.texts:
+            found.update(text.encode() + b"\0")
+        return found.hexdigest()
 
     def count(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[n]``: captions of these rows."""

@@ -69,8 +69,10 @@ class Plan:
         return plan
 
     def class_names(self) -> list[list[str]]:
-        """Names of each task's classes: what a run goes on with must be what it began with."""
-        return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
+        """Names of each task's classes, and a hash of captions: what a run goes on with must be what it began with."""
+        names = [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
+        said = self.data.train.captions
+        return names if said is None else [*names, [said.digest()]]
 
     def sizes(self) -> Sizes:
         """The tasks in numbers."""
