@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from everclip import data
 from tests.data.lists import Row, listed, photos
 
@@ -28,6 +30,6 @@ def said(found: data.Dataset) -> dict[str, list[str]]:
     captions, texts = found.train.captions, dict[str, list[str]]()
     assert captions is not None
     for part in (found.train, found.test):
-        for row in part.rows:
-            texts[part.store.keys[row]] = captions.gallery(row[None]).texts
+        for row in part.rows.tolist():
+            texts[part.store.keys[row]] = captions.gallery(np.array([row])).texts
     return texts

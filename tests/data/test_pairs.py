@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_tasks_by_name_by_time_and_in_parts(tmp_path: Path) -> None:
     lines = [(*row, f"2024-01-{25 - n:02}") for n, row in enumerate(rows(tmp_path))]
     found = load(f"csv:{listed(tmp_path / 'list.csv', 'path,caption,task,time', lines)}")
 
-    def cut(**options: object) -> list[scenarios.Task]:
+    def cut(**options: Any) -> list[scenarios.Task]:
         from everclip.config.sections import Scenario
 
         return scenarios.cut(scenarios.build(Scenario(kind="data-incremental", **options)), found, 0)

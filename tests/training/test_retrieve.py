@@ -250,7 +250,9 @@ def test_the_page_and_compare_show_recalls(
     assert main(["report", str(tmp_path / "S"), "-o", str(tmp_path / "all.html")]) == 0
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "S")]) == 0
-    assert "image to text recall at 1 %" in " ".join(capsys.readouterr().out.split())
+    head = capsys.readouterr().out
+    assert "i2t@1 %" in head
+    assert "t2i@1 %" in head
 
 
 def _searched(angles: list[float], said: list[str], texts: dict[str, float], labels: list[int]) -> Searched:

@@ -46,9 +46,12 @@ def _scale(metric: str) -> tuple[float, int]:
 
 
 def name(metric: str) -> str:
-    """A metric with its unit: ``last %``, ``memory MB``."""
+    """A metric with its unit: ``last %``, ``memory MB``, ``i2t@1 %`` (recall of texts by an image)."""
     if metric.endswith("_bytes"):
         return f"{metric.removesuffix('_bytes').replace('_', ' ')} MB"
+    if metric in _RECALLS:
+        way, _, k = metric.partition("_recall_at_")
+        return f"{'i2t' if way == WAYS[0] else 't2i'}@{k} %"
     return metric.replace("_", " ") + (" %" if metric in _FRACTIONS + _RECALLS else "")
 
 

@@ -8,7 +8,7 @@ from everclip.metrics.retrieval import AT, WAYS
 from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.runs.read import Json, RunData
 
-_WORDS = dict(zip(WAYS, ("captions by an image", "images by a caption"), strict=True))
+_WORDS: dict[str, str] = dict(zip(WAYS, ("captions by an image", "images by a caption"), strict=True))
 COLUMNS = (
     "searched among",
     "by",

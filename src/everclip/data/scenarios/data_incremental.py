@@ -106,7 +106,7 @@ class DataIncremental(Scenario):
             )
         times = data.times[data.train.rows]
         train = np.array_split(np.lexsort((data.train.ids, times)), count)
-        begins = np.array([times[part[0]] for part in train[1:]])
+        begins = np.array([times[part].min() for part in train[1:]])
         part = np.searchsorted(begins, data.times[data.test.rows], side="right")
         return train, [np.flatnonzero(part == number) for number in range(count)]
 
