@@ -30,6 +30,6 @@ def said(found: data.Dataset) -> dict[str, list[str]]:
     captions, texts = found.train.captions, dict[str, list[str]]()
     assert captions is not None
     for part in (found.train, found.test):
-        for row in part.rows.tolist():
+        for row in map(int, part.rows):
             texts[part.store.keys[row]] = captions.gallery(np.array([row])).texts
     return texts

@@ -83,7 +83,7 @@ class DataIncremental(Scenario):
         names, order = data.domain_names, self.settings.order
         if len(names) < 2:
             raise UserError(
-                f"scenario.by=task but {data.name} names {'one task' if names[0] else 'no tasks'}: write each image's"
+                f"scenario.by=task but {data.name} names {'one task' if any(names) else 'no tasks'}: write each image's"
                 " into a column task, or scenario.by=parts"
             )
         domains = list(range(len(names)))
