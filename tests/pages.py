@@ -98,7 +98,7 @@ def write_folder(root: Path) -> Path:
     said = ["path,caption,split,task,time"]
     for number, row in enumerate(rows[1:]):
         path, name, part, _ = row.split(",")
-        said.append(f"{path},number {number} of {name},{part},{number % 2},{number}")
+        said.append(f"{path},number {number} of {name},{part},{number % 2},{number % 10}")
     (root / "pairs.csv").write_text("\n".join(said) + "\n", encoding="utf-8")
     return root
 

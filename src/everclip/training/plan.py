@@ -172,7 +172,9 @@ def _check(plan: Plan) -> None:
         for part, images in (("training", task.train), ("test", task.test)):
             if not len(images) and (part == "training" or new):
                 raise UserError(
-                    f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no {part}"
+                    f"{task.name} has no {part} images: add some, or use fewer tasks"
+                    if plan.data.captioned
+                    else f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no {part}"
                     f" images: add some to its classes, or use fewer tasks"
                 )
     tested = {int(label) for task in tasks for label in np.unique(task.test.labels)}
