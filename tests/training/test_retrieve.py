@@ -22,6 +22,7 @@ from everclip.runs.run import Run
 from everclip.training.retrieve import Recalls, Searched
 from tests.data.captioned import pairs, rows
 from tests.data.lists import listed
+from tests.marks import slow_after
 from tests.running import configured, logged, run, run_for, timeless
 
 DATA = "scenario.kind=data-incremental"
@@ -56,14 +57,21 @@ def _flat(value: object) -> list[tuple[str, torch.Tensor]]:
     return [(f"{key}.{rest}", tensor) for key, inner in pairs for rest, tensor in _flat(inner)]
 
 
-@pytest.mark.parametrize("options", [(), ("method.temperature=per_sample", "method.negatives=other_class")])
-@pytest.mark.parametrize("method", ["gcl", "clip"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    slow_after(
+        1,
+        [
+            ("gcl", ()),
+            ("gcl", ("method.temperature=per_sample", "method.negatives=other_class")),
+            ("clip", ()),
+        ],
+    ),
+)
 def test_pairs_equal_classes_of_one_pair_each(
     tmp_path: Path, toy: str, method: str, options: tuple[str, ...]
 ) -> None:
     """The same weights and estimators, to the bit."""
-    if method == "clip" and options:
-        pytest.skip("has none of them")
     lines = sorted((path, task, path[-5]) for path, _, task in rows(tmp_path, 2, 6))
     parts = {"0": "train", "1": "test"}
     classes = [(path, name, parts[n]) for path, name, n in lines]
@@ -92,8 +100,11 @@ def test_pairs_equal_classes_of_one_pair_each(
 
 @pytest.mark.parametrize(
     "words",
-    ["gcl", "clip method.objective=sigmoid", "gdro", "lwf", "zscl method.emoji_count=8", "wise_ft method.loss=clip",
-     "joint method.loss=gcl", "zero_shot"],
+    slow_after(
+        2,
+        ["gcl", "clip method.objective=sigmoid", "gdro", "lwf", "zscl method.emoji_count=8",
+         "wise_ft method.loss=clip", "joint method.loss=gcl", "zero_shot"],
+    ),
 )  # fmt: skip
 def test_methods_learn_from_pairs(tmp_path: Path, toy: str, walls: str, words: str) -> None:
     results = run(tmp_path / "r", f"data={walls}", f"model={toy}", DATA, *f"method={words}".split())
@@ -202,6 +213,7 @@ def test_long_captions_are_cut_and_counted(
     assert results["samples_seen"] > 0
 
 
+@pytest.mark.slow
 def test_evaluate_measures_retrieval(
     tmp_path: Path, toy: str, walls: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +240,7 @@ def test_evaluate_measures_retrieval(
     assert "no classes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_and_compare_show_recalls(
     tmp_path: Path, toy: str, walls: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
