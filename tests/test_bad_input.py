@@ -120,7 +120,7 @@ CASES = [
     Case("unknown source", settings("data=imagefoldr:{root}"),
          'error: unknown source "imagefoldr"; did you mean "imagefolder" or "domainfolder"?'),
     Case("emoji of a folder", settings("data=emoji:{root}"),
-         'error: data "emoji" takes no folder: use data=emoji, or data=imagefolder:{root}'),
+         'error: data "emoji" takes no folder: use data=emoji, emoji:captions, or data=imagefolder:{root}'),
     Case("empty folder", tree(),
          "error: no images under {root}: put files such as .jpg or .png into CLASS folders there"),
     Case("unreadable folder", lambda root: root.chmod(0),
