@@ -13,8 +13,8 @@ fixed logit scale. Published without a memory: memory.budget=0.
     Parameters  none
     State       none
     Passes      2 of the image tower, one of them without gradient, from the second task on; 1 of the text tower for
-    each class with images now; the copied tower is gone when the task ends Exemplars   trains on exemplars beside new
-    images; published without: memory.budget=0
+                each class with images now; the copied tower is gone when the task ends
+    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
 
 Paper: https://arxiv.org/abs/1606.09282, for CLIP https://arxiv.org/abs/2207.09248
 """
