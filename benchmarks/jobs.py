@@ -51,8 +51,8 @@ class Bench:
     parallel: int
 
     @classmethod
-    def from_arguments(cls, about: str, results: Path) -> Bench:
-        """The bench that the command line asks for, with the pictures in place."""
+    def from_arguments(cls, about: str, results: Path, pictures_of_others: bool = True) -> Bench:
+        """Return the bench that the command line asks for; pictures that the package lacks are put in place."""
         parser = argparse.ArgumentParser(
             description=about, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -62,7 +62,8 @@ class Bench:
         bench = cls(arguments.scratch.resolve(), results, arguments.parallel)
         bench.scratch.mkdir(parents=True, exist_ok=True)
         bench.results.mkdir(parents=True, exist_ok=True)
-        pictures(Path(os.environ["EVERCLIP_DATA"]).resolve(), bench.scratch)
+        if pictures_of_others:
+            pictures(Path(os.environ["EVERCLIP_DATA"]).resolve(), bench.scratch)
         return bench
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Json]:

@@ -98,6 +98,11 @@ def write_folder(root: Path) -> Path:
     head, *lines = rows
     dated = [f"{head},time", *(f"{line},2024-05-{n % 30 + 1:02d}" for n, line in enumerate(lines))]
     (root / "dated.csv").write_text("\n".join(dated) + "\n", encoding="utf-8")
+    said = ["path,caption,split,task,time"]
+    for number, row in enumerate(rows[1:]):
+        path, name, part, _ = row.split(",")
+        said.append(f"{path},number {number} of {name},{part},{number % 2},{number % 10}")
+    (root / "pairs.csv").write_text("\n".join(said) + "\n", encoding="utf-8")
     return root
 
 

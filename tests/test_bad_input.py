@@ -120,7 +120,7 @@ CASES = [
     Case("unknown source", settings("data=imagefoldr:{root}"),
          'error: unknown source "imagefoldr"; did you mean "imagefolder" or "domainfolder"?'),
     Case("emoji of a folder", settings("data=emoji:{root}"),
-         'error: data "emoji" takes no folder: use data=emoji, or data=imagefolder:{root}'),
+         'error: data "emoji" takes no folder: use data=emoji, emoji:captions, or data=imagefolder:{root}'),
     Case("empty folder", tree(),
          "error: no images under {root}: put files such as .jpg or .png into CLASS folders there"),
     Case("unreadable folder", lambda root: root.chmod(0),
@@ -219,8 +219,8 @@ CASES = [
          "error: not one test image of task 1 can be read: see the skipped images in run.log", 1),
     # Settings.
     Case("budget below the classes", settings("memory.budget=2"),
-         "warning: memory.budget=2 is below the 3 classes: once more than 2 classes are seen, no class keeps an exemplar;"
-         " use at least 3, or 0", 0),
+         "warning: memory.budget=2 is below the 3 classes: once more than 2 classes are seen, no class keeps an"
+         " exemplar; use at least 3, or 0", 0),
     Case("negative budget", settings("memory.budget=-1"),
          'error: memory.budget is -1: use a whole number from 0 or "all"'),
     Case("more tasks than classes", settings("scenario.tasks=4"),

@@ -33,6 +33,7 @@ NOT_RUN = {
     "docs/methods.md": 1,
     "docs/plots.md": 1,
     "docs/reproduce.md": 7,
+    "docs/retrieval.md": 1,
     "docs/start-compare.md": 2,
     "docs/start-update.md": 1,
     "docs/sweep.md": 2,

@@ -11,8 +11,9 @@ The script writes
     pictures.zip            SET/CODEPOINT.webp, stored without compression, fixed time stamps
     class-incremental.csv   path,class,split
     domain-incremental.csv  path,class,domain,split,concept   (domains in learning order)
+    captions.csv            code,group,name,keywords      (of each emoji that is drawn)
     NOTICE.md               sets, versions, authors, licences
-    SHA256SUMS              of the four files above
+    SHA256SUMS              of the five files above
 
 The same versions of resvg-py, Pillow and its libwebp give the same bytes: the shipped files were made with
 resvg-py 0.5.0 and Pillow 13.0.0 (libwebp 1.6.0).
@@ -40,6 +41,7 @@ import emoji_lists as lists
 SIDE = 128
 QUALITY = 90
 PICTURES, CIL, DIL, NOTICE = "pictures.zip", "class-incremental.csv", "domain-incremental.csv", "NOTICE.md"
+CAPTIONS = "captions.csv"
 
 
 def plain(name: str) -> str:
@@ -181,6 +183,16 @@ def domain_incremental(catalogue: Catalogue) -> Iterable[tuple[str, ...]]:
                             yield path, category, domain, split, concept
 
 
+def captions(npm: Path, codes: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    """Yield (code points, Unicode group, name, keywords) of emoji, the keywords after semicolons."""
+    names = read_json(unpack(npm, *lists.UNICODE_NAMES) / "data-by-emoji.json")
+    keywords = read_json(unpack(npm, *lists.KEYWORDS) / "dist" / "emoji-en-US.json")
+    found = {"-".join(f"{ord(c):x}" for c in emoji if ord(c) != 0xFE0F): emoji for emoji in names}
+    for code in sorted(codes):
+        about, words = names[found[code]], keywords[found[code]]
+        yield code, about["group"], about["name"], ";".join(word.replace("_", " ") for word in words)
+
+
 def write_csv(path: Path, header: str, rows: Iterable[tuple[str, ...]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -233,8 +245,10 @@ def main() -> None:
     write_csv(args.out / CIL, "path,class,split", class_incremental(catalogue))
     write_csv(args.out / DIL, "path,class,domain,split,concept", domain_incremental(catalogue))
     write_pictures(args.out / PICTURES, catalogue.needed)
+    codes = {Path(path).stem for path in catalogue.needed}
+    write_csv(args.out / CAPTIONS, "code,group,name,keywords", captions(args.npm, codes))
     write_notice(args.out / NOTICE, catalogue.sets.values())
-    files = [args.out / name for name in (NOTICE, CIL, DIL, PICTURES)]
+    files = [args.out / name for name in (NOTICE, CAPTIONS, CIL, DIL, PICTURES)]
     sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
     (args.out / "SHA256SUMS").write_text(sums, newline="\n")
     size = (args.out / PICTURES).stat().st_size / 1e6

@@ -26,6 +26,8 @@ UNICODE_NAMES = (
     "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
 )
 
+KEYWORDS = ("emojilib", "4.0.3", "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303")
+
 # No share-alike: the pictures must be usable beside Apache-2.0 code.
 LICENCES = {"Apache-2.0", "CC-BY-4.0", "MIT"}
 
@@ -273,7 +275,8 @@ NOTICE_TEXT = """# The emoji pictures
 Iconify (https://github.com/iconify/icon-sets), and changed in one way: the vector drawings were rasterised to
 {side} x {side} pixels on a white background and stored as WebP. A picture's folder in the archive names its
 set. Names and code points of the emoji come from unicode-emoji-json (MIT,
-https://github.com/muan/unicode-emoji-json).
+https://github.com/muan/unicode-emoji-json, copyright (c) 2019 Mu-An Chiou), their keywords from emojilib (MIT,
+https://github.com/muan/emojilib, copyright (c) 2014 Mu-An Chiou).
 
 | Folder | Set | Package | Author | Licence |
 | --- | --- | --- | --- | --- |

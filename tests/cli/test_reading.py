@@ -168,7 +168,7 @@ def test_scenarios_shows_commands_that_are_configs(capsys: pytest.CaptureFixture
         for line in read(capsys, "scenarios", name).splitlines()
         if line.startswith("    everclip train ")
     ]
-    assert len(examples) == 18
+    assert len(examples) == 20
     for _, _, *words in examples:
         load_config([word for word in words if word != "my.toml"])
 

@@ -83,7 +83,7 @@ REFUSED = [
     ),
     (
         ["scenario.kind=a..b"],
-        f'scenario.kind is "a..b": write a scenario\'s name, {CODE}',
+        f'scenario.kind is "a..b": use a scenario\'s name, {CODE}',
     ),
     (
         ["scenario.tasks=[5, 0]"],
@@ -103,7 +103,7 @@ REFUSED = [
     ),
     (['templates=["a photo"]'], 'templates: "a photo" must contain "{}" once, where the class name goes'),
     (["templates=[]"], "templates: the list is empty: give at least one template, or leave the key out"),
-    (["method=a..b"], f'method is "a..b": write a method\'s name, {CODE}'),
+    (["method=a..b"], f'method is "a..b": use a method\'s name, {CODE}'),
     (["device=gpu"], 'device is "gpu": use "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps"'),
     (["out=a\x00b"], 'out is "a\\u0000b": use text or none'),
     (["out=a\udcffb"], 'the value of "out" is not UTF-8: rename the file, or set the terminal to UTF-8'),

@@ -114,7 +114,7 @@ def test_files_that_are_listed_and_absent(tmp_path: Path, monkeypatch: pytest.Mo
     image_folder(tmp_path, {"train": 3, "test": 2}, 3)
     found = data.load(f"imagefolder:{tmp_path}")
     (tmp_path / "test" / "blue" / "1.png").unlink()
-    monkeypatch.setattr(data, "load", lambda spec: found)
+    monkeypatch.setattr(data, "load", lambda spec, pairs: found)
     assert check(f"imagefolder:{tmp_path}").problems == (
         f"{tmp_path}/test/blue/1.png is missing: put it there",
         f"{tmp_path}/test/blue/1.png cannot be decoded (No such file or directory): replace it by the original",

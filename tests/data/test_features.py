@@ -303,7 +303,7 @@ def test_without_text_there_is_no_zero_shot(
     assert "no zero-shot accuracy" in page
     assert "end below zero-shot" not in page
     assert main(["train", *tokens, "--dry-run"]) == 0
-    assert "no zero-shot, as there are no text" in capsys.readouterr().out
+    assert "no zero-shot, as there are no text features" in capsys.readouterr().out
     for command in (
         ["evaluate", str(tmp_path / "run")],
         ["evaluate", str(tmp_path / "run"), "--data", source],

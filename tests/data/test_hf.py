@@ -105,7 +105,7 @@ def test_columns_are_chosen(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load(root)
     assert str(caught.value) == (
-        f'hf:{root} has several label columns, "fine_label, coarse_label": write hf:{root}#label=COLUMN'
+        f'hf:{root} has several label columns, "fine_label, coarse_label": use hf:{root}#label=COLUMN'
     )
 
 

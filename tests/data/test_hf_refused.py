@@ -109,13 +109,13 @@ def both(**other: Any) -> Callable[[], dict[str, Any]]:
 # fmt: off
 BAD: list[tuple[str, Callable[[], Mapping[str, Any]], str, str]] = [
     ("no image column", plain(text=["a"], label=["b"]), "",
-     'hf:{0} has no image column but "text, label": write hf:{0}#image=COLUMN'),
+     'hf:{0} has no image column but "text, label": use hf:{0}#image=COLUMN'),
     ("no label column", lambda: {"train": table(2).rename_column("label", "what").cast_column(
         "what", datasets.Value("int64"))}, "",
-     'hf:{0} has no label column but "image, what": write hf:{0}#label=COLUMN'),
+     'hf:{0} has no label column but "image, what": use hf:{0}#label=COLUMN'),
     ("several image columns", lambda: {"train": table(1).add_column(
         "mask", [{"bytes": encoded("red", 0), "path": None}] * 4, feature=datasets.Image())}, "",
-     'hf:{0} has several image columns, "image, mask": write hf:{0}#image=COLUMN'),
+     'hf:{0} has several image columns, "image, mask": use hf:{0}#image=COLUMN'),
     ("a column that is not there", both(), "#label=labl",
      'hf:{0} has no column "labl"; did you mean "label"?'),
     ("labels that are no whole numbers", lambda: {"train": cast(table(2), "label", "float32", len)}, "#label=label",

@@ -75,7 +75,10 @@ def test_its_options_stand_in_the_section_and_are_kept(
         (["scenario.shots=0"], "scenario.shots is 0: use a whole number from 1"),
         (["scenario.shots.few=1"], 'unknown key "scenario.shots.few"'),
         (["scenario.kind=few-shots"], 'unknown scenario "few-shots"; did you mean "few-shot"'),
-        (["scenario.kind=one/two.py"], 'scenario "one/two.py" is no file'),
+        (
+            ["scenario.kind=one/two.py"],
+            'scenario "one/two.py" does not exist: give the path of a Python file',
+        ),
     ],
 )
 def test_a_mistake_is_one_line(

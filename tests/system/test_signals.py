@@ -164,9 +164,7 @@ def test_a_run_of_a_killed_process_is_free_again(tmp_path: Path, tokens: list[st
     config = configured(*tokens, f"out={out}")
     refused = main(["resume", str(out)])
     with (
-        pytest.raises(
-            ValueError, match=rf"is in use by another run \(process {process.pid} on .+\): wait"
-        ),
+        pytest.raises(ValueError, match=rf"is in use by another run \(process {process.pid} on .+\): wait"),
         Run.open(config),
     ):
         pass

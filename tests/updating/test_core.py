@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from everclip.errors import UserError
-from everclip.inference.model import keep_calibration, open_model
+from everclip.inference.assess import keep_calibration
+from everclip.inference.model import open_model
 from everclip.metrics.calibration import fit, probabilities
 from everclip.system import checkpoint
 from everclip.system.checkpoint import BEFORE

@@ -11,7 +11,7 @@ from everclip.cli._options import Json, Repeated
 def compare(
     *runs: str,
     by: str | None = None,
-    metric: str = "last,average,forgetting",
+    metric: str | None = None,
     over: str = "seed",
     against: str | None = None,
     equal: Literal["bytes", "steps", "samples"] | None = None,
@@ -27,7 +27,8 @@ def compare(
     Args:
         runs: Run directories, or folders of them, such as a sweep's.
         by: Comma-separated config keys: one table per value (default: memory.budget, where it varies).
-        metric: Comma-separated numbers of results.json; the first one is tested.
+        metric: Comma-separated numbers of results.json; the first one is tested (default: last, average, forgetting;
+        for images with captions also recall@1 in both directions).
         over: Comma-separated config keys that make repetitions.
         against: The method, or row, to test against (default: the best in each table).
         equal: One table per level of this cost, in which every method enters with its most expensive setting that
@@ -48,12 +49,15 @@ def compare(
 
     if json + csv + latex > 1:
         raise UserError("--json, --csv and --latex are given together: use one of them")
-    metrics = [word.strip() for word in metric.split(",") if word.strip()]
+    found = find_runs(runs)
+    metrics = [word.strip() for word in (metric or "").split(",") if word.strip()]
+    if metric is None:
+        metrics = [*verdict.metrics_of(found)]
     conditions = fail_if or []
     shown = len(metrics)
     metrics += [read for condition in conditions for read in gates.metrics_of(condition)]
     comparison = verdict.compare(
-        find_runs(runs),
+        found,
         by=None if by is None else [key.strip() for key in by.split(",")],
         metrics=list(dict.fromkeys(metrics)),
         over=[key.strip() for key in over.split(",")],

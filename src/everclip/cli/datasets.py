@@ -64,7 +64,12 @@ def _check(spec: str | None, json: bool) -> int:
         rows = [("all", report.train, report.test)]
         rows += [(name, counts["train"], counts["test"]) for name, counts in report.domains.items()]
         width = max(len(name) for name, _, _ in rows)
-        print(f"{report.data}: {report.classes} classes")
+        many = (
+            f"{report.classes} classes"
+            if report.captions is None
+            else f"{report.captions} different captions"
+        )
+        print(f"{report.data}: {many}")
         print(f"{'':<{width}}  {'training':>9}  {'test':>9}")
         for name, train, test in rows:
             print(f"{name:<{width}}  {train:>9,}  {test:>9,}")

@@ -18,7 +18,7 @@ MANY_TEXTS = 10_000
 """Number of prompts above which a message explains the wait."""
 
 if TYPE_CHECKING:
-    from everclip.inference.assess import Answers
+    from everclip.data.images import Dataset, ImageSet
     from everclip.inference.model import Deployed
 
 
@@ -27,11 +27,14 @@ def evaluate(
     *,
     data: str | None = None,
     retention: str | None = None,
+    retrieval: bool = False,
     image_size: int | None = None,
     templates: str | None = None,
     json: Json = False,
 ) -> None:
     """Measure accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
+
+    Of images with captions it measures retrieval: how the model finds captions by images and images by captions.
 
     Args:
         run: A run directory or a model folder; or any model's name with --data.
@@ -39,15 +42,20 @@ def evaluate(
         whole.
         retention: Images of other classes, to measure how much zero-shot accuracy is left compared with the
         pretrained model.
+        retrieval: Refuse data without captions; a csv:FILE with the columns path and caption has them.
         image_size: Side in pixels (default: the run's, or the model's own).
         templates: Prompts for a model: a file, or cifar100 (18), imagenet (80) or simple (7) (default: the data's
         own; lite uses its own two instead of such a list).
     """
     if image_size is not None and not 16 <= image_size <= 4096:
         raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
-    result = measure(run, data, image_size, templates, retention)
+    result = measure(run, data, image_size, templates, retention, retrieval)
     if json:
         print_json(result)
+    elif "captions" in result:
+        from everclip.cli import _retrieval
+
+        _retrieval.show(result, _retention_lines(result))
     else:
         _show(result)
 
@@ -72,15 +80,22 @@ def _show(result: dict[str, Any]) -> None:
         f" choose from",
         _calibration_line(result),
     ]
-    if kept := result["retention"]:
-        change = 100 * (kept["accuracy"] - kept["pretrained"])
-        lines.append(
-            f"retention: {kept['accuracy']:.1%} zero-shot on {kept['data']},"
-            f" {change:+.1f} points from {kept['model']} ({kept['pretrained']:.1%})"
-        )
+    lines += _retention_lines(result)
     lines += [f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()]
     for line in lines:
         console.print(printable(line), markup=False, highlight=False)
+
+
+def _retention_lines(result: dict[str, Any]) -> list[str]:
+    """Return a line on other classes, where they were measured."""
+    kept = result["retention"]
+    if not kept:
+        return []
+    change = 100 * (kept["accuracy"] - kept["pretrained"])
+    return [
+        f"retention: {kept['accuracy']:.1%} zero-shot on {kept['data']},"
+        f" {change:+.1f} points from {kept['model']} ({kept['pretrained']:.1%})"
+    ]
 
 
 def _calibration_line(result: dict[str, Any]) -> str:
@@ -96,19 +111,33 @@ def measure(
     image_size: int | None = None,
     templates: str | None = None,
     retention: str | None = None,
+    retrieval: bool = False,
 ) -> dict[str, Any]:
     """Measure what ``everclip evaluate`` shows, as a JSON-ready dict.
 
     If every class of ``data`` was learned, the choice is among all learned classes; otherwise, and for a model that
-    has learned nothing, among the classes of ``data``.
+    has learned nothing, among the classes of ``data``. For images with captions recalls are measured.
 
     Raises:
-        UserError: no such run or model, or nothing to test on.
+        UserError: no such run or model, or nothing to test on; with ``retrieval``, images without captions.
     """
     from everclip.data.templates import set_name
+    from everclip.inference import assess
+    from everclip.inference.learned import repeated
+    from everclip.inference.model import is_learned
     from everclip.metrics.calibration import expected_error, likelihood, probabilities
 
-    found, name, duplicates = _answers(run, data, image_size, templates)
+    model, given, images = _opened(run, data, image_size, templates)
+    name, about = (given.name,) * 2 if given is not None else _own(model)
+    again = None if retention is None else retained(model, run, retention)
+    if images.captions is not None:
+        from everclip.cli._retrieval import measured
+
+        return {"model": run, "data": name, **measured(model.encoder, images), "retention": again}
+    if retrieval:
+        raise UserError(f"--retrieval needs images with captions, and {name} has classes: leave it out")
+    model.check_classes()
+    found = assess.answers(model, images) if given is None else assess.examined(model, given)
     model, scores, logits, truth = found.model, found.scores, found.logits(), found.truth()
     nll = likelihood(logits, truth)
     return {
@@ -116,7 +145,7 @@ def measure(
         "data": name,
         "accuracy": found.accuracy,
         "images": scores.count(0),
-        "duplicates": duplicates,
+        "duplicates": repeated(run, images, about) if is_learned(run) else None,
         "label_set": len(model.labels),
         "ece": expected_error(probabilities(logits), truth),
         "nll": nll if math.isfinite(nll) else None,
@@ -127,50 +156,54 @@ def measure(
             {"class": model.classes[label], "n": int((scores.truth == label).sum()), "accuracy": accuracy}
             for label, accuracy in scores.per_class(len(model.labels), 1).items()
         ],
-        "retention": None if retention is None else retained(model, run, retention),
+        "retention": again,
         "skipped_images": found.skipped,
     }
 
 
-def _answers(
+def _own(model: Deployed) -> tuple[str, str]:
+    """Return the name of the data that a run has learned, and of its test part."""
+    assert model.plan is not None
+    return model.plan.data.name, f"the test part of {model.plan.data.name}"
+
+
+def _opened(
     run: str, data: str | None, image_size: int | None, templates: str | None
-) -> tuple[Answers, str, int | None]:
-    """Return the model's predictions, the data's name, and how many of its images were learned."""
+) -> tuple[Deployed, Dataset | None, ImageSet]:
+    """Return a model, the data given, and the images to test on: the data's, or the run's own."""
     from everclip.inference import assess
-    from everclip.inference.learned import repeated
     from everclip.inference.model import is_learned, of_run, open_model
 
     if not is_learned(run):
         model, found = _of_model(run, data, image_size, templates)
-        return assess.examined(model, found), found.name, None
+        return model, found, found.whole()
     for option, value in (("--image-size", image_size), ("--templates", templates)):
         if value is not None:
             raise UserError(
                 f"{option} is for models that have learned nothing; {run} has its own: leave it out"
             )
     if data is not None:
-        model = open_model(run)
-        found = assess.load(data, model)
-        return assess.examined(model, found), found.name, repeated(run, found.whole(), found.name)
+        model = open_model(run, pairs=True)
+        found = assess.load(data, model, pairs=True)
+        return model, found, found.whole()
     if not (Path(run) / "config.toml").is_file():
         raise UserError(f"{run} is a model folder, without images of its own: give --data")
     model = of_run(Path(run))
     assert model.plan is not None
     tests = [task.test for task in model.plan.tasks]
-    images, name = sum(tests[1:], tests[0]), f"the test part of {model.plan.data.name}"
-    return assess.answers(model, images), model.plan.data.name, repeated(run, images, name)
+    return model, None, sum(tests[1:], tests[0])
 
 
 def _of_model(
     name: str, data: str | None, image_size: int | None, templates: str | None
-) -> tuple[Deployed, Any]:
+) -> tuple[Deployed, Dataset]:
     """Build a model's zero-shot classifier for a data set's classes; return it with the data set."""
     from everclip import data as sources
     from everclip.inference.model import open_model
 
     if data is None:
         raise UserError(f'"{name}" is no run directory: give one, or a model\'s name with --data')
-    found = sources.load(data, templates=templates, model=name)
+    found = sources.load(data, templates=templates, model=name, pairs=True)
     texts = len(found.class_names) * len(found.templates)
     if texts > MANY_TEXTS:
         log.warning(

@@ -39,11 +39,14 @@ def export(
     from everclip.errors import UserError, suggest
     from everclip.export import export as write
     from everclip.export import formats
-    from everclip.inference.model import open_model, read_classes
+    from everclip.inference.model import open_model
+    from everclip.inference.predict import read_classes
 
     if format not in formats():
         raise UserError(f'--format is "{format}"{suggest(format, formats())}')
-    opened = open_model(model, None if classes is None else read_classes(classes))
+    opened = open_model(
+        model, None if classes is None else read_classes(classes), pairs=format == "open-clip"
+    )
     if not opened.clip.image_size:
         raise UserError(
             f"{model} takes features, for which there is no format: everclip.Learner opens it as it is"

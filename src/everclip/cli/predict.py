@@ -44,7 +44,8 @@ def predict(
         probabilities reliable.
         json: Print one JSON object per line.
     """
-    from everclip.inference.model import open_model, read_classes
+    from everclip.inference.model import open_model
+    from everclip.inference.predict import read_classes
 
     if top < 1:
         raise UserError(f"--top is {top}: use a whole number from 1")
@@ -142,11 +143,10 @@ def _calibrate(model: Deployed, data: str) -> Deployed:
     from dataclasses import replace
 
     from everclip.inference import assess
-    from everclip.inference.model import keep_calibration
 
     plain = replace(model, calibration=None)
     fitted = assess.fit_temperature(plain, data)
-    kept = keep_calibration(plain, fitted)
+    kept = assess.keep_calibration(plain, fitted)
     where = "for this call: the model has no folder of its own" if kept is None else f"kept in {kept}"
     print(_told(fitted) + f"; {where}", file=sys.stderr)
     return replace(model, calibration=fitted)

@@ -98,7 +98,7 @@ def update(
     """
     if not dry_run:
         _complete(out, test)
-    from everclip.inference.model import read_classes
+    from everclip.inference.predict import read_classes
 
     chosen = knobs or Knobs()
     given = (memory, None if classes is None else read_classes(classes), chosen.image_size)

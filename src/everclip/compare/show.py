@@ -12,12 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from everclip.compare.cells import shown_any
+from everclip.metrics.retrieval import AT, WAYS
 from everclip.metrics.stats import LEAST
 from everclip.system.text import csv_text
 
 Json = dict[str, Any]
 
 _FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot")
+_RECALLS = tuple(f"{way}_recall_at_{k}" for way in WAYS for k in AT)
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _KEPT = "kept MB"
 _STILL = "°"
@@ -38,16 +40,19 @@ WIDE = 100
 
 def _scale(metric: str) -> tuple[float, int]:
     """Return the factor of a number, and its digits after the point."""
-    if metric in _FRACTIONS:
+    if metric in _FRACTIONS + _RECALLS:
         return 100, 1
     return (1e-6, 2) if metric.endswith("_bytes") else (1, 0)
 
 
 def name(metric: str) -> str:
-    """Return a metric with its unit: ``last %``, ``memory MB``."""
+    """Return a metric with its unit: ``last %``, ``memory MB``, ``i2t@1 %`` (recall of texts by an image)."""
     if metric.endswith("_bytes"):
         return f"{metric.removesuffix('_bytes').replace('_', ' ')} MB"
-    return metric.replace("_", " ") + (" %" if metric in _FRACTIONS else "")
+    if metric in _RECALLS:
+        way, _, k = metric.partition("_recall_at_")
+        return f"{'i2t' if way == WAYS[0] else 't2i'}@{k} %"
+    return metric.replace("_", " ") + (" %" if metric in _FRACTIONS + _RECALLS else "")
 
 
 def ends(mean: Json, spread: str, random: bool = True) -> tuple[float, float] | None:

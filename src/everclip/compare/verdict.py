@@ -10,19 +10,30 @@ from everclip.compare import cells
 from everclip.compare.cells import Repetition, Row, Section
 from everclip.errors import UserError, suggest
 from everclip.metrics.ranks import critical_difference, friedman, mean_ranks
+from everclip.metrics.retrieval import WAYS
 from everclip.metrics.stats import holm, interval, mcnemar, paired, sign_flip
 from everclip.runs.finished import Finished, right_both
 
 Json = dict[str, Any]
 
 METRICS = ("last", "average", "forgetting")
+RECALLS = tuple(f"{way}_recall_at_1" for way in WAYS)
+"""What is shown beside them of runs on images with captions."""
 SPREADS = ("ci", "std", "range")
-_LOWER = ("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable_parameters")
+_LOWER = (
+    *("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable_parameters"),
+    *(f"{way}_median_rank" for way in WAYS),
+)
 
 
 def higher_is_better(metric: str) -> bool:
     """Return whether more of a key of results.json is better."""
     return metric not in _LOWER and not metric.endswith("_bytes")
+
+
+def metrics_of(runs: Sequence[Finished]) -> tuple[str, ...]:
+    """Return the metrics to show of these runs where none are asked for."""
+    return METRICS + (RECALLS if runs and all(RECALLS[0] in run.results for run in runs) else ())
 
 
 def compare(

@@ -61,8 +61,8 @@ class Scenario(Choice):
 
     kind: str = Field(
         default="class-incremental",
-        description="whether each task brings new classes or the same classes in a new domain; or a"
-        " scenario of your own; scenario.OPTION sets its options",
+        description="whether each task brings new classes, the same classes in a new domain, or more images, such as"
+        " those with captions; or a scenario of your own; scenario.OPTION sets its options",
         pattern=SCENARIO,
         json_schema_extra={"allowed": f"a scenario's name, {CODE}"},
     )

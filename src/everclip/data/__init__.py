@@ -58,6 +58,7 @@ def load(
     templates: str | list[str] | None = None,
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
+    pairs: bool = False,
 ) -> Dataset:
     """The data set that ``spec`` names: ``SOURCE``, ``SOURCE:ARGUMENT`` or a path, as for ``source_class``.
 
@@ -69,6 +70,7 @@ def load(
             source's own.
         model: the spec of the model that is to read the prompts; the source's own are then suited to it.
         options: the source's own.
+        pairs: whether its images may have captions in place of classes.
 
     Raises:
         UserError: unknown source (with a suggestion) or option, whatever the source finds wrong, or a name or template
@@ -76,7 +78,10 @@ def load(
     """
     trust.typed(spec)
     found, argument = source(spec, options or {})
-    return _worded(found.load(argument, kind), spec, classnames, templates, model)
+    data = _worded(found.load(argument, kind), spec, classnames, templates, model)
+    if data.captioned and not pairs:
+        raise UserError(f"{spec} has captions and no classes: give images with classes")
+    return data
 
 
 def of(config: Config) -> Dataset:
@@ -96,6 +101,11 @@ def _worded(
     from everclip.data import templates as lists
     from everclip.data.formats.folders import check_names, check_texts
 
+    if data.captioned and (classnames is not None or templates):
+        given = "templates" if classnames is None else "classnames"
+        raise UserError(
+            f"{given}= is for data with classes, and {spec} has captions, which are used as they are: leave it out"
+        )
     if classnames is not None:
         names = prompts.read_class_names(Path(os.path.expanduser(classnames)), data.class_names)
         data = replace(data, class_names=tuple(check_names(names, classnames)))
@@ -103,7 +113,7 @@ def _worded(
         data = replace(data, templates=prompts.read_templates(lists.file_of(templates)))
     elif templates:
         data = replace(data, templates=tuple(templates))
-    elif model is not None:
+    elif model is not None and not data.captioned:
         data = lists.suited(data, model)
     check_texts(data, f"data {spec}")
     prompts.warn_of_alike(data.class_names)

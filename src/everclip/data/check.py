@@ -29,6 +29,7 @@ class Report:
         decoded: images of the sample that could be decoded, of ``sampled``.
         problems: a line each; none where the data set is complete.
         home: address of the page that offers the data set, where there is one.
+        captions: different texts, of data with captions in place of classes.
     """
 
     data: str
@@ -40,10 +41,14 @@ class Report:
     decoded: int = 0
     problems: tuple[str, ...] = ()
     home: str = ""
+    captions: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report for ``--json``."""
-        return {"complete": not self.problems, **asdict(self), "problems": list(self.problems)}
+        found = {"complete": not self.problems, **asdict(self), "problems": list(self.problems)}
+        if self.captions is None:
+            del found["captions"]
+        return found
 
 
 def check(spec: str) -> Report:
@@ -62,7 +67,7 @@ def check(spec: str) -> Report:
     home = official.home if official is not None else ""
     try:
         problems = source.missing(argument)
-        found = None if problems else data.load(spec)
+        found = None if problems else data.load(spec, pairs=True)
     except UserError as error:
         return Report(spec, problems=(str(error),), home=home)
     if found is None:
@@ -89,6 +94,7 @@ def check(spec: str) -> Report:
         sampled - len(broken),
         tuple(problems + _shortened(broken)),
         home,
+        None if found.train.captions is None else len(found.train.captions.texts),
     )
 
 

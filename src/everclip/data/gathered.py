@@ -94,7 +94,7 @@ class Gathered(Store):
 
 
 def gather(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], dict[str, str]]:
-    """The sets on one store, so that they can be added, with ids of their images' content.
+    """Return the sets on one store, so that they can be added, with ids of their images' content and without captions.
 
     Within a set the first of equal images stays. Files that cannot be read are left out.
 
@@ -114,6 +114,6 @@ def gather(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], dict[str, str]]:
                 continue
             kept[place] = int(ids[place]) not in seen
             seen.add(int(ids[place]))
-        made.append(replace(part, store=store, rows=rows, ids=ids).select(kept))
+        made.append(replace(part, store=store, rows=rows, ids=ids, captions=None).select(kept))
         start += len(part)
     return made, skipped

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.data.captions import Captions
 from everclip.errors import UserError
 from everclip.seeding import hash64
 
@@ -116,6 +117,7 @@ class ImageSet:
         domains: int64 ``[n]``, index into the data set's domain names.
         ids: int64 ``[n]``, stable over runs and machines: a hash of the path relative to the root. Estimators,
             exemplars and stored logits are keyed by it.
+        captions: those of all rows of the store, where the images have captions; labels are then groups of them.
     """
 
     store: Store
@@ -123,6 +125,7 @@ class ImageSet:
     labels: NDArray[np.int64]
     domains: NDArray[np.int64]
     ids: NDArray[np.int64]
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,6 +163,13 @@ class ImageSet:
             ids=np.concatenate([self.ids, other.ids]),
         )
 
+    def samples(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return ids of the samples that some of these images are: their own, or those of all their captions."""
+        if self.captions is None:
+            return ids
+        found = self.select(np.isin(self.ids, ids))
+        return self.captions.pairs_of(found.rows, found.ids)
+
     def counts(self, classes: int) -> NDArray[np.int64]:
         """int64 ``[classes]``: images of each class."""
         return np.bincount(self.labels, minlength=classes)
@@ -196,7 +206,7 @@ class Dataset:
         templates: prompts with ``{}`` for the class name, which make the class embeddings; none of features that come
             without text.
         held_out: the test part was cut from the images here; a source that comes with its own has False.
-        times: float64, one for each row of the store: when its image was there; None where that was not asked for.
+        times: float64 by row of the store: when each image was taken; None where that is not known or not asked for.
     """
 
     name: str
@@ -207,6 +217,11 @@ class Dataset:
     templates: tuple[str, ...]
     held_out: bool = False
     times: NDArray[np.float64] | None = None
+
+    @property
+    def captioned(self) -> bool:
+        """Whether its images have captions of their own, in place of classes."""
+        return self.train.captions is not None
 
     def holding_out(self, share: float) -> Dataset:
         """The data set with part of its training images in place of its test images, which are left out.
@@ -227,6 +242,15 @@ class Dataset:
         """How it was read, on one line."""
         domains = f" in {len(self.domain_names)} domains" if len(self.domain_names) > 1 else ""
         held = " (a fifth of each class, as there is no test part)" if self.held_out else ""
+        if self.train.captions is not None:
+            counts = [int(self.train.captions.count(part.rows).sum()) for part in (self.train, self.test)]
+            groups = f", {len(self.class_names)} groups" if len(self.class_names) > 1 else ""
+            tasks = f", {len(self.domain_names)} tasks" if len(self.domain_names) > 1 else ""
+            held = " (a fifth, as there is no test part)" if self.held_out else ""
+            return (
+                f"{self.name}: {len(self.train)} training images with {counts[0]} captions, {len(self.test)} test"
+                f" images with {counts[1]}{groups}{tasks}{held}"
+            )
         return (
             f"{self.name}: {len(self.class_names)} classes{domains}, {len(self.train)} training images,"
             f" {len(self.test)} test images{held}"
@@ -247,6 +271,8 @@ def build(
     domain_names: Sequence[str],
     templates: Sequence[str],
     held_out: bool = False,
+    captions: Captions | None = None,
+    times: NDArray[np.float64] | None = None,
 ) -> Dataset:
     """A Dataset from columns as long as ``store.keys``. Raises UserError where two keys collide."""
     every = ImageSet(
@@ -255,6 +281,7 @@ def build(
         labels=np.asarray(labels, dtype=np.int64),
         domains=np.asarray(domains, dtype=np.int64),
         ids=sample_ids(store.keys),
+        captions=captions,
     )
     test = np.asarray(is_test, dtype=bool)
     return Dataset(
@@ -265,4 +292,5 @@ def build(
         every.select(test),
         tuple(templates),
         held_out,
+        times,
     )

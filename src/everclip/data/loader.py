@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from everclip.data.batch import Batch, Phase
 from everclip.data.cache.activations import Activations
 from everclip.data.cache.views import VIEWS
 from everclip.data.images import ImageSet
@@ -20,66 +20,6 @@ from everclip.data.pixels import Pixels
 from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.seeding import generator
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """The images that a training step sees.
-
-    Args:
-        images: uint8 pictures ``[b, 3, s, s]``, or in their place activations ``[b, ...]`` of the tower's frozen part;
-            ``Clip.normalise`` takes both.
-        labels, domains, ids: int64 ``[b]``, as in ImageSet.
-        current: bool ``[b]``: from the current task rather than from the memory.
-        second: another augmented view of each image, in phases with two views.
-        key: (stage, phase, epoch, step), for random draws that must repeat exactly.
-        seed: the run's seed of such draws.
-        number: how many batches of the phase come before it.
-        share: how several processes share it: pictures are then those of this process's images alone, ``[own, ...]``,
-            and all else is the whole batch's.
-    """
-
-    images: UInt8[Tensor, "own 3 s s"] | Float[Tensor, "own ..."]
-    labels: Int64[Tensor, " b"]
-    domains: Int64[Tensor, " b"]
-    ids: Int64[Tensor, " b"]
-    current: Bool[Tensor, " b"]
-    second: UInt8[Tensor, "own 3 s s"] | Float[Tensor, "own ..."] | None = None
-    key: tuple[int, int, int, int] = (0, 0, 0, 0)
-    seed: int = 0
-    number: int = 0
-    share: collectives.Share | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def rng(self, stream: str) -> np.random.Generator:
-        """The generator of one stream at this step."""
-        return generator(self.seed, stream, *self.key)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A training stage of a method.
-
-    Args:
-        name: shown in the log.
-        epochs: overrides ``train.epochs``; None takes the config's epochs or steps.
-        sampler: ``uniform`` over images, or ``class_balanced``: classes uniformly, then images of the class, no image
-            twice in a batch; with ``class_repeated`` as many of each class, again where it has too few.
-        data: which images it trains on: new and memory, new alone, or memory alone.
-        views: augmented views of each image: one, or two (``Batch.second``).
-        train: values of ``[train]`` for this phase alone, such as ``{"lr_head": 0.1, "weight_decay": 0.0}``.
-        steps: optimizer steps that it has; the loop says so to ``begin_phase`` and after.
-    """
-
-    name: str = "train"
-    epochs: int | None = None
-    sampler: Literal["uniform", "class_balanced", "class_repeated"] = "uniform"
-    data: Literal["mixed", "new", "memory"] = "mixed"
-    views: Literal[1, 2] = 1
-    train: Mapping[str, float | None] = field(default_factory=dict)
-    steps: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +213,12 @@ class Loader:
                 good = part.good
         columns = (images.labels[good], images.domains[good], images.ids[good], part.current[good])
         batch = Batch(part.first, *map(torch.from_numpy, columns), second=part.second)
-        return replace(batch, key=part.key, seed=self.seed, share=share)
+        batch = replace(batch, key=part.key, seed=self.seed, share=share)
+        if images.captions is None:
+            return batch
+        said = images.captions.draw(images.rows[good], images.ids[good], self.seed, part.key[:3])
+        which, pairs = map(torch.from_numpy, (said.which, said.pairs))
+        return replace(batch, texts=said.texts, which=which, pairs=pairs)
 
     def agree(self) -> None:
         """Tell every process what one has found broken."""

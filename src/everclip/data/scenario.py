@@ -103,9 +103,7 @@ def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
     """
     if isinstance(tasks, int):
         if tasks > classes:
-            raise UserError(
-                f"scenario.tasks={tasks} but there are {classes} classes: use at most {classes}"
-            )
+            raise UserError(f"scenario.tasks={tasks} but there are {classes} classes: use at most {classes}")
         return [classes // tasks + (index < classes % tasks) for index in range(tasks)]
     if sum(tasks) != classes:
         raise UserError(

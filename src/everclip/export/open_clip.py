@@ -70,7 +70,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
 
 def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> float:
     """Return the largest difference of probabilities between the model and what everclip reads from the folder."""
-    again = open_model(str(folder))
+    again = open_model(str(folder), pairs=True)
     assert again.names == model.names
     worst = float(np.abs(probabilities(again.logits(pictures)) - probabilities(model.logits(pictures))).max())
     if worst > TOLERANCE:

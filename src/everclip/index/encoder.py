@@ -32,7 +32,7 @@ def open_encoder(spec: str, image_size: int | None = None) -> Clip:
     if not is_learned(spec):
         clip = zoo.load(spec, image_size, device("auto"))
     elif image_size is None:
-        clip = open_model(spec).encoder
+        clip = open_model(spec, pairs=True).encoder
     else:
         raise UserError(
             f"--image-size is for models that have learned nothing; {spec} has its own: leave it out"

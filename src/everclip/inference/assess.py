@@ -21,6 +21,7 @@ from everclip.inference.learned import repeated
 from everclip.inference.model import Deployed, zero_shot
 from everclip.metrics.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
 from everclip.models.clip import Clip
+from everclip.runs import card as cards
 from everclip.training.evaluate import Scores, evaluate
 
 log = logging.getLogger("everclip")
@@ -112,12 +113,16 @@ def present(found: Dataset, images: ImageSet) -> list[str]:
     return [found.class_names[label] for label in np.unique(images.labels).tolist()]
 
 
-def load(spec: str, model: Deployed) -> Dataset:
-    """Return a data set for a model, of the model's kind and with the prompts that suit it."""
+def load(spec: str, model: Deployed, pairs: bool = False) -> Dataset:
+    """Return a data set for a model, of the model's kind and with the prompts that suit it.
+
+    Args:
+        pairs: whether its images may have captions in place of classes.
+    """
     if model.plan is None:
-        return sources.load(spec, model=model.spec)
+        return sources.load(spec, model=model.spec, pairs=pairs)
     config = model.plan.config
-    return sources.load(spec, scenarios.lists(config.scenario), model=config.model)
+    return sources.load(spec, scenarios.lists(config.scenario), model=config.model, pairs=pairs)
 
 
 def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
@@ -173,3 +178,22 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
     if fitted.images < FEW:
         log.warning("a temperature fitted on %d images is rough; use at least %d", fitted.images, FEW)
     return fitted
+
+
+def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
+    """Keep a temperature where the model was opened from: in the model folder, or in the run directory.
+
+    Returns:
+        the file; None where the model has no folder of its own.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if model.plan is None:
+        return None
+    folder = Path(model.spec).expanduser()
+    of = {"model": model.identity} if model.identity else {"stage": len(model.plan.tasks) - 1}
+    try:
+        return cards.write_calibration(folder, of, calibration)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): make it writable") from error

@@ -23,9 +23,10 @@ from torch import nn
 from everclip import methods
 from everclip.config import Config
 from everclip.config.models import MethodChoice
+from everclip.data.captions import Captions
 from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, FileStore, ImageSet
-from everclip.data.prompts import PHOTO, Prompts, read_lines
+from everclip.data.prompts import PHOTO, Prompts
 from everclip.data.scenario import Task, seen
 from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError, suggest
@@ -90,6 +91,14 @@ class Deployed:
         """Whether the text tower's class embeddings are the classifier, so that the two towers are the whole model."""
         return isinstance(self.classifier, TextClassifier)
 
+    def check_classes(self) -> None:
+        """Raise UserError where it has learned images with captions, and no classes."""
+        if self.plan is not None and self.plan.data.captioned:
+            raise UserError(
+                f"{self.spec} has learned images with captions, and no classes: {LOCAL}{self.spec} asks its text tower"
+                " for any class"
+            )
+
     @property
     def encoder(self) -> Clip:
         """The model whose features are scored, as far as it is a CLIP model."""
@@ -147,6 +156,7 @@ def open_model(
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
     templates: Sequence[str] | None = None,
+    pairs: bool = False,
 ) -> Deployed:
     """Return the model that ``spec`` names, ready to use; no training data is read where a model folder says it all.
 
@@ -154,6 +164,7 @@ def open_model(
         spec: a run directory, a model folder, or any model that training can start from.
         classes: those to choose from: of a learned model some of its own, of any other model whatever it is asked for.
         image_size, templates: of a model that has learned nothing; the others have their own.
+        pairs: whether it may have learned images with captions, and no classes.
 
     Raises:
         UserError: no such model, or one without classes.
@@ -173,6 +184,8 @@ def open_model(
         option = "--templates" if image_size is None else "--image-size"
         raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
     found = _of_folder(path, spec) if (path / FILE).is_file() else _of_checkpoint(path)
+    if not pairs:
+        found.check_classes()
     return found if classes is None else found.among(classes)
 
 
@@ -246,7 +259,8 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
 def plan_of(card: Card) -> Plan:
     """Return the plan that a card tells of: its tasks have classes and no images."""
     config, nothing = card.config(), np.zeros(0, dtype=np.int64)
-    none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing)
+    said = Captions(()) if card.pairs else None
+    none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing, said)
     data = Dataset("none", tuple(card.classes), ("",), none, none, tuple(card.templates))
     tasks = [Task(index, task.name, tuple(task.labels), none, none) for index, task in enumerate(card.tasks)]
     prompts = Prompts(data.class_names, data.templates, config.train.captions)
@@ -285,32 +299,6 @@ def save(model: Deployed, folder: Path) -> None:
     if not model.reads_text:
         assert model.plan is not None
         save_state(model.plan.method.state_dict(), folder / METHOD_FILE)
-
-
-def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
-    """Keep a temperature where the model was opened from: in the model folder, or in the run directory.
-
-    Returns:
-        the file; None where the model has no folder of its own.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    if model.plan is None:
-        return None
-    folder = Path(model.spec).expanduser()
-    of = {"model": model.identity} if model.identity else {"stage": len(model.plan.tasks) - 1}
-    try:
-        return cards.write_calibration(folder, of, calibration)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): make it writable") from error
-
-
-def read_classes(path: str) -> list[str]:
-    """Class names, one per line. Raises UserError where the file cannot be read or names a class twice."""
-    names = [line.strip() for line in read_lines(Path(path).expanduser(), "classes")]
-    check_names(names, path)
-    return names
 
 
 def templates_of(spec: str) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from everclip.data.formats.folders import image_files
+from everclip.data.formats.folders import check_names, image_files
 from everclip.data.images import FileStore, Store
 from everclip.data.pixels import Pixels
+from everclip.data.prompts import read_lines
 from everclip.errors import UserError
 from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
@@ -78,3 +79,10 @@ def expanded(paths: Iterable[str]) -> Iterator[str]:
         if not found:
             raise UserError(f"no images in {path}: give a folder with files such as .jpg or .png")
         yield from (os.path.join(path, name) for name in found)
+
+
+def read_classes(path: str) -> list[str]:
+    """Return class names, one per line. Raises UserError where the file cannot be read or names a class twice."""
+    names = [line.strip() for line in read_lines(Path(path).expanduser(), "classes")]
+    check_names(names, path)
+    return names

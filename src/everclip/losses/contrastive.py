@@ -51,6 +51,24 @@ def clip_loss(
     return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
 
 
+def sigmoid_loss(
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    scale: Float[Tensor, ""] | float,
+    bias: Float[Tensor, ""] | float,
+) -> Float[Tensor, ""]:
+    """SigLIP's loss: each of the b^2 pairs of a batch is judged by itself (Zhai et al. 2023, arXiv 2303.15343, eq. 1).
+
+        - (1/b) sum_ij log sigmoid( y_ij (scale s(i,j) + bias) ),   y_ij = 1 where i = j, else -1
+
+    Args:
+        image, text: unit length; row i of one belongs to row i of the other.
+        scale: 1 / temperature. At the start of training from nothing the paper has 10, and a bias of -10.
+    """
+    sign = 2 * torch.eye(len(image), device=image.device, dtype=image.dtype) - 1
+    return -functional.logsigmoid(sign * (scale * image @ text.T + bias)).sum() / len(image)
+
+
 def negatives(labels: Int64[Tensor, " b"], kind: Negatives) -> Bool[Tensor, "b b"]:
     """N: which j are negatives of i; a row without any has no loss.
 

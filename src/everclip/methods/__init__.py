@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from everclip import plugins
 from everclip.data import policies
 from everclip.data.scenarios import scenario_class
 from everclip.errors import UserError
@@ -54,6 +55,7 @@ __all__ = [
     "lacking",
     "memory_policy",
     "method_of",
+    "unpaired",
 ]
 
 _ELSEWHERE = {"Passes": "cost", "SampleTable": "sample_table"}
@@ -99,6 +101,19 @@ def memory_policy(config: Config, method: Method) -> Policy:
         name = method.capabilities.memory_policy
         trust.typed(name)  # the method's code runs already
     return policies.build(name, config.memory.options)
+
+
+def unpaired(config: Config, method: Method) -> str:
+    """Return why a method cannot learn from images with captions, as a message; empty where it can."""
+    if method.capabilities.pairs:
+        return ""
+    known = [name for name in plugins.names("methods") if method_class(name).capabilities.pairs]
+    wraps = method_class(config.method.name).Config.wraps
+    key = "method" if wraps is None else f"method.{wraps[0]}"
+    return (
+        f"method={config.method.name} with these options learns classes, and {config.data} has captions: use"
+        f" {key}={' or '.join(known)}"
+    )
 
 
 def lacking(config: Config, method: Method) -> str:

@@ -13,6 +13,9 @@ much as these; `omega=batch` reads the paper as softmax and means over the batch
 p of the batch's classes, made to sum to 1. Equation 5 and the estimator are not public;
 docs/methods.md says what is certain.
 
+Of data with captions the classes that are weighed are the groups in its column `group`, and negatives are the pairs of
+another caption.
+
     Parameters  none
     State       two moving averages (fp32) per exemplar, one per class
     Passes      1 of the image tower; 1 of the text tower for each class of the batch

@@ -92,12 +92,19 @@ class WiseFt(Wrapper):
         super().end_task(clip, task, new, memory)
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        return super().classifier(self._mixed(clip), labels)
+
+    def encoder(self, clip: Clip) -> Clip:
+        return super().encoder(self._mixed(clip))
+
+    def _mixed(self, clip: Clip) -> Clip:
+        """Return the model that predictions come from."""
         if self.pretrained is None:
-            return super().classifier(clip, labels)
+            return clip
         mixed = copy.deepcopy(clip)
         before = self.pretrained.state_dict()
         mixed.model.load_state_dict(blend(before, clip.model.state_dict(), self.config.alpha))
-        return super().classifier(mixed, labels)
+        return mixed
 
     def state_bytes(self) -> int:
         kept = {} if self.pretrained is None else self.pretrained.state_dict()

@@ -23,5 +23,5 @@ class ZeroShot(Untrained):
     class Config(MethodConfig):
         """No options."""
 
-    capabilities = Capabilities(uses_memory=False, trains=False, needs_text=True)
+    capabilities = Capabilities(uses_memory=False, trains=False, needs_text=True, pairs=True)
     passes = Passes(lambda stage: (0.0, 0.0), "seen")

@@ -81,12 +81,13 @@ class Zscl(Kept, Distilling):
         )
         emoji_count: int = Field(default=600, ge=1, description="largest number of emoji pictures")
 
-    capabilities = Capabilities(shares=False)
+    capabilities = Capabilities(shares=False, pairs=True)
     config: Config
     passes = Passes(lambda stage: (2.0, 0.0), "seen")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.can(pairs=config.reference_texts != "old")  # which are prompts of classes
         self.teacher: nn.Module | None = None
         self._old: list[int] = []
         self._pictures: Tensor | None = None

@@ -48,7 +48,7 @@ class Clip(nn.Module):
         mean, std: per channel, for images in 0..1.
         eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize, crop, RGB).
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
-        text_trunk: the frozen lower blocks of the text tower, where what they give is kept; else None.
+        text, text_trunk: the text tower; its frozen lower blocks, where what they give is kept, else None.
         multihead: whether a tower has torch's own attention.
         center: the mean that is subtracted from image features, if one is.
     """
@@ -66,7 +66,7 @@ class Clip(nn.Module):
         self._keys: tuple[str, ...] = ()  # of the whole model's state, where it was cut
         self.config = model_cfg
         self._tokenizer = tokenizer
-        self._text = TextTower(model, tokenizer)
+        self.text = TextTower(model, tokenizer)
         self.image_size = input_side(self.model.visual)
         self._preprocess_cfg = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self.image_size})
         self.mean = triple(self._preprocess_cfg.mean)
@@ -117,7 +117,7 @@ class Clip(nn.Module):
     def put(self, model: nn.Module) -> None:
         """Put another open_clip model of the same architecture in the place of ``model``."""
         self.model = model
-        self._text.put(model)
+        self.text.put(model)
 
     def cut(self, blocks: int, beside: Beside | None = None) -> None:
         """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train.
@@ -221,7 +221,7 @@ class Clip(nn.Module):
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
         """Token ids on the CPU, without columns that every prompt is padded with where the tower masks padding."""
-        return self._text.tokenize(prompts)
+        return self.text.tokenize(prompts)
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
         """One unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of unit-length
@@ -277,7 +277,7 @@ class Clip(nn.Module):
         distinct = list(dict.fromkeys(prompts))
         size = _TEXT_CHUNK
         if not torch.is_grad_enabled() and self.device.type == "cpu":  # as little padding as can be
-            distinct.sort(key=self._text.length)
+            distinct.sort(key=self.text.length)
             size = _SORTED_CHUNK
         row, count = {prompt: index for index, prompt in enumerate(distinct)}, len(distinct)
         shared = shared and count >= collectives.size()
@@ -317,4 +317,4 @@ class Clip(nn.Module):
         return (p for name, p in every if not name.startswith("visual.") and name not in _LOGIT_PARAMETERS)
 
     def _raw_text(self, prompts: list[str]) -> Tensor:
-        return self._text(self._text.fitted(self.tokenize(prompts)).to(self.device))
+        return self.text(self.text.fitted(self.tokenize(prompts)).to(self.device))

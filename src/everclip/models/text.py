@@ -19,6 +19,8 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+_TOKENIZED = 1000  # prompts at a time, to see which are too long
+
 
 class TextTower:
     """The text half of an open_clip model.
@@ -55,6 +57,19 @@ class TextTower:
             return tokens
         used = (tokens != self._padding).any(dim=0).nonzero()
         return tokens[:, : int(used.max()) + 1]
+
+    def truncated(self, prompts: Sequence[str]) -> tuple[int, int]:
+        """Return how many prompts are longer than the tower reads, and the tokens that it reads."""
+        short = self._tokenizer(["a"])
+        length, count = short.shape[1], 0
+        long = [
+            prompt for prompt in prompts if len(prompt.encode()) > length - 2
+        ]  # a token has a byte at least
+        for start in range(0, len(long), _TOKENIZED):
+            part = long[start : start + _TOKENIZED]
+            cut, whole = self._tokenizer(part), self._tokenizer(part, context_length=length + 1)
+            count += int(((whole[:, :length] != cut).any(1) | (whole[:, -1] != short[0, -1])).sum())
+        return count, length
 
     def length(self, prompt: str) -> int:
         """Return tokens that the tower has to be run on for a prompt."""

@@ -10,6 +10,7 @@ from everclip.report.many_figures import sure
 from everclip.report.map_figures import old_images
 from everclip.report.measures import measures
 from everclip.report.provenance import command, environment
+from everclip.report.retrieval import retrieval_table
 from everclip.report.run_figures import figures
 from everclip.report.tables import CONFUSION, Table, confusion_cells, table
 from everclip.report.tuning import run_table
@@ -55,6 +56,7 @@ def context(run: RunData, prefix: str) -> Json:
         ),
         "confusions": _confusions(run, prefix),
         "retention": _retention(run, per_class),
+        "retrieval": retrieval_table(run, prefix),
         "stages": _stages(run),
         "cost": _cost(run),
         "command": command(run),
@@ -117,6 +119,11 @@ def _verdict(run: RunData) -> Json:
         f"After {when} the model classifies {percent(last)} of the test images correctly; the pretrained"
         f" model {percent(base)} of the same images, among the same classes."
     )
+    if "retrieval" in run.results:
+        both = (
+            f"After {when} the model's recall@1 is {percent(last)}, in the mean of captions found by an image and"
+            f" images found by a caption, each task among its own; the pretrained model's is {percent(base)}."
+        )
     more = [both]
     if mood == "level" and images:
         more.append(noise(last, base, images))
@@ -160,7 +167,11 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     count = memory.get("count")
     seconds = run.results.get("seconds", sum(stage["seconds"] for stage in run.stages))
     return [
-        (f"last{now}", percent(last), "on all classes learned"),
+        (
+            f"last{now}",
+            percent(last),
+            "recall@1, both directions" if "retrieval" in run.results else "on all classes learned",
+        ),
         (f"average{now}", percent(average), "mean over the tasks"),
         ("zero-shot", percent(base), "pretrained model, same test images"),
         *(

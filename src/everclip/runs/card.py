@@ -8,6 +8,7 @@ templates       prompts of the class embeddings; none where no text tower reads 
 classifier      "text": cosines to the class embeddings of the text tower, and the folder is the whole model;
                 "method": the method in ``settings`` classifies, whose state is in method.pt (state.pt
                     in a run's checkpoint)
+pairs           true where it has learned images with captions: its "classes" are groups of them, and none to tell apart
 settings        the config that it was trained with, without what belongs to the machine
 calibration     a temperature and what it was fitted on (calibration.py), or null; calibration.json, which
                 ``predict --calibrate`` writes beside it, goes before it
@@ -82,6 +83,7 @@ class Card(_Model):
     classifier: Literal["text", "method"]
     settings: dict[str, Any]
     calibration: Calibration | None = None
+    pairs: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
@@ -140,7 +142,7 @@ def text_of(card: Card) -> str:
     """Return the content of everclip.json: one key per line, as a list may have a thousand classes."""
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
-        for key, value in card.model_dump().items()
+        for key, value in card.model_dump(exclude=None if card.pairs else {"pairs"}).items()
     ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

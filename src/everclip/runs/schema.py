@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.errors import UserError
+from everclip.metrics.retrieval import AT, WAYS
 from everclip.system.arrays import MOST_ROWS
 from everclip.system.kinds import (
     AMOUNT,
@@ -39,6 +40,9 @@ _GROUP = table({"classes": COUNT, "accuracy": or_null(SHARE)})
 _GROUPS = table(
     {**dict.fromkeys(("many", "medium", "few"), _GROUP), **dict.fromkeys(("many_above", "few_below"), COUNT)}
 )
+_WAY = table({**{f"recall_at_{k}": SHARE for k in AT}, "median_rank": AMOUNT})
+_SEARCHED = table({"images": COUNT, "captions": COUNT, **dict.fromkeys(WAYS, _WAY)})
+_RETRIEVED = table({"tasks": listed(or_null(_SEARCHED), MOST_TASKS), "together": _SEARCHED})
 _SHARES = listed(SHARE, MOST_TASKS)
 _KNOWN_SHARES = listed(or_null(SHARE), MOST_TASKS)
 
@@ -90,6 +94,9 @@ SCHEMA: dict[str, Kind] = {
         lambda row: _CLASS(row) and (row["after_learning"] is None) == (row["last"] is None), MOST_CLASSES
     ),
     "skipped_images": listed(text, 10**6),
+    "retrieval": table({"zero_shot": _RETRIEVED, "after_stage": listed(_RETRIEVED, MOST_TASKS)}),
+    **{f"{way}_recall_at_{k}": SHARE for way in WAYS for k in AT},
+    **{f"{way}_median_rank": AMOUNT for way in WAYS},
 }
 """The type of each key, if present; other keys are ignored."""
 
@@ -162,6 +169,8 @@ def _problem(results: dict[str, Any], needed: Sequence[str]) -> str:
     for key, fits in SCHEMA.items():
         if key in results and not fits(results[key]):
             return f'its "{key}" is not what docs/results.md says'
+    if "retrieval" in results and not results["retrieval"]["after_stage"]:
+        return 'its "retrieval" has no stage'
     tasks, classes = len(results.get("tasks", ())), len(results.get("classes", ()))
     for key in _A_TASK if tasks else ():
         if results.get(key) is not None and len(results[key]) != tasks:

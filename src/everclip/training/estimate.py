@@ -26,16 +26,27 @@ class Sizes:
         train, test: images of each task.
         seen: classes seen after each task.
         templates: prompts of a class.
+        captions: of the test images of each task, of data with captions; such data have no classes to encode.
     """
 
     train: tuple[int, ...]
     test: tuple[int, ...]
     seen: tuple[int, ...]
     templates: int = 1
+    captions: tuple[int, ...] = ()
 
     def merged(self) -> Sizes:
         """Return all tasks as one."""
-        return Sizes((sum(self.train),), (sum(self.test),), self.seen[-1:], self.templates)
+        captions = (sum(self.captions),) if self.captions else ()
+        return Sizes((sum(self.train),), (sum(self.test),), self.seen[-1:], self.templates, captions)
+
+    def tested(self, tasks: int) -> int:
+        """Return the prompts of a test on the first tasks."""
+        return sum(self.captions[:tasks]) if self.captions else self.seen[tasks - 1] * self.templates
+
+    def texts(self, stage: int, batch: int) -> int:
+        """Return the classes seen with a task, or as many captions as a batch has images."""
+        return batch if self.captions else self.seen[stage]
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
 
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
-    total = Work(forward=sum(sizes.test), prompts=sizes.seen[-1] * sizes.templates)  # the pretrained model
+    total = Work(forward=sum(sizes.test), prompts=sizes.tested(len(sizes.seen)))  # the pretrained model
     for learned, tested in stages(config, sizes):
         total += learned + tested
     return total
@@ -153,11 +164,12 @@ def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
         known = sizes.seen[stage - 1] if stage else 0
         budget = asked if asked in (0, "all") else config.memory.size(known)
         kept = before if budget == "all" else min(before, budget // max(1, known) * known)
-        learned = _training(config, passes, options, stage, (sizes.train[stage], kept, sizes.seen[stage]))
+        counts = sizes.train[stage], kept, sizes.texts(stage, config.train.batch_size)
+        learned = _training(config, passes, options, stage, counts)
         before += sizes.train[stage]
         ahead = count if every else min(stage + 1 + config.evaluate.ahead, count)
-        tested, classes = sum(sizes.test[:ahead]), sizes.seen[ahead - 1]
-        prompts = classes * sizes.templates if _text(passes, options) != "none" else 0
+        tested = sum(sizes.test[:ahead])
+        prompts = sizes.tested(ahead) if _text(passes, options) != "none" else 0
         found.append((learned, Work(forward=tested * passes.read(stage), prompts=prompts)))
     return found
 
@@ -255,7 +267,8 @@ def device_bytes(config: Config, costs: Costs, sizes: Sizes, batch: int | None =
     bytes_ += trained * (3 * _WEIGHT + 2 * bf16) + passes.held(last) * costs.image_parameters * _WEIGHT
     bytes_ += passes.anchored * trained * _WEIGHT
     images = (batch or config.train.batch_size) * passes.views
-    prompts = 0 if text == "none" else min(sizes.seen[-1], images if text == "batch" else sizes.seen[-1])
+    texts = sizes.texts(last, images)
+    prompts = 0 if text == "none" else min(texts, images if text == "batch" else texts)
     kept = image * images * costs.activations[0] + prompt * prompts * costs.activations[1]
     return bytes_ + _activations(kept, bf16)
 

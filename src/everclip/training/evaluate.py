@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,38 @@ from everclip.models.clip import Clip, Images
 from everclip.training.extract import Rows, spread
 
 
+class Measured(ABC):
+    """What a model makes of the test images of some tasks.
+
+    Attributes:
+        labels: in the order learned.
+        truth: int64 ``[n]``, the label of each image.
+        everything: whether all classes compete, those not learned yet too, however many are asked for below.
+    """
+
+    labels: tuple[int, ...]
+    truth: NDArray[np.int64]
+    everything: bool = False
+
+    @abstractmethod
+    def accuracy(self, task: int, among: int) -> float | None:
+        """Return a task's accuracy in 0..1, among the first ``among`` classes learned; None: no images."""
+
+    @abstractmethod
+    def accuracy_up_to(self, task: int, among: int) -> float:
+        """Return the same over all images of tasks 0..``task``."""
+
+    @abstractmethod
+    def per_class(self, among: int, tasks: int) -> dict[int, float]:
+        """Label -> the same over the images of the first ``tasks`` tasks."""
+
+    @abstractmethod
+    def count(self, task: int) -> int:
+        """Return images of a task."""
+
+
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Measured):
     """The scores that a model gives the test images of some tasks.
 
     Args:

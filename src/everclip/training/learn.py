@@ -67,7 +67,7 @@ def learn(context: Context, task: Task) -> None:
         lambda images: _features(context, images),
         lambda images: _scores(context, images),
     )
-    method.drop(gone)
+    method.drop((task.train + old).samples(gone))
     method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
     loader.drop(gone)
     freeze(context.plan, clip)

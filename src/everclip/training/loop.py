@@ -31,6 +31,7 @@ from everclip.training.learn import learn
 from everclip.training.plan import Plan, check
 from everclip.training.recorder import Recorder
 from everclip.training.restore import fitting, load_model, read, restore
+from everclip.training.retrieve import retrieve, warn_of_long
 
 log = logging.getLogger("everclip")
 
@@ -116,7 +117,11 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     if method.capabilities.trains:
         Passes(clip, config.train)
     tests: dict[int, Rows] = {}
-    if plan.prompts.templates:
+    if plan.data.captioned:
+        warn_of_long(clip, plan.data.train)
+        progress.start("zero-shot test", sum(len(task.test) for task in plan.tasks))
+        record.set_zero_shot(retrieve(clip, plan.tasks, loader, progress.count))
+    elif plan.prompts.templates:
         with torch.inference_mode():
             weights = clip.class_embeddings(
                 [plan.prompts.names[c] for c in seen(plan.tasks)], plan.prompts.templates

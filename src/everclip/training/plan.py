@@ -78,8 +78,10 @@ class Plan:
         return scenarios.build(self.config.scenario)
 
     def class_names(self) -> list[list[str]]:
-        """Return the names of each task's classes, which must not change when a run continues."""
-        return [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
+        """Return names of each task's classes, and a hash of captions, which must not change when a run continues."""
+        names = [[self.prompts.names[label] for label in task.classes] for task in self.tasks]
+        said = self.data.train.captions
+        return names if said is None else [*names, [said.digest()]]
 
     def sizes(self) -> Sizes:
         """Return the tasks in numbers."""
@@ -88,7 +90,13 @@ class Plan:
             tuple(len(task.test) for task in self.tasks),
             tuple(len(seen(self.tasks[: task.index + 1])) for task in self.tasks),
             len(self.prompts.templates),
+            self._captions(),
         )
+
+    def _captions(self) -> tuple[int, ...]:
+        """Return captions of each task's test images; none of data without."""
+        tests = [task.test for task in self.tasks]
+        return tuple(int(part.captions.count(part.rows).sum()) for part in tests if part.captions is not None)
 
     def budget(self) -> int | Literal["all"]:
         """Return exemplars to keep: none where the method has no use for them.
@@ -157,6 +165,8 @@ def _check(plan: Plan) -> None:
     config, tasks, names = plan.config, plan.tasks, plan.data.class_names
     one_task, text = plan.method.capabilities.one_task, bool(plan.prompts.templates)
     lacking = methods.lacking(config, plan.method) or plan.scenario.lacking(config, one_task, text)
+    if not lacking and plan.data.captioned:
+        lacking = methods.unpaired(config, plan.method)
     if lacking:
         raise UserError(lacking)
     classes, budget = seen(tasks), plan.budget()
@@ -172,8 +182,10 @@ def _check(plan: Plan) -> None:
         for part, images in (("training", task.train), ("test", task.test)):
             if not len(images) and (part == "training" or new):
                 raise UserError(
-                    f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no"
-                    f" {part} images: add some to its classes, or use fewer tasks"
+                    f"{task.name} has no {part} images: add some, or use fewer tasks"
+                    if plan.data.captioned
+                    else f"{task.name} ({', '.join(names[label] for label in task.classes[:3])}, ...) has no {part}"
+                    f" images: add some to its classes, or use fewer tasks"
                 )
     tested = {int(label) for task in tasks for label in np.unique(task.test.labels)}
     untested = [names[label] for label in classes if label not in tested]
@@ -192,6 +204,7 @@ def card_of(plan: Plan, stages: int) -> Card:
         templates=list(plan.prompts.templates),
         classifier="method",
         settings=cards.settings(plan.config),
+        pairs=plan.data.captioned,
     )
 
 

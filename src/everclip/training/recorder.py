@@ -21,8 +21,9 @@ from everclip.runs.run import Clock, Run
 from everclip.system.text import csv_text
 from everclip.training import measures
 from everclip.training.environment import peak_memory
-from everclip.training.evaluate import Scores
+from everclip.training.evaluate import Measured, Scores
 from everclip.training.noted import NOTHING, Noted
+from everclip.training.retrieve import Recalls, told
 
 if TYPE_CHECKING:
     from everclip.training.plan import Plan
@@ -34,10 +35,10 @@ NOT_MEASURED: dict[str, Any] = dict.fromkeys(
 """Keys of results.json on the frozen features, where they were not measured."""
 _SAVED = (
     *("optimizer_steps", "samples_seen", "training_seconds", "trainable_parameters", "precision"),
-    *("zero_shot", "frozen", "forked_from", "everywhere"),
+    *("zero_shot", "frozen", "forked_from", "everywhere", "retrieval"),
 )
 """Attributes stored unchanged in a checkpoint."""
-_UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None, "everywhere": []}
+_UNSAVED = {"frozen": NOT_MEASURED, "forked_from": None, "everywhere": [], "retrieval": None}
 """Attributes that earlier versions did not store."""
 
 
@@ -52,6 +53,7 @@ class Recorder:
         precision: what ``train.precision=auto`` became at the run's first step.
         everywhere: after each stage the accuracy on each task, learned or not, where all are tested.
         forked_from: the run, its number of tasks and its config's hash, if this run was forked from another.
+        retrieval: for data with captions, recalls and ranks of the pretrained model and after each stage.
         skipped_steps, skipped_in_a_row: skipped steps in all, and since the last step taken.
     """
 
@@ -65,13 +67,14 @@ class Recorder:
         self.skipped_in_a_row = 0
         self.precision: str | None = None
         self.forked_from: dict[str, Any] | None = None
+        self.retrieval: dict[str, Any] | None = None
         self.training_seconds = 0.0
         self.trainable_parameters = 0
         self.zero_shot: dict[str, Any] = {"per_task": None, "after_stage": None, "per_class": {}}
         self.frozen = NOT_MEASURED
         self.everywhere: list[list[float | None]] = []
         self._after_learning: dict[int, float] = {}
-        self.scores: Scores | None = None
+        self.scores: Measured | None = None
         self.clock = Clock()
         self._stage = Clock()
         self._training = Clock()
@@ -84,7 +87,7 @@ class Recorder:
     def _seen(self, stage: int) -> int:
         return len(seen(self.tasks[: stage + 1]))
 
-    def set_zero_shot(self, scores: Scores) -> None:
+    def set_zero_shot(self, scores: Measured) -> None:
         """Keep what the pretrained model scores: A_t, b_i (among the classes of tasks 1..i), and per class."""
         tasks = range(len(self.tasks))
         per_task = [scores.accuracy(task, self._seen(task)) for task in tasks]
@@ -94,6 +97,8 @@ class Recorder:
             "after_stage": after,
             "per_class": {str(k): v for k, v in scores.per_class(len(scores.labels), len(tasks)).items()},
         }
+        if isinstance(scores, Recalls):
+            self.retrieval = {"zero_shot": scores.summary(len(tasks)), "after_stage": []}
 
     def start(self, plan: Plan) -> dict[str, Any]:
         """Return fields of the log's first line."""
@@ -138,7 +143,7 @@ class Recorder:
         """Return training images per second of training time so far."""
         return self.samples_seen / max(self.training_seconds, 1e-9)
 
-    def end_stage(self, task: Task, scores: Scores, memory: Memory, state_bytes: int) -> dict[str, Any]:
+    def end_stage(self, task: Task, scores: Measured, memory: Memory, state_bytes: int) -> dict[str, Any]:
         """Take the scores of a finished stage, and return the fields of its line in the log.
 
         Args:
@@ -157,6 +162,8 @@ class Recorder:
             if label in per_class:
                 self._after_learning.setdefault(label, per_class[label])
         self.scores = scores
+        if isinstance(scores, Recalls) and self.retrieval is not None:
+            self.retrieval["after_stage"].append(scores.summary(stage + 1))
         return {
             "stage": stage,
             "accuracy_after_stage": self.matrix.accuracy_after_stage[-1],
@@ -252,7 +259,7 @@ class Recorder:
             "train_copies": self.images.copies,
             "data_changed": self.images.changed,
             "skipped_images": list(loader.pixels.skipped()),
-        }
+        } | told(self.retrieval)
 
     def last_per_class(self) -> dict[int, float]:
         """Label -> accuracy after the last stage, of the classes that were tested."""
@@ -278,10 +285,11 @@ class Recorder:
     def write(self, run: Run, results: Mapping[str, Any]) -> None:
         """Write the result files of a finished run; results.json, which marks it as finished, last."""
         assert self.scores is not None
-        predictions = io.BytesIO()
-        top = self.scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
-        np.savez_compressed(predictions, **top)  # pyright: ignore[reportArgumentType]
-        run.write("predictions.npz", predictions.getvalue())
+        if isinstance(self.scores, Scores):
+            predictions = io.BytesIO()
+            top = self.scores.top(self._seen(len(self.tasks) - 1), len(self.tasks))
+            np.savez_compressed(predictions, **top)  # pyright: ignore[reportArgumentType]
+            run.write("predictions.npz", predictions.getvalue())
         matrix = [[name, *row] for name, row in zip(results["tasks"], results["matrix"], strict=True)]
         run.write("matrix.csv", csv_text(["after", *results["tasks"]], matrix))
         columns = ["class", "task", "n", "zero_shot", "after_learning", "last"]

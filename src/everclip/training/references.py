@@ -26,9 +26,10 @@ def wanted(config: Config, sizes: Sizes) -> bool:
     """Return whether a resolved config measures the frozen features.
 
     With ``references=auto`` tuning runs do not, as their results only serve to choose settings. Where all tasks
-    are tested after each, none does: the frozen features know no classes that are still to come.
+    are tested after each, none does: the frozen features know no classes that are still to come. Nor does one on
+    captions, which are no classes that linear algebra could tell apart.
     """
-    if scenarios.build(config.scenario).task_id is not None:
+    if sizes.captions or scenarios.build(config.scenario).task_id is not None:
         return False
     if config.references != "auto":
         return config.references == "all"
@@ -47,6 +48,8 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 def words(config: Config, sizes: Sizes) -> str:
     """Name in a line what a resolved config compares itself with."""
+    if sizes.captions:
+        return "references: zero-shot"
     asked = (
         "references: zero-shot"
         if sizes.templates

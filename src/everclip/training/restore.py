@@ -131,9 +131,9 @@ def restore(plan: Plan, saved: Saved) -> Clip:
     """Return the model of a checkpoint between two tasks; the plan's method is grown and filled to match."""
     state = saved.state
     if state.get("tasks") != plan.class_names():
+        what = "captions" if plan.data.captioned else "classes"
         raise UserError(
-            f"{plan.config.data} has other classes than when this run began: put them back, or start a new"
-            f" run"
+            f"{plan.config.data} has other {what} than when this run began: put them back, or start a new run"
         )
     clip = load_model(plan, f"local-dir:{saved.folder}")
     for task in plan.tasks[: saved.place.task]:

@@ -1,4 +1,4 @@
-"""Test after each stage as the scenario says: which tasks, and among which classes."""
+"""Test after each stage as the scenario says: which tasks, and among which classes; or by captions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from everclip.data.scenario import Task, seen
 from everclip.methods.base.method import Classifier, TextClassifier
 from everclip.models.clip import Images
 from everclip.training.context import Context
-from everclip.training.evaluate import Scores, evaluate
+from everclip.training.evaluate import Measured, Scores, evaluate
 from everclip.training.plan import Plan
+from everclip.training.retrieve import retrieve
 
 
 def tested(plan: Plan, stage: int) -> list[Task]:
@@ -29,8 +30,8 @@ def tested(plan: Plan, stage: int) -> list[Task]:
 
 def scores(
     context: Context, tasks: Sequence[Task], stage: int, count: Callable[[int], object] = silent
-) -> Scores:
-    """Scores of the test images of some tasks, by what has been learned up to a stage.
+) -> Measured:
+    """Return scores of the test images of some tasks, by what has been learned up to a stage; recalls of captions.
 
     Args:
         count: is told how many more images were tested.
@@ -39,6 +40,8 @@ def scores(
         RunError: not one test image of a task can be read.
     """
     clip, method, plan = context.clip, context.method, context.plan
+    if plan.data.captioned:
+        return retrieve(method.encoder(clip), tasks, context.loader, count)
     task_id = plan.scenario.task_id
 
     def classifier(labels: tuple[int, ...]) -> nn.Module:

@@ -97,6 +97,7 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     if (folder / "config.toml").is_file() and images:
         try:
             model = of_run(folder)
+            model.check_classes()
         except trust.Refused:  # whose remedy is another one
             raise
         except UserError as error:

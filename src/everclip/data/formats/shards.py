@@ -12,10 +12,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
+from everclip.data.captions import checked
+from everclip.data.formats.pairs import of_json
 from everclip.data.images import MOST_BYTES, Store, file_stamp
 from everclip.errors import UserError, shown
 from everclip.system.reading import Unreadable, open_regular, parse_json
@@ -23,6 +25,7 @@ from everclip.system.reading import Unreadable, open_regular, parse_json
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("cls", "json", "txt")
 """Where a label is looked for, in this order. Other members are never decoded."""
+CAPTION = "its caption"
 MOST_TEXT = 1 << 20
 """Bytes of a text member."""
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -30,11 +33,12 @@ _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 @dataclass(eq=False)
 class Shard:
-    """The samples of one tar file, as columns: keys, classes as they are written, where the images lie."""
+    """The samples of one tar file, as columns: keys, classes as they are written or captions, where the images lie."""
 
     path: Path
     keys: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
@@ -68,12 +72,15 @@ class TarStore(Store):
         return self.nbytes(row), stamp
 
 
-def read_shard(path: Path) -> Shard:
+def read_shard(path: Path, captions: str | None = None) -> Shard:
     """The index of a tar file.
+
+    Args:
+        captions: the members that have captions in place of labels, "txt" or "json".
 
     Raises:
         UserError: it is unreadable, compressed, truncated or damaged, holds a link or a key twice, or a sample has no
-            image, no label or two of them.
+            image, no label or caption, or two images.
     """
     shard = Shard(path)
     seen: set[str] = set()
@@ -86,7 +93,7 @@ def read_shard(path: Path) -> Shard:
                         " by side"
                     )
                 seen.add(key)
-                _add(shard, file, key, members)
+                _add(shard, file, key, members, captions)
     except (OSError, Unreadable) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise UserError(f"shard {path} cannot be read ({reason}): check the file") from error
@@ -156,8 +163,10 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         raise UserError(damaged)
 
 
-def _add(shard: Shard, file: IO[bytes], key: str, members: dict[str, tarfile.TarInfo]) -> None:
-    """Append a sample. Raises UserError where it has no image, two, no label, or one that is too large."""
+def _add(
+    shard: Shard, file: IO[bytes], key: str, members: dict[str, tarfile.TarInfo], captions: str | None
+) -> None:
+    """Append a sample. Raises UserError where it has no image, two, no label or caption, or one that is too large."""
     where = f"sample {shown(key)} of shard {shard.path}"
     images = [extension for extension in members if extension in IMAGES]
     if len(images) != 1:
@@ -169,7 +178,10 @@ def _add(shard: Shard, file: IO[bytes], key: str, members: dict[str, tarfile.Tar
     if image.size > MOST_BYTES:
         raise UserError(f"{where} has an image of {image.size:,} bytes: write at most {MOST_BYTES:,}")
     shard.keys.append(key)
-    shard.labels.append(_label(where, file, members))
+    if captions is None:
+        shard.labels.append(_label(where, file, members))
+    else:
+        shard.captions.append(_captions(where, file, members, captions))
     shard.offsets.append(image.offset_data)
     shard.sizes.append(image.size)
 
@@ -179,23 +191,36 @@ def _label(where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo]) -> 
     for extension in TEXTS:
         if extension not in members:
             continue
-        member = members[extension]
-        if member.size > MOST_TEXT:
-            raise UserError(f"{where} has a .{extension} of {member.size:,} bytes: write the label alone")
-        file.seek(member.offset_data)
-        try:
-            text = file.read(member.size).decode("utf-8-sig").strip()
-            found = parse_json(text) if extension == "json" else text
-        except ValueError as error:
-            what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
-            raise UserError(
-                f"{where} has a .{extension} that is no {what}: write a class's number or name"
-            ) from error
+        found = _content(where, file, members, extension, "a class's number or name")
         if extension == "json":
             found = found.get("label") if isinstance(found, dict) else None
         if found not in (None, ""):
             return _checked(where, extension, found)
     raise UserError(f'{where} has no label: add a .cls, a .txt or a .json with "label"')
+
+
+def _captions(where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo], extension: str) -> list[str]:
+    """Return the captions of a sample: its .txt, or those in its .json. Raises UserError where it has none."""
+    if extension not in members:
+        raise UserError(f"{where} has no .{extension} with its caption: add one, or leave the sample out")
+    found = _content(where, file, members, extension, CAPTION)
+    return of_json(where, found) if extension == "json" else checked(where, [found])
+
+
+def _content(
+    where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo], extension: str, what: str
+) -> Any:
+    """Return a member's text, or the value in its JSON. Raises UserError for anything but ``what`` it should be."""
+    member, alone = members[extension], CAPTION if what == CAPTION else "the label"
+    if member.size > MOST_TEXT:
+        raise UserError(f"{where} has a .{extension} of {member.size:,} bytes: write {alone} alone")
+    file.seek(member.offset_data)
+    try:
+        text = file.read(member.size).decode("utf-8-sig").strip()
+        return parse_json(text) if extension == "json" else text
+    except ValueError as error:
+        kind = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise UserError(f"{where} has a .{extension} that is no {kind}: write {what}") from error
 
 
 def _checked(where: str, extension: str, label: object) -> str:

@@ -44,6 +44,10 @@ def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-i
 
 def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
     """The tasks that a scenario cuts, as ``Task`` says that they are. Raises UserError where a plug-in's are not."""
+    if data.captioned and not scenario.every_class:
+        raise UserError(
+            f"{data.name} has captions and no classes to make tasks of: use scenario.kind=data-incremental"
+        )
     found = scenario.cut(data, seed)
     where = plugins.returned(scenario, "cut")
     if not isinstance(found, list | tuple) or not found:

@@ -9,6 +9,14 @@ train, test or val: val stands for a missing test part, and is left out beside o
 class in each domain is held out, by a hash of the file's name. The domains are learned in alphabetical order unless
 `scenario.order` lists them. With `scenario.kind=time` a column `time`, `date` or `timestamp` has a number or a date
 such as 2024-05-31T12:00 for each image. `classnames.txt` and `templates.txt` beside the list override names and prompt.
+
+A list without labels may have captions, for image-text pairs:
+
+    path,caption,split,task
+    photos/1.jpg,a cat asleep on a chair,train,2023
+
+An image has a line for each caption, or a JSON list of them in one. `task` (or `domain`), `time` and `group` are
+optional: what makes tasks (everclip scenarios data-incremental), and what gdro weighs.
 """
 
 from __future__ import annotations
@@ -24,6 +32,8 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from everclip.data.captions import MOST_OF_AN_IMAGE
+from everclip.data.formats import pairs
 from everclip.data.formats.folders import Fence
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.formats.times import numbered
@@ -40,10 +50,18 @@ COLUMNS = {
     "split": ("split",),
     "domain": ("domain",),
 }
-TIME = ("time", "date", "timestamp")
-"""What the column of times may be called, which is read where it is asked for."""
-
 """A column -> what it may be called."""
+TIME = ("time", "date", "timestamp")
+"""What the column of times may be called, which a list with labels is read for where it is asked for."""
+CAPTIONED = {
+    "path": COLUMNS["path"],
+    "caption": ("caption", "captions"),
+    "split": ("split",),
+    "task": ("task", "domain"),
+    "time": TIME,
+    "group": ("group",),
+}
+"""The same for a list with captions, which has no label."""
 HEADER = "write a header such as path,label or path,label,split,domain"
 PARTS = ("train", "test", "val")
 MOST_LINE = 1 << 20
@@ -51,11 +69,14 @@ MOST_LINE = 1 << 20
 
 
 class _Entry(NamedTuple):
+    """An image. With captions ``label`` is its group and ``domain`` its task."""
+
     path: str
     label: str
     split: str
     domain: str
     time: str = ""
+    captions: tuple[str, ...] = ()
 
 
 class Csv(Source):
@@ -75,21 +96,30 @@ class Csv(Source):
             kept = [entry for entry in entries if entry.split != "val"]
             log.warning("%s has test images: its %d val images are left out", file, len(entries) - len(kept))
             entries = kept
+        is_test = None if parts == {"train"} else [entry.split != "train" for entry in entries]
+        store = FileStore(file.parent, [entry.path for entry in entries])
+        times = numbered((entry.time for entry in entries), str(file)) if "time" in columns else None
+        if "caption" in columns:
+            found = pairs.Pairs(
+                [entry.captions for entry in entries],
+                is_test,
+                [entry.label for entry in entries] if "group" in columns else None,
+                [entry.domain for entry in entries] if "task" in columns else None,
+                times,
+            )
+            return pairs.dataset(f"csv:{argument}", str(file), store, found)
         rows = Rows(
             [entry.label for entry in entries],
-            None if parts == {"train"} else [entry.split != "train" for entry in entries],
+            is_test,
             [entry.domain for entry in entries] if "domain" in columns else None,
         )
         hint = 'write each image\'s domain into a column "domain"'
         origin = Origin(f"csv:{argument}", str(file), kind, hint, file.parent)
-        found = dataset(origin, FileStore(file.parent, [entry.path for entry in entries]), rows)
-        if kind != "time":
-            return found
-        if "time" not in columns:
+        if kind == "time" and times is None:
             raise UserError(
                 f'the header of {file} has no column "time": write the time of each image into one'
             )
-        return replace(found, times=numbered((entry.time for entry in entries), str(file)))
+        return replace(dataset(origin, store, rows), times=times)
 
 
 def _checked(argument: str | None) -> Path:
@@ -109,14 +139,15 @@ def _checked(argument: str | None) -> Path:
     return file
 
 
-def _read(file: Path, known: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[_Entry]]:
+def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[_Entry]]:
     """The columns that the header names, with their positions, and a checked entry per image."""
     entries: list[_Entry] = []
     line_of: dict[str, int] = {}
+    place: dict[str, int] = {}
     fence = Fence(file.parent)
     records = _records(file)
     _, header = next(records, (1, []))
-    columns = _columns(file, header, known)
+    columns = _columns(file, header, labelled)
     for line, cells in records:
         where = f"line {line} of {file}"
         if len(cells) != len(header):
@@ -125,7 +156,12 @@ def _read(file: Path, known: Mapping[str, Sequence[str]]) -> tuple[dict[str, int
                 " into double quotes"
             )
         entry = _entry(where, columns, cells)
+        if entry.captions and entry.path in place:
+            at = place[entry.path]
+            entries[at] = _together(where, line_of[entry.path], entries[at], entry)
+            continue
         _check_image(where, file.parent, entry.path, fence)
+        place[entry.path] = len(entries)
         if line_of.setdefault(entry.path, line) != line:
             raise UserError(
                 f"lines {line_of[entry.path]} and {line} of {file} both list {shown(entry.path)}: keep one of them"
@@ -185,11 +221,31 @@ def _lines(file: Path) -> Iterator[str]:
         raise UserError(f"list {file} cannot be read ({reason}): check its permissions") from error
 
 
-def _columns(file: Path, header: Sequence[str], known: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Column -> its position. Raises UserError where a column is missing or there twice."""
+def _together(where: str, line: int, first: _Entry, again: _Entry) -> _Entry:
+    """Return an image with the captions of two lines. Raises UserError where these differ in anything else."""
+    if first._replace(captions=()) != again._replace(captions=()):
+        raise UserError(
+            f"{where} lists {shown(first.path)} as line {line} does, with another split, task, time or group: use the"
+            " same"
+        )
+    found = tuple(dict.fromkeys(first.captions + again.captions))
+    if len(found) > MOST_OF_AN_IMAGE:
+        raise UserError(
+            f"{where}: {shown(first.path)} has more than {MOST_OF_AN_IMAGE:,} captions: write fewer"
+        )
+    return first._replace(captions=found)
+
+
+def _columns(file: Path, header: Sequence[str], labelled: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Column -> its position. Raises UserError where a column is missing or there twice.
+
+    Args:
+        labelled: what the columns of a list with labels may be called; one without has captions.
+    """
     names = [name.casefold() for name in header]
     found: dict[str, int] = {}
-    for column, spellings in known.items():
+    captioned = not {*names} & {*COLUMNS["label"]} and bool({*names} & {*CAPTIONED["caption"]})
+    for column, spellings in (CAPTIONED if captioned else labelled).items():
         places = [place for place, name in enumerate(names) if name in spellings]
         if len(places) > 1:
             shown_names = " and ".join(shown(header[place]) for place in places[:2])
@@ -198,7 +254,7 @@ def _columns(file: Path, header: Sequence[str], known: Mapping[str, Sequence[str
             )
         if places:
             found[column] = places[0]
-    for column in ("path", "label"):
+    for column in ("path", "caption" if captioned else "label"):
         if column not in found:
             has = shown(", ".join(header)) if header else "nothing"
             raise UserError(f'line 1 of {file} has no column "{column}" but {has}: {HEADER}')
@@ -223,9 +279,11 @@ def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Ent
         raise UserError(
             f'{where} has ".." in the path {shown(path)}: put the list into a folder above its images'
         )
-    return _Entry(
-        PurePosixPath(path).as_posix(), value["label"], part, value.get("domain", ""), value.get("time", "")
-    )
+    path = PurePosixPath(path).as_posix()
+    if "caption" not in value:
+        return _Entry(path, value["label"], part, value.get("domain", ""), value.get("time", ""))
+    said = tuple(pairs.cell(where, value["caption"]))
+    return _Entry(path, value.get("group", ""), part, value.get("task", ""), value.get("time", ""), said)
 
 
 def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:

@@ -3,20 +3,34 @@
 Class-incremental: 100 concepts; training and test pictures are different vendors' drawings of the same concept.
 Domain-incremental: six style families; the label is a category (mammal, fruit, vehicle, ...), and the concepts tested
 never occur in training. Pictures and licences: `everclip/assets/emoji/NOTICE.md`.
+
+    everclip train data=emoji:captions method=gcl scenario.kind=data-incremental
+
+emoji:captions is image-text pairs: 323 things, each with its Unicode name ("hot dog") and its keywords ("hot dog, food,
+frankfurter, ...") as two captions. The five tasks are Unicode's groups; those who drew the test pictures drew none of
+the training pictures.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import zipfile
 from pathlib import Path
 
+from everclip.data.formats.pairs import Pairs, dataset
 from everclip.data.images import Dataset, ZipStore, build
 from everclip.data.sources import Source
 from everclip.errors import UserError
 
 ASSETS = Path(__file__).parents[2] / "assets" / "emoji"
 TEMPLATES = ("a photo of a {}.", "an emoji of a {}.", "a drawing of a {}.")
+
+
+CAPTIONS = "captions"
+TRAINED = ("noto", "noto-v1", "emojione", "fluent-emoji", "fluent-emoji-flat")
+TESTED = ("twemoji", "fxemoji", "streamline-emojis")
+"""Sets of pictures with captions, by other makers; the sets in black and white are left out."""
 
 
 def verified(name: str) -> Path:
@@ -35,10 +49,14 @@ class Emoji(Source):
         """The emoji pictures for a scenario of this ``kind``.
 
         Raises:
-            UserError: an argument was given, or a shipped file is damaged.
+            UserError: another argument than "captions" was given, or a shipped file is damaged.
         """
+        if argument == CAPTIONS:
+            return _captioned()
         if argument:
-            raise UserError(f'data "emoji" takes no folder: use data=emoji, or data=imagefolder:{argument}')
+            raise UserError(
+                f'data "emoji" takes no folder: use data=emoji, emoji:{CAPTIONS}, or data=imagefolder:{argument}'
+            )
         lists = kind if kind == "domain-incremental" else "class-incremental"
         with verified(f"{lists}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -54,3 +72,22 @@ class Emoji(Source):
             domains,
             TEMPLATES,
         )
+
+
+def _captioned() -> Dataset:
+    """Return the pictures with names and keywords as captions."""
+    about: dict[str, tuple[str, list[str]]] = {}
+    with verified("captions.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            about[row["code"]] = row["group"], [row["name"], row["keywords"].replace(";", ", ")]
+    archive = verified("pictures.zip")
+    with zipfile.ZipFile(archive) as pictures:
+        keys = [name for name in pictures.namelist() if name.partition("/")[0] in TRAINED + TESTED]
+    said = [about[Path(key).stem] for key in keys]
+    rows = Pairs(
+        [captions for _, captions in said],
+        [key.partition("/")[0] in TESTED for key in keys],
+        None,
+        [group for group, _ in said],
+    )
+    return dataset(f"emoji:{CAPTIONS}", f"emoji:{CAPTIONS}", ZipStore(archive, keys), rows)

@@ -11,6 +11,12 @@ like; where there are several, choose after "#". There too: `domain=COLUMN` (one
 split, a fifth of each class in each domain is held out. Classes of type ClassLabel keep its order, other classes and
 the domains are in alphabetical order; `scenario.order` lists another. `classnames.txt` and `templates.txt` in the
 folder override names and prompt.
+
+    everclip train 'data=hf:saved#caption=sentences' scenario.kind=data-incremental method=gcl
+
+With a caption column, texts or lists of texts, the rows are image-text pairs: one named after "#", or called caption,
+captions, sentence, sentences or text where there is no label column. Columns called task (or domain), time and group
+are taken by themselves; `task=COLUMN`, `time=COLUMN` and `group=COLUMN` choose others.
 """
 
 from __future__ import annotations
@@ -21,11 +27,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from everclip.data.captions import checked
+from everclip.data.formats import pairs
 from everclip.data.formats.arrow import ArrowStore
+from everclip.data.formats.columns import (
+    cells,
+    class_names,
+    encoded_images,
+    find_column,
+    holds_texts,
+    image_columns,
+    is_text,
+    label_columns,
+)
 from everclip.data.formats.hub import caches, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
+from everclip.data.formats.times import numbered
 from everclip.data.images import Dataset
 from everclip.data.sources import Source
 from everclip.errors import UserError, shown, suggest
@@ -34,8 +53,8 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-LABELS = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "coarse_label")
-"""What label columns are called that are not of type ClassLabel."""
+CAPTIONS = ("caption", "captions", "sentence", "sentences", "text")
+"""What caption columns are called, which are taken where there is no label column."""
 TESTS = ("test", "validation", "val", "valid")
 
 
@@ -46,6 +65,10 @@ class _Options:
     image: str | None = None
     label: str | None = None
     domain: str | None = None
+    caption: str | None = None
+    task: str | None = None
+    time: str | None = None
+    group: str | None = None
     config: str | None = None
     train: str | None = None
     test: str | None = None
@@ -79,10 +102,13 @@ class HuggingFace(Source):
         if importlib.util.find_spec("datasets") is None:
             raise UserError('data "hf" needs the package datasets: pip install "everclip[hf]"')
         splits = open_splits(name, options.config)
-        parts = [_part(name, split, splits[split], options) for split in _chosen(name, list(splits), options)]
+        chosen = {split: splits[split] for split in _chosen(name, list(splits), options)}
+        folder = Path(name) if Path(name).is_dir() else None
+        if captions := _caption_column(name, next(iter(chosen.values())).features, options):
+            return _captioned(argument, name, chosen, captions, options, folder)
+        parts = [_part(name, split, data, options) for split, data in chosen.items()]
         if sum(len(part.labels) for part in parts) > MOST_IMAGES:
             raise UserError(f"hf:{name} has more than {MOST_IMAGES:,} images: choose a smaller split")
-        folder = Path(name) if Path(name).is_dir() else None
         domains = [part.domains for part in parts if part.domains is not None]
         if domains and len(domains) < len(parts):
             has = next(part.name for part in parts if part.domains is not None)
@@ -97,10 +123,68 @@ class HuggingFace(Source):
         )
         hint = f"give their column, hf:{name}#domain=COLUMN"
         origin = Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder)
-        store = ArrowStore(
-            name, {part.name: part.images for part in parts}, folder, [] if folder else caches()
+        return dataset(origin, _store(name, {part.name: part.images for part in parts}, folder), rows)
+
+
+def _store(name: str, images: dict[str, pa.ChunkedArray], folder: Path | None) -> ArrowStore:
+    return ArrowStore(name, images, folder, [] if folder else caches())
+
+
+def _captioned(
+    argument: str,
+    name: str,
+    chosen: dict[str, datasets.Dataset],
+    captions: str,
+    options: _Options,
+    folder: Path | None,
+) -> Dataset:
+    """Return the splits as image-text pairs. Raises UserError where a column is missing, or a row has no caption."""
+    if sum(len(data) for data in chosen.values()) > MOST_IMAGES:
+        raise UserError(f"hf:{name} has more than {MOST_IMAGES:,} images: choose a smaller split")
+    images, said, first = {}, list[list[str]](), next(iter(chosen.values())).features
+    kept: dict[str, list[str]] = {}
+    for what, given, names in (
+        ("task", options.task or options.domain, ("task", "domain")),
+        ("time", options.time, ("time",)),
+        ("group", options.group, ("group",)),
+    ):
+        column = given or next((one for one in names if one in first), None)
+        if column is not None:
+            kept[what] = [
+                text
+                for split, data in chosen.items()
+                for text in cells(
+                    name, split, data, find_column(name, what, column, data.features, []), what == "time"
+                )
+            ]
+    for split, data in chosen.items():
+        image = find_column(name, "image", options.image, data.features, image_columns(data.features))
+        images[split] = encoded_images(data, image)
+        column = find_column(name, "caption", captions, data.features, [])
+        for row, value in enumerate(data[column][:]):
+            where = f'row {row} of the split "{split}" of hf:{name}'
+            said.append(
+                checked(where, value if isinstance(value, list) else [] if value is None else [value])
+            )
+    times = numbered(kept["time"], f"hf:{name}") if "time" in kept else None
+    parts = [*chosen]
+    is_test = [split != parts[0] for split, data in chosen.items() for _ in range(len(data))]
+    rows = pairs.Pairs(said, is_test if len(parts) > 1 else None, kept.get("group"), kept.get("task"), times)
+    return pairs.dataset(f"hf:{argument}", f"hf:{name}", _store(name, images, folder), rows)
+
+
+def _caption_column(name: str, features: datasets.Features, options: _Options) -> str | None:
+    """Return the column of captions, where it is asked for, or is called so and none has labels."""
+    if options.caption is not None:
+        return options.caption
+    if options.label is not None or label_columns(features, options.domain or "domain"):
+        return None
+    found = [column for column in features if column.lower() in CAPTIONS and holds_texts(features[column])]
+    if len(found) > 1:
+        raise UserError(
+            f"hf:{name} has several caption columns, {shown(', '.join(found))}: use hf:{name}#caption=COLUMN"
         )
-        return dataset(origin, store, rows)
+    return found[0] if found else None
 
 
 def _parse(argument: str) -> tuple[str, _Options]:
@@ -139,108 +223,16 @@ def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
 
 def _part(name: str, split: str, data: datasets.Dataset, options: _Options) -> _Part:
     """The columns of a split. Raises UserError where one cannot be told, or a row has no label."""
-    import datasets
-
     features = data.features
-    image = _column(name, "image", options.image, features, _image_columns(features))
-    domain = options.domain or ("domain" if _is_text("domain", features) else None)
+    image = find_column(name, "image", options.image, features, image_columns(features))
+    domain = options.domain or ("domain" if is_text("domain", features) else None)
     if domain is not None:
-        _column(name, "domain", domain, features, [])
-    label = _column(name, "label", options.label, features, _label_columns(features, domain))
-    encoded = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    images: Any = encoded.with_format("arrow")[:]
+        find_column(name, "domain", domain, features, [])
+    label = find_column(name, "label", options.label, features, label_columns(features, domain))
     return _Part(
         split,
-        images.column(0),
-        _texts(name, split, data, label),
-        None if domain is None else _texts(name, split, data, domain),
-        _class_names(features, label),
+        encoded_images(data, image),
+        cells(name, split, data, label),
+        None if domain is None else cells(name, split, data, domain),
+        class_names(features, label),
     )
-
-
-def _column(
-    name: str, what: str, chosen: str | None, features: datasets.Features, candidates: Sequence[str]
-) -> str:
-    """The chosen column, or the only candidate. Raises UserError where there is none, or more than one."""
-    columns = list(features)
-    if chosen is not None:
-        if chosen not in columns:
-            raise UserError(f"hf:{name} has no column {shown(chosen)}{suggest(chosen, columns)}")
-        if what == "image" and not (_holds(features[chosen], "binary") or _holds(features[chosen], "string")):
-            raise UserError(
-                f"the column {shown(chosen)} of hf:{name} holds no encoded images or paths: choose another image"
-            )
-        if what != "image" and not _is_text(chosen, features):
-            raise UserError(
-                f"the column {shown(chosen)} of hf:{name} holds no names or whole numbers: choose another {what}"
-            )
-        return chosen
-    if len(candidates) == 1:
-        return candidates[0]
-    found = shown(", ".join(candidates or columns))
-    has = f"several {what} columns," if candidates else f"no {what} column but"
-    raise UserError(f"hf:{name} has {has} {found}: use hf:{name}#{what}=COLUMN")
-
-
-def _image_columns(features: datasets.Features) -> list[str]:
-    """Those of type Image, else those that hold bytes."""
-    import datasets
-
-    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return typed or [column for column, feature in features.items() if _holds(feature, "binary")]
-
-
-def _holds(feature: Any, kind: str) -> bool:
-    """Return whether a column's cells are of a kind, "binary" or "string", or of type Image, declared or not."""
-    import datasets
-
-    if isinstance(feature, datasets.Value):
-        return feature.dtype.removeprefix("large_") == kind
-    return isinstance(feature, datasets.Image) or (
-        isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
-    )
-
-
-def _label_columns(features: datasets.Features, domain: str | None) -> list[str]:
-    """Those of type ClassLabel, else those that are called so."""
-    others = [column for column in features if column != domain]
-    typed = [column for column in others if _class_names(features, column)]
-    return typed or [column for column in others if column.lower() in LABELS and _is_text(column, features)]
-
-
-def _class_names(features: datasets.Features, column: str) -> list[str]:
-    """The names of a column of type ClassLabel, in its order; none for another."""
-    import datasets
-
-    feature = features[column]
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
-
-
-def _is_text(column: str, features: datasets.Features) -> bool:
-    """Return whether a column is there and holds names, or numbers of classes."""
-    import datasets
-
-    feature = features.get(column)
-    if isinstance(feature, datasets.Value):
-        return bool(re.fullmatch(r"(large_)?string|u?int\d+", feature.dtype))
-    return isinstance(feature, datasets.ClassLabel)
-
-
-def _texts(name: str, split: str, data: datasets.Dataset, column: str) -> list[str]:
-    """A column of classes or domains as names, or numbers. Raises UserError for a row that has none."""
-    names = _class_names(data.features, column)
-    texts: list[str] = []
-    for row, value in enumerate(data[column][:]):
-        if value is None or (isinstance(value, int) and value < 0):  # -1: a test set without labels
-            text = ""
-        elif names:
-            text = names[value] if value < len(names) else ""
-        else:
-            text = str(value).strip()
-        if not text:
-            raise UserError(
-                f'row {row} of the split "{split}" of hf:{name} has no {column}: leave such rows out, or write'
-                f" hf:{name}#test=SPLIT with a labelled one"
-            )
-        texts.append(text)
-    return texts

@@ -15,6 +15,11 @@ The members of a sample share their name up to the first dot: one .jpg, .jpeg, .
 number in .cls, a number or a name in .json as "label", or in .txt. Nothing else is decoded, least of all pickles. Where
 labels are numbers, line N + 1 of `classnames.txt` beside the shards names class N. `templates.txt` overrides the
 prompt.
+
+    everclip train 'data=webdataset:shards?train=4000,captions=txt' scenario.kind=data-incremental method=gcl
+
+With captions=txt or captions=json the samples are image-text pairs: the caption is the whole .txt, or in the .json as
+"caption", a text or a list of texts.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
+from everclip.data.formats import pairs
 from everclip.data.formats.shards import Shard, TarStore, read_shard
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
@@ -56,28 +62,28 @@ class WebDataset(Source):
         """
         if not argument:
             raise UserError(f'data "webdataset" needs tar files: write {_EXAMPLE}')
-        spec, counts = _parse(argument)
+        spec, counts, captions = _parse(argument)
         train, test = _parts(spec, _find(spec))
         if not train:  # shards of one part alone are used as they are
             train, test = test, []
             counts = dict(zip(["train"], counts.values(), strict=False))
-        parts = {"train": _read(train)} | ({"test": _read(test)} if test else {})
-        _check_counts(spec, parts, counts)
+        parts = {"train": _read(train, captions)} | ({"test": _read(test, captions)} if test else {})
+        _check_counts(spec, parts, counts, captions)
         shards = [*chain.from_iterable(parts.values())]
         root = Path(os.path.commonpath([shard.path.parent for shard in shards]))
         folder = _names_folder(train[0].parent)
-        rows = Rows(
-            [label for shard in shards for label in shard.labels],
-            [part == "test" for part, group in parts.items() for shard in group for _ in shard.keys]
-            if test
-            else None,
-        )
+        is_test = [part == "test" for part, group in parts.items() for shard in group for _ in shard.keys]
+        if captions is not None:
+            said = [texts for shard in shards for texts in shard.captions]
+            columns = pairs.Pairs(said, is_test if test else None)
+            return pairs.dataset(f"webdataset:{argument}", spec, TarStore(root, shards), columns)
+        rows = Rows([label for shard in shards for label in shard.labels], is_test if test else None)
         hint = "shards have none; use csv, hf or domainfolder"
         origin = Origin(f"webdataset:{argument}", spec, kind, hint, folder, _templates(folder))
         return dataset(origin, TarStore(root, shards), rows)
 
 
-def _parse(argument: str) -> tuple[str, dict[str, int]]:
+def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
     """Return the shards' pattern and the number of samples per part. Raises UserError for a remote or bad one."""
     if "://" in argument or argument.startswith("pipe:"):
         raise UserError(
@@ -87,19 +93,24 @@ def _parse(argument: str) -> tuple[str, dict[str, int]]:
         argument.rpartition("?") if re.search(r"\?\w+=[^/?]*$", argument) else (argument, "", "")
     )
     counts: dict[str, int] = {}
+    captions: str | None = None
     for option in re.split(r"[,&]", options) if options else []:
         name, _, number = option.partition("=")
         name = "test" if name == "val" else name
+        if name == "captions":
+            if captions is not None or number not in ("txt", "json"):
+                raise UserError('data "webdataset": use captions=txt or captions=json, once')
+            captions = number
+            continue
         if name not in ("train", "test"):
-            raise UserError(
-                f'data "webdataset" has no option {shown(name)}{suggest(name, ["train", "test"])}'
-            )
+            known = ["train", "test", "captions"]
+            raise UserError(f'data "webdataset" has no option {shown(name)}{suggest(name, known)}')
         if name in counts or not re.fullmatch(r"[1-9][0-9]{0,11}", number):
             raise UserError(
                 f'data "webdataset": {shown(option)} is no number of samples: use {name}=1000, once'
             )
         counts[name] = int(number)
-    return os.path.expanduser(spec), counts
+    return os.path.expanduser(spec), counts, captions
 
 
 def _find(spec: str) -> list[Path]:
@@ -210,13 +221,13 @@ def _beside(train: Sequence[Path]) -> list[Path]:
     return tests or [path for path in found if _part(path) == "val"]
 
 
-def _read(paths: Sequence[Path]) -> list[Shard]:
+def _read(paths: Sequence[Path], captions: str | None) -> list[Shard]:
     """The shards' indices. Raises UserError for a bad one, one that is there twice, and too many images."""
     shards: list[Shard] = []
     before: dict[int, Path] = {}
     images = 0
     for path in paths:
-        shard = read_shard(path)
+        shard = read_shard(path, captions)
         if not shard.keys:
             raise UserError(f"shard {path} holds no samples: copy it again, or leave it out")
         content = hash((*shard.keys, *shard.sizes))
@@ -232,7 +243,9 @@ def _read(paths: Sequence[Path]) -> list[Shard]:
     return shards
 
 
-def _check_counts(spec: str, parts: Mapping[str, Sequence[Shard]], counts: Mapping[str, int]) -> None:
+def _check_counts(
+    spec: str, parts: Mapping[str, Sequence[Shard]], counts: Mapping[str, int], captions: str | None
+) -> None:
     """Compare the number of samples with what ``counts`` or ``sizes.json`` say. Raises UserError where they differ."""
     if "test" in counts and "test" not in parts:
         raise UserError(
@@ -247,6 +260,7 @@ def _check_counts(spec: str, parts: Mapping[str, Sequence[Shard]], counts: Mappi
             )
         if part not in counts and not all(_size_is_known(shard) for shard in shards):
             options = ",".join(f"{part}={count}" for part, count in found.items())
+            options += f",captions={captions}" if captions else ""
             raise UserError(
                 f"{spec} needs the number of samples, as shards may be missing: write '{spec}?{options}' if these are"
                 " all, or sizes.json"

@@ -51,6 +51,7 @@ class Capabilities:
             is kept.
         needs_text: whether it has no form without class embeddings though it trains nothing: features that come without
             images may come without these.
+        pairs: whether it learns from images with captions as well, which belong to no class.
         one_task: whether all tasks are learned at once (joint training).
         reads: what it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels
             or all of its blocks, in whose place no kept activation can stand.
@@ -67,6 +68,7 @@ class Capabilities:
     memory_policy: str = "random"
     needs_exemplars: bool = False
     needs_text: bool = False
+    pairs: bool = False
     one_task: bool = False
     reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
     depths: Depths | None = None
@@ -239,6 +241,10 @@ class Method(nn.Module, ABC):
         names = [self.prompts.names[label] for label in labels]
         return TextClassifier(clip, clip.class_embeddings(names, self.prompts.templates))
 
+    def encoder(self, clip: Clip) -> Clip:
+        """Return the model whose features are searched, of data with captions."""
+        return clip
+
     # State ------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -270,7 +276,9 @@ class Untrained(Method):
 
 
 def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]:
-    """Return embedding of one training caption per image; equal captions are encoded once."""
+    """Return embedding of one training caption per image, its own or its class's; equal captions are encoded once."""
+    if batch.texts is not None:
+        return clip.encode_text(batch.texts)
     return clip.encode_text(prompts.caption(batch.labels.tolist(), batch.rng("captions")))
 
 
@@ -290,7 +298,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     under bf16 autocast a CPU refuses to put fp16 tensors together.
     """
     labels, domains, current = (part.to(device) for part in (batch.labels, batch.domains, batch.current))
-    batch = replace(batch, labels=labels, domains=domains, current=current)
+    which = None if batch.which is None else batch.which.to(device)
+    batch = replace(batch, labels=labels, domains=domains, current=current, which=which)
     if batch.images.dtype == torch.uint8:
         return batch
     second = None if batch.second is None else batch.second.to(device).float()

@@ -58,6 +58,9 @@ class Wrapper(Untrained):
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         return self.inner.classifier(clip, labels)
 
+    def encoder(self, clip: Clip) -> Clip:
+        return self.inner.encoder(clip)
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return nothing: ``inner`` has its own."""
         return {}

@@ -16,7 +16,17 @@ from torch import Tensor
 from everclip.data.images import ImageSet
 from everclip.losses import contrastive, light
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task, pairs
+from everclip.methods.base.method import (
+    Batch,
+    Capabilities,
+    Clip,
+    Method,
+    MethodConfig,
+    Phase,
+    Prompts,
+    Task,
+    pairs,
+)
 from everclip.methods.base.sample_table import SampleTable
 
 
@@ -50,7 +60,7 @@ class ContrastiveConfig(MethodConfig):
     negatives: Literal["instance", "other_class", "multi_positive"] = Field(
         default="instance",
         description="negatives: every other pair; only pairs of other classes; or these, with the mean"
-        " similarity to all pairs of the class as the positive",
+        " similarity to all pairs of the class as the positive; for data with captions each caption is a class",
     )
     surrogate: Literal["identity", "squared_hinge"] = Field(
         default="identity",
@@ -100,6 +110,7 @@ class Pairs:
 class Contrastive(Method):
     """Base of the global contrastive losses."""
 
+    capabilities = Capabilities(pairs=True)
     passes = Passes(text="batch")
 
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
@@ -159,7 +170,7 @@ class Contrastive(Method):
         The averages are then used as updated.
         """
         options, share = self.options, batch.share
-        among = contrastive.negatives(batch.labels, options.negatives)
+        among = contrastive.negatives(batch.said, options.negatives)
         own, part = slice(None), None
         if share is not None and share.light:
             own = share.own
@@ -179,7 +190,7 @@ class Contrastive(Method):
         if share is not None and part is not None:
             log_u, slope = share.numbers(torch.cat([log_u, slope[:, None]], 1)).split([2, 1], 1)
             slope = slope[:, 0]
-        self.estimators.set(batch.ids[active.cpu()], log_u[active])
+        self.estimators.set(batch.samples[active.cpu()], log_u[active])
         if options.temperature != "fixed" and active.any():
             self._learn_temperature(batch, slope, active)
         self.last = {}
@@ -202,7 +213,7 @@ class Contrastive(Method):
     ) -> tuple[Float[Tensor, "a 2"], Float[Tensor, " a"]]:
         """log u of the anchors ``own`` after this batch, 0 without negatives; the slope of a learned temperature."""
         options, own_tau = self.options, tau[own] if isinstance(tau, Tensor) else tau
-        old, seen = self.estimators.get(batch.ids[own])
+        old, seen = self.estimators.get(batch.samples[own])
         fresh = contrastive.log_means(losses, among, own_tau)
         gamma = self._gamma(batch, fresh)
         log_u = contrastive.moving_average(
@@ -223,7 +234,7 @@ class Contrastive(Method):
         falling = options.gamma + 0.5 * (1 - options.gamma) * (
             1 + math.cos(math.pi * epoch / options.gamma_decay)
         )
-        rates = [options.gamma if sample in self._carried else falling for sample in batch.ids.tolist()]
+        rates = [options.gamma if sample in self._carried else falling for sample in batch.samples.tolist()]
         return torch.tensor(rates).to(like)[:, None]
 
     def _temperature(self, batch: Batch, like: Tensor) -> float | Float[Tensor, " b"]:
@@ -231,7 +242,7 @@ class Contrastive(Method):
             return self.options.tau
         if self.options.temperature == "learnable":
             return float(self.get_buffer("tau"))  # a copy: the buffer moves on before the loss is built
-        values, seen = self.temperatures.get(batch.ids)
+        values, seen = self.temperatures.get(batch.samples)
         return torch.where(seen, values[:, 0], self.options.tau).to(like)
 
     def _learn_temperature(
@@ -247,7 +258,7 @@ class Contrastive(Method):
         old = self._temperature(batch, gradient)
         assert isinstance(old, Tensor)
         new = (old - options.temperature_lr * gradient).clamp(low, high)
-        self.temperatures.set(batch.ids[active.cpu()], new[active][:, None])
+        self.temperatures.set(batch.samples[active.cpu()], new[active][:, None])
 
 
 def valued(gradient: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:

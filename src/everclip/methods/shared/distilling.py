@@ -10,8 +10,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from everclip.losses.contrastive import clip_loss
 from everclip.losses.distill import distillation
-from everclip.methods.base.method import Batch, Clip, Phase, Prompts
+from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, pairs
 from everclip.methods.shared.classify import Classify, LabelsConfig
 
 
@@ -38,8 +39,10 @@ class Distilling(Classify):
     """Base of methods that keep the similarities of reference images and texts near a frozen model's.
 
     The texts' embeddings are the frozen model's on both sides, so that the image tower alone learns from them. The
-    logit scale is not trained.
+    logit scale is not trained. Of data with captions CLIP's own loss stands in place of the cross-entropy over classes.
     """
+
+    capabilities = Capabilities(pairs=True)
 
     def __init__(self, config: DistillingConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -50,8 +53,14 @@ class Distilling(Classify):
         yield from (parameter for _, parameter in clip.image_parameters())
         yield from (parameter for _, parameter in clip.text_parameters())
 
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        return super().encode(clip, batch, phase) if batch.texts is None else pairs(clip, self.prompts, batch)
+
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        terms = super().loss(features, batch, phase)
+        if batch.texts is None:
+            terms = super().loss(features, batch, phase)
+        else:  # captions are no classes: every other pair of the batch is wrong
+            terms = {"clip": clip_loss(features["image"], features["text"], features["scale"])}
         if "teacher" in features and len(features["teacher"]) and len(self._texts):
             teacher, student = (
                 features["scale"].detach() * features[who] @ self._texts.T for who in ("teacher", "reference")

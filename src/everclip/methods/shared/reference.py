@@ -36,6 +36,11 @@ def sentences() -> list[str]:
     return [" ".join(words[word] for word in row) for row in drawn.tolist()]
 
 
+def some(texts: Iterable[str]) -> list[str]:
+    """Return a thousand of these texts at most, the same each time."""
+    return sorted(texts, key=lambda text: hash64("reference", text))[:SENTENCES]
+
+
 def pictures(clip: Clip, but: Collection[str], count: int) -> UInt8[Tensor, "n 3 s s"]:
     """At most ``count`` of the emoji pictures that come with the package, the same each time, ready for ``clip``.
 

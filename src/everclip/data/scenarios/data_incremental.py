@@ -1,0 +1,116 @@
+"""Each task brings more images of the same kind: image-text pairs, or classes that are all there from the start.
+
+A task is what the data names in its column `task` (or `domain`), or a part of the images in the order of their column
+`time`, or an equal part of them at random. scenario.by says which; auto takes the first of these that the data has.
+scenario.tasks is the number of parts, scenario.order the seed of a random cut; named tasks are learned in the order
+that the data gives, which scenario.order can list. Each test image belongs to the task of its time, or to a part at
+random. This is the scenario of images with captions, where a task's test images are searched by its captions.
+
+    everclip train data=csv:pairs.csv method=gcl scenario.kind=data-incremental
+    everclip train data=csv:pairs.csv method=gcl scenario.kind=data-incremental scenario.by=parts scenario.tasks=5
+
+Protocol: data-incremental learning (https://arxiv.org/abs/2009.00919), with time https://arxiv.org/abs/2310.16226
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from everclip.data.images import Dataset, ImageSet
+from everclip.data.scenario import Task, positions
+from everclip.data.scenarios import Scenario, ScenarioConfig
+from everclip.errors import UserError
+
+
+class DataIncremental(Scenario):
+    """Images in parts."""
+
+    class Config(ScenarioConfig):
+        """Options of the cut."""
+
+        by: Literal["auto", "task", "time", "parts"] = Field(
+            default="auto",
+            description="what makes a task: the column task (or domain), a stretch of the column time, or an equal part"
+            " at random; auto: the first of these that the data has",
+        )
+
+    every_class = True
+    config: Config
+
+    def cut(self, data: Dataset, seed: int) -> list[Task]:
+        by = self.config.by
+        if by == "auto":
+            by = "task" if len(data.domain_names) > 1 else "parts" if data.times is None else "time"
+        if by == "task":
+            return self._named(data, seed)
+        count, classes = self._count(len(data.train)), tuple(range(len(data.class_names)))
+        if by == "time":
+            train, test = self._by_time(data, count)
+        else:
+            order = seed if self.settings.order == "seed" else self.settings.order
+            rng = np.random.RandomState(order if isinstance(order, int) else 0)
+            train, test = (
+                np.array_split(rng.permutation(len(part)), count) for part in (data.train, data.test)
+            )
+        return [
+            Task(index, f"part {index + 1}", classes, _at(data.train, mine), _at(data.test, tested))
+            for index, (mine, tested) in enumerate(zip(train, test, strict=True))
+        ]
+
+    def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
+        if self.config.by == "task" or (self.config.by == "auto" and domains):
+            return domains, [classes] * len(domains)
+        count = self._count(images)
+        return [images // count] * count, [classes] * count
+
+    def _count(self, images: int) -> int:
+        """Return the number of parts. Raises UserError for sizes of tasks, and for more parts than images."""
+        count = self.settings.tasks
+        if not isinstance(count, int):
+            raise UserError(
+                f"scenario.tasks={count} are sizes of tasks, which are classes: use the number of parts"
+            )
+        if count > images:
+            raise UserError(f"scenario.tasks={count} but there are {images} images: use at most {images}")
+        return count
+
+    def _named(self, data: Dataset, seed: int) -> list[Task]:
+        """Return a task for each name."""
+        names, order = data.domain_names, self.settings.order
+        if len(names) < 2:
+            raise UserError(
+                f"scenario.by=task but {data.name} names {'one task' if any(names) else 'no tasks'}: write each image's"
+                " into a column task, or use scenario.by=parts"
+            )
+        domains = list(range(len(names)))
+        if isinstance(order, list):
+            domains = positions(order, names, "task")
+        elif order == "seed":
+            domains = np.random.RandomState(seed).permutation(len(names)).tolist()
+        classes = tuple(range(len(data.class_names)))
+        return [
+            Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))
+            for index, domain in enumerate(domains)
+        ]
+
+    def _by_time(self, data: Dataset, count: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+        """Return positions of each part's training images, equally many, and of the test images of the same time."""
+        if data.times is None:
+            raise UserError(
+                f"scenario.by=time but {data.name} has no times: write each image's into a column time beside its"
+                " caption, or use scenario.by=parts, or scenario.kind=time for classes"
+            )
+        times = data.times[data.train.rows]
+        train = np.array_split(np.lexsort((data.train.ids, times)), count)
+        begins = np.array([times[part].min() for part in train[1:]])
+        part = np.searchsorted(begins, data.times[data.test.rows], side="right")
+        return train, [np.flatnonzero(part == number) for number in range(count)]
+
+
+def _at(images: ImageSet, where: NDArray[np.int64]) -> ImageSet:
+    """Return those images, in the order of the table."""
+    return images.select(np.sort(where))
