@@ -400,7 +400,7 @@ def test_a_full_disk(
     out = f"out={tmp_path / 'on'}"
     assert main(["train", *tokens, "cache.trunk=on", out, "device=cpu", "train.epochs=1"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "take 39.2 kB and" in line
+    assert "need 39.2 kB and" in line
     assert line.endswith("has 1.0 kB free: make room, or use cache.trunk=off")
     capsys.readouterr()
     computed = run(tmp_path / "auto", *tokens)
