@@ -184,7 +184,7 @@ def test_rebuild_embeds_again_beside_the_old_folder(world: Path, tmp_path: Path,
     assert code == 0
     assert f" for 20 images at this machine's rate, into {vectors}.v2" in out
     assert (
-        f"{vectors}.v2: 20 embeddings by {tmp_path / 'v2'}, 0 could not be read; {vectors} is as it was"
+        f"{vectors}.v2: 20 embeddings by {tmp_path / 'v2'}, 0 could not be read; {vectors} is unchanged"
         in err
     )
     made = read(tmp_path / "vectors.v2", whole=True)
