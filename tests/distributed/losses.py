@@ -71,6 +71,7 @@ def averaged(on: Batch) -> Tensor:
 
 CASES: dict[str, Callable[[Batch], Tensor]] = {
     "clip_loss": lambda on: contrastive.clip_loss(on.image, on.text, 5.0),
+    "sigmoid_loss": lambda on: contrastive.sigmoid_loss(on.image, on.text, 5.0, -5.0),
     "surrogate": lambda on: pair(on, "other_class", "squared_hinge"),
     "surrogate instance": lambda on: pair(on, "instance", "identity"),
     "surrogate multi_positive": lambda on: pair(on, "multi_positive", "squared_hinge"),

@@ -574,7 +574,7 @@ def test_checkpoints_of_finished_runs_are_dropped(
     assert (
         main([*words[:-2], "seed=0", "--from", str(out), "--from-stage", "1", f"out={tmp_path / 'f'}"]) == 2
     )
-    assert f"the checkpoints of {out}/ncm_s0 were removed" in capsys.readouterr().err
+    assert f"the checkpoints of {out}/ncm_s0 are gone: train it again" in capsys.readouterr().err
 
 
 def test_what_is_in_use_or_leads_elsewhere_keeps_its_checkpoints(tmp_path: Path) -> None:
