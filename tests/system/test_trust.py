@@ -228,7 +228,7 @@ def test_the_option(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -
         assert say("methods", name, ".") == (
             2,
             "",
-            f'error: a file here is called "{name}": give files as ./*, or --trust from another folder\n',
+            f'error: a file here is called "{name}": give files as ./*, or use --trust from another folder\n',
         )
         (tmp_path / name).unlink()
     assert 'error: --trust "none" is no folder' in say("methods", "--trust", "none")[2]
