@@ -252,7 +252,7 @@ def test_several_runs_and_what_was_left_out(tmp_path: Path) -> None:
 def test_no_run_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run directory"):
         build([tmp_path / "nothing"], tmp_path / "r.html")
-    with pytest.raises(UserError, match="name at least one"):
+    with pytest.raises(UserError, match="give at least one"):
         build([], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
