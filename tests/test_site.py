@@ -51,7 +51,7 @@ def test_links_lead_to_pages_and_pictures_of_the_site(site: Path) -> None:
         ("docs/a.md", "[b](../benchmarks/best.md)", "[b](benchmarks/best.md)"),
         ("docs/a.md", "[b](../examples), [c](decisions)", "[b](examples/index.md), [c](decisions/index.md)"),
         ("docs/a.md", "[b](notebooks/add_five_classes.ipynb)", "[b](notebooks/add_five_classes.md)"),
-        ("benchmarks/a.md", "[b](../docs/figure1)", "[b](../figure1/about.md)"),
+        ("benchmarks/a.md", "[b](../docs/figure1)", "[b](../figure1/index.md)"),
         ("CONTRIBUTING.md", "[b](docs/decisions)", "[b](decisions/index.md)"),
         ("docs/a.md", "[the code](../src/everclip/plugins.py)", "the code"),
         ("docs/a.md", "[b](https://arxiv.org/abs/1)", "[b](https://arxiv.org/abs/1)"),
@@ -87,7 +87,10 @@ def test_each_page_has_its_place(site: Path) -> None:
     assert listed - notebooks <= written
     assert notebooks <= listed
     rest = written - listed
-    assert {name for name in rest if not re.match(r"decisions/\d|benchmarks/", name)} == {"figure1/about.md"}
+    assert {name for name in rest if not re.match(r"decisions/\d|benchmarks/", name)} == {
+        "figure1/index.md",
+        "figure1/cells.md",
+    }
 
 
 def test_nothing_is_asked_of_another_host() -> None:

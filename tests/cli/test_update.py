@@ -243,4 +243,4 @@ def test_plain_folders_are_read_and_one_folder_is_split(
     assert main([*words, "-o", str(tmp_path / "v2")]) == 0
     err = capsys.readouterr().err
     assert f"--add imagefolder:{cold}: 12 images of 2 classes to learn, all of it\n" in err
-    assert f"--test imagefolder:{test}: 16 images of 4 classes to test on, all of it\n" in err
+    assert f"--test imagefolder:{test}: 16 images of 4 classes for testing, all of it\n" in err

@@ -211,7 +211,7 @@ def test_options_of_the_source_keep_runs_apart(tmp_path: Path) -> None:
         run_folder(tmp_path / f"gcl-{every}", 0.5, config={"source.every": every})
         run_folder(tmp_path / f"gdro-{every}", 0.6, method="gdro", config={"source.every": every})
     with pytest.raises(
-        UserError, match=r"differ in source\.every \(1 in .*, 4 in .*apart, --by source\.every"
+        UserError, match=r"differ in source\.every \(1 in .*, 4 in .* separately, --by source\.every"
     ):
         compared(tmp_path)
     found = compared(tmp_path, by=["source.every"])

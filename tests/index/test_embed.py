@@ -72,7 +72,7 @@ def test_texts_have_a_folder_of_their_own(toy: str, pictures: Path, tmp_path: Pa
     )
     assert files(tmp_path / "t") == before
     code, _, err = say("embed", toy, "-o", tmp_path / "u")
-    assert (code, "one of them" in err) == (2, True)
+    assert (code, "either pictures or" in err) == (2, True)
 
 
 def test_half_precision_on_request(toy: str, pictures: Path, tmp_path: Path, say: Say) -> None:

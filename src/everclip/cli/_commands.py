@@ -74,7 +74,7 @@ COMMANDS = {
   everclip sweep method=gcl,gdro memory.budget=0,200 seed=0..4 out=runs/S
   everclip sweep my.toml method=gdro,ewc method.ewc.strength=10,100
   everclip sweep method=gcl,gdro --tune train.lr=3e-5,1e-4,3e-4
-  everclip sweep my.toml seed=0..4 --print   # one command per run, for a scheduler
+  everclip sweep my.toml seed=0..4 --print   # one command per run
 """,
         code=True,
     ),
