@@ -190,7 +190,7 @@ def test_what_cannot_be_opened(run_of: Callable[[str], Path], toy: str, tmp_path
         (
             str(run_of("gdro")),
             ["reed"],
-            '"reed" is none of the 6 classes that .* has learned; did you mean "red"',
+            '"reed" is not one of the 6 classes that .* has learned; did you mean "red"',
         ),
     ):
         with pytest.raises(UserError, match=message):
