@@ -157,4 +157,4 @@ def test_the_doctor_compares_lite_with_its_manifest(cache: Path, capsys: pytest.
     assert "built by an earlier version; the next use builds it again" in " ".join(
         capsys.readouterr().out.split()
     )
-    assert f"{folder}isdamaged(weightsisnotwhatwaswritten)-itsnextusebuildsitagain" in told
+    assert f"{folder}isdamaged(weightsisnotwhatwaswritten)-thenextusebuildsitagain" in told
