@@ -121,7 +121,7 @@ def test_what_was_stopped_goes_on_to_the_bit(
 def test_killed_three_times_it_is_equal_to_the_bit(toy: str, tmp_path: Path) -> None:
     many = coloured(tmp_path / "many", {"red": (220, 40, 40), "blue": (40, 60, 220)}, 32)
     code = (
-        "import sys; from everclip.index import embed; embed.BATCH, embed.SHARD = 4, 8;"
+        "import sys; from everclip.index import embed; embed.BATCH, embed.SHARD = 4, 4;"
         "from everclip.cli.app import main; sys.exit(main(sys.argv[1:]))"
     )
 
