@@ -13,6 +13,7 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.errors import RunError
 from everclip.inference.assess import decoded
+from everclip.metrics.retrieval import AT, WAYS
 from everclip.models.clip import Clip
 from everclip.system.text import printable
 from everclip.training.retrieve import search, warn_of_long
@@ -35,14 +36,11 @@ def measured(clip: Clip, images: ImageSet) -> dict[str, Any]:
 def show(result: dict[str, Any], more: Sequence[str]) -> None:
     """Print a table of both directions, and lines below it."""
     table = Table(title=escape(f"{result['model']} on {result['data']}"), title_justify="left")
-    for column in ("search", "recall@1", "recall@5", "recall@10", "median rank"):
+    for column in ("search", *(f"recall@{k}" for k in AT), "median rank"):
         table.add_column(column, justify="left" if column == "search" else "right")
-    for key, words in (
-        ("image_to_text", "captions by an image"),
-        ("text_to_image", "images by a caption"),
-    ):
-        row = result[key]
-        recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10)]
+    for way, words in zip(WAYS, ("captions by an image", "images by a caption"), strict=True):
+        row = result[way]
+        recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in AT]
         table.add_row(words, *recalls, f"{row['median_rank']:g}")
     console = Console(soft_wrap=True)
     console.print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from everclip.data.images import ImageSet
 from everclip.data.prompts import clean
 from everclip.errors import UserError, suggest
-from everclip.seeding import generator
+from everclip.seeding import generator, hash64
 
 MOST_HINT = 80
 """Characters of a list of names in a message; a data set may have thousands."""
@@ -75,6 +75,29 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
     if isinstance(order, str):
         return list(range(len(names)))
     return positions(order, names, "class")
+
+
+def learned_order(names: Sequence[str], order: int | str | Sequence[str], seed: int) -> list[int]:
+    """The labels in the order that ``scenario.order`` says, by the run's ``seed`` where that is "seed".
+
+    Raises:
+        UserError: as ``class_order``.
+    """
+    return class_order(names, seed if order == "seed" else order)
+
+
+def first_by_hash(images: ImageSet, word: str, counts: Mapping[int, int]) -> ImageSet:
+    """At most ``counts[label]`` images of each class, in the order they have: those with the smallest hashes.
+
+    Args:
+        word: begins what is hashed; the stable id of the image follows.
+    """
+    priority = np.array([hash64(word, sample) for sample in images.ids.tolist()], dtype=np.int64)
+    kept = np.zeros(len(images), dtype=bool)
+    for label, count in counts.items():
+        where = np.flatnonzero(images.labels == label)
+        kept[where[np.argsort(priority[where])[:count]]] = True
+    return images.select(kept)
 
 
 def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:

@@ -258,20 +258,8 @@ def _next(
         tuned = chosen.clip
     exemplars, kept = pictures.kept(options.exemplars, options.seed)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    line = {
-        "version": state.version + 1,
-        "made": now,
-        "chosen": chosen.name,
-        "images": len(pictures.new) + len(pictures.fresh),
-        "classes": [trial.known.names[label] for label in trial.known.tasks[-1].labels],
-    }
-    record = {
-        "version": state.version + 1,
-        "made": now,
-        "parent": {"spec": state.spec, "version": state.version},
-        "history": [*state.record.get("history", []), line],
-        "forgotten": list(state.record.get("forgotten", [])),
-    }
+    added = [trial.known.names[label] for label in trial.known.tasks[-1].labels]
+    record = state.next_record(now, chosen.name, len(pictures.new) + len(pictures.fresh), added)
     return State(
         state.spec,
         model,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, ImageSet
@@ -26,6 +27,10 @@ from everclip.updating.core import Outcome
 from everclip.updating.forgetting import forget, solved_anew
 from everclip.updating.images import Watch, holdout, unwatched
 from everclip.updating.state import State
+from everclip.updating.verdict import listed
+
+SHOWN = 5
+"""Classes that the words of an edit name."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def rename(names: Sequence[str], new: Mapping[str, str]) -> Edit:
             f'two classes would be called "{twice[0]}": if they are one, use merge, else another name'
         )
     check_names(after, "what rename gives")
-    return Edit(f"renamed {_listed(f'{a} to {b}' for a, b in new.items())}", after, tuple(range(len(names))))
+    pairs = [f"{old} to {now}" for old, now in new.items()]
+    return Edit(f"renamed {listed(pairs, SHOWN)}", after, tuple(range(len(names))))
 
 
 def merge(names: Sequence[str], parts: Sequence[str], into: str) -> Edit:
@@ -81,7 +87,7 @@ def merge(names: Sequence[str], parts: Sequence[str], into: str) -> Edit:
     after = tuple(into if label == labels[0] else names[label] for label in rest)
     check_names(after, "what merge gives")
     place = tuple(rest.index(labels[0] if label in labels else label) for label in range(len(names)))
-    return Edit(f"merged {_listed(names[label] for label in labels)} into {into}", after, place)
+    return Edit(f"merged {listed([names[label] for label in labels], SHOWN)} into {into}", after, place)
 
 
 def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
@@ -92,7 +98,7 @@ def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
     if not after or not gone:
         raise UserError("name at least one class to remove, and leave at least one")
     place = tuple(after.index(name) if name in after else -1 for name in names)
-    return Edit(f"removed {_listed(gone)}", after, place)
+    return Edit(f"removed {listed(gone, SHOWN)}", after, place)
 
 
 def edit(
@@ -112,13 +118,17 @@ def edit(
     if model is None:
         raise UserError(f"{state.spec} has no class yet: give a folder that everclip update wrote")
     after = _edited(state, wanted)
-    assert after.model is not None
+    edited = after.model
+    assert edited is not None
     checks = _placed(state.checks, wanted.place)
-    pixels = Pixels(checks.store, after.model.encoder.eval_transform, after.model.encoder.image_size, 0)
-    found = scores(after.model, checks, pixels)
-    after = replace(after, model=calibrated(after.model, found, checks.labels))
-    images, pixels = (checks, pixels) if test is None else _unseen(state, after, test, watch)
-    result = _compared(state, after, wanted, images, pixels) if len(images) else None
+    pixels = Pixels(checks.store, edited.encoder.eval_transform, edited.encoder.image_size, 0)
+    found = scores(edited, checks, pixels)
+    after = replace(after, model=calibrated(edited, found, checks.labels))
+    images = checks
+    if test is not None:
+        images, pixels = _unseen(state, after, test, watch)
+        found = scores(edited, images, pixels)
+    result = _compared(scores(model, images, pixels), found, wanted, images) if len(images) else None
     drop = None if result is None else round(100 * (result["before"] - result["after"]), 2)
     what = "held-out images" if test is not None else "check images, of which none was trained on"
     gate = {
@@ -128,7 +138,7 @@ def edit(
         "words": f"accuracy on {what}" if result is not None else "no image to test on: not measured",
     }
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    after = replace(after, record=_record(state, after, wanted, now))
+    after = replace(after, record=after.next_record(now, wanted.words, 0, ()))
     verdict = {
         "schema": 1,
         "from": state.spec,
@@ -194,13 +204,12 @@ def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
     return moved.select(moved.labels >= 0)
 
 
-def _compared(state: State, after: State, wanted: Edit, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
-    """Accuracy before and after, an old answer counting as the class that it became."""
-    assert state.model is not None
-    assert after.model is not None
-    place = np.array(wanted.place)
-    was = place[scores(state.model, images, pixels).argmax(1)] == images.labels
-    now = scores(after.model, images, pixels).argmax(1) == images.labels
+def _compared(
+    before: Float32[np.ndarray, "n c"], after: Float32[np.ndarray, "n d"], wanted: Edit, images: ImageSet
+) -> dict[str, Any]:
+    """Accuracy by scores before and after, an old answer counting as the class that it became."""
+    was = np.array(wanted.place)[before.argmax(1)] == images.labels
+    now = after.argmax(1) == images.labels
     rows = [
         {
             "class": wanted.names[label],
@@ -213,25 +222,6 @@ def _compared(state: State, after: State, wanted: Edit, images: ImageSet, pixels
     return {"images": len(images), "before": float(was.mean()), "after": float(now.mean()), "per_class": rows}
 
 
-def _record(state: State, after: State, wanted: Edit, now: str) -> dict[str, Any]:
-    """What update.json says of the next version."""
-    history = list(after.record.get("history", []))
-    line = {"version": state.version + 1, "made": now, "chosen": wanted.words, "images": 0, "classes": []}
-    return {
-        "version": state.version + 1,
-        "made": now,
-        "parent": {"spec": state.spec, "version": state.version},
-        "history": [*history, line],
-        "forgotten": list(after.record.get("forgotten", [])),
-    }
-
-
 def _known(name: str, names: Sequence[str]) -> None:
     if name not in names:
         raise UserError(f'no class is called "{name}"{suggest(name, names)}')
-
-
-def _listed(names: Any) -> str:
-    """The first names."""
-    found = list(names)
-    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

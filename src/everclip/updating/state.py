@@ -102,6 +102,30 @@ class State:
         """Number of updates that made it."""
         return int(self.record.get("version", 0))
 
+    def next_record(self, made: str, chosen: str, images: int, classes: Sequence[str]) -> dict[str, Any]:
+        """The record of the version after this one.
+
+        Args:
+            made: when.
+            chosen: what made it.
+            images, classes: how many were added, and of which classes.
+        """
+        number = self.version + 1
+        line = {
+            "version": number,
+            "made": made,
+            "chosen": chosen,
+            "images": images,
+            "classes": list(classes),
+        }
+        return {
+            "version": number,
+            "made": made,
+            "parent": {"spec": self.spec, "version": self.version},
+            "history": [*self.record.get("history", []), line],
+            "forgotten": list(self.record.get("forgotten", [])),
+        }
+
     @property
     def encoder(self) -> Clip:
         """The model in use."""

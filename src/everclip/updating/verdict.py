@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ def change(points: float) -> str:
     return f"{points:+.1f}".replace("-", "−")
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str], most: int = LISTED) -> str:
     """Return the first names."""
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def files(verdict: dict[str, Any]) -> dict[str, str]:

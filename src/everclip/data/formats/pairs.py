@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.data.captions import PAIR, Captions, checked
-from everclip.data.formats.folders import check_names, split_of
+from everclip.data.formats.folders import check_names
+from everclip.data.formats.tables import held_out
 from everclip.data.images import Dataset, Store, build
 from everclip.data.prompts import clean
 from everclip.errors import UserError
@@ -55,7 +56,7 @@ def dataset(name: str, where: str, store: Store, rows: Pairs) -> Dataset:
     tasks = [""] * count if rows.tasks is None else rows.tasks
     is_test = rows.is_test
     if is_test is None:
-        is_test = _held_out(store.keys, [*zip(groups, tasks, strict=True)])
+        is_test = held_out(store.keys, groups, tasks)
     if all(is_test):
         raise UserError(f"{where} lists test images alone: add training images")
     for what, column in (("group", groups), ("task", tasks)):
@@ -79,16 +80,6 @@ def dataset(name: str, where: str, store: Store, rows: Pairs) -> Dataset:
         Captions(rows.captions),
         rows.times,
     )
-
-
-def _held_out(keys: Sequence[str], kinds: Sequence[tuple[str, str]]) -> list[bool]:
-    members: dict[tuple[str, str], list[str]] = {}
-    for key, kind in zip(keys, kinds, strict=True):
-        members.setdefault(kind, []).append(key)
-    is_test: dict[str, bool] = {}
-    for group in members.values():
-        is_test |= split_of(group)
-    return [is_test[key] for key in keys]
 
 
 def _order(name: str) -> tuple[int, int, str]:

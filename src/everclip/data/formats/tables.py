@@ -79,7 +79,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
             f"{where} has {'no domains' if rows.domains is None else 'one domain'}: {origin.domain_hint}, or use"
             " scenario.kind=class-incremental"
         )
-    is_test = _held_out(store.keys, labels, domains) if rows.is_test is None else rows.is_test
+    is_test = held_out(store.keys, labels, domains) if rows.is_test is None else rows.is_test
     _check_trained(where, labels, is_test)
     if origin.kind == "domain-incremental":
         _check_domains(where, domains, is_test)
@@ -125,7 +125,7 @@ def _check_labels(where: str, classes: Sequence[str]) -> None:
         )
 
 
-def _held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]) -> list[bool]:
+def held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]) -> list[bool]:
     """Return whether each image is one of the fifth of its class in its domain that is held out."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key, *pair in zip(keys, labels, domains, strict=True):

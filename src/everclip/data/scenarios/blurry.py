@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from everclip.data.images import Dataset
-from everclip.data.scenario import Task, class_order, first_met, in_pieces, stream_seed, task_sizes
+from everclip.data.scenario import Task, first_met, in_pieces, learned_order, stream_seed, task_sizes
 from everclip.data.scenarios import Scenario, ScenarioConfig
 from everclip.errors import UserError
 from everclip.seeding import generator
@@ -70,7 +70,7 @@ class Blurry(Scenario):
                 "scenario.kind=blurry draws the sizes of its tasks: use a number as scenario.tasks"
             )
         seed_of = stream_seed(settings.order, seed)
-        labels = class_order(data.class_names, seed if settings.order == "seed" else settings.order)
+        labels = learned_order(data.class_names, settings.order, seed)
         draw = generator(seed_of, "blurry")
         home = self._homes(labels, count, draw)
         task = home[data.train.labels]

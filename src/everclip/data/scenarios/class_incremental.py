@@ -18,7 +18,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from everclip.data.images import Dataset
-from everclip.data.scenario import Task, class_order, task_sizes
+from everclip.data.scenario import Task, learned_order, task_sizes
 from everclip.data.scenarios import Scenario
 
 
@@ -26,17 +26,20 @@ class ClassIncremental(Scenario):
     """Classes in order, cut into tasks."""
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
-        order = self.settings.order
-        labels = class_order(data.class_names, seed if order == "seed" else order)
+        labels = learned_order(data.class_names, self.settings.order, seed)
         tasks: list[Task] = []
         start = 0
-        for index, size in enumerate(task_sizes(len(labels), self.settings.tasks)):
+        for index, size in enumerate(self.classes_per_task(len(labels))):
             classes = tuple(labels[start : start + size])
             start += size
             train, test = (part.of_classes(classes) for part in (data.train, data.test))
             tasks.append(Task(index, f"task {index + 1}", classes, train, test))
         return tasks
 
+    def classes_per_task(self, classes: int) -> list[int]:
+        """Number of classes of each task. Raises UserError where they do not fit."""
+        return task_sizes(classes, self.settings.tasks)
+
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
-        tasks = task_sizes(classes, self.settings.tasks)
+        tasks = self.classes_per_task(classes)
         return [round(images * size / classes) for size in tasks], list(accumulate(tasks))

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from everclip.data.images import Dataset, ImageSet
-from everclip.data.scenario import Task, positions
+from everclip.data.scenario import Task
 from everclip.data.scenarios import Scenario, ScenarioConfig
+from everclip.data.scenarios.domain_incremental import domain_order, of_domains
 from everclip.errors import UserError
 
 
@@ -86,16 +87,7 @@ class DataIncremental(Scenario):
                 f"scenario.by=task but {data.name} names {'one task' if any(names) else 'no tasks'}: write each image's"
                 " into a column task, or use scenario.by=parts"
             )
-        domains = list(range(len(names)))
-        if isinstance(order, list):
-            domains = positions(order, names, "task")
-        elif order == "seed":
-            domains = np.random.RandomState(seed).permutation(len(names)).tolist()
-        classes = tuple(range(len(data.class_names)))
-        return [
-            Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))
-            for index, domain in enumerate(domains)
-        ]
+        return of_domains(data, domain_order(order, names, seed, "task"))
 
     def _by_time(self, data: Dataset, count: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
         """Return positions of each part's training images, equally many, and of the test images of the same time."""

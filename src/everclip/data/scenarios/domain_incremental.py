@@ -24,16 +24,34 @@ from everclip.data.scenarios import Scenario
 from everclip.errors import UserError
 
 
-def domain_order(order: int | str | list[str], names: Sequence[str], seed: int) -> list[int]:
+def domain_order(
+    order: int | str | list[str], names: Sequence[str], seed: int, what: str = "domain"
+) -> list[int]:
     """Domains in the order learned: as ``scenario.order`` lists them or by the run's seed, else as they are.
 
-    Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation.
+    Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation of
+    ``what`` the names are.
     """
     if isinstance(order, list):
-        return positions(order, names, "domain")
+        return positions(order, names, what)
     if order == "seed":
         return np.random.RandomState(seed).permutation(len(names)).tolist()
     return list(range(len(names)))
+
+
+def of_domains(data: Dataset, order: Sequence[int]) -> list[Task]:
+    """A task for each domain, in this order, all of which have every class."""
+    classes = tuple(range(len(data.class_names)))
+    return [
+        Task(
+            index,
+            data.domain_names[domain],
+            classes,
+            data.train.of_domain(domain),
+            data.test.of_domain(domain),
+        )
+        for index, domain in enumerate(order)
+    ]
 
 
 class DomainIncremental(Scenario):
@@ -49,11 +67,7 @@ class DomainIncremental(Scenario):
                 f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
                 " PATH/DOMAIN/CLASS/*.jpg"
             )
-        classes = tuple(range(len(data.class_names)))
-        return [
-            Task(index, names[domain], classes, data.train.of_domain(domain), data.test.of_domain(domain))
-            for index, domain in enumerate(domain_order(order, names, seed))
-        ]
+        return of_domains(data, domain_order(order, names, seed))
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
         return domains, [classes] * len(domains)

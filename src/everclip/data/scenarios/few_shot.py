@@ -14,22 +14,22 @@ Protocol: https://arxiv.org/abs/2004.10956 (FSCIL); https://arxiv.org/abs/2104.0
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 
-import numpy as np
 from pydantic import Field
 
 from everclip.data.images import Dataset, ImageSet
-from everclip.data.scenario import Task, class_order, task_sizes
-from everclip.data.scenarios import Scenario, ScenarioConfig
+from everclip.data.scenario import Task, first_by_hash, task_sizes
+from everclip.data.scenarios import ScenarioConfig
+from everclip.data.scenarios.class_incremental import ClassIncremental
 from everclip.errors import UserError
-from everclip.seeding import hash64
 
 BASE = 0.6
 """Share of the classes in the base session, unless a number is given: 60 of CIFAR-100's and miniImageNet's 100."""
 
 
-class FewShot(Scenario):
+class FewShot(ClassIncremental):
     """All images of a base, then a few of each class."""
 
     class Config(ScenarioConfig):
@@ -43,20 +43,10 @@ class FewShot(Scenario):
     config: Config
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
-        order = self.settings.order
-        labels = class_order(data.class_names, seed if order == "seed" else order)
-        tasks: list[Task] = []
-        start = 0
-        for index, size in enumerate(self._sizes(len(labels))):
-            classes = tuple(labels[start : start + size])
-            start += size
-            train, test = (part.of_classes(classes) for part in (data.train, data.test))
-            name = f"task {index + 1}" if index else "base"
-            tasks.append(Task(index, name, classes, self._few(train) if index else train, test))
-        return tasks
+        base, *later = super().cut(data, seed)
+        return [replace(base, name="base"), *(replace(task, train=self._few(task)) for task in later)]
 
-    def _sizes(self, classes: int) -> list[int]:
-        """Classes of each task. Raises UserError where they do not add up."""
+    def classes_per_task(self, classes: int) -> list[int]:
         tasks, base = self.settings.tasks, self.config.base
         if not isinstance(tasks, int):
             if base is not None:
@@ -72,16 +62,11 @@ class FewShot(Scenario):
             )
         return [base, *task_sizes(classes - base, tasks - 1)]
 
-    def _few(self, images: ImageSet) -> ImageSet:
-        """At most ``shots`` images of each class, in the order they have."""
-        priority = np.array([hash64("shots", sample) for sample in images.ids.tolist()], dtype=np.int64)
-        kept = np.zeros(len(images), dtype=bool)
-        for label in np.unique(images.labels):
-            where = np.flatnonzero(images.labels == label)
-            kept[where[np.argsort(priority[where])[: self.config.shots]]] = True
-        return images.select(kept)
+    def _few(self, task: Task) -> ImageSet:
+        """At most ``shots`` training images of each class."""
+        return first_by_hash(task.train, "shots", dict.fromkeys(task.classes, self.config.shots))
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
-        sizes = self._sizes(classes)
+        sizes = self.classes_per_task(classes)
         few = [min(self.config.shots * size, round(images * size / classes)) for size in sizes[1:]]
         return [round(images * sizes[0] / classes), *few], list(accumulate(sizes))

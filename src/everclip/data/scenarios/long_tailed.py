@@ -23,11 +23,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from everclip.data.images import Dataset
-from everclip.data.scenario import Task, class_order, stream_seed
+from everclip.data.scenario import Task, first_by_hash, learned_order, stream_seed
 from everclip.data.scenarios import ScenarioConfig
 from everclip.data.scenarios.class_incremental import ClassIncremental
 from everclip.errors import UserError
-from everclip.seeding import generator, hash64
+from everclip.seeding import generator
 
 
 class LongTailed(ClassIncremental):
@@ -59,7 +59,7 @@ class LongTailed(ClassIncremental):
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         order, ratio = self.settings.order, self.config.imbalance
-        labels = class_order(data.class_names, seed if order == "seed" else order)
+        labels = learned_order(data.class_names, order, seed)
         counts = data.train.counts(len(labels))
         most = int(counts.min())
         if most / ratio < 1:
@@ -71,14 +71,11 @@ class LongTailed(ClassIncremental):
         ranks = np.arange(len(labels))
         if self.config.tail == "shuffled":
             ranks = generator(stream_seed(order, seed), "long tail").permutation(len(labels))
-        kept = np.zeros(len(data.train), dtype=bool)
-        priority = np.array(
-            [hash64("long tail", sample) for sample in data.train.ids.tolist()], dtype=np.int64
-        )
-        for label, rank in zip(labels, ranks.tolist(), strict=True):
-            where = np.flatnonzero(data.train.labels == label)
-            kept[where[np.argsort(priority[where])[: self.size(most, rank, len(labels))]]] = True
-        return super().cut(replace(data, train=data.train.select(kept)), seed)
+        sizes = {
+            label: self.size(most, rank, len(labels))
+            for label, rank in zip(labels, ranks.tolist(), strict=True)
+        }
+        return super().cut(replace(data, train=first_by_hash(data.train, "long tail", sizes)), seed)
 
     def size(self, most: int, rank: int, classes: int) -> int:
         """Training images of the class of a rank, from 0, where the largest has ``most``."""

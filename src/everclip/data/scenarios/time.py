@@ -33,7 +33,7 @@ class Time(Scenario):
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         count = self.settings.tasks
         if data.times is None:
-            raise UserError(f"{data.name} has no times: use them into a column time of a csv: list")
+            raise UserError(f"{data.name} has no times: write them into a column time of a csv: list")
         if not isinstance(count, int):
             raise UserError(
                 "scenario.kind=time cuts periods of equally many images: use a number as scenario.tasks"
