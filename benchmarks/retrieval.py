@@ -47,7 +47,7 @@ METHODS = {
     "joint": Method(("method=joint", "method.loss=clip"), (0,)),
 }
 CELLS = [(method, level) for method, about in METHODS.items() for level in about.levels]
-RATES = "train.lr=1e-5,3e-5,1e-4,3e-4"
+RATES = "train.lr=3e-5,1e-4,3e-4,1e-3"
 """Of the image tower: what is searched, in as many trials for each method."""
 
 

@@ -153,7 +153,7 @@ def test_failures_are_named_and_retried(
     assert re.search("failed: gcl_lr1e30: .* not finite at step", said.splitlines()[-2])
     assert said.splitlines()[-1] == "the same command with --retry repeats the failed runs"
     assert "gcl" in shown
-    assert "begins" in said
+    assert "starts" in said
     assert main(words) == 1
     again = capsys.readouterr().err
     assert "begins" not in again
@@ -240,8 +240,8 @@ def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.Ca
     words = ["sweep", *tokens, "method=gcl", "memory.budget=12", f"out={out}", "--tune", "lr=1e-5,1e-2"]
     assert main(words) == 0
     shown, said = capsys.readouterr()
-    begun = [line for line in said.splitlines() if line.endswith("begins")]
-    assert [line.split("_")[0] for line in begun] == ["tune gcl", "gcl: begins"]
+    begun = [line for line in said.splitlines() if line.endswith("starts")]
+    assert [line.split("_")[0] for line in begun] == ["tune gcl", "gcl: starts"]
     assert "train.lr=" in said
     assert "gcl" in shown
 
