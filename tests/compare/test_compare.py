@@ -316,6 +316,40 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def test_streams_show_what_they_are_judged_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    groups = {"many": 0.8, "medium": 0.6, "few": 0.4}
+    for name, better in (("ridge", 0.1), ("gcl", 0.0)):
+        told: dict[str, Any] = {group: {"classes": 3, "accuracy": v + better} for group, v in groups.items()}
+        told |= {"many_above": 9, "few_below": 3}
+        run_folder(tmp_path / name, 0.5, method=name, budget=0, by_frequency=told, any_time=0.7 + better)
+    head, *rows = (
+        line.split() for line in printed(capsys, str(tmp_path)) if "-shot" in line or "ridge" in line
+    )
+    assert [word for word in head if word != "%"][4:8] == ["any-time", "many-shot", "medium-shot", "few-shot"]
+    assert rows[0][4:8] == ["80.0", "90.0", "70.0", "50.0"]
+    assert main(["compare", str(tmp_path), "--fail-if", "by_frequency.few.accuracy<0.45"]) == 3
+    assert "gcl: by_frequency.few.accuracy 0.4 < 0.45" in capsys.readouterr().err
+    for wrong in ("by_frequency.rare.accuracy", "by_frequency.few", "last.few"):
+        assert main(["compare", str(tmp_path), "--metric", wrong]) == 2
+        assert f'has no number "{wrong}"' in capsys.readouterr().err
+
+
+def test_transfer_stands_beside_that_of_the_pretrained_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cross = {"transfer": 0.5, "transfer_of_zero_shot": 0.6, "average": 0.7, "last": 0.8}
+    told = {"task_id": "known", "matrix": [[0.5, 0.5], [0.8, 0.8]]}
+    run_folder(tmp_path / "gcl", 0.5, cross_domain=cross | told)
+    lines = printed(capsys, str(tmp_path), "--metric", "cross_domain.transfer,cross_domain.last", "--csv")
+    rows = {row["label"]: row for row in csv.DictReader(lines)}
+    assert float(rows["gcl"]["cross_domain.transfer"]) == 0.5
+    assert float(rows["zero_shot"]["cross_domain.transfer"]) == 0.6
+    assert rows["zero_shot"]["cross_domain.last"] == ""
+
+
 def test_what_stands_beside_a_mean(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

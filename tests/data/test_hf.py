@@ -49,6 +49,21 @@ def test_domains_are_trained_on(tmp_path: Path, toy: str) -> None:
     assert results["tasks"] == ["ink", "in oil"]
 
 
+def test_times_are_read_where_they_order_the_stream(tmp_path: Path) -> None:
+    days = ["2024-05-31", "2023-01-01", "2025-12-24"]
+    root = saved(tmp_path / "set", train=table(3, date=days), test=table(1, start=100, date=days))
+    found = load(root, "time")
+    assert found.times is not None
+    assert found.times[found.train.rows].argsort(kind="stable").tolist()[:4] == [1, 4, 7, 10]
+    assert len(found.times) == 16
+    assert load(root).times is None
+    with pytest.raises(UserError, match="holds no times: choose another time"):
+        load(f"{root}#time=label", "time")
+    plain = saved(tmp_path / "plain", train=table(3))
+    with pytest.raises(UserError, match=r"has no time column but .*: use hf:.*#time=COLUMN"):
+        load(plain, "time")
+
+
 def test_one_split_alone_is_split(tmp_path: Path) -> None:
     table(10).save_to_disk(tmp_path / "one")
     found = load(tmp_path / "one")

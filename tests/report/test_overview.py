@@ -52,6 +52,17 @@ def results(folder: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads((run / "results.json").read_text()) for run in sorted(folder.glob(pattern))]
 
 
+def test_measures_of_streams_have_a_table(tmp_path: Path) -> None:
+    for seed, area in ((0, 0.5), (1, 0.7)):
+        write_run(tmp_path / f"r{seed}", seed=seed, **SMALL)
+        file = tmp_path / f"r{seed}" / "results.json"
+        found = json.loads(file.read_text())
+        more = {"macro": 0.25, "worst_class": {"class": "owl", "last": 0.125}, "any_time": area}
+        file.write_text(json.dumps(found | more))
+    page = Page(build([tmp_path], tmp_path / "p.html").read_text(encoding="utf-8"))
+    assert ["gdro", "200", "25.0 (n=2)", "12.5 (n=2)", "60.0 (n=2)"] in page.rows
+
+
 def test_has_every_part(whole: str, seen: Page) -> None:
     ids = {attributes.get("id") for _, attributes in seen.elements}
     assert {f"all-{part}" for part in PARTS} <= ids

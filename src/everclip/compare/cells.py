@@ -40,6 +40,7 @@ _PRETRAINED = {
     "last": lambda results: results["zero_shot"],
     "zero_shot": lambda results: results["zero_shot"],
     "average": lambda results: fmean(results["zero_shot_after_stage"]),
+    "cross_domain.transfer": lambda results: (results.get("cross_domain") or {}).get("transfer_of_zero_shot"),
 }
 """Metrics of the pretrained model, recorded by every run."""
 
@@ -98,9 +99,13 @@ class Section:
 
 
 def known(run: Finished, metric: str) -> float | None:
-    """Return a number of results.json, None where it has none; earlier versions did not add up what is kept."""
-    value = run.results.get(metric)
-    if metric == "kept_bytes" and value is None and (both := kept(run.results)) is not None:
+    """Return a number of results.json, None where it has none; earlier versions did not add up what is kept.
+
+    Args:
+        metric: its key; points lead to a number within, such as ``cross_domain.transfer``.
+    """
+    value = _within(run.results, metric)
+    if metric == "kept_bytes" and value is metric and (both := kept(run.results)) is not None:
         return float(sum(both))
     return float(value) if finite(value) else None
 
@@ -108,9 +113,19 @@ def known(run: Finished, metric: str) -> float | None:
 def number(run: Finished, metric: str) -> float | None:
     """Return the same. Raises UserError for a key that is not there, or is none of a number."""
     value = known(run, metric)
-    if value is None and run.results.get(metric, metric) is not None:
+    if value is None and _within(run.results, metric) is not None:
         numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
         raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, numbers)}')
+    return value
+
+
+def _within(results: Mapping[str, Any], metric: str) -> Any:
+    """What stands under the key; None where it, or what it lies within, was not measured; the key if it is unknown."""
+    value: Any = results
+    for key in metric.split("."):
+        if value is None or not isinstance(value, Mapping):
+            return None if value is None else metric
+        value = value.get(key, metric)
     return value
 
 

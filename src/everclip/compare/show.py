@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from everclip.compare.cells import shown_any
+from everclip.compare.verdict import STREAMS, higher_is_better
 from everclip.metrics.retrieval import AT, WAYS
 from everclip.metrics.stats import LEAST
 from everclip.system.text import csv_text
@@ -19,6 +20,7 @@ from everclip.system.text import csv_text
 Json = dict[str, Any]
 
 _FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot")
+_FRACTIONS += ("macro", "worst_class.last", *STREAMS)
 _RECALLS = tuple(f"{way}_recall_at_{k}" for way in WAYS for k in AT)
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _KEPT = "kept MB"
@@ -52,7 +54,17 @@ def name(metric: str) -> str:
     if metric in _RECALLS:
         way, _, k = metric.partition("_recall_at_")
         return f"{'i2t' if way == WAYS[0] else 't2i'}@{k} %"
-    return metric.replace("_", " ") + (" %" if metric in _FRACTIONS + _RECALLS else "")
+    return stream_name(metric) + (" %" if metric in _FRACTIONS else "")
+
+
+def stream_name(metric: str) -> str:
+    """Return a metric as its field writes it: ``any-time``, ``few-shot``, ``Transfer`` over several data sets."""
+    whole, _, within = metric.partition(".")
+    if whole == "by_frequency":
+        return f"{within.removesuffix('.accuracy')}-shot"
+    if whole == "cross_domain":
+        return within.capitalize()
+    return "any-time" if metric == "any_time" else metric.replace("_", " ").removesuffix(".last")
 
 
 def ends(mean: Json, spread: str, random: bool = True) -> tuple[float, float] | None:
@@ -290,8 +302,6 @@ def as_latex(comparison: Json) -> str:
 
 
 def _best(rows: Sequence[Json], metric: str) -> float:
-    from everclip.compare.verdict import higher_is_better
-
     means = [
         row["metrics"][metric]["mean"] for row in rows if row["metrics"][metric] and not row["reference"]
     ]

@@ -12,6 +12,7 @@ from everclip.errors import UserError, suggest
 from everclip.metrics.ranks import critical_difference, friedman, mean_ranks
 from everclip.metrics.retrieval import WAYS
 from everclip.metrics.stats import holm, interval, mcnemar, paired, sign_flip
+from everclip.metrics.streams import GROUPS
 from everclip.runs.finished import Finished, right_both
 
 Json = dict[str, Any]
@@ -19,6 +20,12 @@ Json = dict[str, Any]
 METRICS = ("last", "average", "forgetting")
 RECALLS = tuple(f"{way}_recall_at_1" for way in WAYS)
 """What is shown beside them of runs on images with captions."""
+STREAMS = (
+    "any_time",
+    *(f"by_frequency.{group}.accuracy" for group in GROUPS),
+    *(f"cross_domain.{name}" for name in ("transfer", "average", "last")),
+)
+"""What is shown of runs whose scenario asks for it."""
 SPREADS = ("ci", "std", "range")
 _LOWER = (
     *("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable_parameters"),
@@ -33,7 +40,11 @@ def higher_is_better(metric: str) -> bool:
 
 def metrics_of(runs: Sequence[Finished]) -> tuple[str, ...]:
     """Return the metrics to show of these runs where none are asked for."""
-    return METRICS + (RECALLS if runs and all(RECALLS[0] in run.results for run in runs) else ())
+
+    def measured(metric: str) -> bool:
+        return all(cells.known(run, metric) is not None for run in runs)
+
+    return (*METRICS, *filter(measured, RECALLS + STREAMS if runs else ()))
 
 
 def compare(

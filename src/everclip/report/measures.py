@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from everclip.compare.groups import Setting
+from everclip.compare.show import stream_name
+from everclip.compare.verdict import STREAMS
+from everclip.report.tables import Cell, Table, group_cells, mean, table
 from everclip.runs.words import percent, points
+
+_ALWAYS = {"macro": "macro accuracy, %", "worst_class.last": "worst class, %"}
 
 
 def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -54,3 +60,16 @@ def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("Last", percent(cross["last"]), "each data set in the end, each counted alike"),
         ]
     return rows
+
+
+def measure_table(setting: Setting) -> Table | None:
+    """Return the means over seeds of each measure that all finished runs have; None where there is none."""
+    groups = [group for group in setting.every if group.finished]
+    found = [key for key in (*_ALWAYS, *STREAMS) if groups and all(group.values(key) for group in groups)]
+    if not found:
+        return None
+    columns = ["method", "memory", *(_ALWAYS.get(key, f"{stream_name(key)}, %") for key in found)]
+    rows: list[list[Cell]] = [
+        [*group_cells(group), *(mean(group.interval(key), "share") for key in found)] for group in groups
+    ]
+    return table(f"{setting.ident}-measures", columns, rows)

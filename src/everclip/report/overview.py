@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from everclip.compare.groups import Setting, differing
-from everclip.report import many, many_figures, map_figures, provenance, run_figures
+from everclip.report import many, many_figures, map_figures, measures, provenance, run_figures
 from everclip.report.collect import Report
 from everclip.report.figure import Figure
 from everclip.report.tuning import tuning_table
@@ -75,6 +75,7 @@ def _setting(setting: Setting, mapped: bool) -> Json:
         "verdict": many.verdict(setting),
         "notes": _notes(setting),
         "results": many.result_table(setting),
+        "measures": measures.measure_table(setting),
         "figures": {
             "stages": _drawn([many_figures.stages(setting)]),
             "matrix": _drawn(

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from everclip.errors import UserError, shown
 from everclip.system.text import number_in
 
+TIME = ("time", "date", "timestamp")
+"""What a column of times may be called, which data with labels are read for where they are asked for."""
+
 
 def numbered(texts: Iterable[str], where: str) -> NDArray[np.float64]:
     """Times as numbers that can be compared, float64 ``[n]``: all numbers as they are, or all dates in seconds.

@@ -1,10 +1,10 @@
 """Images in the order of their time: what was there first is learned first, and tested as it was then.
 
-The training images are put in order of the column time (also date or timestamp) of a csv: list, as numbers or as dates
-such as 2024-05-31, and cut into scenario.tasks periods of equally many images. A test image belongs to the period of
-its time, or to the first one later that has learned its class; it is tested from then on, so that the accuracy matrix
-has a column for each period. Classes come, come again and go as they do in the list. any_time in results.json is the
-area under the accuracy over the images that have passed.
+The training images are put in order of the column time (also date or timestamp) of a csv: list or an hf: data set, as
+numbers or as dates such as 2024-05-31, and cut into scenario.tasks periods of equally many images. A test image belongs
+to the period of its time, or to the first one later that has learned its class; it is tested from then on, so that the
+accuracy matrix has a column for each period. Classes come, come again and go as they do in the list. any_time in
+results.json is the area under the accuracy over the images that have passed.
 
     everclip train data=csv:list.csv scenario.kind=time scenario.tasks=4
 
@@ -33,7 +33,9 @@ class Time(Scenario):
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         count = self.settings.tasks
         if data.times is None:
-            raise UserError(f"{data.name} has no times: write them into a column time of a csv: list")
+            raise UserError(
+                f"{data.name} has no times: write them into a column time of a csv: list or an hf: data set"
+            )
         if not isinstance(count, int):
             raise UserError(
                 "scenario.kind=time cuts periods of equally many images: use a number as scenario.tasks"

@@ -36,7 +36,7 @@ from everclip.data.captions import MOST_OF_AN_IMAGE
 from everclip.data.formats import pairs
 from everclip.data.formats.folders import Fence
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
-from everclip.data.formats.times import numbered
+from everclip.data.formats.times import TIME, numbered
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
 from everclip.data.sources import Source
 from everclip.errors import UserError, shown
@@ -51,8 +51,6 @@ COLUMNS = {
     "domain": ("domain",),
 }
 """A column -> what it may be called."""
-TIME = ("time", "date", "timestamp")
-"""What the column of times may be called, which a list with labels is read for where it is asked for."""
 CAPTIONED = {
     "path": COLUMNS["path"],
     "caption": ("caption", "captions"),

@@ -16,7 +16,8 @@ folder override names and prompt.
 
 With a caption column, texts or lists of texts, the rows are image-text pairs: one named after "#", or called caption,
 captions, sentence, sentences or text where there is no label column. Columns called task (or domain), time and group
-are taken by themselves; `task=COLUMN`, `time=COLUMN` and `group=COLUMN` choose others.
+are taken by themselves; `task=COLUMN`, `time=COLUMN` and `group=COLUMN` choose others. With `scenario.kind=time` images
+with labels need a column of times, too, called time, date or timestamp, or `time=COLUMN`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,14 +45,16 @@ from everclip.data.formats.columns import (
 )
 from everclip.data.formats.hub import caches, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
-from everclip.data.formats.times import numbered
+from everclip.data.formats.times import TIME, numbered
 from everclip.data.images import Dataset
 from everclip.data.sources import Source
 from everclip.errors import UserError, shown, suggest
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 CAPTIONS = ("caption", "captions", "sentence", "sentences", "text")
 """What caption columns are called, which are taken where there is no label column."""
@@ -123,11 +126,26 @@ class HuggingFace(Source):
         )
         hint = f"give their column, hf:{name}#domain=COLUMN"
         origin = Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder)
-        return dataset(origin, _store(name, {part.name: part.images for part in parts}, folder), rows)
+        found = dataset(origin, _store(name, {part.name: part.images for part in parts}, folder), rows)
+        return replace(found, times=_times(name, chosen, options)) if kind == "time" else found
 
 
 def _store(name: str, images: dict[str, pa.ChunkedArray], folder: Path | None) -> ArrowStore:
     return ArrowStore(name, images, folder, [] if folder else caches())
+
+
+def _times(name: str, chosen: dict[str, datasets.Dataset], options: _Options) -> NDArray[np.float64]:
+    """Return the time of each image. Raises UserError where there is no such column, or it holds no times."""
+    first = next(iter(chosen.values())).features
+    columns = [column for column in first if column.lower() in TIME]
+    texts = [
+        text
+        for split, data in chosen.items()
+        for text in cells(
+            name, split, data, find_column(name, "time", options.time, data.features, columns), signed=True
+        )
+    ]
+    return numbered(texts, f"hf:{name}")
 
 
 def _captioned(
