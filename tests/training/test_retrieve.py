@@ -96,7 +96,9 @@ def test_pairs_equal_classes_of_one_pair_each(tmp_path: Path, toy: str, words: s
          "wise_ft method.loss=clip", "joint method.loss=gcl", "zero_shot"],
     ),
 )  # fmt: skip
-def test_methods_learn_from_pairs(tmp_path: Path, toy: str, walls: str, words: str) -> None:
+def test_methods_learn_from_pairs(
+    tmp_path: Path, toy: str, walls: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     results = run(tmp_path / "r", f"data={walls}", f"model={toy}", DATA, *f"method={words}".split())
     retrieval = results["retrieval"]
     stages = 1 if words.startswith("joint") else 4
@@ -108,6 +110,7 @@ def test_methods_learn_from_pairs(tmp_path: Path, toy: str, walls: str, words: s
         assert found["together"]["images"] == sum(results["test_counts"][: stage + 1])
     assert retrieval["zero_shot"]["together"]["captions"] >= retrieval["zero_shot"]["together"]["images"]
     assert len(results["zero_shot_per_task"]) == stages
+    assert caplog.text.count("give images with captions a column group") == (words == "gdro")
     assert (results["forgetting"] is None) == (stages == 1)
     assert schema.load(tmp_path / "r" / "results.json")["retrieval"] == retrieval
     assert not (tmp_path / "r" / "predictions.npz").exists()

@@ -26,6 +26,7 @@ Paper: https://arxiv.org/abs/2605.03866
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -40,6 +41,8 @@ from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.contrastive import Contrastive, ContrastiveConfig, valued
 from everclip.methods.shared.groups import GroupOptions, GroupWeights
+
+log = logging.getLogger("everclip")
 
 
 class Gdro(Contrastive):
@@ -115,6 +118,10 @@ class Gdro(Contrastive):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Count the images of each group, of the task and of the memory."""
         super().begin_task(clip, task, train)
+        if task.index == 0 and len(self.prompts.names) == 1 and self.config.dro != "none":
+            log.warning(
+                "gdro has one group to weigh, so that it weighs nothing: give images with captions a column group"
+            )
         if not self.config.carry_over:
             self.groups.reset()
         self.groups.begin(train, torch.from_numpy(np.isin(train.ids, task.train.ids)), clip.device)
