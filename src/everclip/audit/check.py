@@ -85,15 +85,15 @@ class Findings:
     broken: dict[int, str]
 
     def part(self, place: int) -> str:
-        """``train`` or ``test``."""
+        """Return ``train`` or ``test``."""
         return "train" if place < self.train else "test"
 
     def key(self, place: int) -> str:
-        """A picture's path in its data set."""
+        """Return a picture's path in its data set."""
         return str(self.images.store.keys[int(self.images.rows[place])])
 
     def name(self, place: int) -> str:
-        """The class that a picture is labelled as."""
+        """Return the class that a picture is labelled as."""
         return self.data.class_names[int(self.images.labels[place])]
 
     @property
@@ -104,7 +104,7 @@ class Findings:
         ]
 
     def copies(self, part: str) -> int:
-        """How many pictures of a part are there once more within it, byte for byte."""
+        """Return how many pictures of a part are there once more within it, byte for byte."""
         inside = ([place for place in group if self.part(place) == part] for group in self.groups)
         return sum(max(0, len(places) - 1) for places in inside)
 
@@ -116,7 +116,7 @@ class Findings:
         ]
 
     def between(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """Pairs of a training and a test picture."""
+        """Return pairs of a training and a test picture."""
         return [pair for pair in pairs if pair.first < self.train <= pair.second]
 
     @property
@@ -126,7 +126,7 @@ class Findings:
         return np.flatnonzero((short > 0) & (short < self.options.tiny)).tolist()
 
     def as_json(self, most: int) -> dict[str, Any]:
-        """All counts, and at most so many pictures of each kind."""
+        """Return all counts, and at most so many pictures of each kind."""
 
         def about(place: int) -> dict[str, Any]:
             return {"image": self.key(place), "part": self.part(place), "class": self.name(place)}
@@ -212,7 +212,8 @@ def check(spec: str, options: Options, progress: Progress) -> Findings:
 
 
 def _looked_at(images: ImageSet, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Width and height ``[n, 2]`` of pictures, and ids ``[n]`` of their content, negative where unreadable."""
+    """Return the width and height ``[n, 2]`` of pictures, and ids ``[n]`` of their content, negative where
+    unreadable."""
     sides = np.zeros((len(images.store.keys), 2), dtype=np.int64)
 
     def look(row: int) -> int:
@@ -226,7 +227,7 @@ def _looked_at(images: ImageSet, progress: Progress) -> tuple[NDArray[np.int64],
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """What the header of an encoded picture says; 0, 0 of what is none."""
+    """Return what the header of an encoded picture says; 0, 0 of what is none."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.size
@@ -253,7 +254,7 @@ def _decoded(
 
 
 def _suspects(found: Dataset, images: ImageSet, rows: torch.Tensor, good: NDArray[np.int64]) -> list[Suspect]:
-    """Pictures for which another class is ahead, the greatest doubt first."""
+    """Return pictures for which another class is ahead, the greatest doubt first."""
     labels = torch.from_numpy(images.labels[good])
     if len(labels.unique()) < 2:
         return []

@@ -37,7 +37,7 @@ class Doubts(NamedTuple):
 
 
 def doubts(features: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Doubts:
-    """Leave-one-out scores of every picture, from one solution of ridge regression on all of them.
+    """Return the leave-one-out scores of every picture, from one solution of ridge regression on all of them.
 
     Args:
         classes: number of classes, at least two; labels are below it.

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 def groups(contents: NDArray[np.int64]) -> list[list[int]]:
-    """The places of pictures with the same content, a list for each content that is there twice or more.
+    """Return the places of pictures with the same content, a list for each content that is there twice or more.
 
     Args:
         contents: ``[n]``, ids of content; negative ones are unknown and equal to none.
@@ -46,7 +46,8 @@ def near(
     least: float,
     step: Callable[[int], object] = silent,
 ) -> tuple[list[Pair], int]:
-    """Pairs of pictures whose features have a cosine of ``least`` or more, the nearest first, and how many there are.
+    """Return pairs of pictures whose features have a cosine of ``least`` or more, the nearest first, and how many there
+    are.
 
     Pictures of the same content are no near pair. Blocks of features are compared with blocks, so that no matrix of all
     pairs is ever held; the work grows with the square of n.

@@ -80,7 +80,8 @@ class Row:
         return " ".join([self.method, *words])
 
     def values(self, metric: str) -> dict[Repetition, float]:
-        """The metric by repetition, where it was measured. Raises UserError for what is no number of results.json."""
+        """Return the metric by repetition, where it was measured. Raises UserError for what is no number of
+        results.json."""
         found: dict[Repetition, float] = {}
         for repetition, run in self.runs.items():
             pretrained = _PRETRAINED.get(metric, lambda results: None)
@@ -120,7 +121,8 @@ def number(run: Finished, metric: str) -> float | None:
 
 
 def _within(results: Mapping[str, Any], metric: str) -> Any:
-    """What stands under the key; None where it, or what it lies within, was not measured; the key if it is unknown."""
+    """Return what stands under the key; None where it, or what it lies within, was not measured; the key if it is
+    unknown."""
     value: Any = results
     for key in metric.split("."):
         if value is None or not isinstance(value, Mapping):
@@ -130,7 +132,8 @@ def _within(results: Mapping[str, Any], metric: str) -> Any:
 
 
 def default_by(runs: Sequence[Finished]) -> list[str]:
-    """The key to show sections for where none is asked for: the memory's size, if methods that use it have several."""
+    """Return the key to show sections for where none is asked for: the memory's size, if methods that use it have
+    several."""
     sizes = {shown(run.value("memory.budget")) for run in runs if not without_memory(run)}
     return ["memory.budget"] if len(sizes) > 1 else []
 
@@ -180,7 +183,8 @@ def _place(run: Finished, key: str) -> Any:
 
 
 def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Row]:
-    """The rows of one section, the pretrained model's first where no run of it is there, in the order of labels."""
+    """Return the rows of one section, the pretrained model's first where no run of it is there, in the order of
+    labels."""
     rows: dict[str, Row] = {}
     for method in dict.fromkeys(run.method for run in runs):
         own = [run for run in runs if run.method == method]
@@ -244,7 +248,8 @@ _TOLERANCE = 1.01
 
 
 def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -> list[Section]:
-    """Each section anew for each level of cost: there every method enters with its dearest row that costs no more.
+    """Return each section anew for each level of cost: there every method enters with its dearest row that costs no
+    more.
 
     Levels are the costs of the rows of ``against``, else of all rows that are no references (which enter everywhere).
     Two rows cost the same within 1 %. A level that shows the rows of the one before, or one row only, is left out.

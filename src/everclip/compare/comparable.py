@@ -54,7 +54,8 @@ def excused(key: str) -> set[str]:
 
 
 def _is_fact(key: str) -> bool:
-    """Whether a config key decides by itself what is learned and tested: an option of the source or the scenario."""
+    """Return whether a config key decides by itself what is learned and tested: an option of the source or the
+    scenario."""
     return key.startswith("source.") or (key.startswith("scenario.") and key not in _OWN)
 
 
@@ -96,7 +97,8 @@ def _keeps_all(policy: str) -> bool:
 
 
 def _agree(key: str, first: Any, second: Any) -> bool:
-    """Whether two values of a fact fit each other; counts of one task are those of all tasks of others, summed."""
+    """Return whether two values of a fact fit each other; counts of one task are those of all tasks of others,
+    summed."""
     if first is ANY or second is ANY or first == second:
         return True
     return key == "test counts" and 1 in (len(first), len(second)) and sum(first) == sum(second)
@@ -126,7 +128,8 @@ def difference(runs: Sequence[Finished], excuses: Iterable[str] = ()) -> str:
 
 
 def hint(fact: str, runs: Sequence[Finished]) -> str:
-    """The config key that explains why a fact differs, where the runs' configs differ in it; empty where none does."""
+    """Return the config key that explains why a fact differs, where the runs' configs differ in it; empty where none
+    does."""
     known = [*_EXCUSES, _POLICY, *([fact] if _is_fact(fact) else [])]
     return next(
         (k for k in known if fact in excused(k) and len({shown(run.value(k)) for run in runs}) > 1), ""

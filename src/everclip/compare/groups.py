@@ -287,8 +287,8 @@ def _memory(run: RunData) -> Memory:
 
 
 def _longest_mean(curves: Sequence[Sequence[float]]) -> list[float]:
-    """The mean of the curves with the most tasks (joint training has one alone): the order of the classes may vary with
-    the seed."""
+    """Return the mean of the curves with the most tasks (joint training has one alone): the order of the classes may
+    vary with the seed."""
     most = max(map(len, curves), default=0)
     return [sum(values) / len(values) for values in zip(*(c for c in curves if len(c) == most), strict=True)]
 

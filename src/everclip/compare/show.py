@@ -68,8 +68,8 @@ def stream_name(metric: str) -> str:
 
 
 def ends(mean: Json, spread: str, random: bool = True) -> tuple[float, float] | None:
-    """The spread around a mean: its interval, a standard deviation to each side, or the lowest and the highest value.
-    None where there is none: of too few values, and where nothing is random."""
+    """Return the spread around a mean: its interval, a standard deviation to each side, or the lowest and the highest
+    value. None where there is none: of too few values, and where nothing is random."""
     if not random or len(mean["values"]) < (2 if spread == "range" else LEAST):
         return None
     if spread == "range":

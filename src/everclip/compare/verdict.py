@@ -141,7 +141,8 @@ def _mean(row: Row, metric: str) -> Json | None:
 def _base(
     measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str, against: str | None
 ) -> Row | None:
-    """The row to test against: the one asked for, else the best that is no reference; None where it is absent."""
+    """Return the row to test against: the one asked for, else the best that is no reference; None where it is
+    absent."""
     if against is not None:
         asked = [row for row, values in measured if values and row.label == against]
         asked += [row for row, values in measured if values and row.method == against]

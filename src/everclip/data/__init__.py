@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def source_class(spec: str) -> tuple[type[Source], str | None]:
-    """The class and the argument that ``SOURCE``, ``SOURCE:ARGUMENT`` or a plain path (``paths.spec_of``) names.
+    """Return the class and the argument that ``SOURCE``, ``SOURCE:ARGUMENT`` or a plain path (``paths.spec_of``) names.
 
     SOURCE is a file in data/sources, or a module or a file of the user's.
 
@@ -42,7 +42,7 @@ def source_class(spec: str) -> tuple[type[Source], str | None]:
 
 
 def source(spec: str, options: Mapping[str, Any]) -> tuple[Source, str | None]:
-    """The source that a spec names, with these options, and the argument.
+    """Return the source that a spec names, with these options, and the argument.
 
     Raises:
         UserError: as ``source_class`` does, or an unknown option, or a value that is not allowed.
@@ -60,7 +60,7 @@ def load(
     options: Mapping[str, Any] | None = None,
     pairs: bool = False,
 ) -> Dataset:
-    """The data set that ``spec`` names: ``SOURCE``, ``SOURCE:ARGUMENT`` or a path, as for ``source_class``.
+    """Return the data set that ``spec`` names: ``SOURCE``, ``SOURCE:ARGUMENT`` or a path, as for ``source_class``.
 
     It is taken for what the user wrote: a SOURCE that is a module is imported. A config's data is loaded by ``of``.
 
@@ -85,7 +85,7 @@ def load(
 
 
 def of(config: Config) -> Dataset:
-    """The data set of a config. Raises UserError as ``load`` does, and for code that only a file asks for."""
+    """Return the data set of a config. Raises UserError as ``load`` does, and for code that only a file asks for."""
     from everclip.data import scenarios
 
     found, argument = source(config.data, config.source.options)
@@ -96,7 +96,7 @@ def of(config: Config) -> Dataset:
 def _worded(
     data: Dataset, spec: str, classnames: str | None, templates: str | list[str] | None, model: str | None
 ) -> Dataset:
-    """A data set with the names and prompts that are asked for."""
+    """Return a data set with the names and prompts that are asked for."""
     from everclip.data import prompts
     from everclip.data import templates as lists
     from everclip.data.formats.folders import check_names, check_texts

@@ -72,7 +72,7 @@ class Captions:
         return found.hexdigest()
 
     def count(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 ``[n]``: captions of these rows."""
+        """Return int64 ``[n]``: captions of these rows."""
         return self._starts[rows + 1] - self._starts[rows]
 
     def draw(

@@ -44,7 +44,7 @@ class Report:
     captions: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The report for ``--json``."""
+        """Return the report for ``--json``."""
         found = {"complete": not self.problems, **asdict(self), "problems": list(self.problems)}
         if self.captions is None:
             del found["captions"]
@@ -104,7 +104,7 @@ def _shortened(lines: list[str]) -> list[str]:
 
 
 def _differences(found: Dataset, parts: Mapping[str, ImageSet], official: Official) -> list[str]:
-    """Counts that are not the official ones."""
+    """Return counts that are not the official ones."""
     wrong = []
     if len(found.class_names) != official.classes:
         wrong.append(f"{len(found.class_names)} classes of {official.classes}")
@@ -127,7 +127,7 @@ def _differences(found: Dataset, parts: Mapping[str, ImageSet], official: Offici
 
 
 def _absent(found: Dataset) -> list[str]:
-    """Listed files that are not in their folder."""
+    """Return listed files that are not in their folder."""
     store = found.train.store
     if not isinstance(store, FileStore):
         return []

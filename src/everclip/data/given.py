@@ -19,7 +19,7 @@ from everclip.system.reading import Unreadable, read_bytes
 
 
 def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = None) -> ImageSet:
-    """Contents as a table; ``width`` is that of ``Store``."""
+    """Return contents as a table; ``width`` is that of ``Store``."""
     keys = [f"image {number}" for number in range(len(contents))]
     rows = np.arange(len(keys), dtype=np.int64)
     of = np.asarray(labels, dtype=np.int64)
@@ -27,7 +27,7 @@ def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = 
 
 
 def encoded(images: Any, width: int | None = None) -> list[bytes]:
-    """Images as the files they are, or as PNG files; or, where there is a width, rows of features as float32.
+    """Return images as the files they are, or as PNG files; or, where there is a width, rows of features as float32.
 
     Raises:
         UserError: for what is no image, or is not a finite array ``[n, width]`` of floats.

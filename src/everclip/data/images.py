@@ -34,30 +34,31 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, row: int) -> bytes:
-        """The encoded file of a row. Raises OSError where it cannot be read."""
+        """Return the encoded file of a row. Raises OSError where it cannot be read."""
 
     @abstractmethod
     def nbytes(self, row: int) -> int:
-        """Size of the encoded file in bytes; 0 where it cannot be read."""
+        """Return the size of the encoded file in bytes; 0 where it cannot be read."""
 
     def stamp(self, row: int) -> tuple[int, int] | None:
-        """Size of a row in bytes, and a number below 2^63 that is another one once what holds it is written anew,
-        replaced or moved; None where only reading it can tell. Raises OSError where it cannot be had.
+        """Return the size of a row in bytes, and a number below 2^63 that is another one once what holds it is written
+        anew, replaced or moved; None where only reading it can tell. Raises OSError where it cannot be had.
         """
         return None
 
     def content(self, row: int) -> int:
-        """The ``content_id`` of a row. Raises OSError where it cannot be read."""
+        """Return the ``content_id`` of a row. Raises OSError where it cannot be read."""
         return content_id(self.read(row))
 
 
 def content_id(content: bytes) -> int:
-    """A stable id from 0 to 2^63 - 1 of an encoded image: the same wherever the file lies and whatever its name."""
+    """Return a stable id from 0 to 2^63 - 1 of an encoded image: the same wherever the file lies and whatever its
+    name."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 def file_stamp(path: str | Path) -> tuple[int, int]:
-    """``Store.stamp`` of a file, from its time of change and its inode. Raises OSError."""
+    """Return ``Store.stamp`` of a file, from its time of change and its inode. Raises OSError."""
     found = os.stat(path)
     return found.st_size, (found.st_mtime_ns * 0x9E3779B97F4A7C15 + found.st_ino) % (1 << 63)
 
@@ -131,7 +132,7 @@ class ImageSet:
         return len(self.rows)
 
     def select(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
-        """The rows at ``which``, a mask or positions, in that order."""
+        """Return the rows at ``which``, a mask or positions, in that order."""
         return replace(
             self,
             rows=self.rows[which],
@@ -141,19 +142,19 @@ class ImageSet:
         )
 
     def of_classes(self, classes: Iterable[int]) -> ImageSet:
-        """The images whose label is one of ``classes``."""
+        """Return the images whose label is one of ``classes``."""
         return self.select(np.isin(self.labels, list(classes)))
 
     def of_domain(self, domain: int) -> ImageSet:
-        """The images of one domain."""
+        """Return the images of one domain."""
         return self.select(self.domains == domain)
 
     def relabel(self, new: Sequence[int]) -> ImageSet:
-        """The same images with label ``new[label]``."""
+        """Return the same images with label ``new[label]``."""
         return replace(self, labels=np.asarray(new, dtype=np.int64)[self.labels])
 
     def __add__(self, other: ImageSet) -> ImageSet:
-        """Both tables, this one first. They must share a store."""
+        """Return both tables, this one first. They must share a store."""
         assert self.store is other.store
         return replace(
             self,
@@ -171,16 +172,16 @@ class ImageSet:
         return self.captions.pairs_of(found.rows, found.ids)
 
     def counts(self, classes: int) -> NDArray[np.int64]:
-        """int64 ``[classes]``: images of each class."""
+        """Return int64 ``[classes]``: images of each class."""
         return np.bincount(self.labels, minlength=classes)
 
     def nbytes(self) -> int:
-        """Bytes of the encoded images."""
+        """Return bytes of the encoded images."""
         return sum(self.store.nbytes(int(row)) for row in self.rows)
 
 
 def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
-    """int64 ``[n]``: the stable ids of the images at these relative paths.
+    """Return int64 ``[n]``: the stable ids of the images at these relative paths.
 
     Raises:
         UserError: two different paths have one id (they would share estimators).
@@ -224,7 +225,7 @@ class Dataset:
         return self.train.captions is not None
 
     def holding_out(self, share: float) -> Dataset:
-        """The data set with part of its training images in place of its test images, which are left out.
+        """Return the data set with part of its training images in place of its test images, which are left out.
 
         Of each class in each domain ``share`` is held out, rounded, but at least one image and never all; of a single
         image none. Which ones depends on their ids alone.
@@ -239,7 +240,7 @@ class Dataset:
         return replace(self, train=self.train.select(~held), test=self.train.select(held))
 
     def words(self) -> str:
-        """How it was read, on one line."""
+        """Return how the data set was read, on one line."""
         domains = f" in {len(self.domain_names)} domains" if len(self.domain_names) > 1 else ""
         held = " (a fifth of each class, as there is no test part)" if self.held_out else ""
         if self.train.captions is not None:
@@ -257,7 +258,8 @@ class Dataset:
         )
 
     def whole(self) -> ImageSet:
-        """The images to test on when the data set is given for testing: its test part, or all of a bare folder."""
+        """Return the images to test on when the data set is given for testing: its test part, or all of a bare
+        folder."""
         return self.train + self.test if self.held_out else self.test
 
 
@@ -274,7 +276,7 @@ def build(
     captions: Captions | None = None,
     times: NDArray[np.float64] | None = None,
 ) -> Dataset:
-    """A Dataset from columns as long as ``store.keys``. Raises UserError where two keys collide."""
+    """Return a Dataset from columns as long as ``store.keys``. Raises UserError where two keys collide."""
     every = ImageSet(
         store,
         rows=np.arange(len(store.keys), dtype=np.int64),

@@ -97,17 +97,17 @@ class Inventory:
         return None if (content == UNREAD).any() else len(content) - len(np.unique(content))
 
     def learned(self, tasks: int) -> Inventory:
-        """The training images of the first tasks whose content is known."""
+        """Return the training images of the first tasks whose content is known."""
         return self.select(~self.is_test & (self.places < 2 * tasks) & (self.contents >= 0))
 
     def select(self, which: NDArray[np.bool_] | Column) -> Inventory:
-        """The rows at ``which``, a mask or positions."""
+        """Return the rows at ``which``, a mask or positions."""
         places = np.flatnonzero(which) if which.dtype == bool else which
         columns = {name: getattr(self, name)[places] for name in _COLUMNS}
         return replace(self, keys=[self.keys[place] for place in places.tolist()], **columns)
 
     def packed(self) -> bytes:
-        """The inventory as a file's content."""
+        """Return the inventory as a file's content."""
         content = io.BytesIO()
         keys = "\0".join(self.keys).encode("utf-8", "surrogatepass")
         np.savez_compressed(
@@ -138,7 +138,7 @@ class Inventory:
 
 
 def of(tasks: Sequence[Task], store: Store) -> Inventory:
-    """The images of tasks, with stamps alone."""
+    """Return the images of tasks, with stamps alone."""
     sets = [part for task in tasks for part in (task.train, task.test)]
     labels, domains = (
         np.concatenate([getattr(part, name) for part in sets]) for name in ("labels", "domains")
@@ -159,7 +159,8 @@ def of(tasks: Sequence[Task], store: Store) -> Inventory:
 
 
 def hashed(noted: Inventory, tasks: Sequence[Task], store: Store, step: Step = silent) -> Inventory:
-    """The same with as many contents as ``BUDGET`` allows; ``step`` is told how many more images were looked at."""
+    """Return the same with as many contents as ``BUDGET`` allows; ``step`` is told how many more images were looked
+    at."""
     order = np.lexsort([np.random.default_rng(0).permutation(len(noted)), ~noted.twins()])
     order = order[noted.contents[order] == UNREAD]
     chosen = np.sort(order[np.cumsum(noted.sizes[order]) <= BUDGET])
@@ -170,7 +171,7 @@ def hashed(noted: Inventory, tasks: Sequence[Task], store: Store, step: Step = s
 
 
 def _rows(tasks: Sequence[Task]) -> Column:
-    """The images' rows in their store."""
+    """Return the images' rows in their store."""
     return np.concatenate([part.rows for task in tasks for part in (task.train, task.test)])
 
 
@@ -203,7 +204,7 @@ class Change:
     what: str
 
     def words(self, data: str, whose: str, total: int) -> str:
-        """The change in words, for a message."""
+        """Return the change in words, for a message."""
         return (
             f"{data} is not what it was when {whose} began: {self.images} of {total} images differ, such as"
             f" {self.first} ({self.what})"
@@ -246,7 +247,7 @@ def compare(before: Inventory, tasks: Sequence[Task], store: Store) -> tuple[Cha
 def _other(
     old: Inventory, new: Inventory, take: Callable[[Column], Column]
 ) -> tuple[Column, NDArray[np.bool_]]:
-    """The contents of the same images then and now, as far as they are known, and which of them differ."""
+    """Return the contents of the same images then and now, as far as they are known, and which of them differ."""
     known = old.contents >= 0
     doubtful = (old.sizes != new.sizes) | (old.stamps != new.stamps) | (new.stamps < 0)
     doubtful &= old.contents != UNREADABLE  # it was left out, and stays so

@@ -94,11 +94,11 @@ class Loader:
             self.activations.drop(ids)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Batches in one pass over this many images."""
+        """Return batches in one pass over this many images."""
         return -(-images // self.batch_size)
 
     def order(self, images: ImageSet, phase: Phase, key: tuple[int, int, int]) -> _Order:
-        """Positions of each batch of one epoch; ``key`` is (stage, phase index, epoch)."""
+        """Return positions of each batch of one epoch; ``key`` is (stage, phase index, epoch)."""
         rng = generator(self.seed, "order", *key)
         steps = self.steps_per_epoch(len(images))
         if phase.sampler != "uniform":
@@ -109,7 +109,7 @@ class Loader:
     def _balanced(
         self, labels: NDArray[np.int64], rng: np.random.Generator, again: bool
     ) -> NDArray[np.int64]:
-        """A batch of classes drawn uniformly, as many images of each; no image twice, unless ``again``."""
+        """Return a batch of classes drawn uniformly, as many images of each; no image twice, unless ``again``."""
         each = 2 if self.batch_size >= 4 else 1
         drawn = rng.permutation(np.unique(labels))[: max(1, self.batch_size // each)]
         each, found = self.batch_size // len(drawn), list[NDArray[np.int64]]()
@@ -129,7 +129,7 @@ class Loader:
         steps: int,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """``steps`` training batches of a phase, epoch after epoch; broken images are left out of theirs.
+        """Yield ``steps`` training batches of a phase, epoch after epoch; broken images are left out of theirs.
 
         Args:
             images: new and memory images of the stage.
@@ -178,7 +178,8 @@ class Loader:
         views: int,
         own: slice | None = None,
     ) -> _Part:
-        """The pictures of a batch that are this process's, or those asked for, each seen as in the whole batch."""
+        """Return the pictures of a batch that are this process's, or those asked for, each seen as in the whole
+        batch."""
         own = collectives.own(len(images)) if own is None else own
         mine, second = images.select(np.arange(own.start, own.stop)), None
         if self.kept is not None:
@@ -199,7 +200,7 @@ class Loader:
         return _Part(images, current, key, views, good, first, second)
 
     def _whole(self, part: _Part) -> Batch:
-        """The batch of a part. Where a process would be without images, each takes all of them."""
+        """Return the batch of a part. Where a process would be without images, each takes all of them."""
         images, good, share = part.images, part.good, None
         if collectives.size() > 1:
             good = collectives.gathered_mask(part.good, len(images))
@@ -226,7 +227,7 @@ class Loader:
             self.pixels.mark_broken(skipped)
 
     def plain(self, images: ImageSet, batch_size: int = 128, shared: bool = False) -> Iterator[Batch]:
-        """The images in their order, once, without augmentation; broken ones are left out.
+        """Yield the images in their order, once, without augmentation; broken ones are left out.
 
         Args:
             shared: whether processes share the batches, of which each gets every ``ranks.size()``-th.
@@ -244,7 +245,7 @@ class Loader:
         yield from (batch for batch in self._ahead(make, steps, self.activations) if len(batch))
 
     def _batch(self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]) -> Batch:
-        """The images that can be read."""
+        """Return the images that can be read."""
         kept = self.activations
         pictures, good = self.pixels.load(images.rows) if kept is None else kept.load(images)
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])

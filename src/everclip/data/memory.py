@@ -56,12 +56,12 @@ class Memory:
         self._rank: dict[int, int] = {}
 
     def images(self) -> ImageSet:
-        """The exemplars."""
+        """Return the exemplars."""
         return self._images
 
     def per_class(self, classes_seen: int) -> int | None:
-        """The quota of a class: floor(M / classes seen), or the same from the start; None where everything is kept, or
-        the policy has no quotas."""
+        """Return the quota of a class: floor(M / classes seen), or the same from the start; None where everything is
+        kept, or the policy has no quotas."""
         if not self.policy.per_class:
             return None
         if self.quota is not None:
@@ -112,7 +112,7 @@ class Memory:
     def _pool(
         self, images: ImageSet, budget: int, classes_seen: int, scores: NDArray[np.float64] | None
     ) -> Pool:
-        """What the policy chooses from."""
+        """Return what the policy chooses from."""
         ids = images.ids.tolist()
         # Ranks are below any hash, so an image with one goes before one whose features were not known.
         priority = [self._rank.get(sample, hash64("priority", self.seed, sample)) for sample in ids]
@@ -130,7 +130,7 @@ class Memory:
         )
 
     def _chosen(self, pool: Pool) -> NDArray[np.int64]:
-        """Positions of the images to keep, in the pool's order."""
+        """Return positions of the images to keep, in the pool's order."""
         if pool.budget == 0:
             return np.zeros(0, dtype=np.int64)
         found = np.unique(_numbers(self.policy, "choose", self.policy.choose(pool)))
@@ -146,7 +146,7 @@ class Memory:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """The exemplars' ids, the task each came from and its rank; the rest stands in the config."""
+        """Return the exemplars' ids, the task each came from and its rank; the rest stands in the config."""
         ids = self._images.ids.tolist()
         return {
             "ids": ids,
@@ -175,7 +175,7 @@ class Memory:
 
 
 def _numbers(policy: Policy, name: str, found: Any) -> NDArray[np.int64]:
-    """What a policy has returned, whole numbers from 0. Raises UserError for anything else."""
+    """Check what a policy has returned, whole numbers from 0. Raises UserError for anything else."""
     numbers = np.asarray(found)
     if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu") or (numbers < 0).any():
         raise UserError(

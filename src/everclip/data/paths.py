@@ -14,7 +14,7 @@ _FILES = {".csv": "csv", ".tsv": "csv", ".npz": "features"}
 
 
 def spec_of(text: str) -> str:
-    """``SOURCE:PATH`` for an existing folder or file given alone; any other text as it is.
+    """Return ``SOURCE:PATH`` for an existing folder or file given alone; any other text as it is.
 
     A folder of domain folders that hold the same classes is a ``domainfolder``, any other an ``imagefolder``. A file
     is known by its ending. The name of a shipped source always means that source.

@@ -33,7 +33,7 @@ _SPARE = 64 << 20
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB: transparency on white, 16-bit grey scaled to 8 bits, NaN black."""
+    """Return any PIL image as 8-bit RGB: transparency on white, 16-bit grey scaled to 8 bits, NaN black."""
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = 255.0 if grey.max() <= 255 else 65535.0
@@ -85,7 +85,7 @@ class Pixels:
         self._state = np.zeros(rows, dtype=np.uint8)
 
     def _features(self, row: int) -> NDArray[np.float32] | str:
-        """The row as float32 ``[width]``, or why there is none."""
+        """Return the row as float32 ``[width]``, or why there is none."""
         try:
             found = np.frombuffer(self.store.read(row), dtype="<f4").astype(np.float32)
         except (OSError, ValueError) as error:
@@ -95,7 +95,7 @@ class Pixels:
         return found
 
     def _decode(self, row: int) -> NDArray[np.uint8] | str:
-        """The picture as uint8 ``[3, size, size]``, or why there is none."""
+        """Return the picture as uint8 ``[3, size, size]``, or why there is none."""
         most = Image.MAX_IMAGE_PIXELS or math.inf
         try:
             with Image.open(io.BytesIO(self.store.read(row)), formats=FORMATS) as image:
@@ -122,7 +122,8 @@ class Pixels:
     def load(
         self, rows: NDArray[np.int64]
     ) -> tuple[UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b d"], NDArray[np.bool_]]:
-        """Pictures, or features, of the rows that can be read, in order, and the mask ``[len(rows)]`` of those."""
+        """Return pictures, or features, of the rows that can be read, in order, and the mask ``[len(rows)]`` of
+        those."""
         decode = self._decode if self.size else self._features
         missing = np.unique(rows[self._state[rows] == _UNKNOWN]) if self.cached else np.unique(rows)
         missing = missing[self._state[missing] != _BROKEN]
@@ -143,15 +144,16 @@ class Pixels:
         return (torch.stack(pictures) if pictures else self._table), good
 
     def is_good(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The mask of rows that are not known to be broken."""
+        """Return the mask of rows that are not known to be broken."""
         return self._state[rows] != _BROKEN
 
     def readable(self, images: ImageSet) -> ImageSet:
-        """``images`` without those known to be broken."""
+        """Return ``images`` without those known to be broken."""
         return images.select(self.is_good(images.rows))
 
     def hashes(self, rows: NDArray[np.int64]) -> list[int | None]:
-        """A hash of each row's encoded image, from 0 to 2^64 - 1; None for one that cannot be read, which is broken."""
+        """Return a hash of each row's encoded image, from 0 to 2^64 - 1; None for one that cannot be read, which is
+        broken."""
 
         def of(row: int) -> int | str:
             try:

@@ -36,7 +36,7 @@ class Prompts:
     captions: str = "fixed"
 
     def caption(self, labels: Sequence[int], rng: np.random.Generator) -> list[str]:
-        """One training caption per label."""
+        """Return one training caption per label."""
         if self.captions == "fixed":
             return [fill(PHOTO, self.names[label]) for label in labels]
         drawn = rng.integers(len(self.templates), size=len(labels))
@@ -45,12 +45,12 @@ class Prompts:
 
 
 def fill(template: str, name: str) -> str:
-    """The template with the name at ``{}``; other braces, in either, are left alone."""
+    """Return the template with the name at ``{}``; other braces, in either, are left alone."""
     return template.replace("{}", name)
 
 
 def clean(name: str) -> str:
-    """A folder's name as a readable class name: underscores become spaces."""
+    """Return a folder's name as a readable class name: underscores become spaces."""
     return " ".join(name.replace("_", " ").split())
 
 
@@ -69,13 +69,13 @@ def warn_of_alike(names: Sequence[str]) -> None:
 
 
 def _short(line: str) -> str:
-    """A line of a file as it stands in a message."""
+    """Return a line of a file as it stands in a message."""
     line = line.replace("\t", "<TAB>")
     return line if len(line) <= 40 else line[:37] + "..."
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Non-empty lines of a UTF-8 text file, stripped at the right.
+    """Return the non-empty lines of a UTF-8 text file, stripped at the right.
 
     Raises:
         UserError: the file is missing, is no UTF-8 text of at most 64 MiB, or is empty.
@@ -91,13 +91,13 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_templates(path: Path) -> tuple[str, ...]:
-    """Templates, one per line, each with ``{}`` once for the class name. Raises UserError for another form."""
+    """Return templates, one per line, each with ``{}`` once for the class name. Raises UserError for another form."""
     return check_templates(tuple(read_lines(path, "templates")), path)
 
 
 def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...]:
-    """Templates, in data and in model folders. Raises UserError for the first without one ``{}``, or that cannot be
-    printed.
+    """Check templates, in data and in model folders. Raises UserError for the first without one ``{}``, or that cannot
+    be printed.
     """
     for number, line in enumerate(templates, 1):
         if line.count("{}") != 1:
@@ -113,7 +113,7 @@ def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...
 
 
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
-    """Readable names for the classes in ``folders``.
+    """Return readable names for the classes in ``folders``.
 
     Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name per line
     for each folder, in sorted order.

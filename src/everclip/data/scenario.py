@@ -47,12 +47,12 @@ class Task:
 
 
 def seen(tasks: Sequence[Task]) -> tuple[int, ...]:
-    """The labels of these tasks, each once, in the order learned."""
+    """Return the labels of these tasks, each once, in the order learned."""
     return tuple(dict.fromkeys(label for task in tasks for label in task.classes))
 
 
 def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[int]:
-    """The labels in the order learned.
+    """Return the labels in the order learned.
 
     Args:
         names: class names, index = label.
@@ -78,7 +78,7 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
 
 
 def learned_order(names: Sequence[str], order: int | str | Sequence[str], seed: int) -> list[int]:
-    """The labels in the order that ``scenario.order`` says, by the run's ``seed`` where that is "seed".
+    """Return the labels in the order that ``scenario.order`` says, by the run's ``seed`` where that is "seed".
 
     Raises:
         UserError: as ``class_order``.
@@ -87,7 +87,7 @@ def learned_order(names: Sequence[str], order: int | str | Sequence[str], seed: 
 
 
 def first_by_hash(images: ImageSet, word: str, counts: Mapping[int, int]) -> ImageSet:
-    """At most ``counts[label]`` images of each class, in the order they have: those with the smallest hashes.
+    """Return at most ``counts[label]`` images of each class, in the order they have: those with the smallest hashes.
 
     Args:
         word: begins what is hashed; the stable id of the image follows.
@@ -101,7 +101,8 @@ def first_by_hash(images: ImageSet, word: str, counts: Mapping[int, int]) -> Ima
 
 
 def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
-    """Index of each entry of ``order``, a name or its folder's. Raises UserError where it is no permutation."""
+    """Return the index of each entry of ``order``, a name or its folder's. Raises UserError where it is no
+    permutation."""
     order = [clean(name) if name not in names and clean(name) in names else name for name in order]
     twice = [name for name, count in Counter(order).items() if count > 1]
     if twice:
@@ -119,7 +120,7 @@ def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int
 
 
 def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
-    """Classes per task: as even as can be with the larger tasks first, or the sizes as given.
+    """Return classes per task: as even as can be with the larger tasks first, or the sizes as given.
 
     Raises:
         UserError: more tasks than classes, or sizes that do not add up to the number of classes.
@@ -137,7 +138,8 @@ def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
 
 
 def first_met(parts: Sequence[ImageSet], test: ImageSet, names: Sequence[str]) -> list[Task]:
-    """Tasks of training images in the order given; test images of a class go to the first task that has the class.
+    """Return tasks of training images in the order given; test images of a class go to the first task that has the
+    class.
 
     Classes that are new in the same task are in the order of their labels.
 
@@ -155,7 +157,7 @@ def first_met(parts: Sequence[ImageSet], test: ImageSet, names: Sequence[str]) -
 
 
 def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:
-    """Each task's training images in a random order, cut into pieces of ``every`` images, each a task.
+    """Return each task's training images in a random order, cut into pieces of ``every`` images, each a task.
 
     A piece of fewer images than half of that goes with the one before.
     """
@@ -174,8 +176,8 @@ def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:
 
 
 def stream_seed(order: int | str | Sequence[str], seed: int) -> int:
-    """The seed of what a stream draws: that of the order of classes, so that runs of several seeds learn one stream
-    unless ``scenario.order=seed`` asks for several.
+    """Return the seed of what a stream draws: that of the order of classes, so that runs of several seeds learn one
+    stream unless ``scenario.order=seed`` asks for several.
 
     Args:
         order: ``scenario.order``.
@@ -185,7 +187,7 @@ def stream_seed(order: int | str | Sequence[str], seed: int) -> int:
 
 
 def merge(tasks: Sequence[Task]) -> list[Task]:
-    """All tasks as one: the scenario of joint training, on the same images and classes."""
+    """Return all tasks as one: the scenario of joint training, on the same images and classes."""
     train, test = tasks[0].train, tasks[0].test
     for task in tasks[1:]:
         train, test = train + task.train, test + task.test

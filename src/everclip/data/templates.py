@@ -20,7 +20,7 @@ def names() -> list[str]:
 
 
 def shipped(name: str) -> tuple[str, ...]:
-    """The prompts of one list, each with ``{}``."""
+    """Return the prompts of one list, each with ``{}``."""
     return read_templates(FOLDER / f"{name}.txt")
 
 
@@ -33,13 +33,13 @@ def set_name(templates: tuple[str, ...]) -> str | None:
 
 
 def file_of(text: str) -> Path:
-    """The file that ``templates=TEXT`` means: a path, else a list of the package by its name."""
+    """Return the file that ``templates=TEXT`` means: a path, else a list of the package by its name."""
     path = Path(os.path.expanduser(text))
     return FOLDER / f"{text}.txt" if text in names() and not path.exists() else path
 
 
 def suited(found: Dataset, model: str) -> Dataset:
-    """The data set with prompts that suit the model, for when the user names none.
+    """Return the data set with prompts that suit the model, for when the user names none.
 
     The shipped lists were chosen for CLIP's text tower. ``lite`` was fitted to two prompts: with these it is right more
     often than with the 80 of ImageNet, and has a fortieth of the texts to encode. Prompts of the user's own stay.

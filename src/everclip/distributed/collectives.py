@@ -82,12 +82,13 @@ def parts(count: int, number: int | None = None) -> list[slice]:
 
 
 def own(count: int) -> slice:
-    """This process's part of ``count`` rows."""
+    """Return this process's part of ``count`` rows."""
     return parts(count)[rank()]
 
 
 def chunks(count: int, most: int) -> list[slice]:
-    """This process's part of ``count`` rows in chunks of at most ``most`` (2 or more), as many as in each process.
+    """Return this process's part of ``count`` rows in chunks of at most ``most`` (2 or more), as many as in each
+    process.
 
     Towers that are shared out run in all processes at once.
     """

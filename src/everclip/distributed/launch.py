@@ -62,7 +62,7 @@ def joined(device: str) -> Iterator[None]:
 
 
 def _backend(device: str) -> str:
-    """Gloo, and NCCL for what is on the GPUs, of which each process takes its own."""
+    """Return the backends: gloo, and NCCL for what is on the GPUs, of which each process takes its own."""
     if device.startswith("cuda:"):
         raise UserError(f"device={device}, but each process takes a GPU of its own: use device=cuda")
     if device not in ("auto", "cuda") or not torch.cuda.is_available():

@@ -45,7 +45,8 @@ def width(clip: Clip) -> int:
 def pictures(
     clip: Clip, images: ImageSet, pixels: Pixels, step: Callable[[int], object] = lambda count: None
 ) -> tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"]]:
-    """Unit-length embeddings of the pictures that can be read, on the CPU, and which ones of ``images`` they are.
+    """Return unit-length embeddings of the pictures that can be read, on the CPU, and which ones of ``images`` they
+    are.
 
     The next batch is decoded while one is encoded; ``pixels.broken`` has the others.
 

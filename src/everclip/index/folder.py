@@ -157,7 +157,8 @@ class Vectors:
 
 
 def writable(out: str) -> Path:
-    """The path of a folder to write embeddings to: new, empty, or one of ours. Raises UserError for any other."""
+    """Return the path of a folder to write embeddings to: new, empty, or one of ours. Raises UserError for any
+    other."""
     path = Path(out).expanduser()
     return path if is_vectors(path) else check_new(out)
 

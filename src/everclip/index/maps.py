@@ -110,7 +110,7 @@ def fit(
 
 
 def _turns(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Iterator[Float[Tensor, "d d"]]:
-    """R for each pull to the identity."""
+    """Yield R for each pull to the identity."""
     product, one = x.T @ y, torch.eye(x.shape[1], dtype=x.dtype)
     for pull in PULLS:
         u, _, v = torch.linalg.svd(product + pull * len(x) / x.shape[1] * one)

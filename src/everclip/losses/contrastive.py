@@ -39,7 +39,7 @@ PairLoss = Literal["squared_hinge", "identity"]
 def clip_loss(
     image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], scale: Float[Tensor, ""] | float
 ) -> Float[Tensor, ""]:
-    """The symmetric cross-entropy of CLIP (Radford et al. 2021), as FLYP fine-tunes with (arXiv 2212.00638).
+    """Return the symmetric cross-entropy of CLIP (Radford et al. 2021), as FLYP fine-tunes with (arXiv 2212.00638).
 
     Args:
         image, text: unit length; row i of one belongs to row i of the other, and every other row is a
@@ -57,7 +57,8 @@ def sigmoid_loss(
     scale: Float[Tensor, ""] | float,
     bias: Float[Tensor, ""] | float,
 ) -> Float[Tensor, ""]:
-    """SigLIP's loss: each of the b^2 pairs of a batch is judged by itself (Zhai et al. 2023, arXiv 2303.15343, eq. 1).
+    """Return SigLIP's loss: each of the b^2 pairs of a batch is judged by itself (Zhai et al. 2023, arXiv 2303.15343,
+    eq. 1).
 
         - (1/b) sum_ij log sigmoid( y_ij (scale s(i,j) + bias) ),   y_ij = 1 where i = j, else -1
 
@@ -70,7 +71,7 @@ def sigmoid_loss(
 
 
 def negatives(labels: Int64[Tensor, " b"], kind: Negatives) -> Bool[Tensor, "b b"]:
-    """N: which j are negatives of i; a row without any has no loss.
+    """Return N: which j are negatives of i; a row without any has no loss.
 
     Args:
         labels: class of each pair.
@@ -86,7 +87,7 @@ def negatives(labels: Int64[Tensor, " b"], kind: Negatives) -> Bool[Tensor, "b b
 def differences(
     similarity: Float[Tensor, "b b"], positives: Bool[Tensor, "b b"] | None = None
 ) -> tuple[Float[Tensor, "b b"], Float[Tensor, "b b"]]:
-    """d1 and d2, row = anchor, in [-2, 2].
+    """Return d1 and d2, row = anchor, in [-2, 2].
 
     Args:
         similarity: s, rows images, columns captions.
@@ -109,7 +110,7 @@ def differences(
 
 
 def squared_hinge(difference: Float[Tensor, "a b"], margin: float) -> Float[Tensor, "a b"]:
-    """l(d) = max(0, margin + d)^2: a negative that is below the positive by ``margin`` costs nothing.
+    """Return l(d) = max(0, margin + d)^2: a negative that is below the positive by ``margin`` costs nothing.
 
     The pairwise squared hinge of equation 5, as in LibAUC's partial AUC losses (Zhu et al. 2022, arXiv
     2203.00176).
@@ -118,12 +119,12 @@ def squared_hinge(difference: Float[Tensor, "a b"], margin: float) -> Float[Tens
 
 
 def pair_loss(difference: Float[Tensor, "a b"], kind: PairLoss, margin: float) -> Float[Tensor, "a b"]:
-    """l(d): ``squared_hinge``, or the difference itself (``identity``, which has no margin)."""
+    """Return l(d): ``squared_hinge``, or the difference itself (``identity``, which has no margin)."""
     return squared_hinge(difference, margin) if kind == "squared_hinge" else difference
 
 
 def log_mean_exp(exponent: Float[Tensor, "a b"], among: Bool[Tensor, "a b"]) -> Float[Tensor, " a"]:
-    """log mean_{j in N_i} exp(x_ij) of each row; -inf for a row without negatives."""
+    """Return log mean_{j in N_i} exp(x_ij) of each row; -inf for a row without negatives."""
     count = among.sum(1)
     return exponent.masked_fill(~among, -math.inf).logsumexp(1) - count.clamp(min=1).to(exponent).log()
 
@@ -133,7 +134,7 @@ def log_means(
     among: Bool[Tensor, "a b"],
     tau: float | Float[Tensor, " a"],
 ) -> Float[Tensor, "a 2"]:
-    """log g1 and log g2 of the batch (equations 2, 3), without gradient; -inf for anchors without negatives.
+    """Return log g1 and log g2 of the batch (equations 2, 3), without gradient; -inf for anchors without negatives.
 
     Args:
         losses: l(d1) and l(d2).
@@ -149,7 +150,7 @@ def moving_average(
     fresh: Float[Tensor, "*n"],
     gamma: float | Float[Tensor, "*#n"],
 ) -> Float[Tensor, "*n"]:
-    """log( (1 - gamma) exp(old) + gamma exp(fresh) ); ``fresh`` itself on a first visit.
+    """Return log( (1 - gamma) exp(old) + gamma exp(fresh) ); ``fresh`` itself on a first visit.
 
     The estimator of equation 4. The rule for the first visit holds per sample: new images and exemplars with
     a past share batches.
@@ -165,7 +166,7 @@ def moving_average(
 
 
 def objective(log_u: Float[Tensor, "a 2"], tau: float | Float[Tensor, " a"]) -> Float[Tensor, " a"]:
-    """tau log u1 + tau log u2: each anchor's part of the objective (equations 1 and 5), without gradient."""
+    """Return tau log u1 + tau log u2: each anchor's part of the objective (equations 1 and 5), without gradient."""
     return tau * log_u.sum(1)
 
 
@@ -177,7 +178,7 @@ def surrogate(
     weights: Float[Tensor, " a"] | None = None,
     count: Int64[Tensor, "a 1"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The scalar whose gradient estimates that of the objective (equation 4).
+    """Return the scalar whose gradient estimates that of the objective (equation 4).
 
     (1/B) sum_i omega_i sum_{j in N_i} [ w1_ij l(d1(i,j)) + w2_ij l(d2(i,j)) ] with constant weights
     w_ij = exp( l(d(i,j))/tau - log u_i ) / |N_i|: the gradient of tau log u with u held fixed in the
@@ -207,7 +208,7 @@ def temperature_gradient(
     tau: float | Float[Tensor, " a"],
     rho: float,
 ) -> Float[Tensor, " a"]:
-    """Derivative by tau of each anchor's tau log u1 + tau log u2 + 2 rho tau, without gradient.
+    """Return the derivative by tau of each anchor's tau log u1 + tau log u2 + 2 rho tau, without gradient.
 
     log u1 - sum_j w1_ij l(d1(i,j)) / tau + rho, and the same for the caption's side: the robust temperature of RGCL
     (Qiu et al. 2023, arXiv 2305.11965); rho keeps tau from growing. One tau per pair for both sides is ours.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def kl_weights(losses: Float[Tensor, " k"], strength: float) -> Float[Tensor, " k"]:
-    """p: the maximiser (equation 6), summing to 1.
+    """Return p: the maximiser (equation 6), summing to 1.
 
     Args:
         losses: L_k of the groups that have images now, or their moving averages.
@@ -37,7 +37,7 @@ def kl_objective(losses: Float[Tensor, " k"], strength: float) -> Float[Tensor, 
 
 
 def sagawa_step(q: Float[Tensor, " k"], losses: Float[Tensor, " k"], eta: float) -> Float[Tensor, " k"]:
-    """One step of the adversary's weights: q_k exp(eta L_k), renormalised.
+    """Return one step of the adversary's weights: q_k exp(eta L_k), renormalised.
 
     Sagawa et al. 2020 (arXiv 1911.08731, algorithm 1), an alternative to the closed form and not the paper's.
     The loss is sum_k q_k L_k with the returned q.
@@ -53,7 +53,7 @@ def sagawa_step(q: Float[Tensor, " k"], losses: Float[Tensor, " k"], eta: float)
 def group_means(
     losses: Float[Tensor, " b"], groups: Int64[Tensor, " b"]
 ) -> tuple[Int64[Tensor, " k"], Float[Tensor, " k"]]:
-    """The groups in a batch, ascending, and the mean loss of each (equation 5, on a batch)."""
+    """Return the groups in a batch, ascending, and the mean loss of each (equation 5, on a batch)."""
     unique, position, count = groups.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(unique), dtype=losses.dtype, device=losses.device).index_add(0, position, losses)
     return unique, sums / count
@@ -62,7 +62,7 @@ def group_means(
 def uniform_sampling_weights(
     p: Float[Tensor, " b"], counts: Int64[Tensor, " b"], total: int, most: float = math.inf
 ) -> Float[Tensor, " b"]:
-    """omega_i = n p_{y_i} / n_{y_i}: over images drawn uniformly, E omega_i v_i = sum_k p_k mean_k v.
+    """Return omega_i = n p_{y_i} / n_{y_i}: over images drawn uniformly, E omega_i v_i = sum_k p_k mean_k v.
 
     The paper does not say how batches are weighted; this makes the estimate of sum_k p_k grad L_k unbiased,
     for given p.
@@ -79,7 +79,7 @@ def uniform_sampling_weights(
 def balanced_sampling_weights(
     p: Float[Tensor, " b"], classes: Int64[Tensor, " b"], total: int, most: float = math.inf
 ) -> Float[Tensor, " b"]:
-    """omega_i = K p_{y_i}, for classes drawn uniformly and then equally many images of each.
+    """Return omega_i = K p_{y_i}, for classes drawn uniformly and then equally many images of each.
 
     Where a class has fewer images than the others in the batch, its own count for more: omega_i = K p_{y_i} B / (K_B
     B_{y_i}) with K_B classes, B images and B_k images of class k in the batch. Unbiased for given p.

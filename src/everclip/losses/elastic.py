@@ -12,7 +12,8 @@ from torch import Tensor
 def penalty(
     values: Mapping[str, Tensor], anchors: Mapping[str, Tensor], fisher: Mapping[str, Tensor]
 ) -> Float[Tensor, ""]:
-    """sum_p F_p (theta_p - theta*_p)^2 (Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796), without lambda / 2.
+    """Return sum_p F_p (theta_p - theta*_p)^2 (Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796), without
+    lambda / 2.
 
     Args:
         values: parameters by name; rows that were appended since the anchors were taken are free.
@@ -27,7 +28,7 @@ def penalty(
 
 
 def merge(old: Tensor, fresh: Tensor, keep: float, take: float) -> Tensor:
-    """``keep * old + take * fresh``; rows that only ``fresh`` has stay its own.
+    """Return ``keep * old + take * fresh``; rows that only ``fresh`` has stay its own.
 
     ``keep + take = 1`` is a running mean over tasks (PyCIL), ``take = 1`` with ``keep = gamma`` online EWC (Schwarz et
     al. 2018, https://arxiv.org/abs/1805.06370).
@@ -38,5 +39,5 @@ def merge(old: Tensor, fresh: Tensor, keep: float, take: float) -> Tensor:
 
 
 def first_rows(value: Tensor, like: Tensor) -> Tensor:
-    """The rows of a parameter that was grown that ``like``, its past form, had too."""
+    """Return the rows of a parameter that was grown that ``like``, its past form, had too."""
     return value if value.shape == like.shape else value[: len(like)]

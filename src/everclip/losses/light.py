@@ -41,13 +41,13 @@ class Part:
     margin: float
 
     def rows(self) -> tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]]:
-        """d1 and d2 of this process's anchors with all columns."""
+        """Return d1 and d2 of this process's anchors with all columns."""
         image, text = self.image[self.own], self.text[self.own]
         positive = (image * text).sum(1, keepdim=True)
         return image @ self.text.T - positive, text @ self.image.T - positive
 
     def columns(self) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b a"]]:
-        """d1 and d2 of all anchors, as constants, with this process's columns."""
+        """Return d1 and d2 of all anchors, as constants, with this process's columns."""
         image, text = self.image.detach(), self.text.detach()
         positive = (image * text).sum(1, keepdim=True)
         return image @ self.text[self.own].T - positive, text @ self.image[self.own].T - positive
@@ -59,7 +59,7 @@ class Part:
         tau: float | Float[Tensor, " b"],
         weights: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The part of ``contrastive.surrogate`` that depends on this process's rows.
+        """Return the part of ``contrastive.surrogate`` that depends on this process's rows.
 
         Args:
             losses: l of ``rows``.

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def effective_weights(counts: Int64[Tensor, " c"], beta: float) -> Float[Tensor, " c"]:
-    """w_k = (1 - beta) / (1 - beta^n_k), scaled to a mean of 1 (Cui et al. 2019, https://arxiv.org/abs/1901.05555).
+    """Return w_k = (1 - beta) / (1 - beta^n_k), scaled to a mean of 1 (Cui et al. 2019,
+    https://arxiv.org/abs/1901.05555).
 
     Rare classes have w > 1. A class without images counts as one of a single image, the rarest there is.
 
@@ -25,7 +26,7 @@ def balanced_distillation(
     temperature: float,
     weights: Float[Tensor, " c"],
 ) -> Float[Tensor, ""]:
-    """mean_i - sum_k p_ik log softmax(q_i / T)_k,  p_ik ~ w_k softmax(t_i / T)_k  (FOSTER, Wang et al. 2022,
+    """Return mean_i - sum_k p_ik log softmax(q_i / T)_k,  p_ik ~ w_k softmax(t_i / T)_k  (FOSTER, Wang et al. 2022,
     https://arxiv.org/abs/2204.04662, section 4.3): the teacher's answer with its lean to large classes taken out.
 
     With equal weights it is plain distillation. No gradient flows into the teacher.

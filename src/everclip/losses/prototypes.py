@@ -21,7 +21,7 @@ def importance(
     known: int,
     classes: int,
 ) -> Float[Tensor, "c b"]:
-    """v_kj = n_g p_j for an exemplar j of another class than k, where k is an old class; else 1.
+    """Return v_kj = n_g p_j for an exemplar j of another class than k, where k is an old class; else 1.
 
     n_g counts the exemplars of j's group in the batch, so that sum_j exp(l_kj)/v_kj over them estimates the sum over
     all that they were drawn from.
@@ -42,7 +42,7 @@ def importance(
 def prototype_contrast(
     logits: Float[Tensor, "b c"], target: Int64[Tensor, " b"], weights: Float[Tensor, "c b"]
 ) -> Float[Tensor, ""]:
-    """mean_i [ -l_{y_i,i} + log sum_j exp(l_{y_i,j}) / v_{y_i,j} ]: a prototype finds its images in the batch.
+    """Return mean_i [ -l_{y_i,i} + log sum_j exp(l_{y_i,j}) / v_{y_i,j} ]: a prototype finds its images in the batch.
 
     Args:
         logits: l, one row per image.
@@ -60,13 +60,15 @@ def prototype_contrast(
 def mean_contrast(
     z: Float[Tensor, "b d"], means: Float[Tensor, "k d"], target: Int64[Tensor, " b"], tau: float
 ) -> Float[Tensor, ""]:
-    """mean_i -log softmax_k( <z_i, p_k>/tau )_{y_i} over images with a target (-1 is none); 0 where none has one."""
+    """Return mean_i -log softmax_k( <z_i, p_k>/tau )_{y_i} over images with a target (-1 is none); 0 where none has
+    one."""
     total = functional.cross_entropy(z @ means.T / tau, target, ignore_index=-1, reduction="sum")
     return total / (target >= 0).sum().clamp(min=1)
 
 
 def draw_scores(logits: Float[Tensor, "n c"], target: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """s_j = mean_{k != y_j} exp(l_kj) / sum_j' exp(l_kj'): how much of the other classes' sums an image makes up.
+    """Return s_j = mean_{k != y_j} exp(l_kj) / sum_j' exp(l_kj'): how much of the other classes' sums an image makes
+    up.
 
     Drawing in proportion to s_j has the least variance for these sums. With one class all scores are 1.
     """
@@ -80,7 +82,7 @@ def draw_scores(logits: Float[Tensor, "n c"], target: Int64[Tensor, " n"]) -> Fl
 
 
 def shares(scores: Float[Tensor, " n"], groups: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """p_j: each score over the sum of its group's."""
+    """Return p_j: each score over the sum of its group's."""
     unique, where = groups.unique(return_inverse=True)
     sums = torch.zeros(len(unique), dtype=scores.dtype, device=scores.device).index_add(0, where, scores)
     return scores / sums[where]

@@ -16,7 +16,7 @@ from everclip.losses.distill import distillation
 
 
 def others(matrix: Shaped[Tensor, "n n"]) -> Shaped[Tensor, "n n-1"]:
-    """Each row without its entry on the diagonal."""
+    """Return each row without its entry on the diagonal."""
     n = len(matrix)
     # Views only: in the flattened matrix an entry of the diagonal follows each n others.
     return matrix.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
@@ -28,7 +28,7 @@ def supervised(
     tau: float,
     anchors: Bool[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """(1/n) sum_{i in A} mean_{p != i, y_p = y_i} [ -<z_i, z_p>/tau + log sum_{a != i} exp( <z_i, z_a>/tau ) ].
+    """Return (1/n) sum_{i in A} mean_{p != i, y_p = y_i} [ -<z_i, z_p>/tau + log sum_{a != i} exp( <z_i, z_a>/tau ) ].
 
     SupCon (Khosla et al. 2020, arXiv 2004.11362); with ``anchors`` the asymmetric form of Co2L (Cha et al. 2021,
     arXiv 2106.14413), where the mean is still over all n. With every image a class of its own, and two views, it is
@@ -45,7 +45,7 @@ def supervised(
 
 
 def simclr(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], tau: float) -> Float[Tensor, ""]:
-    """NT-Xent of two views, the mean over the 2B anchors (Chen et al. 2020, arXiv 2002.05709)."""
+    """Return NT-Xent of two views, the mean over the 2B anchors (Chen et al. 2020, arXiv 2002.05709)."""
     instance = torch.arange(len(first), device=first.device).repeat(2)
     return supervised(torch.cat([first, second]), instance, tau)
 
@@ -58,7 +58,7 @@ def sogclr(
     tau: float,
     gamma: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, " b"]]:
-    """The global contrastive loss of two views a, b of images (SogCLR, Yuan et al. 2022, arXiv 2202.12387).
+    """Return the global contrastive loss of two views a, b of images (SogCLR, Yuan et al. 2022, arXiv 2202.12387).
 
         F = mean_i [ -2 <a_i, b_i> + tau log u1_i + tau log u2_i ]
         u1_i = (1 - gamma) u_i + gamma mean_n exp( <a_i, n>/tau ), u2_i with b_i;    u_i <- (u1_i + u2_i)/2
@@ -95,7 +95,7 @@ def relation_distillation(
     teacher_tau: float,
     student_tau: float,
 ) -> Float[Tensor, ""]:
-    """mean_i CE(q*_i, q_i), q_i = softmax_{j != i}( <z_i, z_j>/tau ): instance-wise relations (Co2L).
+    """Return mean_i CE(q*_i, q_i), q_i = softmax_{j != i}( <z_i, z_j>/tau ): instance-wise relations (Co2L).
 
     Args:
         teacher, student: unit-length projections of the same images; no gradient flows into the teacher.

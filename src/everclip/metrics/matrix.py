@@ -92,7 +92,7 @@ class Matrix:
         return _mean(gains)
 
     def forward_transfer(self, pretrained: Sequence[float | None]) -> float | None:
-        """Mean over tasks i >= 1 of R[i - 1, i] - b_i; None with one task.
+        """Return the mean over tasks i >= 1 of R[i - 1, i] - b_i; None with one task.
 
         Args:
             pretrained: b, zero-shot accuracy on each task i among the classes of tasks 0..i.
@@ -107,11 +107,12 @@ class Matrix:
         )
 
     def to_list(self) -> list[list[float | None]]:
-        """T x T, row t = stage t; None above the diagonal and where nothing is tested; as in ``results.json``."""
+        """Return T x T, row t = stage t; None above the diagonal and where nothing is tested; as in
+        ``results.json``."""
         return [row + [None] * (self.stages - len(row)) for row in self._rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists."""
+        """Return plain lists."""
         return {"rows": self._rows, "ahead": self._ahead, "counts": self.counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -26,13 +26,13 @@ def ranks(values: Sequence[float], higher_is_better: bool = True) -> list[float]
 
 
 def mean_ranks(table: Sequence[Sequence[float]], higher_is_better: bool = True) -> list[float]:
-    """Mean rank of each column over the rows."""
+    """Return the mean rank of each column over the rows."""
     rows = [ranks(row, higher_is_better) for row in table]
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def friedman(table: Sequence[Sequence[float]]) -> Friedman | None:
-    """Friedman's test that all columns are alike; None for fewer than three columns or two rows, or all ties."""
+    """Return Friedman's test that all columns are alike; None for fewer than three columns or two rows, or all ties."""
     n, k = len(table), len(table[0]) if table else 0
     if n < 2 or k < 3 or all(len(set(row)) == 1 for row in table):
         return None
@@ -42,7 +42,10 @@ def friedman(table: Sequence[Sequence[float]]) -> Friedman | None:
 
 
 def critical_difference(columns: int, rows: int, level: float = 0.95) -> float:
-    """Nemenyi's: mean ranks of two of ``columns`` methods over ``rows`` blocks differ if they are further apart."""
+    """Return Nemenyi's critical difference.
+
+    Mean ranks of two of ``columns`` methods over ``rows`` blocks differ if they are further apart.
+    """
     from scipy.stats import studentized_range  # takes a second to import
 
     width = float(studentized_range.ppf(level, columns, math.inf))

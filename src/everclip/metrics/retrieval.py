@@ -53,7 +53,7 @@ class Ranks:
 
 
 def share(ranks: Int64[np.ndarray, " n"], k: int) -> float:
-    """Recall@k: the share of ranks up to ``k``, of at least one."""
+    """Return Recall@k: the share of ranks up to ``k``, of at least one."""
     return float((ranks <= k).mean())
 
 

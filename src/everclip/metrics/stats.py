@@ -41,8 +41,8 @@ class Paired(NamedTuple):
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean and Student t interval of at least one value (seeds are independent repetitions); without an interval
-    below ``LEAST`` values."""
+    """Return the mean and Student t interval of at least one value (seeds are independent repetitions); without an
+    interval below ``LEAST`` values."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < LEAST:
@@ -52,13 +52,13 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def _error(values: Sequence[float], mean: float) -> float:
-    """Standard error of the mean."""
+    """Return the standard error of the mean."""
     n = len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
 def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Paired:
-    """Paired t-test of equally many values in the same order, such as one per seed.
+    """Return the paired t-test of equally many values in the same order, such as one per seed.
 
     Differences that are all equal have no spread to judge by: p is 1 where they are 0, else p and interval are None.
     """
@@ -74,8 +74,8 @@ def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95)
 
 
 def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
-    """p of the paired permutation test, free of a distribution: the fraction of sign flips of the differences with
-    a mean as far from 0. It cannot be below 2/2^n: with five seeds not below 0.0625.
+    """Return p of the paired permutation test, free of a distribution: the fraction of sign flips of the differences
+    with a mean as far from 0. It cannot be below 2/2^n: with five seeds not below 0.0625.
 
     All flips are counted up to ``EXACT`` pairs; above, ``DRAWS`` are drawn with a fixed seed and p is not 0.
     """
@@ -91,7 +91,7 @@ def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def mcnemar(first: NDArray[Any], second: NDArray[Any], level: float = 0.95) -> Paired:
-    """Exact McNemar test of two classifiers on the same images: what other images would give, not other seeds.
+    """Return the exact McNemar test of two classifiers on the same images: about other images, not other seeds.
 
     The interval is Agresti and Min's (2005): Wald's with half an image more in each of the four cells.
 
@@ -107,7 +107,8 @@ def mcnemar(first: NDArray[Any], second: NDArray[Any], level: float = 0.95) -> P
 
 
 def by_chance(first: float, second: float, images: int, level: float = 0.95) -> float:
-    """The difference of two accuracies on ``images`` test images that chance alone may give: half of its interval.
+    """Return the difference of two accuracies on ``images`` test images that chance alone may give: half of its
+    interval.
 
     Agresti and Caffo's (2000), as if each were measured on images of its own. On the same images it is at most about as
     wide, so a larger gap is none of chance; where both models' answers are known, ``mcnemar`` tells smaller ones.
@@ -119,12 +120,12 @@ def by_chance(first: float, second: float, images: int, level: float = 0.95) -> 
 
 
 def _normal(level: float) -> float:
-    """The z with ``level`` (in 0..1) of a standard normal variable's probability between -z and z."""
+    """Return the z with ``level`` (in 0..1) of a standard normal variable's probability between -z and z."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the order given: below 0.05 may be called significant
+    """Return p-values corrected for their number (Holm 1979), in the order given: below 0.05 may be called significant
     together with a chance of 0.05 of one false call at most."""
     corrected, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

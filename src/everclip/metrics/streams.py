@@ -34,12 +34,13 @@ class Transfer(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing. Of accuracies of classes it is macro accuracy: each class counts alike."""
+    """Return the mean; None of nothing. Of accuracies of classes it is macro accuracy: each class counts alike."""
     return sum(values) / len(values) if values else None
 
 
 def area(accuracies: Sequence[float], images: Sequence[int]) -> float:
-    """The area under the accuracy over the images that have passed, as a fraction of what 1 throughout would give.
+    """Return the area under the accuracy over the images that have passed, as a fraction of what 1 throughout would
+    give.
 
         A_AUC = sum_i f(i) n_i / sum_i n_i      (Koh et al. 2022, https://arxiv.org/abs/2110.10031, with its fixed n)
 
@@ -53,7 +54,7 @@ def area(accuracies: Sequence[float], images: Sequence[int]) -> float:
 def by_frequency(
     accuracies: Mapping[int, float], images: Mapping[int, int], many: int, few: int
 ) -> dict[str, Group]:
-    """The groups of classes with more than ``many`` training images, fewer than ``few``, and those between.
+    """Return the groups of classes with more than ``many`` training images, fewer than ``few``, and those between.
 
     Args:
         accuracies: of each class by its label.
@@ -68,7 +69,7 @@ def by_frequency(
 
 
 def transfer(matrix: Sequence[Sequence[float | None]]) -> Transfer:
-    """ZSCL's three numbers of a whole matrix.
+    """Return ZSCL's three numbers of a whole matrix.
 
     Args:
         matrix: T x T, row i after task i, column j the accuracy on task j, learned or not; a column of None, of a task

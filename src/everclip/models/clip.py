@@ -154,7 +154,7 @@ class Clip(nn.Module):
         return dict(vars(self._preprocess_cfg))
 
     def blank(self, count: int = 1) -> Images:
-        """Empty images, to see what the towers make of their shape."""
+        """Return empty images, to see what the towers make of their shape."""
         return torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8)
 
     def normalise(self, images: Images) -> Float[Tensor, "b ..."]:
@@ -220,13 +220,12 @@ class Clip(nn.Module):
         return self._encode_prompts(prompts, share is not None)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
-        """Token ids on the CPU, without columns that every prompt is padded with where the tower masks padding."""
+        """Return token ids on the CPU, without columns of padding alone where the tower masks padding."""
         return self.text.tokenize(prompts)
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
-        """One unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of unit-length
-        prompt embeddings, made unit length again (Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020)
-        """
+        """Return one unit-length embedding per class name: the mean over ``templates`` (each with one ``{}``) of
+        unit-length prompt embeddings, made unit length again (Radford et al. 2021, arXiv 2103.00020, section 3.1.4)."""
         prompts = [template.replace("{}", name) for name in names for template in templates]
         per_prompt = self.encode_text(prompts).view(len(names), len(templates), -1)
         return nn.functional.normalize(per_prompt.mean(dim=1), dim=-1)
@@ -236,7 +235,7 @@ class Clip(nn.Module):
         return ((name, p) for name, p in self._trainable() if name.startswith("visual."))
 
     def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names (those of ``model``) and parameters of the text tower; the logit scale and bias belong to neither."""
+        """Yield names (those of ``model``) and parameters of the text tower, without logit scale and bias."""
         return ((name, p) for name, p in self._trainable() if not name.startswith("visual."))
 
     def hold(self, names: Collection[str]) -> None:

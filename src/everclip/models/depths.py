@@ -121,7 +121,7 @@ class Depths:
 
 
 def side_by_side(blocks: Sequence[Tensor], weights: Sequence[float], root: bool) -> Float[Tensor, "b m"]:
-    """f of one view: blocks ``[b, c_j]``, the output first, each made unit length and weighted.
+    """Return f of one view: blocks ``[b, c_j]``, the output first, each made unit length and weighted.
 
     Args:
         weights: of the blocks after the output.

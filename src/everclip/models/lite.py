@@ -75,8 +75,8 @@ _HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def folder() -> Path:
-    """The cached open_clip folder of ``lite``; built on first use (seconds), and again where it is damaged, under
-    a file lock, from checked files.
+    """Return the cached open_clip folder of ``lite``; built on first use (seconds), and again where it is damaged,
+    under a file lock, from checked files.
 
     The files come from the two packages of the extra ``lite``, or from the folder ``EVERCLIP_LITE_DIR`` where
     it is set.

@@ -17,7 +17,7 @@ def every() -> list[str]:
 
 
 def holding(text: str) -> list[str]:
-    """Those of ``every`` whose name holds ``text``, in any case."""
+    """Return those of ``every`` whose name holds ``text``, in any case."""
     return [spec for spec in every() if text.casefold() in spec.casefold()]
 
 

@@ -90,7 +90,7 @@ class Passes:
             yield
 
     def _without_some(self, ahead: int, tokens: Float[Tensor, "b l w"]) -> Float[Tensor, "b fewer w"]:
-        """The first ``ahead`` tokens and some of the others, drawn for each image
+        """Return the first ``ahead`` tokens and some of the others, drawn for each image
         (https://arxiv.org/abs/2212.00794)."""
         unwatched(self._clip.model.visual, "train.patch_dropout leaves patches out")
         count = tokens.shape[1] - ahead
@@ -126,8 +126,8 @@ def _replace(
 
 
 def _patches(clip: Clip) -> tuple[nn.Module, int]:
-    """The module of the image tower that all tokens pass behind the position embedding, and the tokens in front of
-    the patches.
+    """Return the module of the image tower that all tokens pass behind the position embedding, and the tokens in front
+    of the patches.
     """
     if clip.trunk is not None:
         raise UserError(

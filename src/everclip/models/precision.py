@@ -61,7 +61,7 @@ def autocast(clip: Clip, precision: Precision) -> Iterator[None]:
 
 
 def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
-    """Fast attention where it makes a difference; open for a whole step, as checkpointed blocks run twice."""
+    """Return fast attention where it makes a difference; open for a whole step, as checkpointed blocks run twice."""
     gains = precision == "bf16" or clip.multihead
     return CpuAttention() if clip.device.type == "cpu" and gains else nullcontext()
 
@@ -74,7 +74,8 @@ def training(clip: Clip, precision: Precision) -> Iterator[None]:
 
 
 def choose(clip: Clip, device: torch.device | None = None) -> Choice:
-    """The faster precision for training what takes a gradient now. Fractions of a second on a CPU, nothing on a GPU.
+    """Return the faster precision for training what takes a gradient now. Fractions of a second on a CPU, nothing on a
+    GPU.
 
     Args:
         device: where it trains; default: where it is.

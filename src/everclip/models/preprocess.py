@@ -16,7 +16,7 @@ def triple(values: Sequence[float] | float) -> tuple[float, float, float]:
 
 
 def pil_part(cfg: PreprocessCfg) -> Compose:
-    """open_clip's evaluation transform without its last two steps, which ``Clip.normalise`` does in batches."""
+    """Return open_clip's evaluation transform without its last two steps, which ``Clip.normalise`` does in batches."""
     whole: Any = image_transform_v2(cfg, is_train=False)
     *steps, to_tensor, normalise = whole.transforms
     assert isinstance(to_tensor, MaybeToTensor), to_tensor

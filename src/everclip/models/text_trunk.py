@@ -159,7 +159,8 @@ class TextTrunk:
 def _padded(
     rows: Sequence[Float[Tensor, "_length width"]], like: Float[Tensor, "p longest width"]
 ) -> Float[Tensor, "p longest width"]:
-    """Rows of several lengths in one tensor of the shape of ``like``; what a row lacks is padding that is masked."""
+    """Return rows of several lengths in one tensor of the shape of ``like``; what a row lacks is padding that is
+    masked."""
     whole = torch.zeros(like.shape, dtype=rows[0].dtype, device=like.device)
     for place, row in enumerate(rows):
         length = min(len(row), whole.shape[1])

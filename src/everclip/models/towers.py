@@ -8,7 +8,7 @@ from torch import nn
 
 
 def input_side(visual: Any) -> int:
-    """Side in pixels of a tower's input; open_clip notes it as one number or as two."""
+    """Return the side in pixels of a tower's input; open_clip notes it as one number or as two."""
     size: int | tuple[int, int] = visual.image_size
     return size if isinstance(size, int) else size[0]
 

@@ -91,7 +91,8 @@ class Trunk(nn.Module):
             return self.lower(pictures).float()
 
     def joined(self, keys: Iterable[str], upper: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """The whole model's tensors in the order of ``keys``: those of ``upper``, and under ``prefix`` its own."""
+        """Return the whole model's tensors in the order of ``keys``: those of ``upper``, and under ``prefix`` its
+        own."""
         own = {prefix + name: tensor for name, tensor in self.lower.state_dict().items()}
         return {key: upper[key] if key in upper else own[key] for key in keys}
 

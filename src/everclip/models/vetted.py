@@ -132,7 +132,8 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
 
 
 def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[str, Any]:
-    """Options of ``get_tokenizer``, once it is sure that a Hugging Face tokenizer is a plain class of transformers.
+    """Return options of ``get_tokenizer``, once it is sure that a Hugging Face tokenizer is a plain class of
+    transformers.
 
     Args:
         text, folder, where: as in ``text_tower``.

@@ -90,7 +90,8 @@ def _resolve(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _model_folder(path: Path) -> Path:
-    """``path`` itself if it holds a model, else the newest checkpoint of a finished task of the run directory ``path``.
+    """Return ``path`` itself if it holds a model, else the newest checkpoint of a finished task of the run directory
+    ``path``.
 
     A folder with a manifest must be what was written; one without, which everclip and open_clip save models as, holds
     nothing that loading could run.
@@ -255,8 +256,9 @@ def _tried(source: str, options: dict[str, Any]) -> str:
 
 
 def _no_network() -> str:
-    """Empty if the model hub answers (or a proxy does), else why it cannot be asked. At most a few seconds,
-    one try.
+    """Return an empty text if the model hub answers (or a proxy does), else why it cannot be asked.
+
+    At most a few seconds, one try.
     """
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return (

@@ -186,7 +186,8 @@ def reference(group: Group) -> str:
 
 
 def _memory_line(groups: Sequence[Group], metric: str, xs: Sequence[float], few: bool) -> Line:
-    """The line of a series, with a marker, a bar and dots at each of its groups, all of which have the number."""
+    """Return the line of a series, with a marker, a bar and dots at each of its groups, all of which have the
+    number."""
     spans = [
         (span, x, group) for x, group in zip(xs, groups, strict=True) if (span := group.interval(metric))
     ]
@@ -217,7 +218,7 @@ def _tip(group: Group, span: Interval) -> str:
 
 
 def stages_panel(setting: Setting, groups: Sequence[Group], title: str = "") -> Panel | None:
-    """A_t of ``groups`` and of the references; None where no task has been learned."""
+    """Return A_t of ``groups`` and of the references; None where no task has been learned."""
     tasks = len(setting.tasks)
     groups = [group for group in groups if group.curve]
     groups = [group for group in groups if not group.reference] or groups

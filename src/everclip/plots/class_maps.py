@@ -139,7 +139,8 @@ class ClassMap:
         ax.set_xlabel("optimizer step")
 
     def _accuracies(self, ax: Axes) -> float:
-        """Two columns beside the map: each class's accuracy after its task, and at the end. Its width in points."""
+        """Return two columns beside the map: each class's accuracy after its task, and at the end. Its width in
+        points."""
         if not self.accuracy:
             return 0.0
         wide = 24.0 if extent(ax)[0] > 400 else 18.0
@@ -192,7 +193,7 @@ class ClassMap:
 
 
 def _runs(keys: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(key, first index, last index + 1) of each run of equal neighbours."""
+    """Yield (key, first index, last index + 1) of each run of equal neighbours."""
     first = 0
     for k in range(1, len(keys) + 1):
         if k == len(keys) or keys[k] != keys[first]:

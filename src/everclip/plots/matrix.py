@@ -284,7 +284,7 @@ def lost(matrix: Rows) -> list[list[float | None]]:
 
 
 def forgotten(matrix: Rows) -> list[list[float | None]]:
-    """F[t, i] = max over s < t of R[s, i], minus R[t, i] (Chaudhry et al. 2018); None before task i is old."""
+    """Return F[t, i] = max over s < t of R[s, i], minus R[t, i] (Chaudhry et al. 2018); None before task i is old."""
     rows: list[list[float | None]] = []
     best: dict[int, float] = {}
     for t, row in enumerate(matrix):

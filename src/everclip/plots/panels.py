@@ -235,13 +235,13 @@ def _end(ax: Axes, line: Line2D) -> tuple[float, float, float]:
 
 
 def around(values: Sequence[float], room: float = 3.0) -> tuple[float, float]:
-    """Ends of an axis in percent: whole tens around ``values`` with some room, within 0..100."""
+    """Return ends of an axis in percent: whole tens around ``values`` with some room, within 0..100."""
     low, high = min(values) - room, max(values) + room
     return max(0.0, 10.0 * math.floor(low / 10)), min(100.0, 10.0 * math.ceil(high / 10))
 
 
 def value_range(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of a linear axis for ``values``: never the same, and zero in place of a low end near it."""
+    """Return ends of a linear axis for ``values``: never the same, and zero in place of a low end near it."""
     low, high = min(values), max(values)
     low = 0.0 if 0 < low < 0.5 * high else low
     return (low, high) if high > low else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))

@@ -67,7 +67,7 @@ Bars = list[tuple[str, list[float]]]
 
 
 def fate_bars(named: Sequence[tuple[str, Sequence[RunData]]]) -> Bars:
-    """For each name the mean over its runs of the fractions of ``FATES``, where they have recorded enough."""
+    """Return for each name the mean over its runs of the fractions of ``FATES``, where they have recorded enough."""
     return [
         (name, [float(share) for share in np.mean(known, axis=0)])
         for name, runs in named

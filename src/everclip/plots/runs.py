@@ -58,7 +58,8 @@ def setting_of(runs: Any) -> Setting:
 
 
 def groups_of(runs: Any, memory: Memory = None) -> list[Group]:
-    """The groups of one setting, in the order of methods; at a memory size those of it, and those that keep nothing.
+    """Return the groups of one setting, in the order of methods; at a memory size those of it, and those that keep
+    nothing.
 
     Raises:
         UserError: the runs cannot be compared.

@@ -58,7 +58,8 @@ STYLE: dict[Any, Any] = {
 
 
 def look(number: int | None) -> dict[str, Any]:
-    """Settings of a line in the look of this number: all differ up to 84, in colour alone up to 7; grey without one."""
+    """Return settings of a line in the look of this number: all differ up to 84, in colour alone up to 7; grey without
+    one."""
     if number is None:
         return {"color": DIM}
     return {
@@ -69,7 +70,7 @@ def look(number: int | None) -> dict[str, Any]:
 
 
 def diverging(strongest: float = 1.0) -> Colormap:
-    """Blue below the middle, orange above, the page's own colour at it: opacity carries the size.
+    """Return blue below the middle, orange above, the page's own colour at it: opacity carries the size.
 
     Args:
         strongest: opacity at both ends; below 0.75 text on it can be read.

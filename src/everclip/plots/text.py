@@ -12,8 +12,8 @@ FONT = 12.0
 
 
 def printable(text: object) -> str:
-    """``text`` as fonts and XML can have it: control characters become spaces, undecodable bytes (lone surrogates) are
-    written out."""
+    """Return ``text`` as fonts and XML can have it: control characters become spaces, undecodable bytes (lone
+    surrogates) are written out."""
     clean = "".join(" " if unicodedata.category(c) == "Cc" or c in "\ufffe\uffff" else c for c in str(text))
     return clean.encode("utf-8", "backslashreplace").decode("utf-8")
 

@@ -88,7 +88,7 @@ class _Drawn:
         )
 
     def all(self, places: Iterable[int]) -> list[Shown]:
-        """The pictures at some places."""
+        """Return the pictures at some places."""
         return [self._one(place) for place in places]
 
     def _one(self, place: int) -> Shown:

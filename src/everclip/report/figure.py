@@ -181,7 +181,7 @@ def grid(
 
 
 def _entries(panels: Sequence[Panel], width: float) -> list[tuple[int, float, str]]:
-    """(row, x, name) of each entry of the legend; none where there is one line alone."""
+    """Return (row, x, name) of each entry of the legend; none where there is one line alone."""
     looks = {line.name: line.look for panel in panels for line in panel.lines if line.name}
     entries, row, x = [], 0, 0.0
     for name in sorted(looks, key=lambda name: (looks[name] is None, looks[name] or 0)):

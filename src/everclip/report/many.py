@@ -97,7 +97,7 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
 
 
 def last_mean(group: Group) -> float:
-    """Its last accuracy, the mean over seeds; -1 without any, for sorting."""
+    """Return a group's last accuracy, the mean over seeds; -1 without any, for sorting."""
     span = group.interval("last")
     return -1.0 if span is None else span.mean
 
@@ -192,7 +192,8 @@ def retention_table(setting: Setting) -> Table:
 
 
 def below(run: RunData) -> tuple[float | None, float | None]:
-    """Fraction of classes that end below zero-shot, and by how much on average (negative); None where there is none."""
+    """Return the fraction of classes that end below zero-shot, and by how much on average (negative); None where there
+    is none."""
     rows = [row for row in run.results["per_class"] if None not in (row["last"], row["zero_shot"])]
     gaps = [row["last"] - row["zero_shot"] for row in rows]
     lower = [gap for gap in gaps if gap < 0]

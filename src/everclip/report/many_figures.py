@@ -160,7 +160,7 @@ def aligned(panels: Sequence[Panel]) -> list[Panel]:
 
 
 def stages(setting: Setting) -> Figure | None:
-    """A_t of each group, one panel per memory size."""
+    """Return A_t of each group, one panel per memory size."""
     trained = any(group.curve and not group.reference for group in setting.every)
     if len(setting.tasks) < 2 or not trained:
         return None

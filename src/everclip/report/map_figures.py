@@ -21,7 +21,7 @@ from everclip.runs.read import RunData
 
 
 def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | None:
-    """R, or what has been forgotten, of each group, in one colour scale."""
+    """Return R, or what has been forgotten, of each group, in one colour scale."""
     found = {
         group: group.matrix if of == "accuracy" else lost(group.matrix)
         for group in setting.groups + setting.level

@@ -14,7 +14,7 @@ _ALWAYS = {"macro": "macro accuracy, %", "worst_class.last": "worst class, %"}
 
 
 def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, value, what it means) of each that the results have."""
+    """Return (what, value, what it means) of each that the results have."""
     rows = []
     if results.get("macro") is not None:
         rows.append(

@@ -154,7 +154,7 @@ def _beside_frozen(run: RunData, verdict: Json) -> Json:
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
-    """(label, big number, small print)."""
+    """Return (label, big number, small print)."""
     if not run.accuracy:
         return []
     now = " accuracy" if run.finished else " so far"
@@ -232,7 +232,7 @@ def _stages(run: RunData) -> list[Json]:
 
 
 def _cost(run: RunData) -> list[tuple[str, str, str]]:
-    """(what, value, exact value); from the log alone where the run has not finished."""
+    """Return (what, value, exact value); from the log alone where the run has not finished."""
     results = run.results
     rates = [step["images_per_second"] for step in run.steps if "images_per_second" in step]
     speed = results.get("images_per_second", sum(rates) / len(rates) if rates else None)

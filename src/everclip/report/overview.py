@@ -52,7 +52,7 @@ def _open(report: Report) -> list[str]:
 
 
 def all_figures(shown: Json) -> list[tuple[str, Figure]]:
-    """(file name without ending, figure) of every chart of the overview."""
+    """Return (file name without ending, figure) of every chart of the overview."""
     named = [(figure.key, figure) for figure in shown["memory"]]
     for setting in shown["settings"]:
         for part in setting["figures"].values():
@@ -159,7 +159,7 @@ def _weights(setting: Setting) -> Figure | None:
 
 
 def _order(setting: Setting) -> list[dict[str, Any]]:
-    """Class orders, each with the runs that have it, as far as runs know it."""
+    """Return class orders, each with the runs that have it, as far as runs know it."""
     orders: dict[tuple[tuple[str, tuple[str, ...]], ...], list[RunData]] = {}
     for run in setting.runs:
         if run.classes:

@@ -32,7 +32,7 @@ def figures(run: RunData, prefix: str) -> dict[str, Figure]:
 
 
 def _accuracy(run: RunData, prefix: str) -> Figure | None:
-    """A_t of the run against A_t of the pretrained model, and of the closed form on its features."""
+    """Return A_t of the run against A_t of the pretrained model, and of the closed form on its features."""
     (setting,) = settings([run])
     if not run.accuracy:
         return None
@@ -102,7 +102,7 @@ def _number_points(ax: Axes, run: RunData, bases: Sequence[Sequence[float]]) -> 
 
 
 def _matrix(run: RunData, prefix: str) -> Figure | None:
-    """R[t, i] with the zero-shot row above and forgetting beneath."""
+    """Return R[t, i] with the zero-shot row above and forgetting beneath."""
     if not run.matrix:
         return None
     shown = Shown.of(run)
@@ -153,7 +153,7 @@ def _matrix(run: RunData, prefix: str) -> Figure | None:
 
 
 def weights(run: RunData, prefix: str) -> Figure | None:
-    """GDRO's weight of each class over steps, as a ratio to uniform; entropy and largest weight beneath."""
+    """Return GDRO's weight of each class over steps, as a ratio to uniform; entropy and largest weight beneath."""
     found = weight_map(run)
     if found is None:
         return None
@@ -270,7 +270,8 @@ def _estimators(run: RunData, prefix: str) -> Figure | None:
 def _stack(
     run: RunData, prefix: str, key: str, title: str, of: dict[str, dict[str, list[object]]], caption: str
 ) -> Figure | None:
-    """``of``: panels by title, each with a value a step by the names of columns of the CSV file; None without any."""
+    """Return ``of``: panels by title, each with a value a step by the names of columns of the CSV file; None without
+    any."""
     if not of:
         return None
     steps = len(run.steps)

@@ -130,8 +130,8 @@ def _style(text: str) -> str:
 
 
 def _image(address: str) -> dict[str, str]:
-    """Attributes of an embedded PNG image: a palette where it has few colours, which takes a third of the room, and a
-    class where the page shines through."""
+    """Return attributes of an embedded PNG image: a palette where it has few colours, which takes a third of the room,
+    and a class where the page shines through."""
     head, _, data = address.partition(",")
     rgba = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
     whole, places = np.unique(rgba.view(np.uint32).ravel(), return_inverse=True)

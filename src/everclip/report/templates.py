@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 
 
 def render(template: str, **values: Any) -> str:
-    """A self-contained HTML page, on which all texts are escaped.
+    """Return a self-contained HTML page, on which all texts are escaped.
 
     Args:
         template: its file's name.

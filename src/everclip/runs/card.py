@@ -94,7 +94,8 @@ class Card(_Model):
         return self
 
     def config(self) -> Config:
-        """The settings as a config, with defaults for what was left out. Raises UserError for unknown options."""
+        """Return the settings as a config, with defaults for what was left out. Raises UserError for unknown
+        options."""
         return resolve(Config.model_validate({"defaults": 1} | self.settings))
 
 

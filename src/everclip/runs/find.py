@@ -162,7 +162,7 @@ def _alive(process: int) -> bool:
 
 
 def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, State]]:
-    """(name with its values, state) of a sweep's runs that have no directory yet: waiting, or failed at once."""
+    """Return (name with its values, state) of a sweep's runs that have no directory yet: waiting, or failed at once."""
     known = {run.resolve() for run in runs}
     missing: dict[Path, tuple[str, State]] = {}
     for folder in sweeps:

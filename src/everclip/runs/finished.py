@@ -58,8 +58,8 @@ class Finished:
         return self.results
 
     def value(self, key: str) -> Any:
-        """``key`` of the config, else what results.json says of it, else None. The budget of a memory per class is
-        what that comes to."""
+        """Return ``key`` of the config, else what results.json says of it, else None. The budget of a memory per class
+        is what that comes to."""
         if key == "memory.per_class" and key not in self.config and self.config.get("memory.budget") == 0:
             return 0  # a sweep writes nothing kept as a budget of 0
         if key == "memory.budget" and self.config.get("memory.per_class") is not None:
@@ -94,7 +94,8 @@ def read_config(run: Path) -> tuple[str, dict[str, Any]]:
 
 
 def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
-    """The columns of a run's predictions.npz, one row per test image after the last task; None where there is none.
+    """Return the columns of a run's predictions.npz, one row per test image after the last task; None where there is
+    none.
 
     ``id`` and ``label`` are ``[n]``, ``top`` ``[n, k]`` labels, best first; ``margin`` and ``confidence`` ``[n]``,
     where they were recorded (docs/results.md).
@@ -121,8 +122,8 @@ def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
 
 
 def right_both(first: Finished, second: Finished) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Two runs' answers on the same images after the last stage: ``[n]``, whether each is right, in the order of ids;
-    None where the images differ, or one has no predictions.npz. Raises UserError where that cannot be read.
+    """Return two runs' answers on the same images after the last stage: ``[n]``, whether each is right, in the order of
+    ids; None where the images differ, or one has no predictions.npz. Raises UserError where that cannot be read.
     """
     one, other = (answers(run.path, test_images(run.results)) for run in (first, second))
     if one is None or other is None or not np.array_equal(np.sort(one["id"]), np.sort(other["id"])):

@@ -62,7 +62,7 @@ def predictions(run: RunData) -> Predictions | None:
 
 
 def labels(run: RunData) -> dict[int, str]:
-    """Class names by label; empty where the run did not record which is which."""
+    """Return class names by label; empty where the run did not record which is which."""
     known = run.results.get("class_labels") or []
     return dict(zip(known, run.classes, strict=False)) if len(known) == len(run.classes) else {}
 
@@ -97,8 +97,8 @@ FATES = ("right", "taken for a class learned later", "for one of the same task",
 
 
 def fates(run: RunData) -> list[float] | None:
-    """The fraction of each of ``FATES`` among images of old classes (all but the last task's); None where the run has
-    one task, or the same classes in all of them, or did not record enough."""
+    """Return the fraction of each of ``FATES`` among images of old classes (all but the last task's); None where the
+    run has one task, or the same classes in all of them, or did not record enough."""
     found, names = predictions(run), labels(run)
     if found is None or not names or len(set(run.class_task.values())) < 2:
         return None
@@ -128,7 +128,8 @@ class Bin(NamedTuple):
 
 
 def reliability(found: Sequence[Predictions]) -> list[Bin]:
-    """Bins of equal width that hold an image, of all ``found`` together; empty where no probability was recorded."""
+    """Return bins of equal width that hold an image, of all ``found`` together; empty where no probability was
+    recorded."""
     known = [(one.confidence, one.right) for one in found if one.confidence is not None]
     if not known:
         return []
@@ -142,7 +143,7 @@ def reliability(found: Sequence[Predictions]) -> list[Bin]:
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """ECE in 0..1 (Guo et al. 2017): the gap of accuracy and probability, weighted by images."""
+    """Return ECE in 0..1 (Guo et al. 2017): the gap of accuracy and probability, weighted by images."""
     total = sum(inside.images for inside in bins)
     return sum(inside.images * abs(inside.accuracy - inside.confidence) for inside in bins) / total
 

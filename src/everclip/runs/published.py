@@ -53,12 +53,12 @@ class Check:
 
 
 def every() -> dict[str, Published]:
-    """All published numbers, by name."""
+    """Return all published numbers, by name."""
     return {name: Published(name, **entry) for name, entry in read_toml(FILE).items()}
 
 
 def named(name: str) -> Published:
-    """The published numbers of a name. Raises UserError where there are none."""
+    """Return the published numbers of a name. Raises UserError where there are none."""
     known = every()
     if name not in known:
         raise UserError(
@@ -68,7 +68,7 @@ def named(name: str) -> Published:
 
 
 def settings_of(entry: Published, changed: Mapping[str, str]) -> dict[str, Any]:
-    """The settings of a run that is to come to the published numbers.
+    """Return the settings of a run that is to come to the published numbers.
 
     Raises:
         UserError: one of ``changed`` would make it another experiment.
@@ -83,7 +83,7 @@ def settings_of(entry: Published, changed: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checks(entry: Published, results: Mapping[str, Any]) -> list[Check]:
-    """Each published number beside that of a run's results."""
+    """Return each published number beside that of a run's results."""
     return [
         Check(metric, value, 100 * results[metric], entry.tolerance)
         for metric, value in entry.published.items()

@@ -282,5 +282,5 @@ class Clock:
         self._start = time.perf_counter() - before
 
     def seconds(self) -> float:
-        """Since the run's first start, without the time it lay still."""
+        """Return the seconds since the run's first start, without the time it lay still."""
         return time.perf_counter() - self._start

@@ -143,8 +143,8 @@ def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
 
 
 def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Bytes of the exemplars and of the method's state, which is all that is kept beside the model; None where the
-    results do not say."""
+    """Return bytes of the exemplars and of the method's state, which is all that is kept beside the model; None where
+    the results do not say."""
     if "memory_bytes" not in results:
         return None
     return results["memory_bytes"], results.get("state_bytes", 0)

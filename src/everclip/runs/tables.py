@@ -63,9 +63,10 @@ def load_per_class(paths: Places) -> pandas.DataFrame:
 
 
 def load_predictions(paths: Places) -> pandas.DataFrame:
-    """The answer to each test image after the last task of each run: ``path``, ``method``, ``memory_budget``, ``seed``,
-    then ``id`` of the image (the same in all runs), ``class``, ``predicted``, ``right``, and, where they were recorded,
-    ``margin`` (score of the best class minus that of the second) and ``confidence`` (probability of the best, 0..1).
+    """Return the answer to each test image after the last task of each run: ``path``, ``method``, ``memory_budget``,
+    ``seed``, then ``id`` of the image (the same in all runs), ``class``, ``predicted``, ``right``, and, where they
+    were recorded, ``margin`` (score of the best class minus that of the second) and ``confidence`` (probability of
+    the best, 0..1).
 
     Raises:
         UserError: as ``load_runs``; or there is no run, or one has no predictions.npz or class_labels.
@@ -88,8 +89,8 @@ def load_predictions(paths: Places) -> pandas.DataFrame:
 
 
 def load_confusion(run: Place) -> pandas.DataFrame:
-    """How many test images of each class (rows) were taken for each class (columns) after the last task of one run;
-    classes in the order learned.
+    """Return how many test images of each class (rows) were taken for each class (columns) after the last task of one
+    run; classes in the order learned.
 
     Raises:
         UserError: there is not one run, or it has no predictions.npz or class_labels.
@@ -137,7 +138,7 @@ def _which(run: Finished) -> dict[str, Any]:
 
 
 def _named(run: Finished) -> tuple[dict[int, str], dict[str, Any]]:
-    """Class names by label in the order learned, and the columns of predictions.npz."""
+    """Return class names by label in the order learned, and the columns of predictions.npz."""
     columns = answers(run.path, test_images(run.results))
     labels, classes = (run.results.get(key) or [] for key in ("class_labels", "classes"))
     if columns is None or not labels or len(labels) != len(classes):

@@ -42,7 +42,8 @@ def kept_words(images: float, state: float) -> str:
 
 
 def headline(last: float, base: float, images: int) -> tuple[Mood, str]:
-    """An accuracy beside zero-shot's on the same test images, in a few words: neutral where the gap may be chance."""
+    """Return an accuracy beside zero-shot's on the same test images, in a few words: neutral where the gap may be
+    chance."""
     gap = last - base
     if abs(gap) <= by_chance(last, base, images) or abs(gap) < 5e-4:
         return "level", "No better than zero-shot"

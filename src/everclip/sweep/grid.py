@@ -103,7 +103,8 @@ class Grid:
     skipped: tuple[str, ...] = ()
 
     def jobs(self) -> list[Job]:
-        """The distinct runs; those of the first seed come first, so that a part of the grid is a whole table early."""
+        """Return the distinct runs; those of the first seed come first, so that a part of the grid is a whole table
+        early."""
         jobs: dict[str, Job] = {}
         for cell in self.cells:
             key = content_key(cell.config)
@@ -126,7 +127,7 @@ def content(config: Config) -> Config:
 
 
 def content_key(config: Config) -> str:
-    """16 digits that two resolved configs share if they ask for the same run."""
+    """Return 16 digits that two resolved configs share if they ask for the same run."""
     return config_hash(content(config))
 
 
@@ -224,7 +225,8 @@ def owned(
 
 
 def parted(text: str, key: str) -> list[str]:
-    """The values in a text: parted at commas outside of brackets and quotes, ranges ``A..B`` written out, each once.
+    """Return the values in a text: parted at commas outside of brackets and quotes, ranges ``A..B`` written out, each
+    once.
 
     Raises:
         UserError: a value is empty, a range is backwards or far too long.

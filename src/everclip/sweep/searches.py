@@ -166,8 +166,8 @@ def _search(
 def _made(
     cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | None, share: float | None
 ) -> Path | None:
-    """A finished search of the same values for the same cell, whatever its directory is called; of the same keys within
-    as many trials, and on the same share of the images, where these are given.
+    """Return a finished search of the same values for the same cell, whatever its directory is called; of the same keys
+    within as many trials, and on the same share of the images, where these are given.
 
     Known by its content, as runs are, since the code in a name changes with each key that the config gets.
     """

@@ -14,7 +14,7 @@ Environment = dict[str, str]
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the processor cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -22,7 +22,8 @@ def cores() -> int:
 
 
 def gpus(devices: Sequence[str]) -> list[str]:
-    """Names of the CUDA devices for runs with these values of ``device``; none unless all would take any of them."""
+    """Return names of the CUDA devices for runs with these values of ``device``; none unless all would take any of
+    them."""
     import torch
 
     if not set(devices) <= {"auto", "cuda"} or not torch.cuda.is_available():
@@ -33,7 +34,7 @@ def gpus(devices: Sequence[str]) -> list[str]:
 
 
 def slots(count: int, gpus: Sequence[str], jobs: int | None, threads: int | None) -> list[Environment]:
-    """Environment variables of each place for a run.
+    """Return environment variables of each place for a run.
 
     With GPUs a run has one of them, and the cores are shared out. Without, a run has one thread, which gives the most
     runs an hour, and there are as many as cores, up to ``MOST``.

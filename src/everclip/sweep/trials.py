@@ -127,8 +127,8 @@ def _close(text: str, size: float) -> bool:
 
 
 def beyond(values: list[str], winner: str) -> str | None:
-    """The next value outside of a grid whose winner lies at an edge: as far from it as its neighbour on the other side,
-    by ratio. None where it lies inside, or the grid is not of numbers above 0 at that end.
+    """Return the next value outside of a grid whose winner lies at an edge: as far from it as its neighbour on the
+    other side, by ratio. None where it lies inside, or the grid is not of numbers above 0 at that end.
     """
     numbers = [number_in(value) for value in values]
     if len(values) < 2 or winner not in (values[0], values[-1]):

@@ -46,7 +46,8 @@ def folder() -> Path:
 
 
 def built(name: str, make: Callable[[Path], object]) -> Path:
-    """A folder of the cache, as ``make`` wrote it: made on first use, and again where it is not what was written.
+    """Return a folder of the cache, as ``make`` wrote it: made on first use, and again where it is not what was
+    written.
 
     Every file is compared with the manifest at the first use in a process. Processes take turns, and whoever's turn it
     is removes what a killed one has left.

@@ -147,7 +147,8 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
 
     def newest(self) -> list[Place]:
-        """The newest checkpoint that is as it was written, after those that it stands on; empty before the first.
+        """Return the newest checkpoint that is as it was written, after those that it stands on; empty before the
+        first.
 
         Newer ones are set aside, each with a warning; what a killed commit would have deleted is deleted.
 
@@ -245,7 +246,8 @@ def names(folder: Path) -> frozenset[str]:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's files, as its manifest has them; the files are not read. Raises as ``verify`` does."""
+    """Return bytes of a checkpoint's files, as its manifest has them; the files are not read. Raises as ``verify``
+    does."""
     return {name: entry["bytes"] for name, entry in _body(folder)["files"].items()}
 
 

@@ -36,7 +36,8 @@ def tracker_class(name: str) -> type[Tracker]:
 
 
 def section(name: str) -> str:
-    """Where a tracker's options stand in ``[tracker]``: its name, of a module the last part, of a file the stem."""
+    """Return where a tracker's options stand in ``[tracker]``: its name, of a module the last part, of a file the
+    stem."""
     return Path(name).stem if trust.is_file(name) else name.rpartition(".")[2]
 
 

@@ -73,7 +73,8 @@ class Numbers(Tracker):
 
 
 def numbers(fields: Mapping[str, Any] | list[Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested fields with its path: ``{"loss": {"gcl": 1.0}}`` has ``loss/gcl``, a list ``row/0``."""
+    """Yield every number in nested fields with its path: ``{"loss": {"gcl": 1.0}}`` has ``loss/gcl``, a list
+    ``row/0``."""
     for key, value in fields.items() if isinstance(fields, Mapping) else enumerate(fields):
         name = f"{prefix}{key}"
         if type(value) in (int, float):

@@ -43,7 +43,8 @@ class Amount:
 
 
 def _views(plan: Plan, new: int, again: int) -> int:
-    """Views to keep of a training image: no more than the epochs of a task see, and none where that saves no work.
+    """Return views to keep of a training image: no more than the epochs of a task see, and none where that saves no
+    work.
 
     Args:
         new, again: training images of all tasks, and those that are in the memory at the start of each.

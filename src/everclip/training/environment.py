@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", 
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they can change a result: bits differ between thread counts."""
+    """Return versions and machine, as far as they can change a result: bits differ between thread counts."""
     versions: dict[str, str] = {}
     for package in _PACKAGES:
         try:
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU's allocator where there is one, else the process's largest resident size."""
+    """Return bytes in use: of the GPU's allocator where there is one, else the process's largest resident size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

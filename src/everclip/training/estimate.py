@@ -75,7 +75,7 @@ class Work:
         )
 
     def passes(self, costs: Costs, config: Config | None = None) -> tuple[float, float]:
-        """Forward passes of the image tower, and of the text tower, that all of it counts as.
+        """Return forward passes of the image tower, and of the text tower, that all of it counts as.
 
         Args:
             config: what of the towers trains, and what is kept of the rest; default: all of it. That images without
@@ -91,7 +91,7 @@ class Work:
 
 
 def _factors(config: Config, costs: Costs) -> tuple[float, float]:
-    """Forward passes that training on an image, and on a prompt, counts as.
+    """Return forward passes that training on an image, and on a prompt, counts as.
 
     A frozen part below the trained one costs one pass; where what it gives is kept, one for each view of an image in
     place of one for each epoch. A text tower that is frozen gives the same each time.
@@ -129,8 +129,8 @@ def inner(config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
-    """Exemplars that a resolved config keeps (of each class, with ``memory.per_class``), and whether its method learns
-    all tasks at once. Imports torch.
+    """Return exemplars that a resolved config keeps (of each class, with ``memory.per_class``), and whether its method
+    learns all tasks at once. Imports torch.
 
     Raises:
         UserError: the method or its options are wrong.
@@ -247,7 +247,8 @@ _WEIGHT = 4  # fp32
 
 
 def device_bytes(config: Config, costs: Costs, sizes: Sizes, batch: int | None = None) -> float:
-    """Memory of the device at the last task: weights, gradients, AdamW's two moments, frozen copies, activations.
+    """Return the memory of the device at the last task: weights, gradients, AdamW's two moments, frozen copies,
+    activations.
 
     Args:
         batch: images per step; default: the config's.

@@ -73,7 +73,7 @@ class Scores(Measured):
     everything: bool = False
 
     def _among(self, rows: NDArray[np.bool_], among: int) -> NDArray[np.float32]:
-        """Scores of some rows in the columns that compete."""
+        """Return scores of some rows in the columns that compete."""
         return self.scores[rows] if self.everything else self.scores[rows, :among]
 
     def predicted(self, among: int, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -81,7 +81,8 @@ class Scores(Measured):
         return np.asarray(self.labels)[self._among(rows, among).argmax(axis=1)]
 
     def accuracy(self, task: int, among: int) -> float | None:
-        """Fraction of a task's images that are right, among the first ``among`` classes learned; None: no images."""
+        """Return the fraction of a task's images that are right, among the first ``among`` classes learned; None: no
+        images."""
         rows = self.tasks == task
         return self._right(rows, among) if rows.any() else None
 

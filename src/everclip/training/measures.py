@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def of(record: Recorder, plan: Plan) -> dict[str, Any]:
-    """Macro accuracy and the worst class of any run, and what its scenario asks for; null where it asks for nothing."""
+    """Return macro accuracy and the worst class of any run, and what its scenario asks for; null where it asks for
+    nothing."""
     last, scenario = record.last_per_class(), plan.scenario
     worst = min(last, key=lambda label: (last[label], label))
     return {
@@ -29,7 +30,7 @@ def of(record: Recorder, plan: Plan) -> dict[str, Any]:
 
 
 def _by_frequency(last: dict[int, float], plan: Plan) -> dict[str, Any] | None:
-    """Accuracy of the classes with many, with a medium number of, and with few training images."""
+    """Return the accuracy of the classes with many, with a medium number of, and with few training images."""
     borders = plan.scenario.frequency
     if borders is None:
         return None
@@ -43,7 +44,7 @@ def _by_frequency(last: dict[int, float], plan: Plan) -> dict[str, Any] | None:
 
 
 def _cross_domain(record: Recorder, plan: Plan) -> dict[str, Any] | None:
-    """Transfer, Average and Last, the matrix that they are read from, and the pretrained model's Transfer."""
+    """Return Transfer, Average and Last, the matrix that they are read from, and the pretrained model's Transfer."""
     task_id = plan.scenario.task_id
     if task_id is None:
         return None

@@ -44,7 +44,7 @@ class Follower(Run):
         """Nothing."""
 
     def log_bytes(self) -> int:
-        """0."""
+        """Return 0."""
         return 0
 
     def cut_log(self, size: int) -> None:

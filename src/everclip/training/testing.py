@@ -22,7 +22,8 @@ from everclip.training.retrieve import retrieve
 
 
 def tested(plan: Plan, stage: int) -> list[Task]:
-    """The tasks that are tested after a stage: those learned and, for forward transfer, the next; or all of them."""
+    """Return the tasks that are tested after a stage: those learned and, for forward transfer, the next; or all of
+    them."""
     if plan.scenario.task_id is not None:
         return plan.tasks
     return plan.tasks[: stage + 1 + plan.config.evaluate.ahead]
@@ -59,7 +60,7 @@ def scores(
 
 
 def among(found: Scores, tasks: Sequence[Task], task_id: Literal["known", "unknown"] | None) -> Scores:
-    """Scores in which the classes compete that the scenario says: where the task is known, its own alone."""
+    """Return scores in which the classes compete that the scenario says: where the task is known, its own alone."""
     if task_id is None:
         return found
     if task_id == "unknown":

@@ -74,7 +74,8 @@ class Activations:
         }
 
     def drawn(self, epoch: int, count: int = 1) -> list[int]:
-        """The ``count`` views that an epoch of a phase sees of each image: the next ones, and the first after the last.
+        """Return the ``count`` views that an epoch of a phase sees of each image: the next ones, and the first after
+        the last.
 
         How an image is shifted and mirrored in a view is drawn for each image, so one number serves the whole epoch,
         and an image is computed again only once all its views have been seen.
@@ -106,7 +107,8 @@ class Activations:
                     step(len(self._groups[number]))
 
     def load(self, images: ImageSet, view: int = 0) -> tuple[Float[Tensor, "b ..."], NDArray[np.bool_]]:
-        """Rows, which are there, of the images that can be read, in order, and the mask ``[len(images)]`` of those.
+        """Return rows, which are there, of the images that can be read, in order, and the mask ``[len(images)]`` of
+        those.
 
         Args:
             view: of all of them; default: the plain picture.
@@ -125,7 +127,7 @@ class Activations:
         return self.rows.has(self._key(sample, view))
 
     def _lacking(self, group: ImageSet, views: Sequence[int], wanted: Collection[int]) -> list[int]:
-        """The views of which a group lacks one of its wanted images, as far as they can be read."""
+        """Return the views of which a group lacks one of its wanted images, as far as they can be read."""
         ids = [sample for sample in self.pixels.readable(group).ids.tolist() if sample in wanted]
         return [view for view in views if not all(self._has(sample, view) for sample in ids)]
 
@@ -154,7 +156,7 @@ class Activations:
 
 
 def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:
-    """The images of each part, class and domain in the order of their ids, at most ``GROUP`` together."""
+    """Return the images of each part, class and domain in the order of their ids, at most ``GROUP`` together."""
     groups: list[ImageSet] = []
     for part in parts:
         kinds = np.stack([part.labels, part.domains])
@@ -166,5 +168,5 @@ def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:
 
 
 def fingerprint(parts: Iterable[ImageSet]) -> str:
-    """A hash of the groups of images: with other groups a row's last bit may be another."""
+    """Return a hash of the groups of images: with other groups a row's last bit may be another."""
     return f"{hash64(*(group.ids.tolist() for group in grouped(parts))):016x}"

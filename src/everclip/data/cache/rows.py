@@ -56,7 +56,7 @@ class Rows(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Rows that can be read."""
+        """Return rows that can be read."""
 
     @abstractmethod
     def has(self, key: Key) -> bool:
@@ -64,7 +64,7 @@ class Rows(ABC):
 
     @abstractmethod
     def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Rows ``[n, numbers]`` and their scales ``[n]``."""
+        """Return rows ``[n, numbers]`` and their scales ``[n]``."""
 
     @abstractmethod
     def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
@@ -85,7 +85,7 @@ class Rows(ABC):
         return len(self) * self.row_bytes
 
     def read(self, keys: Sequence[Key]) -> Float[Tensor, "n ..."]:
-        """Rows in the order of ``keys``: as they are kept, in fp32 where one of them has a scale."""
+        """Return rows in the order of ``keys``: as they are kept, in fp32 where one of them has a scale."""
         rows, scales = self._get(keys)
         values = torch.from_numpy(rows).view(len(keys), *self.shape)
         if np.all(scales == 1):
@@ -268,7 +268,7 @@ def _checksum(key: Key, row: NDArray[Any], scale: np.float32) -> int:
 
 
 def _read(file: int, slots: Sequence[int], rows: Rows) -> NDArray[Any]:
-    """The rows in these slots. Raises RunError where the file was cut."""
+    """Return the rows in these slots. Raises RunError where the file was cut."""
     found = np.empty((len(slots), math.prod(rows.shape)), dtype=rows.dtype)
     for place, slot in enumerate(slots):
         content = os.pread(file, rows.row_bytes, slot * rows.row_bytes)

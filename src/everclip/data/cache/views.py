@@ -20,7 +20,7 @@ SCHEME = "shift_flip 1"
 def shift_flip(
     images: UInt8[Tensor, "b 3 s s"], rng: np.random.Generator, which: NDArray[np.bool_] | None = None
 ) -> UInt8[Tensor, "b 3 s s"]:
-    """Each picture shifted (edges mirrored) and maybe flipped.
+    """Return each picture shifted (edges mirrored) and maybe flipped.
 
     Args:
         which: bool ``[n]``: which images of a batch these are; each then moves as it does where all are there.
@@ -43,7 +43,8 @@ _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115,
 def crop_colour(
     images: UInt8[Tensor, "b 3 s s"], rng: np.random.Generator, which: NDArray[np.bool_] | None = None
 ) -> UInt8[Tensor, "b 3 s s"]:
-    """Each picture cropped, resized back, maybe mirrored, recoloured, maybe grey: SimCLR's views with SupCon's numbers.
+    """Return each picture cropped, resized back, maybe mirrored, recoloured, maybe grey: SimCLR's views with SupCon's
+    numbers.
 
     Args:
         which: as for ``shift_flip``.
@@ -77,7 +78,7 @@ def _luma(images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 1 s s"]:
 def _recoloured(
     images: Float[Tensor, "b 3 s s"], factors: Float[Tensor, "3 b 1 1 1"], turn: Float[Tensor, " b"]
 ) -> Float[Tensor, "b 3 s s"]:
-    """Brightness, contrast and saturation times ``factors``, then the hue turned, about the grey axis."""
+    """Return brightness, contrast and saturation times ``factors``, then the hue turned, about the grey axis."""
     images = (images * factors[0]).clamp(0, 255)
     mean = _luma(images).mean((2, 3), keepdim=True)
     images = (mean + factors[1] * (images - mean)).clamp(0, 255)
@@ -94,7 +95,7 @@ VIEWS = {"shift_flip": shift_flip, "crop_colour": crop_colour}
 
 
 def fixed_view(images: UInt8[Tensor, "b 3 s s"], ids: Sequence[int], view: int) -> UInt8[Tensor, "b 3 s s"]:
-    """View 0 is the picture; any other is a shift and a flip that image and view alone decide, the same in all runs."""
+    """Return a view of each picture: 0 is the picture itself, any other a shift and a flip fixed by image and view."""
     if view == 0:
         return images
     drawn = [generator(0, "fixed view", sample, view) for sample in ids]
@@ -110,7 +111,7 @@ def _pad(images: UInt8[Tensor, "b 3 s s"]) -> int:
 def _moved(
     images: UInt8[Tensor, "b 3 s s"], shifts: Int64[Tensor, "2 b"], flips: Bool[Tensor, " b"]
 ) -> UInt8[Tensor, "b 3 s s"]:
-    """Pictures moved down and to the right by ``shifts`` less the largest shift, then mirrored."""
+    """Return pictures moved down and to the right by ``shifts`` less the largest shift, then mirrored."""
     side, pad = images.shape[-1], _pad(images)
     # Index arithmetic instead of padding: coordinates mirrored at the edges, one gather for the whole batch.
     base = torch.arange(side)
@@ -123,6 +124,6 @@ def _moved(
 
 
 def _mirror(index: Int64[Tensor, "b s"], side: int) -> Int64[Tensor, "b s"]:
-    """Coordinates reflected into [0, side)."""
+    """Return coordinates reflected into [0, side)."""
     index = index.abs()
     return torch.where(index >= side, 2 * side - 2 - index, index)

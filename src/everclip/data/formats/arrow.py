@@ -89,7 +89,7 @@ class ArrowStore(Store):
 
 
 def _paths(column: pa.ChunkedArray) -> list[str | None]:
-    """The path of each image of which there are no bytes."""
+    """Return the path of each image of which there are no bytes."""
     import pyarrow.compute as pc
 
     functions: Any = pc  # generated when it is imported
@@ -98,7 +98,7 @@ def _paths(column: pa.ChunkedArray) -> list[str | None]:
 
 
 def _checked(where: Callable[[int], str], row: int, path: str, folder: Path | None, fence: Fence) -> str:
-    """The absolute path of an image file. Raises UserError where it is a URL or lies outside."""
+    """Return the absolute path of an image file. Raises UserError where it is a URL or lies outside."""
     if "://" in path or "\0" in path:
         raise UserError(
             f"{where(row)} names the file {shown(path)}: unpack archives and download files first"

@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 
 def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
-    """The images of all lists, given as (domain, part, file).
+    """Return the images of all lists, given as (domain, part, file).
 
     Raises:
         UserError: a line of another form, a path that leads elsewhere, or a class with two labels (or a label of two
@@ -52,7 +52,7 @@ def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
 
 
 def _entry(line: str, domain: str, where: str) -> tuple[str, str, int]:
-    """Path, class folder and label of a line."""
+    """Return path, class folder and label of a line."""
     key, _, label = line.rpartition(" ")
     parts = key.split("/")
     plain = len(parts) == 3 and not {"", ".", ".."} & {*parts} and "\\" not in key and "\0" not in key

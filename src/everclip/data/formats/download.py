@@ -55,7 +55,7 @@ class Remote:
 
 
 def home(source: str, argument: str | None) -> Path:
-    """The folder of an official data set: the one given, else ``$EVERCLIP_DATA/SOURCE``, else one in the cache.
+    """Return the folder of an official data set: the one given, else ``$EVERCLIP_DATA/SOURCE``, else one in the cache.
 
     Raises:
         UserError: the folder given does not exist, or is none.
@@ -97,7 +97,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """The error to raise for a file or folder that cannot be written."""
+    """Return the error to raise for a file or folder that cannot be written."""
     return UserError(
         f"{path} cannot be written ({error.strerror or error}): give a folder on a disk with room that you may write to"
     )
@@ -114,7 +114,7 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def digest_of(path: Path, algorithm: str) -> str:
-    """``ALGORITHM:HEX`` of a file. Raises UserError where it cannot be read."""
+    """Return ``ALGORITHM:HEX`` of a file. Raises UserError where it cannot be read."""
     try:
         with path.open("rb") as file:
             return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
@@ -162,7 +162,7 @@ def commit(part: Path, path: Path) -> None:
 
 
 def _whole(part: Path) -> Path:
-    """The file that an unfinished one will be."""
+    """Return the file that an unfinished one will be."""
     return part.with_name(part.name.removeprefix(".").removesuffix(".everclip-part"))
 
 

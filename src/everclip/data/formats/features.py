@@ -74,7 +74,7 @@ class Features:
 
 
 def read(file: Path) -> Features:
-    """The features in a file. A run asks for them twice, for its data and for its model, and they are read once.
+    """Return the features in a file. A run asks for them twice, for its data and for its model, and they are read once.
 
     Raises:
         UserError: an array is missing, of another kind or length, or not finite; the message names it.
@@ -112,14 +112,14 @@ def _read(file: Path, stamp: tuple[int, int]) -> Features:
 
 
 def in_float32(rows: NDArray[Any]) -> tuple[Float32[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
-    """Rows in float32, and which of them are finite there."""
+    """Return rows in float32, and which of them are finite there."""
     with np.errstate(over="ignore"):
         rows = rows.astype("<f4")
     return rows, np.logical_and.reduce(np.isfinite(rows), axis=1)
 
 
 def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d"]:
-    """Rows in float32. Raises UserError where there is none, or one is not finite."""
+    """Return rows in float32. Raises UserError where there is none, or one is not finite."""
     if 0 in rows.shape:
         raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: write at least one row and column")
     rows, good = in_float32(rows)
@@ -153,7 +153,7 @@ def _check(file: Path, found: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
-    """The names of the classes in the file's order. Raises UserError where rows of the text have no class."""
+    """Return the names of the classes in the file's order. Raises UserError where rows of the text have no class."""
     text, names = found.get("text_features"), _texts(file, "classnames", found)
     if text is None:
         return names
@@ -167,7 +167,7 @@ def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
 
 
 def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str]:
-    """The entries of an array as texts; none where it is not there. Raises UserError for what is no text."""
+    """Return the entries of an array as texts; none where it is not there. Raises UserError for what is no text."""
     try:
         return [str(value) for value in found[name].tolist()] if name in found else []
     except (ValueError, SystemError) as error:  # of a number that stands for no character
@@ -175,7 +175,8 @@ def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str
 
 
 def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Sequence[str]:
-    """The class of each row by name. Raises UserError for one that is none of ``names``, where these are given."""
+    """Return the class of each row by name. Raises UserError for one that is none of ``names``, where these are
+    given."""
     labels = _texts(file, name, found)
     if name in found and found[name].dtype.kind != "U":
         wrong = [label for label in found[name].tolist() if not 0 <= label < (len(names) or label + 1)]

@@ -26,7 +26,7 @@ PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validatio
 
 
 def checked_root(argument: str | None, source: str, layout: str) -> Path:
-    """The folder that a spec names. Raises UserError where it is missing, no folder or unreadable."""
+    """Return the folder that a spec names. Raises UserError where it is missing, no folder or unreadable."""
     if not argument:
         raise UserError(f'data "{source}" needs a folder: use data={source}:/path ({layout})')
     root = Path(os.path.expanduser(argument))
@@ -43,7 +43,7 @@ def checked_root(argument: str | None, source: str, layout: str) -> Path:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the visible folders in a folder. Raises UserError where it cannot be read."""
+    """Return sorted names of the visible folders in a folder. Raises UserError where it cannot be read."""
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
         _check_text(names, str(folder))
@@ -77,7 +77,8 @@ def _hidden(name: str) -> bool:
 
 
 def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
-    """Image files anywhere (directly, if not ``deep``) under ``root/folder``, as sorted paths relative to ``root``.
+    """Return image files anywhere (directly, if not ``deep``) under ``root/folder``, as sorted paths relative to
+    ``root``.
 
     Links to folders are not followed, so a loop of links ends; entries that are no files are listed all the same
     and found broken when they are read.
@@ -130,7 +131,7 @@ def split_of(keys: Iterable[str]) -> dict[str, bool]:
 
 
 def parts(root: Path) -> tuple[str, str | None]:
-    """Prefixes of the training part and of the test part under ``root``.
+    """Return prefixes of the training part and of the test part under ``root``.
 
     ``("train/", "test/")`` (or ``"val/"``); ``("train/", None)`` and ``("", None)`` where there is no test part.
 
@@ -161,13 +162,13 @@ def _holds_folders(root: Path, folder: str) -> bool:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    """The first names, for a message."""
+    """Return the first names, for a message."""
     shown = " and ".join(f'"{name}"' for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _loose(root: Path, places: Sequence[str]) -> list[str]:
-    """Images that lie directly in a folder of class folders."""
+    """Return images that lie directly in a folder of class folders."""
     found = [key for place in places for key in image_files(root, place, deep=False)]
     return [key for key in found if not (root / key).is_dir()]
 
@@ -181,7 +182,7 @@ def dataset(
     held_out: bool,
     least: int = 2,
 ) -> Dataset:
-    """A Dataset of files under ``root``.
+    """Return a Dataset of files under ``root``.
 
     Args:
         found: (relative path, domain folder, class folder, is test) per image.
@@ -249,8 +250,8 @@ def dataset(
 def check_names(
     names: Sequence[str], where: str, folders: Sequence[str] | None = None, domains: bool = False
 ) -> Sequence[str]:
-    """The names, in data and in model folders: they can be shown, and differ, as the text tower could not tell two
-    classes of one name apart.
+    """Check the names, in data and in model folders: they can be shown, and differ, as the text tower could not tell
+    two classes of one name apart.
 
     Args:
         where: what has them, and ``folders`` where each is from (else it is numbered), for the message.

@@ -56,7 +56,7 @@ def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]
 
 
 def caches() -> list[str]:
-    """The folders where the package keeps what it downloads."""
+    """Return the folders where the package keeps what it downloads."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -67,7 +67,7 @@ def caches() -> list[str]:
 
 
 def _built(name: str, config: str | None) -> Any:
-    """The splits of .parquet files or of images in folders, here or on the hub."""
+    """Return the splits of .parquet files or of images in folders, here or on the hub."""
     import datasets
     from datasets.packaged_modules.arrow.arrow import Arrow
     from datasets.packaged_modules.cache.cache import Cache

@@ -73,7 +73,7 @@ class TarStore(Store):
 
 
 def read_shard(path: Path, captions: str | None = None) -> Shard:
-    """The index of a tar file.
+    """Return the index of a tar file.
 
     Args:
         captions: the members that have captions in place of labels, "txt" or "json".
@@ -128,7 +128,7 @@ def _escaped(name: str) -> str:
 
 
 def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar file. Raises UserError where it is damaged, ends early or holds anything but files."""
+    """Yield the files in a tar file. Raises UserError where it is damaged, ends early or holds anything but files."""
     length = os.fstat(file.fileno()).st_size
     damaged = f"shard {path} is truncated or damaged: copy it again"
     try:
@@ -187,7 +187,7 @@ def _add(
 
 
 def _label(where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo]) -> str:
-    """The class of a sample, as it is written in the first of its texts that has one."""
+    """Return the class of a sample, as it is written in the first of its texts that has one."""
     for extension in TEXTS:
         if extension not in members:
             continue
@@ -224,7 +224,7 @@ def _content(
 
 
 def _checked(where: str, extension: str, label: object) -> str:
-    """A label as text, a number without leading zeros. Raises UserError for anything but a number or a name."""
+    """Return a label as text, a number without leading zeros. Raises UserError for anything but a number or a name."""
     text = str(label).strip()
     if isinstance(label, bool) or not isinstance(label, int | str) or not text:
         raise UserError(f"{where} has the label {shown(label)} in .{extension}: write a number or a name")

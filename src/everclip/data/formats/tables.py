@@ -59,7 +59,7 @@ class Origin:
 
 
 def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
-    """A Dataset of the images of ``store``.
+    """Return a Dataset of the images of ``store``.
 
     Raises:
         UserError: no images or too many, one class, a class or a domain without training images, names that collide
@@ -102,7 +102,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
 
 
 def _sorted(names: set[str]) -> list[str]:
-    """The names in alphabetical order; numbers in theirs."""
+    """Return the names in alphabetical order; numbers in theirs."""
     if _are_numbers(names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -160,7 +160,7 @@ def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) 
 
 
 def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
-    """Readable names of the classes: those in ``classnames.txt``, else as the list writes them.
+    """Return readable names of the classes: those in ``classnames.txt``, else as the list writes them.
 
     Where classes are numbers and the file has one name per line, it may name more classes than there are: a number is
     then the line, from 0.

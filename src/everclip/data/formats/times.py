@@ -17,7 +17,7 @@ TIME = ("time", "date", "timestamp")
 
 
 def numbered(texts: Iterable[str], where: str) -> NDArray[np.float64]:
-    """Times as numbers that can be compared, float64 ``[n]``: all numbers as they are, or all dates in seconds.
+    """Return times as numbers that can be compared, float64 ``[n]``: all numbers as they are, or all dates in seconds.
 
     A date without a time of day is its beginning, and one without a zone is in UTC.
 
@@ -42,7 +42,7 @@ def numbered(texts: Iterable[str], where: str) -> NDArray[np.float64]:
 
 
 def _seconds(text: str) -> float | None:
-    """Seconds since 1970 of a date; None of what is none."""
+    """Return seconds since 1970 of a date; None of what is none."""
     try:
         date = datetime.fromisoformat(text)
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

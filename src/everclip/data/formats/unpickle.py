@@ -73,8 +73,8 @@ _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
 
 
 def unpickle(content: bytes, where: str) -> dict[str, Any]:
-    """The dict that a pickle holds. Its keys are texts; Python 2's texts inside it are bytes; arrays are uint8 and
-    cannot be written to.
+    """Return the dict that a pickle holds. Its keys are texts; Python 2's texts inside it are bytes; arrays are uint8
+    and cannot be written to.
 
     Args:
         where: the file, for the message.
@@ -98,7 +98,7 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
 
 
 def text(value: object) -> str:
-    """A text that Python 2 may have written, which is then bytes."""
+    """Return a text that Python 2 may have written, which is then bytes."""
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 

@@ -26,7 +26,7 @@ _FORMS = 'write lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
 
 
 def image_name(number: int) -> str:
-    """The name, without its ending, of the validation image with this number, from 1."""
+    """Return the name, without its ending, of the validation image with this number, from 1."""
     return f"ILSVRC2012_val_{number:08d}"
 
 
@@ -64,7 +64,7 @@ def read(path: Path, known: Sequence[str]) -> dict[str, str]:
 
 
 def _entry(line: str, number: int, path: Path, classes: int) -> tuple[str, str]:
-    """An image's name and its label: an id, or a number below ``classes``."""
+    """Return an image's name and its label: an id, or a number below ``classes``."""
     words = re.split(r"[,\s]+", line.strip())
     if len(words) == 1 and re.fullmatch(r"n\d{8}", words[0]):
         return image_name(number), words[0]

@@ -34,7 +34,7 @@ _KIND = "data/policies"
 
 
 def policy_class(name: str) -> type[Policy]:
-    """The one Policy that the plug-in ``name`` defines.
+    """Return the one Policy that the plug-in ``name`` defines.
 
     Raises:
         UserError: no such plug-in, or a module that does not define exactly one policy.
@@ -43,7 +43,7 @@ def policy_class(name: str) -> type[Policy]:
 
 
 def build(name: str, options: Mapping[str, Any]) -> Policy:
-    """The policy that ``memory.policy`` asks for.
+    """Return the policy that ``memory.policy`` asks for.
 
     Args:
         options: what stands in the section ``memory`` beside its own keys.

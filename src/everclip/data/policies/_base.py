@@ -66,7 +66,8 @@ class Policy:
         self.config = self.Config() if config is None else config
 
     def ranks(self, new: ImageSet, features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
-        """A number from 0 for each of a task's images, which stays with it; asked for where ``features`` is true.
+        """Return a number from 0 for each of a task's images, which stays with it; asked for where ``features`` is
+        true.
 
         Args:
             features: unit length, of the images in their order.
@@ -74,6 +75,6 @@ class Policy:
         raise NotImplementedError(f"{type(self).__name__} ranks nothing")
 
     def choose(self, pool: Pool) -> NDArray[np.int64]:
-        """Positions in the pool of the images to keep, at most ``pool.budget``, in any order; asked for where a part of
-        them stays."""
+        """Return positions in the pool of the images to keep, at most ``pool.budget``, in any order; asked for where a
+        part of them stays."""
         raise NotImplementedError(f"{type(self).__name__} chooses nothing")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def herding_order(features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
-    """Positions of all rows in herding order (iCaRL, Rebuffi et al. 2017, arXiv 1611.07725, algorithm 4).
+    """Return positions of all rows in herding order (iCaRL, Rebuffi et al. 2017, arXiv 1611.07725, algorithm 4).
 
     The k-th is the row that brings the mean of the first k closest to the mean of all, without replacement (PyCIL's
     rule), so the first m of the order are the choice for any m.
@@ -29,7 +29,8 @@ def herding_order(features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
 
 
 def race(uniform: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> NDArray[np.float64]:
-    """Priorities whose lowest m are m draws without replacement, each in proportion to the scores of what is left.
+    """Return priorities whose lowest m are m draws without replacement, each in proportion to the scores of what is
+    left.
 
     An image arrives after an exponential time of rate s; the order of arrival is such a series of draws (Efraimidis and
     Spirakis 2006). Returned are logarithms of the times. Equal scores leave the order of ``uniform``.

@@ -13,7 +13,7 @@ from everclip.seeding import hash64
 
 
 def per_class(pool: Pool, priority: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions of each class's quota, shared equally by the domains that the class has images of.
+    """Return positions of each class's quota, shared equally by the domains that the class has images of.
 
     A remainder goes to the domains that come first in a fixed random order of the class.
 
@@ -37,7 +37,8 @@ def per_class(pool: Pool, priority: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def per_task(pool: Pool, weights: Sequence[Fraction]) -> NDArray[np.int64]:
-    """Positions of each task's share of the budget, within it equally many per class, those of the lowest priority.
+    """Return positions of each task's share of the budget, within it equally many per class, those of the lowest
+    priority.
 
     Args:
         weights: of the tasks, as in ``shares``.
@@ -89,7 +90,7 @@ def _largest_remainder(total: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def spread(labels: NDArray[np.int64], priority: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Positions of ``count`` rows, as equally many per label as can be, those of the lowest priority first.
+    """Return positions of ``count`` rows, as equally many per label as can be, those of the lowest priority first.
 
     Nested: a smaller count chooses among the rows of a larger one.
     """

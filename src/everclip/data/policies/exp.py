@@ -19,7 +19,7 @@ from everclip.data.policies import Policy, Pool, per_task
 
 
 def weights(tasks: int) -> list[Fraction]:
-    """The fraction of each task, the oldest first, doubled from the second on."""
+    """Return the fraction of each task, the oldest first, doubled from the second on."""
     return [Fraction(1, 2 ** (tasks - max(task, 1))) for task in range(tasks)]
 
 

@@ -24,7 +24,7 @@ class Herding(Policy):
     features = True
 
     def ranks(self, new: ImageSet, features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
-        """The place of each image in the order of its class and domain."""
+        """Return the place of each image in the order of its class and domain."""
         place = np.zeros(len(new), dtype=np.int64)
         pairs = np.stack([new.labels, new.domains])
         for pair in np.unique(pairs, axis=1).T:

@@ -18,12 +18,12 @@ __all__ = ["Scenario", "ScenarioConfig", "build", "cut", "lists", "scenario_clas
 
 
 def scenario_class(kind: str) -> type[Scenario]:
-    """The scenario that ``scenario.kind`` names. Raises UserError where there is none."""
+    """Return the scenario that ``scenario.kind`` names. Raises UserError where there is none."""
     return plugins.find("data/scenarios", kind, Scenario)
 
 
 def build(settings: sections.Scenario) -> Scenario:
-    """The scenario that a config asks for.
+    """Return the scenario that a config asks for.
 
     Raises:
         UserError: there is none of the kind, or an option of it is unknown or not allowed.
@@ -33,7 +33,7 @@ def build(settings: sections.Scenario) -> Scenario:
 
 
 def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental", "time"]:
-    """Which images a source gives that has separate lists, or whether their times are asked for.
+    """Return which images a source gives that has separate lists, or whether their times are asked for.
 
     Raises:
         UserError: there is no such scenario.
@@ -43,7 +43,8 @@ def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-i
 
 
 def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
-    """The tasks that a scenario cuts, as ``Task`` says that they are. Raises UserError where a plug-in's are not."""
+    """Return the tasks that a scenario cuts, as ``Task`` says that they are. Raises UserError where a plug-in's are
+    not."""
     if data.captioned and not scenario.every_class:
         raise UserError(
             f"{data.name} has captions and no classes to make tasks of: use scenario.kind=data-incremental"

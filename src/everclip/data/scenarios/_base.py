@@ -60,7 +60,7 @@ class Scenario(ABC):
 
     @abstractmethod
     def cut(self, data: Dataset, seed: int) -> list[Task]:
-        """The tasks, in order, with indices from 0. A function of the arguments alone.
+        """Return the tasks, in order, with indices from 0. A function of the arguments alone.
 
         Args:
             seed: the run's.
@@ -109,7 +109,7 @@ class Scenario(ABC):
         return once(config) if self.once else ""
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
-        """Images of each task, and the classes seen with it, for an estimate without the data.
+        """Return images of each task, and the classes seen with it, for an estimate without the data.
 
         Args:
             images, classes: of the data set.

@@ -83,11 +83,11 @@ class Blurry(Scenario):
         return tasks if self.config.every is None else in_pieces(tasks, self.config.every, seed_of)
 
     def _disjoint(self, classes: int) -> int:
-        """How many classes are disjoint."""
+        """Return how many classes are disjoint."""
         return round(self.config.disjoint * classes)
 
     def _homes(self, labels: list[int], count: int, draw: np.random.Generator) -> NDArray[np.int64]:
-        """The task of each label, ``[c]``. Raises UserError where a task would have none."""
+        """Return the task of each label, ``[c]``. Raises UserError where a task would have none."""
         disjoint = self._disjoint(len(labels))
         mixed = len(labels) - disjoint
         if mixed < count and (self.config.stochastic or disjoint < count):
@@ -104,7 +104,8 @@ class Blurry(Scenario):
     def _mixed(
         self, task: NDArray[np.int64], blurry: NDArray[np.bool_], count: int, draw: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Images that leave their task, the share asked for of each task's mixed classes, and where they are dealt to.
+        """Return images that leave their task, the share asked for of each task's mixed classes, and where they are
+        dealt to.
 
         Args:
             task: of each training image.
@@ -127,11 +128,11 @@ class Blurry(Scenario):
 
 
 def _even(total: int, count: int) -> list[int]:
-    """``total`` in ``count`` parts, as even as can be."""
+    """Return ``total`` in ``count`` parts, as even as can be."""
     return task_sizes(total, count) if total >= count else [int(part < total) for part in range(count)]
 
 
 def _cut(total: int, count: int, draw: np.random.Generator) -> list[int]:
-    """``total`` in ``count`` parts, cut at random places."""
+    """Return ``total`` in ``count`` parts, cut at random places."""
     cuts = np.sort(draw.integers(0, total + 1, count - 1))
     return np.diff([0, *cuts.tolist(), total]).tolist()

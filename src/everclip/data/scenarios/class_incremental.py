@@ -37,7 +37,7 @@ class ClassIncremental(Scenario):
         return tasks
 
     def classes_per_task(self, classes: int) -> list[int]:
-        """Number of classes of each task. Raises UserError where they do not fit."""
+        """Return the number of classes of each task. Raises UserError where they do not fit."""
         return task_sizes(classes, self.settings.tasks)
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:

@@ -27,7 +27,7 @@ from everclip.errors import UserError
 def domain_order(
     order: int | str | list[str], names: Sequence[str], seed: int, what: str = "domain"
 ) -> list[int]:
-    """Domains in the order learned: as ``scenario.order`` lists them or by the run's seed, else as they are.
+    """Return domains in the order learned: as ``scenario.order`` lists them or by the run's seed, else as they are.
 
     Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation of
     ``what`` the names are.
@@ -40,7 +40,7 @@ def domain_order(
 
 
 def of_domains(data: Dataset, order: Sequence[int]) -> list[Task]:
-    """A task for each domain, in this order, all of which have every class."""
+    """Return a task for each domain, in this order, all of which have every class."""
     classes = tuple(range(len(data.class_names)))
     return [
         Task(

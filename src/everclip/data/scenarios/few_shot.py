@@ -63,7 +63,7 @@ class FewShot(ClassIncremental):
         return [base, *task_sizes(classes - base, tasks - 1)]
 
     def _few(self, task: Task) -> ImageSet:
-        """At most ``shots`` training images of each class."""
+        """Return at most ``shots`` training images of each class."""
         return first_by_hash(task.train, "shots", dict.fromkeys(task.classes, self.config.shots))
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:

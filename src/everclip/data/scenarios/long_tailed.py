@@ -78,5 +78,5 @@ class LongTailed(ClassIncremental):
         return super().cut(replace(data, train=first_by_hash(data.train, "long tail", sizes)), seed)
 
     def size(self, most: int, rank: int, classes: int) -> int:
-        """Training images of the class of a rank, from 0, where the largest has ``most``."""
+        """Return training images of the class of a rank, from 0, where the largest has ``most``."""
         return max(1, round(most * self.config.imbalance ** (-rank / max(1, classes - 1))))

@@ -70,7 +70,7 @@ class Source(ABC):
         """
 
     def missing(self, argument: str | None) -> list[str]:
-        """A line for each thing that is not there, before ``load``. Nothing is downloaded.
+        """Return a line for each thing that is not there, before ``load``. Nothing is downloaded.
 
         Raises:
             UserError: ``argument`` names nothing that could hold it.
@@ -78,5 +78,5 @@ class Source(ABC):
         return []
 
     def remotes(self) -> list[Remote]:
-        """The files that ``load`` downloads where they are missing."""
+        """Return the files that ``load`` downloads where they are missing."""
         return []

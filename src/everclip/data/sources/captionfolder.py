@@ -30,7 +30,7 @@ class CaptionFolder(Source):
     """Pictures with a text beside each."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The images under the folder ``argument`` with their captions; ``kind`` does not matter here.
+        """Return the images under the folder ``argument`` with their captions; ``kind`` does not matter here.
 
         Raises:
             UserError: the folder is missing or empty, or an image has no caption, or leads out of the folder.

@@ -102,7 +102,7 @@ class Cifar100(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """CIFAR-100 from the folder ``argument``; ``kind`` does not matter here.
+        """Return CIFAR-100 from the folder ``argument``; ``kind`` does not matter here.
 
         Raises:
             UserError: files are missing, damaged or not the originals, or cannot be downloaded.
@@ -128,7 +128,8 @@ class Cifar100(Source):
         )
 
     def missing(self, argument: str | None) -> list[str]:
-        """A line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no folder."""
+        """Return a line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no
+        folder."""
         root = home("cifar100", argument)
         if _has_folders(root) or _there(root) is not None or (root / ARCHIVE.name).exists():
             return []
@@ -137,7 +138,7 @@ class Cifar100(Source):
         ]
 
     def remotes(self) -> list[Remote]:
-        """The archive."""
+        """Return the archive."""
         return [ARCHIVE]
 
 
@@ -147,7 +148,7 @@ def _has_folders(root: Path) -> bool:
 
 
 def _pictures(root: Path, name: str) -> Dataset:
-    """The data set of folders ``train/CLASS`` and ``test/CLASS``.
+    """Return the data set of folders ``train/CLASS`` and ``test/CLASS``.
 
     Raises:
         UserError: a class or a picture is missing, or there is one too many.
@@ -177,7 +178,7 @@ def _pictures(root: Path, name: str) -> Dataset:
 
 
 def _there(root: Path) -> Path | None:
-    """The folder with the three files, or some of them."""
+    """Return the folder with the three files, or some of them."""
     for folder in (root / FOLDER, root):
         if any((folder / name).is_file() for name in MD5):
             return folder
@@ -185,7 +186,7 @@ def _there(root: Path) -> Path | None:
 
 
 def _folder(root: Path) -> Path:
-    """The folder with the three files, unpacked or downloaded if need be."""
+    """Return the folder with the three files, unpacked or downloaded if need be."""
     found = _there(root)
     if found is None:
         with locked(root):
@@ -223,7 +224,7 @@ def _check(part: Path, archive: Path) -> None:
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    """The dict in one of the three files, whose MD5 must be that of the original."""
+    """Return the dict in one of the three files, whose MD5 must be that of the original."""
     path = folder / name
     try:
         content = read_bytes(path, MOST_BYTES)
@@ -241,7 +242,7 @@ def _list(values: dict[str, Any], key: str, path: Path) -> list[Any]:
 
 
 def _part(folder: Path, part: str, classes: int) -> _Part:
-    """Pixels and labels of one part. Raises UserError where they do not fit together."""
+    """Return pixels and labels of one part. Raises UserError where they do not fit together."""
     values = _read(folder, part)
     labels, pixels = _list(values, "fine_labels", folder / part), values.get("data")
     if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), 3 * SIDE * SIDE):

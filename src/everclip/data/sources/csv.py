@@ -81,7 +81,7 @@ class Csv(Source):
     """Pictures in a list."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The images listed in the file ``argument``, for a scenario of this ``kind``.
+        """Return the images listed in the file ``argument``, for a scenario of this ``kind``.
 
         Raises:
             UserError: the file or an image is missing, a line is malformed, or a path leaves the list's folder; the
@@ -121,7 +121,7 @@ class Csv(Source):
 
 
 def _checked(argument: str | None) -> Path:
-    """The list's path. Raises UserError where it is missing or no file."""
+    """Return the list's path. Raises UserError where it is missing or no file."""
     if not argument:
         raise UserError('data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label')
     file = Path(os.path.expanduser(argument))
@@ -138,7 +138,7 @@ def _checked(argument: str | None) -> Path:
 
 
 def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[_Entry]]:
-    """The columns that the header names, with their positions, and a checked entry per image."""
+    """Return the columns that the header names, with their positions, and a checked entry per image."""
     entries: list[_Entry] = []
     line_of: dict[str, int] = {}
     place: dict[str, int] = {}
@@ -171,7 +171,7 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
 
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first line, cells) of each record that is not blank, the header first.
+    """Yield (number of the first line, cells) of each record that is not blank, the header first.
 
     Raises:
         UserError: the file cannot be read, or a line is no UTF-8, is too long or has a stray quote.
@@ -197,7 +197,7 @@ def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, with or without a byte order mark, and with their line breaks."""
+    """Yield the lines of a UTF-8 file, with or without a byte order mark, and with their line breaks."""
     try:
         with open_regular(file) as opened:
             for number in count(1):
@@ -260,7 +260,7 @@ def _columns(file: Path, header: Sequence[str], labelled: Mapping[str, Sequence[
 
 
 def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Entry:
-    """The cells that count. Raises UserError for an empty one, and for an unknown part or an unsafe path."""
+    """Return the cells that count. Raises UserError for an empty one, and for an unknown part or an unsafe path."""
     value = {column: cells[place] for column, place in columns.items()}
     for column, cell in value.items():
         if not cell:

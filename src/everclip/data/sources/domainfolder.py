@@ -21,7 +21,7 @@ class DomainFolder(Source):
     """Pictures in folders of their domains and classes."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The images under the folder ``argument``; ``kind`` does not matter here.
+        """Return the images under the folder ``argument``; ``kind`` does not matter here.
 
         Raises:
             UserError: the folder, a domain or a class is missing or empty, or names collide.

@@ -64,7 +64,7 @@ class DomainNet(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """DomainNet from the folder ``argument``; ``kind`` does not matter here.
+        """Return DomainNet from the folder ``argument``; ``kind`` does not matter here.
 
         Raises:
             UserError: something is missing and cannot be downloaded, an archive is not the original, a list has another
@@ -91,7 +91,7 @@ class DomainNet(Source):
         )
 
     def missing(self, argument: str | None) -> list[str]:
-        """A line for each folder and list that is not there; nothing is downloaded or unpacked.
+        """Return a line for each folder and list that is not there; nothing is downloaded or unpacked.
 
         Raises:
             UserError: ``argument`` is no folder.
@@ -106,7 +106,7 @@ class DomainNet(Source):
         return lines
 
     def remotes(self) -> list[Remote]:
-        """Archives and lists."""
+        """Return archives and lists."""
         return list(REMOTES.values())
 
 

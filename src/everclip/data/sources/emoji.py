@@ -34,7 +34,7 @@ TESTED = ("twemoji", "fxemoji", "streamline-emojis")
 
 
 def verified(name: str) -> Path:
-    """The shipped file, after its SHA-256 was compared with SHA256SUMS. Raises UserError where it differs."""
+    """Return the shipped file, after its SHA-256 was compared with SHA256SUMS. Raises UserError where it differs."""
     path = ASSETS / name
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if f"{found}  {name}" not in (ASSETS / "SHA256SUMS").read_text().splitlines():
@@ -46,7 +46,7 @@ class Emoji(Source):
     """The pictures shipped with the package."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The emoji pictures for a scenario of this ``kind``.
+        """Return the emoji pictures for a scenario of this ``kind``.
 
         Raises:
             UserError: another argument than "captions" was given, or a shipped file is damaged.

@@ -30,7 +30,7 @@ class FeatureFile(Source):
     """Features in a file."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The features in the file ``argument``, for a scenario of this ``kind``.
+        """Return the features in the file ``argument``, for a scenario of this ``kind``.
 
         Without text there are no templates: no text tower reads a prompt.
 

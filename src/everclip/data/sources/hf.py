@@ -92,7 +92,7 @@ class HuggingFace(Source):
     """A data set of the package datasets."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The images of a Hugging Face data set, for a scenario of this ``kind``.
+        """Return the images of a Hugging Face data set, for a scenario of this ``kind``.
 
         Raises:
             UserError: the package or the data set is missing, or a column or a split cannot be told.
@@ -206,7 +206,7 @@ def _caption_column(name: str, features: datasets.Features, options: _Options) -
 
 
 def _parse(argument: str) -> tuple[str, _Options]:
-    """The name or folder, and the options. Raises UserError for an unknown option."""
+    """Return the name or folder, and the options. Raises UserError for an unknown option."""
     name, mark, text = argument.rpartition("#") if re.search(r"#\w+=[^#]*$", argument) else (argument, "", "")
     known = [field.name for field in fields(_Options)]
     found: dict[str, str] = {}
@@ -221,7 +221,7 @@ def _parse(argument: str) -> tuple[str, _Options]:
 
 
 def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
-    """The training split and, if there is one, the test split. Raises UserError for an unknown one."""
+    """Return the training split and, if there is one, the test split. Raises UserError for an unknown one."""
     for option in ("train", "test"):
         split = getattr(options, option)
         if split is not None and split not in splits:
@@ -240,7 +240,7 @@ def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
 
 
 def _part(name: str, split: str, data: datasets.Dataset, options: _Options) -> _Part:
-    """The columns of a split. Raises UserError where one cannot be told, or a row has no label."""
+    """Return the columns of a split. Raises UserError where one cannot be told, or a row has no label."""
     features = data.features
     image = find_column(name, "image", options.image, features, image_columns(features))
     domain = options.domain or ("domain" if is_text("domain", features) else None)

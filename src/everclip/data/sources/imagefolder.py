@@ -32,7 +32,8 @@ class ImageFolder(Source):
     """Pictures in folders of their classes."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The images under the folder ``argument``; ``kind`` matters for a warning, and ``addition`` may be one class.
+        """Return the images under the folder ``argument``; ``kind`` matters for a warning, and ``addition`` may be one
+        class.
 
         Raises:
             UserError: the folder or a class is missing or empty, or names collide.

@@ -46,7 +46,7 @@ _WNID, _TRAINING = re.compile(r"n\d{8}"), re.compile(r"n\d{8}_")
 
 
 def wnids() -> list[str]:
-    """The 1,000 WordNet ids, sorted, which is the order of the classes."""
+    """Return the 1,000 WordNet ids, sorted, which is the order of the classes."""
     from timm.data.imagenet_info import ImageNetInfo
 
     return sorted(ImageNetInfo("imagenet-1k").label_names())
@@ -60,7 +60,7 @@ class ImageNet(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """ImageNet from the folder ``argument``; ``kind`` does not matter here.
+        """Return ImageNet from the folder ``argument``; ``kind`` does not matter here.
 
         Raises:
             UserError: a folder is missing, empty or of no class of ImageNet, an image lies in the folder of another
@@ -97,7 +97,7 @@ class ImageNet(Source):
 
 
 def class_names(present: list[str], known: list[str]) -> list[str]:
-    """Readable names of some WordNet ids."""
+    """Return readable names of some WordNet ids."""
     from open_clip import IMAGENET_CLASSNAMES
 
     name = dict(zip(known, IMAGENET_CLASSNAMES, strict=True)) | NAMES
@@ -150,7 +150,7 @@ def _check_labels(root: Path, part: str, found: dict[str, list[str]], known: lis
 
 
 def _images(folder: Path) -> list[str]:
-    """Sorted names of the images directly in a folder. Raises UserError where it cannot be read."""
+    """Return sorted names of the images directly in a folder. Raises UserError where it cannot be read."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.lower().endswith(_SUFFIXES))
     except OSError as error:

@@ -36,7 +36,7 @@ class JoinedStore(Store):
         self._ends = np.array([*accumulate(len(store.keys) for store in stores)])
 
     def _place(self, row: int) -> tuple[Store, int]:
-        """The store of a row, and the row there."""
+        """Return the store of a row, and the row there."""
         part = int(np.searchsorted(self._ends, row, side="right"))
         return self._stores[part], row - (int(self._ends[part - 1]) if part else 0)
 
@@ -70,7 +70,7 @@ class Joined(Source):
     config: Config
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The data sets that ``argument`` or ``source.of`` names, as one.
+        """Return the data sets that ``argument`` or ``source.of`` names, as one.
 
         Raises:
             UserError: fewer than two are named, one is not there or is of features, or domains have no classes of their
@@ -109,7 +109,7 @@ class Joined(Source):
         return found
 
     def _specs(self, argument: str | None) -> list[str]:
-        """The data sets' specs. Raises UserError where there are fewer than two, or both ways are used."""
+        """Return the data sets' specs. Raises UserError where there are fewer than two, or both ways are used."""
         if argument and self.config.of:
             raise UserError("joined:A+B and source.of are both given: use one of them")
         specs = [spec.strip() for spec in argument.split("+")] if argument else self.config.of
@@ -122,7 +122,7 @@ class Joined(Source):
 
 
 def _names(specs: Sequence[str]) -> list[str]:
-    """A name for each data set: its folder's or file's, else its source's; numbered where two have the same."""
+    """Return a name for each data set: its folder's or file's, else its source's; numbered where two have the same."""
     names = []
     for spec in specs:
         _, _, argument = spec.partition(":")
@@ -136,7 +136,7 @@ def _names(specs: Sequence[str]) -> list[str]:
 
 
 def _classes(names: Sequence[str], found: Sequence[Dataset]) -> list[str]:
-    """Class names of all, those that are there already with their data set's name."""
+    """Return class names of all, those that are there already with their data set's name."""
     classes: list[str] = []
     known: set[str] = set()
     for name, one in zip(names, found, strict=True):
@@ -147,7 +147,7 @@ def _classes(names: Sequence[str], found: Sequence[Dataset]) -> list[str]:
 
 
 def _moved(store: Store, parts: Sequence[ImageSet], found: Sequence[Dataset]) -> ImageSet:
-    """The tables as one, in a joined store: rows, labels and domains count on."""
+    """Return the tables as one, in a joined store: rows, labels and domains count on."""
     rows = [0, *accumulate(len(one.train.store.keys) for one in found)]
     labels = [0, *accumulate(len(one.class_names) for one in found)]
     ids = sample_ids(store.keys)

@@ -54,7 +54,7 @@ class WebDataset(Source):
     """Pictures in tar files."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """The images in the tar files that ``argument`` names, for a scenario of this ``kind``.
+        """Return the images in the tar files that ``argument`` names, for a scenario of this ``kind``.
 
         Raises:
             UserError: a shard is missing, damaged or holds what it should not, the number of samples is not given or
@@ -114,7 +114,7 @@ def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
 
 
 def _find(spec: str) -> list[Path]:
-    """The shards' paths, sorted. Raises UserError where one is missing, compressed or no file."""
+    """Return the shards' paths, sorted. Raises UserError where one is missing, compressed or no file."""
     if os.path.isdir(spec):
         found = _in_folder(Path(spec))
     else:
@@ -135,7 +135,8 @@ def _find(spec: str) -> list[Path]:
 
 
 def _in_folder(root: Path) -> list[Path]:
-    """The shards of a folder, or of the folders of its parts. Raises UserError where there are none or too few."""
+    """Return the shards of a folder, or of the folders of its parts. Raises UserError where there are none or too
+    few."""
     parts = [root / name for name in ("train", "test", "val") if any((root / name).glob("*.tar"))]
     folders = parts if root / "train" in parts else [root]
     paths = []
@@ -182,7 +183,7 @@ def _braces(name: str) -> list[str]:
 
 
 def _matches(name: str) -> list[Path]:
-    """The file of a name, or those that match its wildcards. Raises UserError where none does."""
+    """Return the file of a name, or those that match its wildcards. Raises UserError where none does."""
     if not re.search(r"[*?\[]", name) or os.path.exists(name):
         return [Path(name)]
     found = [Path(path) for path in glob.glob(name)]
@@ -192,7 +193,7 @@ def _matches(name: str) -> list[Path]:
 
 
 def _part(path: Path) -> str:
-    """ "train", "test", "val" or "", by the last such word in a shard's name, else in its folder's."""
+    """Return "train", "test", "val" or "", by the last such word in a shard's name, else in its folder's."""
     for name in (path.stem, path.parent.name):
         words = _PART.findall(name.lower())
         if words:
@@ -201,7 +202,7 @@ def _part(path: Path) -> str:
 
 
 def _parts(spec: str, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Training shards and test shards, which may be val shards, or be found beside the training shards."""
+    """Return training shards and test shards, which may be val shards, or be found beside the training shards."""
     named = {part: [path for path in paths if _part(path) == part] for part in ("train", "test", "val", "")}
     train = named["train"] + named[""]
     if named["test"] and named["val"]:
@@ -222,7 +223,7 @@ def _beside(train: Sequence[Path]) -> list[Path]:
 
 
 def _read(paths: Sequence[Path], captions: str | None) -> list[Shard]:
-    """The shards' indices. Raises UserError for a bad one, one that is there twice, and too many images."""
+    """Return the shards' indices. Raises UserError for a bad one, one that is there twice, and too many images."""
     shards: list[Shard] = []
     before: dict[int, Path] = {}
     images = 0
@@ -302,7 +303,7 @@ def _names_folder(folder: Path) -> Path:
 
 
 def _templates(folder: Path) -> tuple[str, ...]:
-    """CLIP_benchmark's prompts, if they are there."""
+    """Return CLIP_benchmark's prompts, if they are there."""
     path = folder / BENCHMARK_TEMPLATES
     if not path.exists():
         return (PHOTO,)

@@ -78,7 +78,8 @@ class Tuning:
         return [name for name, count in (("lr", image), ("lr_text", text)) if count != 0]
 
     def fractions(self, costs: Costs) -> tuple[float, float]:
-        """The fraction of the image tower, and of the text tower, that trains, for estimates; blocks are alike."""
+        """Return the fraction of the image tower, and of the text tower, that trains, for estimates; blocks are
+        alike."""
         image, text = (
             1.0 if count is None else min(1.0, count / whole)
             for count, whole in zip(self.blocks, costs.blocks, strict=True)
