@@ -116,7 +116,7 @@ def test_nothing_is_calibrated_on_what_it_is_tested_on(version: Path, tmp_path: 
     given = (str(calibrate), str(tmp_path / "b"))
     found = quantised.samples(state.model, (state.exemplars, state.checks), given, 1.0)
     assert (len(found.calibrate), len(found.test)) == (4, 4)
-    kept = {Path(found.calibrate.store.keys[row]).name for row in found.calibrate.rows.tolist()}
+    kept = {Path(str(found.calibrate.store.keys[row])).name for row in found.calibrate.rows.tolist()}
     assert kept == {"0.png", "1.png"}
 
 

@@ -48,6 +48,7 @@ def checked(model: Deployed, folder: Path, names: list[str]) -> None:
         np.testing.assert_allclose(text, clip.encode_text(TEXTS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_text_classifier_reads_embeddings(toy: str, tmp_path: Path) -> None:
     model = zero_shot(toy, zoo.load(toy), ["red", "blue", "green"], ["{}", "a {} thing"])
     written = export(model, "onnx", str(tmp_path / "m"), drawn(32), More(separate=True))

@@ -103,9 +103,9 @@ def export(
         option = "--encoders separate" if more.separate else "--int8"
         raise UserError(f"{option} is for --format onnx, not {form}: add --format onnx, or leave it out")
     module = plugins.load("export", form.replace("-", "_"))
-    if more.separate:
-        from everclip.export.shared import separate
+    from everclip.export.shared import card, quantised, separate
 
+    if more.separate:
         separate.check(model)
     with on_disk(out), new_folder(out) as folder:
         written = module.write(model, folder, pictures)
@@ -113,12 +113,8 @@ def export(
         if more.separate:
             checked["separate"] = separate.write(model, folder, pictures)
         if more.int8 is not None:
-            from everclip.export.shared import quantised
-
             with quiet():
                 checked["int8"] = quantised.write(model, folder, more.int8)
         written = replace(written, checked=checked)
-        from everclip.export.shared import card
-
         card.write(model, form, folder, written)
         return written

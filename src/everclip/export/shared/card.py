@@ -91,9 +91,8 @@ def _measured(model: Deployed) -> dict[str, Any]:
     try:
         if is_version(folder):
             verdict = read_json(folder / "verdict.json")
-            test = verdict.get("test") if isinstance(verdict, dict) else None
-            whole = model.plan is not None and len(model.labels) == len(model.classes)
-            return test if whole and _TEST(test) else {}
+            test: Any = verdict.get("test") if isinstance(verdict, dict) else None
+            return test if len(model.labels) == len(model.classes) and _TEST(test) else {}
         if (folder / "results.json").is_file():
             return load_results(folder / "results.json", LEAST)
     except Unreadable:

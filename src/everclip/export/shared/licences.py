@@ -57,7 +57,7 @@ def _of_package(name: str) -> str | None:
         head = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:  # its files were given otherwise
         return None
-    found = head.get("License-Expression") or head.get("License") or ""
+    found = next((head[key] for key in ("License-Expression", "License") if key in head), "")
     return found if found and found != "UNKNOWN" and "\n" not in found else None
 
 

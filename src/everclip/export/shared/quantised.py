@@ -172,7 +172,7 @@ def quantise(whole: Path, small: Path, clip: Clip, images: ImageSet, **other: An
     class Reader(ort.CalibrationDataReader):
         """Batches of pictures, as onnxruntime asks for them."""
 
-        def get_next(self) -> dict[str, Float32[np.ndarray, "b 3 s s"]] | None:
+        def get_next(self) -> Any:
             return next(batches, None)
 
     batches = _batches(clip, images, read := [])

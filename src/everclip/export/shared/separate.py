@@ -81,8 +81,9 @@ def _linear(model: Deployed) -> nn.Module:
         linear = nn.Linear(weights.shape[1], len(weights), bias=False, device=weights.device)
         linear.weight.data = weights.clone()
         return linear
+    assert isinstance(classifier, Linear)
     linear = copy.copy(classifier)
-    linear.encode = torch.Tensor.double  # pyright: ignore[reportAttributeAccessIssue]
+    linear.encode = torch.Tensor.double
     return linear
 
 
