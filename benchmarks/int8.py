@@ -176,9 +176,10 @@ def page(rows: Sequence[Row], images: int, exemplars: int, load: float) -> str:
         )
     lines += [
         "",
-        f"The 8-bit graph has {chosen.size / base.size:.0%} of the bytes. Products of 8-bit weights overflow on this"
-        " processor, which has no VNNI: weights have 7 bits therefore.",
-        "One range for all channels fails because depthwise convolutions have channels of very different sizes.",
+        f"The 8-bit graph has {chosen.size / base.size:.0%} of the bytes. On processors without VNNI sums of products"
+        " with weights of 8 bits overflow, hence the 7 bits; one range",
+        "for all channels does not suit depthwise convolutions, whose channels differ much in size. Sums of residuals"
+        " in 8 bits too are hardly faster, and are left out.",
         "",
     ]
     return "\n".join(lines)

@@ -195,6 +195,7 @@ def test_a_tower_that_transformers_has_not(tmp_path: Path, changes: dict[str, ob
     from everclip.export.hf import config_of
 
     model = asked(f"local-dir:{toy_clip(tmp_path)}")
+    assert model.reads_text  # the classifier is made of the first model
     if "custom_text" in changes:
         model.clip.put(open_clip.CustomTextCLIP(**MODEL_CFG))
     else:

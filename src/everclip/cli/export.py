@@ -66,13 +66,13 @@ def export(
     graphs: Graphs | None = None,
     json: Json = False,
 ) -> int:
-    """Export a learned model as an open_clip folder, a transformers folder or ONNX graphs, and check it against torch.
+    """Export a learned model for open_clip, transformers or onnxruntime, and check it against torch.
 
     Args:
-        format: open-clip: a folder that open_clip loads, and everclip with its classes. hf: a folder that transformers
-        loads as a CLIPModel. onnx: a graph that includes the classes, for onnxruntime alone.
-        check: Images in CLASS folders to check the export on (default: generated pictures, and for the accuracy of
-        --int8 a version's check images).
+        format: open-clip: a folder for open_clip and everclip. hf: a CLIPModel for transformers. onnx: a graph that
+        includes the classes, for onnxruntime alone.
+        check: Images in CLASS folders to check the export on, and to measure int8 on (default: generated pictures,
+        and a version's check images).
     """
     from everclip.export import More, formats
     from everclip.export import export as write
