@@ -42,7 +42,7 @@ def test_open_clip_loads_it(toy: str, photos: str, tmp_path: Path, tokens: tuple
             cosines.double(), torch.from_numpy(model.logits(drawn(32))), atol=1e-4, rtol=0
         )
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
-        "open_clip_config.json", "open_clip_model.safetensors", "everclip.json",
+        "open_clip_config.json", "open_clip_model.safetensors", "everclip.json", "README.md",
         *(() if model.reads_text else ("method.pt",)),
     }  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_a_hugging_face_text_tower_needs_the_hub(tmp_path: Path) -> None:
 
 
 def test_formats() -> None:
-    assert formats() == ["onnx", "open-clip"]
+    assert formats() == ["hf", "onnx", "open-clip"]
 
 
 def test_a_new_folder_is_complete_or_not_there(tmp_path: Path) -> None:

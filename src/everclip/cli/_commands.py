@@ -137,10 +137,12 @@ COMMANDS = {
     ),
     "export": Command(
         _RUN,
-        "Export a learned model for open_clip or onnxruntime, checked against torch.",
+        "Export a learned model for open_clip, transformers or onnxruntime, checked against torch.",
         """\
   everclip export runs/X -o birds/
-  everclip export runs/X --format onnx -o birds-onnx/
+  everclip export runs/X --format hf -o birds-hf/
+  everclip export runs/X --format onnx --encoders separate -o birds-onnx/
+  everclip export v1 --format onnx --int8 -o small/   # 8 bits, measured
 """,
         code=True,
     ),

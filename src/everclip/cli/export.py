@@ -3,21 +3,57 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from everclip.cli._options import Classes, Json, Model, Out
 from everclip.cli._output import print_json
+from everclip.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
     from torch import Tensor
 
+    from everclip.data.images import ImageSet
     from everclip.inference.model import Deployed
 
 PICTURES = 64
 """Number of generated pictures to check an export on, without --check."""
 MOST = 256
-"""Largest number of images of ``--check``."""
+"""Largest number of images of ``--check`` that are compared with torch."""
+_ENCODERS = ("one", "separate")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Graphs:
+    """Options of the format onnx."""
+
+    encoders: Annotated[
+        str,
+        Parameter(
+            help="one: a single graph. separate: also image.onnx, text.onnx and classifier.onnx (format onnx)."
+        ),
+    ] = "one"
+    int8: Annotated[
+        bool,
+        Parameter(help="Also write model.int8.onnx, and print the accuracy that it loses (format onnx)."),
+    ] = False
+    calibrate: Annotated[
+        str | None,
+        Parameter(
+            help="Images in CLASS folders to take the ranges of --int8 from (default: a version's exemplars)."
+        ),
+    ] = None
+    max_drop: Annotated[
+        float,
+        Parameter(
+            help="Percentage points that --int8 may lose; a larger loss means exit code 3 and no folder."
+        ),
+    ] = 1.0
 
 
 def export(
@@ -27,40 +63,72 @@ def export(
     out: Out,
     classes: Classes = None,
     check: str | None = None,
+    graphs: Graphs | None = None,
     json: Json = False,
-) -> None:
-    """Export a learned model as an open_clip folder or an ONNX graph, and check it against torch.
+) -> int:
+    """Export a learned model for open_clip, transformers or onnxruntime, and check it against torch.
 
     Args:
-        format: open-clip: a folder that open_clip loads, and everclip with its classes. onnx: a graph that includes
-        the classes, for onnxruntime alone.
-        check: Images in CLASS folders to check the export on (default: generated pictures).
+        format: open-clip: a folder for open_clip and everclip. hf: a CLIPModel for transformers. onnx: a graph that
+        includes the classes, for onnxruntime alone.
+        check: Images in CLASS folders to check the export on, and to measure int8 on (default: generated pictures,
+        and a version's check images).
     """
-    from everclip.errors import UserError, suggest
+    from everclip.export import More, formats
     from everclip.export import export as write
-    from everclip.export import formats
-    from everclip.inference.model import open_model
-    from everclip.inference.predict import read_classes
 
+    chosen = graphs or Graphs()
     if format not in formats():
         raise UserError(f'--format is "{format}"{suggest(format, formats())}')
-    opened = open_model(
-        model, None if classes is None else read_classes(classes), pairs=format == "open-clip"
-    )
+    if chosen.encoders not in _ENCODERS:
+        raise UserError(f'--encoders is "{chosen.encoders}"{suggest(chosen.encoders, _ENCODERS)}')
+    if chosen.calibrate is not None and not chosen.int8:
+        raise UserError("--calibrate is for --int8: add --int8, or use everclip predict --calibrate")
+    opened, kept = _opened(model, classes, format, chosen.int8)
     if not opened.clip.image_size:
         raise UserError(
             f"{model} takes features, for which there is no format: everclip.Learner opens it as it is"
         )
     pictures = drawn(opened.clip.image_size) if check is None else _images(opened, check)
-    written = write(opened, format, out, pictures)
+    from everclip.export.shared.quantised import Dropped, samples
+
+    int8 = samples(opened, kept, (chosen.calibrate, check), chosen.max_drop) if chosen.int8 else None
+    try:
+        written = write(opened, format, out, pictures, More(chosen.encoders == "separate", int8))
+    except Dropped as error:
+        if json:
+            print_json({"model": model, "format": format, "out": None, "checked": {"int8": error.lost}})
+        print(f"gate not met: {error}; nothing was written", file=sys.stderr)
+        return 3
     result = {"model": model, "format": format, "out": out, "classes": len(opened.labels)}
     result |= {"checked": written.checked, "notes": list(written.notes)}
     if json:
         print_json(result)
-        return
+        return 0
     print(f"{out}: {format}, {len(opened.labels)} classes{_told(written.checked)}")
     for note in written.notes:
         print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def _opened(
+    model: str, classes: str | None, format: str, images: bool
+) -> tuple[Deployed, tuple[ImageSet, ImageSet] | None]:
+    """Return the model, and if ``images`` a version's exemplars and check images."""
+    from everclip.inference.learned import is_version
+    from everclip.inference.model import open_model
+    from everclip.inference.predict import read_classes
+
+    names = None if classes is None else read_classes(classes)
+    folder = Path(model).expanduser()
+    if not images or not is_version(folder):
+        return open_model(model, names, pairs=format == "open-clip"), None
+    from everclip.updating.state import read
+
+    state = read(folder)
+    assert state.model is not None  # a version that was read
+    opened = state.model if names is None else state.model.among(names)
+    return opened, (state.exemplars, state.checks)
 
 
 def drawn(size: int) -> UInt8[Tensor, "b 3 s s"]:
@@ -91,11 +159,20 @@ def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
 
 def _told(checked: dict[str, Any]) -> str:
     if "same_class" in checked:
-        return (
+        words = (
             f"; onnxruntime against torch on {checked['pictures']} pictures: the same class on"
             f" {checked['same_class']},"
             f" probabilities within {checked['largest_difference_of_probabilities']:.1g}"
         )
+        if "separate" in checked:
+            words += f"; separate graphs: within {checked['separate']['largest_difference']:.1g}"
+        if "int8" in checked:
+            from everclip.export.shared.quantised import told
+
+            words += f"; {told(checked['int8'])}"
+        return words
+    if "transformers" in checked:
+        return f"; transformers against torch: features within {checked['transformers']:.1g}"
     again = checked["everclip"]
     beside = f"; read again: {f'probabilities within {again:.1g}' if again else 'the same probabilities'}"
     if "open_clip" in checked:

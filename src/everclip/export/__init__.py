@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from torch import Tensor
 
+    from everclip.export.shared.quantised import Samples
     from everclip.inference.model import Deployed
+
+
+ONNX = "onnx"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,19 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class More:
+    """What an ONNX export may have beside the graph.
+
+    Args:
+        separate: also a graph for each encoder and one for the classifier.
+        int8: the images to make an 8-bit graph with; None: none is made.
+    """
+
+    separate: bool = False
+    int8: Samples | None = None
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence what another package prints, logs and warns of; what goes wrong comes as an exception."""
@@ -52,24 +71,50 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file for people and programs."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
 def formats() -> list[str]:
     """Their names as they are written on the command line."""
     return [name.replace("_", "-") for name in plugins.names("export")]
 
 
-def export(model: Deployed, form: str, out: str, pictures: UInt8[Tensor, "b 3 s s"]) -> Written:
-    """Write a model in a format.
+def export(
+    model: Deployed, form: str, out: str, pictures: UInt8[Tensor, "b 3 s s"], more: More | None = None
+) -> Written:
+    """Write a model in a format, with a model card.
 
     Args:
         out: a folder that is not there, or is empty.
         pictures: what the export is compared with torch on.
+        more: what an ONNX export has beside the graph.
 
     Raises:
-        UserError: an unknown format, a missing package, or ``out`` holds something.
+        UserError: an unknown format, a missing package, ``out`` holds something, or the format has no ``more``.
+        Dropped: the 8-bit graph loses more accuracy than allowed (shared/quantised.py); nothing is written.
         RunError: the export does not give what torch gives, or the disk is full or fails.
     """
     if form not in formats():
         raise UserError(f'--format is "{form}"{suggest(form, formats())}')
+    more = more or More()
+    if form != ONNX and (more.separate or more.int8):
+        option = "--encoders separate" if more.separate else "--int8"
+        raise UserError(f"{option} is for --format onnx, not {form}: add --format onnx, or leave it out")
     module = plugins.load("export", form.replace("-", "_"))
+    from everclip.export.shared import card, quantised, separate
+
+    if more.separate:
+        separate.check(model)
     with on_disk(out), new_folder(out) as folder:
-        return module.write(model, folder, pictures)
+        written = module.write(model, folder, pictures)
+        checked = dict(written.checked)
+        if more.separate:
+            checked["separate"] = separate.write(model, folder, pictures)
+        if more.int8 is not None:
+            with quiet():
+                checked["int8"] = quantised.write(model, folder, more.int8)
+        written = replace(written, checked=checked)
+        card.write(model, form, folder, written)
+        return written

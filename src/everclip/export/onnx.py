@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from everclip._version import __version__
 from everclip.errors import RunError, UserError
-from everclip.export import Written, quiet
+from everclip.export import Written, quiet, write_json
+from everclip.export.shared.session import as_input, opened
+from everclip.export.shared.tracing import trace
 from everclip.inference.model import Deployed
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
@@ -45,7 +47,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     """
     with _needed(), quiet():
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401  (its absence is said before anything is traced)
         import onnxscript  # noqa: F401  (the exporter's)
 
         program = _trace(model)
@@ -53,11 +55,10 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         graph = onnx.load(folder / "model.onnx", load_external_data=False)
         onnx.helper.set_model_props(graph, {"classes": json.dumps(model.names, ensure_ascii=False)})
         onnx.save(graph, folder / "model.onnx")
-    _write_json(folder / "labels.json", list(model.names))
-    _write_json(folder / "preprocess.json", preprocessing(model.clip))
+    write_json(folder / "labels.json", list(model.names))
+    write_json(folder / "preprocess.json", preprocessing(model.clip))
     shutil.copyfile(EXAMPLE, folder / "example.py")
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    return Written(_compare(model, session, pictures))
+    return Written(_compare(model, opened(folder / "model.onnx"), pictures))
 
 
 class _Graph(nn.Module):
@@ -76,31 +77,13 @@ def _trace(model: Deployed) -> Any:
     """Return the graph, with a batch of any size."""
     side = model.clip.image_size
     batch = torch.zeros(2, 3, side, side, device=model.clip.device)
-    try:
-        with torch.no_grad():
-            return torch.onnx.export(
-                _Graph(model).eval(),
-                (batch,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                input_names=["images"],
-                output_names=["logits"],
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(
-            f"{model.spec} cannot be written as ONNX: torch's exporter says {reason}; use --format open-clip"
-        ) from error
+    return trace(model.spec, _Graph(model), batch, "images", ["logits"])
 
 
 def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
     """Return differences between onnxruntime and torch on the pictures."""
     ours = model.logits(pictures)
-    mean, std = (
-        np.array(values, dtype=np.float32)[:, None, None] for values in (model.clip.mean, model.clip.std)
-    )
-    inputs = (pictures.numpy().astype(np.float32) / 255 - mean) / std
+    inputs = as_input(model.clip, pictures)
     parts = [session.run(None, {"images": part})[0] for part in np.array_split(inputs, -(-len(inputs) // 32))]
     theirs = np.concatenate(parts)
     worst = float(np.abs(probabilities(ours) - probabilities(theirs)).max())
@@ -135,10 +118,6 @@ def preprocessing(clip: Clip) -> dict[str, Any]:
         "mean": list(clip.mean),
         "std": list(clip.std),
     }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

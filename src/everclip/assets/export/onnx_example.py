@@ -10,6 +10,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 HOW = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
+GRAPH = next(HERE / name for name in ("model.int8.onnx", "model.onnx") if (HERE / name).is_file())
 LABELS = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
 
 
@@ -38,7 +39,7 @@ def load(path):
 
 
 if __name__ == "__main__":
-    session = onnxruntime.InferenceSession(HERE / "model.onnx")
+    session = onnxruntime.InferenceSession(GRAPH)
     for name in sys.argv[1:]:
         logits = np.asarray(session.run(None, {"images": load(name)[None]})[0], dtype=np.float64)[0]
         p = np.exp(logits - logits.max())

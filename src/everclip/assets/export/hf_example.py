@@ -1,0 +1,33 @@
+"""Predict classes of pictures with transformers: python example.py photo.jpg ..."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPModel
+
+HERE = Path(__file__).parent
+KNOWN = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
+EMBEDDINGS = load_file(HERE / "class_embeddings.safetensors")["class_embeddings"]
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # for others Pillow starts programs
+
+
+@torch.inference_mode()
+def probabilities(model, pixel_values):
+    """Of the classes, one row for each picture."""
+    features = model.visual_projection(model.vision_model(pixel_values=pixel_values).pooler_output)
+    cosines = torch.nn.functional.normalize(features, dim=-1) @ EMBEDDINGS.T
+    return (cosines * KNOWN["scale"]).softmax(-1)
+
+
+if __name__ == "__main__":
+    model = CLIPModel.from_pretrained(HERE, local_files_only=True).eval()
+    processor = CLIPImageProcessor.from_pretrained(HERE, local_files_only=True)
+    for name in sys.argv[1:]:
+        image = Image.open(name, formats=FORMATS).convert("RGB")
+        p = probabilities(model, processor(images=image, return_tensors="pt")["pixel_values"])[0]
+        for column in p.argsort(descending=True)[:3].tolist():
+            print(f"{name}\t{KNOWN['classes'][column]}\t{p[column]:.3f}")

@@ -1,0 +1,272 @@
+"""Export a transformers CLIPModel, for towers that transformers has: open_clip's ViTs with CLIP's own text tower.
+
+    config.json, model.safetensors                            the towers, and the classes as id2label
+    vocab.json, merges.txt, tokenizer_config.json             the tokenizer
+    preprocessor_config.json                                  how CLIPImageProcessor makes the input of a picture
+    classes.json, class_embeddings.safetensors, example.py    the classes, and a program that tells them
+
+Features of the same input are those of torch. CLIPImageProcessor itself resizes with torchvision, or rounds the crop
+otherwise, so that its input may differ by a pixel's place.
+
+Source: the names of weights in transformers' modeling_clip.py and in open_clip's model.py and transformer.py
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import save_file
+from torch import Tensor
+
+from everclip.errors import RunError, UserError
+from everclip.export import Written, quiet, write_json
+from everclip.export.shared import vocabulary
+from everclip.inference.model import Deployed
+from everclip.methods.base.method import TextClassifier
+from everclip.models.clip import Clip
+from everclip.models.savable import savable
+
+LINE = "a CLIPModel for transformers"
+TOLERANCE = 1e-4
+"""Largest difference of unit-length features."""
+EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "hf_example.py"
+MOST = 256
+"""Largest number of prompts that are compared with torch."""
+_RESAMPLE = {"bicubic": 3, "bilinear": 2}
+_EPS = 1e-5
+_EMBEDDINGS = "class_embeddings.safetensors"
+_VISION = {
+    "layers",
+    "width",
+    "head_width",
+    "mlp_ratio",
+    "patch_size",
+    "image_size",
+    "patch_dropout",
+    "norm_kwargs",
+}
+_TEXT = {"context_length", "width", "heads", "layers", "mlp_ratio", "norm_kwargs", "eos_id", "pad_id"}
+"""Settings of open_clip's towers that transformers has, or that training alone reads; others must be the defaults."""
+_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_NAMES = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # transformers spells it so
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "logit_scale": "logit_scale",
+}
+_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+
+
+def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> Written:
+    """Write the folder, and compare what transformers makes of it with torch.
+
+    Raises:
+        UserError: transformers is missing or has no such tower, or more than the text tower classifies.
+        RunError: transformers gives other features.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise UserError('--format hf needs the package transformers: pip install "everclip[lite]"') from error
+    encoder = model.encoder
+    config = config_of(model)
+    write_json(folder / "config.json", config)
+    save_file(
+        savable(renamed(encoder.whole_state())), folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    vocabulary.write(folder, encoder.config["text_cfg"].get("context_length", CLIPTextCfg.context_length))
+    write_json(folder / "preprocessor_config.json", preprocessing(encoder))
+    classifier = model.classifier
+    assert isinstance(classifier, TextClassifier)
+    write_json(
+        folder / "classes.json",
+        {"classes": list(model.names), "templates": list(model.templates), "scale": model.to_logits},
+    )
+    save_file({"class_embeddings": classifier.get_buffer("weights").cpu().contiguous()}, folder / _EMBEDDINGS)
+    for file in folder.glob("*.safetensors"):  # safetensors writes files that their owner alone may read
+        file.chmod((folder / "config.json").stat().st_mode)
+    shutil.copyfile(EXAMPLE, folder / "example.py")
+    with quiet():
+        loaded = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    worst, other = _compare(model, loaded, tokenizer, pictures)
+    note = (
+        f"{other} of the prompts have other token ids in transformers, which does not repair texts as open_clip does"
+        " (curly quotes, HTML entities); class_embeddings.safetensors has open_clip's"
+    )
+    return Written({"transformers": worst}, (note,) if other else ())
+
+
+def config_of(model: Deployed) -> dict[str, Any]:
+    """Return config.json of a model. Raises UserError where transformers' CLIPModel is another architecture."""
+    encoder = model.encoder
+    if not model.reads_text:
+        raise UserError(
+            f"{model.spec} classifies by more than the text tower, for which transformers has no model: use"
+            " --format onnx"
+        )
+    whole = encoder.config
+    vision, text = _supported(model.spec, encoder)
+    gelu = "quick_gelu" if whole.get("quick_gelu") else "gelu"
+    width = vision.get("width", CLIPVisionCfg.width)
+    text_width = text.get("width", CLIPTextCfg.width)
+    shared = {"projection_dim": whole["embed_dim"], "hidden_act": gelu, "attention_dropout": 0.0}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": "float32",
+        "projection_dim": whole["embed_dim"],
+        "logit_scale_init_value": encoder.logit_scale.item(),
+        "id2label": {str(place): name for place, name in enumerate(model.names)},
+        "label2id": {name: place for place, name in enumerate(model.names)},
+        "vision_config": shared
+        | {
+            "model_type": "clip_vision_model",
+            "hidden_size": width,
+            "intermediate_size": int(width * vision.get("mlp_ratio", CLIPVisionCfg.mlp_ratio)),
+            "num_hidden_layers": vision.get("layers", CLIPVisionCfg.layers),
+            "num_attention_heads": width // vision.get("head_width", CLIPVisionCfg.head_width),
+            "image_size": encoder.image_size,
+            "patch_size": vision.get("patch_size", CLIPVisionCfg.patch_size),
+            "layer_norm_eps": (vision.get("norm_kwargs") or {}).get("eps", _EPS),
+        },
+        "text_config": shared
+        | {
+            "model_type": "clip_text_model",
+            "hidden_size": text_width,
+            "intermediate_size": int(text_width * text.get("mlp_ratio", CLIPTextCfg.mlp_ratio)),
+            "num_hidden_layers": text.get("layers", CLIPTextCfg.layers),
+            "num_attention_heads": text.get("heads", CLIPTextCfg.heads),
+            "max_position_embeddings": text.get("context_length", CLIPTextCfg.context_length),
+            "vocab_size": vocabulary.SIZE,
+            "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", _EPS),
+            "bos_token_id": vocabulary.START_ID,
+            "eos_token_id": vocabulary.END_ID,
+            "pad_token_id": vocabulary.END_ID,
+        },
+    }
+
+
+def _supported(spec: str, encoder: Clip) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the settings of both towers. Raises UserError where one is none of transformers'."""
+    vision, text = encoder.config["vision_cfg"], encoder.config["text_cfg"]
+    odd = ""
+    for name, given, kind, known in (
+        ("vision_cfg", vision, CLIPVisionCfg, _VISION),
+        ("text_cfg", text, CLIPTextCfg, _TEXT),
+    ):
+        usual = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+        odd = odd or next(
+            (f"{name}.{key}" for key, v in given.items() if key not in known and v != usual.get(key)), ""
+        )
+    if isinstance(vision.get("layers"), list):
+        odd = odd or "vision_cfg.layers"
+    if not odd and (not isinstance(encoder.model, CLIP) or encoder.model.logit_bias is not None):
+        odd = type(encoder.model).__name__
+    if encoder.centered:
+        odd = odd or "center=true"
+    if encoder.preprocessing()["resize_mode"] not in ("shortest", "squash"):
+        odd = odd or "preprocess_cfg.resize_mode"
+    if odd:
+        raise UserError(
+            f"{spec} cannot be written for transformers, whose CLIPModel has no {odd}: use --format onnx or"
+            " open-clip"
+        )
+    return vision, text
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return open_clip's weights by the names of transformers, queries, keys and values apart."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name in _NAMES:
+            found[_NAMES[name]] = value
+        elif name in _PROJECTIONS:
+            found[_PROJECTIONS[name]] = value.T
+        else:
+            tower, blocks, rest = name.partition("transformer.resblocks.")
+            number, _, part = rest.partition(".")
+            assert blocks, f"a weight of no known place: {name}"
+            prefix = f"{'vision' if tower else 'text'}_model.encoder.layers.{number}."
+            if part.startswith("attn.in_proj_"):
+                kind = part.removeprefix("attn.in_proj_")
+                for letter, third in zip("qkv", value.chunk(3), strict=True):
+                    found[f"{prefix}self_attn.{letter}_proj.{kind}"] = third
+            else:
+                module, _, kind = part.rpartition(".")
+                found[f"{prefix}{_BLOCK[module]}.{kind}"] = value
+    return found
+
+
+def preprocessing(encoder: Clip) -> dict[str, Any]:
+    """Return preprocessor_config.json."""
+    side, known = encoder.image_size, encoder.preprocessing()
+    square = {"height": side, "width": side}
+    squash = known["resize_mode"] == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if squash else {"shortest_edge": side},
+        "resample": _RESAMPLE[known["interpolation"]],
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
+    }
+
+
+@torch.inference_mode()
+def _compare(
+    model: Deployed, loaded: Any, tokenizer: Any, pictures: UInt8[Tensor, "b 3 s s"]
+) -> tuple[float, int]:
+    """Return the largest difference of features, and how many prompts have other token ids."""
+    encoder = model.encoder
+    prompts = [template.replace("{}", name) for name in model.names for template in model.templates][:MOST]
+    found = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    ours = encoder.tokenize(prompts)
+    same = (found == torch.where(ours == 0, vocabulary.END_ID, ours)).all(1)
+    pairs = [
+        (_image(loaded, encoder.normalise(pictures).cpu()), encoder.encode_image(pictures).cpu()),
+    ]
+    if same.any():
+        kept = [prompt for prompt, alike in zip(prompts, same.tolist(), strict=True) if alike]
+        pairs.append((_text(loaded, found[same]), encoder.encode_text(kept).cpu()))
+    worst = max((torch.nn.functional.normalize(one, dim=-1) - two).abs().max().item() for one, two in pairs)
+    if not worst <= TOLERANCE:
+        raise RunError(
+            f"transformers gives other features than torch when it loads the folder (by {worst:.2g})"
+        )
+    return worst, int((~same).sum())
+
+
+def _image(loaded: Any, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+    return loaded.visual_projection(loaded.vision_model(pixel_values=images).pooler_output)
+
+
+def _text(loaded: Any, tokens: Tensor) -> Float[Tensor, "p d"]:
+    return loaded.text_projection(loaded.text_model(input_ids=tokens).pooler_output)
