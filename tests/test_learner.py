@@ -55,6 +55,20 @@ def test_it_learns_grows_saves_and_loads(learner: everclip.Learner, tmp_path: Pa
     assert everclip.Learner(str(tmp_path / "more"), progress=False).classes == learner.classes
 
 
+def test_an_image_may_be_unknown(learner: everclip.Learner) -> None:
+    images, labels = pictures(["red", "black", "white"], count=40)
+    learner.learn(images, labels)
+    mixed = images[:9] + pictures(["blue", "green"], 5000)[0]
+    plain, found = learner.predict(mixed), learner.predict(mixed, unknown_at=0.5)
+    assert all(new in (None, old) for old, new in zip(plain, found, strict=True))
+    assert 0 < found.count(None) < len(mixed)
+    assert learner.predict(mixed, unknown_at=0.04).count(None) <= found.count(None)
+    with pytest.raises(UserError, match="a rate of 1 % needs 99 held-out images of known classes, 75 more"):
+        learner.predict(images, unknown_at=0.01)
+    with pytest.raises(UserError, match="unknown_at is 5: use a rate"):
+        learner.predict(images, unknown_at=5)
+
+
 def test_every_kind_of_image_is_the_same_picture(learner: everclip.Learner, tmp_path: Path) -> None:
     images, labels = pictures(["red", "black"])
     learner.learn(images, labels)

@@ -20,19 +20,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
-from everclip.data.given import encoded, table
-from everclip.data.images import Dataset, ImageSet
-from everclip.data.pixels import Pixels
-from everclip.data.prompts import PHOTO
+from everclip.data.given import checked, dataset, encoded, table
+from everclip.data.images import Dataset
 from everclip.errors import UserError
 from everclip.index import embed as embedding
-from everclip.inference.model import Deployed
-from everclip.metrics.calibration import probabilities
+from everclip.inference.predict import everyone
 from everclip.system import trust as trusting
 from everclip.system.atomic import check_new, claimed
 from everclip.system.progress import Progress
@@ -47,7 +44,6 @@ Features = np.ndarray
 """Floats ``[n, d]``."""
 ENOUGH = 256
 """Largest number of images that ``partial_fit`` collects before learning."""
-BATCH = 128
 
 
 class Learner:
@@ -155,16 +151,41 @@ class Learner:
         given = self._given(images, features)
         if isinstance(given, Dataset):
             raise UserError("partial_fit takes images and their labels: a Dataset goes to learn or update")
-        self._waiting += zip(encoded(given, self._width), _checked(given, labels), strict=True)
+        self._waiting += zip(encoded(given, self._width), checked(given, labels), strict=True)
         if len(self._waiting) >= ENOUGH:
             self._catch_up()
         return self
 
-    def predict(self, images: Images | None = None, *, features: Features | None = None) -> list[str]:
-        """Return the most probable class of each image. Raises UserError as ``predict_proba``."""
-        found = self.predict_proba(images, features=features)
+    @overload
+    def predict(self, images: Images | None = None, *, features: Features | None = None) -> list[str]: ...
+
+    @overload
+    def predict(
+        self, images: Images | None = None, *, features: Features | None = None, unknown_at: float
+    ) -> list[str | None]: ...
+
+    def predict(
+        self,
+        images: Images | None = None,
+        *,
+        features: Features | None = None,
+        unknown_at: float | None = None,
+    ) -> Sequence[str | None]:
+        """Return the most probable class of each image.
+
+        Args:
+            unknown_at: rate, such as 0.05, at which images of known classes may be called unknown; None instead of a
+                class is the answer to an unknown image.
+
+        Raises:
+            UserError: as ``predict_proba``; or the learner has too few check images for this rate.
+        """
+        found, unknown = self._answers(images, features, unknown_at)
         names = self._state.known.names
-        return [names[column] for column in found.argmax(1)]
+        return [
+            None if new else names[column]
+            for column, new in zip(found.argmax(1).tolist(), unknown.tolist(), strict=True)
+        ]
 
     def predict_proba(
         self, images: Images | None = None, *, features: Features | None = None
@@ -174,14 +195,7 @@ class Learner:
         Raises:
             UserError: an image cannot be read, or the learner knows no class yet.
         """
-        given = self._given(images, features)
-        self._catch_up()
-        model = self._state.model
-        if model is None:
-            raise UserError("the learner knows no class yet: call learn(images, labels) first")
-        if isinstance(given, Dataset):
-            return _probabilities(model, given.whole())
-        return _probabilities(model, table(encoded(given, self._width), [0] * len(given), self._width))
+        return self._answers(images, features)[0]
 
     def embed(
         self, images: Images | None = None, *, texts: Sequence[str] | None = None
@@ -225,6 +239,19 @@ class Learner:
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    def _answers(
+        self, images: Images | None, features: Features | None, unknown_at: float | None = None
+    ) -> tuple[Float[np.ndarray, "n c"], Bool[np.ndarray, " n"]]:
+        """Return probabilities, and which images are unknown."""
+        given = self._given(images, features)
+        self._catch_up()
+        model = self._state.model
+        if model is None:
+            raise UserError("the learner knows no class yet: call learn(images, labels) first")
+        if isinstance(given, Dataset):
+            return everyone(model, given.whole(), unknown_at)
+        return everyone(model, table(encoded(given, self._width), [0] * len(given), self._width), unknown_at)
+
     def _given(self, images: Images | None, features: Features | None) -> Images:
         """Return what is given to learn from or to name. Raises UserError where that is not what the model takes."""
         given = images if features is None else features
@@ -238,8 +265,8 @@ class Learner:
     def _dataset(self, images: Images, labels: Sequence[str] | None = None) -> Dataset:
         """Return a data set to learn. Raises UserError for labels that do not go with the images."""
         if not isinstance(images, Dataset):
-            names = _checked(images, labels)
-            return _of_contents(encoded(images, self._width), names, self._width)
+            names = checked(images, labels)
+            return dataset(encoded(images, self._width), names, self._width)
         if labels is not None:
             raise UserError("a Dataset has its own labels: leave labels out")
         return images
@@ -258,9 +285,7 @@ class Learner:
         if self._waiting:
             contents, labels = zip(*self._waiting, strict=True)
             self._waiting = []
-            self._learn(
-                _of_contents(contents, labels, self._width), None, replace(self._options, **_limit(None))
-            )
+            self._learn(dataset(contents, labels, self._width), None, replace(self._options, **_limit(None)))
 
     @contextmanager
     def _bar(self) -> Iterator[Progress]:
@@ -286,35 +311,6 @@ class _Silent(Progress):
         """Nothing."""
 
 
-def _checked(images: Any, labels: Sequence[str] | None) -> list[str]:
-    """Return labels as names. Raises UserError where there is not one for each image."""
-    names = [] if labels is None else [str(label).strip() for label in labels]
-    if len(names) != len(images) or not len(images):
-        raise UserError(f"{len(images)} images and {len(names)} labels: give one class name per image")
-    if "" in names:
-        raise UserError(f"label {names.index('')} is empty: give one class name per image")
-    return names
-
-
-def _of_contents(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
-    classes = list(dict.fromkeys(names))
-    given = table(contents, [classes.index(name) for name in names], width)
-    nothing = given.select(np.zeros(0, dtype=np.int64))
-    return Dataset("the images", tuple(classes), ("",), given, nothing, (PHOTO,))
-
-
 def _held(found: Dataset) -> Dataset:
     """Return the images as a test part."""
     return replace(found, train=found.test, test=found.train)
-
-
-def _probabilities(model: Deployed, images: ImageSet) -> Float[np.ndarray, "n c"]:
-    pixels = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0)
-    found = []
-    for start in range(0, len(images), BATCH):
-        pictures, good = pixels.load(images.rows[start : start + BATCH])
-        if not good.all():
-            key, reason = next(iter(pixels.skipped().items()))
-            raise UserError(f"{key} cannot be read ({reason}): leave it out")
-        found.append(probabilities(model.logits(pictures)))
-    return np.concatenate(found) if found else np.zeros((0, len(model.labels)))

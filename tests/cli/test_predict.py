@@ -189,6 +189,64 @@ def test_a_temperature_is_kept_with_the_run_or_in_the_folder(
     assert "calibration.json is damaged: remove it, or calibrate again" in say("predict", run, pictures)[2]
 
 
+def test_unknown_pictures_are_found_at_a_stated_rate(
+    run: Path, pictures: Path, tmp_path: Path, say: Say
+) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
+    code, out, err = say("predict", run, pictures, "--unknown-at", "5%")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {run} keeps no scores of held-out images, which set the threshold")
+    data = held_out(tmp_path / "held")
+    err = say("predict", run, "--calibrate", data)[2]
+    assert "--unknown-at from 4%, by the score maximum_logit; kept in" in err
+    kept = open_model(str(run)).unknown
+    assert kept is not None
+    assert (kept.images, kept.data) == (24, data)
+    code, out, err = say("predict", run, pictures, "--unknown-at", "1%")
+    assert (code, out) == (2, "")
+    assert "a rate of 1 % needs 99 held-out images of known classes, 75 more than the 24" in err
+    plain = rows(say("predict", run, pictures, "--json")[1])
+    for rate in ("50%", "0.5"):
+        found = rows(say("predict", run, pictures, "--json", "--unknown-at", rate)[1])
+        for before, after in zip(plain, found, strict=True):
+            if after["error"]:
+                assert before == after
+                continue
+            assert list(after) == [*before, "unknown", "unknown_score"]
+            assert after["unknown"] == (after["unknown_score"] > kept.threshold(0.5))
+            assert after["class"] == (None if after["unknown"] else before["class"])
+            assert after["top"] == before["top"]
+        assert {row["unknown"] for row in found if not row["error"]} == {False, True}
+    named = [row["unknown"] for row in found if not row["error"]]
+    lines = say("predict", run, pictures, "--unknown-at", "50%")[1].splitlines()
+    cells = [line.split("\t")[1] for line in lines if "cannot be read" not in line]
+    assert [cell == "unknown" for cell in cells] == named
+    content = json.loads((run / "calibration.json").read_text())
+    old = {key: value for key, value in content.items() if key not in ("unknown", "sha256")}
+    (run / "calibration.json").write_text(json.dumps(old))
+    assert open_model(str(run)).unknown is None  # as earlier versions have written it
+    (run / "calibration.json").write_text(json.dumps(content | {"unknown": {"scores": [1]}}))
+    assert "calibration.json is damaged" in say("predict", run, pictures)[2]
+
+
+def test_evaluate_tells_unknown_from_known(run: Path, tmp_path: Path, say: Say) -> None:
+    data, other = held_out(tmp_path / "held"), unlearned(tmp_path / "other")
+    code, out, _ = say("evaluate", run, "--data", data, "--unknown", other, "--json")
+    assert code == 0
+    found = json.loads(out)["unknown"]
+    assert (found["images"], found["own"], list(found["scores"])) == (8, "maximum_logit", ["maximum_logit"])
+    assert all(0 <= value <= 1 for value in found["scores"]["maximum_logit"].values())
+    _, out, _ = say("evaluate", run, "--data", data, "--unknown", other)
+    row = found["scores"]["maximum_logit"]
+    assert f"AUROC {row['auroc']:6.1%}   FPR95 {row['fpr95']:6.1%}   used" in out
+    code, _, err = say("evaluate", run, "--data", data, "--unknown", data)
+    assert code == 2
+    assert f'error: --unknown {data} has images of "black", which {run} knows: leave them out' in err
+    code, _, err = say("evaluate", run, "--data", other, "--unknown", other)
+    assert code == 2
+    assert 'has images of "orange", which is not one of the 6 classes' in err
+
+
 def test_another_stage_has_no_temperature(run: Path, tmp_path: Path, pictures: Path, say: Say) -> None:
     run = shutil.copytree(run, tmp_path / "run")
     assert say("predict", run, "--calibrate", held_out(tmp_path / "held"))[0] == 0
@@ -217,6 +275,10 @@ BAD: list[tuple[str, int, str]] = [
     ("{run} {pictures}/3b.png", 1, "not one of 1 pictures could be read: the lines above say why"),
     ("{run} {pictures} --top 0", 2, "--top is 0: use a whole number from 1"),
     ("{run} {pictures} --reject-below 2", 2, "--reject-below is 2.0: use a probability from 0 to 1"),
+    ("{run} {pictures} --unknown-at 0", 2, '--unknown-at is "0": use a rate of false alarms above 0 and below 1'),
+    ("{run} {pictures} --unknown-at 100%", 2, '--unknown-at is "100%": use a rate of false alarms above 0'),
+    ("{run} {pictures} --unknown-at few", 2, '--unknown-at is "few": use a rate of false alarms above 0'),
+    ("{run} {pictures} --unknown-at nan", 2, '--unknown-at is "nan": use a rate of false alarms above 0'),
     ("{run} -", 2, "no paths on standard input: give one per line"),
     ("{pictures}/0.png {pictures}", 2, "{pictures}/0.png is a file: give a run directory, a model folder or a"),
     ("{toy} {pictures}", 2, "{toy} comes without classes: give --classes FILE, one name per line"),

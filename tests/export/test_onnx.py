@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from everclip.errors import UserError
 from everclip.export import export
 from everclip.inference.model import Deployed, open_model, zero_shot
 from everclip.inference.predict import answers, expanded, files
+from everclip.inference.unknown import judged
 from everclip.metrics.calibration import Calibration, probabilities
+from everclip.metrics.unknown import held_out
 from everclip.models import zoo
 from everclip.system.atomic import write_atomic
 from tests.learned import learned
@@ -217,3 +220,42 @@ def pictures_of_emoji() -> Callable[[Path], int]:
         return len(names)
 
     return write
+
+
+def test_a_closed_form_says_how_unknown_a_picture_is(toy: str, photos: str, tmp_path: Path) -> None:
+    run = learned(tmp_path / "run", toy, photos, "method=multilayer_lda")
+    model = open_model(str(run))
+    assert "unknown_score" not in _outputs(model, tmp_path / "plain")  # without thresholds it is of no use
+    pictures = drawn(32)
+    scores = judged(model, model.judge, pictures)[1][:, 0]
+    held = held_out(model.judge.names[0], "some", scores[20:60])  # others than the pictures below
+    model = replace(model, unknown=held)
+    folder = tmp_path / "onnx"
+    assert _outputs(model, folder) == ["logits", "unknown_score"]
+    mean, std = (
+        np.array(part, dtype=np.float32)[:, None, None] for part in (model.clip.mean, model.clip.std)
+    )
+    logits, found = session(folder).run(
+        None, {"images": (pictures.numpy().astype(np.float32) / 255 - mean) / std}
+    )
+    np.testing.assert_allclose(probabilities(logits), probabilities(model.logits(pictures)), atol=1e-3)
+    np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-3 * np.ptp(scores))
+    how = json.loads((folder / "preprocess.json").read_text())["unknown"]
+    assert how["score"] == "relative_mahalanobis"
+    assert how["thresholds"] == {f"{rate:g}": held.threshold(rate) for rate in (0.05, 0.1, 0.2, 0.5)}
+    paths = []
+    for number in range(12):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(pictures[number].permute(1, 2, 0).numpy()).save(paths[-1])
+    said = subprocess.run(
+        [sys.executable, str(folder / "example.py"), "--unknown-at", "0.5", *map(str, paths)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    unknown = [f"{path}\tunknown\t" in said for path in paths]
+    assert unknown == (scores[:12] > held.threshold(0.5)).tolist()
+    assert 0 < sum(unknown) < 12
+
+
+def _outputs(model: Deployed, folder: Path) -> list[str]:
+    export(model, "onnx", str(folder), drawn(32))
+    return [one.name for one in session(folder).get_outputs()]

@@ -11,6 +11,7 @@ from everclip.errors import UserError
 from everclip.inference.assess import keep_calibration
 from everclip.inference.model import open_model
 from everclip.metrics.calibration import fit, probabilities
+from everclip.metrics.unknown import held_out
 from everclip.system import checkpoint
 from everclip.system.checkpoint import BEFORE
 from everclip.updating import core
@@ -178,10 +179,12 @@ def test_what_is_done_to_the_old_folder_does_not_reach_the_new_one(toy: str, tmp
     (tmp_path / "v1" / "notes.txt").write_text("mine")
     written(updated(state, colours(tmp_path / "cold", COLD)), state, tmp_path / "v2")
     fitted = fit(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2, "some")
-    assert keep_calibration(open_model(str(tmp_path / "v1")), fitted) is not None
+    held = held_out("maximum_logit", "some", np.arange(40.0))
+    assert keep_calibration(open_model(str(tmp_path / "v1")), fitted, held) is not None
     checkpoint.verify(tmp_path / "v1")
     rollback(tmp_path / "v2")
     assert open_model(str(tmp_path / "v1")).calibration == fitted
+    assert open_model(str(tmp_path / "v1")).unknown == held
     assert open_model(str(tmp_path / "v2")).calibration is None
     assert not (tmp_path / "v2" / "notes.txt").exists()
 

@@ -112,6 +112,7 @@ COMMANDS = {
   everclip evaluate runs/X
   everclip evaluate runs/X --data photos --json
   everclip evaluate runs/X --retention others
+  everclip evaluate v2 --data holdout --unknown others
 """,
         code=True,
     ),
@@ -122,6 +123,7 @@ COMMANDS = {
   everclip predict runs/X photo.jpg photos/
   everclip predict runs/X - --json < paths.txt
   everclip predict runs/X --calibrate validation
+  everclip predict v2 photos/ --unknown-at 5%
   everclip predict lite photos/ --classes pets.txt
 """,
         code=True,

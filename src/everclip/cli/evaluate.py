@@ -27,6 +27,7 @@ def evaluate(
     *,
     data: str | None = None,
     retention: str | None = None,
+    unknown: str | None = None,
     retrieval: bool = False,
     image_size: int | None = None,
     templates: str | None = None,
@@ -42,6 +43,7 @@ def evaluate(
         whole.
         retention: Images of other classes, to measure how much zero-shot accuracy is left compared with the
         pretrained model.
+        unknown: Images of classes that the model does not know, to measure how well it tells them from those of data.
         retrieval: Refuse data without captions; a csv:FILE with the columns path and caption has them.
         image_size: Side in pixels (default: the run's, or the model's own).
         templates: Prompts for a model: a file, or cifar100 (18), imagenet (80) or simple (7) (default: the data's
@@ -49,7 +51,7 @@ def evaluate(
     """
     if image_size is not None and not 16 <= image_size <= 4096:
         raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
-    result = measure(run, data, image_size, templates, retention, retrieval)
+    result = measure(run, data, image_size, templates, retention, retrieval, unknown)
     if json:
         print_json(result)
     elif "captions" in result:
@@ -81,6 +83,7 @@ def _show(result: dict[str, Any]) -> None:
         _calibration_line(result),
     ]
     lines += _retention_lines(result)
+    lines += _unknown_lines(result)
     lines += [f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()]
     for line in lines:
         console.print(printable(line), markup=False, highlight=False)
@@ -98,6 +101,19 @@ def _retention_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def _unknown_lines(result: dict[str, Any]) -> list[str]:
+    """Return a line per unknown score, where they were measured."""
+    found = result.get("unknown")
+    if not found:
+        return []
+    head = f"unknown: {found['images']} images of {found['data']} against the {result['images']} above"
+    rows = [
+        f"  {name:<21} AUROC {row['auroc']:6.1%}   FPR95 {row['fpr95']:6.1%}{'   used' * (name == found['own'])}"
+        for name, row in found["scores"].items()
+    ]
+    return [head, *rows]
+
+
 def _calibration_line(result: dict[str, Any]) -> str:
     fitted = result["temperature"]
     how = "no temperature fitted" if fitted is None else f"temperature {fitted:.3g}"
@@ -112,6 +128,7 @@ def measure(
     templates: str | None = None,
     retention: str | None = None,
     retrieval: bool = False,
+    unknown: str | None = None,
 ) -> dict[str, Any]:
     """Measure what ``everclip evaluate`` shows, as a JSON-ready dict.
 
@@ -133,10 +150,13 @@ def measure(
     if images.captions is not None:
         from everclip.cli._retrieval import measured
 
+        if unknown is not None:
+            raise UserError(f"--unknown needs classes, and {name} has captions: leave it out")
         return {"model": run, "data": name, **measured(model.encoder, images), "retention": again}
     if retrieval:
         raise UserError(f"--retrieval needs images with captions, and {name} has classes: leave it out")
     model.check_classes()
+    apart = {} if unknown is None else {"unknown": assess.tell_apart(model, images, given, unknown)}
     found = assess.answers(model, images) if given is None else assess.examined(model, given)
     model, scores, logits, truth = found.model, found.scores, found.logits(), found.truth()
     nll = likelihood(logits, truth)
@@ -157,6 +177,7 @@ def measure(
             for label, accuracy in scores.per_class(len(model.labels), 1).items()
         ],
         "retention": again,
+        **apart,
         "skipped_images": found.skipped,
     }
 

@@ -54,4 +54,6 @@ def forget(
         print("second moments were re-estimated, as not all images of the class were given")
     if report["weights_trained_on_them"]:
         print("trained weights are not unlearned: to remove what they saw, train again without it")
+    for key in ("calibration", "unknown"):
+        print(report[key]["words"])
     print(f"{version} still has all of it: remove it and its copies")

@@ -17,12 +17,13 @@ from everclip.system.text import json_text, printable
 if TYPE_CHECKING:
     from everclip.inference.model import Deployed
     from everclip.inference.predict import Answer
-    from everclip.metrics.calibration import Calibration
 
 FILE_WIDTH = 40
 """Width of a path on a terminal, in characters."""
 NONE = "none"
 """What to print instead of a class if none is probable enough."""
+UNKNOWN = "unknown"
+"""What to print instead of a class of a picture of none that was learned."""
 
 
 def predict(
@@ -30,6 +31,7 @@ def predict(
     *files: Annotated[str, Parameter(allow_leading_hyphen=True)],
     top: int = 5,
     reject_below: float = 0.0,
+    unknown_at: str | None = None,
     classes: Classes = None,
     calibrate: str | None = None,
     json: bool = False,
@@ -40,8 +42,9 @@ def predict(
         files: Pictures, folders of them, or - for a list of paths on standard input.
         top: Number of classes per image, the most probable first.
         reject_below: Answer "none" if the most probable class is less probable than this, 0..1.
+        unknown_at: Answer "unknown" so that this share of pictures of known classes is called so wrongly: 5% or 0.05.
         calibrate: Images in CLASS folders that were not learned, to fit and keep the temperature that makes
-        probabilities reliable.
+        probabilities reliable, and the threshold of --unknown-at.
         json: Print one JSON object per line.
     """
     from everclip.inference.model import open_model
@@ -51,6 +54,7 @@ def predict(
         raise UserError(f"--top is {top}: use a whole number from 1")
     if not 0 <= reject_below <= 1:
         raise UserError(f"--reject-below is {reject_below}: use a probability from 0 to 1")
+    rate = None if unknown_at is None else read_rate(unknown_at)
     if not files and calibrate is None:
         raise UserError(
             "everclip predict needs pictures: give files, folders, or - for paths on standard input"
@@ -60,18 +64,38 @@ def predict(
     if calibrate is not None:
         opened = _calibrate(opened, calibrate)
     if files:
-        _say(opened, paths, top, reject_below, json)
+        _say(opened, paths, top, (reject_below, rate), json)
 
 
-def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, json: bool) -> None:
-    """Print one line per picture. Raises RunError if none could be read."""
+def read_rate(text: str) -> float:
+    """Read a rate of false alarms, such as 5% or 0.05. Raises UserError."""
+    from everclip.inference.unknown import check_rate
+
+    number, percent, rest = text.strip().partition("%")
+    try:
+        rate = float(number) / (100 if percent else 1)
+    except ValueError:
+        rate = 0.0
+    check_rate(0.0 if rest else rate, f'--unknown-at is "{text}"')
+    return rate
+
+
+def _say(
+    model: Deployed, paths: Iterator[str], top: int, doubt: tuple[float, float | None], json: bool
+) -> None:
+    """Print one line per picture. Raises RunError if none could be read, UserError for a rate too low.
+
+    Args:
+        doubt: the probability below which a picture is rejected, and the rate of false alarms of "unknown".
+    """
     from everclip.inference.predict import BATCH, answers, files
 
+    reject_below, rate = doubt
     if reject_below and model.calibration is None:
         print(f"note: probabilities of {model.spec} are not calibrated: see --calibrate", file=sys.stderr)
-    aligned = max(map(len, [*model.names, NONE])) if sys.stdout.isatty() else None
+    aligned = max(map(len, [*model.names, UNKNOWN])) if sys.stdout.isatty() else None
     read = total = 0
-    for answer in answers(model, files(paths)):
+    for answer in answers(model, files(paths), rate):
         total += 1
         read += answer.probabilities is not None
         shown = as_dict(model, answer, top, reject_below)
@@ -82,9 +106,17 @@ def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, j
 
 
 def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
-    """Return one line of ``--json``: file, class, probability, top, error; null where there is none."""
+    """Return one line of ``--json``: file, class, probability, top, error; null where there is none.
+
+    Where unknown pictures were asked for also ``unknown`` and ``unknown_score``.
+    """
     if answer.probabilities is None:
         return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
+    asked = (
+        {}
+        if answer.score is None
+        else {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
+    )
     order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
     ranked = [
         {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
@@ -93,20 +125,22 @@ def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> d
     rejected = float(answer.probabilities[order[0]]) < reject_below
     return {
         "file": answer.key,
-        "class": None if rejected else best["class"],
+        "class": None if rejected or answer.unknown else best["class"],
         "probability": best["probability"],
         "top": ranked,
         "error": None,
+        **asked,
     }
 
 
 def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:
-    """Return the same with tabs: file, class (or "none"), its probability, then the other classes and theirs.
+    """Return the same with tabs: file, class ("none", "unknown"), its probability, then other classes and theirs.
 
     Args:
         aligned: for a terminal, the width of a class, in columns aligned with spaces.
     """
-    cells = [(shown["file"], FILE_WIDTH), (NONE if shown["class"] is None else shown["class"], aligned or 0)]
+    name = shown["class"] or (UNKNOWN if shown.get("unknown") else NONE)
+    cells = [(shown["file"], FILE_WIDTH), (name, aligned or 0)]
     if shown["error"] is not None:
         cells += [("", 5), (f"cannot be read: {shown['error']}", 0)]
     else:
@@ -139,22 +173,18 @@ def _paths(files: tuple[str, ...]) -> Iterator[str]:
 
 
 def _calibrate(model: Deployed, data: str) -> Deployed:
-    """Fit the model's temperature on ``data`` and keep it in the model's folder."""
+    """Fit the model's temperature on ``data`` and keep it in the model's folder, with what sets thresholds."""
     from dataclasses import replace
 
     from everclip.inference import assess
 
-    plain = replace(model, calibration=None)
-    fitted = assess.fit_temperature(plain, data)
-    kept = assess.keep_calibration(plain, fitted)
+    fitted, held = assess.fit_temperature(model, data)
+    kept = assess.keep_calibration(model, fitted, held)
     where = "for this call: the model has no folder of its own" if kept is None else f"kept in {kept}"
-    print(_told(fitted) + f"; {where}", file=sys.stderr)
-    return replace(model, calibration=fitted)
-
-
-def _told(fitted: Calibration) -> str:
-    return (
-        f"temperature {fitted.temperature:.3g}, fitted on {fitted.images} images of {fitted.data}:"
-        f" calibration error {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (cross-fitted in two"
-        f" halves)"
+    print(
+        f"temperature {fitted.temperature:.3g}, fitted on {fitted.images} images of {fitted.data}: calibration error"
+        f" {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (cross-fitted in two halves); --unknown-at from"
+        f" {100 * held.finest:.2g}%, by the score {held.score}; {where}",
+        file=sys.stderr,
     )
+    return replace(model, calibration=fitted, unknown=held)

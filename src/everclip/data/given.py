@@ -13,7 +13,8 @@ from PIL import Image
 
 from everclip.data.formats.features import in_float32
 from everclip.data.gathered import Encoded
-from everclip.data.images import MOST_BYTES, ImageSet, sample_ids
+from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
+from everclip.data.prompts import PHOTO
 from everclip.errors import UserError
 from everclip.system.reading import Unreadable, read_bytes
 
@@ -72,3 +73,21 @@ def _bytes(image: Any, number: int) -> bytes:
     content = io.BytesIO()
     image.save(content, "PNG", compress_level=1)
     return content.getvalue()
+
+
+def checked(images: Any, labels: Sequence[str] | None) -> list[str]:
+    """Return labels as names. Raises UserError where there is not one for each image."""
+    names = [] if labels is None else [str(label).strip() for label in labels]
+    if len(names) != len(images) or not len(images):
+        raise UserError(f"{len(images)} images and {len(names)} labels: give one class name per image")
+    if "" in names:
+        raise UserError(f"label {names.index('')} is empty: give one class name per image")
+    return names
+
+
+def dataset(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
+    """Return encoded images as a data set to learn; ``width`` as in ``table``."""
+    classes = list(dict.fromkeys(names))
+    given = table(contents, [classes.index(name) for name in names], width)
+    nothing = given.select(np.zeros(0, dtype=np.int64))
+    return Dataset("the images", tuple(classes), ("",), given, nothing, (PHOTO,))

@@ -1,6 +1,7 @@
 """Export an ONNX graph from pictures to scores, with all that a program without torch needs beside it.
 
     model.onnx          images float32 [batch, 3, size, size] -> logits float32 [batch, classes]; any batch size
+                        and, of a closed form that keeps thresholds, unknown_score float32 [batch]
     labels.json         the classes, in the order of the columns
     preprocess.json     how a picture becomes ``images``
     example.py          a standalone program: numpy, Pillow and onnxruntime
@@ -29,12 +30,15 @@ from everclip.export import Written, quiet, write_json
 from everclip.export.shared.session import as_input, opened
 from everclip.export.shared.tracing import trace
 from everclip.inference.model import Deployed
+from everclip.inference.unknown import LOGIT, judged
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 
 LINE = "a graph for onnxruntime, with the classes in it"
 TOLERANCE = 1e-3
-"""Largest difference of a probability."""
+"""Largest difference of a probability, and of an unknown score as a share of the span of those of the pictures."""
+RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Rates of false alarms whose thresholds are written, as far as the held-out images allow them."""
 EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "onnx_example.py"
 
 
@@ -56,36 +60,65 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         onnx.helper.set_model_props(graph, {"classes": json.dumps(model.names, ensure_ascii=False)})
         onnx.save(graph, folder / "model.onnx")
     write_json(folder / "labels.json", list(model.names))
-    write_json(folder / "preprocess.json", preprocessing(model.clip))
+    write_json(folder / "preprocess.json", preprocessing(model.clip) | _thresholds(model))
     shutil.copyfile(EXAMPLE, folder / "example.py")
     return Written(_compare(model, opened(folder / "model.onnx"), pictures))
 
 
 class _Graph(nn.Module):
-    """Images, normalised as preprocess.json says, to logits."""
+    """Images, normalised as preprocess.json says, to logits and, where there are thresholds for it, unknown scores."""
 
     def __init__(self, model: Deployed) -> None:
         super().__init__()
         self.clip, self.classifier, self.to_logits = model.clip, model.classifier, model.to_logits
+        self.judge = model.judge if _judges(model) else None
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b c"] | tuple[Float[Tensor, "b c"], Float[Tensor, " b"]]:
         inputs = images if self.clip.trunk is None else self.clip.trunk(images)
-        return (self.classifier(inputs) * self.to_logits).float()
+        if self.judge is None:
+            return (self.classifier(inputs) * self.to_logits).float()
+        scores, unknown = self.judge(inputs)
+        return (scores * self.to_logits).float(), unknown[:, 0].float()
+
+
+def _judges(model: Deployed) -> bool:
+    """Return whether a model has thresholds for a score that its logits do not tell."""
+    return model.unknown is not None and model.judge.names == (model.unknown.score,) != (LOGIT,)
+
+
+def _thresholds(model: Deployed) -> dict[str, Any]:
+    """Return what preprocess.json says of ``unknown_score``: rates of false alarms and their thresholds."""
+    held = model.unknown
+    if held is None or not _judges(model):
+        return {}
+    table = {f"{rate:g}": held.threshold(rate) for rate in RATES if rate >= held.finest}
+    words = "unknown_score: float32 [batch]; above a threshold: a picture of no class; rate of false alarms: threshold"
+    return {"unknown": {"output": words, "score": held.score, "thresholds": table}}
 
 
 def _trace(model: Deployed) -> Any:
     """Return the graph, with a batch of any size."""
     side = model.clip.image_size
     batch = torch.zeros(2, 3, side, side, device=model.clip.device)
-    return trace(model.spec, _Graph(model), batch, "images", ["logits"])
+    made = ["logits", "unknown_score"] if _judges(model) else ["logits"]
+    return trace(model.spec, _Graph(model), batch, "images", made)
 
 
 def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
     """Return differences between onnxruntime and torch on the pictures."""
     ours = model.logits(pictures)
     inputs = as_input(model.clip, pictures)
-    parts = [session.run(None, {"images": part})[0] for part in np.array_split(inputs, -(-len(inputs) // 32))]
-    theirs = np.concatenate(parts)
+    parts = [session.run(None, {"images": part}) for part in np.array_split(inputs, -(-len(inputs) // 32))]
+    theirs = np.concatenate([part[0] for part in parts])
+    apart = {}
+    if _judges(model):
+        mine = judged(model, model.judge, pictures)[1][:, 0]
+        off = np.abs(mine - np.concatenate([part[1] for part in parts])).max() / max(np.ptp(mine), 1e-9)
+        apart = {"largest_difference_of_unknown_scores": float(off)}
+        if off > TOLERANCE:
+            raise RunError(f"onnxruntime's unknown scores differ from torch's by {off:.2g} of their span")
     worst = float(np.abs(probabilities(ours) - probabilities(theirs)).max())
     same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
     if worst > TOLERANCE:
@@ -100,6 +133,7 @@ def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) 
             np.abs(ours - theirs, where=finite, out=np.zeros_like(ours)).max()
         ),
         "largest_difference_of_probabilities": worst,
+        **apart,
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -19,7 +20,9 @@ from everclip.data.scenario import Task
 from everclip.errors import UserError
 from everclip.inference.learned import repeated
 from everclip.inference.model import Deployed, zero_shot
+from everclip.inference.unknown import Judge, available, judged_all
 from everclip.metrics.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
+from everclip.metrics.unknown import HeldOut, auroc, fpr95, held_out
 from everclip.models.clip import Clip
 from everclip.runs import card as cards
 from everclip.training.evaluate import Scores, evaluate
@@ -55,8 +58,7 @@ class Answers:
 
     def truth(self) -> Int64[np.ndarray, " n"]:
         """Return each image's column."""
-        column = {label: place for place, label in enumerate(self.model.labels)}
-        return np.array([column[label] for label in self.scores.truth.tolist()], dtype=np.int64)
+        return _columns(self.model, self.scores.truth)
 
 
 def decoded(images: ImageSet, clip: Clip, kept: bool = False) -> Pixels:
@@ -172,18 +174,19 @@ def _is_part_of(spec: str, whole: str) -> bool:
     return this == root or (this.parent == root and this.name in parts)
 
 
-def fit_temperature(model: Deployed, spec: str) -> Calibration:
-    """Return a temperature for the model on held-out images of its classes.
+def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:
+    """Return a temperature for the model on held-out images of its classes, and their unknown scores.
 
     Raises:
         UserError: an image's class is not among the model's, the data is the model's own, or the model is right, or
             wrong, wherever it is tried, so that no temperature is best.
     """
     found = load_held_out(spec, model, "--calibrate")
-    labelled(model, found, f"--calibrate {spec}")
-    repeated(model.spec, found.whole(), spec)
-    answered = examined(model, found)
-    fitted = fit(answered.logits(), answered.truth(), spec)
+    images = labelled(model, found, f"--calibrate {spec}")
+    repeated(model.spec, images, spec)
+    plain = replace(model, calibration=None, unknown=None)
+    logits, unknown, labels = judged_all(plain, plain.judge, images, decoded(images, model.clip))
+    fitted = fit(logits, _columns(model, labels), spec)
     if not LOWEST * 1.01 < fitted.temperature < HIGHEST / 1.01:
         right = "right" if fitted.temperature < 1 else "no better than chance"
         raise UserError(
@@ -192,11 +195,53 @@ def fit_temperature(model: Deployed, spec: str) -> Calibration:
         )
     if fitted.images < FEW:
         log.warning("a temperature fitted on %d images is rough; use at least %d", fitted.images, FEW)
-    return fitted
+    return fitted, held_out(plain.judge.names[0], spec, unknown[:, 0])
 
 
-def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
-    """Keep a temperature where the model was opened from: in the model folder, or in the run directory.
+def _columns(model: Deployed, labels: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    column = {label: place for place, label in enumerate(model.labels)}
+    return np.array([column[label] for label in labels.tolist()], dtype=np.int64)
+
+
+def tell_apart(model: Deployed, known: ImageSet, given: Dataset | None, spec: str) -> dict[str, Any]:
+    """Measure how well each unknown score of a model tells images of its classes from those of a data set.
+
+    Args:
+        known: held-out images of its classes.
+        given: the data that they are of; None for the run's own.
+        spec: images of other classes.
+
+    Raises:
+        UserError: a class is on the wrong side.
+    """
+    others = load(spec, model)
+    both = [name for name in present(others, _images(others)) if name in model.names]
+    if both:
+        raise UserError(
+            f'--unknown {spec} has images of "{both[0]}", which {model.spec} knows: leave them out'
+        )
+    judge = Judge(model, available(model))
+    known = known if given is None else labelled(model, given, f"--data {given.name}")
+    one, other = (
+        judged_all(model, judge, images, decoded(images, model.clip))[1]
+        for images in (known, _images(others))
+    )
+    return {
+        "data": others.name,
+        "images": len(other),
+        "own": model.judge.names[0],
+        "scores": {
+            name: {
+                "auroc": auroc(one[:, place], other[:, place]),
+                "fpr95": fpr95(one[:, place], other[:, place]),
+            }
+            for place, name in enumerate(judge.names)
+        },
+    }
+
+
+def keep_calibration(model: Deployed, calibration: Calibration, unknown: HeldOut) -> Path | None:
+    """Keep a temperature and scores where the model was opened from: in the model folder, or in the run directory.
 
     Returns:
         the file; None where the model has no folder of its own.
@@ -209,6 +254,6 @@ def keep_calibration(model: Deployed, calibration: Calibration) -> Path | None:
     folder = Path(model.spec).expanduser()
     of = {"model": model.identity} if model.identity else {"stage": len(model.plan.tasks) - 1}
     try:
-        return cards.write_calibration(folder, of, calibration)
+        return cards.write_calibration(folder, of, calibration, unknown)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): make it writable") from error

@@ -30,8 +30,10 @@ from everclip.data.prompts import PHOTO, Prompts
 from everclip.data.scenario import Task, seen
 from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError, suggest
+from everclip.inference.unknown import Judge, available
 from everclip.methods.base.method import Classifier, TextClassifier
 from everclip.metrics.calibration import Calibration
+from everclip.metrics.unknown import HeldOut
 from everclip.models import zoo
 from everclip.models.catalogue import FEATURES, LITE
 from everclip.models.clip import Clip, Images
@@ -62,6 +64,7 @@ class Deployed:
         build: labels to a classifier of them.
         plan: what it was trained with; without images unless it was opened for them.
         calibration: the temperature that was fitted for it.
+        unknown: scores of held-out images of its classes, which set thresholds.
         identity: which model its folder held when it was opened; empty for what is no model folder.
     """
 
@@ -73,6 +76,7 @@ class Deployed:
     build: Callable[[tuple[int, ...]], nn.Module]
     plan: Plan | None = None
     calibration: Calibration | None = None
+    unknown: HeldOut | None = None
     identity: str = ""
 
     @property
@@ -85,6 +89,13 @@ class Deployed:
         """Maps normalised images to scores, one column per label."""
         with torch.no_grad():  # not inference_mode, whose tensors an exporter cannot trace
             return self.build(self.labels).eval()
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Says how unknown images look, by the score whose thresholds are kept, else by the model's own."""
+        names = available(self)
+        kept = self.unknown is not None and self.unknown.score in names
+        return Judge(self, [self.unknown.score if kept and self.unknown else names[-1]])
 
     @property
     def reads_text(self) -> bool:
@@ -197,7 +208,7 @@ def of_run(path: Path) -> Deployed:
     """
     plan, clip, stage = open_run(path)
     found = of_plan(str(path), plan, clip, stage)
-    return replace(found, calibration=cards.read_calibration(path, {"stage": stage}))
+    return replace(found, **cards.read_calibration(path, {"stage": stage})._asdict())
 
 
 def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
@@ -221,7 +232,7 @@ def _of_checkpoint(path: Path) -> Deployed:
         return of_run(path)
     found = _of_folder(folder, str(path))
     kept = cards.read_calibration(path, {"stage": place.task - 1})
-    return replace(found, calibration=kept, identity="")
+    return replace(found, **kept._asdict(), identity="")
 
 
 def _of_folder(folder: Path, spec: str) -> Deployed:
@@ -229,12 +240,13 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
     card = cards.read(folder)
     identity = cards.identity(folder)
     kept = cards.read_calibration(folder, {"model": identity})
+    fitted = {"calibration": kept.calibration or card.calibration, "unknown": kept.unknown or card.unknown}
     plan = plan_of(card)
     if card.classifier == "text":
         clip = zoo.load(f"{LOCAL}{folder}", plan.config.image_size, device("auto"))
         known = zero_shot(spec, clip, card.classes, card.templates)
         known = replace(known, labels=seen(plan.tasks), plan=plan)
-        return replace(known, calibration=kept or card.calibration, identity=identity)
+        return replace(known, **fitted, identity=identity)
     file = folder / (STATE if (folder / STATE).is_file() else METHOD_FILE)
     try:
         state = read_state(file)
@@ -253,7 +265,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
         ) from error
     freeze(plan, clip)
     found = of_plan(spec, plan, clip, len(plan.tasks) - 1)
-    return replace(found, calibration=kept or card.calibration, identity=identity)
+    return replace(found, **fitted, identity=identity)
 
 
 def plan_of(card: Card) -> Plan:
@@ -280,11 +292,11 @@ def card_of(model: Deployed) -> Card:
             classifier="text",
             settings=cards.settings(config),
             calibration=model.calibration,
+            unknown=model.unknown,
         )
     assert model.labels == seen(model.plan.tasks), "a folder keeps all learned classes"
-    card = plans.card_of(model.plan, len(model.plan.tasks)).model_copy(
-        update={"calibration": model.calibration}
-    )
+    fitted = {"calibration": model.calibration, "unknown": model.unknown}
+    card = plans.card_of(model.plan, len(model.plan.tasks)).model_copy(update=fitted)
     if not model.reads_text:
         return card
     place = {label: place for place, label in enumerate(model.labels)}

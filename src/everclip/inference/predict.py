@@ -10,15 +10,17 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from everclip.data.formats.folders import check_names, image_files
-from everclip.data.images import FileStore, Store
+from everclip.data.images import FileStore, ImageSet, Store
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import read_lines
 from everclip.errors import UserError
 from everclip.inference.model import Deployed
+from everclip.inference.unknown import check_rate, judged, threshold
 from everclip.metrics.calibration import probabilities
+from everclip.models.clip import Images
 
 BATCH = 64
 """Number of pictures decoded and encoded at a time."""
@@ -32,15 +34,32 @@ class Answer:
         key: its path.
         probabilities: ``[c]``, of the model's classes; None for a picture that cannot be read.
         error: why it cannot.
+        score: its unknown score (inference/unknown.py), where that was asked for.
+        unknown: whether this is above the threshold.
     """
 
     key: str
     probabilities: Float[np.ndarray, " c"] | None
     error: str = ""
+    score: float | None = None
+    unknown: bool = False
 
 
-def answers(model: Deployed, batches: Iterable[Store]) -> Iterator[Answer]:
-    """Yield an answer to each picture, in the order given; the next batch is decoded while one is encoded."""
+def answers(model: Deployed, batches: Iterable[Store], unknown_at: float | None = None) -> Iterator[Answer]:
+    """Yield an answer to each picture, in the order given; the next batch is decoded while one is encoded.
+
+    Args:
+        unknown_at: rate, above 0 and below 1, at which pictures of known classes may be called unknown; None: no
+            picture is.
+
+    Raises:
+        UserError: as ``unknown.threshold``, before the first answer.
+    """
+    above = None if unknown_at is None else threshold(model, unknown_at)
+    return _answers(model, batches, above)
+
+
+def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> Iterator[Answer]:
     workers = min(8, os.cpu_count() or 1)
 
     def decode(store: Store) -> tuple[Store, Pixels, tuple]:
@@ -53,9 +72,50 @@ def answers(model: Deployed, batches: Iterable[Store]) -> Iterator[Answer]:
         while waiting is not None:
             store, pixels, (images, good) = waiting.result()
             waiting = next(coming, None)
-            found = iter(probabilities(model.logits(images)) if good.any() else ())
+            found = iter(zip(*asked(model, images, above), strict=True) if good.any() else ())
             for row, (key, fine) in enumerate(zip(store.keys, good.tolist(), strict=True)):
-                yield Answer(key, next(found)) if fine else Answer(key, None, pixels.broken[row])
+                if not fine:
+                    yield Answer(key, None, pixels.broken[row])
+                    continue
+                shares, score = next(found)
+                yield Answer(key, shares, "", score, above is not None and score > above)
+
+
+def asked(
+    model: Deployed, images: Images, above: float | None = None
+) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None]]:
+    """Return probabilities of images as the model takes them, and unknown scores where there is a threshold."""
+    if above is None:
+        return probabilities(model.logits(images)), [None] * len(images)
+    logits, unknown = judged(model, model.judge, images)
+    return probabilities(logits), unknown[:, 0].tolist()
+
+
+def everyone(
+    model: Deployed, images: ImageSet, unknown_at: float | None = None
+) -> tuple[Float[np.ndarray, "n c"], Bool[np.ndarray, " n"]]:
+    """Return probabilities of all images, and which are unknown.
+
+    Args:
+        unknown_at: as for ``answers``.
+
+    Raises:
+        UserError: one cannot be read; or as ``answers``.
+    """
+    if unknown_at is not None:
+        check_rate(unknown_at, f"unknown_at is {unknown_at}")
+    above = None if unknown_at is None else threshold(model, unknown_at)
+    pixels = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0)
+    found, new = [np.zeros((0, len(model.labels)))], [np.zeros(0, dtype=bool)]
+    for start in range(0, len(images), BATCH):
+        pictures, good = pixels.load(images.rows[start : start + BATCH])
+        if not good.all():
+            key, reason = next(iter(pixels.skipped().items()))
+            raise UserError(f"{key} cannot be read ({reason}): leave it out")
+        shares, scores = asked(model, pictures, above)
+        found.append(shares)
+        new.append(np.array([above is not None and score is not None and score > above for score in scores]))
+    return np.concatenate(found), np.concatenate(new).astype(bool)
 
 
 def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:

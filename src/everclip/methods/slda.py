@@ -77,6 +77,10 @@ class Slda(Statistics):
                 "method.eps=gcv chooses by sums that method.streaming=true does not keep: use one of the two"
             )
 
+    @property
+    def exact(self) -> bool:
+        return not self.config.streaming
+
     def add(
         self,
         rows: Float64[Tensor, "b m"],

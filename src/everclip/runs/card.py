@@ -12,6 +12,8 @@ pairs           true where it has learned images with captions: its "classes" ar
 settings        the config that it was trained with, without what belongs to the machine
 calibration     a temperature and what it was fitted on (calibration.py), or null; calibration.json, which
                 ``predict --calibrate`` writes beside it, goes before it
+unknown         scores of held-out images of the classes (unknown.py), which set thresholds; not there where there are
+                none; calibration.json goes before it, too
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,6 +34,7 @@ from everclip.data.prompts import check_templates
 from everclip.data.scenarios import lists
 from everclip.errors import UserError
 from everclip.metrics.calibration import Calibration
+from everclip.metrics.unknown import HeldOut
 from everclip.runs.resolve import resolve
 from everclip.system import checkpoint, trust
 from everclip.system.atomic import write_atomic
@@ -42,7 +45,8 @@ from everclip.system.text import check, printable
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
 CALIBRATION_FILE = "calibration.json"
-"""A temperature, with the model that it belongs to; it does not change checkpoints and versions."""
+"""A temperature and scores of held-out images, with the model that they belong to; checkpoints and versions stay as
+they are."""
 FORMAT = 1
 _LOCAL = {
     "out",
@@ -83,6 +87,7 @@ class Card(_Model):
     classifier: Literal["text", "method"]
     settings: dict[str, Any]
     calibration: Calibration | None = None
+    unknown: HeldOut | None = None
     pairs: bool = False
 
     @model_validator(mode="after")
@@ -141,9 +146,10 @@ def read(folder: Path) -> Card:
 
 def text_of(card: Card) -> str:
     """Return the content of everclip.json: one key per line, as a list may have a thousand classes."""
+    left_out = {key for key in ("pairs", "unknown") if not getattr(card, key)}
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
-        for key, value in card.model_dump(exclude=None if card.pairs else {"pairs"}).items()
+        for key, value in card.model_dump(exclude=left_out).items()
     ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -163,8 +169,15 @@ def identity(folder: Path) -> str:
     return hashlib.sha256(text_of(read(folder)).encode()).hexdigest()
 
 
-def read_calibration(folder: Path, of: Mapping[str, Any]) -> Calibration | None:
-    """Return the temperature that was kept in a run directory or a model folder; None where it is of another model.
+class Fitted(NamedTuple):
+    """What held-out images of a model's classes were used for; None for what was not."""
+
+    calibration: Calibration | None = None
+    unknown: HeldOut | None = None
+
+
+def read_calibration(folder: Path, of: Mapping[str, Any]) -> Fitted:
+    """Return what ``predict --calibrate`` has kept for a model in its run directory or its folder.
 
     Args:
         of: the model: ``{"stage": 3}`` of a run, ``{"model": identity(folder)}`` of a model folder.
@@ -174,21 +187,26 @@ def read_calibration(folder: Path, of: Mapping[str, Any]) -> Calibration | None:
     """
     file = folder / CALIBRATION_FILE
     if not file.exists():
-        return None
+        return Fitted()
     try:
         content = read_json(file)
-        found = Calibration.model_validate(content["calibration"])
+        found = Fitted(
+            Calibration.model_validate(content["calibration"]),
+            HeldOut.model_validate(content["unknown"]) if "unknown" in content else None,
+        )
         if content.get("sha256", _hash(content)) != _hash(content):  # earlier versions wrote none
             raise ValueError("changed")
-        return found if of.items() <= content.items() else None
+        return found if of.items() <= content.items() else Fitted()
     # Unreadable and pydantic's error are ValueErrors
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged: remove it, or calibrate again") from error
 
 
-def write_calibration(folder: Path, of: Mapping[str, Any], calibration: Calibration) -> Path:
-    """Write it, whole or not at all, beside the files that a manifest vouches for. Raises OSError."""
-    content = {**of, "calibration": calibration.model_dump()}
+def write_calibration(
+    folder: Path, of: Mapping[str, Any], calibration: Calibration, unknown: HeldOut
+) -> Path:
+    """Write them, whole or not at all, beside the files that a manifest vouches for. Raises OSError."""
+    content = {**of, "calibration": calibration.model_dump(), "unknown": unknown.model_dump()}
     content["sha256"] = _hash(content)
     write_atomic(folder / CALIBRATION_FILE, json.dumps(content, indent=2) + "\n")
     return folder / CALIBRATION_FILE

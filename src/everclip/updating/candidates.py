@@ -58,6 +58,7 @@ class Candidate:
         eligible: whether it can recognise all classes.
         clip: the trained weights.
         detail: how, for the verdict.
+        rows: of a closed form: the features of the check images that it reads.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Candidate:
     eligible: bool = True
     clip: Clip | None = None
     detail: str = ""
+    rows: Float32[Tensor, "n m"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,8 @@ def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Cand
     def build() -> Deployed:
         return closed_form(spec, trial.known, clip, method, trial.sums)
 
-    return Candidate(name, found, build, time.perf_counter() - begin, eligible, None, detail)
+    seconds = time.perf_counter() - begin
+    return Candidate(name, found, build, seconds, eligible, None, detail, rows)
 
 
 def learned(trial: Trial, progress: Progress) -> Iterator[Candidate]:

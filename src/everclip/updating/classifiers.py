@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch import Tensor
 
 from everclip.data.images import ImageSet
@@ -21,7 +21,6 @@ from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import blend
-from everclip.metrics.calibration import fit
 from everclip.models.clip import Clip, Images
 from everclip.models.depths import Depths
 from everclip.runs.card import Card, CardTask
@@ -31,8 +30,6 @@ BATCH = 128
 LAYERED = "multilayer_lda"
 """The method that reads more of the tower than the embedding, with its defaults."""
 READ = Depths()
-CALIBRATED = 40
-"""Number of check images needed to fit a temperature."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +140,6 @@ def scores(
     """Return scores of images that can be read, one column per label of the model; ``step`` as for ``features``."""
     rows = [model.classifier(batch.images).float().cpu() for batch in _plain(images, pixels, step)]
     return torch.cat(rows).numpy() if rows else np.zeros((0, len(model.labels)), dtype=np.float32)
-
-
-def calibrated(
-    model: Deployed, found: Float32[np.ndarray, "n c"], labels: Int64[np.ndarray, " n"]
-) -> Deployed:
-    """The model with a temperature fitted to its scores of check images; as it is where these are too few."""
-    if len(labels) < CALIBRATED or not np.isfinite(found).all():
-        return model
-    logits = found.astype(np.float64) * model.to_logits
-    return replace(model, calibration=fit(logits, labels, "check images of the update"))
 
 
 def _plain(images: ImageSet, pixels: Pixels, step: Step) -> Iterator[Batch]:

@@ -18,11 +18,13 @@ from everclip.errors import UserError, suggest
 from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, TRAINED, Candidate, Trial, candidates
-from everclip.updating.classifiers import calibrated, features, layered, scores, text_form
+from everclip.updating.classifiers import features, layered, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
 from everclip.updating.images import Pictures, Watch, collect, unwatched
 from everclip.updating.index import KEEP, Asked, Guard
+from everclip.updating.reliance import Checked, fitted
+from everclip.updating.start import everything
 from everclip.updating.state import State
 from everclip.updating.training import Lesson
 
@@ -146,7 +148,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     made = guard.allowed(made)
     chosen, reason = choose(made, decision, trial.checks, options.method)
     progress.say(f"chosen: {chosen.name} ({reason})")
-    after = _next(state, trial, pictures, made, chosen, options)
+    after, told = _next(state, trial, pictures, made, chosen, options)
     after, index = guard.judge(after, pictures, tested)
     result = None if tested is None else compare(state, after, tested, progress.aside)
     gate = gate_of(result, options.max_drop, state)
@@ -161,9 +163,15 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         "facts": vars(facts),
         "candidates": [_row(one, trial.checks, len(state.known.names), chosen) for one in made],
         "checks": {"images": len(pictures.checks), "new": len(pictures.fresh)},
+        "images": {
+            "given": len(everything(new)),
+            "learned": len(pictures.new),
+            "held": len(pictures.fresh),
+        },
         "test": result,
         "gate": gate,
         "index": index,
+        **told,
         "classes": {
             "old": list(state.known.names),
             "new": list(pictures.known.names[len(state.known.names) :]),
@@ -247,11 +255,11 @@ def choose(
 
 def _next(
     state: State, trial: Trial, pictures: Pictures, made: list[Candidate], chosen: Candidate, options: Options
-) -> State:
-    """Return the state after the update."""
-    model = chosen.build()
+) -> tuple[State, dict[str, Any]]:
+    """Return the state after the update, and what the verdict says of its probabilities and thresholds."""
     checks = trial.checks
-    model = calibrated(model, chosen.scores, checks.images.labels)
+    checked = Checked(chosen.scores, checks.images.labels, chosen.rows)
+    model, told = fitted(chosen.build(), checked, state.model)
     clips = [one for one in made if one.clip is not None]
     tuned = max(clips, key=lambda one: checks.accuracy(one.scores) or 0.0).clip if clips else state.tuned
     if chosen.clip is not None:
@@ -260,19 +268,8 @@ def _next(
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     added = [trial.known.names[label] for label in trial.known.tasks[-1].labels]
     record = state.next_record(now, chosen.name, len(pictures.new) + len(pictures.fresh), added)
-    return State(
-        state.spec,
-        model,
-        trial.known,
-        state.frozen,
-        tuned,
-        trial.sums,
-        exemplars,
-        kept,
-        pictures.domains,
-        None,
-        record,
-    )
+    own = (state.spec, model, trial.known, state.frozen, tuned, trial.sums)
+    return State(*own, exemplars, kept, pictures.domains, None, record), told
 
 
 def _share(one: Candidate, checks: Checks) -> str:

@@ -22,10 +22,11 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError, suggest
 from everclip.runs.card import CardTask
-from everclip.updating.classifiers import Known, calibrated, scores
+from everclip.updating.classifiers import Known, scores
 from everclip.updating.core import Outcome
-from everclip.updating.forgetting import forget, solved_anew
+from everclip.updating.forgetting import solved_anew, without
 from everclip.updating.images import Watch, holdout, unwatched
+from everclip.updating.reliance import refitted
 from everclip.updating.state import State
 from everclip.updating.verdict import listed
 
@@ -123,7 +124,7 @@ def edit(
     checks = _placed(state.checks, wanted.place)
     pixels = Pixels(checks.store, edited.encoder.eval_transform, edited.encoder.image_size, 0)
     found = scores(edited, checks, pixels)
-    after = replace(after, model=calibrated(edited, found, checks.labels))
+    after, told = refitted(after, model)
     images = checks
     if test is not None:
         images, pixels = _unseen(state, after, test, watch)
@@ -148,6 +149,7 @@ def edit(
         "classes": {"before": list(state.known.names), "after": list(wanted.names)},
         "test": result,
         "gate": gate,
+        **told,
         "index": {"words": "index valid: the encoder is as it was, so embeddings stay valid"},
         "seconds": round(time.perf_counter() - begin, 1),
     }
@@ -174,7 +176,7 @@ def _edited(state: State, wanted: Edit) -> State:
     assert state.model is not None
     gone = [name for name, label in zip(state.known.names, wanted.place, strict=True) if label < 0]
     if gone:
-        return forget(state, gone, []).state
+        return without(state, gone, []).state
     place = torch.tensor(wanted.place, dtype=torch.int64)
     after = replace(
         state,

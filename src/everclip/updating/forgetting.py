@@ -29,6 +29,7 @@ from everclip.methods.shared.sums import Sums
 from everclip.runs.card import CardTask
 from everclip.system.reading import Unreadable, read_bytes
 from everclip.updating.classifiers import LAYERED, Known, closed_form, features, layered, text_form
+from everclip.updating.reliance import refitted
 from everclip.updating.start import nothing
 from everclip.updating.state import State
 
@@ -43,7 +44,18 @@ class Forgotten:
 
 
 def forget(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgotten:
-    """Return a version without classes and without single images.
+    """Return a version without classes and without single images, fitted again on the check images that are left.
+
+    Args, Raises: as ``without``.
+    """
+    made = without(state, classes, files)
+    assert state.model is not None
+    after, told = refitted(made.state, state.model)
+    return Forgotten(after, {**made.report, **told})
+
+
+def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgotten:
+    """Return a version without classes and without single images, which has neither a temperature nor thresholds.
 
     Args:
         classes: names.

@@ -49,7 +49,14 @@ def page(verdict: dict[str, Any]) -> str:
     template = environment.get_template("classes.html.j2" if "edit" in verdict else "verdict.html.j2")
     more = max(0, len(ordered) - SHOWN)
     return template.render(
-        v=verdict, rows=ordered[:SHOWN], more=more, share=share, change=change, listed=listed
+        v=verdict,
+        rows=ordered[:SHOWN],
+        more=more,
+        share=share,
+        change=change,
+        listed=listed,
+        counted=counted,
+        reliance=reliance(verdict),
     )
 
 
@@ -62,12 +69,26 @@ def edit_lines(verdict: dict[str, Any]) -> list[str]:
         f"{verdict['edit']}: {before} classes before, {after} after; nothing was trained",
         f"{gate['words']}{measured}",
         verdict["index"]["words"],
+        *reliance(verdict),
     ]
+
+
+def reliance(verdict: dict[str, Any]) -> list[str]:
+    """Return what is said of probabilities and of unknown pictures."""
+    return [verdict[key]["words"] for key in ("calibration", "unknown")]
+
+
+def counted(images: dict[str, int]) -> str:
+    """Return the images of an update in words: as given, and as held for checks."""
+    left = images["given"] - images["learned"] - images["held"]
+    more = f", {left} left out (known already, or not readable)" if left else ""
+    return f"{images['given']} images given: {images['learned']} to learn from, {images['held']} held for checks{more}"
 
 
 def lines(verdict: dict[str, Any]) -> list[str]:
     """Return what a terminal shows below the table of candidates."""
-    told = [f"kept: {verdict['chosen']}, {verdict['reason']}"]
+    told = [counted(verdict["images"]), *(f"rule: {line}" for line in verdict["rule"])]
+    told.append(f"kept: {verdict['chosen']}, {verdict['reason']}")
     test, gate = verdict["test"], verdict["gate"]
     if test is not None:
         told.append(
@@ -78,4 +99,4 @@ def lines(verdict: dict[str, Any]) -> list[str]:
     told.append(verdict["index"]["words"])
     if gate["drop"] is None:
         told.append(f"old classes: {gate['words']}")
-    return told
+    return told + reliance(verdict)

@@ -1,4 +1,8 @@
-"""Predict classes of pictures with numpy, Pillow and onnxruntime: python example.py photo.jpg ..."""
+"""Predict classes of pictures with numpy, Pillow and onnxruntime: python example.py photo.jpg ...
+
+python example.py --unknown-at 0.05 photo.jpg ... says "unknown" of pictures of no class, if preprocess.json has a
+threshold for this rate.
+"""
 
 import json
 import sys
@@ -40,8 +44,15 @@ def load(path):
 
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(GRAPH)
-    for name in sys.argv[1:]:
-        logits = np.asarray(session.run(None, {"images": load(name)[None]})[0], dtype=np.float64)[0]
+    names, limit = sys.argv[1:], None
+    if names[:1] == ["--unknown-at"]:
+        limit, names = HOW["unknown"]["thresholds"][names[1]], names[2:]
+    for name in names:
+        found = session.run(None, {"images": load(name)[None]})
+        if limit is not None and found[1][0] > limit:
+            print(f"{name}\tunknown\t")
+            continue
+        logits = np.asarray(found[0], dtype=np.float64)[0]
         p = np.exp(logits - logits.max())
         p /= p.sum()
         for column in p.argsort()[::-1][:3]:

@@ -70,6 +70,16 @@ def strength(
     return lam / (n.item() * mean_variance)
 
 
+def regular(covariance: Float64[Tensor, "m m"], lam: float) -> Float64[Tensor, "m m"]:
+    """Return covariance + lam I, positive definite for lam > 0."""
+    made = covariance.clone()
+    made.diagonal().add_(lam)
+    if torch.linalg.cholesky_ex(made).info:  # images taken out were not in G to the last bit
+        values, vectors = torch.linalg.eigh(covariance)
+        made = (vectors * (values.clamp(min=0) + lam)) @ vectors.T
+    return made
+
+
 def whitened(
     covariance: Float64[Tensor, "m m"],
     means: Float64[Tensor, "c m"],
@@ -81,14 +91,9 @@ def whitened(
     Args:
         share: s; m is 1 where S is 0.
     """
-    regular = covariance.clone()
     lam = share * (covariance.diagonal().mean().item() or 1.0)
-    regular.diagonal().add_(lam)
-    if torch.linalg.cholesky_ex(regular).info:  # images taken out were not in G to the last bit
-        values, vectors = torch.linalg.eigh(covariance)
-        regular = (vectors * (values.clamp(min=0) + lam)) @ vectors.T
     offsets = means - centre
-    weight = ridge(regular, offsets.T.contiguous(), 0.0)
+    weight = ridge(regular(covariance, lam), offsets.T.contiguous(), 0.0)
     # a class at the centre has no direction
     lengths = (offsets.T * weight).sum(0).clamp(min=0).sqrt()
     weight = weight / lengths.clamp(min=torch.finfo(torch.float64).tiny)
@@ -116,8 +121,8 @@ class Nearest(Linear):
         self.owner = head.owner.to(head.weight.device)
         self.labels = labels
 
-    def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        scores = super().forward(images)
+    def scored(self, rows: Float64[Tensor, "b m"]) -> Float64[Tensor, "b c"]:
+        scores = super().scored(rows)
         if len(self.owner) == self.labels:
             return scores
         lowest = scores.new_full((len(scores), self.labels), -torch.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
 from everclip.methods.shared.discriminant import Head, Nearest, strength, whitened, within_covariance
-from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.statistics import Cells, Scores, Statistics, StatisticsConfig
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import Kept
 from everclip.models.depths import Depths
@@ -22,14 +22,6 @@ from everclip.models.depths import Depths
 log = logging.getLogger("everclip")
 
 Positive = Annotated[float, Field(gt=0)]
-
-
-class Cells(NamedTuple):
-    """Sums and counts of the images of a class in a domain, and the class of each."""
-
-    sums: Float64[Tensor, "k m"]
-    counts: Int64[Tensor, " k"]
-    owner: Int64[Tensor, " k"]
 
 
 class LayersConfig(StatisticsConfig):

@@ -78,6 +78,10 @@ class RidgeMethod(Statistics):
         return super().seeded or self.random_features > 0
 
     @property
+    def exact(self) -> bool:
+        return not self.options.class_weights
+
+    @property
     @abstractmethod
     def random_features(self) -> int:
         """Width of the random layer; 0: none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -23,6 +23,14 @@ from everclip.models.pooled import pooled
 
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
 """Weights and biases of a linear classifier."""
+
+
+class Cells(NamedTuple):
+    """Sums and counts of groups of images of one class each, and the label of each."""
+
+    sums: Float64[Tensor, "k m"]
+    counts: Int64[Tensor, " k"]
+    owner: Int64[Tensor, " k"]
 
 
 class StatisticsConfig(FirstSessionConfig):
@@ -136,6 +144,20 @@ class Statistics(FirstSession):
         """0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
 
+    @property
+    def exact(self) -> bool:
+        """Whether G, Q and n are kept, and are those of images that count once each."""
+        return self.second_moments
+
+    def cells(self) -> Cells:
+        """Return sums of each class that it has images of."""
+        there = self.counts > 0
+        return Cells(self.sums[there], self.counts[there], there.nonzero()[:, 0])
+
+    def shrinkage(self, cells: Cells) -> float | None:
+        """s of discriminant.py, where the method has chosen it; else None."""
+        return None
+
     def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
         """Return the features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
@@ -164,4 +186,8 @@ class Linear(Classifier):
         self.encode, self.weight, self.bias = encode, weight, bias
 
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        return torch.addmm(self.bias, self.encode(images), self.weight)
+        return self.scored(self.encode(images))
+
+    def scored(self, rows: Float64[Tensor, "b m"]) -> Float64[Tensor, "b c"]:
+        """Return scores of features."""
+        return torch.addmm(self.bias, rows, self.weight)

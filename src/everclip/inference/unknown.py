@@ -1,0 +1,163 @@
+"""Score how unknown a picture looks to a model, and compare the score with a threshold for a rate of false alarms.
+
+    maximum_logit            - max_k z_k, z the logits at temperature 1 (Hendrycks et al. 2022,
+                             https://arxiv.org/abs/1911.11132, section 3): any model
+    mahalanobis              the distance to the nearest class mean under the pooled covariance, and
+    relative_mahalanobis     that minus the distance to all images (methods/shared/gaussians.py): a closed form whose
+                             own sums know every class
+
+All are higher for the unknown. The last one that a model has is its own score: benchmarks/unknown.md says why. It does
+not depend on the temperature, and so a new one leaves thresholds as they are (metrics/unknown.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from everclip.data.images import ImageSet
+from everclip.data.loader import Loader
+from everclip.data.pixels import Pixels
+from everclip.errors import RunError, UserError
+from everclip.methods.base.method import Classifier
+from everclip.methods.shared.gaussians import distances, usable
+from everclip.methods.shared.gaussians import left_out as distances_left_out
+from everclip.methods.shared.statistics import Linear, Statistics
+from everclip.metrics.unknown import ROUNDING, images_for
+from everclip.models.clip import Images
+
+if TYPE_CHECKING:
+    from everclip.inference.model import Deployed
+
+LOGIT, DISTANCE, RELATIVE = "maximum_logit", "mahalanobis", "relative_mahalanobis"
+BATCH = 128
+
+
+class Judge(nn.Module):
+    """A model's classifier and some of its unknown scores, from one pass of its tower.
+
+    Args:
+        names: of the scores.
+    """
+
+    def __init__(self, model: Deployed, names: Sequence[str]) -> None:
+        super().__init__()
+        self.classifier, self.names = model.classifier, tuple(names)
+        self.sharpness = _sharpness(self.classifier)
+        self.distances = nn.ModuleDict()
+        if set(names) - {LOGIT}:
+            assert model.plan is not None
+            method = model.plan.method
+            assert isinstance(method, Statistics)
+            found = zip((DISTANCE, RELATIVE), distances(method, model.labels), strict=True)
+            self.distances = nn.ModuleDict({name: one for name, one in found if name in names})
+
+    def forward(self, images: Images) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b n"]]:
+        """Return scores of the classifier, and unknown scores."""
+        if isinstance(self.classifier, Linear):
+            return self.of_rows(self.classifier.encode(images))
+        return (scores := self.classifier(images)), self._unknown(scores, None)
+
+    def of_rows(self, rows: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b n"]]:
+        """Return the same of features, for a linear classifier."""
+        assert isinstance(self.classifier, Linear)
+        return (scores := self.classifier.scored(rows)), self._unknown(scores, rows)
+
+    def _unknown(self, scores: Tensor, rows: Tensor | None) -> Tensor:
+        found = [
+            -self.sharpness * scores.amax(1) if name == LOGIT else self.distances[name](rows)
+            for name in self.names
+        ]
+        return torch.stack(found, 1)
+
+
+def _sharpness(classifier: nn.Module) -> float:
+    return classifier.to_logits if isinstance(classifier, Classifier) else 1.0
+
+
+def available(model: Deployed) -> tuple[str, ...]:
+    """Return the names of the unknown scores that a model has; the last is its own."""
+    method = None if model.plan is None else model.plan.method
+    closed = isinstance(model.classifier, Linear) and isinstance(method, Statistics)
+    return (LOGIT, DISTANCE, RELATIVE) if closed and usable(method, model.labels) else (LOGIT,)
+
+
+@torch.inference_mode()
+def judged(
+    model: Deployed, judge: Judge, images: Images
+) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, "b n"]]:
+    """Return logits of images as the model takes them, and their unknown scores in the columns of ``judge.names``."""
+    scores, unknown = judge(images)
+    return (scores.double() * model.to_logits).cpu().numpy(), unknown.double().cpu().numpy()
+
+
+def judged_all(
+    model: Deployed, judge: Judge, images: ImageSet, pixels: Pixels
+) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n k"], Int64[np.ndarray, " n"]]:
+    """Return the same of those of a set of images that can be read, and their labels. Raises RunError for none."""
+    batches = Loader(pixels, BATCH).plain(images, BATCH)
+    found = [(*judged(model, judge, batch.images), batch.labels.numpy()) for batch in batches if len(batch)]
+    if not found:
+        raise RunError(f"not one of {len(images)} images can be read")
+    logits, unknown, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    return logits, unknown, labels
+
+
+def maximum_logit(model: Deployed, scores: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+    """Return that unknown score of the classifier's scores."""
+    return -_sharpness(model.classifier) * scores.max(1).astype(np.float64)
+
+
+def left_out(
+    model: Deployed, name: str, rows: Float[Tensor, "n m"], labels: Int64[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Return an unknown score of images in a model's sums, by features, as if these had never been added.
+
+    Args:
+        name: not ``maximum_logit``, which is not the sums' own.
+        labels: of the images.
+    """
+    assert model.plan is not None
+    method = model.plan.method
+    assert isinstance(method, Statistics)
+    found = distances_left_out(method, rows.to(method.gram), torch.from_numpy(labels))
+    return found[name == RELATIVE].cpu().numpy()
+
+
+def check_rate(rate: float, given: str) -> None:
+    """Refuse what is no rate of false alarms; ``given`` says how it was given. Raises UserError."""
+    if not 0 < rate < 1:
+        raise UserError(f"{given}: use a rate of false alarms above 0 and below 1, such as 5% or 0.05")
+
+
+def threshold(model: Deployed, rate: float) -> float:
+    """Return the unknown score above which a picture is unknown, for a rate of false alarms.
+
+    Raises:
+        UserError: the model keeps no scores of held-out images, or too few for this rate.
+    """
+    held = model.unknown
+    give = f"everclip predict {model.spec} --calibrate DATA"
+    if held is None:
+        raise UserError(
+            f"{model.spec} keeps no scores of held-out images, which set the threshold: give images of its classes"
+            f" with {give}"
+        )
+    if held.score not in available(model):
+        raise UserError(
+            f"{model.spec} has no score {held.score} any more: give held-out images again, with {give}"
+        )
+    if rate < held.finest - ROUNDING:
+        wanted, more = images_for(rate), images_for(rate) - held.images
+        raise UserError(
+            f"a rate of {100 * rate:.3g} % needs {wanted} held-out images of known classes, {more} more than the"
+            f" {held.images} of {model.spec}: use {100 * held.finest:.3g} % or more, or give {wanted} with {give}"
+            if more > 0
+            else f"a rate of {100 * rate:.3g} % is finer than {100 * held.finest:.3g} %, the finest that is kept"
+        )
+    return held.threshold(rate)

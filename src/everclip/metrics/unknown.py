@@ -1,0 +1,89 @@
+"""Tell images of unknown classes from those of known ones by a score that is higher for the unknown.
+
+A threshold for a stated rate a of false alarms, from the scores s_(1) <= ... <= s_(n) of held-out images of known
+classes (split conformal prediction: Vovk et al. 2005; Lei et al. 2018, https://arxiv.org/abs/1604.04173, section 2.2):
+
+    t = s_(k),  k = ceil( (n + 1) (1 - a) ),        an image is unknown if its score is above t
+
+If a further image of known classes comes as these did, it is called unknown with probability at most a, whatever the
+score is, and however few images there are: but n has to be at least 1 / a - 1, or else there is no such k.
+
+How well a score tells two sets apart (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136; Liang et al. 2018,
+https://arxiv.org/abs/1706.02690): AUROC, the probability that an unknown image has a higher score than a known one, and
+FPR95, the fraction of unknown images that pass where 95 % of the known ones do.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MOST = 999
+"""Largest number of scores that are kept: rates down to 0.1 %."""
+ROUNDING = 1e-9
+"""What products of rates and counts are off by at most."""
+
+SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+
+Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class HeldOut(BaseModel):
+    """The scores of held-out images of known classes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    score: str = Field(min_length=1, max_length=40, description="which score it is")
+    data: str = Field(description="the images")
+    images: int = Field(ge=1, description="how many they were")
+    scores: list[Score] = Field(min_length=1, max_length=MOST, description="their scores, sorted")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HeldOut:
+        if self.scores != sorted(self.scores) or len(self.scores) > self.images:
+            raise ValueError("scores are not sorted, or more than there were images")
+        return self
+
+    @property
+    def finest(self) -> float:
+        """The lowest rate of false alarms that can be asked for."""
+        return 1 / (len(self.scores) + 1)
+
+    def threshold(self, rate: float) -> float:
+        """Return t of a rate from ``finest`` to 1; see the module."""
+        assert self.finest - ROUNDING <= rate < 1
+        return self.scores[math.ceil((len(self.scores) + 1) * (1 - rate) - ROUNDING) - 1]
+
+
+def held_out(score: str, data: str, values: Float[np.ndarray, " n"]) -> HeldOut:
+    """Keep scores; of more than ``MOST`` as many order statistics, which hold the rate as all of them would.
+
+    Args:
+        values: at least one, all finite.
+    """
+    ordered, n = np.sort(values.astype(np.float64)), len(values)
+    if n > MOST:  # the j-th of those kept is at or above the fraction j / (MOST + 1)
+        ordered = ordered[-(-np.arange(1, MOST + 1) * (n + 1) // (MOST + 1)) - 1]
+    return HeldOut(score=score, data=data, images=n, scores=[float(f"{value:.9g}") for value in ordered])
+
+
+def images_for(rate: float) -> int:
+    """Return the number of held-out images that a rate of false alarms needs at least."""
+    return max(1, math.ceil(1 / rate - 1 - ROUNDING))
+
+
+def auroc(known: Float[np.ndarray, " n"], unknown: Float[np.ndarray, " m"]) -> float:
+    """Return AUROC in 0..1; equal scores count half."""
+    ordered = np.sort(known)
+    below = [np.searchsorted(ordered, unknown, side).mean() for side in SIDES]
+    return float(sum(below) / 2 / len(known))
+
+
+def fpr95(known: Float[np.ndarray, " n"], unknown: Float[np.ndarray, " m"]) -> float:
+    """Return FPR95 in 0..1."""
+    passing = np.sort(known)[math.ceil(0.95 * len(known) - ROUNDING) - 1]
+    return float((unknown <= passing).mean())

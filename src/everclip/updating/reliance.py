@@ -1,0 +1,133 @@
+"""Fit what makes a version's answers reliable, on its check images: a temperature, and thresholds for unknown pictures.
+
+Scores of check images are those of a classifier that has not learned them: a closed form is solved without them, and
+its distances leave out each of them in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from everclip.data.pixels import Pixels
+from everclip.inference.model import Deployed
+from everclip.inference.unknown import LOGIT, available, left_out, maximum_logit
+from everclip.methods.shared.statistics import Linear, Statistics
+from everclip.metrics.calibration import Calibration, fit
+from everclip.metrics.unknown import HeldOut, held_out
+from everclip.updating.classifiers import closed_form, columns_of, features, layered, scores
+from everclip.updating.state import State
+
+CALIBRATED = 40
+"""Number of check images needed to fit a temperature."""
+DATA = "check images of the update"
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What a version says of its check images.
+
+    Args:
+        scores: by a classifier that has not learned them, one column per class.
+        labels: of the images.
+        rows: for a closed form that has them in its sums, the features that it reads.
+    """
+
+    scores: Float32[np.ndarray, "n c"]
+    labels: Int64[np.ndarray, " n"]
+    rows: Float32[Tensor, "n m"] | None = None
+
+    def unknown(self, model: Deployed) -> HeldOut | None:
+        """Return their unknown scores; None where a score would need features that are not there."""
+        name = available(model)[-1]
+        if name == LOGIT:
+            return held_out(name, DATA, maximum_logit(model, self.scores))
+        return (
+            None if self.rows is None else held_out(name, DATA, left_out(model, name, self.rows, self.labels))
+        )
+
+
+def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[Deployed, dict[str, Any]]:
+    """Return the model with a temperature and with scores for thresholds, and what to say of them.
+
+    A model that is the one before stays as it is, as far as that had both. With fewer than ``CALIBRATED`` check images
+    the temperature of the model before is kept, unless that classified in another way.
+
+    Returns:
+        also for the verdict: ``calibration`` and ``unknown``, each with ``words``.
+    """
+    usable = len(checked.labels) > 0 and bool(np.isfinite(checked.scores).all())
+    calibration, told = _temperature(model, checked, before, usable)
+    score = available(model)[-1]
+    held = model.unknown if model is before else None
+    if held is None and usable:
+        held = checked.unknown(model)
+    if held is None:
+        words = "no check images to set a threshold by; give held-out images with predict --calibrate"
+    else:
+        words = f"predict --unknown-at from {100 * held.finest:.2g} % up, by {held.score} on {held.images} check images"
+    about = {"score": score, "images": 0 if held is None else held.images}
+    about |= {"finest_rate": None if held is None else held.finest, "words": f"unknown pictures: {words}"}
+    return replace(model, calibration=calibration, unknown=held), {"calibration": told, "unknown": about}
+
+
+def _temperature(
+    model: Deployed, checked: Checked, before: Deployed | None, usable: bool
+) -> tuple[Calibration | None, dict[str, Any]]:
+    """Return the temperature of a model, and what to say of it."""
+    count, old = len(checked.labels), None if before is None else before.calibration
+    other = before is not None and _kind(before) != _kind(model)
+    told: dict[str, Any] = {"images": count, "needed": CALIBRATED, "fitted": False}
+    if model is before and old is not None:
+        made, words = old, f"the classifier is unchanged, and so is its temperature, {old.temperature:.3g}"
+    elif usable and count >= CALIBRATED:
+        logits = checked.scores.astype(np.float64) * replace(model, calibration=None).to_logits
+        made = fit(logits, checked.labels, DATA)
+        told |= {"fitted": True, "ece_before": made.ece_before, "ece_after": made.ece}
+        words = (
+            f"temperature {made.temperature:.3g}, fitted on {count} check images; calibration error"
+            f" {made.ece_before:.1%} before, {made.ece:.1%} after"
+        )
+    else:
+        made = None if other else old
+        kept = (
+            f"the old temperature, {old.temperature:.3g}, is kept"
+            if old
+            else "there was no temperature before"
+        )
+        if old and other:
+            kept = f"the old temperature, {old.temperature:.3g}, was another classifier's and is dropped"
+        words = f"{count} check images are too few for a temperature ({CALIBRATED} are needed): {kept}"
+    told |= {"temperature": made.temperature if made else None, "words": f"probabilities: {words}"}
+    return made, told
+
+
+def _kind(model: Deployed) -> str:
+    """Return what classifies: scores of two kinds have no temperature in common."""
+    return "text" if model.reads_text or model.plan is None else model.plan.config.method.name
+
+
+def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
+    """Return a version whose classifier was solved anew, fitted again on the check images that are left; and words."""
+    model, checks = state.model, state.checks
+    assert model is not None
+    pixels = Pixels(checks.store, model.encoder.eval_transform, model.encoder.image_size, 0)
+    rows = None
+    if model.plan is None or not isinstance(model.plan.method, Statistics):
+        found = scores(model, checks, pixels)
+    else:
+        every = features(state.frozen, checks, pixels, layered(state.frozen, state.sums))
+        sums = state.sums.minus(every, torch.from_numpy(checks.labels), torch.from_numpy(checks.ids))
+        method = model.plan.config.method
+        options = {"name": method.name, **dict(method.options)}
+        apart = closed_form(state.spec, state.known, state.frozen, options, sums)
+        assert isinstance(apart.classifier, Linear)
+        rows = every[:, columns_of(method.name, state.frozen)]
+        found = apart.classifier.scored(rows.to(apart.classifier.weight)).float().cpu().numpy()
+    made, told = fitted(model, Checked(found, checks.labels, rows), before)
+    return replace(state, model=made), told
