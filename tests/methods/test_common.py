@@ -31,7 +31,7 @@ from tests.printed import printed
 from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")
-UNTRAINED = {"multilayer_lda", "ncm", "ranpac", "ridge", "slda", "zero_shot"}
+UNTRAINED = {"fecam", "multilayer_lda", "ncm", "ranpac", "ridge", "slda", "zero_shot"}
 """Methods that take no optimizer step with their default options."""
 TRAINED = [name for name in EVERY if name not in UNTRAINED]
 NEED_EXEMPLARS = ["der_expand", "foster", "icarl", "memo"]

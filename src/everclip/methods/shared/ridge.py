@@ -14,7 +14,7 @@ from torch import Tensor
 
 from everclip.methods.base.method import Batch, Clip, Prompts, Task
 from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
-from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
 from everclip.seeding import generator
 
 log = logging.getLogger("everclip")
@@ -62,7 +62,7 @@ class RidgeConfig(StatisticsConfig):
         return "fixed" if self.lam_choice == "gcv" and self.lam is not None else self.lam_choice
 
 
-class RidgeMethod(Statistics):
+class RidgeMethod(LinearStatistics):
     """W = (G + lam I)^-1 Q. lam enters when the equation is solved, so once, and not with each task."""
 
     projection: Float[Tensor, "d m"]

@@ -128,10 +128,6 @@ class Statistics(FirstSession):
 
     # Classifier -------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def solve(self, clip: Clip, labels: list[int]) -> Scores:
-        """Return the classifier of these labels; ``silence`` is the bias of those never trained."""
-
     def silence(self, labels: list[int]) -> Float64[Tensor, " c"]:
         """0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
@@ -139,6 +135,14 @@ class Statistics(FirstSession):
     def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
         """Return the features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
+
+
+class LinearStatistics(Statistics):
+    """Sums from which a linear classifier follows."""
+
+    @abstractmethod
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        """Return the classifier of these labels; ``silence`` is the bias of those never trained."""
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
