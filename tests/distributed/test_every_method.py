@@ -13,7 +13,7 @@ from everclip import plugins
 from everclip.training.plan import Plan
 from tests.distributed.processes import work
 from tests.distributed.test_exact import same
-from tests.running import configured, run
+from tests.running import WIDE, configured, run
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def forms(photos: str, toy: str) -> list[str]:
     found = []
     for name in plugins.names("methods"):
         if Plan.of(configured(*words(name, toy, photos))).method.capabilities.shares:
-            found.append(f"{name} method.width=64" if name == "ranpac" else name)
+            found.append(f"{name} method.width=64" if f"method={name}" in WIDE else name)
     return [*found, *MORE]
 
 

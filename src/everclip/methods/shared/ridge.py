@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from everclip.methods.base.method import Batch, Clip, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
 from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
 from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
 from everclip.seeding import generator
@@ -31,8 +31,8 @@ USUAL = 0.3
 """lam where it is neither given nor chosen."""
 
 
-class RidgeConfig(StatisticsConfig):
-    """Options of ridge regression."""
+class LamConfig(MethodConfig):
+    """Options of the strength of the ridge."""
 
     lam: float | None = Field(
         default=None,
@@ -57,9 +57,13 @@ class RidgeConfig(StatisticsConfig):
     )
 
     @property
-    def choice(self) -> Literal["gcv", "fixed", "task", "seen"]:
+    def choice(self) -> str:
         """The way lam comes about: a value that is given needs no choice by the sums."""
         return "fixed" if self.lam_choice == "gcv" and self.lam is not None else self.lam_choice
+
+
+class RidgeConfig(LamConfig, StatisticsConfig):
+    """Options of ridge regression, on features that another method may train first."""
 
 
 class RidgeMethod(LinearStatistics):
@@ -68,7 +72,7 @@ class RidgeMethod(LinearStatistics):
     projection: Float[Tensor, "d m"]
     chosen: Float64[Tensor, ""]
 
-    def __init__(self, config: RidgeConfig, prompts: Prompts) -> None:
+    def __init__(self, config: LamConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
         self._best: tuple[int, float] = (0, 0.0)  # lam by cross-validation, and of how many images
@@ -112,16 +116,16 @@ class RidgeMethod(LinearStatistics):
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         counts = self.summed.targets(labels).sum(0)
         weights = 1 / counts[labels] if options.class_weights else torch.ones_like(labels).double()
-        if options.choice in ("task", "seen") and len(labels) > 1:
+        if options.choice not in ("gcv", "fixed") and len(labels) > 1:
             order = torch.from_numpy(generator(seed, "ridge", task.index).permutation(len(labels)))
-            self._choose(features, labels, weights, order.to(labels.device))
+            self.choose(features, labels, weights, order.to(labels.device))
             log.info("%s: lambda %.3g, chosen on %d images", task.name, self.chosen.item(), len(labels))
         for part in torch.arange(len(labels), device=labels.device).split(CHUNK):
             self.add(self.rows(features[part]), labels[part], weights[part])
         if "square" in self._buffers:
             self.get_buffer("square").add_(weights.sum())
 
-    def _choose(
+    def choose(
         self,
         features: Float[Tensor, "n d"],
         labels: Int64[Tensor, " n"],

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
-from everclip.methods.base.method import Batch, Capabilities, Classifier, Clip, Images, Prompts, Task
+from everclip.methods.base.method import (
+    Batch,
+    Capabilities,
+    Classifier,
+    Clip,
+    Images,
+    MethodConfig,
+    Prompts,
+    Task,
+)
 from everclip.methods.shared.sums import Sums
 from everclip.models.pooled import pooled
 
@@ -51,9 +60,9 @@ class Statistics(FirstSession):
     sums: Float64[Tensor, "c m"]
     counts: Int64[Tensor, " c"]
 
-    def __init__(self, config: StatisticsConfig, prompts: Prompts) -> None:
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self._pooled = config.feature == "pooled"
+        self._pooled = isinstance(config, StatisticsConfig) and config.feature == "pooled"
         self.can(reads="pooled" if self._pooled else "features")
         self._built = False
 
