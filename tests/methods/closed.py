@@ -25,6 +25,7 @@ LAM = {"lam": 0.1, "lam_unit": "absolute"}
 SMALL: dict[str, dict[str, Any]] = {
     "rail": {"width": 24},
     "ranpac": {"width": 24, "lam_choice": "fixed"},
+    "vis": {"width": 24, "hidden": 0},
 }
 NAMES = ("ncm", "ridge", "ranpac", "slda")
 

@@ -71,6 +71,8 @@ VARIANTS = [
     "co2l method.objective=simclr method.probe_start=kept",
     "cassle method.objective=sogclr method.probe=mixed method.predictor=fresh",
     "cclis method.prototypes=text",
+    "rapf method.shrink=true method.theta=2",
+    "spu method.score=paper method.decay=all",
     "cmoa method.head=linear method.separate=0.2 method.contrast=1 method.contrast_from=2",
 ]
 """Options that change what a method does; they pass the same checks as the defaults where that makes sense."""
@@ -84,6 +86,7 @@ STILL = [
     "ridge method.expand=24 method.lam_unit=absolute",
     "ridge method.prior=text method.unseen=text",
     "slda method.eps=gcv",
+    "vis method.hidden=0 method.width=64",
     "slda method.streaming=true method.log_priors=true",
 ]
 """Variants that train nothing: they are run, stopped and resumed."""
@@ -162,7 +165,8 @@ def test_steps_lower_the_loss(name: str, clip: Clip, toy: str, photos: str) -> N
             losses.append(sum(term.item() for term in terms.values()))
             update.step(terms, "here", [])
             method.after_step(clip)
-        assert losses[-1] < losses[0], phase.name
+        if phase.name != "score":  # which reads gradients and puts the weights back
+            assert losses[-1] < losses[0], phase.name
 
 
 @pytest.mark.parametrize("name", slow_after(len(TRAINED), [*TRAINED, *VARIANTS]))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everclip.methods.base.method import Batch, Classifier, Clip, Images, Prompts, Task
-from everclip.methods.shared.gaussian import correlation, covariance, spread
+from everclip.methods.shared.gaussian import Gaussian, correlation, covariance, spread
 from everclip.methods.shared.statistics import Statistics, StatisticsConfig
 from everclip.methods.shared.weights import Kept
 
@@ -93,11 +93,10 @@ class Fecam(Kept, Statistics):
             if new > 1:
                 self.keep(str(label), covariance(rows), 0.5)
             return
-        step = rows.mean(0) - self.sums[label] / before
-        between = before * new / (before + new) * torch.outer(step, step)
-        old = self.kept.get(str(label), torch.zeros_like(between)).double()
-        scatter = (before - 1) * old + max(0, new - 1) * covariance(rows) + between
-        self.kept[str(label)] = (scatter / (before + new - 1)).float()
+        mean = self.sums[label] / before
+        old = self.kept.get(str(label), rows.new_zeros(rows.shape[1], rows.shape[1])).double()
+        both = Gaussian(before, mean, old).with_rows_of(Gaussian.of(rows))
+        self.kept[str(label)] = both.sigma.float()
 
     def keep(self, name: str, sigma: Float64[Tensor, "d d"], share: float) -> None:
         """Mix a covariance with the one before, if there is one, of which ``share`` stays."""

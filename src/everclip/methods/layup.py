@@ -51,7 +51,7 @@ class Layup(RidgeMethod):
         blocks: int = Field(
             default=6, ge=1, description="k: last blocks that are read, or all of a tower with fewer"
         )
-        lam_choice: Literal["folds", "gcv", "fixed", "task", "seen"] = Field(
+        lam_choice: Literal["folds", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
             default="folds",
             description="how to choose lam: by four folds of each new task's images (folds); by"
             " generalised cross-validation on the sums, unless lam is given (gcv); lam itself (fixed); or"

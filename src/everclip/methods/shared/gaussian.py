@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+class Gaussian(NamedTuple):
+    """The number of some rows, their mean and their unbiased covariance, which is 0 of one row."""
+
+    count: int
+    mean: Float[Tensor, " d"]
+    sigma: Float[Tensor, "d d"]
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "n d"]) -> Gaussian:
+        """Describe at least one row."""
+        return cls(len(rows), rows.mean(0), covariance(rows))
+
+    def with_rows_of(self, other: Gaussian) -> Gaussian:
+        """Describe the rows of both together."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        between = self.count * other.count / count * torch.outer(step, step)
+        scatter = (self.count - 1) * self.sigma + (other.count - 1) * other.sigma + between
+        return Gaussian(count, self.mean + other.count / count * step, scatter / (count - 1))
 
 
 def covariance(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:

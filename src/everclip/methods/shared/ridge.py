@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
 from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
@@ -69,6 +70,11 @@ class RidgeConfig(LamConfig, StatisticsConfig):
 class RidgeMethod(LinearStatistics):
     """W = (G + lam I)^-1 Q. lam enters when the equation is solved, so once, and not with each task."""
 
+    grid: ClassVar[tuple[float, ...]] = GRID
+    """The lams that a choice by images tries."""
+    bias: ClassVar[bool] = False
+    """Whether a 1 stands behind the features."""
+
     projection: Float[Tensor, "d m"]
     chosen: Float64[Tensor, ""]
 
@@ -95,13 +101,14 @@ class RidgeMethod(LinearStatistics):
         if self.random_features:
             drawn = self.draw(width, self.random_features).to(clip.device)
             self.register_buffer("projection", drawn, persistent=False)
-        super().build(clip, self.random_features or width)
+        super().build(clip, (self.random_features or width) + self.bias)
         self.register_buffer("chosen", self.sums.new_zeros(()))  # 0: none yet
         if self.options.choice == "gcv" and self.options.class_weights:
             self.register_buffer("square", self.sums.new_zeros(()))  # |Y|^2, else the number of images
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
-        return (features @ self.projection).relu() if self.random_features else features
+        found = (features @ self.projection).relu() if self.random_features else features
+        return pad(found, (0, 1), value=1.0) if self.bias else found
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         """Add the images of a task; they are looked at twice where classes are weighted or lam is chosen."""
@@ -150,8 +157,8 @@ class RidgeMethod(LinearStatistics):
                 gram.addmm_(rows.T, rows)
                 cross.addmm_(rows.T, targets)
             spectrum = Spectrum.of_gram(gram, cross)
-        errors = [spectrum.errors(*scaled(part), GRID) for part in held.split(CHUNK)]
-        self.chosen.fill_(GRID[int(torch.stack(errors).sum(0).argmin())])
+        errors = [spectrum.errors(*scaled(part), self.grid) for part in held.split(CHUNK)]
+        self.chosen.fill_(self.grid[int(torch.stack(errors).sum(0).argmin())])
 
     def strength(self, prior: Float64[Tensor, "m c"] | None = None) -> float:
         """lam, in units of G.

@@ -109,3 +109,10 @@ def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: floa
         name: (1 - share) * anchor[name] + share * new if new.is_floating_point() else new.clone()
         for name, new in tuned.items()
     }
+
+
+def largest(values: Tensor, share: float) -> Tensor:
+    """Return where the largest of some values are: that share of them, rounded down."""
+    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    mask[values.flatten().topk(int(share * values.numel())).indices] = True
+    return mask.view_as(values)
