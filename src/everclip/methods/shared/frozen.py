@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from everclip.data.images import ImageSet
+from everclip.data.prompts import fill
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import (
     Batch,
@@ -22,6 +24,9 @@ from everclip.methods.base.method import (
 )
 from everclip.methods.shared.head import columns
 from everclip.methods.shared.weights import Kept
+
+CHUNK = 256
+"""Prompts of one pass."""
 
 
 class Frozen(Kept, Method):
@@ -39,6 +44,7 @@ class Frozen(Kept, Method):
         self.seen: list[int] = []
         self.old = 0
         self.text: Tensor = torch.zeros(0, 0)
+        self._words: Tensor = torch.zeros(0, 0)
         self.can(needs_text=True)
 
     @torch.no_grad()
@@ -77,6 +83,27 @@ class Frozen(Kept, Method):
         """Return fp32 features as the image tower gives them, of the whole batch if processes share it."""
         return clip.whole(clip.model.encode_image(clip.normalise(images)).float())
 
+    @torch.no_grad()
+    def raw_text(self, clip: Clip, labels: Sequence[int]) -> Float[Tensor, "c d"]:
+        """Return fp32 embeddings of classes as the text tower gives them, the mean over templates."""
+        names, templates = [self.prompts.names[label] for label in labels], self.prompts.templates
+        prompts = [fill(template, name) for name in names for template in templates]
+        parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
+        found = [clip.text(clip.text.fitted(clip.tokenize(part)).to(clip.device)).float() for part in parts]
+        return torch.cat(found).view(len(names), len(templates), -1).mean(1)
+
+    @torch.no_grad()
+    def per_template(self, clip: Clip) -> Float[Tensor, "c l d"]:
+        """Return unit-length embeddings of the classes seen, by template."""
+        names = [self.prompts.names[label] for label in self.seen]
+        return torch.stack([clip.class_embeddings(names, [one]) for one in self.prompts.templates], 1)
+
+    def words_seen(self, clip: Clip) -> Float[Tensor, "c d"]:
+        """Return ``raw_text`` of the classes seen, computed once for a task."""
+        if len(self._words) != len(self.seen):
+            self._words = self.raw_text(clip, self.seen)
+        return self._words
+
     def cells(
         self, clip: Clip, batches: Iterable[Batch], raw: bool = False
     ) -> dict[tuple[int, int], Float[Tensor, "n d"]]:
@@ -88,6 +115,14 @@ class Frozen(Kept, Method):
             key: rows[[place for place, other in enumerate(keys) if other == key]]
             for key in sorted(dict.fromkeys(keys))
         }
+
+
+def dropped(values: Tensor, share: float, draw: torch.Generator | None) -> Tensor:
+    """Return values with a share of them at 0 and the others scaled up; as they are without a generator."""
+    if draw is None or share == 0:
+        return values
+    keep = torch.empty_like(values).bernoulli_(1 - share, generator=draw)
+    return values * keep / (1 - share)
 
 
 def random(batch: Batch, stream: str, device: torch.device) -> torch.Generator:
@@ -102,15 +137,33 @@ class Cosines(Classifier):
         encode: images to features.
     """
 
-    def __init__(
-        self,
-        clip: Clip,
-        encode: Callable[[Images], Tensor],
-        weights: Float[Tensor, "n d"],
-    ) -> None:
+    def __init__(self, clip: Clip, encode: Callable[[Images], Tensor], weights: Float[Tensor, "n d"]) -> None:
         super().__init__()
         self.encode, self.weights = encode, weights
         self.to_logits = clip.logit_scale.exp().item()
 
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
         return self.encode(images) @ self.weights.T
+
+
+class Columns(Classifier):
+    """Scores of the classes that a function knows, as logits; -inf for labels that it does not.
+
+    Args:
+        score: images to scores of the labels ``known``.
+        parts: modules that it calls.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Images], Tensor],
+        known: Sequence[int],
+        labels: Sequence[int],
+        *parts: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.score, self.parts = score, nn.ModuleList(parts)
+        self.places = columns(known, torch.tensor(labels)).tolist()
+
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
+        return pad(self.score(images), (0, 1), value=-torch.inf)[:, self.places]
