@@ -75,6 +75,7 @@ VARIANTS = [
     "cclis method.prototypes=text",
     "rapf method.shrink=true method.theta=2",
     "clap4clip method.test=batch method.draws=2",
+    "engine method.image_weight=0 method.running=true method.scale=exp",
     "proof method.text=code method.third=classes method.test=batch",
     "spu method.score=paper method.decay=all",
     "cmoa method.head=linear method.separate=0.2 method.contrast=1 method.contrast_from=2",

@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy, normalize
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.attend import Attend
-from everclip.methods.shared.frozen import Columns, random
+from everclip.methods.shared.frozen import Columns, random, total
 from everclip.methods.shared.prototypes import READ, Prototypes
 
 
@@ -135,8 +135,3 @@ class Proof(Prototypes):
         z, *classes = self.attend(first, e, p, torch.cat([*self.context]))
         texts, means = (part if each else part.mean(0, keepdim=True) for part in classes)
         return first @ e.T + ((texts + means) * z[:, None]).sum(2)
-
-
-def total(layers: nn.ModuleList, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the sum of what the layers make of rows."""
-    return torch.stack([layer(rows) for layer in layers]).sum(0)

@@ -24,6 +24,7 @@ from everclip.methods.base.method import (
 )
 from everclip.methods.shared.head import columns
 from everclip.methods.shared.weights import Kept
+from everclip.models.pooled import pooled
 
 CHUNK = 256
 """Prompts of one pass."""
@@ -84,6 +85,11 @@ class Frozen(Kept, Method):
         return clip.whole(clip.model.encode_image(clip.normalise(images)).float())
 
     @torch.no_grad()
+    def pooled(self, clip: Clip, images: Images) -> Float[Tensor, "b w"]:
+        """Return fp32 features before the projection. Raises UserError for a tower that has none."""
+        return pooled(clip.model.visual, clip.normalise(images))
+
+    @torch.no_grad()
     def raw_text(self, clip: Clip, labels: Sequence[int]) -> Float[Tensor, "c d"]:
         """Return fp32 embeddings of classes as the text tower gives them, the mean over templates."""
         names, templates = [self.prompts.names[label] for label in labels], self.prompts.templates
@@ -115,6 +121,11 @@ class Frozen(Kept, Method):
             key: rows[[place for place, other in enumerate(keys) if other == key]]
             for key in sorted(dict.fromkeys(keys))
         }
+
+
+def total(layers: nn.ModuleList, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return the sum of what the layers make of rows."""
+    return torch.stack([layer(rows) for layer in layers]).sum(0)
 
 
 def dropped(values: Tensor, share: float, draw: torch.Generator | None) -> Tensor:

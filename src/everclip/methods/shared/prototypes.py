@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
-from everclip.methods.base.method import Batch, Clip, Phase, Task
+from everclip.methods.base.method import Batch, Clip, Images, Phase, Task
 from everclip.methods.shared.frozen import Frozen
 
 READ = Phase("prototypes", 1, data="new")
@@ -17,7 +17,7 @@ READ = Phase("prototypes", 1, data="new")
 
 
 class Prototypes(Frozen):
-    """Base of methods with the mean of the unit-length features of each class, over all tasks that had it."""
+    """Base of methods with the mean of the features of each class, over all tasks that had it."""
 
     def build(self, clip: Clip, width: int) -> None:
         classes = len(self.prompts.names)
@@ -33,10 +33,14 @@ class Prototypes(Frozen):
         self._add(clip, batch, "new ")
         return {"none": torch.zeros((), device=clip.device)}
 
+    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        """Return the features whose class means are kept: unit-length ones."""
+        return normalize(self.raw(clip, images), dim=1)
+
     @torch.no_grad()
     def _add(self, clip: Clip, batch: Batch, prefix: str = "") -> None:
-        rows = normalize(self.raw(clip, batch.images), dim=1)
-        targets = torch.nn.functional.one_hot(batch.labels.to(rows.device), len(self.kept["counts"])).to(rows)
+        rows = self.summarised(clip, batch.images)
+        targets = one_hot(batch.labels.to(rows.device), len(self.kept["counts"])).to(rows)
         self.kept[f"{prefix}sums"] += targets.T @ rows
         self.kept[f"{prefix}counts"] += targets.sum(0)
 
