@@ -74,6 +74,7 @@ VARIANTS = [
     "cassle method.objective=sogclr method.probe=mixed method.predictor=fresh",
     "cclis method.prototypes=text",
     "rapf method.shrink=true method.theta=2",
+    "bofa method.visual=current method.scale=exp method.moments=sum",
     "clap4clip method.test=batch method.draws=2",
     "engine method.image_weight=0 method.running=true method.scale=exp",
     "proof method.text=code method.third=classes method.test=batch",
