@@ -79,6 +79,8 @@ VARIANTS = [
     "engine method.image_weight=0 method.running=true method.scale=exp",
     "proof method.text=code method.third=classes method.test=batch",
     "spu method.score=paper method.decay=all",
+    "coda_prompt method.penalty=0.1 method.components=3",
+    "moe_adapters method.experts=3 method.classes=seen",
     "cmoa method.head=linear method.separate=0.2 method.contrast=1 method.contrast_from=2",
 ]
 """Options that change what a method does; they pass the same checks as the defaults where that makes sense."""

@@ -95,8 +95,11 @@ class Frozen(Kept, Method):
         names, templates = [self.prompts.names[label] for label in labels], self.prompts.templates
         prompts = [fill(template, name) for name in names for template in templates]
         parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-        found = [clip.text(clip.text.fitted(clip.tokenize(part)).to(clip.device)).float() for part in parts]
-        return torch.cat(found).view(len(names), len(templates), -1).mean(1)
+        return (
+            torch.cat([raw_prompts(clip, part) for part in parts])
+            .view(len(names), len(templates), -1)
+            .mean(1)
+        )
 
     @torch.no_grad()
     def per_template(self, clip: Clip) -> Float[Tensor, "c l d"]:
@@ -121,6 +124,11 @@ class Frozen(Kept, Method):
             key: rows[[place for place, other in enumerate(keys) if other == key]]
             for key in sorted(dict.fromkeys(keys))
         }
+
+
+def raw_prompts(clip: Clip, prompts: list[str]) -> Float[Tensor, "p d"]:
+    """Return fp32 features as the text tower gives them, computed anew even where a run keeps those of a frozen one."""
+    return clip.text(clip.text.fitted(clip.tokenize(prompts)).to(clip.device)).float()
 
 
 def total(layers: nn.ModuleList, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
