@@ -21,6 +21,8 @@ TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "finished"}
 
 WIDE = {"method=ranpac", "method=rail", "method=vis"}
 """Methods whose state has 800 MB or more by default."""
+SHORT = {"method=mg_clip": "method.head_epochs=1", "method=bofa": "method.safe_epochs=1"}
+"""Options of methods whose phases have epochs of their own."""
 
 
 def configured(*tokens: str) -> Config:
@@ -33,6 +35,7 @@ def configured(*tokens: str) -> Config:
         given.add("memory.budget")
     if WIDE & {*tokens}:
         small.append("method.width=64")
+    small += [option for method, option in SHORT.items() if method in tokens]
     return resolve(load_config([t for t in small if t.partition("=")[0] not in given] + list(tokens)))
 
 

@@ -80,6 +80,7 @@ VARIANTS = [
     "proof method.text=code method.third=classes method.test=batch",
     "spu method.score=paper method.decay=all",
     "coda_prompt method.penalty=0.1 method.components=3",
+    "mg_clip method.test=once method.rank=2",
     "moe_adapters method.experts=3 method.classes=seen",
     "cmoa method.head=linear method.separate=0.2 method.contrast=1 method.contrast_from=2",
 ]
