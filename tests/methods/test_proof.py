@@ -76,7 +76,7 @@ def test_golden_loss() -> None:
 @torch.no_grad()
 def test_golden_scores(test: str, expected: list[list[float]]) -> None:
     method = by_hand(test=test)
-    near(method.scores(F, *method.projected(TEXTS)), expected)
+    near(method.compare(F, *method.projected(TEXTS)), expected)
 
 
 def test_attention_by_hand() -> None:

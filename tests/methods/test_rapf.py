@@ -52,7 +52,7 @@ def test_golden_samples() -> None:
 def test_rows_of_two_tasks_are_those_of_one() -> None:
     rows = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)).double()
     both, whole = Gaussian.of(rows[:2]).with_rows_of(Gaussian.of(rows[2:])), Gaussian.of(rows)
-    assert both.count == 9
+    assert both.number == 9
     assert_close(both[1:], whole[1:])
 
 

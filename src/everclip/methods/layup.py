@@ -59,13 +59,16 @@ class Layup(RidgeMethod):
         )
 
     config: Config
-    random_features = 0
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.depths = Depths((1.0,) * config.blocks, root=False, mirror=False, raw=True)
         adapts = config.adapt != "none"  # a tower that trains in the first task cannot be read ahead
         self.can(reads="pixels" if adapts else "features", depths=None if adapts else self.depths)
+
+    @property
+    def random_features(self) -> int:
+        return 0
 
     def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
         """Return the identity: there is no random layer."""

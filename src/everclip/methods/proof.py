@@ -122,11 +122,11 @@ class Proof(Prototypes):
         e, p = self.projected(self.words_seen(clip))
 
         def score(images: Images) -> Float[Tensor, "b c"]:
-            return self.scores(self.raw(clip, images), e, p)
+            return self.compare(self.raw(clip, images), e, p)
 
         return Columns(score, self.seen, labels)
 
-    def scores(
+    def compare(
         self, raw: Float[Tensor, "b d"], e: Float[Tensor, "c d"], p: Float[Tensor, "c d"]
     ) -> Float[Tensor, "b c"]:
         """Return the scores of images by their features."""

@@ -72,8 +72,7 @@ class Vis(RidgeMethod):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.mixer: nn.Module = nn.Identity()
-        self.head: nn.Module = nn.Identity()
+        self.mixer, self.head = nn.Module(), nn.Module()  # none yet
         self._labels: list[int] = []
         self._last = 0  # width of the last block
         wanted = {0, *config.blocks} if config.hidden else {0}
@@ -92,7 +91,7 @@ class Vis(RidgeMethod):
     def grow(self, clip: Clip, task: Task) -> None:
         """Make the mixer and a linear layer for the first task; the layer goes with the second."""
         super().grow(clip, task)
-        self.head = nn.Identity()
+        self.head = nn.Module()
         if task.index == 0 and self.config.hidden:
             self._labels = list(task.classes)
             self.head = nn.Linear(self._last, len(task.classes)).to(clip.device)
@@ -105,7 +104,8 @@ class Vis(RidgeMethod):
         )
         if self.config.hidden:
             up = nn.Linear(self.config.hidden, self._last)
-            nn.init.zeros_(up.weight), nn.init.zeros_(up.bias)
+            for part in up.parameters():
+                nn.init.zeros_(part)
             self.mixer = nn.Sequential(nn.Linear(width, self.config.hidden), nn.GELU(), up).to(clip.device)
         super().build(clip, self._last)
 

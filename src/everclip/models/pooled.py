@@ -73,8 +73,8 @@ def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor
         UserError: what comes last is no linear map.
     """
     if isinstance(visual, VisionTransformer):
-        width = visual.ln_post.normalized_shape[0]
-        matrix = torch.eye(width).to(visual.conv1.weight) if visual.proj is None else visual.proj.T
+        norm: Any = visual.ln_post
+        matrix = torch.eye(len(norm.weight)).to(norm.weight) if visual.proj is None else visual.proj.T
         return matrix.float().clone(), matrix.new_zeros(len(matrix)).float()
     if isinstance(visual, TimmModel):
         trunk: Any = visual.trunk

@@ -12,7 +12,7 @@ from torch import Tensor
 class Gaussian(NamedTuple):
     """The number of some rows, their mean and their unbiased covariance, which is 0 of one row."""
 
-    count: int
+    number: int
     mean: Float[Tensor, " d"]
     sigma: Float[Tensor, "d d"]
 
@@ -23,11 +23,11 @@ class Gaussian(NamedTuple):
 
     def with_rows_of(self, other: Gaussian) -> Gaussian:
         """Describe the rows of both together."""
-        count = self.count + other.count
+        count = self.number + other.number
         step = other.mean - self.mean
-        between = self.count * other.count / count * torch.outer(step, step)
-        scatter = (self.count - 1) * self.sigma + (other.count - 1) * other.sigma + between
-        return Gaussian(count, self.mean + other.count / count * step, scatter / (count - 1))
+        between = self.number * other.number / count * torch.outer(step, step)
+        scatter = (self.number - 1) * self.sigma + (other.number - 1) * other.sigma + between
+        return Gaussian(count, self.mean + other.number / count * step, scatter / (count - 1))
 
 
 def covariance(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:

@@ -25,7 +25,9 @@ def prefixed(visual: nn.Module, prefixes: Sequence[Float[Tensor, "b r w"]]) -> I
 
             def run(module: Any, given: Any, kwargs: Any, output: Any, rows: Tensor = rows) -> Any:
                 del kwargs
-                found = attend(module, given[0], prefix=rows.chunk(2, dim=1))
+                found = attend(
+                    module, given[0], prefix=(rows[:, : rows.shape[1] // 2], rows[:, rows.shape[1] // 2 :])
+                )
                 return (found, None) if isinstance(output, tuple) else found
 
             hooks.callback(attention.register_forward_hook(run, with_kwargs=True).remove)

@@ -34,7 +34,7 @@ class Projected(Prototypes):
         self.first, self.bias = projection_of(tower(clip))
 
     def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "b w"]:
-        return self.pooled(clip, images)
+        return clip.whole(self.pooled(clip, images))
 
     def project(self, rows: Float[Tensor, "b w"], weight: Float[Tensor, "d w"]) -> Float[Tensor, "b d"]:
         """Return unit-length projections."""

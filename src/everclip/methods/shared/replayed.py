@@ -25,7 +25,8 @@ class Summed(nn.Module):
         """Add the newest layer to the others, and begin a new one."""
         for whole, newest in zip(self.whole.parameters(), self.newest.parameters(), strict=True):
             whole += newest
-        self.newest = nn.Linear(*self.newest.weight.shape).to(self.whole.weight.device)
+        width = len(self.whole.weight)
+        self.newest = nn.Linear(width, width).to(self.whole.weight.device)
 
     def forward(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return normalize(self.whole(rows) + self.newest(rows), dim=1)

@@ -54,7 +54,7 @@ class Sampled(Frozen):
             if f"mean{name}" in self.kept:
                 count, mean, sigma = (self.kept[f"{part}{name}"] for part in ("count", "mean", "sigma"))
                 found = Gaussian(int(count), mean, sigma).with_rows_of(found)
-            self.kept[f"count{name}"] = torch.tensor(found.count, device=rows.device)
+            self.kept[f"count{name}"] = torch.tensor(found.number, device=rows.device)
             self.kept |= {f"mean{name}": found.mean, f"sigma{name}": found.sigma}
 
 
