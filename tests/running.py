@@ -19,6 +19,11 @@ from everclip.training.loop import train
 TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "finished"}
 """Keys of results.json that differ from run to run."""
 
+WIDE = {"method=ranpac", "method=rail", "method=vis"}
+"""Methods whose state has 800 MB or more by default."""
+SHORT = {"method=mg_clip": "method.head_epochs=1", "method=bofa": "method.safe_epochs=1"}
+"""Options of methods whose phases have epochs of their own."""
+
 
 def configured(*tokens: str) -> Config:
     """A small run's config: three tasks, one epoch, batches of eight; a file's, where the first token names one."""
@@ -28,8 +33,9 @@ def configured(*tokens: str) -> Config:
     given = {token.partition("=")[0] for token in tokens}
     if "memory.per_class" in given:
         given.add("memory.budget")
-    if "method=ranpac" in tokens:
-        small.append("method.width=64")  # the default's state has 800 MB
+    if WIDE & {*tokens}:
+        small.append("method.width=64")
+    small += [option for method, option in SHORT.items() if method in tokens]
     return resolve(load_config([t for t in small if t.partition("=")[0] not in given] + list(tokens)))
 
 

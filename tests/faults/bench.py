@@ -36,7 +36,9 @@ QUICK = {
     "cassle": ["method.probe_epochs=1", "method.hidden=16"],
     "cclis": ["method.probe_epochs=1"],
     "co2l": ["method.probe_epochs=1"],
+    "rail": ["method.width=40"],
     "ranpac": ["method.width=40"],
+    "vis": ["method.width=40"],
     "zscl": ["method.emoji_count=9", "method.ensemble_every=2"],
 }
 """Options that make a method's run short or small."""

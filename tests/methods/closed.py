@@ -22,7 +22,11 @@ T = torch.tensor([[1, 0], [0.8, 0.2], [0, 1], [0.1, 0.9], [0.7, 0.7], [0.6, 0.8]
 LABELS = [0, 0, 1, 1, 2, 2]
 QUERY = torch.tensor([0.5, 0.6], dtype=torch.float64)
 LAM = {"lam": 0.1, "lam_unit": "absolute"}
-SMALL: dict[str, dict[str, Any]] = {"ranpac": {"width": 24, "lam_choice": "fixed"}}
+SMALL: dict[str, dict[str, Any]] = {
+    "rail": {"width": 24},
+    "ranpac": {"width": 24, "lam_choice": "fixed"},
+    "vis": {"width": 24, "hidden": 0},
+}
 NAMES = ("ncm", "ridge", "ranpac", "slda")
 
 

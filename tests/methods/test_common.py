@@ -31,9 +31,11 @@ from tests.printed import printed
 from tests.running import configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")
-UNTRAINED = {"multilayer_lda", "ncm", "ranpac", "ridge", "slda", "zero_shot"}
+UNTRAINED = {"fecam", "layup", "multilayer_lda", "ncm", "rail", "ranpac", "ridge", "slda", "zero_shot"}
 """Methods that take no optimizer step with their default options."""
 TRAINED = [name for name in EVERY if name not in UNTRAINED]
+LOOKS = {"prototypes", "score"}
+"""Phases that look at the images of a task and change no weight."""
 NEED_EXEMPLARS = ["der_expand", "foster", "icarl", "memo"]
 VARIANTS = [
     "finetune method.head=linear",
@@ -71,16 +73,29 @@ VARIANTS = [
     "co2l method.objective=simclr method.probe_start=kept",
     "cassle method.objective=sogclr method.probe=mixed method.predictor=fresh",
     "cclis method.prototypes=text",
+    "rapf method.shrink=true method.theta=2",
+    "bofa method.visual=current method.scale=exp method.moments=sum",
+    "clap4clip method.test=batch method.draws=2",
+    "engine method.image_weight=0 method.running=true method.scale=exp",
+    "proof method.text=code method.third=classes method.test=batch",
+    "spu method.score=paper method.decay=all",
+    "coda_prompt method.penalty=0.1 method.components=3",
+    "mg_clip method.test=once method.rank=2",
+    "moe_adapters method.experts=3 method.classes=seen",
     "cmoa method.head=linear method.separate=0.2 method.contrast=1 method.contrast_from=2",
 ]
 """Options that change what a method does; they pass the same checks as the defaults where that makes sense."""
 STILL = [
     "multilayer_lda method.stages=[1] method.token=mean method.root=false method.mirror=false method.log_priors=true",
+    "fecam method.covariance=common method.feature=pooled",
+    "layup method.blocks=1",
     "ncm method.feature=pooled method.normalize=true",
+    "rail method.kernel=dual method.names=all",
     "ranpac method.width=40 method.lam_choice=seen method.class_weights=true",
     "ridge method.expand=24 method.lam_unit=absolute",
     "ridge method.prior=text method.unseen=text",
     "slda method.eps=gcv",
+    "vis method.hidden=0 method.width=64",
     "slda method.streaming=true method.log_priors=true",
 ]
 """Variants that train nothing: they are run, stopped and resumed."""
@@ -159,7 +174,8 @@ def test_steps_lower_the_loss(name: str, clip: Clip, toy: str, photos: str) -> N
             losses.append(sum(term.item() for term in terms.values()))
             update.step(terms, "here", [])
             method.after_step(clip)
-        assert losses[-1] < losses[0], phase.name
+        if phase.name not in LOOKS:
+            assert losses[-1] < losses[0], phase.name
 
 
 @pytest.mark.parametrize("name", slow_after(len(TRAINED), [*TRAINED, *VARIANTS]))
@@ -250,11 +266,13 @@ def seeded(*tokens: str) -> bool:
 @pytest.mark.parametrize("name", EVERY)
 def test_a_method_without_randomness_has_one_result(name: str, tmp_path: Path, toy: str, photos: str) -> None:
     tokens = (f"data={photos}", f"model={toy}", f"method={name}")
-    assert seeded(*tokens) == (name not in UNTRAINED or name == "ranpac")  # whose projection is random
+    random = {"rail", "ranpac"}  # whose projection is
+    assert seeded(*tokens) == (name not in UNTRAINED or name in random)
     if not seeded(*tokens):
         first, second = (run(tmp_path / seed, *tokens, f"seed={seed}") for seed in "01")
         assert {**timeless(first), "seed": 0} == {**timeless(second), "seed": 0}
-        assert seeded(*tokens, "method.adapt=clip") if name != "zero_shot" else True
+        adapts = "adapt" in method_class(name).Config.model_fields
+        assert seeded(*tokens, "method.adapt=clip") if adapts else name == "zero_shot"
 
 
 def test_a_random_layer_is_random(toy: str, photos: str) -> None:

@@ -101,6 +101,8 @@ def test_what_there_is_to_tune() -> None:
     assert "method.margin" in grid
     assert start(resolved("method=gdro", "train.lr=1e-4"), grid)["train.lr"] == "0.0001"
     assert "train.lr_head" in space(resolved("method=icarl"))
+    rates = [key for key in space(resolved("method=rapf")) if key.startswith("train.lr")]
+    assert rates == ["train.lr_head"], "what leaves the towers as they are has no rate of theirs"
     assert "train.lr" not in space(resolved("method=icarl", "tune=head"))
     assert "train.lr_text" not in space(resolved("method=finetune", "method.head=linear"))
     assert "train.steps" in space(resolved("method=gcl", "train.steps=10"))

@@ -43,6 +43,9 @@ class MethodConfig(Section):
     """Values of ``[train]`` for this method where the user gave none, for example ``{"epochs": 1}``."""
     recommended_before: ClassVar[dict[str, Any] | None] = None
     """The same under ``defaults = 1``; None if it has not changed."""
+    rates: ClassVar[tuple[str, ...] | None] = None
+    """The rates of ``[train]`` that this method has parameters for, such as ``("lr_head",)``; None: those of what
+    ``tune`` trains, and of a head where there is one."""
     wraps: ClassVar[tuple[str, str] | None] = None
     """For a method that trains with another's loss: the two fields with that method's name and options."""
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everclip.methods.base.method import Clip, Images, Prompts
-from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
 
 
-class Ncm(Statistics):
+class Ncm(LinearStatistics):
     """Class means."""
 
     class Config(StatisticsConfig):

@@ -37,13 +37,13 @@ from everclip.errors import UserError
 from everclip.methods.base.method import Clip, Prompts
 from everclip.methods.shared import closed_form
 from everclip.methods.shared.discriminant import strength
-from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
 
 ROUNDING = 1e-12
 """Fraction of the features' mean square below which a variance is taken for 0."""
 
 
-class Slda(Statistics):
+class Slda(LinearStatistics):
     """Streaming linear discriminant analysis."""
 
     class Config(StatisticsConfig):

@@ -69,8 +69,7 @@ class Clip(nn.Module):
         self.text = TextTower(model, tokenizer)
         self.image_size = input_side(self.model.visual)
         self._preprocess_cfg = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self.image_size})
-        self.mean = triple(self._preprocess_cfg.mean)
-        self.std = triple(self._preprocess_cfg.std)
+        self.mean, self.std = triple(self._preprocess_cfg.mean), triple(self._preprocess_cfg.std)
         self._mean: Tensor
         self._std: Tensor
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
@@ -178,9 +177,12 @@ class Clip(nn.Module):
     def encode_image(self, images: Images, tower: nn.Module | None = None) -> Float[Tensor, "n d"]:
         """Return unit-length fp32 features of images by the image tower or a copy, of the whole batch if shared."""
         inputs = self.normalise(images)
-        features = self.unit(self._raw_image(inputs) if tower is None else tower(inputs))
+        return self.whole(self.unit(self._raw_image(inputs) if tower is None else tower(inputs)))
+
+    def whole(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+        """Return rows of the whole batch where several processes share it and each has made those of its images."""
         share = self._way.share
-        return features if share is None else share.whole(features)
+        return rows if share is None else share.whole(rows)
 
     def unit(self, raw: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return unit-length fp32 features of what the image tower gives."""
@@ -190,10 +192,7 @@ class Clip(nn.Module):
         return features
 
     def copy_tower(self) -> nn.Module:
-        """Return a frozen copy of the image tower as it is now: a teacher, an older stage.
-
-        It shares no storage with the tower; where that was cut it is a copy of the upper part, for the same trunk.
-        """
+        """Return a frozen copy of the image tower, or of the upper part of one that was cut; it shares no storage."""
         tower = copy.deepcopy(self.model.visual)
         fold(tower)
         return tower.eval().requires_grad_(False)

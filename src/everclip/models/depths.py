@@ -48,6 +48,7 @@ class Depths:
         scales: sides of the views, as multiples of the picture's.
         token: what is read of a transformer's block: the class token, where there is one, or the mean of the patches.
         pooled: whether the output is the one before the projection.
+        raw: whether the blocks alone are read, as they are: those of ``weights`` above 0 that the tower has.
     """
 
     weights: tuple[float, ...] | None = None
@@ -56,11 +57,12 @@ class Depths:
     scales: tuple[float, ...] = (1.0,)
     token: Token = "class"
     pooled: bool = False
+    raw: bool = False
 
     def check(self, visual: nn.Module) -> None:
         """Refuse a tower that cannot be read so. Raises UserError."""
-        blocks = Parts.of(visual, "method.stages=[]").blocks if self.weights else ()
-        if self.weights and len(self.weights) > len(blocks):
+        blocks = Parts.of(visual, self._otherwise).blocks if self.weights else ()
+        if self.weights and len(self.weights) > len(blocks) and not self.raw:
             raise UserError(
                 f"method.stages has {len(self.weights)} weights and the image tower {len(blocks)} blocks:"
                 f" use at most {len(blocks)}"
@@ -88,7 +90,13 @@ class Depths:
         """Return the tower's output, and the rows beside it. Raises UserError as ``read``."""
         return self._both(visual, images)
 
+    @property
+    def _otherwise(self) -> str:
+        return "another method" if self.raw else "method.stages=[]"
+
     def _weights(self, visual: nn.Module) -> tuple[float, ...]:
+        if self.raw and self.weights:
+            return self.weights[: len(Parts.of(visual, self._otherwise).blocks)]
         if self.weights is not None:
             return self.weights
         try:
@@ -108,15 +116,18 @@ class Depths:
         assert total is not None
         if output is None:  # no view is the picture itself
             output = _output(visual(images))
-        return output, normalize(total, dim=1)
+        return output, total if self.raw else normalize(total, dim=1)
 
     def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of one view, and its blocks side by side."""
         weights = self._weights(visual)
         with _listening(visual, len(weights)) as heard:
             output, first = both(visual, images) if self.pooled else (_output(visual(images)), None)
-        blocks = [output if first is None else first]
-        blocks += [_summary(visual, hidden, self.token) for hidden in reversed(heard)]
+        found = [_summary(visual, hidden, self.token) for hidden in reversed(heard)]
+        if self.raw:
+            pairs = zip(weights, found, strict=True)
+            return output, torch.cat([block.float() for weight, block in pairs if weight], 1)
+        blocks = [output if first is None else first, *found]
         return output, side_by_side(blocks, weights, self.root)
 
 

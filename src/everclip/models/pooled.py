@@ -63,6 +63,36 @@ def both(
     raise _none(visual)
 
 
+@torch.no_grad()
+def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor, " d"]]:
+    """Return W and b with which a whole tower makes its output, W x + b, of its pooled features x.
+
+    The identity and 0 where the output is the pooled features.
+
+    Raises:
+        UserError: what comes last is no linear map.
+    """
+    if isinstance(visual, VisionTransformer):
+        norm: Any = visual.ln_post
+        matrix = torch.eye(len(norm.weight)).to(norm.weight) if visual.proj is None else visual.proj.T
+        return matrix.float().clone(), matrix.new_zeros(len(matrix)).float()
+    if isinstance(visual, TimmModel):
+        trunk: Any = visual.trunk
+        last = [trunk.get_classifier(), *visual.head.children()]
+        linear = [part for part in last if not isinstance(part, nn.Identity | nn.Dropout)]
+        if not linear:
+            matrix = torch.eye(trunk.num_features).to(next(trunk.parameters())).float()
+            return matrix, matrix.new_zeros(len(matrix))
+        if len(linear) == 1 and isinstance(linear[0], nn.Linear):
+            matrix, bias = linear[0].weight.float(), linear[0].bias
+            return matrix.clone(), matrix.new_zeros(len(matrix)) if bias is None else bias.float().clone()
+    kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
+    raise UserError(
+        f"method=bofa trains the linear projection of the image tower, and this one ({kind}) ends otherwise: use"
+        " a ViT, or another method"
+    )
+
+
 def _flat(visual: nn.Module, features: Tensor) -> Float[Tensor, "b d"]:
     if features.ndim != 2:  # a map, or tokens: the pooling itself projects
         raise _none(visual)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import nn
 
 
@@ -21,3 +25,25 @@ def is_convolutional(visual: nn.Module) -> bool:
 def is_visual(name: str) -> bool:
     """Return whether a module or parameter of an open_clip model, by its name, is the image tower's."""
     return name.partition(".")[0] == "visual"
+
+
+def first_layers(model: nn.Module) -> list[str]:
+    """Return names of the first linear layer of the MLP of each transformer block."""
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, ResidualAttentionBlock | CustomResidualAttentionBlock):
+            names.append(f"{name}.mlp.c_fc")
+        elif isinstance(module, Block):
+            names.append(f"{name}.mlp.fc1")
+    return names
+
+
+def projection(visual: nn.Module) -> list[str]:
+    """Return names, in an open_clip model, of the parameters that project into the joint space; none if not known."""
+    if isinstance(visual, VisionTransformer):
+        return [] if visual.proj is None else ["visual.proj"]
+    if isinstance(visual, ModifiedResNet):
+        return ["visual.attnpool.c_proj.weight", "visual.attnpool.c_proj.bias"]
+    if isinstance(visual, TimmModel):
+        return [f"visual.head.{name}" for name, _ in visual.head.named_parameters()]
+    return []

@@ -68,21 +68,31 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
 
 
 def has_head(config: Config) -> bool:
-    """Return whether the config's method trains a new head on the features."""
+    """Return whether the config's method trains a new head on the features, or others that learn at its rate."""
     name, options = inner(config)
+    if (own := own_rates(config)) is not None:
+        return "lr_head" in own
     fields = method_class(name).Config.model_fields
     head = fields["head"].default if "head" in fields else "linear"
     return "head_init" in fields and options.get("head", head) == "linear"
 
 
+def own_rates(config: Config) -> tuple[str, ...] | None:
+    """Return the rates that the config's method says it has parameters for; None where it says nothing."""
+    return method_class(inner(config)[0]).Config.rates
+
+
 def _rates(config: Config) -> Grid:
     """Return the rates of what trains."""
-    tuned = tuning_of(config.tune, config.tuning.options).rates
+    own = own_rates(config)
+    tuned = [r for r in tuning_of(config.tune, config.tuning.options).rates if own is None or r in own]
     rates: dict[str, float | None] = {}
     if "lr" in tuned:
         rates["train.lr"] = config.train.lr
     name, options = inner(config)
-    reads_text = method_class(name).passes.text != "none" and options.get("head") != "linear"
+    reads_text = own is not None or (
+        method_class(name).passes.text != "none" and options.get("head") != "linear"
+    )
     if "lr_text" in tuned and reads_text:
         rates["train.lr_text"] = config.train.lr_text
     if has_head(config):

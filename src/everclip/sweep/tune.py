@@ -14,7 +14,7 @@ from everclip.errors import RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import trials
-from everclip.sweep.trials import has_head
+from everclip.sweep.trials import has_head, own_rates
 from everclip.system.atomic import write_atomic
 
 SHARE = 0.2
@@ -72,6 +72,8 @@ def default_search(config: Config) -> dict[str, list[str]]:
         "train.lr": [f"{config.train.lr * factor:.3g}" for factor in RATES],
         "train.lr_text": ["0", *(f"{config.train.lr_text * factor:.3g}" for factor in RATES)],
     }
+    if (own := own_rates(config)) is not None:
+        search = {key: values for key, values in search.items() if key.removeprefix("train.") in own}
     if config.train.lr_head is not None and has_head(config):
         search["train.lr_head"] = [f"{config.train.lr_head * factor:.3g}" for factor in HEAD_RATES]
     return search

@@ -21,7 +21,7 @@ from everclip.data.loader import Loader
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, seen
 from everclip.methods.base.registry import method_class, options_of
-from everclip.methods.shared.statistics import Statistics
+from everclip.methods.shared.statistics import LinearStatistics
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.training.extract import Rows, spread, unreadable
@@ -90,10 +90,10 @@ class Trained:
 
     def __init__(self, clip: Clip, prompts: Prompts) -> None:
         self._clip = clip
-        self._forms: list[Statistics] = []
+        self._forms: list[LinearStatistics] = []
         for name, options in FORMS:
             form = method_class(name).create(options_of(name, options), prompts)
-            assert isinstance(form, Statistics)
+            assert isinstance(form, LinearStatistics)
             self._forms.append(form)
         self.whole = Sums.empty(len(prompts.names), 0)
         self._folds: list[Sums] = []

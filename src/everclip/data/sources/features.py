@@ -8,7 +8,7 @@ a hash of the row's number); `classnames` [c], the classes in order, which whole
 class embeddings in the space of the features, for zero_shot and `method.prior=text`; `domains` [n] and `test_domains`
 [m] for scenario.kind=domain-incremental. Rows are made unit length where image features are.
 
-Nothing of a model is trained or asked: zero_shot, ncm, ridge, ranpac, slda and multilayer_lda run, other methods need
+Nothing of a model is trained or asked: zero_shot, the closed forms, fecam and rail run, other methods need
 images. The file is data: pickled objects in it are refused.
 """
 

@@ -43,13 +43,14 @@ class FirstSession(Untrained):
 
     follows: int | None = None
 
-    def __init__(self, config: FirstSessionConfig, prompts: Prompts) -> None:
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.can(trains=config.adapt != "none")
+        lends = isinstance(config, FirstSessionConfig) and config.adapt != "none"
+        self.can(trains=lends)
         self.following = False
         # in a tuple, so that it is no part of this module
         self._first: tuple[Method, ...] = ()
-        if config.adapt != "none":
+        if isinstance(config, FirstSessionConfig) and lends:
             options = options_of(config.adapt, config.adapt_options, "method.adapt_options.")
             learner = method_class(config.adapt).create(options, prompts)
             self._first = (learner,)

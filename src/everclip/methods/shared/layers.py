@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
 from everclip.methods.shared.discriminant import Head, Nearest, strength, whitened, within_covariance
-from everclip.methods.shared.statistics import Cells, Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.statistics import Cells, LinearStatistics, Scores, StatisticsConfig
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import Kept
 from everclip.models.depths import Depths
@@ -61,7 +61,7 @@ class LayersConfig(StatisticsConfig):
     )
 
 
-class Layers(Kept, Statistics):
+class Layers(Kept, LinearStatistics):
     """Whitened cosines on several layers of one tower.
 
     Attributes:

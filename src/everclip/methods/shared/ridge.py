@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
-from everclip.methods.base.method import Batch, Clip, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
 from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
-from everclip.methods.shared.statistics import Scores, Statistics, StatisticsConfig
+from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
 from everclip.seeding import generator
 
 log = logging.getLogger("everclip")
@@ -31,8 +32,8 @@ USUAL = 0.3
 """lam where it is neither given nor chosen."""
 
 
-class RidgeConfig(StatisticsConfig):
-    """Options of ridge regression."""
+class LamConfig(MethodConfig):
+    """Options of the strength of the ridge."""
 
     lam: float | None = Field(
         default=None,
@@ -57,18 +58,27 @@ class RidgeConfig(StatisticsConfig):
     )
 
     @property
-    def choice(self) -> Literal["gcv", "fixed", "task", "seen"]:
+    def choice(self) -> str:
         """The way lam comes about: a value that is given needs no choice by the sums."""
         return "fixed" if self.lam_choice == "gcv" and self.lam is not None else self.lam_choice
 
 
-class RidgeMethod(Statistics):
+class RidgeConfig(LamConfig, StatisticsConfig):
+    """Options of ridge regression, on features that another method may train first."""
+
+
+class RidgeMethod(LinearStatistics):
     """W = (G + lam I)^-1 Q. lam enters when the equation is solved, so once, and not with each task."""
+
+    grid: ClassVar[tuple[float, ...]] = GRID
+    """The lams that a choice by images tries."""
+    bias: ClassVar[bool] = False
+    """Whether a 1 stands behind the features."""
 
     projection: Float[Tensor, "d m"]
     chosen: Float64[Tensor, ""]
 
-    def __init__(self, config: RidgeConfig, prompts: Prompts) -> None:
+    def __init__(self, config: LamConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
         self._best: tuple[int, float] = (0, 0.0)  # lam by cross-validation, and of how many images
@@ -95,13 +105,14 @@ class RidgeMethod(Statistics):
         if self.random_features:
             drawn = self.draw(width, self.random_features).to(clip.device)
             self.register_buffer("projection", drawn, persistent=False)
-        super().build(clip, self.random_features or width)
+        super().build(clip, (self.random_features or width) + self.bias)
         self.register_buffer("chosen", self.sums.new_zeros(()))  # 0: none yet
         if self.options.choice == "gcv" and self.options.class_weights:
             self.register_buffer("square", self.sums.new_zeros(()))  # |Y|^2, else the number of images
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
-        return (features @ self.projection).relu() if self.random_features else features
+        found = (features @ self.projection).relu() if self.random_features else features
+        return pad(found, (0, 1), value=1.0) if self.bias else found
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         """Add the images of a task; they are looked at twice where classes are weighted or lam is chosen."""
@@ -116,16 +127,16 @@ class RidgeMethod(Statistics):
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         counts = self.summed.targets(labels).sum(0)
         weights = 1 / counts[labels] if options.class_weights else torch.ones_like(labels).double()
-        if options.choice in ("task", "seen") and len(labels) > 1:
+        if options.choice not in ("gcv", "fixed") and len(labels) > 1:
             order = torch.from_numpy(generator(seed, "ridge", task.index).permutation(len(labels)))
-            self._choose(features, labels, weights, order.to(labels.device))
+            self.choose(features, labels, weights, order.to(labels.device))
             log.info("%s: lambda %.3g, chosen on %d images", task.name, self.chosen.item(), len(labels))
         for part in torch.arange(len(labels), device=labels.device).split(CHUNK):
             self.add(self.rows(features[part]), labels[part], weights[part])
         if "square" in self._buffers:
             self.get_buffer("square").add_(weights.sum())
 
-    def _choose(
+    def choose(
         self,
         features: Float[Tensor, "n d"],
         labels: Int64[Tensor, " n"],
@@ -150,8 +161,8 @@ class RidgeMethod(Statistics):
                 gram.addmm_(rows.T, rows)
                 cross.addmm_(rows.T, targets)
             spectrum = Spectrum.of_gram(gram, cross)
-        errors = [spectrum.errors(*scaled(part), GRID) for part in held.split(CHUNK)]
-        self.chosen.fill_(GRID[int(torch.stack(errors).sum(0).argmin())])
+        errors = [spectrum.errors(*scaled(part), self.grid) for part in held.split(CHUNK)]
+        self.chosen.fill_(self.grid[int(torch.stack(errors).sum(0).argmin())])
 
     def strength(self, prior: Float64[Tensor, "m c"] | None = None) -> float:
         """lam, in units of G.

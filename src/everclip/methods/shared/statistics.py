@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
-from everclip.methods.base.method import Batch, Capabilities, Classifier, Clip, Images, Prompts, Task
+from everclip.methods.base.method import (
+    Batch,
+    Capabilities,
+    Classifier,
+    Clip,
+    Images,
+    MethodConfig,
+    Prompts,
+    Task,
+)
 from everclip.methods.shared.sums import Sums
 from everclip.models.pooled import pooled
 
@@ -59,9 +68,9 @@ class Statistics(FirstSession):
     sums: Float64[Tensor, "c m"]
     counts: Int64[Tensor, " c"]
 
-    def __init__(self, config: StatisticsConfig, prompts: Prompts) -> None:
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self._pooled = config.feature == "pooled"
+        self._pooled = isinstance(config, StatisticsConfig) and config.feature == "pooled"
         self.can(reads="pooled" if self._pooled else "features")
         self._built = False
 
@@ -136,10 +145,6 @@ class Statistics(FirstSession):
 
     # Classifier -------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def solve(self, clip: Clip, labels: list[int]) -> Scores:
-        """Return the classifier of these labels; ``silence`` is the bias of those never trained."""
-
     def silence(self, labels: list[int]) -> Float64[Tensor, " c"]:
         """0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
@@ -161,6 +166,14 @@ class Statistics(FirstSession):
     def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
         """Return the features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
+
+
+class LinearStatistics(Statistics):
+    """Sums from which a linear classifier follows."""
+
+    @abstractmethod
+    def solve(self, clip: Clip, labels: list[int]) -> Scores:
+        """Return the classifier of these labels; ``silence`` is the bias of those never trained."""
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

@@ -80,8 +80,10 @@ class Kept(Method):
         self.kept: dict[str, Tensor] = {}
 
     def kept_to(self, clip: Clip) -> None:
-        """Move what is kept to the model's device, where a resume may not have it."""
-        self.kept = {name: tensor.to(clip.device) for name, tensor in self.kept.items()}
+        """Move what is kept to the model's device, where a resume may not have it; fp64 not to Apple's GPUs."""
+        fits = clip.device.type != "mps"
+        for name, tensor in self.kept.items():
+            self.kept[name] = tensor.to(clip.device if fits or tensor.dtype != torch.float64 else "cpu")
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"kept": self.kept}
@@ -109,3 +111,10 @@ def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: floa
         name: (1 - share) * anchor[name] + share * new if new.is_floating_point() else new.clone()
         for name, new in tuned.items()
     }
+
+
+def largest(values: Tensor, share: float) -> Tensor:
+    """Return where the largest of some values are: that share of them, rounded down."""
+    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    mask[values.flatten().topk(int(share * values.numel())).indices] = True
+    return mask.view_as(values)

@@ -1,0 +1,149 @@
+"""Random class embeddings around CLIP's, by a distribution per task (CLAP4CLIP, Jha et al. 2024).
+
+    u_k  = e_k + V_k(z),    r ~ N( mu_j(u_k), sigma_j(u_k)^2 ),    sigma = 0.999 softplus( . ) + 0.001
+    score_k = s <z_i, u_k + r>                                   k of task j; mu_j and sigma_j linear
+    loss = CE( scores of each draw, y ) + kl_weight sum_dim mean_k KL( N(mu, sigma) || N(0, 1) )
+           + apart CE( Q, diagonal ),    Q[k, k'] = mean_l <F[k, l], r[k']>          F unit-length text of template l
+
+V is a layer of a transformer's decoder: classes are its queries, which attend to each other within their task, and the
+batch's images keys and values. mu_j starts at M'M / d and sigma_j at D'D / d, with M and D the mean and the variance of
+F over templates (0 of one template). The last two terms run over the task's own classes; in a second phase, of a task
+with exemplars, all mu and sigma train on batches of equally many images of each class at `balance_lr`, V stays, and
+these terms run over all classes.
+
+At test V sees in the code the whole batch, whose images are of one task (`test=batch`); by default each image alone
+(ours). The mean over draws is taken exactly, r = mu. A class of several tasks has the mean of its heads' scores (ours).
+
+    Parameters  the decoder's layer (4.2 million at d = 512); two d x d layers per task
+    State       these: 17 MB and 2.1 MB per task (fp32) at d = 512
+    Passes      1 of the image tower, without gradient
+    Exemplars   trains on exemplars beside new images, and on them again in a second phase
+
+Paper: https://arxiv.org/abs/2403.19137
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from everclip.data.images import ImageSet
+from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
+from everclip.methods.shared.frozen import Columns, Frozen, random
+from everclip.methods.shared.gaussian_heads import Heads, apart, divergence
+
+BALANCE = "balance"
+
+
+class Clap4clip(Frozen):
+    """Probabilistic adapters of class embeddings."""
+
+    class Config(MethodConfig):
+        """Options of CLAP4CLIP."""
+
+        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"apart": (0.0, 5.0, 15.0)}
+        draws: int = Field(default=20, ge=1, description="draws of r in a step")
+        kl_weight: float = Field(default=0.001, ge=0, description="weight of the distance to N(0, 1)")
+        apart: float = Field(default=15.0, ge=0, description="weight of the loss that keeps classes apart")
+        balance_epochs: int = Field(default=2, ge=1, description="epochs of the second phase")
+        balance_lr: float = Field(default=1e-4, gt=0, description="learning rate of the second phase")
+        test: Literal["image", "batch"] = Field(
+            default="image", description="images that V sees at test: each alone, or the batch"
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.decoder: Any = nn.Identity()
+        self.heads = Heads()
+        self._per_template = torch.zeros(0, 0, 0)
+        self._balanced = False
+
+    def build(self, clip: Clip, width: int) -> None:
+        self.decoder = nn.TransformerDecoderLayer(
+            width, 1, 2048, dropout=0.1, activation="gelu", batch_first=True
+        )
+
+    def widen(self, clip: Clip, task: Task) -> None:
+        """Make the task's mu and sigma, which start at what the templates say of the classes seen."""
+        rows = self.per_template(clip)
+        spread = rows.var(1) if rows.shape[1] > 1 else torch.zeros_like(rows[:, 0])
+        self.heads.grow(task.classes, rows.mean(1), spread)
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        super().begin_task(clip, task, train)
+        self._per_template = self.per_template(clip)
+        self._balanced = bool(self.old) and set(self.seen) <= set(np.unique(train.labels).tolist())
+
+    def phases(self, task: Task) -> list[Phase]:
+        rates = {"lr_head": self.config.balance_lr}
+        second = Phase(BALANCE, self.config.balance_epochs, "class_balanced", train=rates)
+        return [Phase(), second][: 1 + self._balanced]
+
+    def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
+        if phase.name == BALANCE:
+            yield from self.heads.parameters()
+        else:
+            yield from (*self.decoder.parameters(), *self.heads.newest().parameters())
+
+    def adapted(self, z: Float[Tensor, "n m d"], text: Float[Tensor, "c d"]) -> Float[Tensor, "n h d"]:
+        """Return u of each head, for each of ``n`` groups of images that V sees; ``text`` is that of ``seen``."""
+        tasks = torch.tensor(self.heads.tasks, device=z.device)
+        queries = text[self.places(torch.tensor(self.heads.labels))].expand(len(z), -1, -1)
+        return queries + self.decoder(queries, z, tgt_mask=tasks[:, None] != tasks)
+
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        with torch.no_grad():
+            z = clip.encode_image(batch.images)
+        with torch.random.fork_rng(
+            [clip.device] if clip.device.type == "cuda" else []
+        ):  # of the decoder's dropout
+            torch.manual_seed(int(batch.rng("dropout").integers(2**63)))
+            u = self.adapted(z[None], self.text)
+        mu, sigma = (part[0] for part in self.heads(u))
+        draw, shape = random(batch, "draws", clip.device), (self.config.draws, *mu.shape)
+        noise = torch.randn(shape, generator=draw, device=mu.device)
+        return {
+            "z": z,
+            "u": u[0],
+            "mu": mu,
+            "sigma": sigma,
+            "r": mu + sigma * noise,
+            "scale": clip.logit_scale.exp(),
+        }
+
+    def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        z, u, mu, sigma, r, scale = (features[n] for n in ("z", "u", "mu", "sigma", "r", "scale"))
+        logits = self.heads.pooled(self.seen, scale * z @ (u + r).transpose(1, 2)).flatten(0, 1)
+        places = self.places(batch.labels).to(z.device).repeat(len(r))
+        every, tasks = phase.name == BALANCE, self.heads.tasks
+        own = [place for place, task in enumerate(tasks) if every or task == tasks[-1]]
+        rows = self._per_template[self.places(torch.tensor(self.heads.labels))[own]].mean(1)
+        return {
+            "cross_entropy": cross_entropy(logits, places),
+            "kl": self.config.kl_weight * divergence(mu[own], sigma[own]),
+            "apart": self.config.apart * apart(rows, r[:, own].mean(0)),
+        }
+
+    @torch.no_grad()
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        text, scale = self.embed(clip, self.seen), clip.logit_scale.exp()
+
+        def score(images: Images) -> Float[Tensor, "b c"]:
+            self.decoder.eval()
+            z = clip.encode_image(images)
+            u = self.adapted(z[:, None] if self.config.test == "image" else z[None], text)
+            means = u + self.heads(u)[0]
+            self.decoder.train()
+            return self.heads.pooled(self.seen, scale * (means * z[:, None]).sum(2))
+
+        return Columns(score, self.seen, labels)

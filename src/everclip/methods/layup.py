@@ -1,0 +1,127 @@
+"""Ridge regression on the last blocks of a frozen tower, side by side (LayUP, Ahrens et al. 2024): no training.
+
+    x = [ c_L ; c_{L-1} ; ... ; c_{L-k+1} ],    W = (G + lam I)^-1 Q,    scores W' x
+    G = sum_i x_i x_i',  Q = sum_i x_i y_i'
+
+over the images of all tasks, c_l the class token after block l as it is (of a convolutional tower, ours, a stage's mean
+over positions), k = `blocks`, no bias. lam is chosen at each task as in the authors' code (`lam_choice=folds`): of
+1e-4, 10^-3.5, ..., 1e3 and 1e-8 the first whose mean accuracy is highest over four folds of the task's images, each
+class split in their order, fitted on the other three folds and all earlier tasks. So it depends on the order of tasks.
+A task whose classes all have fewer than four images leaves lam as it was. `gcv` and `fixed` know no order.
+
+The authors may tune a ViT on the first task by adapters, with a cosine head; here that is `adapt` with `tune`, by a
+loss of this package. A label that was never trained scores -inf.
+
+    Parameters  none
+    State       kd x kd sums, kd sums per class (fp64): 170 MB at k = 6 and d = 768
+    Passes      1 of the image tower in all; in the first task those of adapt too
+    Exemplars   none
+
+Paper: https://arxiv.org/abs/2312.08888
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+from torch import Tensor
+
+from everclip.methods.base.first_session import FirstSessionConfig
+from everclip.methods.base.method import Clip, Images, Prompts
+from everclip.methods.shared.closed_form import Spectrum
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod
+from everclip.models.depths import Depths
+
+LAMS = (*(10 ** (half / 2) for half in range(-8, 7)), 1e-8)
+FOLDS = 4
+
+
+class Layup(RidgeMethod):
+    """Ridge regression on several blocks."""
+
+    class Config(LamConfig, FirstSessionConfig):
+        """Options of LayUP."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {"blocks": (1, 3, 6)}
+
+        blocks: int = Field(
+            default=6, ge=1, description="k: last blocks that are read, or all of a tower with fewer"
+        )
+        lam_choice: Literal["folds", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+            default="folds",
+            description="how to choose lam: by four folds of each new task's images (folds); by"
+            " generalised cross-validation on the sums, unless lam is given (gcv); lam itself (fixed); or"
+            " on a fifth of each new task's images, fitted on the rest (task) or on all before too (seen)",
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.depths = Depths((1.0,) * config.blocks, root=False, mirror=False, raw=True)
+        adapts = config.adapt != "none"  # a tower that trains in the first task cannot be read ahead
+        self.can(reads="pixels" if adapts else "features", depths=None if adapts else self.depths)
+
+    @property
+    def random_features(self) -> int:
+        return 0
+
+    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
+        """Return the identity: there is no random layer."""
+        return torch.eye(inputs, outputs)
+
+    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        return self.depths.read(clip.model.visual, clip.normalise(images))
+
+    def choose(
+        self,
+        features: Float[Tensor, "n d"],
+        labels: Int64[Tensor, " n"],
+        weights: Float64[Tensor, " n"],
+        order: Int64[Tensor, " n"],
+    ) -> None:
+        """Set lam to the first of ``LAMS`` with the highest mean accuracy over the folds."""
+        if self.config.lam_choice != "folds":
+            super().choose(features, labels, weights, order)
+            return
+        if labels.bincount().max() < FOLDS:
+            return
+        root = weights.sqrt()[:, None]
+        rows, targets = root * self.rows(features), root * self.summed.targets(labels)
+        right = torch.zeros(len(LAMS), dtype=torch.float64)
+        for held in folds(labels):
+            fit = self.rows(features[held]), labels[held]
+            kept_rows, kept_targets = rows[~held], targets[~held]
+            gram = torch.addmm(self.gram, kept_rows.T, kept_rows)
+            spectrum = Spectrum.of_gram(gram, torch.addmm(self.sums.T, kept_rows.T, kept_targets))
+            right += accuracies(spectrum, *fit)
+        self.chosen.fill_(LAMS[int(right.argmax())])
+
+
+def accuracies(
+    spectrum: Spectrum, rows: Float64[Tensor, "n m"], labels: Int64[Tensor, " n"]
+) -> Float64[Tensor, " l"]:
+    """Return the fraction of other rows that ridge regression is right about at each of ``LAMS``."""
+    seen = rows @ spectrum.basis
+    guesses = (seen @ (spectrum.targets / (spectrum.values + lam)[:, None]) for lam in LAMS)
+    return torch.stack([(guess.argmax(1) == labels).double().mean() for guess in guesses]).cpu()
+
+
+def folds(labels: Int64[Tensor, " n"]) -> Iterator[Tensor]:
+    """Yield masks of four folds: each class in its order, in parts that make the folds nearly equal.
+
+    As scikit-learn's StratifiedKFold without shuffling: with labels sorted by where their class first appears, fold i
+    has as many of a class as every fourth of them, from the i-th on.
+    """
+    classes = list(dict.fromkeys(labels.tolist()))
+    ordered = torch.cat([labels[labels == label] for label in classes])
+    place = torch.empty_like(labels)
+    for label in classes:
+        shares = torch.stack([(ordered[first::FOLDS] == label).sum() for first in range(FOLDS)])
+        place[labels == label] = torch.arange(FOLDS, device=labels.device).repeat_interleave(shares)
+    for fold in range(FOLDS):
+        yield place == fold

@@ -1,0 +1,128 @@
+"""Ridge regression on random or kernel features, fused with zero-shot CLIP (RAIL, Xu et al. 2024): no training.
+
+    primal   r = W' h,  h = relu(P' z),  W = (sum h h' + lam I)^-1 sum h y'        P uniform in +-1/sqrt(d), drawn once
+    dual     r = A' k(z),  k_i = exp(-g |z - z_i|^2),  A = (K + lam' I)^-1 Y       over the images of all tasks
+    p        = softmax( scale <z, e_k> ) over the names
+    score    = (1 - beta) p + beta r,  r = 0 for a name never trained;   p alone where argmax p was never trained
+
+over all images so far, y one-hot. The authors' recursion over R = (G + lam I)^-1 gives the same W, whatever the order,
+with lam once and not with each task. The dual form keeps the features of all images, two thousand bytes each at
+d = 512, which its state counts: compare it with methods that have as much memory.
+
+`names=all` is the authors' setting, where the softmax runs over the names of classes to come as well, which the method
+is told. By default it runs over the labels asked for, so that the gate is open unless one of these was never trained.
+
+    Parameters  none
+    State       M x M sums, M sums per class (fp64; 1.8 GB at M = 15000), the random layer is drawn again; or d numbers
+                (fp64) per image
+    Passes      1 of the image tower in all
+    Exemplars   none; kernel=dual keeps the features of all images
+
+Paper: https://arxiv.org/abs/2406.18868
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from everclip.methods.base.method import Clip, Prompts, Task
+from everclip.methods.shared.fused import Fused, gaussian
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod
+from everclip.methods.shared.weights import Kept
+
+
+class Rail(Kept, RidgeMethod):
+    """A ridge adapter beside zero-shot CLIP."""
+
+    class Config(LamConfig):
+        """Options of RAIL."""
+
+        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+            "beta": (0.2, 0.5, 0.8, 1.0),
+            "lam": (0.01, 0.1, 1.0),
+        }
+
+        lam: float | None = Field(
+            default=0.1, gt=0, description="strength of the primal ridge; none: chosen by lam_choice"
+        )
+        lam_unit: Literal["relative", "absolute"] = Field(
+            default="absolute", description="lam as a multiple of the mean of G's diagonal, or as it is"
+        )
+        kernel: Literal["primal", "dual"] = Field(
+            default="primal",
+            description="random features, or a Gaussian kernel on the features of all images",
+        )
+        width: int = Field(
+            default=15_000,
+            ge=0,
+            description="M, random features of the primal form; 0: the features themselves",
+        )
+        gamma: float = Field(default=0.1, gt=0, description="g: of the kernel")
+        dual_lam: float = Field(default=0.001, gt=0, description="lam': strength of the dual ridge")
+        beta: float = Field(default=0.8, ge=0, le=1, description="weight of the regression beside zero-shot")
+        names: Literal["asked", "all"] = Field(
+            default="asked",
+            description="names in the softmax: labels asked for, or all of the data set, later ones too",
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.dual = config.kernel == "dual"
+        self.can(needs_text=True)
+
+    @property
+    def random_features(self) -> int:
+        return 0 if self.dual else self.config.width
+
+    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
+        return torch.empty(inputs, outputs).uniform_(-(inputs**-0.5), inputs**-0.5)
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        super().grow(clip, task)
+        self.kept_to(clip)
+
+    def add(
+        self,
+        rows: Float64[Tensor, "b m"],
+        labels: Int64[Tensor, " b"],
+        weights: Float64[Tensor, " b"] | None = None,
+    ) -> None:
+        super().add(rows, labels, weights)
+        if self.dual:
+            for name, more in (("rows", rows), ("labels", labels)):
+                self.kept[name] = torch.cat([self.kept[name], more]) if name in self.kept else more
+
+    def regression(
+        self, clip: Clip, labels: list[int]
+    ) -> Callable[[Float[Tensor, "b d"]], Float64[Tensor, "b c"]]:
+        """Return the map from unit-length features to r."""
+        if not self.dual:
+            weight, _ = self.solve(clip, labels)
+            return lambda features: self.rows(features) @ weight
+        known, gamma = self.kept["rows"], self.config.gamma
+        inner = gaussian(known, known, gamma)
+        inner.diagonal().add_(self.config.dual_lam)
+        targets = self.summed.targets(self.kept["labels"])
+        alpha = torch.cholesky_solve(targets, torch.linalg.cholesky(inner))[:, labels]
+        return lambda features: gaussian(self.rows(features), known, gamma) @ alpha
+
+    @torch.no_grad()
+    def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
+        names = range(len(self.prompts.names)) if self.config.names == "all" else labels
+        text = clip.class_embeddings([self.prompts.names[label] for label in names], self.prompts.templates)
+        known = (self.counts > 0).to(text.device)
+        classifier = Fused(clip, text, known[[*names]], self.config.beta)
+        classifier.columns = [list(names).index(label) for label in labels]
+        trained = known[[*labels]].to(self.sums.device)
+        if known.any():
+            regress = self.regression(clip, [*labels])
+            classifier.regress = lambda features: regress(features) * trained
+        return classifier

@@ -1,0 +1,72 @@
+"""Compare images with what tells their class from others, in words (ENGINE)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from everclip.data.prompts import fill
+from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts
+from everclip.methods.shared.descriptions import Differences
+from everclip.methods.shared.frozen import Frozen
+
+DRAWS, BEST = 3, 5
+"""Differences that are read of a pair, and classes that are compared."""
+
+
+class Described(Frozen):
+    """Base of methods that may know differences between classes.
+
+    Attributes:
+        differences: of each class from others; empty without.
+    """
+
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.differences: Differences = {}
+
+    @torch.no_grad()
+    def _embed(self, clip: Clip, texts: list[str]) -> Float[Tensor, "n d"]:
+        return clip.encode_text(texts)
+
+    def said(self, clip: Clip, batch: Batch) -> tuple[list[int], Float[Tensor, "n d"]]:
+        """Return which images of a batch have a class with a difference from another seen, and one of each in words."""
+        rng, seen = batch.rng("differences"), {self.prompts.names[label] for label in self.seen}
+        places, texts = [], []
+        for place, label in enumerate(batch.labels.tolist()):
+            name = self.prompts.names[label]
+            others = [words for other, words in self.differences.get(name, {}).items() if other in seen]
+            if others:
+                words = others[rng.integers(len(others))]
+                places.append(place)
+                texts.append(self.phrase(name, words[rng.integers(len(words))]))
+        return places, self._embed(clip, texts) if texts else self.text.new_zeros(0, self.text.shape[1])
+
+    def phrase(self, name: str, words: str) -> str:
+        """Return the prompt of a class with a difference."""
+        return fill(self.prompts.templates[0], f"{name} with {words}")
+
+    def table(self, clip: Clip) -> Float[Tensor, "c c d"]:
+        """Return the embedding of each class seen with its differences from each other one; 0 where there are none."""
+        found = self.text.new_zeros(len(self.seen), len(self.seen), self.text.shape[1])
+        names = [self.prompts.names[label] for label in self.seen]
+        for one, name in enumerate(names):
+            for other, words in self.differences.get(name, {}).items():
+                if other in names and other != name:
+                    texts = [self.phrase(name, word) for word in words[:DRAWS]]
+                    found[one, names.index(other)] = normalize(self._embed(clip, texts).mean(0), dim=0)
+        return found
+
+
+def compared(
+    z: Float[Tensor, "b d"], cosines: Float[Tensor, "b c"], table: Float[Tensor, "c c d"]
+) -> Float[Tensor, "b c"]:
+    """Return rr: of each image's best classes the mean cosine with what tells each from the others of them; else 0."""
+    best = cosines.topk(min(BEST, cosines.shape[1]), dim=1).indices
+    found = torch.zeros_like(cosines)
+    for image, classes in enumerate(best):
+        pairs = table[classes][:, classes] @ z[image]
+        found[image, classes] = pairs.sum(1) / max(1, len(classes) - 1)
+    return found

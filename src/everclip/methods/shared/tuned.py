@@ -1,0 +1,71 @@
+"""Read both towers with low-rank updates that a method keeps beside them (MG-CLIP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from everclip.errors import UserError
+from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Prompts
+from everclip.methods.shared.key_value import KeyValue
+from everclip.methods.shared.prototypes import Prototypes
+
+
+class Tuned(Prototypes):
+    """Base of methods whose features and embeddings are those of updated towers.
+
+    Attributes:
+        rank: of the updates.
+    """
+
+    def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.can(reads="pixels")
+        self.updates, self.rank = KeyValue(nn.Identity(), 1), 1
+
+    def build(self, clip: Clip, width: int) -> None:
+        self.updates = KeyValue(clip.model, self.rank).to(clip.device)
+        super().build(clip, width)
+        if not len(self.updates.layers):
+            raise UserError("method=mg_clip updates attention, which neither tower has: use another method")
+
+    def embed(self, clip: Clip, labels: Sequence[int]) -> Float[Tensor, "c d"]:
+        if not self.kept:  # before the first task there are no updates
+            return super().embed(clip, labels)
+        with self.updates.beside(clip.model):
+            return super().embed(clip, labels)
+
+    def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        with self.updates.beside(clip.model):
+            return clip.encode_image(images)
+
+    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        return self.features(clip, images)
+
+    def wrong(self, clip: Clip, batches: Sequence[Batch], tuned: bool) -> float:
+        """Return N of images, with the updates or without."""
+        encode, embed = (self.features, self.embed) if tuned else (Clip.encode_image, super().embed)
+        text = embed(clip, self.seen)
+        z = torch.cat([encode(clip, batch.images) for batch in batches])
+        places = self.places(torch.cat([batch.labels for batch in batches]))
+        return wrong(clip.logit_scale.exp() * z @ text.T, places.to(z.device))
+
+
+def mixed(logits: Float[Tensor, "b c"], cosines: Float[Tensor, "b c"], twice: bool) -> Float[Tensor, "b c"]:
+    """Return the probabilities of both sides, four parts of the visual one."""
+    text = logits.softmax(1).softmax(1) if twice else logits.softmax(1)
+    return (text + 4 * cosines.softmax(1)) / 5
+
+
+def wrong(logits: Float[Tensor, "n c"], places: Int64[Tensor, " n"]) -> float:
+    """Return N, the mean logit of wrong classes; nan of one class."""
+    others = torch.ones_like(logits).scatter(1, places[:, None], 0)
+    return ((logits * others).sum() / others.sum()).item()
+
+
+def moved(before: float, after: float) -> float:
+    """|N0 - N| / N0."""
+    return abs(before - after) / abs(before)

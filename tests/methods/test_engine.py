@@ -1,0 +1,131 @@
+"""ENGINE: golden numbers, its loss against loops, the rule of all images together, and a file of differences."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+from torch.testing import assert_close
+
+from everclip.errors import UserError
+from everclip.losses.contrastive import clip_loss
+from everclip.methods.shared.described import compared
+from everclip.methods.shared.gaussian_rule import Rule
+from tests.methods.closed import LABELS, QUERY, T, near
+from tests.methods.stages import Course
+
+IMAGES = torch.tensor([[1, 0], [0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
+
+
+def course_of(toy: str, photos: str, *options: str) -> Course:
+    return Course.of(f"data={photos}", f"model={toy}", "scenario.tasks=3", "method=engine", *options)
+
+
+def test_golden_losses() -> None:
+    texts = torch.tensor([[1, 0], [0, 1], [1, 0]], dtype=torch.float64)
+    near(clip_loss(IMAGES, texts, math.log(100)), 0.71957656)
+    near(clip_loss(IMAGES, texts, 100.0), 3.5643824)
+    noisy = torch.tensor([[0.8, 0.6], [0, 1], [1, 0]], dtype=torch.float64)
+    near(cross_entropy(IMAGES @ noisy.T, torch.arange(3)), 1.06342558)
+
+
+def test_golden_rule() -> None:
+    kept: dict[str, Tensor] = {}
+    for block in ([0, 1, 2, 3], [4, 5]):
+        Rule(kept).add(6, T[block], torch.tensor(LABELS)[block])
+    near(Rule(kept).scorer([0, 1, 2])(QUERY[None])[0], [33.25020392, 29.31635101, 45.23881304])
+
+
+def test_golden_rule_of_the_code() -> None:
+    kept: dict[str, Tensor] = {}
+    for block in ([0, 1, 2, 3], [4, 5]):
+        Rule(kept).add(6, T[block], torch.tensor(LABELS)[block], running=True)
+    near(kept["rule mixed"], [[120.84144042, 23.43613405], [23.43613405, 84.95661648]])
+
+
+@pytest.mark.parametrize("scale", ["log", "exp"])
+def test_the_loss_by_hand(scale: str, toy: str, photos: str) -> None:
+    course = course_of(toy, photos, f"method.scale={scale}", "method.image_loss=cosine").learn(0)
+    task = course.enter(1)
+    method, (phase,) = course.method, course.learner.phases(task)
+    method.begin_phase(course.clip, phase)
+    on = course.sample(task)
+    features = method.encode(course.clip, on, phase)
+    assert len(features["f"]) == len(on) + 2, "each old class once more"
+    terms = method.loss(features, on, phase)
+
+    def made(layers: Any, rows: Tensor) -> Tensor:
+        return torch.stack([normalize(layers.whole(row) + layers.newest(row), dim=0) for row in rows])
+
+    z, t = made(method.image, features["f"]), made(method.words, features["e"])
+    factor = features["scale"].log() if scale == "log" else features["scale"]
+    sides = []
+    for i in range(len(z)):
+        rows = torch.stack([factor * z[i] @ other for other in t])
+        columns = torch.stack([factor * other @ t[i] for other in z])
+        sides.append(-(rows.log_softmax(0)[i] + columns.log_softmax(0)[i]) / 2)
+    assert_close(terms["clip"], torch.stack(sides).mean(), rtol=1e-4, atol=1e-5)
+    cosine = torch.stack([a @ b for a, b in zip(z, features["noisy"], strict=False)]).mean()
+    assert_close(terms["image"], -0.5 * cosine, rtol=1e-4, atol=1e-6)
+
+
+def test_earlier_layers_are_summed_and_stay(toy: str, photos: str) -> None:
+    course = course_of(toy, photos).learn(0)
+    first = course.method.image.newest.weight.detach().clone()
+    task = course.enter(1)
+    assert torch.equal(course.method.image.whole.weight, first)
+    assert not torch.equal(course.method.image.newest.weight, first)
+    course.phase(task, course.learner.phases(task)[0])
+    course.leave(task)
+    assert torch.equal(course.method.image.whole.weight, first)
+
+
+def test_scores_are_a_mixture(toy: str, photos: str) -> None:
+    rule, cosines, both = (
+        course_of(toy, photos, f"method.rule={q}").learn(0).scores(*range(6)) for q in (1, 0, 0.25)
+    )
+    known = torch.isfinite(rule).all(0)
+    assert known.sum() == 2
+    assert_close(both[:, known], 0.25 * rule[:, known] + 0.75 * cosines[:, known], rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_of_differences(toy: str, photos: str, tmp_path: Path) -> None:
+    plan = course_of(toy, photos).plan
+    names = plan.prompts.names
+    (tmp_path / "words.json").write_text(
+        json.dumps({one: {o: ["ears", "a tail"] for o in names} for one in names})
+    )
+    course = course_of(toy, photos, f"method.descriptions={tmp_path / 'words.json'}", "method.image_weight=0")
+    task = course.enter(0)
+    method, (phase,) = course.method, course.learner.phases(task)
+    update, on = course.update(phase), course.sample(task)
+    assert {"clip", "said"} == course.step(update, on, phase).keys()
+    features = method.encode(course.clip, on, phase)
+    assert len(features["said"]) == len(on)
+    course.leave(task)
+    assert course.scores(*range(6)).isfinite().all(0).sum() == 2
+
+
+def test_differences_by_hand() -> None:
+    z, table = torch.tensor([[1.0, 0.0]]), torch.zeros(6, 6, 2)
+    table[..., 0] = torch.arange(36.0).view(6, 6) * (1 - torch.eye(6))
+    cosines = torch.tensor([[0.1, 0.6, 0.5, 0.4, 0.3, 0.2]])
+    found = compared(z, cosines, table)[0]
+    assert found[0] == 0, "not among the best five"
+    for k in range(1, 6):
+        assert found[k].item() == pytest.approx(np.mean([6 * k + j for j in range(1, 6) if j != k]))
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"class_0": 3}', '{"class_0": {"class_1": [3]}}', "{"])
+def test_what_is_no_file_of_differences(content: str, toy: str, photos: str, tmp_path: Path) -> None:
+    name = course_of(toy, photos).plan.prompts.names[0]
+    (tmp_path / "words.json").write_text(content.replace("class_0", name))
+    with pytest.raises(UserError, match=r"^method\.descriptions=.*words\.json"):
+        course_of(toy, photos, f"method.descriptions={tmp_path / 'words.json'}")
