@@ -19,7 +19,7 @@ WIDTH, SHARE = 6, 0.7
 def method(name: str, **options: object) -> Statistics:
     """A closed form of four classes, without images."""
     config = Config.model_validate({"method": {"name": name, **options}})
-    made = methods.build(config, Prompts(("a", "b", "c", "d"), ("a {}",), False))
+    made = methods.build(config, Prompts(("a", "b", "c", "d"), ("a {}",)))
     assert isinstance(made, Statistics)
     made.register_buffer("gram", torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
     made.register_buffer("sums", torch.zeros(4, WIDTH, dtype=torch.float64))

@@ -78,7 +78,8 @@ def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> 
                     yield Answer(key, None, pixels.broken[row])
                     continue
                 shares, score = next(found)
-                yield Answer(key, shares, "", score, above is not None and score > above)
+                unknown = above is not None and score is not None and score > above
+                yield Answer(key, shares, "", score, unknown)
 
 
 def asked(

@@ -83,8 +83,9 @@ def _sharpness(classifier: nn.Module) -> float:
 def available(model: Deployed) -> tuple[str, ...]:
     """Return the names of the unknown scores that a model has; the last is its own."""
     method = None if model.plan is None else model.plan.method
-    closed = isinstance(model.classifier, Linear) and isinstance(method, Statistics)
-    return (LOGIT, DISTANCE, RELATIVE) if closed and usable(method, model.labels) else (LOGIT,)
+    if not isinstance(model.classifier, Linear) or not isinstance(method, Statistics):
+        return (LOGIT,)
+    return (LOGIT, DISTANCE, RELATIVE) if usable(method, model.labels) else (LOGIT,)
 
 
 @torch.inference_mode()
