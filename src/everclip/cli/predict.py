@@ -16,7 +16,6 @@ from everclip.system.text import json_text, printable
 
 if TYPE_CHECKING:
     from everclip.inference.model import Deployed
-    from everclip.inference.predict import Answer
     from everclip.metrics.calibration import Calibration
 
 FILE_WIDTH = 40
@@ -65,7 +64,7 @@ def predict(
 
 def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, json: bool) -> None:
     """Print one line per picture. Raises RunError if none could be read."""
-    from everclip.inference.predict import BATCH, answers, files
+    from everclip.inference.predict import BATCH, answers, as_dict, files
 
     if reject_below and model.calibration is None:
         print(f"note: probabilities of {model.spec} are not calibrated: see --calibrate", file=sys.stderr)
@@ -79,25 +78,6 @@ def _say(model: Deployed, paths: Iterator[str], top: int, reject_below: float, j
         print(line, flush=total % BATCH == 0)
     if not read:
         raise RunError(f"not one of {total} pictures could be read: the lines above say why")
-
-
-def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
-    """Return one line of ``--json``: file, class, probability, top, error; null where there is none."""
-    if answer.probabilities is None:
-        return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
-    order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
-    ranked = [
-        {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
-    ]
-    best = ranked[0]
-    rejected = float(answer.probabilities[order[0]]) < reject_below
-    return {
-        "file": answer.key,
-        "class": None if rejected else best["class"],
-        "probability": best["probability"],
-        "top": ranked,
-        "error": None,
-    }
 
 
 def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:

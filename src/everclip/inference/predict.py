@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -56,6 +57,30 @@ def answers(model: Deployed, batches: Iterable[Store]) -> Iterator[Answer]:
             found = iter(probabilities(model.logits(images)) if good.any() else ())
             for row, (key, fine) in enumerate(zip(store.keys, good.tolist(), strict=True)):
                 yield Answer(key, next(found)) if fine else Answer(key, None, pixels.broken[row])
+
+
+def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
+    """Return an answer for JSON: file, class, probability, top, error; null where there is none.
+
+    Args:
+        top: number of classes, the most probable first, from 1.
+        reject_below: probability, 0..1, below which the most probable class is no answer.
+    """
+    if answer.probabilities is None:
+        return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
+    order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
+    ranked = [
+        {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
+    ]
+    best = ranked[0]
+    rejected = float(answer.probabilities[order[0]]) < reject_below
+    return {
+        "file": answer.key,
+        "class": None if rejected else best["class"],
+        "probability": best["probability"],
+        "top": ranked,
+        "error": None,
+    }
 
 
 def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:
