@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,13 +49,14 @@ class Client:
         """POST a value as JSON."""
         return self.ask(path, json.dumps(value).encode(), "application/json")
 
-    def send(self, raw: bytes) -> bytes:
-        """Send bytes, and return all that comes back."""
+    def send(self, raw: bytes, patience: float = 0.15) -> bytes:
+        """Send bytes, and return all that comes back; after a while without an answer say that no more will follow."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             parts = []
             try:
                 connection.sendall(raw)
-                connection.shutdown(socket.SHUT_WR)
+                if not select.select([connection], [], [], patience)[0]:
+                    connection.shutdown(socket.SHUT_WR)
                 while part := connection.recv(1 << 16):
                     parts.append(part)
             except (ConnectionResetError, BrokenPipeError):  # it refuses before all has been sent

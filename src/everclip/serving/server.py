@@ -24,7 +24,10 @@ class _Protocol(H11Protocol):
     """HTTP/1.1, which answers what is no HTTP in JSON too."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer and close the connection."""
+        """Answer and close the connection; what is computed for it has nobody to go to."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # else its answer would follow this one, which h11 refuses
+            self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json_text({"error": f"this is no HTTP that can be read: {msg}"}, None).encode() + b"\n"
             headers = [
