@@ -74,7 +74,7 @@ def page(found: Json, about: Mapping[str, str]) -> str:
         f"| tracebacks in the server's log | {sum('Traceback' in line for line in found['log'])} |",
         f"| a good request is answered as before | {'yes' if bad['same'] else 'no'} |",
         "",
-        "Status 200 is a changed picture that is still one; no answer is half a request, whose client has left.",
+        "Status 200 is a changed picture that is still one; without an answer stays a request that is not complete.",
         "",
         "## Killed",
         "",

@@ -15,10 +15,13 @@ if [ -d learning ] && [ "$(readlink current)" = "$(cat learning.to 2>/dev/null)"
 fi
 if [ ! -d learning ]; then                      # else: what the last night could not learn
     [ -n "$(ls new)" ] || { echo "nothing new"; exit 0; }
+    rm -f learning.to                           # of an earlier night
     mv new learning && mkdir new
 fi
 
-everclip data check imagefolder:learning --exact --json > check.json || exit
+everclip data check imagefolder:learning --exact --json > check.json
+code=$?
+[ $code = 0 ] || { echo "the check ended with $code: see $PWD/check.json" >&2; exit $code; }
 
 last=$(printf '%s\n' v[0-9]* | sed -n 's/^v\([0-9][0-9]*\)$/\1/p' | sort -n | tail -n 1)
 next="v$((${last:-0} + 1))"

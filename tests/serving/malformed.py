@@ -177,7 +177,11 @@ def _head(rng: Rng) -> bytes:
         b"\x00: y",
         b"Host: y",
     )
-    return b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + odd[rng.integers(len(odd))] + b"\r\n\r\nabc"
+    return (
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        + odd[rng.integers(len(odd))]
+        + b"\r\n\r\nabc"
+    )
 
 
 def _chunked(rng: Rng) -> bytes:
