@@ -19,7 +19,7 @@ FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
     ("learner", "notebook"),
-    ("report", "sweep", "updating", "export"),
+    ("report", "sweep", "updating", "export", "serving"),
     ("plots",),
     ("compare", "audit"),
     ("index",),

@@ -70,7 +70,7 @@ def linked(text: str, name: str, places: dict[str, str], out: Path) -> str:
         to = pages.get(place) or pages.get(f"{place}/README.md")
         if to is None and place.startswith("docs/") and place.endswith(".ipynb"):
             to = _place(place).replace(".ipynb", ".md")
-        if to is None and Path(place).suffix in {".html", ".svg"}:
+        if to is None and Path(place).suffix in {".html", ".sh", ".svg"}:
             to = _place(place)
             (out / to).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / place, out / to)

@@ -69,6 +69,17 @@ def test_text_is_encoded_in_chunks(clip: Clip, monkeypatch) -> None:
     torch.testing.assert_close(chunked, clip.encode_text(PROMPTS), atol=1e-6, rtol=0)
 
 
+def test_tokens_of_many_prompts_are_not_kept_for_ever(clip: Clip, monkeypatch) -> None:
+    """A server is asked for new texts without end; a prompt that was let go has the same features again."""
+    monkeypatch.setattr("everclip.models.text._KEPT", 4)
+    first = clip.encode_text(PROMPTS)
+    for number in range(50):
+        clip.encode_text([f"number {number}", "a cat"])
+    assert len(clip.text._tokens) <= 6
+    assert len(clip.text._lengths) <= 6
+    assert torch.equal(clip.encode_text(PROMPTS), first)
+
+
 def test_encode_text_is_open_clips_own(clip: Clip, folder: Path) -> None:
     model: Any = open_clip.create_model(f"local-dir:{folder}")
     expected = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(PROMPTS), normalize=True)

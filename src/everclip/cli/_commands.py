@@ -160,6 +160,16 @@ COMMANDS = {
         '  everclip search vectors/ "a red bicycle"\n  everclip search vectors/ p.jpg -k 20 --json\n',
         code=True,
     ),
+    "serve": Command(
+        _RUN,
+        "Answer pictures and texts over HTTP, and follow a model's folder to its next version.",
+        """\
+  everclip serve v2                        # http://127.0.0.1:8000
+  everclip serve current --port 9000       # a link to a version
+  everclip serve v2 --vectors vectors/     # also POST /search
+""",
+        code=True,
+    ),
     "update": Command(
         _RUN,
         "Teach a deployed model new classes or domains, unless old classes suffer.",

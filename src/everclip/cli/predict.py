@@ -16,7 +16,6 @@ from everclip.system.text import json_text, printable
 
 if TYPE_CHECKING:
     from everclip.inference.model import Deployed
-    from everclip.inference.predict import Answer
 
 FILE_WIDTH = 40
 """Width of a path on a terminal, in characters."""
@@ -88,7 +87,7 @@ def _say(
     Args:
         doubt: the probability below which a picture is rejected, and the rate of false alarms of "unknown".
     """
-    from everclip.inference.predict import BATCH, answers, files
+    from everclip.inference.predict import BATCH, answers, as_dict, files
 
     reject_below, rate = doubt
     if reject_below and model.calibration is None:
@@ -103,34 +102,6 @@ def _say(
         print(line, flush=total % BATCH == 0)
     if not read:
         raise RunError(f"not one of {total} pictures could be read: the lines above say why")
-
-
-def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
-    """Return one line of ``--json``: file, class, probability, top, error; null where there is none.
-
-    Where unknown pictures were asked for also ``unknown`` and ``unknown_score``.
-    """
-    if answer.probabilities is None:
-        return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
-    asked = (
-        {}
-        if answer.score is None
-        else {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
-    )
-    order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
-    ranked = [
-        {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
-    ]
-    best = ranked[0]
-    rejected = float(answer.probabilities[order[0]]) < reject_below
-    return {
-        "file": answer.key,
-        "class": None if rejected or answer.unknown else best["class"],
-        "probability": best["probability"],
-        "top": ranked,
-        "error": None,
-        **asked,
-    }
 
 
 def as_line(shown: dict[str, Any], aligned: int | None = None) -> str:

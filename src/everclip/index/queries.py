@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float32
 
 from everclip.data.formats.folders import SUFFIXES
-from everclip.data.images import FileStore
+from everclip.data.images import FileStore, Store
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.index.encoder import fingerprint, open_encoder
@@ -28,22 +29,41 @@ class Asker:
     clip: Clip
     map: Map | None = None
 
-    @torch.inference_mode()
     def embed(self, query: str) -> Float32[np.ndarray, "1 d"]:
         """Embed a query to unit length: a picture if it names a file, else a text.
 
         Raises:
             UserError: the file is no picture.
         """
-        row = (self._picture(query) if kind_of(query) == IMAGE else self.clip.encode_text([query])).cpu()
-        return (row if self.map is None else self.map(row)).numpy()
+        if kind_of(query) == TEXT:
+            return self.texts([query])
+        rows, broken = self.pictures(FileStore(Path(), [query]))
+        if broken:
+            raise UserError(f"{query} cannot be read ({broken[0]}): give a picture, or a text")
+        return rows
 
-    def _picture(self, query: str) -> torch.Tensor:
-        pixels = Pixels(FileStore(Path(), [query]), self.clip.eval_transform, self.clip.image_size, 0, 0)
-        images, good = pixels.load(np.zeros(1, dtype=np.int64))
-        if not good.all():
-            raise UserError(f"{query} cannot be read ({pixels.broken[0]}): give a picture, or a text")
-        return self.clip.encode_image(images)
+    @torch.inference_mode()
+    def texts(self, queries: Sequence[str]) -> Float32[np.ndarray, "n d"]:
+        """Embed texts to unit length, whatever they name."""
+        return self._mapped(self.clip.encode_text(queries))
+
+    @torch.inference_mode()
+    def pictures(
+        self, store: Store, workers: int = 0
+    ) -> tuple[Float32[np.ndarray, "n d"], Mapping[int, str]]:
+        """Embed the readable pictures of a store to unit length; also return the rows of the others, with reasons.
+
+        Args:
+            workers: as of ``Pixels``.
+        """
+        pixels = Pixels(store, self.clip.eval_transform, self.clip.image_size, 0, workers)
+        images, good = pixels.load(np.arange(len(store.keys), dtype=np.int64))
+        if not good.any():
+            return np.zeros((0, 0), dtype=np.float32), pixels.broken
+        return self._mapped(self.clip.encode_image(images)), pixels.broken
+
+    def _mapped(self, rows: Float32[torch.Tensor, "n d"]) -> Float32[np.ndarray, "n d"]:
+        return (rows.cpu() if self.map is None else self.map(rows.cpu())).numpy()
 
 
 def kind_of(query: str) -> str:
@@ -76,7 +96,19 @@ def asker(vectors: Vectors, model: str | None = None) -> Asker:
         if model is not None:
             raise
         raise UserError(f"{error}; or give the model of {vectors.path} as --model MODEL") from error
-    mark, mapped = fingerprint(clip), _map_of(spec)
+    return fitting(vectors, clip, spec)
+
+
+def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
+    """Return an encoder as one whose queries fit a folder's embeddings.
+
+    Args:
+        spec: what the encoder was opened by, which may have a map to these embeddings.
+
+    Raises:
+        UserError: it is another encoder, without such a map.
+    """
+    table, mark, mapped = vectors.table, fingerprint(clip), _map_of(spec)
     if (
         mark != table.fingerprint
         and mapped is not None

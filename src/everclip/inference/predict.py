@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -117,6 +118,38 @@ def everyone(
         found.append(shares)
         new.append(np.array([above is not None and score is not None and score > above for score in scores]))
     return np.concatenate(found), np.concatenate(new).astype(bool)
+
+
+def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
+    """Return an answer for JSON: file, class, probability, top, error; null where there is none.
+
+    Where unknown pictures were asked for also ``unknown`` and ``unknown_score``.
+
+    Args:
+        top: number of classes, the most probable first, from 1.
+        reject_below: probability, 0..1, below which the most probable class is no answer.
+    """
+    if answer.probabilities is None:
+        return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
+    asked = (
+        {}
+        if answer.score is None
+        else {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
+    )
+    order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
+    ranked = [
+        {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
+    ]
+    best = ranked[0]
+    rejected = float(answer.probabilities[order[0]]) < reject_below
+    return {
+        "file": answer.key,
+        "class": None if rejected or answer.unknown else best["class"],
+        "probability": best["probability"],
+        "top": ranked,
+        "error": None,
+        **asked,
+    }
 
 
 def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:

@@ -20,6 +20,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 _TOKENIZED = 1000  # prompts at a time, to see which are too long
+_KEPT = 1 << 17  # prompts whose tokens are kept, about 100 MB: a server is asked for new ones without end
 
 
 class TextTower:
@@ -54,6 +55,9 @@ class TextTower:
         For a Hugging Face text tower the columns that are padding in every prompt are dropped: such towers mask the
         padding, so those columns cost time and change nothing.
         """
+        if len(self._tokens) > _KEPT:
+            self._tokens.clear()
+            self._lengths.clear()
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens]
         if new:
             self._tokens.update(zip(new, self._tokenizer(new).long(), strict=True))

@@ -1,0 +1,61 @@
+"""everclip serve: answer pictures and texts over HTTP."""
+
+from __future__ import annotations
+
+import sys
+
+from everclip.cli._options import Classes, Model
+from everclip.errors import UserError
+from everclip.system.text import printable
+
+
+def serve(
+    model: Model,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    vectors: str | None = None,
+    classes: Classes = None,
+    max_body_mib: int = 16,
+    max_megapixels: int = 50,
+    max_waiting: int = 256,
+) -> None:
+    """Answer POST /predict, /embed and /search, GET /health and /model, and follow MODEL to its next version.
+
+    Another version in the folder MODEL, or in what the link MODEL leads to, is opened, checked and taken into use
+    within seconds, and no request is lost; so is the previous one after a rollback. SIGHUP opens MODEL again. SIGTERM
+    and Ctrl-C answer what has arrived, then end. Nobody is asked for a password.
+
+    Args:
+        host: Address to listen on; 0.0.0.0 for other machines too.
+        port: Port to listen on; 0 for any free one.
+        vectors: A folder that everclip embed wrote with MODEL, for /search.
+        max_body_mib: Largest size of an encoded picture, in MiB.
+        max_megapixels: Largest size of a picture, in millions of pixels.
+        max_waiting: Number of requests read, waiting or computed at a time; others get status 503.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}: use a whole number from 0 to 65535")
+    options = {"max-body-mib": max_body_mib, "max-megapixels": max_megapixels, "max-waiting": max_waiting}
+    for name, value in options.items():
+        if not 1 <= value <= 10**6:
+            raise UserError(f"--{name} is {value}: use a whole number from 1 to 1000000")
+    try:
+        from everclip.serving.server import serve as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("everclip"):
+            raise
+        raise UserError(
+            f'everclip serve needs the package {error.name}: pip install "everclip[serve]"'
+        ) from error
+    from everclip.inference.predict import read_classes
+    from everclip.serving.current import Source
+    from everclip.serving.limits import MEGA, MIB, Limits
+
+    given = None if classes is None else tuple(read_classes(classes))
+    limits = Limits(max_body_mib * MIB, max_megapixels * MEGA, max_waiting)
+    run(Source(model, given, vectors), host, port, limits, _say)
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)

@@ -1,0 +1,70 @@
+"""Bound what one request may ask for, and say what is refused. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from everclip.errors import UserError
+from everclip.system.text import printable, shortened
+
+MIB, MEGA = 1 << 20, 10**6
+MOST_TOP = 1000
+"""Largest number of classes, or of embeddings found, in one answer."""
+MOST_TEXT = 1000
+"""Largest number of characters of a query."""
+MOST_JSON = 64 << 10
+"""Largest size of a body of JSON, in bytes."""
+SECONDS = 30.0
+"""Time within which a body has to arrive, and within which a server that is stopped finishes its requests."""
+
+_FOLDERS = re.compile(r"(?<![\w.~-])~?/(?:[^\s/:;,()\"']+/)*(?=[^\s/])")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a server.
+
+    Args:
+        body: bytes of an encoded picture.
+        pixels: width times height of a picture, which is compared before it is decoded.
+        waiting: requests that are read, wait or are computed; more are told to come again.
+
+    Raises:
+        UserError: a bound is below 1.
+    """
+
+    body: int = 16 * MIB
+    pixels: int = 50 * MEGA
+    waiting: int = 256
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UserError(f"the limit of {name} is {value}: use a number from 1")
+
+
+class Refused(Exception):
+    """A request is not answered.
+
+    Attributes:
+        status: of HTTP.
+        message: one line, without a path of this machine.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = printable(" ".join(message.split()))
+
+
+def without_folders(text: str, *places: Path) -> str:
+    """Return a message for people elsewhere: on one line, of each path the name alone.
+
+    Args:
+        places: whose folders are left out even if their names hold spaces.
+    """
+    for place in places:
+        text = text.replace(f"{place.parent}/", "")
+    return shortened(printable(" ".join(_FOLDERS.sub("", text).split())), 300)

@@ -1,0 +1,134 @@
+"""Listen on a port until SIGTERM or Ctrl-C, and answer what has arrived by then."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import h11
+from uvicorn import Config, Server
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from everclip.errors import UserError
+from everclip.serving.app import Service
+from everclip.serving.current import Current, Say, Source
+from everclip.serving.limits import SECONDS, Limits
+from everclip.system.text import json_text
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1, which answers what is no HTTP in JSON too."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer and close the connection; what is computed for it has nobody to go to."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # else its answer would follow this one, which h11 refuses
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json_text({"error": f"this is no HTTP that can be read: {msg}"}, None).encode() + b"\n"
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            parts = (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            )
+            for part in parts:
+                self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; what connects before the model is open waits.
+
+    Args:
+        port: 0 for any that is free.
+
+    Raises:
+        UserError: there is no such address, or the port is taken.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UserError(f"--host {host} is no address ({error.strerror}): use one of this machine") from error
+    found = socket.socket(family, kind, number)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # at once after a killed server
+        found.bind(address)
+        found.listen(2048)
+    except OSError as error:
+        found.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"port {port} of {host} is in use: stop what listens there, or use --port"
+            ) from error
+        raise UserError(f"port {port} of {host} cannot be used ({error.strerror}): use --port") from error
+    return found
+
+
+def server_of(service: Service) -> Server:
+    """Return what runs a service: ``run([listening(...)])`` ends once ``should_exit`` is set, or at a signal."""
+    config = Config(
+        service.app(),
+        http=_Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(SECONDS),
+    )
+    return Server(config)
+
+
+def serve(source: Source, host: str, port: int, limits: Limits, say: Say) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; SIGHUP opens its folder again.
+
+    Requests that have arrived are answered before it returns, for up to ``SECONDS``.
+
+    Args:
+        say: takes one line whenever something happens that an operator wants to know.
+
+    Raises:
+        UserError: the port cannot be had, or the model cannot be opened.
+    """
+    with listening(host, port) as listener:
+        current = Current(source, say)
+        server = server_of(Service(current, limits, say))
+        shown = f"[{host}]" if ":" in host else host
+        say(f"serving {current.now.words} on http://{shown}:{listener.getsockname()[1]}")
+        with _signals(current):
+            current.start()
+            try:
+                server.run([listener])
+            finally:
+                current.stop()
+
+
+@contextmanager
+def _signals(current: Current) -> Iterator[None]:
+    """Take SIGHUP as ``Current.ask``, and end without an error where uvicorn, once done, raises SIGTERM again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {signal.SIGHUP: lambda *_: current.ask()} | dict.fromkeys(
+        (signal.SIGTERM, signal.SIGINT), lambda *_: None
+    )
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,189 @@
+"""The version in use follows the folder: to the next one, back after a rollback, and to nothing that is broken."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import everclip
+from everclip.errors import UserError
+from everclip.runs.card import identity
+from everclip.serving import current as module
+from everclip.serving.current import Current, Source
+from everclip.updating.versions import rollback
+from tests.serving.client import Client
+from tests.serving.conftest import Serving
+from tests.toy import toy_clip
+
+
+def link(to: str, name: Path) -> None:
+    """Have a link lead elsewhere, in one step."""
+    new = name.with_name("new")
+    new.symlink_to(to)
+    new.replace(name)
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+def test_a_link_is_followed_forwards_and_back(here: Path, lines: list[str]) -> None:
+    link("v1", here / "current")
+    current = Current(Source(str(here / "current")), lines.append)
+    first = current.now
+    assert (first.name, first.version, first.model.names) == ("v1", 1, ("red", "yellow"))
+    current.look()
+    assert current.now is first
+    link("v2", here / "current")
+    current.look()
+    assert (current.now.name, current.now.version, len(current.now.model.names)) == ("v2", 2, 4)
+    link("v1", here / "current")
+    current.look()
+    assert current.now.label == first.label
+    assert current.switches == 2
+    assert [line.split(",")[0] for line in lines] == ["serving v2 (version 2", "serving v1 (version 1"]
+
+
+def test_a_rollback_is_followed(here: Path, lines: list[str]) -> None:
+    current = Current(Source(str(here / "v2")), lines.append)
+    rollback(here / "v2")
+    current.look()
+    assert (current.now.version, current.now.model.names) == (1, ("red", "yellow"))
+    assert current.now.identity == identity(here / "v2")
+
+
+def test_a_broken_version_changes_nothing_until_it_is_mended(
+    here: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link("v1", here / "current")
+    current = Current(Source(str(here / "current")), lines.append)
+    first = current.now
+    good = (here / "v2" / "method.pt").read_bytes()
+    (here / "v2" / "method.pt").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    link("v2", here / "current")
+    current.look()
+    current.look()
+    assert current.now is first
+    assert current.error == "v2 is damaged (method.pt is not what was written): use another copy"
+    assert len(lines) == 1
+    assert lines[0].startswith("v1 (version 1, 2 classes, ")
+    assert str(here) in lines[0]
+    (here / "v2" / "method.pt").write_bytes(good)
+    current.look()
+    assert current.now is first, "it is tried again after a while"
+    monkeypatch.setattr(module.time, "monotonic", lambda: time.perf_counter() + 1e9)
+    current.look()
+    assert (current.now.name, current.error) == ("v2", "")
+    shutil.rmtree(here / "v2")
+    current.look()
+    assert current.now.name == "v2"
+    assert current.error
+    link("v1", here / "current")
+    current.look()
+    assert (current.now.name, current.error) == ("v1", "")
+
+
+def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
+    here: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link moves on right before the model is read: what is taken into use is the later version, whole."""
+    link("v1", here / "current")
+    moved = []
+
+    def open_model(*arguments: object) -> object:
+        if not moved:
+            link("v2", here / "current")
+        moved.append(arguments)
+        return opening(*arguments)  # pyright: ignore[reportArgumentType]
+
+    opening = module.open_model
+    monkeypatch.setattr(module, "open_model", open_model)
+    current = Current(Source(str(here / "current")), lines.append)
+    assert (current.now.name, current.now.version) == ("v2", 2)
+    assert len(moved) == 2
+
+
+def test_a_model_without_a_folder_stays(toy: str, made: Path, lines: list[str]) -> None:
+    current = Current(Source(toy, ("cat", "dog")), lines.append)
+    first = current.now
+    assert (first.label, first.model.names) == ({"version": None, "identity": ""}, ("cat", "dog"))
+    current.look()
+    assert current.now is first
+    current.ask()
+    current.look()
+    assert current.now is not first
+    assert current.switches == 1
+
+
+def test_embeddings_of_another_encoder(here: Path, lines: list[str], tmp_path: Path) -> None:
+    """They are an error at first; later only /search is off, as the model matters more."""
+    other = f"local-dir:{toy_clip(tmp_path, seed=5)}"
+    with pytest.raises(UserError, match="is not the encoder of"):
+        Current(Source(other, ("cat",), str(here / "vectors")), lines.append)
+    current = Current(Source(str(here / "v1"), None, str(here / "vectors")), lines.append)
+    assert current.now.asking is not None
+    shutil.rmtree(here / "vectors")
+    current.ask()
+    current.look()
+    assert current.now.asking is None
+    assert "vectors does not exist" in current.now.unfit
+    assert lines[1].startswith("/search is off: ")
+
+
+def test_features_are_no_pictures(tmp_path: Path, lines: list[str]) -> None:
+    learner = everclip.Learner("features:8", progress=False)
+    rows = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    learner.learn(features=rows, labels=["a", "b"] * 6)
+    learner.save(tmp_path / "rows")
+    with pytest.raises(UserError, match="rows takes features: serve a model that takes pictures"):
+        Current(Source(str(tmp_path / "rows")), lines.append)
+
+
+def test_no_request_is_lost_while_versions_change(
+    here: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight clients ask; the link moves on, the version is rolled back, and all answers are of one version or another.
+
+    benchmarks/serving.py does it with 32 clients and ``lite``.
+    """
+    monkeypatch.setattr(module, "EVERY", 0.05)
+    link("v1", here / "current")
+    body = (here / "red.png").read_bytes()
+    known = {identity(here / name): classes for name, classes in (("v1", 2), ("v2", 4))}
+    seen: Counter[int] = Counter()
+    stop = threading.Event()
+
+    def ask(client: Client) -> int:
+        count = 0
+        while not stop.is_set():
+            status, answer = client.ask("/predict?top=9", body)
+            assert status == 200
+            assert len(answer["top"]) == known.get(answer["identity"], 2)
+            seen[answer["version"]] += 1
+            count += 1
+        return count
+
+    with serving(here / "current", follow=True) as client, ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, client) for _ in range(8)]
+        try:
+            for change, version in (
+                (lambda: link("v2", here / "current"), 2),
+                (lambda: rollback(here / "current"), 1),
+            ):
+                change()
+                before, limit = seen[version], time.monotonic() + 30
+                while seen[version] < before + 20 and time.monotonic() < limit:
+                    time.sleep(0.02)
+        finally:
+            stop.set()
+        assert min(one.result() for one in asking) > 0
+        assert client.ask("/health")[1]["switches"] == 2
+    assert min(seen[1], seen[2]) >= 20
