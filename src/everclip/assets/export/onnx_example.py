@@ -49,7 +49,7 @@ if __name__ == "__main__":
         limit, names = HOW["unknown"]["thresholds"][names[1]], names[2:]
     for name in names:
         found = session.run(None, {"images": load(name)[None]})
-        if limit is not None and found[1][0] > limit:
+        if limit is not None and np.asarray(found[1])[0] > limit:
             print(f"{name}\tunknown\t")
             continue
         logits = np.asarray(found[0], dtype=np.float64)[0]
