@@ -80,7 +80,7 @@ class Frozen(Kept, Method):
         return columns(self.seen, labels)
 
     @torch.no_grad()
-    def raw(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+    def raw(self, clip: Clip, images: Images) -> Float[Tensor, "n d"]:
         """Return fp32 features as the image tower gives them, of the whole batch if processes share it."""
         return clip.whole(clip.model.encode_image(clip.normalise(images)).float())
 

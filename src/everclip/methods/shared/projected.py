@@ -33,7 +33,7 @@ class Projected(Prototypes):
         super().widen(clip, task)
         self.first, self.bias = projection_of(tower(clip))
 
-    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "b w"]:
+    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "n w"]:
         return clip.whole(self.pooled(clip, images))
 
     def project(self, rows: Float[Tensor, "b w"], weight: Float[Tensor, "d w"]) -> Float[Tensor, "b d"]:

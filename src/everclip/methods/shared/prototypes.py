@@ -33,7 +33,7 @@ class Prototypes(Frozen):
         self._add(clip, batch, "new ")
         return {"none": torch.zeros((), device=clip.device)}
 
-    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "n d"]:
         """Return the features whose class means are kept: unit-length ones."""
         return normalize(self.raw(clip, images), dim=1)
 

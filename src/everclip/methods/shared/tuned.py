@@ -38,11 +38,11 @@ class Tuned(Prototypes):
         with self.updates.beside(clip.model):
             return super().embed(clip, labels)
 
-    def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+    def features(self, clip: Clip, images: Images) -> Float[Tensor, "n d"]:
         with self.updates.beside(clip.model):
             return clip.encode_image(images)
 
-    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+    def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "n d"]:
         return self.features(clip, images)
 
     def wrong(self, clip: Clip, batches: Sequence[Batch], tuned: bool) -> float:
