@@ -31,7 +31,7 @@ from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import LOGIT, Judge, available
-from everclip.methods.shared.gaussians import left_out
+from everclip.methods.shared.mahalanobis import left_out
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
 from everclip.metrics.calibration import fit, probabilities

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -46,11 +47,12 @@ def test_keys_and_values_of_both_towers(toy: str) -> None:
     with updates.beside(clip.model):
         assert_close(clip.encode_image(images), plain[0], rtol=1e-4, atol=1e-5)
         assert_close(clip.encode_text(["a", "a photo of b"]), plain[1], rtol=1e-4, atol=1e-5)
-    for layer in updates.layers:
+    layers: Any = updates.layers
+    for layer in layers:
         layer.b.normal_(std=0.5)
     with updates.beside(clip.model):
         found = clip.encode_image(images), clip.encode_text(["a", "a photo of b"])
-    for attention, layer in zip(attentions(clip.model), updates.layers, strict=True):
+    for attention, layer in zip(attentions(clip.model), layers, strict=True):
         width = attention.embed_dim
         for place in (0, 1):
             rows = slice((1 + place) * width, (2 + place) * width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -17,7 +19,8 @@ def golden() -> Experts:
     experts = Experts(2, 1, 3, 0.0)
     values = [((1, 1), 0.0, (1, 0), (0, 0)), ((1, -1), 0.5, (0, 2), (0, 1)), ((0, 0), 0.0, (0, 0), (0, 0))]
     with torch.no_grad():
-        for down, up, (weight, bias, out, shift) in zip(experts.down, experts.up, values, strict=True):
+        parts: Any = zip(experts.down, experts.up, values, strict=True)
+        for down, up, (weight, bias, out, shift) in parts:
             down.weight.copy_(torch.tensor([weight]))
             down.bias.fill_(bias)
             up.weight.copy_(torch.tensor(out)[:, None])
@@ -46,7 +49,8 @@ def test_experts_stand_beside_the_mlp_of_each_block(toy: str) -> None:
     clip = zoo.load(toy)
     adapters = BlockExperts(clip.model, 4, 2, 0.1)
     assert len(adapters.layers) == 3, "two blocks of the image tower, one of the text tower"
-    block, experts = clip.model.visual.transformer.resblocks[0], adapters.layers[0]
+    experts: Any = adapters.layers[0]
+    block = clip.model.visual.transformer.resblocks[0]
     x = torch.randn(2, 5, 32)
     before, heard = block(x), []
     hook = block.ln_2.register_forward_hook(lambda *found: heard.append(found[1][0]))
@@ -75,9 +79,8 @@ def test_both_towers_learn_and_stay(toy: str, photos: str) -> None:
     grades = torch.autograd.grad(loss, [layer.up[0].weight for layer in course.method.experts.layers])
     assert all(grade.abs().sum() > 0 for grade in grades)
     first = course.step(update, on, phase)["cross_entropy"]
-    for _ in range(5):
-        last = course.step(update, on, phase)["cross_entropy"]
-    assert last < first
+    losses = [course.step(update, on, phase)["cross_entropy"] for _ in range(5)]
+    assert losses[-1] < first
     course.leave(task)
     assert same(state(course.clip.model), before)
     assert len(branches(course.clip.model)) == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from everclip.methods.shared.ridge import RidgeMethod
 from everclip.methods.vis import Vis
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -26,7 +27,7 @@ def course(toy: str, photos: str) -> Course:
 def test_golden(clip: Clip) -> None:
     """A tenth of the paper's lam of 0.1, and its targets of -1 and 1 from ours."""
     method = make("vis", width=0, lam=0.01, lam_unit="absolute", lam_choice="fixed")
-    super(Vis, method).build(clip, 3)
+    RidgeMethod.build(method, clip, 3)
     rows = torch.nn.functional.pad((T @ P).relu(), (0, 1), value=1.0)
     for block in ([0, 1, 2, 3], [4, 5]):
         method.add(rows[block], torch.tensor(LABELS)[block])

@@ -3,7 +3,7 @@
     maximum_logit            - max_k z_k, z the logits at temperature 1 (Hendrycks et al. 2022,
                              https://arxiv.org/abs/1911.11132, section 3): any model
     mahalanobis              the distance to the nearest class mean under the pooled covariance, and
-    relative_mahalanobis     that minus the distance to all images (methods/shared/gaussians.py): a closed form whose
+    relative_mahalanobis     that minus the distance to all images (methods/shared/mahalanobis.py): a closed form whose
                              own sums know every class
 
 All are higher for the unknown. The last one that a model has is its own score: benchmarks/unknown.md says why. It does
@@ -25,8 +25,8 @@ from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.errors import RunError, UserError
 from everclip.methods.base.method import Classifier
-from everclip.methods.shared.gaussians import distances, usable
-from everclip.methods.shared.gaussians import left_out as distances_left_out
+from everclip.methods.shared.mahalanobis import distances, usable
+from everclip.methods.shared.mahalanobis import left_out as distances_left_out
 from everclip.methods.shared.statistics import Linear, Statistics
 from everclip.metrics.unknown import ROUNDING, images_for
 from everclip.models.clip import Images

@@ -9,8 +9,8 @@ import torch
 from everclip import methods
 from everclip.config import Config
 from everclip.data.prompts import Prompts
-from everclip.methods.shared.gaussians import distances, left_out, usable
 from everclip.methods.shared.layers import Layers
+from everclip.methods.shared.mahalanobis import distances, left_out, usable
 from everclip.methods.shared.statistics import Statistics
 
 WIDTH, SHARE = 6, 0.7
