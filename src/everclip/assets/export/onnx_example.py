@@ -10,7 +10,6 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 HOW = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
-GRAPH = next(HERE / name for name in ("model.int8.onnx", "model.onnx") if (HERE / name).is_file())
 LABELS = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
 
 
@@ -39,7 +38,8 @@ def load(path):
 
 
 if __name__ == "__main__":
-    session = onnxruntime.InferenceSession(GRAPH)
+    small = HERE / "model.int8.onnx"
+    session = onnxruntime.InferenceSession(small if small.is_file() else HERE / "model.onnx")
     for name in sys.argv[1:]:
         logits = np.asarray(session.run(None, {"images": load(name)[None]})[0], dtype=np.float64)[0]
         p = np.exp(logits - logits.max())
