@@ -21,7 +21,7 @@ Paper: https://arxiv.org/abs/2403.11549
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,10 @@ class MoeAdapters(Classify):
         rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
         search: ClassVar[dict[str, tuple[Any, ...]]] = {"experts": (2, 4), "label_smoothing": (0.0, 0.2)}
 
+        classes: Literal["seen", "present"] = Field(
+            default="present",
+            description="classes in the softmax: all seen so far, or only those with images now",
+        )  # always these, so without an earlier default
         experts: int = Field(default=2, ge=1, description="experts of each block, of which two are used")
         hidden: int = Field(default=64, ge=1, description="width of an expert")
         dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of an expert's values")

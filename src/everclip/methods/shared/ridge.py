@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -32,25 +32,33 @@ USUAL = 0.3
 """lam where it is neither given nor chosen."""
 
 
-class LamConfig(MethodConfig):
-    """Options of the strength of the ridge."""
-
-    lam: float | None = Field(
+def _lam(**extra: Any) -> Any:
+    return Field(
         default=None,
         gt=0,
         description="strength of the ridge; none: chosen by lam_choice, or 0.3 if that chooses nothing",
-        json_schema_extra={"before": USUAL},
+        json_schema_extra=extra or None,
     )
-    lam_unit: Literal["relative", "absolute"] = Field(
-        default="relative", description="lam as a multiple of the mean of G's diagonal, or as it is"
-    )
-    lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
+
+
+def _choice(**extra: Any) -> Any:
+    return Field(
         default="gcv",
         description="how to choose lam: by generalised cross-validation on the sums, unless lam is given"
         " (gcv); lam itself (fixed); or the best of 1e-8, 1e-7, ..., 1e8 on a fifth of each new task's"
         " images, fitted on the rest of them (task) or on that and all earlier tasks (seen)",
-        json_schema_extra={"before": "fixed"},
+        json_schema_extra=extra or None,
     )
+
+
+class LamConfig(MethodConfig):
+    """Options of the strength of the ridge."""
+
+    lam: float | None = _lam()
+    lam_unit: Literal["relative", "absolute"] = Field(
+        default="relative", description="lam as a multiple of the mean of G's diagonal, or as it is"
+    )
+    lam_choice: Literal["gcv", "fixed", "task", "seen"] = _choice()
     class_weights: bool = Field(
         default=False,
         description="weight each image by 1 / (images of its class in its task), so that classes count"
@@ -65,6 +73,9 @@ class LamConfig(MethodConfig):
 
 class RidgeConfig(LamConfig, StatisticsConfig):
     """Options of ridge regression, on features that another method may train first."""
+
+    lam: float | None = _lam(before=USUAL)
+    lam_choice: Literal["gcv", "fixed", "task", "seen"] = _choice(before="fixed")
 
 
 class RidgeMethod(LinearStatistics):
