@@ -105,7 +105,9 @@ def test_nights(night: Night, tmp_path: Path) -> None:
     assert state() == ("v3", {"v2", "v3"})
 
     shutil.rmtree(pets / "learning")
-    shutil.move(pets / "learned" / "v3", pets / "learning")  # as if the third night was killed after the switch
+    shutil.move(
+        pets / "learned" / "v3", pets / "learning"
+    )  # as if the third night was killed after the switch
     (pets / "learning.to").write_text("v3\n")
     assert night(1) == (0, "nothing new")
     assert state() == ("v3", {"v2", "v3"})
