@@ -35,7 +35,7 @@ NOT_RUN = {
     "docs/plots.md": 1,
     "docs/reproduce.md": 7,
     "docs/retrieval.md": 1,
-    "docs/serve.md": 1,
+    "docs/serve.md": 2,
     "docs/start-compare.md": 2,
     "docs/start-update.md": 1,
     "docs/sweep.md": 2,
