@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from docstring_parser import google
 
 import everclip
 from everclip.cli import app, catalogue, doctor
@@ -54,6 +55,25 @@ def test_help_starts_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(line.startswith("  everclip ") for line in examples.strip().splitlines()[1:]), (
             "wrapped at 80"
         )
+
+
+def test_what_a_docstring_says_of_an_option_is_in_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A docstring that the parser cannot read would leave all its options without a word."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in app.COMMANDS:
+        command = app.build()[name]
+        text = command.default_command.__doc__ or ""
+        if "Args:" not in text:
+            continue
+        said = google.parse(text).params
+        assert said, name
+        assert app.main([name, "--help"]) == 0
+        shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+        for one in said:
+            words = " ".join((one.description or "").split())
+            assert words[:40] in shown, (name, one.arg_name)
 
 
 def test_every_command_is_in_the_help_and_can_be_loaded(capsys: pytest.CaptureFixture[str]) -> None:

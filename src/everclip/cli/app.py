@@ -10,6 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import (
@@ -18,6 +19,7 @@ from cyclopts.exceptions import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
+from cyclopts.help import DefaultFormatter
 
 from everclip import plugins
 from everclip._version import __version__
@@ -27,6 +29,10 @@ from everclip.errors import RunError, UserError, causes, memory_words, suggest
 from everclip.system import trust
 from everclip.system.signals import INTERRUPTED, PREEMPTED, Stopped
 from everclip.system.text import printable
+
+if TYPE_CHECKING:
+    from cyclopts.help import HelpPanel
+    from rich.console import Console, ConsoleOptions
 
 _EXAMPLES = """\
 Examples:
@@ -41,6 +47,17 @@ Examples:
 """
 
 _INTERRUPTED = 'interrupted; "everclip resume RUN" continues a stopped run'
+
+
+class _Help(DefaultFormatter):
+    """Shows a description that a docstring breaks into lines as one paragraph."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        for entry in panel.entries:
+            text: Any = getattr(entry.description, "primary_renderable", None)
+            if hasattr(text, "plain"):
+                text.plain = " ".join(text.plain.split())
+        super().__call__(console, options, panel)
 
 
 def build() -> App:
@@ -63,6 +80,7 @@ def build() -> App:
             help_prologue="Examples:\n" + command.examples,
             help_epilogue=trust.HELP if command.code else "",
             help_format="plaintext",
+            help_formatter=_Help(),
             version_flags=(),
         )
     return app

@@ -28,13 +28,13 @@ def compare(
         runs: Run directories, or folders of them, such as a sweep's.
         by: Comma-separated config keys: one table per value (default: memory.budget, where it varies).
         metric: Comma-separated numbers of results.json; the first one is tested (default: last, average, forgetting;
-        for images with captions also recall@1 in both directions).
+            for images with captions also recall@1 in both directions).
         over: Comma-separated config keys that make repetitions.
         against: The method, or row, to test against (default: the best in each table).
-        equal: One table per level of this cost, in which every method enters with its most expensive setting that
-        costs no more.
+        equal: One table per level of this cost, in which every method enters with its most expensive setting that costs
+            no more.
         spread: What to show beside each mean: ci, its 95 % interval (Student t), or the std or range of the
-        repetitions. Two repetitions have neither interval nor deviation.
+            repetitions. Two repetitions have neither interval nor deviation.
         fail_if: Exit with code 3 if this holds for the means: "A<B" for two methods, or "KEY=VALUE METRIC<NUMBER".
         anyway: Show runs together even if they are not comparable.
         csv: Print CSV, one line per row.

@@ -17,7 +17,7 @@ def datasets(name: str | None = None, spec: str | None = None, /, *, json: Json 
 
     Args:
         name: A source's name, or a module or file of your own; or "check", to count images, look for every file and
-        decode a sample.
+            decode a sample.
         spec: After "check": a folder, SOURCE or SOURCE:ARGUMENT, as after data=.
     """
     if name == "check":

@@ -32,7 +32,7 @@ def embed(
 
     Args:
         data: Pictures, folders of them, or data sources such as imagefolder:photos. Whatever the folder already holds
-        is not embedded again, so the same command continues where one was stopped.
+            is not embedded again, so the same command continues where one was stopped.
         text: A file with one text per line, instead of pictures.
         fp16: Store embeddings in half precision, at half the size.
         image_size: Side in pixels, for a model that has learned nothing (default: the model's own).

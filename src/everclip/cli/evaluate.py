@@ -40,14 +40,14 @@ def evaluate(
     Args:
         run: A run directory or a model folder; or any model's name with --data.
         data: Images in CLASS folders (default: the run's own test images). A folder without train/ and test/ is used
-        whole.
-        retention: Images of other classes, to measure how much zero-shot accuracy is left compared with the
-        pretrained model.
+            whole.
+        retention: Images of other classes, to measure how much zero-shot accuracy is left compared with the pretrained
+            model.
         unknown: Images of classes that the model does not know, to measure how well it tells them from those of data.
         retrieval: Refuse data without captions; a csv:FILE with the columns path and caption has them.
         image_size: Side in pixels (default: the run's, or the model's own).
-        templates: Prompts for a model: a file, or cifar100 (18), imagenet (80) or simple (7) (default: the data's
-        own; lite uses its own two instead of such a list).
+        templates: Prompts for a model: a file, or cifar100 (18), imagenet (80) or simple (7) (default: the data's own;
+            lite uses its own two instead of such a list).
     """
     if image_size is not None and not 16 <= image_size <= 4096:
         raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")

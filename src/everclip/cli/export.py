@@ -70,9 +70,9 @@ def export(
 
     Args:
         format: open-clip: a folder for open_clip and everclip. hf: a CLIPModel for transformers. onnx: a graph that
-        includes the classes, for onnxruntime alone.
-        check: Images in CLASS folders to check the export on, and to measure int8 on (default: generated pictures,
-        and a version's check images).
+            includes the classes, for onnxruntime alone.
+        check: Images in CLASS folders to check the export on, and to measure int8 on (default: generated pictures, and
+            a version's check images).
     """
     from everclip.export import More, formats
     from everclip.export import export as write

@@ -43,7 +43,7 @@ def predict(
         reject_below: Answer "none" if the most probable class is less probable than this, 0..1.
         unknown_at: Answer "unknown" so that this share of pictures of known classes is called so wrongly: 5% or 0.05.
         calibrate: Images in CLASS folders that were not learned, to fit and keep the temperature that makes
-        probabilities reliable, and the threshold of --unknown-at.
+            probabilities reliable, and the threshold of --unknown-at.
         json: Print one JSON object per line.
     """
     from everclip.inference.model import open_model

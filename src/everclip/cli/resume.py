@@ -10,9 +10,9 @@ def resume(run: str, *, changed_data: bool = False, json: bool = False) -> None:
 
     Args:
         run: The run's directory. A finished run is left as it is. `checkpoint.every` says how often a run is saved; a
-        signal to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) saves it at the next step.
-        changed_data: Continue even if the images or their classes have changed since the run began; results.json
-        notes it.
+            signal to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) saves it at the next step.
+        changed_data: Continue even if the images or their classes have changed since the run began; results.json notes
+            it.
         json: Print results.json instead of the table.
     """
     from everclip.cli.train import open_here

@@ -36,14 +36,14 @@ def sweep(
 
     Args:
         tokens: A shipped config's name or a TOML file, then KEY=A,B or KEY=0..4. method.NAME.OPTION applies to one
-        method only; out is the folder for the run directories.
-        tune: KEY=A,B: first choose its value per method and memory size, without the test set (see everclip tune).
-        all: choose rates, epochs and the method's own constants, except those set by KEY=VALUE, with the same number
-        of trials for each.
+            method only; out is the folder for the run directories.
+        tune: KEY=A,B: first choose its value per method and memory size, without the test set (see everclip tune). all:
+            choose rates, epochs and the method's own constants, except those set by KEY=VALUE, with the same number of
+            trials for each.
         trials: That number (default: 24). With --tune KEY=A,B too, a grid then grows while its best value lies at an
-        edge.
+            edge.
         from_: Finished runs to fork: each run starts from the state of the one with its data, method and seed after
-        --from-stage tasks.
+            --from-stage tasks.
         from_stage: The number of these tasks.
         jobs: Number of parallel runs (default: one per GPU; without a GPU, one per core).
         threads: Threads per run.

@@ -85,11 +85,11 @@ def update(
 
     Args:
         deployed: A version (written by update), a run, a model folder, or any model, with --classes or as one without
-        classes.
+            classes.
         add: A folder of CLASS folders (only train/ is learned if there are train/ and test/), or SOURCE:ARGUMENT
             (everclip datasets). New classes, or a new domain of old ones.
-        test: Held-out images of old and new classes, given likewise, for the verdict and --max-drop.
-            If it is the same folder as --add: its test part, or a fifth of each class.
+        test: Held-out images of old and new classes, given likewise, for the verdict and --max-drop. If it is the same
+            folder as --add: its test part, or a fifth of each class.
         memory: Images of old classes, if DEPLOYED has none of its own.
         classes: A file with class names, one per line, for a model that has learned nothing.
         out: The model folder to write, new or empty.
