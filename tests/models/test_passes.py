@@ -26,7 +26,7 @@ from tests.methods.stages import TIMM, Course, batch, clip_with
 from tests.methods.test_common import TRAINED
 from tests.running import run
 
-LOOKS_INSIDE = {"cmoa", "memo"}
+LOOKS_INSIDE = {"cmoa", "memo", "mg_clip", "moe_adapters"}
 """Methods with hooks in the image tower."""
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
 PROMPTS = ["a cat", "a photo of a dog.", "a small red fox"]
@@ -38,7 +38,9 @@ def gradient(course: Course, on: Batch, phase: Phase, **train: Any) -> tuple[dic
     trained = [p for p in [*clip.parameters(), *method.parameters()] if p.requires_grad]
     with Passes(clip, Train(**train)).open(on) if train else nullcontext():
         terms = learner.loss(learner.encode(clip, on, phase), on, phase)
-        found = torch.autograd.grad(torch.stack([*terms.values()]).sum(), trained, allow_unused=True)
+        total = torch.stack([*terms.values()]).sum()
+        learns = total.requires_grad  # else images are only read
+        found = torch.autograd.grad(total, trained, allow_unused=True) if learns else [None] * len(trained)
     flat = [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(trained, found, strict=True)]
     return {name: term.item() for name, term in terms.items()}, torch.cat(flat)
 
@@ -58,7 +60,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 def sample(course: Course, task: Task, phase: Phase) -> Batch:
     """What the loader would give: of some phases new images alone, of some two views."""
     on = course.sample(task)
-    if phase.data == "new":
+    if phase.data == "new" or not course.method.capabilities.uses_memory:
         columns = ("images", "labels", "domains", "ids", "current")
         on = replace(on, **{name: getattr(on, name)[on.current] for name in columns})
     return replace(on, second=on.images.flip(3))
