@@ -10,7 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import (
@@ -19,7 +19,7 @@ from cyclopts.exceptions import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
-from cyclopts.help import DefaultFormatter
+from cyclopts.help import DefaultFormatter, InlineText
 
 from everclip import plugins
 from everclip._version import __version__
@@ -53,10 +53,12 @@ class _Help(DefaultFormatter):
     """Shows a description that a docstring breaks into lines as one paragraph."""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        from rich.text import Text
+
         for entry in panel.entries:
-            text: Any = getattr(entry.description, "primary_renderable", None)
-            if hasattr(text, "plain"):
-                text.plain = " ".join(text.plain.split())
+            said = entry.description
+            if isinstance(said, InlineText) and isinstance(said.primary_renderable, Text):
+                said.primary_renderable.plain = " ".join(said.primary_renderable.plain.split())
         super().__call__(console, options, panel)
 
 

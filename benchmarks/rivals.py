@@ -1,0 +1,133 @@
+"""Methods of 2023 to 2026 made for CLIP, beside everclip's own and what they are compared with.
+
+    EVERCLIP_DATA=/folder/with/caltech50/cifar100/imagenet1k-sample python -m benchmarks.rivals
+
+tunes every method that ``lite`` can carry with the same number of trials at each memory size, trains it in two orders
+of the classes, tests its encoder on ImageNet, switches the defining term of the trained ones off in two tasks, and
+writes benchmarks/rivals.md at the start and after each part. About six hours on two cores; it goes on where it
+stopped, and what is in benchmarks/rivals/ is not run again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import rivals_page
+from benchmarks.defaults import cifar_part
+from benchmarks.jobs import Bench, Job, Json
+from benchmarks.methods import HELD_OUT, PROMPTS
+from everclip.methods.base.registry import method_class
+
+HERE = Path(__file__).parent
+RIVALS = ("fecam", "layup", "rail", "bofa", "spu", "rapf", "vis", "proof", "clap4clip", "engine")
+"""Without ``coda_prompt``, ``moe_adapters`` and ``mg_clip``, which need a transformer with attention of its own."""
+METHODS = ("multilayer_lda", "slda", "ranpac", "gcl", "gdro", "finetune", *RIVALS)
+LEVELS = (0, 5)
+"""Exemplars per class."""
+SEEDS = (0, 1)
+TRIALS = 6
+WORDS = ("image_size=96", "scenario.order=seed", "references=none")
+OWN = {"slda": ("method.eps=gcv",), "spu": ("tune=full",), "vis": ("method.width=4096",)}
+"""SPU chooses itself what trains; VIS's 15,000 random features would keep 1.8 GB and take ten minutes a solution."""
+
+
+class Setting(NamedTuple):
+    """A data set with its tasks, and the number of its classes."""
+
+    words: tuple[str, ...]
+    classes: int
+
+
+SETTINGS = {
+    "caltech50": Setting(("data=imagefolder:caltech50", "scenario.tasks=5"), 50),
+    "cifar100": Setting(("data=imagefolder:cifar100_part", "scenario.tasks=10"), 100),
+}
+TERMS: dict[str, tuple[str, str]] = {
+    "rapf": ("method.theta=0", "no loss that keeps near classes apart"),
+    "spu": ("method.share=1", "all weights of the matrices train"),
+    "bofa": ("method.rank=100000", "later tasks learn in all directions"),
+    "clap4clip": ("method.apart=0", "no loss that keeps classes apart"),
+    "engine": ("method.rule=0", "no Gaussian rule"),
+    "vis": ("method.hidden=0", "no mixer"),
+}
+"""What switches a method's defining term off, and that in words. ``proof`` has no such option."""
+
+
+def words(setting: str, method: str, level: int, seed: int) -> tuple[str, ...]:
+    """Return the words of a run that is not tuned yet."""
+    found = SETTINGS[setting]
+    budget = f"memory.budget={level * found.classes}"
+    return (*found.words, *WORDS, f"method={method}", *OWN.get(method, ()), budget, f"seed={seed}")
+
+
+def levels(method: str) -> tuple[int, ...]:
+    """Return the exemplars per class that make a difference to a method, without 0 where it needs exemplars."""
+    about = method_class(method).capabilities
+    return LEVELS[1:] if about.needs_exemplars else LEVELS if about.uses_memory else LEVELS[:1]
+
+
+def search(setting: str, method: str, level: int) -> Job:
+    """Return a method's search at a memory size, on held-out training images of the first two tasks."""
+    asked = (*words(setting, method, level, 0), "--trials", str(TRIALS))
+    return Job(f"tune-{setting}-{method}-m{level}", asked, "tune")
+
+
+def run(setting: str, method: str, level: int, seed: int, found: Json) -> Job:
+    """Return a tuned run."""
+    tuned = [f"{key}={value}" for key, value in found["values"].items()]
+    asked = (*words(setting, method, level, seed), *tuned, f"tuned_on={found['tuned_on']}")
+    return Job(f"{setting}-{method}-m{level}-s{seed}", asked, held_out=HELD_OUT)
+
+
+def switched(method: str, found: Json) -> tuple[Job, Job]:
+    """Return two tasks of caltech50 with and without a method's defining term."""
+    job = run("caltech50", method, max(levels(method)), 0, found)
+    asked = tuple("scenario.tasks=2" if word.startswith("scenario.tasks=") else word for word in job.words)
+    return Job(f"term-{method}-on", asked), Job(f"term-{method}-off", (*asked, TERMS[method][0]))
+
+
+def parts(bench: Bench) -> Iterator[list[Job]]:
+    """Yield what to run, a part after another: both searches and runs of a cell, its first order first."""
+    for setting in SETTINGS:
+        for seed in SEEDS:
+            for method in METHODS:
+                for level in levels(method):
+                    job = search(setting, method, level)
+                    yield [job]
+                    for found in bench.kept([job]).values():
+                        yield [run(setting, method, level, seed, found)]
+    for method in TERMS:
+        for found in bench.kept([search("caltech50", method, max(levels(method)))]).values():
+            yield [*switched(method, found)]
+
+
+def finished(bench: Bench) -> dict[str, Json]:
+    """Return the runs that are there, by name."""
+    jobs: list[Job] = []
+    for setting in SETTINGS:
+        for method in METHODS:
+            for level in levels(method):
+                for found in bench.kept([search(setting, method, level)]).values():
+                    jobs += [run(setting, method, level, seed, found) for seed in SEEDS]
+                    if setting == "caltech50" and method in TERMS and level == max(levels(method)):
+                        jobs += switched(method, found)
+    return bench.kept(jobs)
+
+
+def main() -> None:
+    """Run what is missing and write the page."""
+    bench = Bench.from_arguments(__doc__ or "", HERE / "rivals")
+    (bench.scratch / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
+    if not (bench.scratch / "cifar100_part").exists():
+        cifar_part(Path(os.environ["EVERCLIP_DATA"]) / "cifar100", bench.scratch / "cifar100_part")
+    (HERE / "rivals.md").write_text(rivals_page.page(finished(bench)), encoding="utf-8")
+    for wanted in parts(bench):
+        bench.run(wanted)
+        (HERE / "rivals.md").write_text(rivals_page.page(finished(bench)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

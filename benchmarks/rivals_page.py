@@ -1,0 +1,76 @@
+"""The page of benchmarks.rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from benchmarks.jobs import Json, machines
+
+
+def page(results: dict[str, Json]) -> str:
+    """Return the results as a page."""
+    from benchmarks.rivals import LEVELS, METHODS, SEEDS, SETTINGS, TERMS, TRIALS, levels
+
+    cells = sum(len(levels(method)) for method in METHODS) * len(SETTINGS) * len(SEEDS)
+    done = sum(not key.startswith("term-") for key in results)
+    lines = [
+        "# Methods of 2023 to 2026",
+        "",
+        "`EVERCLIP_DATA=... python -m benchmarks.rivals`: `lite` at 96 px; caltech50 in five tasks and CIFAR-100 (50",
+        "training and 20 test pictures per class) in ten; every trained method searched its rates and constants in",
+        f"{TRIALS} trials at each memory size, on held-out training images of the first two tasks. Two orders of the",
+        "classes, one number for each (– is not run yet). `coda_prompt`, `moe_adapters` and `mg_clip` need a",
+        "transformer and are not here; `vis` has 4,096 random features, not 15,000.",
+        f"Machine: {machines(results) or 'none yet'}.",
+        "",
+        f"{done} of {cells} runs are there.",
+    ]
+    for setting in SETTINGS:
+        for level in LEVELS:
+            lines += ["", f"## {setting}, {f'{level} exemplars per class' if level else 'no memory'}", ""]
+            lines += [*_table(results, setting, level, [one for one in METHODS if level in levels(one)])]
+    lines += [
+        "",
+        "## The defining term, switched off",
+        "",
+        "Two tasks of caltech50, first order, the largest memory that the method takes.",
+        "",
+        "| method | what is off | last with, % | last without, % |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for method, (_, said) in TERMS.items():
+        on, off = (results.get(f"term-{method}-{way}") for way in ("on", "off"))
+        lines.append(f"| {method} | {said} | {_percent(on, 'last')} | {_percent(off, 'last')} |")
+    return "\n".join([*lines, ""])
+
+
+def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence[str]) -> list[str]:
+    """Return the rows of a setting at a memory size, and who is ahead."""
+    from benchmarks.rivals import SEEDS
+
+    lines = [
+        "| method | last, % | average, % | forgetting, points | ImageNet, % | state, MB | processor, s |",
+        "| --- | --- | --- | --- | --- | ---: | ---: |",
+    ]
+    means: dict[str, float] = {}
+    for method in methods:
+        runs = [results.get(f"{setting}-{method}-m{level}-s{seed}") for seed in SEEDS]
+        known = [run for run in runs if run]
+        if len(known) == len(SEEDS):
+            means[method] = fmean(run["last"] for run in known)
+        columns = [
+            " ".join(_percent(run, key) for run in runs)
+            for key in ("last", "average", "forgetting", "held_out_accuracy")
+        ]
+        state = f"{fmean(run['state_bytes'] for run in known) / 1e6:.1f}" if known else "–"
+        seconds = f"{fmean(run['cpu_seconds'] for run in known):.0f}" if known else "–"
+        lines.append(f"| {method} | {' | '.join(columns)} | {state} | {seconds} |")
+    if known := sorted(means, key=lambda method: -means[method]):
+        first = ", ".join(f"{method} {100 * means[method]:.1f}" for method in known[:3])
+        lines += ["", f"Ahead, by the mean of `last` over both orders: {first}."]
+    return lines
+
+
+def _percent(run: Json | None, key: str) -> str:
+    return "–" if run is None or run.get(key) is None else f"{100 * run[key]:.1f}"
