@@ -156,13 +156,13 @@ def test_failures_are_named_and_retried(
     assert "starts" in said
     assert main(words) == 1
     again = capsys.readouterr().err
-    assert "begins" not in again
+    assert "starts" not in again
     assert re.search("failed: gcl_lr1e30: .* not finite at step", again)
     assert main([*words, "--json"]) == 1
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert [(cell["state"], bool(cell["error"])) for cell in cells] == [("failed", True), ("finished", False)]
     assert main([*words, "--retry"]) == 1
-    assert "gcl_lr1e30: begins" in capsys.readouterr().err
+    assert "gcl_lr1e30: starts" in capsys.readouterr().err
 
 
 @pytest.mark.slow
