@@ -14,7 +14,6 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 HOW = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
-GRAPH = next(HERE / name for name in ("model.int8.onnx", "model.onnx") if (HERE / name).is_file())
 LABELS = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
 
 
@@ -43,7 +42,8 @@ def load(path):
 
 
 if __name__ == "__main__":
-    session = onnxruntime.InferenceSession(GRAPH)
+    small = HERE / "model.int8.onnx"
+    session = onnxruntime.InferenceSession(small if small.is_file() else HERE / "model.onnx")
     names, limit = sys.argv[1:], None
     if names[:1] == ["--unknown-at"]:
         limit, names = HOW["unknown"]["thresholds"][names[1]], names[2:]
