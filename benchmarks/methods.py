@@ -36,8 +36,10 @@ TWO_SEEDS = {"gcl", "gdro", "icarl", "ranpac"}
 UNTRAINED = {"zero_shot", "ncm", "ridge", "slda", "ranpac"}
 NO_MEMORY = {"zero_shot", "joint", "cassle"}
 """Two references, and a method that keeps no exemplars unless asked to."""
-LEFT_OUT = {"cmoa"}
-"""Needs a vision transformer, which ``lite`` is not."""
+RIVALS = ("fecam", "layup", "rail", "bofa", "spu", "rapf", "vis", "proof", "clap4clip", "engine")
+"""Those of 2023 to 2026 that ``lite`` can carry; benchmarks.rivals measures them."""
+LEFT_OUT = {"cmoa", "mg_clip", "coda_prompt", "moe_adapters", *RIVALS}
+"""The first four need a transformer, which ``lite`` is not."""
 TERMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ewc": ((), ("method.strength=0",)),
     "lwf": ((), ("method.image_weight=0", "method.text_weight=0")),

@@ -18,12 +18,10 @@ from typing import NamedTuple
 from benchmarks import rivals_page
 from benchmarks.defaults import cifar_part
 from benchmarks.jobs import Bench, Job, Json
-from benchmarks.methods import HELD_OUT, PROMPTS
+from benchmarks.methods import HELD_OUT, PROMPTS, RIVALS
 from everclip.methods.base.registry import method_class
 
 HERE = Path(__file__).parent
-RIVALS = ("fecam", "layup", "rail", "bofa", "spu", "rapf", "vis", "proof", "clap4clip", "engine")
-"""Without ``coda_prompt``, ``moe_adapters`` and ``mg_clip``, which need a transformer with attention of its own."""
 METHODS = ("multilayer_lda", "slda", "ranpac", "gcl", "gdro", "finetune", *RIVALS)
 LEVELS = (0, 5)
 """Exemplars per class."""

@@ -143,17 +143,13 @@ def drawn(size: int) -> UInt8[Tensor, "b 3 s s"]:
 
 def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
     """Read images spread evenly over a data set. Raises RunError if none can be read."""
-    import numpy as np
-
-    from everclip.data.pixels import Pixels
     from everclip.errors import RunError
     from everclip.inference import assess
 
-    images = assess.load(data, model).whole()
-    rows = images.rows[np.unique(np.linspace(0, len(images) - 1, MOST).astype(np.int64))]
-    found, good = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0).load(rows)
+    images = assess.load(data, model).whole().spread(MOST)
+    found, good = assess.decoded(images, model.clip).load(images.rows)
     if not good.any():
-        raise RunError(f"not one of {len(rows)} images of {data} can be read")
+        raise RunError(f"not one of {len(images)} images of {data} can be read")
     return found
 
 

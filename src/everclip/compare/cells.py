@@ -125,9 +125,9 @@ def _within(results: Mapping[str, Any], metric: str) -> Any:
     unknown."""
     value: Any = results
     for key in metric.split("."):
-        if value is None or not isinstance(value, Mapping):
-            return None if value is None else metric
-        value = value.get(key, metric)
+        if value is None:
+            break
+        value = value.get(key, metric) if isinstance(value, Mapping) else metric
     return value
 
 

@@ -19,8 +19,10 @@ from everclip.system.text import csv_text
 
 Json = dict[str, Any]
 
-_FRACTIONS = ("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot")
-_FRACTIONS += ("macro", "worst_class.last", *STREAMS)
+_FRACTIONS = (
+    *("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot"),
+    *("macro", "worst_class.last", *STREAMS),
+)
 _RECALLS = tuple(f"{way}_recall_at_{k}" for way in WAYS for k in AT)
 _UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _KEPT = "kept MB"

@@ -131,6 +131,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def spread(self, most: int) -> ImageSet:
+        """Return at most so many of the images, at equal distances."""
+        return self.select(np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)))
+
     def select(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
         """Return the rows at ``which``, a mask or positions, in that order."""
         return replace(

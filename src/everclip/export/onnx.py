@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from everclip._version import __version__
 from everclip.errors import RunError, UserError
 from everclip.export import Written, quiet, write_json
-from everclip.export.shared.session import as_input, opened
+from everclip.export.shared.session import as_input, opened, outputs
 from everclip.export.shared.tracing import trace
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import LOGIT, judged
@@ -109,13 +109,11 @@ def _trace(model: Deployed) -> Any:
 def _compare(model: Deployed, session: Any, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
     """Return differences between onnxruntime and torch on the pictures."""
     ours = model.logits(pictures)
-    inputs = as_input(model.clip, pictures)
-    parts = [session.run(None, {"images": part}) for part in np.array_split(inputs, -(-len(inputs) // 32))]
-    theirs = np.concatenate([part[0] for part in parts])
+    theirs, *scores = outputs(session, as_input(model.clip, pictures))
     apart = {}
     if _judges(model):
         mine = judged(model, model.judge, pictures)[1][:, 0]
-        off = np.abs(mine - np.concatenate([part[1] for part in parts])).max() / max(np.ptp(mine), 1e-9)
+        off = np.abs(mine - scores[0]).max() / max(np.ptp(mine), 1e-9)
         apart = {"largest_difference_of_unknown_scores": float(off)}
         if off > TOLERANCE:
             raise RunError(f"onnxruntime's unknown scores differ from torch's by {off:.2g} of their span")

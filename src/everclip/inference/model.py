@@ -31,7 +31,7 @@ from everclip.data.scenario import Task, seen
 from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError, suggest
 from everclip.inference.unknown import Judge, available
-from everclip.methods.base.method import Classifier, TextClassifier
+from everclip.methods.base.method import TextClassifier, sharpness
 from everclip.metrics.calibration import Calibration
 from everclip.metrics.unknown import HeldOut
 from everclip.models import zoo
@@ -118,8 +118,7 @@ class Deployed:
     @property
     def to_logits(self) -> float:
         """The factor that makes a score the logit of a softmax: 1 / temperature is part of it."""
-        sharpness = self.classifier.to_logits if isinstance(self.classifier, Classifier) else 1.0
-        return sharpness / (self.calibration.temperature if self.calibration else 1.0)
+        return sharpness(self.classifier) / (self.calibration.temperature if self.calibration else 1.0)
 
     @torch.inference_mode()
     def logits(self, images: Images) -> Float[np.ndarray, "b c"]:

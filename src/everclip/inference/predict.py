@@ -78,19 +78,19 @@ def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> 
                 if not fine:
                     yield Answer(key, None, pixels.broken[row])
                     continue
-                shares, score = next(found)
-                unknown = above is not None and score is not None and score > above
+                shares, score, unknown = next(found)
                 yield Answer(key, shares, "", score, unknown)
 
 
 def asked(
     model: Deployed, images: Images, above: float | None = None
-) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None]]:
-    """Return probabilities of images as the model takes them, and unknown scores where there is a threshold."""
+) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
+    """Return probabilities of images as the model takes them, unknown scores where there is a threshold, and whether
+    each is above it."""
     if above is None:
-        return probabilities(model.logits(images)), [None] * len(images)
+        return probabilities(model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)
-    return probabilities(logits), unknown[:, 0].tolist()
+    return probabilities(logits), unknown[:, 0].tolist(), (unknown[:, 0] > above).tolist()
 
 
 def everyone(
@@ -108,16 +108,16 @@ def everyone(
         check_rate(unknown_at, f"unknown_at is {unknown_at}")
     above = None if unknown_at is None else threshold(model, unknown_at)
     pixels = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0)
-    found, new = [np.zeros((0, len(model.labels)))], [np.zeros(0, dtype=bool)]
+    found, new = [np.zeros((0, len(model.labels)))], list[bool]()
     for start in range(0, len(images), BATCH):
         pictures, good = pixels.load(images.rows[start : start + BATCH])
         if not good.all():
             key, reason = next(iter(pixels.skipped().items()))
             raise UserError(f"{key} cannot be read ({reason}): leave it out")
-        shares, scores = asked(model, pictures, above)
+        shares, _, above_it = asked(model, pictures, above)
         found.append(shares)
-        new.append(np.array([above is not None and score is not None and score > above for score in scores]))
-    return np.concatenate(found), np.concatenate(new).astype(bool)
+        new += above_it
+    return np.concatenate(found), np.array(new, dtype=bool)
 
 
 def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:

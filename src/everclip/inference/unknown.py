@@ -24,7 +24,7 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.errors import RunError, UserError
-from everclip.methods.base.method import Classifier
+from everclip.methods.base.method import sharpness
 from everclip.methods.shared.mahalanobis import distances, usable
 from everclip.methods.shared.mahalanobis import left_out as distances_left_out
 from everclip.methods.shared.statistics import Linear, Statistics
@@ -48,7 +48,7 @@ class Judge(nn.Module):
     def __init__(self, model: Deployed, names: Sequence[str]) -> None:
         super().__init__()
         self.classifier, self.names = model.classifier, tuple(names)
-        self.sharpness = _sharpness(self.classifier)
+        self.sharpness = sharpness(self.classifier)
         self.distances = nn.ModuleDict()
         if set(names) - {LOGIT}:
             assert model.plan is not None
@@ -74,10 +74,6 @@ class Judge(nn.Module):
             for name in self.names
         ]
         return torch.stack(found, 1)
-
-
-def _sharpness(classifier: nn.Module) -> float:
-    return classifier.to_logits if isinstance(classifier, Classifier) else 1.0
 
 
 def available(model: Deployed) -> tuple[str, ...]:
@@ -111,7 +107,7 @@ def judged_all(
 
 def maximum_logit(model: Deployed, scores: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
     """Return that unknown score of the classifier's scores."""
-    return -_sharpness(model.classifier) * scores.max(1).astype(np.float64)
+    return -sharpness(model.classifier) * scores.max(1).astype(np.float64)
 
 
 def left_out(

@@ -70,10 +70,6 @@ class Layup(RidgeMethod):
     def random_features(self) -> int:
         return 0
 
-    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
-        """Return the identity: there is no random layer."""
-        return torch.eye(inputs, outputs)
-
     def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
         return self.depths.read(clip.model.visual, clip.normalise(images))
 

@@ -24,10 +24,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from everclip.methods.shared.ridge import RidgeConfig, RidgeMethod
 
@@ -56,6 +53,3 @@ class RanPac(RidgeMethod):
     @property
     def random_features(self) -> int:
         return self.config.width
-
-    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
-        return torch.randn(inputs, outputs)

@@ -84,9 +84,6 @@ class Vis(RidgeMethod):
     def random_features(self) -> int:
         return self.config.width
 
-    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
-        return torch.randn(inputs, outputs)
-
     @torch.no_grad()
     def grow(self, clip: Clip, task: Task) -> None:
         """Make the mixer and a linear layer for the first task; the layer goes with the second."""

@@ -16,7 +16,7 @@ from everclip.data.inventory import silent
 from everclip.data.loader import Batch, Loader
 from everclip.data.scenario import Task, seen
 from everclip.errors import RunError
-from everclip.methods.base.method import Classifier
+from everclip.methods.base.method import sharpness
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip, Images
 from everclip.training.extract import Rows, spread
@@ -148,7 +148,7 @@ def evaluate(
     labels = seen(tasks)
     classify = classifier(labels).eval()
     found = _tested(tasks, loader, lambda images: classify(images).float(), count)
-    return _scores(labels, found, classify.to_logits if isinstance(classify, Classifier) else 1.0)
+    return _scores(labels, found, sharpness(classify))
 
 
 @torch.inference_mode()

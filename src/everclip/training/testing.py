@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from everclip.data.inventory import silent
 from everclip.data.scenario import Task, seen
-from everclip.methods.base.method import Classifier, TextClassifier
+from everclip.methods.base.method import Classifier, TextClassifier, sharpness
 from everclip.models.clip import Images
 from everclip.training.context import Context
 from everclip.training.evaluate import Measured, Scores, evaluate
@@ -87,7 +87,7 @@ class Handed(Classifier):
         super().__init__()
         self.own, self.text = own, text
         self.learned, self.known = learned, known
-        self.own_logits = own.to_logits if isinstance(own, Classifier) else 1.0
+        self.own_logits = sharpness(own)
 
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
         text = self.text(images).float() * self.text.to_logits

@@ -24,9 +24,9 @@ from everclip.errors import UserError, suggest
 from everclip.runs.card import CardTask
 from everclip.updating.classifiers import Known, scores
 from everclip.updating.core import Outcome
-from everclip.updating.forgetting import solved_anew, without
+from everclip.updating.forgetting import without
 from everclip.updating.images import Watch, holdout, unwatched
-from everclip.updating.reliance import refitted
+from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.state import State
 from everclip.updating.verdict import listed
 

@@ -24,12 +24,11 @@ from everclip.data.gathered import gather
 from everclip.data.images import MOST_BYTES, FileStore, ImageSet, content_id
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError, suggest
-from everclip.inference.model import Deployed
 from everclip.methods.shared.sums import Sums
 from everclip.runs.card import CardTask
 from everclip.system.reading import Unreadable, read_bytes
-from everclip.updating.classifiers import LAYERED, Known, closed_form, features, layered, text_form
-from everclip.updating.reliance import refitted
+from everclip.updating.classifiers import Known, features, layered
+from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.start import nothing
 from everclip.updating.state import State
 
@@ -192,17 +191,3 @@ def _known(known: Known, gone: Sequence[int]) -> Known:
         if any(label in place for label in task.labels)
     ]
     return replace(known, names=tuple(known.names[label] for label in place), tasks=tuple(tasks))
-
-
-def solved_anew(state: State, model: Deployed) -> Deployed:
-    """Return the model over the classes of ``state``. Raises UserError if its classifier cannot be solved anew."""
-    name = "zero_shot" if model.plan is None else model.plan.config.method.name
-    if model.reads_text:
-        return text_form(state.spec, state.known, model.encoder, name)
-    if name not in ("ridge", "ncm", LAYERED):
-        raise UserError(
-            f"{state.spec} classifies by {name}, which keeps what it learned in its weights: update it first"
-        )
-    assert model.plan is not None
-    options = dict(model.plan.config.method.options)
-    return closed_form(state.spec, state.known, state.frozen, {"name": name, **options}, state.sums)

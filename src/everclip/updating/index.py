@@ -208,7 +208,7 @@ class Guard:
         if self._teacher is None or not len(images):
             return {}
         assert self._vectors is not None
-        some = images.select(np.unique(np.linspace(0, len(images) - 1, QUERIES).astype(np.int64)))
+        some = images.spread(QUERIES)
         rows, _ = embed.pictures(clip, some, pixels)
         truth = nearest(self._vectors, self._old_rows(some, pixels).numpy(), NEIGHBOURS)[1]
         queries = [rows] if mapped is None else [rows, mapped(rows)]

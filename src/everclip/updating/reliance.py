@@ -15,12 +15,21 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from everclip.data.pixels import Pixels
+from everclip.errors import UserError
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import LOGIT, available, left_out, maximum_logit
 from everclip.methods.shared.statistics import Linear, Statistics
 from everclip.metrics.calibration import Calibration, fit
 from everclip.metrics.unknown import HeldOut, held_out
-from everclip.updating.classifiers import closed_form, columns_of, features, layered, scores
+from everclip.updating.classifiers import (
+    LAYERED,
+    closed_form,
+    columns_of,
+    features,
+    layered,
+    scores,
+    text_form,
+)
 from everclip.updating.state import State
 
 CALIBRATED = 40
@@ -112,6 +121,20 @@ def _kind(model: Deployed) -> str:
     return "text" if model.reads_text or model.plan is None else model.plan.config.method.name
 
 
+def solved_anew(state: State, model: Deployed) -> Deployed:
+    """Return the model over the classes of ``state``. Raises UserError if its classifier cannot be solved anew."""
+    name = "zero_shot" if model.plan is None else model.plan.config.method.name
+    if model.reads_text:
+        return text_form(state.spec, state.known, model.encoder, name)
+    if name not in ("ridge", "ncm", LAYERED):
+        raise UserError(
+            f"{state.spec} classifies by {name}, which keeps what it learned in its weights: update it first"
+        )
+    assert model.plan is not None
+    options = dict(model.plan.config.method.options)
+    return closed_form(state.spec, state.known, state.frozen, {"name": name, **options}, state.sums)
+
+
 def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
     """Return a version whose classifier was solved anew, fitted again on the check images that are left; and words."""
     model, checks = state.model, state.checks
@@ -123,11 +146,9 @@ def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
     else:
         every = features(state.frozen, checks, pixels, layered(state.frozen, state.sums))
         sums = state.sums.minus(every, torch.from_numpy(checks.labels), torch.from_numpy(checks.ids))
-        method = model.plan.config.method
-        options = {"name": method.name, **dict(method.options)}
-        apart = closed_form(state.spec, state.known, state.frozen, options, sums)
+        apart = solved_anew(replace(state, sums=sums), model)
         assert isinstance(apart.classifier, Linear)
-        rows = every[:, columns_of(method.name, state.frozen)]
+        rows = every[:, columns_of(model.plan.config.method.name, state.frozen)]
         found = apart.classifier.scored(rows.to(apart.classifier.weight)).float().cpu().numpy()
     made, told = fitted(model, Checked(found, checks.labels, rows), before)
     return replace(state, model=made), told

@@ -138,14 +138,24 @@ def _times(name: str, chosen: dict[str, datasets.Dataset], options: _Options) ->
     """Return the time of each image. Raises UserError where there is no such column, or it holds no times."""
     first = next(iter(chosen.values())).features
     columns = [column for column in first if column.lower() in TIME]
-    texts = [
+    return numbered(_texts(name, chosen, "time", options.time, columns), f"hf:{name}")
+
+
+def _texts(
+    name: str,
+    chosen: dict[str, datasets.Dataset],
+    what: str,
+    column: str | None,
+    candidates: Sequence[str] = (),
+) -> list[str]:
+    """Return a column of all splits as texts. Raises UserError as ``find_column`` and ``cells``."""
+    return [
         text
         for split, data in chosen.items()
         for text in cells(
-            name, split, data, find_column(name, "time", options.time, data.features, columns), signed=True
+            name, split, data, find_column(name, what, column, data.features, candidates), what == "time"
         )
     ]
-    return numbered(texts, f"hf:{name}")
 
 
 def _captioned(
@@ -168,13 +178,7 @@ def _captioned(
     ):
         column = given or next((one for one in names if one in first), None)
         if column is not None:
-            kept[what] = [
-                text
-                for split, data in chosen.items()
-                for text in cells(
-                    name, split, data, find_column(name, what, column, data.features, []), what == "time"
-                )
-            ]
+            kept[what] = _texts(name, chosen, what, column)
     for split, data in chosen.items():
         image = find_column(name, "image", options.image, data.features, image_columns(data.features))
         images[split] = encoded_images(data, image)

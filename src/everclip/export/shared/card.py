@@ -108,7 +108,7 @@ def _accuracy(found: Mapping[str, Any], int8: Mapping[str, Any] | None) -> list[
         rows = [
             ("all classes, after the last task", _percent(found["last"])),
             ("mean over tasks of the accuracy on all classes so far", _percent(found.get("average"))),
-            ("forgetting, in percentage points", _points(found.get("forgetting"))),
+            ("forgetting, in percentage points", _percent(found.get("forgetting"))),
         ]
     else:
         before, after = (found.get(f"old_{when}", found.get(when)) for when in ("before", "after"))
@@ -118,7 +118,7 @@ def _accuracy(found: Mapping[str, Any], int8: Mapping[str, Any] | None) -> list[
             ("old classes before the last update", _percent(before)),
             ("old classes after it", _percent(after)),
             ("new classes after it", _percent(found.get("new_after"))),
-            ("forgetting: points that the old classes lost", _points(lost)),
+            ("forgetting: points that the old classes lost", _percent(lost)),
         ]
     if int8 is not None:
         rows += [
@@ -129,10 +129,6 @@ def _accuracy(found: Mapping[str, Any], int8: Mapping[str, Any] | None) -> list[
 
 
 def _percent(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{100 * value:.1f}"
-
-
-def _points(value: float | None) -> str:
     return UNKNOWN if value is None else f"{100 * value:.1f}"
 
 

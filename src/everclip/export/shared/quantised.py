@@ -203,7 +203,7 @@ def _batches(
     clip: Clip, images: ImageSet, read: list[int]
 ) -> Iterator[dict[str, Float32[np.ndarray, "b 3 s s"]]]:
     """Yield batches of images spread over a set, and note in ``read`` how many each has."""
-    rows = images.rows[np.unique(np.linspace(0, len(images) - 1, MOST).astype(np.int64))]
+    rows = images.spread(MOST).rows
     pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
     for start in range(0, len(rows), _BATCH):
         found, good = pixels.load(rows[start : start + _BATCH])

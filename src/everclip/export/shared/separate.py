@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from everclip.errors import RunError, UserError
 from everclip.export import quiet, write_json
 from everclip.export.shared import vocabulary
-from everclip.export.shared.session import LOGITS, as_input, opened
+from everclip.export.shared.session import LOGITS, as_input, opened, outputs
 from everclip.export.shared.tracing import trace
 from everclip.inference.model import Deployed
 from everclip.methods.base.method import TextClassifier
@@ -127,23 +127,16 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         ):
             trace(model.spec, module, example, given, made).save(folder / f"{name}.onnx")
     _describe(encoder, folder, length)
-    found = _run(folder, "image", as_input(encoder, pictures))
-    logits = _run(folder, "classifier", found[-1])[0]
+    found = outputs(opened(folder / "image.onnx"), as_input(encoder, pictures))
+    logits = outputs(opened(folder / "classifier.onnx"), found[-1])[0]
     worst = float(np.abs(probabilities(logits) - probabilities(model.logits(pictures))).max())
     with torch.no_grad():
         ours = encoder.encode_text(PROMPTS).cpu().numpy()
-    text = float(np.abs(_run(folder, "text", tokens.cpu().numpy())[0] - ours).max())
+    theirs = outputs(opened(folder / "text.onnx"), tokens.cpu().numpy())[0]
+    text = float(np.abs(theirs - ours).max())
     if not max(worst, text) <= TOLERANCE:
         raise RunError(f"the separate graphs give other results than torch (by {max(worst, text):.2g})")
     return {"largest_difference": worst, "text": text, "image_outputs": names}
-
-
-def _run(folder: Path, name: str, given: np.ndarray) -> list[Float32[np.ndarray, "b d"]]:
-    """Return a graph's outputs, of 32 rows at a time."""
-    session = opened(folder / f"{name}.onnx")
-    key = session.get_inputs()[0].name
-    parts = [session.run(None, {key: part}) for part in np.array_split(given, -(-len(given) // 32))]
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def _full(encoder: Clip, prompts: tuple[str, ...], length: int) -> Int64[Tensor, "p length"]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from everclip.models.clip import Clip
 
 LOGITS = "logits"
+ROWS = 32
+"""Rows that a graph is given at a time."""
 
 
 def opened(path: Path) -> Any:
@@ -28,6 +30,13 @@ def as_input(clip: Clip, pictures: UInt8[Tensor, "b 3 s s"]) -> Float32[np.ndarr
     """Return pictures as a graph takes them, computed as preprocess.json says: without torch."""
     mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (clip.mean, clip.std))
     return (pictures.cpu().numpy().astype(np.float32) / 255 - mean) / std
+
+
+def outputs(session: Any, given: np.ndarray) -> list[np.ndarray]:
+    """Return all outputs of a graph of one input, for rows of any number."""
+    key = session.get_inputs()[0].name
+    parts = [session.run(None, {key: part}) for part in np.array_split(given, -(-len(given) // ROWS))]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 class Running(nn.Module):

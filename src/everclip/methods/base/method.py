@@ -83,6 +83,11 @@ class Classifier(nn.Module):
     to_logits: float = 1.0
 
 
+def sharpness(classifier: nn.Module) -> float:
+    """Return the factor that makes a score of a classifier the logit of a softmax; 1 if it names none."""
+    return classifier.to_logits if isinstance(classifier, Classifier) else 1.0
+
+
 class TextClassifier(Classifier):
     """Cosine similarity of images to class embeddings.
 

@@ -107,9 +107,9 @@ class RidgeMethod(LinearStatistics):
     def random_features(self) -> int:
         """Width of the random layer; 0: none."""
 
-    @abstractmethod
     def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
-        """Its weights, from torch's random state, which a run's seed decides."""
+        """Draw its weights, usually normal ones, from torch's random state, which a run's seed decides."""
+        return torch.randn(inputs, outputs)
 
     def build(self, clip: Clip, width: int) -> None:
         """Draw the random layer, which is no part of the state: a resume draws the same one again."""
