@@ -29,9 +29,7 @@ PACS = (
 CLASSES = {"caltech50": 50, "pacs": 7}
 SETTINGS = {"caltech50": CALTECH, "pacs": PACS}
 SEARCH = ("scenario.validation=0.4", "train.lr=3e-5,1e-4,3e-4")
-HELD_OUT = ("--data", "imagenet:imagenet", "--templates", "prompts.txt")
-PROMPTS = "{}\na photo of a {}.\n"
-"""Those that ``lite`` was fitted to."""
+HELD_OUT = ("--data", "imagenet:imagenet")
 TWO_SEEDS = {"gcl", "gdro", "icarl", "ranpac"}
 UNTRAINED = {"zero_shot", "ncm", "ridge", "slda", "ranpac"}
 NO_MEMORY = {"zero_shot", "joint", "cassle"}
@@ -125,7 +123,6 @@ def switched_off(tuned: dict[str, Json]) -> Iterator[Job]:
 def main() -> None:
     """Run what is missing and write the page."""
     bench = Bench.from_arguments(__doc__ or "", HERE / "methods")
-    (bench.scratch / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
     tuned = bench.run(list(tuning()))
     wanted = list(cells(tuned))
     photographs = [job for job in wanted if job.name.startswith("caltech50")]

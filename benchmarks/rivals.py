@@ -18,7 +18,7 @@ from typing import NamedTuple
 from benchmarks import rivals_page
 from benchmarks.defaults import cifar_part
 from benchmarks.jobs import Bench, Job, Json
-from benchmarks.methods import HELD_OUT, PROMPTS, RIVALS
+from benchmarks.methods import HELD_OUT, RIVALS
 from everclip.methods.base.registry import method_class
 
 HERE = Path(__file__).parent
@@ -30,6 +30,9 @@ TRIALS = 6
 WORDS = ("image_size=96", "scenario.order=seed", "references=none")
 OWN = {"slda": ("method.eps=gcv",), "spu": ("tune=full",), "vis": ("method.width=4096",)}
 """SPU chooses itself what trains; VIS's 15,000 random features would keep 1.8 GB and take ten minutes a solution."""
+
+NOTHING_TO_TUNE = ("slda", "ranpac")
+"""Methods that choose all they have on the training images of each run."""
 
 
 class Setting(NamedTuple):
@@ -73,14 +76,23 @@ def search(setting: str, method: str, level: int) -> Job:
     return Job(f"tune-{setting}-{method}-m{level}", asked, "tune")
 
 
-def run(setting: str, method: str, level: int, seed: int, found: Json) -> Job:
-    """Return a tuned run."""
-    tuned = [f"{key}={value}" for key, value in found["values"].items()]
-    asked = (*words(setting, method, level, seed), *tuned, f"tuned_on={found['tuned_on']}")
+def searches(bench: Bench, setting: str, method: str, level: int) -> list[Json | None]:
+    """Return the finished search of a cell, None for a method with nothing to tune; empty before the search ends."""
+    if method in NOTHING_TO_TUNE:
+        return [None]
+    return list(bench.kept([search(setting, method, level)]).values())
+
+
+def run(setting: str, method: str, level: int, seed: int, found: Json | None) -> Job:
+    """Return a run with the settings that a search found."""
+    asked = words(setting, method, level, seed)
+    if found is not None:
+        tuned = [f"{key}={value}" for key, value in found["values"].items()]
+        asked = (*asked, *tuned, f"tuned_on={found['tuned_on']}")
     return Job(f"{setting}-{method}-m{level}-s{seed}", asked, held_out=HELD_OUT)
 
 
-def switched(method: str, found: Json) -> tuple[Job, Job]:
+def switched(method: str, found: Json | None) -> tuple[Job, Job]:
     """Return two tasks of caltech50 with and without a method's defining term."""
     job = run("caltech50", method, max(levels(method)), 0, found)
     asked = tuple("scenario.tasks=2" if word.startswith("scenario.tasks=") else word for word in job.words)
@@ -93,12 +105,12 @@ def parts(bench: Bench) -> Iterator[list[Job]]:
         for seed in SEEDS:
             for method in METHODS:
                 for level in levels(method):
-                    job = search(setting, method, level)
-                    yield [job]
-                    for found in bench.kept([job]).values():
+                    if method not in NOTHING_TO_TUNE:
+                        yield [search(setting, method, level)]
+                    for found in searches(bench, setting, method, level):
                         yield [run(setting, method, level, seed, found)]
     for method in TERMS:
-        for found in bench.kept([search("caltech50", method, max(levels(method)))]).values():
+        for found in searches(bench, "caltech50", method, max(levels(method))):
             yield [*switched(method, found)]
 
 
@@ -108,7 +120,7 @@ def finished(bench: Bench) -> dict[str, Json]:
     for setting in SETTINGS:
         for method in METHODS:
             for level in levels(method):
-                for found in bench.kept([search(setting, method, level)]).values():
+                for found in searches(bench, setting, method, level):
                     jobs += [run(setting, method, level, seed, found) for seed in SEEDS]
                     if setting == "caltech50" and method in TERMS and level == max(levels(method)):
                         jobs += switched(method, found)
@@ -118,7 +130,6 @@ def finished(bench: Bench) -> dict[str, Json]:
 def main() -> None:
     """Run what is missing and write the page."""
     bench = Bench.from_arguments(__doc__ or "", HERE / "rivals")
-    (bench.scratch / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
     if not (bench.scratch / "cifar100_part").exists():
         cifar_part(Path(os.environ["EVERCLIP_DATA"]) / "cifar100", bench.scratch / "cifar100_part")
     (HERE / "rivals.md").write_text(rivals_page.page(finished(bench)), encoding="utf-8")
