@@ -13,6 +13,7 @@ import pytest
 from tools import release
 
 from everclip import plugins
+from everclip.cli.app import main
 from everclip.config.fields import before
 from everclip.config.models import Config
 from everclip.errors import UserError
@@ -133,3 +134,10 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
         archive.writestr("tests/test_release.py", "")
     with pytest.raises(UserError, match=r"1 files that do not belong there, such as tests/test_release\.py"):
         release.check_content(release.ROOT, wheel, sdist)
+
+
+@pytest.mark.slow
+def test_the_demo_from_the_wheel_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "demo", "smoke=true", "out=run"]) == 0
+    assert re.fullmatch(r"last \d+\.\d%, page of \d\.\d MB", release.ended(tmp_path / "run"))

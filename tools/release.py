@@ -176,9 +176,13 @@ def run_wheel(wheel: Path, wanted: str, folder: Path, trial: bool) -> str:
     if said.strip() != wanted:
         raise UserError(f"everclip --version says {said.strip()!r}: it should be {wanted}")
     call(scripts / "everclip", "train", "demo", "out=run", *(["smoke=true"] if trial else []))
-    results = json.loads((work / "run" / "results.json").read_text(encoding="utf-8"))
-    page = (work / "run" / "report.html").stat().st_size
-    return f"last {results['last_accuracy']:.1f} %, page of {page / 1e6:.1f} MB"
+    return ended(work / "run")
+
+
+def ended(run: Path) -> str:
+    """Return how a finished run ended: its last accuracy and the size of its page."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    return f"last {results['last']:.1%}, page of {(run / 'report.html').stat().st_size / 1e6:.1f} MB"
 
 
 def main(trial: bool) -> None:
@@ -197,8 +201,7 @@ def main(trial: bool) -> None:
             flush=True,
         )
         subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel, sdist], check=True)
-        ended = run_wheel(wheel, wanted, folder, trial)
-        print(f"the demo from the wheel: {ended}", flush=True)
+        print(f"the demo from the wheel: {run_wheel(wheel, wanted, folder, trial)}", flush=True)
         shutil.rmtree(
             ROOT / "dist", ignore_errors=True
         )  # of an earlier release; only what passed comes there
