@@ -113,7 +113,7 @@ BAD: list[tuple[str, str]] = [
     ("evaluate {tmp}/folder", "{tmp}/folder is a model folder, without images of its own: give --data"),
     ("evaluate {run} --templates simple", "--templates is for models that have learned nothing; {run} has its own"),
     ("evaluate {run} --image-size 64", "--image-size is for models that have learned nothing; {run} has its own"),
-    ("evaluate {toy} --data {photos} --retention {photos}", "--retention compares a learned model with its initial"),
+    ("evaluate {toy} --data {photos} --retention {photos}", "--retention needs a model that was trained, and"),
     ("evaluate {run} --retention imagefolder:{tmp}/no", "data folder {tmp}/no does not exist"),
 ]  # fmt: skip
 

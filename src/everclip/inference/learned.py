@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,12 @@ class Learned:
 def is_version(folder: Path) -> bool:
     """Return whether ``folder`` is what an update writes."""
     return (folder / RECORD).is_file()
+
+
+def check_version(spec: str | os.PathLike[str]) -> None:
+    """Raise UserError where ``spec`` is no folder that an update wrote."""
+    if not is_version(Path(spec).expanduser()):
+        raise UserError(f"{spec} is no version: give a folder that everclip update wrote")
 
 
 def of(spec: str) -> Learned | None:

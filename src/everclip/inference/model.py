@@ -10,7 +10,7 @@ What can be opened, and which classes there are to choose from:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +154,15 @@ def is_learned(spec: str) -> bool:
     return (path / "config.toml").is_file() or (path / FILE).is_file()
 
 
+def check_own(spec: str, options: Mapping[str, object]) -> None:
+    """Raise UserError for an option, by name, that is given though the learned model ``spec`` has its own."""
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(
+                f"{option} is for models that have learned nothing; {spec} has its own: leave it out"
+            )
+
+
 def pretrained(model: Deployed) -> Clip:
     """Return the model that a learned one began as, at its image size. Raises UserError where that cannot be had."""
     assert model.plan is not None
@@ -190,9 +199,7 @@ def open_model(
         check_names(classes, "the classes given")
         prompts = templates or templates_of(spec)
         return zero_shot(spec, zoo.load(spec, image_size, device("auto")), classes, prompts)
-    if image_size is not None or templates is not None:
-        option = "--templates" if image_size is None else "--image-size"
-        raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
+    check_own(spec, {"--image-size": image_size, "--templates": templates})
     found = _of_folder(path, spec) if (path / FILE).is_file() else _of_checkpoint(path)
     if not pairs:
         found.check_classes()

@@ -17,7 +17,15 @@ from everclip.data.scenario import Task, seen
 from everclip.errors import UserError, suggest
 from everclip.inference.learned import is_version
 from everclip.inference.merge import whole
-from everclip.inference.model import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
+from everclip.inference.model import (
+    Deployed,
+    check_own,
+    is_learned,
+    of_run,
+    open_model,
+    templates_of,
+    zero_shot,
+)
 from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -57,9 +65,8 @@ def begin(
     """
     folder = Path(spec).expanduser()
     recover(folder)  # of a rollback that was interrupted
-    if is_learned(spec) and (classes is not None or image_size is not None):
-        option = "--classes" if classes is not None else "--image-size"
-        raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
+    if is_learned(spec):
+        check_own(spec, {"--classes": classes, "--image-size": image_size})
     if is_version(folder):
         found = states.read(folder)
     elif is_learned(spec):
