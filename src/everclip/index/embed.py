@@ -25,6 +25,7 @@ from everclip.errors import RunError, UserError
 from everclip.index import folder, listing
 from everclip.index.encoder import fingerprint
 from everclip.index.folder import IMAGE, TEXT, Listed, Table, Vectors
+from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.system.progress import Progress
 from everclip.training.disk import what_it_did
@@ -68,7 +69,7 @@ def pictures(
 
 def every(clip: Clip, images: ImageSet) -> Float32[Tensor, "n d"]:
     """Return unit-length embeddings of pictures, on the CPU. Raises UserError for the first that cannot be read."""
-    pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
+    pixels = decoded(images, clip)
     rows, _ = pictures(clip, images, pixels)
     for key, reason in pixels.skipped().items():
         raise UserError(f"{key} cannot be read ({reason}): leave it out")
@@ -158,9 +159,7 @@ def embed(
         skipped = {name: why for one in lists for name, why in one.skipped.items()}
         done = {name for one in lists for name in one.ids} | skipped.keys()
         left, before = work.without(done), len(there)
-        pixels = None
-        if left.images is not None:
-            pixels = Pixels(left.images.store, clip.eval_transform, clip.image_size, 0)
+        pixels = None if left.images is None else decoded(left.images, clip)
         what = "images" if work.kind == IMAGE else "texts"
         progress.start(f"embed {what}", len(work.ids), len(work.ids) - len(left.ids))
         step = _Pace(progress, len(left.ids), what)

@@ -209,15 +209,11 @@ def read(path: Path, whole: bool = False) -> Vectors:
     if not is_vectors(path):
         what = f"has no {TABLE}" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}: write it with everclip embed MODEL DATA -o {path}")
-    try:
+    with checkpoint.checked(path, _AGAIN):
         sizes = checkpoint.sizes(path)
         if whole:
             checkpoint.verify(path)
         table = read_json(path / TABLE)
-    except checkpoint.Damaged as error:
-        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
-    except (OSError, Unreadable) as error:
-        raise UserError(f"{path} cannot be read ({error}): {_AGAIN}") from error
     check(table, path / TABLE)
     if not _TABLE(table) or not table["width"]:
         raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")

@@ -61,9 +61,9 @@ class Answers:
         return _columns(self.model, self.scores.truth)
 
 
-def decoded(images: ImageSet, clip: Clip, kept: bool = False) -> Pixels:
-    """Return the images' pixels as the model takes them, kept in memory where they are looked at again."""
-    return Pixels(images.store, clip.eval_transform, clip.image_size, KEPT_BYTES if kept else 0)
+def decoded(images: ImageSet, clip: Clip, kept: int = 0) -> Pixels:
+    """Return the images' pixels as the model takes them; up to ``kept`` bytes stay in memory."""
+    return Pixels(images.store, clip.eval_transform, clip.image_size, kept)
 
 
 def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> Answers:

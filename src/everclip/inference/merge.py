@@ -22,7 +22,7 @@ from everclip.data.images import Dataset
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError
-from everclip.inference.assess import decoded, examined, load_held_out
+from everclip.inference.assess import KEPT_BYTES, decoded, examined, load_held_out
 from everclip.inference.learned import repeated
 from everclip.inference.model import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
 from everclip.methods.shared.weights import blend
@@ -165,7 +165,7 @@ def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]
     found = [load_held_out(spec, models.learned, "--validate") for spec in specs]
     for one, model in product(found, dict.fromkeys([models.learned.spec, models.other_name])):
         repeated(model, one.whole(), one.name)
-    return [(data, decoded(data.whole(), models.other, kept=True)) for data in found]
+    return [(data, decoded(data.whole(), models.other, KEPT_BYTES)) for data in found]
 
 
 def try_share(models: Pair, alpha: float, sets: Sequence[tuple[Dataset, Pixels]]) -> Tried:

@@ -98,6 +98,11 @@ class Deployed:
         return Judge(self, [self.unknown.score if kept and self.unknown else names[-1]])
 
     @property
+    def method(self) -> str:
+        """The name of the method that trained it."""
+        return "zero_shot" if self.plan is None else self.plan.config.method.name
+
+    @property
     def reads_text(self) -> bool:
         """Whether the text tower's class embeddings are the classifier, so that the two towers are the whole model."""
         return isinstance(self.classifier, TextClassifier)

@@ -18,6 +18,7 @@ from everclip.data.images import FileStore, ImageSet, Store
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import read_lines
 from everclip.errors import UserError
+from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import check_rate, judged, threshold
 from everclip.metrics.calibration import probabilities
@@ -107,7 +108,7 @@ def everyone(
     if unknown_at is not None:
         check_rate(unknown_at, f"unknown_at is {unknown_at}")
     above = None if unknown_at is None else threshold(model, unknown_at)
-    pixels = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0)
+    pixels = decoded(images, model.clip)
     found, new = [np.zeros((0, len(model.labels)))], list[bool]()
     for start in range(0, len(images), BATCH):
         pictures, good = pixels.load(images.rows[start : start + BATCH])

@@ -139,10 +139,8 @@ class Source:
 
     def _model(self, place: Path, identity: str) -> Deployed:
         if identity and (place / MANIFEST).is_file():
-            try:
+            with checkpoint.checked(place):
                 checkpoint.verify(place)
-            except checkpoint.Damaged as error:
-                raise UserError(f"{place} is damaged ({error}): use another copy") from error
         return open_model(str(place) if identity else self.spec, self.classes)
 
     def _searching(self, served: Served, place: Path, strict: bool) -> Served:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from everclip._version import __version__
 from everclip.errors import RunError, UserError
 from everclip.system.atomic import exchange, settle, stage, sync, write_atomic
-from everclip.system.reading import JSON_BYTES, parse_json
+from everclip.system.reading import JSON_BYTES, Unreadable, parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -267,6 +267,17 @@ def verify(folder: Path) -> None:
             same = path.stat().st_size == entry["bytes"] and _entry(path) == entry
         if not same:
             raise Damaged(f"{name} is not what was written")
+
+
+@contextmanager
+def checked(folder: Path, remedy: str = "use another copy") -> Iterator[None]:
+    """Raise UserError, with a remedy, where this block finds a folder damaged or cannot read it."""
+    try:
+        yield
+    except Damaged as error:
+        raise UserError(f"{folder} is damaged ({error}): {remedy}") from error
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{folder} cannot be read ({error}): {remedy}") from error
 
 
 def _body(folder: Path) -> dict[str, Any]:

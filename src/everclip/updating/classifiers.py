@@ -49,6 +49,15 @@ class Known:
     templates: tuple[str, ...]
     base: Mapping[str, Any]
 
+    def placed(self, names: tuple[str, ...], place: Sequence[int]) -> Known:
+        """Return these classes edited: ``place`` is the new label of each old one, -1 for a class that goes."""
+        tasks = []
+        for task in self.tasks:
+            labels = list(dict.fromkeys(place[label] for label in task.labels if place[label] >= 0))
+            if labels:
+                tasks.append(CardTask(name=task.name, labels=labels))
+        return replace(self, names=names, tasks=tuple(tasks))
+
     def card(self, classifier: Any, method: Mapping[str, Any]) -> Card:
         """Return the card of a version that a method makes."""
         return Card(

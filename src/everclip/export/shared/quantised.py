@@ -23,7 +23,6 @@ from jaxtyping import Float32
 
 from everclip.data.images import ImageSet
 from everclip.data.inventory import contents
-from everclip.data.pixels import Pixels
 from everclip.errors import RunError, UserError
 from everclip.export.shared.session import Running, as_input
 from everclip.inference import assess
@@ -120,7 +119,7 @@ def write(model: Deployed, folder: Path, asked: Samples) -> dict[str, Any]:
     """
     whole, small = folder / "model.onnx", folder / FILE
     calibrated = quantise(whole, small, model.clip, asked.calibrate)
-    pixels = assess.decoded(asked.test, model.clip, kept=True)
+    pixels = assess.decoded(asked.test, model.clip, assess.KEPT_BYTES)
     before, after = (
         assess.answers(
             replace(model, build=lambda _, path=path: Running(path, model.clip)), asked.test, pixels
@@ -204,7 +203,7 @@ def _batches(
 ) -> Iterator[dict[str, Float32[np.ndarray, "b 3 s s"]]]:
     """Yield batches of images spread over a set, and note in ``read`` how many each has."""
     rows = images.spread(MOST).rows
-    pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
+    pixels = assess.decoded(images, clip)
     for start in range(0, len(rows), _BATCH):
         found, good = pixels.load(rows[start : start + _BATCH])
         if good.any():
