@@ -28,8 +28,10 @@ def list_all(kind: str, command: str, use: str, json: bool) -> None:
     if json:
         print_json([{"name": name, "summary": line} for name, line in found.items()])
         return
-    # a source's docstring begins with what to give: "imagefolder:PATH - ..."
-    print_columns([line.split(" - ", 1) if " - " in line else (name, line) for name, line in found.items()])
+    rows = [*found.items()]
+    if kind == "data/sources":  # whose docstrings begin with what to give: "imagefolder:PATH - ..."
+        rows = [tuple(line.split(" - ", 1)) if " - " in line else (name, line) for name, line in rows]
+    print_columns(rows)
     print(f'\n"everclip {command} NAME" explains one; "everclip train {use}" uses it.')
 
 

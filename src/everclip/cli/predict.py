@@ -17,7 +17,7 @@ from everclip.system.text import json_text, printable
 if TYPE_CHECKING:
     from everclip.inference.model import Deployed
 
-_GIVE = "pictures, folders of them, or - for a list of paths on standard input"
+_GIVE = "give pictures, folders of them, or - for paths on standard input"
 FILE_WIDTH = 40
 """Width of a path on a terminal, in characters."""
 NONE = "none"
@@ -54,7 +54,7 @@ def predict(
     check_range("--reject-below", reject_below, 0, 1, "a probability")
     rate = None if unknown_at is None else read_rate(unknown_at)
     if not files and calibrate is None:
-        raise UserError(f"everclip predict needs {_GIVE}")
+        raise UserError(f"everclip predict needs pictures: {_GIVE}")
     paths = _paths(files)
     opened = open_model(model, None if classes is None else read_classes(classes))
     if calibrate is not None:
@@ -128,7 +128,7 @@ def _paths(files: tuple[str, ...]) -> Iterator[str]:
     if lost is not None and lost.startswith("--"):
         raise UserError(f'everclip predict has no option "{lost}": see everclip predict --help')
     if lost is not None:
-        raise UserError(f"{lost} does not exist: give {_GIVE}")
+        raise UserError(f"{lost} does not exist: {_GIVE}")
     listed = (line.rstrip("\n") for line in sys.stdin if line.strip())
     found = expanded(chain.from_iterable(listed if path == "-" else [path] for path in files))
     try:

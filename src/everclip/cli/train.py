@@ -190,6 +190,6 @@ def _cache(plan: Plan) -> tuple[int | None, str]:
     if activation_cache.blocks_above(plan.config, plan.method) is None:
         return 0, ""
     if not weights.are_here(model):
-        return None, f"the size of the kept activations is not known without the weights of {model}"
+        return None, f"the size of kept activations is not known: {model} has no weights on this machine"
     size = activation_cache.forecast(plan)
     return (0, "") if size is None else (size.nbytes, size.words())
