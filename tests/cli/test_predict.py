@@ -268,7 +268,7 @@ def test_a_model_without_classes_of_its_own(toy: str, pictures: Path, tmp_path: 
 
 
 BAD: list[tuple[str, int, str]] = [
-    ("{run}", 2, "everclip predict needs pictures: give pictures, folders of them, or - on standard input"),
+    ("{run}", 2, "everclip predict needs pictures: give pictures, folders of them, or - for paths on standard input"),
     ("{run} {tmp}/no.png", 2, "{tmp}/no.png does not exist: give pictures, folders of them, or - for paths on"),
     ("{run} {pictures} --jsn", 2, 'everclip predict has no option "--jsn": see everclip predict --help'),
     ("{run} {tmp}/empty", 2, "no images in {tmp}/empty: give a folder with files such as .jpg or .png"),

@@ -39,15 +39,14 @@ SHARD = 32 * BATCH
 
 @torch.inference_mode()
 def width(clip: Clip) -> int:
-    """Return numbers of an embedding."""
+    """Return the length of an embedding."""
     return clip.encode_image(clip.blank()).shape[1]
 
 
 def pictures(
     clip: Clip, images: ImageSet, pixels: Pixels, step: Callable[[int], object] = lambda count: None
 ) -> tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"]]:
-    """Return unit-length embeddings of the pictures that can be read, on the CPU, and which ones of ``images`` they
-    are.
+    """Return unit-length embeddings of the readable pictures, on the CPU, and which ones of ``images`` they are.
 
     The next batch is decoded while one is encoded; ``pixels.broken`` has the others.
 
@@ -198,10 +197,8 @@ class _Pace:
 
     def __call__(self, count: int) -> None:
         self._done += count
-        pace = self._done / max(time.perf_counter() - self._begin, 1e-9)
-        left = (
-            "" if self._progress.live else f", {duration((self._left - self._done) / max(pace, 1e-9))} left"
-        )
+        pace = max(self._done, 1e-9) / max(time.perf_counter() - self._begin, 1e-9)
+        left = "" if self._progress.live else f", {duration((self._left - self._done) / pace)} left"
         self._progress.step(f"{pace:,.0f} {self._what}/s{left}", count)
 
 
@@ -215,15 +212,13 @@ def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Pa
     table = there.table
     if table.fingerprint != mark:
         raise UserError(
-            f"{path} has embeddings of {table.model} (fingerprint {table.fingerprint[:12]}), but {model} is"
-            f" another encoder ({mark[:12]}): embed into a new folder, or give the folder's own model"
+            f"{path} has embeddings of {table.model} ({table.fingerprint[:12]}), but {model} is another encoder"
+            f" ({mark[:12]}): embed into a new folder, or give the folder's own model"
         )
     if table.kind != work.kind:
         raise UserError(f"{path} has embeddings of {table.kind}s: embed {work.kind}s into a separate folder")
     if half and table.dtype != "float16":
-        raise UserError(
-            f"{path} has embeddings in {table.dtype}: leave --fp16 out, or embed into a new folder"
-        )
+        raise UserError(f"{path} has embeddings in {table.dtype}: leave --fp16 out, or use a new folder")
     return there
 
 
@@ -236,6 +231,4 @@ def _going_on(path: Path) -> Iterator[None]:
         reason = what_it_did(error)
         if reason is None:
             raise
-        raise RunError(
-            f"{path} cannot be written ({reason}): make room, then the same command continues"
-        ) from error
+        raise RunError(f"{path} cannot be written ({reason}): make room and repeat the command") from error

@@ -18,7 +18,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -134,10 +133,8 @@ class Vectors:
         """Return what the rows of a shard are. Raises UserError where that is missing or broken."""
         found = _listed(self.path / f"{shard.name}.json")
         if len(found.ids) != shard.rows:
-            raise UserError(
-                f"{self.path / shard.name}.json has {len(found.ids)} ids for {shard.rows}"
-                f" embeddings: {_AGAIN}"
-            )
+            counts = f"{len(found.ids)} ids for {shard.rows} embeddings"
+            raise UserError(f"{self.path / shard.name}.json has {counts}: {_AGAIN}")
         return found
 
     def names(self, rows: Sequence[int]) -> list[str]:
@@ -157,15 +154,15 @@ class Vectors:
 
 
 def writable(out: str) -> Path:
-    """Return the path of a folder to write embeddings to: new, empty, or one of ours. Raises UserError for any
-    other."""
+    """Return the path of a folder of embeddings, new, empty or begun. Raises UserError for any other."""
     path = Path(out).expanduser()
     return path if is_vectors(path) else check_new(out)
 
 
 def create(path: Path, table: Table) -> Vectors:
     """Return a folder without embeddings. Call it with ``path`` claimed. Raises as ``checkpoint.commit`` does."""
-    checkpoint.commit(path, lambda where: (where / TABLE).write_bytes(_table_text(table)))
+    content = json.dumps({"format": FORMAT, **asdict(table)}, ensure_ascii=False, indent=1) + "\n"
+    checkpoint.commit(path, lambda where: (where / TABLE).write_bytes(content.encode()))
     return Vectors(path, table, ())
 
 
@@ -186,10 +183,6 @@ def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> 
     contents[f"{name}.json"] = json.dumps(vars(listed), ensure_ascii=False, indent=0).encode()
     checkpoint.amend(vectors.path, contents)
     return Vectors(vectors.path, vectors.table, (*vectors.shards, Shard(name, len(vectors), len(rows))))
-
-
-def _table_text(table: Table) -> bytes:
-    return (json.dumps({"format": FORMAT, **asdict(table)}, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def is_vectors(path: Path) -> bool:
@@ -217,17 +210,15 @@ def read(path: Path, whole: bool = False) -> Vectors:
     check(table, path / TABLE)
     if not _TABLE(table) or not table["width"]:
         raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")
-    for name, size in sizes.items():
-        _check_size(path / name, size)
+    for file, size in ((path / name, size) for name, size in sizes.items()):
+        if not file.is_file():
+            raise UserError(f"{file} is missing: {_AGAIN}")
+        if file.stat().st_size != size:
+            raise UserError(
+                f"{file} is broken ({file.stat().st_size:,} bytes, {size:,} were written): {_AGAIN}"
+            )
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
     return Vectors(path, found, tuple(_shards(path, found, sizes)))
-
-
-def _check_size(file: Path, size: int) -> None:
-    if not file.is_file():
-        raise UserError(f"{file} is missing: {_AGAIN}")
-    if file.stat().st_size != size:
-        raise UserError(f"{file} is broken ({file.stat().st_size:,} bytes, {size:,} were written): {_AGAIN}")
 
 
 def _shards(path: Path, table: Table, sizes: Mapping[str, int]) -> Iterator[Shard]:
@@ -236,16 +227,11 @@ def _shards(path: Path, table: Table, sizes: Mapping[str, int]) -> Iterator[Shar
     names = [f"{number:06d}" for number in range(len(listed))]
     if listed != names:
         raise UserError(f"{path} is damaged (its shards are not numbered from 0 on): {_AGAIN}")
-    arrays = [f"{name}.npy" in sizes for name in names]
-    rows = [
-        _rows(path / f"{name}.npy", table) if there else 0 for name, there in zip(names, arrays, strict=True)
-    ]
-    for name, first, count in zip(names, accumulate([0, *rows]), rows, strict=False):
-        yield Shard(name, first, count)
-
-
-def _rows(file: Path, table: Table) -> int:
-    return len(_mapped(file, table))
+    first = 0
+    for name in names:
+        rows = len(_mapped(path / f"{name}.npy", table)) if f"{name}.npy" in sizes else 0
+        yield Shard(name, first, rows)
+        first += rows
 
 
 def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarray, "n d"]:

@@ -76,7 +76,7 @@ def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> 
 
 
 def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pixels | None = None) -> Answers:
-    """The model on a data set: among all its classes where it knows those of the images, else among the data's own.
+    """Test the model on a data set: among all its classes if it knows those of the images, else among the data's own.
 
     Args:
         expected: whether it should know them, so that a class it does not is worth a warning.
@@ -92,8 +92,7 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
         return answers(model, labelled(model, found, found.name), pixels)
     if model.plan is not None and expected:
         log.warning(
-            'class "%s" was not learned by the run: testing among the classes of %s only',
-            *(unknown[0], found.name),
+            '"%s" was not learned by the run: testing among the classes of %s', unknown[0], found.name
         )
     return text_alone(model.encoder, found, pixels)
 
@@ -141,8 +140,8 @@ def labelled(model: Deployed, found: Dataset, name: str) -> ImageSet:
     unknown = [one for one in present(found, images) if one not in label_of]
     if unknown:
         raise UserError(
-            f'{name} has images of "{unknown[0]}", which is not one of the {len(model.names)} classes of'
-            f" {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
+            f'{name} has images of "{unknown[0]}", which is none of the {len(model.names)} classes of {model.spec}:'
+            " leave that folder out, or name it in classnames.txt (folder<TAB>name)"
         )
     return images.relabel([label_of.get(one, -1) for one in found.class_names])
 
@@ -157,8 +156,7 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
     spec = spec_of(spec)
     if model.plan is not None and _is_part_of(spec, model.plan.config.data):
         raise UserError(
-            f"{option} {spec} is the data of {model.spec}: its training images were learned and its test"
-            f" images are for the final result; give other images"
+            f"{option} {spec} is the data that {model.spec} learns and is tested on: give other images"
         )
     return load(spec, model)
 
@@ -189,10 +187,8 @@ def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:
     fitted = fit(logits, _columns(model, labels), spec)
     if not LOWEST * 1.01 < fitted.temperature < HIGHEST / 1.01:
         right = "right" if fitted.temperature < 1 else "no better than chance"
-        raise UserError(
-            f"no temperature fits: {model.spec} is {right} on the {fitted.images} images of {spec};"
-            " give more of them"
-        )
+        where = f"the {fitted.images} images of {spec}"
+        raise UserError(f"no temperature fits: {model.spec} is {right} on {where}; give more of them")
     if fitted.images < FEW:
         log.warning("a temperature fitted on %d images is rough; use at least %d", fitted.images, FEW)
     return fitted, held_out(plain.judge.names[0], spec, unknown[:, 0])
@@ -217,27 +213,16 @@ def tell_apart(model: Deployed, known: ImageSet, given: Dataset | None, spec: st
     others = load(spec, model)
     both = [name for name in present(others, _images(others)) if name in model.names]
     if both:
-        raise UserError(
-            f'--unknown {spec} has images of "{both[0]}", which {model.spec} knows: leave them out'
-        )
+        raise UserError(f'--unknown {spec} has images of "{both[0]}", which {model.spec} knows: leave it out')
     judge = Judge(model, available(model))
     known = known if given is None else labelled(model, given, f"--data {given.name}")
-    one, other = (
-        judged_all(model, judge, images, decoded(images, model.clip))[1]
-        for images in (known, _images(others))
-    )
-    return {
-        "data": others.name,
-        "images": len(other),
-        "own": model.judge.names[0],
-        "scores": {
-            name: {
-                "auroc": auroc(one[:, place], other[:, place]),
-                "fpr95": fpr95(one[:, place], other[:, place]),
-            }
-            for place, name in enumerate(judge.names)
-        },
+    sets = (known, _images(others))
+    one, other = (judged_all(model, judge, images, decoded(images, model.clip))[1] for images in sets)
+    scores = {
+        name: {"auroc": auroc(mine, theirs), "fpr95": fpr95(mine, theirs)}
+        for name, mine, theirs in zip(judge.names, one.T, other.T, strict=True)
     }
+    return {"data": others.name, "images": len(other), "own": model.judge.names[0], "scores": scores}
 
 
 def keep_calibration(model: Deployed, calibration: Calibration, unknown: HeldOut) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from everclip.data.inventory import contents
 from everclip.errors import UserError
 from everclip.methods.shared.sums import Sums
 from everclip.system.checkpoint import Store
+from everclip.system.reading import read_json
 from everclip.training.noted import read
 
 log = logging.getLogger("everclip")
@@ -84,7 +84,7 @@ def of_run(folder: Path) -> Learned | None:
 
 def _of_version(folder: Path) -> Learned:
     try:
-        rows = json.loads((folder / LIST).read_text(encoding="utf-8"))["rows"]
+        rows = read_json(folder / LIST)["rows"]
         kept = np.array([row[4] for row in rows], dtype=np.int64)
         return Learned(np.concatenate([Sums.load(folder / SUMS).ids.numpy(), kept]), None)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
@@ -102,8 +102,6 @@ def repeated(spec: str, images: ImageSet, name: str) -> int | None:
         return None
     count = int(known.among(images).sum())
     if count:
-        log.warning(
-            "%d of the %d images of %s were learned by %s, which inflates its accuracy",
-            *(count, len(images), name, spec),
-        )
+        words = "%d of the %d images of %s were learned by %s, which inflates its accuracy"
+        log.warning(words, count, len(images), name, spec)
     return count

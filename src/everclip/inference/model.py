@@ -111,8 +111,7 @@ class Deployed:
         """Raise UserError where it has learned images with captions, and no classes."""
         if self.plan is not None and self.plan.data.captioned:
             raise UserError(
-                f"{self.spec} has learned images with captions, and no classes: {LOCAL}{self.spec} asks its text tower"
-                " for any class"
+                f"{self.spec} has learned captions, and no classes: use {LOCAL}{self.spec} and --classes"
             )
 
     @property
@@ -128,8 +127,7 @@ class Deployed:
     @torch.inference_mode()
     def logits(self, images: Images) -> Float[np.ndarray, "b c"]:
         """Return logits of images as the model takes them; softmax makes probabilities. -inf: a class never trained."""
-        scores = self.classifier(images).double() * self.to_logits
-        return scores.cpu().numpy()
+        return (self.classifier(images).double() * self.to_logits).cpu().numpy()
 
     def among(self, names: Sequence[str]) -> Deployed:
         """Return the same model with some of its classes to choose from. Raises UserError for a class not learned."""
@@ -138,8 +136,7 @@ class Deployed:
                 near = suggest(name, self.names)
                 raise UserError(
                     f'"{name}" is not one of the {len(self.names)} classes that {self.spec} has learned'
-                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} asks its text tower for"
-                    f" any class"
+                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} takes any class"
                 )
         return replace(self, labels=tuple(label for label in self.labels if self.classes[label] in names))
 
@@ -182,7 +179,7 @@ def open_model(
     templates: Sequence[str] | None = None,
     pairs: bool = False,
 ) -> Deployed:
-    """Return the model that ``spec`` names, ready to use; no training data is read where a model folder says it all.
+    """Return the model that ``spec`` names, ready to use.
 
     Args:
         spec: a run directory, a model folder, or any model that training can start from.
@@ -235,7 +232,7 @@ def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
 
 
 def _of_checkpoint(path: Path) -> Deployed:
-    """The same without the images, which may be elsewhere, or too many to list: the checkpoint's card says enough."""
+    """Return the same without the images, which may be elsewhere or many: the checkpoint's card says enough."""
     run = Run(path, Run.read_config(path))
     place = run.store.newest_task()
     folder = None if place is None else run.store.folder(place)
@@ -271,9 +268,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
     try:
         plan.method.load_state_dict(state)
     except Exception as error:  # another version's state has other keys or shapes, and a stranger's anything
-        raise UserError(
-            f"{file} does not fit {FILE} beside it, or these package versions: export the model again"
-        ) from error
+        raise UserError(f"{file} does not fit {FILE} beside it: export the model again") from error
     freeze(plan, clip)
     found = of_plan(spec, plan, clip, len(plan.tasks) - 1)
     return replace(found, **fitted, identity=identity)
@@ -291,22 +286,20 @@ def plan_of(card: Card) -> Plan:
 
 
 def card_of(model: Deployed) -> Card:
-    """Write the card of the model's folder. Where the text tower classifies, only learned classes are listed."""
+    """Return the card of the model's folder. Where the text tower classifies, only learned classes are listed."""
+    fitted = {"calibration": model.calibration, "unknown": model.unknown}
     if model.plan is None:
-        config = Config(
-            model=model.spec, image_size=model.clip.image_size, method=MethodChoice(name="zero_shot")
-        )
-        return Card(
+        method = MethodChoice(name="zero_shot")
+        config = Config(model=model.spec, image_size=model.clip.image_size, method=method)
+        card = Card(
             classes=list(model.classes),
             tasks=[CardTask(name="asked for", labels=list(model.labels))],
             templates=list(model.templates),
             classifier="text",
             settings=cards.settings(config),
-            calibration=model.calibration,
-            unknown=model.unknown,
         )
+        return card.model_copy(update=fitted)
     assert model.labels == seen(model.plan.tasks), "a folder keeps all learned classes"
-    fitted = {"calibration": model.calibration, "unknown": model.unknown}
     card = plans.card_of(model.plan, len(model.plan.tasks)).model_copy(update=fitted)
     if not model.reads_text:
         return card

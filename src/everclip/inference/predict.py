@@ -86,7 +86,7 @@ def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> 
 def asked(
     model: Deployed, images: Images, above: float | None = None
 ) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
-    """Return probabilities of images as the model takes them, unknown scores where there is a threshold, and whether
+    """Return probabilities of images as the model takes them, and if there is a threshold unknown scores and whether
     each is above it."""
     if above is None:
         return probabilities(model.logits(images)), [None] * len(images), [False] * len(images)
@@ -132,29 +132,24 @@ def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> d
     """
     if answer.probabilities is None:
         return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
-    asked = (
-        {}
-        if answer.score is None
-        else {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
-    )
     order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
-    ranked = [
-        {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
-    ]
-    best = ranked[0]
-    rejected = float(answer.probabilities[order[0]]) < reject_below
-    return {
+    found = answer.probabilities.tolist()
+    ranked = [{"class": model.names[c], "probability": round(found[c], 6)} for c in order]
+    rejected = found[order[0]] < reject_below
+    told = {
         "file": answer.key,
-        "class": None if rejected or answer.unknown else best["class"],
-        "probability": best["probability"],
+        "class": None if rejected or answer.unknown else ranked[0]["class"],
+        "probability": ranked[0]["probability"],
         "top": ranked,
         "error": None,
-        **asked,
     }
+    if answer.score is not None:
+        told |= {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
+    return told
 
 
 def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:
-    """Stores of at most ``size`` image files each; what ``paths`` yields is asked for as it is needed."""
+    """Yield stores of at most ``size`` image files each; what ``paths`` yields is asked for as it is needed."""
     keys = iter(paths)
     while batch := list(islice(keys, size)):
         yield FileStore(Path(), batch)
