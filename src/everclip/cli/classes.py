@@ -95,7 +95,5 @@ def _list(state: State, json: bool) -> None:
     if json:
         print_json(rows)
     else:
-        head = ("images learned", "exemplars", "check images", "class")
-        print_columns(
-            [[str(row[key]) for key in ("images", "exemplars", "checks", "class")] for row in rows], head
-        )
+        cells = [[str(row[key]) for key in ("images", "exemplars", "checks", "class")] for row in rows]
+        print_columns(cells, ("images learned", "exemplars", "check images", "class"))

@@ -225,9 +225,7 @@ def retained(model: Deployed, run: str, data: str) -> dict[str, Any]:
     from everclip.inference.model import pretrained
 
     if model.plan is None:
-        raise UserError(
-            f"--retention needs a model that was trained, and {run} has learned nothing: leave it out"
-        )
+        raise UserError(f"--retention needs a trained model, and {run} has learned nothing: leave it out")
     before, found = pretrained(model), assess.load(data, model)
     return {
         "data": found.name,

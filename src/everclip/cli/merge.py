@@ -38,9 +38,7 @@ def merge(
 
     share = _share(alpha)
     if share is None and not validate:
-        raise UserError(
-            "--alpha auto needs held-out images: give --validate DATA, or a number such as --alpha 0.5"
-        )
+        raise UserError("--alpha auto needs held-out images: give --validate DATA, or a number to --alpha")
     with on_disk(out), new_folder(out) as folder:
         models = merge.pair(run, other)
         sets = merge.held_out(models, validate)

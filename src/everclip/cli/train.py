@@ -71,9 +71,8 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     from everclip.runs.schema import beside_frozen
     from everclip.runs.words import headline, kept_words, noise
 
-    title = (
-        f"{results['method']} on {results['data']} with {results['model']}, memory {results['memory_budget']}"
-    )
+    title = f"{results['method']} on {results['data']} with {results['model']}"
+    title += f", memory {results['memory_budget']}"
     if results.get("memory_per_class") is not None:
         title += f" ({results['memory_per_class']} per class)"
     frozen = results.get("frozen_features_after_stage")
@@ -92,10 +91,8 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     if forgetting is not None:
         lines[0] += f"   forgetting {round(100 * forgetting, 1) + 0.0:.1f} points"
     if cross := results.get("cross_domain"):
-        told = [
-            f"{key} {cross[key]:.1%}" for key in ("transfer", "average", "last") if cross[key] is not None
-        ]
-        lines.append(f"data sets, {'   '.join(told)}")
+        known = [key for key in ("transfer", "average", "last") if cross[key] is not None]
+        lines.append("data sets, " + "   ".join(f"{key} {cross[key]:.1%}" for key in known))
     if results.get("any_time") is not None:
         lines.append(f"area under any-time accuracy {results['any_time']:.1%}")
     kept = kept_words(results["memory_bytes"], results.get("state_bytes", 0))

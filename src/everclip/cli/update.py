@@ -82,9 +82,7 @@ def update(
     if not dry_run and out is None:
         raise UserError("everclip update needs --out: use -o FOLDER, new or empty")
     if not dry_run and test is None:
-        raise UserError(
-            "everclip update needs --test: give held-out images of old and new classes in CLASS folders"
-        )
+        raise UserError("everclip update needs --test: give held-out images of old and new classes")
     from everclip.inference.predict import read_classes
 
     chosen = knobs or Knobs()

@@ -48,14 +48,10 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     if not model.reads_text:
         notes.append("open_clip loads only the towers, everclip the classifier too; --format onnx has both")
     if encoder.centered:
-        notes.append(
-            "this model subtracts a mean from image features (center=true); plain open_clip does not"
-        )
+        notes.append("this model subtracts a mean from image features (center=true); open_clip does not")
     text = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
     if hub := text.get("hf_model_name"):
-        notes.append(
-            f"open_clip asks the Hugging Face hub for the text tower {hub}; everclip reads only the folder"
-        )
+        notes.append(f"open_clip asks the Hugging Face hub for {hub}; everclip reads only the folder")
     else:
         checked["open_clip"] = _compare(encoder, folder, pictures)
     return Written(checked, tuple(notes))

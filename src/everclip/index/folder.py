@@ -214,9 +214,8 @@ def read(path: Path, whole: bool = False) -> Vectors:
         if not file.is_file():
             raise UserError(f"{file} is missing: {_AGAIN}")
         if file.stat().st_size != size:
-            raise UserError(
-                f"{file} is broken ({file.stat().st_size:,} bytes, {size:,} were written): {_AGAIN}"
-            )
+            sizes_found = f"{file.stat().st_size:,} bytes, {size:,} were written"
+            raise UserError(f"{file} is broken ({sizes_found}): {_AGAIN}")
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
     return Vectors(path, found, tuple(_shards(path, found, sizes)))
 

@@ -48,17 +48,14 @@ def texts(file: str) -> list[str]:
 
 def _is_source(spec: str) -> bool:
     name = spec.partition(":")[0]
-    return not Path(spec).expanduser().exists() and (
-        name in plugins.names("data/sources") or trust.is_code(name)
-    )
+    known = name in plugins.names("data/sources") or trust.is_code(name)
+    return known and not Path(spec).expanduser().exists()
 
 
 def _of_files(spec: str) -> tuple[ImageSet, list[str]]:
     path = os.path.expanduser(spec)
     if not os.path.exists(path):
-        raise UserError(
-            f"{spec} does not exist: give pictures, folders, or a source such as imagefolder:PATH"
-        )
+        raise UserError(f"{spec} does not exist: give pictures, folders, or such as imagefolder:PATH")
     names = list(expanded([path]))
     return _table(FileStore(Path(), names), np.arange(len(names), dtype=np.int64)), names
 

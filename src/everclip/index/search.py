@@ -35,10 +35,8 @@ def nearest(vectors: Vectors, queries: Float32[np.ndarray, "q d"], k: int) -> Ne
         raise UserError(f"the query has {widths}: give the folder's own model")
     there = find_spec("faiss")
     best = of_block if there is None or there.origin is None else _with_faiss  # a mere folder has no origin
-    parts = [
-        _found(vectors, queries[start : start + QUERIES], k, best)
-        for start in range(0, len(queries), QUERIES)
-    ]
+    starts = range(0, len(queries), QUERIES)
+    parts = [_found(vectors, queries[start : start + QUERIES], k, best) for start in starts]
     if not parts:
         none = np.zeros((0, min(k, len(vectors))))
         return none.astype(np.float32), none.astype(np.int64)
@@ -99,7 +97,6 @@ def _with_faiss(
 ) -> Nearest:
     import faiss  # pyright: ignore[reportMissingImports]
 
-    cosines, rows = faiss.knn(
-        np.ascontiguousarray(queries), np.ascontiguousarray(block), k, metric=faiss.METRIC_INNER_PRODUCT
-    )
+    whole = np.ascontiguousarray(queries), np.ascontiguousarray(block)
+    cosines, rows = faiss.knn(*whole, k, metric=faiss.METRIC_INNER_PRODUCT)
     return cosines, rows

@@ -91,9 +91,8 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
     if not unknown:
         return answers(model, labelled(model, found, found.name), pixels)
     if model.plan is not None and expected:
-        log.warning(
-            '"%s" was not learned by the run: testing among the classes of %s', unknown[0], found.name
-        )
+        words = '"%s" was not learned by the run: testing among the classes of %s'
+        log.warning(words, unknown[0], found.name)
     return text_alone(model.encoder, found, pixels)
 
 
@@ -155,9 +154,7 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
     """
     spec = spec_of(spec)
     if model.plan is not None and _is_part_of(spec, model.plan.config.data):
-        raise UserError(
-            f"{option} {spec} is the data that {model.spec} learns and is tested on: give other images"
-        )
+        raise UserError(f"{option} {spec} is what {model.spec} learns and is tested on: give other images")
     return load(spec, model)
 
 

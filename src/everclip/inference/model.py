@@ -110,9 +110,7 @@ class Deployed:
     def check_classes(self) -> None:
         """Raise UserError where it has learned images with captions, and no classes."""
         if self.plan is not None and self.plan.data.captioned:
-            raise UserError(
-                f"{self.spec} has learned captions, and no classes: use {LOCAL}{self.spec} and --classes"
-            )
+            raise UserError(f"{self.spec} has learned no classes: use {LOCAL}{self.spec} with --classes")
 
     @property
     def encoder(self) -> Clip:
@@ -160,9 +158,7 @@ def check_own(spec: str, options: Mapping[str, object]) -> None:
     """Raise UserError for an option, by name, that is given though the learned model ``spec`` has its own."""
     for option, value in options.items():
         if value is not None:
-            raise UserError(
-                f"{option} is for models that have learned nothing; {spec} has its own: leave it out"
-            )
+            raise UserError(f"{option} is for models that have learned nothing; {spec} has its own")
 
 
 def pretrained(model: Deployed) -> Clip:

@@ -69,11 +69,9 @@ class Judge(nn.Module):
         return (scores := self.classifier.scored(rows)), self._unknown(scores, rows)
 
     def _unknown(self, scores: Tensor, rows: Tensor | None) -> Tensor:
-        found = [
-            -self.sharpness * scores.amax(1) if name == LOGIT else self.distances[name](rows)
-            for name in self.names
-        ]
-        return torch.stack(found, 1)
+        found = {name: distance(rows) for name, distance in self.distances.items()}
+        found[LOGIT] = -self.sharpness * scores.amax(1)
+        return torch.stack([found[name] for name in self.names], 1)
 
 
 def available(model: Deployed) -> tuple[str, ...]:
@@ -143,9 +141,7 @@ def threshold(model: Deployed, rate: float) -> float:
     if held is None:
         raise UserError(f"{model.spec} keeps no scores of held-out images to set a threshold by: use {give}")
     if held.score not in available(model):
-        raise UserError(
-            f"{model.spec} has no score {held.score} any more: give held-out images again, with {give}"
-        )
+        raise UserError(f"{model.spec} has no score {held.score} any more: use {give}")
     if rate < held.finest - ROUNDING:
         wanted, least = images_for(rate), f"{100 * held.finest:.3g} %"
         raise UserError(

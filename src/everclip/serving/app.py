@@ -134,9 +134,7 @@ class Service:
             content = await self._body(request, self._limits.body)
         else:
             text = "" if kind == "predict" else f', or {_JSON} such as {{"text": "a red bicycle"}}'
-            raise Refused(
-                415, f"the body is {shown(said)}: send a picture itself, as image/jpeg or such{text}"
-            )
+            raise Refused(415, f"the body is {shown(said)}: send a picture as image/jpeg or such{text}")
         top = options.get("top", options.get("k", 1))
         rate = options.get("unknown_at") or None
         return Ask(kind, content, int(top), options.get("reject_below", 0.0), rate)

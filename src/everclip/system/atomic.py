@@ -102,9 +102,7 @@ def check_new(out: str | os.PathLike[str]) -> Path:
         return _new(Path(out).expanduser(), os.fspath(out))
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"{os.fspath(out)[:200]} cannot be written ({reason}): give another folder"
-        ) from error
+        raise UserError(f"{str(out)[:200]} cannot be written ({reason}): give another folder") from error
 
 
 def _new(path: Path, out: str) -> Path:
@@ -143,9 +141,7 @@ def _claimed(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
     except Timeout:
-        raise UserError(
-            f"{path} is being written by another process{_holder(lock)}: wait, or give another folder"
-        ) from None
+        raise UserError(f"{path} is being written by another process{_holder(lock)}: wait for it") from None
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): make {path.parent} writable, or give another folder"

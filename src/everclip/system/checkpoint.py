@@ -47,6 +47,7 @@ UNSIGNED = {"calibration.json"}
 
 log = logging.getLogger("everclip")
 
+_UNUSABLE = "checkpoint %s cannot be used (%s): using the previous one"
 _NAME = re.compile(r"begin|stage-(\d{3,9})|task-(\d{3,9})-phase-(\d{1,9})-step-(\d{6,12})")
 
 
@@ -159,7 +160,7 @@ class Store:
             try:
                 trail = self._trail(place)
             except Damaged as error:
-                log.warning("checkpoint %s cannot be used (%s): using the previous one", place.name, error)
+                log.warning(_UNUSABLE, place.name, error)
                 aside = self.path / (place.name + DAMAGED)
                 shutil.rmtree(aside, ignore_errors=True)
                 self.folder(place).rename(aside)
@@ -178,9 +179,7 @@ class Store:
                     verify(self.folder(place))
                     return place
                 except Damaged as error:
-                    log.warning(
-                        "checkpoint %s cannot be used (%s): using the previous one", place.name, error
-                    )
+                    log.warning(_UNUSABLE, place.name, error)
         return None
 
     def _trail(self, place: Place) -> list[Place]:

@@ -136,10 +136,8 @@ class Progress:
         took = time.monotonic() - begun
         if done <= 0 or took < SURE or done < LEAST * total:
             return ""
-        return (
-            f"about {duration(took * max(0.0, total - done) / done)}"
-            f" left{' in all' if self._sections else ''}"
-        )
+        left = duration(took * max(0.0, total - done) / done)
+        return f"about {left} left in all" if self._sections else f"about {left} left"
 
     def aside(self, name: str, total: int) -> Callable[[int], None]:
         """Start a piece of work inside the present one, which is shown again once it is done.

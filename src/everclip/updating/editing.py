@@ -154,9 +154,7 @@ def _unseen(state: State, after: State, test: Dataset, watch: Watch) -> tuple[Im
     learned = [state.sums.ids.numpy(), state.exemplars.ids, state.checks.ids]
     images = images.select(~np.isin(images.ids, np.concatenate(learned)))
     if not len(images):
-        raise UserError(
-            f"no image of --test {test.name} is of a class that stays and was not learned: add some"
-        )
+        raise UserError(f"--test {test.name} has no unlearned image of a class that stays: add some")
     return images, pixels
 
 

@@ -125,9 +125,7 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     label_of = _labels(state)
     unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
     if unknown:
-        raise UserError(
-            f"{unknown[0]} is not an image that {state.spec} has learned: give the unchanged file"
-        )
+        raise UserError(f"{unknown[0]} is not an image that {state.spec} learned: give the original file")
     rows = np.arange(len(paths), dtype=np.int64)
     labels = np.array([label_of[sample] for sample in ids], dtype=np.int64)
     known = np.array(ids, dtype=np.int64)

@@ -70,9 +70,8 @@ def compare(state: State, after: State, held: Held, watch: Watch = unwatched) ->
     for label in np.unique(images.labels).tolist():
         rows = images.labels == label
         was = None if before is None or label >= old else float(before[images.labels[is_old] == label].mean())
-        per_class.append(
-            {"class": names[label], "n": int(rows.sum()), "before": was, "after": float(now[rows].mean())}
-        )
+        counted = {"class": names[label], "n": int(rows.sum())}
+        per_class.append(counted | {"before": was, "after": float(now[rows].mean())})
     return {
         "images": len(images),
         "duplicates": duplicates,

@@ -64,9 +64,7 @@ def united(
         if new not in names:
             raise UserError(f'--same "{new}={old}": {where} has no class "{new}"{suggest(new, names)}')
         if old not in known.names:
-            raise UserError(
-                f'--same "{new}={old}": the model has no class "{old}"{suggest(old, known.names)}'
-            )
+            raise UserError(f'--same "{new}={old}": the model has no "{old}"{suggest(old, known.names)}')
     spelt = {plain(name): name for name in known.names}
     table, every = [], list(known.names)
     for name in names:
@@ -147,9 +145,7 @@ def collect(
     for label in labels:
         if not (new.labels == label).any():
             name = known.names[label]
-            raise UserError(
-                f'no image of "{name}" in {found.name} can be read: replace them, or drop the class'
-            )
+            raise UserError(f'no image of "{name}" in {found.name} can be read: replace or drop them')
     _one_name(known, new, [older, kept, checks])
     new = new.select(~np.isin(new.ids, np.concatenate([older.ids, kept.ids, checks.ids])))
     new, fresh = apart(new, SHARE, MOST_CHECKS)

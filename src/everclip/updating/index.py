@@ -124,9 +124,7 @@ class Guard:
             return [*made]
         found = [replace(one, eligible=one.eligible and self._valid(self._encoder(one))) for one in made]
         if any(one.eligible for one in made) and not any(one.eligible for one in found):
-            raise UserError(
-                "--index keep leaves no candidate that can recognise all classes: use adapt or rebuild"
-            )
+            raise UserError("--index keep leaves no candidate that knows all classes: use adapt or rebuild")
         return found
 
     def _encoder(self, one: Candidate) -> Clip:
@@ -238,9 +236,7 @@ def words(told: dict[str, Any], spec: str) -> str:
     if told["recall_mapped"] is not None:
         line += f", with the map {told['recall_mapped']:.0%}"
     line += "; " if line else ""
-    line += (
-        f"rebuilding: {duration(told['rebuild_seconds'])} for {told['count']:,} images at this machine's rate"
-    )
+    line += f"rebuilding: {duration(told['rebuild_seconds'])} for {told['count']:,} images on this machine"
     return line if told["rebuilt"] is None else f"{line}, into {told['rebuilt']}"
 
 

@@ -157,9 +157,7 @@ def read(folder: Path) -> State:
         raise
     except Exception as error:  # a damaged or a stranger's file makes its reader raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise UserError(
-            f"{folder} is intact but cannot be read ({reason}): update an older version"
-        ) from error
+        raise UserError(f"{folder} is whole but not readable ({reason}): update an older version") from error
     if frozen is None:
         frozen = clip
     elif tuned is None:
@@ -207,7 +205,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
     def put(where: Path) -> None:
         save(model, where)
         for name, clip in ((FROZEN, state.frozen), (TUNED, state.tuned)):
-            if clip is not None and not _same(clip, model.encoder):
+            if clip is not None and clip is not model.encoder and not _same(clip, model.encoder):
                 save_file(savable(clip.model.state_dict()), where / name)
         _write_images(state, where)
         state.sums.save(where / SUMS)
@@ -233,9 +231,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
 def _same(one: Clip, other: Clip) -> bool:
     """Return whether two models have the same weights."""
     mine, theirs = one.model.state_dict(), other.model.state_dict()
-    return one is other or (
-        mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
-    )
+    return mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
 
 
 def _keep(before: Path, where: Path) -> None:

@@ -90,9 +90,7 @@ def _linear(model: Deployed) -> nn.Module:
 def check(model: Deployed) -> None:
     """Raise UserError where the classifier is no function of embeddings or features."""
     if not isinstance(model.classifier, TextClassifier | Linear):
-        raise UserError(
-            f"--encoders separate: the classifier of {model.spec} has towers of its own; leave it out"
-        )
+        raise UserError(f"--encoders separate: {model.spec} classifies with towers of its own; leave it out")
 
 
 def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
@@ -117,10 +115,8 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     length = encoder.text.truncated(())[1]
     side = encoder.image_size
     blank = torch.zeros(2, 3, side, side, device=encoder.device)
-    tokens = encoder.tokenize(PROMPTS)  # below with all their padding
-    tokens = nn.functional.pad(tokens, (0, length - tokens.shape[1]), value=_padding(encoder)).to(
-        encoder.device
-    )
+    tokens = encoder.tokenize(PROMPTS).to(encoder.device)
+    tokens = nn.functional.pad(tokens, (0, length - tokens.shape[1]), value=_padding(encoder))
     with quiet():
         for name, module, example, given, made in (
             ("image", _Image(encoder, linear), blank, "images", names),
