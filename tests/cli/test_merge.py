@@ -139,7 +139,7 @@ BAD: list[tuple[str, str]] = [
     ("{toy} --with zero-shot --alpha 0.5 -o {tmp}/m", "{toy} has learned nothing: give a run directory or a model"),
     ("{head} --with zero-shot --alpha 0.5 -o {tmp}/m", "{head} was learned with ncm, whose classifier is more than"),
     ("{run} --with {head} --alpha 0.5 -o {tmp}/m", "{head} was learned with ncm, whose classifier is more than"),
-    ("{run} --with zero-shot --validate {photos} -o {tmp}/m", "--validate {photos} is the data of {run}: its training"),
+    ("{run} --with zero-shot --validate {photos} -o {tmp}/m", "--validate {photos} is the data of {run} itself"),
     ("{run} --with zero-shot --validate imagefolder:{tmp}/no -o {tmp}/m", "data folder {tmp}/no does not exist"),
     ("{run} --alpha 0.5 -o {tmp}/m", "everclip merge needs WITH: see everclip merge --help"),
     ("{run} --with zero-shot --alpha 0.5", "everclip merge needs OUT: see everclip merge --help"),

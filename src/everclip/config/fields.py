@@ -21,7 +21,7 @@ def section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Iterate over every dotted key of a config model and its field, in order, descending into sections."""
+    """Return every dotted key of a config model with its field, in order, descending into sections."""
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         inner = section(field)
@@ -107,7 +107,7 @@ def _range(metadata: Iterable[object]) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Return the word the message for an unknown key; ``lr`` suggests ``train.lr``, a misspelling the nearest key."""
+    """Return the message for an unknown key; ``lr`` suggests ``train.lr``, a misspelling the nearest key."""
     known = sorted(known)
     inside = [name for name in known if name.rsplit(".", 1)[-1] == key.replace("-", "_")]
     return f"unknown key {shown(key)}{suggest(inside[0] if len(inside) == 1 else key, inside or known)}"

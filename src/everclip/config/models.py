@@ -105,7 +105,7 @@ class Config(Section):
     )
     seed: Seed = Field(
         default=0,
-        description="seed of memory, data order, views and initialisation; of classes: scenario.order=seed",
+        description="seed of all that is drawn at random; of the class order only with scenario.order=seed",
     )
     smoke: bool = Field(
         default=False,

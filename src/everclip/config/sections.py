@@ -67,8 +67,7 @@ class Scenario(Choice):
         json_schema_extra={"allowed": f"a scenario's name, {CODE}"},
     )
     tasks: Count | list[Count] = Field(
-        default=10,
-        description="number of tasks, or a list of classes per task; a domain is always one task",
+        default=10, description="number of tasks, or a list of classes per task; a domain is always one task"
     )
     order: Seed | Literal["given", "icarl", "seed"] | list[Text] = Field(
         default=1993,
@@ -146,17 +145,19 @@ class Train(Section):
     epochs: Count | None = Field(default=None, description="passes over a task's images and the memory")
     steps: Count | None = Field(
         default=None,
-        description="optimizer steps per task, instead of epochs: a larger memory then displaces new images",
+        description="optimizer steps per task instead of epochs, which new images share with the memory",
     )
     batch_size: Count = Field(default=32, description="images per step")
     lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate except of the text tower and heads"
+        default=None, gt=0, description="peak learning rate of all but the text tower and new heads"
     )
     lr_text: float | None = Field(default=None, ge=0, description="peak rate of the text tower; 0 freezes it")
     lr_head: float | None = Field(default=None, gt=0, description="learning rate of newly initialised heads")
     weight_decay: float | None = Field(default=None, ge=0, description="weight decay of AdamW, on matrices")
     warmup: float = Field(default=0.1, ge=0, le=1, description="fraction of steps used for warm-up")
-    clip_norm: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; none: any")
+    clip_norm: float | None = Field(
+        default=1.0, gt=0, description="norm to clip gradients to; none: unclipped"
+    )
     precision: Literal["fp32", "bf16", "bf16_text", "auto"] = Field(
         default="fp32",
         description="precision of the towers in training; losses are always fp32. bf16_text: bf16 in the text tower"

@@ -163,7 +163,8 @@ def _read_file(path: Path, check: Check, base: Layer, chain: tuple[Path, ...]) -
     if len(chain) >= MAX_DEPTH:
         raise UserError(f"{_named(path)}: more than {MAX_DEPTH} configs extend one another: merge some")
     values = read_toml(path)
-    if "defaults" not in values and "extends" not in values and _written(path):
+    own = reading.read_text(path.expanduser()).startswith(WRITTEN)
+    if own and "defaults" not in values and "extends" not in values:
         values["defaults"] = 1
     real = path.resolve()
     if real in chain:
@@ -187,9 +188,10 @@ def read_toml(path: Path) -> Layer:
         if path.is_dir():
             raise UserError(f"{name} is a folder: give a .toml file")
         if not path.exists():
-            raise UserError(f"config {name} does not exist: give a .toml file, or {' or '.join(bases())}")
-    except (OSError, RuntimeError) as error:
-        # RuntimeError: a loop of links, or the home folder of an unknown user.
+            raise UserError(
+                f"config {name} does not exist: give a .toml file, or one of {', '.join(bases())}"
+            )
+    except (OSError, RuntimeError) as error:  # a loop of links, or the home folder of an unknown user
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"config {name} cannot be read ({reason}): check its path and permissions") from error
     try:
@@ -204,10 +206,6 @@ def read_toml(path: Path) -> Layer:
 
 WRITTEN = "# everclip "
 """First line of a config that everclip wrote, with every value as of that version."""
-
-
-def _written(path: Path) -> bool:
-    return reading.read_text(path.expanduser()).startswith(WRITTEN)
 
 
 def _named(path: Path) -> str:

@@ -139,7 +139,7 @@ def labelled(model: Deployed, found: Dataset, name: str) -> ImageSet:
     unknown = [one for one in present(found, images) if one not in label_of]
     if unknown:
         raise UserError(
-            f'{name} has images of "{unknown[0]}", which is none of the {len(model.names)} classes of {model.spec}:'
+            f'{name} has images of "{unknown[0]}", which is not one of the {len(model.names)} classes of {model.spec}:'
             " leave that folder out, or name it in classnames.txt (folder<TAB>name)"
         )
     return images.relabel([label_of.get(one, -1) for one in found.class_names])
@@ -154,7 +154,7 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
     """
     spec = spec_of(spec)
     if model.plan is not None and _is_part_of(spec, model.plan.config.data):
-        raise UserError(f"{option} {spec} is what {model.spec} learns and is tested on: give other images")
+        raise UserError(f"{option} {spec} is the data of {model.spec} itself: give other images")
     return load(spec, model)
 
 

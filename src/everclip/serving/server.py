@@ -62,7 +62,7 @@ def listening(host: str, port: int) -> socket.socket:
         found.listen(2048)
     except OSError as error:
         found.close()
-        raise UserError(f"--port {port} of {host} cannot be used ({error.strerror}): use another") from error
+        raise UserError(f"port {port} of {host} cannot be used ({error.strerror}): use --port") from error
     return found
 
 

@@ -160,7 +160,7 @@ def _claimed(path: Path) -> Iterator[None]:
 def remove_unfinished(path: Path) -> None:
     """Remove what killed processes have left of ``path``. Call it where no other process can be at work on it."""
     for left in _found(path, _PART):
-        _remove(left)
+        remove(left, ignore_errors=True)
 
 
 def _holder(lock: Path) -> str:
@@ -184,13 +184,6 @@ def stage(path: Path) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def sync_all(folder: Path) -> None:
-    """Bring a folder, and all that is in it, to the disk."""
-    for place in (folder, *folder.rglob("*")):
-        if not place.is_symlink():
-            sync(place)
 
 
 def settle(made: Path, path: Path) -> None:
@@ -222,7 +215,9 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     path = check_new(out)
     with claimed(path), stage(path) as made:
         yield made
-        sync_all(made)
+        for place in (made, *made.rglob("*")):
+            if not place.is_symlink():
+                sync(place)
         settle(made, path)
 
 
@@ -283,7 +278,7 @@ def _finish_swaps(folder: Path) -> None:
         elif not folder.exists():
             os.rename(ready, folder)
         elif folder.stat().st_ino == old:
-            _remove(ready)
+            remove(ready, ignore_errors=True)
         # else someone else has been at work: all of it is left alone
         sync(folder.parent)
 
@@ -309,8 +304,9 @@ def _found(path: Path, what: str) -> list[Path]:
         return []
 
 
-def _remove(left: Path) -> None:
-    if left.is_dir() and not left.is_symlink():
-        shutil.rmtree(left, ignore_errors=True)
+def remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a file, a link or a folder, if it is there. Raises OSError, of a folder unless ``ignore_errors``."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
-        left.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

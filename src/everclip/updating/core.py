@@ -137,7 +137,9 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     trial = _trial(state, pictures, decision, options.seed, progress.aside)
     made: list[Candidate] = []
     for one in candidates(trial, progress):
-        progress.say(f"{one.name:13s} {_share(one, trial.checks)} on check images, {one.seconds:.0f} s")
+        right = trial.checks.accuracy(one.scores)
+        shown = "     –" if right is None else f"{right:6.1%}"
+        progress.say(f"{one.name:13s} {shown} on check images, {one.seconds:.0f} s")
         made.append(one)
     made = guard.allowed(made)
     chosen, reason = choose(made, decision, trial.checks, options.method)
@@ -246,11 +248,6 @@ def _next(
     record = state.next_record(chosen.name, len(pictures.new) + len(pictures.fresh), added)
     own = (state.spec, model, trial.known, state.frozen, tuned, trial.sums)
     return State(*own, exemplars, kept, pictures.domains, None, record), told
-
-
-def _share(one: Candidate, checks: Checks) -> str:
-    found = checks.accuracy(one.scores)
-    return "     –" if found is None else f"{found:6.1%}"
 
 
 def _row(one: Candidate, checks: Checks, old: int, chosen: Candidate) -> dict[str, Any]:

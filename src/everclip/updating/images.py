@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from everclip.data.gathered import gather
 from everclip.data.images import Dataset, ImageSet
@@ -19,7 +18,6 @@ from everclip.errors import UserError, suggest
 from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
-from everclip.seeding import hash64
 from everclip.updating.classifiers import Known, labels_of
 from everclip.updating.start import everything, nothing
 from everclip.updating.state import State
@@ -148,8 +146,8 @@ def collect(
             raise UserError(f'no image of "{name}" in {found.name} can be read: replace or drop them')
     _one_name(known, new, [older, kept, checks])
     new = new.select(~np.isin(new.ids, np.concatenate([older.ids, kept.ids, checks.ids])))
-    new, fresh = apart(new, SHARE, MOST_CHECKS)
-    older, past = apart(older, SHARE, checks_of(exemplars))
+    new, fresh = new.apart(SHARE, "check", MOST_CHECKS)
+    older, past = older.apart(SHARE, "check", checks_of(exemplars))
     if len(older):
         memory = Memory((exemplars - checks_of(exemplars)) * len(known.names), 0, older.of_classes([]))
         memory.update(older, len(known.names))
@@ -183,18 +181,6 @@ def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
                 f'{new.store.keys[row]} is a picture of "{one}", but also appears as "{two}": if they are'
                 f' one class use --same "{one}={two}", else remove it from one of them'
             )
-
-
-def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet]:
-    """Split images to learn from those to check on: a fraction per class and domain, at least one, never all."""
-    held = np.zeros(len(images), dtype=bool)
-    pairs = np.stack([images.labels, images.domains])
-    priority: NDArray[np.int64] = np.array([hash64("check", sample) for sample in images.ids.tolist()])
-    for pair in np.unique(pairs, axis=1).T if len(images) else ():
-        where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
-        count = min(max(1, round(share * len(where))), len(where) - 1, most)
-        held[where[np.argsort(priority[where])[:count]]] = True
-    return images.select(~held), images.select(held)
 
 
 def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) -> tuple[ImageSet, Pixels]:
