@@ -149,7 +149,7 @@ def wrong(tmp_path: Path) -> dict[str, str]:
         ("unreadable", [], 'no image of "blue" in'),
         ("spelt", [], 'class "Red" of {spelt} looks like "red" spelled differently: rename the folder'),
         ("spelt", ["--same", "Red=purple"], 'the model knows no class "purple"'),
-        ("spelt", ["--same", "Red"], '--same is "Red": use "NEW=OLD"'),
+        ("spelt", ["--same", "Red"], '--same is "Red": use NEW=OLD'),
         ("twice", [], 'but also appears as "red": if they are one class use --same'),
         ("cold", ["--max-drop", "-1"], "--max-drop is -1"),
         ("cold", ["--method", "rigde"], 'did you mean "ridge"?'),

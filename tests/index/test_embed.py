@@ -29,7 +29,7 @@ from tests.toy import toy_clip
 def whole(path: Path) -> tuple[np.ndarray, list[str]]:
     """All embeddings of a folder, and their ids."""
     vectors = read(path, whole=True)
-    return np.concatenate([block for _, block in vectors.blocks()]), vectors.names(range(len(vectors)))
+    return np.concatenate([block for _, block in vectors.blocks]), vectors.names(range(len(vectors)))
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -52,7 +52,7 @@ def test_embeddings_are_those_of_the_image_tower(toy: str, pictures: Path, tmp_p
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     mapped = np.load(tmp_path / "v" / "000000.npy", mmap_mode="r")
     assert isinstance(mapped, np.memmap)
-    assert [len(block) for _, block in read(tmp_path / "v").blocks()] == [7, 8, 4]
+    assert [len(block) for _, block in read(tmp_path / "v").blocks] == [7, 8, 4]
 
 
 def test_texts_have_a_folder_of_their_own(toy: str, pictures: Path, tmp_path: Path, say: Say) -> None:

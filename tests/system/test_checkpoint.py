@@ -74,7 +74,7 @@ def test_a_commit_is_there_as_a_whole(tmp_path: Path) -> None:
     checkpoint.amend(folder, {"record.json": b"{}"})
     verify(folder)
     assert checkpoint.names(folder) == {"model", "state.pt", "record.json"}
-    with pytest.raises(UserError, match="was created by something else in the meantime and is not touched"):
+    with pytest.raises(UserError, match="has appeared in the meantime and is left alone"):
         commit(folder, fill("model", content=b"another"))
     verify(folder)
     assert checkpoint.names(folder) == {"model", "state.pt", "record.json"}

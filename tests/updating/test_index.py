@@ -242,7 +242,7 @@ def test_no_code_runs_that_a_folder_names(world: Path, tmp_path: Path, say: Say)
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     listed = Listed([str(row) for row in range(len(mine))], {}, [f"{evil}:x"])
-    append(create(tmp_path / "theirs", mine.table), next(mine.blocks())[1], listed)
+    append(create(tmp_path / "theirs", mine.table), mine.blocks[0][1], listed)
     code, out, err = say(
         *words(world, tmp_path / "v2", "--index", "rebuild", "--vectors", tmp_path / "theirs")
     )

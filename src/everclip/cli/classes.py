@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json, print_lines
-from everclip.cli.update import settled
+from everclip.cli.update import pairs, settled
 from everclip.errors import UserError, check_range
 
 if TYPE_CHECKING:
@@ -74,11 +74,7 @@ def _edit(what: str, known: Sequence[str], names: Sequence[str], into: str | Non
         return editing.merge(known, names, into or "")
     if what == "remove":
         return editing.remove(known, names)
-    pairs = [name.partition("=") for name in names]
-    wrong = [name for name, (old, _, new) in zip(names, pairs, strict=True) if not (old and new)]
-    if wrong or not names:
-        raise UserError(f'rename is given "{" ".join(wrong)}": use OLD=NEW, for each class to rename')
-    return editing.rename(known, {old.strip(): new.strip() for old, _, new in pairs})
+    return editing.rename(known, pairs(names or [""], "rename", "OLD=NEW"))
 
 
 def _list(state: State, json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def _run(
     from everclip.updating.start import begin, load_both
 
     index = asked(knobs.index, knobs.vectors, knobs.method)
-    chosen = (knobs.max_drop, _pairs(knobs.same), knobs.seed, knobs.unmeasured, index)
+    chosen = (knobs.max_drop, pairs(knobs.same, "--same", "NEW=OLD"), knobs.seed, knobs.unmeasured, index)
     options = Options(knobs.method, knobs.exemplars, *chosen)
     options.check()
     path = None if out is None else check_new(out)
@@ -136,14 +137,14 @@ def _run(
     return code
 
 
-def _pairs(same: tuple[str, ...]) -> dict[str, str]:
-    """Map new names to old ones. Raises UserError for anything that is no pair."""
+def pairs(words: Iterable[str], given: str, form: str) -> dict[str, str]:
+    """Map class names to class names. Raises UserError for a word, given as ``given``, that has not the ``form``."""
     found = {}
-    for pair in same:
-        new, equals, old = (part.strip() for part in pair.partition("="))
-        if not (new and equals and old):
-            raise UserError(f'--same is "{pair}": use "NEW=OLD", two class names')
-        found[new] = old
+    for word in words:
+        first, _, second = (part.strip() for part in word.partition("="))
+        if not (first and second):
+            raise UserError(f'{given} is "{word}": use {form}, two class names')
+        found[first] = second
     return found
 
 

@@ -123,8 +123,7 @@ class Config(Section):
         json_schema_extra={"before": "none"},
     )
     tuned_on: Text | None = Field(
-        default=None,
-        description="for the record: the data that everclip tune chose the settings on",
+        default=None, description="for the record: the data that everclip tune chose the settings on"
     )
     fork: str | None = Field(
         default=None,

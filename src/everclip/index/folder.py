@@ -112,17 +112,13 @@ class Vectors:
     def __len__(self) -> int:
         return self.shards[-1].first + self.shards[-1].rows if self.shards else 0
 
-    def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n d"]]]:
-        """Yield the shards with embeddings, mapped from the disk, each with the number of those before it.
+    @cached_property
+    def blocks(self) -> list[tuple[int, Float[np.ndarray, "n d"]]]:
+        """The shards with embeddings, mapped from the disk once, each with the number of embeddings before it.
 
         Raises:
             UserError: a shard is missing or broken.
         """
-        yield from self._mappings
-
-    @cached_property
-    def _mappings(self) -> list[tuple[int, Float[np.ndarray, "n d"]]]:
-        """What ``blocks`` gives: a file that is mapped once has its pages looked up once."""
         return [
             (shard.first, _mapped(self.path / f"{shard.name}.npy", self.table, shard.rows))
             for shard in self.shards
@@ -131,11 +127,16 @@ class Vectors:
 
     def listed(self, shard: Shard) -> Listed:
         """Return what the rows of a shard are. Raises UserError where that is missing or broken."""
-        found = _listed(self.path / f"{shard.name}.json")
-        if len(found.ids) != shard.rows:
-            counts = f"{len(found.ids)} ids for {shard.rows} embeddings"
-            raise UserError(f"{self.path / shard.name}.json has {counts}: {_AGAIN}")
-        return found
+        file = self.path / f"{shard.name}.json"
+        try:
+            found = read_json(file)
+        except Unreadable as error:
+            raise UserError(f"{file} is broken ({error}): {_AGAIN}") from error
+        if not _ROWS(found):
+            raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
+        if len(found["ids"]) != shard.rows:
+            raise UserError(f"{file} has {len(found['ids'])} ids for {shard.rows} embeddings: {_AGAIN}")
+        return Listed(found["ids"], found["skipped"], found["sources"])
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of some embeddings, numbered over all shards. Raises UserError as ``listed``."""
@@ -246,13 +247,3 @@ def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarr
     if rows not in (None, len(found)) or not found.flags.c_contiguous:
         raise UserError(f"{file} is broken (it holds other rows than it did): {_AGAIN}")
     return found
-
-
-def _listed(file: Path) -> Listed:
-    try:
-        found = read_json(file)
-    except Unreadable as error:
-        raise UserError(f"{file} is broken ({error}): {_AGAIN}") from error
-    if not _ROWS(found):
-        raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
-    return Listed(found["ids"], found["skipped"], found["sources"])

@@ -48,7 +48,7 @@ def _found(
 ) -> Nearest:
     cosines = np.zeros((len(queries), 0), dtype=np.float32)
     rows = np.zeros((len(queries), 0), dtype=np.int64)
-    for first, block in vectors.blocks():
+    for first, block in vectors.blocks:
         least = cosines[:, k - 1] if cosines.shape[1] == k else np.full(len(queries), -np.inf)
         more, places = best(queries, block.astype(np.float32, copy=False), min(k, len(block)), least)
         if not np.isfinite(more).all():

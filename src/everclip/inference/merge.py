@@ -51,14 +51,19 @@ class Pair:
     other_name: str
 
     def mixed(self, alpha: float) -> Deployed:
-        """Return the model with a share ``alpha`` of the learned weights; 0 and 1 give the end points bit for bit."""
-        clip = copy.deepcopy(self.learned.encoder)
-        before, after = self.other.model.state_dict(), clip.model.state_dict()
-        with torch.no_grad():
-            clip.model.load_state_dict(blend(before, after, alpha))
+        """Return the model with a fraction ``alpha`` of the learned weights."""
         learned = self.learned
+        clip = mixed(self.other, learned.encoder, alpha)
         made = zero_shot(learned.spec, clip, learned.classes, learned.templates)
         return replace(made, labels=learned.labels, plan=learned.plan)
+
+
+@torch.no_grad()
+def mixed(before: Clip, after: Clip, share: float) -> Clip:
+    """Return a model with a fraction of the weights of ``after``; 0 and 1 give the end points bit for bit."""
+    made = copy.deepcopy(after)
+    made.model.load_state_dict(blend(before.model.state_dict(), after.model.state_dict(), share))
+    return made
 
 
 def pair(spec: str, other: str) -> Pair:

@@ -131,30 +131,24 @@ def claimed(path: Path) -> Iterator[None]:
         Stopped: SIGTERM or SIGHUP came.
     """
     with unwinding():
-        yield from _claimed(path)
-
-
-def _claimed(path: Path) -> Iterator[None]:
-    lock = _beside(path, "lock")
-    held = FileLock(lock, timeout=0.2, poll_interval=0.05)  # not 0: an owner that ends removes the file
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire()
-    except Timeout:
-        raise UserError(f"{path} is being written by another process{_holder(lock)}: wait for it") from None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): make {path.parent} writable, or give another folder"
-        ) from error
-    try:
-        with suppress(OSError):  # who holds it is for a message only
-            lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-        _finish_swaps(path)
-        remove_unfinished(path)
-        yield
-    finally:
-        lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
-        held.release()
+        lock = _beside(path, "lock")
+        held = FileLock(lock, timeout=0.2, poll_interval=0.05)  # not 0: an owner that ends removes the file
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire()
+        except Timeout:
+            raise UserError(f"{path} is being written by another process{_holder(lock)}: wait") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): give another folder") from error
+        try:
+            with suppress(OSError):  # who holds it is for a message only
+                lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            _finish_swaps(path)
+            remove_unfinished(path)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
+            held.release()
 
 
 def remove_unfinished(path: Path) -> None:
@@ -199,7 +193,7 @@ def settle(made: Path, path: Path) -> None:
         if error.errno not in _TAKEN:
             raise
         raise UserError(
-            f"{path} was created by something else in the meantime and is not touched: give another folder"
+            f"{path} has appeared in the meantime and is left alone: give another folder"
         ) from None
     sync(path.parent)
 

@@ -63,7 +63,7 @@ def built(name: str, make: Callable[[Path], object]) -> Path:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.errno else str(error)
         raise RunError(
-            f"{target} cannot be used ({reason}): make room, or set EVERCLIP_CACHE to a folder elsewhere"
+            f"{target} cannot be used ({reason}): make room, or set EVERCLIP_CACHE elsewhere"
         ) from error
     return target
 

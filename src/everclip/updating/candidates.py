@@ -20,6 +20,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from everclip.data.pixels import Pixels
+from everclip.inference.merge import mixed
 from everclip.inference.model import Deployed
 from everclip.methods.shared.ridge import USUAL
 from everclip.methods.shared.statistics import Linear
@@ -32,7 +33,6 @@ from everclip.updating.classifiers import (
     closed_form,
     columns_of,
     layered,
-    mixed,
     scores,
     text_form,
 )

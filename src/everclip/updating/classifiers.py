@@ -20,7 +20,6 @@ from everclip.data.scenario import seen
 from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
-from everclip.methods.shared.weights import blend
 from everclip.models.clip import Clip, Images
 from everclip.models.depths import Depths
 from everclip.runs.card import Card, CardTask
@@ -86,14 +85,6 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
     plan.method.take(sums.columns(columns_of(method["name"], clip)))
     freeze(plan, clip)
     return of_plan(spec, plan, clip, len(plan.tasks) - 1)
-
-
-def mixed(before: Clip, after: Clip, share: float) -> Clip:
-    """Return a model with a fraction of the weights of ``after`` (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
-    made = copy.deepcopy(after)
-    with torch.no_grad():
-        made.model.load_state_dict(blend(before.model.state_dict(), after.model.state_dict(), share))
-    return made
 
 
 def columns_of(method: str, clip: Clip) -> slice:

@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Guard:
 
     def __init__(self, state: State, what: Asked | None) -> None:
         self._state, self._asked = state, what
-        self._marks: dict[int, tuple[Clip, str]] = {}
+        self.mark = cache(fingerprint)
         self._vectors = None if what is None else what.vectors
         self.keeps = what is not None and what.mode == KEEP
         self._mark = self.mark(state.encoder)
@@ -98,12 +99,6 @@ class Guard:
                 f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}), not those"
                 f" of {state.spec} ({self._mark[:12]}): use everclip embed {state.spec}, or --index rebuild"
             )
-
-    def mark(self, clip: Clip) -> str:
-        """Return the fingerprint of an encoder, computed once."""
-        if id(clip) not in self._marks:
-            self._marks[id(clip)] = clip, fingerprint(clip)
-        return self._marks[id(clip)][1]
 
     def _old(self) -> tuple[Clip, Map | None] | None:
         """Return what gives embeddings that can be compared with those of the index, now."""
