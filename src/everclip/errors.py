@@ -45,7 +45,7 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def check_range(name: str, value: float | None, low: int, high: int, what: str = "a whole number") -> None:
-    """Raise UserError where ``value``, given as ``name``, is below ``low`` or above ``high``; None is neither."""
+    """Raise UserError where ``value``, given as ``name``, is below ``low`` or above ``high``."""
     if value is not None and not low <= value <= high:
         raise UserError(f"{name} is {value:.10g}: use {what} from {low} to {high}")
 

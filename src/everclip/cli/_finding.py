@@ -22,7 +22,7 @@ class Finding:
 
 
 def room(folder: Path, size: float, what: str = "a run") -> Finding:
-    """Compare ``size``, the bytes that ``what`` may take, with the free space of the disk that has ``folder``."""
+    """Compare the bytes that ``what`` may take with the free space of the disk that has ``folder``."""
     if not os.access(folder, os.W_OK):
         return Finding("disk", "fail", f"{folder} is not writable", "work in another folder, or use out=PATH")
     free = shutil.disk_usage(folder).free

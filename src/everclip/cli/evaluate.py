@@ -70,7 +70,8 @@ def _show(result: dict[str, Any]) -> None:
     )
     print_lines(
         [
-            f"accuracy {result['accuracy']:.1%} on {result['images']} images, among {result['label_set']} classes",
+            f"accuracy {result['accuracy']:.1%} on {result['images']} images"
+            f", {result['label_set']} classes to choose from",
             _calibration_line(result),
             *_retention_lines(result),
             *_unknown_lines(result),

@@ -140,7 +140,8 @@ def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
 def _told(checked: dict[str, Any]) -> str:
     if "same_class" in checked:
         words = (
-            f"; onnxruntime against torch on {checked['pictures']} pictures: the same class on {checked['same_class']},"
+            f"; onnxruntime against torch on {checked['pictures']} pictures: the same class on"
+            f" {checked['same_class']},"
             f" probabilities within {checked['largest_difference_of_probabilities']:.1g}"
         )
         if "separate" in checked:

@@ -30,11 +30,11 @@ class Knobs:
     """Options whose defaults suit most users.
 
     Args:
-        max_drop: Percentage points that old classes may lose on --test; a larger loss means exit code 3 and no model.
+        max_drop: Points of accuracy that old classes may lose on --test; more is exit code 3, and no model.
         unmeasured: Continue even if --test has no image of an old class, so that --max-drop checks nothing.
-        exemplars: Exemplars per class to keep for later updates; a quarter of them serve only as check images.
-        method: auto (the best on check images), or the candidate to use regardless: nothing, means, ridge, layers,
-            trained or interpolated.
+        exemplars: Exemplars per class to keep for later updates; a quarter of them are only check images.
+        method: auto (the best on check images), or the candidate to use regardless: nothing, means, ridge,
+            layers, trained or interpolated.
         same: "NEW=OLD": a new class name that stands for an old class.
         seed: Seed of training.
         index: keep: allow only candidates that leave embeddings valid. adapt: save a map from new queries to
@@ -130,7 +130,7 @@ def _run(
         with leaving(left), Progress() as progress:
             report = again.run(outcome.state.encoder, str(path), progress)
         print(
-            f"{again.out}: {len(report.vectors):,} embeddings by {path}, {len(report.skipped)} could not be read;"
+            f"{again.out}: {len(report.vectors):,} embeddings by {path}, {len(report.skipped)} not readable;"
             f" {again.vectors.path} is unchanged",
             file=sys.stderr,
         )
@@ -138,7 +138,7 @@ def _run(
 
 
 def pairs(words: Iterable[str], given: str, form: str) -> dict[str, str]:
-    """Map class names to class names. Raises UserError for a word, given as ``given``, that has not the ``form``."""
+    """Map class names to class names. Raises UserError for a word that has not the ``form``."""
     found = {}
     for word in words:
         first, _, second = (part.strip() for part in word.partition("="))
@@ -173,7 +173,7 @@ def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
 
 
 def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
-    """Write a version, or where it lost too much its verdict alone; say so on stderr, and return the exit code.
+    """Write a version, or if it lost too much its verdict alone; say so, and return the exit code.
 
     Args:
         hint: what might help it to pass.

@@ -92,8 +92,8 @@ class Config(Section):
     )
     tune: str = Field(
         default="full",
-        description="which part of the model trains, such as image or top:2 (the last two blocks of each tower);"
-        " everclip tunings lists them; tuning.OPTION sets further options",
+        description="which part of the model trains, such as image or top:2 (the last two blocks of each"
+        " tower); everclip tunings lists them; tuning.OPTION sets further options",
         pattern=TUNE,
         json_schema_extra={"allowed": f"NAME or NAME:VALUE, where NAME is a way of tuning, {CODE}"},
     )
@@ -113,7 +113,7 @@ class Config(Section):
     )
     defaults: Literal[1, 2] = Field(
         default=NEWEST,
-        description="defaults that fill in what is not given: 2 (current) or 1, that of a run without the key",
+        description="defaults that fill in what is not given: 2 (current) or 1 (of a run without the key)",
     )
     references: Literal["auto", "none", "all"] = Field(
         default="auto",
@@ -127,14 +127,14 @@ class Config(Section):
     )
     fork: str | None = Field(
         default=None,
-        description="start from the state of a finished run in RUNS (a run directory, a folder of them or a pattern)"
-        " after its first K tasks: the one with the same model, data, tasks, method and seed",
+        description="start from the state of a finished run in RUNS (a run directory, a folder of them or a"
+        " pattern) after its first K tasks: the one with the same model, data, tasks, method and seed",
         pattern=r"^[^\x00-\x1f\x7f]+@[1-9]\d{0,8}$",
         json_schema_extra={"allowed": '"RUNS@K" or none'},
     )
     trackers: list[Text] = Field(
         default=[],
-        description="trackers that receive the log too, shipped ones or your own; tracker.NAME.OPTION sets options",
+        description="trackers that receive the log, shipped or your own; tracker.NAME.OPTION sets options",
         json_schema_extra={"allowed": f"a tracker's name, {CODE}, or a list of them"},
     )
     out: Text | None = Field(default=None, description="the run directory; none: runs/DATE_data_method_mM_sS")

@@ -71,14 +71,14 @@ class Scenario(Choice):
     )
     order: Seed | Literal["given", "icarl", "seed"] | list[Text] = Field(
         default=1993,
-        description="class order: the seed of a numpy (legacy) permutation, the data set's own, iCaRL's order of"
-        " CIFAR-100, the run's seed, or a list of all names; of domains: their own, the run's seed or a list",
+        description="class order: the seed of a numpy (legacy) permutation, the data set's own, iCaRL's order"
+        " of CIFAR-100, the run's seed, or a list of all names; of domains their own, the run's seed or a list",
     )
     validation: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="for tuning: test on this fraction of the training images of the first two tasks, not the test set",
+        description="for tuning: test on this fraction of the first two tasks' training images instead",
     )
 
     @field_validator("tasks", "order")
@@ -160,12 +160,12 @@ class Train(Section):
     )
     precision: Literal["fp32", "bf16", "bf16_text", "auto"] = Field(
         default="fp32",
-        description="precision of the towers in training; losses are always fp32. bf16_text: bf16 in the text tower"
-        " only. auto: the fastest, measured at the first step and kept for the whole run",
+        description="precision of the towers in training; losses are always fp32. bf16_text: bf16 in the text"
+        " tower only. auto: the fastest, measured at the first step and kept for the whole run",
     )
     accumulate: Count = Field(
         default=1,
-        description="chunks of a batch that pass the towers one by one: less memory for one more forward pass",
+        description="chunks of a batch that pass the towers in turn: less memory for one more forward pass",
     )
     checkpointing: bool = Field(
         default=False,
@@ -228,8 +228,8 @@ class Cache(Section):
         default=1,
         ge=1,
         le=64,
-        description="largest number of fixed augmented views kept per training image, one per epoch in turn, never"
-        " more than the epochs see (trunk=auto: none if hardly any is seen again); 1 keeps the unchanged image",
+        description="largest number of fixed augmented views kept per training image, one per epoch in turn,"
+        " never more than the epochs see (trunk=auto: none if few are seen twice); 1: the unchanged image",
     )
     ram_mb: int = Field(
         default=4096, ge=0, description="MB in memory at most; beyond it, or with less free, a file is used"
@@ -245,8 +245,8 @@ class Checkpoint(Section):
 
     every: str = Field(
         default="task",
-        description="when to save a run, besides at a signal to stop: after tasks and phases, or also every N steps"
-        " or N minutes",
+        description="when to save a run, besides at a signal to stop: after tasks and phases, or also every N"
+        " steps or minutes",
         pattern=r"^(task|(steps|minutes):[1-9]\d{0,8})$",
         json_schema_extra={"allowed": '"task", "steps:N" or "minutes:N"'},
     )
@@ -261,11 +261,11 @@ class Distributed(Section):
 
     gather: Literal["gradient", "light"] = Field(
         default="gradient",
-        description="whether each process computes the loss of the whole batch (gradient), or of its own images, and"
-        " exchanges per-sample numbers as FastCLIP does (light): the same result with less work, gcl and gdro only",
+        description="whether each process computes the loss of the whole batch (gradient), or of its own"
+        " images with per-sample numbers exchanged (light, as FastCLIP does): the same result, gcl and gdro only",
     )
     shard: bool = Field(
         default=False,
-        description="whether each process keeps only its part of the trained weights, gradients and moments (FSDP2),"
-        " for towers that do not fit on one device; not with ewc",
+        description="whether each process keeps only its part of the trained weights, gradients and moments"
+        " (FSDP2), for towers that do not fit on one device; not with ewc",
     )

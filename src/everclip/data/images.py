@@ -160,8 +160,8 @@ class ImageSet:
     def apart(self, share: float, purpose: str, most: int | None = None) -> tuple[ImageSet, ImageSet]:
         """Return the images in two parts, those that stay and those that are held out.
 
-        Of each class in each domain ``share`` is held out, rounded, but at least one image, never all, and at most
-        ``most``; of a single image none. Which ones depends on their ids and the purpose alone.
+        Of each class in each domain ``share`` is held out, rounded, but at least one image, never all, and at
+        most ``most``; of a single image none. Which ones depends on their ids and the purpose alone.
         """
         held = np.zeros(len(self), dtype=bool)
         priority = np.array([hash64(purpose, sample) for sample in self.ids.tolist()], dtype=np.int64)

@@ -137,7 +137,7 @@ def preprocessing(clip: Clip) -> dict[str, Any]:
     return {
         "everclip": __version__,
         "input": "images: float32 [batch, 3, size, size], RGB, (value / 255 - mean) / std",
-        "output": "logits: float32 [batch, classes]; softmax makes probabilities; -inf: a class never trained",
+        "output": "logits: float32 [batch, classes]; softmax: probabilities; -inf: a class never trained",
         "size": clip.image_size,
         "resize_mode": known["resize_mode"],
         "interpolation": known["interpolation"],

@@ -46,7 +46,7 @@ def width(clip: Clip) -> int:
 def pictures(
     clip: Clip, images: ImageSet, pixels: Pixels, step: Callable[[int], object] = lambda count: None
 ) -> tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"]]:
-    """Return unit-length embeddings of the readable pictures, on the CPU, and which ones of ``images`` they are.
+    """Return unit-length embeddings of the readable pictures, on the CPU, and their places in ``images``.
 
     The next batch is decoded while one is encoded; ``pixels.broken`` has the others.
 
@@ -212,8 +212,8 @@ def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Pa
     table = there.table
     if table.fingerprint != mark:
         raise UserError(
-            f"{path} has embeddings of {table.model} ({table.fingerprint[:12]}), but {model} is another encoder"
-            f" ({mark[:12]}): embed into a new folder, or give the folder's own model"
+            f"{path} has embeddings of {table.model} ({table.fingerprint[:12]}), but {model} is another"
+            f" encoder ({mark[:12]}): embed into a new folder, or give the folder's own model"
         )
     if table.kind != work.kind:
         raise UserError(f"{path} has embeddings of {table.kind}s: embed {work.kind}s into a separate folder")

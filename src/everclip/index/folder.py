@@ -114,7 +114,7 @@ class Vectors:
 
     @cached_property
     def blocks(self) -> list[tuple[int, Float[np.ndarray, "n d"]]]:
-        """The shards with embeddings, mapped from the disk once, each with the number of embeddings before it.
+        """The shards with embeddings, each mapped from the disk, with the number of embeddings before it.
 
         Raises:
             UserError: a shard is missing or broken.

@@ -19,7 +19,7 @@ from everclip.system import trust
 
 
 def pictures(sources: Sequence[str], written: bool = True) -> tuple[ImageSet, list[str]]:
-    """Return the pictures of some sources in their order, and an id of each: its path, or SOURCE/KEY if it is no file.
+    """Return the pictures of some sources in order, and an id of each: its path, or SOURCE/KEY.
 
     Args:
         sources: files, folders (searched for images at any depth), and data sources such as ``imagefolder:photos``, of

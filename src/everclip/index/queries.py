@@ -114,8 +114,8 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
     if mapped is not None and (mapped.of, mapped.to) == (mark, wanted):
         return Asker(clip, mapped)
     raise UserError(
-        f"{spec} (fingerprint {mark[:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that one as"
-        f" --model, or embed again with everclip embed {spec}"
+        f"{spec} (fingerprint {mark[:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that"
+        f" one as --model, or embed again with everclip embed {spec}"
     )
 
 

@@ -76,7 +76,7 @@ def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> 
 
 
 def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pixels | None = None) -> Answers:
-    """Test the model on a data set: among all its classes if it knows those of the images, else among the data's own.
+    """Test a model on a data set: among its classes if it knows those of the images, else among the data's.
 
     Args:
         expected: whether it should know them, so that a class it does not is worth a warning.
@@ -139,8 +139,8 @@ def labelled(model: Deployed, found: Dataset, name: str) -> ImageSet:
     unknown = [one for one in present(found, images) if one not in label_of]
     if unknown:
         raise UserError(
-            f'{name} has images of "{unknown[0]}", which is not one of the {len(model.names)} classes of {model.spec}:'
-            " leave that folder out, or name it in classnames.txt (folder<TAB>name)"
+            f'{name} has images of "{unknown[0]}", which is not one of the {len(model.names)} classes of'
+            f" {model.spec}: leave that folder out, or name it in classnames.txt (folder<TAB>name)"
         )
     return images.relabel([label_of.get(one, -1) for one in found.class_names])
 

@@ -96,8 +96,8 @@ def _read(spec: str) -> Deployed:
     model = open_model(spec)
     if not model.reads_text:
         raise UserError(
-            f"{spec} was learned with {model.method}, whose classifier is more than the text tower: give a run that"
-            " classifies by text"
+            f"{spec} was learned with {model.method}, whose classifier is more than the text tower: give a"
+            " run that classifies by text"
         )
     known = zero_shot(spec, whole(model.encoder), model.classes, model.templates)
     return replace(known, labels=model.labels, plan=model.plan)

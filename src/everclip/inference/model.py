@@ -228,7 +228,7 @@ def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
 
 
 def _of_checkpoint(path: Path) -> Deployed:
-    """Return the same without the images, which may be elsewhere or many: the checkpoint's card says enough."""
+    """Return the same without the images, which may be elsewhere: the checkpoint's card says enough."""
     run = Run(path, Run.read_config(path))
     place = run.store.newest_task()
     folder = None if place is None else run.store.folder(place)
@@ -282,7 +282,7 @@ def plan_of(card: Card) -> Plan:
 
 
 def card_of(model: Deployed) -> Card:
-    """Return the card of the model's folder. Where the text tower classifies, only learned classes are listed."""
+    """Return the card of a model's folder; if the text tower classifies, with learned classes alone."""
     fitted = {"calibration": model.calibration, "unknown": model.unknown}
     if model.plan is None:
         method = MethodChoice(name="zero_shot")

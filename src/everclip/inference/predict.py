@@ -86,8 +86,8 @@ def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> 
 def asked(
     model: Deployed, images: Images, above: float | None = None
 ) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
-    """Return probabilities of images as the model takes them, and if there is a threshold unknown scores and whether
-    each is above it."""
+    """Return probabilities of images as the model takes them, and for a threshold unknown scores and which are
+    above it."""
     if above is None:
         return probabilities(model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)
@@ -149,7 +149,7 @@ def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> d
 
 
 def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:
-    """Yield stores of at most ``size`` image files each; what ``paths`` yields is asked for as it is needed."""
+    """Yield stores of at most ``size`` image files each, as they are asked for."""
     keys = iter(paths)
     while batch := list(islice(keys, size)):
         yield FileStore(Path(), batch)

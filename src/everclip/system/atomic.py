@@ -299,7 +299,7 @@ def _found(path: Path, what: str) -> list[Path]:
 
 
 def remove(path: Path, ignore_errors: bool = False) -> None:
-    """Remove a file, a link or a folder, if it is there. Raises OSError, of a folder unless ``ignore_errors``."""
+    """Remove a file, a link or a folder, if it is there; ``ignore_errors`` is for folders."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=ignore_errors)
     else:

@@ -59,7 +59,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def leaving(words: str) -> Iterator[None]:
-    """Have an interrupt, or ``Stopped``, of this block end with ``words``: what is left, and what continues it."""
+    """Have an interrupt, or ``Stopped``, of this block say what is left, and what continues it."""
     try:
         yield
     except Stopped as error:

@@ -49,7 +49,7 @@ class Known:
     base: Mapping[str, Any]
 
     def placed(self, names: tuple[str, ...], place: Sequence[int]) -> Known:
-        """Return these classes edited: ``place`` is the new label of each old one, -1 for a class that goes."""
+        """Return the classes edited; ``place`` has the new label of each old one, -1 for one that goes."""
         tasks = []
         for task in self.tasks:
             labels = list(dict.fromkeys(place[label] for label in task.labels if place[label] >= 0))

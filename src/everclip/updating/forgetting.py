@@ -146,7 +146,7 @@ def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def _without_images(state: State, given: ImageSet, gone: Sequence[int]) -> Sums:
-    """Return the sums without the images given, and without all images of the classes ``gone`` in the folder."""
+    """Return the sums without the images given, and without those of some classes in the folder."""
     own = [part.of_classes(gone) for part in (state.exemplars, state.checks)]
     sums = state.sums
     parts, _ = gather([given, *own])

@@ -47,8 +47,8 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
     """Refuse an update whose old classes could lose anything unseen. Raises UserError."""
     if state.known.names and (held is None or not (held.images.labels < len(state.known.names)).any()):
         raise UserError(
-            f"old classes of {state.spec} may lose {max_drop:g} points, but --test has no image of them: add some to"
-            f" --test, or use --unmeasured (in Python: no max_drop)"
+            f"old classes of {state.spec} may lose {max_drop:g} points, but --test has no image of them:"
+            f" add some to --test, or use --unmeasured (in Python: no max_drop)"
         )
 
 

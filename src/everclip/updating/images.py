@@ -70,8 +70,8 @@ def united(
         near = spelt.get(plain(wanted))
         if wanted not in every and near is not None:
             raise UserError(
-                f'class "{name}" of {where} looks like "{near}" spelled differently: rename the folder, or use'
-                f' --same "{name}={near}"'
+                f'class "{name}" of {where} looks like "{near}" spelled differently: rename the folder, or'
+                f' use --same "{name}={near}"'
             )
         if wanted not in every:
             every.append(wanted)

@@ -96,7 +96,7 @@ class Guard:
         if self._teacher is None and what is not None and what.mode != REBUILD:
             assert self._vectors is not None
             raise UserError(
-                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}), not those"
+                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}), none"
                 f" of {state.spec} ({self._mark[:12]}): use everclip embed {state.spec}, or --index rebuild"
             )
 
@@ -222,8 +222,8 @@ def words(told: dict[str, Any], spec: str) -> str:
         return f"index valid: existing embeddings can be searched as before{how}"
     if told["count"] is None:
         return (
-            f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows no such"
-            f" update, --index adapt --vectors FOLDER makes new queries fit them"
+            f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows"
+            f" no such update, --index adapt --vectors FOLDER makes new queries fit them"
         )
     line = ""
     if told["recall"] is not None:
