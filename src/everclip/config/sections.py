@@ -72,7 +72,7 @@ class Scenario(Choice):
     order: Seed | Literal["given", "icarl", "seed"] | list[Text] = Field(
         default=1993,
         description="class order: the seed of a numpy (legacy) permutation, the data set's own, iCaRL's order"
-        " of CIFAR-100, the run's seed, or a list of all names; of domains their own, the run's seed or a list",
+        " of CIFAR-100, the run's seed, or a list of all names; of domains their own, the run's seed, a list",
     )
     validation: float | None = Field(
         default=None,
@@ -262,7 +262,7 @@ class Distributed(Section):
     gather: Literal["gradient", "light"] = Field(
         default="gradient",
         description="whether each process computes the loss of the whole batch (gradient), or of its own"
-        " images with per-sample numbers exchanged (light, as FastCLIP does): the same result, gcl and gdro only",
+        " images with per-sample numbers exchanged (light, FastCLIP's way): same result; gcl and gdro only",
     )
     shard: bool = Field(
         default=False,

@@ -86,8 +86,8 @@ def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> 
 def asked(
     model: Deployed, images: Images, above: float | None = None
 ) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
-    """Return probabilities of images as the model takes them, and for a threshold unknown scores and which are
-    above it."""
+    """Return probabilities of images as the model takes them, and for a threshold unknown scores, and which
+    are above it."""
     if above is None:
         return probabilities(model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)

@@ -146,8 +146,8 @@ def threshold(model: Deployed, rate: float) -> float:
         wanted, least = images_for(rate), f"{100 * held.finest:.3g} %"
         raise UserError(
             f"a rate of {100 * rate:.3g} % needs {wanted} held-out images of known classes,"
-            f" {wanted - held.images} more than the {held.images} of {model.spec}: use {least} or more, or give"
-            f" {wanted} with {give}"
+            f" {wanted - held.images} more than the {held.images} of {model.spec}: use {least} or more, or"
+            f" give {wanted} with {give}"
             if wanted > held.images
             else f"a rate of {100 * rate:.3g} % is finer than {least}, the finest that is kept"
         )

@@ -96,8 +96,8 @@ class Guard:
         if self._teacher is None and what is not None and what.mode != REBUILD:
             assert self._vectors is not None
             raise UserError(
-                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}), none"
-                f" of {state.spec} ({self._mark[:12]}): use everclip embed {state.spec}, or --index rebuild"
+                f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}),"
+                f" none of {state.spec} ({self._mark[:12]}): use its own, or --index rebuild"
             )
 
     def _old(self) -> tuple[Clip, Map | None] | None:
