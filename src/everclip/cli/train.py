@@ -105,9 +105,9 @@ def _show_results(results: dict[str, Any], where: str) -> None:
     if results["skipped_images"]:
         lines.append(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
     if frozen:
-        better = f": {results['frozen_features_methods'][-1]} gets more right and trains nothing"
-        line = beside_frozen(frozen[-1], results["last"])
-        lines.append(line + better * (frozen[-1] > results["last"]))
+        lines.append(beside_frozen(frozen[-1], results["last"]))
+        if frozen[-1] > results["last"]:
+            lines[-1] += f": {results['frozen_features_methods'][-1]} gets more right and trains nothing"
     print_lines([*lines, f"report: {where}/report.html"])
 
 

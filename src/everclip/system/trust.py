@@ -200,7 +200,9 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.append(word)
             continue
         if os.path.lexists(word):  # a pattern such as * makes words of whatever a stranger calls a file
-            raise UserError(f'a file here is called "{word}": give files as ./*, or rename it')
+            raise UserError(
+                f'a file here is called "{word}": give files as ./*, or use {OPTION} from another folder'
+            )
         value = value if equals else next(waiting, "")
         if not value or (not equals and value.startswith("--")):
             raise UserError(f"{OPTION} needs a folder: use {OPTION} FOLDER")
