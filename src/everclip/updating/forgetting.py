@@ -66,7 +66,11 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     model = state.model
     if model is None or not (classes or files):
         raise UserError("nothing to forget: give --class NAME or --images FILES")
-    _check(state, classes)
+    unknown = next((name for name in classes if name not in state.known.names), None)
+    if unknown is not None:
+        raise UserError(f'{state.spec} knows no class "{unknown}"{suggest(unknown, state.known.names)}')
+    if len(set(classes)) == len(state.known.names):
+        raise UserError("no class would be left: delete the folder instead")
     given, ids = _found(state, files)
     gone = [state.known.names.index(name) for name in classes]
     sums = _without_images(state, given, gone)
@@ -103,14 +107,6 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     return Forgotten(replace(after, record=record), report)
 
 
-def _check(state: State, classes: Sequence[str]) -> None:
-    for name in classes:
-        if name not in state.known.names:
-            raise UserError(f'{state.spec} knows no class "{name}"{suggest(name, state.known.names)}')
-    if len(set(classes)) == len(state.known.names):
-        raise UserError("no class would be left: delete the folder instead")
-
-
 def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     """Return the images of ``files`` as a table with the labels they were learned with. Raises UserError."""
     paths = [*expanded(os.path.expanduser(file) for file in files)]
@@ -122,7 +118,9 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
             ids.append(content_id(read_bytes(Path(path), MOST_BYTES)))
         except Unreadable as error:
             raise UserError(f"{path} cannot be read ({error}): give the file that was learned") from error
-    label_of = _labels(state)
+    label_of = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
+    for part in (state.exemplars, state.checks):
+        label_of |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
     unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
     if unknown:
         raise UserError(f"{unknown[0]} is not an image that {state.spec} learned: give the original file")
@@ -130,13 +128,6 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     labels = np.array([label_of[sample] for sample in ids], dtype=np.int64)
     known = np.array(ids, dtype=np.int64)
     return ImageSet(FileStore(Path(), paths), rows, labels, np.zeros_like(rows), known), known
-
-
-def _labels(state: State) -> dict[int, int]:
-    found = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
-    for part in (state.exemplars, state.checks):
-        found |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
-    return found
 
 
 def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
