@@ -97,7 +97,7 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
 
 
 def text_alone(clip: Clip, found: Dataset, pixels: Pixels | None = None) -> Answers:
-    """A model's zero-shot classifier on a data set, among the data's classes. Raises UserError as ``examined`` does."""
+    """Test a model's zero-shot classifier on a data set, among its classes. Raises UserError as ``examined``."""
     return answers(zero_shot(clip.name, clip, found.class_names, found.templates), _images(found), pixels)
 
 

@@ -156,6 +156,6 @@ def weights_of(clip: Clip, state: Mapping[str, Tensor]) -> Clip:
 
 
 def labels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Label of each name, -1 for one not known."""
+    """Return the label of each name, -1 for one not known."""
     place = {name: label for label, name in enumerate(known)}
     return [place.get(name, -1) for name in names]

@@ -37,7 +37,7 @@ Watch = Callable[[str, int], Step]
 
 
 def unwatched(name: str, total: int) -> Step:
-    """Watch nothing."""
+    """Ignore the work and its steps."""
     return silent
 
 

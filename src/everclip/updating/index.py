@@ -254,7 +254,7 @@ class Rebuild:
     out: Path
 
     def run(self, clip: Clip, spec: str, progress: Progress) -> embed.Report:
-        """Embed; ``spec`` is the version's folder. Raises as ``embed.embed`` does."""
+        """Embed again; ``spec`` is the version's folder. Raises as ``embed.embed`` does."""
         half = self.vectors.table.dtype == "float16"
         with claimed(self.out):
             return embed.embed(clip, spec, None, self.work, self.out, half, progress)
