@@ -23,7 +23,7 @@ FILE_WIDTH = 40
 NONE = "none"
 """What to print instead of a class if none is probable enough."""
 UNKNOWN = "unknown"
-"""What to print instead of a class of a picture of none that was learned."""
+"""What to print instead of a class if the picture is of none that was learned."""
 
 
 def predict(

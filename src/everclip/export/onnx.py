@@ -36,7 +36,7 @@ from everclip.models.clip import Clip
 
 LINE = "a graph for onnxruntime, with the classes in it"
 TOLERANCE = 1e-3
-"""Largest difference of a probability, and of an unknown score as a share of the span of those of the pictures."""
+"""Largest difference of a probability, and of an unknown score as a fraction of the span of all."""
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Rates of false alarms whose thresholds are written, as far as the held-out images allow them."""
 EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "onnx_example.py"
