@@ -97,7 +97,7 @@ class Guard:
             assert self._vectors is not None
             raise UserError(
                 f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}),"
-                f" none of {state.spec} ({self._mark[:12]}): use its own, or --index rebuild"
+                f" none of {state.spec} ({self._mark[:12]}): embed with it, or use --index rebuild"
             )
 
     def _old(self) -> tuple[Clip, Map | None] | None:
