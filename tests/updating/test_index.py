@@ -167,7 +167,7 @@ def test_a_map_stays_where_the_encoder_does(world: Path, tmp_path: Path) -> None
         state, ends, method="ridge", index=Asked("keep", read(world / "vectors"))
     )  # of the first encoder
     assert (back.verdict["index"]["valid"], back.state.map) == (True, None)
-    with pytest.raises(UserError, match="misses some classes"):
+    with pytest.raises(UserError, match="cannot be used here"):
         updated(
             state, ends, method="ridge", index=Asked("keep", None)
         )  # embeddings of v2, which it would change

@@ -214,7 +214,7 @@ def choose(
     by_name = {one.name: one for one in possible}
     if method != AUTO:
         if method not in by_name:
-            raise UserError(f"--method {method} misses some classes: use {' or '.join(by_name)}, or auto")
+            raise UserError(f"--method {method} cannot be used here: use {' or '.join(by_name)}, or auto")
         return by_name[method], "asked for"
     if not len(checks):
         kept = by_name.get(decision.prefer, possible[0])
