@@ -38,9 +38,7 @@ def test_what_open_clip_alone_would_miss_is_said(head: Path, tmp_path: Path, say
     code, _, err = say("export", head, "-o", tmp_path / "m")
     assert code == 0
     lines = err.splitlines()
-    assert lines[0].startswith(
-        "note: open_clip loads the towers; the classifier of this method is in method.pt"
-    )
+    assert lines[0].startswith("note: open_clip loads only the towers, everclip the classifier too")
     assert lines[1].startswith("note: this model subtracts a mean from image features (center=true)")
 
 
