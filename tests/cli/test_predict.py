@@ -195,7 +195,7 @@ def test_unknown_pictures_are_found_at_a_stated_rate(
     run = shutil.copytree(run, tmp_path / "run")
     code, out, err = say("predict", run, pictures, "--unknown-at", "5%")
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {run} keeps no scores of held-out images, which set the threshold")
+    assert err.startswith(f"error: {run} keeps no scores of held-out images to set a threshold by")
     data = held_out(tmp_path / "held")
     err = say("predict", run, "--calibrate", data)[2]
     assert "--unknown-at from 4%, by the score maximum_logit; kept in" in err

@@ -212,8 +212,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
         code, _, err = say("embed", toy, pictures, "-o", tmp_path / "v")
     assert (code, err) == (
         1,
-        f"error: {tmp_path / 'v'} cannot be written (File too large): make room, then the same command"
-        f" continues\n",
+        f"error: {tmp_path / 'v'} cannot be written (File too large): make room and repeat the command\n",
     )
     there = whole(tmp_path / "v")
     assert np.array_equal(there[0], before[0])
@@ -271,7 +270,7 @@ def test_what_is_given_must_be_there(toy: str, pictures: Path, tmp_path: Path, s
     for words, line in (
         (
             ("nowhere", "-o", tmp_path / "v"),
-            "nowhere does not exist: give pictures, folders of them, or a source",
+            "nowhere does not exist: give pictures, folders or a source: imagefolder:PATH",
         ),
         ((pictures, "-o", tmp_path / "full"), f"{tmp_path / 'full'} exists: give a new or an empty folder"),
         ((tmp_path / "full", "-o", tmp_path / "v"), f"no images in {tmp_path / 'full'}"),

@@ -55,7 +55,7 @@ def _is_source(spec: str) -> bool:
 def _of_files(spec: str) -> tuple[ImageSet, list[str]]:
     path = os.path.expanduser(spec)
     if not os.path.exists(path):
-        raise UserError(f"{spec} does not exist: give pictures, folders, or such as imagefolder:PATH")
+        raise UserError(f"{spec} does not exist: give pictures, folders or a source: imagefolder:PATH")
     names = list(expanded([path]))
     return _table(FileStore(Path(), names), np.arange(len(names), dtype=np.int64)), names
 
