@@ -111,7 +111,7 @@ BAD: list[tuple[str, str]] = [
     ("evaluate {tmp}/folder", "{tmp}/folder is a model folder, without images of its own: give --data"),
     ("evaluate {run} --templates simple", "--templates is for models that have learned nothing; {run} has its own"),
     ("evaluate {run} --image-size 64", "--image-size is for models that have learned nothing; {run} has its own"),
-    ("evaluate {toy} --data {photos} --retention {photos}", "--retention needs a model that was trained, and"),
+    ("evaluate {toy} --data {photos} --retention {photos}", "--retention needs a trained model, and"),
     ("evaluate {run} --retention imagefolder:{tmp}/no", "data folder {tmp}/no does not exist"),
 ]  # fmt: skip
 
