@@ -212,8 +212,8 @@ def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Pa
     table = there.table
     if table.fingerprint != mark:
         raise UserError(
-            f"{path} has embeddings of {table.model} ({table.fingerprint[:12]}), but {model} is another"
-            f" encoder ({mark[:12]}): embed into a new folder, or give the folder's own model"
+            f"{path} has embeddings of {table.model} (fingerprint {table.fingerprint[:12]}), but {model} is"
+            f" another encoder ({mark[:12]}): embed into a new folder, or give the folder's own model"
         )
     if table.kind != work.kind:
         raise UserError(f"{path} has embeddings of {table.kind}s: embed {work.kind}s into a separate folder")
