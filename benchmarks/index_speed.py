@@ -142,7 +142,7 @@ def searching(scratch: Path) -> Json:
     vectors = folder.read(path)
     query = random.standard_normal((1, WIDTH), dtype=np.float32)
     query /= np.linalg.norm(query)
-    every = np.concatenate([block for _, block in vectors.blocks()])
+    every = np.concatenate([block for _, block in vectors.blocks])
     exact = np.argsort(-(query @ every.T)[0])[:NEIGHBOURS]
     same = nearest(vectors, query, NEIGHBOURS)[1][0].tolist() == exact.tolist()
     spent = {

@@ -157,7 +157,7 @@ def test_a_notebook_has_a_bar_where_widgets_are(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_drop_that_was_asked_for_is_measured(learner: everclip.Learner) -> None:
     learner.update(*pictures(["red", "black"]), max_drop=1)  # no class was known before
-    with pytest.raises(UserError, match=r"the 2 old classes of .* may lose 1 points, but --test has no"):
+    with pytest.raises(UserError, match=r"old classes of .* may lose 1 points, but --test has no"):
         learner.update(*pictures(["blue"]), max_drop=1)
     with pytest.raises(UserError, match="add some to --test"):
         learner.update(*pictures(["blue"]), test=pictures(["blue"], 5000, 3), max_drop=100)

@@ -38,6 +38,18 @@ def suggest(word: str, known: Iterable[str], most: int = 3) -> str:
     return "; known: " + ", ".join(known)
 
 
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise UserError where ``value``, given as ``name``, is none of ``known``."""
+    if value not in known:
+        raise UserError(f'{name} is "{value}"{suggest(value, known)}')
+
+
+def check_range(name: str, value: float | None, low: int, high: int, what: str = "a whole number") -> None:
+    """Raise UserError where ``value``, given as ``name``, is below ``low`` or above ``high``."""
+    if value is not None and not low <= value <= high:
+        raise UserError(f"{name} is {value:.10g}: use {what} from {low} to {high}")
+
+
 class RunError(RuntimeError):
     """A run cannot go on (a loss that is not finite, no image left). One line; exit code 1."""
 

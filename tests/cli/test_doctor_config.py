@@ -60,7 +60,7 @@ def test_the_offline_default_can_run(capsys: pytest.CaptureFixture[str]) -> None
     } == {"ok"}
     assert main(["doctor", "--config", "default", "device=cpu"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == 'The config default can run: write "everclip train default device=cpu".'
+    assert last == 'The config default can run: use "everclip train default device=cpu".'
 
 
 def test_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,9 +38,7 @@ def test_what_open_clip_alone_would_miss_is_said(head: Path, tmp_path: Path, say
     code, _, err = say("export", head, "-o", tmp_path / "m")
     assert code == 0
     lines = err.splitlines()
-    assert lines[0].startswith(
-        "note: open_clip loads the towers; the classifier of this method is in method.pt"
-    )
+    assert lines[0].startswith("note: open_clip loads only the towers, everclip the classifier too")
     assert lines[1].startswith("note: this model subtracts a mean from image features (center=true)")
 
 
@@ -113,7 +111,7 @@ BAD: list[tuple[str, str]] = [
     ("evaluate {tmp}/folder", "{tmp}/folder is a model folder, without images of its own: give --data"),
     ("evaluate {run} --templates simple", "--templates is for models that have learned nothing; {run} has its own"),
     ("evaluate {run} --image-size 64", "--image-size is for models that have learned nothing; {run} has its own"),
-    ("evaluate {toy} --data {photos} --retention {photos}", "--retention compares a learned model with its initial"),
+    ("evaluate {toy} --data {photos} --retention {photos}", "--retention needs a trained model, and"),
     ("evaluate {run} --retention imagefolder:{tmp}/no", "data folder {tmp}/no does not exist"),
 ]  # fmt: skip
 

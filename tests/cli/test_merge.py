@@ -128,7 +128,7 @@ def test_a_run_with_a_frozen_part_that_was_kept(toy: str, photos: str, tmp_path:
 
 
 BAD: list[tuple[str, str]] = [
-    ("{run} --with zero-shot -o {tmp}/m", "--alpha auto chooses on held-out images: give --validate DATA, or a"),
+    ("{run} --with zero-shot -o {tmp}/m", "--alpha auto needs held-out images: give --validate DATA, or a number"),
     ("{run} --with zero-shot --alpha 1.5 -o {tmp}/m", '--alpha is "1.5": use a number from 0 to 1, or auto'),
     ("{run} --with zero-shot --alpha half -o {tmp}/m", '--alpha is "half": use a number from 0 to 1, or auto'),
     ("{run} --with zero-shot --alpha 0.5 -o {tmp}/full", "{tmp}/full exists: give a new or an empty folder"),
@@ -139,7 +139,7 @@ BAD: list[tuple[str, str]] = [
     ("{toy} --with zero-shot --alpha 0.5 -o {tmp}/m", "{toy} has learned nothing: give a run directory or a model"),
     ("{head} --with zero-shot --alpha 0.5 -o {tmp}/m", "{head} was learned with ncm, whose classifier is more than"),
     ("{run} --with {head} --alpha 0.5 -o {tmp}/m", "{head} was learned with ncm, whose classifier is more than"),
-    ("{run} --with zero-shot --validate {photos} -o {tmp}/m", "--validate {photos} is the data of {run}: its training"),
+    ("{run} --with zero-shot --validate {photos} -o {tmp}/m", "--validate {photos} is the data of {run} itself"),
     ("{run} --with zero-shot --validate imagefolder:{tmp}/no -o {tmp}/m", "data folder {tmp}/no does not exist"),
     ("{run} --alpha 0.5 -o {tmp}/m", "everclip merge needs WITH: see everclip merge --help"),
     ("{run} --with zero-shot --alpha 0.5", "everclip merge needs OUT: see everclip merge --help"),

@@ -195,7 +195,7 @@ def test_unknown_pictures_are_found_at_a_stated_rate(
     run = shutil.copytree(run, tmp_path / "run")
     code, out, err = say("predict", run, pictures, "--unknown-at", "5%")
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {run} keeps no scores of held-out images, which set the threshold")
+    assert err.startswith(f"error: {run} keeps no scores of held-out images to set a threshold by")
     data = held_out(tmp_path / "held")
     err = say("predict", run, "--calibrate", data)[2]
     assert "--unknown-at from 4%, by the score maximum_logit; kept in" in err
@@ -268,13 +268,13 @@ def test_a_model_without_classes_of_its_own(toy: str, pictures: Path, tmp_path: 
 
 
 BAD: list[tuple[str, int, str]] = [
-    ("{run}", 2, "everclip predict needs pictures: give files, folders, or - for paths on standard input"),
+    ("{run}", 2, "everclip predict needs pictures: give pictures, folders of them, or - for paths on standard input"),
     ("{run} {tmp}/no.png", 2, "{tmp}/no.png does not exist: give pictures, folders of them, or - for paths on"),
     ("{run} {pictures} --jsn", 2, 'everclip predict has no option "--jsn": see everclip predict --help'),
     ("{run} {tmp}/empty", 2, "no images in {tmp}/empty: give a folder with files such as .jpg or .png"),
     ("{run} {pictures}/3b.png", 1, "not one of 1 pictures could be read: the lines above say why"),
-    ("{run} {pictures} --top 0", 2, "--top is 0: use a whole number from 1"),
-    ("{run} {pictures} --reject-below 2", 2, "--reject-below is 2.0: use a probability from 0 to 1"),
+    ("{run} {pictures} --top 0", 2, "--top is 0: use a whole number from 1 to 1000000"),
+    ("{run} {pictures} --reject-below 2", 2, "--reject-below is 2: use a probability from 0 to 1"),
     ("{run} {pictures} --unknown-at 0", 2, '--unknown-at is "0": use a rate of false alarms above 0 and below 1'),
     ("{run} {pictures} --unknown-at 100%", 2, '--unknown-at is "100%": use a rate of false alarms above 0'),
     ("{run} {pictures} --unknown-at few", 2, '--unknown-at is "few": use a rate of false alarms above 0'),
@@ -289,8 +289,8 @@ BAD: list[tuple[str, int, str]] = [
     ("{run} {pictures} --classes {tmp}/pets.txt", 2, '"a cat" is not one of the 6 classes that {run} has learned;'),
     ("{toy} {pictures} --classes {tmp}/twice.txt", 2, 'classes 1 and 2 of {tmp}/twice.txt are both named "a"'),
     ("{toy} {pictures} --classes {pictures}/deep/a.jpg", 2, "classes file {pictures}/deep/a.jpg cannot be read"),
-    ("{run} --calibrate {photos}", 2, "--calibrate {photos} is the data of {run}: its training images were learned"),
-    ("{run} --calibrate {photos}/test", 2, "--calibrate {photos}/test is the data of {run}: its training"),
+    ("{run} --calibrate {photos}", 2, "--calibrate {photos} is the data of {run} itself: give other images"),
+    ("{run} --calibrate {photos}/test", 2, "--calibrate {photos}/test is the data of {run} itself"),
     ("{run} --calibrate {other}", 2, '--calibrate {other} has images of "orange", which is not one of the 6'),
     ("{run} --calibrate imagefolder:{tmp}/no", 2, "data folder {tmp}/no does not exist"),
     ("{run} --calibrate {tmp}/empty", 2, "no images under {tmp}/empty: put files"),

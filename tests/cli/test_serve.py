@@ -44,7 +44,7 @@ def test_a_port_in_use_is_one_line(say: Say) -> None:
     with listening("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         code, out, err = say("serve", "lite", "--port", port)
-    line = f"error: port {port} of 127.0.0.1 is in use: stop what listens there, or use --port\n"
+    line = f"error: port {port} of 127.0.0.1 cannot be used (Address already in use): use --port\n"
     assert (code, out, err) == (2, "", line)
 
 

@@ -80,7 +80,7 @@ def test_dry_run_says_how_much_is_kept(
         assert main(["train", *words, "--dry-run", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["cache_bytes"] == expected
     assert main(["train", *away, "--dry-run"]) == 0
-    assert "not known: the weights of ViT-B-32:openai are not on this machine" in capsys.readouterr().out
+    assert "not known: ViT-B-32:openai has no weights on this machine" in capsys.readouterr().out
 
 
 def test_smoke(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -419,7 +419,7 @@ def test_images_and_models_of_features_do_not_go_together(
             str(tmp_path / "run"),
             "-o",
             str(tmp_path / "out"),
-        ): "takes features, for which there is no format",
+        ): "takes features, which no format has",
         ("evaluate", "features:5", "--data", source): "features:5 has no class embeddings",
         ("evaluate", source, "--data", source, "--image-size", "64"): "image_size=64",
         (

@@ -86,7 +86,7 @@ def test_the_example_of_contributing_is_a_source_and_its_options_are_kept(packag
     [
         ("two", "source.evry=2", 'unknown key "source.evry"; did you mean "source.every"?'),
         ("two", "source.every=1", "source.every is 1: use a whole number from 2"),
-        ("one", "source.every=2", 'unknown key "source.every": there are no options to set; leave it out'),
+        ("one", "source.every=2", 'unknown key "source.every": there are no options; leave it out'),
     ],
 )
 def test_a_wrong_option_is_refused(

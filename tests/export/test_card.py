@@ -72,7 +72,7 @@ def test_a_version_tells_what_its_verdict_measured(toy: str, tmp_path: Path) -> 
         assert f"| {row['class']} | 4 | {before} | {100 * row['after']:.1f} |" in text
     kept = len(json.loads((tmp_path / "v2" / "images.json").read_text())["rows"])
     assert "No picture is inside. " in text
-    assert f"The version that this was exported from keeps {kept} of the pictures it learned." in text
+    assert f"The version that this was exported from keeps {kept} of its pictures." in text
 
 
 def test_a_run_tells_what_its_results_say(toy: str, photos: str, tmp_path: Path) -> None:

@@ -200,12 +200,14 @@ def test_a_tower_that_transformers_has_not(tmp_path: Path, changes: dict[str, ob
         model.clip.put(open_clip.CustomTextCLIP(**MODEL_CFG))
     else:
         model.clip.config = model.clip.config | changes
-    with pytest.raises(UserError, match=rf"whose CLIPModel has no {what}: use --format onnx or open-clip"):
+    with pytest.raises(
+        UserError, match=rf"no CLIPModel of transformers, which lacks {what}: use --format onnx"
+    ):
         config_of(model)
 
 
 def test_a_classifier_that_is_not_the_text_tower(toy: str, photos: str, tmp_path: Path) -> None:
     model = open_model(str(learned(tmp_path / "run", toy, photos, "method=ncm")))
-    with pytest.raises(UserError, match=r"classifies by more than the text tower.*use --format onnx"):
+    with pytest.raises(UserError, match=r"classifies by more than its text tower: use --format onnx"):
         export(model, "hf", str(tmp_path / "hf"), drawn(32))
     assert not (tmp_path / "hf").exists()

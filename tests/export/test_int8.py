@@ -77,7 +77,7 @@ BAD: list[tuple[str, str]] = [
     ("{v} --encoders separate", "--encoders separate is for --format onnx, not open-clip"),
     ("{v} --format onnx --encoders both", '--encoders is "both"; known: one, separate'),
     ("{v} --format onnx --calibrate {data}", "--calibrate is for --int8: add --int8"),
-    ("{v} --format onnx --int8 --max-drop 101", "--max-drop is 101: use percentage points, 0 to 100"),
+    ("{v} --format onnx --int8 --max-drop 101", "--max-drop is 101: use percentage points from 0 to 100"),
     ("{run} --format onnx --int8", "--int8: {run} keeps no exemplars: give images in CLASS folders with --calibrate"),
     ("{run} --format onnx --int8 --calibrate {data}", "--int8: {run} keeps no check images: give images in CLASS"),
     ("{run} --format onnx --int8 --calibrate {data} --check {data}", "--int8: all images of --calibrate are also in"),

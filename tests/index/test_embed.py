@@ -29,7 +29,7 @@ from tests.toy import toy_clip
 def whole(path: Path) -> tuple[np.ndarray, list[str]]:
     """All embeddings of a folder, and their ids."""
     vectors = read(path, whole=True)
-    return np.concatenate([block for _, block in vectors.blocks()]), vectors.names(range(len(vectors)))
+    return np.concatenate([block for _, block in vectors.blocks]), vectors.names(range(len(vectors)))
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -52,7 +52,7 @@ def test_embeddings_are_those_of_the_image_tower(toy: str, pictures: Path, tmp_p
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     mapped = np.load(tmp_path / "v" / "000000.npy", mmap_mode="r")
     assert isinstance(mapped, np.memmap)
-    assert [len(block) for _, block in read(tmp_path / "v").blocks()] == [7, 8, 4]
+    assert [len(block) for _, block in read(tmp_path / "v").blocks] == [7, 8, 4]
 
 
 def test_texts_have_a_folder_of_their_own(toy: str, pictures: Path, tmp_path: Path, say: Say) -> None:
@@ -212,8 +212,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
         code, _, err = say("embed", toy, pictures, "-o", tmp_path / "v")
     assert (code, err) == (
         1,
-        f"error: {tmp_path / 'v'} cannot be written (File too large): make room, then the same command"
-        f" continues\n",
+        f"error: {tmp_path / 'v'} cannot be written (File too large): make room and repeat the command\n",
     )
     there = whole(tmp_path / "v")
     assert np.array_equal(there[0], before[0])
@@ -271,7 +270,7 @@ def test_what_is_given_must_be_there(toy: str, pictures: Path, tmp_path: Path, s
     for words, line in (
         (
             ("nowhere", "-o", tmp_path / "v"),
-            "nowhere does not exist: give pictures, folders of them, or a source",
+            "nowhere does not exist: give pictures, folders or a source: imagefolder:PATH",
         ),
         ((pictures, "-o", tmp_path / "full"), f"{tmp_path / 'full'} exists: give a new or an empty folder"),
         ((tmp_path / "full", "-o", tmp_path / "v"), f"no images in {tmp_path / 'full'}"),

@@ -114,7 +114,13 @@ def test_what_a_monitor_sees(client: Client) -> None:
     [
         ("/predict", b"no picture", "image/png", 422, "the picture cannot be read (no JPEG, PNG, BMP, WEBP,"),
         ("/predict", b"", "image/png", 400, "the body is empty: send a picture as the body"),
-        ("/predict", b"{}", "application/json", 415, 'the body is "application/json": send a picture itself'),
+        (
+            "/predict",
+            b"{}",
+            "application/json",
+            415,
+            'the body is "application/json": send a picture as image/jpeg',
+        ),
         (
             "/embed",
             b"--x",

@@ -80,7 +80,7 @@ def test_what_appears_at_a_target_is_left_alone(tmp_path: Path) -> None:
         (folder.__enter__() / "a").write_text("ours")
         make()
         before = tree(tmp_path / "v") or (tmp_path / "v").read_text()
-        with pytest.raises(UserError, match="created by something else in the meantime and is not touched"):
+        with pytest.raises(UserError, match="has appeared in the meantime and is left alone"):
             folder.__exit__(None, None, None)
         assert (tree(tmp_path / "v") or (tmp_path / "v").read_text()) == before
         assert os.listdir(tmp_path) == ["v"]

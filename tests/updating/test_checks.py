@@ -99,7 +99,7 @@ def test_what_cannot_name_all_classes_is_left_out() -> None:
     nothing = one("nothing", said(images, [], 2), eligible=False)
     ridge = one("ridge", said(images, [0, 1], 2))
     assert choose([nothing, ridge], PREFER, checks, "auto")[0] is ridge
-    with pytest.raises(UserError, match="cannot recognise all classes here: use ridge, or auto"):
+    with pytest.raises(UserError, match="cannot be used here: use ridge, or auto"):
         choose([nothing, ridge], PREFER, checks, "nothing")
     with pytest.raises(UserError, match="no candidate can recognise all classes"):
         choose([nothing], PREFER, checks, "auto")

@@ -42,7 +42,7 @@ def test_where_labels_go() -> None:
     ("make", "message"),
     [
         (lambda names: editing.rename(names, {"rde": "x"}), 'did you mean "red"'),
-        (lambda names: editing.rename(names, {"red": "blue"}), "use merge"),
+        (lambda names: editing.rename(names, {"red": "blue"}), "merge them"),
         (lambda names: editing.rename(names, {"red": "a\x1b[31mb"}), "cannot be printed"),
         (lambda names: editing.merge(names, ["red"], "x"), "at least two"),
         (lambda names: editing.merge(names, ["red", "red"], "x"), "at least two"),
@@ -127,7 +127,7 @@ def test_bad_input_writes_nothing(
         (["remove", "red", "--into", "y", "-o", "x"], "--into NAME"),
         (["remove", "pink", "-o", "x"], "no class is called"),
         (["remove", "red", "-o", "x", "--max-drop", "101"], "percentage points"),
-        (["remove", "red", "-o", "x", "--test", "warm"], "and was not learned"),
+        (["remove", "red", "-o", "x", "--test", "warm"], "has no unlearned image"),
         (["rename", "red=scarlet", "-o", "x", "--test", "other"], '"pink", which is neither'),
     ):
         assert main(["classes", "v1", *words]) == 2

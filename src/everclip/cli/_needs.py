@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from everclip.cli._finding import GIB, Finding
+from everclip.cli._finding import GIB, Finding, room
 from everclip.config import Config
 from everclip.data.formats.download import home
 from everclip.data.sources import Source
@@ -38,9 +36,7 @@ def needs(config: Config) -> Iterator[Finding]:
         return
     if sizes is None or model is None:
         why = "the sizes of the data" if sizes is None else f"what {config.model} computes"
-        yield Finding(
-            "estimate", "warn", f"memory, disk and hours are not estimated: {why} cannot be found out here"
-        )
+        yield Finding("estimate", "warn", f"memory, disk and hours are not known, nor {why}")
         return
     yield device_memory(config, model, sizes, _memory_of(device))
     yield from cache_memory(config, sizes)
@@ -184,17 +180,7 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
         folder = nearest(place.expanduser().absolute())
         by_disk.setdefault(folder.stat().st_dev, []).append((what, folder, size))
     for parts in by_disk.values():
-        folder, size = parts[0][1], sum(part[2] for part in parts)
-        names = " and ".join(part[0] for part in parts)
-        if not os.access(folder, os.W_OK):
-            yield Finding(
-                "disk", "fail", f"{folder} is not writable", "work in another folder, or use out=PATH"
-            )
-            continue
-        free = shutil.disk_usage(folder).free
-        text = f"{names} may take {size / GIB:.1f} GiB of {free / GIB:.1f} GiB free in {folder}"
-        remedy = "" if size < free else "make room, or use out=PATH on another disk"
-        yield Finding("disk", "fail" if remedy else "ok", text, remedy)
+        yield room(parts[0][1], sum(part[2] for part in parts), " and ".join(part[0] for part in parts))
 
 
 def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
@@ -206,9 +192,8 @@ def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
     try:
         rate = pace.products(device, config.train.precision)
     except RuntimeError as error:
-        return Finding(
-            "time", "fail", f"{device} cannot compute ({str(error).splitlines()[0]})", "use device=cpu"
-        )
+        reason = str(error).splitlines()[0]
+        return Finding("time", "fail", f"{device} cannot compute ({reason})", "use device=cpu")
     share = pace.share(model, device)
     operations = pace.work(config, sizes).operations(model, config)
     seconds = pace.seconds(config, sizes, model, pace.assumed(model, rate * share))

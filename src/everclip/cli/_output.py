@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from everclip.system.text import json_text
+from everclip.system.text import json_text, printable
 
 
 def print_json(value: object) -> None:
@@ -24,6 +24,26 @@ def print_columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> No
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
         lines = textwrap.wrap(row[-1], room, break_long_words=False) or [""]
         print((start + f"\n{' ' * indent}".join(lines)).rstrip())
+
+
+def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table with borders, the first column to the left and the others, numbers, to the right."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for place, name in enumerate(head):
+        table.add_column(escape(name), justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, with escapes in place of what a terminal would obey."""
+    for line in lines:
+        print(printable(line))
 
 
 def summary(docstring: str) -> str:

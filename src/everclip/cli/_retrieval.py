@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from everclip.cli._output import print_lines, print_table
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.errors import RunError
 from everclip.inference.assess import decoded
 from everclip.metrics.retrieval import AT, WAYS
 from everclip.models.clip import Clip
-from everclip.system.text import printable
 from everclip.training.retrieve import search, warn_of_long
 
 
@@ -35,20 +31,18 @@ def measured(clip: Clip, images: ImageSet) -> dict[str, Any]:
 
 def show(result: dict[str, Any], more: Sequence[str]) -> None:
     """Print a table of both directions, and lines below it."""
-    table = Table(title=escape(f"{result['model']} on {result['data']}"), title_justify="left")
-    for column in ("search", *(f"recall@{k}" for k in AT), "median rank"):
-        table.add_column(column, justify="left" if column == "search" else "right")
+    rows = []
     for way, words in zip(WAYS, ("captions by an image", "images by a caption"), strict=True):
         row = result[way]
         recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in AT]
-        table.add_row(words, *recalls, f"{row['median_rank']:g}")
-    console = Console(soft_wrap=True)
-    console.print(table)
-    lines = [
-        f"recall@1 {result['recall']:.1%} in the mean of both, {result['images']} images and {result['captions']}"
-        " different captions",
-        *more,
-        *(f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()),
-    ]
-    for line in lines:
-        console.print(printable(line), markup=False, highlight=False)
+        rows.append((words, *recalls, f"{row['median_rank']:g}"))
+    head = ("search", *(f"recall@{k}" for k in AT), "median rank")
+    print_table(f"{result['model']} on {result['data']}", head, rows)
+    print_lines(
+        [
+            f"recall@1 {result['recall']:.1%} in the mean of both,"
+            f" {result['images']} images and {result['captions']} different captions",
+            *more,
+            *(f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()),
+        ]
+    )

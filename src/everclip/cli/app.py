@@ -91,7 +91,9 @@ def build() -> App:
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; ``tokens`` default to the process's arguments."""
     prepare()
-    _show_warnings()
+    log = logging.getLogger("everclip")
+    if not any(isinstance(handler, _Talk) for handler in log.handlers):
+        log.addHandler(_Talk(logging.WARNING))
     try:
         words, folders = trust.taken(sys.argv[1:] if tokens is None else list(tokens))
         with trust.session(folders):
@@ -130,12 +132,6 @@ class _Talk(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr)
-
-
-def _show_warnings() -> None:
-    log = logging.getLogger("everclip")
-    if not any(isinstance(handler, _Talk) for handler in log.handlers):
-        log.addHandler(_Talk(logging.WARNING))
 
 
 def _fail(message: str, code: int = 2) -> int:

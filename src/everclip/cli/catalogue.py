@@ -22,14 +22,17 @@ def list_all(kind: str, command: str, use: str, json: bool) -> None:
 
     Args:
         command: the everclip command that explains one.
-        use: an example of its use, such as ``everclip train method=NAME``.
+        use: an example of its use, such as ``method=NAME``.
     """
     found = {name: summary(plugins.docstring(kind, name)) for name in sorted(plugins.names(kind), key=order)}
     if json:
         print_json([{"name": name, "summary": line} for name, line in found.items()])
         return
-    print_columns(list(found.items()))
-    print(f'\n"everclip {command} NAME" explains one; "{use}" uses it.')
+    rows = [*found.items()]
+    if kind == "data/sources":  # whose docstrings begin with what to give: "imagefolder:PATH - ..."
+        rows = [tuple(line.split(" - ", 1)) if " - " in line else (name, line) for name, line in rows]
+    print_columns(rows)
+    print(f'\n"everclip {command} NAME" explains one; "everclip train {use}" uses it.')
 
 
 def describe(name: str, find: Callable[[str], type]) -> dict[str, Any]:
@@ -68,14 +71,10 @@ def explain(about: Mapping[str, Any], prefix: str, json: bool) -> None:
         print_json(about)
         return
     print(f"{about['description']}\n")
-    rows = [
-        (
-            f"{prefix}{option['name']}",
-            "-" if option.get("required") else shown(option["default"]),
-            f"{option['help']} ({option['allowed']})",
-        )
-        for option in about["options"]
-    ]
+    rows = []
+    for option in about["options"]:
+        default = "-" if option.get("required") else shown(option["default"])
+        rows.append((f"{prefix}{option['name']}", default, f"{option['help']} ({option['allowed']})"))
     if rows:
         print_columns(rows, ("option", "default", "meaning (what is allowed)"))
     else:
@@ -89,14 +88,13 @@ def _command(
 
     Args:
         words: for several and for one, such as ("the methods", "A method").
-        use: an example of its use, such as ``method=NAME``.
+        use: as of ``list_all``.
         explain_one: explains the plug-in of this name, in words or as JSON.
     """
-    command_name = folder.rpartition("/")[2]
 
     def command(name: str | None = None, /, *, json: Json = False) -> None:
         if name is None:
-            list_all(folder, command_name, f"everclip train {use}", json)
+            list_all(folder, folder.rpartition("/")[2], use, json)
         else:
             explain_one(name, json)
 

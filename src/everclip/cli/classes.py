@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from everclip.cli._options import Json
-from everclip.cli._output import print_columns, print_json
-from everclip.errors import UserError
+from everclip.cli._output import print_columns, print_json, print_lines
+from everclip.cli.update import pairs, settled
+from everclip.errors import UserError, check_range
 
 if TYPE_CHECKING:
     from everclip.updating.editing import Edit
     from everclip.updating.state import State
-
-LOST = 3
-"""Exit code of an edit that loses more than is allowed."""
 
 
 def classes(
@@ -42,23 +38,33 @@ def classes(
         test: Held-out images under the new names; without it the version's own check images are tested on.
         max_drop: Points of accuracy that may be lost on the classes that stay; more is exit code 3, and no model.
     """
-    from everclip.inference.learned import is_version
-    from everclip.updating.start import begin
+    from everclip.inference.learned import check_version
+    from everclip.system.atomic import check_new, claimed
+    from everclip.training.disk import on_disk
+    from everclip.updating.editing import edit
+    from everclip.updating.start import begin, load
+    from everclip.updating.verdict import edit_lines
 
-    if not is_version(Path(version).expanduser()):
-        raise UserError(f"{version} is no version: give a folder that everclip update wrote")
+    check_version(version)
     if what is None:
         _list(begin(version), json)
         return 0
     if out is None:
-        raise UserError(
-            f"everclip classes {version} {what} needs --out: use -o FOLDER, a new or an empty one"
-        )
+        raise UserError(f"everclip classes {version} {what} needs --out: use -o FOLDER, new or empty")
     if (into is None) == (what == "merge"):
         raise UserError("--into NAME is the name of the class that merge makes: use both or neither")
-    if not 0 <= max_drop <= 100:
-        raise UserError(f"--max-drop is {max_drop:g}: use percentage points, 0 to 100")
-    return _write(version, Path(out), lambda known: _edit(what, known, names, into), (test, max_drop), json)
+    check_range("--max-drop", max_drop, 0, 100, "percentage points")
+    path = check_new(out)
+    with on_disk(path), claimed(path):
+        state = begin(version)
+        change = _edit(what, state.known.names, names, into)
+        outcome = edit(state, change, None if test is None else load(test, state), max_drop)
+        code = settled(outcome, state, path)
+    if json:
+        print_json(outcome.verdict)
+    else:
+        print_lines(edit_lines(outcome.verdict))
+    return code
 
 
 def _edit(what: str, known: Sequence[str], names: Sequence[str], into: str | None) -> Edit:
@@ -68,15 +74,11 @@ def _edit(what: str, known: Sequence[str], names: Sequence[str], into: str | Non
         return editing.merge(known, names, into or "")
     if what == "remove":
         return editing.remove(known, names)
-    pairs = [name.partition("=") for name in names]
-    wrong = [name for name, (old, _, new) in zip(names, pairs, strict=True) if not (old and new)]
-    if wrong or not names:
-        raise UserError(f'rename is given "{" ".join(wrong)}": use OLD=NEW, for each class to rename')
-    return editing.rename(known, {old.strip(): new.strip() for old, _, new in pairs})
+    return editing.rename(known, pairs(names or [""], "rename", "OLD=NEW"))
 
 
 def _list(state: State, json: bool) -> None:
-    """Each class with its images in the sums and its exemplars."""
+    """Print each class with its number of images in the sums, of exemplars and of check images."""
     rows = [
         {
             "class": name,
@@ -89,48 +91,5 @@ def _list(state: State, json: bool) -> None:
     if json:
         print_json(rows)
     else:
-        head = ("images learned", "exemplars", "check images", "class")
-        print_columns(
-            [
-                (*(str(row[key]) for key in ("images", "exemplars", "checks")), str(row["class"]))
-                for row in rows
-            ],
-            head,
-        )
-
-
-def _write(
-    version: str,
-    out: Path,
-    wanted: Callable[[Sequence[str]], Edit],
-    given: tuple[str | None, float],
-    json: bool,
-) -> int:
-    """Write the next version, or only the verdict where too much is lost; say how it went."""
-    from everclip.system.atomic import check_new, claimed
-    from everclip.training.disk import on_disk
-    from everclip.updating.editing import edit
-    from everclip.updating.start import begin, load
-    from everclip.updating.verdict import edit_lines
-    from everclip.updating.versions import settle
-
-    path, (test, max_drop) = check_new(str(out)), given
-    with on_disk(path), claimed(path):
-        state = begin(version)
-        change = wanted(state.known.names)
-        outcome = edit(state, change, None if test is None else load(test, state), max_drop)
-        settle(outcome, state, path)
-    verdict = outcome.verdict
-    if json:
-        print_json(verdict)
-    else:
-        print("\n".join(edit_lines(verdict)))
-    if outcome.passed:
-        print(f"{path}: version {verdict['version']}; {path / 'verdict.html'}", file=sys.stderr)
-        return 0
-    print(
-        f"gate not met: {verdict['gate']['drop']:.1f} points lost and {max_drop:g} allowed; no model was written,"
-        f" {path}.verdict.html says more",
-        file=sys.stderr,
-    )
-    return LOST
+        cells = [[str(row[key]) for key in ("images", "exemplars", "checks", "class")] for row in rows]
+        print_columns(cells, ("images learned", "exemplars", "check images", "class"))

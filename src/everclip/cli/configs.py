@@ -29,10 +29,9 @@ def configs(name: str | None = None, /, *, json: Json = False) -> None:
         return
     print_columns([*rows.items()], ("config", "what it runs"))
     print(
-        '\n"everclip configs NAME" shows one; "everclip train NAME" runs it, "everclip doctor --config'
-        ' NAME" says'
+        '\n"everclip configs NAME" shows one, "everclip train NAME" runs it, "everclip doctor --config NAME"'
     )
-    print("whether this machine can. An experiment such as cifar100/gdro-m500 extends its base, cifar100.")
+    print("checks this machine for it. An experiment such as cifar100/gdro-m500 extends its base, cifar100.")
 
 
 def title(name: str) -> str:

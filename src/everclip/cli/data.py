@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from everclip.cli._options import Json
-from everclip.cli._output import print_columns, print_json
-from everclip.errors import UserError, shown
+from everclip.cli._options import ImageSize, Json
+from everclip.cli._output import print_columns, print_json, print_lines
+from everclip.errors import UserError, check_range, shown
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def data(
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     model: str = "lite",
-    image_size: int | None = None,
+    image_size: ImageSize = None,
     near: float = 0.95,
     tiny: int = 32,
     most: int = 40,
@@ -42,7 +42,6 @@ def data(
         spec: A folder, SOURCE or SOURCE:ARGUMENT, as after data=.
         out: An HTML page to write, with small pictures of what was found.
         model: The encoder whose features are compared: any model, run directory or model folder.
-        image_size: Side in pixels, of a model that has learned nothing; without it, the model's own.
         near: Least cosine of the features of near duplicates.
         tiny: Pixels of the shorter side below which a picture is tiny.
         most: Pictures of each kind in the JSON and on the page.
@@ -75,24 +74,18 @@ def data(
 def _check(action: str, spec: str, image_size: int | None, near: float, most: int) -> None:
     """Refuse what cannot be meant. Raises UserError."""
     if action != "check":
-        raise UserError(f'everclip data does not take {shown(action)}: write "everclip data check {spec}"')
-    if image_size is not None and not 16 <= image_size <= 4096:
-        raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
+        raise UserError(f'everclip data does not take {shown(action)}: use "everclip data check {spec}"')
+    check_range("--image-size", image_size, 16, 4096)
     if not 0 < near <= 1:
         raise UserError(f"--near is {near:g}: use a number above 0, at most 1")
-    if not 1 <= most <= 1000:
-        raise UserError(f"--most is {most}: use a whole number from 1 to 1000")
+    check_range("--most", most, 1, 1000)
 
 
 def _show(found: Findings) -> None:
-    """The table, and the first pictures of each kind."""
+    """Print the table, and the first pictures of each kind."""
     test = len(found.images) - found.train
-    print(
-        printable(
-            f"{found.data.name}: {len(found.data.class_names)} classes, {found.train:,} training and {test:,} test"
-            " pictures"
-        )
-    )
+    counted = f"{len(found.data.class_names)} classes, {found.train:,} training and {test:,} test pictures"
+    print(printable(f"{found.data.name}: {counted}"))
     rows = [
         ("test pictures that are training pictures too", f"{len(found.leaked):,}", "byte for byte"),
         ("copies within the training pictures", f"{found.copies('train'):,}", "byte for byte"),
@@ -101,41 +94,29 @@ def _show(found: Findings) -> None:
     ]
     if found.suspects is not None:
         between = len({pair.second for pair in found.between(found.pairs)})
-        rows += [
-            (
-                "near duplicates",
-                f"{found.near:,}",
-                f"pairs with a cosine of {found.options.near:g} or more; {between:,} test pictures are near a training"
-                " picture",
-            ),
-            (
-                "suspect labels",
-                f"{len(found.suspects):,}",
-                "another class is ahead when the picture is left out",
-            ),
-        ]
+        near = f"pairs with a cosine of {found.options.near:g} or more; {between:,} between test and training"
+        other = "another class is ahead when the picture is left out"
+        rows.append(("near duplicates", f"{found.near:,}", near))
+        rows.append(("suspect labels", f"{len(found.suspects):,}", other))
     rows += [
         ("broken pictures", f"{len(found.broken):,}", "cannot be decoded"),
         ("tiny pictures", f"{len(found.tiny):,}", f"a side below {found.options.tiny} pixels"),
     ]
     print_columns(rows)
+    suspects = [
+        f'{found.key(one.place)} is labelled "{found.name(one.place)}" and looks like'
+        f' "{found.data.class_names[one.other]}" ({one.doubt:.2f})'
+        for one in found.suspects or []
+    ]
     for title, lines in (
         ("copies", [" = ".join(map(found.key, group[:3])) for group in found.groups]),
         ("near duplicates", [f"{found.key(a)} ~ {found.key(b)} ({cos:.3f})" for a, b, cos in found.pairs]),
-        (
-            "suspect labels",
-            [
-                f'{found.key(one.place)} is labelled "{found.name(one.place)}" and looks like'
-                f' "{found.data.class_names[one.other]}" ({one.doubt:.2f})'
-                for one in found.suspects or []
-            ],
-        ),
+        ("suspect labels", suspects),
         ("broken", [f"{found.key(place)}: {why}" for place, why in found.broken.items()]),
         ("tiny", [f"{found.key(p)}: {found.sides[p][0]} x {found.sides[p][1]}" for p in found.tiny]),
     ):
         if lines:
             print(f"\n{title}:")
-            for line in lines[:_NAMED]:
-                print(printable(f"  {line}"))
+            print_lines(f"  {line}" for line in lines[:_NAMED])
             if len(lines) > _NAMED:
                 print(f"  and {len(lines) - _NAMED:,} more: -o page.html shows them, --json lists them")

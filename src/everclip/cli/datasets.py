@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from everclip import plugins
 from everclip.cli._options import Json
-from everclip.cli._output import print_columns, print_json, summary
-from everclip.cli.catalogue import describe, explain
+from everclip.cli._output import print_json, print_lines
+from everclip.cli.catalogue import describe, explain, list_all
 from everclip.errors import UserError, shown
-from everclip.system.text import printable
 
 _KIND = "data/sources"
 
@@ -23,31 +22,14 @@ def datasets(name: str | None = None, spec: str | None = None, /, *, json: Json 
     if name == "check":
         return _check(spec, json)
     if spec is not None:
-        raise UserError(
-            f'everclip datasets does not take {shown(spec)} after {shown(name)}: use "everclip datasets'
-            f' check {name}"'
-        )
+        raise UserError(f'"{name}" is explained without {shown(spec)}: use "everclip datasets check {name}"')
     if name is None:
-        _list(json)
-    else:
-        explain(describe(name, _class), "source.", json)
-    return 0
-
-
-def _class(name: str) -> type:
+        list_all(_KIND, "datasets", 'data=NAME" or "everclip train data=NAME:PATH', json)
+        return 0
     from everclip.data.sources import Source
 
-    return plugins.find(_KIND, name, Source)
-
-
-def _list(json: bool) -> None:
-    found = {name: summary(plugins.docstring(_KIND, name)) for name in plugins.names(_KIND)}
-    if json:
-        print_json([{"name": name, "summary": line} for name, line in found.items()])
-        return
-    # A source's docstring starts with what to write: "imagefolder:PATH - ...".
-    print_columns([line.split(" - ", 1) if " - " in line else (name, line) for name, line in found.items()])
-    print('\n"everclip datasets NAME" explains one; "everclip train data=NAME" or data=NAME:PATH uses it.')
+    explain(describe(name, lambda name: plugins.find(_KIND, name, Source)), "source.", json)
+    return 0
 
 
 def _check(spec: str | None, json: bool) -> int:
@@ -64,18 +46,14 @@ def _check(spec: str | None, json: bool) -> int:
         rows = [("all", report.train, report.test)]
         rows += [(name, counts["train"], counts["test"]) for name, counts in report.domains.items()]
         width = max(len(name) for name, _, _ in rows)
-        many = (
-            f"{report.classes} classes"
-            if report.captions is None
-            else f"{report.captions} different captions"
-        )
+        captions = report.captions
+        many = f"{report.classes} classes" if captions is None else f"{captions} different captions"
         print(f"{report.data}: {many}")
         print(f"{'':<{width}}  {'training':>9}  {'test':>9}")
         for name, train, test in rows:
             print(f"{name:<{width}}  {train:>9,}  {test:>9,}")
         print(f"{report.decoded} of a sample of {report.sampled} images can be decoded\n")
-    for problem in report.problems:
-        print(printable(problem))
+    print_lines(report.problems)
     if not report.problems:
         print("complete")
         return 0

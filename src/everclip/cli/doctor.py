@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everclip._version import __version__
-from everclip.cli._finding import GIB, Finding
+from everclip.cli._finding import GIB, Finding, room
 from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError
@@ -38,13 +37,9 @@ def doctor(*tokens: str, config: str | None = None, json: Json = False) -> int:
         print_json([asdict(finding) for finding in findings])
         return 1 if failed else 0
     print_columns([(f.state, f.name, f.text + (f" - {f.remedy}" if f.remedy else "")) for f in findings])
-    what, command = "The offline default", "everclip train"
-    if wanted is not None:
-        words = [config or "", *tokens]
-        what, command = f"The config {config or 'given'}", " ".join(["everclip train", *filter(None, words)])
-    print(
-        f"\n{what} " + ("cannot run: see the lines that fail." if failed else f'can run: write "{command}".')
-    )
+    what = "The offline default" if wanted is None else f"The config {config or 'given'}"
+    command = " ".join(filter(None, ("everclip train", config, *tokens)))
+    print(f"\n{what} " + ("cannot run: see the lines that fail." if failed else f'can run: use "{command}".'))
     return 1 if failed else 0
 
 
@@ -59,7 +54,7 @@ def _config(name: str | None, tokens: tuple[str, ...]) -> Config | None:
 
 
 def examine(config: Config | None = None) -> list[Finding]:
-    """Yield all findings in the order printed, about a resolved config or the offline default."""
+    """Return all findings in the order printed, about a resolved config or the offline default."""
     checks: list[Callable[[], list[Finding]]] = [_python, _packages, _processor]
     if config is None:
         checks += [_memory, _disk, _cache, _lite, _emoji, _data, _hub]
@@ -107,7 +102,7 @@ def _processor() -> list[Finding]:
 def _memory() -> list[Finding]:
     free = free_memory()
     if free is None:
-        return [Finding("memory", "ok", "free memory unknown on this system; the default needs about 2 GiB")]
+        return [Finding("memory", "ok", "not known on this system; the default needs about 2 GiB")]
     text = f"{free / GIB:.1f} GiB free"
     if free < 2 * GIB:
         return [Finding("memory", "warn", text, "close other programs, or use loader.cache_mb=256")]
@@ -115,17 +110,7 @@ def _memory() -> list[Finding]:
 
 
 def _disk() -> list[Finding]:
-    # A run writes to runs/, which may not exist yet.
-    folder = nearest(Path("runs").resolve())
-    if not os.access(folder, os.W_OK):
-        return [
-            Finding("disk", "fail", f"{folder} is not writable", "work in another folder, or use out=PATH")
-        ]
-    free = shutil.disk_usage(folder).free
-    text = f"{free / GIB:.1f} GiB free in {folder}"
-    if free < GIB:
-        return [Finding("disk", "fail", text, "free 1 GiB for checkpoints, or use out=PATH on another disk")]
-    return [Finding("disk", "ok", text)]
+    return [room(nearest(Path("runs").resolve()), GIB)]  # a run writes to runs/, which may not exist yet
 
 
 def _cache() -> list[Finding]:
@@ -151,11 +136,7 @@ def _lite() -> list[Finding]:
         return [Finding("lite", "fail", str(error))]
     place = cache_folder.folder() / lite.CACHED
     if problem and not (place / MANIFEST).is_file():
-        return [
-            Finding(
-                "lite", "ok", "files as expected, built by an earlier version; the next use builds it again"
-            )
-        ]
+        return [Finding("lite", "ok", "built by an earlier version; the next use builds it again")]
     if problem:
         return [Finding("lite", "warn", f"{place} is damaged ({problem})", "the next use builds it again")]
     state = "built on first use" if problem is None else "built and intact"

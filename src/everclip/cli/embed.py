@@ -8,59 +8,53 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from everclip.cli._options import Json
+from everclip.cli._options import ImageSize, Json
 from everclip.cli._output import print_json
-from everclip.errors import UserError
+from everclip.errors import UserError, check_range
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
     from everclip.index.embed import Report
 
-Encoder = Annotated[str, Parameter(help="A run directory, a model folder, or any model.")]
-
 
 def embed(
-    model: Encoder,
+    model: str,
     *data: str,
     text: tuple[str, ...] = (),
     out: Annotated[str, Parameter(name=["--out", "-o"], help="The folder to write, or to continue.")],
     fp16: bool = False,
-    image_size: int | None = None,
+    image_size: ImageSize = None,
     json: Json = False,
 ) -> None:
     """Write unit-length embeddings of pictures or texts as .npy shards, with a table of ids and a fingerprint.
 
     Args:
+        model: A run directory, a model folder, or any model.
         data: Pictures, folders of them, or data sources such as imagefolder:photos. Whatever the folder already holds
             is not embedded again, so the same command continues where one was stopped.
         text: A file with one text per line, instead of pictures.
         fp16: Store embeddings in half precision, at half the size.
-        image_size: Side in pixels, for a model that has learned nothing (default: the model's own).
     """
     if bool(data) == bool(text):
         raise UserError("everclip embed needs either pictures or --text FILE: see everclip embed --help")
-    if image_size is not None and not 16 <= image_size <= 4096:
-        raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
+    check_range("--image-size", image_size, 16, 4096)
     from everclip.index.embed import Work
     from everclip.index.embed import embed as write
     from everclip.index.encoder import open_encoder
     from everclip.index.folder import IMAGE, TEXT, writable
     from everclip.system.atomic import claimed
     from everclip.system.progress import Progress
-    from everclip.system.signals import Stopped
+    from everclip.system.signals import leaving
 
     path = writable(out)
     work = Work.of(TEXT if text else IMAGE, text or data)
     clip = open_encoder(model, image_size)
-    with claimed(path):
-        try:
-            with Progress() as progress:
-                report = write(clip, model, image_size, work, path, fp16, progress)
-        except (KeyboardInterrupt, Stopped) as error:
-            whole = f"{out} keeps what it has; the same command continues"
-            if isinstance(error, Stopped):
-                raise Stopped(error.signal, f"{error.cause}: {whole}") from None
-            raise KeyboardInterrupt(f"interrupted: {whole}") from None
+    with (
+        claimed(path),
+        leaving(f"{out} keeps what it has; the same command continues"),
+        Progress() as progress,
+    ):
+        report = write(clip, model, image_size, work, path, fp16, progress)
     _show(path, report, json)
 
 
@@ -84,9 +78,7 @@ def _show(path: Path, report: Report, json: bool) -> None:
         )
         return
     made = f"{report.made:,} made now, {pace:,.0f} per second" if report.made else "none was missing"
-    print(
-        f"{path}: {len(vectors):,} embeddings of {table.kind}s, [n, {table.width}] {table.dtype}; {made};"
-        f" fingerprint {table.fingerprint[:12]}"
-    )
+    what = f"{len(vectors):,} embeddings of {table.kind}s, [n, {table.width}] {table.dtype}"
+    print(f"{path}: {what}; {made}; fingerprint {table.fingerprint[:12]}")
     for name, reason in report.skipped.items():
         print(printable(f"skipped {name}: {reason}"), file=sys.stderr)

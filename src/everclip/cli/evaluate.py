@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip.cli._options import Json
-from everclip.cli._output import print_json
-from everclip.errors import UserError
-from everclip.system.text import printable
+from everclip.cli._output import print_json, print_lines, print_table
+from everclip.errors import UserError, check_range
 
 log = logging.getLogger("everclip")
 
@@ -49,8 +48,7 @@ def evaluate(
         templates: Prompts for a model: a file, or cifar100 (18), imagenet (80) or simple (7) (default: the data's own;
             lite uses its own two instead of such a list).
     """
-    if image_size is not None and not 16 <= image_size <= 4096:
-        raise UserError(f"--image-size is {image_size}: use a whole number from 16 to 4096")
+    check_range("--image-size", image_size, 16, 4096)
     result = measure(run, data, image_size, templates, retention, retrieval, unknown)
     if json:
         print_json(result)
@@ -64,29 +62,22 @@ def evaluate(
 
 def _show(result: dict[str, Any]) -> None:
     """Print the table of classes and the lines below it."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    title = escape(f"{result['model']} on {result['data']}, worst first")
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    table.add_column("accuracy", justify="right")
-    for row in sorted(result["per_class"], key=lambda row: row["accuracy"]):
-        table.add_row(escape(row["class"]), str(row["n"]), f"{row['accuracy']:.1%}")
-    console = Console(soft_wrap=True)
-    console.print(table)
-    lines = [
-        f"accuracy {result['accuracy']:.1%} on {result['images']} images, {result['label_set']} classes to"
-        f" choose from",
-        _calibration_line(result),
-    ]
-    lines += _retention_lines(result)
-    lines += _unknown_lines(result)
-    lines += [f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()]
-    for line in lines:
-        console.print(printable(line), markup=False, highlight=False)
+    rows = sorted(result["per_class"], key=lambda row: row["accuracy"])
+    print_table(
+        f"{result['model']} on {result['data']}, worst first",
+        ("class", "images", "accuracy"),
+        [(row["class"], str(row["n"]), f"{row['accuracy']:.1%}") for row in rows],
+    )
+    print_lines(
+        [
+            f"accuracy {result['accuracy']:.1%} on {result['images']} images"
+            f", {result['label_set']} classes to choose from",
+            _calibration_line(result),
+            *_retention_lines(result),
+            *_unknown_lines(result),
+            *(f"skipped {path}: {reason}" for path, reason in result["skipped_images"].items()),
+        ]
+    )
 
 
 def _retention_lines(result: dict[str, Any]) -> list[str]:
@@ -145,7 +136,11 @@ def measure(
     from everclip.metrics.calibration import expected_error, likelihood, probabilities
 
     model, given, images = _opened(run, data, image_size, templates)
-    name, about = (given.name,) * 2 if given is not None else _own(model)
+    if given is not None:
+        name = about = given.name
+    else:
+        assert model.plan is not None
+        name, about = model.plan.data.name, f"the test part of {model.plan.data.name}"
     again = None if retention is None else retained(model, run, retention)
     if images.captions is not None:
         from everclip.cli._retrieval import measured
@@ -182,27 +177,17 @@ def measure(
     }
 
 
-def _own(model: Deployed) -> tuple[str, str]:
-    """Return the name of the data that a run has learned, and of its test part."""
-    assert model.plan is not None
-    return model.plan.data.name, f"the test part of {model.plan.data.name}"
-
-
 def _opened(
     run: str, data: str | None, image_size: int | None, templates: str | None
 ) -> tuple[Deployed, Dataset | None, ImageSet]:
     """Return a model, the data given, and the images to test on: the data's, or the run's own."""
     from everclip.inference import assess
-    from everclip.inference.model import is_learned, of_run, open_model
+    from everclip.inference.model import check_own, is_learned, of_run, open_model
 
     if not is_learned(run):
         model, found = _of_model(run, data, image_size, templates)
         return model, found, found.whole()
-    for option, value in (("--image-size", image_size), ("--templates", templates)):
-        if value is not None:
-            raise UserError(
-                f"{option} is for models that have learned nothing; {run} has its own: leave it out"
-            )
+    check_own(run, {"--image-size": image_size, "--templates": templates})
     if data is not None:
         model = open_model(run, pairs=True)
         found = assess.load(data, model, pairs=True)
@@ -227,9 +212,7 @@ def _of_model(
     found = sources.load(data, templates=templates, model=name, pairs=True)
     texts = len(found.class_names) * len(found.templates)
     if texts > MANY_TEXTS:
-        log.warning(
-            "encoding %d prompts first, which takes minutes on a CPU; --templates simple has seven", texts
-        )
+        log.warning("encoding %d prompts takes minutes on a CPU: --templates simple has only seven", texts)
     return open_model(name, found.class_names, image_size, found.templates), found
 
 
@@ -243,9 +226,7 @@ def retained(model: Deployed, run: str, data: str) -> dict[str, Any]:
     from everclip.inference.model import pretrained
 
     if model.plan is None:
-        raise UserError(
-            f"--retention compares a learned model with its initial weights: {run} has learned nothing"
-        )
+        raise UserError(f"--retention needs a trained model, and {run} has learned nothing: leave it out")
     before, found = pretrained(model), assess.load(data, model)
     return {
         "data": found.name,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
 from everclip.cli._options import Classes, Json, Model, Out
 from everclip.cli._output import print_json
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, check_choice
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -24,36 +24,24 @@ PICTURES = 64
 """Number of generated pictures to check an export on, without --check."""
 MOST = 256
 """Largest number of images of ``--check`` that are compared with torch."""
-_ENCODERS = ("one", "separate")
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Graphs:
-    """Options of the format onnx."""
+    """Options of the format onnx.
 
-    encoders: Annotated[
-        str,
-        Parameter(
-            help="one: a single graph. separate: also image.onnx, text.onnx and classifier.onnx (format onnx)."
-        ),
-    ] = "one"
-    int8: Annotated[
-        bool,
-        Parameter(help="Also write model.int8.onnx, and print the accuracy that it loses (format onnx)."),
-    ] = False
-    calibrate: Annotated[
-        str | None,
-        Parameter(
-            help="Images in CLASS folders to take the ranges of --int8 from (default: a version's exemplars)."
-        ),
-    ] = None
-    max_drop: Annotated[
-        float,
-        Parameter(
-            help="Percentage points that --int8 may lose; a larger loss means exit code 3 and no folder."
-        ),
-    ] = 1.0
+    Args:
+        encoders: one: a single graph. separate: also image.onnx, text.onnx and classifier.onnx (format onnx).
+        int8: Also write model.int8.onnx, and print the accuracy that it loses (format onnx).
+        calibrate: Images in CLASS folders to take the ranges of --int8 from (default: a version's exemplars).
+        max_drop: Percentage points that --int8 may lose; a larger loss means exit code 3 and no folder.
+    """
+
+    encoders: str = "one"
+    int8: bool = False
+    calibrate: str | None = None
+    max_drop: float = 1.0
 
 
 def export(
@@ -78,17 +66,13 @@ def export(
     from everclip.export import export as write
 
     chosen = graphs or Graphs()
-    if format not in formats():
-        raise UserError(f'--format is "{format}"{suggest(format, formats())}')
-    if chosen.encoders not in _ENCODERS:
-        raise UserError(f'--encoders is "{chosen.encoders}"{suggest(chosen.encoders, _ENCODERS)}')
+    check_choice("--format", format, formats())
+    check_choice("--encoders", chosen.encoders, ("one", "separate"))
     if chosen.calibrate is not None and not chosen.int8:
         raise UserError("--calibrate is for --int8: add --int8, or use everclip predict --calibrate")
     opened, kept = _opened(model, classes, format, chosen.int8)
     if not opened.clip.image_size:
-        raise UserError(
-            f"{model} takes features, for which there is no format: everclip.Learner opens it as it is"
-        )
+        raise UserError(f"{model} takes features, which no format has: open it with everclip.Learner")
     pictures = drawn(opened.clip.image_size) if check is None else _images(opened, check)
     from everclip.export.shared.quantised import Dropped, samples
 

@@ -27,10 +27,7 @@ def forget(
         out: The model folder to write, new or empty. It keeps no previous version.
         json: Print what was removed as JSON.
     """
-    from pathlib import Path
-
-    from everclip.errors import UserError
-    from everclip.inference.learned import is_version
+    from everclip.inference.learned import check_version
     from everclip.system.atomic import check_new, claimed
     from everclip.training.disk import on_disk
     from everclip.updating.forgetting import forget as without
@@ -38,8 +35,7 @@ def forget(
     from everclip.updating.state import write
 
     path = check_new(out)
-    if not is_version(Path(version).expanduser()):
-        raise UserError(f"{version} is no version: give a folder that everclip update wrote")
+    check_version(version)
     with on_disk(path), claimed(path):
         made = without(begin(version), classes, images)
         write(made.state, path, {}, None)

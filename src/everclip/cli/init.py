@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from everclip.cli._options import Json
-from everclip.cli._output import print_json
+from everclip.cli._output import print_json, print_lines
 from everclip.errors import UserError
 from everclip.system.text import printable
 
@@ -32,9 +32,11 @@ def init(
     """
     from everclip import data
     from everclip.config import Config
-    from everclip.models.catalogue import FEATURES
+    from everclip.models import weights
+    from everclip.models.catalogue import FEATURES, LITE
     from everclip.runs.resolve import resolve
     from everclip.runs.starter import starter
+    from everclip.system.atomic import write_atomic
     from everclip.system.reading import parse_toml
     from everclip.training.plan import Plan
 
@@ -44,14 +46,17 @@ def init(
     if spec.startswith(FEATURES):
         raise UserError(f"{photos} holds features, no pictures: use everclip train data={spec} method=ridge")
     path = _free(out or f"{Path(spec.rpartition(':')[2]).stem}.toml")
-    made = starter(data.load(spec), _model(), str(path))
+    model = LITE if weights.are_here(LITE) else OTHERWISE
+    made = starter(data.load(spec), model, str(path))
     Plan.of(resolve(Config.model_validate(parse_toml(made.text))))  # refuses what training would refuse
-    _write(path, made.text)
+    try:
+        write_atomic(path, made.text, new=True)
+    except OSError as error:  # also where it exists by now
+        raise UserError(f"{path} cannot be written ({error.strerror}): use -o ANOTHER.toml") from error
     if json:
         print_json({"config": str(path), "read": list(made.lines)})
         return
-    for line in made.lines:
-        print(line)
+    print_lines(made.lines)
     print(f"wrote {path}; next: everclip train {shlex.quote(str(path))} --dry-run")
 
 
@@ -74,21 +79,3 @@ def _free(out: str) -> Path:
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} does not exist: make it, or use -o ANOTHER.toml")
     return path
-
-
-def _model() -> str:
-    """Return the model to suggest: ``lite`` if it is installed."""
-    from everclip.models import weights
-    from everclip.models.catalogue import LITE
-
-    return LITE if weights.are_here(LITE) else OTHERWISE
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file unless it exists by now. Raises UserError."""
-    from everclip.system.atomic import write_atomic
-
-    try:
-        write_atomic(path, text, new=True)
-    except OSError as error:  # FileExistsError too
-        raise UserError(f"{path} cannot be written ({error.strerror}): use -o ANOTHER.toml") from error

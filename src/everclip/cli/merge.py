@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from everclip.cli._options import Json, Out
-from everclip.cli._output import print_json
+from everclip.cli._output import print_json, print_lines, print_table
 from everclip.errors import UserError
-
-if TYPE_CHECKING:
-    from everclip.inference.merge import Pair, Tried
 
 AUTO = "auto"
 
@@ -41,9 +38,7 @@ def merge(
 
     share = _share(alpha)
     if share is None and not validate:
-        raise UserError(
-            "--alpha auto chooses on held-out images: give --validate DATA, or a number such as --alpha 0.5"
-        )
+        raise UserError("--alpha auto needs held-out images: give --validate DATA, or a number to --alpha")
     with on_disk(out), new_folder(out) as folder:
         models = merge.pair(run, other)
         sets = merge.held_out(models, validate)
@@ -51,8 +46,16 @@ def merge(
         tried = [merge.try_share(models, value, sets) for value in shares] if sets else []
         chosen = merge.best(tried).alpha if share is None else share
         save(models.mixed(chosen), folder)
-    result = _result(models, chosen, tried, [found.name for found, _ in sets])
-    result |= {"model": run, "out": out, "chosen": share is None}
+    result = {
+        "with": models.other_name,
+        "alpha": chosen,
+        "classes": len(models.learned.labels),
+        "data": [found.name for found, _ in sets],
+        "tried": [{"alpha": one.alpha, "accuracy": list(one.accuracies), "mean": one.mean} for one in tried],
+        "model": run,
+        "out": out,
+        "chosen": share is None,
+    }
     if json:
         print_json(result)
     else:
@@ -71,36 +74,16 @@ def _share(alpha: str) -> float | None:
     return share
 
 
-def _result(models: Pair, chosen: float, tried: list[Tried], data: list[str]) -> dict[str, Any]:
-    return {
-        "with": models.other_name,
-        "alpha": chosen,
-        "classes": len(models.learned.labels),
-        "data": data,
-        "tried": [{"alpha": one.alpha, "accuracy": list(one.accuracies), "mean": one.mean} for one in tried],
-    }
-
-
 def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(soft_wrap=True)
-    if result["tried"]:
-        table = Table(title="accuracy on held-out images", title_justify="left")
-        table.add_column("alpha", justify="right")
-        for name in [*result["data"], *(["mean"] if len(result["data"]) > 1 else [])]:
-            table.add_column(escape(name), justify="right")
-        for row in result["tried"]:
-            cells = [*row["accuracy"], *([row["mean"]] if len(result["data"]) > 1 else [])]
-            mark = " *" if result["chosen"] and row["alpha"] == result["alpha"] else ""
-            table.add_row(f"{row['alpha']:.1f}{mark}", *(f"{cell:.1%}" for cell in cells))
-        console.print(table)
+    several = len(result["data"]) > 1
+    rows = []
+    for row in result["tried"]:
+        cells = [*row["accuracy"], *([row["mean"]] if several else [])]
+        mark = " *" if result["chosen"] and row["alpha"] == result["alpha"] else ""
+        rows.append((f"{row['alpha']:.1f}{mark}", *(f"{cell:.1%}" for cell in cells)))
+    if rows:
+        head = ("alpha", *result["data"], *(["mean"] if several else []))
+        print_table("accuracy on held-out images", head, rows)
     how = "chosen" if result["chosen"] else "given"
-    console.print(
-        f"{result['out']}: {result['alpha']:.2g} of {result['model']} and {1 - result['alpha']:.2g} of"
-        f" {result['with']} ({how}), {result['classes']} classes",
-        markup=False,
-        highlight=False,
-    )
+    shares = f"{result['alpha']:.2g} of {result['model']} and {1 - result['alpha']:.2g} of {result['with']}"
+    print_lines([f"{result['out']}: {shares} ({how}), {result['classes']} classes"])

@@ -60,19 +60,15 @@ def _search(text: str, here: bool, listed: Mapping[str, ModelInfo], json: bool) 
     if not rows:
         print("none; everclip models lists those that can be downloaded")
         return
-    print_columns(
-        [(spec, "here" if there else "to download", note) for spec, there, note in rows],
-        ("model", "weights", "note"),
-    )
+    places = [(spec, "here" if there else "to download", note) for spec, there, note in rows]
+    print_columns(places, ("model", "weights", "note"))
 
 
 def _values(info: ModelInfo) -> dict[str, Any]:
     """Return what is known about a model, for programs."""
     found = costs(info.name)
-    values = asdict(info)
-    return values | (
-        {} if found is None else {"image_flops": found.image_flops, "text_flops": found.text_flops}
-    )
+    more = {} if found is None else {"image_flops": found.image_flops, "text_flops": found.text_flops}
+    return asdict(info) | more
 
 
 def _row(info: ModelInfo) -> tuple[str, ...]:
@@ -90,21 +86,14 @@ def _explain(info: ModelInfo, json: bool) -> None:
         return
     print(f"{info.name}{': ' if info.note else ''}{info.note}")
     found = costs(info.name)
-    print(
-        f"{info.parameters:.1f} million parameters, {info.image_size} pixels,"
-        f" zero-shot accuracy {_accuracy(info.imagenet)} on ImageNet, {_accuracy(info.cifar100)} on CIFAR-100"
-    )
+    known = f"{_accuracy(info.imagenet)} on ImageNet, {_accuracy(info.cifar100)} on CIFAR-100"
+    print(f"{info.parameters:.1f} million parameters, {info.image_size} pixels, zero-shot accuracy {known}")
     if found is not None:
-        print(
-            f"{_billions(found.image_flops)} GFLOP per image and {_billions(found.text_flops)} per prompt,"
-            f" forward; training takes three times as many"
-        )
+        image, text = _billions(found.image_flops), _billions(found.text_flops)
+        print(f"{image} GFLOP per image and {text} per prompt, forward; training takes three times as many")
     if info.quick_gelu:
         name = info.name.partition(":")[0]
-        print(
-            f"Trained with {_QUICK}, which everclip uses for these weights; open_clip calls that"
-            f" {name}-quickgelu."
-        )
+        print(f"Trained with {_QUICK}, which everclip uses for them; open_clip calls that {name}-quickgelu.")
     settings = " ".join(f"train.{name}={value}" for name, value in values.items())
     print(f"Its defaults in [train]: {settings}.")
     print(f"everclip train model={info.name}")

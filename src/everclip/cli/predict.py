@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from everclip.cli._options import Classes, Model
-from everclip.errors import RunError, UserError
+from everclip.errors import RunError, UserError, check_range
 from everclip.system.text import json_text, printable
 
 if TYPE_CHECKING:
     from everclip.inference.model import Deployed
 
+_GIVE = "give pictures, folders of them, or - for paths on standard input"
 FILE_WIDTH = 40
 """Width of a path on a terminal, in characters."""
 NONE = "none"
 """What to print instead of a class if none is probable enough."""
 UNKNOWN = "unknown"
-"""What to print instead of a class of a picture of none that was learned."""
+"""What to print instead of a class if the picture is of none that was learned."""
 
 
 def predict(
@@ -41,7 +42,7 @@ def predict(
         files: Pictures, folders of them, or - for a list of paths on standard input.
         top: Number of classes per image, the most probable first.
         reject_below: Answer "none" if the most probable class is less probable than this, 0..1.
-        unknown_at: Answer "unknown" so that this share of pictures of known classes is called so wrongly: 5% or 0.05.
+        unknown_at: Answer "unknown", wrongly for this fraction of the pictures of known classes: 5% or 0.05.
         calibrate: Images in CLASS folders that were not learned, to fit and keep the temperature that makes
             probabilities reliable, and the threshold of --unknown-at.
         json: Print one JSON object per line.
@@ -49,21 +50,17 @@ def predict(
     from everclip.inference.model import open_model
     from everclip.inference.predict import read_classes
 
-    if top < 1:
-        raise UserError(f"--top is {top}: use a whole number from 1")
-    if not 0 <= reject_below <= 1:
-        raise UserError(f"--reject-below is {reject_below}: use a probability from 0 to 1")
+    check_range("--top", top, 1, 1_000_000)
+    check_range("--reject-below", reject_below, 0, 1, "a probability")
     rate = None if unknown_at is None else read_rate(unknown_at)
     if not files and calibrate is None:
-        raise UserError(
-            "everclip predict needs pictures: give files, folders, or - for paths on standard input"
-        )
+        raise UserError(f"everclip predict needs pictures: {_GIVE}")
     paths = _paths(files)
     opened = open_model(model, None if classes is None else read_classes(classes))
     if calibrate is not None:
         opened = _calibrate(opened, calibrate)
     if files:
-        _say(opened, paths, top, (reject_below, rate), json)
+        _say(opened, paths, top, reject_below, rate, json)
 
 
 def read_rate(text: str) -> float:
@@ -80,16 +77,15 @@ def read_rate(text: str) -> float:
 
 
 def _say(
-    model: Deployed, paths: Iterator[str], top: int, doubt: tuple[float, float | None], json: bool
+    model: Deployed, paths: Iterator[str], top: int, reject_below: float, rate: float | None, json: bool
 ) -> None:
     """Print one line per picture. Raises RunError if none could be read, UserError for a rate too low.
 
     Args:
-        doubt: the probability below which a picture is rejected, and the rate of false alarms of "unknown".
+        rate: of false alarms of "unknown".
     """
     from everclip.inference.predict import BATCH, answers, as_dict, files
 
-    reject_below, rate = doubt
     if reject_below and model.calibration is None:
         print(f"note: probabilities of {model.spec} are not calibrated: see --calibrate", file=sys.stderr)
     aligned = max(map(len, [*model.names, UNKNOWN])) if sys.stdout.isatty() else None
@@ -132,9 +128,7 @@ def _paths(files: tuple[str, ...]) -> Iterator[str]:
     if lost is not None and lost.startswith("--"):
         raise UserError(f'everclip predict has no option "{lost}": see everclip predict --help')
     if lost is not None:
-        raise UserError(
-            f"{lost} does not exist: give pictures, folders of them, or - for paths on standard input"
-        )
+        raise UserError(f"{lost} does not exist: {_GIVE}")
     listed = (line.rstrip("\n") for line in sys.stdin if line.strip())
     found = expanded(chain.from_iterable(listed if path == "-" else [path] for path in files))
     try:

@@ -35,9 +35,8 @@ def report(
     try:
         write(found, out, figures)
     except OSError as error:
-        raise UserError(
-            f"{error.filename or out} cannot be written ({error.strerror}): give another place"
-        ) from error
+        where = error.filename or out
+        raise UserError(f"{where} cannot be written ({error.strerror}): give another place") from error
     if json:
         print_json({"page": str(out), **found.to_json()})
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json
 
@@ -28,36 +26,27 @@ def reproduce(name: str | None = None, *tokens: str, json: Json = False) -> int:
         if json:
             print_json([vars(entry) for entry in every])
             return 0
-        rows = [(entry.name, words(entry.published), f"{entry.tolerance:g}", entry.source) for entry in every]
+        rows = []
+        for entry in every:
+            accuracies = ", ".join(f"{metric} {value:.2f}" for metric, value in entry.published.items())
+            rows.append((entry.name, accuracies, f"{entry.tolerance:g}", entry.source))
         print_columns(rows, ("name", "published, %", "within", "source"))
         return 0
     entry = published.named(name)
     pairs = [token.partition("=") for token in tokens]
     if wrong := [token for token, (_, equals, _) in zip(tokens, pairs, strict=True) if not equals]:
         raise UserError(f'"{wrong[0]}" is no KEY=VALUE: use for example data=cifar100:FOLDER')
-    run = notebook.train(
-        entry.config, **published.settings_of(entry, {key: value for key, _, value in pairs})
-    )
+    settings = published.settings_of(entry, {key: value for key, _, value in pairs})
+    run = notebook.train(entry.config, **settings)
     found = published.checks(entry, run.results)
     passed = all(check.passed for check in found)
     if json:
         print_json({"name": name, "run": str(run.path), "passed": passed, "checks": [vars(c) for c in found]})
         return 0 if passed else MISSED
-    rows = [
-        (
-            check.metric,
-            f"{check.published:.2f}",
-            f"{check.here:.2f}",
-            f"{check.here - check.published:+.2f}",
-            "pass" if check.passed else "FAIL",
-        )
-        for check in found
-    ]
+    rows = []
+    for check in found:
+        numbers = f"{check.published:.2f}", f"{check.here:.2f}", f"{check.here - check.published:+.2f}"
+        rows.append((check.metric, *numbers, "pass" if check.passed else "FAIL"))
     print_columns(rows, ("accuracy, %", "published", "here", "difference", f"within {entry.tolerance:g}"))
     print(f"{entry.source}, {entry.url}\n{run.path}")
     return 0 if passed else MISSED
-
-
-def words(numbers: Mapping[str, float]) -> str:
-    """Published numbers on one line."""
-    return ", ".join(f"{metric} {value:.2f}" for metric, value in numbers.items())

@@ -14,4 +14,4 @@ def rollback(version: str) -> None:
 
     with on_disk(version):
         folder, undone = undo(version)
-    print(f"{folder.name} is the previous version again; the undone one is in {undone}")
+    print(f"{folder.name} is the previous version again; the undone one is beside it, in {undone.name}")

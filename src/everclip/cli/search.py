@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from everclip.cli._options import Json
-from everclip.errors import UserError
+from everclip.errors import UserError, check_range
 from everclip.system.text import json_text, printable
 
 
@@ -29,8 +29,7 @@ def search(
     """
     if not queries:
         raise UserError(f'everclip search needs a query: use everclip search {vectors} "a red bicycle"')
-    if not 1 <= k <= 1_000_000:
-        raise UserError(f"-k is {k}: use a whole number from 1 to 1000000")
+    check_range("-k", k, 1, 1_000_000)
     from everclip.index.folder import read
     from everclip.index.queries import asker, kind_of
     from everclip.index.search import nearest
@@ -38,9 +37,7 @@ def search(
     kinds = [kind_of(query) for query in queries]
     there = read(Path(vectors).expanduser())
     if not len(there):
-        raise UserError(
-            f"{vectors} has no embeddings yet: make some with everclip embed MODEL DATA -o {vectors}"
-        )
+        raise UserError(f"{vectors} has no embeddings yet: use everclip embed MODEL DATA -o {vectors}")
     asking = asker(there, model)
     for query, kind in zip(queries, kinds, strict=True):
         cosines, rows = nearest(there, asking.embed(query), k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from everclip.cli._options import Classes, Model
-from everclip.errors import UserError
+from everclip.errors import UserError, check_range
 from everclip.system.text import printable
 
 
@@ -34,20 +34,17 @@ def serve(
         max_megapixels: Largest size of a picture, in millions of pixels.
         max_waiting: Number of requests read, waiting or computed at a time; others get status 503.
     """
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port is {port}: use a whole number from 0 to 65535")
-    options = {"max-body-mib": max_body_mib, "max-megapixels": max_megapixels, "max-waiting": max_waiting}
-    for name, value in options.items():
-        if not 1 <= value <= 10**6:
-            raise UserError(f"--{name} is {value}: use a whole number from 1 to 1000000")
+    check_range("--port", port, 0, 65535)
+    check_range("--max-body-mib", max_body_mib, 1, 1_000_000)
+    check_range("--max-megapixels", max_megapixels, 1, 1_000_000)
+    check_range("--max-waiting", max_waiting, 1, 1_000_000)
     try:
         from everclip.serving.server import serve as run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("everclip"):
             raise
-        raise UserError(
-            f'everclip serve needs the package {error.name}: pip install "everclip[serve]"'
-        ) from error
+        needed = f'the package {error.name}: pip install "everclip[serve]"'
+        raise UserError(f"everclip serve needs {needed}") from error
     from everclip.inference.predict import read_classes
     from everclip.serving.current import Source
     from everclip.serving.limits import MEGA, MIB, Limits

@@ -66,10 +66,7 @@ def sweep(
         raise UserError("--print prints the commands and --slurm submits them: use one of the two")
     if drop_checkpoints and (print_ or slurm or dry_run):
         other = "--print" if print_ else "--slurm" if slurm else "--dry-run"
-        raise UserError(
-            f"--drop-checkpoints with {other} would find no finished run: leave it out, and add it to the"
-            f" same command once the runs are finished"
-        )
+        raise UserError(f"--drop-checkpoints with {other} drops none: add it once the runs are finished")
     if trials is not None and (trials < 1 or not tune):
         raise UserError(f"--trials {trials} counts the runs of each search: use a number from 1, and --tune")
     places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
@@ -84,14 +81,14 @@ def sweep(
         session.run(slots(cores(), devices, jobs, threads) if devices else places, retry, drop_checkpoints)
     if session.dropped:
         print(
-            f"{session.dropped / 1e6:,.1f} MB of checkpoints of finished runs removed: compare and report"
-            f" still read the runs; to predict with, update, merge, export or fork one, train it again",
+            f"{session.dropped / 1e6:,.1f} MB of checkpoints removed: only compare and report read the runs",
             file=sys.stderr,
         )
     _show(session, json, dry_run)
-    for line in session.failed() if not dry_run else ():
+    failed = [] if dry_run else session.failed()
+    for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    if session.failed() and not dry_run:
+    if failed:
         print("the same command with --retry repeats the failed runs", file=sys.stderr)
     return 0 if dry_run or session.complete else 1
 
@@ -115,9 +112,8 @@ def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) 
         print("searches first: repeat the same command when these have ended", file=sys.stderr)
     else:
         commands = [folder.command(job) for job in session.waiting()]
-        print(
-            f"{len(session.jobs) - len(commands)} of {len(session.jobs)} runs are finished", file=sys.stderr
-        )
+        done, every = len(session.jobs) - len(commands), len(session.jobs)
+        print(f"{done} of {every} runs are finished", file=sys.stderr)
     if not slurm:
         for words in commands:
             print(shlex.join(["everclip", *words]))
@@ -143,24 +139,18 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
     comparison = None if dry_run else session.comparison()
     left = session.seconds_left() if dry_run else None
     if json:
-        print_json(
-            {
-                "out": str(session.folder.path),
-                "cells": session.cells(),
-                "skipped": list(session.asked.skipped),
-                "comparison": comparison,
-            }
-            | ({"minutes": None if left is None else round(left / 60, 1)} if dry_run else {})
-        )
+        shown = {
+            "out": str(session.folder.path),
+            "cells": session.cells(),
+            "skipped": list(session.asked.skipped),
+            "comparison": comparison,
+        }
+        print_json(shown | ({"minutes": left and round(left / 60, 1)} if dry_run else {}))
     elif dry_run:
-        rows = [
-            (session.folder.place(job).name, session.folder.state(job), str(len(job.cells)))
-            for job in session.jobs
-        ]
-        print_columns(
-            [(f"tune {search.name}", "waiting", "") for search in session.searches] + rows,
-            ("run", "state", "cells"),
-        )
+        folder = session.folder
+        rows = [(f"tune {search.name}", "waiting", "") for search in session.searches]
+        rows += [(folder.place(job).name, folder.state(job), str(len(job.cells))) for job in session.jobs]
+        print_columns(rows, ("run", "state", "cells"))
         print(f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {session.folder.path}")
         if left:
             trials = ", with every trial that the searches may make" if session.searches else ""

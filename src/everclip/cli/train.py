@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from everclip.cli._output import print_json
+from everclip.cli._output import print_json, print_lines, print_table
 
 if TYPE_CHECKING:
     from everclip.config import Config
@@ -68,74 +68,51 @@ def run_here(run: Run, json: bool) -> None:
 
 def _show_results(results: dict[str, Any], where: str) -> None:
     """Print A_t beside zero-shot, then the summary, on stdout."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from everclip.runs.schema import beside_frozen
     from everclip.runs.words import headline, kept_words, noise
 
-    console = Console()
-    title = (
-        f"{results['method']} on {results['data']} with {results['model']}, memory {results['memory_budget']}"
-    )
+    title = f"{results['method']} on {results['data']} with {results['model']}"
+    title += f", memory {results['memory_budget']}"
     if results.get("memory_per_class") is not None:
         title += f" ({results['memory_per_class']} per class)"
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("after")
     frozen = results.get("frozen_features_after_stage")
     asked = results["zero_shot_after_stage"]
-    columns = [
-        "accuracy",
-        *(["zero-shot", "gain"] if asked else []),
-        *(["frozen features"] if frozen else []),
-    ]
-    for column in columns:
-        table.add_column(column, justify="right")
+    rows = []
     for task, name in enumerate(results["tasks"]):
         accuracy = results["accuracy_after_stage"][task]
-        cells = [f"{accuracy:.1%}"]
+        cells = [name, f"{accuracy:.1%}"]
         if asked:
             cells += [f"{asked[task]:.1%}", f"{100 * (accuracy - asked[task]):+.1f}"]
-        table.add_row(escape(name), *cells, *([f"{frozen[task]:.1%}"] if frozen else []))
-    console.print(table)
+        rows.append([*cells, *([f"{frozen[task]:.1%}"] if frozen else [])])
+    columns = [*(["zero-shot", "gain"] if asked else []), *(["frozen features"] if frozen else [])]
+    print_table(title, ["after", "accuracy", *columns], rows)
     forgetting = results["forgetting"]
-    console.print(
-        f"last {results['last']:.1%}   average {results['average']:.1%}"
-        + (f"   forgetting {round(100 * forgetting, 1) + 0.0:.1f} points" if forgetting is not None else ""),
-        highlight=False,
-    )
+    lines = [f"last {results['last']:.1%}   average {results['average']:.1%}"]
+    if forgetting is not None:
+        lines[0] += f"   forgetting {round(100 * forgetting, 1) + 0.0:.1f} points"
     if cross := results.get("cross_domain"):
-        told = [
-            f"{key} {cross[key]:.1%}" for key in ("transfer", "average", "last") if cross[key] is not None
-        ]
-        console.print(f"data sets, {'   '.join(told)}", highlight=False)
+        known = [key for key in ("transfer", "average", "last") if cross[key] is not None]
+        lines.append("data sets, " + "   ".join(f"{key} {cross[key]:.1%}" for key in known))
     if results.get("any_time") is not None:
-        console.print(f"area under any-time accuracy {results['any_time']:.1%}", highlight=False)
+        lines.append(f"area under any-time accuracy {results['any_time']:.1%}")
     kept = kept_words(results["memory_bytes"], results.get("state_bytes", 0))
-    console.print(f"memory {kept}   {results['seconds']:.0f} s", highlight=False)
+    lines.append(f"memory {kept}   {results['seconds']:.0f} s")
     if asked and results["method"] != "zero_shot":
         measured = results["last"], results["zero_shot"], sum(results.get("test_counts", ()))
         mood, head = headline(*measured)
-        why = f" {noise(*measured)}" if mood == "level" else ""
         if mood != "better":
-            console.print(f"{head}.{why}", highlight=False)
+            lines.append(f"{head}. {noise(*measured)}" if mood == "level" else f"{head}.")
     if results["skipped_images"]:
-        console.print(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
+        lines.append(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
     if frozen:
-        line = beside_frozen(frozen[-1], results["last"])
+        lines.append(beside_frozen(frozen[-1], results["last"]))
         if frozen[-1] > results["last"]:
-            line += f": {results['frozen_features_methods'][-1]} gets more right and trains nothing"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    print(f"report: {where}/report.html")
+            lines[-1] += f": {results['frozen_features_methods'][-1]} gets more right and trains nothing"
+    print_lines([*lines, f"report: {where}/report.html"])
 
 
 def _show_plan(config: Config, json: bool) -> None:
     """Show the plan of a run: config, tasks, memory, steps, kept activations, minutes and disk space."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from everclip.config.values import dump
     from everclip.runs.run import Run
     from everclip.training import pace, references
@@ -157,24 +134,20 @@ def _show_plan(config: Config, json: bool) -> None:
         return
     print(dump(config))
     print(f"data {plan.data.words()}")
-    table = Table(title="tasks (memory: exemplars kept after the task)", title_justify="left")
-    headings = ("task", "classes", "train", "test", "steps", "memory", "per class", "memory kB")
-    for column in headings:
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for line in lines:
-        per_class = "all" if line["memory_per_class"] is None else str(line["memory_per_class"])
-        kilobytes = f"{line['memory_bytes'] / 1e3:.1f}"
-        cells = [escape(str(line[key])) for key in ("task", "classes", "train", "test", "steps", "memory")]
-        table.add_row(*cells, per_class, kilobytes)
-    Console().print(table)
+    keys = ("task", "classes", "train", "test", "steps", "memory")
+    rows = [
+        (
+            *(str(line[key]) for key in keys),
+            "all" if line["memory_per_class"] is None else str(line["memory_per_class"]),
+            f"{line['memory_bytes'] / 1e3:.1f}",
+        )
+        for line in lines
+    ]
+    print_table("tasks (memory: exemplars kept after the task)", (*keys, "per class", "memory kB"), rows)
     if kept:
         print(kept)
     print(references.words(config, plan.sizes()))
-    takes = (
-        f"minutes and disk are not known, nor what {config.model} computes"
-        if found is None
-        else found.words()
-    )
+    takes = f"minutes and disk are not known for {config.model}" if found is None else found.words()
     print(f"{sum(line['steps'] for line in lines)} optimizer steps in all, {takes}; nothing was trained")
 
 
@@ -214,9 +187,6 @@ def _cache(plan: Plan) -> tuple[int | None, str]:
     if activation_cache.blocks_above(plan.config, plan.method) is None:
         return 0, ""
     if not weights.are_here(model):
-        return (
-            None,
-            f"the size of the kept activations is not known: the weights of {model} are not on this machine",
-        )
+        return None, f"the size of kept activations is not known: {model} has no weights on this machine"
     size = activation_cache.forecast(plan)
     return (0, "") if size is None else (size.nbytes, size.words())

@@ -20,15 +20,14 @@ def tune(*tokens: str, trials: int | None = None, json: Json = False) -> None:
             runs; a grid grows while its best value lies at an edge.
     """
     from everclip.config import load_config
-    from everclip.errors import UserError
+    from everclip.errors import UserError, check_range
     from everclip.notebook import trained
     from everclip.runs.resolve import resolve
     from everclip.runs.run import default_path
     from everclip.sweep import tune as tuning
     from everclip.system.machine import keep_freed_memory
 
-    if trials is not None and trials < 1:
-        raise UserError(f"--trials is {trials}: use a number from 1")
+    check_range("--trials", trials, 1, 1_000_000)
     fixed, _ = tuning.split(tokens)
     config = resolve(load_config(fixed))
     if config.method.name == "zero_shot":

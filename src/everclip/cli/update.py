@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,63 +11,46 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from everclip.cli._output import print_json
+from everclip.cli._options import ImageSize
+from everclip.cli._output import print_json, print_lines, print_table
 from everclip.errors import UserError
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
     from everclip.updating.core import Options, Outcome
-    from everclip.updating.index import Rebuild
     from everclip.updating.state import State
+
+LOST = 3
+"""Exit code of a version that loses more than is allowed."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Knobs:
-    """Options whose defaults suit most users."""
+    """Options whose defaults suit most users.
 
-    max_drop: Annotated[
-        float,
-        Parameter(
-            help="Percentage points that old classes may lose on --test; a larger loss means exit code 3"
-            " and no model."
-        ),
-    ] = 1.0
-    unmeasured: Annotated[
-        bool,
-        Parameter(
-            help="Continue even if --test has no image of an old class, so that --max-drop checks nothing."
-        ),
-    ] = False
-    exemplars: Annotated[
-        int,
-        Parameter(
-            help="Exemplars per class to keep for later updates; a quarter of them serve only as check"
-            " images."
-        ),
-    ] = 10
-    method: Annotated[
-        str,
-        Parameter(
-            help="auto (the best on check images), or the candidate to use regardless: nothing, means,"
-            " ridge, layers, trained or interpolated."
-        ),
-    ] = "auto"
-    same: Annotated[
-        tuple[str, ...], Parameter(help='"NEW=OLD": a new class name that stands for an old class.')
-    ] = ()
-    image_size: Annotated[
-        int | None, Parameter(help="Side in pixels, for a model that has learned nothing.")
-    ] = None
-    seed: Annotated[int, Parameter(help="Of training.")] = 0
-    index: Annotated[
-        str | None,
-        Parameter(
-            help="keep: allow only candidates that leave embeddings valid. adapt: save a map from new"
-            " queries to --vectors. rebuild: embed the content of --vectors again, into a folder beside it."
-        ),
-    ] = None
-    vectors: Annotated[str | None, Parameter(help="A folder that everclip embed wrote with DEPLOYED.")] = None
+    Args:
+        max_drop: Points of accuracy that old classes may lose on --test; more is exit code 3, and no model.
+        unmeasured: Continue even if --test has no image of an old class, so that --max-drop checks nothing.
+        exemplars: Exemplars per class to keep for later updates; a quarter of them are only check images.
+        method: auto (the best on check images), or the candidate to use regardless: nothing, means, ridge,
+            layers, trained or interpolated.
+        same: "NEW=OLD": a new class name that stands for an old class.
+        seed: Seed of training.
+        index: keep: allow only candidates that leave embeddings valid. adapt: save a map from new queries to
+            --vectors. rebuild: embed the content of --vectors again, into a folder beside it.
+        vectors: A folder that everclip embed wrote with DEPLOYED.
+    """
+
+    max_drop: float = 1.0
+    unmeasured: bool = False
+    exemplars: int = 10
+    method: str = "auto"
+    same: tuple[str, ...] = ()
+    image_size: ImageSize = None
+    seed: int = 0
+    index: str | None = None
+    vectors: str | None = None
 
 
 def update(
@@ -96,29 +80,21 @@ def update(
         dry_run: Show the plan with its time and memory; train nothing.
         json: Print the verdict as JSON.
     """
-    if not dry_run:
-        _complete(out, test)
+    if not dry_run and out is None:
+        raise UserError("everclip update needs --out: use -o FOLDER, new or empty")
+    if not dry_run and test is None:
+        raise UserError("everclip update needs --test: give held-out images of old and new classes")
     from everclip.inference.predict import read_classes
 
     chosen = knobs or Knobs()
-    given = (memory, None if classes is None else read_classes(classes), chosen.image_size)
+    given = (None if classes is None else read_classes(classes), memory, chosen.image_size)
     return _run(deployed, (add, test), given, chosen, None if dry_run else out, json)
-
-
-def _complete(out: str | None, test: str | None) -> None:
-    """Refuse an incomplete command. Raises UserError."""
-    if out is None:
-        raise UserError("everclip update needs --out: use -o FOLDER, a new or an empty one")
-    if test is None:
-        raise UserError(
-            "everclip update needs --test: held-out images of old and new classes, in CLASS folders"
-        )
 
 
 def _run(
     deployed: str,
     data: tuple[str, str | None],
-    given: tuple[Any, ...],
+    given: tuple[list[str] | None, str | None, int | None],
     knobs: Knobs,
     out: str | None,
     json: bool,
@@ -126,116 +102,97 @@ def _run(
     """Update, or if ``out`` is None show the plan."""
     from everclip.system.atomic import check_new, claimed
     from everclip.system.progress import Progress
-    from everclip.system.signals import Stopped
+    from everclip.system.signals import leaving
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
     from everclip.updating.index import asked, to_rebuild
     from everclip.updating.start import begin, load_both
 
     index = asked(knobs.index, knobs.vectors, knobs.method)
-    chosen = (knobs.max_drop, _pairs(knobs.same), knobs.seed, knobs.unmeasured, index)
+    chosen = (knobs.max_drop, pairs(knobs.same, "--same", "NEW=OLD"), knobs.seed, knobs.unmeasured, index)
     options = Options(knobs.method, knobs.exemplars, *chosen)
     options.check()
     path = None if out is None else check_new(out)
     with nullcontext() if path is None else claimed(path):
-        memory, classes, image_size = given
-        state = begin(deployed, classes, memory, image_size)
+        state = begin(deployed, *given)
         found, held = load_both(*data, state, lambda line: print(printable(line), file=sys.stderr))
         again = to_rebuild(index, state.version + 1)
         if path is None:
             _dry(state, found, 0 if held is None else len(held.whole()), options, json)
             return 0
-        try:
+        with leaving(f"{deployed} is unchanged and {out} was not written; the same command starts again"):
             with Progress() as progress:
                 outcome = run(state, found, held, options, progress)
             code = _written(outcome, state, path, json)
-        except (KeyboardInterrupt, Stopped) as error:
-            whole = f"{deployed} is unchanged and {out} was not written; the same command starts again"
-            if isinstance(error, Stopped):
-                raise Stopped(error.signal, f"{error.cause}: {whole}") from None
-            raise KeyboardInterrupt(f"interrupted: {whole}") from None
     if again is not None and outcome.verdict["index"]["rebuilt"]:
-        _rebuild(outcome.state, path, again)
+        command = again.command(str(path))
+        left = f"{path} is written, but {again.out} is incomplete: {command} continues it"
+        with leaving(left), Progress() as progress:
+            report = again.run(outcome.state.encoder, str(path), progress)
+        print(
+            f"{again.out}: {len(report.vectors):,} embeddings by {path}, {len(report.skipped)} not readable;"
+            f" {again.vectors.path} is unchanged",
+            file=sys.stderr,
+        )
     return code
 
 
-def _rebuild(after: State, version: Path, again: Rebuild) -> None:
-    """Embed the content of the index again with the version just written."""
-    from everclip.system.progress import Progress
-    from everclip.system.signals import Stopped
-
-    try:
-        with Progress() as progress:
-            report = again.run(after.encoder, str(version), progress)
-    except (KeyboardInterrupt, Stopped) as error:
-        words = (
-            f"{version} is written, but {again.out} is incomplete: {again.command(str(version))} continues it"
-        )
-        if isinstance(error, Stopped):
-            raise Stopped(error.signal, f"{error.cause}: {words}") from None
-        raise KeyboardInterrupt(f"interrupted: {words}") from None
-    print(
-        f"{again.out}: {len(report.vectors):,} embeddings by {version}, {len(report.skipped)} could not be"
-        f" read; {again.vectors.path} is unchanged",
-        file=sys.stderr,
-    )
-
-
-def _pairs(same: tuple[str, ...]) -> dict[str, str]:
-    """Map new names to old ones. Raises UserError for anything that is no pair."""
+def pairs(words: Iterable[str], given: str, form: str) -> dict[str, str]:
+    """Map class names to class names. Raises UserError for a word that has not the ``form``."""
     found = {}
-    for pair in same:
-        new, equals, old = (part.strip() for part in pair.partition("="))
-        if not (new and equals and old):
-            raise UserError(f'--same is "{pair}": use "NEW=OLD", two class names')
-        found[new] = old
+    for word in words:
+        first, _, second = (part.strip() for part in word.partition("="))
+        if not (first and second):
+            raise UserError(f'{given} is "{word}": use {form}, two class names')
+        found[first] = second
     return found
 
 
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
     """Write the version, or only the verdict if old classes suffer; print the outcome."""
+    from everclip.updating.verdict import lines, share
+
+    verdict = outcome.verdict
+    named = "" if verdict["facts"]["summed"] == 1 else "; --memory DATA adds images of the old classes"
+    code = settled(outcome, state, path, named)
+    if json:
+        print_json(verdict)
+        return code
+    rows = [
+        (
+            f"{row['name']}{' *' if row['chosen'] else ''}",
+            *(share(row[key]) for key in ("accuracy", "old", "new")),
+            f"{row['seconds']:.1f}",
+        )
+        for row in verdict["candidates"]
+    ]
+    title = f"{verdict['checks']['images']} check images, means over classes in %"
+    print_table(title, ("candidate", "all", "old", "new", "seconds"), rows)
+    print_lines(lines(verdict))
+    return code
+
+
+def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
+    """Write a version, or if it lost too much its verdict alone; say so, and return the exit code.
+
+    Args:
+        hint: what might help it to pass.
+    """
     from everclip.training.disk import on_disk
     from everclip.updating.versions import settle
 
-    verdict = outcome.verdict
+    verdict, gate = outcome.verdict, outcome.verdict["gate"]
     with on_disk(path):
         settle(outcome, state, path)
-    if json:
-        print_json(verdict)
-    else:
-        _show(verdict)
     if outcome.passed:
         print(f"{path}: version {verdict['version']}; {path / 'verdict.html'}", file=sys.stderr)
         return 0
-    gate = verdict["gate"]
-    named = "" if verdict["facts"]["summed"] == 1 else "; --memory DATA adds images of the old classes"
     print(
         f"gate not met: {gate['words']}, {gate['drop']:.1f} points lost and {gate['max_drop']:g} allowed;"
-        f" no model was written, see {path}.verdict.html{named}",
+        f" no model was written, see {path}.verdict.html{hint}",
         file=sys.stderr,
     )
-    return 3
-
-
-def _show(verdict: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from everclip.updating.verdict import lines, share
-
-    title = f"{verdict['checks']['images']} check images, means over classes in %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("candidate")
-    for name in ("all", "old", "new", "seconds"):
-        table.add_column(name, justify="right")
-    for row in verdict["candidates"]:
-        mark = " *" if row["chosen"] else ""
-        numbers = (share(row[key]) for key in ("accuracy", "old", "new"))
-        table.add_row(row["name"] + mark, *numbers, f"{row['seconds']:.1f}")
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for line in lines(verdict):
-        console.print(line, markup=False, highlight=False)
+    return LOST
 
 
 def _dry(state: State, found: Any, tested: int, options: Options, json: bool) -> None:
@@ -258,12 +215,8 @@ def _dry(state: State, found: Any, tested: int, options: Options, json: bool) ->
     if json:
         print_json(result)
         return
-    print(
-        f"{facts.old} classes known, {facts.new} new, {facts.again} with new images; {facts.images} images"
-        f" to learn"
-    )
-    for line in decision.why:
-        print(line)
+    counted = f"{facts.old} classes known, {facts.new} new, {facts.again} with new images"
+    print_lines([f"{counted}; {facts.images} images to learn", *decision.why])
     trained = f"{decision.method}, {decision.steps} steps" if decision.train else "nothing"
     print(f"trained: {trained}; preferred: {decision.prefer}, unless another one is better on check images")
     print(

@@ -20,14 +20,7 @@ from pydantic import ValidationError
 
 from everclip.config.fields import explain, leaves, public
 from everclip.config.models import Config, MethodChoice, MethodConfig
-from everclip.config.sources import (
-    Layer,
-    is_override,
-    merge,
-    overrides,
-    read_layers,
-    shipped,
-)
+from everclip.config.sources import Layer, is_override, merge, overrides, read_layers, shipped
 from everclip.config.values import written
 from everclip.errors import UserError
 from everclip.system import trust

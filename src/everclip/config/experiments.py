@@ -90,12 +90,6 @@ def text(name: str) -> str:
 
 def _wrapped(word: str, said: str) -> list[str]:
     """Wrap a paragraph of the header: its keyword, then lines of at most 116 characters."""
-    first, others = f"# {word}:".ljust(12), "#".ljust(12)
-    return textwrap.wrap(
-        said,
-        116,
-        initial_indent=first,
-        subsequent_indent=others,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrapper = textwrap.TextWrapper(116, break_long_words=False, break_on_hyphens=False)
+    wrapper.initial_indent, wrapper.subsequent_indent = f"# {word}:".ljust(12), "#".ljust(12)
+    return wrapper.wrap(said)

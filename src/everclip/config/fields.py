@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -20,7 +21,7 @@ def section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Iterate over every dotted key of a config model and its field, in order, descending into sections."""
+    """Return every dotted key of a config model with its field, in order, descending into sections."""
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         inner = section(field)
@@ -72,10 +73,8 @@ def allowed(field: FieldInfo) -> str:
 def _words(annotation: Any, metadata: Iterable[object]) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        inner = [
-            item for part in args[1:] for item in (part.metadata if isinstance(part, FieldInfo) else [part])
-        ]
-        return _words(args[0], [*inner, *metadata])
+        inner = [part.metadata if isinstance(part, FieldInfo) else [part] for part in args[1:]]
+        return _words(args[0], [*chain.from_iterable(inner), *metadata])
     if origin in (Union, types.UnionType):
         lists_last = sorted(args, key=lambda arg: get_origin(arg) is list)
         return " or ".join(_words(arg, metadata) for arg in lists_last)
@@ -108,7 +107,7 @@ def _range(metadata: Iterable[object]) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Return the word the message for an unknown key; ``lr`` suggests ``train.lr``, a misspelling the nearest key."""
+    """Return the message for an unknown key; ``lr`` suggests ``train.lr``, a misspelling the nearest key."""
     known = sorted(known)
     inside = [name for name in known if name.rsplit(".", 1)[-1] == key.replace("-", "_")]
     return f"unknown key {shown(key)}{suggest(inside[0] if len(inside) == 1 else key, inside or known)}"
@@ -157,9 +156,7 @@ def own_options(
     for name in given:
         if name not in model.model_fields:
             if not known:
-                raise UserError(
-                    f"unknown key {shown(prefix + name)}: there are no options to set; leave it out"
-                )
+                raise UserError(f"unknown key {shown(prefix + name)}: there are no options; leave it out")
             raise UserError(unknown_key(f"{prefix}{name}", [f"{prefix}{other}" for other in known]))
     return checked(model, given, prefix)
 

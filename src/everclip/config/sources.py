@@ -161,11 +161,10 @@ def read_layers(name: str, folder: Path, check: Check, base: Layer, chain: tuple
 def _read_file(path: Path, check: Check, base: Layer, chain: tuple[Path, ...]) -> Layer:
     """Read a TOML file's values over those it extends, over ``base``."""
     if len(chain) >= MAX_DEPTH:
-        raise UserError(
-            f"{_named(path)}: more than {MAX_DEPTH} configs extend one another: merge some of them"
-        )
+        raise UserError(f"{_named(path)}: more than {MAX_DEPTH} configs extend one another: merge some")
     values = read_toml(path)
-    if "defaults" not in values and "extends" not in values and _written(path):
+    own = reading.read_text(path.expanduser()).startswith(WRITTEN)
+    if own and "defaults" not in values and "extends" not in values:
         values["defaults"] = 1
     real = path.resolve()
     if real in chain:
@@ -177,9 +176,7 @@ def _read_file(path: Path, check: Check, base: Layer, chain: tuple[Path, ...]) -
     if parent is None:
         return merge(base, values)
     if not isinstance(parent, str):
-        raise UserError(
-            f"{_named(path)}: extends is {shown(parent)}: write one config's name or path in quotes"
-        )
+        raise UserError(f"{_named(path)}: extends is {shown(parent)}: give one config's name or path")
     return merge(read_layers(parent, path.parent, check, base, (*chain, real)), values)
 
 
@@ -194,12 +191,9 @@ def read_toml(path: Path) -> Layer:
             raise UserError(
                 f"config {name} does not exist: give a .toml file, or one of {', '.join(bases())}"
             )
-    except (OSError, RuntimeError) as error:
-        # RuntimeError: a loop of links, or the home folder of an unknown user.
+    except (OSError, RuntimeError) as error:  # a loop of links, or the home folder of an unknown user
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"config {name} cannot be read ({reason}): check the path and its permissions"
-        ) from error
+        raise UserError(f"config {name} cannot be read ({reason}): check its path and permissions") from error
     try:
         values = reading.read_toml(path)
     except TooDeep as error:
@@ -212,10 +206,6 @@ def read_toml(path: Path) -> Layer:
 
 WRITTEN = "# everclip "
 """First line of a config that everclip wrote, with every value as of that version."""
-
-
-def _written(path: Path) -> bool:
-    return reading.read_text(path.expanduser()).startswith(WRITTEN)
 
 
 def _named(path: Path) -> str:
@@ -289,9 +279,7 @@ def read_value(key: str, text: str, field: FieldInfo | None) -> Any:
         UserError: a text that is not UTF-8, or nested too deeply.
     """
     if not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise UserError(
-            f"the value of {shown(key)} is not UTF-8: rename the file, or set the terminal to UTF-8"
-        )
+        raise UserError(f"the value of {shown(key)} is not UTF-8: set the terminal to UTF-8")
     if _SHORT_FLOAT.fullmatch(text):
         value: Any = float(text)
     else:

@@ -157,6 +157,21 @@ class ImageSet:
         """Return the same images with label ``new[label]``."""
         return replace(self, labels=np.asarray(new, dtype=np.int64)[self.labels])
 
+    def apart(self, share: float, purpose: str, most: int | None = None) -> tuple[ImageSet, ImageSet]:
+        """Return the images in two parts, those that stay and those that are held out.
+
+        Of each class in each domain ``share`` is held out, rounded, but at least one image, never all, and at
+        most ``most``; of a single image none. Which ones depends on their ids and the purpose alone.
+        """
+        held = np.zeros(len(self), dtype=bool)
+        priority = np.array([hash64(purpose, sample) for sample in self.ids.tolist()], dtype=np.int64)
+        pairs = np.stack([self.labels, self.domains])
+        for pair in np.unique(pairs, axis=1).T if len(self) else ():
+            where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
+            count = min(max(1, round(share * len(where))), len(where) - 1)
+            held[where[np.argsort(priority[where])[: count if most is None else min(count, most)]]] = True
+        return self.select(~held), self.select(held)
+
     def __add__(self, other: ImageSet) -> ImageSet:
         """Return both tables, this one first. They must share a store."""
         assert self.store is other.store
@@ -231,17 +246,10 @@ class Dataset:
     def holding_out(self, share: float) -> Dataset:
         """Return the data set with part of its training images in place of its test images, which are left out.
 
-        Of each class in each domain ``share`` is held out, rounded, but at least one image and never all; of a single
-        image none. Which ones depends on their ids alone.
+        ``share`` and which images they are: as of ``apart``.
         """
-        held = np.zeros(len(self.train), dtype=bool)
-        priority = np.array([hash64("validation", sample) for sample in self.train.ids.tolist()])
-        pairs = np.stack([self.train.labels, self.train.domains])
-        for pair in np.unique(pairs, axis=1).T:
-            where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
-            count = min(max(1, round(share * len(where))), len(where) - 1)
-            held[where[np.argsort(priority[where])[:count]]] = True
-        return replace(self, train=self.train.select(~held), test=self.train.select(held))
+        train, test = self.train.apart(share, "validation")
+        return replace(self, train=train, test=test)
 
     def words(self) -> str:
         """Return how the data set was read, on one line."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everclip import plugins
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, check_choice
 from everclip.system.atomic import new_folder
 from everclip.training.disk import on_disk
 
@@ -77,7 +77,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def formats() -> list[str]:
-    """Their names as they are written on the command line."""
+    """Return the formats' names as the command line takes them."""
     return [name.replace("_", "-") for name in plugins.names("export")]
 
 
@@ -96,8 +96,7 @@ def export(
         Dropped: the 8-bit graph loses more accuracy than allowed (shared/quantised.py); nothing is written.
         RunError: the export does not give what torch gives, or the disk is full or fails.
     """
-    if form not in formats():
-        raise UserError(f'--format is "{form}"{suggest(form, formats())}')
+    check_choice("--format", form, formats())
     more = more or More()
     if form != ONNX and (more.separate or more.int8):
         option = "--encoders separate" if more.separate else "--int8"

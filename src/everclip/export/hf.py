@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,17 +42,9 @@ MOST = 256
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}
 _EPS = 1e-5
 _EMBEDDINGS = "class_embeddings.safetensors"
-_VISION = {
-    "layers",
-    "width",
-    "head_width",
-    "mlp_ratio",
-    "patch_size",
-    "image_size",
-    "patch_dropout",
-    "norm_kwargs",
-}
-_TEXT = {"context_length", "width", "heads", "layers", "mlp_ratio", "norm_kwargs", "eos_id", "pad_id"}
+_BOTH = {"layers", "width", "mlp_ratio", "norm_kwargs"}
+_VISION = _BOTH | {"head_width", "patch_size", "image_size", "patch_dropout"}
+_TEXT = _BOTH | {"context_length", "heads", "eos_id", "pad_id"}
 """Settings of open_clip's towers that transformers has, or that training alone reads; others must be the defaults."""
 _BLOCK = {
     "ln_1": "layer_norm1",
@@ -92,17 +84,14 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     encoder = model.encoder
     config = config_of(model)
     write_json(folder / "config.json", config)
-    save_file(
-        savable(renamed(encoder.whole_state())), folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    weights = savable(renamed(encoder.whole_state()))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     vocabulary.write(folder, encoder.config["text_cfg"].get("context_length", CLIPTextCfg.context_length))
     write_json(folder / "preprocessor_config.json", preprocessing(encoder))
     classifier = model.classifier
     assert isinstance(classifier, TextClassifier)
-    write_json(
-        folder / "classes.json",
-        {"classes": list(model.names), "templates": list(model.templates), "scale": model.to_logits},
-    )
+    about = {"classes": list(model.names), "templates": list(model.templates), "scale": model.to_logits}
+    write_json(folder / "classes.json", about)
     save_file({"class_embeddings": classifier.get_buffer("weights").cpu().contiguous()}, folder / _EMBEDDINGS)
     for file in folder.glob("*.safetensors"):  # safetensors writes files that their owner alone may read
         file.chmod((folder / "config.json").stat().st_mode)
@@ -122,10 +111,7 @@ def config_of(model: Deployed) -> dict[str, Any]:
     """Return config.json of a model. Raises UserError where transformers' CLIPModel is another architecture."""
     encoder = model.encoder
     if not model.reads_text:
-        raise UserError(
-            f"{model.spec} classifies by more than the text tower, for which transformers has no model: use"
-            " --format onnx"
-        )
+        raise UserError(f"{model.spec} classifies by more than its text tower: use --format onnx")
     whole = encoder.config
     vision, text = _supported(model.spec, encoder)
     gelu = "quick_gelu" if whole.get("quick_gelu") else "gelu"
@@ -171,28 +157,23 @@ def config_of(model: Deployed) -> dict[str, Any]:
 def _supported(spec: str, encoder: Clip) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the settings of both towers. Raises UserError where one is none of transformers'."""
     vision, text = encoder.config["vision_cfg"], encoder.config["text_cfg"]
-    odd = ""
+    odd: list[str] = []
     for name, given, kind, known in (
         ("vision_cfg", vision, CLIPVisionCfg, _VISION),
         ("text_cfg", text, CLIPTextCfg, _TEXT),
     ):
         usual = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
-        odd = odd or next(
-            (f"{name}.{key}" for key, v in given.items() if key not in known and v != usual.get(key)), ""
-        )
+        odd += [f"{name}.{key}" for key, v in given.items() if key not in known and v != usual.get(key)]
     if isinstance(vision.get("layers"), list):
-        odd = odd or "vision_cfg.layers"
-    if not odd and (not isinstance(encoder.model, CLIP) or encoder.model.logit_bias is not None):
-        odd = type(encoder.model).__name__
+        odd.append("vision_cfg.layers")
+    if not isinstance(encoder.model, CLIP) or encoder.model.logit_bias is not None:
+        odd.append(type(encoder.model).__name__)
     if encoder.centered:
-        odd = odd or "center=true"
+        odd.append("center=true")
     if encoder.preprocessing()["resize_mode"] not in ("shortest", "squash"):
-        odd = odd or "preprocess_cfg.resize_mode"
+        odd.append("preprocess_cfg.resize_mode")
     if odd:
-        raise UserError(
-            f"{spec} cannot be written for transformers, whose CLIPModel has no {odd}: use --format onnx or"
-            " open-clip"
-        )
+        raise UserError(f"{spec} is no CLIPModel of transformers, which lacks {odd[0]}: use --format onnx")
     return vision, text
 
 
@@ -250,23 +231,13 @@ def _compare(
     found = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     ours = encoder.tokenize(prompts)
     same = (found == torch.where(ours == 0, vocabulary.END_ID, ours)).all(1)
-    pairs = [
-        (_image(loaded, encoder.normalise(pictures).cpu()), encoder.encode_image(pictures).cpu()),
-    ]
+    images = loaded.vision_model(pixel_values=encoder.normalise(pictures).cpu()).pooler_output
+    pairs = [(loaded.visual_projection(images), encoder.encode_image(pictures).cpu())]
     if same.any():
         kept = [prompt for prompt, alike in zip(prompts, same.tolist(), strict=True) if alike]
-        pairs.append((_text(loaded, found[same]), encoder.encode_text(kept).cpu()))
+        texts = loaded.text_model(input_ids=found[same]).pooler_output
+        pairs.append((loaded.text_projection(texts), encoder.encode_text(kept).cpu()))
     worst = max((torch.nn.functional.normalize(one, dim=-1) - two).abs().max().item() for one, two in pairs)
     if not worst <= TOLERANCE:
-        raise RunError(
-            f"transformers gives other features than torch when it loads the folder (by {worst:.2g})"
-        )
+        raise RunError(f"transformers gives other features than torch from the same folder (by {worst:.2g})")
     return worst, int((~same).sum())
-
-
-def _image(loaded: Any, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-    return loaded.visual_projection(loaded.vision_model(pixel_values=images).pooler_output)
-
-
-def _text(loaded: Any, tokens: Tensor) -> Float[Tensor, "p d"]:
-    return loaded.text_projection(loaded.text_model(input_ids=tokens).pooler_output)

@@ -21,6 +21,7 @@ from torch import Tensor
 from everclip.data.scenario import seen
 from everclip.errors import RunError, UserError
 from everclip.export import Written, quiet
+from everclip.export.shared.session import as_input
 from everclip.inference.model import Deployed, open_model, save
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
@@ -40,29 +41,17 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         RunError: what is read from the folder gives other scores or features.
     """
     if model.plan is not None and model.labels != seen(model.plan.tasks):
-        raise UserError(
-            "--classes is for --format onnx, or a model that has learned nothing: a folder keeps all"
-            " classes; leave it out"
-        )
+        raise UserError("--classes is for --format onnx, or a model that has learned nothing: leave it out")
     save(model, folder)
     checked = {"everclip": _compare_reopened(model, folder, pictures)}
     encoder, notes = model.encoder, []
     if not model.reads_text:
-        notes.append(
-            "open_clip loads the towers; the classifier of this method is in method.pt, which everclip reads;"
-            " --format onnx has both"
-        )
+        notes.append("open_clip loads only the towers, everclip the classifier too; --format onnx has both")
     if encoder.centered:
-        notes.append(
-            "this model subtracts a mean from image features (center=true): everclip does, plain open_clip"
-            " does not"
-        )
+        notes.append("this model subtracts a mean from image features (center=true); open_clip does not")
     text = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
     if hub := text.get("hf_model_name"):
-        notes.append(
-            f"open_clip asks the Hugging Face hub, or its cache, for the text tower {hub}; everclip reads"
-            f" only the folder"
-        )
+        notes.append(f"open_clip asks the Hugging Face hub for {hub}; everclip reads only the folder")
     else:
         checked["open_clip"] = _compare(encoder, folder, pictures)
     return Written(checked, tuple(notes))
@@ -74,9 +63,7 @@ def _compare_reopened(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 
     assert again.names == model.names
     worst = float(np.abs(probabilities(again.logits(pictures)) - probabilities(model.logits(pictures))).max())
     if worst > TOLERANCE:
-        raise RunError(
-            f"the folder gives other probabilities than the model when everclip loads it (by {worst:.2g})"
-        )
+        raise RunError(f"everclip gives other probabilities than torch from the same folder (by {worst:.2g})")
     return worst
 
 
@@ -87,13 +74,9 @@ def _compare(encoder: Clip, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) ->
         made: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
         tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(list(PROMPTS))
     loaded = made[0].to(encoder.device).eval()
-    mean, std = (
-        torch.tensor(values, device=encoder.device)[:, None, None] for values in (encoder.mean, encoder.std)
-    )
-    images = (pictures.to(encoder.device) / 255 - mean) / std
-    ours = encoder.model.encode_image(
-        encoder.normalise(pictures)
-    )  # without the mean that open_clip knows nothing of
+    images = torch.from_numpy(as_input(encoder, pictures)).to(encoder.device)
+    # without the mean that open_clip does not know
+    ours = encoder.model.encode_image(encoder.normalise(pictures))
     pairs = [
         (loaded.encode_image(images), ours),
         (loaded.encode_text(tokens.to(encoder.device)), encoder.encode_text(PROMPTS)),
@@ -101,7 +84,5 @@ def _compare(encoder: Clip, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) ->
     unit = torch.nn.functional.normalize
     worst = max((unit(one, dim=-1) - unit(two, dim=-1)).abs().max().item() for one, two in pairs)
     if worst > TOLERANCE:
-        raise RunError(
-            f"the folder gives other features than the model when open_clip loads it (by {worst:.2g})"
-        )
+        raise RunError(f"open_clip gives other features than torch from the same folder (by {worst:.2g})")
     return worst

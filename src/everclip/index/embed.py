@@ -25,6 +25,7 @@ from everclip.errors import RunError, UserError
 from everclip.index import folder, listing
 from everclip.index.encoder import fingerprint
 from everclip.index.folder import IMAGE, TEXT, Listed, Table, Vectors
+from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.system.progress import Progress
 from everclip.training.disk import what_it_did
@@ -38,15 +39,14 @@ SHARD = 32 * BATCH
 
 @torch.inference_mode()
 def width(clip: Clip) -> int:
-    """Return numbers of an embedding."""
+    """Return the length of an embedding."""
     return clip.encode_image(clip.blank()).shape[1]
 
 
 def pictures(
     clip: Clip, images: ImageSet, pixels: Pixels, step: Callable[[int], object] = lambda count: None
 ) -> tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"]]:
-    """Return unit-length embeddings of the pictures that can be read, on the CPU, and which ones of ``images`` they
-    are.
+    """Return unit-length embeddings of the readable pictures, on the CPU, and their places in ``images``.
 
     The next batch is decoded while one is encoded; ``pixels.broken`` has the others.
 
@@ -68,7 +68,7 @@ def pictures(
 
 def every(clip: Clip, images: ImageSet) -> Float32[Tensor, "n d"]:
     """Return unit-length embeddings of pictures, on the CPU. Raises UserError for the first that cannot be read."""
-    pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
+    pixels = decoded(images, clip)
     rows, _ = pictures(clip, images, pixels)
     for key, reason in pixels.skipped().items():
         raise UserError(f"{key} cannot be read ({reason}): leave it out")
@@ -158,9 +158,7 @@ def embed(
         skipped = {name: why for one in lists for name, why in one.skipped.items()}
         done = {name for one in lists for name in one.ids} | skipped.keys()
         left, before = work.without(done), len(there)
-        pixels = None
-        if left.images is not None:
-            pixels = Pixels(left.images.store, clip.eval_transform, clip.image_size, 0)
+        pixels = None if left.images is None else decoded(left.images, clip)
         what = "images" if work.kind == IMAGE else "texts"
         progress.start(f"embed {what}", len(work.ids), len(work.ids) - len(left.ids))
         step = _Pace(progress, len(left.ids), what)
@@ -199,10 +197,8 @@ class _Pace:
 
     def __call__(self, count: int) -> None:
         self._done += count
-        pace = self._done / max(time.perf_counter() - self._begin, 1e-9)
-        left = (
-            "" if self._progress.live else f", {duration((self._left - self._done) / max(pace, 1e-9))} left"
-        )
+        pace = max(self._done, 1e-9) / max(time.perf_counter() - self._begin, 1e-9)
+        left = "" if self._progress.live else f", {duration((self._left - self._done) / pace)} left"
         self._progress.step(f"{pace:,.0f} {self._what}/s{left}", count)
 
 
@@ -222,9 +218,7 @@ def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Pa
     if table.kind != work.kind:
         raise UserError(f"{path} has embeddings of {table.kind}s: embed {work.kind}s into a separate folder")
     if half and table.dtype != "float16":
-        raise UserError(
-            f"{path} has embeddings in {table.dtype}: leave --fp16 out, or embed into a new folder"
-        )
+        raise UserError(f"{path} has embeddings in {table.dtype}: leave --fp16 out, or use a new folder")
     return there
 
 
@@ -237,6 +231,4 @@ def _going_on(path: Path) -> Iterator[None]:
         reason = what_it_did(error)
         if reason is None:
             raise
-        raise RunError(
-            f"{path} cannot be written ({reason}): make room, then the same command continues"
-        ) from error
+        raise RunError(f"{path} cannot be written ({reason}): make room and repeat the command") from error

@@ -29,18 +29,12 @@ def open_encoder(spec: str, image_size: int | None = None) -> Clip:
         UserError: no such model, or one that takes features in place of pictures.
     """
     recover(Path(spec).expanduser())  # of a rollback that was interrupted
-    if not is_learned(spec):
-        clip = zoo.load(spec, image_size, device("auto"))
-    elif image_size is None:
-        clip = open_model(spec, pairs=True).encoder
+    if is_learned(spec):
+        clip = open_model(spec, image_size=image_size, pairs=True).encoder
     else:
-        raise UserError(
-            f"--image-size is for models that have learned nothing; {spec} has its own: leave it out"
-        )
+        clip = zoo.load(spec, image_size, device("auto"))
     if not clip.image_size:
-        raise UserError(
-            f"{spec} takes features, which are embeddings already: give a model that takes pictures"
-        )
+        raise UserError(f"{spec} takes features, which are embeddings: give a model that takes pictures")
     return clip
 
 

@@ -18,7 +18,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -113,17 +112,13 @@ class Vectors:
     def __len__(self) -> int:
         return self.shards[-1].first + self.shards[-1].rows if self.shards else 0
 
-    def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n d"]]]:
-        """Yield the shards with embeddings, mapped from the disk, each with the number of those before it.
+    @cached_property
+    def blocks(self) -> list[tuple[int, Float[np.ndarray, "n d"]]]:
+        """The shards with embeddings, each mapped from the disk, with the number of embeddings before it.
 
         Raises:
             UserError: a shard is missing or broken.
         """
-        yield from self._mappings
-
-    @cached_property
-    def _mappings(self) -> list[tuple[int, Float[np.ndarray, "n d"]]]:
-        """What ``blocks`` gives: a file that is mapped once has its pages looked up once."""
         return [
             (shard.first, _mapped(self.path / f"{shard.name}.npy", self.table, shard.rows))
             for shard in self.shards
@@ -132,13 +127,16 @@ class Vectors:
 
     def listed(self, shard: Shard) -> Listed:
         """Return what the rows of a shard are. Raises UserError where that is missing or broken."""
-        found = _listed(self.path / f"{shard.name}.json")
-        if len(found.ids) != shard.rows:
-            raise UserError(
-                f"{self.path / shard.name}.json has {len(found.ids)} ids for {shard.rows}"
-                f" embeddings: {_AGAIN}"
-            )
-        return found
+        file = self.path / f"{shard.name}.json"
+        try:
+            found = read_json(file)
+        except Unreadable as error:
+            raise UserError(f"{file} is broken ({error}): {_AGAIN}") from error
+        if not _ROWS(found):
+            raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
+        if len(found["ids"]) != shard.rows:
+            raise UserError(f"{file} has {len(found['ids'])} ids for {shard.rows} embeddings: {_AGAIN}")
+        return Listed(found["ids"], found["skipped"], found["sources"])
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of some embeddings, numbered over all shards. Raises UserError as ``listed``."""
@@ -157,15 +155,15 @@ class Vectors:
 
 
 def writable(out: str) -> Path:
-    """Return the path of a folder to write embeddings to: new, empty, or one of ours. Raises UserError for any
-    other."""
+    """Return the path of a folder of embeddings, new, empty or begun. Raises UserError for any other."""
     path = Path(out).expanduser()
     return path if is_vectors(path) else check_new(out)
 
 
 def create(path: Path, table: Table) -> Vectors:
     """Return a folder without embeddings. Call it with ``path`` claimed. Raises as ``checkpoint.commit`` does."""
-    checkpoint.commit(path, lambda where: (where / TABLE).write_bytes(_table_text(table)))
+    content = json.dumps({"format": FORMAT, **asdict(table)}, ensure_ascii=False, indent=1) + "\n"
+    checkpoint.commit(path, lambda where: (where / TABLE).write_bytes(content.encode()))
     return Vectors(path, table, ())
 
 
@@ -188,10 +186,6 @@ def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> 
     return Vectors(vectors.path, vectors.table, (*vectors.shards, Shard(name, len(vectors), len(rows))))
 
 
-def _table_text(table: Table) -> bytes:
-    return (json.dumps({"format": FORMAT, **asdict(table)}, ensure_ascii=False, indent=1) + "\n").encode()
-
-
 def is_vectors(path: Path) -> bool:
     """Return whether a folder says that it holds embeddings."""
     return (path / TABLE).is_file()
@@ -209,29 +203,22 @@ def read(path: Path, whole: bool = False) -> Vectors:
     if not is_vectors(path):
         what = f"has no {TABLE}" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}: write it with everclip embed MODEL DATA -o {path}")
-    try:
+    with checkpoint.checked(path, _AGAIN):
         sizes = checkpoint.sizes(path)
         if whole:
             checkpoint.verify(path)
         table = read_json(path / TABLE)
-    except checkpoint.Damaged as error:
-        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
-    except (OSError, Unreadable) as error:
-        raise UserError(f"{path} cannot be read ({error}): {_AGAIN}") from error
     check(table, path / TABLE)
     if not _TABLE(table) or not table["width"]:
         raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")
-    for name, size in sizes.items():
-        _check_size(path / name, size)
+    for file, size in ((path / name, size) for name, size in sizes.items()):
+        if not file.is_file():
+            raise UserError(f"{file} is missing: {_AGAIN}")
+        if file.stat().st_size != size:
+            sizes_found = f"{file.stat().st_size:,} bytes, {size:,} were written"
+            raise UserError(f"{file} is broken ({sizes_found}): {_AGAIN}")
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
     return Vectors(path, found, tuple(_shards(path, found, sizes)))
-
-
-def _check_size(file: Path, size: int) -> None:
-    if not file.is_file():
-        raise UserError(f"{file} is missing: {_AGAIN}")
-    if file.stat().st_size != size:
-        raise UserError(f"{file} is broken ({file.stat().st_size:,} bytes, {size:,} were written): {_AGAIN}")
 
 
 def _shards(path: Path, table: Table, sizes: Mapping[str, int]) -> Iterator[Shard]:
@@ -240,16 +227,11 @@ def _shards(path: Path, table: Table, sizes: Mapping[str, int]) -> Iterator[Shar
     names = [f"{number:06d}" for number in range(len(listed))]
     if listed != names:
         raise UserError(f"{path} is damaged (its shards are not numbered from 0 on): {_AGAIN}")
-    arrays = [f"{name}.npy" in sizes for name in names]
-    rows = [
-        _rows(path / f"{name}.npy", table) if there else 0 for name, there in zip(names, arrays, strict=True)
-    ]
-    for name, first, count in zip(names, accumulate([0, *rows]), rows, strict=False):
-        yield Shard(name, first, count)
-
-
-def _rows(file: Path, table: Table) -> int:
-    return len(_mapped(file, table))
+    first = 0
+    for name in names:
+        rows = len(_mapped(path / f"{name}.npy", table)) if f"{name}.npy" in sizes else 0
+        yield Shard(name, first, rows)
+        first += rows
 
 
 def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarray, "n d"]:
@@ -265,13 +247,3 @@ def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarr
     if rows not in (None, len(found)) or not found.flags.c_contiguous:
         raise UserError(f"{file} is broken (it holds other rows than it did): {_AGAIN}")
     return found
-
-
-def _listed(file: Path) -> Listed:
-    try:
-        found = read_json(file)
-    except Unreadable as error:
-        raise UserError(f"{file} is broken ({error}): {_AGAIN}") from error
-    if not _ROWS(found):
-        raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
-    return Listed(found["ids"], found["skipped"], found["sources"])

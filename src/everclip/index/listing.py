@@ -19,8 +19,7 @@ from everclip.system import trust
 
 
 def pictures(sources: Sequence[str], written: bool = True) -> tuple[ImageSet, list[str]]:
-    """Return the pictures of some sources in their order, and an id of each: its path, or SOURCE/KEY where it is no
-    file.
+    """Return the pictures of some sources in order, and an id of each: its path, or SOURCE/KEY.
 
     Args:
         sources: files, folders (searched for images at any depth), and data sources such as ``imagefolder:photos``, of
@@ -49,19 +48,16 @@ def texts(file: str) -> list[str]:
 
 def _is_source(spec: str) -> bool:
     name = spec.partition(":")[0]
-    return not Path(spec).expanduser().exists() and (
-        name in plugins.names("data/sources") or trust.is_code(name)
-    )
+    known = name in plugins.names("data/sources") or trust.is_code(name)
+    return known and not Path(spec).expanduser().exists()
 
 
 def _of_files(spec: str) -> tuple[ImageSet, list[str]]:
     path = os.path.expanduser(spec)
     if not os.path.exists(path):
-        raise UserError(
-            f"{spec} does not exist: give pictures, folders of them, or a source such as imagefolder:PATH"
-        )
+        raise UserError(f"{spec} does not exist: give pictures, folders or a source: imagefolder:PATH")
     names = list(expanded([path]))
-    return _every(FileStore(Path(), names)), names
+    return _table(FileStore(Path(), names), np.arange(len(names), dtype=np.int64)), names
 
 
 def _of_source(spec: str, written: bool) -> tuple[ImageSet, list[str]]:
@@ -75,17 +71,11 @@ def _of_source(spec: str, written: bool) -> tuple[ImageSet, list[str]]:
     parts = [part for part in (found.train, found.test) if len(part)]
     rows = np.sort(np.concatenate([part.rows for part in parts])) if parts else np.zeros(0, dtype=np.int64)
     if any(part.store is not store for part in parts):
-        raise UserError(
-            f"the training and test images of {spec} lie in two places: give each as a separate source"
-        )
+        raise UserError(f"training and test images of {spec} lie in two places: give two sources")
     if not len(rows):
         raise UserError(f"{spec} has no pictures: give a folder with images")
     root = str(store.root) if isinstance(store, FileStore) else spec
     return _table(store, rows), [os.path.join(root, store.keys[row]) for row in rows.tolist()]
-
-
-def _every(store: Store) -> ImageSet:
-    return _table(store, np.arange(len(store.keys), dtype=np.int64))
 
 
 def _table(store: Store, rows: np.ndarray) -> ImageSet:

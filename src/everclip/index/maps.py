@@ -59,7 +59,7 @@ class Map:
         return torch.nn.functional.normalize(rows @ self.matrix + self.bias, dim=-1)
 
     def save(self, file: Path) -> None:
-        """Write it. Raises OSError."""
+        """Write the map. Raises OSError."""
         words = {"of": self.of, "to": self.to, "kind": self.kind}
         save_file({"matrix": self.matrix.contiguous(), "bias": self.bias.contiguous()}, file, metadata=words)
 
@@ -103,9 +103,8 @@ def fit(
     def near(one: Map) -> float:
         return float((one(chosen_on[0]) * chosen_on[1]).sum(1).mean())
 
-    turned = max(
-        (Map(r.float(), torch.zeros(r.shape[1]), of, to, "Procrustes") for r in _turns(x, y)), key=near
-    )
+    none = torch.zeros(x.shape[1])
+    turned = max((Map(r.float(), none, of, to, "Procrustes") for r in _turns(x, y)), key=near)
     return max((turned, *_bent(turned, x, y)), key=near)
 
 

@@ -108,20 +108,15 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
     Raises:
         UserError: it is another encoder, without such a map.
     """
-    table, mark, mapped = vectors.table, fingerprint(clip), _map_of(spec)
-    if (
-        mark != table.fingerprint
-        and mapped is not None
-        and (mapped.of, mapped.to) == (mark, table.fingerprint)
-    ):
+    wanted, mark, mapped = vectors.table.fingerprint, fingerprint(clip), _map_of(spec)
+    if mark == wanted:
+        return Asker(clip)
+    if mapped is not None and (mapped.of, mapped.to) == (mark, wanted):
         return Asker(clip, mapped)
-    if mark != table.fingerprint:
-        raise UserError(
-            f"{spec} (fingerprint {mark[:12]}) is not the encoder of {vectors.path}"
-            f" ({table.fingerprint[:12]}): give that one as --model, or embed again with everclip embed"
-            f" {spec}"
-        )
-    return Asker(clip)
+    raise UserError(
+        f"{spec} (fingerprint {mark[:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that"
+        f" one as --model, or embed again with everclip embed {spec}"
+    )
 
 
 def _map_of(spec: str) -> Map | None:

@@ -31,16 +31,12 @@ def nearest(vectors: Vectors, queries: Float32[np.ndarray, "q d"], k: int) -> Ne
         UserError: a shard is broken, or the queries have another width.
     """
     if queries.shape[1] != vectors.table.width:
-        raise UserError(
-            f"the query has {queries.shape[1]} numbers but {vectors.path} {vectors.table.width}: give the"
-            f" folder's own model"
-        )
+        widths = f"{queries.shape[1]} numbers and {vectors.path} {vectors.table.width}"
+        raise UserError(f"the query has {widths}: give the folder's own model")
     there = find_spec("faiss")
     best = of_block if there is None or there.origin is None else _with_faiss  # a mere folder has no origin
-    parts = [
-        _found(vectors, queries[start : start + QUERIES], k, best)
-        for start in range(0, len(queries), QUERIES)
-    ]
+    starts = range(0, len(queries), QUERIES)
+    parts = [_found(vectors, queries[start : start + QUERIES], k, best) for start in starts]
     if not parts:
         none = np.zeros((0, min(k, len(vectors))))
         return none.astype(np.float32), none.astype(np.int64)
@@ -52,14 +48,12 @@ def _found(
 ) -> Nearest:
     cosines = np.zeros((len(queries), 0), dtype=np.float32)
     rows = np.zeros((len(queries), 0), dtype=np.int64)
-    for first, block in vectors.blocks():
+    for first, block in vectors.blocks:
         least = cosines[:, k - 1] if cosines.shape[1] == k else np.full(len(queries), -np.inf)
         more, places = best(queries, block.astype(np.float32, copy=False), min(k, len(block)), least)
         if not np.isfinite(more).all():
-            raise UserError(
-                f"{vectors.path} is broken (an embedding from row {first:,} on is not finite): embed into a"
-                f" new folder"
-            )
+            what = f"an embedding from row {first:,} on is not finite"
+            raise UserError(f"{vectors.path} is broken ({what}): embed into a new folder")
         if not more.shape[1]:
             continue
         cosines, rows = np.concatenate([cosines, more], 1), np.concatenate([rows, places + first], 1)
@@ -103,7 +97,6 @@ def _with_faiss(
 ) -> Nearest:
     import faiss  # pyright: ignore[reportMissingImports]
 
-    cosines, rows = faiss.knn(
-        np.ascontiguousarray(queries), np.ascontiguousarray(block), k, metric=faiss.METRIC_INNER_PRODUCT
-    )
+    whole = np.ascontiguousarray(queries), np.ascontiguousarray(block)
+    cosines, rows = faiss.knn(*whole, k, metric=faiss.METRIC_INNER_PRODUCT)
     return cosines, rows

@@ -61,9 +61,9 @@ class Answers:
         return _columns(self.model, self.scores.truth)
 
 
-def decoded(images: ImageSet, clip: Clip, kept: bool = False) -> Pixels:
-    """Return the images' pixels as the model takes them, kept in memory where they are looked at again."""
-    return Pixels(images.store, clip.eval_transform, clip.image_size, KEPT_BYTES if kept else 0)
+def decoded(images: ImageSet, clip: Clip, kept: int = 0) -> Pixels:
+    """Return the images' pixels as the model takes them; up to ``kept`` bytes stay in memory."""
+    return Pixels(images.store, clip.eval_transform, clip.image_size, kept)
 
 
 def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> Answers:
@@ -76,7 +76,7 @@ def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> 
 
 
 def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pixels | None = None) -> Answers:
-    """The model on a data set: among all its classes where it knows those of the images, else among the data's own.
+    """Test a model on a data set: among its classes if it knows those of the images, else among the data's.
 
     Args:
         expected: whether it should know them, so that a class it does not is worth a warning.
@@ -91,15 +91,13 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
     if not unknown:
         return answers(model, labelled(model, found, found.name), pixels)
     if model.plan is not None and expected:
-        log.warning(
-            'class "%s" was not learned by the run: testing among the classes of %s only',
-            *(unknown[0], found.name),
-        )
+        words = '"%s" was not learned by the run: testing among the classes of %s'
+        log.warning(words, unknown[0], found.name)
     return text_alone(model.encoder, found, pixels)
 
 
 def text_alone(clip: Clip, found: Dataset, pixels: Pixels | None = None) -> Answers:
-    """A model's zero-shot classifier on a data set, among the data's classes. Raises UserError as ``examined`` does."""
+    """Test a model's zero-shot classifier on a data set, among its classes. Raises UserError as ``examined``."""
     return answers(zero_shot(clip.name, clip, found.class_names, found.templates), _images(found), pixels)
 
 
@@ -156,10 +154,7 @@ def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
     """
     spec = spec_of(spec)
     if model.plan is not None and _is_part_of(spec, model.plan.config.data):
-        raise UserError(
-            f"{option} {spec} is the data of {model.spec}: its training images were learned and its test"
-            f" images are for the final result; give other images"
-        )
+        raise UserError(f"{option} {spec} is the data of {model.spec} itself: give other images")
     return load(spec, model)
 
 
@@ -189,10 +184,8 @@ def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:
     fitted = fit(logits, _columns(model, labels), spec)
     if not LOWEST * 1.01 < fitted.temperature < HIGHEST / 1.01:
         right = "right" if fitted.temperature < 1 else "no better than chance"
-        raise UserError(
-            f"no temperature fits: {model.spec} is {right} on the {fitted.images} images of {spec};"
-            " give more of them"
-        )
+        where = f"the {fitted.images} images of {spec}"
+        raise UserError(f"no temperature fits: {model.spec} is {right} on {where}; give more of them")
     if fitted.images < FEW:
         log.warning("a temperature fitted on %d images is rough; use at least %d", fitted.images, FEW)
     return fitted, held_out(plain.judge.names[0], spec, unknown[:, 0])
@@ -217,27 +210,16 @@ def tell_apart(model: Deployed, known: ImageSet, given: Dataset | None, spec: st
     others = load(spec, model)
     both = [name for name in present(others, _images(others)) if name in model.names]
     if both:
-        raise UserError(
-            f'--unknown {spec} has images of "{both[0]}", which {model.spec} knows: leave them out'
-        )
+        raise UserError(f'--unknown {spec} has images of "{both[0]}", which {model.spec} knows: leave it out')
     judge = Judge(model, available(model))
     known = known if given is None else labelled(model, given, f"--data {given.name}")
-    one, other = (
-        judged_all(model, judge, images, decoded(images, model.clip))[1]
-        for images in (known, _images(others))
-    )
-    return {
-        "data": others.name,
-        "images": len(other),
-        "own": model.judge.names[0],
-        "scores": {
-            name: {
-                "auroc": auroc(one[:, place], other[:, place]),
-                "fpr95": fpr95(one[:, place], other[:, place]),
-            }
-            for place, name in enumerate(judge.names)
-        },
+    sets = (known, _images(others))
+    one, other = (judged_all(model, judge, images, decoded(images, model.clip))[1] for images in sets)
+    scores = {
+        name: {"auroc": auroc(mine, theirs), "fpr95": fpr95(mine, theirs)}
+        for name, mine, theirs in zip(judge.names, one.T, other.T, strict=True)
     }
+    return {"data": others.name, "images": len(other), "own": model.judge.names[0], "scores": scores}
 
 
 def keep_calibration(model: Deployed, calibration: Calibration, unknown: HeldOut) -> Path | None:

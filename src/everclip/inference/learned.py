@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from everclip.data.inventory import contents
 from everclip.errors import UserError
 from everclip.methods.shared.sums import Sums
 from everclip.system.checkpoint import Store
+from everclip.system.reading import read_json
 from everclip.training.noted import read
 
 log = logging.getLogger("everclip")
@@ -55,6 +56,12 @@ def is_version(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
+def check_version(spec: str | os.PathLike[str]) -> None:
+    """Raise UserError where ``spec`` is no folder that an update wrote."""
+    if not is_version(Path(spec).expanduser()):
+        raise UserError(f"{spec} is no version: give a folder that everclip update wrote")
+
+
 def of(spec: str) -> Learned | None:
     """Return what the run or version ``spec`` has learned; None where that is not known.
 
@@ -77,7 +84,7 @@ def of_run(folder: Path) -> Learned | None:
 
 def _of_version(folder: Path) -> Learned:
     try:
-        rows = json.loads((folder / LIST).read_text(encoding="utf-8"))["rows"]
+        rows = read_json(folder / LIST)["rows"]
         kept = np.array([row[4] for row in rows], dtype=np.int64)
         return Learned(np.concatenate([Sums.load(folder / SUMS).ids.numpy(), kept]), None)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
@@ -95,8 +102,6 @@ def repeated(spec: str, images: ImageSet, name: str) -> int | None:
         return None
     count = int(known.among(images).sum())
     if count:
-        log.warning(
-            "%d of the %d images of %s were learned by %s, which inflates its accuracy",
-            *(count, len(images), name, spec),
-        )
+        words = "%d of the %d images of %s were learned by %s, which inflates its accuracy"
+        log.warning(words, count, len(images), name, spec)
     return count

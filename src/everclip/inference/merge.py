@@ -22,7 +22,7 @@ from everclip.data.images import Dataset
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError
-from everclip.inference.assess import decoded, examined, load_held_out
+from everclip.inference.assess import KEPT_BYTES, decoded, examined, load_held_out
 from everclip.inference.learned import repeated
 from everclip.inference.model import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
 from everclip.methods.shared.weights import blend
@@ -51,14 +51,19 @@ class Pair:
     other_name: str
 
     def mixed(self, alpha: float) -> Deployed:
-        """Return the model with a share ``alpha`` of the learned weights; 0 and 1 give the end points bit for bit."""
-        clip = copy.deepcopy(self.learned.encoder)
-        before, after = self.other.model.state_dict(), clip.model.state_dict()
-        with torch.no_grad():
-            clip.model.load_state_dict(blend(before, after, alpha))
+        """Return the model with a fraction ``alpha`` of the learned weights."""
         learned = self.learned
+        clip = mixed(self.other, learned.encoder, alpha)
         made = zero_shot(learned.spec, clip, learned.classes, learned.templates)
         return replace(made, labels=learned.labels, plan=learned.plan)
+
+
+@torch.no_grad()
+def mixed(before: Clip, after: Clip, share: float) -> Clip:
+    """Return a model with a fraction of the weights of ``after``; 0 and 1 give the end points bit for bit."""
+    made = copy.deepcopy(after)
+    made.model.load_state_dict(blend(before.model.state_dict(), after.model.state_dict(), share))
+    return made
 
 
 def pair(spec: str, other: str) -> Pair:
@@ -90,10 +95,9 @@ def _read(spec: str) -> Deployed:
         raise UserError(f"{spec} has learned nothing: give a run directory or a model folder")
     model = open_model(spec)
     if not model.reads_text:
-        assert model.plan is not None
         raise UserError(
-            f"{spec} was learned with {model.plan.config.method.name}, whose classifier is more than the"
-            f" text tower and has no counterpart to average with: merge a run that classifies by text"
+            f"{spec} was learned with {model.method}, whose classifier is more than the text tower: give a"
+            " run that classifies by text"
         )
     known = zero_shot(spec, whole(model.encoder), model.classes, model.templates)
     return replace(known, labels=model.labels, plan=model.plan)
@@ -116,7 +120,7 @@ def _with_classes_of(learned: Deployed, second: Deployed) -> Deployed:
     assert learned.plan is not None
     classes = learned.names + new
     first, plan = len(learned.names), learned.plan
-    none = plan.data.train.select(np.zeros(0, dtype=np.int64))
+    none = plan.data.train.of_classes([])
     label_of = {label: place for place, label in enumerate(learned.labels)}
     tasks = [
         Task(t.index, t.name, tuple(label_of[label] for label in t.classes), none, none) for t in plan.tasks
@@ -129,21 +133,14 @@ def _with_classes_of(learned: Deployed, second: Deployed) -> Deployed:
 
 def _check(learned: Deployed, other: Clip, name: str) -> None:
     """Refuse weights that cannot be mixed. Raises UserError."""
-    ours, theirs = learned.encoder, other
-    shapes = [
-        {key: tuple(value.shape) for key, value in clip.model.state_dict().items()} for clip in (ours, theirs)
-    ]
+    ours, theirs, both = learned.encoder, other, f"{learned.spec} and {name}"
+    shapes = [{key: v.shape for key, v in clip.model.state_dict().items()} for clip in (ours, theirs)]
     if shapes[0] != shapes[1] or repr(ours.model) != repr(theirs.model):
-        raise UserError(
-            f"{learned.spec} and {name} have different architectures: give models trained from the same one"
-        )
+        raise UserError(f"{both} have different architectures: give models trained from the same one")
     if (ours.mean, ours.std, ours.image_size) != (theirs.mean, theirs.std, theirs.image_size):
-        raise UserError(f"{learned.spec} and {name} prepare images differently, so they cannot be averaged")
+        raise UserError(f"{both} prepare images differently: give models trained from the same one")
     if theirs.centered and not ours.centered:
-        raise UserError(
-            f"{name} subtracts a mean from image features but {learned.spec} does not: give two runs with"
-            f" the same center="
-        )
+        raise UserError(f"of {both} only the latter subtracts a mean: give two runs with the same center=")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +157,11 @@ class Tried:
 
 
 def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]:
-    """Load the data sets to choose on, decoded once. Raises UserError for the model's own data, including its test
-    set."""
+    """Load the data sets to choose on, decoded once. Raises UserError for the model's own data."""
     found = [load_held_out(spec, models.learned, "--validate") for spec in specs]
     for one, model in product(found, dict.fromkeys([models.learned.spec, models.other_name])):
         repeated(model, one.whole(), one.name)
-    return [(data, decoded(data.whole(), models.other, kept=True)) for data in found]
+    return [(data, decoded(data.whole(), models.other, KEPT_BYTES)) for data in found]
 
 
 def try_share(models: Pair, alpha: float, sets: Sequence[tuple[Dataset, Pixels]]) -> Tried:

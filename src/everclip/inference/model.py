@@ -10,7 +10,7 @@ What can be opened, and which classes there are to choose from:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,11 @@ class Deployed:
         return Judge(self, [self.unknown.score if kept and self.unknown else names[-1]])
 
     @property
+    def method(self) -> str:
+        """The name of the method that trained it."""
+        return "zero_shot" if self.plan is None else self.plan.config.method.name
+
+    @property
     def reads_text(self) -> bool:
         """Whether the text tower's class embeddings are the classifier, so that the two towers are the whole model."""
         return isinstance(self.classifier, TextClassifier)
@@ -105,10 +110,7 @@ class Deployed:
     def check_classes(self) -> None:
         """Raise UserError where it has learned images with captions, and no classes."""
         if self.plan is not None and self.plan.data.captioned:
-            raise UserError(
-                f"{self.spec} has learned images with captions, and no classes: {LOCAL}{self.spec} asks its text tower"
-                " for any class"
-            )
+            raise UserError(f"{self.spec} has learned no classes: use {LOCAL}{self.spec} with --classes")
 
     @property
     def encoder(self) -> Clip:
@@ -123,8 +125,7 @@ class Deployed:
     @torch.inference_mode()
     def logits(self, images: Images) -> Float[np.ndarray, "b c"]:
         """Return logits of images as the model takes them; softmax makes probabilities. -inf: a class never trained."""
-        scores = self.classifier(images).double() * self.to_logits
-        return scores.cpu().numpy()
+        return (self.classifier(images).double() * self.to_logits).cpu().numpy()
 
     def among(self, names: Sequence[str]) -> Deployed:
         """Return the same model with some of its classes to choose from. Raises UserError for a class not learned."""
@@ -133,8 +134,7 @@ class Deployed:
                 near = suggest(name, self.names)
                 raise UserError(
                     f'"{name}" is not one of the {len(self.names)} classes that {self.spec} has learned'
-                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} asks its text tower for"
-                    f" any class"
+                    f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} takes any class"
                 )
         return replace(self, labels=tuple(label for label in self.labels if self.classes[label] in names))
 
@@ -154,6 +154,13 @@ def is_learned(spec: str) -> bool:
     return (path / "config.toml").is_file() or (path / FILE).is_file()
 
 
+def check_own(spec: str, options: Mapping[str, object]) -> None:
+    """Raise UserError for an option, by name, that is given though the learned model ``spec`` has its own."""
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option} is for models that have learned nothing; {spec} has its own")
+
+
 def pretrained(model: Deployed) -> Clip:
     """Return the model that a learned one began as, at its image size. Raises UserError where that cannot be had."""
     assert model.plan is not None
@@ -168,7 +175,7 @@ def open_model(
     templates: Sequence[str] | None = None,
     pairs: bool = False,
 ) -> Deployed:
-    """Return the model that ``spec`` names, ready to use; no training data is read where a model folder says it all.
+    """Return the model that ``spec`` names, ready to use.
 
     Args:
         spec: a run directory, a model folder, or any model that training can start from.
@@ -190,9 +197,7 @@ def open_model(
         check_names(classes, "the classes given")
         prompts = templates or templates_of(spec)
         return zero_shot(spec, zoo.load(spec, image_size, device("auto")), classes, prompts)
-    if image_size is not None or templates is not None:
-        option = "--templates" if image_size is None else "--image-size"
-        raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
+    check_own(spec, {"--image-size": image_size, "--templates": templates})
     found = _of_folder(path, spec) if (path / FILE).is_file() else _of_checkpoint(path)
     if not pairs:
         found.check_classes()
@@ -223,7 +228,7 @@ def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
 
 
 def _of_checkpoint(path: Path) -> Deployed:
-    """The same without the images, which may be elsewhere, or too many to list: the checkpoint's card says enough."""
+    """Return the same without the images, which may be elsewhere: the checkpoint's card says enough."""
     run = Run(path, Run.read_config(path))
     place = run.store.newest_task()
     folder = None if place is None else run.store.folder(place)
@@ -259,9 +264,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
     try:
         plan.method.load_state_dict(state)
     except Exception as error:  # another version's state has other keys or shapes, and a stranger's anything
-        raise UserError(
-            f"{file} does not fit {FILE} beside it, or these package versions: export the model again"
-        ) from error
+        raise UserError(f"{file} does not fit {FILE} beside it: export the model again") from error
     freeze(plan, clip)
     found = of_plan(spec, plan, clip, len(plan.tasks) - 1)
     return replace(found, **fitted, identity=identity)
@@ -279,22 +282,20 @@ def plan_of(card: Card) -> Plan:
 
 
 def card_of(model: Deployed) -> Card:
-    """Write the card of the model's folder. Where the text tower classifies, only learned classes are listed."""
+    """Return the card of a model's folder; if the text tower classifies, with learned classes alone."""
+    fitted = {"calibration": model.calibration, "unknown": model.unknown}
     if model.plan is None:
-        config = Config(
-            model=model.spec, image_size=model.clip.image_size, method=MethodChoice(name="zero_shot")
-        )
-        return Card(
+        method = MethodChoice(name="zero_shot")
+        config = Config(model=model.spec, image_size=model.clip.image_size, method=method)
+        card = Card(
             classes=list(model.classes),
             tasks=[CardTask(name="asked for", labels=list(model.labels))],
             templates=list(model.templates),
             classifier="text",
             settings=cards.settings(config),
-            calibration=model.calibration,
-            unknown=model.unknown,
         )
+        return card.model_copy(update=fitted)
     assert model.labels == seen(model.plan.tasks), "a folder keeps all learned classes"
-    fitted = {"calibration": model.calibration, "unknown": model.unknown}
     card = plans.card_of(model.plan, len(model.plan.tasks)).model_copy(update=fitted)
     if not model.reads_text:
         return card

@@ -18,6 +18,7 @@ from everclip.data.images import FileStore, ImageSet, Store
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import read_lines
 from everclip.errors import UserError
+from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import check_rate, judged, threshold
 from everclip.metrics.calibration import probabilities
@@ -85,8 +86,8 @@ def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> 
 def asked(
     model: Deployed, images: Images, above: float | None = None
 ) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
-    """Return probabilities of images as the model takes them, unknown scores where there is a threshold, and whether
-    each is above it."""
+    """Return probabilities of images as the model takes them, and for a threshold unknown scores, and which
+    are above it."""
     if above is None:
         return probabilities(model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)
@@ -107,7 +108,7 @@ def everyone(
     if unknown_at is not None:
         check_rate(unknown_at, f"unknown_at is {unknown_at}")
     above = None if unknown_at is None else threshold(model, unknown_at)
-    pixels = Pixels(images.store, model.clip.eval_transform, model.clip.image_size, 0)
+    pixels = decoded(images, model.clip)
     found, new = [np.zeros((0, len(model.labels)))], list[bool]()
     for start in range(0, len(images), BATCH):
         pictures, good = pixels.load(images.rows[start : start + BATCH])
@@ -131,29 +132,24 @@ def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> d
     """
     if answer.probabilities is None:
         return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
-    asked = (
-        {}
-        if answer.score is None
-        else {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
-    )
     order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
-    ranked = [
-        {"class": model.names[c], "probability": round(float(answer.probabilities[c]), 6)} for c in order
-    ]
-    best = ranked[0]
-    rejected = float(answer.probabilities[order[0]]) < reject_below
-    return {
+    found = answer.probabilities.tolist()
+    ranked = [{"class": model.names[c], "probability": round(found[c], 6)} for c in order]
+    rejected = found[order[0]] < reject_below
+    told = {
         "file": answer.key,
-        "class": None if rejected or answer.unknown else best["class"],
-        "probability": best["probability"],
+        "class": None if rejected or answer.unknown else ranked[0]["class"],
+        "probability": ranked[0]["probability"],
         "top": ranked,
         "error": None,
-        **asked,
     }
+    if answer.score is not None:
+        told |= {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
+    return told
 
 
 def files(paths: Iterable[str], size: int = BATCH) -> Iterator[Store]:
-    """Stores of at most ``size`` image files each; what ``paths`` yields is asked for as it is needed."""
+    """Yield stores of at most ``size`` image files each, as they are asked for."""
     keys = iter(paths)
     while batch := list(islice(keys, size)):
         yield FileStore(Path(), batch)

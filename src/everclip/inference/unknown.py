@@ -69,11 +69,9 @@ class Judge(nn.Module):
         return (scores := self.classifier.scored(rows)), self._unknown(scores, rows)
 
     def _unknown(self, scores: Tensor, rows: Tensor | None) -> Tensor:
-        found = [
-            -self.sharpness * scores.amax(1) if name == LOGIT else self.distances[name](rows)
-            for name in self.names
-        ]
-        return torch.stack(found, 1)
+        found = {name: distance(rows) for name, distance in self.distances.items()}
+        found[LOGIT] = -self.sharpness * scores.amax(1)
+        return torch.stack([found[name] for name in self.names], 1)
 
 
 def available(model: Deployed) -> tuple[str, ...]:
@@ -141,20 +139,16 @@ def threshold(model: Deployed, rate: float) -> float:
     held = model.unknown
     give = f"everclip predict {model.spec} --calibrate DATA"
     if held is None:
-        raise UserError(
-            f"{model.spec} keeps no scores of held-out images, which set the threshold: give images of its classes"
-            f" with {give}"
-        )
+        raise UserError(f"{model.spec} keeps no scores of held-out images to set a threshold by: use {give}")
     if held.score not in available(model):
-        raise UserError(
-            f"{model.spec} has no score {held.score} any more: give held-out images again, with {give}"
-        )
+        raise UserError(f"{model.spec} has no score {held.score} any more: use {give}")
     if rate < held.finest - ROUNDING:
-        wanted, more = images_for(rate), images_for(rate) - held.images
+        wanted, least = images_for(rate), f"{100 * held.finest:.3g} %"
         raise UserError(
-            f"a rate of {100 * rate:.3g} % needs {wanted} held-out images of known classes, {more} more than the"
-            f" {held.images} of {model.spec}: use {100 * held.finest:.3g} % or more, or give {wanted} with {give}"
-            if more > 0
-            else f"a rate of {100 * rate:.3g} % is finer than {100 * held.finest:.3g} %, the finest that is kept"
+            f"a rate of {100 * rate:.3g} % needs {wanted} held-out images of known classes,"
+            f" {wanted - held.images} more than the {held.images} of {model.spec}: use {least} or more, or"
+            f" give {wanted} with {give}"
+            if wanted > held.images
+            else f"a rate of {100 * rate:.3g} % is finer than {least}, the finest that is kept"
         )
     return held.threshold(rate)

@@ -162,10 +162,8 @@ def write(folder: Path, card: Card) -> None:
 def identity(folder: Path) -> str:
     """Identify the model of a folder: the same only where its files are. Raises UserError where it is damaged."""
     if (folder / MANIFEST).is_file():
-        try:
+        with checkpoint.checked(folder):
             return checkpoint.identity(folder)
-        except checkpoint.Damaged as error:
-            raise UserError(f"{folder} is damaged ({error}): use another copy") from error
     return hashlib.sha256(text_of(read(folder)).encode()).hexdigest()
 
 

@@ -84,9 +84,8 @@ class Answering:
         except Exception as error:  # a broken shard, no memory, our own bug: the next batch may be fine
             words = " ".join((memory_words(error) or f"{type(error).__name__}: {error}").split())
             self._say(f"{len(asks)} requests of /{kind} failed: {printable(words)}")
-            return [Refused(500, f"/{kind} failed ({type(error).__name__}): see the server's log")] * len(
-                asks
-            )
+            failed = Refused(500, f"/{kind} failed ({type(error).__name__}): see the server's log")
+            return [failed] * len(asks)
         return [one if isinstance(one, Refused) else one | served.label for one in found]
 
 
@@ -147,12 +146,11 @@ def _searched(served: Served, asks: Sequence[Ask]) -> list[Result]:
     most = max(ask.top for ask in asks)
 
     def shown(rows: Float32[np.ndarray, "n d"]) -> list[Json]:
-        cosines, places = nearest(vectors, rows, most)
-        ids = [vectors.names(line) for line in places.tolist()]
-        pairs = [zip(names, line, strict=True) for names, line in zip(ids, cosines.tolist(), strict=True)]
-        return [
-            {"found": [{"id": name, "cosine": round(value, 6)} for name, value in line]} for line in pairs
-        ]
+        found = []
+        for values, places in zip(*(part.tolist() for part in nearest(vectors, rows, most)), strict=True):
+            pairs = zip(vectors.names(places), values, strict=True)
+            found.append({"found": [{"id": name, "cosine": round(value, 6)} for name, value in pairs]})
+        return found
 
     found = _each(asking, asks, shown)
     for ask, one in zip(asks, found, strict=True):

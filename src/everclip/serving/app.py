@@ -71,10 +71,7 @@ class Service:
             task.cancel()
 
         ways = {"/health": self.health, "/model": self.model}
-        routes = [
-            Route(path, ways.get(path, self.ask), methods=[method], name=path[1:])
-            for path, method in PATHS.items()
-        ]
+        routes = [Route(path, ways.get(path, self.ask), methods=[method]) for path, method in PATHS.items()]
         handlers = {Refused: _refused, HTTPException: _no_such, Exception: _internal}
         app = Starlette(routes=routes, lifespan=working, exception_handlers=handlers)
         app.router.redirect_slashes = False
@@ -83,11 +80,12 @@ class Service:
     async def health(self, request: Request) -> Response:
         """Return what a monitor looks at; ``error`` is why the folder's version is not the one in use."""
         served = self._current.now
+        off = without_folders(served.unfit) or ("no --vectors" if served.vectors is None else "")
         told = {
             "status": "ok",
             **served.label,
             "error": self._current.error or None,
-            "search": _search_words(served.vectors is not None, served.unfit),
+            "search": f"off: {off}" if off else "on",
             "switches": self._current.switches,
             "waiting": self._inside,
             "answered": self._answered,
@@ -136,9 +134,7 @@ class Service:
             content = await self._body(request, self._limits.body)
         else:
             text = "" if kind == "predict" else f', or {_JSON} such as {{"text": "a red bicycle"}}'
-            raise Refused(
-                415, f"the body is {shown(said)}: send a picture itself as image/jpeg or such{text}"
-            )
+            raise Refused(415, f"the body is {shown(said)}: send a picture as image/jpeg or such{text}")
         top = options.get("top", options.get("k", 1))
         rate = options.get("unknown_at") or None
         return Ask(kind, content, int(top), options.get("reject_below", 0.0), rate)
@@ -195,10 +191,6 @@ def _text(body: bytes) -> str:
     if len(text) > MOST_TEXT:
         raise Refused(413, f"the text has {len(text):,} characters: send at most {MOST_TEXT:,}")
     return text
-
-
-def _search_words(there: bool, unfit: str) -> str:
-    return f"off: {without_folders(unfit)}" if unfit else "on" if there else "off: no --vectors"
 
 
 async def _refused(request: Request, error: Exception) -> Response:

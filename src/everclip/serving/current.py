@@ -103,7 +103,9 @@ class Source:
 
     def identity(self) -> str:
         """Return which model the folder holds now; empty for what is no model folder. Raises UserError if damaged."""
-        return _identity(self.place)
+        place = self.place
+        is_model_folder = (place / FILE).is_file() and not (place / "config.toml").is_file()
+        return cards.identity(place) if is_model_folder else ""
 
     def open(self, strict: bool = False) -> Served:
         """Return the version that the folder holds now, checked.
@@ -139,10 +141,8 @@ class Source:
 
     def _model(self, place: Path, identity: str) -> Deployed:
         if identity and (place / MANIFEST).is_file():
-            try:
+            with checkpoint.checked(place):
                 checkpoint.verify(place)
-            except checkpoint.Damaged as error:
-                raise UserError(f"{place} is damaged ({error}): use another copy") from error
         return open_model(str(place) if identity else self.spec, self.classes)
 
     def _searching(self, served: Served, place: Path, strict: bool) -> Served:
@@ -158,12 +158,6 @@ class Source:
             if strict:
                 raise
             return replace(served, unfit=str(error))
-
-
-def _identity(place: Path) -> str:
-    if not (place / FILE).is_file() or (place / "config.toml").is_file():
-        return ""
-    return cards.identity(place)
 
 
 def _number(place: Path) -> int | None:

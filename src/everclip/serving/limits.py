@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from everclip.errors import UserError
 from everclip.system.text import printable, shortened
 
 MIB, MEGA = 1 << 20, 10**6
@@ -30,19 +29,11 @@ class Limits:
         body: bytes of an encoded picture.
         pixels: width times height of a picture, which is compared before it is decoded.
         waiting: requests that are read, wait or are computed; more are told to come again.
-
-    Raises:
-        UserError: a bound is below 1.
     """
 
     body: int = 16 * MIB
     pixels: int = 50 * MEGA
     waiting: int = 256
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"the limit of {name} is {value}: use a number from 1")
 
 
 class Refused(Exception):

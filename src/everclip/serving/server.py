@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import socket
 import threading
@@ -30,17 +29,13 @@ class _Protocol(H11Protocol):
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json_text({"error": f"this is no HTTP that can be read: {msg}"}, None).encode() + b"\n"
-            headers = [
-                ("content-type", "application/json"),
-                ("content-length", str(len(body))),
-                ("connection", "close"),
-            ]
-            parts = (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            )
-            for part in parts:
+            about = {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "connection": "close",
+            }
+            head = h11.Response(status_code=400, headers=[*about.items()], reason=b"Bad Request")
+            for part in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(part) or b"")
         self.transport.close()
 
@@ -67,10 +62,6 @@ def listening(host: str, port: int) -> socket.socket:
         found.listen(2048)
     except OSError as error:
         found.close()
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"port {port} of {host} is in use: stop what listens there, or use --port"
-            ) from error
         raise UserError(f"port {port} of {host} cannot be used ({error.strerror}): use --port") from error
     return found
 
@@ -123,9 +114,8 @@ def _signals(current: Current) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {signal.SIGHUP: lambda *_: current.ask()} | dict.fromkeys(
-        (signal.SIGTERM, signal.SIGINT), lambda *_: None
-    )
+    quiet = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: None)
+    handlers = {signal.SIGHUP: lambda *_: current.ask()} | quiet
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

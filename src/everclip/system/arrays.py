@@ -54,9 +54,9 @@ def read_columns(
     most = min(most, MOST_ROWS)
 
     def shapes(forms: Mapping[str, Form]) -> dict[str, Shape]:
+        others = MOST_COLUMNS
         return {
-            name: Shape(kinds, (most, *[MOST_COLUMNS] * (dimensions - 1)))
-            for name, (kinds, dimensions) in forms.items()
+            name: Shape(kinds, (most, *[others] * (number - 1))) for name, (kinds, number) in forms.items()
         }
 
     found = read_arrays(path, shapes(needed), shapes(more or {}), MIB + 200 * most)

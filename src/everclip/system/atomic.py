@@ -102,9 +102,7 @@ def check_new(out: str | os.PathLike[str]) -> Path:
         return _new(Path(out).expanduser(), os.fspath(out))
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"{os.fspath(out)[:200]} cannot be written ({reason}): give another folder"
-        ) from error
+        raise UserError(f"{str(out)[:200]} cannot be written ({reason}): give another folder") from error
 
 
 def _new(path: Path, out: str) -> Path:
@@ -133,38 +131,30 @@ def claimed(path: Path) -> Iterator[None]:
         Stopped: SIGTERM or SIGHUP came.
     """
     with unwinding():
-        yield from _claimed(path)
-
-
-def _claimed(path: Path) -> Iterator[None]:
-    lock = _beside(path, "lock")
-    held = FileLock(lock, timeout=0.2, poll_interval=0.05)  # not 0: an owner that ends removes the file
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire()
-    except Timeout:
-        raise UserError(
-            f"{path} is being written by another process{_holder(lock)}: wait, or give another folder"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): make {path.parent} writable, or give another folder"
-        ) from error
-    try:
-        with suppress(OSError):  # who holds it is for a message only
-            lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-        _finish_swaps(path)
-        remove_unfinished(path)
-        yield
-    finally:
-        lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
-        held.release()
+        lock = _beside(path, "lock")
+        held = FileLock(lock, timeout=0.2, poll_interval=0.05)  # not 0: an owner that ends removes the file
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire()
+        except Timeout:
+            raise UserError(f"{path} is being written by another process{_holder(lock)}: wait") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): give another folder") from error
+        try:
+            with suppress(OSError):  # who holds it is for a message only
+                lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            _finish_swaps(path)
+            remove_unfinished(path)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
+            held.release()
 
 
 def remove_unfinished(path: Path) -> None:
     """Remove what killed processes have left of ``path``. Call it where no other process can be at work on it."""
     for left in _found(path, _PART):
-        _remove(left)
+        remove(left, ignore_errors=True)
 
 
 def _holder(lock: Path) -> str:
@@ -190,13 +180,6 @@ def stage(path: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def sync_all(folder: Path) -> None:
-    """Bring a folder, and all that is in it, to the disk."""
-    for place in (folder, *folder.rglob("*")):
-        if not place.is_symlink():
-            sync(place)
-
-
 def settle(made: Path, path: Path) -> None:
     """Give a finished folder its name, in one step.
 
@@ -210,7 +193,7 @@ def settle(made: Path, path: Path) -> None:
         if error.errno not in _TAKEN:
             raise
         raise UserError(
-            f"{path} was created by something else in the meantime and is not touched: give another folder"
+            f"{path} has appeared in the meantime and is left alone: give another folder"
         ) from None
     sync(path.parent)
 
@@ -226,7 +209,9 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     path = check_new(out)
     with claimed(path), stage(path) as made:
         yield made
-        sync_all(made)
+        for place in (made, *made.rglob("*")):
+            if not place.is_symlink():
+                sync(place)
         settle(made, path)
 
 
@@ -287,7 +272,7 @@ def _finish_swaps(folder: Path) -> None:
         elif not folder.exists():
             os.rename(ready, folder)
         elif folder.stat().st_ino == old:
-            _remove(ready)
+            remove(ready, ignore_errors=True)
         # else someone else has been at work: all of it is left alone
         sync(folder.parent)
 
@@ -313,8 +298,9 @@ def _found(path: Path, what: str) -> list[Path]:
         return []
 
 
-def _remove(left: Path) -> None:
-    if left.is_dir() and not left.is_symlink():
-        shutil.rmtree(left, ignore_errors=True)
+def remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a file, a link or a folder, if it is there; ``ignore_errors`` is for folders."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
-        left.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

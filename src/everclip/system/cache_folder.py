@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from everclip.errors import RunError, UserError
-from everclip.system.atomic import remove_unfinished
+from everclip.system.atomic import remove, remove_unfinished
 from everclip.system.checkpoint import Damaged, commit, verify
 
 log = logging.getLogger("everclip")
@@ -28,13 +27,8 @@ def folder() -> Path:
     Raises:
         UserError: the folder cannot be written.
     """
-    named = os.environ.get("EVERCLIP_CACHE")
-    path = (
-        Path(named)
-        if named
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "everclip"
-    )
-    path = path.expanduser()
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "everclip"
+    path = Path(os.environ.get("EVERCLIP_CACHE") or usual).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK)
@@ -69,8 +63,7 @@ def built(name: str, make: Callable[[Path], object]) -> Path:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.errno else str(error)
         raise RunError(
-            f"{target} cannot be read or written ({reason}): make room and check its permissions, or set"
-            f" EVERCLIP_CACHE to a folder elsewhere"
+            f"{target} cannot be used ({reason}): make room, or set EVERCLIP_CACHE elsewhere"
         ) from error
     return target
 
@@ -102,7 +95,7 @@ def _restore(target: Path, make: Callable[[Path], object]) -> None:
 
     def write(where: Path) -> None:
         make(where)
-        _remove(target)
+        remove(target)
 
     try:
         commit(target, write)
@@ -112,10 +105,3 @@ def _restore(target: Path, make: Callable[[Path], object]) -> None:
         raise
     if there:
         log.warning("%s was damaged or outdated (%s): it was built again", target, reason)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

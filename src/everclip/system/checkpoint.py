@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from everclip._version import __version__
 from everclip.errors import RunError, UserError
 from everclip.system.atomic import exchange, settle, stage, sync, write_atomic
-from everclip.system.reading import JSON_BYTES, parse_json
+from everclip.system.reading import JSON_BYTES, Unreadable, parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -46,7 +46,7 @@ UNSIGNED = {"calibration.json"}
 """Files that may change without changing a checkpoint: each has its own hash (calibration.py)."""
 
 log = logging.getLogger("everclip")
-
+_UNUSABLE = "checkpoint %s cannot be used (%s): using the previous one"
 _NAME = re.compile(r"begin|stage-(\d{3,9})|task-(\d{3,9})-phase-(\d{1,9})-step-(\d{6,12})")
 
 
@@ -113,10 +113,7 @@ class Store:
         return self.path / place.name
 
     def commit(self, place: Place, write: Callable[[Path], object], on: Sequence[Place] = ()) -> None:
-        """Save a place, then delete what is no longer wanted. ``write`` and errors are those of ``commit``.
-
-        A checkpoint of that place gives way.
-        """
+        """Save a place as ``commit`` does, over an earlier one; then delete what is no longer wanted."""
         folder, names = self.folder(place), [base.name for base in on]
         with stage(folder) as made:
             fill(made, write, names)
@@ -138,8 +135,7 @@ class Store:
         if not place.whole:  # a task's phases stand on where each began
             kept |= {old for old in inner if not old.step}
         gone = [self.folder(old) for old in every if old not in kept]
-        unfinished = [*self.path.glob(".*.everclip-*"), *self.path.glob("*.tmp")]  # .tmp: of earlier versions
-        for left in unfinished:
+        for left in (*self.path.glob(".*.everclip-*"), *self.path.glob("*.tmp")):  # .tmp: of earlier versions
             shutil.rmtree(left, ignore_errors=True)
         for folder in gone:  # renamed first: one that is half removed must not look like a checkpoint
             aside = folder.with_name(f".{folder.name}.everclip-gone")
@@ -147,8 +143,7 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
 
     def newest(self) -> list[Place]:
-        """Return the newest checkpoint that is as it was written, after those that it stands on; empty before the
-        first.
+        """Return the newest checkpoint that is intact, after those that it stands on; empty before the first.
 
         Newer ones are set aside, each with a warning; what a killed commit would have deleted is deleted.
 
@@ -159,7 +154,7 @@ class Store:
             try:
                 trail = self._trail(place)
             except Damaged as error:
-                log.warning("checkpoint %s cannot be used (%s): using the previous one", place.name, error)
+                log.warning(_UNUSABLE, place.name, error)
                 aside = self.path / (place.name + DAMAGED)
                 shutil.rmtree(aside, ignore_errors=True)
                 self.folder(place).rename(aside)
@@ -172,15 +167,12 @@ class Store:
 
     def newest_task(self) -> Place | None:
         """Return the newest checkpoint of a finished task that is as it was written; None before the first."""
-        for place in reversed(self.places()):
-            if place.whole and place.task:
-                try:
-                    verify(self.folder(place))
-                    return place
-                except Damaged as error:
-                    log.warning(
-                        "checkpoint %s cannot be used (%s): using the previous one", place.name, error
-                    )
+        for place in reversed([place for place in self.places() if place.whole and place.task]):
+            try:
+                verify(self.folder(place))
+                return place
+            except Damaged as error:
+                log.warning(_UNUSABLE, place.name, error)
         return None
 
     def _trail(self, place: Place) -> list[Place]:
@@ -246,8 +238,7 @@ def names(folder: Path) -> frozenset[str]:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Return bytes of a checkpoint's files, as its manifest has them; the files are not read. Raises as ``verify``
-    does."""
+    """Return bytes of a checkpoint's files, as its manifest has them. Raises as ``verify`` does."""
     return {name: entry["bytes"] for name, entry in _body(folder)["files"].items()}
 
 
@@ -269,6 +260,17 @@ def verify(folder: Path) -> None:
             raise Damaged(f"{name} is not what was written")
 
 
+@contextmanager
+def checked(folder: Path, remedy: str = "use another copy") -> Iterator[None]:
+    """Raise UserError, with a remedy, where this block finds a folder damaged or cannot read it."""
+    try:
+        yield
+    except Damaged as error:
+        raise UserError(f"{folder} is damaged ({error}): {remedy}") from error
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{folder} cannot be read ({error}): {remedy}") from error
+
+
 def _body(folder: Path) -> dict[str, Any]:
     """Read what the manifest says. Raises as ``verify`` does."""
     path = folder / MANIFEST
@@ -286,10 +288,8 @@ def _body(folder: Path) -> dict[str, Any]:
     if not plain:
         raise Damaged(f"{MANIFEST} is not what was written")
     if form != FORMAT:
-        raise UserError(
-            f"{folder} was written by everclip {body.get('everclip')} (format {form}, not {FORMAT}):"
-            " continue it with that version"
-        )
+        version = body.get("everclip")
+        raise UserError(f"{folder} has format {form}, not {FORMAT}: continue it with everclip {version}")
     return body
 
 

@@ -9,7 +9,7 @@ Kind = Callable[[Any], bool]
 
 
 def number(low: float, high: float) -> Kind:
-    """Return a number from ``low`` to ``high``, which a truth value and NaN are not."""
+    """Accept a number from ``low`` to ``high``; no truth value, and not NaN."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
@@ -18,37 +18,37 @@ def number(low: float, high: float) -> Kind:
 
 
 def whole(high: int) -> Kind:
-    """Return a whole number from 0 to ``high``."""
+    """Accept a whole number from 0 to ``high``."""
     return lambda value: type(value) is int and 0 <= value <= high
 
 
 def text(value: Any) -> bool:
-    """Return a text."""
+    """Accept a text."""
     return isinstance(value, str)
 
 
 def truth(value: Any) -> bool:
-    """True or false."""
+    """Accept true or false."""
     return isinstance(value, bool)
 
 
 def or_null(kind: Kind) -> Kind:
-    """Return ``kind``, or null."""
+    """Accept ``kind``, or null."""
     return lambda value: value is None or kind(value)
 
 
 def listed(kind: Kind, most: int) -> Kind:
-    """Return a list of at most that length."""
+    """Accept a list of at most that length."""
     return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
 
 
 def mapped(kind: Kind, most: int) -> Kind:
-    """Return an object of at most that number of keys."""
+    """Accept an object of at most that number of keys."""
     return lambda value: isinstance(value, dict) and len(value) <= most and all(map(kind, value.values()))
 
 
 def table(needed: Mapping[str, Kind], more: Mapping[str, Kind] | None = None) -> Kind:
-    """Return an object with these keys, and perhaps some more; others are not looked at."""
+    """Accept an object with these keys, and perhaps some of ``more``; others are not looked at."""
 
     def fits(value: Any) -> bool:
         return (

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,11 +30,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _notebook(console: Console) -> bool:
-    """Return whether a notebook shows a bar, for which rich needs ipywidgets."""
-    return console.is_jupyter and find_spec("ipywidgets") is not None
-
-
 class Progress:
     """Show steps of one piece of work at a time, on stderr. A context manager.
 
@@ -46,19 +40,13 @@ class Progress:
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self.console = Console(stderr=True, soft_wrap=True)
-        self._bar = (
-            Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TextColumn("{task.fields[left]}"),
-                console=self.console,
-                transient=True,
-            )
-            if (self.console.is_terminal or _notebook(self.console)) and not quiet
-            else None
-        )
+        # in a notebook rich needs ipywidgets
+        live = self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._bar = None
+        if live and not quiet:
+            note, left = TextColumn("{task.fields[note]}"), TextColumn("{task.fields[left]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, left)
+            self._bar = Bar(*columns, console=self.console, transient=True)
         self._task = None
         self._name, self._total, self._done, self._said = "", 0, 0, time.monotonic()
         self._given, self._started = 0, self._said
@@ -76,9 +64,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -136,10 +122,8 @@ class Progress:
         took = time.monotonic() - begun
         if done <= 0 or took < SURE or done < LEAST * total:
             return ""
-        return (
-            f"about {duration(took * max(0.0, total - done) / done)}"
-            f" left{' in all' if self._sections else ''}"
-        )
+        left = duration(took * max(0.0, total - done) / done)
+        return f"about {left} left in all" if self._sections else f"about {left} left"
 
     def aside(self, name: str, total: int) -> Callable[[int], None]:
         """Start a piece of work inside the present one, which is shown again once it is done.
@@ -161,7 +145,7 @@ class Progress:
         return step
 
     def say(self, line: str) -> None:
-        """A line that stays, above the bar and in the log."""
+        """Show a line that stays, above the bar and in the log."""
         log.info("%s", line)
         self._show(line)
 

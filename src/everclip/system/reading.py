@@ -149,9 +149,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def parse_toml(text: str) -> dict[str, Any]:
     """Return the tables of a TOML text, whole numbers of which have 64 bits; dates become texts. Raises Unreadable."""
     dots = 0
-    for token in _TOKEN.finditer(
-        text
-    ):  # the parser takes the square of a key's parts, which may be thousands
+    for token in _TOKEN.finditer(text):  # the parser takes the square of a key's parts
         dots = dots + 1 if token[0] == "." else 0 if token[0] in "=,\n[]{}" else dots
         if dots >= DEPTH:
             raise TooDeep()

@@ -57,6 +57,17 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
+@contextmanager
+def leaving(words: str) -> Iterator[None]:
+    """Have an interrupt, or ``Stopped``, of this block say what is left, and what continues it."""
+    try:
+        yield
+    except Stopped as error:
+        raise Stopped(error.signal, f"{error.cause}: {words}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: {words}") from None
+
+
 class Stop:
     """A request to stop the run, or none yet. Nothing asks for it before ``listening``."""
 

@@ -112,7 +112,7 @@ def asked(values: Mapping[str, Any], file: Path) -> None:
 
 
 def check(name: str) -> None:
-    """Let a module be imported, or raise; says on stderr what a trusted file is about to have imported.
+    """Let a module be imported, or raise; say on stderr what a trusted file has imported.
 
     Raises:
         Refused: a file asks for it that is in no trusted folder, or it is asked for only to be compared.
@@ -122,7 +122,8 @@ def check(name: str) -> None:
     files = _state.asked.get(name, [])
     if not files and not _state.strict:
         return
-    file = next((file for file in files if _trusted(file)), None)
+    places = [(file, file.expanduser().resolve()) for file in files]
+    file = next((file for file, place in places if any(map(place.is_relative_to, _state.folders))), None)
     if _state.reading:
         raise Refused(f'{_of(files)} asks for the code "{name}", which is not run to compare runs')
     if file is None:
@@ -137,11 +138,6 @@ def check(name: str) -> None:
 
 def _of(files: Sequence[Path]) -> str:
     return str(files[0]) if files else "a file"
-
-
-def _trusted(file: Path) -> bool:
-    where = file.expanduser().resolve()
-    return any(where.is_relative_to(one) for one in _state.folders)
 
 
 def place(name: str) -> str:
@@ -162,7 +158,7 @@ def place(name: str) -> str:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Only compare runs while it is open: no code is imported that the user did not ask for otherwise."""
+    """Import no code in this block that the user did not ask for otherwise, as runs are only compared."""
     before, _state.reading = _state.reading, True
     try:
         yield

@@ -20,6 +20,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from everclip.data.pixels import Pixels
+from everclip.inference.merge import mixed
 from everclip.inference.model import Deployed
 from everclip.methods.shared.ridge import USUAL
 from everclip.methods.shared.statistics import Linear
@@ -32,7 +33,6 @@ from everclip.updating.classifiers import (
     closed_form,
     columns_of,
     layered,
-    mixed,
     scores,
     text_form,
 )
@@ -93,8 +93,8 @@ class Trial:
     decision: Decision
 
 
-def candidates(trial: Trial, wanted: str, progress: Progress) -> Iterator[Candidate]:
-    """Yield all of them, the cheap ones first; ``wanted`` leaves out training that a fixed choice has no use for."""
+def candidates(trial: Trial, progress: Progress) -> Iterator[Candidate]:
+    """Yield all of them, the cheap ones first."""
     if trial.state.model is not None or trial.known.templates:
         yield nothing(trial)
     yield solved(trial, "means", {"name": "ncm"}, "class means")
@@ -117,7 +117,7 @@ def nothing(trial: Trial) -> Candidate:
         wide = text_form(state.spec, trial.known, state.frozen, "zero_shot")
         detail = "the text tower with the class names"
     elif model.reads_text and trial.known.templates:
-        wide = text_form(state.spec, trial.known, model.encoder, _method(model))
+        wide = text_form(state.spec, trial.known, model.encoder, model.method)
         detail = "as deployed, the text tower with the new names too"
     else:
         wide = model
@@ -127,15 +127,10 @@ def nothing(trial: Trial) -> Candidate:
     return Candidate("nothing", padded, lambda: wide, time.perf_counter() - begin, lacking == 0, None, detail)
 
 
-def _method(model: Deployed) -> str:
-    return "zero_shot" if model.plan is None else model.plan.config.method.name
-
-
 def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Candidate:
     """Return a classifier solved from sums: checked without the check images, built with them."""
     begin, clip, spec = time.perf_counter(), trial.state.frozen, trial.state.spec
-    model = closed_form(spec, trial.known, clip, method, trial.checked)
-    linear = model.classifier
+    linear = closed_form(spec, trial.known, clip, method, trial.checked).classifier
     assert isinstance(linear, Linear)
     weight, bias = linear.weight.cpu(), linear.bias.cpu()
     rows = trial.features[:, columns_of(method["name"], clip)]
@@ -145,16 +140,13 @@ def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Cand
     def build() -> Deployed:
         return closed_form(spec, trial.known, clip, method, trial.sums)
 
-    seconds = time.perf_counter() - begin
-    return Candidate(name, found, build, seconds, eligible, None, detail, rows)
+    return Candidate(name, found, build, time.perf_counter() - begin, eligible, None, detail, rows)
 
 
 def learned(trial: Trial, progress: Progress) -> Iterator[Candidate]:
     """Yield the trained model, and the best mixture of it with what it began with."""
     begin, state, decision = time.perf_counter(), trial.state, trial.decision
-    start = state.tuned or (
-        state.model.encoder if state.model is not None and state.model.reads_text else state.frozen
-    )
+    start = state.tuned or (state.encoder if state.model and state.model.reads_text else state.frozen)
     after = trained(start, trial.lesson, decision, progress)
 
     def candidate(name: str, clip: Clip, seconds: float, detail: str) -> Candidate:
@@ -163,9 +155,8 @@ def learned(trial: Trial, progress: Progress) -> Iterator[Candidate]:
         return Candidate(name, found, lambda: model, seconds, True, clip, detail)
 
     took = time.perf_counter() - begin
-    yield candidate(
-        "trained", after, took, f"{decision.method}, {decision.steps} steps, lr x {decision.lr_share:.2g}"
-    )
+    how = f"{decision.method}, {decision.steps} steps, lr x {decision.lr_share:.2g}"
+    yield candidate("trained", after, took, how)
     begin = time.perf_counter()
     tried = [
         candidate("interpolated", mixed(start, after, share), took, f"{share:g} of the trained weights")

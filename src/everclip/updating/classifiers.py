@@ -20,7 +20,6 @@ from everclip.data.scenario import seen
 from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
-from everclip.methods.shared.weights import blend
 from everclip.models.clip import Clip, Images
 from everclip.models.depths import Depths
 from everclip.runs.card import Card, CardTask
@@ -48,6 +47,15 @@ class Known:
     tasks: tuple[CardTask, ...]
     templates: tuple[str, ...]
     base: Mapping[str, Any]
+
+    def placed(self, names: tuple[str, ...], place: Sequence[int]) -> Known:
+        """Return the classes edited; ``place`` has the new label of each old one, -1 for one that goes."""
+        tasks = []
+        for task in self.tasks:
+            labels = list(dict.fromkeys(place[label] for label in task.labels if place[label] >= 0))
+            if labels:
+                tasks.append(CardTask(name=task.name, labels=labels))
+        return replace(self, names=names, tasks=tuple(tasks))
 
     def card(self, classifier: Any, method: Mapping[str, Any]) -> Card:
         """Return the card of a version that a method makes."""
@@ -77,14 +85,6 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
     plan.method.take(sums.columns(columns_of(method["name"], clip)))
     freeze(plan, clip)
     return of_plan(spec, plan, clip, len(plan.tasks) - 1)
-
-
-def mixed(before: Clip, after: Clip, share: float) -> Clip:
-    """Return a model with a fraction of the weights of ``after`` (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
-    made = copy.deepcopy(after)
-    with torch.no_grad():
-        made.model.load_state_dict(blend(before.model.state_dict(), after.model.state_dict(), share))
-    return made
 
 
 def columns_of(method: str, clip: Clip) -> slice:
@@ -156,6 +156,6 @@ def weights_of(clip: Clip, state: Mapping[str, Tensor]) -> Clip:
 
 
 def labels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Label of each name, -1 for one not known."""
+    """Return the label of each name, -1 for one not known."""
     place = {name: label for label, name in enumerate(known)}
     return [place.get(name, -1) for name in names]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from everclip.data.formats.folders import check_texts
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.prompts import PHOTO
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, check_choice, check_range
 from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, TRAINED, Candidate, Trial, candidates
@@ -57,12 +56,9 @@ class Options:
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be meant."""
-        if self.method not in (AUTO, *NAMES):
-            raise UserError(f'--method is "{self.method}"{suggest(self.method, (AUTO, *NAMES))}')
-        if not 0 <= self.exemplars <= 100_000:
-            raise UserError(f"--exemplars is {self.exemplars}: use a whole number from 0 to 100000")
-        if not 0 <= self.max_drop <= 100:
-            raise UserError(f"--max-drop is {self.max_drop:g}: use percentage points, 0 to 100")
+        check_choice("--method", self.method, (AUTO, *NAMES))
+        check_range("--exemplars", self.exemplars, 0, 100_000)
+        check_range("--max-drop", self.max_drop, 0, 100, "percentage points")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +99,7 @@ def prepare(
         towers=bool(state.known.templates),
     )
     if options.method in TRAINED and not facts.towers:
-        raise UserError(
-            f"--method {options.method} trains towers, but {state.spec} takes features only: use auto"
-        )
+        raise UserError(f"--method {options.method} trains towers, which {state.spec} lacks: use auto")
     keep = options.index is not None and options.index.mode == KEEP
     return pictures, facts, rule.decide(facts, options.method, keep)
 
@@ -142,8 +136,10 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         progress.say(line)
     trial = _trial(state, pictures, decision, options.seed, progress.aside)
     made: list[Candidate] = []
-    for one in candidates(trial, options.method, progress):
-        progress.say(f"{one.name:13s} {_share(one, trial.checks)} on check images, {one.seconds:.0f} s")
+    for one in candidates(trial, progress):
+        right = trial.checks.accuracy(one.scores)
+        shown = "     –" if right is None else f"{right:6.1%}"
+        progress.say(f"{one.name:13s} {shown} on check images, {one.seconds:.0f} s")
         made.append(one)
     made = guard.allowed(made)
     chosen, reason = choose(made, decision, trial.checks, options.method)
@@ -152,6 +148,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     after, index = guard.judge(after, pictures, tested)
     result = None if tested is None else compare(state, after, tested, progress.aside)
     gate = gate_of(result, options.max_drop, state)
+    names, old = pictures.known.names, len(state.known.names)
     verdict: dict[str, Any] = {
         "schema": 1,
         "from": state.spec,
@@ -161,23 +158,17 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         "reason": reason,
         "rule": list(decision.why),
         "facts": vars(facts),
-        "candidates": [_row(one, trial.checks, len(state.known.names), chosen) for one in made],
+        "candidates": [_row(one, trial.checks, old, chosen) for one in made],
         "checks": {"images": len(pictures.checks), "new": len(pictures.fresh)},
-        "images": {
-            "given": len(everything(new)),
-            "learned": len(pictures.new),
-            "held": len(pictures.fresh),
-        },
+        "images": {"given": len(everything(new)), "learned": len(pictures.new), "held": len(pictures.fresh)},
         "test": result,
         "gate": gate,
         "index": index,
         **told,
         "classes": {
             "old": list(state.known.names),
-            "new": list(pictures.known.names[len(state.known.names) :]),
-            "again": [
-                name for i, name in enumerate(state.known.names) if i in pictures.known.tasks[-1].labels
-            ],
+            "new": list(pictures.known.names[old:]),
+            "again": [names[label] for label in sorted(pictures.known.tasks[-1].labels) if label < old],
         },
         "memory": {
             "exemplars": len(after.exemplars),
@@ -201,11 +192,8 @@ def _trial(
     step = watch("features of the frozen model", sum(map(len, parts)))
 
     def columns(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return (
-            features(clip, images, pixels, layers, step),
-            torch.from_numpy(images.labels),
-            torch.from_numpy(images.ids),
-        )
+        rows = features(clip, images, pixels, layers, step)
+        return rows, torch.from_numpy(images.labels), torch.from_numpy(images.ids)
 
     checks = columns(pictures.checks)
     for part in (pictures.new, pictures.older):
@@ -226,9 +214,7 @@ def choose(
     by_name = {one.name: one for one in possible}
     if method != AUTO:
         if method not in by_name:
-            raise UserError(
-                f"--method {method} cannot recognise all classes here: use {' or '.join(by_name)}, or auto"
-            )
+            raise UserError(f"--method {method} cannot be used here: use {' or '.join(by_name)}, or auto")
         return by_name[method], "asked for"
     if not len(checks):
         kept = by_name.get(decision.prefer, possible[0])
@@ -240,17 +226,10 @@ def choose(
         return best, "preferred, and the best on check images"
     if ahead < 1e-9:
         return prefer, "preferred, and none is better on check images"
+    points, spread = f"{100 * ahead:.1f}", f"standard error {100 * error:.1f}"
     if ahead > ERRORS * error:
-        return (
-            best,
-            f"{100 * ahead:.1f} points ahead of {prefer.name} on check images (standard error"
-            f" {100 * error:.1f})",
-        )
-    return (
-        prefer,
-        f"preferred; {best.name} is {100 * ahead:.1f} points ahead, which may be chance (standard error"
-        f" {100 * error:.1f})",
-    )
+        return best, f"{points} points ahead of {prefer.name} on check images ({spread})"
+    return prefer, f"preferred; {best.name} is {points} points ahead, which may be chance ({spread})"
 
 
 def _next(
@@ -265,21 +244,14 @@ def _next(
     if chosen.clip is not None:
         tuned = chosen.clip
     exemplars, kept = pictures.kept(options.exemplars, options.seed)
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     added = [trial.known.names[label] for label in trial.known.tasks[-1].labels]
-    record = state.next_record(now, chosen.name, len(pictures.new) + len(pictures.fresh), added)
+    record = state.next_record(chosen.name, len(pictures.new) + len(pictures.fresh), added)
     own = (state.spec, model, trial.known, state.frozen, tuned, trial.sums)
     return State(*own, exemplars, kept, pictures.domains, None, record), told
 
 
-def _share(one: Candidate, checks: Checks) -> str:
-    found = checks.accuracy(one.scores)
-    return "     –" if found is None else f"{found:6.1%}"
-
-
 def _row(one: Candidate, checks: Checks, old: int, chosen: Candidate) -> dict[str, Any]:
     """Return a candidate in the verdict: accuracies are means over classes."""
-
     labels = checks.images.labels
     return {
         "name": one.name,

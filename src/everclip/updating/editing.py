@@ -8,9 +8,8 @@ was, so embeddings stay valid.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from everclip.data.formats.folders import check_names
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError, suggest
-from everclip.runs.card import CardTask
-from everclip.updating.classifiers import Known, scores
+from everclip.inference.assess import decoded
+from everclip.updating.classifiers import scores
 from everclip.updating.core import Outcome
 from everclip.updating.forgetting import without
 from everclip.updating.images import Watch, holdout, unwatched
@@ -58,14 +57,11 @@ def rename(names: Sequence[str], new: Mapping[str, str]) -> Edit:
     Raises:
         UserError: an unknown class, or two classes would have one name.
     """
-    for old in new:
-        _known(old, names)
+    _check_known(new, names)
     after = tuple(new.get(name, name) for name in names)
     twice = [name for name in new.values() if after.count(name) > 1]
     if twice:
-        raise UserError(
-            f'two classes would be called "{twice[0]}": if they are one, use merge, else another name'
-        )
+        raise UserError(f'two classes would be called "{twice[0]}": merge them, or give another name')
     check_names(after, "what rename gives")
     pairs = [f"{old} to {now}" for old, now in new.items()]
     return Edit(f"renamed {listed(pairs, SHOWN)}", after, tuple(range(len(names))))
@@ -77,8 +73,7 @@ def merge(names: Sequence[str], parts: Sequence[str], into: str) -> Edit:
     Raises:
         UserError: an unknown class, fewer than two, or ``into`` is the name of another class.
     """
-    for name in parts:
-        _known(name, names)
+    _check_known(parts, names)
     if len(set(parts)) < 2:
         raise UserError("merge makes one class of several: name at least two")
     if into in names and into not in parts:
@@ -93,8 +88,7 @@ def merge(names: Sequence[str], parts: Sequence[str], into: str) -> Edit:
 
 def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
     """Take classes out. Raises UserError for an unknown class, or where none would be left."""
-    for name in gone:
-        _known(name, names)
+    _check_known(gone, names)
     after = tuple(name for name in names if name not in gone)
     if not after or not gone:
         raise UserError("name at least one class to remove, and leave at least one")
@@ -105,24 +99,23 @@ def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
 def edit(
     state: State, wanted: Edit, test: Dataset | None, max_drop: float, watch: Watch = unwatched
 ) -> Outcome:
-    """The next version of ``state``, with other classes.
+    """Return the next version of ``state``, with other classes.
 
     Args:
         test: held-out images under the new names; None: the check images of the version are tested on.
         max_drop: percentage points that accuracy on the classes that stay may lose.
 
     Raises:
-        UserError: ``state`` knows no class, its classifier cannot be solved anew, or ``test`` has unknown classes.
+        UserError: its classifier cannot be solved anew, or ``test`` has unknown classes.
     """
     begin = time.perf_counter()
     model = state.model
-    if model is None:
-        raise UserError(f"{state.spec} has no class yet: give a folder that everclip update wrote")
+    assert model is not None, "a version has classes"
     after = _edited(state, wanted)
     edited = after.model
     assert edited is not None
     checks = _placed(state.checks, wanted.place)
-    pixels = Pixels(checks.store, edited.encoder.eval_transform, edited.encoder.image_size, 0)
+    pixels = decoded(checks, edited.encoder)
     found = scores(edited, checks, pixels)
     after, told = refitted(after, model)
     images = checks
@@ -132,19 +125,15 @@ def edit(
     result = _compared(scores(model, images, pixels), found, wanted, images) if len(images) else None
     drop = None if result is None else round(100 * (result["before"] - result["after"]), 2)
     what = "held-out images" if test is not None else "check images, of which none was trained on"
-    gate = {
-        "passed": drop is None or drop <= max_drop + 1e-9,
-        "max_drop": max_drop,
-        "drop": drop,
-        "words": f"accuracy on {what}" if result is not None else "no image to test on: not measured",
-    }
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    after = replace(after, record=after.next_record(now, wanted.words, 0, ()))
+    words = f"accuracy on {what}" if result is not None else "no image to test on: not measured"
+    passed = drop is None or drop <= max_drop + 1e-9
+    gate = {"passed": passed, "max_drop": max_drop, "drop": drop, "words": words}
+    after = replace(after, record=after.next_record(wanted.words, 0, ()))
     verdict = {
         "schema": 1,
         "from": state.spec,
         "version": after.version,
-        "made": now,
+        "made": after.record["made"],
         "edit": wanted.words,
         "classes": {"before": list(state.known.names), "after": list(wanted.names)},
         "test": result,
@@ -153,11 +142,11 @@ def edit(
         "index": {"words": "index valid: the encoder is as it was, so embeddings stay valid"},
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    return Outcome(after, verdict, bool(gate["passed"]))
+    return Outcome(after, verdict, passed)
 
 
 def _unseen(state: State, after: State, test: Dataset, watch: Watch) -> tuple[ImageSet, Pixels]:
-    """Held-out images of the classes that stay, which the version has not learned. Raises UserError if none is left."""
+    """Return unlearned held-out images of the classes that stay. Raises UserError if there is none."""
     gone = {*state.known.names} - {*after.known.names}
     stays = [label for label, name in enumerate(test.class_names) if name not in gone]
     test = replace(test, train=test.train.of_classes(stays), test=test.test.of_classes(stays))
@@ -165,14 +154,12 @@ def _unseen(state: State, after: State, test: Dataset, watch: Watch) -> tuple[Im
     learned = [state.sums.ids.numpy(), state.exemplars.ids, state.checks.ids]
     images = images.select(~np.isin(images.ids, np.concatenate(learned)))
     if not len(images):
-        raise UserError(
-            f"no image of --test {test.name} is of a class that stays and was not learned: give others"
-        )
+        raise UserError(f"--test {test.name} has no unlearned image of a class that stays: add some")
     return images, pixels
 
 
 def _edited(state: State, wanted: Edit) -> State:
-    """The state with other classes, and its classifier solved anew."""
+    """Return the state with other classes, and its classifier solved anew."""
     assert state.model is not None
     gone = [name for name, label in zip(state.known.names, wanted.place, strict=True) if label < 0]
     if gone:
@@ -180,7 +167,7 @@ def _edited(state: State, wanted: Edit) -> State:
     place = torch.tensor(wanted.place, dtype=torch.int64)
     after = replace(
         state,
-        known=_renamed(state.known, wanted),
+        known=state.known.placed(wanted.names, wanted.place),
         sums=state.sums.merged(place, len(wanted.names)),
         exemplars=_placed(state.exemplars, wanted.place),
         checks=_placed(state.checks, wanted.place),
@@ -188,20 +175,8 @@ def _edited(state: State, wanted: Edit) -> State:
     return replace(after, model=solved_anew(after, state.model))
 
 
-def _renamed(known: Known, wanted: Edit) -> Known:
-    """The names after the edit; a merged class belongs to the first task that has one of its parts."""
-    seen: set[int] = set()
-    tasks: list[CardTask] = []
-    for task in known.tasks:
-        labels = list(dict.fromkeys(wanted.place[label] for label in task.labels))
-        if not seen.issuperset(labels) or not labels:
-            tasks.append(CardTask(name=task.name, labels=labels))
-        seen.update(labels)
-    return replace(known, names=wanted.names, tasks=tuple(tasks))
-
-
 def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
-    """The images of classes that stay, with their new labels."""
+    """Return the images of classes that stay, with their new labels."""
     moved = images.relabel(place)
     return moved.select(moved.labels >= 0)
 
@@ -209,7 +184,7 @@ def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
 def _compared(
     before: Float32[np.ndarray, "n c"], after: Float32[np.ndarray, "n d"], wanted: Edit, images: ImageSet
 ) -> dict[str, Any]:
-    """Accuracy by scores before and after, an old answer counting as the class that it became."""
+    """Return accuracies by scores before and after; an old answer counts as the class that it became."""
     was = np.array(wanted.place)[before.argmax(1)] == images.labels
     now = after.argmax(1) == images.labels
     rows = [
@@ -224,6 +199,7 @@ def _compared(
     return {"images": len(images), "before": float(was.mean()), "after": float(now.mean()), "per_class": rows}
 
 
-def _known(name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        raise UserError(f'no class is called "{name}"{suggest(name, names)}')
+def _check_known(given: Iterable[str], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            raise UserError(f'no class is called "{name}"{suggest(name, names)}')

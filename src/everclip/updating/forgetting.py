@@ -9,9 +9,9 @@ have all of it, so the new folder keeps none of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everclip.data.formats.folders import image_files
 from everclip.data.gathered import gather
 from everclip.data.images import MOST_BYTES, FileStore, ImageSet, content_id
-from everclip.data.pixels import Pixels
 from everclip.errors import UserError, suggest
+from everclip.inference.assess import decoded
+from everclip.inference.predict import expanded
 from everclip.methods.shared.sums import Sums
-from everclip.runs.card import CardTask
 from everclip.system.reading import Unreadable, read_bytes
-from everclip.updating.classifiers import Known, features, layered
+from everclip.updating.classifiers import features, layered
 from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.start import nothing
-from everclip.updating.state import State
+from everclip.updating.state import State, now
 
 
 @dataclass(frozen=True, eq=False)
 class Forgotten:
-    """The remaining version, and what was removed (``report``, which goes into update.json and so under the
-    manifest)."""
+    """The remaining version, and what was removed: ``report``, which goes into update.json."""
 
     state: State
     report: dict[str, Any]
@@ -68,11 +66,16 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     model = state.model
     if model is None or not (classes or files):
         raise UserError("nothing to forget: give --class NAME or --images FILES")
-    _check(state, classes)
+    unknown = next((name for name in classes if name not in state.known.names), None)
+    if unknown is not None:
+        raise UserError(f'{state.spec} knows no class "{unknown}"{suggest(unknown, state.known.names)}')
+    if len(set(classes)) == len(state.known.names):
+        raise UserError("no class would be left: delete the folder instead")
     given, ids = _found(state, files)
-    sums, exact = _without_images(state, given, ids, classes)
-    kept, checks = (part.select(~np.isin(part.ids, ids)) for part in (state.exemplars, state.checks))
     gone = [state.known.names.index(name) for name in classes]
+    sums = _without_images(state, given, gone)
+    exact = all(int(sums.counts[label]) == 0 for label in gone)
+    kept, checks = (part.select(~np.isin(part.ids, ids)) for part in (state.exemplars, state.checks))
     rebuilt = False
     for label in sorted(gone, reverse=True):
         if int(sums.counts[label]) == 0:
@@ -83,11 +86,12 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
             others = kept.select(~np.isin(kept.labels, [other for other in gone if other <= label]))
             sums = sums.without_class(label, *_columns(state, others))
         kept, checks = (_drop(part, label) for part in (kept, checks))
-    known = _known(state.known, gone)
-    after = replace(state, known=known, sums=sums, exemplars=kept, checks=checks)
+    names = tuple(name for name in state.known.names if name not in classes)
+    place = [names.index(name) if name in names else -1 for name in state.known.names]
+    after = replace(state, known=state.known.placed(names, place), sums=sums, exemplars=kept, checks=checks)
     after = replace(after, model=solved_anew(after, model))
     report = {
-        "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "when": now(),
         "classes": len(classes),
         "images": len(ids),
         "exact": exact,
@@ -103,27 +107,9 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     return Forgotten(replace(after, record=record), report)
 
 
-def _check(state: State, classes: Sequence[str]) -> None:
-    for name in classes:
-        if name not in state.known.names:
-            raise UserError(
-                f'--class "{name}": {state.spec} does not know it{suggest(name, state.known.names)}'
-            )
-    if len(set(classes)) == len(state.known.names):
-        raise UserError("no class would be left: delete the folder instead")
-
-
 def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     """Return the images of ``files`` as a table with the labels they were learned with. Raises UserError."""
-    paths: list[str] = []
-    for file in files:
-        path = Path(file).expanduser()
-        inner = [str(path / name) for name in image_files(path, "")] if path.is_dir() else [str(path)]
-        if path.is_dir() and not inner:
-            raise UserError(
-                f"no images in {file}: give image files or a folder of them, such as .jpg or .png"
-            )
-        paths += inner
+    paths = [*expanded(os.path.expanduser(file) for file in files)]
     if not paths:
         return nothing(), np.zeros(0, dtype=np.int64)
     ids = []
@@ -132,62 +118,35 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
             ids.append(content_id(read_bytes(Path(path), MOST_BYTES)))
         except Unreadable as error:
             raise UserError(f"{path} cannot be read ({error}): give the file that was learned") from error
-    label_of = _labels(state)
+    label_of = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
+    for part in (state.exemplars, state.checks):
+        label_of |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
     unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
     if unknown:
-        raise UserError(
-            f"{unknown[0]} is not an image that {state.spec} has learned: give the unchanged file"
-        )
+        raise UserError(f"{unknown[0]} is not an image that {state.spec} learned: give the original file")
     rows = np.arange(len(paths), dtype=np.int64)
     labels = np.array([label_of[sample] for sample in ids], dtype=np.int64)
-    table = ImageSet(
-        FileStore(Path(), paths), rows, labels, np.zeros_like(rows), np.array(ids, dtype=np.int64)
-    )
-    return table, table.ids
-
-
-def _labels(state: State) -> dict[int, int]:
-    found = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
-    for part in (state.exemplars, state.checks):
-        found |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
-    return found
+    known = np.array(ids, dtype=np.int64)
+    return ImageSet(FileStore(Path(), paths), rows, labels, np.zeros_like(rows), known), known
 
 
 def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Return features of the frozen model, and labels."""
-    pixels = Pixels(images.store, state.frozen.eval_transform, state.frozen.image_size, 0)
-    layers = layered(state.frozen, state.sums)
+    pixels, layers = decoded(images, state.frozen), layered(state.frozen, state.sums)
     return features(state.frozen, images, pixels, layers), torch.from_numpy(images.labels)
 
 
-def _without_images(
-    state: State, given: ImageSet, ids: np.ndarray, classes: Sequence[str]
-) -> tuple[Sums, bool]:
-    """Return the sums without the images given, and without all of a class that are in the folder.
-
-    Returns:
-        whether all classes that go are out of the sums exactly by that.
-    """
-    gone = [state.known.names.index(name) for name in classes]
+def _without_images(state: State, given: ImageSet, gone: Sequence[int]) -> Sums:
+    """Return the sums without the images given, and without those of some classes in the folder."""
     own = [part.of_classes(gone) for part in (state.exemplars, state.checks)]
     sums = state.sums
     parts, _ = gather([given, *own])
     for part in parts:  # what is out already is not taken out again
         sums = sums.minus(*_columns(state, part), torch.from_numpy(part.ids))
-    return sums, all(int(sums.counts[label]) == 0 for label in gone)
+    return sums
 
 
 def _drop(images: ImageSet, label: int) -> ImageSet:
     """Return the images without those of a class; labels above it move down."""
     left = images.select(images.labels != label)
     return replace(left, labels=left.labels - (left.labels > label))
-
-
-def _known(known: Known, gone: Sequence[int]) -> Known:
-    place = {label: i for i, label in enumerate(i for i in range(len(known.names)) if i not in gone)}
-    tasks = [
-        CardTask(name=task.name, labels=[place[label] for label in task.labels if label in place])
-        for task in known.tasks
-        if any(label in place for label in task.labels)
-    ]
-    return replace(known, names=tuple(known.names[label] for label in place), tasks=tuple(tasks))

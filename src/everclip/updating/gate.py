@@ -10,10 +10,8 @@ import numpy as np
 
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
-from everclip.data.scenario import seen
-from everclip.errors import RunError, UserError
+from everclip.errors import UserError
 from everclip.inference.learned import of_run
-from everclip.inference.model import Deployed
 from everclip.updating.classifiers import scores
 from everclip.updating.images import Pictures, Watch, holdout, unwatched
 from everclip.updating.state import State
@@ -32,32 +30,25 @@ class Held(NamedTuple):
 def unseen(state: State, pictures: Pictures, test: Dataset, watch: Watch = unwatched) -> Held:
     """Return held-out images without those that were learned. Raises UserError where none is left."""
     images, pixels = holdout(pictures.known, test, state.encoder, watch)
-    learned = [
-        state.sums.ids.numpy(),
-        *(part.ids for part in (pictures.new, pictures.older, pictures.checks)),
-    ]
-    fresh = ~np.isin(images.ids, np.concatenate([*learned, pictures.exemplars.ids]))
+    learned = (pictures.new, pictures.older, pictures.checks, pictures.exemplars)
+    fresh = ~np.isin(images.ids, np.concatenate([state.sums.ids.numpy(), *(part.ids for part in learned)]))
     before = of_run(Path(state.spec).expanduser())
     if before is not None:  # of a run's training images some alone are learned again
         fresh &= ~before.among(images)
     if not fresh.any():
-        raise UserError(
-            f"all images of --test {test.name} are also in --add: keep some of each class in a separate"
-            f" folder"
-        )
-    if not fresh.all():
-        log.warning(
-            "%d images of --test %s are also learned, and are left out of the test", (~fresh).sum(), test.name
-        )
-    return Held(images.select(fresh), pixels, int((~fresh).sum()))
+        raise UserError(f"all images of --test {test.name} are also in --add: keep some apart")
+    left_out = int((~fresh).sum())
+    if left_out:
+        log.warning("%d images of --test %s are also learned, and are not tested", left_out, test.name)
+    return Held(images.select(fresh), pixels, left_out)
 
 
 def check_measured(state: State, held: Held | None, max_drop: float) -> None:
     """Refuse an update whose old classes could lose anything unseen. Raises UserError."""
     if state.known.names and (held is None or not (held.images.labels < len(state.known.names)).any()):
         raise UserError(
-            f"the {len(state.known.names)} old classes of {state.spec} may lose {max_drop:g} points, but"
-            f" --test has no image of them: add some to --test, or use --unmeasured (in Python: no max_drop)"
+            f"old classes of {state.spec} may lose {max_drop:g} points, but --test has no image of them:"
+            f" add some to --test, or use --unmeasured (in Python: no max_drop)"
         )
 
 
@@ -69,7 +60,8 @@ def compare(state: State, after: State, held: Held, watch: Watch = unwatched) ->
     is_old = images.labels < old
     step = watch("testing", len(images) + (int(is_old.sum()) if state.model is not None else 0))
     found = scores(after.model, images, pixels, step)
-    now = _in_label_order(after.model).take(found.argmax(1)) == images.labels
+    assert after.model.labels == tuple(range(len(after.known.names)))  # so columns are labels
+    now = found.argmax(1) == images.labels
     before: np.ndarray | None = None
     if state.model is not None and is_old.any():
         part = images.select(is_old)
@@ -78,9 +70,8 @@ def compare(state: State, after: State, held: Held, watch: Watch = unwatched) ->
     for label in np.unique(images.labels).tolist():
         rows = images.labels == label
         was = None if before is None or label >= old else float(before[images.labels[is_old] == label].mean())
-        per_class.append(
-            {"class": names[label], "n": int(rows.sum()), "before": was, "after": float(now[rows].mean())}
-        )
+        counted = {"class": names[label], "n": int(rows.sum())}
+        per_class.append(counted | {"before": was, "after": float(now[rows].mean())})
     return {
         "images": len(images),
         "duplicates": duplicates,
@@ -92,28 +83,15 @@ def compare(state: State, after: State, held: Held, watch: Watch = unwatched) ->
     }
 
 
-def _in_label_order(model: Deployed) -> np.ndarray:
-    """Label of each column; a version's columns are its labels in their order."""
-    if model.plan is not None and model.labels == seen(model.plan.tasks):
-        return np.arange(len(model.labels))
-    raise RunError("a version has columns in another order than its labels")
-
-
 def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict[str, Any]:
     """Decide whether the old classes keep enough, and say on what that was measured."""
+    drop, passed = None, True
     if not state.known.names:
-        return {"passed": True, "max_drop": allowed, "drop": None, "words": "no class was known before"}
-    if result is None or result["old_before"] is None:
-        return {
-            "passed": True,
-            "max_drop": allowed,
-            "drop": None,
-            "words": "no held-out images of old classes: not measured",
-        }
-    drop = 100 * (result["old_before"] - result["old_after"])
-    passed = drop <= allowed + 1e-9
-    words = (
-        f"old classes {100 * result['old_before']:.1f} % -> {100 * result['old_after']:.1f} % on"
-        " held-out images"
-    )
-    return {"passed": passed, "max_drop": allowed, "drop": round(drop, 2), "words": words}
+        words = "no class was known before"
+    elif result is None or result["old_before"] is None:
+        words = "no held-out images of old classes: not measured"
+    else:
+        before, after = 100 * result["old_before"], 100 * result["old_after"]
+        passed, drop = before - after <= allowed + 1e-9, round(before - after, 2)
+        words = f"old classes {before:.1f} % -> {after:.1f} % on held-out images"
+    return {"passed": passed, "max_drop": allowed, "drop": drop, "words": words}

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from everclip.data.gathered import gather
 from everclip.data.images import Dataset, ImageSet
@@ -16,9 +15,9 @@ from everclip.data.inventory import Step, silent
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError, suggest
+from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
-from everclip.seeding import hash64
 from everclip.updating.classifiers import Known, labels_of
 from everclip.updating.start import everything, nothing
 from everclip.updating.state import State
@@ -38,7 +37,7 @@ Watch = Callable[[str, int], Step]
 
 
 def unwatched(name: str, total: int) -> Step:
-    """Watch nothing."""
+    """Ignore the work and its steps."""
     return silent
 
 
@@ -63,9 +62,7 @@ def united(
         if new not in names:
             raise UserError(f'--same "{new}={old}": {where} has no class "{new}"{suggest(new, names)}')
         if old not in known.names:
-            raise UserError(
-                f'--same "{new}={old}": the model knows no class "{old}"{suggest(old, known.names)}'
-            )
+            raise UserError(f'--same "{new}={old}": the model has no "{old}"{suggest(old, known.names)}')
     spelt = {plain(name): name for name in known.names}
     table, every = [], list(known.names)
     for name in names:
@@ -74,8 +71,7 @@ def united(
         if wanted not in every and near is not None:
             raise UserError(
                 f'class "{name}" of {where} looks like "{near}" spelled differently: rename the folder, or'
-                f" use"
-                f' --same "{name}={near}"'
+                f' use --same "{name}={near}"'
             )
         if wanted not in every:
             every.append(wanted)
@@ -109,11 +105,10 @@ class Pictures:
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
         """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together."""
         apart = checks_of(exemplars)
-        classes = len(self.known.names)
-        replay = Memory((exemplars - apart) * classes, seed, self.exemplars)
-        replay.update(self.new, classes)
-        checked = Memory(apart * classes, seed, self.checks)
-        checked.update(self.checks.select(np.zeros(0, dtype=np.int64)), classes)
+        replay = Memory((exemplars - apart) * len(self.known.names), seed, self.exemplars)
+        replay.update(self.new, len(self.known.names))
+        checked = Memory(apart * len(self.known.names), seed, self.checks)
+        checked.update(self.checks.of_classes([]), len(self.known.names))
         return replay.images(), checked.images()
 
 
@@ -133,36 +128,28 @@ def collect(
     new = everything(found)
     present = np.unique(new.labels).tolist()
     known, table = united(state.known, [found.class_names[label] for label in present], same, found.name)
-    new = new.relabel(
-        [table[present.index(i)] if i in present else -1 for i in range(len(found.class_names))]
-    )
-    labels = sorted(set(np.unique(new.labels).tolist()))
+    label_of = dict(zip(present, table, strict=True))
+    new = new.relabel([label_of.get(label, -1) for label in range(len(found.class_names))])
+    labels = sorted(set(table))
     number = state.version + 1
     known = replace(known, tasks=(*known.tasks, CardTask(name=f"update {number}", labels=labels)))
-    several = len(found.domain_names) > 1
-    domains = found.domain_names if several else (f"update {number}",)
+    domains = found.domain_names if len(found.domain_names) > 1 else (f"update {number}",)
     new = replace(new, domains=new.domains + len(state.domains))
     sets = [new, state.older or nothing(), state.exemplars, state.checks]
     (new, older, kept, checks), skipped = gather(sets)
-    pixels = _read(new, state.encoder)
+    pixels = decoded(new, state.encoder, KEPT_BYTES)
     _look(pixels, [new, older, kept, checks], watch)
     new, older, kept, checks = (pixels.readable(part) for part in (new, older, kept, checks))
     for label in labels:
         if not (new.labels == label).any():
-            raise UserError(
-                f'no image of "{known.names[label]}" in {found.name} can be read: replace them, or remove'
-                " the class"
-            )
+            name = known.names[label]
+            raise UserError(f'no image of "{name}" in {found.name} can be read: replace or drop them')
     _one_name(known, new, [older, kept, checks])
     new = new.select(~np.isin(new.ids, np.concatenate([older.ids, kept.ids, checks.ids])))
-    new, fresh = apart(new, SHARE, MOST_CHECKS)
-    older, past = apart(older, SHARE, checks_of(exemplars))
+    new, fresh = new.apart(SHARE, "check", MOST_CHECKS)
+    older, past = older.apart(SHARE, "check", checks_of(exemplars))
     if len(older):
-        memory = Memory(
-            (exemplars - checks_of(exemplars)) * len(known.names),
-            0,
-            older.select(np.zeros(0, dtype=np.int64)),
-        )
+        memory = Memory((exemplars - checks_of(exemplars)) * len(known.names), 0, older.of_classes([]))
         memory.update(older, len(known.names))
         kept = kept + memory.images().select(~np.isin(memory.images().ids, kept.ids))
     skipped |= {pixels.store.keys[row]: reason for row, reason in pixels.broken.items()}
@@ -172,12 +159,8 @@ def collect(
     return Pictures(known, new, older, kept, checks, fresh, (*state.domains, *domains), pixels, skipped)
 
 
-def _read(images: ImageSet, clip: Clip) -> Pixels:
-    return Pixels(images.store, clip.eval_transform, clip.image_size, KEPT_BYTES)
-
-
 def _look(pixels: Pixels, parts: Sequence[ImageSet], watch: Watch) -> None:
-    """Decode all images once, whether or not they are kept, so that those that cannot be read are known."""
+    """Decode all images once, kept or not, so that those that cannot be read are known."""
     step = watch("reading images", sum(map(len, parts)))
     for part in parts:
         for rows in np.array_split(part.rows, -(-len(part) // DECODED) or 1):
@@ -187,11 +170,9 @@ def _look(pixels: Pixels, parts: Sequence[ImageSet], watch: Watch) -> None:
 
 def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
     """Refuse a picture that has two names. Raises UserError."""
-    label_of = {
-        sample: label
-        for part in old
-        for sample, label in zip(part.ids.tolist(), part.labels.tolist(), strict=True)
-    }
+    label_of: dict[int, int] = {}
+    for part in old:
+        label_of |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
     for sample, label, row in zip(new.ids.tolist(), new.labels.tolist(), new.rows.tolist(), strict=True):
         before = label_of.setdefault(sample, label)
         if before != label:
@@ -200,18 +181,6 @@ def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
                 f'{new.store.keys[row]} is a picture of "{one}", but also appears as "{two}": if they are'
                 f' one class use --same "{one}={two}", else remove it from one of them'
             )
-
-
-def apart(images: ImageSet, share: float, most: int) -> tuple[ImageSet, ImageSet]:
-    """Split images to learn from those to check on: a fraction per class and domain, at least one, never all."""
-    held = np.zeros(len(images), dtype=bool)
-    pairs = np.stack([images.labels, images.domains])
-    priority: NDArray[np.int64] = np.array([hash64("check", sample) for sample in images.ids.tolist()])
-    for pair in np.unique(pairs, axis=1).T if len(images) else ():
-        where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
-        count = min(max(1, round(share * len(where))), len(where) - 1, most)
-        held[where[np.argsort(priority[where])[:count]]] = True
-    return images.select(~held), images.select(held)
 
 
 def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) -> tuple[ImageSet, Pixels]:
@@ -226,11 +195,10 @@ def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) 
     if unknown:
         near = {plain(name): name for name in known.names}.get(plain(unknown[0]))
         hint = f': did you mean "{near}"?' if near else ": leave that class out, or add it with --add"
-        raise UserError(
-            f'--test {found.name} has images of "{unknown[0]}", which is neither an old nor a new class{hint}'
-        )
+        what = "which is neither an old nor a new class"
+        raise UserError(f'--test {found.name} has images of "{unknown[0]}", {what}{hint}')
     (images,), _ = gather([images.relabel(table)])
-    pixels = _read(images, clip)
+    pixels = decoded(images, clip, KEPT_BYTES)
     _look(pixels, [images], watch)
     images = pixels.readable(images)
     if not len(images):

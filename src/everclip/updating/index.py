@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, check_choice
 from everclip.index import embed, folder
 from everclip.index.encoder import fingerprint
 from everclip.index.folder import Vectors
 from everclip.index.maps import Map, fit
 from everclip.index.search import nearest
+from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.system.atomic import check_new, claimed
 from everclip.system.progress import Progress
@@ -62,13 +64,9 @@ def asked(mode: str | None, vectors: str | None, method: str) -> Asked | None:
         if vectors is not None:
             raise UserError(f"--vectors {vectors} needs --index: use --index keep, adapt or rebuild")
         return None
-    if mode not in MODES:
-        raise UserError(f'--index is "{mode}"{suggest(mode, MODES)}')
+    check_choice("--index", mode, MODES)
     if mode == KEEP and method in TRAINED:
-        raise UserError(
-            f"--index keep leaves the encoder unchanged, but --method {method} does not: leave --method"
-            f" out, or use --index adapt"
-        )
+        raise UserError(f"--index keep trains nothing, but --method {method} does: leave one of them out")
     if vectors is None and mode != KEEP:
         raise UserError(f"--index {mode} needs --vectors: give the folder that everclip embed wrote")
     found = None if vectors is None else folder.read(Path(vectors).expanduser())
@@ -89,7 +87,7 @@ class Guard:
 
     def __init__(self, state: State, what: Asked | None) -> None:
         self._state, self._asked = state, what
-        self._marks: dict[int, tuple[Clip, str]] = {}
+        self.mark = cache(fingerprint)
         self._vectors = None if what is None else what.vectors
         self.keeps = what is not None and what.mode == KEEP
         self._mark = self.mark(state.encoder)
@@ -99,15 +97,8 @@ class Guard:
             assert self._vectors is not None
             raise UserError(
                 f"{self._vectors.path} has embeddings of {self._vectors.table.model} ({self._wanted[:12]}),"
-                f" which are not those of {state.spec} ({self._mark[:12]}): use those of everclip embed"
-                f" {state.spec}, or --index rebuild"
+                f" none of {state.spec} ({self._mark[:12]}): embed with it, or use --index rebuild"
             )
-
-    def mark(self, clip: Clip) -> str:
-        """Return the fingerprint of an encoder, computed once."""
-        if id(clip) not in self._marks:
-            self._marks[id(clip)] = clip, fingerprint(clip)
-        return self._marks[id(clip)][1]
 
     def _old(self) -> tuple[Clip, Map | None] | None:
         """Return what gives embeddings that can be compared with those of the index, now."""
@@ -128,10 +119,7 @@ class Guard:
             return [*made]
         found = [replace(one, eligible=one.eligible and self._valid(self._encoder(one))) for one in made]
         if any(one.eligible for one in made) and not any(one.eligible for one in found):
-            raise UserError(
-                "--index keep: no candidate that leaves the encoder unchanged can recognise all classes:"
-                " use --index adapt or rebuild"
-            )
+            raise UserError("--index keep leaves no candidate that knows all classes: use adapt or rebuild")
         return found
 
     def _encoder(self, one: Candidate) -> Clip:
@@ -179,22 +167,15 @@ class Guard:
     def _fitted(self, clip: Clip, pictures: Pictures) -> Map:
         """Fit a map from the embeddings of ``clip`` to those of the index, on the update's images and class names."""
         learned, checks = pictures.new + pictures.older + pictures.exemplars, pictures.checks
-        names = [
-            template.replace("{}", name)
-            for name in pictures.known.names
-            for template in pictures.known.templates
-        ]
+        known = pictures.known
+        names = [template.replace("{}", name) for name in known.names for template in known.templates]
         new = [embed.pictures(clip, part, pictures.pixels)[0] for part in (learned, checks)]
         old = [self._old_rows(part, pictures.pixels) for part in (learned, checks)]
         teacher, before = self._teacher or (clip, None)
         texts = embed.texts(clip, names), embed.texts(teacher, names)
         given = texts[1] if before is None else before(texts[1])
-        return fit(
-            (torch.cat([new[0], texts[0]]), new[1]),
-            (torch.cat([old[0], given]), old[1]),
-            self.mark(clip),
-            self._wanted,
-        )
+        of_new, of_old = (torch.cat([new[0], texts[0]]), new[1]), (torch.cat([old[0], given]), old[1])
+        return fit(of_new, of_old, self.mark(clip), self._wanted)
 
     def _old_rows(self, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n d"]:
         """Return embeddings of pictures as the index has them."""
@@ -216,12 +197,12 @@ class Guard:
         return {
             "queries": len(some),
             "recall": found[0],
-            "recall_mapped": found[1] if mapped is not None else None,
+            "recall_mapped": None if mapped is None else found[1],
         }
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """Return the share of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
+    """Return the fraction of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
     shared = [len(set(one) & set(other)) for one, other in zip(found.tolist(), truth.tolist(), strict=True)]
     return float(np.mean(shared)) / truth.shape[1]
 
@@ -230,7 +211,7 @@ def pace(clip: Clip, images: ImageSet) -> float:
     """Return images that are decoded and embedded in a second, here and now."""
     some = images.select(np.arange(min(TIMED, len(images))))
     begin = time.perf_counter()
-    embed.pictures(clip, some, Pixels(some.store, clip.eval_transform, clip.image_size, 0))
+    embed.pictures(clip, some, decoded(some, clip))
     return max(1, len(some)) / (time.perf_counter() - begin)
 
 
@@ -244,17 +225,14 @@ def words(told: dict[str, Any], spec: str) -> str:
             f"index: the encoder changed, so embeddings that {spec} made no longer fit; --index keep allows"
             f" no such update, --index adapt --vectors FOLDER makes new queries fit them"
         )
-    now = (
-        ""
-        if told["recall"] is None
-        else f"Recall@{NEIGHBOURS} of old vectors with new queries {told['recall']:.0%}"
-    )
-    then = "" if told["recall_mapped"] is None else f", with the map {told['recall_mapped']:.0%}"
-    again = (
-        f"rebuilding: {duration(told['rebuild_seconds'])} for {told['count']:,} images at this machine's rate"
-    )
-    into = "" if told["rebuilt"] is None else f", into {told['rebuilt']}"
-    return f"{now}{then}{'; ' if now else ''}{again}{into}"
+    line = ""
+    if told["recall"] is not None:
+        line = f"Recall@{NEIGHBOURS} of old vectors with new queries {told['recall']:.0%}"
+    if told["recall_mapped"] is not None:
+        line += f", with the map {told['recall_mapped']:.0%}"
+    line += "; " if line else ""
+    line += f"rebuilding: {duration(told['rebuild_seconds'])} for {told['count']:,} images on this machine"
+    return line if told["rebuilt"] is None else f"{line}, into {told['rebuilt']}"
 
 
 def beside(vectors: Vectors, version: int) -> Path:
@@ -276,7 +254,7 @@ class Rebuild:
     out: Path
 
     def run(self, clip: Clip, spec: str, progress: Progress) -> embed.Report:
-        """Embed; ``spec`` is the version's folder. Raises as ``embed.embed`` does."""
+        """Embed again; ``spec`` is the version's folder. Raises as ``embed.embed`` does."""
         half = self.vectors.table.dtype == "float16"
         with claimed(self.out):
             return embed.embed(clip, spec, None, self.work, self.out, half, progress)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from everclip.data.pixels import Pixels
 from everclip.errors import UserError
+from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import LOGIT, available, left_out, maximum_logit
 from everclip.methods.shared.statistics import Linear, Statistics
@@ -56,9 +56,9 @@ class Checked:
         name = available(model)[-1]
         if name == LOGIT:
             return held_out(name, DATA, maximum_logit(model, self.scores))
-        return (
-            None if self.rows is None else held_out(name, DATA, left_out(model, name, self.rows, self.labels))
-        )
+        if self.rows is None:
+            return None
+        return held_out(name, DATA, left_out(model, name, self.rows, self.labels))
 
 
 def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[Deployed, dict[str, Any]]:
@@ -72,16 +72,15 @@ def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[
     """
     usable = len(checked.labels) > 0 and bool(np.isfinite(checked.scores).all())
     calibration, told = _temperature(model, checked, before, usable)
-    score = available(model)[-1]
     held = model.unknown if model is before else None
     if held is None and usable:
         held = checked.unknown(model)
-    if held is None:
-        words = "no check images to set a threshold by; give held-out images with predict --calibrate"
-    else:
+    about: dict[str, Any] = {"score": available(model)[-1], "images": 0, "finest_rate": None}
+    words = "no check images to set a threshold by; give held-out images with predict --calibrate"
+    if held is not None:
+        about |= {"images": held.images, "finest_rate": held.finest}
         words = f"predict --unknown-at from {100 * held.finest:.2g} % up, by {held.score} on {held.images} check images"
-    about = {"score": score, "images": 0 if held is None else held.images}
-    about |= {"finest_rate": None if held is None else held.finest, "words": f"unknown pictures: {words}"}
+    about["words"] = f"unknown pictures: {words}"
     return replace(model, calibration=calibration, unknown=held), {"calibration": told, "unknown": about}
 
 
@@ -103,14 +102,10 @@ def _temperature(
             f" {made.ece_before:.1%} before, {made.ece:.1%} after"
         )
     else:
-        made = None if other else old
-        kept = (
-            f"the old temperature, {old.temperature:.3g}, is kept"
-            if old
-            else "there was no temperature before"
-        )
-        if old and other:
-            kept = f"the old temperature, {old.temperature:.3g}, was another classifier's and is dropped"
+        made, kept = None if other else old, "there was no temperature before"
+        if old:
+            end = "was another classifier's and is dropped" if other else "is kept"
+            kept = f"the old temperature, {old.temperature:.3g}, {end}"
         words = f"{count} check images are too few for a temperature ({CALIBRATED} are needed): {kept}"
     told |= {"temperature": made.temperature if made else None, "words": f"probabilities: {words}"}
     return made, told
@@ -118,18 +113,16 @@ def _temperature(
 
 def _kind(model: Deployed) -> str:
     """Return what classifies: scores of two kinds have no temperature in common."""
-    return "text" if model.reads_text or model.plan is None else model.plan.config.method.name
+    return "text" if model.reads_text else model.method
 
 
 def solved_anew(state: State, model: Deployed) -> Deployed:
     """Return the model over the classes of ``state``. Raises UserError if its classifier cannot be solved anew."""
-    name = "zero_shot" if model.plan is None else model.plan.config.method.name
+    name = model.method
     if model.reads_text:
         return text_form(state.spec, state.known, model.encoder, name)
     if name not in ("ridge", "ncm", LAYERED):
-        raise UserError(
-            f"{state.spec} classifies by {name}, which keeps what it learned in its weights: update it first"
-        )
+        raise UserError(f"{state.spec} classifies by {name}, whose weights cannot be edited: update it first")
     assert model.plan is not None
     options = dict(model.plan.config.method.options)
     return closed_form(state.spec, state.known, state.frozen, {"name": name, **options}, state.sums)
@@ -139,7 +132,7 @@ def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
     """Return a version whose classifier was solved anew, fitted again on the check images that are left; and words."""
     model, checks = state.model, state.checks
     assert model is not None
-    pixels = Pixels(checks.store, model.encoder.eval_transform, model.encoder.image_size, 0)
+    pixels = decoded(checks, model.encoder)
     rows = None
     if model.plan is None or not isinstance(model.plan.method, Statistics):
         found = scores(model, checks, pixels)

@@ -86,15 +86,11 @@ def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> De
     elif facts.images < FEW_IMAGES:
         why.append(f"{facts.images} new images, fewer than {FEW_IMAGES}: nothing is trained")
     elif not train:
-        why.append(
-            f"{facts.exemplars:.1f} exemplars per old class, below {SMALL_MEMORY:g}: training would forget"
-            f" these classes, so nothing is trained"
-        )
+        few = f"{facts.exemplars:.1f} exemplars per old class, below {SMALL_MEMORY:g}"
+        why.append(f"{few}: training would forget these classes, so nothing is trained")
     if keep and train:
         train = False
-        why.append(
-            "--index keep: nothing is trained, as embeddings of the previous version would no longer fit"
-        )
+        why.append("--index keep: nothing is trained, so that embeddings of the previous version fit")
     prefer, prior = "ridge", "text" if facts.towers else "none"
     if known and facts.layers:
         prefer = "layers"
@@ -104,16 +100,12 @@ def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> De
     elif not facts.towers:
         why.append(f"{1 - facts.summed:.0%} of the old classes are not in the sums: give features of them")
     else:
-        why.append(
-            f"{1 - facts.summed:.0%} of the old classes are known only by name: ridge regression shrunk"
-            f" towards the class embeddings is preferred, which leaves those classes to the text tower"
-        )
+        named = f"{1 - facts.summed:.0%} of the old classes are known only by name"
+        why.append(f"{named}: ridge regression drawn to the class embeddings is preferred")
     if facts.zero_shot is not None and facts.zero_shot >= CLOSE and not known:
         prefer = "nothing"
-        why.append(
-            f"the text tower alone classifies {facts.zero_shot:.0%} of the new check images correctly: it"
-            f" stays"
-        )
+        right = f"{facts.zero_shot:.0%} of the new check images"
+        why.append(f"the text tower alone classifies {right} correctly: it stays")
     if choice != "auto":
         prefer, train = choice, choice in ("trained", "interpolated")
         why = [f"--method {choice} was asked for", *why[:1]]

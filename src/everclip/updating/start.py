@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,15 @@ from everclip.data.scenario import Task, seen
 from everclip.errors import UserError, suggest
 from everclip.inference.learned import is_version
 from everclip.inference.merge import whole
-from everclip.inference.model import Deployed, is_learned, of_run, open_model, templates_of, zero_shot
+from everclip.inference.model import (
+    Deployed,
+    check_own,
+    is_learned,
+    of_run,
+    open_model,
+    templates_of,
+    zero_shot,
+)
 from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -34,7 +43,7 @@ MOST_OLDER = 100
 
 
 def nothing() -> ImageSet:
-    """No image."""
+    """Return an empty set of images."""
     none = np.zeros(0, dtype=np.int64)
     return ImageSet(FileStore(Path(), ()), none, none, none, none)
 
@@ -57,9 +66,8 @@ def begin(
     """
     folder = Path(spec).expanduser()
     recover(folder)  # of a rollback that was interrupted
-    if is_learned(spec) and (classes is not None or image_size is not None):
-        option = "--classes" if classes is not None else "--image-size"
-        raise UserError(f"{option} is for models that have learned nothing; {spec} has its own: leave it out")
+    if is_learned(spec):
+        check_own(spec, {"--classes": classes, "--image-size": image_size})
     if is_version(folder):
         found = states.read(folder)
     elif is_learned(spec):
@@ -82,13 +90,7 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
         raise UserError(f"{spec} knows no class by name: leave classes out, and give their features")
     model = zero_shot(spec, clip, names, templates) if names else None
     tasks = (CardTask(name="asked for", labels=list(range(len(names)))),) if names else ()
-    base = {
-        "model": spec,
-        "image_size": clip.image_size or None,
-        "center": clip.centered,
-        "defaults": NEWEST,
-    }
-    return _fresh(spec, model, Known(names, tasks, templates, base), clip, None)
+    return _fresh(spec, model, Known(names, tasks, templates, _base(clip, spec, NEWEST)), clip, None)
 
 
 def _of_learned(spec: str, folder: Path, images: bool) -> State:
@@ -109,18 +111,17 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     assert model.plan is not None
     config, names = model.plan.config, model.names
     place = {label: column for column, label in enumerate(model.labels)}
-    tasks = tuple(
-        CardTask(name=t.name, labels=[place[label] for label in t.classes]) for t in model.plan.tasks
-    )
+    found = model.plan.tasks
+    tasks = tuple(CardTask(name=one.name, labels=[place[label] for label in one.classes]) for one in found)
     clip = whole(model.encoder)
-    base = {
-        "model": config.model,
-        "image_size": clip.image_size or None,
-        "center": clip.centered,
-        "defaults": config.defaults,
-    }
+    base = _base(clip, config.model, config.defaults)
     templates = model.templates if clip.image_size else ()  # of features the old classes alone have text
     return _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
+
+
+def _base(clip: Clip, model: str, defaults: int) -> dict[str, Any]:
+    size = clip.image_size or None
+    return {"model": model, "image_size": size, "center": clip.centered, "defaults": defaults}
 
 
 def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: ImageSet | None) -> State:
@@ -140,7 +141,7 @@ def _older(model: Deployed, tasks: Sequence[Task]) -> ImageSet:
 
 
 def _few(images: ImageSet) -> ImageSet:
-    """At most ``MOST_OLDER`` images per class, spread over it, in one domain."""
+    """Return at most ``MOST_OLDER`` images per class, spread over it, in one domain."""
     kept = []
     for label in np.unique(images.labels).tolist():
         rows = np.flatnonzero(images.labels == label)
@@ -156,11 +157,8 @@ def _with_memory(state: State, spec: str) -> State:
     table = labels_of(found.class_names, state.known.names)
     unknown = [found.class_names[label] for label in np.unique(images.labels) if table[label] < 0]
     if unknown:
-        raise UserError(
-            f'--memory {spec} has images of "{unknown[0]}", which {state.spec} does not know (new classes'
-            f" belong in --add)"
-            f"{suggest(unknown[0], state.known.names)}"
-        )
+        near = suggest(unknown[0], state.known.names)
+        raise UserError(f'--memory {spec} has images of "{unknown[0]}", which is no old class{near}')
     return replace(state, older=_few(images.relabel(table)))
 
 

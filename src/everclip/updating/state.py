@@ -22,6 +22,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ from everclip.inference.merge import whole
 from everclip.inference.model import Deployed, open_model, save
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
-from everclip.runs.card import CALIBRATION_FILE, CardTask
+from everclip.models.savable import savable
+from everclip.runs.card import CardTask
 from everclip.runs.schema import MOST_CLASSES
 from everclip.system import checkpoint, kinds
-from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST, UNSIGNED
+from everclip.system.reading import read_json
 from everclip.system.text import check
 from everclip.updating.classifiers import Known, layered, weights_of
 
@@ -64,6 +66,11 @@ _RECORD = kinds.table(
 )
 _COLUMNS = (kinds.text, kinds.COUNT, kinds.COUNT, kinds.truth, kinds.whole(2**63 - 1), kinds.text)
 """Of images.json."""
+
+
+def now() -> str:
+    """Return the present minute, in UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,25 +109,17 @@ class State:
         """Number of updates that made it."""
         return int(self.record.get("version", 0))
 
-    def next_record(self, made: str, chosen: str, images: int, classes: Sequence[str]) -> dict[str, Any]:
-        """The record of the version after this one.
+    def next_record(self, chosen: str, images: int, classes: Sequence[str]) -> dict[str, Any]:
+        """Return the record of the version after this one.
 
         Args:
-            made: when.
-            chosen: what made it.
-            images, classes: how many were added, and of which classes.
+            chosen: what makes it.
+            images, classes: how many are added, and of which classes.
         """
-        number = self.version + 1
-        line = {
-            "version": number,
-            "made": made,
-            "chosen": chosen,
-            "images": images,
-            "classes": list(classes),
-        }
+        made = {"version": self.version + 1, "made": now()}
+        line = made | {"chosen": chosen, "images": images, "classes": list(classes)}
         return {
-            "version": number,
-            "made": made,
+            **made,
             "parent": {"spec": self.spec, "version": self.version},
             "history": [*self.record.get("history", []), line],
             "forgotten": list(self.record.get("forgotten", [])),
@@ -158,10 +157,7 @@ def read(folder: Path) -> State:
         raise
     except Exception as error:  # a damaged or a stranger's file makes its reader raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise UserError(
-            f"{folder} is intact but cannot be read with these package versions ({reason}): update an older"
-            f" version"
-        ) from error
+        raise UserError(f"{folder} is whole but not readable ({reason}): update an older version") from error
     if frozen is None:
         frozen = clip
     elif tuned is None:
@@ -182,21 +178,12 @@ def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequen
 
 def _checked(folder: Path) -> dict[str, Any]:
     """Read update.json, once every file was compared with the manifest. Raises UserError."""
-    try:
+    with checkpoint.checked(folder, "use another copy, or the version it was made from"):
         checkpoint.verify(folder)
         record = read_json(folder / RECORD)
-    except checkpoint.Damaged as error:
-        raise UserError(
-            f"{folder} is damaged ({error}): use another copy, or the version it was made from"
-        ) from error
-    except (OSError, Unreadable) as error:
-        raise UserError(f"{folder} cannot be read ({error}): use another copy") from error
     check(record, folder / RECORD)
     if not _RECORD(record):
-        raise UserError(
-            f"{folder / RECORD} is damaged, or has another format than {FORMAT}: use the everclip version"
-            f" that wrote it"
-        )
+        raise UserError(f"{folder / RECORD} has another format than {FORMAT}: use the everclip that wrote it")
     return record
 
 
@@ -218,11 +205,8 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
     def put(where: Path) -> None:
         save(model, where)
         for name, clip in ((FROZEN, state.frozen), (TUNED, state.tuned)):
-            if clip is not None and not _same(clip, model.encoder):
-                save_file(
-                    {k: v.detach().cpu().contiguous().clone() for k, v in clip.model.state_dict().items()},
-                    where / name,
-                )
+            if clip is not None and clip is not model.encoder and not _same(clip, model.encoder):
+                save_file(savable(clip.model.state_dict()), where / name)
         _write_images(state, where)
         state.sums.save(where / SUMS)
         if state.map is not None:
@@ -247,18 +231,16 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
 def _same(one: Clip, other: Clip) -> bool:
     """Return whether two models have the same weights."""
     mine, theirs = one.model.state_dict(), other.model.state_dict()
-    return one is other or (
-        mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
-    )
+    return mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
 
 
 def _keep(before: Path, where: Path) -> None:
     """Keep a version as a folder, without the version before that, and whatever else lies in it."""
-    whole = (before / MANIFEST).is_file()
-    own = {*checkpoint.names(before), CALIBRATION_FILE} if whole else {f.name for f in before.iterdir()}
+    signed = (before / MANIFEST).is_file()
+    own = checkpoint.names(before) | UNSIGNED if signed else {file.name for file in before.iterdir()}
 
     def put(kept: Path) -> None:
-        for name in sorted(own - {MANIFEST}):
+        for name in own:
             if (before / name).is_file() and not name.startswith((EARLIER, ".")):
                 try:
                     os.link(before / name, kept / name)
@@ -270,7 +252,7 @@ def _keep(before: Path, where: Path) -> None:
 
 
 def _write_images(state: State, where: Path) -> None:
-    """The bytes of exemplars and checks, and what each of them is."""
+    """Write the bytes of exemplars and check images, and what each of them is."""
     rows = []
     with zipfile.ZipFile(where / IMAGES, "w", zipfile.ZIP_STORED) as archive:
         for check, images in ((False, state.exemplars), (True, state.checks)):

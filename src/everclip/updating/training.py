@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import numpy as np
-
 from everclip import methods
 from everclip.config import Config
 from everclip.data.images import Dataset, ImageSet
@@ -48,18 +46,15 @@ def config_of(known: Known, decision: Decision, seed: int, device: str) -> Confi
     """Return the config that an update trains with."""
     own = recommended(str(known.base["model"]), before=True)  # the shares were chosen as parts of these
     rates = {key: own[key] * decision.lr_share for key in ("lr", "lr_text") if key in own}
-    return resolve(
-        Config.model_validate(
-            {
-                "defaults": 1,
-                **known.base,
-                "device": device,
-                "seed": seed,
-                "method": {"name": decision.method},
-                "train": {"steps": decision.steps, **rates},
-            }
-        )
-    )
+    values = {
+        "defaults": 1,
+        **known.base,
+        "device": device,
+        "seed": seed,
+        "method": {"name": decision.method},
+        "train": {"steps": decision.steps, **rates},
+    }
+    return resolve(Config.model_validate(values))
 
 
 def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress) -> Clip:
@@ -71,7 +66,7 @@ def trained(start: Clip, lesson: Lesson, decision: Decision, progress: Progress)
     clip, known = copy.deepcopy(start), lesson.known
     device = clip.device.type if clip.device.index is None else str(clip.device)
     config = config_of(known, decision, lesson.seed, device)
-    nothing = lesson.new.select(np.zeros(0, dtype=np.int64))
+    nothing = lesson.new.of_classes([])
     old = tuple(dict.fromkeys(label for task in known.tasks[:-1] for label in task.labels))
     tasks = [Task(0, "the known classes", old, nothing, nothing)] if old else []
     now = Task(len(tasks), "this update", tuple(known.tasks[-1].labels), lesson.new, nothing)

@@ -15,7 +15,7 @@ _TEMPLATES = Path(__file__).parents[1] / "assets" / "update"
 
 
 def share(value: float | None) -> str:
-    """Return a share in %, a dash where there is none."""
+    """Return a fraction in %, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
@@ -37,31 +37,20 @@ def files(verdict: dict[str, Any]) -> dict[str, str]:
 
 def page(verdict: dict[str, Any]) -> str:
     """Return one HTML page that needs nothing else."""
-    rows = [] if verdict["test"] is None else verdict["test"]["per_class"]
-    ordered = sorted(
-        rows, key=lambda row: row["after"] - (row["before"] or 0) if row["before"] else row["after"]
-    )
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    rows = [] if verdict["test"] is None else verdict["test"]["per_class"]
+    ordered = sorted(rows, key=lambda row: row["after"] - (row["before"] or 0))
+    loader = FileSystemLoader(_TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.globals |= {"share": share, "change": change, "listed": listed, "counted": counted}
     template = environment.get_template("classes.html.j2" if "edit" in verdict else "verdict.html.j2")
     more = max(0, len(ordered) - SHOWN)
-    return template.render(
-        v=verdict,
-        rows=ordered[:SHOWN],
-        more=more,
-        share=share,
-        change=change,
-        listed=listed,
-        counted=counted,
-        reliance=reliance(verdict),
-    )
+    return template.render(v=verdict, rows=ordered[:SHOWN], more=more, reliance=reliance(verdict))
 
 
 def edit_lines(verdict: dict[str, Any]) -> list[str]:
-    """What a terminal shows of an edit of the classes."""
+    """Return what a terminal shows of an edit of the classes."""
     test, gate = verdict["test"], verdict["gate"]
     measured = "" if test is None else f": {share(test['before'])} % before, {share(test['after'])} % after"
     before, after = (len(verdict["classes"][when]) for when in ("before", "after"))

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 from everclip.errors import UserError
-from everclip.inference.learned import is_version
+from everclip.inference.learned import check_version
 from everclip.inference.model import save
 from everclip.runs.card import FILE, identity
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
-from everclip.system.checkpoint import BEFORE, EARLIER
+from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.updating.core import Outcome
-from everclip.updating.state import RECORD, State, write
+from everclip.updating.state import State, write
 from everclip.updating.verdict import files
 
 UNDONE = ".undone"
@@ -67,24 +67,17 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
     """
     folder = Path(version).expanduser().resolve()  # a link stays, and leads to what it led to
     if Path(os.path.realpath(".")).is_relative_to(folder):
-        raise UserError(
-            f"{version} is or contains the current folder: change to the folder above, and give its name"
-        )
+        raise UserError(f"{version} is or contains the current folder: run this in the folder above it")
     recover(folder)
-    if not is_version(folder):
-        raise UserError(
-            f"{version} is no version (it has no {RECORD}): give a folder that everclip update wrote"
-        )
+    check_version(version)
     with claimed(folder):
         return folder, _rollback(folder)
 
 
 def _rollback(folder: Path) -> Path:
-    try:
+    with checkpoint.checked(folder, "get the previous version from elsewhere"):
         checkpoint.verify(folder)
         kept = _before(folder)
-    except checkpoint.Damaged as error:
-        raise UserError(f"{folder} is damaged ({error}): get the previous version from elsewhere") from error
     if not kept:
         raise UserError(f"{folder} keeps no previous version: it is the first, or was already rolled back")
 
@@ -98,13 +91,16 @@ def _rollback(folder: Path) -> Path:
 
 
 def _before(folder: Path) -> dict[str, Path]:
-    """Return the files of the previous version, by name; empty if none is kept. Raises Damaged if they are not
-    intact."""
+    """Return the files of the previous version, by name; empty if none is kept. Raises Damaged."""
     inner = folder / BEFORE
-    if inner.is_symlink() or not inner.is_dir():
-        found = {name: folder / name for name in checkpoint.names(folder) if name.startswith(EARLIER)}
-        kept = {name.removeprefix(EARLIER): file for name, file in found.items()}
-        return {name: file for name, file in kept.items() if name not in ("", checkpoint.MANIFEST)}
-    checkpoint.verify(inner)
-    names = checkpoint.names(inner) | {name for name in checkpoint.UNSIGNED if (inner / name).is_file()}
-    return {name: inner / name for name in names}
+    if inner.is_dir() and not inner.is_symlink():
+        checkpoint.verify(inner)
+        names = checkpoint.names(inner) | checkpoint.UNSIGNED
+        return {name: inner / name for name in names if (inner / name).is_file()}
+    # earlier releases kept its files beside the version's own
+    kept = [name for name in checkpoint.names(folder) if name.startswith(EARLIER)]
+    return {
+        name.removeprefix(EARLIER): folder / name
+        for name in kept
+        if name not in (EARLIER, EARLIER + MANIFEST)
+    }

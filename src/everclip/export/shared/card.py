@@ -101,9 +101,8 @@ def _measured(model: Deployed) -> dict[str, Any]:
 
 
 def _accuracy(found: Mapping[str, Any], int8: Mapping[str, Any] | None) -> list[str]:
-    """Rows in % of held-out images."""
+    """Return rows of accuracies in %."""
     images = f" on {found['images']:,} held-out images" if "images" in found else ""
-    rows: list[tuple[str, str]]
     if "last" in found:  # a run's results
         rows = [
             ("all classes, after the last task", _percent(found["last"])),
@@ -135,19 +134,13 @@ def _percent(value: float | None) -> str:
 def _classes(names: Sequence[str], tested: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the classes, with the accuracy before and after where that is known."""
     rows = {row["class"]: row for row in tested if "after" in row}
-    lines = (
-        ["| class | images tested | before, % | after, % |", "|---|---|---|---|"]
-        if rows
-        else ["| class |", "|---|"]
-    )
+    lines = ["| class | images tested | before, % | after, % |", "|---|---|---|---|"]
+    if not rows:
+        lines = ["| class |", "|---|"]
     for name in names[:SHOWN]:
-        row = rows.get(name)
-        if not rows:
-            cells = ""
-        elif row is None:
-            cells = " 0 | | |"
-        else:
-            before, after = (row.get(when) for when in ("before", "after"))
+        cells = " 0 | | |" if rows else ""
+        if row := rows.get(name):
+            before, after = row.get("before"), row["after"]
             cells = f" {row['n']} | {'' if before is None else _percent(before)} | {_percent(after)} |"
         lines.append(f"| {plain(name)} |{cells}")
     more = len(names) - SHOWN
@@ -159,16 +152,12 @@ def _pictures(model: Deployed, folder: Path) -> list[str]:
     inside = (folder / "images.zip").is_file()
     words = ["Pictures are inside, in `images.zip`." if inside else "No picture is inside."]
     if (folder / METHOD_FILE).is_file():
-        words.append(
-            f"`{METHOD_FILE}` has what the method computed from the pictures it learned: sums, means or weights."
-        )
+        words.append(f"`{METHOD_FILE}` has what the method computed from pictures: sums, means or weights.")
     source = Path(model.spec).expanduser()
     if is_version(source):
         try:
             kept = len(read_json(source / LIST)["rows"])
-            words.append(
-                f"The version that this was exported from keeps {kept:,} of the pictures it learned."
-            )
+            words.append(f"The version that this was exported from keeps {kept:,} of its pictures.")
         except (Unreadable, LookupError, TypeError):
             pass  # its reader says what is wrong with it
     return [" ".join(words)]

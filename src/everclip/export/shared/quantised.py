@@ -23,8 +23,7 @@ from jaxtyping import Float32
 
 from everclip.data.images import ImageSet
 from everclip.data.inventory import contents
-from everclip.data.pixels import Pixels
-from everclip.errors import RunError, UserError
+from everclip.errors import RunError, UserError, check_range
 from everclip.export.shared.session import Running, as_input
 from everclip.inference import assess
 from everclip.inference.learned import Learned, repeated
@@ -83,8 +82,7 @@ def samples(
     Raises:
         UserError: there are none, one has a class that the model does not know, or ``max_drop`` is no share.
     """
-    if not 0 <= max_drop <= 100:
-        raise UserError(f"--max-drop is {max_drop:g}: use percentage points, 0 to 100")
+    check_range("--max-drop", max_drop, 0, 100, "percentage points")
     found = []
     for place, (option, what) in enumerate((("--calibrate", "no exemplars"), ("--check", "no check images"))):
         data = given[place]
@@ -101,9 +99,7 @@ def samples(
     tested = Learned(contents(test.rows, test.store.content), None)
     apart = calibrate.select(~tested.among(calibrate))
     if not len(apart):
-        raise UserError(
-            "--int8: all images of --calibrate are also in --check: keep some in a separate folder"
-        )
+        raise UserError("--int8: all images of --calibrate are also in --check: keep some apart")
     return Samples(apart, test, max_drop)
 
 
@@ -120,13 +116,10 @@ def write(model: Deployed, folder: Path, asked: Samples) -> dict[str, Any]:
     """
     whole, small = folder / "model.onnx", folder / FILE
     calibrated = quantise(whole, small, model.clip, asked.calibrate)
-    pixels = assess.decoded(asked.test, model.clip, kept=True)
-    before, after = (
-        assess.answers(
-            replace(model, build=lambda _, path=path: Running(path, model.clip)), asked.test, pixels
-        )
-        for path in (whole, small)
-    )
+    pixels = assess.decoded(asked.test, model.clip, assess.KEPT_BYTES)
+    graphs = (Running(path, model.clip) for path in (whole, small))
+    models = [replace(model, build=lambda _, graph=graph: graph) for graph in graphs]
+    before, after = (assess.answers(one, asked.test, pixels) for one in models)
     same = before.scores.scores.argmax(1) == after.scores.scores.argmax(1)
     drop = 100 * (before.accuracy - after.accuracy)
     lost = {
@@ -146,7 +139,7 @@ def write(model: Deployed, folder: Path, asked: Samples) -> dict[str, Any]:
 
 
 def told(lost: dict[str, Any]) -> str:
-    """Say what ``write`` has found."""
+    """Return what ``write`` has found, in words."""
     return (
         f"int8: {lost['accuracy']:.1%} on {lost['images']} images, fp32 {lost['accuracy_fp32']:.1%},"
         f" {lost['drop']:.1f} points lost; {lost['bytes'] / 1e6:.1f} MB, fp32 {lost['bytes_fp32'] / 1e6:.1f} MB"
@@ -204,7 +197,7 @@ def _batches(
 ) -> Iterator[dict[str, Float32[np.ndarray, "b 3 s s"]]]:
     """Yield batches of images spread over a set, and note in ``read`` how many each has."""
     rows = images.spread(MOST).rows
-    pixels = Pixels(images.store, clip.eval_transform, clip.image_size, 0)
+    pixels = assess.decoded(images, clip)
     for start in range(0, len(rows), _BATCH):
         found, good = pixels.load(rows[start : start + _BATCH])
         if good.any():
@@ -213,7 +206,7 @@ def _batches(
 
 
 def _last(graph: Any) -> list[str]:
-    """Names of the products that no other product follows: those of the classifier."""
+    """Return the names of the products that no other product follows: those of the classifier."""
     made = {name: node for node in graph.node for name in node.output}
     products = [node for node in graph.node if node.op_type in _PRODUCTS]
     waiting, leading = [name for node in products for name in node.input], set()

@@ -90,10 +90,7 @@ def _linear(model: Deployed) -> nn.Module:
 def check(model: Deployed) -> None:
     """Raise UserError where the classifier is no function of embeddings or features."""
     if not isinstance(model.classifier, TextClassifier | Linear):
-        raise UserError(
-            f"--encoders separate: {model.spec} cannot be separated, as the classifier of its method reads pictures"
-            " through towers of its own; leave it out"
-        )
+        raise UserError(f"--encoders separate: {model.spec} classifies with towers of its own; leave it out")
 
 
 def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> dict[str, Any]:
@@ -118,7 +115,8 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     length = encoder.text.truncated(())[1]
     side = encoder.image_size
     blank = torch.zeros(2, 3, side, side, device=encoder.device)
-    tokens = _full(encoder, PROMPTS, length).to(encoder.device)
+    tokens = encoder.tokenize(PROMPTS).to(encoder.device)
+    tokens = nn.functional.pad(tokens, (0, length - tokens.shape[1]), value=_padding(encoder))
     with quiet():
         for name, module, example, given, made in (
             ("image", _Image(encoder, linear), blank, "images", names),
@@ -137,12 +135,6 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     if not max(worst, text) <= TOLERANCE:
         raise RunError(f"the separate graphs give other results than torch (by {max(worst, text):.2g})")
     return {"largest_difference": worst, "text": text, "image_outputs": names}
-
-
-def _full(encoder: Clip, prompts: tuple[str, ...], length: int) -> Int64[Tensor, "p length"]:
-    """Return token ids with all their padding."""
-    tokens = encoder.tokenize(prompts)
-    return nn.functional.pad(tokens, (0, length - tokens.shape[1]), value=_padding(encoder))
 
 
 def _padding(encoder: Clip) -> int:

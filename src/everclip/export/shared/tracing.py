@@ -35,6 +35,4 @@ def trace(spec: str, module: nn.Module, example: Tensor, given: str, made: Seque
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(
-            f"{spec} cannot be written as ONNX: torch's exporter says {reason}; use --format open-clip"
-        ) from error
+        raise UserError(f"{spec} cannot become ONNX ({reason}): use --format open-clip") from error
