@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.defaults import cifar_part
 from benchmarks.index_page import page
-from benchmarks.index_speed import embedding, searching
+from benchmarks.index_speed import embedding, searching, speed
 from benchmarks.jobs import machine, write
 from benchmarks.updates import EXEMPLARS, SIZE, Quiet, Setting, Tests, setting
 from everclip import data as sources
@@ -242,6 +242,7 @@ def main() -> None:
     if "search" in arguments.parts:
         cells["search"] = lambda: searching(scratch)
     if "embed" in arguments.parts:
+        cells["speed"] = lambda: speed(scratch)
         cells[f"embed-{arguments.pictures}"] = lambda: embedding(arguments.pictures, scratch)
     for name in arguments.settings if "updates" in arguments.parts else ():
         for choice in arguments.choices:

@@ -89,23 +89,27 @@ def _embedding(results: Mapping[str, Json]) -> list[str]:
     lines = ["", "## Embedding pictures of CIFAR-100", ""]
     rows = [row for name, row in results.items() if name.startswith("embed-")]
     for row in rows:
-        clock, spent = (
-            row[f"embed_per_{unit}"] / row[f"bare_per_{unit}"] for unit in ("second", "cpu_second")
-        )
         equal = "equal to the bit" if row["bit_equal"] else "NOT EQUAL"
         text = (
-            f"{row['pictures']:,} pictures: {row['per_second']:.0f} a second by the clock, at a load of {row['load']:g}"
-            f" on two cores. Killed with -9 {row['killed']} times and resumed: {equal}. On {row['timed']:,} of them,"
-            f" in turn with the bare encoder on decoded pictures, the best of three: {row['embed_per_second']:.0f} and"
-            f" {row['bare_per_second']:.0f} a second by the clock ({100 * clock:.0f} %),"
-            f" {row['embed_per_cpu_second']:.0f} and {row['bare_per_cpu_second']:.0f} by the processor's time"
-            f" ({100 * spent:.0f} %): the difference is decoding and resizing, in threads of their own,"
-            f" and the fingerprint, which is computed once. The goal of 90 % by the clock is"
-            f" {'met' if clock >= 0.9 else 'missed'} at this load."
+            f"{row['pictures']:,} pictures: {row['per_second']:.0f} per second by the clock, at a load of"
+            f" {row['load']:g} on two cores. Killed with -9 {row['killed']} times and resumed: {equal}."
         )
         lines += [*textwrap.wrap(text, 118), ""]
     if not any(row["pictures"] == 60_000 for row in rows):
         lines.append("All 60,000 were not embedded yet; `--parts embed` does it.")
+    if row := results.get("speed"):
+        clock, spent = (
+            row[f"embed_per_{unit}"] / row[f"bare_per_{unit}"] for unit in ("second", "cpu_second")
+        )
+        text = (
+            f"{row['timed']:,} of them, in turn with the bare encoder on decoded pictures, the best of three, at a load"
+            f" of {row['load']:g}: {row['embed_per_second']:.0f} and {row['bare_per_second']:.0f} per second by the"
+            f" clock ({100 * clock:.0f} %), {row['embed_per_cpu_second']:.0f} and {row['bare_per_cpu_second']:.0f} by"
+            f" the processor's time ({100 * spent:.0f} %). The difference is decoding and resizing, in threads of"
+            f" their own, and the fingerprint, which is computed once. The goal of 90 % by the clock is"
+            f" {'met' if clock >= 0.9 else 'missed'}."
+        )
+        lines += textwrap.wrap(text, 118)
     return lines
 
 

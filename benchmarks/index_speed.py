@@ -27,13 +27,13 @@ from everclip.index.search import nearest
 
 NEIGHBOURS, KILLS = 10, 3
 COUNT, WIDTH = 1_000_000, 512
-ROUNDS, TIMED = 3, 4 * embed.BATCH
+ROUNDS, TIMED = 3, 16 * embed.BATCH
 """Times that embedding and the bare encoder are measured, in turn, and on how many pictures."""
 Json = dict[str, Any]
 
 
 def embedding(count: int, scratch: Path) -> Json:
-    """``everclip embed`` beside the bare encoder on decoded pictures, and beside itself killed three times."""
+    """``everclip embed`` beside itself killed three times."""
     listed = _pictures(count, scratch)
     words = [
         sys.executable,
@@ -65,7 +65,7 @@ def embedding(count: int, scratch: Path) -> Json:
         "killed": killed,
         "bit_equal": equal,
     }
-    return about | _beside(listed, scratch) | {"load": round(os.getloadavg()[0], 1), "machine": machine()}
+    return about | {"load": round(os.getloadavg()[0], 1), "machine": machine()}
 
 
 def _pictures(count: int, scratch: Path) -> Path:
@@ -94,8 +94,9 @@ def _bytes(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def _beside(pictures: Path, scratch: Path) -> Json:
-    """Pictures a second, by the clock and by the processor's: embedding from files to the disk, and encoding alone."""
+def speed(scratch: Path) -> Json:
+    """Pictures per second, by the clock and by the processor's: embedding from files to the disk, and encoding alone."""
+    pictures = _pictures(TIMED, scratch)
     clip = open_encoder("lite", SIZE)
     every = embed.Work.of(IMAGE, [str(pictures)])
     assert every.images is not None
@@ -122,7 +123,8 @@ def _beside(pictures: Path, scratch: Path) -> Json:
             work()
             found[name].append((time.perf_counter() - clock, time.process_time() - spent))
     least = {name: [min(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
-    return {"timed": len(images)} | {
+    about = {"timed": len(images), "load": round(os.getloadavg()[0], 1), "machine": machine()}
+    return about | {
         f"{name}_per_{unit}": round(len(images) / least[name][place], 1)
         for name in least
         for place, unit in enumerate(("second", "cpu_second"))
