@@ -95,7 +95,7 @@ def _bytes(path: Path) -> dict[str, bytes]:
 
 
 def speed(scratch: Path) -> Json:
-    """Pictures per second, by the clock and by the processor's: embedding from files to the disk, and encoding alone."""
+    """Pictures per second, by the clock and by the processor: embedding from files to the disk; encoding alone."""
     pictures = _pictures(TIMED, scratch)
     clip = open_encoder("lite", SIZE)
     every = embed.Work.of(IMAGE, [str(pictures)])
