@@ -24,7 +24,7 @@ Paper: https://arxiv.org/abs/2511.11421
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -47,11 +47,8 @@ class Bofa(Projected):
     class Config(MethodConfig):
         """Options of BOFA."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "mix": (0.0, 0.25, 0.5, 0.75),
-            "rule": (0.0, 0.01, 0.1),
-        }
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"mix": (0.0, 0.25, 0.5, 0.75), "rule": (0.0, 0.01, 0.1)}
 
         rank: int = Field(default=64, ge=1, description="directions in which later tasks move the projection")
         safe_epochs: int = Field(default=2, ge=1, description="epochs in these directions")

@@ -25,7 +25,7 @@ Paper: https://arxiv.org/abs/2112.04215
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -42,11 +42,7 @@ class Cassle(TwoViews):
     class Config(ViewsConfig):
         """Options of CaSSLe."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.3, 1.0, 3.0),
-            "probe_penalty": (0.01, 0.1, 1.0),
-        }
+        search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         hidden: int | None = Field(
             default=2048,

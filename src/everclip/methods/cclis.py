@@ -48,11 +48,7 @@ class Cclis(Represent):
     class Config(RepresentConfig):
         """Options of CCLIS."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.2, 0.6, 2.0),
-            "probe_penalty": (0.01, 0.1, 1.0),
-        }
+        search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.2, 0.6, 2.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the contrastive loss")
         prototypes: Literal["learned", "text"] = Field(
@@ -100,9 +96,9 @@ class Cclis(Represent):
         """Append the prototypes of new classes, old ones stay in front."""
         self._known = len(self.head.labels)
         super().grow(clip, task)
-        if names := [self.prompts.names[label] for label in self.head.labels[self._known :]]:
+        if new := self.head.labels[self._known :]:
             with torch.no_grad():
-                rows = self.projector(clip.class_embeddings(names, self.prompts.templates))
+                rows = self.projector(self.embed(clip, new))
                 if self.config.prototypes == "learned" and self.config.start == "random":
                     rows = torch.randn(rows.shape).to(rows)
             old = self.prototypes.detach().to(rows).reshape(-1, rows.shape[1])

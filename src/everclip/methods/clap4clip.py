@@ -48,8 +48,8 @@ class Clap4clip(Frozen):
     class Config(MethodConfig):
         """Options of CLAP4CLIP."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"apart": (0.0, 5.0, 15.0)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"apart": (0.0, 5.0, 15.0)}
         draws: int = Field(default=20, ge=1, description="draws of r in a step")
         kl_weight: float = Field(default=0.001, ge=0, description="weight of the distance to N(0, 1)")
         apart: float = Field(default=15.0, ge=0, description="weight of the loss that keeps classes apart")

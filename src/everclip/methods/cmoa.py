@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -49,7 +49,7 @@ class Cmoa(Classify):
     class Config(HeadConfig, LabelsConfig):
         """Options of CMoA."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
+        search: ClassVar = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
 
         bottleneck: int = Field(default=8, ge=1, description="channels per adapter")
         experts: int = Field(default=3, ge=1, description="convolutions mixed in each adapter")
@@ -98,8 +98,7 @@ class Cmoa(Classify):
         super().begin_task(clip, task, train)
         self._stage = task.index + 1
         with torch.no_grad():
-            names = [self.prompts.names[label] for label in self._labels]
-            self._texts = clip.class_embeddings(names, self.prompts.templates)
+            self._texts = self.embed(clip, self._labels)
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         yield from self.mixtures.parameters()
@@ -148,6 +147,6 @@ class Cmoa(Classify):
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         head = self.head
         if self.config.head == "text":
-            head, names = Head(), [self.prompts.names[label] for label in labels]
-            head.grow(labels, clip.class_embeddings(names, self.prompts.templates))
+            head = Head()
+            head.grow(labels, self.embed(clip, labels))
         return HeadClassifier(partial(self.features, clip), head, labels, clip.logit_scale.exp())

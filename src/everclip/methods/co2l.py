@@ -21,7 +21,7 @@ Paper: https://arxiv.org/abs/2106.14413
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -38,11 +38,7 @@ class Co2l(TwoViews):
     class Config(ViewsConfig):
         """Options of Co2L."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.3, 1.0, 3.0),
-            "probe_penalty": (0.01, 0.1, 1.0),
-        }
+        search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the objective")
         tau_base: float = Field(

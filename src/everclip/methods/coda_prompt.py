@@ -21,7 +21,7 @@ Paper: https://arxiv.org/abs/2211.13218
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -55,8 +55,8 @@ class CodaPrompt(Method):
     class Config(MethodConfig):
         """Options of CODA-Prompt."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"components": (5, 10, 20), "penalty": (0.0, 0.1)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"components": (5, 10, 20), "penalty": (0.0, 0.1)}
 
         components: int = Field(default=10, ge=1, description="components that each task adds")
         blocks: int = Field(

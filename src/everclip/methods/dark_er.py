@@ -46,7 +46,7 @@ class DarkEr(Classify):
     class Config(ClassesConfig, HeadConfig):
         """Options of DER and DER++."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.1, 0.3, 1.0), "beta": (0.0, 0.5, 1.0)}
+        search: ClassVar = {"alpha": (0.1, 0.3, 1.0), "beta": (0.0, 0.5, 1.0)}
 
         alpha: float = Field(default=0.3, ge=0, description="weight of the distance to stored outputs")
         beta: float = Field(

@@ -25,7 +25,7 @@ Paper: https://arxiv.org/abs/2503.08510
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -48,11 +48,8 @@ class Engine(Replayed, Described):
     class Config(MethodConfig):
         """Options of ENGINE."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "image_weight": (0.0, 0.5, 2.0),
-            "rule": (0.5, 0.8, 0.95),
-        }
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"image_weight": (0.0, 0.5, 2.0), "rule": (0.5, 0.8, 0.95)}
 
         image_weight: float = Field(default=0.5, ge=0, description="weight of the term on noisy images")
         image_loss: Literal["contrast", "cosine"] = Field(default="contrast", description="form of that term")

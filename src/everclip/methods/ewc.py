@@ -56,9 +56,7 @@ class Ewc(Kept, Classify):
     class Config(LabelsConfig, HeadConfig):
         """Options of EWC."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)
-        }
+        search: ClassVar = {"strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)}
 
         strength: float = Field(
             default=1e7,

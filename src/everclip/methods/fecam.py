@@ -45,10 +45,7 @@ class Fecam(Kept, Statistics):
     class Config(StatisticsConfig):
         """Options of the covariances."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "shrink": (0.1, 1.0, 10.0),
-            "shrink_others": (0.0, 1.0, 10.0),
-        }
+        search: ClassVar = {"shrink": (0.1, 1.0, 10.0), "shrink_others": (0.0, 1.0, 10.0)}
 
         covariance: Literal["class", "common"] = Field(
             default="class", description="one covariance for each class, or one for all"
@@ -58,7 +55,7 @@ class Fecam(Kept, Statistics):
         shrinks: int = Field(default=1, ge=0, le=2, description="how often it shrinks")
         again: Literal["average", "pooled"] = Field(
             default="average",
-            description="covariance of a class that comes again: the mean of old and new, or that of all images",
+            description="covariance of a class that comes again: mean of old and new, or that of all images",
         )
 
     config: Config
@@ -111,7 +108,7 @@ class Fecam(Kept, Statistics):
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        means = self.sums[[*labels]] / self.counts[[*labels]].clamp(min=1)[:, None]
+        means = self.summed.means[[*labels]]
         identity = torch.eye(means.shape[1], dtype=torch.float64, device=means.device)
         known = [sigma.to(means.device).double() for sigma in self.kept.values()]
         shared = self.precision(torch.stack(known).mean(0) if known else identity)

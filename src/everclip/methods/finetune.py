@@ -20,7 +20,7 @@ Paper: https://arxiv.org/abs/2212.00638
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
@@ -32,7 +32,7 @@ class Finetune(Classify):
     class Config(LabelsConfig, HeadConfig):
         """Options of cross-entropy fine-tuning."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"label_smoothing": (0.0, 0.1)}
+        search: ClassVar = {"label_smoothing": (0.0, 0.1)}
 
     config: Config
     passes = Passes(text="seen")

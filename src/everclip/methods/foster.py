@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,16 +38,7 @@ from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.losses.longtail import balanced_distillation, effective_weights
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, initial_rows
 
 
@@ -57,10 +48,7 @@ class Foster(Method):
     class Config(MethodConfig):
         """Options of FOSTER."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "beta_boost": (0.0, 0.9, 0.96),
-            "beta_compress": (0.0, 0.9, 0.97),
-        }
+        search: ClassVar = {"beta_boost": (0.0, 0.9, 0.96), "beta_compress": (0.0, 0.9, 0.97)}
 
         boost: bool = Field(
             default=True, description="whether the second tower trains; if not, only its heads"

@@ -29,7 +29,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Gdro(Contrastive):
     class Config(ContrastiveConfig):
         """Options of GDRO."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+        search: ClassVar = {
             "tau": (0.02, 0.05, 0.1),
             "strength": (0.03, 0.1, 0.3, 1.0),
             "margin": (0.1, 0.3, 0.5),

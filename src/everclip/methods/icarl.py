@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -70,10 +70,7 @@ class Icarl(Method):
     class Config(MethodConfig):
         """Options of iCaRL."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "loss": ("bce", "ce"),
-            "distill_weight": (0.3, 1.0, 3.0),
-        }
+        search: ClassVar = {"loss": ("bce", "ce"), "distill_weight": (0.3, 1.0, 3.0)}
 
         loss: Literal["bce", "ce"] = Field(
             default="bce", description="loss: one-vs-all, as published, or cross-entropy with distillation"

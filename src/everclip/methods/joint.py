@@ -15,7 +15,7 @@ One curve of the ImageNet experiment in https://arxiv.org/abs/2605.03866, sectio
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -30,11 +30,11 @@ class Joint(Method):
     class Config(MethodConfig):
         """Options of joint training."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"loss": ("finetune", "clip", "gcl", "gdro")}
-        recommends: ClassVar[dict[str, Any]] = {"epochs": 15}
-        recommended_before: ClassVar[dict[str, Any] | None] = {}
+        search: ClassVar = {"loss": ("finetune", "clip", "gcl", "gdro")}
+        recommends: ClassVar = {"epochs": 15}
+        recommended_before: ClassVar = {}
 
-        wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
+        wraps: ClassVar = ("loss", "options")
         loss: str = Field(default="finetune", description="the method whose loss is used")
         options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
 

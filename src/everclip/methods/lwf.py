@@ -22,7 +22,7 @@ Paper: https://arxiv.org/abs/1606.09282, for CLIP https://arxiv.org/abs/2207.092
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,10 +41,7 @@ class Lwf(Distilling):
     class Config(DistillingConfig):
         """Options of LwF."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "image_weight": (1.0, 5.0, 20.0),
-            "text_weight": (1.0, 5.0, 20.0),
-        }
+        search: ClassVar = {"image_weight": (1.0, 5.0, 20.0), "text_weight": (1.0, 5.0, 20.0)}
 
         reference: Literal["old", "current", "random"] = Field(
             default="old",

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -43,10 +43,7 @@ class Memo(Expand):
     class Config(ExpandConfig):
         """Options of MEMO."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "aux_weight": (0.0, 0.3, 1.0),
-            "balance": ("align", "retrain", "none"),
-        }
+        search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
 
         blocks: int = Field(
             default=1,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -49,8 +49,8 @@ class MgClip(Tuned):
     class Config(MethodConfig):
         """Options of MG-CLIP."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"epochs": (1, 2, 5), "rank": (4, 8, 16)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"epochs": (1, 2, 5), "rank": (4, 8, 16)}
 
         epochs: int = Field(default=1, ge=1, description="E: epochs of the updates in each task")
         rank: int = Field(default=8, ge=1, description="r: rank of the updates")

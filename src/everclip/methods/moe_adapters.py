@@ -21,7 +21,7 @@ Paper: https://arxiv.org/abs/2403.11549
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -44,8 +44,8 @@ class MoeAdapters(Classify):
     class Config(LabelsConfig):
         """Options of MoE-Adapters."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"experts": (2, 4), "label_smoothing": (0.0, 0.2)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"experts": (2, 4), "label_smoothing": (0.0, 0.2)}
 
         classes: Literal["seen", "present"] = Field(
             default="present",
@@ -92,7 +92,6 @@ class MoeAdapters(Classify):
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        names = [self.prompts.names[label] for label in labels]
         with self.experts.beside(clip.model):
-            classes = clip.class_embeddings(names, self.prompts.templates)
+            classes = self.embed(clip, labels)
         return Cosines(clip, lambda images: self.features(clip, images), classes)

@@ -26,7 +26,7 @@ Paper: https://arxiv.org/abs/2305.19270
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -47,8 +47,8 @@ class Proof(Prototypes):
     class Config(MethodConfig):
         """Options of PROOF."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"dropout": (0.0, 0.1)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"dropout": (0.0, 0.1)}
 
         text: Literal["paper", "code"] = Field(
             default="paper", description="text projections that train: the newest, or all"

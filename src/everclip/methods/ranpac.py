@@ -26,6 +26,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from everclip.methods.base.method import Prompts
 from everclip.methods.shared.ridge import RidgeConfig, RidgeMethod
 
 
@@ -50,6 +51,6 @@ class RanPac(RidgeMethod):
 
     config: Config
 
-    @property
-    def random_features(self) -> int:
-        return self.config.width
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.random_features = config.width

@@ -26,7 +26,7 @@ Paper: https://arxiv.org/abs/2407.14143
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -46,12 +46,8 @@ class Rapf(Sampled):
     class Config(MethodConfig):
         """Options of RAPF."""
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "samples": (0.6, 1.0, 2.0),
-            "fuse": (0.4, 0.6, 0.8),
-            "theta": (0.55, 0.65),
-        }
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"samples": (0.6, 1.0, 2.0), "fuse": (0.4, 0.6, 0.8), "theta": (0.55, 0.65)}
 
         samples: float = Field(
             default=2.0, ge=0.1, description="beta: a tenth of the samples of an old class in a step"

@@ -47,7 +47,7 @@ class Spu(Kept):
     class Config(MethodConfig):
         """Options of SPU."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"share": (0.01, 0.1, 0.5)}
+        search: ClassVar = {"share": (0.01, 0.1, 0.5)}
         share: float = Field(default=0.1, gt=0, le=1, description="share of a weight matrix that trains")
         score: Literal["code", "paper"] = Field(
             default="code", description="loss whose gradient scores a weight, and how batches add up"

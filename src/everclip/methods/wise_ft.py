@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -41,9 +41,9 @@ class WiseFt(Wrapper):
     class Config(MethodConfig):
         """Options of weight averaging."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.3, 0.5, 0.7, 0.9)}
+        search: ClassVar = {"alpha": (0.3, 0.5, 0.7, 0.9)}
 
-        wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
+        wraps: ClassVar = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")
         options: dict[str, int | float | bool | str] = Field(
             default={}, description="the learning method's options"

@@ -47,7 +47,7 @@ class Zscl(Kept, Distilling):
     class Config(DistillingConfig):
         """Options of ZSCL."""
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+        search: ClassVar = {
             "image_weight": (0.3, 1.0, 5.0),
             "text_weight": (0.3, 1.0, 5.0),
             "l2": (0.0, 1.0, 10.0),

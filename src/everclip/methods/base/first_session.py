@@ -20,7 +20,7 @@ from everclip.methods.base.registry import method_class, options_of
 class FirstSessionConfig(MethodConfig):
     """Options of the first task's training."""
 
-    wraps: ClassVar[tuple[str, str] | None] = ("adapt", "adapt_options")
+    wraps: ClassVar = ("adapt", "adapt_options")
 
     adapt: Literal["none", "clip", "gcl", "gdro", "finetune"] = Field(
         default="none",

@@ -243,8 +243,11 @@ class Method(nn.Module, ABC):
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         """Return a map from images to scores ``[b, len(labels)]``; built once per evaluation."""
-        names = [self.prompts.names[label] for label in labels]
-        return TextClassifier(clip, clip.class_embeddings(names, self.prompts.templates))
+        return TextClassifier(clip, self.embed(clip, labels))
+
+    def embed(self, clip: Clip, labels: Iterable[int]) -> Float[Tensor, "c d"]:
+        """Return the unit-length embeddings of classes, over the data set's templates."""
+        return clip.class_embeddings([self.prompts.names[label] for label in labels], self.prompts.templates)
 
     def encoder(self, clip: Clip) -> Clip:
         """Return the model whose features are searched, of data with captions."""

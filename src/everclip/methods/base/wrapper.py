@@ -10,16 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import (
-    Batch,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Prompts,
-    Task,
-    Untrained,
-)
+from everclip.methods.base.method import Batch, Clip, Images, Method, MethodConfig, Prompts, Task, Untrained
 from everclip.methods.base.sample_table import SampleTable
 
 

@@ -81,10 +81,7 @@ class Classify(Method):
         yield from self.head.parameters()
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        features = {
-            "image": clip.encode_image(batch.images),
-            "scale": clip.logit_scale.exp(),
-        }
+        features = {"image": clip.encode_image(batch.images), "scale": clip.logit_scale.exp()}
         if self._scores.head == "text":
             texts = self.prompts.caption(self._labels, batch.rng("captions"))
             features["classes"] = clip.encode_text(texts)

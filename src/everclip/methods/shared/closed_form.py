@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,12 +65,16 @@ class Spectrum:
         values, vectors = torch.linalg.eigh(rows @ rows.T)
         return cls(rows.T @ vectors, values.clamp(min=0), vectors.T @ targets)
 
+    def predictions(self, rows: Float64[Tensor, "n m"], lams: Sequence[float]) -> Iterator[Tensor]:
+        """Yield what is predicted of other rows, ``[n, c]``, at each of ``lams``."""
+        seen = rows @ self.basis
+        return (seen @ (self.targets / (self.values + lam)[:, None]) for lam in lams)
+
     def errors(
         self, rows: Float64[Tensor, "n m"], targets: Float64[Tensor, "n c"], lams: Sequence[float]
     ) -> Float64[Tensor, " l"]:
         """Return the squared error on other rows at each of ``lams``, summed."""
-        seen = rows @ self.basis
-        predicted = (seen @ (self.targets / (self.values + lam)[:, None]) for lam in lams)
+        predicted = self.predictions(rows, lams)
         return torch.stack([(guess - targets).square().sum() for guess in predicted])
 
 

@@ -12,16 +12,7 @@ from torch.nn.functional import pad
 from everclip.data.images import ImageSet
 from everclip.data.prompts import fill
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Classifier,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Classifier, Clip, Images, Method, MethodConfig, Prompts, Task
 from everclip.methods.shared.head import columns
 from everclip.methods.shared.weights import Kept
 from everclip.models.pooled import pooled
@@ -71,9 +62,8 @@ class Frozen(Kept, Method):
         self.text = self.embed(clip, self.seen)
 
     @torch.no_grad()
-    def embed(self, clip: Clip, labels: Sequence[int]) -> Float[Tensor, "c d"]:
-        """Return unit-length embeddings of classes."""
-        return clip.class_embeddings([self.prompts.names[label] for label in labels], self.prompts.templates)
+    def embed(self, clip: Clip, labels: Iterable[int]) -> Float[Tensor, "c d"]:
+        return super().embed(clip, labels)
 
     def places(self, labels: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
         """Return where labels stand in ``seen``."""

@@ -18,7 +18,6 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everclip.methods.shared.closed_form import within_class
 from everclip.methods.shared.sums import Sums
 
 
@@ -41,8 +40,7 @@ class Rule:
         self, classes: int, rows: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], running: bool = False
     ) -> None:
         """Add the images of a task; with ``running`` the mixed L as well."""
-        rows = exact(rows)
-        labels = labels.to(rows.device)
+        rows, labels = exact(rows), labels.to(rows.device)
         task = Sums.empty(classes, rows.shape[1], device=rows.device)
         task.add_(rows, labels)
         if "rule gram" not in self.kept:
@@ -52,7 +50,7 @@ class Rule:
         mixed = None
         if running:
             a, b = (int(part.learned.sum()) for part in (before, task))
-            step = means(before)[before.learned].mean(0) - means(task)[task.learned].mean(0)
+            step = before.means[before.learned].mean(0) - task.means[task.learned].mean(0)
             share = (a * self.kept["rule mixed"] + b * precision(task)) / (a + b)
             mixed = share + a * b / (a + b) ** 3 * torch.outer(step, step)
         before.add_(rows, labels)
@@ -68,7 +66,7 @@ class Rule:
         sums, wanted = self.sums, list(labels)
         mixed = self.kept.get("rule mixed")
         weight = precision(sums) if mixed is None else mixed
-        centres = means(sums)[wanted]
+        centres = sums.means[wanted]
         bias = -math.log(len(wanted)) - 0.5 * (centres @ weight * centres).sum(1)
         return lambda rows: exact(rows) @ weight @ centres.T + bias
 
@@ -78,20 +76,14 @@ def exact(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
     return normalize((rows.cpu() if rows.device.type == "mps" else rows).double(), dim=1)
 
 
-def means(sums: Sums) -> Float64[Tensor, "c d"]:
-    """Return class means; 0 of a class without images."""
-    return sums.sums / sums.counts.clamp(min=1)[:, None]
-
-
 def precision(sums: Sums) -> Float64[Tensor, "d d"]:
-    """L: d times the pseudo-inverse of the scatter within classes and its mean square; I where there is no scatter."""
-    scatter = within_class(sums.gram, sums.sums, sums.counts)
-    count, identity = (
-        int(sums.counts.sum()),
-        torch.eye(len(scatter), dtype=torch.float64, device=scatter.device),
-    )
+    """Return L: d times the pseudo-inverse of the scatter within classes plus its trace / (n - 1) times I.
+
+    Without scatter L is I.
+    """
+    scatter, count = sums.scatter, int(sums.counts.sum())
+    identity = torch.eye(len(scatter), dtype=torch.float64, device=scatter.device)
     if count < 2 or scatter.trace() <= 1e-12 * sums.gram.trace():
         return identity
-    return len(scatter) * torch.linalg.pinv(
-        scatter + scatter.trace() / (count - 1) * identity, hermitian=True
-    )
+    regular = scatter + scatter.trace() / (count - 1) * identity
+    return len(scatter) * torch.linalg.pinv(regular, hermitian=True)

@@ -163,10 +163,7 @@ class Probe(Method):
         if phase.name != PROBE:
             return self.represent(clip, batch, phase)
         with torch.no_grad():
-            return {
-                "image": clip.encode_image(batch.images),
-                "scale": clip.logit_scale.exp(),
-            }
+            return {"image": clip.encode_image(batch.images), "scale": clip.logit_scale.exp()}
 
     @final
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Derive the classifiers of the closed-form methods exactly, from sums (sums.py) over the features of a frozen tower.
 
-Sums do not depend on the order of what is summed: any order of tasks, any split
-into tasks and all images at once give the same G, Q and n, and so the same classifier.
+Sums do not depend on the order of what is summed: tasks in any order and all images at once give the same G, Q and n,
+and so the same classifier.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ from everclip.methods.base.method import (
     Task,
 )
 from everclip.methods.shared.sums import Sums
+from everclip.models.depths import Depths
 from everclip.models.pooled import pooled
 
+Rows = Float64[Tensor, "b m"]
+Labels = Int64[Tensor, " b"]
+Weights = Float64[Tensor, " b"]
+"""How often each image counts."""
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
 """Weights and biases of a linear classifier."""
 
@@ -55,6 +60,10 @@ class Statistics(FirstSession):
     """Sums G, Q and n over the images of all tasks, in fp64; no image is kept.
 
     The buffers have their final shape from the first task on: features of the model's width, rows for every class.
+
+    Attributes:
+        depths: what is read of the tower in place of its features; None: nothing else.
+        tower: the image tower that is read at these depths; None: the model's.
     """
 
     capabilities = Capabilities(uses_memory=False)
@@ -73,6 +82,14 @@ class Statistics(FirstSession):
         self._pooled = isinstance(config, StatisticsConfig) and config.feature == "pooled"
         self.can(reads="pooled" if self._pooled else "features")
         self._built = False
+        self.depths: Depths | None = None
+        self.tower: nn.Module | None = None
+
+    def read_at(self, depths: Depths) -> None:
+        """Read the tower at these depths, and ahead of its use unless it trains in the first task."""
+        trains = self.capabilities.trains
+        self.can(reads="pixels" if trains else "features", depths=None if trains else depths)
+        self.depths = depths
 
     # Sums -------------------------------------------------------------------------------------------------------
 
@@ -106,6 +123,8 @@ class Statistics(FirstSession):
 
     def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
         """Return the tower's fp32 features of images."""
+        if self.depths is not None:
+            return self.depths.read(self.tower or clip.model.visual, clip.normalise(images))
         return (
             pooled(clip.model.visual, clip.normalise(images)) if self._pooled else clip.encode_image(images)
         )
@@ -130,16 +149,11 @@ class Statistics(FirstSession):
         for features, labels in self.extracted(clip, new):
             self.add(self.rows(features), labels)
 
-    def rows(self, features: Float[Tensor, "b d"]) -> Float64[Tensor, "b m"]:
-        """Lifted features in fp64, where the sums are."""
+    def rows(self, features: Float[Tensor, "b d"]) -> Rows:
+        """Return lifted features in fp64, where the sums are."""
         return self.lift(features).to(self.sums.device).double()
 
-    def add(
-        self,
-        rows: Float64[Tensor, "b m"],
-        labels: Int64[Tensor, " b"],
-        weights: Float64[Tensor, " b"] | None = None,
-    ) -> None:
+    def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
         """Add images, each counted as often as its weight says (``counts`` excepted)."""
         self.summed.add_(rows, labels, weights)
 
@@ -163,7 +177,7 @@ class Statistics(FirstSession):
         """s of discriminant.py, where the method has chosen it; else None."""
         return None
 
-    def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
+    def query(self, clip: Clip, images: Images) -> Rows:
         """Return the features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
 
@@ -190,10 +204,7 @@ class Linear(Classifier):
     """
 
     def __init__(
-        self,
-        encode: Callable[[Tensor], Tensor],
-        weight: Float64[Tensor, "m c"],
-        bias: Float64[Tensor, " c"],
+        self, encode: Callable[[Tensor], Tensor], weight: Float64[Tensor, "m c"], bias: Float64[Tensor, " c"]
     ) -> None:
         super().__init__()
         self.encode, self.weight, self.bias = encode, weight, bias
@@ -201,6 +212,6 @@ class Linear(Classifier):
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
         return self.scored(self.encode(images))
 
-    def scored(self, rows: Float64[Tensor, "b m"]) -> Float64[Tensor, "b c"]:
+    def scored(self, rows: Rows) -> Float64[Tensor, "b c"]:
         """Return scores of features."""
         return torch.addmm(self.bias, rows, self.weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -32,7 +32,7 @@ class Tuned(Prototypes):
         if not len(self.updates.layers):
             raise UserError("method=mg_clip updates attention, which neither tower has: use another method")
 
-    def embed(self, clip: Clip, labels: Sequence[int]) -> Float[Tensor, "c d"]:
+    def embed(self, clip: Clip, labels: Iterable[int]) -> Float[Tensor, "c d"]:
         if not self.kept:  # before the first task there are no updates
             return super().embed(clip, labels)
         with self.updates.beside(clip.model):
