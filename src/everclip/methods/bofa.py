@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.frozen import Columns
 from everclip.methods.shared.gaussian_rule import Rule
+from everclip.methods.shared.head import Columns
 from everclip.methods.shared.projected import Projected, free, moments
 from everclip.methods.shared.prototypes import READ
 

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from everclip.data.images import ImageSet
-from everclip.errors import UserError
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import (
     Batch,
@@ -43,7 +42,7 @@ from everclip.methods.base.method import (
     Prompts,
     Task,
 )
-from everclip.methods.shared.attention import attentions
+from everclip.methods.shared.attention import attentions, demand_blocks
 from everclip.methods.shared.head import Head, HeadClassifier, columns
 from everclip.methods.shared.prefix import orthogonal, prefixed, prompt, skew
 from everclip.models.pooled import pooled
@@ -77,13 +76,8 @@ class CodaPrompt(Method):
 
     def grow(self, clip: Clip, task: Task) -> None:
         """Add a task's components, orthogonal to the others. Raises UserError for a tower without such blocks."""
-        found = attentions(clip.model.visual)
-        if not found:
-            raise UserError(
-                f"method=coda_prompt puts prompts into the blocks of a vision transformer, but the image tower of"
-                f" {clip.name} is none: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
-            )
-        self._blocks = min(self.config.blocks, len(found))
+        demand_blocks(clip, "coda_prompt", "prompts")
+        self._blocks = min(self.config.blocks, len(attentions(clip.model.visual)))
         with torch.no_grad():
             width = self.query(clip, clip.blank()).shape[1]
         for block in range(self._blocks):

@@ -37,8 +37,9 @@ from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.described import Described, compared
 from everclip.methods.shared.descriptions import read_differences
-from everclip.methods.shared.frozen import Columns, random
+from everclip.methods.shared.frozen import random
 from everclip.methods.shared.gaussian_rule import Rule
+from everclip.methods.shared.head import Columns
 from everclip.methods.shared.replayed import Replayed, Summed, noisy
 
 

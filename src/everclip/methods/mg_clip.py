@@ -34,8 +34,8 @@ from torch.nn.functional import cross_entropy, normalize
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.frozen import Columns, raw_prompts
-from everclip.methods.shared.head import columns
+from everclip.methods.shared.frozen import raw_prompts
+from everclip.methods.shared.head import Columns, columns
 from everclip.methods.shared.prototypes import READ
 from everclip.methods.shared.tuned import Tuned, mixed, moved
 

@@ -29,13 +29,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from everclip.errors import UserError
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Phase, Prompts, Task
+from everclip.methods.shared.attention import demand_blocks
 from everclip.methods.shared.classify import Classify, LabelsConfig
-from everclip.methods.shared.experts import BlockExperts
 from everclip.methods.shared.frozen import Cosines, random, raw_prompts
-from everclip.methods.shared.mixture import branches
+from everclip.methods.shared.mixture import BlockExperts
 
 
 class MoeAdapters(Classify):
@@ -66,11 +65,7 @@ class MoeAdapters(Classify):
     def grow(self, clip: Clip, task: Task) -> None:
         """Put the experts in place at the first task. Raises UserError for a tower without transformer blocks."""
         super().grow(clip, task)
-        if not branches(clip.model.visual):
-            raise UserError(
-                f"method=moe_adapters puts adapters into the blocks of a vision transformer, but the image tower of"
-                f" {clip.name} is none: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
-            )
+        demand_blocks(clip, "moe_adapters", "adapters")
         if not len(self.experts.layers):
             config = self.config
             made = BlockExperts(clip.model, config.hidden, config.experts, config.dropout)

@@ -36,8 +36,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.attend import Attend
-from everclip.methods.shared.frozen import Columns, random, total
+from everclip.methods.shared.attention import Attend
+from everclip.methods.shared.frozen import random, total
+from everclip.methods.shared.head import Columns
 from everclip.methods.shared.prototypes import READ, Prototypes
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from everclip.data.images import ImageSet
 from everclip.data.prompts import fill
@@ -153,26 +152,3 @@ class Cosines(Classifier):
 
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
         return self.encode(images) @ self.weights.T
-
-
-class Columns(Classifier):
-    """Scores of the classes that a function knows, as logits; -inf for labels that it does not.
-
-    Args:
-        score: images to scores of the labels ``known``.
-        parts: modules that it calls.
-    """
-
-    def __init__(
-        self,
-        score: Callable[[Images], Tensor],
-        known: Sequence[int],
-        labels: Sequence[int],
-        *parts: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.score, self.parts = score, nn.ModuleList(parts)
-        self.places = columns(known, torch.tensor(labels)).tolist()
-
-    def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        return pad(self.score(images), (0, 1), value=-torch.inf)[:, self.places]

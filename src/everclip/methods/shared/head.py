@@ -110,7 +110,24 @@ def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:
     return nn.init.kaiming_uniform_(torch.empty(rows, width), nonlinearity="linear")
 
 
-class HeadClassifier(Classifier):
+class Columns(Classifier):
+    """Scores of the classes that a function knows; -inf for labels that it does not.
+
+    Args:
+        score: images to scores of the labels ``known``.
+    """
+
+    def __init__(
+        self, score: Callable[[Tensor], Tensor], known: Sequence[int], labels: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.score, self.places = score, columns(known, torch.tensor(labels)).tolist()
+
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
+        return functional.pad(self.score(images), (0, 1), value=-torch.inf)[:, self.places]
+
+
+class HeadClassifier(Columns):
     """A head's scores of images, one column per label asked for; -inf for a label without a row.
 
     Args:
@@ -124,10 +141,5 @@ class HeadClassifier(Classifier):
         labels: Sequence[int],
         scale: Float[Tensor, ""] | float = 1.0,
     ) -> None:
-        super().__init__()
-        self.encode, self.head, self.scale = encode, head, scale
-        self.rows = head.columns(torch.tensor(labels)).tolist()
-
-    def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        scores = self.head(self.encode(images), self.scale)
-        return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]
+        super().__init__(lambda images: head(encode(images), scale), head.labels, labels)
+        self.head = head
