@@ -35,8 +35,7 @@ from torch.nn.functional import cross_entropy
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.gaussian_rule import Rule
 from everclip.methods.shared.head import Columns
-from everclip.methods.shared.projected import Projected, free, moments
-from everclip.methods.shared.prototypes import READ
+from everclip.methods.shared.prototypes import READ, Projected, free, moments
 
 SAFE = "safe"
 
@@ -113,9 +112,8 @@ class Bofa(Projected):
             return dict(features)
         weight, scale = self.projection(phase.name), features["scale"]
         z = self.project(features["rows"], weight)
-        logits = (
-            (scale.log() if self.config.scale == "log" else scale) * z @ self.classes(self.text, weight).T
-        )
+        sharp = scale.log() if self.config.scale == "log" else scale
+        logits = sharp * z @ self.classes(self.text, weight).T
         return {"cross_entropy": cross_entropy(logits, self.places(batch.labels).to(z.device))}
 
     @torch.no_grad()

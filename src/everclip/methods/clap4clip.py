@@ -105,22 +105,14 @@ class Clap4clip(Frozen):
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         with torch.no_grad():
             z = clip.encode_image(batch.images)
-        with torch.random.fork_rng(
-            [clip.device] if clip.device.type == "cuda" else []
-        ):  # of the decoder's dropout
+        devices = [clip.device] if clip.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # of the decoder's dropout
             torch.manual_seed(int(batch.rng("dropout").integers(2**63)))
             u = self.adapted(z[None], self.text)
         mu, sigma = (part[0] for part in self.heads(u))
         draw, shape = random(batch, "draws", clip.device), (self.config.draws, *mu.shape)
-        noise = torch.randn(shape, generator=draw, device=mu.device)
-        return {
-            "z": z,
-            "u": u[0],
-            "mu": mu,
-            "sigma": sigma,
-            "r": mu + sigma * noise,
-            "scale": clip.logit_scale.exp(),
-        }
+        r = mu + sigma * torch.randn(shape, generator=draw, device=mu.device)
+        return {"z": z, "u": u[0], "mu": mu, "sigma": sigma, "r": r, "scale": clip.logit_scale.exp()}
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         z, u, mu, sigma, r, scale = (features[n] for n in ("z", "u", "mu", "sigma", "r", "scale"))

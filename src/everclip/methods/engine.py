@@ -35,15 +35,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.described import Described, compared
-from everclip.methods.shared.descriptions import read_differences
-from everclip.methods.shared.frozen import random
+from everclip.methods.shared.described import Described, compared, read_differences
+from everclip.methods.shared.frozen import Summed, noisy, random
 from everclip.methods.shared.gaussian_rule import Rule
 from everclip.methods.shared.head import Columns
-from everclip.methods.shared.replayed import Replayed, Summed, noisy
+from everclip.methods.shared.prototypes import ClassMeans
 
 
-class Engine(Replayed, Described):
+class Engine(ClassMeans, Described):
     """Projections on both sides, and what is known of images without training."""
 
     class Config(MethodConfig):
@@ -108,11 +107,8 @@ class Engine(Replayed, Described):
         if self.config.image_weight:
             cosines = z[: len(batch)] @ features["noisy"].T
             own = torch.arange(len(cosines), device=z.device)
-            image = (
-                cross_entropy(cosines, own)
-                if self.config.image_loss == "contrast"
-                else -cosines.diagonal().mean()
-            )
+            contrast = self.config.image_loss == "contrast"
+            image = cross_entropy(cosines, own) if contrast else -cosines.diagonal().mean()
             terms["image"] = self.config.image_weight * image
         if "said" in features and len(features["said"]):
             told = self.words(features["told"]) @ features["said"].T

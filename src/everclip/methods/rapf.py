@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy, normalize
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.frozen import Cosines, random
-from everclip.methods.shared.sampled import Sampled, label_of
+from everclip.methods.shared.gaussian import Sampled, label_of
 
 
 class Rapf(Sampled):

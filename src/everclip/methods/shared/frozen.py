@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from everclip.data.images import ImageSet
 from everclip.data.prompts import fill
@@ -136,6 +137,34 @@ def dropped(values: Tensor, share: float, draw: torch.Generator | None) -> Tenso
 def random(batch: Batch, stream: str, device: torch.device) -> torch.Generator:
     """Return the generator of a step's random numbers, which a resume repeats."""
     return torch.Generator(device).manual_seed(int(batch.rng(stream).integers(2**63)))
+
+
+def noisy(images: Tensor, noise: float, draw: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
+    """Return uint8 pictures with normal noise, of pixels in 0..1."""
+    pixels = images.to(draw.device) / 255
+    changed = pixels + noise * torch.randn(pixels.shape, generator=draw, device=draw.device)
+    return (changed.clamp(0, 1) * 255).to(torch.uint8)
+
+
+class Summed(nn.Module):
+    """The unit-length sum of a layer per task, all but the newest kept as one layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.whole, self.newest = nn.Linear(width, width), nn.Linear(width, width)
+        for part in self.whole.parameters():
+            nn.init.zeros_(part)
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Add the newest layer to the others, and begin a new one."""
+        for whole, newest in zip(self.whole.parameters(), self.newest.parameters(), strict=True):
+            whole += newest
+        width = len(self.whole.weight)
+        self.newest = nn.Linear(width, width).to(self.whole.weight.device)
+
+    def forward(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return normalize(self.whole(rows) + self.newest(rows), dim=1)
 
 
 class Cosines(Classifier):
