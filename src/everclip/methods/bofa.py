@@ -51,9 +51,7 @@ class Bofa(Projected):
 
         rank: int = Field(default=64, ge=1, description="directions in which later tasks move the projection")
         safe_epochs: int = Field(default=2, ge=1, description="epochs in these directions")
-        mix: float = Field(
-            default=0.5, ge=0, le=1, description="weight of class means beside class embeddings"
-        )
+        mix: float = Field(default=0.5, ge=0, le=1, description="weight of class means beside embeddings")
         visual: Literal["first", "current"] = Field(
             default="first", description="projection of the class means: the tower's own, or as learned"
         )

@@ -49,8 +49,7 @@ class ClipLoss(Method):
         """Options of CLIP's loss."""
 
         objective: Literal["softmax", "sigmoid"] = Field(
-            default="softmax",
-            description="cross-entropy over the batch (CLIP), or of each pair alone (SigLIP)",
+            default="softmax", description="cross-entropy over the batch (CLIP), or of each pair (SigLIP)"
         )
         scale: float | None = Field(
             default=None,

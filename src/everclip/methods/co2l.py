@@ -42,13 +42,13 @@ class Co2l(TwoViews):
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the objective")
         tau_base: float = Field(
-            default=0.07, gt=0, description="the contrast between classes is weighted by tau / tau_base"
+            default=0.07, gt=0, description="weigh the contrast of classes by tau / tau_base"
         )
         asymmetric: bool = Field(default=True, description="whether exemplars are excluded as anchors")
         distill: float = Field(default=1.0, ge=0, description="w: weight of the relations; 0: off")
         tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")
         tau_teacher: float = Field(
-            default=0.01, gt=0, description="temperature of the previous task's relations"
+            default=0.01, gt=0, description="temperature of the relations of the task before"
         )
 
     config: Config

@@ -58,9 +58,7 @@ class CodaPrompt(Method):
         search: ClassVar = {"components": (5, 10, 20), "penalty": (0.0, 0.1)}
 
         components: int = Field(default=10, ge=1, description="components that each task adds")
-        blocks: int = Field(
-            default=5, ge=1, description="first blocks with prompts, or all of a tower with fewer"
-        )
+        blocks: int = Field(default=5, ge=1, description="first blocks with prompts, or all that there are")
         penalty: float = Field(default=0.0, ge=0, description="weight of the distance from orthogonal rows")
 
     config: Config

@@ -70,15 +70,14 @@ class Ewc(Kept, Classify):
             " of images with labels drawn from the model",
         )
         fisher_images: int | None = Field(
-            default=None, ge=1, description="number of images per task to estimate it from; none: all"
+            default=None, ge=1, description="images per task for the estimate; none: all"
         )
         fisher_max: float | None = Field(
-            default=1e-4, gt=0, description="upper limit of the entries of a task's Fisher; none: no limit"
+            default=1e-4, gt=0, description="largest entry of a task's Fisher; none: no limit"
         )
         merge: Literal["merged", "online"] = Field(
             default="merged",
-            description="how Fishers of tasks are combined: mean over the classes of all tasks, or a"
-            " decaying sum",
+            description="combine Fishers of tasks: mean over the classes of all tasks, or decaying sum",
         )
         decay: float = Field(default=1.0, ge=0, le=1, description="decay of the old Fisher with online")
 

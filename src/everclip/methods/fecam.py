@@ -48,14 +48,14 @@ class Fecam(Kept, Statistics):
         search: ClassVar = {"shrink": (0.1, 1.0, 10.0), "shrink_others": (0.0, 1.0, 10.0)}
 
         covariance: Literal["class", "common"] = Field(
-            default="class", description="one covariance for each class, or one for all"
+            default="class", description="one covariance per class, or one for all"
         )
         shrink: float = Field(default=1.0, ge=0, description="a1: weight of the mean variance")
         shrink_others: float = Field(default=0.0, ge=0, description="a2: weight of the mean covariance")
         shrinks: int = Field(default=1, ge=0, le=2, description="how often it shrinks")
         again: Literal["average", "pooled"] = Field(
             default="average",
-            description="covariance of a class that comes again: mean of old and new, or that of all images",
+            description="covariance of a class that comes again: mean of old and new, or of all images",
         )
 
     config: Config

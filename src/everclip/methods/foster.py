@@ -50,25 +50,18 @@ class Foster(Method):
 
         search: ClassVar = {"beta_boost": (0.0, 0.9, 0.96), "beta_compress": (0.0, 0.9, 0.97)}
 
-        boost: bool = Field(
-            default=True, description="whether the second tower trains; if not, only its heads"
-        )
-        beta_boost: float = Field(
-            default=0.96, ge=0, lt=1, description="beta of the weights w; 0: equal weights"
-        )
-        beta_compress: float = Field(
-            default=0.97, ge=0, lt=1, description="beta of the weights w'; 0: equal weights"
-        )
+        boost: bool = Field(default=True, description="train the second tower; if not, only its heads")
+        beta_boost: float = Field(default=0.96, ge=0, lt=1, description="beta of the weights w; 0: equal")
+        beta_compress: float = Field(default=0.97, ge=0, lt=1, description="beta of the weights w'; 0: equal")
         absent: Literal["alike", "rare"] = Field(
             default="alike",
-            description="weights if a seen class has no image: all equal, as with beta 0 (alike), or as if"
-            " it had one (rare)",
+            description="weights if a seen class has no image: all equal (alike), or as if it had one (rare)",
             json_schema_extra={"before": "rare"},
         )
         okd_weight: float = Field(default=1.0, ge=0, description="weight of the distillation in boosting")
         temperature: float = Field(default=2.0, gt=0, description="temperature of both distillations")
         compress_epochs: int | None = Field(
-            default=None, ge=1, description="epochs of compression; none: as many as in boosting"
+            default=None, ge=1, description="epochs of compression; none: as in boosting"
         )
         head_init: HeadInit = initial_rows("the heads'")
 

@@ -67,8 +67,7 @@ class Gdro(Contrastive):
         )
         surrogate: Literal["identity", "squared_hinge"] = Field(
             default="squared_hinge",
-            description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
-            " difference)^2",
+            description="loss of a difference of similarities: itself, or max(0, margin + difference)^2",
         )
         dro: Literal["kl", "sagawa", "none"] = Field(
             default="kl",
@@ -78,7 +77,7 @@ class Gdro(Contrastive):
         strength: float = Field(
             default=0.1,
             gt=0,
-            description="lambda of kl: large weighs classes equally, small almost only the worst",
+            description="lambda of kl: small weighs almost only the worst class, large all alike",
         )
         step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
         omega: Literal["unbiased", "batch"] = Field(
@@ -89,10 +88,10 @@ class Gdro(Contrastive):
         )
         groups: Literal["class", "class_origin", "class_domain"] = Field(
             default="class",
-            description="groups to weight: classes, classes split into new and memory, or classes per domain",
+            description="groups to weigh: classes, classes split into new and memory, or classes per domain",
         )
         gamma_class: float = Field(
-            default=0.8, gt=0, le=1, description="weight of the new value in a group's moving average"
+            default=0.8, gt=0, le=1, description="weight of the new value in a group's average"
         )
         weight_clip: float | None = Field(default=None, gt=0, description="largest weight of one image")
 

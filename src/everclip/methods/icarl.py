@@ -58,12 +58,12 @@ class Icarl(Method):
         search: ClassVar = {"loss": ("bce", "ce"), "distill_weight": (0.3, 1.0, 3.0)}
 
         loss: Literal["bce", "ce"] = Field(
-            default="bce", description="loss: one-vs-all, as published, or cross-entropy with distillation"
+            default="bce", description="one-vs-all, as published, or cross-entropy with distillation"
         )
         distill_weight: float = Field(default=1.0, ge=0, description="of the distillation with loss=ce")
         temperature: float = Field(default=2.0, gt=0, description="of the distillation with loss=ce")
         classifier: Literal["nme", "head"] = Field(
-            default="nme", description="classifier: nearest mean of exemplars, or the linear head"
+            default="nme", description="nearest mean of exemplars, or linear head"
         )
         flip: bool = Field(default=False, description="whether to include mirrored exemplars in the means")
         head_init: HeadInit = initial_rows()

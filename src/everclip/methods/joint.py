@@ -36,7 +36,7 @@ class Joint(Method):
 
         wraps: ClassVar = ("loss", "options")
         loss: str = Field(default="finetune", description="the method whose loss is used")
-        options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
+        options: dict[str, int | float | bool | str] = Field(default={}, description="options of loss")
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:

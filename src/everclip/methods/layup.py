@@ -49,9 +49,7 @@ class Layup(RidgeMethod):
 
         search: ClassVar = {"blocks": (1, 3, 6)}
 
-        blocks: int = Field(
-            default=6, ge=1, description="k: last blocks that are read, or all of a tower with fewer"
-        )
+        blocks: int = Field(default=6, ge=1, description="k: last blocks to read, or all that there are")
         lam_choice: Literal["folds", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
             default="folds",
             description="how to choose lam: by four folds of each new task's images (folds); by"

@@ -45,7 +45,7 @@ class Lwf(Distilling):
 
         reference: Literal["old", "current", "random"] = Field(
             default="old",
-            description="reference texts: prompts of old classes, of the task's classes, or random sentences",
+            description="reference texts: prompts of old classes, of the task's, or random sentences",
         )
 
     config: Config

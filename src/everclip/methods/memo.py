@@ -45,11 +45,7 @@ class Memo(Expand):
 
         search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
 
-        blocks: int = Field(
-            default=1,
-            ge=1,
-            description="number of last blocks (of a convolutional tower: stages) that each task owns",
-        )
+        blocks: int = Field(default=1, ge=1, description="last blocks (or stages) that each task owns")
         shared: Literal["frozen", "trained"] = Field(
             default="frozen", description="treatment of the shared blocks after the first task"
         )

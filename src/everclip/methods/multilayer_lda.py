@@ -71,20 +71,19 @@ class MultilayerLda(Layers):
 
         twin: bool = Field(
             default=True,
-            description="keep the pretrained tower beside the one trained by adapt, and add the scores of"
-            " both",
+            description="keep the pretrained tower beside that trained by adapt, and add both scores",
         )
         follow_from: int | None = Field(
             default=5,
             ge=1,
-            description="exemplars per class from which adapt continues in later tasks, if there is a twin;"
-            " none: never",
+            description="with a twin, exemplars per class from which adapt continues in later tasks; none:"
+            " never",
         )
         follow_weight: float = Field(
             default=0.5,
             ge=0,
-            description="weight of the trained tower's scores beside the twin's once adapt has continued;"
-            " 0: only the twin",
+            description="weight of the trained tower's scores once adapt has continued; 0: use the twin"
+            " alone",
         )
 
     config: Config

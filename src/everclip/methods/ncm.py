@@ -32,9 +32,7 @@ class Ncm(LinearStatistics):
     class Config(StatisticsConfig):
         """Options of class means."""
 
-        normalize: bool = Field(
-            default=False, description="make pooled features unit length before the mean (projected ones are)"
-        )
+        normalize: bool = Field(default=False, description="make pooled features unit length before the mean")
 
     second_moments = False
     config: Config

@@ -52,14 +52,16 @@ class Rail(Kept, RidgeMethod):
             default="absolute", description="lam as a multiple of the mean of G's diagonal, or as it is"
         )
         kernel: Literal["primal", "dual"] = Field(
-            default="primal", description="random features, or a Gaussian kernel on all images' features"
+            default="primal",
+            description="random features, or a Gaussian kernel on the features of all images",
         )
         width: int = Field(default=15_000, ge=0, description="M, random features; 0: the features themselves")
         gamma: float = Field(default=0.1, gt=0, description="g: of the kernel")
         dual_lam: float = Field(default=0.001, gt=0, description="lam': strength of the dual ridge")
         beta: float = Field(default=0.8, ge=0, le=1, description="weight of the regression beside zero-shot")
         names: Literal["asked", "all"] = Field(
-            default="asked", description="names in the softmax: labels asked for, or all of the data set"
+            default="asked",
+            description="names in the softmax: labels asked for, or all of the data set, later ones too",
         )
 
     config: Config

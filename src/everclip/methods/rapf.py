@@ -50,7 +50,7 @@ class Rapf(Sampled):
         search: ClassVar = {"samples": (0.6, 1.0, 2.0), "fuse": (0.4, 0.6, 0.8), "theta": (0.55, 0.65)}
 
         samples: float = Field(
-            default=2.0, ge=0.1, description="beta: a tenth of the samples of an old class in a step"
+            default=2.0, ge=0.1, description="beta: a tenth of the samples of a class in a step"
         )
         per_step: int = Field(default=2, ge=1, description="old classes that are sampled in a step")
         theta: float = Field(
@@ -61,7 +61,7 @@ class Rapf(Sampled):
             default=0.6,
             ge=0,
             le=1,
-            description="b: least share of the new matrix in the fused one; none: unfused",
+            description="b: least fraction of the new matrix in the fused one; none: unfused",
         )
         shrink: bool = Field(default=False, description="shrink the covariances that are sampled from")
 

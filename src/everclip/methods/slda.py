@@ -59,7 +59,7 @@ class Slda(LinearStatistics):
             description="shrinkage: oracle-approximating, by generalised cross-validation, or a fraction",
         )
         target: Literal["mean", "one"] = Field(
-            default="mean", description="target of the shrinkage: the mean variance, or 1"
+            default="mean", description="target of the shrinkage: mean variance, or 1"
         )
         streaming: bool = Field(
             default=False,

@@ -48,16 +48,15 @@ class Spu(Kept):
         """Options of SPU."""
 
         search: ClassVar = {"share": (0.01, 0.1, 0.5)}
-        share: float = Field(default=0.1, gt=0, le=1, description="share of a weight matrix that trains")
+        share: float = Field(default=0.1, gt=0, le=1, description="fraction of a weight matrix that trains")
         score: Literal["code", "paper"] = Field(
-            default="code", description="loss whose gradient scores a weight, and how batches add up"
+            default="code", description="loss that scores a weight, and how batches add up"
         )
         score_share: float = Field(
-            default=0.25, gt=0, le=1, description="share of a task's batches that are scored on"
+            default=0.25, gt=0, le=1, description="fraction of a task's batches to score on"
         )
         decay: Literal["selected", "all"] = Field(
-            default="selected",
-            description="weights that weight decay shrinks: what trains, or every candidate",
+            default="selected", description="what weight decay shrinks: what trains, or every candidate"
         )
 
     config: Config

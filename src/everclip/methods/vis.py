@@ -48,7 +48,7 @@ class Vis(RidgeMethod):
         blocks: list[int] = Field(
             default=[0, 2, 4, 6],
             min_length=1,
-            description="blocks to mix, counted from the last, which is 0; those that the tower lacks drop out",
+            description="blocks to mix, of those there are, counted from the last, which is 0",
         )
         hidden: int = Field(default=256, ge=0, description="width of the mixer; 0: use the last block alone")
         stay: float = Field(default=0.01, ge=0, description="weight of the mixer's squared move of a feature")

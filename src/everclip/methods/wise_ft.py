@@ -47,14 +47,12 @@ class WiseFt(Untrained):
 
         wraps: ClassVar = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")
-        options: dict[str, int | float | bool | str] = Field(
-            default={}, description="the learning method's options"
-        )
+        options: dict[str, int | float | bool | str] = Field(default={}, description="options of loss")
         alpha: float = Field(default=0.5, ge=0, le=1, description="fraction of the learned weights")
         anchor: Literal["zero_shot", "previous", "mean"] = Field(
             default="zero_shot",
-            description="weights to average with: the pretrained model, for predictions only; the model"
-            " before the task; or the same with alpha = 1 / t, the mean over tasks",
+            description="average with the pretrained model, for predictions only; with the model before the"
+            " task; or with that by alpha = 1 / t, the mean over tasks",
         )
 
     config: Config

@@ -54,10 +54,10 @@ class Zscl(Kept, Distilling):
         }
 
         image_weight: float = Field(
-            default=1.0, ge=0, description="weight of each image's distribution over the texts"
+            default=1.0, ge=0, description="weight of each image's distribution over texts"
         )
         text_weight: float = Field(
-            default=1.0, ge=0, description="weight of each text's distribution over the images"
+            default=1.0, ge=0, description="weight of each text's distribution over images"
         )
         l2: float = Field(
             default=1.0, ge=0, description="weight of the squared distance to the task's first weights"
@@ -65,19 +65,16 @@ class Zscl(Kept, Distilling):
         ensemble_every: float | None = Field(
             default=0.1,
             gt=0,
-            description="steps between the weights averaged; below 1: as a fraction of the task's steps;"
-            " none: no average",
+            description="steps between averaged weights; below 1: fraction of the task's steps; none: no"
+            " average",
             json_schema_extra={"before": 100},
         )
         reference_images: Literal["emoji", "current", "memory"] = Field(
-            default="emoji",
-            description="reference images: pictures of the package, all images of the batch, or its"
-            " exemplars",
+            default="emoji", description="pictures of the package, images of the batch, or its exemplars"
         )
         reference_texts: Literal["imagenet", "old", "random"] = Field(
             default="imagenet",
-            description="reference texts: ImageNet's class names, prompts of old classes, or random"
-            " sentences",
+            description="ImageNet's class names, prompts of old classes, or random sentences",
         )
         emoji_count: int = Field(default=600, ge=1, description="largest number of emoji pictures")
 

@@ -23,12 +23,9 @@ class FirstSessionConfig(MethodConfig):
     wraps: ClassVar = ("adapt", "adapt_options")
 
     adapt: Literal["none", "clip", "gcl", "gdro", "finetune"] = Field(
-        default="none",
-        description="method whose loss trains the model in the first task; later tasks train nothing",
+        default="none", description="method whose loss trains the first task; later tasks train nothing"
     )
-    adapt_options: dict[str, int | float | bool | str] = Field(
-        default={}, description="that method's options"
-    )
+    adapt_options: dict[str, int | float | bool | str] = Field(default={}, description="options of adapt")
 
 
 class FirstSession(Untrained):

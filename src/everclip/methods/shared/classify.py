@@ -21,8 +21,7 @@ class HeadConfig(MethodConfig):
     """Options for the head that gives the scores."""
 
     head: Literal["text", "linear"] = Field(
-        default="text",
-        description="classifier: class embeddings of the text tower, or a linear layer on the image features",
+        default="text", description="class embeddings of the text tower, or a linear layer on image features"
     )
     head_init: HeadInit = initial_rows("a linear head's")
 

@@ -35,20 +35,19 @@ class ContrastiveConfig(MethodConfig):
 
     tau: float = Field(default=0.05, gt=0, description="temperature, or its initial value if it is learned")
     temperature: Literal["fixed", "learnable", "per_sample"] = Field(
-        default="fixed",
-        description="whether the temperature is constant, learned (RGCL-g), or learned per pair (RGCL)",
+        default="fixed", description="constant, learned (RGCL-g), or learned per pair (RGCL)"
     )
     temperature_lr: float = Field(default=1e-4, gt=0, description="step size of learned temperatures")
     temperature_min: float = Field(default=0.005, gt=0, description="smallest learned temperature")
     temperature_max: float = Field(default=0.5, gt=0, description="largest learned temperature")
     rho: float = Field(
-        default=8.0, ge=0, description="weight of the learned temperature's own term in the objective"
+        default=8.0, ge=0, description="weight of a learned temperature's term in the objective"
     )
     gamma: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="weight of the new value in the moving averages; 1: only the batch",
+        description="weight of the new value in the moving averages; 1: the batch alone",
     )
     gamma_decay: int = Field(
         default=0,
@@ -59,13 +58,12 @@ class ContrastiveConfig(MethodConfig):
     carry_over: bool = Field(default=True, description="whether to keep the estimators from task to task")
     negatives: Literal["instance", "other_class", "multi_positive"] = Field(
         default="instance",
-        description="negatives: every other pair; only pairs of other classes; or these, with the mean"
-        " similarity to all pairs of the class as the positive; for data with captions each caption is a class",
+        description="every other pair; only pairs of other classes; or these, with the mean similarity to"
+        " all pairs of the class as the positive; for data with captions each caption is a class",
     )
     surrogate: Literal["identity", "squared_hinge"] = Field(
         default="identity",
-        description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
-        " difference)^2",
+        description="loss of a difference of similarities: itself, or max(0, margin + difference)^2",
     )
     margin: float = Field(
         default=0.3,
@@ -74,7 +72,7 @@ class ContrastiveConfig(MethodConfig):
         description="margin of the squared hinge: a negative this far below the positive costs nothing",
     )
     sampling: Literal["uniform", "class_balanced"] = Field(
-        default="uniform", description="how batches are drawn: images, or classes and then images of each"
+        default="uniform", description="draw images, or classes and then images of each"
     )
 
 

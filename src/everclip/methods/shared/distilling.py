@@ -28,10 +28,10 @@ class DistillingConfig(LabelsConfig):
     )
     temperature: float = Field(default=2.0, gt=0, description="T: temperature of the distillation")
     image_weight: float = Field(
-        default=5.0, ge=0, description="weight of each image's distribution over the texts"
+        default=5.0, ge=0, description="weight of each image's distribution over texts"
     )
     text_weight: float = Field(
-        default=5.0, ge=0, description="weight of each text's distribution over the images"
+        default=5.0, ge=0, description="weight of each text's distribution over images"
     )
 
 

@@ -32,7 +32,7 @@ class ExpandConfig(MethodConfig):
     """Options of both methods."""
 
     aux_weight: float = Field(
-        default=1.0, ge=0, description="weight of the auxiliary loss on the newest extractor alone"
+        default=1.0, ge=0, description="weight of the loss on the newest extractor alone"
     )
     head_init: HeadInit = initial_rows("the heads'")
     balance: Literal["align", "retrain", "none"] = Field(
@@ -42,16 +42,16 @@ class ExpandConfig(MethodConfig):
         " or nothing",
     )
     retrain_epochs: int | None = Field(
-        default=None, ge=1, description="epochs of balance=retrain; none: as many as in training"
+        default=None, ge=1, description="epochs of balance=retrain; none: as in training"
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="whether a class with too few images for a batch of balance=retrain repeats them"
-        " (again) or not (once)",
+        description="in balance=retrain, repeat a class with too few images for a batch (again) or not"
+        " (once)",
         json_schema_extra={"before": "once"},
     )
     retrain_temperature: float = Field(
-        default=5.0, gt=0, description="temperature by which balance=retrain divides the scores"
+        default=5.0, gt=0, description="divisor of the scores in balance=retrain"
     )
 
 

@@ -39,28 +39,26 @@ class LayersConfig(StatisticsConfig):
 
     stages: list[Positive] | None = Field(
         default=None,
-        description="weights of the tower's last blocks beside its output, last block first; none: 0.5, 0.5"
-        " and 0.25, for as many blocks as there are",
+        description="weights of the last blocks beside the output, last block first; none: 0.5, 0.5 and 0.25",
     )
     root: bool = Field(default=True, description="use signed square roots of the activations")
     mirror: bool = Field(default=True, description="also read the mirror image")
     scales: list[Positive] = Field(
-        default=[1.0], min_length=1, description="sides of the views to read, as multiples of image_size"
+        default=[1.0], min_length=1, description="sides of the views, as multiples of image_size"
     )
     token: Literal["class", "mean"] = Field(
         default="class",
-        description="what to read from a transformer's block: its class token, if it has one, or the mean"
-        " over patches",
+        description="what to read of a transformer's block: its class token, if any, or the mean over"
+        " patches",
     )
     shrinkage: Positive | Literal["gcv"] = Field(
         default="gcv",
-        description="s, as a multiple of the mean variance within classes; gcv: chosen by generalised"
-        " cross-validation",
+        description="s, as a multiple of the mean variance within classes; gcv: by generalised cross-"
+        " validation",
     )
     domain_shrinkage: Positive | None = Field(
         default=10.0,
-        description="weight, in images, of a class's mean over all domains in its mean of one domain; none:"
-        " only that domain's mean",
+        description="weight, in images, of a class's mean over all domains in its mean of one; none: all in one mean",
     )
     log_priors: bool = Field(
         default=False, description="add the logarithm of a class's fraction of the images"

@@ -38,7 +38,7 @@ class ProbeConfig(MethodConfig):
         json_schema_extra={"before": 5},
     )
     probe_lr: float = Field(
-        default=1e-3, gt=0, description="peak learning rate of the probe, if probe_epochs is given"
+        default=1e-3, gt=0, description="peak learning rate of the probe with probe_epochs"
     )
     probe_penalty: float = Field(
         default=0.1,
@@ -49,14 +49,12 @@ class ProbeConfig(MethodConfig):
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="if probe_epochs is given: whether a class with too few images for a batch repeats them"
-        " (again) or not (once)",
+        description="with probe_epochs, repeat a class with too few images for a batch (again) or not (once)",
         json_schema_extra={"before": "once"},
     )
     probe_start: Literal["fresh", "kept"] = Field(
         default="fresh",
-        description="whether the probe's rows of classes with images start anew after a task, or as they"
-        " were",
+        description="start the probe's rows of classes with images anew after a task, or keep them",
     )
     head_init: HeadInit = initial_rows()
 

@@ -27,7 +27,7 @@ class RepresentConfig(ProbeConfig):
 
     projection: int = Field(default=128, ge=2, description="width of the projections in the loss")
     hidden: int | None = Field(
-        default=None, ge=1, description="width of the projector's hidden layer; none: that of the features"
+        default=None, ge=1, description="width of the hidden layer; none: that of the features"
     )
 
 
@@ -93,13 +93,10 @@ class ViewsConfig(RepresentConfig):
 
     objective: Literal["supcon", "simclr", "sogclr"] = Field(
         default="supcon",
-        description="contrastive objective: between classes (supcon), between images (simclr), or between"
-        " images with moving averages (sogclr)",
+        description="contrast classes (supcon), images (simclr), or images with moving averages (sogclr)",
     )
     tau: float = Field(default=0.1, gt=0, description="temperature of the objective")
-    gamma: float = Field(
-        default=0.9, gt=0, le=1, description="weight of the new value in sogclr's moving averages"
-    )
+    gamma: float = Field(default=0.9, gt=0, le=1, description="weight of the new value in sogclr's averages")
 
 
 class TwoViews(Represent):

@@ -54,7 +54,7 @@ class LamConfig(MethodConfig):
     lam_choice: Literal["gcv", "fixed", "task", "seen"] = _choice()
     class_weights: bool = Field(
         default=False,
-        description="weigh each image by 1 / (images of its class in its task): all classes count alike",
+        description="weigh an image by 1 / (images of its class in its task): classes count alike",
     )
 
     @property

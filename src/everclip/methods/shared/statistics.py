@@ -52,7 +52,7 @@ class StatisticsConfig(FirstSessionConfig):
 
     feature: Literal["projected", "pooled"] = Field(
         default="projected",
-        description="unit-length features, or the image tower's raw output before its projection",
+        description="unit-length features, or the image tower's output before its projection",
     )
 
 
