@@ -34,6 +34,10 @@ from torch.nn import functional
 
 Negatives = Literal["instance", "other_class", "multi_positive"]
 PairLoss = Literal["squared_hinge", "identity"]
+Sides = tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]]
+"""Images against captions, and captions against images."""
+Tau = float | Float[Tensor, " a"]
+"""One temperature, or one for each anchor."""
 
 
 def clip_loss(
@@ -129,17 +133,13 @@ def log_mean_exp(exponent: Float[Tensor, "a b"], among: Bool[Tensor, "a b"]) -> 
     return exponent.masked_fill(~among, -math.inf).logsumexp(1) - count.clamp(min=1).to(exponent).log()
 
 
-def log_means(
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
-    among: Bool[Tensor, "a b"],
-    tau: float | Float[Tensor, " a"],
-) -> Float[Tensor, "a 2"]:
+def log_means(losses: Sides, among: Bool[Tensor, "a b"], tau: Tau) -> Float[Tensor, "a 2"]:
     """Return log g1 and log g2 of the batch (equations 2, 3), without gradient; -inf for anchors without negatives.
 
     Args:
         losses: l(d1) and l(d2).
         among: N.
-        tau: one temperature > 0, or one an anchor.
+        tau: > 0.
     """
     return torch.stack([log_mean_exp(loss.detach() / _column(tau), among) for loss in losses], 1)
 
@@ -165,16 +165,16 @@ def moving_average(
     return torch.where(seen & old.isfinite(), mixed, fresh)
 
 
-def objective(log_u: Float[Tensor, "a 2"], tau: float | Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+def objective(log_u: Float[Tensor, "a 2"], tau: Tau) -> Float[Tensor, " a"]:
     """Return tau log u1 + tau log u2: each anchor's part of the objective (equations 1 and 5), without gradient."""
     return tau * log_u.sum(1)
 
 
 def surrogate(
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+    losses: Sides,
     log_u: Float[Tensor, "a 2"],
     among: Bool[Tensor, "a b"],
-    tau: float | Float[Tensor, " a"],
+    tau: Tau,
     weights: Float[Tensor, " a"] | None = None,
     count: Int64[Tensor, "a 1"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -188,7 +188,6 @@ def surrogate(
         losses: l(d1) and l(d2), with gradient.
         log_u: log u1 and log u2, updated with this batch, so that a row's weights sum to 1 / gamma at most.
         among: N; an anchor without any contributes nothing, but counts in B.
-        tau: one temperature, or one an anchor.
         weights: omega, 1 where not given.
         count: |N_i|, where ``among`` has a part of the negatives alone.
     """
@@ -202,11 +201,7 @@ def surrogate(
 
 
 def temperature_gradient(
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
-    log_u: Float[Tensor, "a 2"],
-    among: Bool[Tensor, "a b"],
-    tau: float | Float[Tensor, " a"],
-    rho: float,
+    losses: Sides, log_u: Float[Tensor, "a 2"], among: Bool[Tensor, "a b"], tau: Tau, rho: float
 ) -> Float[Tensor, " a"]:
     """Return the derivative by tau of each anchor's tau log u1 + tau log u2 + 2 rho tau, without gradient.
 
@@ -222,5 +217,5 @@ def temperature_gradient(
     return total
 
 
-def _column(tau: float | Float[Tensor, " a"]) -> float | Float[Tensor, "a 1"]:
+def _column(tau: Tau) -> float | Float[Tensor, "a 1"]:
     return tau[:, None] if isinstance(tau, Tensor) else tau

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from everclip.losses import contrastive
-from everclip.losses.contrastive import PairLoss
+from everclip.losses.contrastive import PairLoss, Sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Part:
     kind: PairLoss
     margin: float
 
-    def rows(self) -> tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]]:
+    def rows(self) -> Sides:
         """Return d1 and d2 of this process's anchors with all columns."""
         image, text = self.image[self.own], self.text[self.own]
         positive = (image * text).sum(1, keepdim=True)
@@ -54,7 +54,7 @@ class Part:
 
     def surrogate(
         self,
-        losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+        losses: Sides,
         log_u: Float[Tensor, "b 2"],
         tau: float | Float[Tensor, " b"],
         weights: Float[Tensor, " b"] | None = None,

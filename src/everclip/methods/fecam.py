@@ -66,10 +66,6 @@ class Fecam(Kept, Statistics):
         super().__init__(config, prompts)
         self.common = config.covariance == "common"
 
-    def grow(self, clip: Clip, task: Task) -> None:
-        super().grow(clip, task)
-        self.kept_to(clip)
-
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         return normalize(features, dim=1)
 

@@ -35,8 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.losses.distill import distillation
-from everclip.losses.longtail import balanced_distillation, effective_weights
+from everclip.losses.distill import distillation, effective_weights
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, initial_rows
@@ -140,7 +139,7 @@ class Foster(Method):
             with torch.no_grad():
                 teacher = self.boosted(torch.cat([features["old"], features["boosted"]], 1), scale)
             student, weights = self.head(image, scale), self._weights[1]
-            return {"distill": balanced_distillation(teacher, student, self.config.temperature, weights)}
+            return {"distill": distillation(teacher, student, self.config.temperature, weights)}
         return {"cross_entropy": functional.cross_entropy(self.head(image, scale), target)}
 
     def _boost(self, features: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.contrastive import Contrastive, ContrastiveConfig, valued
-from everclip.methods.shared.groups import GroupOptions, GroupWeights
+from everclip.methods.shared.groups import GroupConfig, GroupWeights
 
 log = logging.getLogger("everclip")
 
@@ -48,7 +48,7 @@ log = logging.getLogger("everclip")
 class Gdro(Contrastive):
     """GDRO of the everclip paper, section 3.2."""
 
-    class Config(ContrastiveConfig):
+    class Config(GroupConfig, ContrastiveConfig):
         """Options of GDRO."""
 
         search: ClassVar = {
@@ -69,47 +69,13 @@ class Gdro(Contrastive):
             default="squared_hinge",
             description="loss of a difference of similarities: itself, or max(0, margin + difference)^2",
         )
-        dro: Literal["kl", "sagawa", "none"] = Field(
-            default="kl",
-            description="class weights in closed form (kl); by Sagawa et al.'s ascent on the batch's losses"
-            " (sagawa); or equal weights per image (none)",
-        )
-        strength: float = Field(
-            default=0.1,
-            gt=0,
-            description="lambda of kl: small weighs almost only the worst class, large all alike",
-        )
-        step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
-        omega: Literal["unbiased", "batch"] = Field(
-            default="unbiased",
-            description="weight of an image: such that the batch is an unbiased estimate for all classes"
-            " (unbiased); or from the weights of the batch's classes only, each with the mean of its images"
-            " in the batch (batch)",
-        )
-        groups: Literal["class", "class_origin", "class_domain"] = Field(
-            default="class",
-            description="groups to weigh: classes, classes split into new and memory, or classes per domain",
-        )
-        gamma_class: float = Field(
-            default=0.8, gt=0, le=1, description="weight of the new value in a group's average"
-        )
-        weight_clip: float | None = Field(default=None, gt=0, description="largest weight of one image")
 
     config: Config
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        options = GroupOptions(
-            config.dro,
-            config.strength,
-            config.step_size,
-            config.groups,
-            config.gamma_class,
-            config.weight_clip,
-            config.sampling == "class_balanced",
-            config.omega,
-        )
-        self.groups = GroupWeights(options, len(prompts.names))
+        balanced = config.sampling == "class_balanced"
+        self.groups = GroupWeights(config, len(prompts.names), balanced)
 
     def tables(self) -> dict[str, SampleTable]:
         return super().tables() | {"group_losses": self.groups.losses, "adversary": self.groups.adversary}

@@ -92,9 +92,8 @@ class Proof(Prototypes):
 
     def projected(self, words: Tensor) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c d"]]:
         """Return E and P."""
-        return normalize(total(self.words, words), dim=1), normalize(
-            total(self.image, self.prototypes()), dim=1
-        )
+        texts, means = total(self.words, words), total(self.image, self.prototypes())
+        return normalize(texts, dim=1), normalize(means, dim=1)
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         if phase.name == READ.name:

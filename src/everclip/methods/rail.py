@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Float64
 from pydantic import Field
 from torch import Tensor, nn
 
-from everclip.methods.base.method import Classifier, Clip, Images, Prompts, Task
+from everclip.methods.base.method import Classifier, Clip, Images, Prompts
 from everclip.methods.shared.ridge import LamConfig, RidgeMethod
 from everclip.methods.shared.statistics import Labels, Rows, Weights
 from everclip.methods.shared.weights import Kept
@@ -72,10 +72,6 @@ class Rail(Kept, RidgeMethod):
         self.dual = config.kernel == "dual"
         self.random_features = 0 if self.dual else config.width
         self.can(needs_text=True)
-
-    def grow(self, clip: Clip, task: Task) -> None:
-        super().grow(clip, task)
-        self.kept_to(clip)
 
     def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
         super().add(rows, labels, weights)

@@ -23,21 +23,6 @@ from everclip.methods.base.sample_table import SampleTable
 from everclip.models.clip import Clip, Images
 from everclip.models.depths import Depths
 
-__all__ = [
-    "Batch",
-    "Capabilities",
-    "Classifier",
-    "Clip",
-    "Images",
-    "Method",
-    "MethodConfig",
-    "Phase",
-    "Prompts",
-    "Task",
-    "TextClassifier",
-    "Untrained",
-]
-
 
 @dataclass(frozen=True)
 class Capabilities:

@@ -90,7 +90,7 @@ class Pairs:
         part: of the batch, where each process has a loss of its own (``ranks.Share.light``).
     """
 
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]]
+    losses: contrastive.Sides
     among: Bool[Tensor, "b b"]
     log_u: Float[Tensor, "b 2"]
     tau: float | Float[Tensor, " b"]
@@ -203,7 +203,7 @@ class Contrastive(Method):
 
     def _average(
         self,
-        losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+        losses: contrastive.Sides,
         among: Bool[Tensor, "a b"],
         tau: float | Float[Tensor, " b"],
         own: slice,

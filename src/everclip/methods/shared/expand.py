@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -119,9 +120,8 @@ class Expand(Method):
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
         """Start the head anew where it is trained anew."""
         if phase.name == "retrain":
-            rows = first_rows(
-                self.head.labels, clip, self.prompts, self.options.head_init, len(self.older) + 1
-            )
+            init, extractors = self.options.head_init, len(self.older) + 1
+            rows = first_rows(self.head.labels, clip, self.prompts, init, extractors)
             with torch.no_grad():
                 self.head.weight.copy_(rows)
                 self.head.bias.zero_()
@@ -140,9 +140,8 @@ class Expand(Method):
         logits = self.head(features["all"], features["scale"])
         target = self.head.columns(batch.labels)
         if phase.name == "retrain":
-            return {
-                "cross_entropy": functional.cross_entropy(logits / self.options.retrain_temperature, target)
-            }
+            logits = logits / self.options.retrain_temperature
+            return {"cross_entropy": functional.cross_entropy(logits, target)}
         terms = {"cross_entropy": functional.cross_entropy(logits, target)}
         if self._known and self.options.aux_weight:
             newest = self.aux(features["newest"], features["scale"])
@@ -162,9 +161,8 @@ class Expand(Method):
         return functional.normalize(self._side_by_side(clip, images), dim=1)
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        return HeadClassifier(
-            lambda images: self._side_by_side(clip, images), self.head, labels, clip.logit_scale.exp()
-        )
+        side_by_side = partial(self._side_by_side, clip)
+        return HeadClassifier(side_by_side, self.head, labels, clip.logit_scale.exp())
 
 
 def auxiliary_target(

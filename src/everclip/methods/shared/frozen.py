@@ -85,11 +85,8 @@ class Frozen(Kept, Method):
         names, templates = [self.prompts.names[label] for label in labels], self.prompts.templates
         prompts = [fill(template, name) for name in names for template in templates]
         parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-        return (
-            torch.cat([raw_prompts(clip, part) for part in parts])
-            .view(len(names), len(templates), -1)
-            .mean(1)
-        )
+        rows = torch.cat([raw_prompts(clip, part) for part in parts])
+        return rows.view(len(names), len(templates), -1).mean(1)
 
     @torch.no_grad()
     def per_template(self, clip: Clip) -> Float[Tensor, "c l d"]:

@@ -58,7 +58,7 @@ class LayersConfig(StatisticsConfig):
     )
     domain_shrinkage: Positive | None = Field(
         default=10.0,
-        description="weight, in images, of a class's mean over all domains in its mean of one; none: all in one mean",
+        description="weight, in images, of a class's mean over all domains in its mean of one; none: one mean for all",
     )
     log_priors: bool = Field(
         default=False, description="add the logarithm of a class's fraction of the images"
@@ -78,10 +78,6 @@ class Layers(Kept, LinearStatistics):
         pooled = config.feature == "pooled"
         self.read_at(Depths(stages, config.root, config.mirror, scales, config.token, pooled))
         self._chosen: float | None = None  # s by cross-validation, of the sums as they are
-
-    def grow(self, clip: Clip, task: Task) -> None:
-        super().grow(clip, task)
-        self.kept_to(clip)
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         for batch in new:

@@ -131,14 +131,9 @@ class Probe(Method):
         wanted = [label for label in self.head.labels if label in there]
         rows = self.head.columns(torch.tensor(wanted)).tolist()
         scale = clip.logit_scale.exp().detach()
-        target = columns(wanted, labels)
-        weight, bias = converged(
-            features,
-            target,
-            scale * self.head.weight.detach()[rows],
-            self.head.bias.detach()[rows],
-            self.options.probe_penalty,
-        )
+        weight, bias = scale * self.head.weight.detach()[rows], self.head.bias.detach()[rows]
+        target, penalty = columns(wanted, labels), self.options.probe_penalty
+        weight, bias = converged(features, target, weight, bias, penalty)
         with torch.no_grad():
             self.head.weight[rows] = weight / scale
             self.head.bias[rows] = bias
@@ -148,9 +143,8 @@ class Probe(Method):
         """Return features and labels of images that are not ``known``."""
         fresh = torch.tensor([sample not in known for sample in batch.ids.tolist()], dtype=torch.bool)
         features = clip.encode_image(batch.images)
-        return features[fresh.to(features.device)], batch.labels.to(features.device)[
-            fresh.to(features.device)
-        ]
+        fresh = fresh.to(features.device)
+        return features[fresh], batch.labels.to(features.device)[fresh]
 
     @final
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:

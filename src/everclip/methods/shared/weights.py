@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everclip.methods.base.method import Clip, Method, MethodConfig, Prompts
+from everclip.methods.base.method import Clip, Method, MethodConfig, Prompts, Task
 
 _LOW_RANK = re.compile(r"parametrizations\.(\w+)\.(original|0\.a|0\.b)$")
 
 
 def ordinary(name: str) -> str:
-    """A parameter's name as it is without low-rank updates: ``proj.parametrizations.weight.0.a``: ``proj.weight``."""
+    """Return a parameter's name without low-rank updates: ``proj.parametrizations.weight.0.a``: ``proj.weight``."""
     return _LOW_RANK.sub(r"\1", name)
 
 
@@ -27,7 +27,7 @@ def value(clip: Clip, name: str) -> Tensor:
 
 
 def tower_weights(clip: Clip, trained: bool = False) -> Iterator[str]:
-    """Ordinary names of the weights of both towers and of the logit scale, without what ``tune`` holds.
+    """Yield ordinary names of the weights of both towers and of the logit scale, without what ``tune`` holds.
 
     Args:
         trained: only those that take a gradient now, which is settled from the first step of a phase on.
@@ -78,6 +78,10 @@ class Kept(Method):
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.kept: dict[str, Tensor] = {}
+
+    def grow(self, clip: Clip, task: Task) -> None:
+        super().grow(clip, task)
+        self.kept_to(clip)
 
     def kept_to(self, clip: Clip) -> None:
         """Move what is kept to the model's device, where a resume may not have it; fp64 not to Apple's GPUs."""
