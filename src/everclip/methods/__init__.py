@@ -17,24 +17,21 @@ from everclip.methods.base.registry import method_class, method_config
 from everclip.system import trust
 
 if TYPE_CHECKING:
-    from everclip.config import Config
+    from everclip.config import Config, MethodConfig
+    from everclip.data.loader import Batch, Phase
     from everclip.data.policies import Policy
     from everclip.methods.base.cost import Passes
     from everclip.methods.base.method import (
-        Batch,
         Capabilities,
         Classifier,
-        Clip,
-        Images,
         Method,
-        MethodConfig,
-        Phase,
         Prompts,
         Task,
         TextClassifier,
         Untrained,
     )
     from everclip.methods.base.sample_table import SampleTable
+    from everclip.models.clip import Clip, Images
 
 __all__ = [
     "Batch",

@@ -8,7 +8,7 @@
     after   W_f = mean over tasks of the W that each has left;   score = rule g + (1 - rule) <unit( W_f x ), p_k>
 
 x is what the tower projects, W0 its own projection, mu_k the mean of x over class k, g the scores of
-methods/shared/gaussian_rule.py. The code has the scale's logarithm, 4.6, in place of the scale (`scale=log`), and g
+methods/shared/gaussian.py. The code has the scale's logarithm, 4.6, in place of the scale (`scale=log`), and g
 outweighs the cosines at its weight of 0.1. In the paper, known from notes on it, M is the sum of all X'X
 (`moments=sum`) and v_k follows W (`visual=current`). Both choose the mix by a grid on training images; here it is an
 option to search. Their linear heads on x, which do not touch W, are left out, and so is what the paper does with them.
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.gaussian_rule import Rule
+from everclip.methods.shared.gaussian import Rule
 from everclip.methods.shared.head import Columns
 from everclip.methods.shared.prototypes import READ, Projected, free, moments
 

@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.frozen import Frozen, random
-from everclip.methods.shared.gaussian_heads import Heads, apart, divergence
+from everclip.methods.shared.gaussian import Heads, apart, divergence
 from everclip.methods.shared.head import Columns
 
 BALANCE = "balance"

@@ -27,19 +27,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from everclip.config import MethodConfig
 from everclip.losses.contrastive import clip_loss, sigmoid_loss
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-    pairs,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, pairs
 
 
 class ClipLoss(Method):

@@ -29,19 +29,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Method, Phase, Prompts, Task
 from everclip.methods.shared.attention import attentions, demand_blocks
 from everclip.methods.shared.head import Head, HeadClassifier, columns
 from everclip.methods.shared.prefix import orthogonal, prefixed, prompt, skew

@@ -6,7 +6,7 @@
     score = q unit(g) + (1 - q) ( (1 - r) <z, t_k> + r rr_k )
 
 f and e are features as the frozen towers give them; earlier layers are frozen, kept as their sum. g are the scores of
-methods/shared/gaussian_rule.py on pooled features. The code multiplies cosines by the logit scale itself, 4.6, not by
+methods/shared/gaussian.py on pooled features. The code multiplies cosines by the logit scale itself, 4.6, not by
 its exponential (`scale=log`); its second term is the CE, the paper's the cosine (`image_loss`). With one class there is
 no first term (ours), which could only make similarities equal.
 
@@ -37,7 +37,7 @@ from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.described import Described, compared, read_differences
 from everclip.methods.shared.frozen import Summed, noisy, random
-from everclip.methods.shared.gaussian_rule import Rule
+from everclip.methods.shared.gaussian import Rule
 from everclip.methods.shared.head import Columns
 from everclip.methods.shared.prototypes import ClassMeans
 

@@ -62,7 +62,7 @@ class Foster(Method):
         compress_epochs: int | None = Field(
             default=None, ge=1, description="epochs of compression; none: as in boosting"
         )
-        head_init: HeadInit = initial_rows("the heads'")
+        head_init: HeadInit = initial_rows()
 
     capabilities = Capabilities(memory_policy="herding", needs_exemplars=True)
     config: Config

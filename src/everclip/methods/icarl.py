@@ -32,20 +32,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.methods.base.cost import Passes, teacher
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-    to_device,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, to_device
 from everclip.methods.shared.head import Columns, Head, HeadClassifier, HeadInit, columns, initial_rows
 
 

@@ -32,7 +32,7 @@ from torch.nn.functional import normalize
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Phase, Prompts, Task
 from everclip.methods.shared.attention import demand_blocks
-from everclip.methods.shared.classify import Classify, LabelsConfig
+from everclip.methods.shared.classify import Classify, LabelsConfig, softmax_classes
 from everclip.methods.shared.frozen import Cosines, random, raw_prompts
 from everclip.methods.shared.mixture import BlockExperts
 
@@ -46,10 +46,7 @@ class MoeAdapters(Classify):
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"experts": (2, 4), "label_smoothing": (0.0, 0.2)}
 
-        classes: Literal["seen", "present"] = Field(
-            default="present",
-            description="classes in the softmax: all seen so far, or only those with images now",
-        )  # always these, so without an earlier default
+        classes: Literal["seen", "present"] = softmax_classes()
         experts: int = Field(default=2, ge=1, description="experts of each block, of which two are used")
         hidden: int = Field(default=64, ge=1, description="width of an expert")
         dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of an expert's values")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,17 +23,19 @@ class HeadConfig(MethodConfig):
     head: Literal["text", "linear"] = Field(
         default="text", description="class embeddings of the text tower, or a linear layer on image features"
     )
-    head_init: HeadInit = initial_rows("a linear head's")
+    head_init: HeadInit = initial_rows()
+
+
+def softmax_classes(**extra: Any) -> Any:
+    """Return the field of a ``Config`` for the classes in the softmax, with its earlier default if it had another."""
+    said = "classes in the softmax: all seen so far, or only those with images now"
+    return Field(default="present", description=said, json_schema_extra=extra or None)
 
 
 class ClassesConfig(MethodConfig):
     """Options for the classes that the softmax runs over."""
 
-    classes: Literal["seen", "present"] = Field(
-        default="present",
-        description="classes in the softmax: all seen so far, or only those with images now",
-        json_schema_extra={"before": "seen"},
-    )
+    classes: Literal["seen", "present"] = softmax_classes(before="seen")
 
 
 class LabelsConfig(ClassesConfig):

@@ -13,20 +13,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
 from everclip.losses import contrastive, light
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-    pairs,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, pairs
 from everclip.methods.base.sample_table import SampleTable
 
 

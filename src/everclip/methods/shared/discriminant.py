@@ -118,6 +118,7 @@ class Nearest(Linear):
 
     def __init__(self, encode: Callable[[Tensor], Tensor], head: Head, labels: int) -> None:
         super().__init__(encode, head.weight, head.bias)
+        self.to_logits = head.to_logits
         self.owner = head.owner.to(head.weight.device)
         self.labels = labels
 

@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from everclip.losses.contrastive import clip_loss
 from everclip.losses.distill import distillation
 from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, pairs
-from everclip.methods.shared.classify import Classify, LabelsConfig
+from everclip.methods.shared.classify import Classify, LabelsConfig, softmax_classes
 
 
 class DistillingConfig(LabelsConfig):
     """Options of the distillation."""
 
-    classes: Literal["seen", "present"] = Field(
-        default="present",
-        description="classes in the softmax: all seen so far, or only those with images now",
-    )  # always these, so without an earlier default
+    classes: Literal["seen", "present"] = softmax_classes()
     label_smoothing: float = Field(
         default=0.2, ge=0, lt=1, description="fraction of the target spread over all classes"
     )

@@ -14,18 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Method, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 
@@ -35,7 +26,7 @@ class ExpandConfig(MethodConfig):
     aux_weight: float = Field(
         default=1.0, ge=0, description="weight of the loss on the newest extractor alone"
     )
-    head_init: HeadInit = initial_rows("the heads'")
+    head_init: HeadInit = initial_rows()
     balance: Literal["align", "retrain", "none"] = Field(
         default="align",
         description="correction of the bias towards new classes after a task: scale their rows to the mean"

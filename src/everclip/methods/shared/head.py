@@ -16,14 +16,10 @@ from everclip.methods.base.method import Classifier, Clip, Images, Prompts, Task
 HeadInit = Literal["zero", "kaiming", "zero_shot"]
 
 
-def initial_rows(whose: str = "the head's") -> Any:
-    """Make the field of a method's ``Config`` for it."""
-    return Field(
-        default="zero",
-        description=f"initial value of {whose} new rows: 0, random (Kaiming-uniform), or the class"
-        f" embeddings",
-        json_schema_extra={"before": "kaiming"},
-    )
+def initial_rows() -> Any:
+    """Return the field of a method's ``Config`` for it."""
+    said = "initial value of a head's new rows: 0, random (Kaiming-uniform), or the class embeddings"
+    return Field(default="zero", description=said, json_schema_extra={"before": "kaiming"})
 
 
 class Head(nn.Module):

@@ -182,7 +182,4 @@ class Layers(Kept, LinearStatistics):
 
     def nearest(self, clip: Clip, labels: list[int]) -> Nearest:
         """Return the classifier of one tower."""
-        head = self.head(labels)
-        linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
-        linear.to_logits = head.to_logits
-        return linear
+        return Nearest(lambda images: self.query(clip, images), self.head(labels), len(labels))

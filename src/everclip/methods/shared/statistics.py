@@ -15,18 +15,10 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
+from everclip.config import MethodConfig
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Classifier,
-    Clip,
-    Images,
-    MethodConfig,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Capabilities, Classifier, Clip, Images, Prompts, Task
 from everclip.methods.shared.sums import Sums
 from everclip.models.depths import Depths
 from everclip.models.pooled import pooled
