@@ -44,8 +44,6 @@ class Bofa(Projected):
     """A projection that learns beside what it has learned."""
 
     class Config(MethodConfig):
-        """Options of BOFA."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"mix": (0.0, 0.25, 0.5, 0.75), "rule": (0.0, 0.01, 0.1)}
 

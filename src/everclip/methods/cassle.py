@@ -40,8 +40,6 @@ class Cassle(TwoViews):
     """Self-supervised models are continual learners."""
 
     class Config(ViewsConfig):
-        """Options of CaSSLe."""
-
         search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         hidden: int | None = Field(

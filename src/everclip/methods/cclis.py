@@ -46,8 +46,6 @@ class Cclis(Represent):
     """Contrastive continual learning with importance sampling."""
 
     class Config(RepresentConfig):
-        """Options of CCLIS."""
-
         search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.2, 0.6, 2.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the contrastive loss")

@@ -47,8 +47,6 @@ class Clap4clip(Frozen):
     """Probabilistic adapters of class embeddings."""
 
     class Config(MethodConfig):
-        """Options of CLAP4CLIP."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"apart": (0.0, 5.0, 15.0)}
         draws: int = Field(default=20, ge=1, description="draws of r in a step")

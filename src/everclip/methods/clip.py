@@ -37,8 +37,6 @@ class ClipLoss(Method):
     """Symmetric cross-entropy of image-caption pairs, or a decision on each pair."""
 
     class Config(MethodConfig):
-        """Options of CLIP's loss."""
-
         objective: Literal["softmax", "sigmoid"] = Field(
             default="softmax", description="cross-entropy over the batch (CLIP), or of each pair (SigLIP)"
         )

@@ -48,8 +48,6 @@ class Cmoa(Classify):
     """Continual mixture of adapters."""
 
     class Config(HeadConfig, LabelsConfig):
-        """Options of CMoA."""
-
         search: ClassVar = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
 
         bottleneck: int = Field(default=8, ge=1, description="channels per adapter")

@@ -36,8 +36,6 @@ class Co2l(TwoViews):
     """Contrastive continual learning."""
 
     class Config(ViewsConfig):
-        """Options of Co2L."""
-
         search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the objective")

@@ -43,8 +43,6 @@ class CodaPrompt(Method):
     """Decomposed prompts before the attention of a frozen vision transformer."""
 
     class Config(MethodConfig):
-        """Options of CODA-Prompt."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"components": (5, 10, 20), "penalty": (0.0, 0.1)}
 

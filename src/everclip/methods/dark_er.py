@@ -44,8 +44,6 @@ class DarkEr(Classify):
     """Cross-entropy, and exemplars held to their stored outputs."""
 
     class Config(ClassesConfig, HeadConfig):
-        """Options of DER and DER++."""
-
         search: ClassVar = {"alpha": (0.1, 0.3, 1.0), "beta": (0.0, 0.5, 1.0)}
 
         alpha: float = Field(default=0.3, ge=0, description="weight of the distance to stored outputs")

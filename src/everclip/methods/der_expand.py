@@ -41,8 +41,6 @@ class DerExpand(Expand):
     """One whole tower per task."""
 
     class Config(ExpandConfig):
-        """Options of Dynamically Expandable Representation."""
-
         search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
 
     config: Config

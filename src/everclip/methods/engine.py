@@ -46,8 +46,6 @@ class Engine(ClassMeans, Described):
     """Projections on both sides, and what is known of images without training."""
 
     class Config(MethodConfig):
-        """Options of ENGINE."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"image_weight": (0.0, 0.5, 2.0), "rule": (0.5, 0.8, 0.95)}
 

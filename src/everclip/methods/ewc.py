@@ -54,8 +54,6 @@ class Ewc(Kept, Classify):
     """Cross-entropy with a quadratic penalty on the parameters."""
 
     class Config(LabelsConfig, HeadConfig):
-        """Options of EWC."""
-
         search: ClassVar = {"strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)}
 
         strength: float = Field(

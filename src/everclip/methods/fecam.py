@@ -43,8 +43,6 @@ class Fecam(Kept, Statistics):
     """Class means with a covariance each."""
 
     class Config(StatisticsConfig):
-        """Options of the covariances."""
-
         search: ClassVar = {"shrink": (0.1, 1.0, 10.0), "shrink_others": (0.0, 1.0, 10.0)}
 
         covariance: Literal["class", "common"] = Field(

@@ -30,8 +30,6 @@ class Finetune(Classify):
     """Cross-entropy over class embeddings or a linear head."""
 
     class Config(LabelsConfig, HeadConfig):
-        """Options of cross-entropy fine-tuning."""
-
         search: ClassVar = {"label_smoothing": (0.0, 0.1)}
 
     config: Config

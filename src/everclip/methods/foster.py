@@ -45,8 +45,6 @@ class Foster(Method):
     """Boosting, then compression."""
 
     class Config(MethodConfig):
-        """Options of FOSTER."""
-
         search: ClassVar = {"beta_boost": (0.0, 0.9, 0.96), "beta_compress": (0.0, 0.9, 0.97)}
 
         boost: bool = Field(default=True, description="train the second tower; if not, only its heads")

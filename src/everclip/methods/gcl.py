@@ -30,8 +30,6 @@ class Gcl(Contrastive):
     """GCL of the everclip paper, section 3.1."""
 
     class Config(ContrastiveConfig):
-        """Options of GCL."""
-
         search: ClassVar = {"tau": (0.02, 0.05, 0.1), "gamma": (0.5, 0.8, 1.0)}
 
     config: Config

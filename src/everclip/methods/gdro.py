@@ -49,8 +49,6 @@ class Gdro(Contrastive):
     """GDRO of the everclip paper, section 3.2."""
 
     class Config(GroupConfig, ContrastiveConfig):
-        """Options of GDRO."""
-
         search: ClassVar = {
             "tau": (0.02, 0.05, 0.1),
             "strength": (0.03, 0.1, 0.3, 1.0),

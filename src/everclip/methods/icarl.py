@@ -44,8 +44,6 @@ class Icarl(Method):
     """Distilled one-vs-all learning and nearest-mean classification."""
 
     class Config(MethodConfig):
-        """Options of iCaRL."""
-
         search: ClassVar = {"loss": ("bce", "ce"), "distill_weight": (0.3, 1.0, 3.0)}
 
         loss: Literal["bce", "ce"] = Field(

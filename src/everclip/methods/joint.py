@@ -28,8 +28,6 @@ class Joint(Method):
     """Another method, on all tasks at once."""
 
     class Config(MethodConfig):
-        """Options of joint training."""
-
         search: ClassVar = {"loss": ("finetune", "clip", "gcl", "gdro")}
         recommends: ClassVar = {"epochs": 15}
         recommended_before: ClassVar = {}

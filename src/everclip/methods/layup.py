@@ -45,8 +45,6 @@ class Layup(RidgeMethod):
     """Ridge regression on several blocks."""
 
     class Config(LamConfig, FirstSessionConfig):
-        """Options of LayUP."""
-
         search: ClassVar = {"blocks": (1, 3, 6)}
 
         blocks: int = Field(default=6, ge=1, description="k: last blocks to read, or all that there are")

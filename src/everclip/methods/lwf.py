@@ -39,8 +39,6 @@ class Lwf(Distilling):
     """Distillation from the model of the task before."""
 
     class Config(DistillingConfig):
-        """Options of LwF."""
-
         search: ClassVar = {"image_weight": (1.0, 5.0, 20.0), "text_weight": (1.0, 5.0, 20.0)}
 
         reference: Literal["old", "current", "random"] = Field(

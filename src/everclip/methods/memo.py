@@ -41,8 +41,6 @@ class Memo(Expand):
     """Last blocks for each task on shared ones."""
 
     class Config(ExpandConfig):
-        """Options of MEMO."""
-
         search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
 
         blocks: int = Field(default=1, ge=1, description="last blocks (or stages) that each task owns")

@@ -47,8 +47,6 @@ class MgClip(Tuned):
     """Early-stopped low-rank updates, and a visual head."""
 
     class Config(MethodConfig):
-        """Options of MG-CLIP."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"epochs": (1, 2, 5), "rank": (4, 8, 16)}
 

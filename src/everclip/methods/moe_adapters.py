@@ -41,8 +41,6 @@ class MoeAdapters(Classify):
     """Mixtures of adapters in both towers."""
 
     class Config(LabelsConfig):
-        """Options of MoE-Adapters."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"experts": (2, 4), "label_smoothing": (0.0, 0.2)}
 

@@ -67,8 +67,6 @@ class MultilayerLda(Layers):
     """Whitened cosines on several layers, of one tower or of two."""
 
     class Config(LayersConfig):
-        """Options of the features, of the head and of the twin."""
-
         twin: bool = Field(
             default=True,
             description="keep the pretrained tower beside that trained by adapt, and add both scores",

@@ -30,8 +30,6 @@ class Ncm(LinearStatistics):
     """Class means."""
 
     class Config(StatisticsConfig):
-        """Options of class means."""
-
         normalize: bool = Field(default=False, description="make pooled features unit length before the mean")
 
     second_moments = False

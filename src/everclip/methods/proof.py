@@ -46,8 +46,6 @@ class Proof(Prototypes):
     """Projections that add up, and attention over them."""
 
     class Config(MethodConfig):
-        """Options of PROOF."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"dropout": (0.0, 0.1)}
 

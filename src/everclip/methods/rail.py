@@ -41,8 +41,6 @@ class Rail(Kept, RidgeMethod):
     """A ridge adapter beside zero-shot CLIP."""
 
     class Config(LamConfig):
-        """Options of RAIL."""
-
         search: ClassVar = {"beta": (0.2, 0.5, 0.8, 1.0), "lam": (0.01, 0.1, 1.0)}
 
         lam: float | None = Field(

@@ -34,8 +34,6 @@ class RanPac(RidgeMethod):
     """Random projection and ridge regression."""
 
     class Config(RidgeConfig):
-        """Options of RanPAC."""
-
         width: int = Field(default=10_000, ge=0, description="M, random features (800 MB at 10000); 0: none")
         lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
             default="task",

@@ -44,8 +44,6 @@ class Rapf(Sampled):
     """A linear adapter of image features."""
 
     class Config(MethodConfig):
-        """Options of RAPF."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"samples": (0.6, 1.0, 2.0), "fuse": (0.4, 0.6, 0.8), "theta": (0.55, 0.65)}
 

@@ -41,8 +41,6 @@ class Ridge(RidgeMethod):
     """Ridge regression, with a random layer or a text prior."""
 
     class Config(RidgeConfig):
-        """Options of ridge regression."""
-
         expand: int = Field(default=0, ge=0, description="width of ACIL's random layer; 0: none")
         prior: Literal["none", "text"] = Field(
             default="none", description="target of the ridge penalty: zero, or the class embeddings"

@@ -50,8 +50,6 @@ class Slda(LinearStatistics):
     """Streaming linear discriminant analysis."""
 
     class Config(StatisticsConfig):
-        """Options of streaming LDA."""
-
         search: ClassVar = {"eps": ("oas", "gcv", 0.0001, 0.001, 0.01)}
 
         eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas", "gcv"] = Field(

@@ -45,8 +45,6 @@ class Spu(Kept):
     """Selective parameter update."""
 
     class Config(MethodConfig):
-        """Options of SPU."""
-
         search: ClassVar = {"share": (0.01, 0.1, 0.5)}
         share: float = Field(default=0.1, gt=0, le=1, description="fraction of a weight matrix that trains")
         score: Literal["code", "paper"] = Field(

@@ -41,8 +41,6 @@ class Vis(RidgeMethod):
     """A mixer of blocks that learns the first task, random features, ridge regression."""
 
     class Config(LamConfig):
-        """Options of Vis."""
-
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"stay": (0.001, 0.01, 0.1)}
         blocks: list[int] = Field(

@@ -41,8 +41,6 @@ class WiseFt(Untrained):
     """Another method, ``inner``, with its weights mixed with those before; what is not said here ``inner`` does."""
 
     class Config(MethodConfig):
-        """Options of weight averaging."""
-
         search: ClassVar = {"alpha": (0.3, 0.5, 0.7, 0.9)}
 
         wraps: ClassVar = ("loss", "options")

@@ -45,8 +45,6 @@ class Zscl(Kept, Distilling):
     """Distillation from the pretrained model, and averaged weights."""
 
     class Config(DistillingConfig):
-        """Options of ZSCL."""
-
         search: ClassVar = {
             "image_weight": (0.3, 1.0, 5.0),
             "text_weight": (0.3, 1.0, 5.0),

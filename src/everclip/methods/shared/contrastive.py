@@ -204,13 +204,10 @@ class Contrastive(Method):
         options, own_tau = self.options, tau[own] if isinstance(tau, Tensor) else tau
         old, seen = self.estimators.get(batch.samples[own])
         fresh = contrastive.log_means(losses, among, own_tau)
-        gamma = self._gamma(batch, fresh)
-        log_u = contrastive.moving_average(
-            old.to(fresh),
-            seen[:, None].to(fresh.device),
-            fresh,
-            gamma[own] if isinstance(gamma, Tensor) else gamma,
-        ).masked_fill(~among.any(1, keepdim=True), 0)
+        gamma, seen = self._gamma(batch, fresh), seen[:, None].to(fresh.device)
+        own_gamma = gamma[own] if isinstance(gamma, Tensor) else gamma
+        log_u = contrastive.moving_average(old.to(fresh), seen, fresh, own_gamma)
+        log_u = log_u.masked_fill(~among.any(1, keepdim=True), 0)
         if options.temperature == "fixed":
             return log_u, torch.zeros_like(log_u[:, 0])
         return log_u, contrastive.temperature_gradient(losses, log_u, among, own_tau, options.rho)

@@ -133,9 +133,9 @@ class Rule:
         g_k = mu_k' L x + log(1 / C) - mu_k' L mu_k / 2,    L = d pinv( (n - 1) S + tr(S) I )
         S   = scatter of the images about their class means / (n - 1)
 
-    The authors' code makes L of each task's images and mixes (``running``): L <- (a L + b L_new) / c + (a b / c^3) D D',
-    with a, b and c the classes before, in the task and together, and D the difference of the mean class means. The last
-    term suits a covariance and not its inverse, so L of all images together is the default.
+    The authors' code mixes an L of each task (``running``): L <- (a L + b L_new) / c + (a b / c^3) D D', with a, b, c the
+    classes before, in the task and together, and D the difference of the mean class means. The last term suits a
+    covariance and not its inverse, so L of all images together is the default.
 
     Args:
         kept: tensors by name, to which it adds those that begin with "rule".
