@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from everclip.distributed import collectives
 from everclip.losses import contrastive, distill, dro, elastic, prototypes, supcon
-from everclip.losses.light import Part
+from everclip.losses.contrastive import Part
 
 IMAGES, WIDTH, CLASSES = 7, 5, 3  # 7: two processes have 4 and 3
 

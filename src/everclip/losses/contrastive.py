@@ -25,6 +25,7 @@ gradients over equal parts is the gradient of the whole.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -127,6 +128,11 @@ def pair_loss(difference: Float[Tensor, "a b"], kind: PairLoss, margin: float) -
     return squared_hinge(difference, margin) if kind == "squared_hinge" else difference
 
 
+def pair_losses(sides: Sides, kind: PairLoss, margin: float) -> Sides:
+    """Return l(d1) and l(d2)."""
+    return pair_loss(sides[0], kind, margin), pair_loss(sides[1], kind, margin)
+
+
 def log_mean_exp(exponent: Float[Tensor, "a b"], among: Bool[Tensor, "a b"]) -> Float[Tensor, " a"]:
     """Return log mean_{j in N_i} exp(x_ij) of each row; -inf for a row without negatives."""
     count = among.sum(1)
@@ -219,3 +225,69 @@ def temperature_gradient(
 
 def _column(tau: Tau) -> float | Float[Tensor, "a 1"]:
     return tau[:, None] if isinstance(tau, Tensor) else tau
+
+
+def _against(image: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> Sides:
+    """Return d1 and d2 of anchors against other images and texts."""
+    positive = (image * text).sum(1, keepdim=True)
+    return image @ texts.T - positive, text @ images.T - positive
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One process's part of a batch of B pairs, after FastCLIP (Wei et al. 2024, arXiv 2407.01445).
+
+    All features are there, of which this process's rows alone take a gradient. These stand in the losses of their own
+    anchors, and among the columns of every other anchor's. So the gradient is whole once the other anchors' log u and
+    weights are known, one number per sample, and no gradient of a feature has to be exchanged:
+
+        own:     (1/B) sum_{i own}     omega_i sum_{j in N_i}      [ w1_ij l(d1(i,j)) + w2_ij l(d2(i,j)) ]
+        others:  (1/B) sum_{i not own} omega_i sum_{j in N_i, own} [ the same, with s(i,i) constant ]
+
+    FastCLIP takes its own columns of all anchors, its own ones too, and their rows as constants; the sum is the same.
+
+    Args:
+        image, text: ``[B, d]``, unit length; rows of other processes take no gradient.
+        among: N of all anchors.
+        own: this process's rows.
+        kind, margin: the pair loss.
+    """
+
+    image: Float[Tensor, "b d"]
+    text: Float[Tensor, "b d"]
+    among: Bool[Tensor, "b b"]
+    own: slice
+    kind: PairLoss
+    margin: float
+
+    def rows(self) -> Sides:
+        """Return d1 and d2 of this process's anchors with all columns."""
+        return _against(self.image[self.own], self.text[self.own], self.image, self.text)
+
+    def columns(self) -> Sides:
+        """Return d1 and d2 of all anchors, as constants, with this process's columns."""
+        return _against(self.image.detach(), self.text.detach(), self.image[self.own], self.text[self.own])
+
+    def surrogate(
+        self,
+        losses: Sides,
+        log_u: Float[Tensor, "b 2"],
+        tau: float | Float[Tensor, " b"],
+        weights: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the part of ``surrogate`` that depends on this process's rows.
+
+        Args:
+            losses: l of ``rows``.
+            log_u, tau, weights: of the whole batch.
+        """
+        weights = torch.ones_like(log_u[:, 0]) if weights is None else weights
+        others = weights.clone()
+        others[self.own] = 0
+        own_tau = tau[self.own] if isinstance(tau, Tensor) else tau
+        among, share = self.among[self.own], len(losses[0]) / len(log_u)
+        rows = surrogate(losses, log_u[self.own], among, own_tau, weights[self.own])
+        against = pair_losses(self.columns(), self.kind, self.margin)
+        count = self.among.sum(1, keepdim=True)
+        columns = surrogate(against, log_u, self.among[:, self.own], tau, others, count)
+        return share * rows + columns

@@ -106,10 +106,8 @@ class Ewc(Kept, Classify):
     def after_step(self, clip: Clip) -> None:
         """Note once per task what trains."""
         if not self._names:
-            heads = [
-                _HEAD + name for name, p in self.head.named_parameters() if p.requires_grad and p.numel()
-            ]
-            self._names = [*tower_weights(clip, trained=True), *heads]
+            heads = [name for name, p in self.head.named_parameters() if p.requires_grad and p.numel()]
+            self._names = [*tower_weights(clip, trained=True), *(_HEAD + name for name in heads)]
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"names": self._names}
@@ -122,21 +120,16 @@ class Ewc(Kept, Classify):
         heads = {_HEAD + name: parameter for name, parameter in self.head.named_parameters()}
         return {name: heads[name] if name in heads else value(clip, name) for name in names}
 
-    def _part(self, prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): kept for name, kept in self.kept.items() if name.startswith(prefix)
-        }
-
     def penalty(self, clip: Clip) -> dict[str, Tensor]:
         if not self.kept:
             return {}
-        anchors = self._part(ANCHOR)
-        distance = elastic.penalty(self._values(clip, anchors), anchors, self._part(FISHER))
+        anchors = self.part(ANCHOR)
+        distance = elastic.penalty(self._values(clip, anchors), anchors, self.part(FISHER))
         return {"ewc": self.config.strength / 2 * distance}
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Merge the task's Fisher into that of earlier ones, and take the parameters as anchors."""
-        values, before = self._values(clip, self._names), self._part(FISHER)
+        values, before = self._values(clip, self._names), self.part(FISHER)
         fresh = _fisher.diagonal(self._losses(clip, task, new), values, self.config.fisher_max)
         share = self._counts[-2] / self._counts[-1]
         keep, take = (share, 1 - share) if self.config.merge == "merged" else (self.config.decay, 1.0)

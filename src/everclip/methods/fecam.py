@@ -104,14 +104,10 @@ class Fecam(Kept, Statistics):
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         means = self.summed.means[[*labels]]
         identity = torch.eye(means.shape[1], dtype=torch.float64, device=means.device)
-        known = [sigma.to(means.device).double() for sigma in self.kept.values()]
-        shared = self.precision(torch.stack(known).mean(0) if known else identity)
-        matrices = [
-            self.precision(self.kept[str(label)].to(means.device).double())
-            if str(label) in self.kept
-            else shared
-            for label in labels
-        ]
+        known = {name: sigma.to(means.device).double() for name, sigma in self.kept.items()}
+        shared = self.precision(torch.stack([*known.values()]).mean(0) if known else identity)
+        own = (known.get(str(label)) for label in labels)
+        matrices = [shared if sigma is None else self.precision(sigma) for sigma in own]
         return Mahalanobis(lambda images: self.query(clip, images), means, matrices, self.silence([*labels]))
 
 

@@ -38,12 +38,11 @@ class Joint(Method):
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
-        """The method ``loss``, told to take all tasks as one. Raises UserError for joint itself, or bad options."""
+        """Return the method ``loss``, which takes all tasks as one. Raises UserError for joint and for bad options."""
         assert isinstance(config, cls.Config)
         if config.loss == "joint":
             raise UserError('method.loss="joint" names itself: use one of finetune, clip, gcl, gdro')
-        method = method_class(config.loss).create(
-            options_of(config.loss, config.options, "method.options."), prompts
-        )
+        options = options_of(config.loss, config.options, "method.options.")
+        method = method_class(config.loss).create(options, prompts)
         method.can(one_task=True)
         return method

@@ -184,8 +184,7 @@ class MultilayerLda(Layers):
                 held = (batch.ids % asked == 0).to(self.counts.device)
                 aside.append(tuple(column[held] for column in columns))
                 columns = tuple(column[~held] for column in columns)
-            twins, ours, labels, domains = columns
-            self.include_both(twins, ours, labels, domains)
+            self.include_both(*columns)
         if aside:
             twins, ours, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
             self.judge(twins, ours, labels)
@@ -193,9 +192,8 @@ class MultilayerLda(Layers):
 
     def include_both(self, twins: Tensor, ours: Tensor, labels: Tensor, domains: Tensor) -> None:
         """Add images, whose rows on both sides are given."""
-        self.include(ours, labels, domains)
-        if self.twin is not None:
-            self.twin.include(twins, labels, domains)
+        for side, rows in zip(self.sides, (twins, ours), strict=True):
+            side.include(rows, labels, domains)
 
     @property
     def sides(self) -> list[Layers]:
@@ -210,17 +208,15 @@ class MultilayerLda(Layers):
         known = (self.counts > 0).nonzero()[:, 0]
         found = zip(self.sides, (twins, ours), strict=True)
         before, after = (side.scorer(known.tolist())(rows) for side, rows in found)
-        right, alone = (
-            known[scores.argmax(1)] == labels for scores in (before + self.weight * after, before)
-        )
+        both = before + self.weight * after
+        right, alone = (known[scores.argmax(1)] == labels for scores in (both, before))
         won = torch.stack([(right & ~alone).sum(), (alone & ~right).sum()])
         self.kept[WON] = self.kept.get(WON, torch.zeros_like(won)) + won
         more, fewer = self.kept[WON].tolist()
-        log.info(
-            "held-out images of later tasks: %d right only with both towers, %d only with the pretrained one",
-            more,
-            fewer,
+        said = (
+            "held-out images of later tasks: %d right only with both towers, %d only with the pretrained one"
         )
+        log.info(said, more, fewer)
 
     @property
     def weight(self) -> float:

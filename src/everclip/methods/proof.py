@@ -106,9 +106,8 @@ class Proof(Prototypes):
         if phase.name == READ.name:
             return dict(features)
         places, scale = self.places(batch.labels).to(features["z"].device), features["scale"]
-        terms = {
-            name: cross_entropy(features["fused"] @ features[name].T, places) for name in ("text", "means")
-        }
+        fused = features["fused"]
+        terms = {name: cross_entropy(fused @ features[name].T, places) for name in ("text", "means")}
         if self.config.third == "pairs":
             third = clip_loss(features["z"], features["e"][places], scale)
         else:

@@ -91,7 +91,7 @@ class Spu(Kept):
             hook.remove()
         self._hooks, self._ready, self._phase = [], False, phase
         self._limit = max(1, round(self.config.score_share * phase.steps))
-        scores = {n.removeprefix("score "): v for n, v in self.kept.items() if n.startswith("score ")}
+        scores = self.part("score ")
         if phase.name != SCORE and scores:
             self.kept = {f"mask {n}": largest(v.abs(), self.config.share) for n, v in scores.items()}
 

@@ -277,11 +277,8 @@ def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]
 
 def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
     """Return ``image`` and ``text`` features ``[b, d]`` of a batch of (image, caption) pairs."""
-    return {
-        "image": clip.encode_image(batch.images),
-        "text": captions(clip, prompts, batch),
-        "scale": clip.logit_scale.exp(),
-    }
+    image, text = clip.encode_image(batch.images), captions(clip, prompts, batch)
+    return {"image": image, "text": text, "scale": clip.logit_scale.exp()}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

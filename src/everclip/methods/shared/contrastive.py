@@ -15,7 +15,7 @@ from torch import Tensor
 
 from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
-from everclip.losses import contrastive, light
+from everclip.losses import contrastive
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, pairs
 from everclip.methods.base.sample_table import SampleTable
@@ -87,7 +87,7 @@ class Pairs:
     tau: float | Float[Tensor, " b"]
     value: Float[Tensor, " b"]
     active: Bool[Tensor, " b"]
-    part: light.Part | None = None
+    part: contrastive.Part | None = None
 
     def surrogate(self, weights: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
         """Return the scalar to call backward on (equation 4)."""
@@ -163,17 +163,13 @@ class Contrastive(Method):
         own, part = slice(None), None
         if share is not None and share.light:
             own = share.own
-            part = light.Part(
-                features["image"], features["text"], among, own, options.surrogate, options.margin
-            )
+            image, text = features["image"], features["text"]
+            part = contrastive.Part(image, text, among, own, options.surrogate, options.margin)
             first, second = part.rows()
         else:
             positives = ~among if options.negatives == "multi_positive" else None
             first, second = contrastive.differences(features["image"] @ features["text"].T, positives)
-        losses = (
-            contrastive.pair_loss(first, options.surrogate, options.margin),
-            contrastive.pair_loss(second, options.surrogate, options.margin),
-        )
+        losses = contrastive.pair_losses((first, second), options.surrogate, options.margin)
         active, tau = among.any(1), self._temperature(batch, first)
         log_u, slope = self._average(losses, among[own], tau, own, batch)
         if share is not None and part is not None:
@@ -217,9 +213,8 @@ class Contrastive(Method):
         options, epoch = self.options, batch.key[2]
         if epoch >= options.gamma_decay:
             return options.gamma
-        falling = options.gamma + 0.5 * (1 - options.gamma) * (
-            1 + math.cos(math.pi * epoch / options.gamma_decay)
-        )
+        cosine = math.cos(math.pi * epoch / options.gamma_decay)
+        falling = options.gamma + 0.5 * (1 - options.gamma) * (1 + cosine)
         rates = [options.gamma if sample in self._carried else falling for sample in batch.samples.tolist()]
         return torch.tensor(rates).to(like)[:, None]
 

@@ -87,8 +87,7 @@ class Sampled(Frozen):
 
     def prepare(self, shrink: bool) -> None:
         """Factor the covariances, shrunk or not, before a task's steps."""
-        names = [name.removeprefix("mean") for name in self.kept if name.startswith("mean")]
-        self.roots = {name: root(self.kept[f"sigma{name}"], shrink) for name in names}
+        self.roots = {name: root(sigma, shrink) for name, sigma in self.part("sigma").items()}
 
     def turn(self, batch: Batch, count: int) -> list[str]:
         """Return the names whose turn it is in a step: all in random order, and again in another."""
@@ -133,8 +132,8 @@ class Rule:
         g_k = mu_k' L x + log(1 / C) - mu_k' L mu_k / 2,    L = d pinv( (n - 1) S + tr(S) I )
         S   = scatter of the images about their class means / (n - 1)
 
-    The authors' code mixes an L of each task (``running``): L <- (a L + b L_new) / c + (a b / c^3) D D', with a, b, c the
-    classes before, in the task and together, and D the difference of the mean class means. The last term suits a
+    The authors' code mixes an L of each task (``running``): L <- (a L + b L_new) / c + (a b / c^3) D D', with a, b, c
+    the classes before, in the task and together, and D the difference of the mean class means. The last term suits a
     covariance and not its inverse, so L of all images together is the default.
 
     Args:

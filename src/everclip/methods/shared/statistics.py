@@ -117,9 +117,9 @@ class Statistics(FirstSession):
         """Return the tower's fp32 features of images."""
         if self.depths is not None:
             return self.depths.read(self.tower or clip.model.visual, clip.normalise(images))
-        return (
-            pooled(clip.model.visual, clip.normalise(images)) if self._pooled else clip.encode_image(images)
-        )
+        if self._pooled:
+            return pooled(clip.model.visual, clip.normalise(images))
+        return clip.encode_image(images)
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         """Return the features that are summed, from the tower's."""

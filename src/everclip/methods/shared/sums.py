@@ -197,10 +197,9 @@ class Sums:
         }
         for name, (kind, shape) in wanted.items():
             value = found[name]
-            if value.dtype != kind or tuple(value.shape) != shape:
-                raise ValueError(
-                    f"{name} has other numbers than it should: {value.dtype} {tuple(value.shape)}"
-                )
+            have = tuple(value.shape)
+            if value.dtype != kind or have != shape:
+                raise ValueError(f"{name} has other numbers than it should: {value.dtype} {have}")
             if not value.isfinite().all() or (name in ("counts", "labels") and (value < 0).any()):
                 raise ValueError(f"{name} has numbers that cannot be")
         if (sums.labels >= classes).any():

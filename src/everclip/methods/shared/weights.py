@@ -51,12 +51,7 @@ class Average:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Become the mean that was saved, its values where those of the same names are."""
-        self.count = state["count"]
-        where = self.values
-        self.values = {
-            name: mean.to(where[name].device) if name in where else mean
-            for name, mean in state["values"].items()
-        }
+        self.count, self.values = state["count"], _placed(state["values"], self.values)
 
     @torch.no_grad()
     def take(self, clip: Clip) -> None:
@@ -89,19 +84,25 @@ class Kept(Method):
         for name, tensor in self.kept.items():
             self.kept[name] = tensor.to(clip.device if fits or tensor.dtype != torch.float64 else "cpu")
 
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return what is kept under names with this prefix, without it."""
+        return {key.removeprefix(prefix): kept for key, kept in self.kept.items() if key.startswith(prefix)}
+
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"kept": self.kept}
 
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
-        self.kept = {
-            name: tensor.to(self.kept[name].device) if name in self.kept else tensor
-            for name, tensor in state["kept"].items()
-        }
+        self.kept = _placed(state["kept"], self.kept)
 
     def state_bytes(self) -> int:
         keeping = (module for module in self.modules() if isinstance(module, Kept))
         return super().state_bytes() + sum(tensor.nbytes for one in keeping for tensor in one.kept.values())
+
+
+def _placed(saved: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what was saved, on the devices of what has the same names."""
+    return {name: old.to(like[name].device) if name in like else old for name, old in saved.items()}
 
 
 def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
