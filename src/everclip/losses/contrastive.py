@@ -117,8 +117,7 @@ def differences(
 def squared_hinge(difference: Float[Tensor, "a b"], margin: float) -> Float[Tensor, "a b"]:
     """Return l(d) = max(0, margin + d)^2: a negative that is below the positive by ``margin`` costs nothing.
 
-    The pairwise squared hinge of equation 5, as in LibAUC's partial AUC losses (Zhu et al. 2022, arXiv
-    2203.00176).
+    The pairwise squared hinge of equation 5, as in LibAUC's partial AUC losses (Zhu et al. 2022, arXiv 2203.00176).
     """
     return functional.relu(margin + difference).square()
 

@@ -129,7 +129,7 @@ class Cclis(Represent):
 
     @torch.no_grad()
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
-        """s_j of each image; notes p_j, its fraction of the class's (and domain's) scores."""
+        """Return s_j of each image; note p_j, its fraction of the class's (and domain's) scores."""
         met = [
             (self.projector(clip.encode_image(b.images)).cpu(), b.labels, b.domains, b.ids) for b in batches
         ]

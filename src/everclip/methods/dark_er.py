@@ -38,6 +38,7 @@ from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task, to_d
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.classify import ClassesConfig, Classify, HeadConfig
 from everclip.methods.shared.head import columns
+from everclip.methods.shared.represent import feature_width
 
 
 class DarkEr(Classify):
@@ -62,12 +63,9 @@ class DarkEr(Classify):
         self._compared: list[int] = []
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """A table of the task's outputs, one column per class seen, or a feature's entry."""
+        """Make a table of the task's outputs, with a column per class seen, or per entry of a feature."""
         super().grow(clip, task)
-        width = len(self.seen)
-        if self.config.target == "feature":
-            with torch.no_grad():
-                width = clip.encode_text(["a"]).shape[1]
+        width = feature_width(clip) if self.config.target == "feature" else len(self.seen)
         self.stored.append(SampleTable(width))
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:

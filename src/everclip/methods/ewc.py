@@ -82,7 +82,7 @@ class Ewc(Kept, Classify):
         @field_validator("fisher", mode="before")
         @classmethod
         def _word(cls, value: object) -> object:
-            """Return the command line reads a bare ``true`` as a truth value."""
+            """Return the word for what the command line reads as a truth value, a bare ``true``."""
             return "true" if value is True else value
 
     config: Config

@@ -81,7 +81,7 @@ class Foster(Method):
         self._start: dict[str, Tensor] = {}
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """Rows for new classes; from the second task on also the heads that only boosting needs."""
+        """Append rows for new classes; from the second task on make the heads that only boosting needs."""
         self._known, init = list(self.head.labels), self.config.head_init
         if self._known:
             self.boosted = copy.deepcopy(self.head)
@@ -110,7 +110,7 @@ class Foster(Method):
             self._start = copy.deepcopy(clip.model.visual.state_dict())
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Before compression the boosted tower steps aside, and the image tower is the old one again."""
+        """Set the boosted tower aside before compression, and make the image tower the old one again."""
         if phase.name == "compress":
             self._towers = (*self._towers, clip.copy_tower())
             clip.model.visual.load_state_dict(self._start)
@@ -152,7 +152,7 @@ class Foster(Method):
         }
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """The student is the model now; what it learned from goes."""
+        """Let go of what the student, now the model, has learned from."""
         self._towers = ()
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

@@ -201,10 +201,7 @@ class MultilayerLda(Layers):
         return [self] if self.twin is None else [self.twin, self]
 
     def judge(self, twins: Tensor, ours: Tensor, labels: Int64[Tensor, " b"]) -> None:
-        """Count images, whose rows on both sides are given, that either both heads or the twin's alone are right about.
-
-        Held-out ones, which are in no sum yet.
-        """
+        """Count held-out images, in no sum yet, that both heads together or the twin's alone are right about."""
         known = (self.counts > 0).nonzero()[:, 0]
         found = zip(self.sides, (twins, ours), strict=True)
         before, after = (side.scorer(known.tolist())(rows) for side, rows in found)
@@ -225,7 +222,7 @@ class MultilayerLda(Layers):
 
     @property
     def deciding(self) -> dict[Layers, float]:
-        """The sides whose scores add up, and their weights: the twin alone where it was right about more images.
+        """Return the sides whose scores add up, and their weights: the twin alone where it was right about more images.
 
         That is more by over one standard error.
         """

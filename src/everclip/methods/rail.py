@@ -109,8 +109,7 @@ class Fused(Classifier):
     """Mix zero-shot probabilities with the scores of a regression.
 
     Args:
-        text: unit-length embeddings of the names in the softmax.
-        known: which of these have been trained.
+        text: unit-length embeddings of the names in the softmax; known: which of these have been trained.
 
     Attributes:
         columns: the names that are asked for; regress: features to r of these.
@@ -142,5 +141,5 @@ class Fused(Classifier):
 def gaussian(
     one: Float64[Tensor, "b d"], other: Float64[Tensor, "n d"], gamma: float
 ) -> Float64[Tensor, "b n"]:
-    """exp(-g |a - b|^2) of all pairs of rows."""
+    """Return exp(-g |a - b|^2) of all pairs of rows."""
     return (-gamma * torch.cdist(one, other).square()).exp()

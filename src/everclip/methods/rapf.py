@@ -130,7 +130,7 @@ class Rapf(Sampled):
 def hinge(
     rows: Float[Tensor, "p n d"], own: Float[Tensor, "p d"], other: Float[Tensor, "p d"], margin: float
 ) -> Float[Tensor, "p n"]:
-    """max(0, margin - <x, e_a> + <x, e_b>) of unit-length samples of each pair."""
+    """Return max(0, margin - <x, e_a> + <x, e_b>) of unit-length samples of each pair."""
     return (margin - ((own - other)[:, None] * rows).sum(2)).clamp(min=0)
 
 

@@ -74,12 +74,7 @@ def sharpness(classifier: nn.Module) -> float:
 
 
 class TextClassifier(Classifier):
-    """Cosine similarity of images to class embeddings.
-
-    Args:
-        clip: the encoder.
-        weights: ``[c, d]``, unit length.
-    """
+    """Cosine similarity of images to class embeddings ``weights``, ``[c, d]`` of unit length."""
 
     def __init__(self, clip: Clip, weights: Float[Tensor, "c d"]) -> None:
         super().__init__()

@@ -25,11 +25,7 @@ def attentions(model: nn.Module) -> list[Any]:
 
 
 def demand_blocks(clip: Clip, method: str, adds: str) -> None:
-    """Refuse an image tower without transformer blocks. Raises UserError.
-
-    Args:
-        adds: what the method puts into the blocks.
-    """
+    """Refuse an image tower without transformer blocks for a method to add to. Raises UserError."""
     if not attentions(clip.model.visual):
         raise UserError(
             f"method={method} puts {adds} into the blocks of a vision transformer, but the image tower of"
@@ -88,9 +84,7 @@ def attend(
 class Attend(nn.Module):
     """LayerNorm( Q + W_o softmax( Q W_q' (Q W_k')' / sqrt d ) Q W_v' + b ) for the tokens of each image.
 
-    Args:
-        width: d.
-        dropout: of the attention and of what is added.
+    Dropout is that of the attention and of what is added.
     """
 
     def __init__(self, width: int, dropout: float) -> None:

@@ -49,8 +49,7 @@ class LabelsConfig(ClassesConfig):
 class Classify(Method):
     """Cross-entropy over class embeddings or a linear head. What a config does not offer stays at its default.
 
-    Attributes:
-        seen: labels in the order learned; a linear head has its rows in the same order.
+    ``seen`` has the labels in the order learned, as a linear head has its rows.
     """
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:

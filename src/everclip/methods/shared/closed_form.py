@@ -18,12 +18,10 @@ def ridge(
     lam: float,
     prior: Float64[Tensor, "m c"] | None = None,
 ) -> Float64[Tensor, "m c"]:
-    """W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
+    """Return W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
 
-    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m.
-
-    Raises:
-        RunError: G is not finite.
+    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m. Raises RunError
+    where G is not finite.
     """
     demand_finite(gram)
     trace = gram.trace().item()
@@ -128,7 +126,7 @@ def best_lam(
 def text_scale(
     gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"], text: Float64[Tensor, "m c"]
 ) -> float:
-    """kappa = <Q, E> / <E, G E>: the scale at which text embeddings as a classifier come nearest to Y."""
+    """Return kappa = <Q, E> / <E, G E>, at which text embeddings as a classifier come nearest to Y."""
     return ((cross * text).sum() / (text * (gram @ text)).sum()).item()
 
 
@@ -143,10 +141,7 @@ def within_class(
 def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
     """Return the weight of the mean variance in oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
 
-    As scikit-learn computes it, which leaves out terms of 2 / m.
-
-    Args:
-        count: images that the covariance was estimated from.
+    As scikit-learn computes it, without terms of 2 / m, for a covariance estimated from ``count`` images.
     """
     mean_square = covariance.square().mean().item()
     square_mean = covariance.diagonal().mean().item() ** 2
@@ -155,7 +150,7 @@ def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
 
 
 def shrunk(covariance: Float64[Tensor, "m m"], share: float, target: float) -> Float64[Tensor, "m m"]:
-    """(1 - share) Sigma + share target I."""
+    """Return (1 - share) Sigma + share target I."""
     result = (1 - share) * covariance
     result.diagonal().add_(share * target)
     return result

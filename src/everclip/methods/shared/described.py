@@ -24,11 +24,7 @@ Differences = dict[str, dict[str, list[str]]]
 
 
 class Described(Frozen):
-    """Base of methods that may know differences between classes.
-
-    Attributes:
-        differences: of each class from others; empty without.
-    """
+    """Base of methods that may know ``differences`` of each class from others; empty without."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -80,11 +76,7 @@ def compared(
 
 
 def read_differences(path: str, names: Sequence[str]) -> Differences:
-    """Return the differences of the classes ``names``; other classes of the file are left out.
-
-    Raises:
-        UserError: the file cannot be read, or has another form.
-    """
+    """Return the differences of the classes ``names`` alone. Raises UserError: a file unread or of another form."""
     form = 'write {"class": {"other class": ["difference", ...]}}'
     try:
         found: Any = read_json(Path(path))

@@ -159,7 +159,7 @@ class Expand(Method):
 def auxiliary_target(
     labels: Int64[Tensor, " b"], known: Sequence[int], new: Sequence[int]
 ) -> Int64[Tensor, " b"]:
-    """0 for a known class and 1, 2, ... for the new ones, in their order.
+    """Return 0 for a known class and 1, 2, ... for the new ones, in their order.
 
     Where no class is new, as when domains come, "known" would be all there is: then the place among the known ones.
     """

@@ -165,11 +165,7 @@ class Summed(nn.Module):
 
 
 class Cosines(Classifier):
-    """``<f(images), w_k>``, both of unit length.
-
-    Args:
-        encode: images to features.
-    """
+    """``<f(images), w_k>``, both of unit length; ``encode`` is f."""
 
     def __init__(self, clip: Clip, encode: Callable[[Images], Tensor], weights: Float[Tensor, "n d"]) -> None:
         super().__init__()

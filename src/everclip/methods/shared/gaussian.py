@@ -49,12 +49,10 @@ def covariance(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
 
 
 def spread(sigma: Float[Tensor, "d d"], diagonal: float = 1.0, others: float = 1.0) -> Float[Tensor, "d d"]:
-    """S + a1 V1 I + a2 V2 (11' - I): V1 the mean variance, V2 the mean of the other entries that are not 0.
+    """Return S + a1 V1 I + a2 V2 (11' - I), with a1 = ``diagonal`` and a2 = ``others``.
 
-    FeCAM (https://arxiv.org/abs/2309.14062), equation 7; RAPF's code has it with a1 = a2 = 1.
-
-    Args:
-        diagonal, others: a1 and a2.
+    V1 is the mean variance, V2 the mean of the other entries that are not 0: FeCAM (https://arxiv.org/abs/2309.14062),
+    equation 7; RAPF's code has it with a1 = a2 = 1.
     """
     identity = torch.eye(len(sigma), dtype=sigma.dtype, device=sigma.device)
     off = sigma * (1 - identity)
@@ -63,7 +61,7 @@ def spread(sigma: Float[Tensor, "d d"], diagonal: float = 1.0, others: float = 1
 
 
 def correlation(sigma: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """S_ij / sqrt(S_ii S_jj); a row without variance has its 1 on the diagonal and 0 elsewhere."""
+    """Return S_ij / sqrt(S_ii S_jj); a row without variance has its 1 on the diagonal and 0 elsewhere."""
     variance = sigma.diagonal()
     alive = variance > 0
     scale = torch.where(alive, variance, 1.0).rsqrt() * alive
@@ -189,10 +187,7 @@ def exact(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
 
 
 def precision(sums: Sums) -> Float64[Tensor, "d d"]:
-    """Return L: d times the pseudo-inverse of the scatter within classes plus its trace / (n - 1) times I.
-
-    Without scatter L is I.
-    """
+    """Return L: d pinv(scatter within classes + its trace / (n - 1) I); I where there is no scatter."""
     scatter, count = sums.scatter, int(sums.counts.sum())
     identity = torch.eye(len(scatter), dtype=torch.float64, device=scatter.device)
     if count < 2 or scatter.trace() <= 1e-12 * sums.gram.trace():
@@ -202,11 +197,7 @@ def precision(sums: Sums) -> Float64[Tensor, "d d"]:
 
 
 class Heads(nn.Module):
-    """A normal distribution around each class embedding: mu and sigma by linear layers of its task (CLAP4CLIP).
-
-    Attributes:
-        tasks, labels: of each head, in the order in which they came.
-    """
+    """A normal distribution around each class embedding, by linear layers of its task for mu and sigma (CLAP4CLIP)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +237,7 @@ class Heads(nn.Module):
 
 
 def deviation(values: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-    """0.999 softplus(x) + 0.001."""
+    """Return 0.999 softplus(x) + 0.001."""
     return 0.999 * softplus(values) + 0.001
 
 
@@ -256,5 +247,5 @@ def divergence(mu: Float[Tensor, "h d"], sigma: Float[Tensor, "h d"]) -> Float[T
 
 
 def apart(texts: Float[Tensor, "h d"], drawn: Float[Tensor, "h d"]) -> Float[Tensor, ""]:
-    """CE( Q, diagonal ) of the means over templates and draws."""
+    """Return CE( Q, diagonal ) of the means over templates and draws."""
     return cross_entropy(texts @ drawn.T, torch.arange(len(texts), device=texts.device))

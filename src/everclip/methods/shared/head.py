@@ -90,9 +90,8 @@ def first_rows(
 ) -> Float[Tensor, "n w"]:
     """Return rows that a head starts with: 0, Kaiming-uniform, or the class embeddings.
 
-    Times a logit scale of 100, Kaiming-uniform rows start with logits whose standard deviation is above 4.
-
-    For the features of several ``extractors`` side by side, a zero-shot score is the mean of theirs.
+    Times a logit scale of 100, Kaiming-uniform rows start with logits whose standard deviation is above 4. For features
+    of several ``extractors`` side by side, a zero-shot score is the mean of theirs.
     """
     rows = clip.class_embeddings([prompts.names[label] for label in labels], prompts.templates)
     rows = rows.repeat(1, extractors) / extractors
@@ -107,11 +106,7 @@ def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:
 
 
 class Columns(Classifier):
-    """Scores of the classes that a function knows; -inf for labels that it does not.
-
-    Args:
-        score: images to scores of the labels ``known``.
-    """
+    """Scores that ``score`` gives images of the classes ``known``, for labels asked for; -inf for one that is not."""
 
     def __init__(
         self, score: Callable[[Tensor], Tensor], known: Sequence[int], labels: Sequence[int]
@@ -124,11 +119,7 @@ class Columns(Classifier):
 
 
 class HeadClassifier(Columns):
-    """A head's scores of images, one column per label asked for; -inf for a label without a row.
-
-    Args:
-        encode: images to the features that the head was trained on.
-    """
+    """A head's scores of the features that ``encode`` gives, one column per label; -inf for one without a row."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ Branch = tuple[Any, nn.Module]
 
 
 def mix(maps: Float[Tensor, "b a ..."], logits: Float[Tensor, "b a"]) -> Float[Tensor, "b ..."]:
-    """sum_a r_a f_a with r = softmax(logits)."""
+    """Return sum_a r_a f_a with r = softmax(logits)."""
     return torch.einsum("ba,ba...->b...", logits.softmax(1).to(maps), maps)
 
 
@@ -96,10 +96,9 @@ class Mixtures(nn.Module):
     def beside(
         self, visual: nn.Module, scale: float, random: torch.Generator | None = None
     ) -> Iterator[list[Tensor]]:
-        """Have each branch of the tower give ``branch(norm(x)) + scale * mixture(norm(x))`` while it is open.
+        """Have each branch give ``branch(norm(x)) + scale * mixture(norm(x))`` while it is open.
 
-        Yields:
-            the maps of each mixture, in the order in which the tower runs.
+        Yield the maps of each mixture, in the order in which the tower runs.
         """
         maps: list[Tensor] = []
 
@@ -150,12 +149,7 @@ def branches(visual: nn.Module) -> list[Branch]:
 
 
 class Experts(nn.Module):
-    """sum_i g_i E_i(a),  E(a) = 0.1 ( up relu(down a) ),  g = softmax over the two largest of c W.
-
-    Args:
-        width: of tokens; hidden: of an expert; count: of experts.
-        dropout: of what an expert's first layer gives.
-    """
+    """sum_i g_i E_i(a),  E(a) = 0.1 ( up relu(down a) ),  g = softmax over the two largest of c W."""
 
     def __init__(self, width: int, hidden: int, count: int, dropout: float) -> None:
         super().__init__()

@@ -72,11 +72,7 @@ class Prototypes(ClassMeans):
 
 
 class Projected(Prototypes):
-    """Base of methods with a projection of their own and class means of what it projects.
-
-    Attributes:
-        weight: the projection, which starts as the tower's, ``first``; the tower's bias stays.
-    """
+    """Base of methods with class means and a projection ``weight``, at first the tower's, whose bias stays."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -42,10 +42,9 @@ def some(texts: Iterable[str]) -> list[str]:
 
 
 def pictures(clip: Clip, but: Collection[str], count: int) -> UInt8[Tensor, "n 3 s s"]:
-    """At most ``count`` of the emoji pictures that come with the package, the same each time, ready for ``clip``.
+    """Return at most ``count`` of the emoji pictures of the package, the same each time, ready for ``clip``.
 
-    Args:
-        but: paths to leave out: those of a run that learns emoji, whose later tasks and test images are no reference.
+    Those in ``but`` are left out: a run that learns emoji has its later tasks and test images there.
     """
     kinds = ("class-incremental", "domain-incremental")
     source = emoji.Emoji(SourceConfig())

@@ -135,7 +135,7 @@ class TwoViews(Represent):
 
 
 def mlp(width: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
-    """Linear, ReLU, Linear, with a batch norm before the ReLU if asked: always by the batch, without running values."""
+    """Return linear, ReLU, linear, with a batch norm before the ReLU if asked: by the batch, without running values."""
     between = [nn.BatchNorm1d(hidden, track_running_stats=False)] if norm else []
     return nn.Sequential(nn.Linear(width, hidden), *between, nn.ReLU(), nn.Linear(hidden, out))
 

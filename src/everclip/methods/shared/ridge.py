@@ -166,11 +166,7 @@ class RidgeMethod(LinearStatistics):
         self.chosen.fill_(self.grid[int(torch.stack(errors).sum(0).argmin())])
 
     def strength(self, prior: Float64[Tensor, "m c"] | None = None) -> float:
-        """lam, in units of G.
-
-        Args:
-            prior: what the classifier of all labels is drawn to; none: 0.
-        """
+        """Return lam, in units of G; ``prior`` is what the classifier of all labels is drawn to, else 0."""
         if self.chosen > 0:
             return self.chosen.item()
         count = int(self.counts.sum())

@@ -152,7 +152,7 @@ class Statistics(FirstSession):
     # Classifier -------------------------------------------------------------------------------------------------
 
     def silence(self, labels: list[int]) -> Float64[Tensor, " c"]:
-        """0 for labels that have been trained, -inf for the others."""
+        """Return 0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
 
     @property
@@ -189,11 +189,7 @@ class LinearStatistics(Statistics):
 
 
 class Linear(Classifier):
-    """``W' f(images) + b`` in fp64.
-
-    Args:
-        encode: images to features.
-    """
+    """``W' f(images) + b`` in fp64; ``encode`` is f."""
 
     def __init__(
         self, encode: Callable[[Tensor], Tensor], weight: Float64[Tensor, "m c"], bias: Float64[Tensor, " c"]

@@ -175,11 +175,7 @@ class Sums:
 
     @classmethod
     def load(cls, file: Path) -> Sums:
-        """Read them.
-
-        Raises:
-            ValueError: they do not fit one another; or whatever a damaged file makes safetensors raise.
-        """
+        """Read them. Raises ValueError if they do not fit together, or what a damaged file makes safetensors raise."""
         found: dict[str, Any] = load_file(file)
         classes, width = found["sums"].shape
         if found["gram"].shape == (width * (width + 1) // 2,):

@@ -47,11 +47,7 @@ class KeyValue(nn.Module):
 
 
 class Tuned(Prototypes):
-    """Base of methods whose features and embeddings are those of updated towers.
-
-    Attributes:
-        rank: of the updates.
-    """
+    """Base of methods whose features and embeddings are those of towers with updates of rank ``rank``."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -99,5 +95,5 @@ def wrong(logits: Float[Tensor, "n c"], places: Int64[Tensor, " n"]) -> float:
 
 
 def moved(before: float, after: float) -> float:
-    """|N0 - N| / N0."""
+    """Return |N0 - N| / N0."""
     return abs(before - after) / abs(before)

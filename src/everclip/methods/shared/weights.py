@@ -29,8 +29,7 @@ def value(clip: Clip, name: str) -> Tensor:
 def tower_weights(clip: Clip, trained: bool = False) -> Iterator[str]:
     """Yield ordinary names of the weights of both towers and of the logit scale, without what ``tune`` holds.
 
-    Args:
-        trained: only those that take a gradient now, which is settled from the first step of a phase on.
+    With ``trained`` only those that take a gradient now, which is settled from the first step of a phase on.
     """
     every = chain(clip.image_parameters(), clip.text_parameters(), [("logit_scale", clip.logit_scale)])
     return iter(dict.fromkeys(ordinary(name) for name, p in every if p.requires_grad or not trained))
