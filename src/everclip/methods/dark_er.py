@@ -117,6 +117,6 @@ class DarkEr(Classify):
 
 
 def _mean(logits: Float[Tensor, "b c"], target: Tensor, which: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Cross-entropy of some images of a batch; 0 where there is none of them."""
+    """Return the cross-entropy of some images of a batch; 0 where there is none of them."""
     total = functional.cross_entropy(logits[which], target[which], reduction="sum")
     return total / which.sum().clamp(min=1)

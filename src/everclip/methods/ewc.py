@@ -22,7 +22,7 @@ ours.
     Parameters  none; a linear head with method.head=linear
     State       two copies (fp32) of what it trains: anchors and Fisher
     Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head; the Fisher
-                takes 1 more an image after the task, one by one unless method.fisher=batch
+                takes 1 more per image after the task, one by one unless method.fisher=batch
     Exemplars   trains on exemplars beside new images; published without: memory.budget=0
 
 Paper: https://arxiv.org/abs/1612.00796
@@ -141,7 +141,7 @@ class Ewc(Kept, Classify):
             self.kept[ANCHOR + name] = current.detach().clone()
 
     def _losses(self, clip: Clip, task: Task, new: Iterable[Batch]) -> Iterator[Tensor]:
-        """-log p(y | x) over all classes seen, the mean of a batch or of one image."""
+        """Yield -log p(y | x) over all classes seen, the mean of a batch or of one image."""
         self._labels, kind = list(self.seen), self.config.fisher
         for part in _fisher.parts(new, task, self.config.fisher_images, kind != "batch"):
             part = to_device(part, clip.device)

@@ -59,7 +59,7 @@ class Memo(Expand):
     _split: Split
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """As for every expanding method. Raises UserError for a tower that cannot be cut in two."""
+        """Grow as every expanding method does. Raises UserError for a tower that cannot be cut in two."""
         self._split = Split(clip.model.visual, self.config.blocks)
         super().grow(clip, task)
 

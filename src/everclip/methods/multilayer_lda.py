@@ -111,7 +111,7 @@ class MultilayerLda(Layers):
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
-        """In later tasks, all but those that are asked afterwards which of the towers decides."""
+        """Return, in later tasks, all but those that are asked afterwards which of the towers decides."""
         return images.ids % ASKED != 0 if FIRST in self.kept else super().trains_on(images)
 
     def follow(self, clip: Clip, new: Iterable[Batch], memory: Iterable[Batch]) -> None:

@@ -127,7 +127,7 @@ class Method(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         if misplaced := Capabilities.__dataclass_fields__.keys() & vars(cls).keys():
             name = min(misplaced)
-            raise TypeError(f"{cls.__name__}.{name}: write capabilities = Capabilities({name}=...)")
+            raise TypeError(f"{cls.__name__}.{name}: use capabilities = Capabilities({name}=...)")
 
     def can(self, **changes: Any) -> None:
         """Change this instance's capabilities."""
@@ -141,7 +141,7 @@ class Method(nn.Module, ABC):
     # Structure and stages ---------------------------------------------------------------------------------------
 
     def learner(self, task: Task) -> Method:
-        """The method whose phases and steps train in a task: this one, unless it lends its training to another."""
+        """Return the method whose phases and steps train in a task: this one, unless it lends that to another."""
         return self
 
     def phases(self, task: Task) -> list[Phase]:
@@ -194,11 +194,11 @@ class Method(nn.Module, ABC):
         return {}
 
     def class_weights(self) -> dict[int, float]:
-        """Label -> weight of its loss at the last step, for methods that reweight classes."""
+        """Return label -> weight of its loss at the last step, for methods that reweight classes."""
         return {}
 
     def class_losses(self) -> dict[int, float]:
-        """Label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
+        """Return label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
         return {}
 
     def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
@@ -206,7 +206,7 @@ class Method(nn.Module, ABC):
         return clip.encode_image(images)
 
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
-        """Id -> score of the plain images of a finished task and of the memory, for memory policies that read them."""
+        """Return id -> score of plain images of a finished task and of the memory, for memory policies that read it."""
         return {sample: 1.0 for batch in batches for sample in batch.ids.tolist()}
 
     # Between tasks ----------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class Method(nn.Module, ABC):
     # State ------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State of the tables, so that ``state_dict`` holds all that the method keeps."""
+        """Return the state of the tables, so that ``state_dict`` holds all that the method keeps."""
         return {name: table.state_dict() for name, table in self.tables().items()}
 
     def set_extra_state(self, state: Any) -> None:

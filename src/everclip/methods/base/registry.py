@@ -21,7 +21,7 @@ def method_class(name: str) -> type[Method]:
     """
     if name.lower() == "der":
         raise UserError(
-            'method "der" is two methods: write der_expand (Dynamically Expandable Representation, Yan 2021)'
+            'method "der" is two methods: use der_expand (Dynamically Expandable Representation, Yan 2021)'
             " or dark_er (Dark Experience Replay, Buzzega 2020)"
         )
     plugins.load("methods", name)  # refuses a name before torch is imported

@@ -159,6 +159,6 @@ def shrunk(covariance: Float64[Tensor, "m m"], share: float, target: float) -> F
 def discriminants(
     covariance: Float64[Tensor, "m m"], means: Float64[Tensor, "c m"]
 ) -> tuple[Float[Tensor, "m c"], Float[Tensor, " c"]]:
-    """Linear discriminants W = Sigma^-1 mu and b = -1/2 mu' Sigma^-1 mu of classes with a common covariance."""
+    """Return W = Sigma^-1 mu and b = -1/2 mu' Sigma^-1 mu of classes with a common covariance."""
     weight = ridge(covariance, means.T.contiguous(), 0.0)
     return weight, -0.5 * (means.T * weight).sum(0)

@@ -194,7 +194,7 @@ class Contrastive(Method):
         own: slice,
         batch: Batch,
     ) -> tuple[Float[Tensor, "a 2"], Float[Tensor, " a"]]:
-        """log u of the anchors ``own`` after this batch, 0 without negatives; the slope of a learned temperature."""
+        """Return log u of the anchors ``own``, 0 without negatives, and the slope of a learned temperature."""
         options, own_tau = self.options, tau[own] if isinstance(tau, Tensor) else tau
         old, seen = self.estimators.get(batch.samples[own])
         fresh = contrastive.log_means(losses, among, own_tau)
@@ -227,7 +227,7 @@ class Contrastive(Method):
     def _learn_temperature(
         self, batch: Batch, gradient: Float[Tensor, " b"], active: Bool[Tensor, " b"]
     ) -> None:
-        """A step down the objective's gradient in tau; this batch has used the old one."""
+        """Take a step down the objective's gradient in tau; this batch has used the old one."""
         options = self.options
         low, high = options.temperature_min, options.temperature_max
         if options.temperature == "learnable":

@@ -77,7 +77,7 @@ def compared(
 
 def read_differences(path: str, names: Sequence[str]) -> Differences:
     """Return the differences of the classes ``names`` alone. Raises UserError: a file unread or of another form."""
-    form = 'write {"class": {"other class": ["difference", ...]}}'
+    form = 'use {"class": {"other class": ["difference", ...]}}'
     try:
         found: Any = read_json(Path(path))
     except Unreadable as error:

@@ -124,7 +124,7 @@ def total(layers: nn.ModuleList, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n
 
 
 def dropped(values: Tensor, share: float, draw: torch.Generator | None) -> Tensor:
-    """Return values with a share of them at 0 and the others scaled up; as they are without a generator."""
+    """Return values with a fraction of them at 0 and the others scaled up; as they are without a generator."""
     if draw is None or share == 0:
         return values
     keep = torch.empty_like(values).bernoulli_(1 - share, generator=draw)

@@ -130,7 +130,7 @@ class Layers(Kept, LinearStatistics):
         return Cells(sums[there], counts[there], there.nonzero()[:, 1])
 
     def shrinkage(self, cells: Cells) -> float:
-        """s, chosen anew once the sums are others."""
+        """Return s, chosen anew once the sums are others."""
         if self.options.shrinkage != "gcv":
             return self.options.shrinkage
         if self._chosen is None:

@@ -166,7 +166,7 @@ class Statistics(FirstSession):
         return Cells(self.sums[there], self.counts[there], there.nonzero()[:, 0])
 
     def shrinkage(self, cells: Cells) -> float | None:
-        """s of discriminant.py, where the method has chosen it; else None."""
+        """Return s of discriminant.py, where the method has chosen it; else None."""
         return None
 
     def query(self, clip: Clip, images: Images) -> Rows:

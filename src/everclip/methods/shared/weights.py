@@ -118,7 +118,7 @@ def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: floa
 
 
 def largest(values: Tensor, share: float) -> Tensor:
-    """Return where the largest of some values are: that share of them, rounded down."""
+    """Return where the largest of some values are: that fraction of them, rounded down."""
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     mask[values.flatten().topk(int(share * values.numel())).indices] = True
     return mask.view_as(values)
