@@ -15,9 +15,8 @@ and merged into that of earlier tasks:
     online      F <- decay F + F_new (Schwarz et al. 2018)
 
 Both towers and the logit scale are held, and with a linear head the image tower and the head's old rows, as far as they
-train; under tune=lora, the weights with their updates. Published without a memory: memory.budget=0, with
-the CE over the new task's classes alone, as in PyCIL; method.classes=seen has all classes. mammoth's lambda is half of
-ours.
+train; under tune=lora, the weights with their updates. Published without a memory: memory.budget=0, with the CE over
+the new task's classes alone, as in PyCIL; method.classes=seen has all classes. mammoth's lambda is half of ours.
 
     Parameters  none; a linear head with method.head=linear
     State       two copies (fp32) of what it trains: anchors and Fisher

@@ -5,13 +5,12 @@
     L_k = mean_{i: y_i = k} l_i                                                            (equation 5)
     F = max_p sum_k p_k L_k - lambda KL(p, 1/K) = lambda log mean_k exp( L_k / lambda )    (equation 6)
 
-Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the
-positive costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task
-to task. The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k,
-which makes the estimate unbiased under uniform sampling, and an exemplar among many new images count fifty times as
-much as these; `omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k with q the
-p of the batch's classes, made to sum to 1. Equation 5 and the estimator are not public;
-docs/methods.md says what is certain.
+Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the positive
+costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task to task.
+The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k, which makes
+the estimate unbiased under uniform sampling, and an exemplar among many new images count fifty times as much as these;
+`omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k with q the p of the
+batch's classes, made to sum to 1. Equation 5 and the estimator are not public; docs/methods.md says what is certain.
 
 Of data with captions the classes that are weighed are the groups in its column `group`, and negatives are the pairs of
 another caption.

@@ -33,8 +33,8 @@ from torch import Tensor
 from everclip.methods.base.first_session import FirstSessionConfig
 from everclip.methods.base.method import Prompts
 from everclip.methods.shared.closed_form import Spectrum
-from everclip.methods.shared.ridge import LamConfig, RidgeMethod
-from everclip.methods.shared.statistics import Labels, Rows, Weights
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod, Weights
+from everclip.methods.shared.statistics import Labels, Rows
 from everclip.models.depths import Depths
 
 LAMS = (*(10 ** (half / 2) for half in range(-8, 7)), 1e-8)

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes, teacher
 from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
-from everclip.methods.shared import reference as _reference
-from everclip.methods.shared.distilling import Distilling, DistillingConfig
+from everclip.methods.shared.distilling import Distilling, DistillingConfig, captions, sentences, some
 
 
 class Lwf(Distilling):
@@ -66,12 +65,12 @@ class Lwf(Distilling):
             return
         self._teacher = (clip.copy_tower(),)
         if self.config.reference == "random":
-            texts = _reference.sentences()
+            texts = sentences()
         elif train.captions is not None:
-            texts = _reference.some(train.captions.gallery(train.rows).texts)
+            texts = some(train.captions.gallery(train.rows).texts)
         else:
             labels = self._old if self.config.reference == "old" else task.classes
-            texts = _reference.captions(self.prompts.names[label] for label in labels)
+            texts = captions(self.prompts.names[label] for label in labels)
         with torch.no_grad():
             self._texts = clip.encode_text(texts)
 

@@ -32,8 +32,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from everclip.methods.base.method import Classifier, Clip, Images, Prompts
-from everclip.methods.shared.ridge import LamConfig, RidgeMethod
-from everclip.methods.shared.statistics import Labels, Rows, Weights
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod, Weights
+from everclip.methods.shared.statistics import Labels, Rows
 from everclip.methods.shared.weights import Kept
 
 

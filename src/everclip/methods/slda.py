@@ -36,14 +36,7 @@ from everclip.errors import UserError
 from everclip.methods.base.method import Clip, Prompts
 from everclip.methods.shared import closed_form
 from everclip.methods.shared.discriminant import strength, within_covariance
-from everclip.methods.shared.statistics import (
-    Labels,
-    LinearStatistics,
-    Rows,
-    Scores,
-    StatisticsConfig,
-    Weights,
-)
+from everclip.methods.shared.statistics import Labels, LinearStatistics, Rows, Scores, StatisticsConfig
 
 
 class Slda(LinearStatistics):
@@ -81,10 +74,10 @@ class Slda(LinearStatistics):
     def exact(self) -> bool:
         return not self.config.streaming
 
-    def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
+    def add(self, rows: Rows, labels: Labels) -> None:
         """Add images; where streaming, ``gram`` holds n Sigma, to which an image adds n/(n + 1) delta delta'."""
         if not self.config.streaming:
-            super().add(rows, labels, weights)
+            super().add(rows, labels)
             return
         before = int(self.counts.sum())
         deltas = torch.empty_like(rows)

@@ -32,8 +32,8 @@ from torch.nn.functional import cross_entropy
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
 from everclip.methods.shared.head import columns
-from everclip.methods.shared.ridge import LamConfig, RidgeMethod
-from everclip.methods.shared.statistics import Labels, Weights
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod, Weights
+from everclip.methods.shared.statistics import Labels
 from everclip.models.depths import Depths
 
 

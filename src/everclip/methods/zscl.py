@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, Task
-from everclip.methods.shared import reference
+from everclip.methods.shared import distilling
 from everclip.methods.shared.distilling import Distilling, DistillingConfig
 from everclip.methods.shared.weights import Average, Kept, tower_weights, value
 
@@ -102,7 +102,7 @@ class Zscl(Kept, Distilling):
         super().begin_task(clip, task, train)
         self.kept_to(clip)
         if self.config.reference_images == "emoji" and self._pictures is None:
-            self._pictures = reference.pictures(clip, train.store.keys, self.config.emoji_count)
+            self._pictures = distilling.pictures(clip, train.store.keys, self.config.emoji_count)
         if not self._old:
             self._ask(clip)
         texts = self.kept["texts"]
@@ -119,10 +119,10 @@ class Zscl(Kept, Distilling):
     @torch.no_grad()
     def _ask(self, clip: Clip) -> None:
         """Keep the pretrained model's answers that no later task can ask for."""
-        named = {"imagenet": reference.imagenet, "random": reference.sentences}
+        named = {"imagenet": distilling.imagenet, "random": distilling.sentences}
         kind = self.config.reference_texts
         # Of old classes too: every row is taken now, but used only once its class is old.
-        texts = reference.captions(self.prompts.names) if kind == "old" else named[kind]()
+        texts = distilling.captions(self.prompts.names) if kind == "old" else named[kind]()
         self.kept["texts"] = clip.encode_text(texts)
         if self._pictures is not None:
             parts = [clip.encode_image(part) for part in self._pictures.split(64)]

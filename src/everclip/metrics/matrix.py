@@ -1,10 +1,9 @@
 """Keep the accuracy matrix, and compute what continual learning reads from it.
 
 R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction; None where task i has no test images of
-its own, since all its classes were there before. Definitions and their papers:
-iCaRL (arXiv 1611.07725) for the average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz
-and Ranzato 2017 (arXiv 1706.08840) for the transfers, with the zero-shot accuracy of the pretrained model in
-place of GEM's random initialisation.
+its own, since all its classes were there before. Definitions and their papers: iCaRL (arXiv 1611.07725) for the
+average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840) for the
+transfers, with the zero-shot accuracy of the pretrained model in place of GEM's random initialisation.
 """
 
 from __future__ import annotations

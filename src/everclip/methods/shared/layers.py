@@ -14,15 +14,7 @@ from torch import Tensor
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Prompts, Task
 from everclip.methods.shared.discriminant import Head, Nearest, strength, whitened, within_covariance
-from everclip.methods.shared.statistics import (
-    Cells,
-    Labels,
-    LinearStatistics,
-    Rows,
-    Scores,
-    StatisticsConfig,
-    Weights,
-)
+from everclip.methods.shared.statistics import Cells, Labels, LinearStatistics, Rows, Scores, StatisticsConfig
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import Kept
 from everclip.models.depths import Depths
@@ -89,8 +81,8 @@ class Layers(Kept, LinearStatistics):
         self.add(rows, labels)
         self.add_domains(rows, labels, domains)
 
-    def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
-        super().add(rows, labels, weights)
+    def add(self, rows: Rows, labels: Labels) -> None:
+        super().add(rows, labels)
         self._chosen = None
 
     def set_extra_state(self, state: Any) -> None:

@@ -14,11 +14,13 @@ from torch.nn.functional import pad
 
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
 from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
-from everclip.methods.shared.statistics import Labels, LinearStatistics, Scores, StatisticsConfig, Weights
+from everclip.methods.shared.statistics import Labels, LinearStatistics, Rows, Scores, StatisticsConfig
 from everclip.seeding import generator
 
 log = logging.getLogger("everclip")
 
+Weights = Float64[Tensor, " b"]
+"""How often each image counts."""
 GRID = tuple(10.0**exponent for exponent in range(-8, 9))
 """The lams that are tried."""
 FIT = 0.8
@@ -142,6 +144,10 @@ class RidgeMethod(LinearStatistics):
             self.add(self.rows(features[part]), labels[part], weights[part])
         if "square" in self._buffers:
             self.get_buffer("square").add_(weights.sum())
+
+    def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
+        """Add images, each counted as often as its weight says (``counts`` excepted)."""
+        self.summed.add_(rows, labels, weights)
 
     def choose(self, features: Float[Tensor, "b d"], labels: Labels, weights: Weights, order: Labels) -> None:
         """Set lam to the one with the least squared error on the last fifth of ``order``."""

@@ -25,8 +25,6 @@ from everclip.models.pooled import pooled
 
 Rows = Float64[Tensor, "b m"]
 Labels = Int64[Tensor, " b"]
-Weights = Float64[Tensor, " b"]
-"""How often each image counts."""
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
 """Weights and biases of a linear classifier."""
 
@@ -145,9 +143,9 @@ class Statistics(FirstSession):
         """Return lifted features in fp64, where the sums are."""
         return self.lift(features).to(self.sums.device).double()
 
-    def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
-        """Add images, each counted as often as its weight says (``counts`` excepted)."""
-        self.summed.add_(rows, labels, weights)
+    def add(self, rows: Rows, labels: Labels) -> None:
+        """Add images."""
+        self.summed.add_(rows, labels)
 
     # Classifier -------------------------------------------------------------------------------------------------
 
