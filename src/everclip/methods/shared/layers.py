@@ -40,17 +40,15 @@ class LayersConfig(StatisticsConfig):
     )
     token: Literal["class", "mean"] = Field(
         default="class",
-        description="what to read of a transformer's block: its class token, if any, or the mean over"
-        " patches",
+        description="what to read of a transformer's block: class token, if any, or mean over patches",
     )
     shrinkage: Positive | Literal["gcv"] = Field(
         default="gcv",
-        description="s, as a multiple of the mean variance within classes; gcv: by generalised cross-"
-        " validation",
+        description="s, as a multiple of the mean variance in classes; gcv: by generalised cross-validation",
     )
     domain_shrinkage: Positive | None = Field(
         default=10.0,
-        description="weight, in images, of a class's mean over all domains in its mean of one; none: one mean for all",
+        description="images that a class's mean over all domains counts in its mean of one; none: one for all",
     )
     log_priors: bool = Field(
         default=False, description="add the logarithm of a class's fraction of the images"
