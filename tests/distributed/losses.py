@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from everclip.distributed import collectives
-from everclip.losses import contrastive, distill, dro, elastic, longtail, prototypes, supcon
-from everclip.losses.light import Part
+from everclip.losses import contrastive, distill, dro, elastic, prototypes, supcon
+from everclip.losses.contrastive import Part
 
 IMAGES, WIDTH, CLASSES = 7, 5, 3  # 7: two processes have 4 and 3
 
@@ -82,8 +82,8 @@ CASES: dict[str, Callable[[Batch], Tensor]] = {
     "penalty": lambda on: elastic.penalty(
         {"head": on.head}, {"head": 0 * on.head.detach()}, {"head": on.head.detach() ** 2}
     ),
-    "balanced_distillation": lambda on: longtail.balanced_distillation(
-        on.teacher, on.logits, 2.0, longtail.effective_weights(on.labels.bincount(), 0.9).double()
+    "balanced_distillation": lambda on: distill.distillation(
+        on.teacher, on.logits, 2.0, distill.effective_weights(on.labels.bincount(), 0.9).double()
     ),
     "prototype_contrast": lambda on: prototypes.prototype_contrast(on.logits, on.labels, imported(on)),
     "mean_contrast": lambda on: prototypes.mean_contrast(on.image, on.head, on.labels, 0.1),

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from everclip.losses.distill import distillation
-from everclip.losses.longtail import balanced_distillation, effective_weights
+from everclip.losses.distill import distillation, effective_weights
 
 WEIGHTS = [1.22139604, 1.22139604, 0.55720792]
 
@@ -30,7 +29,7 @@ def test_golden_aligned_cross_entropy() -> None:
     assert cross_entropy(z / weights, y).item() == pytest.approx(1.3914413826, abs=2e-7)
 
 
-def test_golden_balanced_distillation() -> None:
+def test_golden_distillation() -> None:
     """The loss is linear in the log-probabilities, so that its value at three students gives the target away."""
     teacher = torch.tensor([[2.0, 1.0, 0.5]], dtype=torch.float64)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
@@ -39,7 +38,7 @@ def test_golden_balanced_distillation() -> None:
         (torch.ones(3, dtype=torch.float64), [0.48102426, 0.29175596, 0.22721977]),
         (weights, [0.54883929, 0.33288785, 0.11827286]),
     ):
-        (gradient,) = torch.autograd.grad(balanced_distillation(teacher, student, 2.0, given), student)
+        (gradient,) = torch.autograd.grad(distillation(teacher, student, 2.0, given), student)
         assert (1 / 3 - 2 * gradient[0]).tolist() == pytest.approx(expected, abs=1e-8)
 
 
@@ -49,7 +48,7 @@ def test_equal_counts_weigh_nothing(beta: float) -> None:
     assert torch.equal(weights, torch.ones(4))
     teacher, student = logits(5, 4, 0), logits(5, 4, 1)
     plain = distillation(teacher, student, 2.0)
-    assert balanced_distillation(teacher, student, 2.0, weights).item() == pytest.approx(plain.item())
+    assert distillation(teacher, student, 2.0, weights).item() == pytest.approx(plain.item())
 
 
 def test_beta_zero_weighs_all_alike_and_a_large_beta_by_count() -> None:
@@ -75,7 +74,7 @@ def test_naive_reference() -> None:
         p = [math.exp(v / t) * w for v, w in zip(teacher[i].tolist(), weights, strict=True)]
         q = [math.exp(v / t) for v in student[i].tolist()]
         total -= sum(p[k] / sum(p) * math.log(q[k] / sum(q)) for k in range(4))
-    loss = balanced_distillation(teacher, student, t, torch.tensor(weights, dtype=torch.float64))
+    loss = distillation(teacher, student, t, torch.tensor(weights, dtype=torch.float64))
     assert loss.item() == pytest.approx(total / 6, rel=1e-12)
 
 
@@ -83,7 +82,7 @@ def test_at_the_balanced_teacher_there_is_no_gradient_and_none_ever_in_the_teach
     teacher = logits(5, 3, 4).requires_grad_()
     weights, t = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64), 2.0
     student = (teacher.detach() + t * weights.log()).requires_grad_()
-    loss = balanced_distillation(teacher, student, t, weights)
+    loss = distillation(teacher, student, t, weights)
     (gradient,) = torch.autograd.grad(loss, student)
     assert gradient.abs().max() < 1e-15
     assert teacher.grad is None

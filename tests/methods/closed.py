@@ -47,7 +47,7 @@ def give(method: Any, which: Sequence[int], labels: Sequence[int] = LABELS, weig
     known = torch.tensor(labels)
     counts = known.bincount()[known].double()
     part = list(which)
-    method.add(T[part], known[part], 1 / counts[part] if weighted else None)
+    method.add(T[part], known[part], *([1 / counts[part]] if weighted else []))
 
 
 def near(value: Tensor, expected: Any) -> None:

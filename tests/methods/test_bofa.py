@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from everclip.errors import UserError
-from everclip.methods.shared.projected import free, moments
+from everclip.methods.shared.prototypes import free, moments
 from everclip.models import zoo
 from everclip.models.pooled import both, projection_of
 from tests.methods.closed import near

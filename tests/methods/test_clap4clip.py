@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from everclip.methods.shared.gaussian_heads import Heads, apart, deviation, divergence
+from everclip.methods.shared.gaussian import Heads, apart, deviation, divergence
 from tests.methods.closed import near
 from tests.methods.stages import Course, same, state
 

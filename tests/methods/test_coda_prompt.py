@@ -10,16 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from everclip.errors import UserError
-from everclip.methods.shared.prefix import (
-    attend,
-    attentions,
-    orthogonal,
-    prefixed,
-    prompt,
-    skew,
-    split,
-    weights,
-)
+from everclip.methods.shared.attention import attend, attentions
+from everclip.methods.shared.prefix import orthogonal, prefixed, prompt, skew, split, weights
 from everclip.models import zoo
 from tests.methods.closed import near
 from tests.methods.stages import SIDE, Course, batch, clip_with

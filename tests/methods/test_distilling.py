@@ -18,7 +18,7 @@ from everclip.data.sources import SourceConfig, emoji
 from everclip.losses.distill import distillation
 from everclip.methods.base.method import Method
 from everclip.methods.lwf import Lwf
-from everclip.methods.shared import reference as _reference
+from everclip.methods.shared import distilling as _reference
 from everclip.methods.shared.distilling import Distilling
 from everclip.methods.shared.weights import Average
 from everclip.methods.zscl import Zscl

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from everclip.errors import UserError
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.shared.described import compared
-from everclip.methods.shared.gaussian_rule import Rule
+from everclip.methods.shared.gaussian import Rule
 from tests.methods.closed import LABELS, QUERY, T, near
 from tests.methods.stages import Course
 

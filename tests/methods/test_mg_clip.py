@@ -12,8 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from everclip.methods.shared.attention import attentions
-from everclip.methods.shared.key_value import KeyValue
-from everclip.methods.shared.tuned import mixed, moved, wrong
+from everclip.methods.shared.tuned import KeyValue, mixed, moved, wrong
 from everclip.models import zoo
 from tests.methods.closed import near
 from tests.methods.stages import Course, same, state

@@ -9,8 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from everclip.errors import UserError
-from everclip.methods.shared.experts import BlockExperts, Experts
-from everclip.methods.shared.mixture import branches
+from everclip.methods.shared.mixture import BlockExperts, Experts, branches
 from everclip.models import zoo
 from tests.methods.stages import Course, same, state
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from everclip.data.loader import Phase
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.proof import Proof
-from everclip.methods.shared.attend import Attend
+from everclip.methods.shared.attention import Attend
 from everclip.methods.shared.frozen import total
 from tests.methods.closed import near
 from tests.methods.plain import PROMPTS, batch

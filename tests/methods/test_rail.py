@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from everclip.methods.shared.fused import Fused
+from everclip.methods.rail import Fused
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import LABELS, QUERY, T, by_class, learn, make, near, pictures, scores

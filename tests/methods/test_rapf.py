@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from everclip.methods.rapf import fuse, hinge
-from everclip.methods.shared.gaussian import Gaussian, covariance, spread
-from everclip.methods.shared.sampled import root
+from everclip.methods.shared.gaussian import Gaussian, covariance, root, spread
 from tests.methods.closed import near
 from tests.methods.stages import Course
 

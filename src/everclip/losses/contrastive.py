@@ -13,9 +13,8 @@ The inner means of the objective
 run over the whole training set; u1_i and u2_i are their moving averages. Everything is kept as a logarithm,
 since exponents reach hundreds at small temperatures.
 
-Equations 1-5 are those of arXiv 2605.03866. Their text is not public and no code was released, so the forms
-here are a reconstruction, after SogCLR (arXiv 2202.12387) and the bimodal loss of LibAUC; docs/methods.md
-says what is certain.
+Equations 1-5 are those of arXiv 2605.03866. Their text is not public and no code was released, so the forms here are a
+reconstruction, after SogCLR (arXiv 2202.12387) and the bimodal loss of LibAUC; docs/methods.md says what is certain.
 
 In matrices of pairs a row is an anchor. All functions but ``clip_loss``, ``negatives`` and ``differences``
 also take a part of the rows with all the columns, which is how processes share one batch: the mean of the
@@ -25,6 +24,7 @@ gradients over equal parts is the gradient of the whole.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -34,6 +34,10 @@ from torch.nn import functional
 
 Negatives = Literal["instance", "other_class", "multi_positive"]
 PairLoss = Literal["squared_hinge", "identity"]
+Sides = tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]]
+"""Images against captions, and captions against images."""
+Tau = float | Float[Tensor, " a"]
+"""One temperature, or one for each anchor."""
 
 
 def clip_loss(
@@ -112,8 +116,7 @@ def differences(
 def squared_hinge(difference: Float[Tensor, "a b"], margin: float) -> Float[Tensor, "a b"]:
     """Return l(d) = max(0, margin + d)^2: a negative that is below the positive by ``margin`` costs nothing.
 
-    The pairwise squared hinge of equation 5, as in LibAUC's partial AUC losses (Zhu et al. 2022, arXiv
-    2203.00176).
+    The pairwise squared hinge of equation 5, as in LibAUC's partial AUC losses (Zhu et al. 2022, arXiv 2203.00176).
     """
     return functional.relu(margin + difference).square()
 
@@ -123,23 +126,24 @@ def pair_loss(difference: Float[Tensor, "a b"], kind: PairLoss, margin: float) -
     return squared_hinge(difference, margin) if kind == "squared_hinge" else difference
 
 
+def pair_losses(sides: Sides, kind: PairLoss, margin: float) -> Sides:
+    """Return l(d1) and l(d2)."""
+    return pair_loss(sides[0], kind, margin), pair_loss(sides[1], kind, margin)
+
+
 def log_mean_exp(exponent: Float[Tensor, "a b"], among: Bool[Tensor, "a b"]) -> Float[Tensor, " a"]:
     """Return log mean_{j in N_i} exp(x_ij) of each row; -inf for a row without negatives."""
     count = among.sum(1)
     return exponent.masked_fill(~among, -math.inf).logsumexp(1) - count.clamp(min=1).to(exponent).log()
 
 
-def log_means(
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
-    among: Bool[Tensor, "a b"],
-    tau: float | Float[Tensor, " a"],
-) -> Float[Tensor, "a 2"]:
+def log_means(losses: Sides, among: Bool[Tensor, "a b"], tau: Tau) -> Float[Tensor, "a 2"]:
     """Return log g1 and log g2 of the batch (equations 2, 3), without gradient; -inf for anchors without negatives.
 
     Args:
         losses: l(d1) and l(d2).
         among: N.
-        tau: one temperature > 0, or one an anchor.
+        tau: > 0.
     """
     return torch.stack([log_mean_exp(loss.detach() / _column(tau), among) for loss in losses], 1)
 
@@ -165,16 +169,16 @@ def moving_average(
     return torch.where(seen & old.isfinite(), mixed, fresh)
 
 
-def objective(log_u: Float[Tensor, "a 2"], tau: float | Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+def objective(log_u: Float[Tensor, "a 2"], tau: Tau) -> Float[Tensor, " a"]:
     """Return tau log u1 + tau log u2: each anchor's part of the objective (equations 1 and 5), without gradient."""
     return tau * log_u.sum(1)
 
 
 def surrogate(
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+    losses: Sides,
     log_u: Float[Tensor, "a 2"],
     among: Bool[Tensor, "a b"],
-    tau: float | Float[Tensor, " a"],
+    tau: Tau,
     weights: Float[Tensor, " a"] | None = None,
     count: Int64[Tensor, "a 1"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -188,7 +192,6 @@ def surrogate(
         losses: l(d1) and l(d2), with gradient.
         log_u: log u1 and log u2, updated with this batch, so that a row's weights sum to 1 / gamma at most.
         among: N; an anchor without any contributes nothing, but counts in B.
-        tau: one temperature, or one an anchor.
         weights: omega, 1 where not given.
         count: |N_i|, where ``among`` has a part of the negatives alone.
     """
@@ -202,11 +205,7 @@ def surrogate(
 
 
 def temperature_gradient(
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
-    log_u: Float[Tensor, "a 2"],
-    among: Bool[Tensor, "a b"],
-    tau: float | Float[Tensor, " a"],
-    rho: float,
+    losses: Sides, log_u: Float[Tensor, "a 2"], among: Bool[Tensor, "a b"], tau: Tau, rho: float
 ) -> Float[Tensor, " a"]:
     """Return the derivative by tau of each anchor's tau log u1 + tau log u2 + 2 rho tau, without gradient.
 
@@ -222,5 +221,71 @@ def temperature_gradient(
     return total
 
 
-def _column(tau: float | Float[Tensor, " a"]) -> float | Float[Tensor, "a 1"]:
+def _column(tau: Tau) -> float | Float[Tensor, "a 1"]:
     return tau[:, None] if isinstance(tau, Tensor) else tau
+
+
+def _against(image: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> Sides:
+    """Return d1 and d2 of anchors against other images and texts."""
+    positive = (image * text).sum(1, keepdim=True)
+    return image @ texts.T - positive, text @ images.T - positive
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One process's part of a batch of B pairs, after FastCLIP (Wei et al. 2024, arXiv 2407.01445).
+
+    All features are there, of which this process's rows alone take a gradient. These stand in the losses of their own
+    anchors, and among the columns of every other anchor's. So the gradient is whole once the other anchors' log u and
+    weights are known, one number per sample, and no gradient of a feature has to be exchanged:
+
+        own:     (1/B) sum_{i own}     omega_i sum_{j in N_i}      [ w1_ij l(d1(i,j)) + w2_ij l(d2(i,j)) ]
+        others:  (1/B) sum_{i not own} omega_i sum_{j in N_i, own} [ the same, with s(i,i) constant ]
+
+    FastCLIP takes its own columns of all anchors, its own ones too, and their rows as constants; the sum is the same.
+
+    Args:
+        image, text: ``[B, d]``, unit length; rows of other processes take no gradient.
+        among: N of all anchors.
+        own: this process's rows.
+        kind, margin: the pair loss.
+    """
+
+    image: Float[Tensor, "b d"]
+    text: Float[Tensor, "b d"]
+    among: Bool[Tensor, "b b"]
+    own: slice
+    kind: PairLoss
+    margin: float
+
+    def rows(self) -> Sides:
+        """Return d1 and d2 of this process's anchors with all columns."""
+        return _against(self.image[self.own], self.text[self.own], self.image, self.text)
+
+    def columns(self) -> Sides:
+        """Return d1 and d2 of all anchors, as constants, with this process's columns."""
+        return _against(self.image.detach(), self.text.detach(), self.image[self.own], self.text[self.own])
+
+    def surrogate(
+        self,
+        losses: Sides,
+        log_u: Float[Tensor, "b 2"],
+        tau: float | Float[Tensor, " b"],
+        weights: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the part of ``surrogate`` that depends on this process's rows.
+
+        Args:
+            losses: l of ``rows``.
+            log_u, tau, weights: of the whole batch.
+        """
+        weights = torch.ones_like(log_u[:, 0]) if weights is None else weights
+        others = weights.clone()
+        others[self.own] = 0
+        own_tau = tau[self.own] if isinstance(tau, Tensor) else tau
+        among, share = self.among[self.own], len(losses[0]) / len(log_u)
+        rows = surrogate(losses, log_u[self.own], among, own_tau, weights[self.own])
+        against = pair_losses(self.columns(), self.kind, self.margin)
+        count = self.among.sum(1, keepdim=True)
+        columns = surrogate(against, log_u, self.among[:, self.own], tau, others, count)
+        return share * rows + columns

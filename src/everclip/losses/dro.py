@@ -30,7 +30,7 @@ def kl_weights(losses: Float[Tensor, " k"], strength: float) -> Float[Tensor, " 
 
 
 def kl_objective(losses: Float[Tensor, " k"], strength: float) -> Float[Tensor, ""]:
-    """F (equation 6), from the mean of the losses (lambda -> infinity) to their maximum (lambda -> 0)."""
+    """Return F (equation 6), from the mean of the losses (lambda -> infinity) to their maximum (lambda -> 0)."""
     # expm1 and log1p: the logarithm of a mean near 1, times a large lambda, would lose all digits in fp32.
     top = losses.max().detach()
     return top + strength * ((losses - top) / strength).expm1().mean().log1p()

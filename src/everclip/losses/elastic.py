@@ -19,12 +19,8 @@ def penalty(
         values: parameters by name; rows that were appended since the anchors were taken are free.
         anchors, fisher: theta* and F, of equal shapes; no gradient flows into them.
     """
-    return torch.stack(
-        [
-            (fisher[name] * (first_rows(values[name], anchor) - anchor) ** 2).sum()
-            for name, anchor in anchors.items()
-        ]
-    ).sum()
+    moved = {name: first_rows(values[name], anchor) - anchor for name, anchor in anchors.items()}
+    return torch.stack([(fisher[name] * move**2).sum() for name, move in moved.items()]).sum()
 
 
 def merge(old: Tensor, fresh: Tensor, keep: float, take: float) -> Tensor:

@@ -49,7 +49,7 @@ def prototype_contrast(
         target: y, as prototypes.
         weights: v.
     """
-    # The inner sum is the same for all images of a class, so it is taken once a prototype.
+    # The inner sum is the same for all images of a class, so it is taken once per prototype.
     own = functional.one_hot(target, logits.shape[1]).to(logits)
     # a share may be too small for fp32: such an exemplar counts as much as can be said, and not infinitely
     tiny = torch.finfo(weights.dtype).tiny

@@ -90,10 +90,7 @@ def sogclr(
 
 
 def relation_distillation(
-    teacher: Float[Tensor, "n d"],
-    student: Float[Tensor, "n d"],
-    teacher_tau: float,
-    student_tau: float,
+    teacher: Float[Tensor, "n d"], student: Float[Tensor, "n d"], teacher_tau: float, student_tau: float
 ) -> Float[Tensor, ""]:
     """Return mean_i CE(q*_i, q_i), q_i = softmax_{j != i}( <z_i, z_j>/tau ): instance-wise relations (Co2L).
 

@@ -17,24 +17,21 @@ from everclip.methods.base.registry import method_class, method_config
 from everclip.system import trust
 
 if TYPE_CHECKING:
-    from everclip.config import Config
+    from everclip.config import Config, MethodConfig
+    from everclip.data.loader import Batch, Phase
     from everclip.data.policies import Policy
     from everclip.methods.base.cost import Passes
     from everclip.methods.base.method import (
-        Batch,
         Capabilities,
         Classifier,
-        Clip,
-        Images,
         Method,
-        MethodConfig,
-        Phase,
         Prompts,
         Task,
         TextClassifier,
         Untrained,
     )
     from everclip.methods.base.sample_table import SampleTable
+    from everclip.models.clip import Clip, Images
 
 __all__ = [
     "Batch",
@@ -71,8 +68,7 @@ def __getattr__(name: str) -> Any:
 def build(config: Config, prompts: Prompts) -> Method:
     """Return the config's method, ready for its first task.
 
-    Raises:
-        UserError: an unknown method or option, or one that reads class embeddings where no text tower gives them.
+    Raises UserError: an unknown method or option, or one that reads class embeddings where no text tower gives them.
     """
     method = method_class(config.method.name).create(method_config(config), prompts)
     if method.capabilities.needs_text and not prompts.templates:
@@ -93,8 +89,7 @@ def method_of(config: Config) -> Method:
 def memory_policy(config: Config, method: Method) -> Policy:
     """Return the config's memory policy, or the method's own where that says ``method``.
 
-    Raises:
-        UserError: an unknown policy or option, or a value that is not allowed.
+    Raises UserError: an unknown policy or option, or a value that is not allowed.
     """
     name = config.memory.policy
     if name == "method":

@@ -8,7 +8,7 @@
     after   W_f = mean over tasks of the W that each has left;   score = rule g + (1 - rule) <unit( W_f x ), p_k>
 
 x is what the tower projects, W0 its own projection, mu_k the mean of x over class k, g the scores of
-methods/shared/gaussian_rule.py. The code has the scale's logarithm, 4.6, in place of the scale (`scale=log`), and g
+methods/shared/gaussian.py. The code has the scale's logarithm, 4.6, in place of the scale (`scale=log`), and g
 outweighs the cosines at its weight of 0.1. In the paper, known from notes on it, M is the sum of all X'X
 (`moments=sum`) and v_k follows W (`visual=current`). Both choose the mix by a grid on training images; here it is an
 option to search. Their linear heads on x, which do not touch W, are left out, and so is what the paper does with them.
@@ -24,7 +24,7 @@ Paper: https://arxiv.org/abs/2511.11421
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,10 +33,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.frozen import Columns
-from everclip.methods.shared.gaussian_rule import Rule
-from everclip.methods.shared.projected import Projected, free, moments
-from everclip.methods.shared.prototypes import READ
+from everclip.methods.shared.gaussian import Rule
+from everclip.methods.shared.head import Columns
+from everclip.methods.shared.prototypes import READ, Projected, free, moments
 
 SAFE = "safe"
 
@@ -45,19 +44,12 @@ class Bofa(Projected):
     """A projection that learns beside what it has learned."""
 
     class Config(MethodConfig):
-        """Options of BOFA."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "mix": (0.0, 0.25, 0.5, 0.75),
-            "rule": (0.0, 0.01, 0.1),
-        }
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"mix": (0.0, 0.25, 0.5, 0.75), "rule": (0.0, 0.01, 0.1)}
 
         rank: int = Field(default=64, ge=1, description="directions in which later tasks move the projection")
         safe_epochs: int = Field(default=2, ge=1, description="epochs in these directions")
-        mix: float = Field(
-            default=0.5, ge=0, le=1, description="weight of class means beside class embeddings"
-        )
+        mix: float = Field(default=0.5, ge=0, le=1, description="weight of class means beside embeddings")
         visual: Literal["first", "current"] = Field(
             default="first", description="projection of the class means: the tower's own, or as learned"
         )
@@ -116,9 +108,8 @@ class Bofa(Projected):
             return dict(features)
         weight, scale = self.projection(phase.name), features["scale"]
         z = self.project(features["rows"], weight)
-        logits = (
-            (scale.log() if self.config.scale == "log" else scale) * z @ self.classes(self.text, weight).T
-        )
+        sharp = scale.log() if self.config.scale == "log" else scale
+        logits = sharp * z @ self.classes(self.text, weight).T
         return {"cross_entropy": cross_entropy(logits, self.places(batch.labels).to(z.device))}
 
     @torch.no_grad()

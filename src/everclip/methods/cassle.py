@@ -25,7 +25,7 @@ Paper: https://arxiv.org/abs/2112.04215
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -40,29 +40,19 @@ class Cassle(TwoViews):
     """Self-supervised models are continual learners."""
 
     class Config(ViewsConfig):
-        """Options of CaSSLe."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.3, 1.0, 3.0),
-            "probe_penalty": (0.01, 0.1, 1.0),
-        }
+        search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         hidden: int | None = Field(
-            default=2048,
-            ge=1,
-            description="width of the hidden layers of projector and predictor; none: that of the features",
+            default=2048, ge=1, description="width of both hidden layers; none: that of the features"
         )
         distill: float = Field(default=1.0, ge=0, description="w: weight of L_D; 0: off")
         tau_distill: float = Field(default=0.2, gt=0, description="temperature of L_D")
         predictor: Literal["kept", "fresh", "none"] = Field(
-            default="kept",
-            description="predictor g: kept from task to task, restarted in each, or left out, g(z) = z",
+            default="kept", description="g: kept from task to task, made anew in each, or left out (g(z) = z)"
         )
         probe: Literal["current", "mixed"] = Field(
             default="current",
-            description="images for the linear probe: the task's; or these and exemplars, kept only for the"
-            " probe",
+            description="images of the linear probe: the task's, or these and exemplars kept for it",
         )
 
     config: Config

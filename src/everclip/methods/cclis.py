@@ -8,13 +8,13 @@
 with z the unit-length projections of the image features, c_k one prototype per class, made unit length after each step,
 n_g the exemplars of j's class in the batch, and stars those of the frozen model that the task before left; the second
 term starts with the second task. Then a linear probe is learned. After a task each image scores s_j, the mean over the
-other classes k of its share of sum_j' exp(l_kj'). Exemplars are drawn without replacement in proportion to s_j, and p_j
-is s_j over the sum of its class, so that weighted exemplars estimate the sum over all that they were drawn from.
+other classes k of its fraction of sum_j' exp(l_kj'). Exemplars are drawn without replacement in proportion to s_j, and
+p_j is s_j over the sum of its class, so that weighted exemplars estimate the sum over all that they were drawn from.
 
 Where a class comes again in another domain, exemplars are drawn, counted and weighted by class and domain (ours). An
 exemplar that was not drawn by score (`memory.policy=random`, `memory.budget=all`) has v = 1.
 
-    Parameters  a projector of two layers, a prototype a class; a linear head
+    Parameters  a projector of two layers, a prototype per class; a linear head
     State       these, and one probability (fp32) per exemplar
     Passes      1 of the image tower, 1 of its frozen copy after the first task; 1 for the probe, 1 for scores
     Exemplars   trains on exemplars beside new images; chooses them by score
@@ -46,13 +46,7 @@ class Cclis(Represent):
     """Contrastive continual learning with importance sampling."""
 
     class Config(RepresentConfig):
-        """Options of CCLIS."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.2, 0.6, 2.0),
-            "probe_penalty": (0.01, 0.1, 1.0),
-        }
+        search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.2, 0.6, 2.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the contrastive loss")
         prototypes: Literal["learned", "text"] = Field(
@@ -62,12 +56,12 @@ class Cclis(Represent):
         )
         start: Literal["text", "random"] = Field(
             default="text",
-            description="initial value of learned prototypes: the projected class embedding, or random",
+            description="first value of learned prototypes: the projected class embedding, or random",
         )
         distill: float = Field(default=0.6, ge=0, description="w: weight of the relations; 0: off")
         tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")
         tau_teacher: float = Field(
-            default=0.01, gt=0, description="temperature of the previous task's relations"
+            default=0.01, gt=0, description="temperature of the relations of the task before"
         )
 
     config: Config
@@ -100,9 +94,9 @@ class Cclis(Represent):
         """Append the prototypes of new classes, old ones stay in front."""
         self._known = len(self.head.labels)
         super().grow(clip, task)
-        if names := [self.prompts.names[label] for label in self.head.labels[self._known :]]:
+        if new := self.head.labels[self._known :]:
             with torch.no_grad():
-                rows = self.projector(clip.class_embeddings(names, self.prompts.templates))
+                rows = self.projector(self.embed(clip, new))
                 if self.config.prototypes == "learned" and self.config.start == "random":
                     rows = torch.randn(rows.shape).to(rows)
             old = self.prototypes.detach().to(rows).reshape(-1, rows.shape[1])
@@ -135,7 +129,7 @@ class Cclis(Represent):
 
     @torch.no_grad()
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
-        """s_j of each image; notes p_j, its fraction of the class's (and domain's) scores."""
+        """Return s_j of each image; note p_j, its fraction of the class's (and domain's) scores."""
         met = [
             (self.projector(clip.encode_image(b.images)).cpu(), b.labels, b.domains, b.ids) for b in batches
         ]

@@ -36,8 +36,9 @@ from torch.nn.functional import cross_entropy
 
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.frozen import Columns, Frozen, random
-from everclip.methods.shared.gaussian_heads import Heads, apart, divergence
+from everclip.methods.shared.frozen import Frozen, random
+from everclip.methods.shared.gaussian import Heads, apart, divergence
+from everclip.methods.shared.head import Columns
 
 BALANCE = "balance"
 
@@ -46,10 +47,8 @@ class Clap4clip(Frozen):
     """Probabilistic adapters of class embeddings."""
 
     class Config(MethodConfig):
-        """Options of CLAP4CLIP."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"apart": (0.0, 5.0, 15.0)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"apart": (0.0, 5.0, 15.0)}
         draws: int = Field(default=20, ge=1, description="draws of r in a step")
         kl_weight: float = Field(default=0.001, ge=0, description="weight of the distance to N(0, 1)")
         apart: float = Field(default=15.0, ge=0, description="weight of the loss that keeps classes apart")
@@ -104,22 +103,14 @@ class Clap4clip(Frozen):
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         with torch.no_grad():
             z = clip.encode_image(batch.images)
-        with torch.random.fork_rng(
-            [clip.device] if clip.device.type == "cuda" else []
-        ):  # of the decoder's dropout
+        devices = [clip.device] if clip.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # of the decoder's dropout
             torch.manual_seed(int(batch.rng("dropout").integers(2**63)))
             u = self.adapted(z[None], self.text)
         mu, sigma = (part[0] for part in self.heads(u))
         draw, shape = random(batch, "draws", clip.device), (self.config.draws, *mu.shape)
-        noise = torch.randn(shape, generator=draw, device=mu.device)
-        return {
-            "z": z,
-            "u": u[0],
-            "mu": mu,
-            "sigma": sigma,
-            "r": mu + sigma * noise,
-            "scale": clip.logit_scale.exp(),
-        }
+        r = mu + sigma * torch.randn(shape, generator=draw, device=mu.device)
+        return {"z": z, "u": u[0], "mu": mu, "sigma": sigma, "r": r, "scale": clip.logit_scale.exp()}
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         z, u, mu, sigma, r, scale = (features[n] for n in ("z", "u", "mu", "sigma", "r", "scale"))

@@ -27,30 +27,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from everclip.config import MethodConfig
 from everclip.losses.contrastive import clip_loss, sigmoid_loss
-from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-    pairs,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, pairs
 
 
 class ClipLoss(Method):
     """Symmetric cross-entropy of image-caption pairs, or a decision on each pair."""
 
     class Config(MethodConfig):
-        """Options of CLIP's loss."""
-
         objective: Literal["softmax", "sigmoid"] = Field(
-            default="softmax",
-            description="cross-entropy over the batch (CLIP), or of each pair alone (SigLIP)",
+            default="softmax", description="cross-entropy over the batch (CLIP), or of each pair (SigLIP)"
         )
         scale: float | None = Field(
             default=None,
@@ -63,7 +50,6 @@ class ClipLoss(Method):
 
     capabilities = Capabilities(pairs=True)
     config: Config
-    passes = Passes(text="batch")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

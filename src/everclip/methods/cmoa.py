@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,14 +32,15 @@ from torch.nn.functional import normalize
 
 from everclip.data.images import ImageSet
 from everclip.data.policies import herding_order
-from everclip.errors import UserError
 from everclip.losses.prototypes import mean_contrast
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
+from everclip.methods.shared.attention import demand_blocks
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
+from everclip.methods.shared.frozen import random
 from everclip.methods.shared.head import Head, HeadClassifier, columns
-from everclip.methods.shared.mixture import Mixtures, branches, overlap
+from everclip.methods.shared.mixture import Mixtures, overlap
 from everclip.methods.shared.represent import feature_width
 
 
@@ -47,9 +48,7 @@ class Cmoa(Classify):
     """Continual mixture of adapters."""
 
     class Config(HeadConfig, LabelsConfig):
-        """Options of CMoA."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
+        search: ClassVar = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
 
         bottleneck: int = Field(default=8, ge=1, description="channels per adapter")
         experts: int = Field(default=3, ge=1, description="convolutions mixed in each adapter")
@@ -85,21 +84,17 @@ class Cmoa(Classify):
         super().grow(clip, task)
         if len(self.mixtures.layers):
             return
-        visual, config = clip.model.visual, self.config
-        if not branches(visual):
-            raise UserError(
-                f"method=cmoa puts adapters into the blocks of a vision transformer, but the image tower of"
-                f" {clip.name} is none: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
-            )
-        self.mixtures = Mixtures(visual, config.bottleneck, config.experts, config.dropout).to(clip.device)
+        config = self.config
+        demand_blocks(clip, "cmoa", "adapters")
+        made = Mixtures(clip.model.visual, config.bottleneck, config.experts, config.dropout)
+        self.mixtures = made.to(clip.device)
         self.means = SampleTable(feature_width(clip))
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         super().begin_task(clip, task, train)
         self._stage = task.index + 1
         with torch.no_grad():
-            names = [self.prompts.names[label] for label in self._labels]
-            self._texts = clip.class_embeddings(names, self.prompts.templates)
+            self._texts = self.embed(clip, self._labels)
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         yield from self.mixtures.parameters()
@@ -109,9 +104,8 @@ class Cmoa(Classify):
             yield from (parameter for _, parameter in clip.image_parameters())
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        config, seed = self.config, int(batch.rng("dropout").integers(2**63))
-        random = torch.Generator(clip.device).manual_seed(seed)
-        with self.mixtures.beside(clip.model.visual, config.scale, random) as maps:
+        config, draw = self.config, random(batch, "dropout", clip.device)
+        with self.mixtures.beside(clip.model.visual, config.scale, draw) as maps:
             image = clip.encode_image(batch.images)
         features = {"image": image, "scale": clip.logit_scale.exp(), "classes": self._texts}
         if config.separate > 0 and config.experts > 1 and self._stage >= config.separate_from:
@@ -148,6 +142,6 @@ class Cmoa(Classify):
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         head = self.head
         if self.config.head == "text":
-            head, names = Head(), [self.prompts.names[label] for label in labels]
-            head.grow(labels, clip.class_embeddings(names, self.prompts.templates))
+            head = Head()
+            head.grow(labels, self.embed(clip, labels))
         return HeadClassifier(partial(self.features, clip), head, labels, clip.logit_scale.exp())

@@ -21,7 +21,7 @@ Paper: https://arxiv.org/abs/2106.14413
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -36,23 +36,17 @@ class Co2l(TwoViews):
     """Contrastive continual learning."""
 
     class Config(ViewsConfig):
-        """Options of Co2L."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "tau": (0.1, 0.5),
-            "distill": (0.3, 1.0, 3.0),
-            "probe_penalty": (0.01, 0.1, 1.0),
-        }
+        search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the objective")
         tau_base: float = Field(
-            default=0.07, gt=0, description="the contrast between classes is weighted by tau / tau_base"
+            default=0.07, gt=0, description="weigh the contrast of classes by tau / tau_base"
         )
         asymmetric: bool = Field(default=True, description="whether exemplars are excluded as anchors")
         distill: float = Field(default=1.0, ge=0, description="w: weight of the relations; 0: off")
         tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")
         tau_teacher: float = Field(
-            default=0.01, gt=0, description="temperature of the previous task's relations"
+            default=0.01, gt=0, description="temperature of the relations of the task before"
         )
 
     config: Config

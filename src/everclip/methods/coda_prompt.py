@@ -21,7 +21,7 @@ Paper: https://arxiv.org/abs/2211.13218
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,21 +29,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
-from everclip.errors import UserError
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-)
-from everclip.methods.shared.attention import attentions
+from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Method, Phase, Prompts, Task
+from everclip.methods.shared.attention import attentions, demand_blocks
 from everclip.methods.shared.head import Head, HeadClassifier, columns
 from everclip.methods.shared.prefix import orthogonal, prefixed, prompt, skew
 from everclip.models.pooled import pooled
@@ -53,15 +43,11 @@ class CodaPrompt(Method):
     """Decomposed prompts before the attention of a frozen vision transformer."""
 
     class Config(MethodConfig):
-        """Options of CODA-Prompt."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"components": (5, 10, 20), "penalty": (0.0, 0.1)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"components": (5, 10, 20), "penalty": (0.0, 0.1)}
 
         components: int = Field(default=10, ge=1, description="components that each task adds")
-        blocks: int = Field(
-            default=5, ge=1, description="first blocks with prompts, or all of a tower with fewer"
-        )
+        blocks: int = Field(default=5, ge=1, description="first blocks with prompts, or all that there are")
         penalty: float = Field(default=0.0, ge=0, description="weight of the distance from orthogonal rows")
 
     config: Config
@@ -77,13 +63,8 @@ class CodaPrompt(Method):
 
     def grow(self, clip: Clip, task: Task) -> None:
         """Add a task's components, orthogonal to the others. Raises UserError for a tower without such blocks."""
-        found = attentions(clip.model.visual)
-        if not found:
-            raise UserError(
-                f"method=coda_prompt puts prompts into the blocks of a vision transformer, but the image tower of"
-                f" {clip.name} is none: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
-            )
-        self._blocks = min(self.config.blocks, len(found))
+        demand_blocks(clip, "coda_prompt", "prompts")
+        self._blocks = min(self.config.blocks, len(attentions(clip.model.visual)))
         with torch.no_grad():
             width = self.query(clip, clip.blank()).shape[1]
         for block in range(self._blocks):

@@ -38,20 +38,17 @@ from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task, to_d
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.classify import ClassesConfig, Classify, HeadConfig
 from everclip.methods.shared.head import columns
+from everclip.methods.shared.represent import feature_width
 
 
 class DarkEr(Classify):
     """Cross-entropy, and exemplars held to their stored outputs."""
 
     class Config(ClassesConfig, HeadConfig):
-        """Options of DER and DER++."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.1, 0.3, 1.0), "beta": (0.0, 0.5, 1.0)}
+        search: ClassVar = {"alpha": (0.1, 0.3, 1.0), "beta": (0.0, 0.5, 1.0)}
 
         alpha: float = Field(default=0.3, ge=0, description="weight of the distance to stored outputs")
-        beta: float = Field(
-            default=0.5, ge=0, description="weight of the exemplars' cross-entropy; 0: DER, else DER++"
-        )
+        beta: float = Field(default=0.5, ge=0, description="weight of the exemplars' cross-entropy; 0: DER")
         target: Literal["logits", "feature"] = Field(
             default="logits", description="what to store: cosines to the classes, or the image feature"
         )
@@ -66,12 +63,9 @@ class DarkEr(Classify):
         self._compared: list[int] = []
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """A table of the task's outputs, one column per class seen, or a feature's entry."""
+        """Make a table of the task's outputs, with a column per class seen, or per entry of a feature."""
         super().grow(clip, task)
-        width = len(self.seen)
-        if self.config.target == "feature":
-            with torch.no_grad():
-                width = clip.encode_text(["a"]).shape[1]
+        width = feature_width(clip) if self.config.target == "feature" else len(self.seen)
         self.stored.append(SampleTable(width))
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
@@ -123,6 +117,6 @@ class DarkEr(Classify):
 
 
 def _mean(logits: Float[Tensor, "b c"], target: Tensor, which: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Cross-entropy of some images of a batch; 0 where there is none of them."""
+    """Return the cross-entropy of some images of a batch; 0 where there is none of them."""
     total = functional.cross_entropy(logits[which], target[which], reduction="sum")
     return total / which.sum().clamp(min=1)

@@ -26,7 +26,7 @@ Paper: https://arxiv.org/abs/2103.16788
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -41,12 +41,7 @@ class DerExpand(Expand):
     """One whole tower per task."""
 
     class Config(ExpandConfig):
-        """Options of Dynamically Expandable Representation."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "aux_weight": (0.0, 0.3, 1.0),
-            "balance": ("align", "retrain", "none"),
-        }
+        search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
 
     config: Config
     passes = Passes(

@@ -6,7 +6,7 @@
     score = q unit(g) + (1 - q) ( (1 - r) <z, t_k> + r rr_k )
 
 f and e are features as the frozen towers give them; earlier layers are frozen, kept as their sum. g are the scores of
-methods/shared/gaussian_rule.py on pooled features. The code multiplies cosines by the logit scale itself, 4.6, not by
+methods/shared/gaussian.py on pooled features. The code multiplies cosines by the logit scale itself, 4.6, not by
 its exponential (`scale=log`); its second term is the CE, the paper's the cosine (`image_loss`). With one class there is
 no first term (ours), which could only make similarities equal.
 
@@ -25,7 +25,7 @@ Paper: https://arxiv.org/abs/2503.08510
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -35,24 +35,19 @@ from torch.nn.functional import cross_entropy, normalize
 
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.described import Described, compared
-from everclip.methods.shared.descriptions import read_differences
-from everclip.methods.shared.frozen import Columns, random
-from everclip.methods.shared.gaussian_rule import Rule
-from everclip.methods.shared.replayed import Replayed, Summed, noisy
+from everclip.methods.shared.described import Described, compared, read_differences
+from everclip.methods.shared.frozen import Summed, noisy, random
+from everclip.methods.shared.gaussian import Rule
+from everclip.methods.shared.head import Columns
+from everclip.methods.shared.prototypes import ClassMeans
 
 
-class Engine(Replayed, Described):
+class Engine(ClassMeans, Described):
     """Projections on both sides, and what is known of images without training."""
 
     class Config(MethodConfig):
-        """Options of ENGINE."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "image_weight": (0.0, 0.5, 2.0),
-            "rule": (0.5, 0.8, 0.95),
-        }
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"image_weight": (0.0, 0.5, 2.0), "rule": (0.5, 0.8, 0.95)}
 
         image_weight: float = Field(default=0.5, ge=0, description="weight of the term on noisy images")
         image_loss: Literal["contrast", "cosine"] = Field(default="contrast", description="form of that term")
@@ -110,11 +105,8 @@ class Engine(Replayed, Described):
         if self.config.image_weight:
             cosines = z[: len(batch)] @ features["noisy"].T
             own = torch.arange(len(cosines), device=z.device)
-            image = (
-                cross_entropy(cosines, own)
-                if self.config.image_loss == "contrast"
-                else -cosines.diagonal().mean()
-            )
+            contrast = self.config.image_loss == "contrast"
+            image = cross_entropy(cosines, own) if contrast else -cosines.diagonal().mean()
             terms["image"] = self.config.image_weight * image
         if "said" in features and len(features["said"]):
             told = self.words(features["told"]) @ features["said"].T

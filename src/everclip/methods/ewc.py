@@ -15,14 +15,13 @@ and merged into that of earlier tasks:
     online      F <- decay F + F_new (Schwarz et al. 2018)
 
 Both towers and the logit scale are held, and with a linear head the image tower and the head's old rows, as far as they
-train; under tune=lora, the weights with their updates. Published without a memory: memory.budget=0, with
-the CE over the new task's classes alone, as in PyCIL; method.classes=seen has all classes. mammoth's lambda is half of
-ours.
+train; under tune=lora, the weights with their updates. Published without a memory: memory.budget=0, with the CE over
+the new task's classes alone, as in PyCIL; method.classes=seen has all classes. mammoth's lambda is half of ours.
 
     Parameters  none; a linear head with method.head=linear
     State       two copies (fp32) of what it trains: anchors and Fisher
     Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head; the Fisher
-                takes 1 more an image after the task, one by one unless method.fisher=batch
+                takes 1 more per image after the task, one by one unless method.fisher=batch
     Exemplars   trains on exemplars beside new images; published without: memory.budget=0
 
 Paper: https://arxiv.org/abs/1612.00796
@@ -54,11 +53,7 @@ class Ewc(Kept, Classify):
     """Cross-entropy with a quadratic penalty on the parameters."""
 
     class Config(LabelsConfig, HeadConfig):
-        """Options of EWC."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)
-        }
+        search: ClassVar = {"strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)}
 
         strength: float = Field(
             default=1e7,
@@ -72,22 +67,21 @@ class Ewc(Kept, Classify):
             " of images with labels drawn from the model",
         )
         fisher_images: int | None = Field(
-            default=None, ge=1, description="number of images per task to estimate it from; none: all"
+            default=None, ge=1, description="images per task for the estimate; none: all"
         )
         fisher_max: float | None = Field(
-            default=1e-4, gt=0, description="upper limit of the entries of a task's Fisher; none: no limit"
+            default=1e-4, gt=0, description="largest entry of a task's Fisher; none: no limit"
         )
         merge: Literal["merged", "online"] = Field(
             default="merged",
-            description="how Fishers of tasks are combined: mean over the classes of all tasks, or a"
-            " decaying sum",
+            description="combine Fishers of tasks: mean over the classes of all tasks, or decaying sum",
         )
         decay: float = Field(default=1.0, ge=0, le=1, description="decay of the old Fisher with online")
 
         @field_validator("fisher", mode="before")
         @classmethod
         def _word(cls, value: object) -> object:
-            """Return the command line reads a bare ``true`` as a truth value."""
+            """Return the word for what the command line reads as a truth value, a bare ``true``."""
             return "true" if value is True else value
 
     config: Config
@@ -111,10 +105,8 @@ class Ewc(Kept, Classify):
     def after_step(self, clip: Clip) -> None:
         """Note once per task what trains."""
         if not self._names:
-            heads = [
-                _HEAD + name for name, p in self.head.named_parameters() if p.requires_grad and p.numel()
-            ]
-            self._names = [*tower_weights(clip, trained=True), *heads]
+            heads = [name for name, p in self.head.named_parameters() if p.requires_grad and p.numel()]
+            self._names = [*tower_weights(clip, trained=True), *(_HEAD + name for name in heads)]
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"names": self._names}
@@ -127,21 +119,16 @@ class Ewc(Kept, Classify):
         heads = {_HEAD + name: parameter for name, parameter in self.head.named_parameters()}
         return {name: heads[name] if name in heads else value(clip, name) for name in names}
 
-    def _part(self, prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): kept for name, kept in self.kept.items() if name.startswith(prefix)
-        }
-
     def penalty(self, clip: Clip) -> dict[str, Tensor]:
         if not self.kept:
             return {}
-        anchors = self._part(ANCHOR)
-        distance = elastic.penalty(self._values(clip, anchors), anchors, self._part(FISHER))
+        anchors = self.part(ANCHOR)
+        distance = elastic.penalty(self._values(clip, anchors), anchors, self.part(FISHER))
         return {"ewc": self.config.strength / 2 * distance}
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Merge the task's Fisher into that of earlier ones, and take the parameters as anchors."""
-        values, before = self._values(clip, self._names), self._part(FISHER)
+        values, before = self._values(clip, self._names), self.part(FISHER)
         fresh = _fisher.diagonal(self._losses(clip, task, new), values, self.config.fisher_max)
         share = self._counts[-2] / self._counts[-1]
         keep, take = (share, 1 - share) if self.config.merge == "merged" else (self.config.decay, 1.0)
@@ -153,7 +140,7 @@ class Ewc(Kept, Classify):
             self.kept[ANCHOR + name] = current.detach().clone()
 
     def _losses(self, clip: Clip, task: Task, new: Iterable[Batch]) -> Iterator[Tensor]:
-        """-log p(y | x) over all classes seen, the mean of a batch or of one image."""
+        """Yield -log p(y | x) over all classes seen, the mean of a batch or of one image."""
         self._labels, kind = list(self.seen), self.config.fisher
         for part in _fisher.parts(new, task, self.config.fisher_images, kind != "batch"):
             part = to_device(part, clip.device)

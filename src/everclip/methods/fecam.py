@@ -43,22 +43,17 @@ class Fecam(Kept, Statistics):
     """Class means with a covariance each."""
 
     class Config(StatisticsConfig):
-        """Options of the covariances."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "shrink": (0.1, 1.0, 10.0),
-            "shrink_others": (0.0, 1.0, 10.0),
-        }
+        search: ClassVar = {"shrink": (0.1, 1.0, 10.0), "shrink_others": (0.0, 1.0, 10.0)}
 
         covariance: Literal["class", "common"] = Field(
-            default="class", description="one covariance for each class, or one for all"
+            default="class", description="one covariance per class, or one for all"
         )
         shrink: float = Field(default=1.0, ge=0, description="a1: weight of the mean variance")
         shrink_others: float = Field(default=0.0, ge=0, description="a2: weight of the mean covariance")
         shrinks: int = Field(default=1, ge=0, le=2, description="how often it shrinks")
         again: Literal["average", "pooled"] = Field(
             default="average",
-            description="covariance of a class that comes again: the mean of old and new, or that of all images",
+            description="covariance of a class that comes again: mean of old and new, or of all images",
         )
 
     config: Config
@@ -68,10 +63,6 @@ class Fecam(Kept, Statistics):
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.common = config.covariance == "common"
-
-    def grow(self, clip: Clip, task: Task) -> None:
-        super().grow(clip, task)
-        self.kept_to(clip)
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         return normalize(features, dim=1)
@@ -111,16 +102,12 @@ class Fecam(Kept, Statistics):
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        means = self.sums[[*labels]] / self.counts[[*labels]].clamp(min=1)[:, None]
+        means = self.summed.means[[*labels]]
         identity = torch.eye(means.shape[1], dtype=torch.float64, device=means.device)
-        known = [sigma.to(means.device).double() for sigma in self.kept.values()]
-        shared = self.precision(torch.stack(known).mean(0) if known else identity)
-        matrices = [
-            self.precision(self.kept[str(label)].to(means.device).double())
-            if str(label) in self.kept
-            else shared
-            for label in labels
-        ]
+        known = {name: sigma.to(means.device).double() for name, sigma in self.kept.items()}
+        shared = self.precision(torch.stack([*known.values()]).mean(0) if known else identity)
+        own = (known.get(str(label)) for label in labels)
+        matrices = [shared if sigma is None else self.precision(sigma) for sigma in own]
         return Mahalanobis(lambda images: self.query(clip, images), means, matrices, self.silence([*labels]))
 
 

@@ -3,12 +3,11 @@
     text head:    loss = mean_i CE( scale * <z_i, e_k>, y_i ) over the classes k, both towers trained
     linear head:  loss = mean_i CE( scale * <z_i, w_k> + b_k, y_i ), image tower and head trained
 
-with z the image features and e_k the embedding of "a photo of a {class k}.". The classes are
-those of the current task and the memory, or all seen so far: then every class without images is pushed down by each
-image, and without a memory old classes are lost. The text head is the cross-entropy ablation of FLYP (Goyal et al.
-2023, section 5); the linear head without a memory is the sequential baseline of the everclip paper (section 4.4). Its
-rows start at zero, at Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows are kept when it
-grows.
+with z the image features and e_k the embedding of "a photo of a {class k}.". The classes are those of the current task
+and the memory, or all seen so far: then every class without images is pushed down by each image, and without a memory
+old classes are lost. The text head is the cross-entropy ablation of FLYP (Goyal et al. 2023, section 5); the linear
+head without a memory is the sequential baseline of the everclip paper (section 4.4). Its rows start at zero, at
+Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows are kept when it grows.
 
     Parameters  none; a linear head with method.head=linear
     State       none
@@ -20,7 +19,7 @@ Paper: https://arxiv.org/abs/2212.00638
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from everclip.methods.base.cost import Passes
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
@@ -30,9 +29,7 @@ class Finetune(Classify):
     """Cross-entropy over class embeddings or a linear head."""
 
     class Config(LabelsConfig, HeadConfig):
-        """Options of cross-entropy fine-tuning."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"label_smoothing": (0.0, 0.1)}
+        search: ClassVar = {"label_smoothing": (0.0, 0.1)}
 
     config: Config
     passes = Passes(text="seen")

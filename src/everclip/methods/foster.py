@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,19 +35,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.losses.distill import distillation
-from everclip.losses.longtail import balanced_distillation, effective_weights
+from everclip.losses.distill import distillation, effective_weights
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, initial_rows
 
 
@@ -55,34 +45,22 @@ class Foster(Method):
     """Boosting, then compression."""
 
     class Config(MethodConfig):
-        """Options of FOSTER."""
+        search: ClassVar = {"beta_boost": (0.0, 0.9, 0.96), "beta_compress": (0.0, 0.9, 0.97)}
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "beta_boost": (0.0, 0.9, 0.96),
-            "beta_compress": (0.0, 0.9, 0.97),
-        }
-
-        boost: bool = Field(
-            default=True, description="whether the second tower trains; if not, only its heads"
-        )
-        beta_boost: float = Field(
-            default=0.96, ge=0, lt=1, description="beta of the weights w; 0: equal weights"
-        )
-        beta_compress: float = Field(
-            default=0.97, ge=0, lt=1, description="beta of the weights w'; 0: equal weights"
-        )
+        boost: bool = Field(default=True, description="train the second tower; if not, only its heads")
+        beta_boost: float = Field(default=0.96, ge=0, lt=1, description="beta of the weights w; 0: equal")
+        beta_compress: float = Field(default=0.97, ge=0, lt=1, description="beta of the weights w'; 0: equal")
         absent: Literal["alike", "rare"] = Field(
             default="alike",
-            description="weights if a seen class has no image: all equal, as with beta 0 (alike), or as if"
-            " it had one (rare)",
+            description="weights if a seen class has no image: all equal (alike), or as if it had one (rare)",
             json_schema_extra={"before": "rare"},
         )
         okd_weight: float = Field(default=1.0, ge=0, description="weight of the distillation in boosting")
         temperature: float = Field(default=2.0, gt=0, description="temperature of both distillations")
         compress_epochs: int | None = Field(
-            default=None, ge=1, description="epochs of compression; none: as many as in boosting"
+            default=None, ge=1, description="epochs of compression; none: as in boosting"
         )
-        head_init: HeadInit = initial_rows("the heads'")
+        head_init: HeadInit = initial_rows()
 
     capabilities = Capabilities(memory_policy="herding", needs_exemplars=True)
     config: Config
@@ -103,7 +81,7 @@ class Foster(Method):
         self._start: dict[str, Tensor] = {}
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """Rows for new classes; from the second task on also the heads that only boosting needs."""
+        """Append rows for new classes; from the second task on make the heads that only boosting needs."""
         self._known, init = list(self.head.labels), self.config.head_init
         if self._known:
             self.boosted = copy.deepcopy(self.head)
@@ -132,7 +110,7 @@ class Foster(Method):
             self._start = copy.deepcopy(clip.model.visual.state_dict())
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Before compression the boosted tower steps aside, and the image tower is the old one again."""
+        """Set the boosted tower aside before compression, and make the image tower the old one again."""
         if phase.name == "compress":
             self._towers = (*self._towers, clip.copy_tower())
             clip.model.visual.load_state_dict(self._start)
@@ -159,7 +137,7 @@ class Foster(Method):
             with torch.no_grad():
                 teacher = self.boosted(torch.cat([features["old"], features["boosted"]], 1), scale)
             student, weights = self.head(image, scale), self._weights[1]
-            return {"distill": balanced_distillation(teacher, student, self.config.temperature, weights)}
+            return {"distill": distillation(teacher, student, self.config.temperature, weights)}
         return {"cross_entropy": functional.cross_entropy(self.head(image, scale), target)}
 
     def _boost(self, features: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
@@ -174,7 +152,7 @@ class Foster(Method):
         }
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """The student is the model now; what it learned from goes."""
+        """Let go of what the student, now the model, has learned from."""
         self._towers = ()
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

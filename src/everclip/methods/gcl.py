@@ -18,7 +18,7 @@ Paper: https://arxiv.org/abs/2605.03866
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,9 +30,7 @@ class Gcl(Contrastive):
     """GCL of the everclip paper, section 3.1."""
 
     class Config(ContrastiveConfig):
-        """Options of GCL."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"tau": (0.02, 0.05, 0.1), "gamma": (0.5, 0.8, 1.0)}
+        search: ClassVar = {"tau": (0.02, 0.05, 0.1), "gamma": (0.5, 0.8, 1.0)}
 
     config: Config
 

@@ -5,13 +5,12 @@
     L_k = mean_{i: y_i = k} l_i                                                            (equation 5)
     F = max_p sum_k p_k L_k - lambda KL(p, 1/K) = lambda log mean_k exp( L_k / lambda )    (equation 6)
 
-Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the
-positive costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task
-to task. The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k,
-which makes the estimate unbiased under uniform sampling, and an exemplar among many new images count fifty times as
-much as these; `omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k with q the
-p of the batch's classes, made to sum to 1. Equation 5 and the estimator are not public;
-docs/methods.md says what is certain.
+Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the positive
+costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task to task.
+The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k, which makes
+the estimate unbiased under uniform sampling, and an exemplar among many new images count fifty times as much as these;
+`omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k with q the p of the
+batch's classes, made to sum to 1. Equation 5 and the estimator are not public; docs/methods.md says what is certain.
 
 Of data with captions the classes that are weighed are the groups in its column `group`, and negatives are the pairs of
 another caption.
@@ -29,7 +28,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.contrastive import Contrastive, ContrastiveConfig, valued
-from everclip.methods.shared.groups import GroupOptions, GroupWeights
+from everclip.methods.shared.groups import GroupConfig, GroupWeights
 
 log = logging.getLogger("everclip")
 
@@ -48,10 +47,8 @@ log = logging.getLogger("everclip")
 class Gdro(Contrastive):
     """GDRO of the everclip paper, section 3.2."""
 
-    class Config(ContrastiveConfig):
-        """Options of GDRO."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+    class Config(GroupConfig, ContrastiveConfig):
+        search: ClassVar = {
             "tau": (0.02, 0.05, 0.1),
             "strength": (0.03, 0.1, 0.3, 1.0),
             "margin": (0.1, 0.3, 0.5),
@@ -67,50 +64,15 @@ class Gdro(Contrastive):
         )
         surrogate: Literal["identity", "squared_hinge"] = Field(
             default="squared_hinge",
-            description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
-            " difference)^2",
+            description="loss of a difference of similarities: itself, or max(0, margin + difference)^2",
         )
-        dro: Literal["kl", "sagawa", "none"] = Field(
-            default="kl",
-            description="class weights in closed form (kl); by Sagawa et al.'s ascent on the batch's losses"
-            " (sagawa); or equal weights per image (none)",
-        )
-        strength: float = Field(
-            default=0.1,
-            gt=0,
-            description="lambda of kl: large weighs classes equally, small almost only the worst",
-        )
-        step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
-        omega: Literal["unbiased", "batch"] = Field(
-            default="unbiased",
-            description="weight of an image: such that the batch is an unbiased estimate for all classes"
-            " (unbiased); or from the weights of the batch's classes only, each with the mean of its images"
-            " in the batch (batch)",
-        )
-        groups: Literal["class", "class_origin", "class_domain"] = Field(
-            default="class",
-            description="groups to weight: classes, classes split into new and memory, or classes per domain",
-        )
-        gamma_class: float = Field(
-            default=0.8, gt=0, le=1, description="weight of the new value in a group's moving average"
-        )
-        weight_clip: float | None = Field(default=None, gt=0, description="largest weight of one image")
 
     config: Config
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        options = GroupOptions(
-            config.dro,
-            config.strength,
-            config.step_size,
-            config.groups,
-            config.gamma_class,
-            config.weight_clip,
-            config.sampling == "class_balanced",
-            config.omega,
-        )
-        self.groups = GroupWeights(options, len(prompts.names))
+        balanced = config.sampling == "class_balanced"
+        self.groups = GroupWeights(config, len(prompts.names), balanced)
 
     def tables(self) -> dict[str, SampleTable]:
         return super().tables() | {"group_losses": self.groups.losses, "adversary": self.groups.adversary}

@@ -25,63 +25,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
 from everclip.losses.distill import distillation
 from everclip.methods.base.cost import Passes, teacher
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-    to_device,
-)
-from everclip.methods.shared.head import Classifier, Head, HeadClassifier, HeadInit, columns, initial_rows
-
-
-class NearestMean(Classifier):
-    """Cosine similarity to the mean of each label asked for; -inf for a label without one."""
-
-    def __init__(self, clip: Clip, means: Float[Tensor, "c d"], rows: list[int]) -> None:
-        super().__init__()
-        self.clip, self.means, self.rows = clip, means, rows
-        self.to_logits = clip.logit_scale.exp().item()
-
-    def forward(self, images: Images) -> Float[Tensor, "b n"]:
-        scores = self.clip.encode_image(images) @ self.means.T
-        return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, to_device
+from everclip.methods.shared.head import Columns, Head, HeadClassifier, HeadInit, columns, initial_rows
 
 
 class Icarl(Method):
     """Distilled one-vs-all learning and nearest-mean classification."""
 
     class Config(MethodConfig):
-        """Options of iCaRL."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "loss": ("bce", "ce"),
-            "distill_weight": (0.3, 1.0, 3.0),
-        }
+        search: ClassVar = {"loss": ("bce", "ce"), "distill_weight": (0.3, 1.0, 3.0)}
 
         loss: Literal["bce", "ce"] = Field(
-            default="bce", description="loss: one-vs-all, as published, or cross-entropy with distillation"
+            default="bce", description="one-vs-all, as published, or cross-entropy with distillation"
         )
         distill_weight: float = Field(default=1.0, ge=0, description="of the distillation with loss=ce")
         temperature: float = Field(default=2.0, gt=0, description="of the distillation with loss=ce")
         classifier: Literal["nme", "head"] = Field(
-            default="nme", description="classifier: nearest mean of exemplars, or the linear head"
+            default="nme", description="nearest mean of exemplars, or linear head"
         )
         flip: bool = Field(default=False, description="whether to include mirrored exemplars in the means")
         head_init: HeadInit = initial_rows()
@@ -154,13 +125,15 @@ class Icarl(Method):
         for batch in memory:
             images = clip.normalise(batch.images)
             rows = columns(self.head.labels, to_device(batch, clip.device).labels)
+            targets = functional.one_hot(rows, len(self.means)).T.to(self.means)
             for view in (images, images.flip(3)) if self.config.flip else (images,):
-                self.means += functional.one_hot(rows, len(self.means)).T.to(self.means) @ clip.encode_image(
-                    view
-                )
+                self.means += targets @ clip.encode_image(view)
         self.means.copy_(functional.normalize(self.means, dim=1))
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         if self.config.classifier == "head" or not self.means.any(1).all():
             return HeadClassifier(clip.encode_image, self.head, labels, clip.logit_scale.exp())
-        return NearestMean(clip, self.means, self.head.columns(torch.tensor(labels)).tolist())
+        means = self.means
+        nearest = Columns(lambda images: clip.encode_image(images) @ means.T, self.head.labels, labels)
+        nearest.to_logits = clip.logit_scale.exp().item()
+        return nearest

@@ -15,7 +15,7 @@ One curve of the ImageNet experiment in https://arxiv.org/abs/2605.03866, sectio
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -28,24 +28,21 @@ class Joint(Method):
     """Another method, on all tasks at once."""
 
     class Config(MethodConfig):
-        """Options of joint training."""
+        search: ClassVar = {"loss": ("finetune", "clip", "gcl", "gdro")}
+        recommends: ClassVar = {"epochs": 15}
+        recommended_before: ClassVar = {}
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"loss": ("finetune", "clip", "gcl", "gdro")}
-        recommends: ClassVar[dict[str, Any]] = {"epochs": 15}
-        recommended_before: ClassVar[dict[str, Any] | None] = {}
-
-        wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
+        wraps: ClassVar = ("loss", "options")
         loss: str = Field(default="finetune", description="the method whose loss is used")
-        options: dict[str, int | float | bool | str] = Field(default={}, description="that method's options")
+        options: dict[str, int | float | bool | str] = Field(default={}, description="options of loss")
 
     @classmethod
     def create(cls, config: MethodConfig, prompts: Prompts) -> Method:
-        """The method ``loss``, told to take all tasks as one. Raises UserError for joint itself, or bad options."""
+        """Return the method ``loss``, which takes all tasks as one. Raises UserError for joint and for bad options."""
         assert isinstance(config, cls.Config)
         if config.loss == "joint":
             raise UserError('method.loss="joint" names itself: use one of finetune, clip, gcl, gdro')
-        method = method_class(config.loss).create(
-            options_of(config.loss, config.options, "method.options."), prompts
-        )
+        options = options_of(config.loss, config.options, "method.options.")
+        method = method_class(config.loss).create(options, prompts)
         method.can(one_task=True)
         return method

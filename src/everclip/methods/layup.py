@@ -23,7 +23,7 @@ Paper: https://arxiv.org/abs/2312.08888
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -31,9 +31,10 @@ from pydantic import Field
 from torch import Tensor
 
 from everclip.methods.base.first_session import FirstSessionConfig
-from everclip.methods.base.method import Clip, Images, Prompts
+from everclip.methods.base.method import Prompts
 from everclip.methods.shared.closed_form import Spectrum
-from everclip.methods.shared.ridge import LamConfig, RidgeMethod
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod, Weights
+from everclip.methods.shared.statistics import Labels, Rows
 from everclip.models.depths import Depths
 
 LAMS = (*(10 ** (half / 2) for half in range(-8, 7)), 1e-8)
@@ -44,13 +45,9 @@ class Layup(RidgeMethod):
     """Ridge regression on several blocks."""
 
     class Config(LamConfig, FirstSessionConfig):
-        """Options of LayUP."""
+        search: ClassVar = {"blocks": (1, 3, 6)}
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"blocks": (1, 3, 6)}
-
-        blocks: int = Field(
-            default=6, ge=1, description="k: last blocks that are read, or all of a tower with fewer"
-        )
+        blocks: int = Field(default=6, ge=1, description="k: last blocks to read, or all that there are")
         lam_choice: Literal["folds", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
             default="folds",
             description="how to choose lam: by four folds of each new task's images (folds); by"
@@ -62,24 +59,9 @@ class Layup(RidgeMethod):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.depths = Depths((1.0,) * config.blocks, root=False, mirror=False, raw=True)
-        adapts = config.adapt != "none"  # a tower that trains in the first task cannot be read ahead
-        self.can(reads="pixels" if adapts else "features", depths=None if adapts else self.depths)
+        self.read_at(Depths((1.0,) * config.blocks, root=False, mirror=False, raw=True))
 
-    @property
-    def random_features(self) -> int:
-        return 0
-
-    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
-        return self.depths.read(clip.model.visual, clip.normalise(images))
-
-    def choose(
-        self,
-        features: Float[Tensor, "n d"],
-        labels: Int64[Tensor, " n"],
-        weights: Float64[Tensor, " n"],
-        order: Int64[Tensor, " n"],
-    ) -> None:
+    def choose(self, features: Float[Tensor, "b d"], labels: Labels, weights: Weights, order: Labels) -> None:
         """Set lam to the first of ``LAMS`` with the highest mean accuracy over the folds."""
         if self.config.lam_choice != "folds":
             super().choose(features, labels, weights, order)
@@ -90,20 +72,15 @@ class Layup(RidgeMethod):
         rows, targets = root * self.rows(features), root * self.summed.targets(labels)
         right = torch.zeros(len(LAMS), dtype=torch.float64)
         for held in folds(labels):
-            fit = self.rows(features[held]), labels[held]
-            kept_rows, kept_targets = rows[~held], targets[~held]
-            gram = torch.addmm(self.gram, kept_rows.T, kept_rows)
-            spectrum = Spectrum.of_gram(gram, torch.addmm(self.sums.T, kept_rows.T, kept_targets))
-            right += accuracies(spectrum, *fit)
+            fit = rows[~held].T
+            gram, cross = torch.addmm(self.gram, fit, fit.T), torch.addmm(self.sums.T, fit, targets[~held])
+            right += accuracies(Spectrum.of_gram(gram, cross), self.rows(features[held]), labels[held])
         self.chosen.fill_(LAMS[int(right.argmax())])
 
 
-def accuracies(
-    spectrum: Spectrum, rows: Float64[Tensor, "n m"], labels: Int64[Tensor, " n"]
-) -> Float64[Tensor, " l"]:
+def accuracies(spectrum: Spectrum, rows: Rows, labels: Labels) -> Float64[Tensor, " l"]:
     """Return the fraction of other rows that ridge regression is right about at each of ``LAMS``."""
-    seen = rows @ spectrum.basis
-    guesses = (seen @ (spectrum.targets / (spectrum.values + lam)[:, None]) for lam in LAMS)
+    guesses = spectrum.predictions(rows, LAMS)
     return torch.stack([(guess.argmax(1) == labels).double().mean() for guess in guesses]).cpu()
 
 

@@ -22,7 +22,7 @@ Paper: https://arxiv.org/abs/1606.09282, for CLIP https://arxiv.org/abs/2207.092
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,24 +31,18 @@ from torch import Tensor, nn
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes, teacher
 from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
-from everclip.methods.shared import reference as _reference
-from everclip.methods.shared.distilling import Distilling, DistillingConfig
+from everclip.methods.shared.distilling import Distilling, DistillingConfig, captions, sentences, some
 
 
 class Lwf(Distilling):
     """Distillation from the model of the task before."""
 
     class Config(DistillingConfig):
-        """Options of LwF."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "image_weight": (1.0, 5.0, 20.0),
-            "text_weight": (1.0, 5.0, 20.0),
-        }
+        search: ClassVar = {"image_weight": (1.0, 5.0, 20.0), "text_weight": (1.0, 5.0, 20.0)}
 
         reference: Literal["old", "current", "random"] = Field(
             default="old",
-            description="reference texts: prompts of old classes, of the task's classes, or random sentences",
+            description="reference texts: prompts of old classes, of the task's, or random sentences",
         )
 
     config: Config
@@ -71,12 +65,12 @@ class Lwf(Distilling):
             return
         self._teacher = (clip.copy_tower(),)
         if self.config.reference == "random":
-            texts = _reference.sentences()
+            texts = sentences()
         elif train.captions is not None:
-            texts = _reference.some(train.captions.gallery(train.rows).texts)
+            texts = some(train.captions.gallery(train.rows).texts)
         else:
             labels = self._old if self.config.reference == "old" else task.classes
-            texts = _reference.captions(self.prompts.names[label] for label in labels)
+            texts = captions(self.prompts.names[label] for label in labels)
         with torch.no_grad():
             self._texts = clip.encode_text(texts)
 

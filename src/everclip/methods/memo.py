@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -41,18 +41,9 @@ class Memo(Expand):
     """Last blocks for each task on shared ones."""
 
     class Config(ExpandConfig):
-        """Options of MEMO."""
+        search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "aux_weight": (0.0, 0.3, 1.0),
-            "balance": ("align", "retrain", "none"),
-        }
-
-        blocks: int = Field(
-            default=1,
-            ge=1,
-            description="number of last blocks (of a convolutional tower: stages) that each task owns",
-        )
+        blocks: int = Field(default=1, ge=1, description="last blocks (or stages) that each task owns")
         shared: Literal["frozen", "trained"] = Field(
             default="frozen", description="treatment of the shared blocks after the first task"
         )
@@ -68,7 +59,7 @@ class Memo(Expand):
     _split: Split
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """As for every expanding method. Raises UserError for a tower that cannot be cut in two."""
+        """Grow as every expanding method does. Raises UserError for a tower that cannot be cut in two."""
         self._split = Split(clip.model.visual, self.config.blocks)
         super().grow(clip, task)
 

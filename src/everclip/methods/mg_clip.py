@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -34,8 +34,8 @@ from torch.nn.functional import cross_entropy, normalize
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.frozen import Columns, raw_prompts
-from everclip.methods.shared.head import columns
+from everclip.methods.shared.frozen import raw_prompts
+from everclip.methods.shared.head import Columns, columns
 from everclip.methods.shared.prototypes import READ
 from everclip.methods.shared.tuned import Tuned, mixed, moved
 
@@ -47,10 +47,8 @@ class MgClip(Tuned):
     """Early-stopped low-rank updates, and a visual head."""
 
     class Config(MethodConfig):
-        """Options of MG-CLIP."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"epochs": (1, 2, 5), "rank": (4, 8, 16)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"epochs": (1, 2, 5), "rank": (4, 8, 16)}
 
         epochs: int = Field(default=1, ge=1, description="E: epochs of the updates in each task")
         rank: int = Field(default=8, ge=1, description="r: rank of the updates")

@@ -21,7 +21,7 @@ Paper: https://arxiv.org/abs/2403.11549
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,28 +29,22 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from everclip.errors import UserError
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Phase, Prompts, Task
-from everclip.methods.shared.classify import Classify, LabelsConfig
-from everclip.methods.shared.experts import BlockExperts
+from everclip.methods.shared.attention import demand_blocks
+from everclip.methods.shared.classify import Classify, LabelsConfig, softmax_classes
 from everclip.methods.shared.frozen import Cosines, random, raw_prompts
-from everclip.methods.shared.mixture import branches
+from everclip.methods.shared.mixture import BlockExperts
 
 
 class MoeAdapters(Classify):
     """Mixtures of adapters in both towers."""
 
     class Config(LabelsConfig):
-        """Options of MoE-Adapters."""
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"experts": (2, 4), "label_smoothing": (0.0, 0.2)}
 
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"experts": (2, 4), "label_smoothing": (0.0, 0.2)}
-
-        classes: Literal["seen", "present"] = Field(
-            default="present",
-            description="classes in the softmax: all seen so far, or only those with images now",
-        )  # always these, so without an earlier default
+        classes: Literal["seen", "present"] = softmax_classes()
         experts: int = Field(default=2, ge=1, description="experts of each block, of which two are used")
         hidden: int = Field(default=64, ge=1, description="width of an expert")
         dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of an expert's values")
@@ -66,11 +60,7 @@ class MoeAdapters(Classify):
     def grow(self, clip: Clip, task: Task) -> None:
         """Put the experts in place at the first task. Raises UserError for a tower without transformer blocks."""
         super().grow(clip, task)
-        if not branches(clip.model.visual):
-            raise UserError(
-                f"method=moe_adapters puts adapters into the blocks of a vision transformer, but the image tower of"
-                f" {clip.name} is none: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
-            )
+        demand_blocks(clip, "moe_adapters", "adapters")
         if not len(self.experts.layers):
             config = self.config
             made = BlockExperts(clip.model, config.hidden, config.experts, config.dropout)
@@ -92,7 +82,6 @@ class MoeAdapters(Classify):
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        names = [self.prompts.names[label] for label in labels]
         with self.experts.beside(clip.model):
-            classes = clip.class_embeddings(names, self.prompts.templates)
+            classes = self.embed(clip, labels)
         return Cosines(clip, lambda images: self.features(clip, images), classes)

@@ -67,24 +67,21 @@ class MultilayerLda(Layers):
     """Whitened cosines on several layers, of one tower or of two."""
 
     class Config(LayersConfig):
-        """Options of the features, of the head and of the twin."""
-
         twin: bool = Field(
             default=True,
-            description="keep the pretrained tower beside the one trained by adapt, and add the scores of"
-            " both",
+            description="keep the pretrained tower beside that trained by adapt, and add both scores",
         )
         follow_from: int | None = Field(
             default=5,
             ge=1,
-            description="exemplars per class from which adapt continues in later tasks, if there is a twin;"
-            " none: never",
+            description="with a twin, exemplars per class from which adapt continues in later tasks; none:"
+            " never",
         )
         follow_weight: float = Field(
             default=0.5,
             ge=0,
-            description="weight of the trained tower's scores beside the twin's once adapt has continued;"
-            " 0: only the twin",
+            description="weight of the trained tower's scores once adapt has continued; 0: use the twin"
+            " alone",
         )
 
     config: Config
@@ -114,7 +111,7 @@ class MultilayerLda(Layers):
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
-        """In later tasks, all but those that are asked afterwards which of the towers decides."""
+        """Return, in later tasks, all but those that are asked afterwards which of the towers decides."""
         return images.ids % ASKED != 0 if FIRST in self.kept else super().trains_on(images)
 
     def follow(self, clip: Clip, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
@@ -187,8 +184,7 @@ class MultilayerLda(Layers):
                 held = (batch.ids % asked == 0).to(self.counts.device)
                 aside.append(tuple(column[held] for column in columns))
                 columns = tuple(column[~held] for column in columns)
-            twins, ours, labels, domains = columns
-            self.include_both(twins, ours, labels, domains)
+            self.include_both(*columns)
         if aside:
             twins, ours, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
             self.judge(twins, ours, labels)
@@ -196,9 +192,8 @@ class MultilayerLda(Layers):
 
     def include_both(self, twins: Tensor, ours: Tensor, labels: Tensor, domains: Tensor) -> None:
         """Add images, whose rows on both sides are given."""
-        self.include(ours, labels, domains)
-        if self.twin is not None:
-            self.twin.include(twins, labels, domains)
+        for side, rows in zip(self.sides, (twins, ours), strict=True):
+            side.include(rows, labels, domains)
 
     @property
     def sides(self) -> list[Layers]:
@@ -206,24 +201,19 @@ class MultilayerLda(Layers):
         return [self] if self.twin is None else [self.twin, self]
 
     def judge(self, twins: Tensor, ours: Tensor, labels: Int64[Tensor, " b"]) -> None:
-        """Count images, whose rows on both sides are given, that either both heads or the twin's alone are right about.
-
-        Held-out ones, which are in no sum yet.
-        """
+        """Count held-out images, in no sum yet, that both heads together or the twin's alone are right about."""
         known = (self.counts > 0).nonzero()[:, 0]
         found = zip(self.sides, (twins, ours), strict=True)
         before, after = (side.scorer(known.tolist())(rows) for side, rows in found)
-        right, alone = (
-            known[scores.argmax(1)] == labels for scores in (before + self.weight * after, before)
-        )
+        both = before + self.weight * after
+        right, alone = (known[scores.argmax(1)] == labels for scores in (both, before))
         won = torch.stack([(right & ~alone).sum(), (alone & ~right).sum()])
         self.kept[WON] = self.kept.get(WON, torch.zeros_like(won)) + won
         more, fewer = self.kept[WON].tolist()
-        log.info(
-            "held-out images of later tasks: %d right only with both towers, %d only with the pretrained one",
-            more,
-            fewer,
+        said = (
+            "held-out images of later tasks: %d right only with both towers, %d only with the pretrained one"
         )
+        log.info(said, more, fewer)
 
     @property
     def weight(self) -> float:
@@ -232,7 +222,7 @@ class MultilayerLda(Layers):
 
     @property
     def deciding(self) -> dict[Layers, float]:
-        """The sides whose scores add up, and their weights: the twin alone where it was right about more images.
+        """Return the sides whose scores add up, and their weights: the twin alone where it was right about more images.
 
         That is more by over one standard error.
         """

@@ -17,36 +17,28 @@ Paper: https://arxiv.org/abs/2303.07338
 
 from __future__ import annotations
 
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everclip.methods.base.method import Clip, Images, Prompts
-from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
+from everclip.methods.base.method import Clip, Images
+from everclip.methods.shared.statistics import LinearStatistics, Rows, Scores, StatisticsConfig
 
 
 class Ncm(LinearStatistics):
     """Class means."""
 
     class Config(StatisticsConfig):
-        """Options of class means."""
-
-        normalize: bool = Field(
-            default=False, description="make pooled features unit length before the mean (projected ones are)"
-        )
+        normalize: bool = Field(default=False, description="make pooled features unit length before the mean")
 
     second_moments = False
     config: Config
 
-    def __init__(self, config: Config, prompts: Prompts) -> None:
-        super().__init__(config, prompts)
-        self._normalize = config.normalize
-
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
-        return normalize(features, dim=1) if self._normalize else features
+        return normalize(features, dim=1) if self.config.normalize else features
 
-    def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
+    def query(self, clip: Clip, images: Images) -> Rows:
         return normalize(super().query(clip, images), dim=1)
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:

@@ -26,7 +26,7 @@ Paper: https://arxiv.org/abs/2305.19270
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,8 +36,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, MethodConfig, Phase, Prompts, Task
-from everclip.methods.shared.attend import Attend
-from everclip.methods.shared.frozen import Columns, random, total
+from everclip.methods.shared.attention import Attend
+from everclip.methods.shared.frozen import random, total
+from everclip.methods.shared.head import Columns
 from everclip.methods.shared.prototypes import READ, Prototypes
 
 
@@ -45,10 +46,8 @@ class Proof(Prototypes):
     """Projections that add up, and attention over them."""
 
     class Config(MethodConfig):
-        """Options of PROOF."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"dropout": (0.0, 0.1)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"dropout": (0.0, 0.1)}
 
         text: Literal["paper", "code"] = Field(
             default="paper", description="text projections that train: the newest, or all"
@@ -91,9 +90,8 @@ class Proof(Prototypes):
 
     def projected(self, words: Tensor) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c d"]]:
         """Return E and P."""
-        return normalize(total(self.words, words), dim=1), normalize(
-            total(self.image, self.prototypes()), dim=1
-        )
+        texts, means = total(self.words, words), total(self.image, self.prototypes())
+        return normalize(texts, dim=1), normalize(means, dim=1)
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         if phase.name == READ.name:
@@ -108,9 +106,8 @@ class Proof(Prototypes):
         if phase.name == READ.name:
             return dict(features)
         places, scale = self.places(batch.labels).to(features["z"].device), features["scale"]
-        terms = {
-            name: cross_entropy(features["fused"] @ features[name].T, places) for name in ("text", "means")
-        }
+        fused = features["fused"]
+        terms = {name: cross_entropy(fused @ features[name].T, places) for name in ("text", "means")}
         if self.config.third == "pairs":
             third = clip_loss(features["z"], features["e"][places], scale)
         else:

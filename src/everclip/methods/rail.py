@@ -24,16 +24,16 @@ Paper: https://arxiv.org/abs/2406.18868
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64
 from pydantic import Field
 from torch import Tensor, nn
 
-from everclip.methods.base.method import Clip, Prompts, Task
-from everclip.methods.shared.fused import Fused, gaussian
-from everclip.methods.shared.ridge import LamConfig, RidgeMethod
+from everclip.methods.base.method import Classifier, Clip, Images, Prompts
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod, Weights
+from everclip.methods.shared.statistics import Labels, Rows
 from everclip.methods.shared.weights import Kept
 
 
@@ -41,15 +41,10 @@ class Rail(Kept, RidgeMethod):
     """A ridge adapter beside zero-shot CLIP."""
 
     class Config(LamConfig):
-        """Options of RAIL."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "beta": (0.2, 0.5, 0.8, 1.0),
-            "lam": (0.01, 0.1, 1.0),
-        }
+        search: ClassVar = {"beta": (0.2, 0.5, 0.8, 1.0), "lam": (0.01, 0.1, 1.0)}
 
         lam: float | None = Field(
-            default=0.1, gt=0, description="strength of the primal ridge; none: chosen by lam_choice"
+            default=0.1, gt=0, description="strength of the primal ridge; none: by lam_choice"
         )
         lam_unit: Literal["relative", "absolute"] = Field(
             default="absolute", description="lam as a multiple of the mean of G's diagonal, or as it is"
@@ -58,11 +53,7 @@ class Rail(Kept, RidgeMethod):
             default="primal",
             description="random features, or a Gaussian kernel on the features of all images",
         )
-        width: int = Field(
-            default=15_000,
-            ge=0,
-            description="M, random features of the primal form; 0: the features themselves",
-        )
+        width: int = Field(default=15_000, ge=0, description="M, random features; 0: the features themselves")
         gamma: float = Field(default=0.1, gt=0, description="g: of the kernel")
         dual_lam: float = Field(default=0.001, gt=0, description="lam': strength of the dual ridge")
         beta: float = Field(default=0.8, ge=0, le=1, description="weight of the regression beside zero-shot")
@@ -72,29 +63,15 @@ class Rail(Kept, RidgeMethod):
         )
 
     config: Config
+    uniform = True
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.dual = config.kernel == "dual"
+        self.random_features = 0 if self.dual else config.width
         self.can(needs_text=True)
 
-    @property
-    def random_features(self) -> int:
-        return 0 if self.dual else self.config.width
-
-    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
-        return torch.empty(inputs, outputs).uniform_(-(inputs**-0.5), inputs**-0.5)
-
-    def grow(self, clip: Clip, task: Task) -> None:
-        super().grow(clip, task)
-        self.kept_to(clip)
-
-    def add(
-        self,
-        rows: Float64[Tensor, "b m"],
-        labels: Int64[Tensor, " b"],
-        weights: Float64[Tensor, " b"] | None = None,
-    ) -> None:
+    def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
         super().add(rows, labels, weights)
         if self.dual:
             for name, more in (("rows", rows), ("labels", labels)):
@@ -117,7 +94,7 @@ class Rail(Kept, RidgeMethod):
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         names = range(len(self.prompts.names)) if self.config.names == "all" else labels
-        text = clip.class_embeddings([self.prompts.names[label] for label in names], self.prompts.templates)
+        text = self.embed(clip, names)
         known = (self.counts > 0).to(text.device)
         classifier = Fused(clip, text, known[[*names]], self.config.beta)
         classifier.columns = [list(names).index(label) for label in labels]
@@ -126,3 +103,43 @@ class Rail(Kept, RidgeMethod):
             regress = self.regression(clip, [*labels])
             classifier.regress = lambda features: regress(features) * trained
         return classifier
+
+
+class Fused(Classifier):
+    """Mix zero-shot probabilities with the scores of a regression.
+
+    Args:
+        text: unit-length embeddings of the names in the softmax; known: which of these have been trained.
+
+    Attributes:
+        columns: the names that are asked for; regress: features to r of these.
+    """
+
+    def __init__(
+        self, clip: Clip, text: Float[Tensor, "n d"], known: Bool[Tensor, " n"], beta: float
+    ) -> None:
+        super().__init__()
+        self.clip, self.text, self.known, self.beta = clip, text, known, beta
+        self.scale = self.to_logits = clip.logit_scale.exp().item()
+        self.columns = [*range(len(text))]
+        self.regress: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
+        return self.mix(self.clip.encode_image(images))
+
+    def mix(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """Return the scores of unit-length features."""
+        p = (self.scale * features @ self.text.T).softmax(1)
+        seen = self.known[p.argmax(1)][:, None]
+        p = p[:, self.columns]
+        if self.regress is None:
+            return p
+        mixed = (1 - self.beta) * p + self.beta * self.regress(features).to(p)
+        return torch.where(seen, mixed, p)
+
+
+def gaussian(
+    one: Float64[Tensor, "b d"], other: Float64[Tensor, "n d"], gamma: float
+) -> Float64[Tensor, "b n"]:
+    """Return exp(-g |a - b|^2) of all pairs of rows."""
+    return (-gamma * torch.cdist(one, other).square()).exp()

@@ -26,6 +26,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from everclip.methods.base.method import Prompts
 from everclip.methods.shared.ridge import RidgeConfig, RidgeMethod
 
 
@@ -33,13 +34,7 @@ class RanPac(RidgeMethod):
     """Random projection and ridge regression."""
 
     class Config(RidgeConfig):
-        """Options of RanPAC."""
-
-        width: int = Field(
-            default=10_000,
-            ge=0,
-            description="M, random features; the state has M x M numbers (800 MB at 10000); 0: none",
-        )
+        width: int = Field(default=10_000, ge=0, description="M, random features (800 MB at 10000); 0: none")
         lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
             default="task",
             description="how to choose lam: the best of 1e-8, 1e-7, ..., 1e8 on a fifth of each new task's"
@@ -50,6 +45,6 @@ class RanPac(RidgeMethod):
 
     config: Config
 
-    @property
-    def random_features(self) -> int:
-        return self.config.width
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        super().__init__(config, prompts)
+        self.random_features = config.width

@@ -26,7 +26,7 @@ Paper: https://arxiv.org/abs/2407.14143
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -37,24 +37,18 @@ from torch.nn.functional import cross_entropy, normalize
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.frozen import Cosines, random
-from everclip.methods.shared.sampled import Sampled, label_of
+from everclip.methods.shared.gaussian import Sampled, label_of
 
 
 class Rapf(Sampled):
     """A linear adapter of image features."""
 
     class Config(MethodConfig):
-        """Options of RAPF."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
-            "samples": (0.6, 1.0, 2.0),
-            "fuse": (0.4, 0.6, 0.8),
-            "theta": (0.55, 0.65),
-        }
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"samples": (0.6, 1.0, 2.0), "fuse": (0.4, 0.6, 0.8), "theta": (0.55, 0.65)}
 
         samples: float = Field(
-            default=2.0, ge=0.1, description="beta: a tenth of the samples of an old class in a step"
+            default=2.0, ge=0.1, description="beta: a tenth of the samples of a class in a step"
         )
         per_step: int = Field(default=2, ge=1, description="old classes that are sampled in a step")
         theta: float = Field(
@@ -65,7 +59,7 @@ class Rapf(Sampled):
             default=0.6,
             ge=0,
             le=1,
-            description="b: least share of the new matrix in the fused one; none: unfused",
+            description="b: least fraction of the new matrix in the fused one; none: unfused",
         )
         shrink: bool = Field(default=False, description="shrink the covariances that are sampled from")
 
@@ -136,7 +130,7 @@ class Rapf(Sampled):
 def hinge(
     rows: Float[Tensor, "p n d"], own: Float[Tensor, "p d"], other: Float[Tensor, "p d"], margin: float
 ) -> Float[Tensor, "p n"]:
-    """max(0, margin - <x, e_a> + <x, e_b>) of unit-length samples of each pair."""
+    """Return max(0, margin - <x, e_a> + <x, e_b>) of unit-length samples of each pair."""
     return (margin - ((own - other)[:, None] * rows).sum(2)).clamp(min=0)
 
 

@@ -28,9 +28,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from everclip.errors import UserError
 from everclip.methods.base.method import Clip, Prompts
@@ -43,8 +41,6 @@ class Ridge(RidgeMethod):
     """Ridge regression, with a random layer or a text prior."""
 
     class Config(RidgeConfig):
-        """Options of ridge regression."""
-
         expand: int = Field(default=0, ge=0, description="width of ACIL's random layer; 0: none")
         prior: Literal["none", "text"] = Field(
             default="none", description="target of the ridge penalty: zero, or the class embeddings"
@@ -54,14 +50,15 @@ class Ridge(RidgeMethod):
         )
         unseen: Literal["solved", "text"] = Field(
             default="solved",
-            description="weights of labels never trained, with the prior: from the equation, or only their"
-            " embedding",
+            description="weights of labels never trained, with the prior: as solved, or their embedding",
         )
 
     config: Config
+    uniform = True
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.random_features = config.expand
         self.can(needs_text=config.prior == "text")
         if config.prior == "text" and (config.expand or config.feature == "pooled"):
             raise UserError(
@@ -69,21 +66,13 @@ class Ridge(RidgeMethod):
                 " use method.feature=projected and method.expand=0"
             )
 
-    @property
-    def random_features(self) -> int:
-        return self.config.expand
-
-    def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
-        return torch.empty(inputs, outputs).uniform_(-(inputs**-0.5), inputs**-0.5)
-
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
         if self.config.prior == "none":
             return super().solve(clip, labels)
         learned = self.counts > 0
         text = torch.zeros_like(self.sums)
         wanted = sorted({*labels, *learned.nonzero()[:, 0].tolist()})
-        names = [self.prompts.names[label] for label in wanted]
-        text[wanted] = clip.class_embeddings(names, self.prompts.templates).to(text.device).double()
+        text[wanted] = self.embed(clip, wanted).to(text.device).double()
         kappa = self.config.kappa or closed_form.text_scale(self.gram, self.sums[learned].T, text[learned].T)
         prior = kappa * text[labels].T
         lam = self.strength(kappa * torch.where(learned[:, None], text, 0.0).T)

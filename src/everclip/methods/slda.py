@@ -6,8 +6,7 @@
 the pooled within-class covariance, exact and the same in any order of images. eps is that of the oracle-approximating
 shrinkage (Chen et al. 2010), that of generalised cross-validation (`eps=gcv`, as in `multilayer_lda`), or a number, t
 the mean variance tr(Sigma) / d: unit-length features have variances near 1 / d, where Deep SLDA's eps = 1e-4 with
-t = 1 (`eps=1e-4 target=one`) would be a large share. `log_priors` adds
-log(n_k / n).
+t = 1 (`eps=1e-4 target=one`) would be a large fraction. `log_priors` adds log(n_k / n).
 
 `streaming` is the update of the authors' code, image after image, delta = x - mu_y before the mean moves:
 
@@ -26,38 +25,32 @@ Paper: https://arxiv.org/abs/1909.01520
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
 from everclip.errors import UserError
 from everclip.methods.base.method import Clip, Prompts
 from everclip.methods.shared import closed_form
-from everclip.methods.shared.discriminant import strength
-from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
-
-ROUNDING = 1e-12
-"""Fraction of the features' mean square below which a variance is taken for 0."""
+from everclip.methods.shared.discriminant import strength, within_covariance
+from everclip.methods.shared.statistics import Labels, LinearStatistics, Rows, Scores, StatisticsConfig
 
 
 class Slda(LinearStatistics):
     """Streaming linear discriminant analysis."""
 
     class Config(StatisticsConfig):
-        """Options of streaming LDA."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"eps": ("oas", "gcv", 0.0001, 0.001, 0.01)}
+        search: ClassVar = {"eps": ("oas", "gcv", 0.0001, 0.001, 0.01)}
 
         eps: Annotated[float, Field(gt=0, le=1)] | Literal["oas", "gcv"] = Field(
             default="oas",
-            description="shrinkage: oracle-approximating, by generalised cross-validation on the sums, or a"
-            " fraction",
+            description="shrinkage: oracle-approximating, by generalised cross-validation, or a fraction",
         )
         target: Literal["mean", "one"] = Field(
-            default="mean", description="target of the shrinkage: the mean variance, or 1"
+            default="mean", description="target of the shrinkage: mean variance, or 1"
         )
         streaming: bool = Field(
             default=False,
@@ -81,15 +74,10 @@ class Slda(LinearStatistics):
     def exact(self) -> bool:
         return not self.config.streaming
 
-    def add(
-        self,
-        rows: Float64[Tensor, "b m"],
-        labels: Int64[Tensor, " b"],
-        weights: Float64[Tensor, " b"] | None = None,
-    ) -> None:
+    def add(self, rows: Rows, labels: Labels) -> None:
         """Add images; where streaming, ``gram`` holds n Sigma, to which an image adds n/(n + 1) delta delta'."""
         if not self.config.streaming:
-            super().add(rows, labels, weights)
+            super().add(rows, labels)
             return
         before = int(self.counts.sum())
         deltas = torch.empty_like(rows)
@@ -101,12 +89,10 @@ class Slda(LinearStatistics):
         self.gram.addmm_(deltas.T * (n / (n + 1)), deltas)
 
     def covariance(self) -> Float64[Tensor, "m m"]:
-        """Sigma; exactly 0 where nothing but rounding errors is left, as with one image per class."""
-        scatter = self.gram
-        if not self.config.streaming:
-            scatter = closed_form.within_class(self.gram, self.sums, self.counts)
-        alive = scatter.trace() > ROUNDING * self.gram.trace()
-        return scatter * alive / self.counts.sum()
+        """Return Sigma; exactly 0 where nothing but rounding errors is left, as with one image per class."""
+        if self.config.streaming:
+            return self.gram / self.counts.sum()
+        return within_covariance(self.gram, self.sums, self.counts)
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
         config, counts, sigma = self.config, self.counts[labels], self.covariance()
@@ -119,8 +105,8 @@ class Slda(LinearStatistics):
             eps = ridge / (1 + ridge)  # of Sigma + ridge t I, but for a factor
         else:
             eps = config.eps
-        means = self.sums[labels] / counts.clamp(min=1)[:, None]
-        weight, bias = closed_form.discriminants(closed_form.shrunk(sigma, eps, target), means)
+        regular, means = closed_form.shrunk(sigma, eps, target), self.summed.means[labels]
+        weight, bias = closed_form.discriminants(regular, means)
         if config.log_priors:
             bias = bias + (counts.clamp(min=1) / self.counts.sum()).log()
         return weight, bias + self.silence(labels)

@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
 from everclip.losses.contrastive import clip_loss
-from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, MethodConfig, Phase, Prompts, Task, pairs
 from everclip.methods.shared.weights import Kept, largest
 from everclip.models.towers import first_layers, projection
@@ -45,24 +44,20 @@ class Spu(Kept):
     """Selective parameter update."""
 
     class Config(MethodConfig):
-        """Options of SPU."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"share": (0.01, 0.1, 0.5)}
-        share: float = Field(default=0.1, gt=0, le=1, description="share of a weight matrix that trains")
+        search: ClassVar = {"share": (0.01, 0.1, 0.5)}
+        share: float = Field(default=0.1, gt=0, le=1, description="fraction of a weight matrix that trains")
         score: Literal["code", "paper"] = Field(
-            default="code", description="loss whose gradient scores a weight, and how batches add up"
+            default="code", description="loss that scores a weight, and how batches add up"
         )
         score_share: float = Field(
-            default=0.25, gt=0, le=1, description="share of a task's batches that are scored on"
+            default=0.25, gt=0, le=1, description="fraction of a task's batches to score on"
         )
         decay: Literal["selected", "all"] = Field(
-            default="selected",
-            description="weights that weight decay shrinks: what trains, or every candidate",
+            default="selected", description="what weight decay shrinks: what trains, or every candidate"
         )
 
     config: Config
     capabilities = Capabilities(shares=False, shards=False)
-    passes = Passes(lambda stage: (1.0, 0.0), "batch")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -94,7 +89,7 @@ class Spu(Kept):
             hook.remove()
         self._hooks, self._ready, self._phase = [], False, phase
         self._limit = max(1, round(self.config.score_share * phase.steps))
-        scores = {n.removeprefix("score "): v for n, v in self.kept.items() if n.startswith("score ")}
+        scores = self.part("score ")
         if phase.name != SCORE and scores:
             self.kept = {f"mask {n}": largest(v.abs(), self.config.share) for n, v in scores.items()}
 

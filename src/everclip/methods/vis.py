@@ -21,18 +21,19 @@ Paper: https://arxiv.org/abs/2609.37888
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Images, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task
 from everclip.methods.shared.head import columns
-from everclip.methods.shared.ridge import LamConfig, RidgeMethod
+from everclip.methods.shared.ridge import LamConfig, RidgeMethod, Weights
+from everclip.methods.shared.statistics import Labels
 from everclip.models.depths import Depths
 
 
@@ -40,21 +41,15 @@ class Vis(RidgeMethod):
     """A mixer of blocks that learns the first task, random features, ridge regression."""
 
     class Config(LamConfig):
-        """Options of Vis."""
-
-        rates: ClassVar[tuple[str, ...] | None] = ("lr_head",)
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"stay": (0.001, 0.01, 0.1)}
+        rates: ClassVar = ("lr_head",)
+        search: ClassVar = {"stay": (0.001, 0.01, 0.1)}
         blocks: list[int] = Field(
             default=[0, 2, 4, 6],
             min_length=1,
-            description="blocks that are mixed, counted from the last, which is 0; those that the tower has",
+            description="blocks to mix, of those there are, counted from the last, which is 0",
         )
-        hidden: int = Field(
-            default=256, ge=0, description="width of the mixer; 0: none, the last block alone"
-        )
-        stay: float = Field(
-            default=0.01, ge=0, description="weight of the squared distance that the mixer moves a feature"
-        )
+        hidden: int = Field(default=256, ge=0, description="width of the mixer; 0: use the last block alone")
+        stay: float = Field(default=0.01, ge=0, description="weight of the mixer's squared move of a feature")
         width: int = Field(default=15_000, ge=0, description="M, random features; 0: u itself")
         lam_choice: Literal["first", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
             default="first",
@@ -78,11 +73,8 @@ class Vis(RidgeMethod):
         wanted = {0, *config.blocks} if config.hidden else {0}
         weights = tuple(float(place in wanted) for place in range(max(wanted) + 1))
         self.depths = Depths(weights, root=False, mirror=False, raw=True)
+        self.random_features = config.width
         self.can(trains=config.hidden > 0, reads="pixels")
-
-    @property
-    def random_features(self) -> int:
-        return self.config.width
 
     @torch.no_grad()
     def grow(self, clip: Clip, task: Task) -> None:
@@ -94,20 +86,14 @@ class Vis(RidgeMethod):
             self.head = nn.Linear(self._last, len(task.classes)).to(clip.device)
 
     def build(self, clip: Clip, width: int) -> None:
-        self._last = (
-            Depths((1.0,), root=False, raw=True)
-            .read(clip.model.visual, clip.normalise(clip.blank()))
-            .shape[1]
-        )
+        alone = Depths((1.0,), root=False, raw=True)
+        self._last = alone.read(clip.model.visual, clip.normalise(clip.blank())).shape[1]
         if self.config.hidden:
             up = nn.Linear(self.config.hidden, self._last)
             for part in up.parameters():
                 nn.init.zeros_(part)
             self.mixer = nn.Sequential(nn.Linear(width, self.config.hidden), nn.GELU(), up).to(clip.device)
         super().build(clip, self._last)
-
-    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
-        return self.depths.read(clip.model.visual, clip.normalise(images))
 
     def mixed(self, blocks: Float[Tensor, "b m"]) -> Float[Tensor, "b d"]:
         """Return u of blocks side by side, the last first."""
@@ -134,13 +120,7 @@ class Vis(RidgeMethod):
         stay = (u - blocks[:, : self._last]).square().sum(1).mean()
         return {"cross_entropy": cross_entropy(self.head(u), target), "stay": self.config.stay * stay}
 
-    def choose(
-        self,
-        features: Float[Tensor, "n d"],
-        labels: Int64[Tensor, " n"],
-        weights: Float64[Tensor, " n"],
-        order: Int64[Tensor, " n"],
-    ) -> None:
-        """Set lam by a fifth of the images; only once with ``lam_choice=first``."""
+    def choose(self, features: Float[Tensor, "b d"], labels: Labels, weights: Weights, order: Labels) -> None:
+        """Set lam by a fifth of the images, with ``lam_choice=first`` only once."""
         if self.config.lam_choice != "first" or self.chosen == 0:
             super().choose(features, labels, weights, order)

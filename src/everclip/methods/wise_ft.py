@@ -24,35 +24,33 @@ import copy
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
+from jaxtyping import Float
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
-from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Images, Method, MethodConfig, Prompts, Task, Untrained
 from everclip.methods.base.registry import method_class, options_of
-from everclip.methods.base.wrapper import Wrapper
+from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.weights import blend, weights
 
 
-class WiseFt(Wrapper):
-    """Another method, with its weights mixed with those before."""
+class WiseFt(Untrained):
+    """Another method, ``inner``, with its weights mixed with those before; what is not said here ``inner`` does."""
 
     class Config(MethodConfig):
-        """Options of weight averaging."""
+        search: ClassVar = {"alpha": (0.3, 0.5, 0.7, 0.9)}
 
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.3, 0.5, 0.7, 0.9)}
-
-        wraps: ClassVar[tuple[str, str] | None] = ("loss", "options")
+        wraps: ClassVar = ("loss", "options")
         loss: str = Field(default="finetune", description="the method that learns")
-        options: dict[str, int | float | bool | str] = Field(
-            default={}, description="the learning method's options"
-        )
+        options: dict[str, int | float | bool | str] = Field(default={}, description="options of loss")
         alpha: float = Field(default=0.5, ge=0, le=1, description="fraction of the learned weights")
         anchor: Literal["zero_shot", "previous", "mean"] = Field(
             default="zero_shot",
-            description="weights to average with: the pretrained model, for predictions only; the model"
-            " before the task; or the same with alpha = 1 / t, the mean over tasks",
+            description="average with the pretrained model, for predictions only; with the model before the"
+            " task; or with that by alpha = 1 / t, the mean over tasks",
         )
 
     config: Config
@@ -68,20 +66,44 @@ class WiseFt(Wrapper):
                 " use method.anchor=zero_shot"
             )
         options = options_of(config.loss, config.options, "method.options.")
-        super().__init__(config, prompts, method_class(config.loss).create(options, prompts))
+        super().__init__(config, prompts)
+        self.inner = method_class(config.loss).create(options, prompts)
+        self.capabilities = self.inner.capabilities
         self.pretrained: nn.Module | None = None
         self._before: dict[str, Tensor] = {}
+
+    def learner(self, task: Task) -> Method:
+        return self.inner.learner(task)
+
+    def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
+        return self.inner.features(clip, images)
+
+    def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
+        return self.inner.scores(clip, batches)
+
+    def tables(self) -> dict[str, SampleTable]:
+        return self.inner.tables()
+
+    def drop(self, ids: NDArray[Any]) -> None:
+        self.inner.drop(ids)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return nothing: ``inner`` has its own."""
+        return {}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore nothing."""
 
     def grow(self, clip: Clip, task: Task) -> None:
         """Keep the pretrained model before the first task."""
         if self.config.anchor == "zero_shot" and self.pretrained is None:
             self.pretrained = copy.deepcopy(clip.model).requires_grad_(False)
-        super().grow(clip, task)
+        self.inner.grow(clip, task)
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         if self.config.anchor != "zero_shot":
             self._before = weights(clip)
-        super().begin_task(clip, task, train)
+        self.inner.begin_task(clip, task, train)
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Mix, where training goes on from the mixture; the other method ends its task with the weights that stay."""
@@ -89,13 +111,13 @@ class WiseFt(Wrapper):
             share = self.config.alpha if self.config.anchor == "previous" else 1 / (task.index + 1)
             clip.model.load_state_dict(blend(self._before, weights(clip), share))
             self._before = {}
-        super().end_task(clip, task, new, memory)
+        self.inner.end_task(clip, task, new, memory)
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        return super().classifier(self._mixed(clip), labels)
+        return self.inner.classifier(self._mixed(clip), labels)
 
     def encoder(self, clip: Clip) -> Clip:
-        return super().encoder(self._mixed(clip))
+        return self.inner.encoder(self._mixed(clip))
 
     def _mixed(self, clip: Clip) -> Clip:
         """Return the model that predictions come from."""
@@ -108,4 +130,4 @@ class WiseFt(Wrapper):
 
     def state_bytes(self) -> int:
         kept = {} if self.pretrained is None else self.pretrained.state_dict()
-        return super().state_bytes() + sum(tensor.nbytes for tensor in kept.values())
+        return self.inner.state_bytes() + sum(tensor.nbytes for tensor in kept.values())

@@ -14,14 +14,11 @@ Paper: https://arxiv.org/abs/2210.03114
 from __future__ import annotations
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Capabilities, MethodConfig, Untrained
+from everclip.methods.base.method import Capabilities, Untrained
 
 
 class ZeroShot(Untrained):
     """Trains nothing."""
-
-    class Config(MethodConfig):
-        """No options."""
 
     capabilities = Capabilities(uses_memory=False, trains=False, needs_text=True, pairs=True)
     passes = Passes(lambda stage: (0.0, 0.0), "seen")

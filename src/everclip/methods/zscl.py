@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from everclip.data.images import ImageSet
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, Task
-from everclip.methods.shared import reference
+from everclip.methods.shared import distilling
 from everclip.methods.shared.distilling import Distilling, DistillingConfig
 from everclip.methods.shared.weights import Average, Kept, tower_weights, value
 
@@ -45,19 +45,17 @@ class Zscl(Kept, Distilling):
     """Distillation from the pretrained model, and averaged weights."""
 
     class Config(DistillingConfig):
-        """Options of ZSCL."""
-
-        search: ClassVar[dict[str, tuple[Any, ...]]] = {
+        search: ClassVar = {
             "image_weight": (0.3, 1.0, 5.0),
             "text_weight": (0.3, 1.0, 5.0),
             "l2": (0.0, 1.0, 10.0),
         }
 
         image_weight: float = Field(
-            default=1.0, ge=0, description="weight of each image's distribution over the texts"
+            default=1.0, ge=0, description="weight of each image's distribution over texts"
         )
         text_weight: float = Field(
-            default=1.0, ge=0, description="weight of each text's distribution over the images"
+            default=1.0, ge=0, description="weight of each text's distribution over images"
         )
         l2: float = Field(
             default=1.0, ge=0, description="weight of the squared distance to the task's first weights"
@@ -65,19 +63,16 @@ class Zscl(Kept, Distilling):
         ensemble_every: float | None = Field(
             default=0.1,
             gt=0,
-            description="steps between the weights averaged; below 1: as a fraction of the task's steps;"
-            " none: no average",
+            description="steps between averaged weights; below 1: fraction of the task's steps; none: no"
+            " average",
             json_schema_extra={"before": 100},
         )
         reference_images: Literal["emoji", "current", "memory"] = Field(
-            default="emoji",
-            description="reference images: pictures of the package, all images of the batch, or its"
-            " exemplars",
+            default="emoji", description="pictures of the package, images of the batch, or its exemplars"
         )
         reference_texts: Literal["imagenet", "old", "random"] = Field(
             default="imagenet",
-            description="reference texts: ImageNet's class names, prompts of old classes, or random"
-            " sentences",
+            description="ImageNet's class names, prompts of old classes, or random sentences",
         )
         emoji_count: int = Field(default=600, ge=1, description="largest number of emoji pictures")
 
@@ -107,7 +102,7 @@ class Zscl(Kept, Distilling):
         super().begin_task(clip, task, train)
         self.kept_to(clip)
         if self.config.reference_images == "emoji" and self._pictures is None:
-            self._pictures = reference.pictures(clip, train.store.keys, self.config.emoji_count)
+            self._pictures = distilling.pictures(clip, train.store.keys, self.config.emoji_count)
         if not self._old:
             self._ask(clip)
         texts = self.kept["texts"]
@@ -124,10 +119,10 @@ class Zscl(Kept, Distilling):
     @torch.no_grad()
     def _ask(self, clip: Clip) -> None:
         """Keep the pretrained model's answers that no later task can ask for."""
-        named = {"imagenet": reference.imagenet, "random": reference.sentences}
+        named = {"imagenet": distilling.imagenet, "random": distilling.sentences}
         kind = self.config.reference_texts
         # Of old classes too: every row is taken now, but used only once its class is old.
-        texts = reference.captions(self.prompts.names) if kind == "old" else named[kind]()
+        texts = distilling.captions(self.prompts.names) if kind == "old" else named[kind]()
         self.kept["texts"] = clip.encode_text(texts)
         if self._pictures is not None:
             parts = [clip.encode_image(part) for part in self._pictures.split(64)]

@@ -48,12 +48,12 @@ class Calibration(BaseModel):
 
 
 def probabilities(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[np.ndarray, "n c"]:
-    """softmax(logits / temperature), in double precision; a class of logit -inf has probability 0."""
+    """Return softmax(logits / temperature), in double precision; 0 of a class with logit -inf."""
     return special.softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
 def expected_error(p: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], bins: int = BINS) -> float:
-    """ECE in 0..1 of probabilities ``p``; ``truth`` is each image's column."""
+    """Return the ECE in 0..1 of probabilities ``p``; ``truth`` is each image's column."""
     confidence, right = p.max(axis=1), p.argmax(axis=1) == truth
     # bins are (lower, upper]: 1 belongs to the last one
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -64,19 +64,19 @@ def expected_error(p: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], 
 def likelihood(
     logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], temperature: float = 1.0
 ) -> float:
-    """Mean of -log p[truth], in nats; infinite where a true class has logit -inf."""
+    """Return the mean of -log p[truth], in nats; infinite where a true class has logit -inf."""
     logs = special.log_softmax(logits.astype(np.float64) / temperature, axis=1)
     return -float(logs[np.arange(len(logs)), truth].mean())
 
 
 def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:
-    """The temperature of the least mean negative log-likelihood, within ``LOWEST`` and ``HIGHEST``."""
+    """Return the temperature of the least mean negative log-likelihood, within ``LOWEST`` and ``HIGHEST``."""
     # -inf would make 0 * inf below; a class that cannot be chosen weighs nothing either way
     finite = np.where(np.isfinite(logits), logits, 0).astype(np.float64)
     own = finite[np.arange(len(finite)), truth]
 
     def slope(sharpness: float) -> float:
-        """Derivative in 1 / T, which grows with 1 / T."""
+        """Return the derivative in 1 / T, which grows with 1 / T."""
         expected = (probabilities(logits, 1 / sharpness) * finite).sum(axis=1)
         return float((expected - own).mean())
 
@@ -88,7 +88,7 @@ def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, 
 
 
 def fit(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], data: str) -> Calibration:
-    """The temperature of all images, with errors measured by halves (see Calibration).
+    """Return the temperature of all images, with errors measured by halves (see Calibration).
 
     Args:
         truth: each image's column; none of their logits may be -inf.

@@ -1,16 +1,17 @@
 """Keep the accuracy matrix, and compute what continual learning reads from it.
 
 R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction; None where task i has no test images of
-its own, since all its classes were there before. Definitions and their papers:
-iCaRL (arXiv 1611.07725) for the average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz
-and Ranzato 2017 (arXiv 1706.08840) for the transfers, with the zero-shot accuracy of the pretrained model in
-place of GEM's random initialisation.
+its own, since all its classes were there before. Definitions and their papers: iCaRL (arXiv 1611.07725) for the
+average, Chaudhry et al. 2018 (arXiv 1801.10112) for forgetting, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840) for the
+transfers, with the zero-shot accuracy of the pretrained model in place of GEM's random initialisation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from everclip.metrics.streams import mean
 
 
 class Matrix:
@@ -79,7 +80,7 @@ class Matrix:
             for i, last in enumerate(self._rows[-1][:-1])
             if last is not None
         ]
-        return _mean(drops)
+        return mean(drops)
 
     @property
     def backward_transfer(self) -> float | None:
@@ -89,7 +90,7 @@ class Matrix:
             for i, last in enumerate(self._rows[-1][:-1])
             if last is not None and (first := self._rows[i][i]) is not None
         ]
-        return _mean(gains)
+        return mean(gains)
 
     def forward_transfer(self, pretrained: Sequence[float | None]) -> float | None:
         """Return the mean over tasks i >= 1 of R[i - 1, i] - b_i; None with one task.
@@ -97,14 +98,8 @@ class Matrix:
         Args:
             pretrained: b, zero-shot accuracy on each task i among the classes of tasks 0..i.
         """
-        ahead = self._ahead[: self.stages - 1]
-        return _mean(
-            [
-                value - base
-                for value, base in zip(ahead, pretrained[1:], strict=False)
-                if value is not None and base is not None
-            ]
-        )
+        pairs = zip(self._ahead[: self.stages - 1], pretrained[1:], strict=False)
+        return mean([value - base for value, base in pairs if value is not None and base is not None])
 
     def to_list(self) -> list[list[float | None]]:
         """Return T x T, row t = stage t; None above the diagonal and where nothing is tested; as in
@@ -124,7 +119,3 @@ class Matrix:
 
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -1,7 +1,7 @@
 """Rank texts for images and images for texts: recall at k and the median rank, in both directions.
 
     r_i = 1 + #{ texts t that are not of image i : s(i, t) >= max of s(i, own texts of i) - 1e-6 }
-    Recall@k = share of the queries with r <= k
+    Recall@k = fraction of the queries with r <= k
 
 and the same for texts. An image with several texts is found by the best of them, and its other texts are no rivals; a
 text is found by the best of its images: for five captions to an image and no caption twice, this is the protocol of
@@ -53,7 +53,7 @@ class Ranks:
 
 
 def share(ranks: Int64[np.ndarray, " n"], k: int) -> float:
-    """Return Recall@k: the share of ranks up to ``k``, of at least one."""
+    """Return Recall@k: the fraction of ranks up to ``k``, of at least one."""
     return float((ranks <= k).mean())
 
 

@@ -35,10 +35,10 @@ class Passes(NamedTuple):
     anchored: int = 0
 
     def held(self, stage: int) -> float:
-        """Image towers held without gradient."""
+        """Return the image towers held without gradient."""
         return self.frozen(stage) if self.frozen else min(1.0, self.towers(stage)[1])
 
 
 def teacher(views: int = 1) -> Callable[[int], tuple[float, float]]:
-    """As many views through the model, and from the second task on through the one before."""
+    """Return as many views through the model, and from the second task on as many through the one before."""
     return lambda stage: (float(views), float(views * (stage > 0)))

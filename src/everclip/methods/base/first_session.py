@@ -20,15 +20,12 @@ from everclip.methods.base.registry import method_class, options_of
 class FirstSessionConfig(MethodConfig):
     """Options of the first task's training."""
 
-    wraps: ClassVar[tuple[str, str] | None] = ("adapt", "adapt_options")
+    wraps: ClassVar = ("adapt", "adapt_options")
 
     adapt: Literal["none", "clip", "gcl", "gdro", "finetune"] = Field(
-        default="none",
-        description="method whose loss trains the model in the first task; later tasks train nothing",
+        default="none", description="method whose loss trains the first task; later tasks train nothing"
     )
-    adapt_options: dict[str, int | float | bool | str] = Field(
-        default={}, description="that method's options"
-    )
+    adapt_options: dict[str, int | float | bool | str] = Field(default={}, description="options of adapt")
 
 
 class FirstSession(Untrained):

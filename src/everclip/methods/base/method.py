@@ -23,21 +23,6 @@ from everclip.methods.base.sample_table import SampleTable
 from everclip.models.clip import Clip, Images
 from everclip.models.depths import Depths
 
-__all__ = [
-    "Batch",
-    "Capabilities",
-    "Classifier",
-    "Clip",
-    "Images",
-    "Method",
-    "MethodConfig",
-    "Phase",
-    "Prompts",
-    "Task",
-    "TextClassifier",
-    "Untrained",
-]
-
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -89,12 +74,7 @@ def sharpness(classifier: nn.Module) -> float:
 
 
 class TextClassifier(Classifier):
-    """Cosine similarity of images to class embeddings.
-
-    Args:
-        clip: the encoder.
-        weights: ``[c, d]``, unit length.
-    """
+    """Cosine similarity of images to class embeddings ``weights``, ``[c, d]`` of unit length."""
 
     def __init__(self, clip: Clip, weights: Float[Tensor, "c d"]) -> None:
         super().__init__()
@@ -147,7 +127,7 @@ class Method(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         if misplaced := Capabilities.__dataclass_fields__.keys() & vars(cls).keys():
             name = min(misplaced)
-            raise TypeError(f"{cls.__name__}.{name}: write capabilities = Capabilities({name}=...)")
+            raise TypeError(f"{cls.__name__}.{name}: use capabilities = Capabilities({name}=...)")
 
     def can(self, **changes: Any) -> None:
         """Change this instance's capabilities."""
@@ -161,7 +141,7 @@ class Method(nn.Module, ABC):
     # Structure and stages ---------------------------------------------------------------------------------------
 
     def learner(self, task: Task) -> Method:
-        """The method whose phases and steps train in a task: this one, unless it lends its training to another."""
+        """Return the method whose phases and steps train in a task: this one, unless it lends that to another."""
         return self
 
     def phases(self, task: Task) -> list[Phase]:
@@ -214,11 +194,11 @@ class Method(nn.Module, ABC):
         return {}
 
     def class_weights(self) -> dict[int, float]:
-        """Label -> weight of its loss at the last step, for methods that reweight classes."""
+        """Return label -> weight of its loss at the last step, for methods that reweight classes."""
         return {}
 
     def class_losses(self) -> dict[int, float]:
-        """Label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
+        """Return label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
         return {}
 
     def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
@@ -226,7 +206,7 @@ class Method(nn.Module, ABC):
         return clip.encode_image(images)
 
     def scores(self, clip: Clip, batches: Iterable[Batch]) -> dict[int, float]:
-        """Id -> score of the plain images of a finished task and of the memory, for memory policies that read them."""
+        """Return id -> score of plain images of a finished task and of the memory, for memory policies that read it."""
         return {sample: 1.0 for batch in batches for sample in batch.ids.tolist()}
 
     # Between tasks ----------------------------------------------------------------------------------------------
@@ -243,8 +223,11 @@ class Method(nn.Module, ABC):
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         """Return a map from images to scores ``[b, len(labels)]``; built once per evaluation."""
-        names = [self.prompts.names[label] for label in labels]
-        return TextClassifier(clip, clip.class_embeddings(names, self.prompts.templates))
+        return TextClassifier(clip, self.embed(clip, labels))
+
+    def embed(self, clip: Clip, labels: Iterable[int]) -> Float[Tensor, "c d"]:
+        """Return the unit-length embeddings of classes, over the data set's templates."""
+        return clip.class_embeddings([self.prompts.names[label] for label in labels], self.prompts.templates)
 
     def encoder(self, clip: Clip) -> Clip:
         """Return the model whose features are searched, of data with captions."""
@@ -253,7 +236,7 @@ class Method(nn.Module, ABC):
     # State ------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State of the tables, so that ``state_dict`` holds all that the method keeps."""
+        """Return the state of the tables, so that ``state_dict`` holds all that the method keeps."""
         return {name: table.state_dict() for name, table in self.tables().items()}
 
     def set_extra_state(self, state: Any) -> None:
@@ -289,11 +272,8 @@ def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]
 
 def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
     """Return ``image`` and ``text`` features ``[b, d]`` of a batch of (image, caption) pairs."""
-    return {
-        "image": clip.encode_image(batch.images),
-        "text": captions(clip, prompts, batch),
-        "scale": clip.logit_scale.exp(),
-    }
+    image, text = clip.encode_image(batch.images), captions(clip, prompts, batch)
+    return {"image": image, "text": text, "scale": clip.logit_scale.exp()}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 def method_class(name: str) -> type[Method]:
     """Return the one Method that the plug-in ``name`` defines. Imports it, so torch too.
 
-    Raises:
-        UserError: no such plug-in, or a module that does not define exactly one method.
+    Raises UserError: no such plug-in, or a module that does not define exactly one method.
     """
     if name.lower() == "der":
         raise UserError(
-            'method "der" is two methods: write der_expand (Dynamically Expandable Representation, Yan 2021)'
+            'method "der" is two methods: use der_expand (Dynamically Expandable Representation, Yan 2021)'
             " or dark_er (Dark Experience Replay, Buzzega 2020)"
         )
     plugins.load("methods", name)  # refuses a name before torch is imported
@@ -39,13 +38,9 @@ def method_config(config: Config) -> MethodConfig:
 def options_of(
     name: str, options: dict[str, Any], prefix: str = "method.", defaults: int = NEWEST
 ) -> MethodConfig:
-    """Return options of the method ``name``, checked; ``prefix`` is where a message says they stand.
+    """Return options of the method ``name``, checked; the generation ``defaults`` fills in what is not given.
 
-    Args:
-        defaults: the generation of defaults that fills in what is not given.
-
-    Raises:
-        UserError: an unknown method, option or value.
+    A message says that they stand at ``prefix``. Raises UserError: an unknown method, option or value.
     """
     cls = method_class(name).Config
     refuse_unknown(cls, options, f'method "{name}"')

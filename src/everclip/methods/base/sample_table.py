@@ -40,7 +40,7 @@ class SampleTable:
         return len(self) * (4 * self.columns + 8)
 
     def ids(self) -> NDArray[np.int64]:
-        """int64 ``[n]``: the ids that have a row, ascending."""
+        """Return the ids that have a row, int64 ``[n]``, ascending."""
         return np.sort(np.fromiter(self._row, dtype=np.int64, count=len(self._row)))
 
     def get(self, ids: Ids) -> tuple[Float[Tensor, "b c"], Bool[Tensor, " b"]]:

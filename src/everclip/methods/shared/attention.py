@@ -1,7 +1,9 @@
-"""Run a transformer block's self-attention anew with something added: rows, or an update of its weights."""
+"""Run a transformer block's self-attention anew with rows or an update of its weights added; attend over tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +13,38 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from everclip.errors import UserError
+from everclip.methods.base.method import Clip
+from everclip.methods.shared.frozen import dropped
+
 
 def attentions(model: nn.Module) -> list[Any]:
     """Return the self-attention of each transformer block, in the order of the modules."""
     kinds = ResidualAttentionBlock | CustomResidualAttentionBlock | Block
     return [module.attn for module in model.modules() if isinstance(module, kinds)]
+
+
+def demand_blocks(clip: Clip, method: str, adds: str) -> None:
+    """Refuse an image tower without transformer blocks for a method to add to. Raises UserError."""
+    if not attentions(clip.model.visual):
+        raise UserError(
+            f"method={method} puts {adds} into the blocks of a vision transformer, but the image tower of"
+            f" {clip.name} is none: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
+        )
+
+
+@contextmanager
+def attending(model: nn.Module, options: Iterable[Mapping[str, Any]]) -> Iterator[None]:
+    """Have the first self-attentions of a model run as ``attend`` with one of ``options`` each while it is open."""
+    with ExitStack() as hooks:
+        for attention, more in zip(attentions(model), options, strict=False):
+
+            def run(module: Any, given: Any, kwargs: Any, output: Any, more: Any = more) -> Any:
+                found = attend(module, given[0], mask=kwargs.get("attn_mask"), **more)
+                return (found, None) if isinstance(output, tuple) else found
+
+            hooks.callback(attention.register_forward_hook(run, with_kwargs=True).remove)
+        yield
 
 
 def attend(
@@ -50,3 +79,35 @@ def attend(
     found = scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
     out = module.out_proj(found) if torchs else module.proj(found)
     return out if first else out.transpose(0, 1)
+
+
+class Attend(nn.Module):
+    """LayerNorm( Q + W_o softmax( Q W_q' (Q W_k')' / sqrt d ) Q W_v' + b ) for the tokens of each image.
+
+    Dropout is that of the attention and of what is added.
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.out, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        for layer in (self.query, self.key, self.value):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+        nn.init.xavier_normal_(self.out.weight)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b d"],
+        texts: Float[Tensor, "c d"],
+        means: Float[Tensor, "c d"],
+        context: Float[Tensor, "k d"],
+        random: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b c d"], Float[Tensor, "b c d"]]:
+        """Return outputs of the image's token and of the classes' two; dropout only with a generator."""
+        shared = torch.cat([texts, means, context]).expand(len(images), -1, -1)
+        tokens, count = torch.cat([images[:, None], shared], 1), len(texts)
+        weights = self.query(tokens) @ self.key(tokens).transpose(1, 2) * tokens.shape[2] ** -0.5
+        weights = dropped(weights.softmax(2), self.dropout, random)
+        found = self.norm(tokens + dropped(self.out(weights @ self.value(tokens)), self.dropout, random))
+        return found[:, 0], found[:, 1 : 1 + count], found[:, 1 + count : 1 + 2 * count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,20 +21,21 @@ class HeadConfig(MethodConfig):
     """Options for the head that gives the scores."""
 
     head: Literal["text", "linear"] = Field(
-        default="text",
-        description="classifier: class embeddings of the text tower, or a linear layer on the image features",
+        default="text", description="class embeddings of the text tower, or a linear layer on image features"
     )
-    head_init: HeadInit = initial_rows("a linear head's")
+    head_init: HeadInit = initial_rows()
+
+
+def softmax_classes(**extra: Any) -> Any:
+    """Return the field of a ``Config`` for the classes in the softmax, with its earlier default if it had another."""
+    said = "classes in the softmax: all seen so far, or only those with images now"
+    return Field(default="present", description=said, json_schema_extra=extra or None)
 
 
 class ClassesConfig(MethodConfig):
     """Options for the classes that the softmax runs over."""
 
-    classes: Literal["seen", "present"] = Field(
-        default="present",
-        description="classes in the softmax: all seen so far, or only those with images now",
-        json_schema_extra={"before": "seen"},
-    )
+    classes: Literal["seen", "present"] = softmax_classes(before="seen")
 
 
 class LabelsConfig(ClassesConfig):
@@ -48,8 +49,7 @@ class LabelsConfig(ClassesConfig):
 class Classify(Method):
     """Cross-entropy over class embeddings or a linear head. What a config does not offer stays at its default.
 
-    Attributes:
-        seen: labels in the order learned; a linear head has its rows in the same order.
+    ``seen`` has the labels in the order learned, as a linear head has its rows.
     """
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
@@ -81,10 +81,7 @@ class Classify(Method):
         yield from self.head.parameters()
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        features = {
-            "image": clip.encode_image(batch.images),
-            "scale": clip.logit_scale.exp(),
-        }
+        features = {"image": clip.encode_image(batch.images), "scale": clip.logit_scale.exp()}
         if self._scores.head == "text":
             texts = self.prompts.caption(self._labels, batch.rng("captions"))
             features["classes"] = clip.encode_text(texts)

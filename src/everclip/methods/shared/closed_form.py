@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,10 @@ def ridge(
     lam: float,
     prior: Float64[Tensor, "m c"] | None = None,
 ) -> Float64[Tensor, "m c"]:
-    """W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
+    """Return W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
 
-    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m.
-
-    Raises:
-        RunError: G is not finite.
+    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m. Raises RunError
+    where G is not finite.
     """
     demand_finite(gram)
     trace = gram.trace().item()
@@ -65,12 +63,16 @@ class Spectrum:
         values, vectors = torch.linalg.eigh(rows @ rows.T)
         return cls(rows.T @ vectors, values.clamp(min=0), vectors.T @ targets)
 
+    def predictions(self, rows: Float64[Tensor, "n m"], lams: Sequence[float]) -> Iterator[Tensor]:
+        """Yield what is predicted of other rows, ``[n, c]``, at each of ``lams``."""
+        seen = rows @ self.basis
+        return (seen @ (self.targets / (self.values + lam)[:, None]) for lam in lams)
+
     def errors(
         self, rows: Float64[Tensor, "n m"], targets: Float64[Tensor, "n c"], lams: Sequence[float]
     ) -> Float64[Tensor, " l"]:
         """Return the squared error on other rows at each of ``lams``, summed."""
-        seen = rows @ self.basis
-        predicted = (seen @ (self.targets / (self.values + lam)[:, None]) for lam in lams)
+        predicted = self.predictions(rows, lams)
         return torch.stack([(guess - targets).square().sum() for guess in predicted])
 
 
@@ -124,7 +126,7 @@ def best_lam(
 def text_scale(
     gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"], text: Float64[Tensor, "m c"]
 ) -> float:
-    """kappa = <Q, E> / <E, G E>: the scale at which text embeddings as a classifier come nearest to Y."""
+    """Return kappa = <Q, E> / <E, G E>, at which text embeddings as a classifier come nearest to Y."""
     return ((cross * text).sum() / (text * (gram @ text)).sum()).item()
 
 
@@ -139,10 +141,7 @@ def within_class(
 def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
     """Return the weight of the mean variance in oracle-approximating shrinkage (Chen et al. 2010, arXiv 0907.4698).
 
-    As scikit-learn computes it, which leaves out terms of 2 / m.
-
-    Args:
-        count: images that the covariance was estimated from.
+    As scikit-learn computes it, without terms of 2 / m, for a covariance estimated from ``count`` images.
     """
     mean_square = covariance.square().mean().item()
     square_mean = covariance.diagonal().mean().item() ** 2
@@ -151,7 +150,7 @@ def oas(covariance: Float64[Tensor, "m m"], count: int) -> float:
 
 
 def shrunk(covariance: Float64[Tensor, "m m"], share: float, target: float) -> Float64[Tensor, "m m"]:
-    """(1 - share) Sigma + share target I."""
+    """Return (1 - share) Sigma + share target I."""
     result = (1 - share) * covariance
     result.diagonal().add_(share * target)
     return result
@@ -160,6 +159,6 @@ def shrunk(covariance: Float64[Tensor, "m m"], share: float, target: float) -> F
 def discriminants(
     covariance: Float64[Tensor, "m m"], means: Float64[Tensor, "c m"]
 ) -> tuple[Float[Tensor, "m c"], Float[Tensor, " c"]]:
-    """Linear discriminants W = Sigma^-1 mu and b = -1/2 mu' Sigma^-1 mu of classes with a common covariance."""
+    """Return W = Sigma^-1 mu and b = -1/2 mu' Sigma^-1 mu of classes with a common covariance."""
     weight = ridge(covariance, means.T.contiguous(), 0.0)
     return weight, -0.5 * (means.T * weight).sum(0)

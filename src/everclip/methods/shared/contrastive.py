@@ -13,20 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
-from everclip.losses import contrastive, light
-from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-    pairs,
-)
+from everclip.losses import contrastive
+from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, pairs
 from everclip.methods.base.sample_table import SampleTable
 
 
@@ -35,20 +25,19 @@ class ContrastiveConfig(MethodConfig):
 
     tau: float = Field(default=0.05, gt=0, description="temperature, or its initial value if it is learned")
     temperature: Literal["fixed", "learnable", "per_sample"] = Field(
-        default="fixed",
-        description="whether the temperature is constant, learned (RGCL-g), or learned per pair (RGCL)",
+        default="fixed", description="constant, learned (RGCL-g), or learned per pair (RGCL)"
     )
     temperature_lr: float = Field(default=1e-4, gt=0, description="step size of learned temperatures")
     temperature_min: float = Field(default=0.005, gt=0, description="smallest learned temperature")
     temperature_max: float = Field(default=0.5, gt=0, description="largest learned temperature")
     rho: float = Field(
-        default=8.0, ge=0, description="weight of the learned temperature's own term in the objective"
+        default=8.0, ge=0, description="weight of a learned temperature's term in the objective"
     )
     gamma: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="weight of the new value in the moving averages; 1: only the batch",
+        description="weight of the new value in the moving averages; 1: the batch alone",
     )
     gamma_decay: int = Field(
         default=0,
@@ -59,13 +48,12 @@ class ContrastiveConfig(MethodConfig):
     carry_over: bool = Field(default=True, description="whether to keep the estimators from task to task")
     negatives: Literal["instance", "other_class", "multi_positive"] = Field(
         default="instance",
-        description="negatives: every other pair; only pairs of other classes; or these, with the mean"
-        " similarity to all pairs of the class as the positive; for data with captions each caption is a class",
+        description="every other pair; only pairs of other classes; or these, with the mean similarity to"
+        " all pairs of the class as the positive; for data with captions each caption is a class",
     )
     surrogate: Literal["identity", "squared_hinge"] = Field(
         default="identity",
-        description="surrogate loss of a difference of similarities: itself, or max(0, margin +"
-        " difference)^2",
+        description="loss of a difference of similarities: itself, or max(0, margin + difference)^2",
     )
     margin: float = Field(
         default=0.3,
@@ -74,7 +62,7 @@ class ContrastiveConfig(MethodConfig):
         description="margin of the squared hinge: a negative this far below the positive costs nothing",
     )
     sampling: Literal["uniform", "class_balanced"] = Field(
-        default="uniform", description="how batches are drawn: images, or classes and then images of each"
+        default="uniform", description="draw images, or classes and then images of each"
     )
 
 
@@ -92,13 +80,13 @@ class Pairs:
         part: of the batch, where each process has a loss of its own (``ranks.Share.light``).
     """
 
-    losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]]
+    losses: contrastive.Sides
     among: Bool[Tensor, "b b"]
     log_u: Float[Tensor, "b 2"]
     tau: float | Float[Tensor, " b"]
     value: Float[Tensor, " b"]
     active: Bool[Tensor, " b"]
-    part: light.Part | None = None
+    part: contrastive.Part | None = None
 
     def surrogate(self, weights: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
         """Return the scalar to call backward on (equation 4)."""
@@ -111,7 +99,6 @@ class Contrastive(Method):
     """Base of the global contrastive losses."""
 
     capabilities = Capabilities(pairs=True)
-    passes = Passes(text="batch")
 
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -174,17 +161,13 @@ class Contrastive(Method):
         own, part = slice(None), None
         if share is not None and share.light:
             own = share.own
-            part = light.Part(
-                features["image"], features["text"], among, own, options.surrogate, options.margin
-            )
+            image, text = features["image"], features["text"]
+            part = contrastive.Part(image, text, among, own, options.surrogate, options.margin)
             first, second = part.rows()
         else:
             positives = ~among if options.negatives == "multi_positive" else None
             first, second = contrastive.differences(features["image"] @ features["text"].T, positives)
-        losses = (
-            contrastive.pair_loss(first, options.surrogate, options.margin),
-            contrastive.pair_loss(second, options.surrogate, options.margin),
-        )
+        losses = contrastive.pair_losses((first, second), options.surrogate, options.margin)
         active, tau = among.any(1), self._temperature(batch, first)
         log_u, slope = self._average(losses, among[own], tau, own, batch)
         if share is not None and part is not None:
@@ -205,23 +188,20 @@ class Contrastive(Method):
 
     def _average(
         self,
-        losses: tuple[Float[Tensor, "a b"], Float[Tensor, "a b"]],
+        losses: contrastive.Sides,
         among: Bool[Tensor, "a b"],
         tau: float | Float[Tensor, " b"],
         own: slice,
         batch: Batch,
     ) -> tuple[Float[Tensor, "a 2"], Float[Tensor, " a"]]:
-        """log u of the anchors ``own`` after this batch, 0 without negatives; the slope of a learned temperature."""
+        """Return log u of the anchors ``own``, 0 without negatives, and the slope of a learned temperature."""
         options, own_tau = self.options, tau[own] if isinstance(tau, Tensor) else tau
         old, seen = self.estimators.get(batch.samples[own])
         fresh = contrastive.log_means(losses, among, own_tau)
-        gamma = self._gamma(batch, fresh)
-        log_u = contrastive.moving_average(
-            old.to(fresh),
-            seen[:, None].to(fresh.device),
-            fresh,
-            gamma[own] if isinstance(gamma, Tensor) else gamma,
-        ).masked_fill(~among.any(1, keepdim=True), 0)
+        gamma, seen = self._gamma(batch, fresh), seen[:, None].to(fresh.device)
+        own_gamma = gamma[own] if isinstance(gamma, Tensor) else gamma
+        log_u = contrastive.moving_average(old.to(fresh), seen, fresh, own_gamma)
+        log_u = log_u.masked_fill(~among.any(1, keepdim=True), 0)
         if options.temperature == "fixed":
             return log_u, torch.zeros_like(log_u[:, 0])
         return log_u, contrastive.temperature_gradient(losses, log_u, among, own_tau, options.rho)
@@ -231,9 +211,8 @@ class Contrastive(Method):
         options, epoch = self.options, batch.key[2]
         if epoch >= options.gamma_decay:
             return options.gamma
-        falling = options.gamma + 0.5 * (1 - options.gamma) * (
-            1 + math.cos(math.pi * epoch / options.gamma_decay)
-        )
+        cosine = math.cos(math.pi * epoch / options.gamma_decay)
+        falling = options.gamma + 0.5 * (1 - options.gamma) * (1 + cosine)
         rates = [options.gamma if sample in self._carried else falling for sample in batch.samples.tolist()]
         return torch.tensor(rates).to(like)[:, None]
 
@@ -248,7 +227,7 @@ class Contrastive(Method):
     def _learn_temperature(
         self, batch: Batch, gradient: Float[Tensor, " b"], active: Bool[Tensor, " b"]
     ) -> None:
-        """A step down the objective's gradient in tau; this batch has used the old one."""
+        """Take a step down the objective's gradient in tau; this batch has used the old one."""
         options = self.options
         low, high = options.temperature_min, options.temperature_max
         if options.temperature == "learnable":

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from everclip.data.prompts import fill
+from everclip.errors import UserError
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts
-from everclip.methods.shared.descriptions import Differences
 from everclip.methods.shared.frozen import Frozen
+from everclip.system.reading import Unreadable, read_json
 
 DRAWS, BEST = 3, 5
 """Differences that are read of a pair, and classes that are compared."""
+Differences = dict[str, dict[str, list[str]]]
+"""Class name -> other class's name -> differences."""
 
 
 class Described(Frozen):
-    """Base of methods that may know differences between classes.
-
-    Attributes:
-        differences: of each class from others; empty without.
-    """
+    """Base of methods that may know ``differences`` of each class from others; empty without."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -70,3 +73,25 @@ def compared(
         pairs = table[classes][:, classes] @ z[image]
         found[image, classes] = pairs.sum(1) / max(1, len(classes) - 1)
     return found
+
+
+def read_differences(path: str, names: Sequence[str]) -> Differences:
+    """Return the differences of the classes ``names`` alone. Raises UserError: a file unread or of another form."""
+    form = 'use {"class": {"other class": ["difference", ...]}}'
+    try:
+        found: Any = read_json(Path(path))
+    except Unreadable as error:
+        raise UserError(f"method.descriptions={path} cannot be read ({error}): {form}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"method.descriptions={path} is no table of classes: {form}")
+    known: Differences = {}
+    for name in names:
+        others = found.get(name, {})
+        lists = others.values() if isinstance(others, dict) else [None]
+        fits = (
+            isinstance(words, list) and words and all(isinstance(w, str) for w in words) for words in lists
+        )
+        if not all(fits):
+            raise UserError(f'method.descriptions={path}: "{name}" has no table of lists of texts: {form}')
+        known[name] = {other: words for other, words in others.items() if other in names}
+    return known

@@ -38,7 +38,7 @@ ROUNDING = 1e-12
 def within_covariance(
     gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
 ) -> Float64[Tensor, "m m"]:
-    """S; exactly 0 where nothing but rounding errors is left, as with one image per class."""
+    """Return S; exactly 0 where nothing but rounding errors is left, as with one image per class."""
     scatter = within_class(gram, sums, counts)
     alive = scatter.trace() > ROUNDING * gram.trace()
     return scatter * alive / counts.sum()
@@ -47,12 +47,9 @@ def within_covariance(
 def strength(
     gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
 ) -> float:
-    """s by generalised cross-validation, as a multiple of m.
+    """Return s by generalised cross-validation, as a multiple of m; ``MOST`` with one image per class, or one class.
 
-    ``MOST`` with one image per class, or one class.
-
-    Raises:
-        RunError: G is not finite.
+    Raises RunError where G is not finite.
     """
     demand_finite(gram)
     n = counts.sum().double()
@@ -86,11 +83,7 @@ def whitened(
     centre: Float64[Tensor, " m"],
     share: float,
 ) -> tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"], Float64[Tensor, " c"]]:
-    """Return weights and biases of the scores of classes, and their lengths |P^1/2 (mu_k - g)|.
-
-    Args:
-        share: s; m is 1 where S is 0.
-    """
+    """Return weights and biases of classes at s = ``share``, and lengths |P^1/2 (mu_k - g)|; m is 1 where S is 0."""
     lam = share * (covariance.diagonal().mean().item() or 1.0)
     offsets = means - centre
     weight = ridge(regular(covariance, lam), offsets.T.contiguous(), 0.0)
@@ -110,14 +103,11 @@ class Head(NamedTuple):
 
 
 class Nearest(Linear):
-    """The largest score of the columns of each label.
-
-    Args:
-        encode: images to features.
-    """
+    """The largest score of the columns of each label, of the features that ``encode`` gives."""
 
     def __init__(self, encode: Callable[[Tensor], Tensor], head: Head, labels: int) -> None:
         super().__init__(encode, head.weight, head.bias)
+        self.to_logits = head.to_logits
         self.owner = head.owner.to(head.weight.device)
         self.labels = labels
 

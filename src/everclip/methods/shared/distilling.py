@@ -1,37 +1,43 @@
-"""Distil image-text similarities, on images and texts that serve as a reference."""
+"""Distil image-text similarities, on images and texts that serve as a reference and that no task is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from open_clip import IMAGENET_CLASSNAMES
 from pydantic import Field
 from torch import Tensor, nn
 
+from everclip.data.images import ZipStore
+from everclip.data.pixels import Pixels
+from everclip.data.prompts import PHOTO, fill
+from everclip.data.sources import SourceConfig, emoji
 from everclip.losses.contrastive import clip_loss
 from everclip.losses.distill import distillation
 from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, pairs
-from everclip.methods.shared.classify import Classify, LabelsConfig
+from everclip.methods.shared.classify import Classify, LabelsConfig, softmax_classes
+from everclip.seeding import generator, hash64
+
+SENTENCES, WORDS = 1000, 10
 
 
 class DistillingConfig(LabelsConfig):
     """Options of the distillation."""
 
-    classes: Literal["seen", "present"] = Field(
-        default="present",
-        description="classes in the softmax: all seen so far, or only those with images now",
-    )  # always these, so without an earlier default
+    classes: Literal["seen", "present"] = softmax_classes()
     label_smoothing: float = Field(
         default=0.2, ge=0, lt=1, description="fraction of the target spread over all classes"
     )
     temperature: float = Field(default=2.0, gt=0, description="T: temperature of the distillation")
     image_weight: float = Field(
-        default=5.0, ge=0, description="weight of each image's distribution over the texts"
+        default=5.0, ge=0, description="weight of each image's distribution over texts"
     )
     text_weight: float = Field(
-        default=5.0, ge=0, description="weight of each text's distribution over the images"
+        default=5.0, ge=0, description="weight of each text's distribution over images"
     )
 
 
@@ -74,3 +80,39 @@ class Distilling(Classify):
                     scale = weight * options.temperature**2
                     terms[name] = scale * distillation(*sides, options.temperature)
         return terms
+
+
+def captions(names: Iterable[str]) -> list[str]:
+    """Return the default prompt of each class name."""
+    return [fill(PHOTO, name) for name in names]
+
+
+def imagenet() -> list[str]:
+    """Return prompts of the thousand class names of ImageNet, as open_clip words them."""
+    return captions(IMAGENET_CLASSNAMES)
+
+
+def sentences() -> list[str]:
+    """Return a thousand times ten random words out of ImageNet's class names, always the same."""
+    words = sorted({word for name in IMAGENET_CLASSNAMES for word in name.split()})
+    drawn = generator(0, "random sentences").integers(len(words), size=(SENTENCES, WORDS))
+    return [" ".join(words[word] for word in row) for row in drawn.tolist()]
+
+
+def some(texts: Iterable[str]) -> list[str]:
+    """Return a thousand of these texts at most, the same each time."""
+    return sorted(texts, key=lambda text: hash64("reference", text))[:SENTENCES]
+
+
+def pictures(clip: Clip, but: Collection[str], count: int) -> UInt8[Tensor, "n 3 s s"]:
+    """Return at most ``count`` of the emoji pictures of the package, the same each time, ready for ``clip``.
+
+    Those in ``but`` are left out: a run that learns emoji has its later tasks and test images there.
+    """
+    kinds = ("class-incremental", "domain-incremental")
+    source = emoji.Emoji(SourceConfig())
+    every = {key for kind in kinds for key in source.load(None, kind).train.store.keys}
+    chosen = sorted(every.difference(but), key=lambda key: hash64("reference", key))[:count]
+    store = ZipStore(emoji.verified("pictures.zip"), chosen)
+    decoded, _ = Pixels(store, clip.eval_transform, clip.image_size, 0, 0).load(np.arange(len(chosen)))
+    return decoded

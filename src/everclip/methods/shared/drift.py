@@ -41,13 +41,13 @@ class Carrier:
     shifts: Float64[Tensor, "c m"]
 
     def sums(self, sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]) -> Float64[Tensor, "c m"]:
-        """Q of the other tower."""
+        """Return Q of the other tower."""
         return sums @ self.map + counts[:, None] * self.shifts
 
     def gram(
         self, gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
     ) -> Float64[Tensor, "m m"]:
-        """G of the other tower: the scatter within classes is carried, the means are those that ``sums`` gives."""
+        """Return G of the other tower: scatter within classes is carried, the means are those that ``sums`` gives."""
         known = counts > 0
         before, after = (part[known] for part in (sums @ self.map, self.sums(sums, counts)))
         weights = counts[known].double().rsqrt()[:, None]
@@ -83,11 +83,7 @@ class Moves:
         self.counts += targets.sum(0)
 
     def carrier(self) -> Carrier:
-        """Fit the map.
-
-        Raises:
-            RunError: features are not finite.
-        """
+        """Fit the map. Raises RunError where features are not finite."""
         count = self.counts.sum()
         per_image = (count / self.weights.sum()).item()
         gram, cross = per_image * self.gram, per_image * self.cross

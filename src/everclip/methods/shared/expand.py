@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,18 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Phase,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Method, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 
@@ -32,9 +24,9 @@ class ExpandConfig(MethodConfig):
     """Options of both methods."""
 
     aux_weight: float = Field(
-        default=1.0, ge=0, description="weight of the auxiliary loss on the newest extractor alone"
+        default=1.0, ge=0, description="weight of the loss on the newest extractor alone"
     )
-    head_init: HeadInit = initial_rows("the heads'")
+    head_init: HeadInit = initial_rows()
     balance: Literal["align", "retrain", "none"] = Field(
         default="align",
         description="correction of the bias towards new classes after a task: scale their rows to the mean"
@@ -42,16 +34,16 @@ class ExpandConfig(MethodConfig):
         " or nothing",
     )
     retrain_epochs: int | None = Field(
-        default=None, ge=1, description="epochs of balance=retrain; none: as many as in training"
+        default=None, ge=1, description="epochs of balance=retrain; none: as in training"
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="whether a class with too few images for a batch of balance=retrain repeats them"
-        " (again) or not (once)",
+        description="in balance=retrain, repeat a class with too few images for a batch (again) or not"
+        " (once)",
         json_schema_extra={"before": "once"},
     )
     retrain_temperature: float = Field(
-        default=5.0, gt=0, description="temperature by which balance=retrain divides the scores"
+        default=5.0, gt=0, description="divisor of the scores in balance=retrain"
     )
 
 
@@ -119,9 +111,8 @@ class Expand(Method):
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
         """Start the head anew where it is trained anew."""
         if phase.name == "retrain":
-            rows = first_rows(
-                self.head.labels, clip, self.prompts, self.options.head_init, len(self.older) + 1
-            )
+            init, extractors = self.options.head_init, len(self.older) + 1
+            rows = first_rows(self.head.labels, clip, self.prompts, init, extractors)
             with torch.no_grad():
                 self.head.weight.copy_(rows)
                 self.head.bias.zero_()
@@ -140,9 +131,8 @@ class Expand(Method):
         logits = self.head(features["all"], features["scale"])
         target = self.head.columns(batch.labels)
         if phase.name == "retrain":
-            return {
-                "cross_entropy": functional.cross_entropy(logits / self.options.retrain_temperature, target)
-            }
+            logits = logits / self.options.retrain_temperature
+            return {"cross_entropy": functional.cross_entropy(logits, target)}
         terms = {"cross_entropy": functional.cross_entropy(logits, target)}
         if self._known and self.options.aux_weight:
             newest = self.aux(features["newest"], features["scale"])
@@ -162,15 +152,14 @@ class Expand(Method):
         return functional.normalize(self._side_by_side(clip, images), dim=1)
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
-        return HeadClassifier(
-            lambda images: self._side_by_side(clip, images), self.head, labels, clip.logit_scale.exp()
-        )
+        side_by_side = partial(self._side_by_side, clip)
+        return HeadClassifier(side_by_side, self.head, labels, clip.logit_scale.exp())
 
 
 def auxiliary_target(
     labels: Int64[Tensor, " b"], known: Sequence[int], new: Sequence[int]
 ) -> Int64[Tensor, " b"]:
-    """0 for a known class and 1, 2, ... for the new ones, in their order.
+    """Return 0 for a known class and 1, 2, ... for the new ones, in their order.
 
     Where no class is new, as when domains come, "known" would be all there is: then the place among the known ones.
     """

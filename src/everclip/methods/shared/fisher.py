@@ -18,7 +18,7 @@ from everclip.seeding import generator, hash64
 def diagonal(
     losses: Iterable[Tensor], parameters: Mapping[str, Tensor], most: float | None
 ) -> dict[str, Tensor]:
-    """mean over ``losses`` of the squared gradient, at most ``most``; a parameter without gradient has 0.
+    """Return the mean over ``losses`` of the squared gradient, at most ``most``; 0 of a parameter without gradient.
 
     Args:
         losses: scalars, each made when it is asked for and let go then.
@@ -36,7 +36,7 @@ def diagonal(
 
 
 def parts(batches: Iterable[Batch], task: Task, limit: int | None, single: bool) -> Iterator[Batch]:
-    """Batches, or their images one by one; where they are limited, of the images of the lowest hashes."""
+    """Yield batches, or their images one by one; where they are limited, of the images of the lowest hashes."""
     ids = sorted(task.train.ids.tolist(), key=lambda sample: hash64("fisher", sample))
     chosen = set(ids[:limit])
     for batch in batches:

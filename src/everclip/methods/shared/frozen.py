@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import normalize
 
 from everclip.data.images import ImageSet
 from everclip.data.prompts import fill
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import (
-    Batch,
-    Classifier,
-    Clip,
-    Images,
-    Method,
-    MethodConfig,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Classifier, Clip, Images, Method, MethodConfig, Prompts, Task
 from everclip.methods.shared.head import columns
 from everclip.methods.shared.weights import Kept
 from everclip.models.pooled import pooled
@@ -71,9 +62,8 @@ class Frozen(Kept, Method):
         self.text = self.embed(clip, self.seen)
 
     @torch.no_grad()
-    def embed(self, clip: Clip, labels: Sequence[int]) -> Float[Tensor, "c d"]:
-        """Return unit-length embeddings of classes."""
-        return clip.class_embeddings([self.prompts.names[label] for label in labels], self.prompts.templates)
+    def embed(self, clip: Clip, labels: Iterable[int]) -> Float[Tensor, "c d"]:
+        return super().embed(clip, labels)
 
     def places(self, labels: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
         """Return where labels stand in ``seen``."""
@@ -95,11 +85,8 @@ class Frozen(Kept, Method):
         names, templates = [self.prompts.names[label] for label in labels], self.prompts.templates
         prompts = [fill(template, name) for name in names for template in templates]
         parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-        return (
-            torch.cat([raw_prompts(clip, part) for part in parts])
-            .view(len(names), len(templates), -1)
-            .mean(1)
-        )
+        rows = torch.cat([raw_prompts(clip, part) for part in parts])
+        return rows.view(len(names), len(templates), -1).mean(1)
 
     @torch.no_grad()
     def per_template(self, clip: Clip) -> Float[Tensor, "c l d"]:
@@ -137,7 +124,7 @@ def total(layers: nn.ModuleList, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n
 
 
 def dropped(values: Tensor, share: float, draw: torch.Generator | None) -> Tensor:
-    """Return values with a share of them at 0 and the others scaled up; as they are without a generator."""
+    """Return values with a fraction of them at 0 and the others scaled up; as they are without a generator."""
     if draw is None or share == 0:
         return values
     keep = torch.empty_like(values).bernoulli_(1 - share, generator=draw)
@@ -149,12 +136,36 @@ def random(batch: Batch, stream: str, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(batch.rng(stream).integers(2**63)))
 
 
-class Cosines(Classifier):
-    """``<f(images), w_k>``, both of unit length.
+def noisy(images: Tensor, noise: float, draw: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
+    """Return uint8 pictures with normal noise, of pixels in 0..1."""
+    pixels = images.to(draw.device) / 255
+    changed = pixels + noise * torch.randn(pixels.shape, generator=draw, device=draw.device)
+    return (changed.clamp(0, 1) * 255).to(torch.uint8)
 
-    Args:
-        encode: images to features.
-    """
+
+class Summed(nn.Module):
+    """The unit-length sum of a layer per task, all but the newest kept as one layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.whole, self.newest = nn.Linear(width, width), nn.Linear(width, width)
+        for part in self.whole.parameters():
+            nn.init.zeros_(part)
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Add the newest layer to the others, and begin a new one."""
+        for whole, newest in zip(self.whole.parameters(), self.newest.parameters(), strict=True):
+            whole += newest
+        width = len(self.whole.weight)
+        self.newest = nn.Linear(width, width).to(self.whole.weight.device)
+
+    def forward(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return normalize(self.whole(rows) + self.newest(rows), dim=1)
+
+
+class Cosines(Classifier):
+    """``<f(images), w_k>``, both of unit length; ``encode`` is f."""
 
     def __init__(self, clip: Clip, encode: Callable[[Images], Tensor], weights: Float[Tensor, "n d"]) -> None:
         super().__init__()
@@ -163,26 +174,3 @@ class Cosines(Classifier):
 
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
         return self.encode(images) @ self.weights.T
-
-
-class Columns(Classifier):
-    """Scores of the classes that a function knows, as logits; -inf for labels that it does not.
-
-    Args:
-        score: images to scores of the labels ``known``.
-        parts: modules that it calls.
-    """
-
-    def __init__(
-        self,
-        score: Callable[[Images], Tensor],
-        known: Sequence[int],
-        labels: Sequence[int],
-        *parts: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.score, self.parts = score, nn.ModuleList(parts)
-        self.places = columns(known, torch.tensor(labels)).tolist()
-
-    def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        return pad(self.score(images), (0, 1), value=-torch.inf)[:, self.places]

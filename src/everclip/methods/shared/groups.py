@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor
 
+from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
 from everclip.losses import dro
 from everclip.methods.base.sample_table import SampleTable
 
 
-@dataclass(frozen=True)
-class GroupOptions:
-    """Options for making and weighing groups; the fields are those of GDRO's options."""
+class GroupConfig(MethodConfig):
+    """Options for making and weighing groups."""
 
-    dro: Literal["kl", "sagawa", "none"]
-    strength: float
-    step_size: float
-    groups: Literal["class", "class_origin", "class_domain"]
-    gamma_class: float
-    weight_clip: float | None
-    balanced: bool
-    omega: Literal["unbiased", "batch"] = "unbiased"
+    dro: Literal["kl", "sagawa", "none"] = Field(
+        default="kl",
+        description="class weights in closed form (kl); by Sagawa et al.'s ascent on the batch's losses"
+        " (sagawa); or equal weights per image (none)",
+    )
+    strength: float = Field(
+        default=0.1,
+        gt=0,
+        description="lambda of kl: small weighs almost only the worst class, large all alike",
+    )
+    step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
+    omega: Literal["unbiased", "batch"] = Field(
+        default="unbiased",
+        description="weight of an image: such that the batch is an unbiased estimate for all classes"
+        " (unbiased); or from the weights of the batch's classes only, each with the mean of its images"
+        " in the batch (batch)",
+    )
+    groups: Literal["class", "class_origin", "class_domain"] = Field(
+        default="class",
+        description="groups to weigh: classes, classes split into new and memory, or classes per domain",
+    )
+    gamma_class: float = Field(
+        default=0.8, gt=0, le=1, description="weight of the new value in a group's average"
+    )
+    weight_clip: float | None = Field(default=None, gt=0, description="largest weight of one image")
 
 
 class GroupWeights:
     """p over the groups that have images now, from moving averages s_k (equation 6) or by ascent.
+
+    Args:
+        balanced: whether batches have equally many images of each class.
 
     Attributes:
         losses: s_k by group id, kept from task to task.
@@ -38,9 +58,8 @@ class GroupWeights:
         p: weight of each group, in the order of ``ids``.
     """
 
-    def __init__(self, options: GroupOptions, classes: int) -> None:
-        self.options = options
-        self.classes = classes
+    def __init__(self, options: GroupConfig, classes: int, balanced: bool) -> None:
+        self.options, self.classes, self.balanced = options, classes, balanced
         self.losses, self.adversary = SampleTable(1), SampleTable(1)
         self.ids = self.counts = torch.zeros(0, dtype=torch.int64)
         self.class_counts = torch.zeros(classes, dtype=torch.int64)
@@ -59,7 +78,7 @@ class GroupWeights:
         self.losses, self.adversary = SampleTable(1), SampleTable(1)
 
     def of(self, labels: Tensor, domains: Tensor, current: Tensor) -> Int64[Tensor, " n"]:
-        """Group ids of images."""
+        """Return group ids of images."""
         if self.options.groups == "class_origin":
             return 2 * labels + current
         if self.options.groups == "class_domain":
@@ -67,7 +86,7 @@ class GroupWeights:
         return labels
 
     def update(self, values: Float[Tensor, " a"], groups: Int64[Tensor, " a"]) -> Float[Tensor, ""]:
-        """Take a batch's losses; returns the objective: F (equation 6), or sum_k q_k L_k."""
+        """Take a batch's losses; return the objective: F (equation 6), or sum_k q_k L_k."""
         return (self._ascend if self.options.dro == "sagawa" else self._average)(values, groups)
 
     def _average(self, values: Float[Tensor, " a"], groups: Int64[Tensor, " a"]) -> Float[Tensor, ""]:
@@ -98,7 +117,7 @@ class GroupWeights:
         return (self.p * losses).sum()
 
     def weights(self, groups: Int64[Tensor, " b"], labels: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """omega: how much each image of the batch counts, by how it was drawn."""
+        """Return omega: how much each image of the batch counts, by how it was drawn."""
         options, where = self.options, torch.searchsorted(self.ids, groups)
         p, counts, most = self.p[where], self.counts[where], options.weight_clip or math.inf
         if options.omega == "batch":  # weights of the batch's groups alone, and means over its images
@@ -107,14 +126,14 @@ class GroupWeights:
             p = (among / among.sum().clamp(min=torch.finfo(among.dtype).tiny))[position]
         if options.dro == "sagawa" or options.omega == "batch":  # sagawa's losses are the batch's own
             return dro.balanced_sampling_weights(p, groups, len(groups.unique()), most)
-        if options.balanced:
+        if self.balanced:
             within = self.class_counts[labels] / counts
             classes = int((self.class_counts > 0).sum())
             return dro.balanced_sampling_weights(p * within, labels, classes, most)
         return dro.uniform_sampling_weights(p, counts, int(self.counts.sum()), most)
 
     def by_class(self) -> dict[int, float]:
-        """Label -> weight of its groups together."""
+        """Return the weight of the groups of each label together."""
         weights: dict[int, float] = {}
         for group, p in zip(self.ids.tolist(), self.p.tolist(), strict=True):
             label = group // 2 if self.options.groups == "class_origin" else group % self.classes

@@ -16,14 +16,10 @@ from everclip.methods.base.method import Classifier, Clip, Images, Prompts, Task
 HeadInit = Literal["zero", "kaiming", "zero_shot"]
 
 
-def initial_rows(whose: str = "the head's") -> Any:
-    """Make the field of a method's ``Config`` for it."""
-    return Field(
-        default="zero",
-        description=f"initial value of {whose} new rows: 0, random (Kaiming-uniform), or the class"
-        f" embeddings",
-        json_schema_extra={"before": "kaiming"},
-    )
+def initial_rows() -> Any:
+    """Return the field of a method's ``Config`` for it."""
+    said = "initial value of a head's new rows: 0, random (Kaiming-uniform), or the class embeddings"
+    return Field(default="zero", description=said, json_schema_extra={"before": "kaiming"})
 
 
 class Head(nn.Module):
@@ -94,9 +90,8 @@ def first_rows(
 ) -> Float[Tensor, "n w"]:
     """Return rows that a head starts with: 0, Kaiming-uniform, or the class embeddings.
 
-    Times a logit scale of 100, Kaiming-uniform rows start with logits whose standard deviation is above 4.
-
-    For the features of several ``extractors`` side by side, a zero-shot score is the mean of theirs.
+    Times a logit scale of 100, Kaiming-uniform rows start with logits whose standard deviation is above 4. For features
+    of several ``extractors`` side by side, a zero-shot score is the mean of theirs.
     """
     rows = clip.class_embeddings([prompts.names[label] for label in labels], prompts.templates)
     rows = rows.repeat(1, extractors) / extractors
@@ -110,12 +105,21 @@ def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:
     return nn.init.kaiming_uniform_(torch.empty(rows, width), nonlinearity="linear")
 
 
-class HeadClassifier(Classifier):
-    """A head's scores of images, one column per label asked for; -inf for a label without a row.
+class Columns(Classifier):
+    """Scores that ``score`` gives images of the classes ``known``, for labels asked for; -inf for one that is not."""
 
-    Args:
-        encode: images to the features that the head was trained on.
-    """
+    def __init__(
+        self, score: Callable[[Tensor], Tensor], known: Sequence[int], labels: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.score, self.places = score, columns(known, torch.tensor(labels)).tolist()
+
+    def forward(self, images: Images) -> Float[Tensor, "b c"]:
+        return functional.pad(self.score(images), (0, 1), value=-torch.inf)[:, self.places]
+
+
+class HeadClassifier(Columns):
+    """A head's scores of the features that ``encode`` gives, one column per label; -inf for one without a row."""
 
     def __init__(
         self,
@@ -124,10 +128,5 @@ class HeadClassifier(Classifier):
         labels: Sequence[int],
         scale: Float[Tensor, ""] | float = 1.0,
     ) -> None:
-        super().__init__()
-        self.encode, self.head, self.scale = encode, head, scale
-        self.rows = head.columns(torch.tensor(labels)).tolist()
-
-    def forward(self, images: Images) -> Float[Tensor, "b c"]:
-        scores = self.head(self.encode(images), self.scale)
-        return functional.pad(scores, (0, 1), value=-torch.inf)[:, self.rows]
+        super().__init__(lambda images: head(encode(images), scale), head.labels, labels)
+        self.head = head

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from everclip.methods.base.cost import Passes
-from everclip.methods.base.method import Batch, Clip, Images, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Prompts, Task
 from everclip.methods.shared.discriminant import Head, Nearest, strength, whitened, within_covariance
-from everclip.methods.shared.statistics import Cells, LinearStatistics, Scores, StatisticsConfig
+from everclip.methods.shared.statistics import Cells, Labels, LinearStatistics, Rows, Scores, StatisticsConfig
 from everclip.methods.shared.sums import Sums
 from everclip.methods.shared.weights import Kept
 from everclip.models.depths import Depths
@@ -27,34 +27,28 @@ Positive = Annotated[float, Field(gt=0)]
 class LayersConfig(StatisticsConfig):
     """Options of the features and of the head."""
 
-    search: ClassVar[dict[str, tuple[Any, ...]]] = {"shrinkage": ("gcv", 0.1, 0.3, 1.0, 3.0, 10.0)}
+    search: ClassVar = {"shrinkage": ("gcv", 0.1, 0.3, 1.0, 3.0, 10.0)}
 
     stages: list[Positive] | None = Field(
         default=None,
-        description="weights of the tower's last blocks beside its output, last block first; none: 0.5, 0.5"
-        " and 0.25, for as many blocks as there are",
+        description="weights of the last blocks beside the output, last block first; none: 0.5, 0.5 and 0.25",
     )
     root: bool = Field(default=True, description="use signed square roots of the activations")
     mirror: bool = Field(default=True, description="also read the mirror image")
     scales: list[Positive] = Field(
-        default=[1.0],
-        min_length=1,
-        description="sides of the views to read, as multiples of image_size",
+        default=[1.0], min_length=1, description="sides of the views, as multiples of image_size"
     )
     token: Literal["class", "mean"] = Field(
         default="class",
-        description="what to read from a transformer's block: its class token, if it has one, or the mean"
-        " over patches",
+        description="what to read of a transformer's block: class token, if any, or mean over patches",
     )
     shrinkage: Positive | Literal["gcv"] = Field(
         default="gcv",
-        description="s, as a multiple of the mean variance within classes; gcv: chosen by generalised"
-        " cross-validation",
+        description="s, as a multiple of the mean variance in classes; gcv: by generalised cross-validation",
     )
     domain_shrinkage: Positive | None = Field(
         default=10.0,
-        description="weight, in images, of a class's mean over all domains in its mean of one domain; none:"
-        " only that domain's mean",
+        description="images that a class's mean over all domains counts in its mean of one; none: one for all",
     )
     log_priors: bool = Field(
         default=False, description="add the logarithm of a class's fraction of the images"
@@ -62,11 +56,7 @@ class LayersConfig(StatisticsConfig):
 
 
 class Layers(Kept, LinearStatistics):
-    """Whitened cosines on several layers of one tower.
-
-    Attributes:
-        tower: the image tower that is read in place of the model's; None: the model's.
-    """
+    """Whitened cosines on several layers of one tower."""
 
     passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
     cosines = False
@@ -74,43 +64,23 @@ class Layers(Kept, LinearStatistics):
     def __init__(self, config: LayersConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
-        self.depths = Depths(
-            None if config.stages is None else tuple(config.stages),
-            config.root,
-            config.mirror,
-            tuple(config.scales),
-            config.token,
-            config.feature == "pooled",
-        )
-        # a tower that trains in the first task cannot be read ahead
-        trains = config.adapt != "none"
-        self.can(reads="pixels" if trains else "features", depths=None if trains else self.depths)
+        stages, scales = None if config.stages is None else tuple(config.stages), tuple(config.scales)
+        pooled = config.feature == "pooled"
+        self.read_at(Depths(stages, config.root, config.mirror, scales, config.token, pooled))
         self._chosen: float | None = None  # s by cross-validation, of the sums as they are
-        self.tower: nn.Module | None = None
-
-    def grow(self, clip: Clip, task: Task) -> None:
-        super().grow(clip, task)
-        self.kept_to(clip)
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         for batch in new:
             labels, domains = (part.to(self.counts.device) for part in (batch.labels, batch.domains))
             self.include(self.query(clip, batch.images), labels, domains)
 
-    def include(
-        self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
-    ) -> None:
+    def include(self, rows: Rows, labels: Labels, domains: Labels) -> None:
         """Add images to the sums of all and to those of their domains."""
         self.add(rows, labels)
         self.add_domains(rows, labels, domains)
 
-    def add(
-        self,
-        rows: Float64[Tensor, "b m"],
-        labels: Int64[Tensor, " b"],
-        weights: Float64[Tensor, " b"] | None = None,
-    ) -> None:
-        super().add(rows, labels, weights)
+    def add(self, rows: Rows, labels: Labels) -> None:
+        super().add(rows, labels)
         self._chosen = None
 
     def set_extra_state(self, state: Any) -> None:
@@ -132,12 +102,7 @@ class Layers(Kept, LinearStatistics):
                     key = f"{name}{domain}"
                     self.kept[key] = self.kept.get(key, torch.zeros_like(more)) + sign * more
 
-    def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
-        return self.depths.read(self.tower or clip.model.visual, clip.normalise(images))
-
-    def remove(
-        self, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"], domains: Int64[Tensor, " b"]
-    ) -> None:
+    def remove(self, rows: Rows, labels: Labels, domains: Labels) -> None:
         """Take images out of the sums, as if they had never been added."""
         self.summed.add_(rows, labels, sign=-1)
         self.add_domains(rows, labels, domains, -1)
@@ -155,7 +120,7 @@ class Layers(Kept, LinearStatistics):
         return Cells(sums[there], counts[there], there.nonzero()[:, 1])
 
     def shrinkage(self, cells: Cells) -> float:
-        """s, chosen anew once the sums are others."""
+        """Return s, chosen anew once the sums are others."""
         if self.options.shrinkage != "gcv":
             return self.options.shrinkage
         if self._chosen is None:
@@ -179,13 +144,11 @@ class Layers(Kept, LinearStatistics):
         if not known.any():
             nothing = self.sums.new_zeros(self.sums.shape[1], len(labels))
             return Head(nothing, self.silence(labels), torch.arange(len(labels)), 1.0)
-        pooled = self.sums / self.counts.clamp(min=1)[:, None]
-        means = self.drawn(cells, pooled)
+        pooled = self.summed.means
         covariance = within_covariance(self.gram, cells.sums, cells.counts)
         mine = place[cells.owner] >= 0
-        weight, bias, lengths = whitened(
-            covariance, means[mine], pooled[known].mean(0), self.shrinkage(cells)
-        )
+        means, centre = self.drawn(cells, pooled)[mine], pooled[known].mean(0)
+        weight, bias, lengths = whitened(covariance, means, centre, self.shrinkage(cells))
         # logits of a discriminant with a common covariance are these scores times the lengths
         factor = (lengths.mean().item() if len(lengths) else 0.0) or 1.0
         owner = place[cells.owner[mine]]
@@ -203,13 +166,10 @@ class Layers(Kept, LinearStatistics):
         extra = (self.options.domain_shrinkage or 0.0) * several[cells.owner].double()[:, None]
         return (cells.sums + extra * pooled[cells.owner]) / (cells.counts[:, None] + extra)
 
-    def scorer(self, labels: list[int]) -> Callable[[Float64[Tensor, "b m"]], Float64[Tensor, "b c"]]:
+    def scorer(self, labels: list[int]) -> Callable[[Rows], Float64[Tensor, "b c"]]:
         """Return the map from features to scores of these labels."""
         return Nearest(lambda rows: rows, self.head(labels), len(labels))
 
     def nearest(self, clip: Clip, labels: list[int]) -> Nearest:
         """Return the classifier of one tower."""
-        head = self.head(labels)
-        linear = Nearest(lambda images: self.query(clip, images), head, len(labels))
-        linear.to_logits = head.to_logits
-        return linear
+        return Nearest(lambda images: self.query(clip, images), self.head(labels), len(labels))

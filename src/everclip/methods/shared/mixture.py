@@ -1,10 +1,10 @@
-"""Mix convolutional adapters beside the two branches of each block of a vision transformer (CMoA)."""
+"""Route adapters beside the branches of transformer blocks, which themselves do not change (CMoA, MoE-Adapters)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -13,14 +13,20 @@ from jaxtyping import Float
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, softplus
+
+from everclip.methods.shared.frozen import dropped
 
 ROUTER = 64
-"""Width of the router's hidden layer."""
+"""Width of the router's hidden layer of a mixture."""
+FACTOR, LEAST = 0.1, 0.01
+"""What an expert's output is multiplied with, and the least deviation of a gate's noise."""
+Branch = tuple[Any, nn.Module]
+"""The norm that a branch starts with, and the module that it ends with."""
 
 
 def mix(maps: Float[Tensor, "b a ..."], logits: Float[Tensor, "b a"]) -> Float[Tensor, "b ..."]:
-    """sum_a r_a f_a with r = softmax(logits)."""
+    """Return sum_a r_a f_a with r = softmax(logits)."""
     return torch.einsum("ba,ba...->b...", logits.softmax(1).to(maps), maps)
 
 
@@ -71,10 +77,7 @@ class Mixture(nn.Module):
         pixels = low[:, :, :ahead].transpose(1, 2).flatten(0, 1)[:, :, None, None]
         single = self._experts(pixels).mean(1).flatten(1).unflatten(0, (low.shape[0], ahead)).transpose(1, 2)
         out = self.act(torch.cat([single, patches], 2).transpose(1, 2))
-        if random is not None and self.dropout > 0:
-            keep = torch.empty_like(out).bernoulli_(1 - self.dropout, generator=random)
-            out = out * keep / (1 - self.dropout)
-        return self.up(out), maps
+        return self.up(dropped(out, self.dropout, random)), maps
 
     def _experts(self, grid: Float[Tensor, "n c s t"]) -> Float[Tensor, "n a c s t"]:
         return self.convolve(grid).unflatten(1, (self.experts, -1))
@@ -93,41 +96,104 @@ class Mixtures(nn.Module):
     def beside(
         self, visual: nn.Module, scale: float, random: torch.Generator | None = None
     ) -> Iterator[list[Tensor]]:
-        """Have each branch of the tower give ``branch(norm(x)) + scale * mixture(norm(x))`` while it is open.
+        """Have each branch give ``branch(norm(x)) + scale * mixture(norm(x))`` while it is open.
 
-        Yields:
-            the maps of each mixture, in the order in which the tower runs.
+        Yield the maps of each mixture, in the order in which the tower runs.
         """
         maps: list[Tensor] = []
-        with ExitStack() as hooks:
-            for (norm, end), mixture in zip(branches(visual), self.layers, strict=True):
-                held: list[Tensor] = []
 
-                def note(_module: Any, _inputs: Any, output: Tensor, held: list[Tensor] = held) -> None:
-                    held.append(output)
+        def add(mixture: nn.Module, _before: Tensor, normed: Tensor, output: Tensor) -> Tensor:
+            change, found = mixture(normed, random)
+            maps.append(found)
+            return output + scale * change
 
-                def add(
-                    _module: Any,
-                    _inputs: Any,
-                    output: Tensor,
-                    held: list[Tensor] = held,
-                    mixture: nn.Module = mixture,
-                ) -> Tensor:
-                    change, found = mixture(held.pop(), random)
-                    maps.append(found)
-                    return output + scale * change
-
-                hooks.callback(norm.register_forward_hook(note).remove)
-                hooks.callback(end.register_forward_hook(add).remove)
+        with adding(branches(visual), self.layers, add):
             yield maps
 
 
-def branches(visual: nn.Module) -> list[tuple[Any, nn.Module]]:
-    """Return the norm that each branch of each transformer block starts with, and the module that it ends with."""
-    found: list[tuple[Any, nn.Module]] = []
+@contextmanager
+def adding(
+    places: list[Branch], layers: nn.ModuleList, add: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """Have each branch give another output while it is open.
+
+    Args:
+        places: the branches; layers: one for each.
+        add: a layer, the tokens before and after the branch's norm, and the branch's own output to the new one.
+    """
+    with ExitStack() as hooks:
+        for (norm, end), layer in zip(places, layers, strict=True):
+            held: list[tuple[Tensor, Tensor]] = []
+
+            def note(_module: Any, given: Any, output: Tensor, held: Any = held) -> None:
+                held.append((given[0], output))
+
+            def put(_module: Any, _given: Any, output: Tensor, held: Any = held, own: Any = layer) -> Tensor:
+                before, normed = held.pop()
+                return add(own, before, normed, output)
+
+            hooks.callback(norm.register_forward_hook(note).remove)
+            hooks.callback(end.register_forward_hook(put).remove)
+        yield
+
+
+def branches(visual: nn.Module) -> list[Branch]:
+    """Return the branches of each transformer block."""
+    found: list[Branch] = []
     for block in visual.modules():
         if isinstance(block, ResidualAttentionBlock | CustomResidualAttentionBlock):
             found += [(block.ln_1, block.ls_1), (block.ln_2, block.ls_2)]
         elif isinstance(block, Block):
             found += [(block.norm1, block.ls1), (block.norm2, block.ls2)]
     return found
+
+
+class Experts(nn.Module):
+    """sum_i g_i E_i(a),  E(a) = 0.1 ( up relu(down a) ),  g = softmax over the two largest of c W."""
+
+    def __init__(self, width: int, hidden: int, count: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.down = nn.ModuleList(nn.Linear(width, hidden) for _ in range(count))
+        self.up = nn.ModuleList(nn.Linear(hidden, width) for _ in range(count))
+        self.router, self.noise = (nn.Parameter(torch.zeros(width, count)) for _ in range(2))
+        for layer in self.up:
+            for part in layer.parameters():
+                nn.init.zeros_(part)
+
+    def forward(self, tokens: Float[Tensor, "b l w"], random: torch.Generator | None = None) -> Tensor:
+        """Return what the tokens change by; noise of the gate and dropout only with a generator."""
+        gates = self.gates(tokens[:, 0], random)
+        total = torch.zeros_like(tokens)
+        for place, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
+            found = FACTOR * up(dropped(down(tokens).relu(), self.dropout, random))
+            total = total + gates[:, place, None, None].to(found) * found
+        return total
+
+    def gates(
+        self, first: Float[Tensor, "b w"], random: torch.Generator | None = None
+    ) -> Float[Tensor, "b e"]:
+        """Return g of each row of first tokens; 0 of all but two experts."""
+        logits = first.float() @ self.router
+        if random is not None:
+            drawn = torch.randn(logits.shape, generator=random, device=logits.device)
+            logits = logits + drawn * (softplus(first.float() @ self.noise) + LEAST)
+        best = logits.topk(min(2, logits.shape[1]), dim=1)
+        return torch.zeros_like(logits).scatter(1, best.indices, best.values.softmax(1))
+
+
+class BlockExperts(nn.Module):
+    """Experts beside the MLP of each block of a model's towers, which themselves are not changed."""
+
+    def __init__(self, model: nn.Module, hidden: int, count: int, dropout: float) -> None:
+        super().__init__()
+        widths = [norm.weight.shape[0] for norm, _ in branches(model)[1::2]]
+        self.layers = nn.ModuleList(Experts(width, hidden, count, dropout) for width in widths)
+
+    def beside(self, model: nn.Module, random: torch.Generator | None = None) -> AbstractContextManager[None]:
+        """Have each block give ``a + mlp(norm(a)) + experts(a)`` while it is open."""
+
+        def add(experts: nn.Module, before: Tensor, _normed: Tensor, output: Tensor) -> Tensor:
+            return output + experts(before, random).to(output)
+
+        return adding(branches(model)[1::2], self.layers, add)

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from everclip.methods.shared.attention import attend, attentions
+from everclip.methods.shared.attention import attending
 
 ROWS = 8
 """Rows of a prompt: half keys, half values."""
 
 
-@contextmanager
-def prefixed(visual: nn.Module, prefixes: Sequence[Float[Tensor, "b r w"]]) -> Iterator[None]:
+def prefixed(visual: nn.Module, prefixes: Sequence[Float[Tensor, "b r w"]]) -> AbstractContextManager[None]:
     """Have the first attentions run with prefixes while it is open: the first half of the rows are keys."""
-    with ExitStack() as hooks:
-        for attention, rows in zip(attentions(visual), prefixes, strict=False):
-
-            def run(module: Any, given: Any, kwargs: Any, output: Any, rows: Tensor = rows) -> Any:
-                del kwargs
-                found = attend(
-                    module, given[0], prefix=(rows[:, : rows.shape[1] // 2], rows[:, rows.shape[1] // 2 :])
-                )
-                return (found, None) if isinstance(output, tuple) else found
-
-            hooks.callback(attention.register_forward_hook(run, with_kwargs=True).remove)
-        yield
+    return attending(visual, ({"prefix": rows.tensor_split(2, 1)} for rows in prefixes))
 
 
 def split(rows: Float[Tensor, "m _"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,7 @@ class ProbeConfig(MethodConfig):
         json_schema_extra={"before": 5},
     )
     probe_lr: float = Field(
-        default=1e-3, gt=0, description="peak learning rate of the probe, if probe_epochs is given"
+        default=1e-3, gt=0, description="peak learning rate of the probe with probe_epochs"
     )
     probe_penalty: float = Field(
         default=0.1,
@@ -49,14 +49,12 @@ class ProbeConfig(MethodConfig):
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="if probe_epochs is given: whether a class with too few images for a batch repeats them"
-        " (again) or not (once)",
+        description="with probe_epochs, repeat a class with too few images for a batch (again) or not (once)",
         json_schema_extra={"before": "once"},
     )
     probe_start: Literal["fresh", "kept"] = Field(
         default="fresh",
-        description="whether the probe's rows of classes with images start anew after a task, or as they"
-        " were",
+        description="start the probe's rows of classes with images anew after a task, or keep them",
     )
     head_init: HeadInit = initial_rows()
 
@@ -133,14 +131,9 @@ class Probe(Method):
         wanted = [label for label in self.head.labels if label in there]
         rows = self.head.columns(torch.tensor(wanted)).tolist()
         scale = clip.logit_scale.exp().detach()
-        target = columns(wanted, labels)
-        weight, bias = converged(
-            features,
-            target,
-            scale * self.head.weight.detach()[rows],
-            self.head.bias.detach()[rows],
-            self.options.probe_penalty,
-        )
+        weight, bias = scale * self.head.weight.detach()[rows], self.head.bias.detach()[rows]
+        target, penalty = columns(wanted, labels), self.options.probe_penalty
+        weight, bias = converged(features, target, weight, bias, penalty)
         with torch.no_grad():
             self.head.weight[rows] = weight / scale
             self.head.bias[rows] = bias
@@ -150,9 +143,8 @@ class Probe(Method):
         """Return features and labels of images that are not ``known``."""
         fresh = torch.tensor([sample not in known for sample in batch.ids.tolist()], dtype=torch.bool)
         features = clip.encode_image(batch.images)
-        return features[fresh.to(features.device)], batch.labels.to(features.device)[
-            fresh.to(features.device)
-        ]
+        fresh = fresh.to(features.device)
+        return features[fresh], batch.labels.to(features.device)[fresh]
 
     @final
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
@@ -163,10 +155,7 @@ class Probe(Method):
         if phase.name != PROBE:
             return self.represent(clip, batch, phase)
         with torch.no_grad():
-            return {
-                "image": clip.encode_image(batch.images),
-                "scale": clip.logit_scale.exp(),
-            }
+            return {"image": clip.encode_image(batch.images), "scale": clip.logit_scale.exp()}
 
     @final
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class RepresentConfig(ProbeConfig):
 
     projection: int = Field(default=128, ge=2, description="width of the projections in the loss")
     hidden: int | None = Field(
-        default=None, ge=1, description="width of the projector's hidden layer; none: that of the features"
+        default=None, ge=1, description="width of the hidden layer; none: that of the features"
     )
 
 
@@ -93,13 +93,10 @@ class ViewsConfig(RepresentConfig):
 
     objective: Literal["supcon", "simclr", "sogclr"] = Field(
         default="supcon",
-        description="contrastive objective: between classes (supcon), between images (simclr), or between"
-        " images with moving averages (sogclr)",
+        description="contrast classes (supcon), images (simclr), or images with moving averages (sogclr)",
     )
     tau: float = Field(default=0.1, gt=0, description="temperature of the objective")
-    gamma: float = Field(
-        default=0.9, gt=0, le=1, description="weight of the new value in sogclr's moving averages"
-    )
+    gamma: float = Field(default=0.9, gt=0, le=1, description="weight of the new value in sogclr's averages")
 
 
 class TwoViews(Represent):
@@ -138,7 +135,7 @@ class TwoViews(Represent):
 
 
 def mlp(width: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
-    """Linear, ReLU, Linear, with a batch norm before the ReLU if asked: always by the batch, without running values."""
+    """Return linear, ReLU, linear, with a batch norm before the ReLU if asked: by the batch, without running values."""
     between = [nn.BatchNorm1d(hidden, track_running_stats=False)] if norm else []
     return nn.Sequential(nn.Linear(width, hidden), *between, nn.ReLU(), nn.Linear(hidden, out))
 

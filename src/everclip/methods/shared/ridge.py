@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
 from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
-from everclip.methods.shared.statistics import LinearStatistics, Scores, StatisticsConfig
+from everclip.methods.shared.statistics import Labels, LinearStatistics, Rows, Scores, StatisticsConfig
 from everclip.seeding import generator
 
 log = logging.getLogger("everclip")
 
+Weights = Float64[Tensor, " b"]
+"""How often each image counts."""
 GRID = tuple(10.0**exponent for exponent in range(-8, 9))
 """The lams that are tried."""
 FIT = 0.8
 """Fraction of a task's images that they are fitted on."""
 CHUNK = 128
 """Images whose random features are made at once."""
-
-
 USUAL = 0.3
 """lam where it is neither given nor chosen."""
 
 
 def _lam(**extra: Any) -> Any:
-    return Field(
-        default=None,
-        gt=0,
-        description="strength of the ridge; none: chosen by lam_choice, or 0.3 if that chooses nothing",
-        json_schema_extra=extra or None,
-    )
+    said = "strength of the ridge; none: chosen by lam_choice, or 0.3 if that chooses nothing"
+    return Field(default=None, gt=0, description=said, json_schema_extra=extra or None)
 
 
 def _choice(**extra: Any) -> Any:
@@ -61,8 +56,7 @@ class LamConfig(MethodConfig):
     lam_choice: Literal["gcv", "fixed", "task", "seen"] = _choice()
     class_weights: bool = Field(
         default=False,
-        description="weight each image by 1 / (images of its class in its task), so that classes count"
-        " equally",
+        description="weigh an image by 1 / (images of its class in its task): classes count alike",
     )
 
     @property
@@ -79,12 +73,18 @@ class RidgeConfig(LamConfig, StatisticsConfig):
 
 
 class RidgeMethod(LinearStatistics):
-    """W = (G + lam I)^-1 Q. lam enters when the equation is solved, so once, and not with each task."""
+    """W = (G + lam I)^-1 Q. lam enters when the equation is solved, so once, and not with each task.
+
+    Attributes:
+        random_features: width of the random layer; 0: none.
+    """
 
     grid: ClassVar[tuple[float, ...]] = GRID
     """The lams that a choice by images tries."""
     bias: ClassVar[bool] = False
     """Whether a 1 stands behind the features."""
+    uniform: ClassVar[bool] = False
+    """Whether the random layer's weights are uniform in +-1/sqrt(inputs); else they are normal."""
 
     projection: Float[Tensor, "d m"]
     chosen: Float64[Tensor, ""]
@@ -92,6 +92,7 @@ class RidgeMethod(LinearStatistics):
     def __init__(self, config: LamConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
+        self.random_features = 0
         self._best: tuple[int, float] = (0, 0.0)  # lam by cross-validation, and of how many images
 
     @property
@@ -102,13 +103,10 @@ class RidgeMethod(LinearStatistics):
     def exact(self) -> bool:
         return not self.options.class_weights
 
-    @property
-    @abstractmethod
-    def random_features(self) -> int:
-        """Width of the random layer; 0: none."""
-
     def draw(self, inputs: int, outputs: int) -> Float[Tensor, "d m"]:
-        """Draw its weights, usually normal ones, from torch's random state, which a run's seed decides."""
+        """Draw the random layer's weights from torch's random state, which a run's seed decides."""
+        if self.uniform:
+            return torch.empty(inputs, outputs).uniform_(-(inputs**-0.5), inputs**-0.5)
         return torch.randn(inputs, outputs)
 
     def build(self, clip: Clip, width: int) -> None:
@@ -147,13 +145,11 @@ class RidgeMethod(LinearStatistics):
         if "square" in self._buffers:
             self.get_buffer("square").add_(weights.sum())
 
-    def choose(
-        self,
-        features: Float[Tensor, "n d"],
-        labels: Int64[Tensor, " n"],
-        weights: Float64[Tensor, " n"],
-        order: Int64[Tensor, " n"],
-    ) -> None:
+    def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
+        """Add images, each counted as often as its weight says (``counts`` excepted)."""
+        self.summed.add_(rows, labels, weights)
+
+    def choose(self, features: Float[Tensor, "b d"], labels: Labels, weights: Weights, order: Labels) -> None:
         """Set lam to the one with the least squared error on the last fifth of ``order``."""
 
         def scaled(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,11 +172,7 @@ class RidgeMethod(LinearStatistics):
         self.chosen.fill_(self.grid[int(torch.stack(errors).sum(0).argmin())])
 
     def strength(self, prior: Float64[Tensor, "m c"] | None = None) -> float:
-        """lam, in units of G.
-
-        Args:
-            prior: what the classifier of all labels is drawn to; none: 0.
-        """
+        """Return lam, in units of G; ``prior`` is what the classifier of all labels is drawn to, else 0."""
         if self.chosen > 0:
             return self.chosen.item()
         count = int(self.counts.sum())

@@ -1,7 +1,7 @@
 """Derive the classifiers of the closed-form methods exactly, from sums (sums.py) over the features of a frozen tower.
 
-Sums do not depend on the order of what is summed: any order of tasks, any split
-into tasks and all images at once give the same G, Q and n, and so the same classifier.
+Sums do not depend on the order of what is summed: tasks in any order and all images at once give the same G, Q and n,
+and so the same classifier.
 """
 
 from __future__ import annotations
@@ -15,21 +15,16 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
+from everclip.config import MethodConfig
 from everclip.methods.base.cost import Passes
 from everclip.methods.base.first_session import FirstSession, FirstSessionConfig
-from everclip.methods.base.method import (
-    Batch,
-    Capabilities,
-    Classifier,
-    Clip,
-    Images,
-    MethodConfig,
-    Prompts,
-    Task,
-)
+from everclip.methods.base.method import Batch, Capabilities, Classifier, Clip, Images, Prompts, Task
 from everclip.methods.shared.sums import Sums
+from everclip.models.depths import Depths
 from everclip.models.pooled import pooled
 
+Rows = Float64[Tensor, "b m"]
+Labels = Int64[Tensor, " b"]
 Scores = tuple[Float64[Tensor, "m c"], Float64[Tensor, " c"]]
 """Weights and biases of a linear classifier."""
 
@@ -47,7 +42,7 @@ class StatisticsConfig(FirstSessionConfig):
 
     feature: Literal["projected", "pooled"] = Field(
         default="projected",
-        description="unit-length features, or the image tower's raw output before its projection",
+        description="unit-length features, or the image tower's output before its projection",
     )
 
 
@@ -55,6 +50,10 @@ class Statistics(FirstSession):
     """Sums G, Q and n over the images of all tasks, in fp64; no image is kept.
 
     The buffers have their final shape from the first task on: features of the model's width, rows for every class.
+
+    Attributes:
+        depths: what is read of the tower in place of its features; None: nothing else.
+        tower: the image tower that is read at these depths; None: the model's.
     """
 
     capabilities = Capabilities(uses_memory=False)
@@ -73,6 +72,14 @@ class Statistics(FirstSession):
         self._pooled = isinstance(config, StatisticsConfig) and config.feature == "pooled"
         self.can(reads="pooled" if self._pooled else "features")
         self._built = False
+        self.depths: Depths | None = None
+        self.tower: nn.Module | None = None
+
+    def read_at(self, depths: Depths) -> None:
+        """Read the tower at these depths, and ahead of its use unless it trains in the first task."""
+        trains = self.capabilities.trains
+        self.can(reads="pixels" if trains else "features", depths=None if trains else depths)
+        self.depths = depths
 
     # Sums -------------------------------------------------------------------------------------------------------
 
@@ -106,9 +113,11 @@ class Statistics(FirstSession):
 
     def extract(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
         """Return the tower's fp32 features of images."""
-        return (
-            pooled(clip.model.visual, clip.normalise(images)) if self._pooled else clip.encode_image(images)
-        )
+        if self.depths is not None:
+            return self.depths.read(self.tower or clip.model.visual, clip.normalise(images))
+        if self._pooled:
+            return pooled(clip.model.visual, clip.normalise(images))
+        return clip.encode_image(images)
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         """Return the features that are summed, from the tower's."""
@@ -130,23 +139,18 @@ class Statistics(FirstSession):
         for features, labels in self.extracted(clip, new):
             self.add(self.rows(features), labels)
 
-    def rows(self, features: Float[Tensor, "b d"]) -> Float64[Tensor, "b m"]:
-        """Lifted features in fp64, where the sums are."""
+    def rows(self, features: Float[Tensor, "b d"]) -> Rows:
+        """Return lifted features in fp64, where the sums are."""
         return self.lift(features).to(self.sums.device).double()
 
-    def add(
-        self,
-        rows: Float64[Tensor, "b m"],
-        labels: Int64[Tensor, " b"],
-        weights: Float64[Tensor, " b"] | None = None,
-    ) -> None:
-        """Add images, each counted as often as its weight says (``counts`` excepted)."""
-        self.summed.add_(rows, labels, weights)
+    def add(self, rows: Rows, labels: Labels) -> None:
+        """Add images."""
+        self.summed.add_(rows, labels)
 
     # Classifier -------------------------------------------------------------------------------------------------
 
     def silence(self, labels: list[int]) -> Float64[Tensor, " c"]:
-        """0 for labels that have been trained, -inf for the others."""
+        """Return 0 for labels that have been trained, -inf for the others."""
         return torch.where(self.counts[labels] > 0, 0.0, -torch.inf).double()
 
     @property
@@ -160,10 +164,10 @@ class Statistics(FirstSession):
         return Cells(self.sums[there], self.counts[there], there.nonzero()[:, 0])
 
     def shrinkage(self, cells: Cells) -> float | None:
-        """s of discriminant.py, where the method has chosen it; else None."""
+        """Return s of discriminant.py, where the method has chosen it; else None."""
         return None
 
-    def query(self, clip: Clip, images: Images) -> Float64[Tensor, "b m"]:
+    def query(self, clip: Clip, images: Images) -> Rows:
         """Return the features that the classifier is applied to."""
         return self.rows(self.extract(clip, images))
 
@@ -183,17 +187,10 @@ class LinearStatistics(Statistics):
 
 
 class Linear(Classifier):
-    """``W' f(images) + b`` in fp64.
-
-    Args:
-        encode: images to features.
-    """
+    """``W' f(images) + b`` in fp64; ``encode`` is f."""
 
     def __init__(
-        self,
-        encode: Callable[[Tensor], Tensor],
-        weight: Float64[Tensor, "m c"],
-        bias: Float64[Tensor, " c"],
+        self, encode: Callable[[Tensor], Tensor], weight: Float64[Tensor, "m c"], bias: Float64[Tensor, " c"]
     ) -> None:
         super().__init__()
         self.encode, self.weight, self.bias = encode, weight, bias
@@ -201,6 +198,6 @@ class Linear(Classifier):
     def forward(self, images: Images) -> Float[Tensor, "b c"]:
         return self.scored(self.encode(images))
 
-    def scored(self, rows: Float64[Tensor, "b m"]) -> Float64[Tensor, "b c"]:
+    def scored(self, rows: Rows) -> Float64[Tensor, "b c"]:
         """Return scores of features."""
         return torch.addmm(self.bias, rows, self.weight)

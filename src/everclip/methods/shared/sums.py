@@ -83,6 +83,16 @@ class Sums:
         """The classes that have images in the sums."""
         return self.counts > 0
 
+    @property
+    def means(self) -> Float64[Tensor, "c d"]:
+        """Class means; 0 of a class without images."""
+        return self.sums / self.counts.clamp(min=1)[:, None]
+
+    @property
+    def scatter(self) -> Float64[Tensor, "m m"]:
+        """Scatter within classes."""
+        return within_class(self.gram, self.sums, self.counts)
+
     def widened(self, classes: int) -> Sums:
         """Return the same with rows for more classes."""
         more = classes - len(self.counts)
@@ -137,10 +147,9 @@ class Sums:
         gram = (sums[counts > 0] / counts[counts > 0, None]).T @ sums[counts > 0]
         own = Sums.empty(len(self.counts), len(self.gram))
         own = own.plus(known, labels, torch.arange(len(labels)))
-        free = len(labels) - int((own.counts > 0).sum())
+        free = len(labels) - int(own.learned.sum())
         if free > 0:
-            scatter = within_class(own.gram, own.sums, own.counts)
-            gram = gram + scatter * (max(0, int(counts.sum()) - int((counts > 0).sum())) / free)
+            gram = gram + own.scatter * (max(0, int(counts.sum()) - int((counts > 0).sum())) / free)
         there = self.labels != label
         moved = self.labels[there] - (self.labels[there] > label).long()
         return Sums(gram, sums, counts, self.ids[there], moved)
@@ -166,11 +175,7 @@ class Sums:
 
     @classmethod
     def load(cls, file: Path) -> Sums:
-        """Read them.
-
-        Raises:
-            ValueError: they do not fit one another; or whatever a damaged file makes safetensors raise.
-        """
+        """Read them. Raises ValueError if they do not fit together, or what a damaged file makes safetensors raise."""
         found: dict[str, Any] = load_file(file)
         classes, width = found["sums"].shape
         if found["gram"].shape == (width * (width + 1) // 2,):
@@ -188,10 +193,9 @@ class Sums:
         }
         for name, (kind, shape) in wanted.items():
             value = found[name]
-            if value.dtype != kind or tuple(value.shape) != shape:
-                raise ValueError(
-                    f"{name} has other numbers than it should: {value.dtype} {tuple(value.shape)}"
-                )
+            have = tuple(value.shape)
+            if value.dtype != kind or have != shape:
+                raise ValueError(f"{name} has other numbers than it should: {value.dtype} {have}")
             if not value.isfinite().all() or (name in ("counts", "labels") and (value < 0).any()):
                 raise ValueError(f"{name} has numbers that cannot be")
         if (sums.labels >= classes).any():

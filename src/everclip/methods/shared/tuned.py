@@ -1,8 +1,9 @@
-"""Read both towers with low-rank updates that a method keeps beside them (MG-CLIP)."""
+"""Read both towers with low-rank updates of the keys and values of each attention, kept beside them (MG-CLIP)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,16 +11,43 @@ from torch import Tensor, nn
 
 from everclip.errors import UserError
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Prompts
-from everclip.methods.shared.key_value import KeyValue
+from everclip.methods.shared.attention import attending, attentions
 from everclip.methods.shared.prototypes import Prototypes
 
 
-class Tuned(Prototypes):
-    """Base of methods whose features and embeddings are those of updated towers.
+class LowRank(nn.Module):
+    """x -> [ 0 ; B_k A_k x ; B_v A_v x ] / r, with A Xavier-uniform and B 0 at the start."""
 
-    Attributes:
-        rank: of the updates.
-    """
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(2, rank, width))
+        self.b = nn.Parameter(torch.zeros(2, width, rank))
+        for part in self.a.data:
+            nn.init.xavier_uniform_(part)
+
+    def forward(self, x: Float[Tensor, "b l w"]) -> Float[Tensor, "b l v"]:
+        parts = [x.to(a) @ a.T @ b.T / len(a) for a, b in zip(self.a, self.b, strict=True)]
+        return torch.cat([torch.zeros_like(parts[0]), *parts], 2)
+
+
+class KeyValue(nn.Module):
+    """One update for each attention of a model, which itself is not changed."""
+
+    def __init__(self, model: nn.Module, rank: int) -> None:
+        super().__init__()
+        widths = [
+            found.embed_dim if isinstance(found, nn.MultiheadAttention) else found.qkv.in_features
+            for found in attentions(model)
+        ]
+        self.layers = nn.ModuleList(LowRank(width, rank) for width in widths)
+
+    def beside(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Have each attention run with its update while it is open."""
+        return attending(model, ({"change": layer} for layer in self.layers))
+
+
+class Tuned(Prototypes):
+    """Base of methods whose features and embeddings are those of towers with updates of rank ``rank``."""
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -32,7 +60,7 @@ class Tuned(Prototypes):
         if not len(self.updates.layers):
             raise UserError("method=mg_clip updates attention, which neither tower has: use another method")
 
-    def embed(self, clip: Clip, labels: Sequence[int]) -> Float[Tensor, "c d"]:
+    def embed(self, clip: Clip, labels: Iterable[int]) -> Float[Tensor, "c d"]:
         if not self.kept:  # before the first task there are no updates
             return super().embed(clip, labels)
         with self.updates.beside(clip.model):
@@ -67,5 +95,5 @@ def wrong(logits: Float[Tensor, "n c"], places: Int64[Tensor, " n"]) -> float:
 
 
 def moved(before: float, after: float) -> float:
-    """|N0 - N| / N0."""
+    """Return |N0 - N| / N0."""
     return abs(before - after) / abs(before)

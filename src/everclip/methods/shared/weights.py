@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everclip.methods.base.method import Clip, Method, MethodConfig, Prompts
+from everclip.methods.base.method import Clip, Method, MethodConfig, Prompts, Task
 
 _LOW_RANK = re.compile(r"parametrizations\.(\w+)\.(original|0\.a|0\.b)$")
 
 
 def ordinary(name: str) -> str:
-    """A parameter's name as it is without low-rank updates: ``proj.parametrizations.weight.0.a``: ``proj.weight``."""
+    """Return a parameter's name without low-rank updates: ``proj.parametrizations.weight.0.a``: ``proj.weight``."""
     return _LOW_RANK.sub(r"\1", name)
 
 
@@ -27,10 +27,9 @@ def value(clip: Clip, name: str) -> Tensor:
 
 
 def tower_weights(clip: Clip, trained: bool = False) -> Iterator[str]:
-    """Ordinary names of the weights of both towers and of the logit scale, without what ``tune`` holds.
+    """Yield ordinary names of the weights of both towers and of the logit scale, without what ``tune`` holds.
 
-    Args:
-        trained: only those that take a gradient now, which is settled from the first step of a phase on.
+    With ``trained`` only those that take a gradient now, which is settled from the first step of a phase on.
     """
     every = chain(clip.image_parameters(), clip.text_parameters(), [("logit_scale", clip.logit_scale)])
     return iter(dict.fromkeys(ordinary(name) for name, p in every if p.requires_grad or not trained))
@@ -51,12 +50,7 @@ class Average:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Become the mean that was saved, its values where those of the same names are."""
-        self.count = state["count"]
-        where = self.values
-        self.values = {
-            name: mean.to(where[name].device) if name in where else mean
-            for name, mean in state["values"].items()
-        }
+        self.count, self.values = state["count"], _placed(state["values"], self.values)
 
     @torch.no_grad()
     def take(self, clip: Clip) -> None:
@@ -79,25 +73,35 @@ class Kept(Method):
         super().__init__(config, prompts)
         self.kept: dict[str, Tensor] = {}
 
+    def grow(self, clip: Clip, task: Task) -> None:
+        super().grow(clip, task)
+        self.kept_to(clip)
+
     def kept_to(self, clip: Clip) -> None:
         """Move what is kept to the model's device, where a resume may not have it; fp64 not to Apple's GPUs."""
         fits = clip.device.type != "mps"
         for name, tensor in self.kept.items():
             self.kept[name] = tensor.to(clip.device if fits or tensor.dtype != torch.float64 else "cpu")
 
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return what is kept under names with this prefix, without it."""
+        return {key.removeprefix(prefix): kept for key, kept in self.kept.items() if key.startswith(prefix)}
+
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"kept": self.kept}
 
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
-        self.kept = {
-            name: tensor.to(self.kept[name].device) if name in self.kept else tensor
-            for name, tensor in state["kept"].items()
-        }
+        self.kept = _placed(state["kept"], self.kept)
 
     def state_bytes(self) -> int:
         keeping = (module for module in self.modules() if isinstance(module, Kept))
         return super().state_bytes() + sum(tensor.nbytes for one in keeping for tensor in one.kept.values())
+
+
+def _placed(saved: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what was saved, on the devices of what has the same names."""
+    return {name: old.to(like[name].device) if name in like else old for name, old in saved.items()}
 
 
 def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -114,7 +118,7 @@ def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: floa
 
 
 def largest(values: Tensor, share: float) -> Tensor:
-    """Return where the largest of some values are: that share of them, rounded down."""
+    """Return where the largest of some values are: that fraction of them, rounded down."""
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     mask[values.flatten().topk(int(share * values.numel())).indices] = True
     return mask.view_as(values)
