@@ -127,7 +127,7 @@ def test_a_gate_leaves_the_learner_as_it_was(toy: str) -> None:
         ([picture((9, 9, 9), 1)], ["a", "b"], "1 images and 2 labels"),
         ([], [], "0 images and 0 labels"),
         ([picture((9, 9, 9), 1)], [" "], "label 0 is empty"),
-        ([np.zeros((4, 4, 3))], ["a"], "image 0 is an array of float64"),
+        ([np.zeros((4, 4, 3))], ["a"], "image 0 is float64"),
         ([7], ["a"], "image 0 is a int: give a path"),
         (["gone.png"], ["a"], "gone.png cannot be read"),
         ([b"no picture"], ["a"], 'no image of "a"'),

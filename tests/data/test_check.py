@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFi
     assert not report["complete"]
     assert report["train"] is None
     assert report["problems"] == [
-        f'{tmp_path} has one class, "red": a classifier needs at least two CLASS folders: add another'
+        f'{tmp_path} has one class, "red": a classifier needs two: add a CLASS folder'
     ]
     with pytest.raises(UserError, match="is no source, and no folder"):
         check("imagenett")

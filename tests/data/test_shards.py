@@ -78,13 +78,13 @@ BAD: list[tuple[str, list[Sample], str]] = [
     ("empty label", one(jpg=JPG, cls=b"\n", json=b"{}"),
      'sample "7" of {} has no label: add a .cls, a .txt or a .json with "label"'),
     ("a name in .cls", one(jpg=JPG, cls=b"cat"),
-     'sample "7" of {} has "cat" in .cls, which is no class\'s number: write a name into .txt or .json'),
+     'sample "7" of {} has "cat" in .cls, which is no number: use .txt or .json for names'),
     ("a fraction in .cls", one(jpg=JPG, cls=b"1.5"),
-     'sample "7" of {} has "1.5" in .cls, which is no class\'s number: write a name into .txt or .json'),
+     'sample "7" of {} has "1.5" in .cls, which is no number: use .txt or .json for names'),
     ("a pickle in .cls", one(jpg=JPG, cls=b"\x80\x04K\x01."),
      'sample "7" of {} has a .cls that is no UTF-8 text: write a class\'s number or name'),
     ("below zero", one(jpg=JPG, cls=b"-1"),
-     'sample "7" of {} has the label "-1": number classes from 0, or leave the sample out'),
+     'sample "7" of {} has the label "-1": number classes from 0, or leave it out'),
     ("a fraction in .json", one(jpg=JPG, json=b'{"label": 1.5}'),
      'sample "7" of {} has the label 1.5 in .json: write a number or a name'),
     ("a truth in .json", one(jpg=JPG, json=b'{"label": true}'),
@@ -98,7 +98,7 @@ BAD: list[tuple[str, list[Sample], str]] = [
     ("a long text", one(jpg=JPG, txt=b"x" * 2_000_000),
      'sample "7" of {} has a .txt of 2,000,000 bytes: write the label alone'),
     ("a key twice", [*samples(1), *samples(1)],
-     '{} holds the key "000000" twice: write each sample once, with its files side by side'),
+     '{} holds the key "000000" twice: keep the files of a sample together'),
     ("files apart", [("1", {"jpg": JPG}), ("2", {"jpg": JPG, "cls": b"1"}), ("1", {"cls": b"0"})],
      'sample "1" of {} has no label: add a .cls, a .txt or a .json with "label"'),
     ("a file twice", [("1", {"jpg": JPG}), ("1", {"jpg": JPG})],
@@ -134,9 +134,9 @@ def entry(name: str, kind: bytes, target: str = "") -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("add", "what"),
     [
-        (entry("x.jpg", tarfile.SYMTYPE, "/etc/passwd"), '"x.jpg", which is a link'),
-        (entry("x.jpg", tarfile.LNKTYPE, "000000.jpg"), '"x.jpg", which is a link'),
-        (entry("x.jpg", tarfile.FIFOTYPE), '"x.jpg", which is no plain file'),
+        (entry("x.jpg", tarfile.SYMTYPE, "/etc/passwd"), '"x.jpg", a link'),
+        (entry("x.jpg", tarfile.LNKTYPE, "000000.jpg"), '"x.jpg", a link'),
+        (entry("x.jpg", tarfile.FIFOTYPE), '"x.jpg", no plain file'),
     ],
 )
 def test_only_files_are_taken(tmp_path: Path, add: Callable[[Path], object], what: str) -> None:
@@ -167,8 +167,8 @@ def test_a_truncated_shard_is_noticed_wherever_it_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no uncompressed tar file (empty file): unpack or copy it again"),
-        (b"<html>404</html>" * 99, "is no uncompressed tar file (invalid header): unpack or copy it again"),
+        (b"", "is no plain tar file (empty file): unpack or copy it again"),
+        (b"<html>404</html>" * 99, "is no plain tar file (invalid header): unpack or copy it again"),
     ],
 )
 def test_files_that_are_no_tar_files(tmp_path: Path, content: bytes, message: str) -> None:

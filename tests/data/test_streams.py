@@ -225,5 +225,5 @@ def test_times_that_cannot_be_read(dated: Path, change: Any, message: str) -> No
 
 
 def test_data_without_times_is_refused(source: Dataset) -> None:
-    with pytest.raises(UserError, match="has no times: write them into a column time of a csv: list"):
+    with pytest.raises(UserError, match="has no times: write them into a column time"):
         cut(source, "time")

@@ -92,7 +92,7 @@ def test_pieces_give_the_loss_gradient_and_state_of_the_whole_batch(name: str, t
         update, on, method = course.update(phase), sample(course, task, phase), course.method
         before = copy.deepcopy(method.state_dict())
         if name in LOOKS_INSIDE:
-            with pytest.raises(UserError, match=r"accumulate=3 .* the method reads inside the image tower"):
+            with pytest.raises(UserError, match=r"accumulate=3 .* the method looks inside the tower"):
                 gradient(course, on, phase, accumulate=3)
             continue
         terms, whole = gradient(course, on, phase)

@@ -32,8 +32,7 @@ def source_class(spec: str) -> tuple[type[Source], str | None]:
     name, _, argument = spec.partition(":")
     if ("/" in name or name.startswith((".", "~")) or is_readable(name)) and not trust.is_file(name):
         raise UserError(
-            f'data "{spec}" is not there: give a folder of CLASS folders, or SOURCE:ARGUMENT (everclip datasets lists'
-            " the sources)"
+            f'data "{spec}" is not there: give a folder of CLASS folders, or a source (everclip datasets)'
         )
     shipped = plugins.names("data/sources")
     if name == spec and name not in shipped and not trust.is_code(name):
@@ -103,9 +102,7 @@ def _worded(
 
     if data.captioned and (classnames is not None or templates):
         given = "templates" if classnames is None else "classnames"
-        raise UserError(
-            f"{given}= is for data with classes, and {spec} has captions, which are used as they are: leave it out"
-        )
+        raise UserError(f"{given}= is for data with classes, and {spec} has captions: leave it out")
     if classnames is not None:
         names = prompts.read_class_names(Path(os.path.expanduser(classnames)), data.class_names)
         data = replace(data, class_names=tuple(check_names(names, classnames)))

@@ -135,9 +135,7 @@ def checked(where: str, texts: Sequence[object]) -> list[str]:
         if not text:
             raise UserError(f"{where} has an empty caption: write one, or leave the image out")
         if len(text) > MOST_CAPTION:
-            raise UserError(
-                f"{where} has a caption of {len(text):,} characters: write at most {MOST_CAPTION:,}"
-            )
+            raise UserError(f"{where} has a caption of {len(text):,} characters: keep to {MOST_CAPTION:,}")
         found[text] = None
     if not found:
         raise UserError(f"{where} has no caption: write one, or leave the image out")

@@ -36,9 +36,7 @@ def encoded(images: Any, width: int | None = None) -> list[bytes]:
     if width is not None:
         rows = np.asarray(images)
         if rows.dtype.kind != "f" or rows.ndim != 2 or rows.shape[1] != width:
-            raise UserError(
-                f"features are {rows.dtype} {list(rows.shape)}: give an array of floats [n, {width}]"
-            )
+            raise UserError(f"features are {rows.dtype} {list(rows.shape)}: give floats [n, {width}]")
         rows, good = in_float32(rows)
         if not good.all():
             raise UserError(f"row {int(good.argmin())} of features is not finite in float32: leave it out")
@@ -62,14 +60,10 @@ def _bytes(image: Any, number: int) -> bytes:
             or image.ndim not in (2, 3)
             or (image.ndim == 3 and image.shape[2] not in (3, 4))
         ):
-            raise UserError(
-                f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]"
-            )
+            raise UserError(f"image {number} is {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]")
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise UserError(
-            f"image {number} is a {type(image).__name__}: give a path, a PIL image, an array or encoded bytes"
-        )
+        raise UserError(f"image {number} is a {type(image).__name__}: give a path, PIL image, array or bytes")
     content = io.BytesIO()
     image.save(content, "PNG", compress_level=1)
     return content.getvalue()

@@ -194,9 +194,7 @@ def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
     values, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(values) < len(ids):
         key = keys[int(first[count > 1][0])]
-        raise UserError(
-            f'two images have the id of "{key}": list each image once, or rename one of the files'
-        )
+        raise UserError(f'two images have the id of "{key}": list each image once, or rename one file')
     return ids
 
 

@@ -164,10 +164,7 @@ class Memory:
         position = {sample: row for row, sample in enumerate(train.ids.tolist())}
         lost = [sample for sample in state["ids"] if sample not in position]
         if lost:
-            raise UserError(
-                f"{len(lost)} exemplars of the memory are no longer in the data: put the images back,"
-                " or start a new run"
-            )
+            raise UserError(f"{len(lost)} exemplars of the memory are no longer in the data: put them back")
         self._images = train.select(np.array([position[sample] for sample in state["ids"]], dtype=np.int64))
         self._stages = state["stages"]
         self._stage = dict(zip(state["ids"], state["stage"], strict=True))
@@ -178,7 +175,5 @@ def _numbers(policy: Policy, name: str, found: Any) -> NDArray[np.int64]:
     """Check what a policy has returned, whole numbers from 0. Raises UserError for anything else."""
     numbers = np.asarray(found)
     if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu") or (numbers < 0).any():
-        raise UserError(
-            f"{returned(policy, name)} {shown(repr(found))}: return an array of whole numbers from 0"
-        )
+        raise UserError(f"{returned(policy, name)} {shown(repr(found))}: return whole numbers from 0")
     return numbers.astype(np.int64)

@@ -101,13 +101,10 @@ def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...
     """
     for number, line in enumerate(templates, 1):
         if line.count("{}") != 1:
-            raise UserError(
-                f'template {number} of {where} is "{_short(line)}": write "{{}}" once where the class name goes'
-            )
+            raise UserError(f'template {number} of {where} is "{_short(line)}": use "{{}}" once, for a class')
         if printable(line) != line:
             raise UserError(
-                f'template {number} of {where} is "{_short(printable(line))}", with characters that cannot be printed:'
-                " write it without them"
+                f'template {number} of {where} cannot be printed ("{_short(printable(line))}"): change it'
             )
     return templates
 
@@ -125,8 +122,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     if not any("\t" in line for line in lines):
         if len(lines) != len(folders):
             raise UserError(
-                f"class names file {path} has {len(lines)} lines for {len(folders)} classes:"
-                ' write one name a line in the folders\' sorted order, or "folder<TAB>name"'
+                f"{path} has {len(lines)} lines for {len(folders)} classes: use as many, or folder<TAB>name"
             )
         return tuple(lines)
     names = {folder: clean(folder) for folder in folders}
@@ -135,12 +131,8 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
         folder, tab, name = line.partition("\t")
         folder = folder if folder in names else clean(folder)  # names may be known only as they read
         if not tab or not name.strip() or folder not in names:
-            raise UserError(
-                f'line {number} of {path} is "{_short(line)}": write "folder<TAB>name" with one of the class folders'
-            )
+            raise UserError(f'line {number} of {path} is "{_short(line)}": use "folder<TAB>name" of a class')
         if line_of.setdefault(folder, number) != number:
-            raise UserError(
-                f'lines {line_of[folder]} and {number} of {path} both name the folder "{folder}": keep one of them'
-            )
+            raise UserError(f'lines {line_of[folder]} and {number} of {path} both name "{folder}": keep one')
         names[folder] = name.strip()
     return tuple(names[folder] for folder in folders)

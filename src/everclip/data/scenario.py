@@ -68,8 +68,7 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
     if order == "icarl":
         if len(names) != len(ICARL):
             raise UserError(
-                f"scenario.order=icarl is the order of CIFAR-100's classes but there are {len(names)}: write a seed,"
-                ' "given" or the names in order'
+                f'scenario.order=icarl is of 100 classes, not {len(names)}: use a seed, "given" or the names'
             )
         return list(ICARL)
     if isinstance(order, str):
@@ -130,10 +129,7 @@ def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
             raise UserError(f"scenario.tasks={tasks} but there are {classes} classes: use at most {classes}")
         return [classes // tasks + (index < classes % tasks) for index in range(tasks)]
     if sum(tasks) != classes:
-        raise UserError(
-            f"scenario.tasks={list(tasks)} adds up to {sum(tasks)} classes but there are {classes}:"
-            f" write sizes that add up to {classes}"
-        )
+        raise UserError(f"scenario.tasks={list(tasks)} adds up to {sum(tasks)} classes: make it {classes}")
     return list(tasks)
 
 

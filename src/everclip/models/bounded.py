@@ -99,8 +99,7 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
             and (value.numel() > 1 or there not in ((), (1,)))
         ):
             raise ValueError(
-                f"its config says that {shown(name)} has the shape {list(value.shape)}, and {weights.name}"
-                f" has {shown(list(there))}"
+                f"its config gives {shown(name)} shape {list(value.shape)}, its weights {shown(list(there))}"
             )
 
 

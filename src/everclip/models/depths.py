@@ -64,14 +64,11 @@ class Depths:
         blocks = Parts.of(visual, self._otherwise).blocks if self.weights else ()
         if self.weights and len(self.weights) > len(blocks) and not self.raw:
             raise UserError(
-                f"method.stages has {len(self.weights)} weights and the image tower {len(blocks)} blocks:"
-                f" use at most {len(blocks)}"
+                f"method.stages has {len(self.weights)} weights for {len(blocks)} blocks: leave some out"
             )
         fixed = isinstance(visual, ModifiedResNet) or not is_convolutional(visual)
         if self.scales != (1.0,) and fixed:
-            raise UserError(
-                "method.scales asks for other sizes, which this image tower does not take: use method.scales=[1.0]"
-            )
+            raise UserError("this image tower takes no other sizes: use method.scales=[1.0]")
 
     def read(self, visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b m"]:
         """Return the rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them.

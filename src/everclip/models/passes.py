@@ -50,8 +50,7 @@ class Passes:
         self._drop = _patches(clip) if train.patch_dropout > 0 else None
         if self._drop is not None and collectives.size() > 1:
             raise UserError(
-                "train.patch_dropout draws patches for a whole batch, but each process has only a part:"
-                " use train.patch_dropout=0, or start one process"
+                "train.patch_dropout draws for whole batches: use train.patch_dropout=0, or start one process"
             )
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
         self._wide: list[tuple[Any, str]] = []
@@ -130,16 +129,10 @@ def _patches(clip: Clip) -> tuple[nn.Module, int]:
     of the patches.
     """
     if clip.trunk is not None:
-        raise UserError(
-            "train.patch_dropout drops patches, but the kept activations have them all:"
-            " use cache.trunk=off, or train.patch_dropout=0"
-        )
+        raise UserError("kept activations have all patches: use cache.trunk=off or train.patch_dropout=0")
     tower: Any = clip.model.visual
     if isinstance(tower, VisionTransformer):
         return tower.patch_dropout, 1
     if isinstance(tower, TimmModel) and isinstance(tower.trunk, TimmTransformer):
         return tower.trunk.patch_drop, tower.trunk.num_prefix_tokens
-    raise UserError(
-        f"train.patch_dropout drops patches, but the image tower of {clip.name} is no vision transformer"
-        f" with a sequence of them: use train.patch_dropout=0"
-    )
+    raise UserError(f"the image tower of {clip.name} is no vision transformer: use train.patch_dropout=0")

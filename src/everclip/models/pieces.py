@@ -34,7 +34,4 @@ def unwatched(tower: nn.Module, what: str) -> None:
         UserError: a module of the tower has a hook.
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
-        raise UserError(
-            f"{what}, but the method reads inside the image tower while it runs: leave it out, or use"
-            f" another method"
-        )
+        raise UserError(f"{what}, but the method looks inside the tower: leave it out, or use another method")

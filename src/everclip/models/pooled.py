@@ -87,10 +87,7 @@ def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor
             matrix, bias = linear[0].weight.float(), linear[0].bias
             return matrix.clone(), matrix.new_zeros(len(matrix)) if bias is None else bias.float().clone()
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
-    raise UserError(
-        f"method=bofa trains the linear projection of the image tower, and this one ({kind}) ends otherwise: use"
-        " a ViT, or another method"
-    )
+    raise UserError(f"method=bofa needs an image tower ending in a linear projection, not {kind}: use a ViT")
 
 
 def _flat(visual: nn.Module, features: Tensor) -> Float[Tensor, "b d"]:
@@ -111,6 +108,5 @@ def _before_matrix(visual: VisionTransformer, images: Tensor) -> Tensor:
 def _none(visual: nn.Module) -> UserError:
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
     return UserError(
-        f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its"
-        f" projection: use method.feature=projected"
+        f"an image tower {kind} has no pooled output before its projection: use method.feature=projected"
     )

@@ -74,16 +74,13 @@ def _home(name: Any, folder: str | None, where: str) -> str:
         return folder
     if isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name:
         return name
-    raise UserError(
-        f"{where}: text_cfg leads to {shown(name)}, which is no name on the hub, such as ORG/NAME"
-    )
+    raise UserError(f"{where}: text_cfg leads to {shown(name)}, which is no name on the hub: use ORG/NAME")
 
 
 def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
     if not isinstance(values, Mapping):
         raise UserError(
             f"{where}: {prefix.rstrip('.') or 'model_cfg'} is {shown(values)}, no table: use another copy"
-            f" of the model"
         )
     for key in values:
         if key not in keys:
@@ -121,8 +118,7 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
     if not isinstance(kind, str) or kind not in arch_dict:
         known = ", ".join(arch_dict)
         raise UserError(
-            f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}: use a model with"
-            f" one of them"
+            f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}: use one of them"
         )
     keys = {key for key in CONFIG_MAPPING[kind]().to_dict() if not key.startswith("_")} | {"model_type"}
     with tempfile.TemporaryDirectory() as scratch:
@@ -172,11 +168,6 @@ def _check_code(found: Any, where: str) -> None:
         raise ValueError(f"{where}: a config of transformers that is no table")
     for key in found:
         if key in _CODE:
-            raise UserError(
-                f"{where}: {key} asks to run code that comes with the model; it is not loaded: use another"
-                f" model"
-            )
+            raise UserError(f"{where}: {key} asks to run code, which is never loaded: use another model")
         if key in _ELSEWHERE:
-            raise UserError(
-                f"{where}: {shown(key)} leads to other files; it is not loaded: use another model"
-            )
+            raise UserError(f"{where}: {shown(key)} leads to other files: use another model")

@@ -124,9 +124,7 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
         raise UserError(names.unknown(spec))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tag:
-        raise UserError(
-            f'model "{name}" needs a tag that says which weights: use {name}:TAG with TAG {_one_of(tags)}'
-        )
+        raise UserError(f'model "{name}" needs a tag of weights: use {name}:TAG with TAG {_one_of(tags)}')
     if tag not in tags:
         raise UserError(f'model "{name}" has no weights "{tag}"{suggest(tag, tags)}')
     config = open_clip.get_model_config(name) or {}
@@ -149,9 +147,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(
-            f'model "{spec}" needs a missing package ({_line(error)}): pip install transformers'
-        ) from error
+        raise UserError(f'model "{spec}" needs more ({_line(error)}): pip install transformers') from error
     except Exception as error:  # files that others wrote make the libraries raise anything
         if local:
             raise UserError(
@@ -223,9 +219,7 @@ def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
     if isinstance(visual, ModifiedResNet):
         if image_size % 32:
             near = max(32, round(image_size / 32) * 32)
-            raise UserError(
-                f'image_size={image_size}: model "{spec}" takes multiples of 32: use image_size={near}'
-            )
+            raise UserError(f'model "{spec}" takes image sizes in multiples of 32: use image_size={near}')
         _resize_pool(visual.attnpool, image_size // 32)
     elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):
         raise UserError(f'image_size: model "{spec}" only takes its own size, not {image_size}; leave it out')

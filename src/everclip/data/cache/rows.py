@@ -234,10 +234,7 @@ class Shared(Rows):
         rows = _read(self._rows, [place[0] for place in places], self)
         for key, row, (_, scale, checksum) in zip(keys, rows, places, strict=True):
             if _checksum(key, row, scale) != checksum:
-                raise RunError(
-                    f"{self.folder} holds a row that is not what was written: remove that folder, and everclip resume"
-                    " goes on"
-                )
+                raise RunError(f"{self.folder} holds a damaged row: remove it, and everclip resume goes on")
         return rows, np.array([place[1] for place in places], dtype=np.float32)
 
     def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:

@@ -100,13 +100,10 @@ def _paths(column: pa.ChunkedArray) -> list[str | None]:
 def _checked(where: Callable[[int], str], row: int, path: str, folder: Path | None, fence: Fence) -> str:
     """Return the absolute path of an image file. Raises UserError where it is a URL or lies outside."""
     if "://" in path or "\0" in path:
-        raise UserError(
-            f"{where(row)} names the file {shown(path)}: unpack archives and download files first"
-        )
+        raise UserError(f"{where(row)} names the file {shown(path)}: download and unpack it first")
     absolute = str(Path(folder or "").absolute() / path)
     if not fence.holds(absolute):
         raise UserError(
-            f"{where(row)} names the file {shown(path)}, which lies outside of the data set: write it with"
-            " save_to_disk, which takes images in"
+            f"{where(row)} names the file {shown(path)}, which lies outside of the data set: use save_to_disk"
         )
     return absolute

@@ -124,8 +124,7 @@ def cells(name: str, split: str, data: datasets.Dataset, column: str, signed: bo
             text = str(value).strip()
         if not text:
             raise UserError(
-                f'row {row} of the split "{split}" of hf:{name} has no {column}: leave such rows out, or write'
-                f" hf:{name}#test=SPLIT with a labelled one"
+                f'row {row} of the split "{split}" of hf:{name} has no {column}: drop it, or use #test=SPLIT'
             )
         texts.append(text)
     return texts

@@ -57,7 +57,5 @@ def _entry(line: str, domain: str, where: str) -> tuple[str, str, int]:
     parts = key.split("/")
     plain = len(parts) == 3 and not {"", ".", ".."} & {*parts} and "\\" not in key and "\0" not in key
     if not plain or parts[0] != domain or not label.isdecimal() or int(label) > MOST_LABEL:
-        raise UserError(
-            f'{where} is {line[:60]!a}: write "{domain}/CLASS/FILE LABEL", or get the official list'
-        )
+        raise UserError(f'{where} is {line[:60]!a}: use "{domain}/CLASS/FILE LABEL", or the official list')
     return key, parts[1], int(label)

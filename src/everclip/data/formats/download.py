@@ -64,9 +64,7 @@ def home(source: str, argument: str | None) -> Path:
         root = Path(argument).expanduser()
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
-            raise UserError(
-                f"data folder {root} {what}: give the folder that holds {source}, or use data={source}"
-            )
+            raise UserError(f"data folder {root} {what}: give that of {source}, or use data={source}")
         return root
     named = os.environ.get("EVERCLIP_DATA")
     return (Path(named).expanduser() if named else cache_folder.folder() / "data") / source
@@ -98,9 +96,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """Return the error to raise for a file or folder that cannot be written."""
-    return UserError(
-        f"{path} cannot be written ({error.strerror or error}): give a folder on a disk with room that you may write to"
-    )
+    return UserError(f"{path} cannot be written ({error.strerror or error}): make room or use another folder")
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -108,8 +104,7 @@ def check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free - RESERVE
     if free < size:
         raise UserError(
-            f"{folder} has {max(0, free) / 1e9:.1f} GB to spare and {size / 1e9:.1f} GB are needed: make room, or"
-            " give a folder on another disk"
+            f"{folder} has {max(0, free) / 1e9:.1f} GB of {size / 1e9:.1f} GB needed: make room on its disk"
         )
 
 
@@ -147,8 +142,7 @@ def fetch(remote: Remote, path: Path) -> None:
     if not matches(part, remote.digest):
         part.unlink()
         raise UserError(
-            f"what {remote.url} sent has another checksum than the original, and was deleted: try again, or put the"
-            f" original there yourself as {path}"
+            f"{remote.url} has another checksum than the original: try again, or put the original in {path}"
         )
     commit(part, path)
 
@@ -190,8 +184,7 @@ def _complete(remote: Remote, part: Path, path: Path) -> None:
         most = max(most, _size(part))
         if failures >= TRIES:
             raise UserError(
-                f"{remote.url} cannot be downloaded ({reason}): try again, which goes on after the"
-                f" {_size(part) / 1e6:.0f} MB that are there, or put the file there yourself as {path}"
+                f"{remote.url} cannot be downloaded ({reason}): try again to go on, or put the file in {path}"
             )
         if failures:
             time.sleep(PAUSE * 2 ** (failures - 1))

@@ -124,10 +124,7 @@ def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d
         raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: write at least one row and column")
     rows, good = in_float32(rows)
     if not good.all():
-        raise UserError(
-            f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave out rows"
-            f" that are not ({int((~good).sum())}), with their labels"
-        )
+        raise UserError(f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave it out")
     return rows
 
 
@@ -160,9 +157,7 @@ def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
     if not names and found["labels"].dtype.kind != "U":
         names = [str(label) for label in range(len(text))]
     if len(names) != len(text):
-        raise UserError(
-            f"{file}: text_features has {len(text)} rows for {len(names)} classnames: write one a class, in their order"
-        )
+        raise UserError(f"{file}: {len(text)} rows of text_features for {len(names)} classnames: use as many")
     return names
 
 
@@ -186,7 +181,5 @@ def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Seq
         return [names[int(label)] for label in labels] if names else labels
     unknown = set(labels).difference(names) if names else ()
     if unknown:
-        raise UserError(
-            f"{file}: {name} has {shown(min(unknown))}, which is none of classnames: add it there"
-        )
+        raise UserError(f"{file}: {name} has {shown(min(unknown))}, which is none of classnames: add it")
     return labels

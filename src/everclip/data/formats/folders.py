@@ -66,9 +66,7 @@ def _check_text(names: Sequence[str], folder: str) -> None:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
             shown = name.encode("utf-8", "backslashreplace").decode()
             if sys.getfilesystemencoding() != "utf-8":
-                raise UserError(
-                    f'"{shown}" in {folder} is no text in this locale: set LC_ALL=C.UTF-8, or PYTHONUTF8=1'
-                )
+                raise UserError(f'"{shown}" in {folder} is no text in this locale: set LC_ALL=C.UTF-8')
             raise UserError(f'"{shown}" in {folder} is no UTF-8 name: rename it')
 
 
@@ -143,8 +141,7 @@ def parts(root: Path) -> tuple[str, str | None]:
     if "train" not in there:
         if there and all(name.lower() in PART_NAMES and _holds_folders(root, name) for name in there):
             raise UserError(
-                f'{root} has {_quoted(there)} but no "train": call its parts "train" and "test",'
-                f" or give one of them, such as {root / there[0]}"
+                f'{root} has {_quoted(there)} but no "train": name its parts "train" and "test", or give one'
             )
         return "", None
     if not tests and len(there) > 1:
@@ -198,22 +195,15 @@ def dataset(
     folders = sorted({row[2] for row in found})
     loose = _loose(root, places)
     if not found and loose:
-        raise UserError(
-            f"{root} holds images but no class folders, such as {loose[0]}: move each image into a folder"
-            " named after its class"
-        )
+        raise UserError(f"{root} holds images but no class folders, such as {loose[0]}: use CLASS folders")
     if not found:
         raise UserError(f"no images under {root}: put files such as .jpg or .png into CLASS folders there")
     if len(folders) < least:
-        raise UserError(
-            f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders: add another'
-        )
+        raise UserError(f'{root} has one class, "{folders[0]}": a classifier needs two: add a CLASS folder')
     trained = {row[2] for row in found if not row[3]}
     untrained = [folder for folder in folders if folder not in trained]
     if untrained:
-        raise UserError(
-            f'class "{untrained[0]}" in {root} has no training images: add some, or remove its folder'
-        )
+        raise UserError(f'class "{untrained[0]}" in {root} has no training images: add some, or remove it')
     if loose:
         log.warning(
             "%d images lie outside of the class folders of %s and are left out, such as %s: move them into CLASS"
@@ -223,9 +213,7 @@ def dataset(
     fence = Fence(root)
     for key, *_ in found:
         if not fence.holds(f"{root}/{key}"):
-            raise UserError(
-                f"{root / key} links out of {root}: put the images themselves there, such as with cp -rL"
-            )
+            raise UserError(f"{root / key} links out of {root}: copy the image there (cp -rL)")
     names_file, templates_file = root / "classnames.txt", root / "templates.txt"
     names = tuple(clean(folder) for folder in folders)
     if names_file.exists():

@@ -89,8 +89,7 @@ def read_shard(path: Path, captions: str | None = None) -> Shard:
             for key, members in _samples(path, file):
                 if key in seen:
                     raise UserError(
-                        f"shard {path} holds the key {shown(key)} twice: write each sample once, with its files side"
-                        " by side"
+                        f"shard {path} holds the key {shown(key)} twice: keep the files of a sample together"
                     )
                 seen.add(key)
                 _add(shard, file, key, members, captions)
@@ -136,9 +135,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     except RecursionError as error:  # tarfile calls itself for a header that extends another
         raise UserError(damaged) from error
     except (tarfile.TarError, ValueError) as error:
-        raise UserError(
-            f"shard {path} is no uncompressed tar file ({error}): unpack or copy it again"
-        ) from error
+        raise UserError(f"shard {path} is no plain tar file ({error}): unpack or copy it again") from error
     while True:
         try:
             member = tar.next()
@@ -151,9 +148,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             continue
         if not member.isreg() or member.issparse():
             what = "a link" if member.issym() or member.islnk() else "no plain file"
-            raise UserError(
-                f"shard {path} holds {shown(_escaped(member.name))}, which is {what}: write files alone"
-            )
+            raise UserError(f"shard {path} holds {shown(_escaped(member.name))}, {what}: write files alone")
         if not 0 <= member.offset_data <= member.offset_data + member.size <= length:
             raise UserError(damaged)
         yield member
@@ -229,13 +224,9 @@ def _checked(where: str, extension: str, label: object) -> str:
     if isinstance(label, bool) or not isinstance(label, int | str) or not text:
         raise UserError(f"{where} has the label {shown(label)} in .{extension}: write a number or a name")
     if re.fullmatch(r"-[0-9]+", text):
-        raise UserError(
-            f"{where} has the label {shown(text)}: number classes from 0, or leave the sample out"
-        )
+        raise UserError(f"{where} has the label {shown(text)}: number classes from 0, or leave it out")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return str(int(text))
     if extension == "cls":
-        raise UserError(
-            f"{where} has {shown(text)} in .cls, which is no class's number: write a name into .txt or .json"
-        )
+        raise UserError(f"{where} has {shown(text)} in .cls, which is no number: use .txt or .json for names")
     return text

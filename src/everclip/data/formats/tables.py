@@ -76,8 +76,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
     domain_names = _sorted(set(domains))
     if origin.kind == "domain-incremental" and len(domain_names) < 2:
         raise UserError(
-            f"{where} has {'no domains' if rows.domains is None else 'one domain'}: {origin.domain_hint}, or use"
-            " scenario.kind=class-incremental"
+            f"{where} has fewer than 2 domains: {origin.domain_hint}, or use scenario.kind=class-incremental"
         )
     is_test = held_out(store.keys, labels, domains) if rows.is_test is None else rows.is_test
     _check_trained(where, labels, is_test)
@@ -120,9 +119,7 @@ def _check_labels(where: str, classes: Sequence[str]) -> None:
             f'a label of {where} has {len(longest)} characters ("{clean(longest)[:30]}..."): write the class\'s name'
         )
     if len(classes) < 2:
-        raise UserError(
-            f'{where} has one class, "{clean(classes[0])}": a classifier needs at least two classes: add another'
-        )
+        raise UserError(f'{where} has one class, "{clean(classes[0])}": a classifier needs two: add another')
 
 
 def held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]) -> list[bool]:
@@ -173,8 +170,7 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
             return read_class_names(path, classes)
         if int(classes[-1]) >= len(lines):
             raise UserError(
-                f"{origin.where} has the class {classes[-1]} but {path} ends with line {len(lines)}: write one name a"
-                " line, where the first is class 0"
+                f"{origin.where} has class {classes[-1]}, and {path} {len(lines)} lines: name all from 0"
             )
         return tuple(lines[int(number)] for number in classes)
     if numbers and origin.templates:

@@ -92,9 +92,7 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
             f"{where} is no file of CIFAR: it holds {error}; get the original, and do not open this one with pickle"
         ) from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-        raise UserError(
-            f"{where} is damaged or no file of CIFAR ({type(error).__name__}): get the original"
-        ) from error
+        raise UserError(f"{where} is damaged or no file of CIFAR: get the original") from error
 
 
 def text(value: object) -> str:

@@ -48,17 +48,14 @@ def read(path: Path, known: Sequence[str]) -> dict[str, str]:
         name, label = _entry(line, number, path, len(known))
         wnid = known[int(label)] if label.isdecimal() else label
         if wnid not in ids:
-            raise UserError(
-                f'{path} gives {name} the id "{wnid}", which is no class of ImageNet-1k: {_FORMS}'
-            )
+            raise UserError(f'{path} gives {name} the id "{wnid}", no class of ImageNet-1k: {_FORMS}')
         if found.setdefault(name, wnid) != wnid:
             raise UserError(f"{path} lists {name} as {found[name]} and as {wnid}: keep one of them")
     for number, place in enumerate(FIRST, 1):
         wnid = found.get(image_name(number), known[place])
         if wnid != known[place]:
             raise UserError(
-                f"{path} says that {image_name(number)} is {wnid}, but it is {known[place]}: the list has another order"
-                f" of classes (the devkit's own?); {_FORMS}"
+                f"{path} has another order ({image_name(number)} is {known[place]}, not {wnid}): {_FORMS}"
             )
     return found
 
@@ -69,10 +66,7 @@ def _entry(line: str, number: int, path: Path, classes: int) -> tuple[str, str]:
     if len(words) == 1 and re.fullmatch(r"n\d{8}", words[0]):
         return image_name(number), words[0]
     if len(words) == 1 and words[0].isdecimal():
-        raise UserError(
-            f"line {number} of {path} is the number {words[0]} alone, as in the devkit, whose numbers are of another"
-            f" order: {_FORMS}"
-        )
+        raise UserError(f"line {number} of {path} is a number alone, of the devkit's own order: {_FORMS}")
     is_number = len(words) == 2 and words[1].isdecimal() and int(words[1]) < classes
     if len(words) < 2 or not (is_number or re.fullmatch(r"n\d{8}", words[1])):
         raise UserError(f"line {number} of {path} is {line[:40]!a}: {_FORMS}")

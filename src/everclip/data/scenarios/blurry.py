@@ -66,9 +66,7 @@ class Blurry(Scenario):
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         settings, count = self.settings, self.settings.tasks
         if not isinstance(count, int):
-            raise UserError(
-                "scenario.kind=blurry draws the sizes of its tasks: use a number as scenario.tasks"
-            )
+            raise UserError("scenario.kind=blurry draws the sizes of its tasks: use a number of tasks")
         seed_of = stream_seed(settings.order, seed)
         labels = learned_order(data.class_names, settings.order, seed)
         draw = generator(seed_of, "blurry")
@@ -91,10 +89,7 @@ class Blurry(Scenario):
         disjoint = self._disjoint(len(labels))
         mixed = len(labels) - disjoint
         if mixed < count and (self.config.stochastic or disjoint < count):
-            raise UserError(
-                f"scenario.disjoint={self.config.disjoint:g} leaves {mixed} mixed classes for {count} tasks: write a"
-                " smaller scenario.disjoint or fewer scenario.tasks"
-            )
+            raise UserError(f"scenario.disjoint leaves {mixed} mixed classes for {count} tasks: lower it")
         home = np.zeros(len(labels), dtype=np.int64)
         sizes = _cut(disjoint, count, draw) if self.config.stochastic else _even(disjoint, count)
         home[labels[:disjoint]] = np.repeat(np.arange(count), sizes)

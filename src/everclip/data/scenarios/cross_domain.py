@@ -86,9 +86,8 @@ class CrossDomain(DomainIncremental):
             shared = next((label for label in classes if owner.setdefault(label, name) != name), None)
             if shared is not None:
                 raise UserError(
-                    f"{data.name} has {data.class_names[shared]} in {owner[shared]} and in {name}, and"
-                    " scenario.kind=cross-domain learns data sets with classes of their own: use data=joined:A+B, or"
-                    " scenario.kind=domain-incremental"
+                    f"{owner[shared]} and {name} both have {data.class_names[shared]}: use data=joined:A+B,"
+                    f" or scenario.kind=domain-incremental"
                 )
             tasks.append(Task(index, name, tuple(classes), train, test))
         return tasks

@@ -64,8 +64,7 @@ class DomainIncremental(Scenario):
         names, order = data.domain_names, self.settings.order
         if len(names) < 2:
             raise UserError(
-                f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
-                " PATH/DOMAIN/CLASS/*.jpg"
+                f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH"
             )
         return of_domains(data, domain_order(order, names, seed))
 

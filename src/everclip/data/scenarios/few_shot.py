@@ -56,10 +56,7 @@ class FewShot(ClassIncremental):
             return [classes]
         base = round(BASE * classes) if base is None else base
         if classes - base < tasks - 1:
-            raise UserError(
-                f"scenario.base={base} of {classes} classes leaves too few for {tasks - 1} more tasks: use a smaller"
-                " scenario.base or fewer scenario.tasks"
-            )
+            raise UserError(f"scenario.base={base} leaves too few for {tasks - 1} more tasks: lower it")
         return [base, *task_sizes(classes - base, tasks - 1)]
 
     def _few(self, task: Task) -> ImageSet:

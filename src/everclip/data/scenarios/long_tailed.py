@@ -65,8 +65,7 @@ class LongTailed(ClassIncremental):
         if most / ratio < 1:
             name = data.class_names[int(counts.argmin())]
             raise UserError(
-                f"scenario.imbalance={ratio:g} leaves the smallest class less than one image, as {name} has {most}:"
-                f" use at most {most}"
+                f"scenario.imbalance={ratio:g} of the {most} images of {name} leaves none: use at most {most}"
             )
         ranks = np.arange(len(labels))
         if self.config.tail == "shuffled":

@@ -42,9 +42,7 @@ class CaptionFolder(Source):
         found = {place: image_files(root, place) for place in places}
         keys = [key for place in places for key in found[place]]
         if not keys:
-            raise UserError(
-                f"no images under {root}: put images and a text file beside each there ({LAYOUT})"
-            )
+            raise UserError(f"no images under {root}: put images there, each with a text file ({LAYOUT})")
         fence = Fence(root)
         captions = [_captions(root, key, fence) for key in keys]
         tests = None if test is None else [place == test for place in places for _ in found[place]]

@@ -156,14 +156,11 @@ def _pictures(root: Path, name: str) -> Dataset:
     found: list[tuple[str, str, str, bool]] = []
     for part in PARTS:
         if not (root / part).is_dir():
-            raise UserError(
-                f"{root / part} is missing: put the pictures of CIFAR-100 there as {part}/CLASS/*.png"
-            )
+            raise UserError(f"{root / part} is missing: put the pictures there as {part}/CLASS/*.png")
         folders = subfolders(root / part)
         if strange := [folder for folder in folders if folder not in NAMES]:
             raise UserError(
-                f'{root / part} has the class "{strange[0]}", which CIFAR-100 lacks: remove it, or use'
-                f" data=imagefolder:{root}"
+                f'{root / part} has the extra class "{strange[0]}": remove it, or use data=imagefolder:{root}'
             )
         for folder in NAMES:
             files = image_files(root, f"{part}/{folder}") if folder in folders else []

@@ -114,9 +114,7 @@ class Csv(Source):
         hint = 'write each image\'s domain into a column "domain"'
         origin = Origin(f"csv:{argument}", str(file), kind, hint, file.parent)
         if kind == "time" and times is None:
-            raise UserError(
-                f'the header of {file} has no column "time": write the time of each image into one'
-            )
+            raise UserError(f'the header of {file} has no column "time": add one')
         return replace(dataset(origin, store, rows), times=times)
 
 
@@ -150,8 +148,7 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
         where = f"line {line} of {file}"
         if len(cells) != len(header):
             raise UserError(
-                f"{where} has {len(cells)} columns but the header has {len(header)}: put cells that hold the separator"
-                " into double quotes"
+                f"{where} has {len(cells)} columns, not {len(header)}: quote cells with separators"
             )
         entry = _entry(where, columns, cells)
         if entry.captions and entry.path in place:
@@ -161,9 +158,7 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
         _check_image(where, file.parent, entry.path, fence)
         place[entry.path] = len(entries)
         if line_of.setdefault(entry.path, line) != line:
-            raise UserError(
-                f"lines {line_of[entry.path]} and {line} of {file} both list {shown(entry.path)}: keep one of them"
-            )
+            raise UserError(f"{where} lists {shown(entry.path)} as line {line_of[entry.path]} does: keep one")
         entries.append(entry)
         if len(entries) > MOST_IMAGES:
             raise UserError(f"{file} lists more than {MOST_IMAGES:,} images: split it into several lists")
@@ -186,8 +181,7 @@ def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"line {line} of {file} is malformed ({error}): put a cell with quotes into double quotes, and double"
-                " those inside"
+                f"line {line} of {file} is malformed ({error}): quote the cell, and double the quotes inside"
             ) from error
         if cells is None:
             return
@@ -205,15 +199,11 @@ def _lines(file: Path) -> Iterator[str]:
                 if not line:
                     return
                 if len(line) > MOST_LINE:
-                    raise UserError(
-                        f"line {number} of {file} is longer than {MOST_LINE:,} bytes: write a line an image"
-                    )
+                    raise UserError(f"line {number} of {file} is longer than {MOST_LINE:,} bytes: shorten it")
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"line {number} of {file} is no UTF-8 text: save the list as UTF-8"
-                    ) from error
+                    raise UserError(f"line {number} of {file} is no UTF-8 text: save it as UTF-8") from error
     except (OSError, Unreadable) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"list {file} cannot be read ({reason}): check its permissions") from error
@@ -223,14 +213,11 @@ def _together(where: str, line: int, first: _Entry, again: _Entry) -> _Entry:
     """Return an image with the captions of two lines. Raises UserError where these differ in anything else."""
     if first._replace(captions=()) != again._replace(captions=()):
         raise UserError(
-            f"{where} lists {shown(first.path)} as line {line} does, with another split, task, time or group: use the"
-            " same"
+            f"{where} and line {line} give {shown(first.path)} another split, task, time or group: use one"
         )
     found = tuple(dict.fromkeys(first.captions + again.captions))
     if len(found) > MOST_OF_AN_IMAGE:
-        raise UserError(
-            f"{where}: {shown(first.path)} has more than {MOST_OF_AN_IMAGE:,} captions: write fewer"
-        )
+        raise UserError(f"{where}: {shown(first.path)} has over {MOST_OF_AN_IMAGE:,} captions: use fewer")
     return first._replace(captions=found)
 
 
@@ -247,9 +234,7 @@ def _columns(file: Path, header: Sequence[str], labelled: Mapping[str, Sequence[
         places = [place for place, name in enumerate(names) if name in spellings]
         if len(places) > 1:
             shown_names = " and ".join(shown(header[place]) for place in places[:2])
-            raise UserError(
-                f"the header of {file} has {shown_names} for the column {column}: keep one of them"
-            )
+            raise UserError(f"the header of {file} has {shown_names} for the column {column}: keep one")
         if places:
             found[column] = places[0]
     for column in ("path", "caption" if captioned else "label"):
@@ -270,13 +255,9 @@ def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Ent
         raise UserError(f"{where} has the split {shown(value['split'])}: write train, test or val")
     path = value["path"]
     if re.match(r"([A-Za-z]:)?[/\\]", path):
-        raise UserError(
-            f"{where} has the absolute path {shown(path)}: write it relative to the list's folder"
-        )
+        raise UserError(f"{where} has the absolute path {shown(path)}: make it relative to the list")
     if ".." in re.split(r"[/\\]", path):
-        raise UserError(
-            f'{where} has ".." in the path {shown(path)}: put the list into a folder above its images'
-        )
+        raise UserError(f'{where} has ".." in the path {shown(path)}: put the list above its images')
     path = PurePosixPath(path).as_posix()
     if "caption" not in value:
         return _Entry(path, value["label"], part, value.get("domain", ""), value.get("time", ""))
@@ -299,7 +280,4 @@ def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{where}: {shown(key)} is no file: write the path of an image")
     if status.st_size > MOST_BYTES:
-        raise UserError(
-            f"{where}: {shown(key)} has {status.st_size:,} bytes: images have at most {MOST_BYTES:,};"
-            " replace it by a smaller one, or take its line out"
-        )
+        raise UserError(f"{where}: {shown(key)} has {status.st_size:,} bytes: use at most {MOST_BYTES:,}")

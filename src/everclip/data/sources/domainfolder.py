@@ -38,8 +38,7 @@ class DomainFolder(Source):
                 found += [(key, domain, folder, is_test[key]) for key in files]
             if len(found) == before:
                 raise UserError(
-                    f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT};"
-                    f" for CLASS/*.jpg use data=imagefolder:{root}"
+                    f"{root / train / domain} has no CLASS folders of images: use them, or imagefolder:{root}"
                 )
         if test:
             _check_tested(root, test, domains)
@@ -58,7 +57,4 @@ def _check_tested(root: Path, test: str, domains: list[str]) -> None:
     tested = subfolders(root / test)
     for domain in sorted({*domains} ^ {*tested}):
         there, lacking = (test, "train/") if domain in tested else ("train/", test)
-        raise UserError(
-            f'domain "{domain}" of {root} is in {there} but not in {lacking}: add {lacking}{domain},'
-            f" or remove {there}{domain}"
-        )
+        raise UserError(f'domain "{domain}" of {root} is in {there} but not in {lacking}: add or remove it')

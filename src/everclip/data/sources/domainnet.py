@@ -132,8 +132,7 @@ def _prepare(root: Path) -> None:
         if own.is_file():
             if not matches(own, remote.digest):
                 raise UserError(
-                    f"{own} is not the archive of the cleaned version (its SHA-256 differs): remove it, to have"
-                    f" {remote.url} downloaded, or unzip it there yourself"
+                    f"{own} is not the cleaned version (its SHA-256 differs): remove it to download it"
                 )
             unpack(own, name, root / name, LIMITS)
             continue
@@ -149,12 +148,7 @@ def _check_rows(root: Path, rows: list[Row]) -> None:
     if lost:
         domain = lost[0].split("/")[0]
         more = f", and {len(lost) - 1:,} more of its lists" if len(lost) > 1 else ""
-        raise UserError(
-            f"{root / lost[0]} is missing{more}: unzip {domain}.zip again, or remove {root / domain}, to have it"
-            " downloaded"
-        )
+        raise UserError(f"{root / lost[0]} is missing{more}: unzip {domain}.zip again, or remove {domain}/")
     untrained = {row.folder for row in rows} - {row.folder for row in rows if row.part == "train"}
     if untrained:
-        raise UserError(
-            f'no list in {root} has training images of the class "{min(untrained)}": get the official lists'
-        )
+        raise UserError(f'no list in {root} trains the class "{min(untrained)}": get the official lists')

@@ -54,9 +54,7 @@ class Emoji(Source):
         if argument == CAPTIONS:
             return _captioned()
         if argument:
-            raise UserError(
-                f'data "emoji" takes no folder: use data=emoji, emoji:{CAPTIONS}, or data=imagefolder:{argument}'
-            )
+            raise UserError(f'data "emoji" takes no folder: use emoji:{CAPTIONS}, or imagefolder:{argument}')
         lists = kind if kind == "domain-incremental" else "class-incremental"
         with verified(f"{lists}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -98,9 +98,7 @@ class HuggingFace(Source):
             UserError: the package or the data set is missing, or a column or a split cannot be told.
         """
         if not argument:
-            raise UserError(
-                'data "hf" needs a data set: use data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'
-            )
+            raise UserError('data "hf" needs a data set: use data=hf:FOLDER, or data=hf:ORG/NAME on the hub')
         name, options = _parse(argument)
         if importlib.util.find_spec("datasets") is None:
             raise UserError('data "hf" needs the package datasets: pip install "everclip[hf]"')
@@ -115,9 +113,7 @@ class HuggingFace(Source):
         domains = [part.domains for part in parts if part.domains is not None]
         if domains and len(domains) < len(parts):
             has = next(part.name for part in parts if part.domains is not None)
-            raise UserError(
-                f'only the split "{has}" of hf:{name} has a column "domain": write it for the others too, or rename it'
-            )
+            raise UserError(f'only the split "{has}" of hf:{name} has a column "domain": add or rename it')
         rows = Rows(
             [label for part in parts for label in part.labels],
             [part is not parts[0] for part in parts for _ in part.labels] if len(parts) > 1 else None,
@@ -232,14 +228,10 @@ def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
             raise UserError(f"hf:{name} has no split {shown(split)}{suggest(split, splits)}")
     train = options.train or ("train" if "train" in splits else splits[0] if len(splits) == 1 else None)
     if train is None:
-        raise UserError(
-            f'hf:{name} has no split "train" but {shown(", ".join(splits))}: use #train=SPLIT,test=SPLIT'
-        )
+        raise UserError(f'hf:{name} has no split "train" but {shown(", ".join(splits))}: use #train=SPLIT')
     test = options.test or next((split for split in TESTS if split in splits and split != train), None)
     if test == train:
-        raise UserError(
-            f"hf:{name}: the split {shown(train)} cannot be both train and test: choose two, or leave test out"
-        )
+        raise UserError(f"hf:{name}: the split {shown(train)} cannot be train and test: choose two")
     return [train] if test is None else [train, test]
 
 

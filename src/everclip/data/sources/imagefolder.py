@@ -44,9 +44,7 @@ class ImageFolder(Source):
         for folder in subfolders(root / train):
             files = image_files(root, train + folder)
             if not files:
-                raise UserError(
-                    f"class folder {root / train / folder} holds no images: add some, or remove it"
-                )
+                raise UserError(f"class folder {root / train / folder} has no images: add some, or remove it")
             is_test = split_of(files) if test is None else dict.fromkeys(files, False)
             found += [(key, "", folder, is_test[key]) for key in files]
         for folder in subfolders(root / test) if test else []:

@@ -110,10 +110,7 @@ def _check_parts(root: Path, train: dict[str, list[str]], present: list[str]) ->
         raise UserError(f"{root} has one class, {present[0]}: a classifier needs at least two: add another")
     untrained = [wnid for wnid in present if wnid not in train]
     if train and untrained:
-        raise UserError(
-            f"class {untrained[0]} is in {root / 'val'} but not in {root / 'train'}: add its training images, or remove"
-            " that folder"
-        )
+        raise UserError(f"{untrained[0]} of {root / 'val'} has no training images: add some, or remove it")
 
 
 def _warn_of_gaps(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
@@ -144,9 +141,7 @@ def _check_labels(root: Path, part: str, found: dict[str, list[str]], known: lis
             name = key.rpartition("/")[2].partition(".")[0]
             said = name[:9] if _TRAINING.match(name) else first.get(name, wnid)
             if said != wnid:
-                raise UserError(
-                    f"{root / key} is an image of the class {said}: move it to the folder {root / part / said}"
-                )
+                raise UserError(f"{root / key} is of the class {said}: move it to {root / part / said}")
 
 
 def _images(folder: Path) -> list[str]:
@@ -170,16 +165,12 @@ def _class_folders(root: Path, part: str, known: list[str]) -> dict[str, list[st
     folders = subfolders(root / part)
     packed = sorted(path.name for path in (root / part).glob("n*.tar"))
     if packed:
-        raise UserError(
-            f"{root / part} holds {packed[0]}, which is still packed: unpack each such archive into a folder of its"
-            f" name, as {root / part / packed[0].removesuffix('.tar')}"
-        )
+        raise UserError(f"{root / part} holds {packed[0]}, still packed: unpack each to a folder of its name")
     strange = sorted({*folders} - {*known})
     if strange:
         what = "of another ImageNet" if _WNID.fullmatch(strange[0]) else "no WordNet id such as n01440764"
         raise UserError(
-            f'the class folder "{strange[0]}" in {root / part} is {what}: remove it, or use your own classes with'
-            f" data=imagefolder:{root}"
+            f'class folder "{strange[0]}" in {root / part} is {what}: remove it, or use imagefolder:{root}'
         )
     found = {wnid: [f"{part}/{wnid}/{name}" for name in _images(root / part / wnid)] for wnid in folders}
     empty = [wnid for wnid, files in found.items() if not files]
@@ -194,19 +185,14 @@ def _flat(root: Path, top: Path, known: list[str], trained: set[str]) -> dict[st
     places = list(dict.fromkeys([top, root, root / "val"]))
     lists = [place / name for place in places for name in LISTS if (place / name).is_file()]
     if not lists:
-        raise UserError(
-            f"the images in {root / 'val'} have no labels: put {LISTS[0]} (from Kaggle) or {LISTS[1]} (lines"
-            f' "ILSVRC2012_val_00000001.JPEG n01751748") into {top}, or move the images into folders of their ids'
-        )
+        raise UserError(f"images in {root / 'val'} have no labels: put {LISTS[0]} or {LISTS[1]} into {top}")
     wnid_of = read_list(lists[0], known)
     found: dict[str, list[str]] = {}
     left_out: set[str] = set()
     for name in _images(root / "val"):
         wnid = wnid_of.get(Path(name).stem)
         if wnid is None:
-            raise UserError(
-                f"{lists[0]} does not list {name}, which is in {root / 'val'}: add it, or remove the image"
-            )
+            raise UserError(f"{lists[0]} does not list {name} of {root / 'val'}: add it, or remove the image")
         if trained and wnid not in trained:
             left_out.add(wnid)
             continue

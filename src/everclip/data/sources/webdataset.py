@@ -86,9 +86,7 @@ class WebDataset(Source):
 def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
     """Return the shards' pattern and the number of samples per part. Raises UserError for a remote or bad one."""
     if "://" in argument or argument.startswith("pipe:"):
-        raise UserError(
-            f'data "webdataset" reads local files, not {shown(argument)}: download the shards, then give their folder'
-        )
+        raise UserError(f'data "webdataset" reads local files, not {shown(argument)}: download them first')
     spec, _, options = (
         argument.rpartition("?") if re.search(r"\?\w+=[^/?]*$", argument) else (argument, "", "")
     )
@@ -106,9 +104,7 @@ def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
             known = ["train", "test", "captions"]
             raise UserError(f'data "webdataset" has no option {shown(name)}{suggest(name, known)}')
         if name in counts or not re.fullmatch(r"[1-9][0-9]{0,11}", number):
-            raise UserError(
-                f'data "webdataset": {shown(option)} is no number of samples: use {name}=1000, once'
-            )
+            raise UserError(f'data "webdataset": {shown(option)} is no number of samples: use {name}=1000')
         counts[name] = int(number)
     return os.path.expanduser(spec), counts, captions
 
@@ -126,9 +122,7 @@ def _find(spec: str) -> list[Path]:
         raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: write larger ones")
     for path in paths:
         if re.search(r"\.(gz|tgz|bz2|xz|zst)$", path.name.lower()):
-            raise UserError(
-                f"shard {path} is compressed, so that no image can be found by its place: unpack it to .tar"
-            )
+            raise UserError(f"shard {path} is compressed: unpack it to .tar")
         if not path.is_file():
             raise UserError(f"shard {path} is {'no file' if path.exists() else 'missing'}: copy it there")
     return paths
@@ -147,9 +141,7 @@ def _in_folder(root: Path) -> list[Path]:
         path = folder / "nshards.txt"  # CLIP_benchmark's exports say how many there are
         said = read_lines(path, "shard count")[0].strip() if path.exists() else str(len(found))
         if said != str(len(found)):
-            raise UserError(
-                f"{folder} holds {len(found)} shards but nshards.txt says {said[:20]}: copy the others"
-            )
+            raise UserError(f"{folder} has {len(found)} shards, and nshards.txt says {said[:20]}: copy all")
         paths += found
     return paths
 
@@ -233,9 +225,7 @@ def _read(paths: Sequence[Path], captions: str | None) -> list[Shard]:
             raise UserError(f"shard {path} holds no samples: copy it again, or leave it out")
         content = hash((*shard.keys, *shard.sizes))
         if content in before:
-            raise UserError(
-                f"shards {before[content]} and {path} hold the same samples: leave one of them out"
-            )
+            raise UserError(f"shards {before[content]} and {path} hold the same samples: leave one out")
         before[content] = path
         images += len(shard.keys)
         if images > MOST_IMAGES:
@@ -249,22 +239,18 @@ def _check_counts(
 ) -> None:
     """Compare the number of samples with what ``counts`` or ``sizes.json`` say. Raises UserError where they differ."""
     if "test" in counts and "test" not in parts:
-        raise UserError(
-            f"{spec} names no test shards for test={counts['test']}: put test-*.tar beside them, or name them too"
-        )
+        raise UserError(f"{spec} names no test shards for test={counts['test']}: name them, or leave it out")
     found = {part: sum(len(shard.keys) for shard in shards) for part, shards in parts.items()}
     for part, shards in parts.items():
         if part in counts and counts[part] != found[part]:
             raise UserError(
-                f"the {part} shards of {spec} hold {found[part]} samples, not {counts[part]}: copy what is missing, or"
-                f" use {part}={found[part]}"
+                f"{spec} has {found[part]} {part} samples, not {counts[part]}: copy all, or give that number"
             )
         if part not in counts and not all(_size_is_known(shard) for shard in shards):
             options = ",".join(f"{part}={count}" for part, count in found.items())
             options += f",captions={captions}" if captions else ""
             raise UserError(
-                f"{spec} needs the number of samples, as shards may be missing: write '{spec}?{options}' if these are"
-                " all, or sizes.json"
+                f"{spec} needs the number of samples: use '{spec}?{options}' if these are all, or sizes.json"
             )
 
 
@@ -280,18 +266,12 @@ def _size_is_known(shard: Shard) -> bool:
     try:
         sizes = read_json(path)
     except Unreadable as error:
-        raise UserError(
-            f'{path} is no JSON: write {{"{shard.path.name}": {len(shard.keys)}, ...}}'
-        ) from error
+        raise UserError(f'{path} is no JSON: use {{"{shard.path.name}": {len(shard.keys)}, ...}}') from error
     size = sizes.get(shard.path.name) if isinstance(sizes, dict) else None
     if not isinstance(size, int):
-        raise UserError(
-            f'{path} names no size of {shard.path.name}: add "{shard.path.name}": {len(shard.keys)}'
-        )
+        raise UserError(f'{path} lacks {shard.path.name}: add "{shard.path.name}": {len(shard.keys)}')
     if size != len(shard.keys):
-        raise UserError(
-            f"shard {shard.path} holds {len(shard.keys)} samples, but sizes.json says {size}: copy it again"
-        )
+        raise UserError(f"shard {shard.path} has {len(shard.keys)} samples, not {size} (sizes.json): copy it")
     return True
 
 
