@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 def source_class(spec: str) -> tuple[type[Source], str | None]:
     """Return the class and the argument that ``SOURCE``, ``SOURCE:ARGUMENT`` or a plain path (``paths.spec_of``) names.
+    Raises UserError for an unknown source, or a module that does not define exactly one.
 
     SOURCE is a file in data/sources, or a module or a file of the user's.
-
-    Raises:
-        UserError: unknown source, with a suggestion, or a module that does not define exactly one.
     """
     spec = spec_of(spec)
     name, _, argument = spec.partition(":")
@@ -41,11 +39,8 @@ def source_class(spec: str) -> tuple[type[Source], str | None]:
 
 
 def source(spec: str, options: Mapping[str, Any]) -> tuple[Source, str | None]:
-    """Return the source that a spec names, with these options, and the argument.
-
-    Raises:
-        UserError: as ``source_class`` does, or an unknown option, or a value that is not allowed.
-    """
+    """Return the source that a spec names, with these options, and the argument. Raises UserError, also for an
+    option."""
     cls, argument = source_class(spec)
     return cls(own_options(cls.Config, options, None, "source.")), argument
 

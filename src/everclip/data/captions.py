@@ -119,13 +119,11 @@ def _pair(sample: int, turn: int) -> int:
 
 
 def checked(where: str, texts: Sequence[object]) -> list[str]:
-    """Return the captions of an image, stripped, each once.
+    """Return the captions of an image, stripped, each once. Raises UserError for none, too many, or one that is no
+    text.
 
     Args:
         where: the image's place, for the message.
-
-    Raises:
-        UserError: there is none or there are too many, or one is empty, no text, or longer than ``MOST_CAPTION``.
     """
     found: dict[str, None] = {}
     for text in texts:

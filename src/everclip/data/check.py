@@ -52,11 +52,7 @@ class Report:
 
 
 def check(spec: str) -> Report:
-    """Look through the data set that ``spec`` names. Nothing is downloaded.
-
-    Raises:
-        UserError: unknown source.
-    """
+    """Look through the data set that ``spec`` names; download nothing. Raises UserError for an unknown source."""
     from everclip import data
     from everclip.system import trust
 

@@ -185,11 +185,8 @@ class ImageSet:
 
 
 def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
-    """Return int64 ``[n]``: the stable ids of the images at these relative paths.
-
-    Raises:
-        UserError: two different paths have one id (they would share estimators).
-    """
+    """Return int64 ``[n]``: the stable ids of the images at these relative paths. Raises UserError where two have one
+    id, as they would share estimators."""
     ids = np.array([hash64(key) for key in keys], dtype=np.int64)
     values, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(values) < len(ids):

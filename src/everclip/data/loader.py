@@ -129,16 +129,14 @@ class Loader:
         steps: int,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """Yield ``steps`` training batches of a phase, epoch after epoch; broken images are left out of theirs.
+        """Yield ``steps`` training batches of a phase, epoch after epoch; broken images are left out of theirs. Raises
+        UserError where two views are asked for that would be one.
 
         Args:
             images: new and memory images of the stage.
             current: bool ``[n]``: which of them are new.
             stage, index: of the task, and of the phase in it.
             start: how many of them are left out, as they are done already; the others do not depend on it.
-
-        Raises:
-            UserError: two views are wanted, and without augmentation they would be one.
         """
         if phase.views == 2:
             self._check_views()

@@ -75,7 +75,8 @@ class Memory:
         features: Features | None = None,
         scores: Scores | None = None,
     ) -> NDArray[np.int64]:
-        """Take exemplars of ``new`` and trim the old ones to what the policy leaves them.
+        """Take exemplars of ``new`` and trim the old ones to what the policy leaves them. Raises UserError where the
+        policy gives ranks or positions that are none.
 
         Args:
             features: for a policy that ranks by them; without them it chooses as if it had no ranks.
@@ -83,9 +84,6 @@ class Memory:
 
         Returns:
             int64 ``[k]``: ids, old or new, that are not held from here on: no later stage sees them again.
-
-        Raises:
-            UserError: the policy is a plug-in that gives ranks or positions that are none.
         """
         pool = self._images + new
         self._stage |= dict.fromkeys(new.ids.tolist(), self._stages)
@@ -156,11 +154,8 @@ class Memory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], train: ImageSet) -> None:
-        """Find the exemplars again among ``train``, the training images of all tasks.
-
-        Raises:
-            UserError: some are no longer there.
-        """
+        """Find the exemplars again among ``train``, the training images of all tasks. Raises UserError where some are
+        gone."""
         position = {sample: row for row, sample in enumerate(train.ids.tolist())}
         lost = [sample for sample in state["ids"] if sample not in position]
         if lost:

@@ -46,7 +46,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Pixels:
-    """Load rows of a store as uint8 tensors, through the model's own resize and crop; features as they are.
+    """Load rows of a store as uint8 tensors, through the model's own resize and crop; features as they are. Raises
+    UserError where the model takes the other kind.
 
     Args:
         store: the encoded images, or features.
@@ -56,9 +57,6 @@ class Pixels:
         workers: decoding threads; 0 decodes in the caller's thread.
 
     Broken images are never returned: ``broken`` maps their row to the reason.
-
-    Raises:
-        UserError: images and a model that takes features, or the other way round.
     """
 
     def __init__(

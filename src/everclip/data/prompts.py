@@ -75,11 +75,7 @@ def _short(line: str) -> str:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Return the non-empty lines of a UTF-8 text file, stripped at the right.
-
-    Raises:
-        UserError: the file is missing, is no UTF-8 text of at most 64 MiB, or is empty.
-    """
+    """Return the non-empty lines of a UTF-8 text file, stripped at the right. Raises UserError where there are none."""
     try:
         text = read_text(path)
     except Unreadable as error:
@@ -110,13 +106,10 @@ def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...
 
 
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
-    """Return readable names for the classes in ``folders``.
+    """Return readable names for the classes in ``folders``. Raises UserError for a line that names none, or one again.
 
     Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name per line
     for each folder, in sorted order.
-
-    Raises:
-        UserError: another number of lines, or a folder that is not there or is named twice.
     """
     lines = read_lines(path, "class names")
     if not any("\t" in line for line in lines):

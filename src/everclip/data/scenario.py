@@ -52,16 +52,14 @@ def seen(tasks: Sequence[Task]) -> tuple[int, ...]:
 
 
 def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[int]:
-    """Return the labels in the order learned.
+    """Return the labels in the order learned. Raises UserError where names are no permutation, or "icarl" is asked of
+    other than 100 classes.
 
     Args:
         names: class names, index = label.
         order: a seed of numpy's legacy generator (1993 is the field's: ``RandomState(1993).permutation(n)``, as in
             PyCIL and UCIR), ``"icarl"`` (of 100 classes), ``"given"``, or the class names (or their folders')
             themselves in order.
-
-    Raises:
-        UserError: the list of names is not a permutation of the classes, or "icarl" is asked of other than 100.
     """
     if isinstance(order, int):
         return np.random.RandomState(order).permutation(len(names)).tolist()
@@ -77,11 +75,8 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
 
 
 def learned_order(names: Sequence[str], order: int | str | Sequence[str], seed: int) -> list[int]:
-    """Return the labels in the order that ``scenario.order`` says, by the run's ``seed`` where that is "seed".
-
-    Raises:
-        UserError: as ``class_order``.
-    """
+    """Return ``class_order`` by ``scenario.order``, or by the run's ``seed`` where that is "seed". Raises UserError
+    alike."""
     return class_order(names, seed if order == "seed" else order)
 
 
@@ -119,11 +114,8 @@ def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int
 
 
 def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
-    """Return classes per task: as even as can be with the larger tasks first, or the sizes as given.
-
-    Raises:
-        UserError: more tasks than classes, or sizes that do not add up to the number of classes.
-    """
+    """Return classes per task: as even as can be with the larger tasks first, or the sizes as given. Raises UserError
+    where they do not fit the number of classes."""
     if isinstance(tasks, int):
         if tasks > classes:
             raise UserError(f"scenario.tasks={tasks} but there are {classes} classes: use at most {classes}")

@@ -34,11 +34,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_files(folder: Path, config: str) -> None:
-    """Refuse a model folder with what is no file, or with a config that cannot be read.
-
-    Raises:
-        UserError: naming the file.
-    """
+    """Refuse a model folder with what is no file, or with a config that cannot be read. Raises UserError."""
     wrong = strange(folder)
     try:
         read_json(folder / config)
@@ -70,16 +66,14 @@ def shapes_of(path: Path) -> Shapes:
 
 
 def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Mapping[str, Any]) -> None:
-    """Refuse a model whose config is not that of its weights.
+    """Refuse a model whose config is not that of its weights. Raises ValueError, Unreadable, or what building it
+    raises.
 
     Args:
         source: what open_clip calls it.
         model_cfg: its config.
         weights: the file that its weights are read from.
         options: of ``create_model``, without those that change the model's size.
-
-    Raises:
-        ValueError: it claims to be larger, or of another shape; Unreadable; or what building it raises.
     """
     _check_tokens(model_cfg)
     found = shapes_of(weights) if weights.suffix == ".safetensors" else {}
@@ -121,11 +115,8 @@ def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
 
 @contextmanager
 def within(numbers: int, tensors: int) -> Iterator[None]:
-    """Let this thread, while it is open, make modules of at most ``numbers`` numbers, in at most ``tensors`` tensors.
-
-    Raises:
-        ValueError: there are more.
-    """
+    """Let this thread make modules of ``numbers`` numbers in ``tensors`` tensors at most while it is open; else raise
+    ValueError."""
     mine = threading.get_ident()
     left = [numbers, tensors, 20 * tensors]
 

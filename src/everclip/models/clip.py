@@ -119,7 +119,8 @@ class Clip(nn.Module):
         self.text.put(model)
 
     def cut(self, blocks: int, beside: Beside | None = None) -> None:
-        """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train.
+        """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train. Raises
+        UserError where they are not known, or none is left below.
 
         ``normalise`` then ends with the trunk, ``encode_image`` begins above it, copies of the tower are copies of its
         upper part, and ``save`` writes the whole model as before.
@@ -127,9 +128,6 @@ class Clip(nn.Module):
         Args:
             blocks: 0 leaves the features themselves.
             beside: what these are followed by, which who reads it finds there (``pooled.pooled``, ``depths.Depths``).
-
-        Raises:
-            UserError: a tower whose blocks are not known, or with no block below the cut.
         """
         assert self.trunk is None
         self._keys = tuple(self.model.state_dict())

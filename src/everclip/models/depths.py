@@ -71,11 +71,8 @@ class Depths:
             raise UserError("this image tower takes no other sizes: use method.scales=[1.0]")
 
     def read(self, visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b m"]:
-        """Return the rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them.
-
-        Raises:
-            UserError: as ``check`` and ``pooled``.
-        """
+        """Return the rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them. Raises
+        UserError as ``check`` and ``pooled``."""
         if isinstance(visual, Features):
             assert visual.width is not None
             return images[:, visual.width :]

@@ -77,14 +77,11 @@ _HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 def folder() -> Path:
     """Return the cached open_clip folder of ``lite``; built on first use (seconds), and again where it is damaged,
-    under a file lock, from checked files.
+    under a file lock, from checked files. Raises UserError for a file that is missing or another one, RunError for a
+    full disk.
 
     The files come from the two packages of the extra ``lite``, or from the folder ``EVERCLIP_LITE_DIR`` where
     it is set.
-
-    Raises:
-        UserError: a package or file is missing, has another version or another SHA-256.
-        RunError: the disk is full or fails.
     """
     return cache_folder.built(CACHED, _make)
 

@@ -36,12 +36,7 @@ UNITS = (nn.MultiheadAttention, nn.Linear, nn.Conv2d)
 
 
 class Passes:
-    """The way the towers run, as ``train`` says.
-
-    Raises:
-        UserError: patches are to be left out of a tower that has none or whose lower blocks are cut off, or towers
-            are to be compiled on a CPU.
-    """
+    """The way the towers run, as ``train`` says. Raises UserError where the tower or the device cannot."""
 
     def __init__(self, clip: Clip, train: Train) -> None:
         self._clip = clip

@@ -29,13 +29,11 @@ class Features(nn.Module):
 
 
 def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
-    """Return pooled fp32 features of normalised images, before the projection and not made unit length.
+    """Return pooled fp32 features of normalised images, before the projection and not made unit length. Raises
+    UserError where the tower has none.
 
     Of a VisionTransformer it is what its projection is multiplied with; of a timm tower what goes into its head.
     ResNets of OpenAI's kind project inside of their attention pool and have none.
-
-    Raises:
-        UserError: the tower has no such output.
     """
     if isinstance(visual, Features) and visual.width is not None:
         return images[:, visual.width :]
@@ -65,12 +63,10 @@ def both(
 
 @torch.no_grad()
 def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor, " d"]]:
-    """Return W and b with which a whole tower makes its output, W x + b, of its pooled features x.
+    """Return W and b with which a whole tower makes its output, W x + b, of its pooled features x. Raises UserError
+    where what comes last is no linear map.
 
     The identity and 0 where the output is the pooled features.
-
-    Raises:
-        UserError: what comes last is no linear map.
     """
     if isinstance(visual, VisionTransformer):
         norm: Any = visual.ln_post

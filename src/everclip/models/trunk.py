@@ -106,18 +106,13 @@ class Trunk(nn.Module):
 
 
 def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn.Module, Trunk]:
-    """Cut a tower below its last ``blocks`` blocks.
+    """Cut a tower below its last ``blocks`` blocks; return the upper part, and the trunk. Raises UserError where they
+    are not known, or none is left below.
 
     Args:
         tower: is taken apart.
         blocks: 0 leaves nothing above the cut.
         beside: what, with 0 blocks, is handed on behind the features.
-
-    Returns:
-        The upper part, and the trunk.
-
-    Raises:
-        UserError: a tower whose blocks are not known, or one that has no block below the cut.
     """
     if blocks == 0:
         upper = Features(None if beside is None else _output_width(tower))

@@ -46,14 +46,11 @@ _TOKENIZERS = {f"{family}Tokenizer" for family in _FAMILIES.split()} | {"Tokeniz
 
 
 def check(config: Any, where: str) -> None:
-    """Refuse a model's config as far as it asks for anything but an architecture of open_clip.
+    """Refuse a model's config as far as it asks for anything but an architecture of open_clip. Raises UserError.
 
     Args:
         config: ``model_cfg`` of open_clip_config.json.
         where: what the message calls it.
-
-    Raises:
-        UserError: an unknown key, or a name that leads elsewhere.
     """
     _known(config, _MODEL, where, "")
     for name, kind in _SECTIONS.items():
@@ -92,7 +89,8 @@ def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
 
 @contextmanager
 def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Iterator[dict[str, Any]]:
-    """Yield options of ``create_model`` with which a Hugging Face text tower is built; none for any other.
+    """Yield options of ``create_model`` with which a Hugging Face text tower is built; none for any other. Raises
+    UserError for code or another architecture, OSError where it cannot be had, ValueError where it is no JSON.
 
     Its config is written anew, with what its architecture knows alone. Its weights come with all others.
 
@@ -100,11 +98,6 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
         text: ``text_cfg`` of the model.
         folder: that of a saved model, which has the config, whatever ``text`` calls it.
         where: what a message calls the model.
-
-    Raises:
-        UserError: the config names code, or another architecture than open_clip's.
-        OSError: it cannot be had.
-        ValueError: it is no JSON.
     """
     name = text.get("hf_model_name")
     if not name:
@@ -129,15 +122,10 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
 
 def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[str, Any]:
     """Return options of ``get_tokenizer``, once it is sure that a Hugging Face tokenizer is a plain class of
-    transformers.
+    transformers. Raises as ``text_tower``.
 
     Args:
         text, folder, where: as in ``text_tower``.
-
-    Raises:
-        UserError: it names code, other files, or another class.
-        OSError: it cannot be had.
-        ValueError: a file of it is no JSON.
     """
     name = text.get("hf_tokenizer_name")
     if not name:

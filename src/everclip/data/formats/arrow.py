@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 class ArrowStore(Store):
     """Images of several splits, each a column of ``struct<bytes, path>``, as the type Image of `datasets` is stored.
+    Raises UserError for a path outside of the folder and the caches, or one that two rows have.
 
     A key is ``SPLIT/ROW``, or, where a row has no bytes, its path relative to ``folder``. A row with neither is a
     broken image.
@@ -28,9 +29,6 @@ class ArrowStore(Store):
         columns: split -> its images; the splits' rows follow each other.
         folder: of the data set; None where it comes from the hub.
         caches: where files may lie beside ``folder``.
-
-    Raises:
-        UserError: a path leaves the folder and the caches, or is none of a file, or two rows have one file.
     """
 
     def __init__(

@@ -23,12 +23,8 @@ class Row(NamedTuple):
 
 
 def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
-    """Return the images of all lists, given as (domain, part, file).
-
-    Raises:
-        UserError: a line of another form, a path that leads elsewhere, or a class with two labels (or a label of two
-            classes), over all lists.
-    """
+    """Return the images of all lists, given as (domain, part, file). Raises UserError for a line of another form, or a
+    class with two labels."""
     rows: list[Row] = []
     label_of: dict[str, tuple[int, str]] = {}
     folder_of: dict[int, str] = {}

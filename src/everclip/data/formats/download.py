@@ -56,10 +56,7 @@ class Remote:
 
 def home(source: str, argument: str | None) -> Path:
     """Return the folder of an official data set: the one given, else ``$EVERCLIP_DATA/SOURCE``, else one in the cache.
-
-    Raises:
-        UserError: the folder given does not exist, or is none.
-    """
+    Raises UserError where the one given is no folder."""
     if argument:
         root = Path(argument).expanduser()
         if not root.is_dir():
@@ -123,11 +120,8 @@ def matches(path: Path, digest: str) -> bool:
 
 
 def fetch(remote: Remote, path: Path) -> None:
-    """Download a file unless it is there, going on where an earlier try was interrupted.
-
-    Raises:
-        UserError: no answer, a connection that breaks again and again, no room, or another size or digest.
-    """
+    """Download a file unless it is there, going on where an earlier try was interrupted. Raises UserError where it
+    fails."""
     if path.exists():
         return
     part = path.with_name(f".{path.name}.everclip-part")

@@ -74,11 +74,8 @@ class Features:
 
 
 def read(file: Path) -> Features:
-    """Return the features in a file. A run asks for them twice, for its data and for its model, and they are read once.
-
-    Raises:
-        UserError: an array is missing, of another kind or length, or not finite; the message names it.
-    """
+    """Return the features in a file, read once although a run asks twice. Raises UserError that names the wrong
+    array."""
     try:
         file = file.expanduser()
         stamp = file_stamp(file)

@@ -129,12 +129,9 @@ def split_of(keys: Iterable[str]) -> dict[str, bool]:
 
 
 def parts(root: Path) -> tuple[str, str | None]:
-    """Return prefixes of the training part and of the test part under ``root``.
+    """Return the prefixes of the training and the test part under ``root``. Raises UserError for parts of other names.
 
     ``("train/", "test/")`` (or ``"val/"``); ``("train/", None)`` and ``("", None)`` where there is no test part.
-
-    Raises:
-        UserError: the parts have other names, so that they would be taken for classes.
     """
     there = subfolders(root)
     tests = [name for name in TEST_NAMES if name in there]
@@ -179,7 +176,8 @@ def dataset(
     held_out: bool,
     least: int = 2,
 ) -> Dataset:
-    """Return a Dataset of files under ``root``.
+    """Return a Dataset of files under ``root``. Raises UserError for missing images, names that collide, or a link to a
+    place outside, which whoever made the folder may not be shown.
 
     Args:
         found: (relative path, domain folder, class folder, is test) per image.
@@ -187,10 +185,6 @@ def dataset(
         places: the folders, relative to ``root``, that hold the class folders.
         held_out: the test images were chosen by ``split_of``.
         least: classes; what a model learns in addition may be one.
-
-    Raises:
-        UserError: no images, one class, a class without training images, names that collide, or a link to a place
-            outside, which whoever made the folder may not be shown.
     """
     folders = sorted({row[2] for row in found})
     loose = _loose(root, places)
@@ -238,14 +232,11 @@ def dataset(
 def check_names(
     names: Sequence[str], where: str, folders: Sequence[str] | None = None, domains: bool = False
 ) -> Sequence[str]:
-    """Check the names, in data and in model folders: they can be shown, and differ, as the text tower could not tell
-    two classes of one name apart.
+    """Return names that can be shown and differ, as a text tower cannot tell two classes of one name apart; else raise
+    UserError.
 
     Args:
         where: what has them, and ``folders`` where each is from (else it is numbered), for the message.
-
-    Raises:
-        UserError: for the first that is empty, there twice, or holds what a terminal would obey.
     """
     one, more = ("domain", "domains") if domains else ("class", "classes")
     other_way = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""

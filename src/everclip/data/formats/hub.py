@@ -21,14 +21,12 @@ _MOST_REASON = 240
 
 
 def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
-    """Split -> its rows, of which nothing is decoded.
+    """Return the rows of each split, none of them decoded. Raises UserError where it is missing, damaged, of another
+    format, or cannot be reached.
 
     Args:
         name: a folder, or a data set's name on the hub.
         config: which of its configurations; None: the only one.
-
-    Raises:
-        UserError: it is missing, damaged, of another format, or the hub cannot be reached.
     """
     import datasets
 

@@ -39,15 +39,12 @@ class Pairs:
 
 
 def dataset(name: str, where: str, store: Store, rows: Pairs) -> Dataset:
-    """Return a Dataset of the images of ``store``, in which labels are groups and domains are tasks.
+    """Return a Dataset of the images of ``store``: labels are groups, domains are tasks. Raises UserError for a group
+    or a task without training images, and for names that cannot be printed or collide.
 
     Args:
         name: the spec, for example ``csv:pairs.csv``.
         where: the same for a message.
-
-    Raises:
-        UserError: no images, no training or no test images, a group or a task without training images, names that
-            cannot be printed, or two images of one key.
     """
     count = len(rows.captions)
     if not count:

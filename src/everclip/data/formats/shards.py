@@ -73,14 +73,11 @@ class TarStore(Store):
 
 
 def read_shard(path: Path, captions: str | None = None) -> Shard:
-    """Return the index of a tar file.
+    """Return the index of a tar file. Raises UserError where it is damaged, compressed, or holds more than whole
+    samples.
 
     Args:
         captions: the members that have captions in place of labels, "txt" or "json".
-
-    Raises:
-        UserError: it is unreadable, compressed, truncated or damaged, holds a link or a key twice, or a sample has no
-            image, no label or caption, or two images.
     """
     shard = Shard(path)
     seen: set[str] = set()

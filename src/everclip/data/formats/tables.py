@@ -59,12 +59,8 @@ class Origin:
 
 
 def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
-    """Return a Dataset of the images of ``store``.
-
-    Raises:
-        UserError: no images or too many, one class, a class or a domain without training images, names that collide
-            or do not fit, or two images of one key.
-    """
+    """Return a Dataset of the images of ``store``. Raises UserError for a class or a domain without images, or wrong
+    names."""
     where, labels = origin.where, rows.labels
     if not labels:
         raise UserError(f"{where} lists no images: add some")

@@ -46,14 +46,11 @@ def unpack(
     archive: Path, inside: str, target: Path, limits: Limits, check: Callable[[Path], None] | None = None
 ) -> None:
     """Write what an archive (.zip or .tar.gz) has in its folder ``inside`` to the folder ``target``, which is there
-    when all of it is, and not before. Call it with the folder around ``target`` locked (``download.locked``).
+    when all of it is, and not before. Call it with the folder around ``target`` locked (``download.locked``). Raises
+    UserError for a damaged archive, one larger than ``limits``, links or paths that lead out of it, or no room.
 
     Args:
         check: of the unpacked folder before it takes its place; raises UserError.
-
-    Raises:
-        UserError: the archive is damaged, larger than ``limits``, lacks the folder, or holds links or paths that
-            lead out of it; or there is no room.
     """
     try:
         remove_unfinished(target)

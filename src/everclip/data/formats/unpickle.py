@@ -74,13 +74,10 @@ _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
 
 def unpickle(content: bytes, where: str) -> dict[str, Any]:
     """Return the dict that a pickle holds. Its keys are texts; Python 2's texts inside it are bytes; arrays are uint8
-    and cannot be written to.
+    and cannot be written to. Raises UserError for anything else.
 
     Args:
         where: the file, for the message.
-
-    Raises:
-        UserError: it is no such pickle, is cut off, or asks for anything but numbers, texts, lists and bytes.
     """
     try:
         value = _run(content)

@@ -31,13 +31,10 @@ def image_name(number: int) -> str:
 
 
 def read(path: Path, known: Sequence[str]) -> dict[str, str]:
-    """Image's name without its ending -> WordNet id.
+    """Return image's name without its ending -> WordNet id. Raises UserError for another form or the devkit's numbers.
 
     Args:
         known: the WordNet ids, sorted.
-
-    Raises:
-        UserError: a line of another form, an unknown id, an image listed twice, or the devkit's numbers.
     """
     lines = read_lines(path, "label list")
     if lines[0].lower().startswith("imageid,"):

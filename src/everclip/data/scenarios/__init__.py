@@ -23,21 +23,14 @@ def scenario_class(kind: str) -> type[Scenario]:
 
 
 def build(settings: sections.Scenario) -> Scenario:
-    """Return the scenario that a config asks for.
-
-    Raises:
-        UserError: there is none of the kind, or an option of it is unknown or not allowed.
-    """
+    """Return the scenario that a config asks for. Raises UserError for an unknown kind, option or value."""
     cls = scenario_class(settings.kind)
     return cls(settings, own_options(cls.Config, settings.options, sections.Scenario, "scenario."))
 
 
 def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental", "time"]:
-    """Return which images a source gives that has separate lists, or whether their times are asked for.
-
-    Raises:
-        UserError: there is no such scenario.
-    """
+    """Return which images a source gives that has separate lists, or whether their times are asked for. Raises
+    UserError for an unknown scenario."""
     found = scenario_class(settings.kind)
     return "time" if found.times else "domain-incremental" if found.domains else "class-incremental"
 

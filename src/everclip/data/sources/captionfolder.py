@@ -30,11 +30,6 @@ class CaptionFolder(Source):
     """Pictures with a text beside each."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images under the folder ``argument`` with their captions; ``kind`` does not matter here.
-
-        Raises:
-            UserError: the folder is missing or empty, or an image has no caption, or leads out of the folder.
-        """
         root = checked_root(argument, "captionfolder", LAYOUT)
         there = subfolders(root)
         test = next((name for name in ("test", "val") if name in there), None) if "train" in there else None

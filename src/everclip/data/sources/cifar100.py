@@ -102,11 +102,6 @@ class Cifar100(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return CIFAR-100 from the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: files are missing, damaged or not the originals, or cannot be downloaded.
-        """
         root = home("cifar100", argument)
         name = f"cifar100:{argument}" if argument else "cifar100"
         if _has_folders(root):
@@ -148,11 +143,8 @@ def _has_folders(root: Path) -> bool:
 
 
 def _pictures(root: Path, name: str) -> Dataset:
-    """Return the data set of folders ``train/CLASS`` and ``test/CLASS``.
-
-    Raises:
-        UserError: a class or a picture is missing, or there is one too many.
-    """
+    """Return the data set of folders ``train/CLASS`` and ``test/CLASS``. Raises UserError for another than the official
+    count."""
     found: list[tuple[str, str, str, bool]] = []
     for part in PARTS:
         if not (root / part).is_dir():

@@ -81,12 +81,6 @@ class Csv(Source):
     """Pictures in a list."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images listed in the file ``argument``, for a scenario of this ``kind``.
-
-        Raises:
-            UserError: the file or an image is missing, a line is malformed, or a path leaves the list's folder; the
-                message names the line.
-        """
         file = _checked(argument)
         columns, entries = _read(file, COLUMNS | ({"time": TIME} if kind == "time" else {}))
         parts = {entry.split for entry in entries}
@@ -166,11 +160,8 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
 
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of the first line, cells) of each record that is not blank, the header first.
-
-    Raises:
-        UserError: the file cannot be read, or a line is no UTF-8, is too long or has a stray quote.
-    """
+    """Yield (number of the first line, cells) of each record that is not blank, the header first. Raises UserError for
+    a malformed line."""
     lines = _lines(file)
     header = next(lines, "")
     separator = max(",\t;", key=header.count)

@@ -21,11 +21,6 @@ class DomainFolder(Source):
     """Pictures in folders of their domains and classes."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images under the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: the folder, a domain or a class is missing or empty, or names collide.
-        """
         root = checked_root(argument, "domainfolder", LAYOUT)
         train, test = parts(root)
         domains = subfolders(root / train)

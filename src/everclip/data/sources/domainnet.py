@@ -64,12 +64,6 @@ class DomainNet(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return DomainNet from the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: something is missing and cannot be downloaded, an archive is not the original, a list has another
-                form or is not consistent, or lists images that are not there.
-        """
         root = home("domainnet", argument)
         if _missing(root):
             with locked(root):
@@ -91,11 +85,6 @@ class DomainNet(Source):
         )
 
     def missing(self, argument: str | None) -> list[str]:
-        """Return a line for each folder and list that is not there; nothing is downloaded or unpacked.
-
-        Raises:
-            UserError: ``argument`` is no folder.
-        """
         root = home("domainnet", argument)
         lines = []
         for name, remote in _missing(root).items():

@@ -46,11 +46,6 @@ class Emoji(Source):
     """The pictures shipped with the package."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the emoji pictures for a scenario of this ``kind``.
-
-        Raises:
-            UserError: another argument than "captions" was given, or a shipped file is damaged.
-        """
         if argument == CAPTIONS:
             return _captioned()
         if argument:

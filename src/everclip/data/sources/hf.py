@@ -92,11 +92,6 @@ class HuggingFace(Source):
     """A data set of the package datasets."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images of a Hugging Face data set, for a scenario of this ``kind``.
-
-        Raises:
-            UserError: the package or the data set is missing, or a column or a split cannot be told.
-        """
         if not argument:
             raise UserError('data "hf" needs a data set: use data=hf:FOLDER, or data=hf:ORG/NAME on the hub')
         name, options = _parse(argument)

@@ -32,12 +32,6 @@ class ImageFolder(Source):
     """Pictures in folders of their classes."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images under the folder ``argument``; ``kind`` matters for a warning, and ``addition`` may be one
-        class.
-
-        Raises:
-            UserError: the folder or a class is missing or empty, or names collide.
-        """
         root = checked_root(argument, "imagefolder", LAYOUT)
         train, test = parts(root)
         found: list[tuple[str, str, str, bool]] = []

@@ -60,12 +60,6 @@ class ImageNet(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return ImageNet from the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: a folder is missing, empty or of no class of ImageNet, an image lies in the folder of another
-                class, or the images in ``val`` have no label.
-        """
         top = checked_root(argument or str(home("imagenet", None)), "imagenet", LAYOUT)
         root = top / KAGGLE if (top / KAGGLE).is_dir() else top
         known = wnids()

@@ -70,12 +70,6 @@ class Joined(Source):
     config: Config
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the data sets that ``argument`` or ``source.of`` names, as one.
-
-        Raises:
-            UserError: fewer than two are named, one is not there or is of features, or domains have no classes of their
-                own.
-        """
         from everclip import data
 
         specs = self._specs(argument)

@@ -54,12 +54,6 @@ class WebDataset(Source):
     """Pictures in tar files."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images in the tar files that ``argument`` names, for a scenario of this ``kind``.
-
-        Raises:
-            UserError: a shard is missing, damaged or holds what it should not, the number of samples is not given or
-                another, or classes do not fit; the message names the shard.
-        """
         if not argument:
             raise UserError(f'data "webdataset" needs tar files: write {_EXAMPLE}')
         spec, counts, captions = _parse(argument)
@@ -256,10 +250,7 @@ def _check_counts(
 
 def _size_is_known(shard: Shard) -> bool:
     """Return whether ``sizes.json`` beside a shard, {name: samples}, agrees with it; False where it is not there.
-
-    Raises:
-        UserError: it does not agree, does not name the shard, or is malformed.
-    """
+    Raises UserError where it differs."""
     path = shard.path.parent / "sizes.json"
     if not path.exists():
         return False

@@ -60,11 +60,8 @@ class Top(Tuning):
 
 
 def below(names: Iterable[str], count: int) -> set[str]:
-    """Return the parameters among ``names`` that lie below the last ``count`` blocks of their tower.
-
-    Raises:
-        UserError: a tower whose blocks are not known, or more blocks than it has.
-    """
+    """Return the parameters among ``names`` that lie below the last ``count`` blocks of their tower. Raises UserError
+    for unknown or too few blocks."""
     names, held = list(names), set[str]()
     for image in (True, False):
         tower = [n for n in names if n.startswith("visual.") == image and not n.startswith("logit_")]
