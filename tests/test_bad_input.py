@@ -112,8 +112,7 @@ CASES = [
     Case("file for a folder", write("a.zip", "", "data=imagefolder:{root}/a.zip"),
          f"error: data folder {{root}}/a.zip is a file: give a folder with {LAYOUT}"),
     Case("folder alone that is missing", settings("data={root}/no"),
-         'error: data "{root}/no" is not there: give a folder of CLASS folders, or SOURCE:ARGUMENT (everclip datasets'
-         " lists the sources)"),
+         'error: data "{root}/no" is not there: give a folder of CLASS folders, or a source (everclip datasets)'),
     Case("word alone", settings("data=imagefoldr"),
          'error: data "imagefoldr" is no source, and no folder that is there; did you mean "imagefolder" or'
          ' "domainfolder"?'),
@@ -187,8 +186,7 @@ CASES = [
     Case("missing names", settings("classnames={root}/x"), f"error: class names file {{root}}/x {NO_TEXT}"),
     Case("missing templates", settings("templates={root}/x"), f"error: templates file {{root}}/x {NO_TEXT}"),
     Case("template without a place", write("templates.txt", "a photo of a thing, " * 9),
-         'error: template 1 of {root}/templates.txt is "a photo of a thing, a photo of a thin...": write "{}" once'
-         " where the class name goes"),
+         'error: template 1 of {root}/templates.txt is "a photo of a thing, a photo of a thin...": use "{}" once, for a class'),
     Case("no templates", write("templates.txt", "\n\n"),
          "error: templates file {root}/templates.txt is empty: write one entry a line"),
     # Its images.

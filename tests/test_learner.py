@@ -224,7 +224,7 @@ def test_features_and_images_are_not_mixed_up(learner: everclip.Learner, tmp_pat
         "features:8 takes features: give features=": lambda: of_rows.learn(images, names),
         "takes images: give images=": lambda: learner.predict(features=found),
         "give either images or features": lambda: of_rows.partial_fit(found, labels, features=found),
-        r"features are float64 \[24, 3\]: give an array of floats \[n, 8\]": lambda: of_rows.learn(
+        r"features are float64 \[24, 3\]: give floats \[n, 8\]": lambda: of_rows.learn(
             features=found[:, :3], labels=labels
         ),
         r"features are float64 \[8\]": lambda: of_rows.learn(features=found[0], labels=labels[:8]),

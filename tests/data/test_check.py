@@ -117,7 +117,7 @@ def test_files_that_are_listed_and_absent(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(data, "load", lambda spec, pairs: found)
     assert check(f"imagefolder:{tmp_path}").problems == (
         f"{tmp_path}/test/blue/1.png is missing: put it there",
-        f"{tmp_path}/test/blue/1.png cannot be decoded (No such file or directory): replace it by the original",
+        f"{tmp_path}/test/blue/1.png cannot be decoded (No such file or directory): put the original there",
     )
 
 

@@ -132,10 +132,10 @@ def test_bad_lists(tmp_path: Path, spoil: Callable[[Path], object], message: str
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", 'data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label'),
+        ("", 'data "csv" needs a file: use data=csv:FILE, with a header such as path,label'),
         ("{0}/no.csv", "list {0}/no.csv cannot be read (No such file or directory): give a csv file"),
         ("{0}", "list {0} is a folder: give a csv file, or use data=imagefolder:{0}"),
-        ("/dev/zero", "list /dev/zero is no file: give a csv file"),
+        ("/dev/zero", "list /dev/zero cannot be read (it is a device): give a csv file"),
     ],
 )
 def test_no_list(tmp_path: Path, spec: str, message: str) -> None:
@@ -180,7 +180,7 @@ def test_an_unreadable_list(tmp_path: Path) -> None:
         pytest.skip("root reads everything")
     file = listed(tmp_path / "list.csv", "path,label", photos(tmp_path, 2, 2))
     file.chmod(0)
-    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\): check its permissions"):
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\): give a csv file"):
         load(file)
 
 

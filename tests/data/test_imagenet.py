@@ -269,6 +269,6 @@ def test_a_check_counts_and_decodes(tmp_path: Path) -> None:
         "10 test images of 50,000",
         *(f'class "{named()[wnid]}" has 2 test images of 50' for wnid in IDS[:3]),
         "and 2 more of the kind",
-        f"{root}/train/{A}/{A}_1000.JPEG cannot be decoded (no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM): replace it by"
-        " the original",
+        f"{root}/train/{A}/{A}_1000.JPEG cannot be decoded (no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM): put the"
+        " original there",
     )

@@ -228,7 +228,7 @@ class Wrong(Policy):
         (None, np.ones(4, dtype=bool), r"^Wrong\.choose .* return whole numbers from 0$"),
         (None, [-1], r"return whole numbers from 0$"),
         (None, 3, r"return whole numbers from 0$"),
-        (None, [0, 4], r"has returned the position 4 of 4 images: return positions in pool\.images$"),
+        (None, [0, 4], r"has returned the position 4: return positions in pool\.images$"),
         (None, [0, 1, 2], r"has returned 3 positions: return pool\.budget \(2\) at most$"),
     ],
 )

@@ -180,7 +180,7 @@ def test_a_compressed_shard_of_another_name(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", samples(1))
     with tarfile.open(tmp_path / "b.tar", "w:gz") as tar:
         tar.add(tmp_path / "a.tar")
-    assert "b.tar is no uncompressed tar file" in broken(tmp_path / "b.tar")
+    assert "b.tar is no plain tar file" in broken(tmp_path / "b.tar")
 
 
 def test_flipped_bytes_end_in_a_message_or_in_an_image(tmp_path: Path) -> None:

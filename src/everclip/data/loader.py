@@ -210,9 +210,8 @@ class Loader:
             else:
                 part = self._part(images, part.current, part.key, part.views, slice(0, len(images)))
                 good = part.good
-        columns = (images.labels[good], images.domains[good], images.ids[good], part.current[good])
-        batch = Batch(part.first, *map(torch.from_numpy, columns), second=part.second)
-        batch = replace(batch, key=part.key, seed=self.seed, share=share)
+        batch = self._batch(part.first, images, part.current, good, part.key)
+        batch = replace(batch, second=part.second, share=share)
         if images.captions is None:
             return batch
         said = images.captions.draw(images.rows[good], images.ids[good], self.seed, part.key[:3])
@@ -238,16 +237,23 @@ class Loader:
 
         def make(step: int) -> Batch:
             part = images.select(where[(step - first) // each])
-            return self._batch(part, np.ones(len(part), dtype=bool), (0, 0, 0, step))
+            kept = self.activations
+            found, good = self.pixels.load(part.rows) if kept is None else kept.load(part)
+            return self._batch(found, part, np.ones_like(good), good, (0, 0, 0, step))
 
         yield from (batch for batch in self._ahead(make, steps, self.activations) if len(batch))
 
-    def _batch(self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]) -> Batch:
-        """Return the images that can be read."""
-        kept = self.activations
-        pictures, good = self.pixels.load(images.rows) if kept is None else kept.load(images)
+    def _batch(
+        self,
+        found: Tensor,
+        images: ImageSet,
+        current: NDArray[np.bool_],
+        good: NDArray[np.bool_],
+        key: tuple[int, int, int, int],
+    ) -> Batch:
+        """Return what was ``found`` of the images that are ``good``."""
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])
-        return Batch(pictures, *(torch.from_numpy(column) for column in columns), key=key, seed=self.seed)
+        return Batch(found, *map(torch.from_numpy, columns), key=key, seed=self.seed)
 
     def _ahead(self, make: Callable[[int], _Made], steps: range, kept: Activations | None) -> Iterator[_Made]:
         """Yield what is made, decoding the next one while this one is used; from memory that would gain nothing."""

@@ -60,8 +60,7 @@ class Memory:
         return self._images
 
     def per_class(self, classes_seen: int) -> int | None:
-        """Return the quota of a class: floor(M / classes seen), or the same from the start; None where everything is
-        kept, or the policy has no quotas."""
+        """Return the quota of a class: floor(M / classes seen), or the same from the start; None of no quotas."""
         if not self.policy.per_class:
             return None
         if self.quota is not None:
@@ -91,9 +90,8 @@ class Memory:
         if self.policy.features and features is not None and self.budget != 0:
             ranks = _numbers(self.policy, "ranks", self.policy.ranks(new, features(new)))
             if len(ranks) != len(new):
-                raise UserError(
-                    f"{returned(self.policy, 'ranks')} {len(ranks)} numbers for {len(new)} images: return one for each"
-                )
+                gave = returned(self.policy, "ranks")
+                raise UserError(f"{gave} {len(ranks)} numbers for {len(new)} images: return one for each")
             self._rank |= dict(zip(new.ids.tolist(), ranks.tolist(), strict=True))
         kept = pool
         if self.budget != "all":
@@ -132,15 +130,11 @@ class Memory:
         if pool.budget == 0:
             return np.zeros(0, dtype=np.int64)
         found = np.unique(_numbers(self.policy, "choose", self.policy.choose(pool)))
+        gave = returned(self.policy, "choose")
         if len(found) and found[-1] >= len(pool.images):
-            raise UserError(
-                f"{returned(self.policy, 'choose')} the position {found[-1]} of {len(pool.images)} images:"
-                " return positions in pool.images"
-            )
+            raise UserError(f"{gave} the position {found[-1]}: return positions in pool.images")
         if len(found) > pool.budget:
-            raise UserError(
-                f"{returned(self.policy, 'choose')} {len(found)} positions: return pool.budget ({pool.budget}) at most"
-            )
+            raise UserError(f"{gave} {len(found)} positions: return pool.budget ({pool.budget}) at most")
         return found
 
     def state_dict(self) -> dict[str, Any]:

@@ -109,9 +109,7 @@ class Pixels:
         except OSError as error:
             return _words(error)
         except MemoryError:
-            bytearray(
-                _SPARE
-            )  # raises again where it is the machine that has no more, and not the file that claims it
+            bytearray(_SPARE)  # raises again where the machine has no more, whatever the file claims
             return "it asks for more memory than there is"
         except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError
             return f"{type(error).__name__}: {error}".splitlines()[0]

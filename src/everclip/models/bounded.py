@@ -78,20 +78,13 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
     _check_tokens(model_cfg)
     found = shapes_of(weights) if weights.suffix == ".safetensors" else {}
     most = weights.stat().st_size  # a number has a byte at least
-    with (
-        torch.device("meta"),
-        within(2 * most + SPARE, 2 * min(len(found) or MOST_TENSORS, MOST_TENSORS) + 1000),
-    ):
-        model = open_clip.create_model(
-            source, load_weights=False, pretrained_text=False, device="meta", **options
-        )
+    tensors = min(len(found) or MOST_TENSORS, MOST_TENSORS)
+    unread: dict[str, Any] = {"load_weights": False, "pretrained_text": False, "device": "meta"}
+    with torch.device("meta"), within(2 * most + SPARE, 2 * tensors + 1000):
+        model = open_clip.create_model(source, **unread, **options)
     for name, value in model.state_dict().items():
-        there = found.get(name)
-        if (
-            there is not None
-            and there != tuple(value.shape)
-            and (value.numel() > 1 or there not in ((), (1,)))
-        ):
+        there = found.get(name, tuple(value.shape))
+        if there != tuple(value.shape) and (value.numel() > 1 or there not in ((), (1,))):
             raise ValueError(
                 f"its config gives {shown(name)} shape {list(value.shape)}, its weights {shown(list(there))}"
             )
@@ -99,11 +92,10 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
 
 def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    sizes = {"image_size": 224, "patch_size": 16}
-    sizes = {key: vision.get(key, usual) for key, usual in sizes.items()}
-    sizes["context_length"] = text.get("context_length", 77)
-    sides = sizes["image_size"] if isinstance(sizes["image_size"], list) else [sizes["image_size"]]
-    length, patch = sizes["context_length"], sizes["patch_size"]
+    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    length = text.get("context_length", 77)
+    sizes = {"image_size": size, "patch_size": patch, "context_length": length}
+    sides = size if isinstance(size, list) else [size]
     if (
         not sides
         or not all(type(value) is int and value > 0 for value in (*sides, patch, length))
@@ -131,13 +123,9 @@ def within(numbers: int, tensors: int) -> Iterator[None]:
         if min(left) < 0:
             raise ValueError("its config says that it is larger than its weights are")
 
-    handles = [
+    with (
         hooks.register_module_parameter_registration_hook(took),
         hooks.register_module_buffer_registration_hook(took),
         hooks.register_module_module_registration_hook(took),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -283,9 +283,8 @@ class Clip(nn.Module):
         encode = partial(self._encode_distinct, bf16=self._way.text_bf16)
         features = torch.cat([in_pieces(encode, chunk, self._way.pieces) for chunk in chunks])
         if shared:
-            features = collectives.with_gradient(
-                features, [part.stop - part.start for part in collectives.parts(count)]
-            )
+            sizes = [part.stop - part.start for part in collectives.parts(count)]
+            features = collectives.with_gradient(features, sizes)
         if distinct == [*prompts]:
             return features
         rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
@@ -295,12 +294,9 @@ class Clip(nn.Module):
     def _encode_distinct(self, prompts: list[str], bf16: bool) -> Float[Tensor, "p d"]:
         # what is kept serves training; for an evaluation's many prompts it is not worth its memory
         training = torch.is_grad_enabled()
-        if (
-            training
-            and self._text_rows is not None
-            and not any(w.requires_grad for w in self._text_weights())
-        ):
-            rows = self._text_rows.rows(prompts, [*self._text_weights()], lambda p: self._raw_text([p])[0])
+        weights = [*self._text_weights()] if training and self._text_rows is not None else []
+        if self._text_rows is not None and weights and not any(weight.requires_grad for weight in weights):
+            rows = self._text_rows.rows(prompts, weights, lambda prompt: self._raw_text([prompt])[0])
             return nn.functional.normalize(torch.stack(rows), dim=-1)
         trunk = self.text_trunk if training else None
         with in_bf16(self.device.type) if bf16 else nullcontext():

@@ -76,13 +76,24 @@ class Depths:
         if isinstance(visual, Features):
             assert visual.width is not None
             return images[:, visual.width :]
-        return self._both(visual, images)[1]
+        return self.beside(visual, images)[1]
 
     def beside(
         self, visual: nn.Module, images: Float[Tensor, "b ..."]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
         """Return the tower's output, and the rows beside it. Raises UserError as ``read``."""
-        return self._both(visual, images)
+        self.check(visual)
+        side, total, output = images.shape[-1], None, None
+        for scale in self.scales:
+            view = images if scale == 1 else resized(images, max(1, round(side * scale)))
+            for picture in (view, view.flip(3)) if self.mirror and view.ndim == 4 else (view,):
+                raw, rows = self._view(visual, picture)
+                total = rows if total is None else total + rows
+                output = raw if output is None and scale == 1 else output
+        assert total is not None
+        if output is None:  # no view is the picture itself
+            output = _output(visual(images))
+        return output, total if self.raw else normalize(total, dim=1)
 
     @property
     def _otherwise(self) -> str:
@@ -97,20 +108,6 @@ class Depths:
             return USUAL[: len(Parts.of(visual, "").blocks)]
         except UserError:
             return ()
-
-    def _both(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.check(visual)
-        side, total, output = images.shape[-1], None, None
-        for scale in self.scales:
-            view = images if scale == 1 else resized(images, max(1, round(side * scale)))
-            for picture in (view, view.flip(3)) if self.mirror and view.ndim == 4 else (view,):
-                raw, rows = self._view(visual, picture)
-                total = rows if total is None else total + rows
-                output = raw if output is None and scale == 1 else output
-        assert total is not None
-        if output is None:  # no view is the picture itself
-            output = _output(visual(images))
-        return output, total if self.raw else normalize(total, dim=1)
 
     def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of one view, and its blocks side by side."""

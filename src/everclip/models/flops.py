@@ -64,9 +64,7 @@ def _image(vision: Mapping[str, Any], out: int, image_size: int | None) -> Tower
     hidden = int(width * vision.get("mlp_ratio", 4.0))
     patches = (side // patch) ** 2
     tokens = patches + 1
-    flops = (
-        2 * patches * 3 * patch**2 * width + _blocks_flops(tokens, width, hidden, layers) + 2 * width * out
-    )
+    flops = 6 * patches * patch**2 * width + _blocks_flops(tokens, width, hidden, layers) + 2 * width * out
     # patches, class token, positions, norms before and after, projection
     parameters = 3 * patch**2 * width + width + tokens * width + 4 * width + width * out
     return Tower(flops, parameters + _blocks_parameters(width, hidden, layers), tokens, width, layers)

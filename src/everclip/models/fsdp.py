@@ -71,9 +71,8 @@ class Shards:
             nn.Parameter(parameter.to_local().detach()) if isinstance(parameter, DTensor) else parameter
             for parameter in self.parameters
         ]
-        self._shared = [
-            pair for pair in zip(self.parameters, self.parts, strict=True) if pair[0] is not pair[1]
-        ]
+        pairs = zip(self.parameters, self.parts, strict=True)
+        self._shared = [(parameter, part) for parameter, part in pairs if parameter is not part]
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -50,11 +50,9 @@ class Passes:
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
         self._wide: list[tuple[Any, str]] = []
         if clip.device.type == "cpu":
-            wide = [module for module in clip.model.visual.modules() if depthwise.suits(module)]
-            self._wide = [
-                (part, "convolve" if isinstance(part, FoldedConv2d | FoldedConv2dSame) else "forward")
-                for part in wide
-            ]
+            for part in filter(depthwise.suits, clip.model.visual.modules()):
+                folded = isinstance(part, FoldedConv2d | FoldedConv2dSame)
+                self._wide.append((part, "convolve" if folded else "forward"))
         if not train.checkpointing and not train.compile:
             return
         if train.compile and clip.device.type == "cpu":
@@ -99,9 +97,7 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in tower.children():
         members = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        inner = [
-            part for part in members if not isinstance(part, UNITS) and any(True for _ in part.children())
-        ]
+        inner = [part for part in members if not isinstance(part, UNITS) and [*part.children()]]
         found += inner or blocks(child)
     return found
 
@@ -120,9 +116,7 @@ def _replace(
 
 
 def _patches(clip: Clip) -> tuple[nn.Module, int]:
-    """Return the module of the image tower that all tokens pass behind the position embedding, and the tokens in front
-    of the patches.
-    """
+    """Return the module that all tokens pass behind the position embedding, and the tokens in front of the patches."""
     if clip.trunk is not None:
         raise UserError("kept activations have all patches: use cache.trunk=off or train.patch_dropout=0")
     tower: Any = clip.model.visual

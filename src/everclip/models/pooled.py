@@ -37,13 +37,7 @@ def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "
     """
     if isinstance(visual, Features) and visual.width is not None:
         return images[:, visual.width :]
-    if isinstance(visual, VisionTransformer):
-        return _flat(visual, _before_matrix(visual, images))
-    if isinstance(visual, TimmModel):
-        trunk: Any = visual.trunk
-        # pre_logits: open_clip may have made the trunk's own classifier its projection
-        return _flat(visual, trunk.forward_head(trunk.forward_features(images), pre_logits=True))
-    raise _none(visual)
+    return both(visual, images)[1]
 
 
 def both(
@@ -56,6 +50,7 @@ def both(
     if isinstance(visual, TimmModel):
         trunk: Any = visual.trunk
         hidden = trunk.forward_features(images)
+        # pre_logits: open_clip may have made the trunk's own classifier its projection
         narrow = _flat(visual, trunk.forward_head(hidden, pre_logits=True))
         return visual.head(trunk.forward_head(hidden)).float(), narrow
     raise _none(visual)

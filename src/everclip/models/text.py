@@ -71,9 +71,7 @@ class TextTower:
         """Return how many prompts are longer than the tower reads, and the tokens that it reads."""
         short = self._tokenizer(["a"])
         length, count = short.shape[1], 0
-        long = [
-            prompt for prompt in prompts if len(prompt.encode()) > length - 2
-        ]  # a token has a byte at least
+        long = [text for text in prompts if len(text.encode()) > length - 2]  # a token has a byte at least
         for start in range(0, len(long), _TOKENIZED):
             part = long[start : start + _TOKENIZED]
             cut, whole = self._tokenizer(part), self._tokenizer(part, context_length=length + 1)
@@ -129,10 +127,7 @@ class _Cut:
         tower = model.get_submodule(self.prefix)
         positions, mask = tower.get_parameter("positional_embedding"), tower.get_buffer("attn_mask")
         name = f"model.{self.prefix}." if self.prefix else "model."
-        return {
-            name + "positional_embedding": positions[:length],
-            name + "attn_mask": mask[:length, :length],
-        }
+        return {f"{name}positional_embedding": positions[:length], f"{name}attn_mask": mask[:length, :length]}
 
 
 class _Encoder(nn.Module):

@@ -124,7 +124,9 @@ def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn
             f" use at most {len(parts.blocks) - 1}, or cache.trunk=off"
         )
     below = parts.below(blocks)
-    lower = _shell(tower)
+    # a copy of the modules that has the very same parameters and buffers
+    shared = {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())}
+    lower = copy.deepcopy(tower, shared)
     return above(tower, below), Trunk(_only(lower, below), vectors=False, beside=None)
 
 
@@ -164,11 +166,6 @@ def _strip(module: nn.Module, prefix: str, kept: tuple[str, ...]) -> None:
                 _strip(child, path + ".", kept)
             else:
                 setattr(module, name, _Pass())
-
-
-def _shell(tower: nn.Module) -> Any:
-    """Return a copy of a tower's modules that has the very same parameters and buffers."""
-    return copy.deepcopy(tower, {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())})
 
 
 def _override(module: nn.Module, method: str, function: Any = None) -> None:

@@ -81,9 +81,7 @@ def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
         )
     for key in values:
         if key not in keys:
-            what = (
-                "runs code that comes with a model" if key in _CODE else "is not a setting of a known model"
-            )
+            what = "runs code that comes with a model" if key in _CODE else "is no setting of a known model"
             raise UserError(f"{where}: {shown(prefix + key)} {what}; it is not loaded: use another model")
 
 
@@ -141,10 +139,8 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
         model = {}
     for found in (own, model):
         _check_code(found, where)
-    usual: Any = TOKENIZER_MAPPING_NAMES.get(
-        str(model.get("model_type"))
-    )  # before transformers 5: slow and fast
-    usual = usual if isinstance(usual, tuple) else (usual,)
+    usual: Any = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")))
+    usual = usual if isinstance(usual, tuple) else (usual,)  # before transformers 5: slow and fast
     for kind in (own.get("tokenizer_class"), model.get("tokenizer_class"), *usual):
         if kind is not None and str(kind).removesuffix("Fast") not in _TOKENIZERS:
             raise UserError(f"{where}: {shown(kind)} is not a tokenizer known to be plain: use another model")

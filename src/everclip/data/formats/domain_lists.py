@@ -30,19 +30,14 @@ def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
     folder_of: dict[int, str] = {}
     for domain, part, path in lists:
         for number, line in enumerate(read_lines(path, "list"), 1):
-            key, folder, label = _entry(line, domain, f"line {number} of {path}")
-            known, where = label_of.setdefault(folder, (label, f"line {number} of {path}"))
+            here = f"line {number} of {path}"
+            key, folder, label = _entry(line, domain, here)
+            said = f'{here} gives the class "{folder}" the label {label}'
+            known, where = label_of.setdefault(folder, (label, here))
             if known != label:
-                raise UserError(
-                    f'line {number} of {path} gives the class "{folder}" the label {label}, but {where} gives it'
-                    f" {known}: get the official list"
-                )
-            other = folder_of.setdefault(label, folder)
-            if other != folder:
-                raise UserError(
-                    f'line {number} of {path} gives the class "{folder}" the label {label}, which is that of "{other}":'
-                    " get the official list"
-                )
+                raise UserError(f"{said}, but {where} {known}: get the official list")
+            if (other := folder_of.setdefault(label, folder)) != folder:
+                raise UserError(f'{said}, that of "{other}": get the official list')
             rows.append(Row(key, domain, folder, label, part))
     return rows
 

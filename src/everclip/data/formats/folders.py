@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from everclip.data.images import Dataset, FileStore, build
 from everclip.data.prompts import PHOTO, check_templates, clean, read_class_names, read_templates
@@ -31,14 +32,11 @@ def checked_root(argument: str | None, source: str, layout: str) -> Path:
         raise UserError(f'data "{source}" needs a folder: use data={source}:/path ({layout})')
     root = Path(os.path.expanduser(argument))
     try:
-        there = root.exists()
+        wrong = "" if root.is_dir() else "is a file" if root.exists() else "does not exist"
     except OSError as error:
-        _unreadable(error)
-        raise
-    if not there:
-        raise UserError(f"data folder {root} does not exist: give a folder with {layout}")
-    if not root.is_dir():
-        raise UserError(f"data folder {root} is a file: give a folder with {layout}")
+        unreadable(error)
+    if wrong:
+        raise UserError(f"data folder {root} {wrong}: give a folder with {layout}")
     return root
 
 
@@ -49,11 +47,10 @@ def subfolders(folder: Path) -> list[str]:
         _check_text(names, str(folder))
         return names
     except OSError as error:
-        _unreadable(error)
-        raise
+        unreadable(error)
 
 
-def _unreadable(error: OSError) -> None:
+def unreadable(error: OSError) -> NoReturn:
     """Raise UserError for a folder that cannot be listed."""
     raise UserError(
         f"folder {error.filename} cannot be read ({error.strerror}): check its permissions"
@@ -82,7 +79,7 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
     and found broken when they are read.
     """
     found: list[str] = []
-    for path, folders, files in os.walk(root / folder, onerror=_unreadable):
+    for path, folders, files in os.walk(root / folder, onerror=unreadable):
         _check_text([*folders, *files], path)
         names = files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
         folders[:] = sorted(name for name in folders if not _hidden(name) and name not in names)
@@ -161,12 +158,6 @@ def _quoted(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _loose(root: Path, places: Sequence[str]) -> list[str]:
-    """Return images that lie directly in a folder of class folders."""
-    found = [key for place in places for key in image_files(root, place, deep=False)]
-    return [key for key in found if not (root / key).is_dir()]
-
-
 def dataset(
     name: str,
     root: Path,
@@ -187,7 +178,8 @@ def dataset(
         least: classes; what a model learns in addition may be one.
     """
     folders = sorted({row[2] for row in found})
-    loose = _loose(root, places)
+    beside = (key for place in places for key in image_files(root, place, deep=False))
+    loose = [key for key in beside if not (root / key).is_dir()]  # in no class folder
     if not found and loose:
         raise UserError(f"{root} holds images but no class folders, such as {loose[0]}: use CLASS folders")
     if not found:
@@ -208,10 +200,8 @@ def dataset(
     for key, *_ in found:
         if not fence.holds(f"{root}/{key}"):
             raise UserError(f"{root / key} links out of {root}: copy the image there (cp -rL)")
-    names_file, templates_file = root / "classnames.txt", root / "templates.txt"
-    names = tuple(clean(folder) for folder in folders)
-    if names_file.exists():
-        names = read_class_names(names_file, folders)
+    listed, templates = root / "classnames.txt", root / "templates.txt"
+    names = read_class_names(listed, folders) if listed.exists() else [*map(clean, folders)]
     label = {folder: index for index, folder in enumerate(folders)}
     domain = {folder: index for index, folder in enumerate(domains)}
     return build(
@@ -224,7 +214,7 @@ def dataset(
         check_names([clean(folder) for folder in domains], str(root), domains, domains=True)
         if len(domains) > 1
         else domains,
-        read_templates(templates_file) if templates_file.exists() else (PHOTO,),
+        read_templates(templates) if templates.exists() else (PHOTO,),
         held_out,
     )
 
@@ -239,21 +229,20 @@ def check_names(
         where: what has them, and ``folders`` where each is from (else it is numbered), for the message.
     """
     one, more = ("domain", "domains") if domains else ("class", "classes")
-    other_way = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""
+    hint = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""
     first: dict[str, int] = {}
     for index, name in enumerate(names):
         this, before = (f'"{folders[i]}"' if folders else i + 1 for i in (index, first.get(name, index)))
         if not name:
-            raise UserError(f"{one} {this} of {where} has an empty name: rename it{other_way}")
+            raise UserError(f"{one} {this} of {where} has an empty name: rename it{hint}")
         if printable(name) != name:
             raise UserError(
                 f'{one} {index + 1} of {where} is named "{printable(name)}", with characters that cannot be printed:'
-                f" rename it{other_way}"
+                f" rename it{hint}"
             )
         if name in first:
             raise UserError(
-                f'{more} {before} and {this} of {where} are both named "{name}": '
-                + (f"rename one{other_way}" if folders else "give them different names")
+                f'{more} {before} and {this} of {where} are both named "{name}": rename one{hint}'
             )
         first[name] = index
     return names

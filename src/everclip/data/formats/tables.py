@@ -75,10 +75,10 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
             f"{where} has fewer than 2 domains: {origin.domain_hint}, or use scenario.kind=class-incremental"
         )
     is_test = held_out(store.keys, labels, domains) if rows.is_test is None else rows.is_test
-    _check_trained(where, labels, is_test)
+    check_trained(where, "class", labels, is_test)
     if origin.kind == "domain-incremental":
         _check_domains(where, domains, is_test)
-    names = _names(origin, classes)
+    names, prompts = _names(origin, classes), origin.folder and origin.folder / "templates.txt"
     label = {name: index for index, name in enumerate(classes)}
     domain = {name: index for index, name in enumerate(domain_names)}
     return build(
@@ -91,7 +91,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
         check_names([clean(name) for name in domain_names], where, domain_names, domains=True)
         if len(domain_names) > 1
         else domain_names,
-        _templates(origin),
+        read_templates(prompts) if prompts and prompts.exists() else origin.templates,
         rows.is_test is None,
     )
 
@@ -129,15 +129,14 @@ def held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str])
     return [is_test[key] for key in keys]
 
 
-def _check_trained(where: str, labels: Sequence[str], is_test: Sequence[bool]) -> None:
-    """Raise UserError for a class that is only tested."""
-    trained = {label for label, test in zip(labels, is_test, strict=True) if not test}
+def check_trained(where: str, what: str, names: Sequence[str], is_test: Sequence[bool]) -> None:
+    """Raise UserError for a class, or ``what`` else the images' names are of, that is only tested."""
+    trained = {name for name, test in zip(names, is_test, strict=True) if not test}
     if not trained:
         raise UserError(f"{where} lists test images alone: add training images")
-    untrained = _sorted({*labels} - trained)
-    if untrained:
+    if untrained := _sorted({*names} - trained):
         raise UserError(
-            f'class "{untrained[0]}" of {where} has no training images: add some, or leave it out'
+            f'{what} "{untrained[0]}" of {where} has no training images: add some, or leave it out'
         )
 
 
@@ -146,10 +145,8 @@ def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) 
     pairs = {(domain, bool(test)) for domain, test in zip(domains, is_test, strict=True)}
     for domain, test in sorted(pairs):
         if (domain, not test) not in pairs:
-            has, lacks = ("test", "training") if test else ("training", "test")
-            raise UserError(
-                f'domain "{domain}" of {where} has {has} images but no {lacks} images: add some, or leave it out'
-            )
+            lacks = "training" if test else "test"
+            raise UserError(f'domain "{domain}" of {where} has no {lacks} images: add some, or leave it out')
 
 
 def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
@@ -176,8 +173,3 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
             *(origin.where, fill(origin.templates[0], classes[-1])),
         )
     return tuple(clean(name) for name in classes)
-
-
-def _templates(origin: Origin) -> tuple[str, ...]:
-    path = origin.folder / "templates.txt" if origin.folder else None
-    return read_templates(path) if path and path.exists() else origin.templates

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from everclip.data.formats.download import CHUNK, check_room, unwritable
+from everclip.data.formats.download import CHUNK, check_room, writing
 from everclip.errors import UserError
 from everclip.system.atomic import remove_unfinished, settle, stage
 
@@ -52,7 +52,7 @@ def unpack(
     Args:
         check: of the unpacked folder before it takes its place; raises UserError.
     """
-    try:
+    with writing(target):
         remove_unfinished(target)
         with stage(target) as part:
             _extract(archive, inside, part, limits)
@@ -60,8 +60,6 @@ def unpack(
                 check(part)
             os.sync()  # before the folder has its name, its files are on the disk
             settle(part, target)
-    except OSError as error:
-        raise unwritable(target, error) from error
 
 
 def _extract(archive: Path, inside: str, part: Path, limits: Limits) -> None:

@@ -169,9 +169,7 @@ def _extend(stack: list[Any], items: list[Any]) -> None:
 def _update(stack: list[Any], items: list[Any]) -> None:
     if not isinstance(stack[-1], dict):
         raise _Refused("entries of no dict")
-    if not all(
-        isinstance(key, (str, bytes)) for key in items[::2]
-    ):  # hashing deep tuples would end the process
+    if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # to hash deep tuples ends the process
         raise _Refused("a key that is no text")
     stack[-1].update(zip(items[::2], items[1::2], strict=True))
 

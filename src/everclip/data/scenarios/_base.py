@@ -23,14 +23,11 @@ def once(config: Config) -> str:
     if train.steps is not None:
         return f"scenario.kind={kind} passes over its images once: leave train.steps out"
     if train.epochs != 1:
-        return (
-            f"scenario.kind={kind} passes over its images once: leave train.epochs out, or use train.epochs=1"
-        )
+        return f"scenario.kind={kind} passes over its images once: leave train.epochs out, or use 1"
     for name, value in config.method.options.items():
         if name.endswith("epochs") and isinstance(value, int) and value > 1:
             return (
-                f"scenario.kind={kind} passes over its images once, and method.{name}={value} does so again: write"
-                f" method.{name}=1, or another method"
+                f"scenario.kind={kind} passes over its images once, and method.{name}={value} does not: use 1"
             )
     return ""
 

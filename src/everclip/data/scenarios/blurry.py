@@ -59,9 +59,7 @@ class Blurry(Scenario):
     def once(self) -> bool:
         return self.config.every is not None
 
-    @property
-    def any_time(self) -> bool:
-        return self.config.every is not None
+    any_time = once
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         settings, count = self.settings, self.settings.tasks
@@ -72,9 +70,8 @@ class Blurry(Scenario):
         draw = generator(seed_of, "blurry")
         home = self._homes(labels, count, draw)
         task = home[data.train.labels]
-        moved, places = self._mixed(
-            task, np.isin(data.train.labels, labels[self._disjoint(len(labels)) :]), count, draw
-        )
+        blurry = np.isin(data.train.labels, labels[self._disjoint(len(labels)) :])
+        moved, places = self._mixed(task, blurry, count, draw)
         task[moved] = places
         parts = [data.train.select(task == index) for index in range(count)]
         tasks = first_met(parts, data.test, [f"task {index + 1}" for index in range(count)])
@@ -99,13 +96,8 @@ class Blurry(Scenario):
     def _mixed(
         self, task: NDArray[np.int64], blurry: NDArray[np.bool_], count: int, draw: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return images that leave their task, the share asked for of each task's mixed classes, and where they are
-        dealt to.
-
-        Args:
-            task: of each training image.
-            blurry: whether its class is mixed.
-        """
+        """Return images that leave their ``task``, the share asked for of each task's ``blurry`` classes, and where
+        they are dealt to."""
         moved = []
         for index in range(count):
             own = np.flatnonzero(blurry & (task == index))

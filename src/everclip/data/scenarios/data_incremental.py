@@ -54,9 +54,8 @@ class DataIncremental(Scenario):
         else:
             order = seed if self.settings.order == "seed" else self.settings.order
             rng = np.random.RandomState(order if isinstance(order, int) else 0)
-            train, test = (
-                np.array_split(rng.permutation(len(part)), count) for part in (data.train, data.test)
-            )
+            sizes = len(data.train), len(data.test)
+            train, test = (np.array_split(rng.permutation(size), count) for size in sizes)
         return [
             Task(index, f"part {index + 1}", classes, _at(data.train, mine), _at(data.test, tested))
             for index, (mine, tested) in enumerate(zip(train, test, strict=True))

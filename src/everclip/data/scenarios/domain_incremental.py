@@ -42,16 +42,11 @@ def domain_order(
 def of_domains(data: Dataset, order: Sequence[int]) -> list[Task]:
     """Return a task for each domain, in this order, all of which have every class."""
     classes = tuple(range(len(data.class_names)))
-    return [
-        Task(
-            index,
-            data.domain_names[domain],
-            classes,
-            data.train.of_domain(domain),
-            data.test.of_domain(domain),
-        )
-        for index, domain in enumerate(order)
-    ]
+    tasks = []
+    for index, domain in enumerate(order):
+        train, test = data.train.of_domain(domain), data.test.of_domain(domain)
+        tasks.append(Task(index, data.domain_names[domain], classes, train, test))
+    return tasks
 
 
 class DomainIncremental(Scenario):

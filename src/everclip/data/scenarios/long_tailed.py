@@ -70,10 +70,8 @@ class LongTailed(ClassIncremental):
         ranks = np.arange(len(labels))
         if self.config.tail == "shuffled":
             ranks = generator(stream_seed(order, seed), "long tail").permutation(len(labels))
-        sizes = {
-            label: self.size(most, rank, len(labels))
-            for label, rank in zip(labels, ranks.tolist(), strict=True)
-        }
+        pairs = zip(labels, ranks.tolist(), strict=True)
+        sizes = {label: self.size(most, rank, len(labels)) for label, rank in pairs}
         return super().cut(replace(data, train=first_by_hash(data.train, "long tail", sizes)), seed)
 
     def size(self, most: int, rank: int, classes: int) -> int:

@@ -39,9 +39,7 @@ class Time(Scenario):
         if count > len(data.train):
             raise UserError(f"scenario.tasks={count} for {len(data.train)} training images: use fewer")
         when = data.times[data.train.rows]
-        order = np.lexsort(
-            [data.train.ids, when]
-        )  # the same whatever the list's order, where times are equal
+        order = np.lexsort([data.train.ids, when])  # where times are equal, not by the list's order
         parts = [data.train.select(part) for part in np.array_split(order, count)]
         ends = [data.times[part.rows].max() for part in parts]
         period = np.searchsorted(ends[:-1], data.times[data.test.rows])

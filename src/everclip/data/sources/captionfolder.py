@@ -61,7 +61,7 @@ def _captions(root: Path, key: str, fence: Fence) -> list[str]:
         raise UserError(f"{image} has no caption: write {texts[0].name} beside it, or remove it")
     for path in (image, text):
         if not fence.holds(str(path)):
-            raise UserError(f"{path} links out of {root}: put the file itself there, such as with cp -rL")
+            raise UserError(f"{path} links out of {root}: copy the file there (cp -rL)")
     try:
         content = read_text(text, MOST_TEXT)
         if text.suffix == ".txt":

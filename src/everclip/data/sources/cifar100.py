@@ -14,7 +14,7 @@ import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,11 +85,6 @@ class CifarStore(Store):
         return content_id(self._rows[row].tobytes())  # and not of a PNG file, which takes long to make
 
 
-class _Part(NamedTuple):
-    pixels: NDArray[np.uint8]
-    labels: list[int]
-
-
 class Cifar100(Source):
     """CIFAR-100, downloaded where it is not there."""
 
@@ -107,24 +102,21 @@ class Cifar100(Source):
         if _has_folders(root):
             return _pictures(root, name)
         folder = _folder(root)
-        meta = _read(folder, "meta")
-        names = [clean(text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
-        parts = {part: _part(folder, part, len(names)) for part in PARTS}
-        labels = [label for of in parts.values() for label in of.labels]
+        names = [clean(text(name)) for name in _read(folder, "meta")["fine_label_names"]]
+        parts = {part: _read(folder, part) for part in PARTS}
+        labels = [label for of in parts.values() for label in of["fine_labels"]]
         return build(
             name,
-            CifarStore({part: of.pixels for part, of in parts.items()}),
+            CifarStore({part: of["data"] for part, of in parts.items()}),
             labels,
             [0] * len(labels),
-            [part == "test" for part, of in parts.items() for _ in of.labels],
+            [part == "test" for part, of in parts.items() for _ in of["fine_labels"]],
             check_names(names, str(folder / "meta")),
             [""],
             templates.shipped("cifar100"),
         )
 
     def missing(self, argument: str | None) -> list[str]:
-        """Return a line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no
-        folder."""
         root = home("cifar100", argument)
         if _has_folders(root) or _there(root) is not None or (root / ARCHIVE.name).exists():
             return []
@@ -133,7 +125,6 @@ class Cifar100(Source):
         ]
 
     def remotes(self) -> list[Remote]:
-        """Return the archive."""
         return [ARCHIVE]
 
 
@@ -222,27 +213,3 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:
         raise UserError(f"{path} is not the original (its MD5 differs): {_again(folder)}")
     return unpickle(content, str(path))
-
-
-def _list(values: dict[str, Any], key: str, path: Path) -> list[Any]:
-    if not isinstance(values.get(key), list):
-        raise UserError(f'{path} has no list "{key}": get the original from {ARCHIVE.url}')
-    return values[key]
-
-
-def _part(folder: Path, part: str, classes: int) -> _Part:
-    """Return pixels and labels of one part. Raises UserError where they do not fit together."""
-    values = _read(folder, part)
-    labels, pixels = _list(values, "fine_labels", folder / part), values.get("data")
-    if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), 3 * SIDE * SIDE):
-        raise UserError(
-            f'{folder / part} has {len(labels)} labels and no "data" of as many pictures of 32 x 32 pixels: get the'
-            f" original from {ARCHIVE.url}"
-        )
-    wrong = [label for label in labels if type(label) is not int or not 0 <= label < classes]
-    if wrong:
-        raise UserError(
-            f"{folder / part} has the label {wrong[0]!a} but there are {classes} classes: get the original from"
-            f" {ARCHIVE.url}"
-        )
-    return _Part(pixels, labels)

@@ -81,7 +81,11 @@ class Csv(Source):
     """Pictures in a list."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        file = _checked(argument)
+        if not argument:
+            raise UserError('data "csv" needs a file: use data=csv:FILE, with a header such as path,label')
+        file = Path(os.path.expanduser(argument))
+        if os.path.isdir(file):
+            raise UserError(f"list {file} is a folder: give a csv file, or use data=imagefolder:{file}")
         columns, entries = _read(file, COLUMNS | ({"time": TIME} if kind == "time" else {}))
         parts = {entry.split for entry in entries}
         if {"test", "val"} <= parts:
@@ -112,28 +116,10 @@ class Csv(Source):
         return replace(dataset(origin, store, rows), times=times)
 
 
-def _checked(argument: str | None) -> Path:
-    """Return the list's path. Raises UserError where it is missing or no file."""
-    if not argument:
-        raise UserError('data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label')
-    file = Path(os.path.expanduser(argument))
-    try:
-        mode = file.stat().st_mode
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
-    if stat.S_ISDIR(mode):
-        raise UserError(f"list {file} is a folder: give a csv file, or use data=imagefolder:{file}")
-    if not stat.S_ISREG(mode):
-        raise UserError(f"list {file} is no file: give a csv file")
-    return file
-
-
 def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[_Entry]]:
     """Return the columns that the header names, with their positions, and a checked entry per image."""
     entries: list[_Entry] = []
-    line_of: dict[str, int] = {}
-    place: dict[str, int] = {}
+    first: dict[str, tuple[int, int]] = {}  # line and place of each image
     fence = Fence(file.parent)
     records = _records(file)
     _, header = next(records, (1, []))
@@ -145,14 +131,13 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
                 f"{where} has {len(cells)} columns, not {len(header)}: quote cells with separators"
             )
         entry = _entry(where, columns, cells)
-        if entry.captions and entry.path in place:
-            at = place[entry.path]
-            entries[at] = _together(where, line_of[entry.path], entries[at], entry)
+        before, at = first.setdefault(entry.path, (line, len(entries)))
+        if before != line:
+            if not entry.captions:
+                raise UserError(f"{where} lists {shown(entry.path)} as line {before} does: keep one")
+            entries[at] = _together(where, before, entries[at], entry)
             continue
         _check_image(where, file.parent, entry.path, fence)
-        place[entry.path] = len(entries)
-        if line_of.setdefault(entry.path, line) != line:
-            raise UserError(f"{where} lists {shown(entry.path)} as line {line_of[entry.path]} does: keep one")
         entries.append(entry)
         if len(entries) > MOST_IMAGES:
             raise UserError(f"{file} lists more than {MOST_IMAGES:,} images: split it into several lists")
@@ -197,7 +182,7 @@ def _lines(file: Path) -> Iterator[str]:
                     raise UserError(f"line {number} of {file} is no UTF-8 text: save it as UTF-8") from error
     except (OSError, Unreadable) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"list {file} cannot be read ({reason}): check its permissions") from error
+        raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
 
 
 def _together(where: str, line: int, first: _Entry, again: _Entry) -> _Entry:

@@ -41,9 +41,8 @@ class DomainFolder(Source):
             for folder in subfolders(root / f"{test}{domain}"):
                 files = image_files(root, f"{test}{domain}/{folder}")
                 found += [(key, domain, folder, True) for key in files]
-        places = [
-            f"{part}{domain}" for part in (train, test) if part is not None for domain in ("", *domains)
-        ]
+        parts_ = [train] if test is None else [train, test]
+        places = [f"{part}{domain}" for part in parts_ for domain in ("", *domains)]
         return dataset(f"domainfolder:{argument}", root, found, domains, places, test is None)
 
 

@@ -88,14 +88,11 @@ class DomainNet(Source):
         root = home("domainnet", argument)
         lines = []
         for name, remote in _missing(root).items():
-            if (root / f"{name}.zip").is_file():
-                lines.append(f"{root / name} is missing: unzip {name}.zip there, or let everclip train do it")
-            else:
-                lines.append(f"{root / name} is missing: get {remote.url}, or let everclip train do it")
+            todo = f"unzip {name}.zip there" if (root / f"{name}.zip").is_file() else f"get {remote.url}"
+            lines.append(f"{root / name} is missing: {todo}, or let everclip train do it")
         return lines
 
     def remotes(self) -> list[Remote]:
-        """Return archives and lists."""
         return list(REMOTES.values())
 
 
@@ -138,6 +135,6 @@ def _check_rows(root: Path, rows: list[Row]) -> None:
         domain = lost[0].split("/")[0]
         more = f", and {len(lost) - 1:,} more of its lists" if len(lost) > 1 else ""
         raise UserError(f"{root / lost[0]} is missing{more}: unzip {domain}.zip again, or remove {domain}/")
-    untrained = {row.folder for row in rows} - {row.folder for row in rows if row.part == "train"}
-    if untrained:
+    trained = {row.folder for row in rows if row.part == "train"}
+    if untrained := {row.folder for row in rows} - trained:
         raise UserError(f'no list in {root} trains the class "{min(untrained)}": get the official lists')

@@ -81,9 +81,8 @@ def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
     """Return the shards' pattern and the number of samples per part. Raises UserError for a remote or bad one."""
     if "://" in argument or argument.startswith("pipe:"):
         raise UserError(f'data "webdataset" reads local files, not {shown(argument)}: download them first')
-    spec, _, options = (
-        argument.rpartition("?") if re.search(r"\?\w+=[^/?]*$", argument) else (argument, "", "")
-    )
+    has_options = re.search(r"\?\w+=[^/?]*$", argument)
+    spec, _, options = argument.rpartition("?") if has_options else (argument, "", "")
     counts: dict[str, int] = {}
     captions: str | None = None
     for option in re.split(r"[,&]", options) if options else []:
@@ -108,9 +107,8 @@ def _find(spec: str) -> list[Path]:
     if os.path.isdir(spec):
         found = _in_folder(Path(spec))
     else:
-        found = [
-            path for name in spec.split("::") for expanded in _braces(name) for path in _matches(expanded)
-        ]
+        names = (expanded for name in spec.split("::") for expanded in _braces(name))
+        found = [path for name in names for path in _matches(name)]
     paths = sorted({Path(os.path.abspath(path)) for path in found})
     if len(paths) > MOST_SHARDS:
         raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: write larger ones")
@@ -200,10 +198,9 @@ def _parts(spec: str, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def _beside(train: Sequence[Path]) -> list[Path]:
     """Test shards in the folders of the training shards, or in their sisters called "test" or "val"."""
     folders = {path.parent for path in train}
-    sisters = {
-        folder.parent / name for folder in folders if folder.name == "train" for name in ("test", "val")
-    }
-    found = [path for folder in sorted(folders | sisters) for path in sorted(folder.glob("*.tar"))]
+    above = {folder.parent for folder in folders if folder.name == "train"}
+    folders |= {folder / name for folder in above for name in ("test", "val")}
+    found = [path for folder in sorted(folders) for path in sorted(folder.glob("*.tar"))]
     tests = [path for path in found if _part(path) == "test"]
     return tests or [path for path in found if _part(path) == "val"]
 
@@ -236,7 +233,7 @@ def _check_counts(
         raise UserError(f"{spec} names no test shards for test={counts['test']}: name them, or leave it out")
     found = {part: sum(len(shard.keys) for shard in shards) for part, shards in parts.items()}
     for part, shards in parts.items():
-        if part in counts and counts[part] != found[part]:
+        if counts.get(part, found[part]) != found[part]:
             raise UserError(
                 f"{spec} has {found[part]} {part} samples, not {counts[part]}: copy all, or give that number"
             )
@@ -276,8 +273,5 @@ def _names_folder(folder: Path) -> Path:
 def _templates(folder: Path) -> tuple[str, ...]:
     """Return CLIP_benchmark's prompts, if they are there."""
     path = folder / BENCHMARK_TEMPLATES
-    if not path.exists():
-        return (PHOTO,)
-    return tuple(
-        line.replace("{c}", "{}") for line in read_lines(path, "templates") if line.count("{c}") == 1
-    )
+    lines = read_lines(path, "templates") if path.exists() else []
+    return tuple(line.replace("{c}", "{}") for line in lines if line.count("{c}") == 1) if lines else (PHOTO,)
