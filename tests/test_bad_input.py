@@ -186,7 +186,8 @@ CASES = [
     Case("missing names", settings("classnames={root}/x"), f"error: class names file {{root}}/x {NO_TEXT}"),
     Case("missing templates", settings("templates={root}/x"), f"error: templates file {{root}}/x {NO_TEXT}"),
     Case("template without a place", write("templates.txt", "a photo of a thing, " * 9),
-         'error: template 1 of {root}/templates.txt is "a photo of a thing, a photo of a thin...": use "{}" once, for a class'),
+         'error: template 1 of {root}/templates.txt is "a photo of a thing, a photo of a thin...": use "{}" once,'
+         " for a class"),
     Case("no templates", write("templates.txt", "\n\n"),
          "error: templates file {root}/templates.txt is empty: write one entry a line"),
     # Its images.

@@ -59,7 +59,9 @@ class Blurry(Scenario):
     def once(self) -> bool:
         return self.config.every is not None
 
-    any_time = once
+    @property
+    def any_time(self) -> bool:
+        return self.once
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         settings, count = self.settings, self.settings.tasks

@@ -37,7 +37,9 @@ class Online(ClassIncremental):
     def once(self) -> bool:
         return True
 
-    any_time = once
+    @property
+    def any_time(self) -> bool:
+        return True
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         return in_pieces(super().cut(data, seed), self.config.every, stream_seed(self.settings.order, seed))
