@@ -39,8 +39,7 @@ def source_class(spec: str) -> tuple[type[Source], str | None]:
 
 
 def source(spec: str, options: Mapping[str, Any]) -> tuple[Source, str | None]:
-    """Return the source that a spec names, with these options, and the argument. Raises UserError, also for an
-    option."""
+    """Return the source that a spec names, with these options, and the argument. Raises UserError for wrong ones."""
     cls, argument = source_class(spec)
     return cls(own_options(cls.Config, options, None, "source.")), argument
 

@@ -28,8 +28,7 @@ def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = 
 
 
 def encoded(images: Any, width: int | None = None) -> list[bytes]:
-    """Return images as the files they are, or as PNG files; with a width, rows of features as float32. Raises UserError
-    for anything else."""
+    """Return images as the files they are, else as PNG files; with a width, float32 rows. Raises UserError."""
     if width is not None:
         rows = np.asarray(images)
         if rows.dtype.kind != "f" or rows.ndim != 2 or rows.shape[1] != width:

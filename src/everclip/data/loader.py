@@ -176,8 +176,7 @@ class Loader:
         views: int,
         own: slice | None = None,
     ) -> _Part:
-        """Return the pictures of a batch that are this process's, or those asked for, each seen as in the whole
-        batch."""
+        """Return the pictures of a batch that are this process's, or those asked for, seen as in the whole batch."""
         own = collectives.own(len(images)) if own is None else own
         mine, second = images.select(np.arange(own.start, own.stop)), None
         if self.kept is not None:

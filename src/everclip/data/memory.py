@@ -148,8 +148,7 @@ class Memory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], train: ImageSet) -> None:
-        """Find the exemplars again among ``train``, the training images of all tasks. Raises UserError where some are
-        gone."""
+        """Find the exemplars again among ``train``, the images of all tasks. Raises UserError where some are gone."""
         position = {sample: row for row, sample in enumerate(train.ids.tolist())}
         lost = [sample for sample in state["ids"] if sample not in position]
         if lost:

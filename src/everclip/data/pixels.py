@@ -118,8 +118,7 @@ class Pixels:
     def load(
         self, rows: NDArray[np.int64]
     ) -> tuple[UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b d"], NDArray[np.bool_]]:
-        """Return pictures, or features, of the rows that can be read, in order, and the mask ``[len(rows)]`` of
-        those."""
+        """Return pictures, or features, of the rows that can be read, in order, and their mask ``[len(rows)]``."""
         decode = self._decode if self.size else self._features
         missing = np.unique(rows[self._state[rows] == _UNKNOWN]) if self.cached else np.unique(rows)
         missing = missing[self._state[missing] != _BROKEN]
@@ -148,8 +147,7 @@ class Pixels:
         return images.select(self.is_good(images.rows))
 
     def hashes(self, rows: NDArray[np.int64]) -> list[int | None]:
-        """Return a hash of each row's encoded image, from 0 to 2^64 - 1; None for one that cannot be read, which is
-        broken."""
+        """Return a hash of each row's encoded image, from 0 to 2^64 - 1; None for a broken one, which is noted."""
 
         def of(row: int) -> int | str:
             try:

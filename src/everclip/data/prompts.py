@@ -92,9 +92,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...]:
-    """Check templates, in data and in model folders. Raises UserError for the first without one ``{}``, or that cannot
-    be printed.
-    """
+    """Check templates of data and model folders. Raises UserError for one without one ``{}``, or not printable."""
     for number, line in enumerate(templates, 1):
         if line.count("{}") != 1:
             raise UserError(f'template {number} of {where} is "{_short(line)}": use "{{}}" once, for a class')

@@ -75,8 +75,7 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
 
 
 def learned_order(names: Sequence[str], order: int | str | Sequence[str], seed: int) -> list[int]:
-    """Return ``class_order`` by ``scenario.order``, or by the run's ``seed`` where that is "seed". Raises UserError
-    alike."""
+    """Return ``class_order`` by ``scenario.order``, or by the run's ``seed`` where it is "seed". Raises UserError."""
     return class_order(names, seed if order == "seed" else order)
 
 
@@ -95,8 +94,7 @@ def first_by_hash(images: ImageSet, word: str, counts: Mapping[int, int]) -> Ima
 
 
 def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
-    """Return the index of each entry of ``order``, a name or its folder's. Raises UserError where it is no
-    permutation."""
+    """Return the index of each entry of ``order``, a name or its folder's. Raises UserError for no permutation."""
     order = [clean(name) if name not in names and clean(name) in names else name for name in order]
     twice = [name for name, count in Counter(order).items() if count > 1]
     if twice:

@@ -107,8 +107,7 @@ def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
 
 @contextmanager
 def within(numbers: int, tensors: int) -> Iterator[None]:
-    """Let this thread make modules of ``numbers`` numbers in ``tensors`` tensors at most while it is open; else raise
-    ValueError."""
+    """Let this thread make modules of so many numbers and tensors at most while open; else raise ValueError."""
     mine = threading.get_ident()
     left = [numbers, tensors, 20 * tensors]
 

@@ -245,8 +245,7 @@ class Clip(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write a complete open_clip ``local-dir``: config, weights and, for a Hugging Face text tower, its
-        config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit.
-        """
+        config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit."""
         center = None if self.center is None else self.center.tolist()
         config: dict[str, Any] = {"model_cfg": self.config, "preprocess_cfg": vars(self._preprocess_cfg)}
         write_folder(Path(folder), self.whole_state(), config | ({CENTER: center} if center else {}))

@@ -48,8 +48,7 @@ def towers(config: Mapping[str, Any], image_size: int | None = None) -> tuple[To
 
 
 def named(name: str) -> dict[str, Any] | None:
-    """Return open_clip's config of a model it knows by name (``ViT-B-16``), read from its files without importing
-    it."""
+    """Return open_clip's config of a model it knows by name (``ViT-B-16``), from its files, without importing it."""
     found = importlib.util.find_spec("open_clip")
     if found is None or not found.submodule_search_locations:
         return None

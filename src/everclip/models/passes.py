@@ -82,8 +82,7 @@ class Passes:
             yield
 
     def _without_some(self, ahead: int, tokens: Float[Tensor, "b l w"]) -> Float[Tensor, "b fewer w"]:
-        """Return the first ``ahead`` tokens and some of the others, drawn for each image
-        (https://arxiv.org/abs/2212.00794)."""
+        """Return the first ``ahead`` tokens and some others of each image (https://arxiv.org/abs/2212.00794)."""
         unwatched(self._clip.model.visual, "train.patch_dropout leaves patches out")
         count = tokens.shape[1] - ahead
         kept = max(1, round(count * (1 - self._share)))

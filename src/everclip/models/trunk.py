@@ -91,8 +91,7 @@ class Trunk(nn.Module):
             return self.lower(pictures).float()
 
     def joined(self, keys: Iterable[str], upper: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Return the whole model's tensors in the order of ``keys``: those of ``upper``, and under ``prefix`` its
-        own."""
+        """Return the whole model's tensors in the order of ``keys``: ``upper``'s, and its own under ``prefix``."""
         own = {prefix + name: tensor for name, tensor in self.lower.state_dict().items()}
         return {key: upper[key] if key in upper else own[key] for key in keys}
 

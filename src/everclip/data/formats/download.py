@@ -118,8 +118,7 @@ def matches(path: Path, digest: str) -> bool:
 
 
 def fetch(remote: Remote, path: Path) -> None:
-    """Download a file unless it is there, going on where an earlier try was interrupted. Raises UserError where it
-    fails."""
+    """Download a file unless it is there, going on where an earlier try stopped. Raises UserError where it fails."""
     if path.exists():
         return
     part = path.with_name(f".{path.name}.everclip-part")

@@ -74,8 +74,7 @@ class Features:
 
 
 def read(file: Path) -> Features:
-    """Return the features in a file, read once although a run asks twice. Raises UserError that names the wrong
-    array."""
+    """Return the features in a file, read once though a run asks twice. Raises UserError that names the wrong array."""
     try:
         file = file.expanduser()
         stamp = file_stamp(file)
@@ -167,8 +166,7 @@ def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str
 
 
 def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Sequence[str]:
-    """Return the class of each row by name. Raises UserError for one that is none of ``names``, where these are
-    given."""
+    """Return the class of each row by name. Raises UserError for one that is none of ``names``, if these are given."""
     labels = _texts(file, name, found)
     if name in found and found[name].dtype.kind != "U":
         wrong = [label for label in found[name].tolist() if not 0 <= label < (len(names) or label + 1)]

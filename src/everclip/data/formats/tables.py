@@ -59,8 +59,7 @@ class Origin:
 
 
 def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
-    """Return a Dataset of the images of ``store``. Raises UserError for a class or a domain without images, or wrong
-    names."""
+    """Return a Dataset of ``store``. Raises UserError for a class or a domain without images, or wrong names."""
     where, labels = origin.where, rows.labels
     if not labels:
         raise UserError(f"{where} lists no images: add some")

@@ -36,8 +36,7 @@ def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-i
 
 
 def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
-    """Return the tasks that a scenario cuts, as ``Task`` says that they are. Raises UserError where a plug-in's are
-    not."""
+    """Return the tasks that a scenario cuts. Raises UserError where a plug-in's are not what ``Task`` says."""
     if data.captioned and not scenario.every_class:
         raise UserError(f"{data.name} has captions and no classes: use scenario.kind=data-incremental")
     found = scenario.cut(data, seed)

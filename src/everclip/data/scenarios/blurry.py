@@ -98,8 +98,7 @@ class Blurry(Scenario):
     def _mixed(
         self, task: NDArray[np.int64], blurry: NDArray[np.bool_], count: int, draw: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return images that leave their ``task``, the share asked for of each task's ``blurry`` classes, and where
-        they are dealt to."""
+        """Return images that leave their ``task``, a share of each task's ``blurry`` classes, and where they go."""
         moved = []
         for index in range(count):
             own = np.flatnonzero(blurry & (task == index))

@@ -134,8 +134,7 @@ def _has_folders(root: Path) -> bool:
 
 
 def _pictures(root: Path, name: str) -> Dataset:
-    """Return the data set of folders ``train/CLASS`` and ``test/CLASS``. Raises UserError for another than the official
-    count."""
+    """Return the data set of folders ``train/CLASS`` and ``test/CLASS``. Raises UserError for other counts."""
     found: list[tuple[str, str, str, bool]] = []
     for part in PARTS:
         if not (root / part).is_dir():

@@ -145,8 +145,7 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
 
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of the first line, cells) of each record that is not blank, the header first. Raises UserError for
-    a malformed line."""
+    """Yield (first line's number, cells) of each record not blank, the header first. Raises UserError if malformed."""
     lines = _lines(file)
     header = next(lines, "")
     separator = max(",\t;", key=header.count)

@@ -121,8 +121,7 @@ def _find(spec: str) -> list[Path]:
 
 
 def _in_folder(root: Path) -> list[Path]:
-    """Return the shards of a folder, or of the folders of its parts. Raises UserError where there are none or too
-    few."""
+    """Return the shards of a folder, or of its parts' folders. Raises UserError where there are none or too few."""
     parts = [root / name for name in ("train", "test", "val") if any((root / name).glob("*.tar"))]
     folders = parts if root / "train" in parts else [root]
     paths = []
