@@ -189,7 +189,7 @@ CASES = [
          'error: template 1 of {root}/templates.txt is "a photo of a thing, a photo of a thin...": use "{}" once,'
          " for a class"),
     Case("no templates", write("templates.txt", "\n\n"),
-         "error: templates file {root}/templates.txt is empty: write one entry a line"),
+         "error: templates file {root}/templates.txt is empty: use one entry per line"),
     # Its images.
     Case("broken image", every("train/red/0.png", os.truncate, 0),
          f"warning: 1 {SKIPPED}", 0, {"train/red/0.png": UNKNOWN}),
@@ -218,7 +218,7 @@ CASES = [
     Case("more tasks than classes", settings("scenario.tasks=4"),
          "error: scenario.tasks=4 but there are 3 classes: use at most 3"),
     Case("order with an unknown class of many", tree(*map(str, range(40)), tokens=['scenario.order=["x"]']),
-         'error: scenario.order names the unknown class "x"; write names such as "0"'),
+         'error: scenario.order names the unknown class "x"; use names such as "0"'),
     Case("loss that is NaN", settings("train.lr=1e30", "train.steps=3"),
          'error: the features "image" are not finite at step 2 of task 1 (ids of its first images: N, N, N): lower'
          " train.lr", 1),

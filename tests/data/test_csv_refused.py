@@ -41,18 +41,18 @@ def rows(*cells: str, header: str = "path,label,split") -> Callable[[Path], obje
 
 R, G = "photos/red/0.png,red", "photos/green/0.png,green"
 DOMAINS = "path,label,split,domain"
-RELATIVE = "write paths relative to the list's folder"
+RELATIVE = "use paths relative to the list's folder"
 QUOTES = "quote the cell, and double the quotes inside"
 
 # fmt: off
 BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("empty file", raw(b""),
-     '{0} has no column "path" but nothing: write a header such as path,label or path,label,split,domain'),
+     '{0} has no column "path" but nothing: use a header such as path,label or path,label,split,domain'),
     ("no header", raw(b"photos/red/0.png,red\n"),
-     '{0} has no column "path" but "photos/red/0.png, red": write a header such as path,label or'
+     '{0} has no column "path" but "photos/red/0.png, red": use a header such as path,label or'
      " path,label,split,domain"),
     ("no label", rows("a", header="path,clas"),
-     '{0} has no column "label" but "path, clas": write a header such as path,label or path,label,split,domain'),
+     '{0} has no column "label" but "path, clas": use a header such as path,label or path,label,split,domain'),
     ("two columns for one", rows("a,b,c", header="path,label,image"),
      'the header of {list} has "path" and "image" for the column path: keep one'),
     ("header alone", rows(), "{list} lists no images: add some"),
@@ -73,7 +73,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("empty label", line("photos/red/1.png, "), "{2} has an empty label: write one, or leave the line out"),
     ("empty split", rows(f"{R},"), "{1} has an empty split: write one, or leave the line out"),
     ("empty domain", rows(f"{R},train,", header=DOMAINS), "{1} has an empty domain: write one, or leave the line out"),
-    ("unknown split", rows(f"{R},dev"), '{1} has the split "dev": write train, test or val'),
+    ("unknown split", rows(f"{R},dev"), '{1} has the split "dev": use train, test or val'),
     ("absolute path", line("/etc/passwd,red"),
      '{2} has the absolute path "/etc/passwd": make it relative to the list'),
     ("path of a drive", line(r"C:\photos\1.png,red"),
@@ -89,20 +89,20 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing image", line("photos/red/99.png,red"),
      f'{{2}}: "photos/red/99.png" cannot be read (No such file or directory): {RELATIVE}'),
     ("backslashes", line(r"photos\red\1.png,red"),
-     r'{2}: "photos\red\1.png" cannot be read (No such file or directory): write "/" between folders'),
+     r'{2}: "photos\red\1.png" cannot be read (No such file or directory): use "/" between folders'),
     ("endless name", line(f"{'x' * 5000},red"),
      f'{{2}}: "{"x" * 56}... cannot be read (File name too long): {RELATIVE}'),
     ("zero byte", line("photos/\0.png,red"),
      f'{{2}}: "photos/\\u0000.png" cannot be read (embedded null byte): {RELATIVE}'),
-    ("folder as image", line("photos/red,red"), '{2}: "photos/red" is no file: write the path of an image'),
+    ("folder as image", line("photos/red,red"), '{2}: "photos/red" is no file: use the path of an image'),
     ("pipe as image", lambda root: (os.mkfifo(root / "pipe.png"), line("pipe.png,red")(root)),
-     '{2}: "pipe.png" is no file: write the path of an image'),
+     '{2}: "pipe.png" is no file: use the path of an image'),
     ("image twice", line("photos/./red/0.png,green"),
      'line 3 of {list} lists "photos/red/0.png" as line 2 does: keep one'),
     ("one class", line("photos/red/1.png,red"),
      '{list} has one class, "red": a classifier needs two: add another'),
     ("a caption", line(f"photos/red/1.png,{'long ' * 60}"),
-     'a label of {list} has 299 characters ("long long long long long long ..."): write the class\'s name'),
+     'a label of {list} has 299 characters ("long long long long long long ..."): use the class\'s name'),
     ("names that collide", rows("photos/red/0.png,hot dog", "photos/red/1.png,hot_dog", header="path,label"),
      'classes "hot dog" and "hot_dog" of {list} are both named "hot dog": rename one, or name it in classnames.txt'
      " (folder<TAB>name)"),

@@ -248,7 +248,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
      f"line 2 of {{0}}/sketch_test.txt is '/etc/passwd 3': use {FORM}"),
     ("a list of something else", line(1, "<html>"), f"line 1 of {{0}}/sketch_test.txt is '<html>': use {FORM}"),
     ("an empty list", lambda root: (root / "real_train.txt").write_text(""),
-     "list file {0}/real_train.txt is empty: write one entry a line"),
+     "list file {0}/real_train.txt is empty: use one entry per line"),
     ("an image twice", line(2, f"{FIRST} 3"),
      f'two images have the id of "{FIRST}": list each image once, or rename one file'),
     ("a class that is only tested", lambda root: [

@@ -171,11 +171,11 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "a label beyond": (
         changed(labels=np.arange(60)),
-        "labels has the label 6: write whole numbers from 0 to 5",
+        "labels has the label 6: use whole numbers from 0 to 5",
     ),
     "a label below": (
         changed(labels=np.arange(60) - 1, classnames=None, text_features=None),
-        "labels has the label -1: write whole numbers from 0 on",
+        "labels has the label -1: use whole numbers from 0 on",
     ),
     "an unknown label": (
         changed(test_labels=np.array(["bird a"] * 23 + ["emu"])),

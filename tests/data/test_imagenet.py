@@ -169,7 +169,7 @@ def text(name: str, content: str) -> Callable[[Path], object]:
 
 
 A, B = CLASSES[0], CLASSES[1]
-FORM = 'write lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
+FORM = 'use lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
 BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("nothing", lambda root: [shutil.rmtree(root / part) for part in ("train", "val")],
      f"{{0}} holds no images of ImageNet: it needs {LAYOUT}"),
@@ -220,7 +220,7 @@ FLAT: list[tuple[str, Callable[[Path], object], str]] = [
      f"line 1 of {{0}}/val_labels.txt is 'one two three': {FORM}"),
     ("a number too large", text("val.txt", f"{image_name(1)}.JPEG 1000\n"),
      f"line 1 of {{0}}/val.txt is '{image_name(1)}.JPEG 1000': {FORM}"),
-    ("an empty list", text("val.txt", ""), "label list file {0}/val.txt is empty: write one entry a line"),
+    ("an empty list", text("val.txt", ""), "label list file {0}/val.txt is empty: use one entry per line"),
 ]  # fmt: skip
 CASES = [(name, False, *rest) for name, *rest in BAD] + [(name, True, *rest) for name, *rest in FLAT]
 

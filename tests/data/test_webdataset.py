@@ -178,7 +178,7 @@ def nothing(root: Path) -> None:
 
 
 COUNT = "?train=24,test=8"
-WRITE = "give a folder of shards, or write 'data=webdataset:train-{{0000..0003}}.tar?train=4000,test=1000'"
+WRITE = "give a folder of shards, or use 'data=webdataset:train-{{0000..0003}}.tar?train=4000,test=1000'"
 
 # fmt: off
 BAD: list[tuple[str, Callable[[Path], object], str, str]] = [
@@ -223,11 +223,11 @@ BAD: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("no match", nothing, "{0}/x-*.tar?train=1",
      f'no file matches "{{0}}/x-*.tar": {WRITE}'),
     ("braces that are no range", nothing, "a-{{0}}.tar?train=1",
-     'the braces of "a-{{0}}.tar" are no range: write {{0000..0003}} or {{train,test}}'),
+     'the braces of "a-{{0}}.tar" are no range: use {{0000..0003}} or {{train,test}}'),
     ("braces without end", nothing, "a-{{0..1.tar?train=1",
-     'the braces of "a-{{0..1.tar" are no range: write {{0000..0003}} or {{train,test}}'),
+     'the braces of "a-{{0..1.tar" are no range: use {{0000..0003}} or {{train,test}}'),
     ("too many", nothing, "a-{{0..999}}-{{0..999}}.tar?train=1",
-     '"a-{{0..999}}-{{0..999}}.tar" names more than 100,000 shards: write a smaller range'),
+     '"a-{{0..999}}-{{0..999}}.tar" names more than 100,000 shards: use a smaller range'),
     ("the web", nothing, "https://a.b/x.tar?train=1",
      'data "webdataset" reads local files, not "https://a.b/x.tar?train=1": download the shards, then give their'
      " folder"),
@@ -259,7 +259,7 @@ def test_bad_shards(tmp_path: Path, spoil: Callable[[Path], object], spec: str, 
 
 
 def test_nothing_named() -> None:
-    with pytest.raises(UserError, match='data "webdataset" needs tar files: write'):
+    with pytest.raises(UserError, match='data "webdataset" needs tar files: use'):
         load("")
 
 

@@ -128,7 +128,7 @@ def checked(where: str, texts: Sequence[object]) -> list[str]:
     found: dict[str, None] = {}
     for text in texts:
         if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f"{where} has the caption {shown(repr(text))}, which is no text: write a text")
+            raise UserError(f"{where} has the caption {shown(repr(text))}, which is no text: use a text")
         text = text.strip()
         if not text:
             raise UserError(f"{where} has an empty caption: write one, or leave the image out")
@@ -138,5 +138,5 @@ def checked(where: str, texts: Sequence[object]) -> list[str]:
     if not found:
         raise UserError(f"{where} has no caption: write one, or leave the image out")
     if len(found) > MOST_OF_AN_IMAGE:
-        raise UserError(f"{where} has {len(found):,} captions: write at most {MOST_OF_AN_IMAGE:,}")
+        raise UserError(f"{where} has {len(found):,} captions: use at most {MOST_OF_AN_IMAGE:,}")
     return list(found)

@@ -82,7 +82,7 @@ def read_lines(path: Path, what: str) -> list[str]:
         raise UserError(f"{what} file {path} cannot be read ({error}): give a text file") from error
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{what} file {path} is empty: write one entry a line")
+        raise UserError(f"{what} file {path} is empty: use one entry per line")
     return lines
 
 

@@ -103,7 +103,7 @@ def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int
     if unknown:
         hint = suggest(unknown[0], names)
         if len(hint) > MOST_HINT:
-            hint = f'; write names such as "{names[0]}"'
+            hint = f'; use names such as "{names[0]}"'
         raise UserError(f'scenario.order names the unknown {what} "{unknown[0]}"{hint}')
     missing = [name for name in names if name not in order]
     if missing:

@@ -22,7 +22,7 @@ MOST_WIDTH = 1 << 16
 MOST_FILE = 1 << 40
 SWELLS = 100
 """How many times as large as the file an array may be: rows of measured numbers hardly pack."""
-FORM = "write np.savez(FILE, features=floats [n, d], labels=whole numbers or texts [n]), as docs/data.md says"
+FORM = "use np.savez(FILE, features=floats [n, d], labels=whole numbers or texts [n]), as docs/data.md says"
 
 _ROWS, _TEXTS = Shape("f", (MOST_ROWS, MOST_WIDTH)), Shape("iuU", (MOST_ROWS,))
 _NEEDED = {"features": _ROWS, "labels": _TEXTS}
@@ -117,7 +117,7 @@ def in_float32(rows: NDArray[Any]) -> tuple[Float32[np.ndarray, "n d"], Bool[np.
 def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d"]:
     """Return rows in float32. Raises UserError where there is none, or one is not finite."""
     if 0 in rows.shape:
-        raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: write at least one row and column")
+        raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: give at least one row and column")
     rows, good = in_float32(rows)
     if not good.all():
         raise UserError(f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave it out")
@@ -141,7 +141,7 @@ def _check(file: Path, found: Mapping[str, NDArray[Any]]) -> None:
     for name in ("test_features", "text_features"):
         if name in found and found[name].shape[1] != width:
             raise UserError(
-                f"{file}: {name} has {found[name].shape[1]} columns and features {width}: write as many in both"
+                f"{file}: {name} has {found[name].shape[1]} columns and features {width}: use as many in both"
             )
 
 
@@ -162,7 +162,7 @@ def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str
     try:
         return [str(value) for value in found[name].tolist()] if name in found else []
     except (ValueError, SystemError) as error:  # of a number that stands for no character
-        raise UserError(f"{file}: {name} holds what is no text ({error}): write names") from error
+        raise UserError(f"{file}: {name} holds what is no text ({error}): use names") from error
 
 
 def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Sequence[str]:
@@ -172,7 +172,7 @@ def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Seq
         wrong = [label for label in found[name].tolist() if not 0 <= label < (len(names) or label + 1)]
         if wrong:
             most = f"0 to {len(names) - 1}, as there are {len(names)} classes" if names else "0 on"
-            raise UserError(f"{file}: {name} has the label {wrong[0]}: write whole numbers from {most}")
+            raise UserError(f"{file}: {name} has the label {wrong[0]}: use whole numbers from {most}")
         return [names[int(label)] for label in labels] if names else labels
     unknown = set(labels).difference(names) if names else ()
     if unknown:

@@ -93,5 +93,5 @@ def of_json(where: str, found: object) -> list[str]:
     """Return an object's "caption" (or "captions"), a text or a list. Raises UserError for anything else."""
     value = found.get("caption", found.get("captions")) if isinstance(found, dict) else None
     if not isinstance(value, str | list):
-        raise UserError(f'{where} has no "caption": write {{"caption": "a text"}}, or a list of texts')
+        raise UserError(f'{where} has no "caption": use {{"caption": "a text"}}, or a list of texts')
     return checked(where, value if isinstance(value, list) else [value])

@@ -111,7 +111,7 @@ def _check_labels(where: str, classes: Sequence[str]) -> None:
     longest = max(classes, key=len)
     if len(longest) > MOST_LABEL:
         raise UserError(
-            f'a label of {where} has {len(longest)} characters ("{clean(longest)[:30]}..."): write the class\'s name'
+            f'a label of {where} has {len(longest)} characters ("{clean(longest)[:30]}..."): use the class\'s name'
         )
     if len(classes) < 2:
         raise UserError(f'{where} has one class, "{clean(classes[0])}": a classifier needs two: add another')

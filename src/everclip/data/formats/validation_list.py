@@ -22,7 +22,7 @@ from everclip.errors import UserError
 
 FIRST = (65, 970, 230, 809, 516)
 """Places of the first five validation images among the sorted ids (Caffe's val.txt; TensorFlow's list agrees)."""
-_FORMS = 'write lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
+_FORMS = 'use lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
 
 
 def image_name(number: int) -> str:

@@ -68,4 +68,4 @@ def _captions(root: Path, key: str, fence: Fence) -> list[str]:
             return checked(str(text), [line for line in content.splitlines() if line.strip()])
         return of_json(str(text), parse_json(content))
     except Unreadable as error:
-        raise UserError(f"{text} cannot be read as a caption ({error}): write UTF-8") from error
+        raise UserError(f"{text} cannot be read as a caption ({error}): save it as UTF-8") from error

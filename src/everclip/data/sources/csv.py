@@ -60,7 +60,7 @@ CAPTIONED = {
     "group": ("group",),
 }
 """The same for a list with captions, which has no label."""
-HEADER = "write a header such as path,label or path,label,split,domain"
+HEADER = "use a header such as path,label or path,label,split,domain"
 PARTS = ("train", "test", "val")
 MOST_LINE = 1 << 20
 """Bytes of a line."""
@@ -227,7 +227,7 @@ def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Ent
             raise UserError(f"{where} has an empty {column}: write one, or leave the line out")
     part = value.get("split", "train").casefold()
     if part not in PARTS:
-        raise UserError(f"{where} has the split {shown(value['split'])}: write train, test or val")
+        raise UserError(f"{where} has the split {shown(value['split'])}: use train, test or val")
     path = value["path"]
     if re.match(r"([A-Za-z]:)?[/\\]", path):
         raise UserError(f"{where} has the absolute path {shown(path)}: make it relative to the list")
@@ -248,11 +248,11 @@ def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
         inside = fence.holds(path)
     except (OSError, ValueError) as error:
         reason = (error.strerror or "unreadable") if isinstance(error, OSError) else str(error)
-        hint = 'write "/" between folders' if "\\" in key else "write paths relative to the list's folder"
+        hint = 'use "/" between folders' if "\\" in key else "use paths relative to the list's folder"
         raise UserError(f"{where}: {shown(key)} cannot be read ({reason}): {hint}") from error
     if not inside:
         raise UserError(f"{where}: {shown(key)} links out of the list's folder: put the image itself there")
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{where}: {shown(key)} is no file: write the path of an image")
+        raise UserError(f"{where}: {shown(key)} is no file: use the path of an image")
     if status.st_size > MOST_BYTES:
         raise UserError(f"{where}: {shown(key)} has {status.st_size:,} bytes: use at most {MOST_BYTES:,}")

@@ -55,7 +55,7 @@ class WebDataset(Source):
 
     def load(self, argument: str | None, kind: str) -> Dataset:
         if not argument:
-            raise UserError(f'data "webdataset" needs tar files: write {_EXAMPLE}')
+            raise UserError(f'data "webdataset" needs tar files: use {_EXAMPLE}')
         spec, counts, captions = _parse(argument)
         train, test = _parts(spec, _find(spec))
         if not train:  # shards of one part alone are used as they are
@@ -111,7 +111,7 @@ def _find(spec: str) -> list[Path]:
         found = [path for name in names for path in _matches(name)]
     paths = sorted({Path(os.path.abspath(path)) for path in found})
     if len(paths) > MOST_SHARDS:
-        raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: write larger ones")
+        raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: use larger ones")
     for path in paths:
         if re.search(r"\.(gz|tgz|bz2|xz|zst)$", path.name.lower()):
             raise UserError(f"shard {path} is compressed: unpack it to .tar")
@@ -128,7 +128,7 @@ def _in_folder(root: Path) -> list[Path]:
     for folder in folders:
         found = sorted(folder.glob("*.tar"))
         if not found:
-            raise UserError(f"{folder} holds no .tar files: give a folder of shards, or write {_EXAMPLE}")
+            raise UserError(f"{folder} holds no .tar files: give a folder of shards, or use {_EXAMPLE}")
         path = folder / "nshards.txt"  # CLIP_benchmark's exports say how many there are
         said = read_lines(path, "shard count")[0].strip() if path.exists() else str(len(found))
         if said != str(len(found)):
@@ -152,7 +152,7 @@ def _braces(name: str) -> list[str]:
     inside = [name[cut + 1 : end] for cut, end in pairwise(cuts)]
     numbers = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", inside[0]) if len(inside) == 1 else None
     if depth or name.count("{") > 20 or (len(inside) == 1 and not numbers):
-        raise UserError(f"the braces of {shown(name)} are no range: write {{0000..0003}} or {{train,test}}")
+        raise UserError(f"the braces of {shown(name)} are no range: use {{0000..0003}} or {{train,test}}")
     if numbers:
         first, last = sorted(int(number) for number in numbers.groups())
         width = max(len(number) if number.startswith("0") else 0 for number in numbers.groups())
@@ -161,7 +161,7 @@ def _braces(name: str) -> list[str]:
         found = [expanded for part in inside for expanded in _braces(part)]
     tails = _braces(name[cuts[-1] + 1 :])
     if len(found) * len(tails) > MOST_SHARDS:
-        raise UserError(f"{shown(name)} names more than {MOST_SHARDS:,} shards: write a smaller range")
+        raise UserError(f"{shown(name)} names more than {MOST_SHARDS:,} shards: use a smaller range")
     return [f"{name[:start]}{middle}{tail}" for middle in found for tail in tails]
 
 
@@ -171,7 +171,7 @@ def _matches(name: str) -> list[Path]:
         return [Path(name)]
     found = [Path(path) for path in glob.glob(name)]
     if not found:
-        raise UserError(f"no file matches {shown(name, 1000)}: give a folder of shards, or write {_EXAMPLE}")
+        raise UserError(f"no file matches {shown(name, 1000)}: give a folder of shards, or use {_EXAMPLE}")
     return found
 
 
