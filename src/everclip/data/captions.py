@@ -22,7 +22,7 @@ PAIR = "every pair"
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """The captions that a training step sees, one an image.
+    """The captions that a training step sees, one per image.
 
     Args:
         texts: ``b`` captions.

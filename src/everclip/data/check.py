@@ -27,7 +27,7 @@ class Report:
     Args:
         domains: images of each part by domain, where there are two domains or more.
         decoded: images of the sample that could be decoded, of ``sampled``.
-        problems: a line each; none where the data set is complete.
+        problems: one line each; none where the data set is complete.
         home: address of the page that offers the data set, where there is one.
         captions: different texts, of data with captions in place of classes.
     """

@@ -134,7 +134,7 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
 
     Args:
         spec: ``lite``, ``NAME:TAG`` (the tag does not matter), ``local-dir:FOLDER`` or a folder with a saved model.
-        image_size: pixels a side; default: the model's own.
+        image_size: pixels per side; default: the model's own.
     """
     name = spec.partition(":")[0]
     if name in _OTHERS and (name == LITE or ":" in spec):

@@ -38,7 +38,7 @@ def towers(config: Mapping[str, Any], image_size: int | None = None) -> tuple[To
 
     Args:
         config: as in open_clip's model_configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``.
-        image_size: pixels a side; default: the config's. Rounded down to whole patches, as open_clip does.
+        image_size: pixels per side; default: the config's. Rounded down to whole patches, as open_clip does.
     """
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     layers = vision.get("layers", 12)

@@ -128,21 +128,20 @@ def _check(file: Path, found: Mapping[str, NDArray[Any]]) -> None:
     """Raise UserError for arrays that do not go together."""
     columns = ["labels", *(["domains"] if {"domains", "test_domains"} & found.keys() else [])]
     for part in ("", "test_") if any(name.startswith("test_") for name in found) else ("",):
-        for name in (f"{part}features", *(part + column for column in columns)):
+        features = f"{part}features"
+        for name in (features, *(part + column for column in columns)):
             if name not in found:
                 raise UserError(f"{file} has no {name}, which its other arrays ask for: add it")
-            if len(found[name]) != len(found[f"{part}features"]):
-                rows = len(found[f"{part}features"])
+            count, rows = len(found[name]), len(found[features])
+            if count != rows:
                 raise UserError(
-                    f"{file}: {name} has {len(found[name])} entries for {rows} rows of {part}features:"
-                    " write one a row"
+                    f"{file}: {name} has {count} entries for {rows} rows of {features}: use as many"
                 )
     width = found["features"].shape[1]
     for name in ("test_features", "text_features"):
-        if name in found and found[name].shape[1] != width:
-            raise UserError(
-                f"{file}: {name} has {found[name].shape[1]} columns and features {width}: use as many in both"
-            )
+        own = found[name].shape[1] if name in found else width
+        if own != width:
+            raise UserError(f"{file}: {name} has {own} columns and features {width}: use as many in both")
 
 
 def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:

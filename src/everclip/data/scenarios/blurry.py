@@ -36,13 +36,13 @@ class Blurry(Scenario):
         """Options of blurry."""
 
         disjoint: float = Field(
-            default=0.5, ge=0, le=1, description="share of the classes that come in one task alone"
+            default=0.5, ge=0, le=1, description="fraction of the classes that come in one task alone"
         )
         blurry: float = Field(
             default=0.1,
             ge=0,
             le=1,
-            description="share of the other classes' images that are dealt to all tasks",
+            description="fraction of the other classes' images that are dealt to all tasks",
         )
         stochastic: bool = Field(
             default=True, description="sizes of the tasks at random (Si-Blurry), not equal (i-Blurry)"

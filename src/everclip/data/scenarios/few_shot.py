@@ -26,7 +26,7 @@ from everclip.data.scenarios.class_incremental import ClassIncremental
 from everclip.errors import UserError
 
 BASE = 0.6
-"""Share of the classes in the base session, unless a number is given: 60 of CIFAR-100's and miniImageNet's 100."""
+"""Fraction of the classes in the base session, unless a number is given: 60 of CIFAR-100's and miniImageNet's 100."""
 
 
 class FewShot(ClassIncremental):
