@@ -57,7 +57,7 @@ class CrossDomain(DomainIncremental):
 
     def lacking(self, config: RunConfig, one_task: bool, text: bool) -> str:
         if one_task:
-            return f"{config.method.name} learns all tasks at once, not scenario.kind=cross-domain: use another method"
+            return f"{config.method.name} learns all tasks at once, unlike cross-domain: use another method"
         if not text:
             return "scenario.kind=cross-domain tests classes to come by their names: use data with text"
         if config.scenario.validation is not None:
