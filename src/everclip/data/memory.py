@@ -130,11 +130,13 @@ class Memory:
         if pool.budget == 0:
             return np.zeros(0, dtype=np.int64)
         found = np.unique(_numbers(self.policy, "choose", self.policy.choose(pool)))
-        gave = returned(self.policy, "choose")
+        wrong = ""
         if len(found) and found[-1] >= len(pool.images):
-            raise UserError(f"{gave} the position {found[-1]}: return positions in pool.images")
-        if len(found) > pool.budget:
-            raise UserError(f"{gave} {len(found)} positions: return pool.budget ({pool.budget}) at most")
+            wrong = f"the position {found[-1]}: return positions in pool.images"
+        elif len(found) > pool.budget:
+            wrong = f"{len(found)} positions: return pool.budget ({pool.budget}) at most"
+        if wrong:
+            raise UserError(f"{returned(self.policy, 'choose')} {wrong}")
         return found
 
     def state_dict(self) -> dict[str, Any]:
