@@ -92,12 +92,11 @@ def _is_plain(given: Mapping[str, Any]) -> bool:
         return False
     dropped = given["training"] and given["dropout_p"] > 0
     fixed = given["static_k"] is not None or given["static_v"] is not None or given["is_causal"]
-    return (
-        same
-        and not dropped
-        and not fixed
-        and not any(isinstance(value := given[name], Tensor) or value for name in _PLAIN)
-    )
+    return same and not dropped and not fixed and not any(_given(given[name]) for name in _PLAIN)
+
+
+def _given(argument: Any) -> bool:
+    return isinstance(argument, Tensor) or bool(argument)
 
 
 def _self_attention(given: Mapping[str, Any]) -> Float[Tensor, "l b d"]:
