@@ -79,7 +79,7 @@ def test_images_that_cannot_be_decoded(
     out = capsys.readouterr().out.splitlines()
     assert out[-4] == "14 of a sample of 15 images can be decoded"
     assert out[-2].startswith(f"{tmp_path}/train/red/0.png cannot be decoded ({reason}")
-    assert out[-2].endswith("): replace it by the original")
+    assert out[-2].endswith("): put the original there")
     assert out[-1] == f"not complete: imagefolder:{tmp_path}"
 
 

@@ -213,7 +213,7 @@ def test_tasks_by_name_by_time_and_in_parts(tmp_path: Path) -> None:
         ({"by": "parts", "tasks": 99}, "scenario.tasks=99 but there are"),
         (
             {"by": "parts", "tasks": [3, 4]},
-            "are sizes of tasks, which are classes: use the number of parts",
+            "are sizes, which count classes: use a number of parts",
         ),
     ):
         with pytest.raises(UserError, match=words):

@@ -229,8 +229,7 @@ BAD: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("too many", nothing, "a-{{0..999}}-{{0..999}}.tar?train=1",
      '"a-{{0..999}}-{{0..999}}.tar" names more than 100,000 shards: use a smaller range'),
     ("the web", nothing, "https://a.b/x.tar?train=1",
-     'data "webdataset" reads local files, not "https://a.b/x.tar?train=1": download the shards, then give their'
-     " folder"),
+     'data "webdataset" reads local files, not "https://a.b/x.tar?train=1": download them first'),
     ("a command", nothing, "pipe:cat x.tar",
      'data "webdataset" reads local files, not "pipe:cat x.tar": download them first'),
     ("a number beyond the names", lambda root: (root / "classnames.txt").write_text("a\nb\nc\n"), "{0}" + COUNT,

@@ -66,7 +66,7 @@ def test_a_damaged_file_is_named_and_nothing_is_cached(copies: Path, tmp_path: P
 @needs_files
 def test_a_missing_file_is_named(copies: Path) -> None:
     (copies / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors is missing; put it there"):
+    with pytest.raises(UserError, match=r"model\.safetensors is missing: put it there"):
         zoo.load("lite")
 
 
