@@ -41,7 +41,7 @@ def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "
 
 
 def both(
-    visual: nn.Module, images: Float[Tensor, "b 3 height width"]
+    visual: nn.Module, images: Float[Tensor, "b ..."]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w"]]:
     """Return a tower's output and its pooled features, in one pass. Raises UserError like ``pooled``."""
     if isinstance(visual, VisionTransformer):
