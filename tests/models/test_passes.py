@@ -291,7 +291,7 @@ def test_what_cannot_be_is_refused(toy: str, tmp_path: Path, photos: str) -> Non
         Passes(clip, Train(patch_dropout=0.5))
     with pytest.raises(UserError, match="is no vision transformer"):
         Passes(clip_of(tmp_path, "resnet"), Train(patch_dropout=0.5))
-    with pytest.raises(UserError, match=r"patch_dropout leaves patches out, but the method reads inside"):
+    with pytest.raises(UserError, match=r"patch_dropout leaves patches out, but the method looks inside"):
         run(tmp_path / "run", f"data={photos}", f"model={toy}", "method=cmoa", "train.patch_dropout=0.5")
 
 

@@ -85,7 +85,7 @@ def _set(file: Path, path: str, value: Any) -> None:
         (CONFIG, "model_cfg.text_cfg.tokenizer_kwargs", [1], "text_cfg.tokenizer_kwargs is [1], no table"),
         (CONFIG, "model_cfg.text_cfg.trust_remote_code", True, '"text_cfg.trust_remote_code" runs code'),
         (CONFIG, "model_cfg.cast_dtype", "fp16", '"cast_dtype" is no setting of a known model'),
-        (CONFIG, "model_cfg.vision_cfg.act_kwargs", {"f": 1}, '"vision_cfg.act_kwargs.f" is not a setting'),
+        (CONFIG, "model_cfg.vision_cfg.act_kwargs", {"f": 1}, '"vision_cfg.act_kwargs.f" is no setting'),
         (CONFIG, "model_cfg.vision_cfg", "x", 'vision_cfg is "x", no table'),
         (CONFIG, "model_cfg.vision_cfg.timm_model_name", "hf-hub:a/b", 'timm_model_name "hf-hub:a/b" is no model'),
         (CONFIG, "model_cfg.vision_cfg.timm_model_name", ["resnet18"], "timm_model_name [\"resnet18\"] is no model"),
