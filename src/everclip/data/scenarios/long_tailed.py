@@ -65,7 +65,7 @@ class LongTailed(ClassIncremental):
         if most / ratio < 1:
             name = data.class_names[int(counts.argmin())]
             raise UserError(
-                f"scenario.imbalance={ratio:g} of the {most} images of {name} leaves none: use at most {most}"
+                f"scenario.imbalance={ratio:g} leaves none of the {most} images of {name}: use at most {most}"
             )
         ranks = np.arange(len(labels))
         if self.config.tail == "shuffled":
