@@ -175,7 +175,7 @@ def test_cross_domain_refuses_shared_classes_and_one_data_set(tmp_path: Path, so
     with pytest.raises(UserError, match=r"is one data set, and scenario\.kind=cross-domain learns several"):
         cut(source, "cross-domain")
     domains = data.load(f"domainfolder:{domain_folder(tmp_path)}")
-    with pytest.raises(UserError, match="has blue in domain0 and in domain1"):
+    with pytest.raises(UserError, match="domain0 and domain1 both have blue"):
         cut(domains, "cross-domain")
 
 
