@@ -127,7 +127,7 @@ def test_a_gate_leaves_the_learner_as_it_was(toy: str) -> None:
         ([picture((9, 9, 9), 1)], ["a", "b"], "1 images and 2 labels"),
         ([], [], "0 images and 0 labels"),
         ([picture((9, 9, 9), 1)], [" "], "label 0 is empty"),
-        ([np.zeros((4, 4, 3))], ["a"], "image 0 is an array of float64"),
+        ([np.zeros((4, 4, 3))], ["a"], "image 0 is float64"),
         ([7], ["a"], "image 0 is a int: give a path"),
         (["gone.png"], ["a"], "gone.png cannot be read"),
         ([b"no picture"], ["a"], 'no image of "a"'),
@@ -224,7 +224,7 @@ def test_features_and_images_are_not_mixed_up(learner: everclip.Learner, tmp_pat
         "features:8 takes features: give features=": lambda: of_rows.learn(images, names),
         "takes images: give images=": lambda: learner.predict(features=found),
         "give either images or features": lambda: of_rows.partial_fit(found, labels, features=found),
-        r"features are float64 \[24, 3\]: give an array of floats \[n, 8\]": lambda: of_rows.learn(
+        r"features are float64 \[24, 3\]: give floats \[n, 8\]": lambda: of_rows.learn(
             features=found[:, :3], labels=labels
         ),
         r"features are float64 \[8\]": lambda: of_rows.learn(features=found[0], labels=labels[:8]),

@@ -86,7 +86,7 @@ def test_another_model_where_lite_is_not_installed(here: Path, monkeypatch: pyte
         (["photos", "-o", "no/x.toml"], "the folder no does not exist: make it, or use -o ANOTHER.toml"),
         (["photos", "-o", "x"], "-o x is no .toml file: use -o x.toml"),
         (["nowhere"], 'data "nowhere" is no source, and no folder that is there; known: '),
-        (["one"], 'one has one class, "red": a classifier needs at least two CLASS folders'),
+        (["one"], 'one has one class, "red": a classifier needs two: add a CLASS folder'),
         (["bare"], "task 1 (green, ...) has no test images: add some to its classes"),
         (["birds.npz"], "birds.npz holds features, no pictures: use everclip train data=features:"),
         (["a\nb"], "a\\nb has characters that cannot be printed: rename the folder"),

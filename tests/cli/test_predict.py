@@ -282,7 +282,7 @@ BAD: list[tuple[str, int, str]] = [
     ("{run} -", 2, "no paths on standard input: give one per line"),
     ("{pictures}/0.png {pictures}", 2, "{pictures}/0.png is a file: give a run directory, a model folder or a"),
     ("{toy} {pictures}", 2, "{toy} comes without classes: give --classes FILE, one name per line"),
-    ("{tmp}/nowhere {pictures}", 2, 'model "{tmp}/nowhere" is no folder and no known name; use NAME:TAG'),
+    ("{tmp}/nowhere {pictures}", 2, 'model "{tmp}/nowhere" is no folder and no known name: use NAME:TAG'),
     ("{tmp}/nowhere {pictures} --classes {tmp}/pets.txt", 2, 'model "{tmp}/nowhere" is no folder and no known name'),
     ("{run} {pictures} --classes {tmp}/no.txt", 2, "classes file {tmp}/no.txt cannot be read (No such file"),
     ("{run} {pictures} --classes {tmp}", 2, "classes file {tmp} cannot be read (it is a folder)"),

@@ -73,10 +73,10 @@ def test_files_that_are_too_large(tmp_path: Path) -> None:
 
 
 OUTSIDE = (
-    'row 1 of the split "train" of hf:set names the file "{}", which lies outside of the data set: write it with'
-    " save_to_disk, which takes images in"
+    'row 1 of the split "train" of hf:set names the file "{}", which lies outside of the data set: use'
+    " save_to_disk"
 )
-REMOTE = 'row 1 of the split "train" of hf:set names the file {}: unpack archives and download files first'
+REMOTE = 'row 1 of the split "train" of hf:set names the file {}: download and unpack it first'
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_images_that_cannot_be_decoded(
     out = capsys.readouterr().out.splitlines()
     assert out[-4] == "14 of a sample of 15 images can be decoded"
     assert out[-2].startswith(f"{tmp_path}/train/red/0.png cannot be decoded ({reason}")
-    assert out[-2].endswith("): replace it by the original")
+    assert out[-2].endswith("): put the original there")
     assert out[-1] == f"not complete: imagefolder:{tmp_path}"
 
 
@@ -117,7 +117,7 @@ def test_files_that_are_listed_and_absent(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(data, "load", lambda spec, pairs: found)
     assert check(f"imagefolder:{tmp_path}").problems == (
         f"{tmp_path}/test/blue/1.png is missing: put it there",
-        f"{tmp_path}/test/blue/1.png cannot be decoded (No such file or directory): replace it by the original",
+        f"{tmp_path}/test/blue/1.png cannot be decoded (No such file or directory): put the original there",
     )
 
 
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFi
     assert not report["complete"]
     assert report["train"] is None
     assert report["problems"] == [
-        f'{tmp_path} has one class, "red": a classifier needs at least two CLASS folders: add another'
+        f'{tmp_path} has one class, "red": a classifier needs two: add a CLASS folder'
     ]
     with pytest.raises(UserError, match="is no source, and no folder"):
         check("imagenett")

@@ -170,7 +170,7 @@ def test_a_download_that_is_not_the_original(
     files = original(monkeypatch, contents(), site.url)
     site.files["/cifar-100-python.tar.gz"] = files[source.ARCHIVE.name][:-1] + b"x"
     monkeypatch.setenv("EVERCLIP_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=r"sent has another checksum than the original, and was deleted"):
+    with pytest.raises(UserError, match=r"has another checksum than the original"):
         data.load("cifar100")
     assert os.listdir(tmp_path / "cifar100") == [".everclip.lock"]
 
@@ -233,39 +233,19 @@ def test_what_it_says_to_do_helps(tmp_path: Path, files: Files) -> None:
     assert len(data.load(f"cifar100:{root}").train) == 36
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("train", {b"fine_labels": [0] * 5},
-         '{0} has 5 labels and no "data" of as many pictures of 32 x 32 pixels: get the original from {1}'),
-        ("train", {b"data": b"none"},
-         '{0} has 36 labels and no "data" of as many pictures of 32 x 32 pixels: get the original from {1}'),
-        ("test", {b"fine_labels": [6] * 18}, "{0} has the label 6 but there are 6 classes: get the original from {1}"),
-        ("test", {b"fine_labels": [[]] * 18},
-         "{0} has the label [] but there are 6 classes: get the original from {1}"),
-        ("train", {b"fine_labels": b"text"}, '{0} has no list "fine_labels": get the original from {1}'),
-        ("meta", {b"fine_label_names": [b"red_thing", b"red thing", b"a", b"b", b"c", b"d"]},
-         'classes 1 and 2 of {0} are both named "red thing": give them different names'),
-    ],
-)  # fmt: skip
-def test_files_of_other_contents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[bytes, Any], message: str
-) -> None:
-    """Were the checksums not enough."""
+def test_names_that_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = contents()
-    values[name] |= changes
+    values["meta"] |= {b"fine_label_names": [b"red_thing", b"red thing", b"a", b"b", b"c", b"d"]}
     files = {part: python2_pickle(value) for part, value in values.items()}
     monkeypatch.setattr(source, "MD5", {part: md5(content) for part, content in files.items()})
     root = write(tmp_path / "set", files)
     with pytest.raises(UserError) as caught:
         data.load(f"cifar100:{root}")
-    assert str(caught.value) == message.format(root / name, source.ARCHIVE.url)
+    assert str(caught.value) == f'classes 1 and 2 of {root / "meta"} are both named "red thing": rename one'
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no does not exist: give the folder that holds cifar100, or use data="
-    ):
+    with pytest.raises(UserError, match=r"no does not exist: give that of cifar100, or use data="):
         data.load(f"cifar100:{tmp_path / 'no'}")
 
 
@@ -295,9 +275,9 @@ def test_pictures_in_folders_are_found_without_a_download(
     ("spoil", "message"),
     [
         (lambda root: shutil.rmtree(root / "test"),
-         "{0}/test is missing: put the pictures of CIFAR-100 there as test/CLASS/*.png"),
+         "{0}/test is missing: put the pictures there as test/CLASS/*.png"),
         (lambda root: (root / "train" / "maple_tree").rename(root / "train" / "maple"),
-         '{0}/train has the class "maple", which CIFAR-100 lacks: remove it, or use data=imagefolder:{0}'),
+         '{0}/train has the extra class "maple": remove it, or use data=imagefolder:{0}'),
         (lambda root: shutil.rmtree(root / "train" / "worm"),
          "{0}/train/worm has 0 images where CIFAR-100 has 2: put the originals there, or use data=imagefolder:{0} for"
          " another selection"),

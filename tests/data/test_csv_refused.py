@@ -41,45 +41,45 @@ def rows(*cells: str, header: str = "path,label,split") -> Callable[[Path], obje
 
 R, G = "photos/red/0.png,red", "photos/green/0.png,green"
 DOMAINS = "path,label,split,domain"
-RELATIVE = "write paths relative to the list's folder"
-QUOTES = "put a cell with quotes into double quotes, and double those inside"
+RELATIVE = "use paths relative to the list's folder"
+QUOTES = "quote the cell, and double the quotes inside"
 
 # fmt: off
 BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("empty file", raw(b""),
-     '{0} has no column "path" but nothing: write a header such as path,label or path,label,split,domain'),
+     '{0} has no column "path" but nothing: use a header such as path,label or path,label,split,domain'),
     ("no header", raw(b"photos/red/0.png,red\n"),
-     '{0} has no column "path" but "photos/red/0.png, red": write a header such as path,label or'
+     '{0} has no column "path" but "photos/red/0.png, red": use a header such as path,label or'
      " path,label,split,domain"),
     ("no label", rows("a", header="path,clas"),
-     '{0} has no column "label" but "path, clas": write a header such as path,label or path,label,split,domain'),
+     '{0} has no column "label" but "path, clas": use a header such as path,label or path,label,split,domain'),
     ("two columns for one", rows("a,b,c", header="path,label,image"),
-     'the header of {list} has "path" and "image" for the column path: keep one of them'),
+     'the header of {list} has "path" and "image" for the column path: keep one'),
     ("header alone", rows(), "{list} lists no images: add some"),
-    ("UTF-16", raw("path,label\n".encode("utf-16")), "{0} is no UTF-8 text: save the list as UTF-8"),
+    ("UTF-16", raw("path,label\n".encode("utf-16")), "{0} is no UTF-8 text: save it as UTF-8"),
     ("Latin-1", raw(b"path,label\nphotos/red/0.png,red\nphotos/red/1.png,Gr\xf6\xdfe\n"),
-     "{2} is no UTF-8 text: save the list as UTF-8"),
+     "{2} is no UTF-8 text: save it as UTF-8"),
     ("endless line", raw(b"path,label\n" + b"x" * 1_100_000),
-     "{1} is longer than 1,048,576 bytes: write a line an image"),
+     "{1} is longer than 1,048,576 bytes: shorten it"),
     ("huge cell", line(f'"{"x" * 200_000}",red'),
      f"{{2}} is malformed (field larger than field limit (131072)): {QUOTES}"),
     ("open quote", line('"photos/red/1.png,red'), f"{{2}} is malformed (unexpected end of data): {QUOTES}"),
     ("stray quote", line('"photos"/red,red'), f"{{2}} is malformed (',' expected after '\"'): {QUOTES}"),
     ("too many cells", line("photos/red/1.png,hot dog, with mustard"),
-     "{2} has 3 columns but the header has 2: put cells that hold the separator into double quotes"),
+     "{2} has 3 columns, not 2: quote cells with separators"),
     ("too few cells", line("photos/red/1.png"),
-     "{2} has 1 columns but the header has 2: put cells that hold the separator into double quotes"),
+     "{2} has 1 columns, not 2: quote cells with separators"),
     ("empty path", line(" ,red"), "{2} has an empty path: write one, or leave the line out"),
     ("empty label", line("photos/red/1.png, "), "{2} has an empty label: write one, or leave the line out"),
     ("empty split", rows(f"{R},"), "{1} has an empty split: write one, or leave the line out"),
     ("empty domain", rows(f"{R},train,", header=DOMAINS), "{1} has an empty domain: write one, or leave the line out"),
-    ("unknown split", rows(f"{R},dev"), '{1} has the split "dev": write train, test or val'),
+    ("unknown split", rows(f"{R},dev"), '{1} has the split "dev": use train, test or val'),
     ("absolute path", line("/etc/passwd,red"),
-     '{2} has the absolute path "/etc/passwd": write it relative to the list\'s folder'),
+     '{2} has the absolute path "/etc/passwd": make it relative to the list'),
     ("path of a drive", line(r"C:\photos\1.png,red"),
-     '{2} has the absolute path "C:\\photos\\1.png": write it relative to the list\'s folder'),
+     '{2} has the absolute path "C:\\photos\\1.png": make it relative to the list'),
     ("path that goes up", line("photos/../../x.png,red"),
-     '{2} has ".." in the path "photos/../../x.png": put the list into a folder above its images'),
+     '{2} has ".." in the path "photos/../../x.png": put the list above its images'),
     ("link that leaves", linked("x.png", "/etc/hostname"),
      '{2}: "photos/x.png" links out of the list\'s folder: put the image itself there'),
     ("folder that leaves", linked("up", "../.."),
@@ -89,20 +89,20 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing image", line("photos/red/99.png,red"),
      f'{{2}}: "photos/red/99.png" cannot be read (No such file or directory): {RELATIVE}'),
     ("backslashes", line(r"photos\red\1.png,red"),
-     r'{2}: "photos\red\1.png" cannot be read (No such file or directory): write "/" between folders'),
+     r'{2}: "photos\red\1.png" cannot be read (No such file or directory): use "/" between folders'),
     ("endless name", line(f"{'x' * 5000},red"),
      f'{{2}}: "{"x" * 56}... cannot be read (File name too long): {RELATIVE}'),
     ("zero byte", line("photos/\0.png,red"),
      f'{{2}}: "photos/\\u0000.png" cannot be read (embedded null byte): {RELATIVE}'),
-    ("folder as image", line("photos/red,red"), '{2}: "photos/red" is no file: write the path of an image'),
+    ("folder as image", line("photos/red,red"), '{2}: "photos/red" is no file: use the path of an image'),
     ("pipe as image", lambda root: (os.mkfifo(root / "pipe.png"), line("pipe.png,red")(root)),
-     '{2}: "pipe.png" is no file: write the path of an image'),
+     '{2}: "pipe.png" is no file: use the path of an image'),
     ("image twice", line("photos/./red/0.png,green"),
-     'lines 2 and 3 of {list} both list "photos/red/0.png": keep one of them'),
+     'line 3 of {list} lists "photos/red/0.png" as line 2 does: keep one'),
     ("one class", line("photos/red/1.png,red"),
-     '{list} has one class, "red": a classifier needs at least two classes: add another'),
+     '{list} has one class, "red": a classifier needs two: add another'),
     ("a caption", line(f"photos/red/1.png,{'long ' * 60}"),
-     'a label of {list} has 299 characters ("long long long long long long ..."): write the class\'s name'),
+     'a label of {list} has 299 characters ("long long long long long long ..."): use the class\'s name'),
     ("names that collide", rows("photos/red/0.png,hot dog", "photos/red/1.png,hot_dog", header="path,label"),
      'classes "hot dog" and "hot_dog" of {list} are both named "hot dog": rename one, or name it in classnames.txt'
      " (folder<TAB>name)"),
@@ -112,8 +112,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("number beyond the names", lambda root: (
         rows("photos/red/0.png,0", "photos/red/1.png,5", header="path,label")(root),
         (root / "classnames.txt").write_text("a\nb\nc\n")),
-     "{list} has the class 5 but {root}/classnames.txt ends with line 3: write one name a line, where the first is"
-     " class 0"),
+     "{list} has class 5, and {root}/classnames.txt 3 lines: name all from 0"),
 ]
 # fmt: on
 
@@ -133,10 +132,10 @@ def test_bad_lists(tmp_path: Path, spoil: Callable[[Path], object], message: str
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", 'data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label'),
+        ("", 'data "csv" needs a file: use data=csv:FILE, with a header such as path,label'),
         ("{0}/no.csv", "list {0}/no.csv cannot be read (No such file or directory): give a csv file"),
         ("{0}", "list {0} is a folder: give a csv file, or use data=imagefolder:{0}"),
-        ("/dev/zero", "list /dev/zero is no file: give a csv file"),
+        ("/dev/zero", "list /dev/zero cannot be read (it is a device): give a csv file"),
     ],
 )
 def test_no_list(tmp_path: Path, spec: str, message: str) -> None:
@@ -149,17 +148,17 @@ def test_no_list(tmp_path: Path, spec: str, message: str) -> None:
     ("header", "cells", "message"),
     [
         ("path,label,split", ["train", "test"],
-         'has no domains: write each image\'s domain into a column "domain", or use'
+         'has fewer than 2 domains: write each image\'s domain into a column "domain", or use'
          " scenario.kind=class-incremental"),
         (DOMAINS, ["train,ink", "test,ink"],
-         'has one domain: write each image\'s domain into a column "domain", or use'
+         'has fewer than 2 domains: write each image\'s domain into a column "domain", or use'
          " scenario.kind=class-incremental"),
         (DOMAINS, ["train,ink", "test,ink", "train,oil", "train,ink"],
-         'domain "oil" of {list} has training images but no test images: add some, or leave it out'),
+         'domain "oil" of {list} has no test images: add some, or leave it out'),
         (DOMAINS, ["train,ink", "test,ink", "test,oil", "train,ink"],
-         'domain "oil" of {list} has test images but no training images: add some, or leave it out'),
+         'domain "oil" of {list} has no training images: add some, or leave it out'),
         (DOMAINS, ["train,in_oil", "test,in oil", "train,ink", "train,ink"],
-         'domain "in oil" of {list} has test images but no training images: add some, or leave it out'),
+         'domain "in oil" of {list} has no training images: add some, or leave it out'),
     ],
 )  # fmt: skip
 def test_bad_domains(tmp_path: Path, header: str, cells: list[str], message: str) -> None:
@@ -181,7 +180,7 @@ def test_an_unreadable_list(tmp_path: Path) -> None:
         pytest.skip("root reads everything")
     file = listed(tmp_path / "list.csv", "path,label", photos(tmp_path, 2, 2))
     file.chmod(0)
-    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\): check its permissions"):
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\): give a csv file"):
         load(file)
 
 
@@ -191,7 +190,5 @@ def test_images_that_are_too_large_or_too_many(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="lists more than 3 images: split it into several lists"):
         load(file)
     monkeypatch.setattr(source, "MOST_BYTES", 10)
-    with pytest.raises(
-        UserError, match=r'line 2 of .*: "photos/red/0.png" has [\d,]+ bytes: images have at most 10'
-    ):
+    with pytest.raises(UserError, match=r'line 2 of .*: "photos/red/0.png" has [\d,]+ bytes: use at most 10'):
         load(file)

@@ -192,8 +192,7 @@ def test_the_users_own_archives(tmp_path: Path, site: Site) -> None:
     with pytest.raises(UserError) as caught:
         data.load(f"domainnet:{root}")
     assert str(caught.value) == (
-        f"{root}/real.zip is not the archive of the cleaned version (its SHA-256 differs): remove it, to have"
-        f" {site.url}/real.zip downloaded, or unzip it there yourself"
+        f"{root}/real.zip is not the cleaned version (its SHA-256 differs): remove it to download it"
     )
     assert not (root / "real").exists()
 
@@ -225,39 +224,38 @@ def line(number: int, text: str, name: str = "sketch_test.txt") -> Callable[[Pat
 
 
 FIRST = "sketch/The_Eiffel_Tower/sketch_000_000004.jpg"
-FORM = '"sketch/CLASS/FILE LABEL", or get the official list'
+FORM = '"sketch/CLASS/FILE LABEL", or the official list'
 BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("an image is missing", lambda root: (root / FIRST).unlink(),
-     f"{{0}}/{FIRST} is missing: unzip sketch.zip again, or remove {{0}}/sketch, to have it downloaded"),
+     f"{{0}}/{FIRST} is missing: unzip sketch.zip again, or remove sketch/"),
     ("a class is missing", lambda root: shutil.rmtree(root / "real" / "t-shirt"),
-     "{0}/real/t-shirt/real_002_000000.jpg is missing, and 5 more of its lists: unzip real.zip again, or remove"
-     " {0}/real, to have it downloaded"),
+     "{0}/real/t-shirt/real_002_000000.jpg is missing, and 5 more of its lists: unzip real.zip again, or remove real/"),
     ("a domain is empty", lambda root: (shutil.rmtree(root / "real"), (root / "real").mkdir()),
-     "{0}/real/The_Eiffel_Tower/real_000_000000.jpg is missing, and 17 more of its lists: unzip real.zip again, or"
-     " remove {0}/real, to have it downloaded"),
+     "{0}/real/The_Eiffel_Tower/real_000_000000.jpg is missing, and 17 more of its lists: unzip"
+     " real.zip again, or remove real/"),
     ("a class with two labels", line(1, f"{FIRST} 4"),
      'line 1 of {0}/sketch_test.txt gives the class "The_Eiffel_Tower" the label 4, but line 1 of {0}/real_train.txt'
-     " gives it 3: get the official list"),
+     " 3: get the official list"),
     ("two classes with a label", line(1, "sketch/new/x.jpg 3"),
-     'line 1 of {0}/sketch_test.txt gives the class "new" the label 3, which is that of "The_Eiffel_Tower": get the'
+     'line 1 of {0}/sketch_test.txt gives the class "new" the label 3, that of "The_Eiffel_Tower": get the'
      " official list"),
-    ("no label", line(2, FIRST), f"line 2 of {{0}}/sketch_test.txt is '{FIRST}': write {FORM}"),
+    ("no label", line(2, FIRST), f"line 2 of {{0}}/sketch_test.txt is '{FIRST}': use {FORM}"),
     ("another domain", line(2, f"real/{FIRST} 3"),
-     f"line 2 of {{0}}/sketch_test.txt is 'real/{FIRST} 3': write {FORM}"),
+     f"line 2 of {{0}}/sketch_test.txt is 'real/{FIRST} 3': use {FORM}"),
     ("a path that leads out", line(2, "sketch/../passwd 3"),
-     f"line 2 of {{0}}/sketch_test.txt is 'sketch/../passwd 3': write {FORM}"),
+     f"line 2 of {{0}}/sketch_test.txt is 'sketch/../passwd 3': use {FORM}"),
     ("an absolute path", line(2, "/etc/passwd 3"),
-     f"line 2 of {{0}}/sketch_test.txt is '/etc/passwd 3': write {FORM}"),
-    ("a list of something else", line(1, "<html>"), f"line 1 of {{0}}/sketch_test.txt is '<html>': write {FORM}"),
+     f"line 2 of {{0}}/sketch_test.txt is '/etc/passwd 3': use {FORM}"),
+    ("a list of something else", line(1, "<html>"), f"line 1 of {{0}}/sketch_test.txt is '<html>': use {FORM}"),
     ("an empty list", lambda root: (root / "real_train.txt").write_text(""),
-     "list file {0}/real_train.txt is empty: write one entry a line"),
+     "list file {0}/real_train.txt is empty: use one entry per line"),
     ("an image twice", line(2, f"{FIRST} 3"),
-     f'two images have the id of "{FIRST}": list each image once, or rename one of the files'),
+     f'two images have the id of "{FIRST}": list each image once, or rename one file'),
     ("a class that is only tested", lambda root: [
         (root / f"{domain}_train.txt").write_text("".join(
             line for line in (root / f"{domain}_train.txt").read_text().splitlines(True) if "t-shirt" not in line))
         for domain in DOMAINS],
-     'no list in {0} has training images of the class "t-shirt": get the official lists'),
+     'no list in {0} trains the class "t-shirt": get the official lists'),
 ]  # fmt: skip
 
 
@@ -271,9 +269,7 @@ def test_bad_data(
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no does not exist: give the folder that holds domainnet, or use data="
-    ):
+    with pytest.raises(UserError, match=r"no does not exist: give that of domainnet, or use data="):
         data.load(f"domainnet:{tmp_path / 'no'}")
 
 

@@ -89,8 +89,8 @@ def test_the_next_run_goes_on(
     if not ranges:  # which sends the first bytes again each time
         site.breaks = [1_500_000] * (download.TRIES + 1)
     assert refused(site, path) == (
-        f"{site.url}/set.zip cannot be downloaded (the connection was closed): try again, which goes on after the 2 MB"
-        f" that are there, or put the file there yourself as {path}"
+        f"{site.url}/set.zip cannot be downloaded (the connection was closed): try again to go on, or put the"
+        f" file in {path}"
     )
     assert os.listdir(tmp_path) == [".set.zip.everclip-part"]
     site.breaks, site.asked = [], []
@@ -138,8 +138,7 @@ def test_another_content_is_thrown_away(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     site.files["/set.zip"] = bytes(len(CONTENT))
     assert refused(site, path) == (
-        f"what {site.url}/set.zip sent has another checksum than the original, and was deleted: try again, or put the"
-        f" original there yourself as {path}"
+        f"{site.url}/set.zip has another checksum than the original: try again, or put the original in {path}"
     )
     assert os.listdir(tmp_path) == []
     site.files["/set.zip"] = CONTENT
@@ -163,8 +162,7 @@ def test_another_length_is_refused_at_once(site: Site, tmp_path: Path, size: int
     site.files["/set.zip"] = (CONTENT + b"x")[:size]
     (tmp_path / ".set.zip.everclip-part").write_bytes(CONTENT[:have])
     assert refused(site, tmp_path / "set.zip") == (
-        f"{site.url}/set.zip has {size} bytes and the original {len(CONTENT)}: put the original there yourself as"
-        f" {tmp_path / 'set.zip'}"
+        f"{site.url}/set.zip has {size} bytes, not {len(CONTENT)}: put the original in {tmp_path / 'set.zip'}"
     )
     assert (tmp_path / ".set.zip.everclip-part").read_bytes() == CONTENT[:have]
 
@@ -172,7 +170,7 @@ def test_another_length_is_refused_at_once(site: Site, tmp_path: Path, size: int
 def test_more_than_the_original(site: Site, tmp_path: Path) -> None:
     site.files["/set.zip"], site.claimed = CONTENT + b"x", -1
     assert refused(site, tmp_path / "set.zip").startswith(
-        f"{site.url}/set.zip sends more than the {len(CONTENT)} bytes of the original: put the original there"
+        f"{site.url}/set.zip sends more than {len(CONTENT)} bytes: put the original in"
     )
     assert os.listdir(tmp_path) == []
 
@@ -201,7 +199,7 @@ def test_nobody_answers(site: Site, tmp_path: Path) -> None:
 def test_no_room(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "RESERVE", 1 << 60)
     assert refused(site, tmp_path / "set.zip") == (
-        f"{tmp_path} has 0.0 GB to spare and 0.0 GB are needed: make room, or give a folder on another disk"
+        f"{tmp_path} has 0.0 GB of 0.0 GB needed: make room on its disk"
     )
     assert not site.asked
     monkeypatch.setattr(download, "RESERVE", 0)
@@ -210,7 +208,7 @@ def test_no_room(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_folders_that_cannot_be_written(site: Site, tmp_path: Path) -> None:
     (tmp_path / ".set.zip.everclip-part").mkdir()
-    advice = "give a folder on a disk with room that you may write to"
+    advice = "make room or use another folder"
     message = f"{tmp_path}/.set.zip.everclip-part cannot be written (Is a directory): {advice}"
     assert refused(site, tmp_path / "set.zip") == message
     (tmp_path / "file").write_text("")
@@ -256,5 +254,5 @@ def test_where_a_data_set_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(UserError) as caught:
             home("cifar100", str(tmp_path / name))
         assert str(caught.value) == (
-            f"data folder {tmp_path / name} {what}: give the folder that holds cifar100, or use data=cifar100"
+            f"data folder {tmp_path / name} {what}: give that of cifar100, or use data=cifar100"
         )

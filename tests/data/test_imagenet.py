@@ -169,7 +169,7 @@ def text(name: str, content: str) -> Callable[[Path], object]:
 
 
 A, B = CLASSES[0], CLASSES[1]
-FORM = 'write lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
+FORM = 'use lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
 BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("nothing", lambda root: [shutil.rmtree(root / part) for part in ("train", "val")],
      f"{{0}} holds no images of ImageNet: it needs {LAYOUT}"),
@@ -179,53 +179,48 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("one class", lambda root: [shutil.rmtree(root / part / wnid) for wnid in CLASSES[1:] for part in ("train", "val")],
      f"{{0}} has one class, {A}: a classifier needs at least two: add another"),
     ("still packed", lambda root: (root / "train" / f"{A}.tar").write_bytes(b""),
-     f"{{0}}/train holds {A}.tar, which is still packed: unpack each such archive into a folder of its name, as"
-     f" {{0}}/train/{A}"),
+     f"{{0}}/train holds {A}.tar, still packed: unpack each to a folder of its name"),
     ("no id", lambda root: (root / "train" / "tench").mkdir(),
-     'the class folder "tench" in {0}/train is no WordNet id such as n01440764: remove it, or use your own classes with'
-     " data=imagefolder:{0}"),
+     'class folder "tench" in {0}/train is no WordNet id such as n01440764: remove it, or use imagefolder:{0}'),
     ("ImageNet-21k", lambda root: (root / "val" / "n00004475").mkdir(),
-     'the class folder "n00004475" in {0}/val is of another ImageNet: remove it, or use your own classes with'
-     " data=imagefolder:{0}"),
+     'class folder "n00004475" in {0}/val is of another ImageNet: remove it, or use imagefolder:{0}'),
     ("an empty class", lambda root: [path.unlink() for path in (root / "train" / A).iterdir()],
      f"class folder {{0}}/train/{A} holds no images: add them, or remove it"),
     ("a class that is not trained", lambda root: shutil.rmtree(root / "train" / A),
-     f"class {A} is in {{0}}/val but not in {{0}}/train: add its training images, or remove that folder"),
+     f"{A} of {{0}}/val has no training images: add some, or remove it"),
     ("a training image in another folder", move("train", f"{A}_1000.JPEG", A, B),
-     f"{{0}}/train/{B}/{A}_1000.JPEG is an image of the class {A}: move it to the folder {{0}}/train/{A}"),
+     f"{{0}}/train/{B}/{A}_1000.JPEG is of the class {A}: move it to {{0}}/train/{A}"),
     ("a validation image in another folder", move("val", f"{image_name(1)}.JPEG", A, B),
-     f"{{0}}/val/{B}/{image_name(1)}.JPEG is an image of the class {A}: move it to the folder {{0}}/val/{A}"),
+     f"{{0}}/val/{B}/{image_name(1)}.JPEG is of the class {A}: move it to {{0}}/val/{A}"),
     ("a training image in val", lambda root: (root / "train" / A / f"{A}_1000.JPEG").rename(
         root / "val" / B / f"{A}_1000.JPEG"),
-     f"{{0}}/val/{B}/{A}_1000.JPEG is an image of the class {A}: move it to the folder {{0}}/val/{A}"),
+     f"{{0}}/val/{B}/{A}_1000.JPEG is of the class {A}: move it to {{0}}/val/{A}"),
     ("no image of ImageNet", lambda root: (root / "val" / A / "ü.JPEG").write_bytes(b""),
      f"{{0}}/val/{A} holds '\\xfc.JPEG', which is no image of ImageNet: remove it"),
 ]  # fmt: skip
 FLAT: list[tuple[str, Callable[[Path], object], str]] = [
     ("no list", lambda root: None,
-     "the images in {0}/val have no labels: put LOC_val_solution.csv (from Kaggle) or val_labels.txt (lines"
-     ' "ILSVRC2012_val_00000001.JPEG n01751748") into {0}, or move the images into folders of their ids'),
+     "images in {0}/val have no labels: put LOC_val_solution.csv or val_labels.txt into {0}"),
     ("a short list", text("val.txt", LISTS["val.txt"].rsplit("\n", 2)[0]),
-     f"{{0}}/val.txt does not list {image_name(10)}.JPEG, which is in {{0}}/val: add it, or remove the image"),
+     f"{{0}}/val.txt does not list {image_name(10)}.JPEG of {{0}}/val: add it, or remove the image"),
     ("the devkit's numbers", text("val.txt", "490\n361\n171\n822\n297\n"),
-     f"line 1 of {{0}}/val.txt is the number 490 alone, as in the devkit, whose numbers are of another order: {FORM}"),
+     f"line 1 of {{0}}/val.txt is a number alone, of the devkit's own order: {FORM}"),
     ("the devkit's numbers beside names",
      text("val.txt", "".join(f"{name}.JPEG {number}\n" for name, number in zip(VAL, range(490, 500), strict=True))),
-     f"{{0}}/val.txt says that {image_name(1)} is {KNOWN[490]}, but it is {A}: the list has another order of classes"
-     f" (the devkit's own?); {FORM}"),
+     f"{{0}}/val.txt has another order ({image_name(1)} is {A}, not {KNOWN[490]}): {FORM}"),
     ("ids in another order",
      text("imagenet_2012_validation_synset_labels.txt", "".join(f"{wnid}\n" for wnid in IDS * 2)),
-     f"{{0}}/imagenet_2012_validation_synset_labels.txt says that {image_name(2)} is {IDS[1]}, but it is {B}: the list"
-     f" has another order of classes (the devkit's own?); {FORM}"),
+     f"{{0}}/imagenet_2012_validation_synset_labels.txt has another order ({image_name(2)} is {B}, not"
+     f" {IDS[1]}): {FORM}"),
     ("listed twice", text("val_labels.txt", LISTS["val_labels.txt"] + f"{image_name(6)}.JPEG {B}\n"),
      f"{{0}}/val_labels.txt lists {image_name(6)} as {A} and as {B}: keep one of them"),
     ("an unknown id", text("val_labels.txt", LISTS["val_labels.txt"] + "ILSVRC2012_val_00000011.JPEG n00004475\n"),
-     f'{{0}}/val_labels.txt gives {image_name(11)} the id "n00004475", which is no class of ImageNet-1k: {FORM}'),
+     f'{{0}}/val_labels.txt gives {image_name(11)} the id "n00004475", no class of ImageNet-1k: {FORM}'),
     ("another form", text("val_labels.txt", "one two three\n"),
      f"line 1 of {{0}}/val_labels.txt is 'one two three': {FORM}"),
     ("a number too large", text("val.txt", f"{image_name(1)}.JPEG 1000\n"),
      f"line 1 of {{0}}/val.txt is '{image_name(1)}.JPEG 1000': {FORM}"),
-    ("an empty list", text("val.txt", ""), "label list file {0}/val.txt is empty: write one entry a line"),
+    ("an empty list", text("val.txt", ""), "label list file {0}/val.txt is empty: use one entry per line"),
 ]  # fmt: skip
 CASES = [(name, False, *rest) for name, *rest in BAD] + [(name, True, *rest) for name, *rest in FLAT]
 
@@ -274,6 +269,6 @@ def test_a_check_counts_and_decodes(tmp_path: Path) -> None:
         "10 test images of 50,000",
         *(f'class "{named()[wnid]}" has 2 test images of 50' for wnid in IDS[:3]),
         "and 2 more of the kind",
-        f"{root}/train/{A}/{A}_1000.JPEG cannot be decoded (no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM): replace it by"
-        " the original",
+        f"{root}/train/{A}/{A}_1000.JPEG cannot be decoded (no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM): put the"
+        " original there",
     )

@@ -63,8 +63,7 @@ BAD: list[tuple[str, list[tuple[str, ...]], str]] = [
     ("path,caption", [("photos/red/0.png", "[]")],
      "line 2 of {list} has no caption: write one, or leave the image out"),
     ("path,caption,task", [("photos/red/0.png", "a", "x"), ("photos/red/0.png", "b", "y")],
-     'line 3 of {list} lists "photos/red/0.png" as line 2 does, with another split, task, time or group: use the'
-     " same"),
+     'line 3 of {list} and line 2 give "photos/red/0.png" another split, task, time or group: use one'),
     ("path,caption,time", [("photos/red/0.png", "a", "soon"), ("photos/red/1.png", "b", "1")],
      'has the time "soon": '),
     ("path,caption,time", [("photos/red/0.png", "a", "nan"), ("photos/red/1.png", "b", "1")],
@@ -74,7 +73,7 @@ BAD: list[tuple[str, list[tuple[str, ...]], str]] = [
     ("path,caption,split,task", [("photos/red/0.png", "a", "train", "x"), ("photos/red/1.png", "a", "test", "y")],
      'task "y" of {list} has no training images: add some, or leave it out'),
     ("path,caption,captions", [("photos/red/0.png", "a", "b")],
-     'the header of {list} has "caption" and "captions" for the column caption: keep one of them'),
+     'the header of {list} has "caption" and "captions" for the column caption: keep one'),
     ("caption,task", [("a", "b")], 'line 1 of {list} has no column "path" but "caption, task"'),
 ]
 # fmt: on
@@ -214,16 +213,16 @@ def test_tasks_by_name_by_time_and_in_parts(tmp_path: Path) -> None:
         ({"by": "parts", "tasks": 99}, "scenario.tasks=99 but there are"),
         (
             {"by": "parts", "tasks": [3, 4]},
-            "are sizes of tasks, which are classes: use the number of parts",
+            "are sizes, which count classes: use a number of parts",
         ),
     ):
         with pytest.raises(UserError, match=words):
             cut(**options)
     bare = load(f"csv:{listed(tmp_path / 'bare.csv', 'path,caption', [row[:2] for row in lines])}")
     found = bare
-    with pytest.raises(UserError, match="names no tasks: write each image's into a column task"):
+    with pytest.raises(UserError, match="names fewer than two tasks: fill its column task"):
         cut(by="task")
-    with pytest.raises(UserError, match="has no times: write each image's into a column time"):
+    with pytest.raises(UserError, match="has no times: fill a column time"):
         cut(by="time")
     assert [task.name for task in cut(tasks=2)] == ["part 1", "part 2"]
 

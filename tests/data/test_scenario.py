@@ -40,8 +40,7 @@ def test_icarls_class_order() -> None:
     with pytest.raises(UserError) as error:
         class_order(names[:99], "icarl")
     assert str(error.value) == (
-        'scenario.order=icarl is the order of CIFAR-100\'s classes but there are 99: write a seed, "given" or the names'
-        " in order"
+        'scenario.order=icarl is of 100 classes, not 99: use a seed, "given" or the names'
     )
 
 
@@ -72,7 +71,7 @@ def test_task_sizes() -> None:
     assert task_sizes(10, [6, 2, 2]) == [6, 2, 2]
     with pytest.raises(UserError, match=r"scenario.tasks=11 but there are 10 classes: use at most 10"):
         task_sizes(10, 11)
-    with pytest.raises(UserError, match=r"adds up to 9 classes but there are 10"):
+    with pytest.raises(UserError, match=r"adds up to 9 classes: make it 10"):
         task_sizes(10, [6, 3])
 
 

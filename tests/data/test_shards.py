@@ -78,31 +78,31 @@ BAD: list[tuple[str, list[Sample], str]] = [
     ("empty label", one(jpg=JPG, cls=b"\n", json=b"{}"),
      'sample "7" of {} has no label: add a .cls, a .txt or a .json with "label"'),
     ("a name in .cls", one(jpg=JPG, cls=b"cat"),
-     'sample "7" of {} has "cat" in .cls, which is no class\'s number: write a name into .txt or .json'),
+     'sample "7" of {} has "cat" in .cls, which is no number: use .txt or .json for names'),
     ("a fraction in .cls", one(jpg=JPG, cls=b"1.5"),
-     'sample "7" of {} has "1.5" in .cls, which is no class\'s number: write a name into .txt or .json'),
+     'sample "7" of {} has "1.5" in .cls, which is no number: use .txt or .json for names'),
     ("a pickle in .cls", one(jpg=JPG, cls=b"\x80\x04K\x01."),
-     'sample "7" of {} has a .cls that is no UTF-8 text: write a class\'s number or name'),
+     'sample "7" of {} has a .cls that is no UTF-8 text: use a class\'s number or name'),
     ("below zero", one(jpg=JPG, cls=b"-1"),
-     'sample "7" of {} has the label "-1": number classes from 0, or leave the sample out'),
+     'sample "7" of {} has the label "-1": number classes from 0, or leave it out'),
     ("a fraction in .json", one(jpg=JPG, json=b'{"label": 1.5}'),
-     'sample "7" of {} has the label 1.5 in .json: write a number or a name'),
+     'sample "7" of {} has the label 1.5 in .json: use a number or a name'),
     ("a truth in .json", one(jpg=JPG, json=b'{"label": true}'),
-     'sample "7" of {} has the label true in .json: write a number or a name'),
+     'sample "7" of {} has the label true in .json: use a number or a name'),
     ("several in .json", one(jpg=JPG, json=b'{"label": [1, 2]}'),
-     'sample "7" of {} has the label [1, 2] in .json: write a number or a name'),
+     'sample "7" of {} has the label [1, 2] in .json: use a number or a name'),
     ("no JSON", one(jpg=JPG, json=b"{"),
-     'sample "7" of {} has a .json that is no JSON: write a class\'s number or name'),
+     'sample "7" of {} has a .json that is no JSON: use a class\'s number or name'),
     ("deep JSON", one(jpg=JPG, json=b"[" * 100_000),
-     'sample "7" of {} has a .json that is no JSON: write a class\'s number or name'),
+     'sample "7" of {} has a .json that is no JSON: use a class\'s number or name'),
     ("a long text", one(jpg=JPG, txt=b"x" * 2_000_000),
-     'sample "7" of {} has a .txt of 2,000,000 bytes: write the label alone'),
+     'sample "7" of {} has a .txt of 2,000,000 bytes: use the label alone'),
     ("a key twice", [*samples(1), *samples(1)],
-     '{} holds the key "000000" twice: write each sample once, with its files side by side'),
+     '{} holds the key "000000" twice: keep the files of a sample together'),
     ("files apart", [("1", {"jpg": JPG}), ("2", {"jpg": JPG, "cls": b"1"}), ("1", {"cls": b"0"})],
      'sample "1" of {} has no label: add a .cls, a .txt or a .json with "label"'),
     ("a file twice", [("1", {"jpg": JPG}), ("1", {"jpg": JPG})],
-     '{} holds the file "1.jpg" twice: write each sample once'),
+     '{} holds the file "1.jpg" twice: keep one'),
     ("a name that is no text", [("\udcff", {"jpg": JPG, "cls": b"1"})],
      '{} holds "\\udcff", which is no UTF-8 name: rename it'),
 ]
@@ -118,7 +118,7 @@ def test_bad_samples(tmp_path: Path, content: list[Sample], message: str) -> Non
 def test_images_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shard(tmp_path / "a.tar", one(jpg=JPG, cls=b"1"))
     monkeypatch.setattr(shards, "MOST_BYTES", 10)
-    assert broken(path) == f'sample "7" of shard {path} has an image of {len(JPG):,} bytes: write at most 10'
+    assert broken(path) == f'sample "7" of shard {path} has an image of {len(JPG):,} bytes: use at most 10'
 
 
 def entry(name: str, kind: bytes, target: str = "") -> Callable[[Path], object]:
@@ -134,9 +134,9 @@ def entry(name: str, kind: bytes, target: str = "") -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("add", "what"),
     [
-        (entry("x.jpg", tarfile.SYMTYPE, "/etc/passwd"), '"x.jpg", which is a link'),
-        (entry("x.jpg", tarfile.LNKTYPE, "000000.jpg"), '"x.jpg", which is a link'),
-        (entry("x.jpg", tarfile.FIFOTYPE), '"x.jpg", which is no plain file'),
+        (entry("x.jpg", tarfile.SYMTYPE, "/etc/passwd"), '"x.jpg", a link'),
+        (entry("x.jpg", tarfile.LNKTYPE, "000000.jpg"), '"x.jpg", a link'),
+        (entry("x.jpg", tarfile.FIFOTYPE), '"x.jpg", no plain file'),
     ],
 )
 def test_only_files_are_taken(tmp_path: Path, add: Callable[[Path], object], what: str) -> None:
@@ -144,7 +144,7 @@ def test_only_files_are_taken(tmp_path: Path, add: Callable[[Path], object], wha
     entry("folder/", tarfile.DIRTYPE)(path)
     assert len(read_shard(path).keys) == 4
     add(path)
-    assert broken(path) == f"shard {path} holds {what}: write files alone"
+    assert broken(path) == f"shard {path} holds {what}: use files alone"
 
 
 def test_paths_that_go_up_are_names_alone(tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_a_truncated_shard_is_noticed_wherever_it_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no uncompressed tar file (empty file): unpack or copy it again"),
-        (b"<html>404</html>" * 99, "is no uncompressed tar file (invalid header): unpack or copy it again"),
+        (b"", "is no plain tar file (empty file): unpack or copy it again"),
+        (b"<html>404</html>" * 99, "is no plain tar file (invalid header): unpack or copy it again"),
     ],
 )
 def test_files_that_are_no_tar_files(tmp_path: Path, content: bytes, message: str) -> None:
@@ -180,7 +180,7 @@ def test_a_compressed_shard_of_another_name(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", samples(1))
     with tarfile.open(tmp_path / "b.tar", "w:gz") as tar:
         tar.add(tmp_path / "a.tar")
-    assert "b.tar is no uncompressed tar file" in broken(tmp_path / "b.tar")
+    assert "b.tar is no plain tar file" in broken(tmp_path / "b.tar")
 
 
 def test_flipped_bytes_end_in_a_message_or_in_an_image(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, source: str, link: 
     if link.endswith("up"):  # links to folders within a class are not followed
         data.load(f"{source}:{root}")
         return
-    with pytest.raises(UserError, match=r"links out of .*shared: put the images themselves there") as error:
+    with pytest.raises(UserError, match=r"links out of .*shared: copy the image there") as error:
         data.load(f"{source}:{root}")
     assert link in str(error.value)
     (root / link).unlink()

@@ -76,9 +76,7 @@ def test_long_tails_fall_exponentially(source: Dataset, tail: str) -> None:
 
 
 def test_a_long_tail_needs_an_image_of_each_class(source: Dataset) -> None:
-    with pytest.raises(
-        UserError, match=r"scenario\.imbalance=100 leaves the smallest class less than one image"
-    ):
+    with pytest.raises(UserError, match=r"scenario\.imbalance=100 leaves none of the"):
         cut(source, "long-tailed")
     with pytest.raises(UserError, match=r"few=30 is above many=3: use a smaller one"):
         cut(source, "long-tailed", imbalance=2, many=3, few=30)
@@ -177,7 +175,7 @@ def test_cross_domain_refuses_shared_classes_and_one_data_set(tmp_path: Path, so
     with pytest.raises(UserError, match=r"is one data set, and scenario\.kind=cross-domain learns several"):
         cut(source, "cross-domain")
     domains = data.load(f"domainfolder:{domain_folder(tmp_path)}")
-    with pytest.raises(UserError, match="has blue in domain0 and in domain1"):
+    with pytest.raises(UserError, match="domain0 and domain1 both have blue"):
         cut(domains, "cross-domain")
 
 
@@ -225,5 +223,5 @@ def test_times_that_cannot_be_read(dated: Path, change: Any, message: str) -> No
 
 
 def test_data_without_times_is_refused(source: Dataset) -> None:
-    with pytest.raises(UserError, match="has no times: write them into a column time of a csv: list"):
+    with pytest.raises(UserError, match="has no times: write them into a column time"):
         cut(source, "time")

@@ -211,6 +211,6 @@ def test_no_room_and_no_archive(target: Path, tmp_path: Path, monkeypatch: pytes
         unpack(tmp_path / "a.zip", "set", target, LIMITS)
     archive = zipped(tmp_path / "a.zip", FILES)
     monkeypatch.setattr(download, "RESERVE", 1 << 60)
-    with pytest.raises(UserError, match=r"to spare and 0\.0 GB are needed: make room"):
+    with pytest.raises(UserError, match=r"of 0\.0 GB needed: make room"):
         unpack(archive, "set", target, LIMITS)
     assert os.listdir(target.parent) == []

@@ -157,7 +157,7 @@ def test_datasets_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     shard(root / "test-0000.tar", samples(1, start=100))
     assert app.main(["datasets", "check", f"webdataset:{root}"]) == 1
     said = capsys.readouterr().out
-    assert f"shard {root}/test-0000.tar holds 4 samples, but sizes.json says 8: copy it again" in said
+    assert f"shard {root}/test-0000.tar has 4 samples, not 8 (sizes.json): copy it" in said
 
 
 def truncated(root: Path) -> None:
@@ -178,71 +178,69 @@ def nothing(root: Path) -> None:
 
 
 COUNT = "?train=24,test=8"
-WRITE = "give a folder of shards, or write 'data=webdataset:train-{{0000..0003}}.tar?train=4000,test=1000'"
+WRITE = "give a folder of shards, or use 'data=webdataset:train-{{0000..0003}}.tar?train=4000,test=1000'"
 
 # fmt: off
 BAD: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("no count", nothing, "{0}",
-     "{0} needs the number of samples, as shards may be missing: write '{0}?train=24,test=8' if these are all, or"
+     "{0} needs the number of samples: use '{0}?train=24,test=8' if these are all, or"
      " sizes.json"),
     ("no count of one part", nothing, "{0}?train=24",
-     "{0} needs the number of samples, as shards may be missing: write '{0}?train=24,test=8' if these are all, or"
+     "{0} needs the number of samples: use '{0}?train=24,test=8' if these are all, or"
      " sizes.json"),
     ("another count", nothing, "{0}?train=25,test=8",
-     "the train shards of {0} hold 24 samples, not 25: copy what is missing, or use train=24"),
+     "{0} has 24 train samples, not 25: copy all, or give that number"),
     ("a count of no shards", lambda root: (root / "test-0000.tar").unlink(), "{0}" + COUNT,
-     "{0} names no test shards for test=8: put test-*.tar beside them, or name them too"),
+     "{0} names no test shards for test=8: name them, or leave it out"),
     ("a count that is none", nothing, "{0}?train=many",
-     'data "webdataset": "train=many" is no number of samples: use train=1000, once'),
+     'data "webdataset": "train=many" is no number of samples: use train=1000'),
     ("a count twice", nothing, "{0}?train=1,train=1",
-     'data "webdataset": "train=1" is no number of samples: use train=1000, once'),
+     'data "webdataset": "train=1" is no number of samples: use train=1000'),
     ("an option that is none", nothing, "{0}?trian=24",
      'data "webdataset" has no option "trian"; did you mean "train"?'),
     ("sizes that differ", sizes('{"train-0000.tar": 13, "train-0001.tar": 12, "test-0000.tar": 8}'), "{0}",
-     "shard {0}/train-0000.tar holds 12 samples, but sizes.json says 13: copy it again"),
+     "shard {0}/train-0000.tar has 12 samples, not 13 (sizes.json): copy it"),
     ("sizes that lack one", sizes('{"train-0000.tar": 12}'), "{0}",
-     '{0}/sizes.json names no size of train-0001.tar: add "train-0001.tar": 12'),
+     '{0}/sizes.json lacks train-0001.tar: add "train-0001.tar": 12'),
     ("sizes that are no JSON", sizes("{"), "{0}",
-     '{0}/sizes.json is no JSON: write {{"train-0000.tar": 12, ...}}'),
+     '{0}/sizes.json is no JSON: use {{"train-0000.tar": 12, ...}}'),
     ("a missing shard", nothing, "{0}/train-{{0000..0002}}.tar" + COUNT,
      "shard {0}/train-0002.tar is missing: copy it there"),
     ("a folder as shard", lambda root: (root / "train-0002.tar").mkdir(), "{0}/train-*.tar" + COUNT,
      "shard {0}/train-0002.tar is no file: copy it there"),
     ("fewer than there were", lambda root: (nested(root), (root / "train/0001.tar").unlink()), "{0}" + COUNT,
-     "{0}/train holds 1 shards but nshards.txt says 2: copy the others"),
+     "{0}/train has 1 shards, and nshards.txt says 2: copy all"),
     ("a truncated shard", truncated, "{0}" + COUNT,
      "shard {0}/train-0001.tar is truncated or damaged: copy it again"),
     ("a shard twice", twice, "{0}" + COUNT,
-     "shards {0}/train-0000.tar and {0}/train-0002.tar hold the same samples: leave one of them out"),
+     "shards {0}/train-0000.tar and {0}/train-0002.tar hold the same samples: leave one out"),
     ("an empty shard", lambda root: shard(root / "train-0002.tar", []), "{0}" + COUNT,
      "shard {0}/train-0002.tar holds no samples: copy it again, or leave it out"),
     ("a compressed shard", lambda root: (root / "a.tar.gz").write_bytes(b""), "{0}/a.tar.gz?train=1",
-     "shard {0}/a.tar.gz is compressed, so that no image can be found by its place: unpack it to .tar"),
+     "shard {0}/a.tar.gz is compressed: unpack it to .tar"),
     ("no shards", lambda root: (root / "sub").mkdir(), "{0}/sub?train=1",
      f"{{0}}/sub holds no .tar files: {WRITE}"),
     ("no match", nothing, "{0}/x-*.tar?train=1",
      f'no file matches "{{0}}/x-*.tar": {WRITE}'),
     ("braces that are no range", nothing, "a-{{0}}.tar?train=1",
-     'the braces of "a-{{0}}.tar" are no range: write {{0000..0003}} or {{train,test}}'),
+     'the braces of "a-{{0}}.tar" are no range: use {{0000..0003}} or {{train,test}}'),
     ("braces without end", nothing, "a-{{0..1.tar?train=1",
-     'the braces of "a-{{0..1.tar" are no range: write {{0000..0003}} or {{train,test}}'),
+     'the braces of "a-{{0..1.tar" are no range: use {{0000..0003}} or {{train,test}}'),
     ("too many", nothing, "a-{{0..999}}-{{0..999}}.tar?train=1",
-     '"a-{{0..999}}-{{0..999}}.tar" names more than 100,000 shards: write a smaller range'),
+     '"a-{{0..999}}-{{0..999}}.tar" names more than 100,000 shards: use a smaller range'),
     ("the web", nothing, "https://a.b/x.tar?train=1",
-     'data "webdataset" reads local files, not "https://a.b/x.tar?train=1": download the shards, then give their'
-     " folder"),
+     'data "webdataset" reads local files, not "https://a.b/x.tar?train=1": download them first'),
     ("a command", nothing, "pipe:cat x.tar",
-     'data "webdataset" reads local files, not "pipe:cat x.tar": download the shards, then give their folder'),
+     'data "webdataset" reads local files, not "pipe:cat x.tar": download them first'),
     ("a number beyond the names", lambda root: (root / "classnames.txt").write_text("a\nb\nc\n"), "{0}" + COUNT,
-     "{0} has the class 3 but {0}/classnames.txt ends with line 3: write one name a line, where the first is class 0"),
+     "{0} has class 3, and {0}/classnames.txt 3 lines: name all from 0"),
     ("a class that is only tested", lambda root: shard(root / "test-0000.tar", samples(1, 5)), "{0}?train=24,test=5",
      'class "4" of {0} has no training images: add some, or leave it out'),
     ("one class", lambda root: shard(root / "b" / "a.tar", samples(3, 1)), "{0}/b/a.tar?train=3",
-     '{0}/b/a.tar has one class, "0": a classifier needs at least two classes: add another'),
+     '{0}/b/a.tar has one class, "0": a classifier needs two: add another'),
     ("a name among numbers", lambda root: shard(
         root / "train-0001.tar", [("x", {"jpg": encoded("red", 1), "cls": b"red"})]), "{0}" + COUNT,
-     'sample "x" of shard {0}/train-0001.tar has "red" in .cls, which is no class\'s number: write a name into .txt or'
-     " .json"),
+     'sample "x" of shard {0}/train-0001.tar has "red" in .cls, which is no number: use .txt or .json for names'),
 ]
 # fmt: on
 
@@ -260,13 +258,13 @@ def test_bad_shards(tmp_path: Path, spoil: Callable[[Path], object], spec: str, 
 
 
 def test_nothing_named() -> None:
-    with pytest.raises(UserError, match='data "webdataset" needs tar files: write'):
+    with pytest.raises(UserError, match='data "webdataset" needs tar files: use'):
         load("")
 
 
 def test_domains_are_refused(tmp_path: Path) -> None:
     root = sized(shards(tmp_path))
     with pytest.raises(
-        UserError, match="has no domains: shards have none; use csv, hf or domainfolder, or use"
+        UserError, match="has fewer than 2 domains: shards have none; use csv, hf or domainfolder, or use"
     ):
         data.load(f"webdataset:{root}", "domain-incremental")

@@ -90,5 +90,5 @@ def test_the_projection_at_test_is_the_mean_over_tasks(toy: str, photos: str) ->
 def test_a_tower_that_ends_otherwise_is_refused(tmp_path: Path, photos: str) -> None:
     vision = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 32}
     course = course_of(clip_with(tmp_path / "model", **vision), photos)
-    with pytest.raises(UserError, match=r"^method=bofa trains .* \(ModifiedResNet\)"):
+    with pytest.raises(UserError, match=r"^method=bofa needs .* not ModifiedResNet"):
         course.enter(0)

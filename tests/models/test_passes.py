@@ -92,7 +92,7 @@ def test_pieces_give_the_loss_gradient_and_state_of_the_whole_batch(name: str, t
         update, on, method = course.update(phase), sample(course, task, phase), course.method
         before = copy.deepcopy(method.state_dict())
         if name in LOOKS_INSIDE:
-            with pytest.raises(UserError, match=r"accumulate=3 .* the method reads inside the image tower"):
+            with pytest.raises(UserError, match=r"accumulate=3 .* the method looks inside the tower"):
                 gradient(course, on, phase, accumulate=3)
             continue
         terms, whole = gradient(course, on, phase)
@@ -287,11 +287,11 @@ def test_what_cannot_be_is_refused(toy: str, tmp_path: Path, photos: str) -> Non
     with pytest.raises(UserError, match=r"train\.compile=true gains nothing on a CPU: leave it out"):
         Passes(clip, Train(compile=True))
     clip.cut(1)
-    with pytest.raises(UserError, match=r"use cache\.trunk=off, or train\.patch_dropout=0"):
+    with pytest.raises(UserError, match=r"use cache\.trunk=off or train\.patch_dropout=0"):
         Passes(clip, Train(patch_dropout=0.5))
     with pytest.raises(UserError, match="is no vision transformer"):
         Passes(clip_of(tmp_path, "resnet"), Train(patch_dropout=0.5))
-    with pytest.raises(UserError, match=r"patch_dropout leaves patches out, but the method reads inside"):
+    with pytest.raises(UserError, match=r"patch_dropout leaves patches out, but the method looks inside"):
         run(tmp_path / "run", f"data={photos}", f"model={toy}", "method=cmoa", "train.patch_dropout=0.5")
 
 

@@ -42,7 +42,7 @@ def test_transformer(options: dict[str, Any]) -> None:
 def test_attention_pool_of_many_queries_has_none() -> None:
     visual = transformer(attentional_pool=True, attn_pooler_queries=4, pool_type="none")
     with pytest.raises(
-        UserError, match=r"method\.feature=pooled: .*VisionTransformer.* use method\.feature=projected"
+        UserError, match=r"VisionTransformer has no pooled output .* use method\.feature=projected"
     ):
         pooled(visual, images(32))
 

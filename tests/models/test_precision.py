@@ -198,7 +198,7 @@ def test_bf16_in_the_text_tower_alone(toy: str) -> None:
 
 def test_layers_are_counted_and_run_as_they_are_called(toy: str) -> None:
     clip = zoo.load(toy)
-    layers = precision._layers(clip.model.visual, lambda: precision._image(clip))
+    layers = precision._layers(clip.model.visual, lambda: clip.encode_image(clip.blank()))
     counts = {type(each.module).__name__: each.count for each in layers if each.count == 2}
     assert counts["MultiheadAttention"] == counts["GELU"] == 2  # two blocks
     before = {name: value.clone() for name, value in clip.state_dict().items()}
@@ -212,7 +212,7 @@ def test_layers_are_counted_and_run_as_they_are_called(toy: str) -> None:
 
 def test_the_text_tower_is_timed_on_the_tokens_it_gets(toy: str) -> None:
     clip = zoo.load(toy)
-    layers = precision._layers(clip.model, lambda: precision._texts(clip))
+    layers = precision._layers(clip.model, lambda: clip.encode_text(precision._PROMPTS))
     (attend,) = [each for each in layers if isinstance(each.module, nn.MultiheadAttention)]
     assert attend.args[0].shape[1] < 12
 
@@ -271,7 +271,7 @@ def test_auto_on_this_machine(tmp_path: Path, toy: str, photos: str) -> None:
 def test_a_model_cut_below_its_last_block_is_timed(toy: str) -> None:
     clip = zoo.load(toy)
     clip.cut(1)
-    layers = precision._layers(clip.model.visual, lambda: precision._image(clip))
+    layers = precision._layers(clip.model.visual, lambda: clip.encode_image(clip.blank()))
     assert "Conv2d" not in {type(each.module).__name__ for each in layers}
     assert choose(clip).bf16
     assert clip.encode_image(batch([0]).images).shape[0] == 1

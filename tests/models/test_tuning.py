@@ -65,7 +65,7 @@ def test_top_blocks_of_a_transformer(clip: Clip) -> None:
         *(name for name in every if name.startswith("visual.transformer.resblocks.0.")),
     }
     assert {"visual.proj", "visual.ln_post.weight", "text_projection", "ln_final.weight"} <= trained(clip)
-    with pytest.raises(UserError, match="tune=top:3 but a tower has 2 blocks: use at most 2"):
+    with pytest.raises(UserError, match="tune=top:3 but a tower has 2 blocks: use fewer"):
         tuning_of("top:3").begin(clip)
 
 

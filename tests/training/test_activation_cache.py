@@ -330,7 +330,7 @@ def test_rows_of_images_that_are_gone_are_freed(
     assert Amount.of(plan) == Amount(views=1, most=8 + 3 + 12, all=24 + 12)
     assert len(kept[0].rows) <= 3 + 12
     assert results["cache_bytes"] == 23 * kept[0].rows.row_bytes
-    held = {key[0] for key in kept[0].rows._rows}  # type: ignore[attr-defined]
+    held = {key[0] for key in kept[0].rows._places}  # type: ignore[attr-defined]
     assert {sample for task in plan.tasks for sample in task.test.ids.tolist()} <= held
 
 
@@ -415,12 +415,12 @@ def test_a_full_disk(
 @pytest.mark.parametrize(
     ("tokens", "line"),
     [
-        ("tune=top:9", "tune=top:9 but a tower has 2 blocks: use at most 2"),
-        ("tune=top:9 method=zero_shot", "tune=top:9 but a tower has 2 blocks: use at most 2"),
+        ("tune=top:9", "tune=top:9 but a tower has 2 blocks: use fewer"),
+        ("tune=top:9 method=zero_shot", "tune=top:9 but a tower has 2 blocks: use fewer"),
         ("train.compile=true", "train.compile=true gains nothing on a CPU: leave it out"),
         (
             "train.patch_dropout=0.5 model=CONV",
-            "is no vision transformer with a sequence of them: use train.",
+            "is no vision transformer: use train.",
         ),
     ],
 )
@@ -543,7 +543,7 @@ def test_without_kept_views_a_run_goes_on_bit_for_bit(
     tokens = [*words, "method=gcl", "tune=top:1", "cache.views=4", "memory.budget=0", "train.epochs=2"]
     whole = run(tmp_path / "whole", *tokens)
     assert "kept of test images only" in capsys.readouterr().err
-    assert {key[1] for key in kept[0].rows._rows} == {0}  # type: ignore[attr-defined]
+    assert {key[1] for key in kept[0].rows._places} == {0}  # type: ignore[attr-defined]
     assert run_for(tmp_path / "parts", whole["optimizer_steps"] - 1, *tokens) is None
     assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
 

@@ -168,7 +168,7 @@ def _folder(out: Path) -> Path:
         ("method=joint", "joint with these options learns classes, and {data} has captions: use method.loss=clip"),
         ("method=zscl method.reference_texts=old", "method=zscl with these options learns classes"),
         ("method=gcl scenario.kind=class-incremental",
-         "{data} has captions and no classes to make tasks of: use scenario.kind=data-incremental"),
+         "{data} has captions and no classes: use scenario.kind=data-incremental"),
         ("method=gcl templates=simple", "templates= is for data with classes, and {data} has captions"),
     ],
 )  # fmt: skip

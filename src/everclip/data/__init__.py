@@ -22,18 +22,15 @@ if TYPE_CHECKING:
 
 def source_class(spec: str) -> tuple[type[Source], str | None]:
     """Return the class and the argument that ``SOURCE``, ``SOURCE:ARGUMENT`` or a plain path (``paths.spec_of``) names.
+    Raises UserError for an unknown source, or a module that does not define exactly one.
 
     SOURCE is a file in data/sources, or a module or a file of the user's.
-
-    Raises:
-        UserError: unknown source, with a suggestion, or a module that does not define exactly one.
     """
     spec = spec_of(spec)
     name, _, argument = spec.partition(":")
     if ("/" in name or name.startswith((".", "~")) or is_readable(name)) and not trust.is_file(name):
         raise UserError(
-            f'data "{spec}" is not there: give a folder of CLASS folders, or SOURCE:ARGUMENT (everclip datasets lists'
-            " the sources)"
+            f'data "{spec}" is not there: give a folder of CLASS folders, or a source (everclip datasets)'
         )
     shipped = plugins.names("data/sources")
     if name == spec and name not in shipped and not trust.is_code(name):
@@ -42,11 +39,7 @@ def source_class(spec: str) -> tuple[type[Source], str | None]:
 
 
 def source(spec: str, options: Mapping[str, Any]) -> tuple[Source, str | None]:
-    """Return the source that a spec names, with these options, and the argument.
-
-    Raises:
-        UserError: as ``source_class`` does, or an unknown option, or a value that is not allowed.
-    """
+    """Return the source that a spec names, with these options, and the argument. Raises UserError for wrong ones."""
     cls, argument = source_class(spec)
     return cls(own_options(cls.Config, options, None, "source.")), argument
 
@@ -103,9 +96,7 @@ def _worded(
 
     if data.captioned and (classnames is not None or templates):
         given = "templates" if classnames is None else "classnames"
-        raise UserError(
-            f"{given}= is for data with classes, and {spec} has captions, which are used as they are: leave it out"
-        )
+        raise UserError(f"{given}= is for data with classes, and {spec} has captions: leave it out")
     if classnames is not None:
         names = prompts.read_class_names(Path(os.path.expanduser(classnames)), data.class_names)
         data = replace(data, class_names=tuple(check_names(names, classnames)))

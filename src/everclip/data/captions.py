@@ -22,7 +22,7 @@ PAIR = "every pair"
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """The captions that a training step sees, one an image.
+    """The captions that a training step sees, one per image.
 
     Args:
         texts: ``b`` captions.
@@ -119,28 +119,24 @@ def _pair(sample: int, turn: int) -> int:
 
 
 def checked(where: str, texts: Sequence[object]) -> list[str]:
-    """Return the captions of an image, stripped, each once.
+    """Return the captions of an image, stripped, each once. Raises UserError for none, too many, or one that is no
+    text.
 
     Args:
         where: the image's place, for the message.
-
-    Raises:
-        UserError: there is none or there are too many, or one is empty, no text, or longer than ``MOST_CAPTION``.
     """
     found: dict[str, None] = {}
     for text in texts:
         if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f"{where} has the caption {shown(repr(text))}, which is no text: write a text")
+            raise UserError(f"{where} has the caption {shown(repr(text))}, which is no text: use a text")
         text = text.strip()
         if not text:
             raise UserError(f"{where} has an empty caption: write one, or leave the image out")
         if len(text) > MOST_CAPTION:
-            raise UserError(
-                f"{where} has a caption of {len(text):,} characters: write at most {MOST_CAPTION:,}"
-            )
+            raise UserError(f"{where} has a caption of {len(text):,} characters: keep to {MOST_CAPTION:,}")
         found[text] = None
     if not found:
         raise UserError(f"{where} has no caption: write one, or leave the image out")
     if len(found) > MOST_OF_AN_IMAGE:
-        raise UserError(f"{where} has {len(found):,} captions: write at most {MOST_OF_AN_IMAGE:,}")
+        raise UserError(f"{where} has {len(found):,} captions: use at most {MOST_OF_AN_IMAGE:,}")
     return list(found)

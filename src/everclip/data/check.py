@@ -27,7 +27,7 @@ class Report:
     Args:
         domains: images of each part by domain, where there are two domains or more.
         decoded: images of the sample that could be decoded, of ``sampled``.
-        problems: a line each; none where the data set is complete.
+        problems: one line each; none where the data set is complete.
         home: address of the page that offers the data set, where there is one.
         captions: different texts, of data with captions in place of classes.
     """
@@ -52,11 +52,7 @@ class Report:
 
 
 def check(spec: str) -> Report:
-    """Look through the data set that ``spec`` names. Nothing is downloaded.
-
-    Raises:
-        UserError: unknown source.
-    """
+    """Look through the data set that ``spec`` names; download nothing. Raises UserError for an unknown source."""
     from everclip import data
     from everclip.system import trust
 
@@ -77,7 +73,9 @@ def check(spec: str) -> Report:
         problems = _differences(found, parts, official)
     elif not len(found.test):
         problems = ["there are no test images"]
-    problems += _absent(found)
+    if isinstance(store := found.train.store, FileStore):
+        root = Path(store.root)
+        problems += _shortened([f"{root / key} is missing: put it there" for key in absent(root, store.keys)])
     sampled, broken = _decode(found)
     several = len(found.domain_names) > 1
     domains = {
@@ -126,15 +124,6 @@ def _differences(found: Dataset, parts: Mapping[str, ImageSet], official: Offici
     return wrong
 
 
-def _absent(found: Dataset) -> list[str]:
-    """Return listed files that are not in their folder."""
-    store = found.train.store
-    if not isinstance(store, FileStore):
-        return []
-    root = Path(store.root)
-    return _shortened([f"{root / key} is missing: put it there" for key in absent(root, store.keys)])
-
-
 def _decode(found: Dataset) -> tuple[int, list[str]]:
     """Count the images sampled, with a line for each that cannot be decoded. Their ids, which are hashes, choose."""
     from everclip.data.pixels import Pixels
@@ -146,8 +135,7 @@ def _decode(found: Dataset) -> tuple[int, list[str]]:
     pixels = Pixels(store, lambda image: image.resize((16, 16)), side, cache_bytes=0)
     pixels.load(rows)
     place = f"{store.root}/" if isinstance(store, FileStore) else ""
-    lines = [
-        f"{place}{key} cannot be decoded ({reason}): replace it by the original"
-        for key, reason in pixels.skipped().items()
+    broken = pixels.skipped().items()
+    return len(rows), [
+        f"{place}{key} cannot be decoded ({why}): put the original there" for key, why in broken
     ]
-    return len(rows), lines

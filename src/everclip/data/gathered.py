@@ -80,16 +80,20 @@ class Gathered(Store):
         self.keys: Sequence[str] = [store.keys[row] for store, row in self._places]
         self.width = next((part.store.width for part in sets if len(part)), None)
 
+    def _place(self, row: int) -> tuple[Store, int]:
+        """Return the store of a row, and the row there."""
+        return self._places[row]
+
     def read(self, row: int) -> bytes:
-        store, place = self._places[row]
+        store, place = self._place(row)
         return store.read(place)
 
     def nbytes(self, row: int) -> int:
-        store, place = self._places[row]
+        store, place = self._place(row)
         return store.nbytes(place)
 
     def content(self, row: int) -> int:
-        store, place = self._places[row]
+        store, place = self._place(row)
         return store.content(place)
 
 

@@ -28,17 +28,11 @@ def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = 
 
 
 def encoded(images: Any, width: int | None = None) -> list[bytes]:
-    """Return images as the files they are, or as PNG files; or, where there is a width, rows of features as float32.
-
-    Raises:
-        UserError: for what is no image, or is not a finite array ``[n, width]`` of floats.
-    """
+    """Return images as the files they are, else as PNG files; with a width, float32 rows. Raises UserError."""
     if width is not None:
         rows = np.asarray(images)
         if rows.dtype.kind != "f" or rows.ndim != 2 or rows.shape[1] != width:
-            raise UserError(
-                f"features are {rows.dtype} {list(rows.shape)}: give an array of floats [n, {width}]"
-            )
+            raise UserError(f"features are {rows.dtype} {list(rows.shape)}: give floats [n, {width}]")
         rows, good = in_float32(rows)
         if not good.all():
             raise UserError(f"row {int(good.argmin())} of features is not finite in float32: leave it out")
@@ -57,19 +51,11 @@ def _bytes(image: Any, number: int) -> bytes:
     if isinstance(image, torch.Tensor):
         image = image.numpy()
     if isinstance(image, np.ndarray):
-        if (
-            image.dtype != np.uint8
-            or image.ndim not in (2, 3)
-            or (image.ndim == 3 and image.shape[2] not in (3, 4))
-        ):
-            raise UserError(
-                f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]"
-            )
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+            raise UserError(f"image {number} is {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]")
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise UserError(
-            f"image {number} is a {type(image).__name__}: give a path, a PIL image, an array or encoded bytes"
-        )
+        raise UserError(f"image {number} is a {type(image).__name__}: give a path, PIL image, array or bytes")
     content = io.BytesIO()
     image.save(content, "PNG", compress_level=1)
     return content.getvalue()

@@ -42,8 +42,7 @@ class Store(ABC):
 
     def stamp(self, row: int) -> tuple[int, int] | None:
         """Return the size of a row in bytes, and a number below 2^63 that is another one once what holds it is written
-        anew, replaced or moved; None where only reading it can tell. Raises OSError where it cannot be had.
-        """
+        anew, replaced or moved; None where only reading it can tell. Raises OSError where it cannot be had."""
         return None
 
     def content(self, row: int) -> int:
@@ -52,8 +51,7 @@ class Store(ABC):
 
 
 def content_id(content: bytes) -> int:
-    """Return a stable id from 0 to 2^63 - 1 of an encoded image: the same wherever the file lies and whatever its
-    name."""
+    """Return a stable id from 0 to 2^63 - 1 of an encoded image, wherever its file lies and whatever its name."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
@@ -200,18 +198,12 @@ class ImageSet:
 
 
 def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
-    """Return int64 ``[n]``: the stable ids of the images at these relative paths.
-
-    Raises:
-        UserError: two different paths have one id (they would share estimators).
-    """
+    """Return int64 ``[n]``: stable ids of the images at these relative paths. Raises UserError where two have one."""
     ids = np.array([hash64(key) for key in keys], dtype=np.int64)
     values, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(values) < len(ids):
         key = keys[int(first[count > 1][0])]
-        raise UserError(
-            f'two images have the id of "{key}": list each image once, or rename one of the files'
-        )
+        raise UserError(f'two images have the id of "{key}": list each image once, or rename one file')
     return ids
 
 
@@ -270,8 +262,7 @@ class Dataset:
         )
 
     def whole(self) -> ImageSet:
-        """Return the images to test on when the data set is given for testing: its test part, or all of a bare
-        folder."""
+        """Return the images to test on where the data set is given for that: its test part, or all of a bare folder."""
         return self.train + self.test if self.held_out else self.test
 
 

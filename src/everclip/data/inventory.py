@@ -159,8 +159,7 @@ def of(tasks: Sequence[Task], store: Store) -> Inventory:
 
 
 def hashed(noted: Inventory, tasks: Sequence[Task], store: Store, step: Step = silent) -> Inventory:
-    """Return the same with as many contents as ``BUDGET`` allows; ``step`` is told how many more images were looked
-    at."""
+    """Return the same with as many contents as ``BUDGET`` allows; ``step`` is told how many more were looked at."""
     order = np.lexsort([np.random.default_rng(0).permutation(len(noted)), ~noted.twins()])
     order = order[noted.contents[order] == UNREAD]
     chosen = np.sort(order[np.cumsum(noted.sizes[order]) <= BUDGET])

@@ -129,16 +129,14 @@ class Loader:
         steps: int,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """Yield ``steps`` training batches of a phase, epoch after epoch; broken images are left out of theirs.
+        """Yield ``steps`` training batches of a phase, epoch after epoch; broken images are left out of theirs. Raises
+        UserError where two views are asked for that would be one.
 
         Args:
             images: new and memory images of the stage.
             current: bool ``[n]``: which of them are new.
             stage, index: of the task, and of the phase in it.
             start: how many of them are left out, as they are done already; the others do not depend on it.
-
-        Raises:
-            UserError: two views are wanted, and without augmentation they would be one.
         """
         if phase.views == 2:
             self._check_views()
@@ -178,8 +176,7 @@ class Loader:
         views: int,
         own: slice | None = None,
     ) -> _Part:
-        """Return the pictures of a batch that are this process's, or those asked for, each seen as in the whole
-        batch."""
+        """Return the pictures of a batch that are this process's, or those asked for, seen as in the whole batch."""
         own = collectives.own(len(images)) if own is None else own
         mine, second = images.select(np.arange(own.start, own.stop)), None
         if self.kept is not None:
@@ -212,9 +209,8 @@ class Loader:
             else:
                 part = self._part(images, part.current, part.key, part.views, slice(0, len(images)))
                 good = part.good
-        columns = (images.labels[good], images.domains[good], images.ids[good], part.current[good])
-        batch = Batch(part.first, *map(torch.from_numpy, columns), second=part.second)
-        batch = replace(batch, key=part.key, seed=self.seed, share=share)
+        batch = self._batch(part.first, images, part.current, good, part.key)
+        batch = replace(batch, second=part.second, share=share)
         if images.captions is None:
             return batch
         said = images.captions.draw(images.rows[good], images.ids[good], self.seed, part.key[:3])
@@ -240,16 +236,23 @@ class Loader:
 
         def make(step: int) -> Batch:
             part = images.select(where[(step - first) // each])
-            return self._batch(part, np.ones(len(part), dtype=bool), (0, 0, 0, step))
+            kept = self.activations
+            found, good = self.pixels.load(part.rows) if kept is None else kept.load(part)
+            return self._batch(found, part, np.ones_like(good), good, (0, 0, 0, step))
 
         yield from (batch for batch in self._ahead(make, steps, self.activations) if len(batch))
 
-    def _batch(self, images: ImageSet, current: NDArray[np.bool_], key: tuple[int, int, int, int]) -> Batch:
-        """Return the images that can be read."""
-        kept = self.activations
-        pictures, good = self.pixels.load(images.rows) if kept is None else kept.load(images)
+    def _batch(
+        self,
+        found: Tensor,
+        images: ImageSet,
+        current: NDArray[np.bool_],
+        good: NDArray[np.bool_],
+        key: tuple[int, int, int, int],
+    ) -> Batch:
+        """Return what was ``found`` of the images that are ``good``."""
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])
-        return Batch(pictures, *(torch.from_numpy(column) for column in columns), key=key, seed=self.seed)
+        return Batch(found, *map(torch.from_numpy, columns), key=key, seed=self.seed)
 
     def _ahead(self, make: Callable[[int], _Made], steps: range, kept: Activations | None) -> Iterator[_Made]:
         """Yield what is made, decoding the next one while this one is used; from memory that would gain nothing."""

@@ -60,8 +60,7 @@ class Memory:
         return self._images
 
     def per_class(self, classes_seen: int) -> int | None:
-        """Return the quota of a class: floor(M / classes seen), or the same from the start; None where everything is
-        kept, or the policy has no quotas."""
+        """Return the quota of a class: floor(M / classes seen), or the same from the start; None of no quotas."""
         if not self.policy.per_class:
             return None
         if self.quota is not None:
@@ -75,7 +74,8 @@ class Memory:
         features: Features | None = None,
         scores: Scores | None = None,
     ) -> NDArray[np.int64]:
-        """Take exemplars of ``new`` and trim the old ones to what the policy leaves them.
+        """Take exemplars of ``new`` and trim the old ones to what the policy leaves them. Raises UserError where the
+        policy gives ranks or positions that are none.
 
         Args:
             features: for a policy that ranks by them; without them it chooses as if it had no ranks.
@@ -83,9 +83,6 @@ class Memory:
 
         Returns:
             int64 ``[k]``: ids, old or new, that are not held from here on: no later stage sees them again.
-
-        Raises:
-            UserError: the policy is a plug-in that gives ranks or positions that are none.
         """
         pool = self._images + new
         self._stage |= dict.fromkeys(new.ids.tolist(), self._stages)
@@ -93,9 +90,8 @@ class Memory:
         if self.policy.features and features is not None and self.budget != 0:
             ranks = _numbers(self.policy, "ranks", self.policy.ranks(new, features(new)))
             if len(ranks) != len(new):
-                raise UserError(
-                    f"{returned(self.policy, 'ranks')} {len(ranks)} numbers for {len(new)} images: return one for each"
-                )
+                gave = returned(self.policy, "ranks")
+                raise UserError(f"{gave} {len(ranks)} numbers for {len(new)} images: return one for each")
             self._rank |= dict(zip(new.ids.tolist(), ranks.tolist(), strict=True))
         kept = pool
         if self.budget != "all":
@@ -134,15 +130,13 @@ class Memory:
         if pool.budget == 0:
             return np.zeros(0, dtype=np.int64)
         found = np.unique(_numbers(self.policy, "choose", self.policy.choose(pool)))
+        wrong = ""
         if len(found) and found[-1] >= len(pool.images):
-            raise UserError(
-                f"{returned(self.policy, 'choose')} the position {found[-1]} of {len(pool.images)} images:"
-                " return positions in pool.images"
-            )
-        if len(found) > pool.budget:
-            raise UserError(
-                f"{returned(self.policy, 'choose')} {len(found)} positions: return pool.budget ({pool.budget}) at most"
-            )
+            wrong = f"the position {found[-1]}: return positions in pool.images"
+        elif len(found) > pool.budget:
+            wrong = f"{len(found)} positions: return pool.budget ({pool.budget}) at most"
+        if wrong:
+            raise UserError(f"{returned(self.policy, 'choose')} {wrong}")
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,18 +150,11 @@ class Memory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], train: ImageSet) -> None:
-        """Find the exemplars again among ``train``, the training images of all tasks.
-
-        Raises:
-            UserError: some are no longer there.
-        """
+        """Find the exemplars again among ``train``, the images of all tasks. Raises UserError where some are gone."""
         position = {sample: row for row, sample in enumerate(train.ids.tolist())}
         lost = [sample for sample in state["ids"] if sample not in position]
         if lost:
-            raise UserError(
-                f"{len(lost)} exemplars of the memory are no longer in the data: put the images back,"
-                " or start a new run"
-            )
+            raise UserError(f"{len(lost)} exemplars of the memory are no longer in the data: put them back")
         self._images = train.select(np.array([position[sample] for sample in state["ids"]], dtype=np.int64))
         self._stages = state["stages"]
         self._stage = dict(zip(state["ids"], state["stage"], strict=True))
@@ -178,7 +165,5 @@ def _numbers(policy: Policy, name: str, found: Any) -> NDArray[np.int64]:
     """Check what a policy has returned, whole numbers from 0. Raises UserError for anything else."""
     numbers = np.asarray(found)
     if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu") or (numbers < 0).any():
-        raise UserError(
-            f"{returned(policy, name)} {shown(repr(found))}: return an array of whole numbers from 0"
-        )
+        raise UserError(f"{returned(policy, name)} {shown(repr(found))}: return whole numbers from 0")
     return numbers.astype(np.int64)

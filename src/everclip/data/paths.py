@@ -46,11 +46,7 @@ def _holds_domains(root: Path) -> bool:
 
 def are_domains(folder: Path) -> bool:
     """Return whether a folder looks like DOMAIN/CLASS/*.jpg: two or more folders without pictures of their own, all of
-    which hold two or more folders of the same names.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
+    which hold two or more folders of the same names. Raises UserError where one cannot be read."""
     outer = subfolders(folder)
     inner = [set(subfolders(folder / name)) for name in outer]
     alone = not any(image_files(folder, name, deep=False) for name in outer)

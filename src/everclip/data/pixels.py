@@ -46,7 +46,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Pixels:
-    """Load rows of a store as uint8 tensors, through the model's own resize and crop; features as they are.
+    """Load rows of a store as uint8 tensors, through the model's own resize and crop; features as they are. Raises
+    UserError where the model takes the other kind.
 
     Args:
         store: the encoded images, or features.
@@ -56,9 +57,6 @@ class Pixels:
         workers: decoding threads; 0 decodes in the caller's thread.
 
     Broken images are never returned: ``broken`` maps their row to the reason.
-
-    Raises:
-        UserError: images and a model that takes features, or the other way round.
     """
 
     def __init__(
@@ -111,9 +109,7 @@ class Pixels:
         except OSError as error:
             return _words(error)
         except MemoryError:
-            bytearray(
-                _SPARE
-            )  # raises again where it is the machine that has no more, and not the file that claims it
+            bytearray(_SPARE)  # raises again where the machine has no more, whatever the file claims
             return "it asks for more memory than there is"
         except Exception as error:  # PIL's plug-ins raise anything, from struct.error to SyntaxError
             return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -122,8 +118,7 @@ class Pixels:
     def load(
         self, rows: NDArray[np.int64]
     ) -> tuple[UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b d"], NDArray[np.bool_]]:
-        """Return pictures, or features, of the rows that can be read, in order, and the mask ``[len(rows)]`` of
-        those."""
+        """Return pictures, or features, of the rows that can be read, in order, and their mask ``[len(rows)]``."""
         decode = self._decode if self.size else self._features
         missing = np.unique(rows[self._state[rows] == _UNKNOWN]) if self.cached else np.unique(rows)
         missing = missing[self._state[missing] != _BROKEN]
@@ -152,8 +147,7 @@ class Pixels:
         return images.select(self.is_good(images.rows))
 
     def hashes(self, rows: NDArray[np.int64]) -> list[int | None]:
-        """Return a hash of each row's encoded image, from 0 to 2^64 - 1; None for one that cannot be read, which is
-        broken."""
+        """Return a hash of each row's encoded image, from 0 to 2^64 - 1; None for a broken one, which is noted."""
 
         def of(row: int) -> int | str:
             try:

@@ -75,18 +75,14 @@ def _short(line: str) -> str:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Return the non-empty lines of a UTF-8 text file, stripped at the right.
-
-    Raises:
-        UserError: the file is missing, is no UTF-8 text of at most 64 MiB, or is empty.
-    """
+    """Return the non-empty lines of a UTF-8 text file, stripped at the right. Raises UserError where there are none."""
     try:
         text = read_text(path)
     except Unreadable as error:
         raise UserError(f"{what} file {path} cannot be read ({error}): give a text file") from error
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{what} file {path} is empty: write one entry a line")
+        raise UserError(f"{what} file {path} is empty: use one entry per line")
     return lines
 
 
@@ -96,37 +92,28 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...]:
-    """Check templates, in data and in model folders. Raises UserError for the first without one ``{}``, or that cannot
-    be printed.
-    """
+    """Check templates of data and model folders. Raises UserError for one without one ``{}``, or not printable."""
     for number, line in enumerate(templates, 1):
         if line.count("{}") != 1:
-            raise UserError(
-                f'template {number} of {where} is "{_short(line)}": write "{{}}" once where the class name goes'
-            )
+            raise UserError(f'template {number} of {where} is "{_short(line)}": use "{{}}" once, for a class')
         if printable(line) != line:
             raise UserError(
-                f'template {number} of {where} is "{_short(printable(line))}", with characters that cannot be printed:'
-                " write it without them"
+                f'template {number} of {where} cannot be printed ("{_short(printable(line))}"): change it'
             )
     return templates
 
 
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
-    """Return readable names for the classes in ``folders``.
+    """Return readable names for the classes in ``folders``. Raises UserError for a line that names none, or one again.
 
     Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name per line
     for each folder, in sorted order.
-
-    Raises:
-        UserError: another number of lines, or a folder that is not there or is named twice.
     """
     lines = read_lines(path, "class names")
     if not any("\t" in line for line in lines):
         if len(lines) != len(folders):
             raise UserError(
-                f"class names file {path} has {len(lines)} lines for {len(folders)} classes:"
-                ' write one name a line in the folders\' sorted order, or "folder<TAB>name"'
+                f"{path} has {len(lines)} lines for {len(folders)} classes: use as many, or folder<TAB>name"
             )
         return tuple(lines)
     names = {folder: clean(folder) for folder in folders}
@@ -135,12 +122,8 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
         folder, tab, name = line.partition("\t")
         folder = folder if folder in names else clean(folder)  # names may be known only as they read
         if not tab or not name.strip() or folder not in names:
-            raise UserError(
-                f'line {number} of {path} is "{_short(line)}": write "folder<TAB>name" with one of the class folders'
-            )
+            raise UserError(f'line {number} of {path} is "{_short(line)}": use "folder<TAB>name" of a class')
         if line_of.setdefault(folder, number) != number:
-            raise UserError(
-                f'lines {line_of[folder]} and {number} of {path} both name the folder "{folder}": keep one of them'
-            )
+            raise UserError(f'lines {line_of[folder]} and {number} of {path} both name "{folder}": keep one')
         names[folder] = name.strip()
     return tuple(names[folder] for folder in folders)

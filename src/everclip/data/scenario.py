@@ -52,24 +52,21 @@ def seen(tasks: Sequence[Task]) -> tuple[int, ...]:
 
 
 def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[int]:
-    """Return the labels in the order learned.
+    """Return the labels in the order learned. Raises UserError where names are no permutation, or "icarl" is asked of
+    other than 100 classes.
 
     Args:
         names: class names, index = label.
         order: a seed of numpy's legacy generator (1993 is the field's: ``RandomState(1993).permutation(n)``, as in
             PyCIL and UCIR), ``"icarl"`` (of 100 classes), ``"given"``, or the class names (or their folders')
             themselves in order.
-
-    Raises:
-        UserError: the list of names is not a permutation of the classes, or "icarl" is asked of other than 100.
     """
     if isinstance(order, int):
         return np.random.RandomState(order).permutation(len(names)).tolist()
     if order == "icarl":
         if len(names) != len(ICARL):
             raise UserError(
-                f"scenario.order=icarl is the order of CIFAR-100's classes but there are {len(names)}: write a seed,"
-                ' "given" or the names in order'
+                f'scenario.order=icarl is of 100 classes, not {len(names)}: use a seed, "given" or the names'
             )
         return list(ICARL)
     if isinstance(order, str):
@@ -78,11 +75,7 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
 
 
 def learned_order(names: Sequence[str], order: int | str | Sequence[str], seed: int) -> list[int]:
-    """Return the labels in the order that ``scenario.order`` says, by the run's ``seed`` where that is "seed".
-
-    Raises:
-        UserError: as ``class_order``.
-    """
+    """Return ``class_order`` by ``scenario.order``, or by the run's ``seed`` where it is "seed". Raises UserError."""
     return class_order(names, seed if order == "seed" else order)
 
 
@@ -101,8 +94,7 @@ def first_by_hash(images: ImageSet, word: str, counts: Mapping[int, int]) -> Ima
 
 
 def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
-    """Return the index of each entry of ``order``, a name or its folder's. Raises UserError where it is no
-    permutation."""
+    """Return the index of each entry of ``order``, a name or its folder's. Raises UserError for no permutation."""
     order = [clean(name) if name not in names and clean(name) in names else name for name in order]
     twice = [name for name, count in Counter(order).items() if count > 1]
     if twice:
@@ -111,7 +103,7 @@ def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int
     if unknown:
         hint = suggest(unknown[0], names)
         if len(hint) > MOST_HINT:
-            hint = f'; write names such as "{names[0]}"'
+            hint = f'; use names such as "{names[0]}"'
         raise UserError(f'scenario.order names the unknown {what} "{unknown[0]}"{hint}')
     missing = [name for name in names if name not in order]
     if missing:
@@ -120,20 +112,14 @@ def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int
 
 
 def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:
-    """Return classes per task: as even as can be with the larger tasks first, or the sizes as given.
-
-    Raises:
-        UserError: more tasks than classes, or sizes that do not add up to the number of classes.
-    """
+    """Return classes per task: as even as can be with the larger tasks first, or the sizes as given. Raises UserError
+    where they do not fit the number of classes."""
     if isinstance(tasks, int):
         if tasks > classes:
             raise UserError(f"scenario.tasks={tasks} but there are {classes} classes: use at most {classes}")
         return [classes // tasks + (index < classes % tasks) for index in range(tasks)]
     if sum(tasks) != classes:
-        raise UserError(
-            f"scenario.tasks={list(tasks)} adds up to {sum(tasks)} classes but there are {classes}:"
-            f" write sizes that add up to {classes}"
-        )
+        raise UserError(f"scenario.tasks={list(tasks)} adds up to {sum(tasks)} classes: make it {classes}")
     return list(tasks)
 
 

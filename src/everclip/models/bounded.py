@@ -34,11 +34,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_files(folder: Path, config: str) -> None:
-    """Refuse a model folder with what is no file, or with a config that cannot be read.
-
-    Raises:
-        UserError: naming the file.
-    """
+    """Refuse a model folder with what is no file, or with a config that cannot be read. Raises UserError."""
     wrong = strange(folder)
     try:
         read_json(folder / config)
@@ -70,47 +66,36 @@ def shapes_of(path: Path) -> Shapes:
 
 
 def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Mapping[str, Any]) -> None:
-    """Refuse a model whose config is not that of its weights.
+    """Refuse a model whose config is not that of its weights. Raises ValueError, Unreadable, or what building it
+    raises.
 
     Args:
         source: what open_clip calls it.
         model_cfg: its config.
         weights: the file that its weights are read from.
         options: of ``create_model``, without those that change the model's size.
-
-    Raises:
-        ValueError: it claims to be larger, or of another shape; Unreadable; or what building it raises.
     """
     _check_tokens(model_cfg)
     found = shapes_of(weights) if weights.suffix == ".safetensors" else {}
     most = weights.stat().st_size  # a number has a byte at least
-    with (
-        torch.device("meta"),
-        within(2 * most + SPARE, 2 * min(len(found) or MOST_TENSORS, MOST_TENSORS) + 1000),
-    ):
-        model = open_clip.create_model(
-            source, load_weights=False, pretrained_text=False, device="meta", **options
-        )
+    tensors = min(len(found) or MOST_TENSORS, MOST_TENSORS)
+    unread: dict[str, Any] = {"load_weights": False, "pretrained_text": False, "device": "meta"}
+    with torch.device("meta"), within(2 * most + SPARE, 2 * tensors + 1000):
+        model = open_clip.create_model(source, **unread, **options)
     for name, value in model.state_dict().items():
-        there = found.get(name)
-        if (
-            there is not None
-            and there != tuple(value.shape)
-            and (value.numel() > 1 or there not in ((), (1,)))
-        ):
+        there = found.get(name, tuple(value.shape))
+        if there != tuple(value.shape) and (value.numel() > 1 or there not in ((), (1,))):
             raise ValueError(
-                f"its config says that {shown(name)} has the shape {list(value.shape)}, and {weights.name}"
-                f" has {shown(list(there))}"
+                f"its config gives {shown(name)} shape {list(value.shape)}, its weights {shown(list(there))}"
             )
 
 
 def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    sizes = {"image_size": 224, "patch_size": 16}
-    sizes = {key: vision.get(key, usual) for key, usual in sizes.items()}
-    sizes["context_length"] = text.get("context_length", 77)
-    sides = sizes["image_size"] if isinstance(sizes["image_size"], list) else [sizes["image_size"]]
-    length, patch = sizes["context_length"], sizes["patch_size"]
+    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    length = text.get("context_length", 77)
+    sizes = {"image_size": size, "patch_size": patch, "context_length": length}
+    sides = size if isinstance(size, list) else [size]
     if (
         not sides
         or not all(type(value) is int and value > 0 for value in (*sides, patch, length))
@@ -122,11 +107,7 @@ def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
 
 @contextmanager
 def within(numbers: int, tensors: int) -> Iterator[None]:
-    """Let this thread, while it is open, make modules of at most ``numbers`` numbers, in at most ``tensors`` tensors.
-
-    Raises:
-        ValueError: there are more.
-    """
+    """Let this thread make modules of so many numbers and tensors at most while open; else raise ValueError."""
     mine = threading.get_ident()
     left = [numbers, tensors, 20 * tensors]
 
@@ -141,13 +122,9 @@ def within(numbers: int, tensors: int) -> Iterator[None]:
         if min(left) < 0:
             raise ValueError("its config says that it is larger than its weights are")
 
-    handles = [
+    with (
         hooks.register_module_parameter_registration_hook(took),
         hooks.register_module_buffer_registration_hook(took),
         hooks.register_module_module_registration_hook(took),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -134,7 +134,7 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
 
     Args:
         spec: ``lite``, ``NAME:TAG`` (the tag does not matter), ``local-dir:FOLDER`` or a folder with a saved model.
-        image_size: pixels a side; default: the model's own.
+        image_size: pixels per side; default: the model's own.
     """
     name = spec.partition(":")[0]
     if name in _OTHERS and (name == LITE or ":" in spec):
@@ -151,12 +151,10 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
         found = None  # a folder that is no model: loading it will say what is wrong
     if found is None:
         return None
-    kept = [_KEPT_PER_TOKEN * tower.tokens * tower.width * tower.layers for tower in found]
-    image, text = found
-    blocks = (image.layers, text.layers)
-    return Costs(
-        image.flops, text.flops, image.parameters, text.parameters, (kept[0], kept[1]), blocks=blocks
-    )
+    (image, text), blocks = found, (found[0].layers, found[1].layers)
+    first, second = (_KEPT_PER_TOKEN * tower.tokens * tower.width * tower.layers for tower in found)
+    sizes = image.flops, text.flops, image.parameters, text.parameters
+    return Costs(*sizes, (first, second), blocks=blocks)
 
 
 def _saved(folder: Path) -> Mapping[str, Any] | None:

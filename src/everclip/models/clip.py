@@ -119,7 +119,8 @@ class Clip(nn.Module):
         self.text.put(model)
 
     def cut(self, blocks: int, beside: Beside | None = None) -> None:
-        """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train.
+        """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train. Raises
+        UserError where they are not known, or none is left below.
 
         ``normalise`` then ends with the trunk, ``encode_image`` begins above it, copies of the tower are copies of its
         upper part, and ``save`` writes the whole model as before.
@@ -127,9 +128,6 @@ class Clip(nn.Module):
         Args:
             blocks: 0 leaves the features themselves.
             beside: what these are followed by, which who reads it finds there (``pooled.pooled``, ``depths.Depths``).
-
-        Raises:
-            UserError: a tower whose blocks are not known, or with no block below the cut.
         """
         assert self.trunk is None
         self._keys = tuple(self.model.state_dict())
@@ -247,8 +245,7 @@ class Clip(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write a complete open_clip ``local-dir``: config, weights and, for a Hugging Face text tower, its
-        config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit.
-        """
+        config and tokenizer. No absolute path is written. Loading it gives the same weights bit for bit."""
         center = None if self.center is None else self.center.tolist()
         config: dict[str, Any] = {"model_cfg": self.config, "preprocess_cfg": vars(self._preprocess_cfg)}
         write_folder(Path(folder), self.whole_state(), config | ({CENTER: center} if center else {}))
@@ -285,9 +282,8 @@ class Clip(nn.Module):
         encode = partial(self._encode_distinct, bf16=self._way.text_bf16)
         features = torch.cat([in_pieces(encode, chunk, self._way.pieces) for chunk in chunks])
         if shared:
-            features = collectives.with_gradient(
-                features, [part.stop - part.start for part in collectives.parts(count)]
-            )
+            sizes = [part.stop - part.start for part in collectives.parts(count)]
+            features = collectives.with_gradient(features, sizes)
         if distinct == [*prompts]:
             return features
         rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
@@ -297,12 +293,9 @@ class Clip(nn.Module):
     def _encode_distinct(self, prompts: list[str], bf16: bool) -> Float[Tensor, "p d"]:
         # what is kept serves training; for an evaluation's many prompts it is not worth its memory
         training = torch.is_grad_enabled()
-        if (
-            training
-            and self._text_rows is not None
-            and not any(w.requires_grad for w in self._text_weights())
-        ):
-            rows = self._text_rows.rows(prompts, [*self._text_weights()], lambda p: self._raw_text([p])[0])
+        weights = [*self._text_weights()] if training and self._text_rows is not None else []
+        if self._text_rows is not None and weights and not any(weight.requires_grad for weight in weights):
+            rows = self._text_rows.rows(prompts, weights, lambda prompt: self._raw_text([prompt])[0])
             return nn.functional.normalize(torch.stack(rows), dim=-1)
         trunk = self.text_trunk if training else None
         with in_bf16(self.device.type) if bf16 else nullcontext():

@@ -64,31 +64,36 @@ class Depths:
         blocks = Parts.of(visual, self._otherwise).blocks if self.weights else ()
         if self.weights and len(self.weights) > len(blocks) and not self.raw:
             raise UserError(
-                f"method.stages has {len(self.weights)} weights and the image tower {len(blocks)} blocks:"
-                f" use at most {len(blocks)}"
+                f"method.stages has {len(self.weights)} weights for {len(blocks)} blocks: leave some out"
             )
         fixed = isinstance(visual, ModifiedResNet) or not is_convolutional(visual)
         if self.scales != (1.0,) and fixed:
-            raise UserError(
-                "method.scales asks for other sizes, which this image tower does not take: use method.scales=[1.0]"
-            )
+            raise UserError("this image tower takes no other sizes: use method.scales=[1.0]")
 
     def read(self, visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b m"]:
-        """Return the rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them.
-
-        Raises:
-            UserError: as ``check`` and ``pooled``.
-        """
+        """Return the rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them. Raises
+        UserError as ``check`` and ``pooled``."""
         if isinstance(visual, Features):
             assert visual.width is not None
             return images[:, visual.width :]
-        return self._both(visual, images)[1]
+        return self.beside(visual, images)[1]
 
     def beside(
         self, visual: nn.Module, images: Float[Tensor, "b ..."]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
         """Return the tower's output, and the rows beside it. Raises UserError as ``read``."""
-        return self._both(visual, images)
+        self.check(visual)
+        side, total, output = images.shape[-1], None, None
+        for scale in self.scales:
+            view = images if scale == 1 else resized(images, max(1, round(side * scale)))
+            for picture in (view, view.flip(3)) if self.mirror and view.ndim == 4 else (view,):
+                raw, rows = self._view(visual, picture)
+                total = rows if total is None else total + rows
+                output = raw if output is None and scale == 1 else output
+        assert total is not None
+        if output is None:  # no view is the picture itself
+            output = _output(visual(images))
+        return output, total if self.raw else normalize(total, dim=1)
 
     @property
     def _otherwise(self) -> str:
@@ -103,20 +108,6 @@ class Depths:
             return USUAL[: len(Parts.of(visual, "").blocks)]
         except UserError:
             return ()
-
-    def _both(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.check(visual)
-        side, total, output = images.shape[-1], None, None
-        for scale in self.scales:
-            view = images if scale == 1 else resized(images, max(1, round(side * scale)))
-            for picture in (view, view.flip(3)) if self.mirror and view.ndim == 4 else (view,):
-                raw, rows = self._view(visual, picture)
-                total = rows if total is None else total + rows
-                output = raw if output is None and scale == 1 else output
-        assert total is not None
-        if output is None:  # no view is the picture itself
-            output = _output(visual(images))
-        return output, total if self.raw else normalize(total, dim=1)
 
     def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of one view, and its blocks side by side."""

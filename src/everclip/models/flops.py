@@ -38,7 +38,7 @@ def towers(config: Mapping[str, Any], image_size: int | None = None) -> tuple[To
 
     Args:
         config: as in open_clip's model_configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``.
-        image_size: pixels a side; default: the config's. Rounded down to whole patches, as open_clip does.
+        image_size: pixels per side; default: the config's. Rounded down to whole patches, as open_clip does.
     """
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     layers = vision.get("layers", 12)
@@ -48,8 +48,7 @@ def towers(config: Mapping[str, Any], image_size: int | None = None) -> tuple[To
 
 
 def named(name: str) -> dict[str, Any] | None:
-    """Return open_clip's config of a model it knows by name (``ViT-B-16``), read from its files without importing
-    it."""
+    """Return open_clip's config of a model it knows by name (``ViT-B-16``), from its files, without importing it."""
     found = importlib.util.find_spec("open_clip")
     if found is None or not found.submodule_search_locations:
         return None
@@ -64,9 +63,7 @@ def _image(vision: Mapping[str, Any], out: int, image_size: int | None) -> Tower
     hidden = int(width * vision.get("mlp_ratio", 4.0))
     patches = (side // patch) ** 2
     tokens = patches + 1
-    flops = (
-        2 * patches * 3 * patch**2 * width + _blocks_flops(tokens, width, hidden, layers) + 2 * width * out
-    )
+    flops = 6 * patches * patch**2 * width + _blocks_flops(tokens, width, hidden, layers) + 2 * width * out
     # patches, class token, positions, norms before and after, projection
     parameters = 3 * patch**2 * width + width + tokens * width + 4 * width + width * out
     return Tower(flops, parameters + _blocks_parameters(width, hidden, layers), tokens, width, layers)

@@ -81,9 +81,8 @@ class FoldedConv2dSame(_Folded, Conv2dSame):
         weight, bias = found
         left, right, top, bottom = pad_same_arg([*x.shape[2:]], [*self.kernel_size], [*self.stride])
         trains = weight.requires_grad and torch.is_grad_enabled()
-        if (
-            self.groups == 1 or trains or torch.compiler.is_compiling()
-        ):  # torch.onnx loses a kernel that is padded
+        exported = torch.compiler.is_compiling()  # torch.onnx loses a kernel that is padded
+        if self.groups == 1 or trains or exported:
             x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
         else:
             weight, padding = F.pad(weight, (right - left, 0, bottom - top, 0)), (bottom, right)

@@ -71,9 +71,8 @@ class Shards:
             nn.Parameter(parameter.to_local().detach()) if isinstance(parameter, DTensor) else parameter
             for parameter in self.parameters
         ]
-        self._shared = [
-            pair for pair in zip(self.parameters, self.parts, strict=True) if pair[0] is not pair[1]
-        ]
+        pairs = zip(self.parameters, self.parts, strict=True)
+        self._shared = [(parameter, part) for parameter, part in pairs if parameter is not part]
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -166,8 +165,7 @@ class Shards:
         state: Mapping[str, Any],
         change: Callable[[Tensor, DTensor], Tensor],
     ) -> dict[str, Any]:
-        """Return the state with ``change`` made to the moments of what is shared out; the count of steps is a
-        scalar."""
+        """Return the state with ``change`` made to the moments of what is shared out; the step count is a scalar."""
         known = {id(part): parameter for parameter, part in self._shared}
         parts = [part for group in optimizer.param_groups for part in group["params"]]
 
@@ -228,6 +226,5 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def _part(value: Tensor, like: DTensor) -> Tensor:
-    """Return this process's part of a whole tensor, which all of them have, where it is shared out as another one
-    is."""
+    """Return this process's part of a whole tensor, which all of them have, shared out as another one is."""
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()

@@ -1,5 +1,4 @@
-"""Build the offline default ``lite``: two pretrained towers from installed packages, joined by a closed-form
-bridge.
+"""Build the offline default ``lite``: two pretrained towers of installed packages, joined by a closed-form bridge.
 
 Image tower: EfficientNet-Lite0 (ImageNet-1k weights), pooled features of width 1280. Text tower:
 all-MiniLM-L6-v2, mean pooling and open_clip's ``mlp`` projection. The bridge uses no images. For each of the
@@ -77,14 +76,11 @@ _HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 def folder() -> Path:
     """Return the cached open_clip folder of ``lite``; built on first use (seconds), and again where it is damaged,
-    under a file lock, from checked files.
+    under a file lock, from checked files. Raises UserError for a file that is missing or another one, RunError for a
+    full disk.
 
     The files come from the two packages of the extra ``lite``, or from the folder ``EVERCLIP_LITE_DIR`` where
     it is set.
-
-    Raises:
-        UserError: a package or file is missing, has another version or another SHA-256.
-        RunError: the disk is full or fails.
     """
     return cache_folder.built(CACHED, _make)
 
@@ -122,7 +118,9 @@ def build(sources: dict[str, Path]) -> Clip:
     text_cfg = {**model_cfg["text_cfg"], "hf_model_name": str(text_folder)}
     model = CustomTextCLIP(**{**model_cfg, "text_cfg": text_cfg})
     model.visual.load_state_dict(trunk)
-    _load_text(model, sources[_TEXT_WEIGHTS])
+    text = load_file(sources[_TEXT_WEIGHTS])
+    tower = model.text.transformer
+    tower.load_state_dict({name: text[name] for name in tower.state_dict()})
     set_model_preprocess_cfg(model, {"size": 224, "mean": (0.5,) * 3, "std": (0.5,) * 3})
     clip = Clip(model, model_cfg, HFTokenizer(str(text_folder)), LITE)
     _bridge(clip, classifier)
@@ -150,22 +148,13 @@ def _image_tower(path: Path) -> tuple[dict[str, Tensor], Float[Tensor, "1000 128
     names = timm.create_model(_TRUNK).state_dict()
     # the same network under other names: 296 tensors, same order, same shapes
     state = dict(zip(names, source.values(), strict=True))
-    return {f"trunk.{k}": v for k, v in state.items() if not k.startswith("classifier.")}, state[
-        "classifier.weight"
-    ]
-
-
-def _load_text(model: Any, path: Path) -> None:
-    state = load_file(path)
-    wanted = model.text.transformer.state_dict()
-    model.text.transformer.load_state_dict({name: state[name] for name in wanted})
+    trunk = {f"trunk.{name}": value for name, value in state.items() if not name.startswith("classifier.")}
+    return trunk, state["classifier.weight"]
 
 
 @torch.no_grad()
 def _bridge(clip: Clip, classifier: Float[Tensor, "n d"]) -> None:
-    """Set the text projection, the last layer norm's bias and the logit scale (equation in the module's
-    docstring).
-    """
+    """Set the text projection, the last layer norm's bias and the logit scale (the module's equation)."""
     text = clip.model.text
     each = [_raw_text(clip, [s.format(name) for name in IMAGENET_CLASSNAMES]) for s in TEMPLATES]
     mean = torch.cat(each).mean(dim=0)
@@ -215,29 +204,20 @@ def _sources() -> dict[str, Path]:
 def _package_folder(package: str) -> Path:
     """Find where an installed package keeps its model files, in its metadata: its code is never imported."""
     try:
-        distribution = importlib.metadata.distribution(package)
+        found = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f'model "lite" needs the package {package}: pip install "everclip[lite]"') from None
-    if distribution.version != _VERSIONS[package]:
+    if found.version != _VERSIONS[package]:
         wanted = f"{package}=={_VERSIONS[package]}"
-        raise UserError(
-            f'model "lite" needs {wanted}, found {distribution.version}: pip install "everclip[lite]"'
-        )
-    return Path(str(distribution.locate_file(package.replace("-", "_")))) / _FOLDERS[package]
+        raise UserError(f'model "lite" needs {wanted}, found {found.version}: pip install "everclip[lite]"')
+    return Path(str(found.locate_file(package.replace("-", "_")))) / _FOLDERS[package]
 
 
 def _check(path: Path, digest: str) -> None:
     if not path.is_file():
-        remedy = (
-            "put it there"
-            if os.environ.get("EVERCLIP_LITE_DIR")
-            else 'reinstall: pip install "everclip[lite]"'
-        )
-        raise UserError(f'model "lite": the file {path} is missing; {remedy}')
+        remedy = "put it there" if os.environ.get("EVERCLIP_LITE_DIR") else 'pip install "everclip[lite]"'
+        raise UserError(f'model "lite": the file {path} is missing: {remedy}')
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
-        raise UserError(
-            f'model "lite": {path} has SHA-256 {found[:12]}..., expected {digest[:12]}...; '
-            'it is damaged or another version: reinstall with pip install --force-reinstall "everclip[lite]"'
-        )
+        raise UserError(f'model "lite": {path} is damaged: pip install --force-reinstall "everclip[lite]"')

@@ -45,9 +45,8 @@ class Updated(Tensor):
 
     def scaled(self, scale: Tensor) -> Updated:
         """Return the stand-in for the sum, each row times its number."""
-        return Updated.of(
-            self.base * scale.view(-1, *[1] * (self.base.ndim - 1)), self.a, scale[:, None] * self.b
-        )
+        rows = scale.view(-1, *[1] * (self.base.ndim - 1))
+        return Updated.of(self.base * rows, self.a, scale[:, None] * self.b)
 
     @classmethod
     def __torch_function__(
@@ -65,13 +64,10 @@ class Updated(Tensor):
             if found is not None:
                 return found
         with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
-            if getattr(func, "__name__", "") == "__get__" and _fact(func) in _FACTS:
+            fact = getattr(getattr(func, "__self__", None), "__name__", "")
+            if getattr(func, "__name__", "") == "__get__" and fact in _FACTS:
                 return func(*args, **kwargs)
         return func(*tree_map(_added, tuple(args)), **tree_map(_added, dict(kwargs)))
-
-
-def _fact(func: Any) -> str:
-    return getattr(getattr(func, "__self__", None), "__name__", "")
 
 
 def _added(value: Any) -> Any:

@@ -24,10 +24,7 @@ def holding(text: str) -> list[str]:
 def unknown(spec: str) -> str:
     """Return what to say of a spec that names no model: the three nearest, and the command that lists all."""
     if "/" in spec or "\\" in spec:
-        return (
-            f'model "{spec}" is no folder and no known name; use NAME:TAG, as everclip models lists them, or'
-            " local-dir:FOLDER"
-        )
+        return f'model "{spec}" is no folder and no known name: use NAME:TAG (everclip models) or local-dir:FOLDER'
     *near, last = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)
     nearest = f"{', '.join(near)} and {last} (everclip models TEXT lists all that contain TEXT)"
     return f'unknown model "{spec}"; the nearest are {nearest}'

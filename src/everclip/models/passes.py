@@ -36,12 +36,7 @@ UNITS = (nn.MultiheadAttention, nn.Linear, nn.Conv2d)
 
 
 class Passes:
-    """The way the towers run, as ``train`` says.
-
-    Raises:
-        UserError: patches are to be left out of a tower that has none or whose lower blocks are cut off, or towers
-            are to be compiled on a CPU.
-    """
+    """The way the towers run, as ``train`` says. Raises UserError where the tower or the device cannot."""
 
     def __init__(self, clip: Clip, train: Train) -> None:
         self._clip = clip
@@ -50,17 +45,14 @@ class Passes:
         self._drop = _patches(clip) if train.patch_dropout > 0 else None
         if self._drop is not None and collectives.size() > 1:
             raise UserError(
-                "train.patch_dropout draws patches for a whole batch, but each process has only a part:"
-                " use train.patch_dropout=0, or start one process"
+                "train.patch_dropout draws for whole batches: use train.patch_dropout=0, or start one process"
             )
         self._forwards: list[tuple[Any, Callable[..., Any]]] = []
         self._wide: list[tuple[Any, str]] = []
         if clip.device.type == "cpu":
-            wide = [module for module in clip.model.visual.modules() if depthwise.suits(module)]
-            self._wide = [
-                (part, "convolve" if isinstance(part, FoldedConv2d | FoldedConv2dSame) else "forward")
-                for part in wide
-            ]
+            for part in filter(depthwise.suits, clip.model.visual.modules()):
+                folded = isinstance(part, FoldedConv2d | FoldedConv2dSame)
+                self._wide.append((part, "convolve" if folded else "forward"))
         if not train.checkpointing and not train.compile:
             return
         if train.compile and clip.device.type == "cpu":
@@ -90,8 +82,7 @@ class Passes:
             yield
 
     def _without_some(self, ahead: int, tokens: Float[Tensor, "b l w"]) -> Float[Tensor, "b fewer w"]:
-        """Return the first ``ahead`` tokens and some of the others, drawn for each image
-        (https://arxiv.org/abs/2212.00794)."""
+        """Return the first ``ahead`` tokens and some others of each image (https://arxiv.org/abs/2212.00794)."""
         unwatched(self._clip.model.visual, "train.patch_dropout leaves patches out")
         count = tokens.shape[1] - ahead
         kept = max(1, round(count * (1 - self._share)))
@@ -105,9 +96,7 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in tower.children():
         members = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        inner = [
-            part for part in members if not isinstance(part, UNITS) and any(True for _ in part.children())
-        ]
+        inner = [part for part in members if not isinstance(part, UNITS) and [*part.children()]]
         found += inner or blocks(child)
     return found
 
@@ -126,20 +115,12 @@ def _replace(
 
 
 def _patches(clip: Clip) -> tuple[nn.Module, int]:
-    """Return the module of the image tower that all tokens pass behind the position embedding, and the tokens in front
-    of the patches.
-    """
+    """Return the module that all tokens pass behind the position embedding, and the tokens in front of the patches."""
     if clip.trunk is not None:
-        raise UserError(
-            "train.patch_dropout drops patches, but the kept activations have them all:"
-            " use cache.trunk=off, or train.patch_dropout=0"
-        )
+        raise UserError("kept activations have all patches: use cache.trunk=off or train.patch_dropout=0")
     tower: Any = clip.model.visual
     if isinstance(tower, VisionTransformer):
         return tower.patch_dropout, 1
     if isinstance(tower, TimmModel) and isinstance(tower.trunk, TimmTransformer):
         return tower.trunk.patch_drop, tower.trunk.num_prefix_tokens
-    raise UserError(
-        f"train.patch_dropout drops patches, but the image tower of {clip.name} is no vision transformer"
-        f" with a sequence of them: use train.patch_dropout=0"
-    )
+    raise UserError(f"the image tower of {clip.name} is no vision transformer: use train.patch_dropout=0")

@@ -28,13 +28,6 @@ def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def unwatched(tower: nn.Module, what: str) -> None:
-    """Refuse a tower that a method looks into while it runs: what it expects to see would not be there.
-
-    Raises:
-        UserError: a module of the tower has a hook.
-    """
+    """Refuse a tower that a method looks into while it runs, as it would not see all. Raises UserError."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
-        raise UserError(
-            f"{what}, but the method reads inside the image tower while it runs: leave it out, or use"
-            f" another method"
-        )
+        raise UserError(f"{what}, but the method looks inside the tower: leave it out, or use another method")

@@ -29,27 +29,19 @@ class Features(nn.Module):
 
 
 def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
-    """Return pooled fp32 features of normalised images, before the projection and not made unit length.
+    """Return pooled fp32 features of normalised images, before the projection and not made unit length. Raises
+    UserError where the tower has none.
 
     Of a VisionTransformer it is what its projection is multiplied with; of a timm tower what goes into its head.
     ResNets of OpenAI's kind project inside of their attention pool and have none.
-
-    Raises:
-        UserError: the tower has no such output.
     """
     if isinstance(visual, Features) and visual.width is not None:
         return images[:, visual.width :]
-    if isinstance(visual, VisionTransformer):
-        return _flat(visual, _before_matrix(visual, images))
-    if isinstance(visual, TimmModel):
-        trunk: Any = visual.trunk
-        # pre_logits: open_clip may have made the trunk's own classifier its projection
-        return _flat(visual, trunk.forward_head(trunk.forward_features(images), pre_logits=True))
-    raise _none(visual)
+    return both(visual, images)[1]
 
 
 def both(
-    visual: nn.Module, images: Float[Tensor, "b 3 height width"]
+    visual: nn.Module, images: Float[Tensor, "b ..."]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b w"]]:
     """Return a tower's output and its pooled features, in one pass. Raises UserError like ``pooled``."""
     if isinstance(visual, VisionTransformer):
@@ -58,6 +50,7 @@ def both(
     if isinstance(visual, TimmModel):
         trunk: Any = visual.trunk
         hidden = trunk.forward_features(images)
+        # pre_logits: open_clip may have made the trunk's own classifier its projection
         narrow = _flat(visual, trunk.forward_head(hidden, pre_logits=True))
         return visual.head(trunk.forward_head(hidden)).float(), narrow
     raise _none(visual)
@@ -65,12 +58,10 @@ def both(
 
 @torch.no_grad()
 def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor, " d"]]:
-    """Return W and b with which a whole tower makes its output, W x + b, of its pooled features x.
+    """Return W and b with which a whole tower makes its output, W x + b, of its pooled features x. Raises UserError
+    where what comes last is no linear map.
 
     The identity and 0 where the output is the pooled features.
-
-    Raises:
-        UserError: what comes last is no linear map.
     """
     if isinstance(visual, VisionTransformer):
         norm: Any = visual.ln_post
@@ -87,10 +78,7 @@ def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor
             matrix, bias = linear[0].weight.float(), linear[0].bias
             return matrix.clone(), matrix.new_zeros(len(matrix)) if bias is None else bias.float().clone()
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
-    raise UserError(
-        f"method=bofa trains the linear projection of the image tower, and this one ({kind}) ends otherwise: use"
-        " a ViT, or another method"
-    )
+    raise UserError(f"method=bofa needs an image tower ending in a linear projection, not {kind}: use a ViT")
 
 
 def _flat(visual: nn.Module, features: Tensor) -> Float[Tensor, "b d"]:
@@ -111,6 +99,5 @@ def _before_matrix(visual: VisionTransformer, images: Tensor) -> Tensor:
 def _none(visual: nn.Module) -> UserError:
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
     return UserError(
-        f"method.feature=pooled: this model's image tower ({kind}) has no pooled output before its"
-        f" projection: use method.feature=projected"
+        f"an image tower {kind} has no pooled output before its projection: use method.feature=projected"
     )

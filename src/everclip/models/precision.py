@@ -85,8 +85,8 @@ def choose(clip: Clip, device: torch.device | None = None) -> Choice:
         return Choice("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
     if device.type != "cpu":
         return Choice("fp32")
-    image = _layers(clip.model.visual, lambda: _image(clip))
-    text = _layers(clip.model, lambda: _texts(clip))
+    image = _layers(clip.model.visual, lambda: clip.encode_image(clip.blank()))
+    text = _layers(clip.model, lambda: clip.encode_text(_PROMPTS))
     kinds: tuple[Precision, Precision] = ("fp32", "bf16")
     (image_32, image_16), (text_32, text_16) = (
         [_seconds(clip, layers, kind) for kind in kinds] for layers in (image, text)
@@ -165,12 +165,3 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
         return
     for child in children:
         yield from _units(child)
-
-
-def _image(clip: Clip) -> None:
-    side = clip.image_size
-    clip.encode_image(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-
-
-def _texts(clip: Clip) -> None:
-    clip.encode_text(_PROMPTS)

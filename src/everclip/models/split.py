@@ -18,13 +18,11 @@ from everclip.models.trunk import Parts, above
 
 
 class Split:
-    """The place where a tower is cut: before the last ``blocks`` of its blocks.
+    """The place where a tower is cut: before the last ``blocks`` of its blocks. Raises UserError for unknown or too
+    few.
 
     Attributes:
         cut: path of the first block above the cut.
-
-    Raises:
-        UserError: a tower whose blocks are not known, or too few blocks.
     """
 
     def __init__(self, tower: nn.Module, blocks: int) -> None:

@@ -13,10 +13,7 @@ from everclip.system.reading import Unreadable, open_regular
 
 def read_state(path: Path) -> Any:
     """Read what ``torch.save`` has written, on the CPU. No code in it runs; it takes no more memory than the file says.
-
-    Raises:
-        Unreadable: it is no such file, or holds more than tensors and plain values.
-    """
+    Raises Unreadable."""
     try:
         with open_regular(path) as file:
             with zipfile.ZipFile(file) as archive:

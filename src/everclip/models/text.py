@@ -71,9 +71,7 @@ class TextTower:
         """Return how many prompts are longer than the tower reads, and the tokens that it reads."""
         short = self._tokenizer(["a"])
         length, count = short.shape[1], 0
-        long = [
-            prompt for prompt in prompts if len(prompt.encode()) > length - 2
-        ]  # a token has a byte at least
+        long = [text for text in prompts if len(text.encode()) > length - 2]  # a token has a byte at least
         for start in range(0, len(long), _TOKENIZED):
             part = long[start : start + _TOKENIZED]
             cut, whole = self._tokenizer(part), self._tokenizer(part, context_length=length + 1)
@@ -91,8 +89,7 @@ class TextTower:
         return tokens if self._cut is None else tokens[:, : self._cut.length(tokens)]
 
     def __call__(self, tokens: Int64[Tensor, "p length"]) -> Float[Tensor, "p d"]:
-        """Return features of token ids, fitted or in full length, as the tower gives them: in its precision, of any
-        norm."""
+        """Return features of token ids, fitted or in full length, in the tower's precision and of any norm."""
         if self._cut is None:
             return self._encoder(tokens)
         shortened = self._cut.shortened(self._encoder.model, tokens.shape[1])
@@ -100,9 +97,7 @@ class TextTower:
 
 
 def hugging_face(model: nn.Module) -> Any:
-    """Return the text tower of a model where that is a HFTextEncoder, else None; open_clip annotates its config without
-    the fields that are read of it.
-    """
+    """Return a model's text tower where it is a HFTextEncoder, else None; open_clip does not annotate its config."""
     return next((child for child in model.children() if isinstance(child, HFTextEncoder)), None)
 
 
@@ -124,15 +119,11 @@ class _Cut:
         return int(marks.argmax(dim=1).max()) + 1
 
     def shortened(self, model: nn.Module, length: int) -> dict[str, Tensor]:
-        """Return the position embeddings and the mask of a tower for this number of tokens, by the names of
-        ``_Encoder``."""
+        """Return a tower's position embeddings and mask for this number of tokens, by the names of ``_Encoder``."""
         tower = model.get_submodule(self.prefix)
         positions, mask = tower.get_parameter("positional_embedding"), tower.get_buffer("attn_mask")
         name = f"model.{self.prefix}." if self.prefix else "model."
-        return {
-            name + "positional_embedding": positions[:length],
-            name + "attn_mask": mask[:length, :length],
-        }
+        return {f"{name}positional_embedding": positions[:length], f"{name}attn_mask": mask[:length, :length]}
 
 
 class _Encoder(nn.Module):

@@ -111,7 +111,7 @@ class TextTrunk:
 
     def __call__(self, prompts: list[str], raw: Raw) -> Float[Tensor, "p d"]:
         """Return ``raw(prompts)``, with a gradient from the last blocks upwards."""
-        rows = self._hidden(prompts, raw)
+        rows = self._kept.rows(prompts, self._lower, lambda prompt: self._entering(prompt, raw))
 
         def put(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             first, *rest = inputs or (named["hidden_states"],)
@@ -126,10 +126,6 @@ class TextTrunk:
         finally:
             setattr(self._owner, self._name, whole)
             hook.remove()
-
-    def _hidden(self, prompts: list[str], raw: Raw) -> list[Float[Tensor, "_length width"]]:
-        """Return rows of prompts, from memory or computed."""
-        return self._kept.rows(prompts, self._lower, lambda prompt: self._entering(prompt, raw))
 
     def _entering(self, prompt: str, raw: Raw) -> Float[Tensor, "_length width"]:
         entered: list[Tensor] = []
@@ -159,8 +155,7 @@ class TextTrunk:
 def _padded(
     rows: Sequence[Float[Tensor, "_length width"]], like: Float[Tensor, "p longest width"]
 ) -> Float[Tensor, "p longest width"]:
-    """Return rows of several lengths in one tensor of the shape of ``like``; what a row lacks is padding that is
-    masked."""
+    """Return rows of several lengths in one tensor of the shape of ``like``, behind them padding that is masked."""
     whole = torch.zeros(like.shape, dtype=rows[0].dtype, device=like.device)
     for place, row in enumerate(rows):
         length = min(len(row), whole.shape[1])

@@ -91,8 +91,7 @@ class Trunk(nn.Module):
             return self.lower(pictures).float()
 
     def joined(self, keys: Iterable[str], upper: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Return the whole model's tensors in the order of ``keys``: those of ``upper``, and under ``prefix`` its
-        own."""
+        """Return the whole model's tensors in the order of ``keys``: ``upper``'s, and its own under ``prefix``."""
         own = {prefix + name: tensor for name, tensor in self.lower.state_dict().items()}
         return {key: upper[key] if key in upper else own[key] for key in keys}
 
@@ -106,18 +105,13 @@ class Trunk(nn.Module):
 
 
 def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn.Module, Trunk]:
-    """Cut a tower below its last ``blocks`` blocks.
+    """Cut a tower below its last ``blocks`` blocks; return the upper part, and the trunk. Raises UserError where they
+    are not known, or none is left below.
 
     Args:
         tower: is taken apart.
         blocks: 0 leaves nothing above the cut.
         beside: what, with 0 blocks, is handed on behind the features.
-
-    Returns:
-        The upper part, and the trunk.
-
-    Raises:
-        UserError: a tower whose blocks are not known, or one that has no block below the cut.
     """
     if blocks == 0:
         upper = Features(None if beside is None else _output_width(tower))
@@ -129,7 +123,9 @@ def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn
             f" use at most {len(parts.blocks) - 1}, or cache.trunk=off"
         )
     below = parts.below(blocks)
-    lower = _shell(tower)
+    # a copy of the modules that has the very same parameters and buffers
+    shared = {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())}
+    lower = copy.deepcopy(tower, shared)
     return above(tower, below), Trunk(_only(lower, below), vectors=False, beside=None)
 
 
@@ -169,11 +165,6 @@ def _strip(module: nn.Module, prefix: str, kept: tuple[str, ...]) -> None:
                 _strip(child, path + ".", kept)
             else:
                 setattr(module, name, _Pass())
-
-
-def _shell(tower: nn.Module) -> Any:
-    """Return a copy of a tower's modules that has the very same parameters and buffers."""
-    return copy.deepcopy(tower, {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())})
 
 
 def _override(module: nn.Module, method: str, function: Any = None) -> None:

@@ -87,10 +87,7 @@ class Vectors(Clip):
     def normalise(self, images: Images) -> Float[Tensor, "b d"]:
         """Put rows on the model's device. Raises UserError for rows of another width."""
         if images.ndim != 2 or images.shape[1] != self.width:
-            raise UserError(
-                f"features of {images.shape[1]} numbers do not fit a model of {self.width}: give features"
-                f" of its own tower"
-            )
+            raise UserError(f"features have {images.shape[1]} numbers, not {self.width}: use the model's own")
         return images.to(self.device, torch.float32, non_blocking=True)
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:

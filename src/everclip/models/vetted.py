@@ -46,14 +46,11 @@ _TOKENIZERS = {f"{family}Tokenizer" for family in _FAMILIES.split()} | {"Tokeniz
 
 
 def check(config: Any, where: str) -> None:
-    """Refuse a model's config as far as it asks for anything but an architecture of open_clip.
+    """Refuse a model's config as far as it asks for anything but an architecture of open_clip. Raises UserError.
 
     Args:
         config: ``model_cfg`` of open_clip_config.json.
         where: what the message calls it.
-
-    Raises:
-        UserError: an unknown key, or a name that leads elsewhere.
     """
     _known(config, _MODEL, where, "")
     for name, kind in _SECTIONS.items():
@@ -74,28 +71,24 @@ def _home(name: Any, folder: str | None, where: str) -> str:
         return folder
     if isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name:
         return name
-    raise UserError(
-        f"{where}: text_cfg leads to {shown(name)}, which is no name on the hub, such as ORG/NAME"
-    )
+    raise UserError(f"{where}: text_cfg leads to {shown(name)}, which is no name on the hub: use ORG/NAME")
 
 
 def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
     if not isinstance(values, Mapping):
         raise UserError(
             f"{where}: {prefix.rstrip('.') or 'model_cfg'} is {shown(values)}, no table: use another copy"
-            f" of the model"
         )
     for key in values:
         if key not in keys:
-            what = (
-                "runs code that comes with a model" if key in _CODE else "is not a setting of a known model"
-            )
+            what = "runs code that comes with a model" if key in _CODE else "is no setting of a known model"
             raise UserError(f"{where}: {shown(prefix + key)} {what}; it is not loaded: use another model")
 
 
 @contextmanager
 def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Iterator[dict[str, Any]]:
-    """Yield options of ``create_model`` with which a Hugging Face text tower is built; none for any other.
+    """Yield options of ``create_model`` with which a Hugging Face text tower is built; none for any other. Raises
+    UserError for code or another architecture, OSError where it cannot be had, ValueError where it is no JSON.
 
     Its config is written anew, with what its architecture knows alone. Its weights come with all others.
 
@@ -103,11 +96,6 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
         text: ``text_cfg`` of the model.
         folder: that of a saved model, which has the config, whatever ``text`` calls it.
         where: what a message calls the model.
-
-    Raises:
-        UserError: the config names code, or another architecture than open_clip's.
-        OSError: it cannot be had.
-        ValueError: it is no JSON.
     """
     name = text.get("hf_model_name")
     if not name:
@@ -121,8 +109,7 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
     if not isinstance(kind, str) or kind not in arch_dict:
         known = ", ".join(arch_dict)
         raise UserError(
-            f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}: use a model with"
-            f" one of them"
+            f"{where}: the text tower is of the type {shown(kind)}; open_clip has {known}: use one of them"
         )
     keys = {key for key in CONFIG_MAPPING[kind]().to_dict() if not key.startswith("_")} | {"model_type"}
     with tempfile.TemporaryDirectory() as scratch:
@@ -133,15 +120,10 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
 
 def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[str, Any]:
     """Return options of ``get_tokenizer``, once it is sure that a Hugging Face tokenizer is a plain class of
-    transformers.
+    transformers. Raises as ``text_tower``.
 
     Args:
         text, folder, where: as in ``text_tower``.
-
-    Raises:
-        UserError: it names code, other files, or another class.
-        OSError: it cannot be had.
-        ValueError: a file of it is no JSON.
     """
     name = text.get("hf_tokenizer_name")
     if not name:
@@ -157,10 +139,8 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
         model = {}
     for found in (own, model):
         _check_code(found, where)
-    usual: Any = TOKENIZER_MAPPING_NAMES.get(
-        str(model.get("model_type"))
-    )  # before transformers 5: slow and fast
-    usual = usual if isinstance(usual, tuple) else (usual,)
+    usual: Any = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")))
+    usual = usual if isinstance(usual, tuple) else (usual,)  # before transformers 5: slow and fast
     for kind in (own.get("tokenizer_class"), model.get("tokenizer_class"), *usual):
         if kind is not None and str(kind).removesuffix("Fast") not in _TOKENIZERS:
             raise UserError(f"{where}: {shown(kind)} is not a tokenizer known to be plain: use another model")
@@ -172,11 +152,6 @@ def _check_code(found: Any, where: str) -> None:
         raise ValueError(f"{where}: a config of transformers that is no table")
     for key in found:
         if key in _CODE:
-            raise UserError(
-                f"{where}: {key} asks to run code that comes with the model; it is not loaded: use another"
-                f" model"
-            )
+            raise UserError(f"{where}: {key} asks to run code, which is never loaded: use another model")
         if key in _ELSEWHERE:
-            raise UserError(
-                f"{where}: {shown(key)} leads to other files; it is not loaded: use another model"
-            )
+            raise UserError(f"{where}: {shown(key)} leads to other files: use another model")

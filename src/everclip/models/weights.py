@@ -31,11 +31,8 @@ class Place:
 
 
 def find(spec: str) -> Place:
-    """Find the weights of ``spec``; asks the hub only if the cache lacks them, for three seconds at most.
-
-    Raises:
-        UserError: no such model, tag or folder.
-    """
+    """Find the weights of ``spec``; asks the hub only if the cache lacks them, for three seconds at most. Raises
+    UserError for no such model, tag or folder."""
     place = find_here(spec)
     if place is not None:
         return place

@@ -1,6 +1,4 @@
-"""Load a Clip from a model spec: ``lite``, ``NAME:TAG``, ``hf-hub:org/repo``, ``local-dir:/path``, or a run
-directory.
-"""
+"""Load a Clip from a model spec: ``lite``, ``NAME:TAG``, ``hf-hub:org/repo``, ``local-dir:/path``, or a run folder."""
 
 import json
 import logging
@@ -76,9 +74,7 @@ def check(spec: str) -> None:
 
 
 def _resolve(spec: str) -> tuple[str, dict[str, Any]]:
-    """Return what open_clip calls the model (a name or a schema with a path), and the options of
-    ``create_model``.
-    """
+    """Return what open_clip calls the model (a name or a schema with a path), and the options of ``create_model``."""
     if spec == LITE:
         return f"{_LOCAL}{lite.folder()}", {}
     if spec.startswith(_HUB):
@@ -108,25 +104,20 @@ def _model_folder(path: Path) -> Path:
     newest = store.newest_task()
     if newest is not None:
         return store.folder(newest)
-    what = (
-        f"holds no {CONFIG_FILE} and no checkpoint of a finished task" if path.is_dir() else "does not exist"
-    )
+    what = f"holds no {CONFIG_FILE} and no checkpoint" if path.is_dir() else "does not exist"
     raise UserError(f"model: the folder {path} {what}; give the folder of a saved model or of a run")
 
 
 def _named(spec: str) -> tuple[str, dict[str, Any]]:
-    """Check ``NAME:TAG`` against open_clip's lists, and take the activation that the weights were trained
-    with.
-    """
+    """Check ``NAME:TAG`` against open_clip's lists, and take the activation that the weights were trained with."""
     name, _, tag = spec.partition(":")
     name = name.replace("/", "-")  # open_clip accepts OpenAI's ViT-B/16 as well
     if name not in open_clip.list_models():
         raise UserError(names.unknown(spec))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tag:
-        raise UserError(
-            f'model "{name}" needs a tag that says which weights: use {name}:TAG with TAG {_one_of(tags)}'
-        )
+        known = "one of " + ", ".join(tags) if tags else "(open_clip has none for it; choose another model)"
+        raise UserError(f'model "{name}" needs a tag of weights: use {name}:TAG with TAG {known}')
     if tag not in tags:
         raise UserError(f'model "{name}" has no weights "{tag}"{suggest(tag, tags)}')
     config = open_clip.get_model_config(name) or {}
@@ -134,10 +125,6 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
     if quick_gelu != bool(config.get("quick_gelu")):
         _log.warning('model "%s": these weights were trained with QuickGELU, so QuickGELU is used', spec)
     return name, {"pretrained": tag, "quick_gelu": quick_gelu}
-
-
-def _one_of(tags: list[str]) -> str:
-    return "one of " + ", ".join(tags) if tags else "(open_clip has none for it; choose another model)"
 
 
 def _create(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
@@ -149,9 +136,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(
-            f'model "{spec}" needs a missing package ({_line(error)}): pip install transformers'
-        ) from error
+        raise UserError(f'model "{spec}" needs more ({_line(error)}): pip install transformers') from error
     except Exception as error:  # files that others wrote make the libraries raise anything
         if local:
             raise UserError(
@@ -171,11 +156,8 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
     if "quick_gelu" in options:
         model_cfg["quick_gelu"] = options["quick_gelu"]
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    if (
-        image_size is not None
-        and "timm_model_name" not in vision
-        and isinstance(vision.get("layers", 12), int)
-    ):
+    plain = "timm_model_name" not in vision and isinstance(vision.get("layers", 12), int)
+    if image_size is not None and plain:
         options = {**options, "force_image_size": image_size}
     weights = _weights(source, folder)
     with vetted.text_tower(text, folder, where) as tower, Unset():
@@ -194,9 +176,8 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
 def _weights(source: str, folder: str | None) -> Path | None:
     """Return the file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
     if folder is None:
-        return (
-            Path(download_pretrained_from_hf(source.removeprefix(_HUB))) if source.startswith(_HUB) else None
-        )
+        hub = source.removeprefix(_HUB)
+        return Path(download_pretrained_from_hf(hub)) if source.startswith(_HUB) else None
     own = Path(folder, WEIGHTS_FILE)
     if own.is_file() or Path(folder, CARD_FILE).exists():  # of ours, which has others too
         found: str | Path | None = own if own.is_file() else None
@@ -223,28 +204,22 @@ def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
     if isinstance(visual, ModifiedResNet):
         if image_size % 32:
             near = max(32, round(image_size / 32) * 32)
-            raise UserError(
-                f'image_size={image_size}: model "{spec}" takes multiples of 32: use image_size={near}'
-            )
+            raise UserError(f'model "{spec}" takes image sizes in multiples of 32: use image_size={near}')
         _resize_pool(visual.attnpool, image_size // 32)
-    elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):
+        return
+    positions = any(name.rsplit(".", 1)[-1] == "pos_embed" for name, _ in visual.named_parameters())
+    if not isinstance(visual, TimmModel) or not is_convolutional(visual) or positions:
         raise UserError(f'image_size: model "{spec}" only takes its own size, not {image_size}; leave it out')
 
 
 def _resize_pool(pool: AttentionPool2d, side: int) -> None:
-    """Interpolate the position embeddings of the attention pool to ``side`` x ``side`` cells, as open_clip
-    does for ViTs.
-    """
+    """Interpolate the attention pool's position embeddings to ``side`` x ``side`` cells, as open_clip does for ViTs."""
     old = pool.positional_embedding.detach()
     first, grid = old[:1], old[1:]
     cells = math.isqrt(len(grid))
     image = grid.T.reshape(1, -1, cells, cells)
     image = F.interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False)
     pool.positional_embedding = nn.Parameter(torch.cat([first, image[0].flatten(1).T]))
-
-
-def _has_positions(visual: nn.Module) -> bool:
-    return any(name.rsplit(".", 1)[-1] == "pos_embed" for name, _ in visual.named_parameters())
 
 
 def _tried(source: str, options: dict[str, Any]) -> str:
@@ -256,14 +231,10 @@ def _tried(source: str, options: dict[str, Any]) -> str:
 
 
 def _no_network() -> str:
-    """Return an empty text if the model hub answers (or a proxy does), else why it cannot be asked.
-
-    At most a few seconds, one try.
-    """
+    """Return an empty text if the model hub (or a proxy) answers once, else why it cannot be asked: seconds at most."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return (
-            f"HF_HUB_OFFLINE is set and the cache {huggingface_hub.constants.HF_HUB_CACHE} does not hold it"
-        )
+        cache = huggingface_hub.constants.HF_HUB_CACHE
+        return f"HF_HUB_OFFLINE is set and the cache {cache} does not hold it"
     hub = huggingface_hub.constants.ENDPOINT
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_PROBE_SECONDS).close()
@@ -276,9 +247,7 @@ def _no_network() -> str:
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Have the hub's client use its cache alone: it would retry for most of a minute on a machine without a
-    network.
-    """
+    """Have the hub's client use its cache alone: without a network it would retry for most of a minute."""
     before, timeout = huggingface_hub.constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
     huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
     if offline:
@@ -292,9 +261,7 @@ def _offline(offline: bool) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the libraries log and warn while loading: what goes wrong comes as one error line of our
-    own.
-    """
+    """Silence what the libraries log and warn while loading: what goes wrong comes as one error line of our own."""
     level, handler = logging.root.manager.disable, logging.NullHandler()
     logging.root.addHandler(handler)  # open_clip logs on the root logger, which would install a handler on it
     logging.disable(logging.ERROR)

@@ -53,18 +53,19 @@ class Rows(ABC):
         self.shape = tuple(shape)
         self.dtype = np.dtype(np.float32 if exact else np.float16)
         self.row_bytes = math.prod(self.shape) * self.dtype.itemsize
+        self._places: dict[Key, tuple[Any, ...]] = {}  # a row or its slot, then its scale
 
-    @abstractmethod
     def __len__(self) -> int:
         """Return rows that can be read."""
+        return len(self._places)
 
-    @abstractmethod
     def has(self, key: Key) -> bool:
         """Return whether there is a row."""
+        return key in self._places
 
     @abstractmethod
-    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Return rows ``[n, numbers]`` and their scales ``[n]``."""
+    def _get(self, keys: Sequence[Key], places: Sequence[tuple[Any, ...]]) -> NDArray[Any]:
+        """Return rows ``[n, numbers]`` from their places."""
 
     @abstractmethod
     def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
@@ -86,8 +87,9 @@ class Rows(ABC):
 
     def read(self, keys: Sequence[Key]) -> Float[Tensor, "n ..."]:
         """Return rows in the order of ``keys``: as they are kept, in fp32 where one of them has a scale."""
-        rows, scales = self._get(keys)
-        values = torch.from_numpy(rows).view(len(keys), *self.shape)
+        places = [self._places[key] for key in keys]
+        values = torch.from_numpy(self._get(keys, places)).view(len(keys), *self.shape)
+        scales = np.array([place[1] for place in places], dtype=np.float32)
         if np.all(scales == 1):
             return values
         return values.float() * torch.from_numpy(scales).view(-1, *[1] * len(self.shape))
@@ -110,30 +112,19 @@ class Memory(Rows):
 
     at_hand = True
 
-    def __init__(self, shape: Sequence[int], exact: bool) -> None:
-        super().__init__(shape, exact)
-        self._rows: dict[Key, tuple[NDArray[Any], np.float32]] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def has(self, key: Key) -> bool:
-        return key in self._rows
-
-    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        found = [self._rows[key] for key in keys]
+    def _get(self, keys: Sequence[Key], places: Sequence[tuple[Any, ...]]) -> NDArray[Any]:
         rows = np.empty((len(keys), math.prod(self.shape)), dtype=self.dtype)
-        for place, (row, _) in enumerate(found):
-            rows[place] = row
-        return rows, np.array([scale for _, scale in found], dtype=np.float32)
+        for number, (row, _) in enumerate(places):
+            rows[number] = row
+        return rows
 
     def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         for key, row, scale in zip(keys, rows, scales, strict=True):
-            self._rows[key] = (row.copy(), scale)
+            self._places[key] = (row.copy(), scale)
 
     def drop(self, ids: Collection[int]) -> None:
         gone = set(ids)
-        self._rows = {key: row for key, row in self._rows.items() if key[0] not in gone}
+        self._places = {key: row for key, row in self._places.items() if key[0] not in gone}
 
 
 class Spilled(Rows):
@@ -148,32 +139,23 @@ class Spilled(Rows):
         self._file, name = tempfile.mkstemp(dir=folder)
         weakref.finalize(self, os.close, self._file)
         os.unlink(name)
-        self._slots: dict[Key, tuple[int, np.float32]] = {}
         self._free: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def has(self, key: Key) -> bool:
-        return key in self._slots
-
-    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        places = [self._slots[key] for key in keys]
-        rows = _read(self._file, [slot for slot, _ in places], self)
-        return rows, np.array([scale for _, scale in places], dtype=np.float32)
+    def _get(self, keys: Sequence[Key], places: Sequence[tuple[Any, ...]]) -> NDArray[Any]:
+        return _read(self._file, [slot for slot, _ in places], self)
 
     def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         for key, row, scale in zip(keys, rows, scales, strict=True):
-            slot, _ = self._slots.get(key, (-1, scale))
+            slot, _ = self._places.get(key, (-1, scale))
             if slot < 0:
-                slot = self._free.pop() if self._free else len(self._slots)
+                slot = self._free.pop() if self._free else len(self._places)
             _write(self._file, slot * self.row_bytes, row)
-            self._slots[key] = (slot, scale)
+            self._places[key] = (slot, scale)
 
     def drop(self, ids: Collection[int]) -> None:
         gone = set(ids)
-        for key in [key for key in self._slots if key[0] in gone]:
-            self._free.append(self._slots.pop(key)[0])
+        for key in [key for key in self._places if key[0] in gone]:
+            self._free.append(self._places.pop(key)[0])
 
 
 class Shared(Rows):
@@ -193,7 +175,6 @@ class Shared(Rows):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock")
-        self._places: dict[Key, tuple[int, np.float32, int]] = {}
         self._known = 0
         with self._lock:
             if not (folder / "about.json").exists():
@@ -204,12 +185,6 @@ class Shared(Rows):
         for file in (self._rows, self._index):
             weakref.finalize(self, os.close, file)
         self._learn()
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def has(self, key: Key) -> bool:
-        return key in self._places
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -229,16 +204,12 @@ class Shared(Rows):
             self._places[key] = slot, record["scale"], int(record["sum"])
         self._known += len(fresh)
 
-    def _get(self, keys: Sequence[Key]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        places = [self._places[key] for key in keys]
+    def _get(self, keys: Sequence[Key], places: Sequence[tuple[Any, ...]]) -> NDArray[Any]:
         rows = _read(self._rows, [place[0] for place in places], self)
         for key, row, (_, scale, checksum) in zip(keys, rows, places, strict=True):
             if _checksum(key, row, scale) != checksum:
-                raise RunError(
-                    f"{self.folder} holds a row that is not what was written: remove that folder, and everclip resume"
-                    " goes on"
-                )
-        return rows, np.array([place[1] for place in places], dtype=np.float32)
+                raise RunError(f"{self.folder} holds a damaged row: remove it, and everclip resume goes on")
+        return rows
 
     def _put(self, keys: Sequence[Key], rows: NDArray[Any], scales: NDArray[np.float32]) -> None:
         assert self._lock.is_locked, "rows are shared: they are written inside of filling()"

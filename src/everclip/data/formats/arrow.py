@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 class ArrowStore(Store):
     """Images of several splits, each a column of ``struct<bytes, path>``, as the type Image of `datasets` is stored.
+    Raises UserError for a path outside of the folder and the caches, or one that two rows have.
 
     A key is ``SPLIT/ROW``, or, where a row has no bytes, its path relative to ``folder``. A row with neither is a
     broken image.
@@ -28,9 +29,6 @@ class ArrowStore(Store):
         columns: split -> its images; the splits' rows follow each other.
         folder: of the data set; None where it comes from the hub.
         caches: where files may lie beside ``folder``.
-
-    Raises:
-        UserError: a path leaves the folder and the caches, or is none of a file, or two rows have one file.
     """
 
     def __init__(
@@ -100,13 +98,10 @@ def _paths(column: pa.ChunkedArray) -> list[str | None]:
 def _checked(where: Callable[[int], str], row: int, path: str, folder: Path | None, fence: Fence) -> str:
     """Return the absolute path of an image file. Raises UserError where it is a URL or lies outside."""
     if "://" in path or "\0" in path:
-        raise UserError(
-            f"{where(row)} names the file {shown(path)}: unpack archives and download files first"
-        )
+        raise UserError(f"{where(row)} names the file {shown(path)}: download and unpack it first")
     absolute = str(Path(folder or "").absolute() / path)
     if not fence.holds(absolute):
         raise UserError(
-            f"{where(row)} names the file {shown(path)}, which lies outside of the data set: write it with"
-            " save_to_disk, which takes images in"
+            f"{where(row)} names the file {shown(path)}, which lies outside of the data set: use save_to_disk"
         )
     return absolute

@@ -35,24 +35,14 @@ def find_column(
     if chosen is not None:
         if chosen not in columns:
             raise UserError(f"hf:{name} has no column {shown(chosen)}{suggest(chosen, columns)}")
-        if what == "image" and not (holds(features[chosen], "binary") or holds(features[chosen], "string")):
-            raise UserError(
-                f"the column {shown(chosen)} of hf:{name} holds no encoded images or paths: choose another image"
-            )
-        if what == "caption":
-            if not holds_texts(features[chosen]):
-                raise UserError(
-                    f"the column {shown(chosen)} of hf:{name} holds no texts: choose another caption"
-                )
-        elif what == "time":
-            if not isinstance(features[chosen], datasets.Value):
-                raise UserError(
-                    f"the column {shown(chosen)} of hf:{name} holds no times: choose another time"
-                )
-        elif what != "image" and not is_text(chosen, features):
-            raise UserError(
-                f"the column {shown(chosen)} of hf:{name} holds no names or whole numbers: choose another {what}"
-            )
+        feature = features[chosen]
+        good, kind = {
+            "image": (holds(feature, "binary") or holds(feature, "string"), "encoded images or paths"),
+            "caption": (holds_texts(feature), "texts"),
+            "time": (isinstance(feature, datasets.Value), "times"),
+        }.get(what, (is_text(chosen, features), "names or whole numbers"))
+        if not good:
+            raise UserError(f"the column {shown(chosen)} of hf:{name} holds no {kind}: choose another {what}")
         return chosen
     if len(candidates) == 1:
         return candidates[0]
@@ -114,9 +104,8 @@ def cells(name: str, split: str, data: datasets.Dataset, column: str, signed: bo
     names = class_names(data.features, column)
     texts: list[str] = []
     for row, value in enumerate(data[column][:]):
-        if value is None or (
-            isinstance(value, int) and value < 0 and not signed
-        ):  # -1: a test set without labels
+        unknown = isinstance(value, int) and value < 0 and not signed  # -1: a test set without labels
+        if value is None or unknown:
             text = ""
         elif names:
             text = names[value] if value < len(names) else ""
@@ -124,8 +113,7 @@ def cells(name: str, split: str, data: datasets.Dataset, column: str, signed: bo
             text = str(value).strip()
         if not text:
             raise UserError(
-                f'row {row} of the split "{split}" of hf:{name} has no {column}: leave such rows out, or write'
-                f" hf:{name}#test=SPLIT with a labelled one"
+                f'row {row} of the split "{split}" of hf:{name} has no {column}: drop it, or use #test=SPLIT'
             )
         texts.append(text)
     return texts

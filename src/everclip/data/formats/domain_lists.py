@@ -23,30 +23,20 @@ class Row(NamedTuple):
 
 
 def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
-    """Return the images of all lists, given as (domain, part, file).
-
-    Raises:
-        UserError: a line of another form, a path that leads elsewhere, or a class with two labels (or a label of two
-            classes), over all lists.
-    """
+    """Return the images of (domain, part, file) lists. Raises UserError for other forms, or a class of two labels."""
     rows: list[Row] = []
     label_of: dict[str, tuple[int, str]] = {}
     folder_of: dict[int, str] = {}
     for domain, part, path in lists:
         for number, line in enumerate(read_lines(path, "list"), 1):
-            key, folder, label = _entry(line, domain, f"line {number} of {path}")
-            known, where = label_of.setdefault(folder, (label, f"line {number} of {path}"))
+            here = f"line {number} of {path}"
+            key, folder, label = _entry(line, domain, here)
+            said = f'{here} gives the class "{folder}" the label {label}'
+            known, where = label_of.setdefault(folder, (label, here))
             if known != label:
-                raise UserError(
-                    f'line {number} of {path} gives the class "{folder}" the label {label}, but {where} gives it'
-                    f" {known}: get the official list"
-                )
-            other = folder_of.setdefault(label, folder)
-            if other != folder:
-                raise UserError(
-                    f'line {number} of {path} gives the class "{folder}" the label {label}, which is that of "{other}":'
-                    " get the official list"
-                )
+                raise UserError(f"{said}, but {where} {known}: get the official list")
+            if (other := folder_of.setdefault(label, folder)) != folder:
+                raise UserError(f'{said}, that of "{other}": get the official list')
             rows.append(Row(key, domain, folder, label, part))
     return rows
 
@@ -57,7 +47,5 @@ def _entry(line: str, domain: str, where: str) -> tuple[str, str, int]:
     parts = key.split("/")
     plain = len(parts) == 3 and not {"", ".", ".."} & {*parts} and "\\" not in key and "\0" not in key
     if not plain or parts[0] != domain or not label.isdecimal() or int(label) > MOST_LABEL:
-        raise UserError(
-            f'{where} is {line[:60]!a}: write "{domain}/CLASS/FILE LABEL", or get the official list'
-        )
+        raise UserError(f'{where} is {line[:60]!a}: use "{domain}/CLASS/FILE LABEL", or the official list')
     return key, parts[1], int(label)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -56,17 +55,12 @@ class Remote:
 
 def home(source: str, argument: str | None) -> Path:
     """Return the folder of an official data set: the one given, else ``$EVERCLIP_DATA/SOURCE``, else one in the cache.
-
-    Raises:
-        UserError: the folder given does not exist, or is none.
-    """
+    Raises UserError where the one given is no folder."""
     if argument:
         root = Path(argument).expanduser()
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
-            raise UserError(
-                f"data folder {root} {what}: give the folder that holds {source}, or use data={source}"
-            )
+            raise UserError(f"data folder {root} {what}: give that of {source}, or use data={source}")
         return root
     named = os.environ.get("EVERCLIP_DATA")
     return (Path(named).expanduser() if named else cache_folder.folder() / "data") / source
@@ -81,26 +75,27 @@ def say(line: str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time prepare a folder, made if need be. Raises UserError where it cannot be written."""
     lock = FileLock(folder / ".everclip.lock")
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             say(f"waiting for another process that prepares {folder}")
             lock.acquire()
-    except OSError as error:
-        raise unwritable(folder, error) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
-    """Return the error to raise for a file or folder that cannot be written."""
-    return UserError(
-        f"{path} cannot be written ({error.strerror or error}): give a folder on a disk with room that you may write to"
-    )
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise UserError where, while it is open, a file or folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path} cannot be written ({why}): make room or use another folder") from error
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -108,31 +103,22 @@ def check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free - RESERVE
     if free < size:
         raise UserError(
-            f"{folder} has {max(0, free) / 1e9:.1f} GB to spare and {size / 1e9:.1f} GB are needed: make room, or"
-            " give a folder on another disk"
+            f"{folder} has {max(0, free) / 1e9:.1f} GB of {size / 1e9:.1f} GB needed: make room on its disk"
         )
 
 
-def digest_of(path: Path, algorithm: str) -> str:
-    """Return ``ALGORITHM:HEX`` of a file. Raises UserError where it cannot be read."""
+def matches(path: Path, digest: str) -> bool:
+    """Return whether a file has this digest. Raises UserError where it cannot be read."""
+    algorithm, _, expected = digest.partition(":")
     try:
         with path.open("rb") as file:
-            return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+            return hashlib.file_digest(file, algorithm).hexdigest() == expected
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
 
 
-def matches(path: Path, digest: str) -> bool:
-    """Return whether a file has this digest."""
-    return digest_of(path, digest.partition(":")[0]) == digest
-
-
 def fetch(remote: Remote, path: Path) -> None:
-    """Download a file unless it is there, going on where an earlier try was interrupted.
-
-    Raises:
-        UserError: no answer, a connection that breaks again and again, no room, or another size or digest.
-    """
+    """Download a file unless it is there, going on where an earlier try stopped. Raises UserError where it fails."""
     if path.exists():
         return
     part = path.with_name(f".{path.name}.everclip-part")
@@ -147,23 +133,15 @@ def fetch(remote: Remote, path: Path) -> None:
     if not matches(part, remote.digest):
         part.unlink()
         raise UserError(
-            f"what {remote.url} sent has another checksum than the original, and was deleted: try again, or put the"
-            f" original there yourself as {path}"
+            f"{remote.url} has another checksum than the original: try again, or put the original in {path}"
         )
     commit(part, path)
 
 
 def commit(part: Path, path: Path) -> None:
     """Move a finished file to its place, on the disk as well."""
-    try:
+    with writing(path):
         put(part, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def _whole(part: Path) -> Path:
-    """Return the file that an unfinished one will be."""
-    return part.with_name(part.name.removeprefix(".").removesuffix(".everclip-part"))
 
 
 def _size(path: Path) -> int:
@@ -175,7 +153,7 @@ def _complete(remote: Remote, part: Path, path: Path) -> None:
     failures, reason, most = 0, "the connection was closed", _size(part)
     while (have := _size(part)) < remote.size or not part.exists():
         try:
-            _append(remote, part, have)
+            _append(remote, part, path, have)
         except urllib.error.HTTPError as error:
             error.close()
             reason, failures = f"HTTP {error.code} {error.reason}", TRIES if error.code < 500 else failures
@@ -190,22 +168,19 @@ def _complete(remote: Remote, part: Path, path: Path) -> None:
         most = max(most, _size(part))
         if failures >= TRIES:
             raise UserError(
-                f"{remote.url} cannot be downloaded ({reason}): try again, which goes on after the"
-                f" {_size(part) / 1e6:.0f} MB that are there, or put the file there yourself as {path}"
+                f"{remote.url} cannot be downloaded ({reason}): try again to go on, or put the file in {path}"
             )
         if failures:
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def _append(remote: Remote, part: Path, have: int) -> None:
+def _append(remote: Remote, part: Path, path: Path, have: int) -> None:
     """Append what one connection brings. Raises UserError where it is too much or cannot be written."""
     headers = {"User-Agent": "everclip", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    said = time.monotonic()
-    with urllib.request.urlopen(
-        urllib.request.Request(remote.url, headers=headers), timeout=SECONDS
-    ) as answer:
+    request, said = urllib.request.Request(remote.url, headers=headers), time.monotonic()
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         # A server that knows no ranges sends the whole file from its start.
         extent = answer.headers["Content-Range"] or ""
         goes_on = answer.status == 206 and extent.startswith(f"bytes {have}-")
@@ -213,34 +188,20 @@ def _append(remote: Remote, part: Path, have: int) -> None:
         total = extent.rpartition("/")[2] if goes_on else answer.headers["Content-Length"] or ""
         if total.isdecimal() and int(total) != remote.size:
             raise UserError(
-                f"{remote.url} has {int(total)} bytes and the original {remote.size}: put the original there"
-                f" yourself as {_whole(part)}"
+                f"{remote.url} has {int(total)} bytes, not {remote.size}: put the original in {path}"
             )
-        with _opened(part, "ab" if goes_on else "wb") as file:
+        with writing(part):
+            file = part.open("ab" if goes_on else "wb", buffering=0)
+        with file:
             while chunk := answer.read(CHUNK):
                 done += len(chunk)
                 if done > remote.size:
                     part.unlink()
-                    raise UserError(
-                        f"{remote.url} sends more than the {remote.size} bytes of the original: put the original there"
-                        f" yourself as {_whole(part)}"
-                    )
-                try:
+                    wrong = f"sends more than {remote.size} bytes"
+                    raise UserError(f"{remote.url} {wrong}: put the original in {path}")
+                with writing(part):
                     while chunk:
                         chunk = chunk[file.write(chunk) :]
-                except OSError as error:
-                    raise unwritable(part, error) from error
                 if time.monotonic() - said > REPORT:
                     said = time.monotonic()
                     say(f"  {done / 1e6:.0f} of {remote.size / 1e6:.0f} MB")
-
-
-@contextmanager
-def _opened(path: Path, mode: str) -> Iterator[Any]:
-    """An open file without a buffer. Raises UserError where it cannot be opened."""
-    try:
-        file = path.open(mode, buffering=0)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with file:
-        yield file

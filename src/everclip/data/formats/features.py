@@ -22,7 +22,7 @@ MOST_WIDTH = 1 << 16
 MOST_FILE = 1 << 40
 SWELLS = 100
 """How many times as large as the file an array may be: rows of measured numbers hardly pack."""
-FORM = "write np.savez(FILE, features=floats [n, d], labels=whole numbers or texts [n]), as docs/data.md says"
+FORM = "use np.savez(FILE, features=floats [n, d], labels=whole numbers or texts [n]), as docs/data.md says"
 
 _ROWS, _TEXTS = Shape("f", (MOST_ROWS, MOST_WIDTH)), Shape("iuU", (MOST_ROWS,))
 _NEEDED = {"features": _ROWS, "labels": _TEXTS}
@@ -74,11 +74,7 @@ class Features:
 
 
 def read(file: Path) -> Features:
-    """Return the features in a file. A run asks for them twice, for its data and for its model, and they are read once.
-
-    Raises:
-        UserError: an array is missing, of another kind or length, or not finite; the message names it.
-    """
+    """Return the features in a file, read once though a run asks twice. Raises UserError that names the wrong array."""
     try:
         file = file.expanduser()
         stamp = file_stamp(file)
@@ -121,13 +117,10 @@ def in_float32(rows: NDArray[Any]) -> tuple[Float32[np.ndarray, "n d"], Bool[np.
 def _rows(file: Path, name: str, rows: NDArray[Any]) -> Float32[np.ndarray, "n d"]:
     """Return rows in float32. Raises UserError where there is none, or one is not finite."""
     if 0 in rows.shape:
-        raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: write at least one row and column")
+        raise UserError(f"{file}: {name} has the shape {list(rows.shape)}: give at least one row and column")
     rows, good = in_float32(rows)
     if not good.all():
-        raise UserError(
-            f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave out rows"
-            f" that are not ({int((~good).sum())}), with their labels"
-        )
+        raise UserError(f"{file}: row {int(good.argmin())} of {name} is not finite in float32: leave it out")
     return rows
 
 
@@ -135,21 +128,20 @@ def _check(file: Path, found: Mapping[str, NDArray[Any]]) -> None:
     """Raise UserError for arrays that do not go together."""
     columns = ["labels", *(["domains"] if {"domains", "test_domains"} & found.keys() else [])]
     for part in ("", "test_") if any(name.startswith("test_") for name in found) else ("",):
-        for name in (f"{part}features", *(part + column for column in columns)):
+        features = f"{part}features"
+        for name in (features, *(part + column for column in columns)):
             if name not in found:
                 raise UserError(f"{file} has no {name}, which its other arrays ask for: add it")
-            if len(found[name]) != len(found[f"{part}features"]):
-                rows = len(found[f"{part}features"])
+            count, rows = len(found[name]), len(found[features])
+            if count != rows:
                 raise UserError(
-                    f"{file}: {name} has {len(found[name])} entries for {rows} rows of {part}features:"
-                    " write one a row"
+                    f"{file}: {name} has {count} entries for {rows} rows of {features}: use as many"
                 )
     width = found["features"].shape[1]
     for name in ("test_features", "text_features"):
-        if name in found and found[name].shape[1] != width:
-            raise UserError(
-                f"{file}: {name} has {found[name].shape[1]} columns and features {width}: write as many in both"
-            )
+        own = found[name].shape[1] if name in found else width
+        if own != width:
+            raise UserError(f"{file}: {name} has {own} columns and features {width}: use as many in both")
 
 
 def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
@@ -160,9 +152,7 @@ def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
     if not names and found["labels"].dtype.kind != "U":
         names = [str(label) for label in range(len(text))]
     if len(names) != len(text):
-        raise UserError(
-            f"{file}: text_features has {len(text)} rows for {len(names)} classnames: write one a class, in their order"
-        )
+        raise UserError(f"{file}: {len(text)} rows of text_features for {len(names)} classnames: use as many")
     return names
 
 
@@ -171,22 +161,19 @@ def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str
     try:
         return [str(value) for value in found[name].tolist()] if name in found else []
     except (ValueError, SystemError) as error:  # of a number that stands for no character
-        raise UserError(f"{file}: {name} holds what is no text ({error}): write names") from error
+        raise UserError(f"{file}: {name} holds what is no text ({error}): use names") from error
 
 
 def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Sequence[str]:
-    """Return the class of each row by name. Raises UserError for one that is none of ``names``, where these are
-    given."""
+    """Return the class of each row by name. Raises UserError for one that is none of ``names``, if these are given."""
     labels = _texts(file, name, found)
     if name in found and found[name].dtype.kind != "U":
         wrong = [label for label in found[name].tolist() if not 0 <= label < (len(names) or label + 1)]
         if wrong:
             most = f"0 to {len(names) - 1}, as there are {len(names)} classes" if names else "0 on"
-            raise UserError(f"{file}: {name} has the label {wrong[0]}: write whole numbers from {most}")
+            raise UserError(f"{file}: {name} has the label {wrong[0]}: use whole numbers from {most}")
         return [names[int(label)] for label in labels] if names else labels
     unknown = set(labels).difference(names) if names else ()
     if unknown:
-        raise UserError(
-            f"{file}: {name} has {shown(min(unknown))}, which is none of classnames: add it there"
-        )
+        raise UserError(f"{file}: {name} has {shown(min(unknown))}, which is none of classnames: add it")
     return labels

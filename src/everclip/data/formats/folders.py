@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from everclip.data.images import Dataset, FileStore, build
 from everclip.data.prompts import PHOTO, check_templates, clean, read_class_names, read_templates
@@ -31,14 +32,11 @@ def checked_root(argument: str | None, source: str, layout: str) -> Path:
         raise UserError(f'data "{source}" needs a folder: use data={source}:/path ({layout})')
     root = Path(os.path.expanduser(argument))
     try:
-        there = root.exists()
+        wrong = "" if root.is_dir() else "is a file" if root.exists() else "does not exist"
     except OSError as error:
-        _unreadable(error)
-        raise
-    if not there:
-        raise UserError(f"data folder {root} does not exist: give a folder with {layout}")
-    if not root.is_dir():
-        raise UserError(f"data folder {root} is a file: give a folder with {layout}")
+        unreadable(error)
+    if wrong:
+        raise UserError(f"data folder {root} {wrong}: give a folder with {layout}")
     return root
 
 
@@ -49,11 +47,10 @@ def subfolders(folder: Path) -> list[str]:
         _check_text(names, str(folder))
         return names
     except OSError as error:
-        _unreadable(error)
-        raise
+        unreadable(error)
 
 
-def _unreadable(error: OSError) -> None:
+def unreadable(error: OSError) -> NoReturn:
     """Raise UserError for a folder that cannot be listed."""
     raise UserError(
         f"folder {error.filename} cannot be read ({error.strerror}): check its permissions"
@@ -66,9 +63,7 @@ def _check_text(names: Sequence[str], folder: str) -> None:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
             shown = name.encode("utf-8", "backslashreplace").decode()
             if sys.getfilesystemencoding() != "utf-8":
-                raise UserError(
-                    f'"{shown}" in {folder} is no text in this locale: set LC_ALL=C.UTF-8, or PYTHONUTF8=1'
-                )
+                raise UserError(f'"{shown}" in {folder} is no text in this locale: set LC_ALL=C.UTF-8')
             raise UserError(f'"{shown}" in {folder} is no UTF-8 name: rename it')
 
 
@@ -84,7 +79,7 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
     and found broken when they are read.
     """
     found: list[str] = []
-    for path, folders, files in os.walk(root / folder, onerror=_unreadable):
+    for path, folders, files in os.walk(root / folder, onerror=unreadable):
         _check_text([*folders, *files], path)
         names = files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
         folders[:] = sorted(name for name in folders if not _hidden(name) and name not in names)
@@ -131,20 +126,16 @@ def split_of(keys: Iterable[str]) -> dict[str, bool]:
 
 
 def parts(root: Path) -> tuple[str, str | None]:
-    """Return prefixes of the training part and of the test part under ``root``.
+    """Return the prefixes of the training and the test part under ``root``. Raises UserError for parts of other names.
 
     ``("train/", "test/")`` (or ``"val/"``); ``("train/", None)`` and ``("", None)`` where there is no test part.
-
-    Raises:
-        UserError: the parts have other names, so that they would be taken for classes.
     """
     there = subfolders(root)
     tests = [name for name in TEST_NAMES if name in there]
     if "train" not in there:
         if there and all(name.lower() in PART_NAMES and _holds_folders(root, name) for name in there):
             raise UserError(
-                f'{root} has {_quoted(there)} but no "train": call its parts "train" and "test",'
-                f" or give one of them, such as {root / there[0]}"
+                f'{root} has {_quoted(there)} but no "train": name its parts "train" and "test", or give one'
             )
         return "", None
     if not tests and len(there) > 1:
@@ -167,12 +158,6 @@ def _quoted(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _loose(root: Path, places: Sequence[str]) -> list[str]:
-    """Return images that lie directly in a folder of class folders."""
-    found = [key for place in places for key in image_files(root, place, deep=False)]
-    return [key for key in found if not (root / key).is_dir()]
-
-
 def dataset(
     name: str,
     root: Path,
@@ -182,7 +167,8 @@ def dataset(
     held_out: bool,
     least: int = 2,
 ) -> Dataset:
-    """Return a Dataset of files under ``root``.
+    """Return a Dataset of files under ``root``. Raises UserError for missing images, names that collide, or a link to a
+    place outside, which whoever made the folder may not be shown.
 
     Args:
         found: (relative path, domain folder, class folder, is test) per image.
@@ -190,30 +176,20 @@ def dataset(
         places: the folders, relative to ``root``, that hold the class folders.
         held_out: the test images were chosen by ``split_of``.
         least: classes; what a model learns in addition may be one.
-
-    Raises:
-        UserError: no images, one class, a class without training images, names that collide, or a link to a place
-            outside, which whoever made the folder may not be shown.
     """
     folders = sorted({row[2] for row in found})
-    loose = _loose(root, places)
+    beside = (key for place in places for key in image_files(root, place, deep=False))
+    loose = [key for key in beside if not (root / key).is_dir()]  # in no class folder
     if not found and loose:
-        raise UserError(
-            f"{root} holds images but no class folders, such as {loose[0]}: move each image into a folder"
-            " named after its class"
-        )
+        raise UserError(f"{root} holds images but no class folders, such as {loose[0]}: use CLASS folders")
     if not found:
         raise UserError(f"no images under {root}: put files such as .jpg or .png into CLASS folders there")
     if len(folders) < least:
-        raise UserError(
-            f'{root} has one class, "{folders[0]}": a classifier needs at least two CLASS folders: add another'
-        )
+        raise UserError(f'{root} has one class, "{folders[0]}": a classifier needs two: add a CLASS folder')
     trained = {row[2] for row in found if not row[3]}
     untrained = [folder for folder in folders if folder not in trained]
     if untrained:
-        raise UserError(
-            f'class "{untrained[0]}" in {root} has no training images: add some, or remove its folder'
-        )
+        raise UserError(f'class "{untrained[0]}" in {root} has no training images: add some, or remove it')
     if loose:
         log.warning(
             "%d images lie outside of the class folders of %s and are left out, such as %s: move them into CLASS"
@@ -223,13 +199,9 @@ def dataset(
     fence = Fence(root)
     for key, *_ in found:
         if not fence.holds(f"{root}/{key}"):
-            raise UserError(
-                f"{root / key} links out of {root}: put the images themselves there, such as with cp -rL"
-            )
-    names_file, templates_file = root / "classnames.txt", root / "templates.txt"
-    names = tuple(clean(folder) for folder in folders)
-    if names_file.exists():
-        names = read_class_names(names_file, folders)
+            raise UserError(f"{root / key} links out of {root}: copy the image there (cp -rL)")
+    listed, templates = root / "classnames.txt", root / "templates.txt"
+    names = read_class_names(listed, folders) if listed.exists() else [*map(clean, folders)]
     label = {folder: index for index, folder in enumerate(folders)}
     domain = {folder: index for index, folder in enumerate(domains)}
     return build(
@@ -242,7 +214,7 @@ def dataset(
         check_names([clean(folder) for folder in domains], str(root), domains, domains=True)
         if len(domains) > 1
         else domains,
-        read_templates(templates_file) if templates_file.exists() else (PHOTO,),
+        read_templates(templates) if templates.exists() else (PHOTO,),
         held_out,
     )
 
@@ -250,31 +222,27 @@ def dataset(
 def check_names(
     names: Sequence[str], where: str, folders: Sequence[str] | None = None, domains: bool = False
 ) -> Sequence[str]:
-    """Check the names, in data and in model folders: they can be shown, and differ, as the text tower could not tell
-    two classes of one name apart.
+    """Return names that can be shown and differ, as a text tower cannot tell two classes of one name apart; else raise
+    UserError.
 
     Args:
         where: what has them, and ``folders`` where each is from (else it is numbered), for the message.
-
-    Raises:
-        UserError: for the first that is empty, there twice, or holds what a terminal would obey.
     """
     one, more = ("domain", "domains") if domains else ("class", "classes")
-    other_way = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""
+    hint = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""
     first: dict[str, int] = {}
     for index, name in enumerate(names):
         this, before = (f'"{folders[i]}"' if folders else i + 1 for i in (index, first.get(name, index)))
         if not name:
-            raise UserError(f"{one} {this} of {where} has an empty name: rename it{other_way}")
+            raise UserError(f"{one} {this} of {where} has an empty name: rename it{hint}")
         if printable(name) != name:
             raise UserError(
                 f'{one} {index + 1} of {where} is named "{printable(name)}", with characters that cannot be printed:'
-                f" rename it{other_way}"
+                f" rename it{hint}"
             )
         if name in first:
             raise UserError(
-                f'{more} {before} and {this} of {where} are both named "{name}": '
-                + (f"rename one{other_way}" if folders else "give them different names")
+                f'{more} {before} and {this} of {where} are both named "{name}": rename one{hint}'
             )
         first[name] = index
     return names

@@ -21,14 +21,12 @@ _MOST_REASON = 240
 
 
 def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
-    """Split -> its rows, of which nothing is decoded.
+    """Return the rows of each split, none of them decoded. Raises UserError where it is missing, damaged, of another
+    format, or cannot be reached.
 
     Args:
         name: a folder, or a data set's name on the hub.
         config: which of its configurations; None: the only one.
-
-    Raises:
-        UserError: it is missing, damaged, of another format, or the hub cannot be reached.
     """
     import datasets
 
@@ -49,8 +47,7 @@ def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]
     except Exception as error:  # the package raises anything, from KeyError to its own
         reason = " ".join(str(error).split())[:_MOST_REASON].rstrip(".") or type(error).__name__
         raise UserError(
-            f'data "hf:{name}" cannot be loaded ({reason}): copy the folder again, or check the name, the network and'
-            " #config=NAME"
+            f'data "hf:{name}" cannot be loaded ({reason}): check folder or name, network and #config=NAME'
         ) from error
     return {str(key): split for key, split in found.items()} if isinstance(found, dict) else {"train": found}
 
@@ -81,8 +78,7 @@ def _built(name: str, config: str | None) -> Any:
     # Other builders read more, pickles in .tar files too.
     if not isinstance(builder, Arrow | Cache | ImageFolder | Parquet):
         raise UserError(
-            f"hf:{name} is neither .parquet nor .arrow files nor images in folders: convert it, or write"
-            " data=webdataset:FOLDER for .tar and data=csv:FILE for .csv files"
+            f"hf:{name} has no .parquet, .arrow or image folders: convert it, or use data=webdataset: or csv:"
         )
     builder.download_and_prepare()
     return builder.as_dataset()
@@ -98,9 +94,7 @@ def _check_shards(root: Path) -> None:
     for (start, count, suffix), numbers in found.items():
         absent = sorted({*range(count)} - numbers)
         if absent:
-            raise UserError(
-                f"{start}-{absent[0]:05}-of-{count:05}{suffix} is missing: copy it there, or leave out all {count}"
-            )
+            raise UserError(f"{start}-{absent[0]:05}-of-{count:05}{suffix} is missing: copy it there")
 
 
 @contextmanager

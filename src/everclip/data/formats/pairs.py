@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from everclip.data.captions import PAIR, Captions, checked
 from everclip.data.formats.folders import check_names
-from everclip.data.formats.tables import held_out
+from everclip.data.formats.tables import check_trained, held_out
 from everclip.data.images import Dataset, Store, build
 from everclip.data.prompts import clean
 from everclip.errors import UserError
@@ -39,32 +39,21 @@ class Pairs:
 
 
 def dataset(name: str, where: str, store: Store, rows: Pairs) -> Dataset:
-    """Return a Dataset of the images of ``store``, in which labels are groups and domains are tasks.
+    """Return a Dataset of the images of ``store``: labels are groups, domains are tasks. Raises UserError for a group
+    or a task without training images, and for names that cannot be printed or collide.
 
     Args:
         name: the spec, for example ``csv:pairs.csv``.
         where: the same for a message.
-
-    Raises:
-        UserError: no images, no training or no test images, a group or a task without training images, names that
-            cannot be printed, or two images of one key.
     """
     count = len(rows.captions)
     if not count:
         raise UserError(f"{where} lists no images: add some")
     groups = [PAIR] * count if rows.groups is None else rows.groups
     tasks = [""] * count if rows.tasks is None else rows.tasks
-    is_test = rows.is_test
-    if is_test is None:
-        is_test = held_out(store.keys, groups, tasks)
-    if all(is_test):
-        raise UserError(f"{where} lists test images alone: add training images")
+    is_test = held_out(store.keys, groups, tasks) if rows.is_test is None else rows.is_test
     for what, column in (("group", groups), ("task", tasks)):
-        trained = {one for one, test in zip(column, is_test, strict=True) if not test}
-        if untrained := sorted({*column} - trained):
-            raise UserError(
-                f'{what} "{untrained[0]}" of {where} has no training images: add some, or leave it out'
-            )
+        check_trained(where, what, column, is_test)
     names, kinds = (sorted({*column}, key=_order) for column in (tasks, groups))
     place, number = ({one: index for index, one in enumerate(sorted_)} for sorted_ in (names, kinds))
     return build(
@@ -102,9 +91,7 @@ def cell(where: str, text: str) -> list[str]:
 
 def of_json(where: str, found: object) -> list[str]:
     """Return an object's "caption" (or "captions"), a text or a list. Raises UserError for anything else."""
-    value = None
-    if isinstance(found, dict):
-        value = found.get("caption", found.get("captions"))
+    value = found.get("caption", found.get("captions")) if isinstance(found, dict) else None
     if not isinstance(value, str | list):
-        raise UserError(f'{where} has no "caption": write {{"caption": "a text"}}, or a list of texts')
+        raise UserError(f'{where} has no "caption": use {{"caption": "a text"}}, or a list of texts')
     return checked(where, value if isinstance(value, list) else [value])

@@ -73,14 +73,11 @@ class TarStore(Store):
 
 
 def read_shard(path: Path, captions: str | None = None) -> Shard:
-    """Return the index of a tar file.
+    """Return the index of a tar file. Raises UserError where it is damaged, compressed, or holds more than whole
+    samples.
 
     Args:
         captions: the members that have captions in place of labels, "txt" or "json".
-
-    Raises:
-        UserError: it is unreadable, compressed, truncated or damaged, holds a link or a key twice, or a sample has no
-            image, no label or caption, or two images.
     """
     shard = Shard(path)
     seen: set[str] = set()
@@ -89,8 +86,7 @@ def read_shard(path: Path, captions: str | None = None) -> Shard:
             for key, members in _samples(path, file):
                 if key in seen:
                     raise UserError(
-                        f"shard {path} holds the key {shown(key)} twice: write each sample once, with its files side"
-                        " by side"
+                        f"shard {path} holds the key {shown(key)} twice: keep the files of a sample together"
                     )
                 seen.add(key)
                 _add(shard, file, key, members, captions)
@@ -117,7 +113,7 @@ def _samples(path: Path, file: IO[bytes]) -> Iterator[tuple[str, dict[str, tarfi
         if key != current:
             current, members = key, {}
         if extension in members:
-            raise UserError(f"shard {path} holds the file {shown(member.name)} twice: write each sample once")
+            raise UserError(f"shard {path} holds the file {shown(member.name)} twice: keep one")
         members[extension] = member
     if members:
         yield current, members
@@ -136,9 +132,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     except RecursionError as error:  # tarfile calls itself for a header that extends another
         raise UserError(damaged) from error
     except (tarfile.TarError, ValueError) as error:
-        raise UserError(
-            f"shard {path} is no uncompressed tar file ({error}): unpack or copy it again"
-        ) from error
+        raise UserError(f"shard {path} is no plain tar file ({error}): unpack or copy it again") from error
     while True:
         try:
             member = tar.next()
@@ -151,9 +145,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             continue
         if not member.isreg() or member.issparse():
             what = "a link" if member.issym() or member.islnk() else "no plain file"
-            raise UserError(
-                f"shard {path} holds {shown(_escaped(member.name))}, which is {what}: write files alone"
-            )
+            raise UserError(f"shard {path} holds {shown(_escaped(member.name))}, {what}: use files alone")
         if not 0 <= member.offset_data <= member.offset_data + member.size <= length:
             raise UserError(damaged)
         yield member
@@ -176,7 +168,7 @@ def _add(
         raise UserError(f"{where} has {found}")
     image = members[images[0]]
     if image.size > MOST_BYTES:
-        raise UserError(f"{where} has an image of {image.size:,} bytes: write at most {MOST_BYTES:,}")
+        raise UserError(f"{where} has an image of {image.size:,} bytes: use at most {MOST_BYTES:,}")
     shard.keys.append(key)
     if captions is None:
         shard.labels.append(_label(where, file, members))
@@ -213,29 +205,25 @@ def _content(
     """Return a member's text, or the value in its JSON. Raises UserError for anything but ``what`` it should be."""
     member, alone = members[extension], CAPTION if what == CAPTION else "the label"
     if member.size > MOST_TEXT:
-        raise UserError(f"{where} has a .{extension} of {member.size:,} bytes: write {alone} alone")
+        raise UserError(f"{where} has a .{extension} of {member.size:,} bytes: use {alone} alone")
     file.seek(member.offset_data)
     try:
         text = file.read(member.size).decode("utf-8-sig").strip()
         return parse_json(text) if extension == "json" else text
     except ValueError as error:
         kind = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
-        raise UserError(f"{where} has a .{extension} that is no {kind}: write {what}") from error
+        raise UserError(f"{where} has a .{extension} that is no {kind}: use {what}") from error
 
 
 def _checked(where: str, extension: str, label: object) -> str:
     """Return a label as text, a number without leading zeros. Raises UserError for anything but a number or a name."""
     text = str(label).strip()
     if isinstance(label, bool) or not isinstance(label, int | str) or not text:
-        raise UserError(f"{where} has the label {shown(label)} in .{extension}: write a number or a name")
+        raise UserError(f"{where} has the label {shown(label)} in .{extension}: use a number or a name")
     if re.fullmatch(r"-[0-9]+", text):
-        raise UserError(
-            f"{where} has the label {shown(text)}: number classes from 0, or leave the sample out"
-        )
+        raise UserError(f"{where} has the label {shown(text)}: number classes from 0, or leave it out")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return str(int(text))
     if extension == "cls":
-        raise UserError(
-            f"{where} has {shown(text)} in .cls, which is no class's number: write a name into .txt or .json"
-        )
+        raise UserError(f"{where} has {shown(text)} in .cls, which is no number: use .txt or .json for names")
     return text

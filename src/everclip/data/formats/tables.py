@@ -59,12 +59,7 @@ class Origin:
 
 
 def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
-    """Return a Dataset of the images of ``store``.
-
-    Raises:
-        UserError: no images or too many, one class, a class or a domain without training images, names that collide
-            or do not fit, or two images of one key.
-    """
+    """Return a Dataset of ``store``. Raises UserError for a class or a domain without images, or wrong names."""
     where, labels = origin.where, rows.labels
     if not labels:
         raise UserError(f"{where} lists no images: add some")
@@ -76,14 +71,13 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
     domain_names = _sorted(set(domains))
     if origin.kind == "domain-incremental" and len(domain_names) < 2:
         raise UserError(
-            f"{where} has {'no domains' if rows.domains is None else 'one domain'}: {origin.domain_hint}, or use"
-            " scenario.kind=class-incremental"
+            f"{where} has fewer than 2 domains: {origin.domain_hint}, or use scenario.kind=class-incremental"
         )
     is_test = held_out(store.keys, labels, domains) if rows.is_test is None else rows.is_test
-    _check_trained(where, labels, is_test)
+    check_trained(where, "class", labels, is_test)
     if origin.kind == "domain-incremental":
         _check_domains(where, domains, is_test)
-    names = _names(origin, classes)
+    names, prompts = _names(origin, classes), origin.folder and origin.folder / "templates.txt"
     label = {name: index for index, name in enumerate(classes)}
     domain = {name: index for index, name in enumerate(domain_names)}
     return build(
@@ -96,7 +90,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
         check_names([clean(name) for name in domain_names], where, domain_names, domains=True)
         if len(domain_names) > 1
         else domain_names,
-        _templates(origin),
+        read_templates(prompts) if prompts and prompts.exists() else origin.templates,
         rows.is_test is None,
     )
 
@@ -117,12 +111,10 @@ def _check_labels(where: str, classes: Sequence[str]) -> None:
     longest = max(classes, key=len)
     if len(longest) > MOST_LABEL:
         raise UserError(
-            f'a label of {where} has {len(longest)} characters ("{clean(longest)[:30]}..."): write the class\'s name'
+            f'a label of {where} has {len(longest)} characters ("{clean(longest)[:30]}..."): use the class\'s name'
         )
     if len(classes) < 2:
-        raise UserError(
-            f'{where} has one class, "{clean(classes[0])}": a classifier needs at least two classes: add another'
-        )
+        raise UserError(f'{where} has one class, "{clean(classes[0])}": a classifier needs two: add another')
 
 
 def held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]) -> list[bool]:
@@ -136,15 +128,14 @@ def held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str])
     return [is_test[key] for key in keys]
 
 
-def _check_trained(where: str, labels: Sequence[str], is_test: Sequence[bool]) -> None:
-    """Raise UserError for a class that is only tested."""
-    trained = {label for label, test in zip(labels, is_test, strict=True) if not test}
+def check_trained(where: str, what: str, names: Sequence[str], is_test: Sequence[bool]) -> None:
+    """Raise UserError for a class, or ``what`` else the images' names are of, that is only tested."""
+    trained = {name for name, test in zip(names, is_test, strict=True) if not test}
     if not trained:
         raise UserError(f"{where} lists test images alone: add training images")
-    untrained = _sorted({*labels} - trained)
-    if untrained:
+    if untrained := _sorted({*names} - trained):
         raise UserError(
-            f'class "{untrained[0]}" of {where} has no training images: add some, or leave it out'
+            f'{what} "{untrained[0]}" of {where} has no training images: add some, or leave it out'
         )
 
 
@@ -153,10 +144,8 @@ def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) 
     pairs = {(domain, bool(test)) for domain, test in zip(domains, is_test, strict=True)}
     for domain, test in sorted(pairs):
         if (domain, not test) not in pairs:
-            has, lacks = ("test", "training") if test else ("training", "test")
-            raise UserError(
-                f'domain "{domain}" of {where} has {has} images but no {lacks} images: add some, or leave it out'
-            )
+            lacks = "training" if test else "test"
+            raise UserError(f'domain "{domain}" of {where} has no {lacks} images: add some, or leave it out')
 
 
 def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
@@ -173,8 +162,7 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
             return read_class_names(path, classes)
         if int(classes[-1]) >= len(lines):
             raise UserError(
-                f"{origin.where} has the class {classes[-1]} but {path} ends with line {len(lines)}: write one name a"
-                " line, where the first is class 0"
+                f"{origin.where} has class {classes[-1]}, and {path} {len(lines)} lines: name all from 0"
             )
         return tuple(lines[int(number)] for number in classes)
     if numbers and origin.templates:
@@ -184,8 +172,3 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
             *(origin.where, fill(origin.templates[0], classes[-1])),
         )
     return tuple(clean(name) for name in classes)
-
-
-def _templates(origin: Origin) -> tuple[str, ...]:
-    path = origin.folder / "templates.txt" if origin.folder else None
-    return read_templates(path) if path and path.exists() else origin.templates

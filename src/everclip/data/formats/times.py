@@ -18,11 +18,9 @@ TIME = ("time", "date", "timestamp")
 
 def numbered(texts: Iterable[str], where: str) -> NDArray[np.float64]:
     """Return times as numbers that can be compared, float64 ``[n]``: all numbers as they are, or all dates in seconds.
+    Raises UserError for anything else, or both.
 
     A date without a time of day is its beginning, and one without a zone is in UTC.
-
-    Raises:
-        UserError: a text is neither, or numbers and dates are mixed.
     """
     found: list[float] = []
     kinds: dict[str, str] = {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from everclip.data.formats.download import CHUNK, check_room, unwritable
+from everclip.data.formats.download import CHUNK, check_room, writing
 from everclip.errors import UserError
 from everclip.system.atomic import remove_unfinished, settle, stage
 
@@ -46,16 +46,13 @@ def unpack(
     archive: Path, inside: str, target: Path, limits: Limits, check: Callable[[Path], None] | None = None
 ) -> None:
     """Write what an archive (.zip or .tar.gz) has in its folder ``inside`` to the folder ``target``, which is there
-    when all of it is, and not before. Call it with the folder around ``target`` locked (``download.locked``).
+    when all of it is, and not before. Call it with the folder around ``target`` locked (``download.locked``). Raises
+    UserError for a damaged archive, one larger than ``limits``, links or paths that lead out of it, or no room.
 
     Args:
         check: of the unpacked folder before it takes its place; raises UserError.
-
-    Raises:
-        UserError: the archive is damaged, larger than ``limits``, lacks the folder, or holds links or paths that
-            lead out of it; or there is no room.
     """
-    try:
+    with writing(target):
         remove_unfinished(target)
         with stage(target) as part:
             _extract(archive, inside, part, limits)
@@ -63,8 +60,6 @@ def unpack(
                 check(part)
             os.sync()  # before the folder has its name, its files are on the disk
             settle(part, target)
-    except OSError as error:
-        raise unwritable(target, error) from error
 
 
 def _extract(archive: Path, inside: str, part: Path, limits: Limits) -> None:

@@ -74,13 +74,10 @@ _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
 
 def unpickle(content: bytes, where: str) -> dict[str, Any]:
     """Return the dict that a pickle holds. Its keys are texts; Python 2's texts inside it are bytes; arrays are uint8
-    and cannot be written to.
+    and cannot be written to. Raises UserError for anything else.
 
     Args:
         where: the file, for the message.
-
-    Raises:
-        UserError: it is no such pickle, is cut off, or asks for anything but numbers, texts, lists and bytes.
     """
     try:
         value = _run(content)
@@ -92,9 +89,7 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
             f"{where} is no file of CIFAR: it holds {error}; get the original, and do not open this one with pickle"
         ) from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-        raise UserError(
-            f"{where} is damaged or no file of CIFAR ({type(error).__name__}): get the original"
-        ) from error
+        raise UserError(f"{where} is damaged or no file of CIFAR: get the original") from error
 
 
 def text(value: object) -> str:
@@ -174,9 +169,7 @@ def _extend(stack: list[Any], items: list[Any]) -> None:
 def _update(stack: list[Any], items: list[Any]) -> None:
     if not isinstance(stack[-1], dict):
         raise _Refused("entries of no dict")
-    if not all(
-        isinstance(key, (str, bytes)) for key in items[::2]
-    ):  # hashing deep tuples would end the process
+    if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # to hash deep tuples ends the process
         raise _Refused("a key that is no text")
     stack[-1].update(zip(items[::2], items[1::2], strict=True))
 

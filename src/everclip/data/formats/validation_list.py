@@ -22,7 +22,7 @@ from everclip.errors import UserError
 
 FIRST = (65, 970, 230, 809, 516)
 """Places of the first five validation images among the sorted ids (Caffe's val.txt; TensorFlow's list agrees)."""
-_FORMS = 'write lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
+_FORMS = 'use lines such as "ILSVRC2012_val_00000001.JPEG n01751748"'
 
 
 def image_name(number: int) -> str:
@@ -31,13 +31,10 @@ def image_name(number: int) -> str:
 
 
 def read(path: Path, known: Sequence[str]) -> dict[str, str]:
-    """Image's name without its ending -> WordNet id.
+    """Return image's name without its ending -> WordNet id. Raises UserError for another form or the devkit's numbers.
 
     Args:
         known: the WordNet ids, sorted.
-
-    Raises:
-        UserError: a line of another form, an unknown id, an image listed twice, or the devkit's numbers.
     """
     lines = read_lines(path, "label list")
     if lines[0].lower().startswith("imageid,"):
@@ -48,17 +45,14 @@ def read(path: Path, known: Sequence[str]) -> dict[str, str]:
         name, label = _entry(line, number, path, len(known))
         wnid = known[int(label)] if label.isdecimal() else label
         if wnid not in ids:
-            raise UserError(
-                f'{path} gives {name} the id "{wnid}", which is no class of ImageNet-1k: {_FORMS}'
-            )
+            raise UserError(f'{path} gives {name} the id "{wnid}", no class of ImageNet-1k: {_FORMS}')
         if found.setdefault(name, wnid) != wnid:
             raise UserError(f"{path} lists {name} as {found[name]} and as {wnid}: keep one of them")
     for number, place in enumerate(FIRST, 1):
         wnid = found.get(image_name(number), known[place])
         if wnid != known[place]:
             raise UserError(
-                f"{path} says that {image_name(number)} is {wnid}, but it is {known[place]}: the list has another order"
-                f" of classes (the devkit's own?); {_FORMS}"
+                f"{path} has another order ({image_name(number)} is {known[place]}, not {wnid}): {_FORMS}"
             )
     return found
 
@@ -69,10 +63,7 @@ def _entry(line: str, number: int, path: Path, classes: int) -> tuple[str, str]:
     if len(words) == 1 and re.fullmatch(r"n\d{8}", words[0]):
         return image_name(number), words[0]
     if len(words) == 1 and words[0].isdecimal():
-        raise UserError(
-            f"line {number} of {path} is the number {words[0]} alone, as in the devkit, whose numbers are of another"
-            f" order: {_FORMS}"
-        )
+        raise UserError(f"line {number} of {path} is a number alone, of the devkit's own order: {_FORMS}")
     is_number = len(words) == 2 and words[1].isdecimal() and int(words[1]) < classes
     if len(words) < 2 or not (is_number or re.fullmatch(r"n\d{8}", words[1])):
         raise UserError(f"line {number} of {path} is {line[:40]!a}: {_FORMS}")

@@ -34,22 +34,15 @@ _KIND = "data/policies"
 
 
 def policy_class(name: str) -> type[Policy]:
-    """Return the one Policy that the plug-in ``name`` defines.
-
-    Raises:
-        UserError: no such plug-in, or a module that does not define exactly one policy.
-    """
+    """Return the one Policy that the plug-in ``name`` defines. Raises UserError where there is none."""
     return plugins.find(_KIND, name, Policy)
 
 
 def build(name: str, options: Mapping[str, Any]) -> Policy:
-    """Return the policy that ``memory.policy`` asks for.
+    """Return the policy that ``memory.policy`` asks for. Raises UserError for an unknown policy, option or value.
 
     Args:
         options: what stands in the section ``memory`` beside its own keys.
-
-    Raises:
-        UserError: an unknown policy or option, with the nearest name, or a value that is not allowed.
     """
     known = plugins.names(_KIND)
     if name not in known and not trust.is_code(name):

@@ -23,32 +23,22 @@ def scenario_class(kind: str) -> type[Scenario]:
 
 
 def build(settings: sections.Scenario) -> Scenario:
-    """Return the scenario that a config asks for.
-
-    Raises:
-        UserError: there is none of the kind, or an option of it is unknown or not allowed.
-    """
+    """Return the scenario that a config asks for. Raises UserError for an unknown kind, option or value."""
     cls = scenario_class(settings.kind)
     return cls(settings, own_options(cls.Config, settings.options, sections.Scenario, "scenario."))
 
 
 def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental", "time"]:
-    """Return which images a source gives that has separate lists, or whether their times are asked for.
-
-    Raises:
-        UserError: there is no such scenario.
-    """
+    """Return which images a source gives that has separate lists, or whether their times are asked for. Raises
+    UserError for an unknown scenario."""
     found = scenario_class(settings.kind)
     return "time" if found.times else "domain-incremental" if found.domains else "class-incremental"
 
 
 def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
-    """Return the tasks that a scenario cuts, as ``Task`` says that they are. Raises UserError where a plug-in's are
-    not."""
+    """Return the tasks that a scenario cuts. Raises UserError where a plug-in's are not what ``Task`` says."""
     if data.captioned and not scenario.every_class:
-        raise UserError(
-            f"{data.name} has captions and no classes to make tasks of: use scenario.kind=data-incremental"
-        )
+        raise UserError(f"{data.name} has captions and no classes: use scenario.kind=data-incremental")
     found = scenario.cut(data, seed)
     where = plugins.returned(scenario, "cut")
     if not isinstance(found, list | tuple) or not found:
@@ -57,26 +47,16 @@ def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
     tested: set[int] = set()
     for number, task in enumerate(found):
         if not isinstance(task, Task) or not all(isinstance(x, ImageSet) for x in (task.train, task.test)):
-            raise UserError(
-                f"{where} {shown(repr(task))}: return Task objects whose train and test are ImageSets"
-            )
+            raise UserError(f"{where} {shown(repr(task))}: return Task objects with two ImageSets")
         if task.index != number or not isinstance(task.name, str):
-            raise UserError(
-                f"{where} Task({task.index!r}, {task.name!r}) in place {number}: give index {number}, a text"
-            )
+            raise UserError(f"{where} Task({task.index!r}, {task.name!r}): give index {number}, a text")
         known |= set(task.classes)
         if not set(np.unique(task.train.labels).tolist()) <= set(task.classes):
-            raise UserError(
-                f"{where} training images of other classes in {task.name}: name them in Task.classes"
-            )
+            raise UserError(f"{where} images of other classes in {task.name}: name them in Task.classes")
         if not set(np.unique(task.test.labels).tolist()) <= known:
-            raise UserError(
-                f"{where} test images in {task.name} of classes not learned yet: give them to a later task"
-            )
+            raise UserError(f"{where} test images of {task.name} not learned yet: give them to a later task")
         ids = set(task.test.ids.tolist())
         if ids & tested:
-            raise UserError(
-                f"{where} test images in {task.name} that an earlier task has: give each to one task"
-            )
+            raise UserError(f"{where} test images of an earlier task in {task.name}: give each to one task")
         tested |= ids
     return list(found)

@@ -23,14 +23,11 @@ def once(config: Config) -> str:
     if train.steps is not None:
         return f"scenario.kind={kind} passes over its images once: leave train.steps out"
     if train.epochs != 1:
-        return (
-            f"scenario.kind={kind} passes over its images once: leave train.epochs out, or use train.epochs=1"
-        )
+        return f"scenario.kind={kind} passes over its images once: leave train.epochs out, or use 1"
     for name, value in config.method.options.items():
         if name.endswith("epochs") and isinstance(value, int) and value > 1:
             return (
-                f"scenario.kind={kind} passes over its images once, and method.{name}={value} does so again: write"
-                f" method.{name}=1, or another method"
+                f"scenario.kind={kind} passes over its images once, and method.{name}={value} does not: use 1"
             )
     return ""
 
@@ -87,15 +84,13 @@ class Scenario(ABC):
     @property
     def task_id(self) -> Literal["known", "unknown"] | None:
         """Whether a test image comes with its task. None: accuracy is that among the classes learned so far. Else every
-        task is tested after each, learned or not: among its own classes, or among those of all tasks.
-        """
+        task is tested after each, learned or not: among its own classes, or among those of all tasks."""
         return None
 
     @property
     def frequency(self) -> tuple[int, int] | None:
         """Training images above which a class is many-shot, and below which it is few-shot, where the accuracy of these
-        groups of classes is a result.
-        """
+        groups of classes is a result."""
         return None
 
     def lacking(self, config: Config, one_task: bool, text: bool) -> str:

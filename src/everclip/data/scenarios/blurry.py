@@ -36,13 +36,13 @@ class Blurry(Scenario):
         """Options of blurry."""
 
         disjoint: float = Field(
-            default=0.5, ge=0, le=1, description="share of the classes that come in one task alone"
+            default=0.5, ge=0, le=1, description="fraction of the classes that come in one task alone"
         )
         blurry: float = Field(
             default=0.1,
             ge=0,
             le=1,
-            description="share of the other classes' images that are dealt to all tasks",
+            description="fraction of the other classes' images that are dealt to all tasks",
         )
         stochastic: bool = Field(
             default=True, description="sizes of the tasks at random (Si-Blurry), not equal (i-Blurry)"
@@ -61,22 +61,19 @@ class Blurry(Scenario):
 
     @property
     def any_time(self) -> bool:
-        return self.config.every is not None
+        return self.once
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         settings, count = self.settings, self.settings.tasks
         if not isinstance(count, int):
-            raise UserError(
-                "scenario.kind=blurry draws the sizes of its tasks: use a number as scenario.tasks"
-            )
+            raise UserError("scenario.kind=blurry draws the sizes of its tasks: use a number of tasks")
         seed_of = stream_seed(settings.order, seed)
         labels = learned_order(data.class_names, settings.order, seed)
         draw = generator(seed_of, "blurry")
         home = self._homes(labels, count, draw)
         task = home[data.train.labels]
-        moved, places = self._mixed(
-            task, np.isin(data.train.labels, labels[self._disjoint(len(labels)) :]), count, draw
-        )
+        blurry = np.isin(data.train.labels, labels[self._disjoint(len(labels)) :])
+        moved, places = self._mixed(task, blurry, count, draw)
         task[moved] = places
         parts = [data.train.select(task == index) for index in range(count)]
         tasks = first_met(parts, data.test, [f"task {index + 1}" for index in range(count)])
@@ -91,10 +88,7 @@ class Blurry(Scenario):
         disjoint = self._disjoint(len(labels))
         mixed = len(labels) - disjoint
         if mixed < count and (self.config.stochastic or disjoint < count):
-            raise UserError(
-                f"scenario.disjoint={self.config.disjoint:g} leaves {mixed} mixed classes for {count} tasks: write a"
-                " smaller scenario.disjoint or fewer scenario.tasks"
-            )
+            raise UserError(f"scenario.disjoint leaves {mixed} mixed classes for {count} tasks: lower it")
         home = np.zeros(len(labels), dtype=np.int64)
         sizes = _cut(disjoint, count, draw) if self.config.stochastic else _even(disjoint, count)
         home[labels[:disjoint]] = np.repeat(np.arange(count), sizes)
@@ -104,13 +98,7 @@ class Blurry(Scenario):
     def _mixed(
         self, task: NDArray[np.int64], blurry: NDArray[np.bool_], count: int, draw: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return images that leave their task, the share asked for of each task's mixed classes, and where they are
-        dealt to.
-
-        Args:
-            task: of each training image.
-            blurry: whether its class is mixed.
-        """
+        """Return images that leave their ``task``, a share of each task's ``blurry`` classes, and where they go."""
         moved = []
         for index in range(count):
             own = np.flatnonzero(blurry & (task == index))

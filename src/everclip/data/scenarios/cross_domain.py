@@ -57,14 +57,9 @@ class CrossDomain(DomainIncremental):
 
     def lacking(self, config: RunConfig, one_task: bool, text: bool) -> str:
         if one_task:
-            return (
-                f"{config.method.name} learns all tasks at once, and scenario.kind=cross-domain is about tasks that are"
-                " still to come: use another method"
-            )
+            return f"{config.method.name} learns all tasks at once, unlike cross-domain: use another method"
         if not text:
-            return (
-                "scenario.kind=cross-domain tests classes not learned yet, by their names: use data with text"
-            )
+            return "scenario.kind=cross-domain tests classes to come by their names: use data with text"
         if config.scenario.validation is not None:
             return "everclip tune knows no scenario.kind=cross-domain: tune on one of the data sets alone"
         return ""
@@ -77,18 +72,14 @@ class CrossDomain(DomainIncremental):
         tasks: list[Task] = []
         owner: dict[int, str] = {}
         for index, domain in enumerate(domain_order(self.settings.order, data.domain_names, seed)):
-            name, train, test = (
-                data.domain_names[domain],
-                data.train.of_domain(domain),
-                data.test.of_domain(domain),
-            )
+            name = data.domain_names[domain]
+            train, test = data.train.of_domain(domain), data.test.of_domain(domain)
             classes = np.unique(train.labels).tolist()
             shared = next((label for label in classes if owner.setdefault(label, name) != name), None)
             if shared is not None:
                 raise UserError(
-                    f"{data.name} has {data.class_names[shared]} in {owner[shared]} and in {name}, and"
-                    " scenario.kind=cross-domain learns data sets with classes of their own: use data=joined:A+B, or"
-                    " scenario.kind=domain-incremental"
+                    f"{owner[shared]} and {name} both have {data.class_names[shared]}: use data=joined:A+B,"
+                    f" or scenario.kind=domain-incremental"
                 )
             tasks.append(Task(index, name, tuple(classes), train, test))
         return tasks

@@ -54,9 +54,8 @@ class DataIncremental(Scenario):
         else:
             order = seed if self.settings.order == "seed" else self.settings.order
             rng = np.random.RandomState(order if isinstance(order, int) else 0)
-            train, test = (
-                np.array_split(rng.permutation(len(part)), count) for part in (data.train, data.test)
-            )
+            sizes = len(data.train), len(data.test)
+            train, test = (np.array_split(rng.permutation(size), count) for size in sizes)
         return [
             Task(index, f"part {index + 1}", classes, _at(data.train, mine), _at(data.test, tested))
             for index, (mine, tested) in enumerate(zip(train, test, strict=True))
@@ -72,9 +71,7 @@ class DataIncremental(Scenario):
         """Return the number of parts. Raises UserError for sizes of tasks, and for more parts than images."""
         count = self.settings.tasks
         if not isinstance(count, int):
-            raise UserError(
-                f"scenario.tasks={count} are sizes of tasks, which are classes: use the number of parts"
-            )
+            raise UserError(f"scenario.tasks={count} are sizes, which count classes: use a number of parts")
         if count > images:
             raise UserError(f"scenario.tasks={count} but there are {images} images: use at most {images}")
         return count
@@ -84,8 +81,7 @@ class DataIncremental(Scenario):
         names, order = data.domain_names, self.settings.order
         if len(names) < 2:
             raise UserError(
-                f"scenario.by=task but {data.name} names {'one task' if any(names) else 'no tasks'}: write each image's"
-                " into a column task, or use scenario.by=parts"
+                f"{data.name} names fewer than two tasks: fill its column task, or use scenario.by=parts"
             )
         return of_domains(data, domain_order(order, names, seed, "task"))
 
@@ -93,8 +89,7 @@ class DataIncremental(Scenario):
         """Return positions of each part's training images, equally many, and of the test images of the same time."""
         if data.times is None:
             raise UserError(
-                f"scenario.by=time but {data.name} has no times: write each image's into a column time beside its"
-                " caption, or use scenario.by=parts, or scenario.kind=time for classes"
+                f"{data.name} has no times: fill a column time, or use scenario.by=parts or kind=time"
             )
         times = data.times[data.train.rows]
         train = np.array_split(np.lexsort((data.train.ids, times)), count)

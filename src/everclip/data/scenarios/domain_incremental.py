@@ -42,16 +42,11 @@ def domain_order(
 def of_domains(data: Dataset, order: Sequence[int]) -> list[Task]:
     """Return a task for each domain, in this order, all of which have every class."""
     classes = tuple(range(len(data.class_names)))
-    return [
-        Task(
-            index,
-            data.domain_names[domain],
-            classes,
-            data.train.of_domain(domain),
-            data.test.of_domain(domain),
-        )
-        for index, domain in enumerate(order)
-    ]
+    tasks = []
+    for index, domain in enumerate(order):
+        train, test = data.train.of_domain(domain), data.test.of_domain(domain)
+        tasks.append(Task(index, data.domain_names[domain], classes, train, test))
+    return tasks
 
 
 class DomainIncremental(Scenario):
@@ -64,8 +59,7 @@ class DomainIncremental(Scenario):
         names, order = data.domain_names, self.settings.order
         if len(names) < 2:
             raise UserError(
-                f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH with"
-                " PATH/DOMAIN/CLASS/*.jpg"
+                f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH"
             )
         return of_domains(data, domain_order(order, names, seed))
 

@@ -19,14 +19,14 @@ from itertools import accumulate
 
 from pydantic import Field
 
-from everclip.data.images import Dataset, ImageSet
+from everclip.data.images import Dataset
 from everclip.data.scenario import Task, first_by_hash, task_sizes
 from everclip.data.scenarios import ScenarioConfig
 from everclip.data.scenarios.class_incremental import ClassIncremental
 from everclip.errors import UserError
 
 BASE = 0.6
-"""Share of the classes in the base session, unless a number is given: 60 of CIFAR-100's and miniImageNet's 100."""
+"""Fraction of the classes in the base session, unless a number is given: 60 of CIFAR-100's and miniImageNet's 100."""
 
 
 class FewShot(ClassIncremental):
@@ -44,7 +44,9 @@ class FewShot(ClassIncremental):
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         base, *later = super().cut(data, seed)
-        return [replace(base, name="base"), *(replace(task, train=self._few(task)) for task in later)]
+        shots = dict.fromkeys(range(len(data.class_names)), self.config.shots)
+        few = (replace(task, train=first_by_hash(task.train, "shots", shots)) for task in later)
+        return [replace(base, name="base"), *few]
 
     def classes_per_task(self, classes: int) -> list[int]:
         tasks, base = self.settings.tasks, self.config.base
@@ -56,15 +58,8 @@ class FewShot(ClassIncremental):
             return [classes]
         base = round(BASE * classes) if base is None else base
         if classes - base < tasks - 1:
-            raise UserError(
-                f"scenario.base={base} of {classes} classes leaves too few for {tasks - 1} more tasks: use a smaller"
-                " scenario.base or fewer scenario.tasks"
-            )
+            raise UserError(f"scenario.base={base} leaves too few for {tasks - 1} more tasks: lower it")
         return [base, *task_sizes(classes - base, tasks - 1)]
-
-    def _few(self, task: Task) -> ImageSet:
-        """Return at most ``shots`` training images of each class."""
-        return first_by_hash(task.train, "shots", dict.fromkeys(task.classes, self.config.shots))
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
         sizes = self.classes_per_task(classes)

@@ -65,16 +65,13 @@ class LongTailed(ClassIncremental):
         if most / ratio < 1:
             name = data.class_names[int(counts.argmin())]
             raise UserError(
-                f"scenario.imbalance={ratio:g} leaves the smallest class less than one image, as {name} has {most}:"
-                f" use at most {most}"
+                f"scenario.imbalance={ratio:g} leaves none of the {most} images of {name}: use at most {most}"
             )
         ranks = np.arange(len(labels))
         if self.config.tail == "shuffled":
             ranks = generator(stream_seed(order, seed), "long tail").permutation(len(labels))
-        sizes = {
-            label: self.size(most, rank, len(labels))
-            for label, rank in zip(labels, ranks.tolist(), strict=True)
-        }
+        pairs = zip(labels, ranks.tolist(), strict=True)
+        sizes = {label: self.size(most, rank, len(labels)) for label, rank in pairs}
         return super().cut(replace(data, train=first_by_hash(data.train, "long tail", sizes)), seed)
 
     def size(self, most: int, rank: int, classes: int) -> int:

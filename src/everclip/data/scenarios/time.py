@@ -33,21 +33,13 @@ class Time(Scenario):
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         count = self.settings.tasks
         if data.times is None:
-            raise UserError(
-                f"{data.name} has no times: write them into a column time of a csv: list or an hf: data set"
-            )
+            raise UserError(f"{data.name} has no times: write them into a column time (csv: and hf: data)")
         if not isinstance(count, int):
-            raise UserError(
-                "scenario.kind=time cuts periods of equally many images: use a number as scenario.tasks"
-            )
+            raise UserError("scenario.kind=time cuts equal periods: use a number as scenario.tasks")
         if count > len(data.train):
-            raise UserError(
-                f"scenario.tasks={count} but there are {len(data.train)} training images: use fewer"
-            )
+            raise UserError(f"scenario.tasks={count} for {len(data.train)} training images: use fewer")
         when = data.times[data.train.rows]
-        order = np.lexsort(
-            [data.train.ids, when]
-        )  # the same whatever the list's order, where times are equal
+        order = np.lexsort([data.train.ids, when])  # where times are equal, not by the list's order
         parts = [data.train.select(part) for part in np.array_split(order, count)]
         ends = [data.times[part.rows].max() for part in parts]
         period = np.searchsorted(ends[:-1], data.times[data.test.rows])
@@ -62,8 +54,5 @@ class Time(Scenario):
             classes = tuple(np.unique(part.labels).tolist())
             tasks.append(Task(index, f"period {index + 1}", classes, part, data.test.select(place == index)))
         if not len(tasks[0].test):
-            raise UserError(
-                "no test image is of the first period and one of its classes: use fewer scenario.tasks, or give test"
-                " images of that time"
-            )
+            raise UserError("the first period has no test images of its classes: use fewer scenario.tasks")
         return tasks

@@ -30,11 +30,6 @@ class CaptionFolder(Source):
     """Pictures with a text beside each."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images under the folder ``argument`` with their captions; ``kind`` does not matter here.
-
-        Raises:
-            UserError: the folder is missing or empty, or an image has no caption, or leads out of the folder.
-        """
         root = checked_root(argument, "captionfolder", LAYOUT)
         there = subfolders(root)
         test = next((name for name in ("test", "val") if name in there), None) if "train" in there else None
@@ -42,9 +37,7 @@ class CaptionFolder(Source):
         found = {place: image_files(root, place) for place in places}
         keys = [key for place in places for key in found[place]]
         if not keys:
-            raise UserError(
-                f"no images under {root}: put images and a text file beside each there ({LAYOUT})"
-            )
+            raise UserError(f"no images under {root}: put images there, each with a text file ({LAYOUT})")
         fence = Fence(root)
         captions = [_captions(root, key, fence) for key in keys]
         tests = None if test is None else [place == test for place in places for _ in found[place]]
@@ -68,11 +61,11 @@ def _captions(root: Path, key: str, fence: Fence) -> list[str]:
         raise UserError(f"{image} has no caption: write {texts[0].name} beside it, or remove it")
     for path in (image, text):
         if not fence.holds(str(path)):
-            raise UserError(f"{path} links out of {root}: put the file itself there, such as with cp -rL")
+            raise UserError(f"{path} links out of {root}: copy the file there (cp -rL)")
     try:
         content = read_text(text, MOST_TEXT)
         if text.suffix == ".txt":
             return checked(str(text), [line for line in content.splitlines() if line.strip()])
         return of_json(str(text), parse_json(content))
     except Unreadable as error:
-        raise UserError(f"{text} cannot be read as a caption ({error}): write UTF-8") from error
+        raise UserError(f"{text} cannot be read as a caption ({error}): save it as UTF-8") from error

@@ -14,7 +14,7 @@ import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,11 +85,6 @@ class CifarStore(Store):
         return content_id(self._rows[row].tobytes())  # and not of a PNG file, which takes long to make
 
 
-class _Part(NamedTuple):
-    pixels: NDArray[np.uint8]
-    labels: list[int]
-
-
 class Cifar100(Source):
     """CIFAR-100, downloaded where it is not there."""
 
@@ -102,34 +97,26 @@ class Cifar100(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return CIFAR-100 from the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: files are missing, damaged or not the originals, or cannot be downloaded.
-        """
         root = home("cifar100", argument)
         name = f"cifar100:{argument}" if argument else "cifar100"
         if _has_folders(root):
             return _pictures(root, name)
         folder = _folder(root)
-        meta = _read(folder, "meta")
-        names = [clean(text(name)) for name in _list(meta, "fine_label_names", folder / "meta")]
-        parts = {part: _part(folder, part, len(names)) for part in PARTS}
-        labels = [label for of in parts.values() for label in of.labels]
+        names = [clean(text(name)) for name in _read(folder, "meta")["fine_label_names"]]
+        parts = {part: _read(folder, part) for part in PARTS}
+        labels = [label for of in parts.values() for label in of["fine_labels"]]
         return build(
             name,
-            CifarStore({part: of.pixels for part, of in parts.items()}),
+            CifarStore({part: of["data"] for part, of in parts.items()}),
             labels,
             [0] * len(labels),
-            [part == "test" for part, of in parts.items() for _ in of.labels],
+            [part == "test" for part, of in parts.items() for _ in of["fine_labels"]],
             check_names(names, str(folder / "meta")),
             [""],
             templates.shipped("cifar100"),
         )
 
     def missing(self, argument: str | None) -> list[str]:
-        """Return a line for what is not there; nothing is downloaded. Raises UserError where ``argument`` is no
-        folder."""
         root = home("cifar100", argument)
         if _has_folders(root) or _there(root) is not None or (root / ARCHIVE.name).exists():
             return []
@@ -138,7 +125,6 @@ class Cifar100(Source):
         ]
 
     def remotes(self) -> list[Remote]:
-        """Return the archive."""
         return [ARCHIVE]
 
 
@@ -148,22 +134,15 @@ def _has_folders(root: Path) -> bool:
 
 
 def _pictures(root: Path, name: str) -> Dataset:
-    """Return the data set of folders ``train/CLASS`` and ``test/CLASS``.
-
-    Raises:
-        UserError: a class or a picture is missing, or there is one too many.
-    """
+    """Return the data set of folders ``train/CLASS`` and ``test/CLASS``. Raises UserError for other counts."""
     found: list[tuple[str, str, str, bool]] = []
     for part in PARTS:
         if not (root / part).is_dir():
-            raise UserError(
-                f"{root / part} is missing: put the pictures of CIFAR-100 there as {part}/CLASS/*.png"
-            )
+            raise UserError(f"{root / part} is missing: put the pictures there as {part}/CLASS/*.png")
         folders = subfolders(root / part)
         if strange := [folder for folder in folders if folder not in NAMES]:
             raise UserError(
-                f'{root / part} has the class "{strange[0]}", which CIFAR-100 lacks: remove it, or use'
-                f" data=imagefolder:{root}"
+                f'{root / part} has the extra class "{strange[0]}": remove it, or use data=imagefolder:{root}'
             )
         for folder in NAMES:
             files = image_files(root, f"{part}/{folder}") if folder in folders else []
@@ -233,27 +212,3 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:
         raise UserError(f"{path} is not the original (its MD5 differs): {_again(folder)}")
     return unpickle(content, str(path))
-
-
-def _list(values: dict[str, Any], key: str, path: Path) -> list[Any]:
-    if not isinstance(values.get(key), list):
-        raise UserError(f'{path} has no list "{key}": get the original from {ARCHIVE.url}')
-    return values[key]
-
-
-def _part(folder: Path, part: str, classes: int) -> _Part:
-    """Return pixels and labels of one part. Raises UserError where they do not fit together."""
-    values = _read(folder, part)
-    labels, pixels = _list(values, "fine_labels", folder / part), values.get("data")
-    if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), 3 * SIDE * SIDE):
-        raise UserError(
-            f'{folder / part} has {len(labels)} labels and no "data" of as many pictures of 32 x 32 pixels: get the'
-            f" original from {ARCHIVE.url}"
-        )
-    wrong = [label for label in labels if type(label) is not int or not 0 <= label < classes]
-    if wrong:
-        raise UserError(
-            f"{folder / part} has the label {wrong[0]!a} but there are {classes} classes: get the original from"
-            f" {ARCHIVE.url}"
-        )
-    return _Part(pixels, labels)

@@ -60,7 +60,7 @@ CAPTIONED = {
     "group": ("group",),
 }
 """The same for a list with captions, which has no label."""
-HEADER = "write a header such as path,label or path,label,split,domain"
+HEADER = "use a header such as path,label or path,label,split,domain"
 PARTS = ("train", "test", "val")
 MOST_LINE = 1 << 20
 """Bytes of a line."""
@@ -81,13 +81,11 @@ class Csv(Source):
     """Pictures in a list."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images listed in the file ``argument``, for a scenario of this ``kind``.
-
-        Raises:
-            UserError: the file or an image is missing, a line is malformed, or a path leaves the list's folder; the
-                message names the line.
-        """
-        file = _checked(argument)
+        if not argument:
+            raise UserError('data "csv" needs a file: use data=csv:FILE, with a header such as path,label')
+        file = Path(os.path.expanduser(argument))
+        if os.path.isdir(file):
+            raise UserError(f"list {file} is a folder: give a csv file, or use data=imagefolder:{file}")
         columns, entries = _read(file, COLUMNS | ({"time": TIME} if kind == "time" else {}))
         parts = {entry.split for entry in entries}
         if {"test", "val"} <= parts:
@@ -114,34 +112,14 @@ class Csv(Source):
         hint = 'write each image\'s domain into a column "domain"'
         origin = Origin(f"csv:{argument}", str(file), kind, hint, file.parent)
         if kind == "time" and times is None:
-            raise UserError(
-                f'the header of {file} has no column "time": write the time of each image into one'
-            )
+            raise UserError(f'the header of {file} has no column "time": add one')
         return replace(dataset(origin, store, rows), times=times)
-
-
-def _checked(argument: str | None) -> Path:
-    """Return the list's path. Raises UserError where it is missing or no file."""
-    if not argument:
-        raise UserError('data "csv" needs a file: use data=csv:FILE, a list with a header such as path,label')
-    file = Path(os.path.expanduser(argument))
-    try:
-        mode = file.stat().st_mode
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
-    if stat.S_ISDIR(mode):
-        raise UserError(f"list {file} is a folder: give a csv file, or use data=imagefolder:{file}")
-    if not stat.S_ISREG(mode):
-        raise UserError(f"list {file} is no file: give a csv file")
-    return file
 
 
 def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[_Entry]]:
     """Return the columns that the header names, with their positions, and a checked entry per image."""
     entries: list[_Entry] = []
-    line_of: dict[str, int] = {}
-    place: dict[str, int] = {}
+    first: dict[str, tuple[int, int]] = {}  # line and place of each image
     fence = Fence(file.parent)
     records = _records(file)
     _, header = next(records, (1, []))
@@ -150,20 +128,16 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
         where = f"line {line} of {file}"
         if len(cells) != len(header):
             raise UserError(
-                f"{where} has {len(cells)} columns but the header has {len(header)}: put cells that hold the separator"
-                " into double quotes"
+                f"{where} has {len(cells)} columns, not {len(header)}: quote cells with separators"
             )
         entry = _entry(where, columns, cells)
-        if entry.captions and entry.path in place:
-            at = place[entry.path]
-            entries[at] = _together(where, line_of[entry.path], entries[at], entry)
+        before, at = first.setdefault(entry.path, (line, len(entries)))
+        if before != line:
+            if not entry.captions:
+                raise UserError(f"{where} lists {shown(entry.path)} as line {before} does: keep one")
+            entries[at] = _together(where, before, entries[at], entry)
             continue
         _check_image(where, file.parent, entry.path, fence)
-        place[entry.path] = len(entries)
-        if line_of.setdefault(entry.path, line) != line:
-            raise UserError(
-                f"lines {line_of[entry.path]} and {line} of {file} both list {shown(entry.path)}: keep one of them"
-            )
         entries.append(entry)
         if len(entries) > MOST_IMAGES:
             raise UserError(f"{file} lists more than {MOST_IMAGES:,} images: split it into several lists")
@@ -171,11 +145,7 @@ def _read(file: Path, labelled: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
 
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of the first line, cells) of each record that is not blank, the header first.
-
-    Raises:
-        UserError: the file cannot be read, or a line is no UTF-8, is too long or has a stray quote.
-    """
+    """Yield (first line's number, cells) of each record not blank, the header first. Raises UserError if malformed."""
     lines = _lines(file)
     header = next(lines, "")
     separator = max(",\t;", key=header.count)
@@ -186,8 +156,7 @@ def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"line {line} of {file} is malformed ({error}): put a cell with quotes into double quotes, and double"
-                " those inside"
+                f"line {line} of {file} is malformed ({error}): quote the cell, and double the quotes inside"
             ) from error
         if cells is None:
             return
@@ -205,32 +174,25 @@ def _lines(file: Path) -> Iterator[str]:
                 if not line:
                     return
                 if len(line) > MOST_LINE:
-                    raise UserError(
-                        f"line {number} of {file} is longer than {MOST_LINE:,} bytes: write a line an image"
-                    )
+                    raise UserError(f"line {number} of {file} is longer than {MOST_LINE:,} bytes: shorten it")
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"line {number} of {file} is no UTF-8 text: save the list as UTF-8"
-                    ) from error
+                    raise UserError(f"line {number} of {file} is no UTF-8 text: save it as UTF-8") from error
     except (OSError, Unreadable) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"list {file} cannot be read ({reason}): check its permissions") from error
+        raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
 
 
 def _together(where: str, line: int, first: _Entry, again: _Entry) -> _Entry:
     """Return an image with the captions of two lines. Raises UserError where these differ in anything else."""
     if first._replace(captions=()) != again._replace(captions=()):
         raise UserError(
-            f"{where} lists {shown(first.path)} as line {line} does, with another split, task, time or group: use the"
-            " same"
+            f"{where} and line {line} give {shown(first.path)} another split, task, time or group: use one"
         )
     found = tuple(dict.fromkeys(first.captions + again.captions))
     if len(found) > MOST_OF_AN_IMAGE:
-        raise UserError(
-            f"{where}: {shown(first.path)} has more than {MOST_OF_AN_IMAGE:,} captions: write fewer"
-        )
+        raise UserError(f"{where}: {shown(first.path)} has over {MOST_OF_AN_IMAGE:,} captions: use fewer")
     return first._replace(captions=found)
 
 
@@ -247,9 +209,7 @@ def _columns(file: Path, header: Sequence[str], labelled: Mapping[str, Sequence[
         places = [place for place, name in enumerate(names) if name in spellings]
         if len(places) > 1:
             shown_names = " and ".join(shown(header[place]) for place in places[:2])
-            raise UserError(
-                f"the header of {file} has {shown_names} for the column {column}: keep one of them"
-            )
+            raise UserError(f"the header of {file} has {shown_names} for the column {column}: keep one")
         if places:
             found[column] = places[0]
     for column in ("path", "caption" if captioned else "label"):
@@ -267,16 +227,12 @@ def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Ent
             raise UserError(f"{where} has an empty {column}: write one, or leave the line out")
     part = value.get("split", "train").casefold()
     if part not in PARTS:
-        raise UserError(f"{where} has the split {shown(value['split'])}: write train, test or val")
+        raise UserError(f"{where} has the split {shown(value['split'])}: use train, test or val")
     path = value["path"]
     if re.match(r"([A-Za-z]:)?[/\\]", path):
-        raise UserError(
-            f"{where} has the absolute path {shown(path)}: write it relative to the list's folder"
-        )
+        raise UserError(f"{where} has the absolute path {shown(path)}: make it relative to the list")
     if ".." in re.split(r"[/\\]", path):
-        raise UserError(
-            f'{where} has ".." in the path {shown(path)}: put the list into a folder above its images'
-        )
+        raise UserError(f'{where} has ".." in the path {shown(path)}: put the list above its images')
     path = PurePosixPath(path).as_posix()
     if "caption" not in value:
         return _Entry(path, value["label"], part, value.get("domain", ""), value.get("time", ""))
@@ -292,14 +248,11 @@ def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
         inside = fence.holds(path)
     except (OSError, ValueError) as error:
         reason = (error.strerror or "unreadable") if isinstance(error, OSError) else str(error)
-        hint = 'write "/" between folders' if "\\" in key else "write paths relative to the list's folder"
+        hint = 'use "/" between folders' if "\\" in key else "use paths relative to the list's folder"
         raise UserError(f"{where}: {shown(key)} cannot be read ({reason}): {hint}") from error
     if not inside:
         raise UserError(f"{where}: {shown(key)} links out of the list's folder: put the image itself there")
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{where}: {shown(key)} is no file: write the path of an image")
+        raise UserError(f"{where}: {shown(key)} is no file: use the path of an image")
     if status.st_size > MOST_BYTES:
-        raise UserError(
-            f"{where}: {shown(key)} has {status.st_size:,} bytes: images have at most {MOST_BYTES:,};"
-            " replace it by a smaller one, or take its line out"
-        )
+        raise UserError(f"{where}: {shown(key)} has {status.st_size:,} bytes: use at most {MOST_BYTES:,}")

@@ -21,11 +21,6 @@ class DomainFolder(Source):
     """Pictures in folders of their domains and classes."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images under the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: the folder, a domain or a class is missing or empty, or names collide.
-        """
         root = checked_root(argument, "domainfolder", LAYOUT)
         train, test = parts(root)
         domains = subfolders(root / train)
@@ -38,8 +33,7 @@ class DomainFolder(Source):
                 found += [(key, domain, folder, is_test[key]) for key in files]
             if len(found) == before:
                 raise UserError(
-                    f"domain folder {root / train / domain} holds no CLASS folders with images: the layout is {LAYOUT};"
-                    f" for CLASS/*.jpg use data=imagefolder:{root}"
+                    f"{root / train / domain} has no CLASS folders of images: use them, or imagefolder:{root}"
                 )
         if test:
             _check_tested(root, test, domains)
@@ -47,9 +41,8 @@ class DomainFolder(Source):
             for folder in subfolders(root / f"{test}{domain}"):
                 files = image_files(root, f"{test}{domain}/{folder}")
                 found += [(key, domain, folder, True) for key in files]
-        places = [
-            f"{part}{domain}" for part in (train, test) if part is not None for domain in ("", *domains)
-        ]
+        parts_ = [train] if test is None else [train, test]
+        places = [f"{part}{domain}" for part in parts_ for domain in ("", *domains)]
         return dataset(f"domainfolder:{argument}", root, found, domains, places, test is None)
 
 
@@ -58,7 +51,4 @@ def _check_tested(root: Path, test: str, domains: list[str]) -> None:
     tested = subfolders(root / test)
     for domain in sorted({*domains} ^ {*tested}):
         there, lacking = (test, "train/") if domain in tested else ("train/", test)
-        raise UserError(
-            f'domain "{domain}" of {root} is in {there} but not in {lacking}: add {lacking}{domain},'
-            f" or remove {there}{domain}"
-        )
+        raise UserError(f'domain "{domain}" of {root} is in {there} but not in {lacking}: add or remove it')

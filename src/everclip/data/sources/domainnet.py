@@ -64,12 +64,6 @@ class DomainNet(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return DomainNet from the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: something is missing and cannot be downloaded, an archive is not the original, a list has another
-                form or is not consistent, or lists images that are not there.
-        """
         root = home("domainnet", argument)
         if _missing(root):
             with locked(root):
@@ -91,22 +85,14 @@ class DomainNet(Source):
         )
 
     def missing(self, argument: str | None) -> list[str]:
-        """Return a line for each folder and list that is not there; nothing is downloaded or unpacked.
-
-        Raises:
-            UserError: ``argument`` is no folder.
-        """
         root = home("domainnet", argument)
         lines = []
         for name, remote in _missing(root).items():
-            if (root / f"{name}.zip").is_file():
-                lines.append(f"{root / name} is missing: unzip {name}.zip there, or let everclip train do it")
-            else:
-                lines.append(f"{root / name} is missing: get {remote.url}, or let everclip train do it")
+            todo = f"unzip {name}.zip there" if (root / f"{name}.zip").is_file() else f"get {remote.url}"
+            lines.append(f"{root / name} is missing: {todo}, or let everclip train do it")
         return lines
 
     def remotes(self) -> list[Remote]:
-        """Return archives and lists."""
         return list(REMOTES.values())
 
 
@@ -132,8 +118,7 @@ def _prepare(root: Path) -> None:
         if own.is_file():
             if not matches(own, remote.digest):
                 raise UserError(
-                    f"{own} is not the archive of the cleaned version (its SHA-256 differs): remove it, to have"
-                    f" {remote.url} downloaded, or unzip it there yourself"
+                    f"{own} is not the cleaned version (its SHA-256 differs): remove it to download it"
                 )
             unpack(own, name, root / name, LIMITS)
             continue
@@ -149,12 +134,7 @@ def _check_rows(root: Path, rows: list[Row]) -> None:
     if lost:
         domain = lost[0].split("/")[0]
         more = f", and {len(lost) - 1:,} more of its lists" if len(lost) > 1 else ""
-        raise UserError(
-            f"{root / lost[0]} is missing{more}: unzip {domain}.zip again, or remove {root / domain}, to have it"
-            " downloaded"
-        )
-    untrained = {row.folder for row in rows} - {row.folder for row in rows if row.part == "train"}
-    if untrained:
-        raise UserError(
-            f'no list in {root} has training images of the class "{min(untrained)}": get the official lists'
-        )
+        raise UserError(f"{root / lost[0]} is missing{more}: unzip {domain}.zip again, or remove {domain}/")
+    trained = {row.folder for row in rows if row.part == "train"}
+    if untrained := {row.folder for row in rows} - trained:
+        raise UserError(f'no list in {root} trains the class "{min(untrained)}": get the official lists')

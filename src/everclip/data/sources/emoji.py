@@ -46,17 +46,10 @@ class Emoji(Source):
     """The pictures shipped with the package."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the emoji pictures for a scenario of this ``kind``.
-
-        Raises:
-            UserError: another argument than "captions" was given, or a shipped file is damaged.
-        """
         if argument == CAPTIONS:
             return _captioned()
         if argument:
-            raise UserError(
-                f'data "emoji" takes no folder: use data=emoji, emoji:{CAPTIONS}, or data=imagefolder:{argument}'
-            )
+            raise UserError(f'data "emoji" takes no folder: use emoji:{CAPTIONS}, or imagefolder:{argument}')
         lists = kind if kind == "domain-incremental" else "class-incremental"
         with verified(f"{lists}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

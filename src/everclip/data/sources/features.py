@@ -30,13 +30,6 @@ class FeatureFile(Source):
     """Features in a file."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the features in the file ``argument``, for a scenario of this ``kind``.
-
-        Without text there are no templates: no text tower reads a prompt.
-
-        Raises:
-            UserError: the file cannot be read, or its arrays are not what they must be; the message names the array.
-        """
         if not argument:
             raise UserError('data "features" needs a file: use data=features:FILE.npz')
         found = features.read(Path(argument))

@@ -25,24 +25,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everclip.data.captions import checked
-from everclip.data.formats import pairs
+from everclip.data.formats import columns, pairs
 from everclip.data.formats.arrow import ArrowStore
-from everclip.data.formats.columns import (
-    cells,
-    class_names,
-    encoded_images,
-    find_column,
-    holds_texts,
-    image_columns,
-    is_text,
-    label_columns,
-)
+from everclip.data.formats.columns import find_column
 from everclip.data.formats.hub import caches, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.formats.times import TIME, numbered
@@ -52,10 +44,9 @@ from everclip.errors import UserError, shown, suggest
 
 if TYPE_CHECKING:
     import datasets
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
+Splits = Mapping[str, "datasets.Dataset"]
 CAPTIONS = ("caption", "captions", "sentence", "sentences", "text")
 """What caption columns are called, which are taken where there is no label column."""
 TESTS = ("test", "validation", "val", "valid")
@@ -77,99 +68,66 @@ class _Options:
     test: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A split as columns: the encoded images, and each one's class and domain; and the order of its classes."""
-
-    name: str
-    images: pa.ChunkedArray
-    labels: list[str]
-    domains: list[str] | None
-    classes: list[str]
-
-
 class HuggingFace(Source):
     """A data set of the package datasets."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images of a Hugging Face data set, for a scenario of this ``kind``.
-
-        Raises:
-            UserError: the package or the data set is missing, or a column or a split cannot be told.
-        """
         if not argument:
-            raise UserError(
-                'data "hf" needs a data set: use data=hf:FOLDER, or data=hf:ORG/NAME for one on the hub'
-            )
+            raise UserError('data "hf" needs a data set: use data=hf:FOLDER, or data=hf:ORG/NAME on the hub')
         name, options = _parse(argument)
         if importlib.util.find_spec("datasets") is None:
             raise UserError('data "hf" needs the package datasets: pip install "everclip[hf]"')
         splits = open_splits(name, options.config)
         chosen = {split: splits[split] for split in _chosen(name, list(splits), options)}
-        folder = Path(name) if Path(name).is_dir() else None
-        if captions := _caption_column(name, next(iter(chosen.values())).features, options):
-            return _captioned(argument, name, chosen, captions, options, folder)
-        parts = [_part(name, split, data, options) for split, data in chosen.items()]
-        if sum(len(part.labels) for part in parts) > MOST_IMAGES:
+        if sum(map(len, chosen.values())) > MOST_IMAGES:
             raise UserError(f"hf:{name} has more than {MOST_IMAGES:,} images: choose a smaller split")
-        domains = [part.domains for part in parts if part.domains is not None]
-        if domains and len(domains) < len(parts):
-            has = next(part.name for part in parts if part.domains is not None)
+        folder = Path(name) if Path(name).is_dir() else None
+        images = {split: _images(name, data, options) for split, data in chosen.items()}
+        store = ArrowStore(name, images, folder, [] if folder else caches())
+        is_test = [place > 0 for place, data in enumerate(chosen.values()) for _ in range(len(data))]
+        tested = is_test if len(chosen) > 1 else None
+        features = next(iter(chosen.values())).features
+        if captions := _caption_column(name, features, options):
+            rows = _pairs(name, chosen, captions, options, tested)
+            return pairs.dataset(f"hf:{argument}", f"hf:{name}", store, rows)
+        parts = {split: _part(name, split, data, options) for split, data in chosen.items()}
+        placed = [split for split, (_, domains, _) in parts.items() if domains is not None]
+        if placed and len(placed) < len(parts):
             raise UserError(
-                f'only the split "{has}" of hf:{name} has a column "domain": write it for the others too, or rename it'
+                f'only the split "{placed[0]}" of hf:{name} has a column "domain": add or rename it'
             )
-        rows = Rows(
-            [label for part in parts for label in part.labels],
-            [part is not parts[0] for part in parts for _ in part.labels] if len(parts) > 1 else None,
-            [domain for column in domains for domain in column] if domains else None,
-            parts[0].classes,
-        )
+        labels, domains, classes = zip(*parts.values(), strict=True)
+        rows = Rows([*chain(*labels)], tested, [*chain(*domains)] if placed else None, classes[0])
         hint = f"give their column, hf:{name}#domain=COLUMN"
-        origin = Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder)
-        found = dataset(origin, _store(name, {part.name: part.images for part in parts}, folder), rows)
-        return replace(found, times=_times(name, chosen, options)) if kind == "time" else found
+        found = dataset(Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder), store, rows)
+        if kind != "time":
+            return found
+        timed = [column for column in features if column.lower() in TIME]
+        return replace(found, times=numbered(_texts(name, chosen, "time", options.time, timed), f"hf:{name}"))
 
 
-def _store(name: str, images: dict[str, pa.ChunkedArray], folder: Path | None) -> ArrowStore:
-    return ArrowStore(name, images, folder, [] if folder else caches())
-
-
-def _times(name: str, chosen: dict[str, datasets.Dataset], options: _Options) -> NDArray[np.float64]:
-    """Return the time of each image. Raises UserError where there is no such column, or it holds no times."""
-    first = next(iter(chosen.values())).features
-    columns = [column for column in first if column.lower() in TIME]
-    return numbered(_texts(name, chosen, "time", options.time, columns), f"hf:{name}")
+def _images(name: str, data: datasets.Dataset, options: _Options) -> pa.ChunkedArray:
+    """Return the encoded images of a split."""
+    candidates = columns.image_columns(data.features)
+    return columns.encoded_images(data, find_column(name, "image", options.image, data.features, candidates))
 
 
 def _texts(
-    name: str,
-    chosen: dict[str, datasets.Dataset],
-    what: str,
-    column: str | None,
-    candidates: Sequence[str] = (),
+    name: str, chosen: Splits, what: str, column: str | None, candidates: Sequence[str] = ()
 ) -> list[str]:
     """Return a column of all splits as texts. Raises UserError as ``find_column`` and ``cells``."""
-    return [
-        text
-        for split, data in chosen.items()
-        for text in cells(
-            name, split, data, find_column(name, what, column, data.features, candidates), what == "time"
-        )
-    ]
+    found: list[str] = []
+    for split, data in chosen.items():
+        place = find_column(name, what, column, data.features, candidates)
+        found += columns.cells(name, split, data, place, what == "time")
+    return found
 
 
-def _captioned(
-    argument: str,
-    name: str,
-    chosen: dict[str, datasets.Dataset],
-    captions: str,
-    options: _Options,
-    folder: Path | None,
-) -> Dataset:
+def _pairs(
+    name: str, chosen: Splits, captions: str, options: _Options, tested: list[bool] | None
+) -> pairs.Pairs:
     """Return the splits as image-text pairs. Raises UserError where a column is missing, or a row has no caption."""
-    if sum(len(data) for data in chosen.values()) > MOST_IMAGES:
-        raise UserError(f"hf:{name} has more than {MOST_IMAGES:,} images: choose a smaller split")
-    images, said, first = {}, list[list[str]](), next(iter(chosen.values())).features
+    said, first = list[list[str]](), next(iter(chosen.values())).features
     kept: dict[str, list[str]] = {}
     for what, given, names in (
         ("task", options.task or options.domain, ("task", "domain")),
@@ -180,33 +138,23 @@ def _captioned(
         if column is not None:
             kept[what] = _texts(name, chosen, what, column)
     for split, data in chosen.items():
-        image = find_column(name, "image", options.image, data.features, image_columns(data.features))
-        images[split] = encoded_images(data, image)
         column = find_column(name, "caption", captions, data.features, [])
         for row, value in enumerate(data[column][:]):
-            where = f'row {row} of the split "{split}" of hf:{name}'
-            said.append(
-                checked(where, value if isinstance(value, list) else [] if value is None else [value])
-            )
+            texts = value if isinstance(value, list) else [] if value is None else [value]
+            said.append(checked(f'row {row} of the split "{split}" of hf:{name}', texts))
     times = numbered(kept["time"], f"hf:{name}") if "time" in kept else None
-    parts = [*chosen]
-    is_test = [split != parts[0] for split, data in chosen.items() for _ in range(len(data))]
-    rows = pairs.Pairs(said, is_test if len(parts) > 1 else None, kept.get("group"), kept.get("task"), times)
-    return pairs.dataset(f"hf:{argument}", f"hf:{name}", _store(name, images, folder), rows)
+    return pairs.Pairs(said, tested, kept.get("group"), kept.get("task"), times)
 
 
 def _caption_column(name: str, features: datasets.Features, options: _Options) -> str | None:
     """Return the column of captions, where it is asked for, or is called so and none has labels."""
     if options.caption is not None:
         return options.caption
-    if options.label is not None or label_columns(features, options.domain or "domain"):
+    if options.label is not None or columns.label_columns(features, options.domain or "domain"):
         return None
-    found = [column for column in features if column.lower() in CAPTIONS and holds_texts(features[column])]
-    if len(found) > 1:
-        raise UserError(
-            f"hf:{name} has several caption columns, {shown(', '.join(found))}: use hf:{name}#caption=COLUMN"
-        )
-    return found[0] if found else None
+    texts = [column for column in features if columns.holds_texts(features[column])]
+    found = [column for column in texts if column.lower() in CAPTIONS]
+    return find_column(name, "caption", None, features, found) if found else None
 
 
 def _parse(argument: str) -> tuple[str, _Options]:
@@ -232,29 +180,24 @@ def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
             raise UserError(f"hf:{name} has no split {shown(split)}{suggest(split, splits)}")
     train = options.train or ("train" if "train" in splits else splits[0] if len(splits) == 1 else None)
     if train is None:
-        raise UserError(
-            f'hf:{name} has no split "train" but {shown(", ".join(splits))}: use #train=SPLIT,test=SPLIT'
-        )
+        raise UserError(f'hf:{name} has no split "train" but {shown(", ".join(splits))}: use #train=SPLIT')
     test = options.test or next((split for split in TESTS if split in splits and split != train), None)
     if test == train:
-        raise UserError(
-            f"hf:{name}: the split {shown(train)} cannot be both train and test: choose two, or leave test out"
-        )
+        raise UserError(f"hf:{name}: the split {shown(train)} cannot be train and test: choose two")
     return [train] if test is None else [train, test]
 
 
-def _part(name: str, split: str, data: datasets.Dataset, options: _Options) -> _Part:
-    """Return the columns of a split. Raises UserError where one cannot be told, or a row has no label."""
+def _part(
+    name: str, split: str, data: datasets.Dataset, options: _Options
+) -> tuple[list[str], list[str] | None, list[str]]:
+    """Return the class and the domain of each image of a split, and the order of its classes.
+
+    Raises UserError where a column cannot be told, or a row has no label.
+    """
     features = data.features
-    image = find_column(name, "image", options.image, features, image_columns(features))
-    domain = options.domain or ("domain" if is_text("domain", features) else None)
+    domain = options.domain or ("domain" if columns.is_text("domain", features) else None)
     if domain is not None:
         find_column(name, "domain", domain, features, [])
-    label = find_column(name, "label", options.label, features, label_columns(features, domain))
-    return _Part(
-        split,
-        encoded_images(data, image),
-        cells(name, split, data, label),
-        None if domain is None else cells(name, split, data, domain),
-        class_names(features, label),
-    )
+    label = find_column(name, "label", options.label, features, columns.label_columns(features, domain))
+    domains = None if domain is None else columns.cells(name, split, data, domain)
+    return columns.cells(name, split, data, label), domains, columns.class_names(features, label)

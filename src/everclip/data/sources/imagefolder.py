@@ -9,15 +9,8 @@ from __future__ import annotations
 
 import logging
 
-from everclip.data.formats.folders import (
-    ADDITION,
-    checked_root,
-    dataset,
-    image_files,
-    parts,
-    split_of,
-    subfolders,
-)
+from everclip.data.formats import folders
+from everclip.data.formats.folders import image_files, subfolders
 from everclip.data.images import Dataset
 from everclip.data.paths import are_domains
 from everclip.data.sources import Source
@@ -32,28 +25,20 @@ class ImageFolder(Source):
     """Pictures in folders of their classes."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images under the folder ``argument``; ``kind`` matters for a warning, and ``addition`` may be one
-        class.
-
-        Raises:
-            UserError: the folder or a class is missing or empty, or names collide.
-        """
-        root = checked_root(argument, "imagefolder", LAYOUT)
-        train, test = parts(root)
+        root = folders.checked_root(argument, "imagefolder", LAYOUT)
+        train, test = folders.parts(root)
         found: list[tuple[str, str, str, bool]] = []
         for folder in subfolders(root / train):
             files = image_files(root, train + folder)
             if not files:
-                raise UserError(
-                    f"class folder {root / train / folder} holds no images: add some, or remove it"
-                )
-            is_test = split_of(files) if test is None else dict.fromkeys(files, False)
+                raise UserError(f"class folder {root / train / folder} has no images: add some, or remove it")
+            is_test = folders.split_of(files) if test is None else dict.fromkeys(files, False)
             found += [(key, "", folder, is_test[key]) for key in files]
         for folder in subfolders(root / test) if test else []:
             found += [(key, "", folder, True) for key in image_files(root, f"{test}{folder}")]
         places = [part for part in (train, test) if part is not None]
-        least = 1 if kind == ADDITION else 2
-        made = dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
+        least = 1 if kind == folders.ADDITION else 2
+        made = folders.dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
         if kind in ("class-incremental", "time") and are_domains(root / train):
             log.warning(
                 "the folders of %s are taken as classes though each holds folders of the same names:"

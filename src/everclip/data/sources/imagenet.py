@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from everclip.data import templates
 from everclip.data.formats.download import home
-from everclip.data.formats.folders import checked_root, subfolders
+from everclip.data.formats.folders import checked_root, subfolders, unreadable
 from everclip.data.formats.validation_list import FIRST, image_name
 from everclip.data.formats.validation_list import read as read_list
 from everclip.data.images import Dataset, FileStore, build
@@ -33,12 +33,7 @@ log = logging.getLogger("everclip")
 SITE = "https://image-net.org/download-images"
 LAYOUT = f"train/nXXXXXXXX/*.JPEG and val/nXXXXXXXX/*.JPEG, from {SITE}"
 KAGGLE = "ILSVRC/Data/CLS-LOC"
-LISTS = (
-    "LOC_val_solution.csv",
-    "val_labels.txt",
-    "val.txt",
-    "imagenet_2012_validation_synset_labels.txt",
-)
+LISTS = ("LOC_val_solution.csv", "val_labels.txt", "val.txt", "imagenet_2012_validation_synset_labels.txt")
 NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
 """WordNet's own names where open_clip's say "missile" and "sunglasses" a second time."""
 _SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -60,12 +55,6 @@ class ImageNet(Source):
     )
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return ImageNet from the folder ``argument``; ``kind`` does not matter here.
-
-        Raises:
-            UserError: a folder is missing, empty or of no class of ImageNet, an image lies in the folder of another
-                class, or the images in ``val`` have no label.
-        """
         top = checked_root(argument or str(home("imagenet", None)), "imagenet", LAYOUT)
         root = top / KAGGLE if (top / KAGGLE).is_dir() else top
         known = wnids()
@@ -80,9 +69,8 @@ class ImageNet(Source):
         present = sorted({*train} | {*test})
         _check_parts(root, train, present)
         _warn_of_gaps(root, train, test)
-        keys = [
-            (key, wnid, found is test) for found in (train, test) for wnid in found for key in found[wnid]
-        ]
+        parts = (train, test)
+        keys = [(key, wnid, found is test) for found in parts for wnid in found for key in found[wnid]]
         label = {wnid: index for index, wnid in enumerate(present)}
         return build(
             f"imagenet:{argument}" if argument else "imagenet",
@@ -110,25 +98,19 @@ def _check_parts(root: Path, train: dict[str, list[str]], present: list[str]) ->
         raise UserError(f"{root} has one class, {present[0]}: a classifier needs at least two: add another")
     untrained = [wnid for wnid in present if wnid not in train]
     if train and untrained:
-        raise UserError(
-            f"class {untrained[0]} is in {root / 'val'} but not in {root / 'train'}: add its training images, or remove"
-            " that folder"
-        )
+        raise UserError(f"{untrained[0]} of {root / 'val'} has no training images: add some, or remove it")
 
 
 def _warn_of_gaps(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
     """Say that a part is not whole: fewer images are a choice, or a copy that broke off."""
     every = len(train) == ImageNet.official.classes
-    wanted = {
-        "train": ImageNet.official.train if every else 0,
-        "val": ImageNet.official.per_class["test"] * len(test),
-    }
-    for part, found in (("train", train), ("val", test)):
-        count = sum(len(keys) for keys in found.values())
-        if wanted[part] and count != wanted[part]:
+    whole = ImageNet.official.train if every else 0, ImageNet.official.per_class["test"] * len(test)
+    for part, found, wanted in zip(("train", "val"), (train, test), whole, strict=True):
+        count = sum(map(len, found.values()))
+        if wanted and count != wanted:
             log.warning(
                 "%s has %d images, but ImageNet has %d of these classes: everclip datasets check says what is missing",
-                *(root / part, count, wanted[part]),
+                *(root / part, count, wanted),
             )
 
 
@@ -144,9 +126,7 @@ def _check_labels(root: Path, part: str, found: dict[str, list[str]], known: lis
             name = key.rpartition("/")[2].partition(".")[0]
             said = name[:9] if _TRAINING.match(name) else first.get(name, wnid)
             if said != wnid:
-                raise UserError(
-                    f"{root / key} is an image of the class {said}: move it to the folder {root / part / said}"
-                )
+                raise UserError(f"{root / key} is of the class {said}: move it to {root / part / said}")
 
 
 def _images(folder: Path) -> list[str]:
@@ -154,11 +134,8 @@ def _images(folder: Path) -> list[str]:
     try:
         names = sorted(name for name in os.listdir(folder) if name.lower().endswith(_SUFFIXES))
     except OSError as error:
-        raise UserError(
-            f"folder {folder} cannot be read ({error.strerror}): check its permissions"
-        ) from error
-    odd = [name for name in names if not name.isascii()]
-    if odd:
+        unreadable(error)
+    if odd := [name for name in names if not name.isascii()]:
         raise UserError(f"{folder} holds {odd[0]!a}, which is no image of ImageNet: remove it")
     return names
 
@@ -168,22 +145,15 @@ def _class_folders(root: Path, part: str, known: list[str]) -> dict[str, list[st
     if not (root / part).is_dir():
         return {}
     folders = subfolders(root / part)
-    packed = sorted(path.name for path in (root / part).glob("n*.tar"))
-    if packed:
-        raise UserError(
-            f"{root / part} holds {packed[0]}, which is still packed: unpack each such archive into a folder of its"
-            f" name, as {root / part / packed[0].removesuffix('.tar')}"
-        )
-    strange = sorted({*folders} - {*known})
-    if strange:
+    if packed := sorted(path.name for path in (root / part).glob("n*.tar")):
+        raise UserError(f"{root / part} holds {packed[0]}, still packed: unpack each to a folder of its name")
+    if strange := sorted({*folders} - {*known}):
         what = "of another ImageNet" if _WNID.fullmatch(strange[0]) else "no WordNet id such as n01440764"
         raise UserError(
-            f'the class folder "{strange[0]}" in {root / part} is {what}: remove it, or use your own classes with'
-            f" data=imagefolder:{root}"
+            f'class folder "{strange[0]}" in {root / part} is {what}: remove it, or use imagefolder:{root}'
         )
     found = {wnid: [f"{part}/{wnid}/{name}" for name in _images(root / part / wnid)] for wnid in folders}
-    empty = [wnid for wnid, files in found.items() if not files]
-    if empty:
+    if empty := [wnid for wnid, files in found.items() if not files]:
         raise UserError(f"class folder {root / part / empty[0]} holds no images: add them, or remove it")
     _check_labels(root, part, found, known)
     return found
@@ -194,19 +164,14 @@ def _flat(root: Path, top: Path, known: list[str], trained: set[str]) -> dict[st
     places = list(dict.fromkeys([top, root, root / "val"]))
     lists = [place / name for place in places for name in LISTS if (place / name).is_file()]
     if not lists:
-        raise UserError(
-            f"the images in {root / 'val'} have no labels: put {LISTS[0]} (from Kaggle) or {LISTS[1]} (lines"
-            f' "ILSVRC2012_val_00000001.JPEG n01751748") into {top}, or move the images into folders of their ids'
-        )
+        raise UserError(f"images in {root / 'val'} have no labels: put {LISTS[0]} or {LISTS[1]} into {top}")
     wnid_of = read_list(lists[0], known)
     found: dict[str, list[str]] = {}
     left_out: set[str] = set()
     for name in _images(root / "val"):
         wnid = wnid_of.get(Path(name).stem)
         if wnid is None:
-            raise UserError(
-                f"{lists[0]} does not list {name}, which is in {root / 'val'}: add it, or remove the image"
-            )
+            raise UserError(f"{lists[0]} does not list {name} of {root / 'val'}: add it, or remove the image")
         if trained and wnid not in trained:
             left_out.add(wnid)
             continue

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from everclip.data.formats.folders import check_names
+from everclip.data.gathered import Gathered
 from everclip.data.images import Dataset, ImageSet, Store, sample_ids
 from everclip.data.prompts import PHOTO
 from everclip.data.sources import Source
@@ -27,7 +28,7 @@ from everclip.data.sources._base import SourceConfig
 from everclip.errors import UserError
 
 
-class JoinedStore(Store):
+class JoinedStore(Gathered):
     """The images of several stores, one after another; keys begin with the name of their data set."""
 
     def __init__(self, names: Sequence[str], stores: Sequence[Store]) -> None:
@@ -36,25 +37,12 @@ class JoinedStore(Store):
         self._ends = np.array([*accumulate(len(store.keys) for store in stores)])
 
     def _place(self, row: int) -> tuple[Store, int]:
-        """Return the store of a row, and the row there."""
         part = int(np.searchsorted(self._ends, row, side="right"))
         return self._stores[part], row - (int(self._ends[part - 1]) if part else 0)
-
-    def read(self, row: int) -> bytes:
-        store, place = self._place(row)
-        return store.read(place)
-
-    def nbytes(self, row: int) -> int:
-        store, place = self._place(row)
-        return store.nbytes(place)
 
     def stamp(self, row: int) -> tuple[int, int] | None:
         store, place = self._place(row)
         return store.stamp(place)
-
-    def content(self, row: int) -> int:
-        store, place = self._place(row)
-        return store.content(place)
 
 
 class Joined(Source):
@@ -70,12 +58,6 @@ class Joined(Source):
     config: Config
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the data sets that ``argument`` or ``source.of`` names, as one.
-
-        Raises:
-            UserError: fewer than two are named, one is not there or is of features, or domains have no classes of their
-                own.
-        """
         from everclip import data
 
         specs = self._specs(argument)
@@ -102,11 +84,8 @@ class Joined(Source):
     def missing(self, argument: str | None) -> list[str]:
         from everclip import data
 
-        found = []
-        for spec in self._specs(argument):
-            source, inner = data.source(spec, {})
-            found += source.missing(inner)
-        return found
+        named = (data.source(spec, {}) for spec in self._specs(argument))
+        return [line for source, inner in named for line in source.missing(inner)]
 
     def _specs(self, argument: str | None) -> list[str]:
         """Return the data sets' specs. Raises UserError where there are fewer than two, or both ways are used."""

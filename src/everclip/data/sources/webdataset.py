@@ -54,14 +54,8 @@ class WebDataset(Source):
     """Pictures in tar files."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
-        """Return the images in the tar files that ``argument`` names, for a scenario of this ``kind``.
-
-        Raises:
-            UserError: a shard is missing, damaged or holds what it should not, the number of samples is not given or
-                another, or classes do not fit; the message names the shard.
-        """
         if not argument:
-            raise UserError(f'data "webdataset" needs tar files: write {_EXAMPLE}')
+            raise UserError(f'data "webdataset" needs tar files: use {_EXAMPLE}')
         spec, counts, captions = _parse(argument)
         train, test = _parts(spec, _find(spec))
         if not train:  # shards of one part alone are used as they are
@@ -86,12 +80,9 @@ class WebDataset(Source):
 def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
     """Return the shards' pattern and the number of samples per part. Raises UserError for a remote or bad one."""
     if "://" in argument or argument.startswith("pipe:"):
-        raise UserError(
-            f'data "webdataset" reads local files, not {shown(argument)}: download the shards, then give their folder'
-        )
-    spec, _, options = (
-        argument.rpartition("?") if re.search(r"\?\w+=[^/?]*$", argument) else (argument, "", "")
-    )
+        raise UserError(f'data "webdataset" reads local files, not {shown(argument)}: download them first')
+    has_options = re.search(r"\?\w+=[^/?]*$", argument)
+    spec, _, options = argument.rpartition("?") if has_options else (argument, "", "")
     counts: dict[str, int] = {}
     captions: str | None = None
     for option in re.split(r"[,&]", options) if options else []:
@@ -106,9 +97,7 @@ def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
             known = ["train", "test", "captions"]
             raise UserError(f'data "webdataset" has no option {shown(name)}{suggest(name, known)}')
         if name in counts or not re.fullmatch(r"[1-9][0-9]{0,11}", number):
-            raise UserError(
-                f'data "webdataset": {shown(option)} is no number of samples: use {name}=1000, once'
-            )
+            raise UserError(f'data "webdataset": {shown(option)} is no number of samples: use {name}=1000')
         counts[name] = int(number)
     return os.path.expanduser(spec), counts, captions
 
@@ -118,38 +107,32 @@ def _find(spec: str) -> list[Path]:
     if os.path.isdir(spec):
         found = _in_folder(Path(spec))
     else:
-        found = [
-            path for name in spec.split("::") for expanded in _braces(name) for path in _matches(expanded)
-        ]
+        names = (expanded for name in spec.split("::") for expanded in _braces(name))
+        found = [path for name in names for path in _matches(name)]
     paths = sorted({Path(os.path.abspath(path)) for path in found})
     if len(paths) > MOST_SHARDS:
-        raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: write larger ones")
+        raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: use larger ones")
     for path in paths:
         if re.search(r"\.(gz|tgz|bz2|xz|zst)$", path.name.lower()):
-            raise UserError(
-                f"shard {path} is compressed, so that no image can be found by its place: unpack it to .tar"
-            )
+            raise UserError(f"shard {path} is compressed: unpack it to .tar")
         if not path.is_file():
             raise UserError(f"shard {path} is {'no file' if path.exists() else 'missing'}: copy it there")
     return paths
 
 
 def _in_folder(root: Path) -> list[Path]:
-    """Return the shards of a folder, or of the folders of its parts. Raises UserError where there are none or too
-    few."""
+    """Return the shards of a folder, or of its parts' folders. Raises UserError where there are none or too few."""
     parts = [root / name for name in ("train", "test", "val") if any((root / name).glob("*.tar"))]
     folders = parts if root / "train" in parts else [root]
     paths = []
     for folder in folders:
         found = sorted(folder.glob("*.tar"))
         if not found:
-            raise UserError(f"{folder} holds no .tar files: give a folder of shards, or write {_EXAMPLE}")
+            raise UserError(f"{folder} holds no .tar files: give a folder of shards, or use {_EXAMPLE}")
         path = folder / "nshards.txt"  # CLIP_benchmark's exports say how many there are
         said = read_lines(path, "shard count")[0].strip() if path.exists() else str(len(found))
         if said != str(len(found)):
-            raise UserError(
-                f"{folder} holds {len(found)} shards but nshards.txt says {said[:20]}: copy the others"
-            )
+            raise UserError(f"{folder} has {len(found)} shards, and nshards.txt says {said[:20]}: copy all")
         paths += found
     return paths
 
@@ -169,7 +152,7 @@ def _braces(name: str) -> list[str]:
     inside = [name[cut + 1 : end] for cut, end in pairwise(cuts)]
     numbers = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", inside[0]) if len(inside) == 1 else None
     if depth or name.count("{") > 20 or (len(inside) == 1 and not numbers):
-        raise UserError(f"the braces of {shown(name)} are no range: write {{0000..0003}} or {{train,test}}")
+        raise UserError(f"the braces of {shown(name)} are no range: use {{0000..0003}} or {{train,test}}")
     if numbers:
         first, last = sorted(int(number) for number in numbers.groups())
         width = max(len(number) if number.startswith("0") else 0 for number in numbers.groups())
@@ -178,7 +161,7 @@ def _braces(name: str) -> list[str]:
         found = [expanded for part in inside for expanded in _braces(part)]
     tails = _braces(name[cuts[-1] + 1 :])
     if len(found) * len(tails) > MOST_SHARDS:
-        raise UserError(f"{shown(name)} names more than {MOST_SHARDS:,} shards: write a smaller range")
+        raise UserError(f"{shown(name)} names more than {MOST_SHARDS:,} shards: use a smaller range")
     return [f"{name[:start]}{middle}{tail}" for middle in found for tail in tails]
 
 
@@ -188,7 +171,7 @@ def _matches(name: str) -> list[Path]:
         return [Path(name)]
     found = [Path(path) for path in glob.glob(name)]
     if not found:
-        raise UserError(f"no file matches {shown(name, 1000)}: give a folder of shards, or write {_EXAMPLE}")
+        raise UserError(f"no file matches {shown(name, 1000)}: give a folder of shards, or use {_EXAMPLE}")
     return found
 
 
@@ -214,10 +197,9 @@ def _parts(spec: str, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def _beside(train: Sequence[Path]) -> list[Path]:
     """Test shards in the folders of the training shards, or in their sisters called "test" or "val"."""
     folders = {path.parent for path in train}
-    sisters = {
-        folder.parent / name for folder in folders if folder.name == "train" for name in ("test", "val")
-    }
-    found = [path for folder in sorted(folders | sisters) for path in sorted(folder.glob("*.tar"))]
+    above = {folder.parent for folder in folders if folder.name == "train"}
+    folders |= {folder / name for folder in above for name in ("test", "val")}
+    found = [path for folder in sorted(folders) for path in sorted(folder.glob("*.tar"))]
     tests = [path for path in found if _part(path) == "test"]
     return tests or [path for path in found if _part(path) == "val"]
 
@@ -233,9 +215,7 @@ def _read(paths: Sequence[Path], captions: str | None) -> list[Shard]:
             raise UserError(f"shard {path} holds no samples: copy it again, or leave it out")
         content = hash((*shard.keys, *shard.sizes))
         if content in before:
-            raise UserError(
-                f"shards {before[content]} and {path} hold the same samples: leave one of them out"
-            )
+            raise UserError(f"shards {before[content]} and {path} hold the same samples: leave one out")
         before[content] = path
         images += len(shard.keys)
         if images > MOST_IMAGES:
@@ -249,49 +229,36 @@ def _check_counts(
 ) -> None:
     """Compare the number of samples with what ``counts`` or ``sizes.json`` say. Raises UserError where they differ."""
     if "test" in counts and "test" not in parts:
-        raise UserError(
-            f"{spec} names no test shards for test={counts['test']}: put test-*.tar beside them, or name them too"
-        )
+        raise UserError(f"{spec} names no test shards for test={counts['test']}: name them, or leave it out")
     found = {part: sum(len(shard.keys) for shard in shards) for part, shards in parts.items()}
     for part, shards in parts.items():
-        if part in counts and counts[part] != found[part]:
+        if counts.get(part, found[part]) != found[part]:
             raise UserError(
-                f"the {part} shards of {spec} hold {found[part]} samples, not {counts[part]}: copy what is missing, or"
-                f" use {part}={found[part]}"
+                f"{spec} has {found[part]} {part} samples, not {counts[part]}: copy all, or give that number"
             )
         if part not in counts and not all(_size_is_known(shard) for shard in shards):
             options = ",".join(f"{part}={count}" for part, count in found.items())
             options += f",captions={captions}" if captions else ""
             raise UserError(
-                f"{spec} needs the number of samples, as shards may be missing: write '{spec}?{options}' if these are"
-                " all, or sizes.json"
+                f"{spec} needs the number of samples: use '{spec}?{options}' if these are all, or sizes.json"
             )
 
 
 def _size_is_known(shard: Shard) -> bool:
     """Return whether ``sizes.json`` beside a shard, {name: samples}, agrees with it; False where it is not there.
-
-    Raises:
-        UserError: it does not agree, does not name the shard, or is malformed.
-    """
+    Raises UserError where it differs."""
     path = shard.path.parent / "sizes.json"
     if not path.exists():
         return False
     try:
         sizes = read_json(path)
     except Unreadable as error:
-        raise UserError(
-            f'{path} is no JSON: write {{"{shard.path.name}": {len(shard.keys)}, ...}}'
-        ) from error
+        raise UserError(f'{path} is no JSON: use {{"{shard.path.name}": {len(shard.keys)}, ...}}') from error
     size = sizes.get(shard.path.name) if isinstance(sizes, dict) else None
     if not isinstance(size, int):
-        raise UserError(
-            f'{path} names no size of {shard.path.name}: add "{shard.path.name}": {len(shard.keys)}'
-        )
+        raise UserError(f'{path} lacks {shard.path.name}: add "{shard.path.name}": {len(shard.keys)}')
     if size != len(shard.keys):
-        raise UserError(
-            f"shard {shard.path} holds {len(shard.keys)} samples, but sizes.json says {size}: copy it again"
-        )
+        raise UserError(f"shard {shard.path} has {len(shard.keys)} samples, not {size} (sizes.json): copy it")
     return True
 
 
@@ -305,8 +272,5 @@ def _names_folder(folder: Path) -> Path:
 def _templates(folder: Path) -> tuple[str, ...]:
     """Return CLIP_benchmark's prompts, if they are there."""
     path = folder / BENCHMARK_TEMPLATES
-    if not path.exists():
-        return (PHOTO,)
-    return tuple(
-        line.replace("{c}", "{}") for line in read_lines(path, "templates") if line.count("{c}") == 1
-    )
+    lines = read_lines(path, "templates") if path.exists() else []
+    return tuple(line.replace("{c}", "{}") for line in lines if line.count("{c}") == 1) if lines else (PHOTO,)

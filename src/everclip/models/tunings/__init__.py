@@ -20,23 +20,17 @@ __all__ = ["Tuning", "tuning_class", "tuning_of"]
 
 
 def tuning_class(name: str) -> type[Tuning]:
-    """Return the one Tuning that the plug-in ``name`` defines.
-
-    Raises:
-        UserError: no such plug-in, or a module that does not define exactly one.
-    """
+    """Return the one Tuning that the plug-in ``name`` defines. Raises UserError where there is none."""
     return plugins.find("models/tunings", name, Tuning)
 
 
 def tuning_of(tune: str, options: Mapping[str, Any] | None = None) -> Tuning:
-    """Return the way of tuning that a config asks for, its options checked. This alone reads what ``tune`` says.
+    """Return the way of tuning that a config asks for, its options checked. This alone reads what ``tune`` says. Raises
+    UserError for an unknown plug-in, option or value.
 
     Args:
         tune: ``NAME`` or ``NAME:VALUE``, where VALUE is the first field of the plug-in's ``Config``.
         options: its further fields, as given in the section ``tuning``.
-
-    Raises:
-        UserError: no such plug-in, an option that it does not have, or a value that is missing or not allowed.
     """
     name, _, text = tune.partition(":")
     cls = tuning_class(name)

@@ -26,8 +26,7 @@ class Tuning:
 
     class Config(Section):
         """No options. The first field of a subclass is what stands after the colon in ``tune=NAME:VALUE``: a number,
-        a truth value, a text or a list. Further ones stand in the section ``tuning``.
-        """
+        a truth value, a text or a list. Further ones stand in the section ``tuning``."""
 
     config: Any
 
@@ -78,8 +77,7 @@ class Tuning:
         return [name for name, count in (("lr", image), ("lr_text", text)) if count != 0]
 
     def fractions(self, costs: Costs) -> tuple[float, float]:
-        """Return the fraction of the image tower, and of the text tower, that trains, for estimates; blocks are
-        alike."""
+        """Return the fraction of the image and of the text tower that trains, for estimates; blocks are alike."""
         image, text = (
             1.0 if count is None else min(1.0, count / whole)
             for count, whole in zip(self.blocks, costs.blocks, strict=True)

@@ -60,11 +60,8 @@ class Top(Tuning):
 
 
 def below(names: Iterable[str], count: int) -> set[str]:
-    """Return the parameters among ``names`` that lie below the last ``count`` blocks of their tower.
-
-    Raises:
-        UserError: a tower whose blocks are not known, or more blocks than it has.
-    """
+    """Return the parameters among ``names`` that lie below the last ``count`` blocks of their tower. Raises UserError
+    for unknown or too few blocks."""
     names, held = list(names), set[str]()
     for image in (True, False):
         tower = [n for n in names if n.startswith("visual.") == image and not n.startswith("logit_")]
@@ -74,13 +71,10 @@ def below(names: Iterable[str], count: int) -> set[str]:
         numbers = sorted({number for number in found.values() if number is not None})
         if not numbers:
             raise UserError(
-                f"tune=top:{count}: the blocks of the {'image' if image else 'text'} tower are not known:"
-                " use tune=lora:8, or tune=full"
+                f"the blocks of the {'image' if image else 'text'} tower are not known: use tune=lora:8"
             )
         if count > len(numbers):
-            raise UserError(
-                f"tune=top:{count} but a tower has {len(numbers)} blocks: use at most {len(numbers)}"
-            )
+            raise UserError(f"tune=top:{count} but a tower has {len(numbers)} blocks: use fewer")
         first = numbers[-count]
         for name, number in found.items():
             stem = number is None and (_RESNET_STEM.match(name) or any(p in _STEM for p in name.split(".")))
