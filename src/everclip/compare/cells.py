@@ -49,17 +49,12 @@ Repetition = tuple[str, ...]
 
 @dataclass(eq=False)
 class Row:
-    """A method with its settings.
-
-    Args:
-        options: keys and values that differ from the method's other rows in the section.
-        runs: one per repetition.
-        recorded: whether it stands for the pretrained model, whose numbers each of these runs has recorded.
-    """
+    """A method with its settings."""
 
     method: str
-    options: dict[str, Any]
-    runs: dict[Repetition, Finished] = field(default_factory=dict)
+    options: dict[str, Any]  # keys and values that differ from the method's other rows in the section
+    runs: dict[Repetition, Finished] = field(default_factory=dict)  # one per repetition
+    # whether it stands for the pretrained model, whose numbers each of these runs has recorded
     recorded: bool = False
 
     @property

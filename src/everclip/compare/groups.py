@@ -26,20 +26,14 @@ Memory = int | str | None
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in their seed alone.
-
-    Args:
-        memory: the budget of exemplars: a number, "all", or None where it makes no difference to the method.
-        variant: settings that differ from other groups of the same method and memory; often empty.
-        runs: at least one, finished or not, in the order of their seeds.
-        look: number of its colour, dash and marker in every chart.
-    """
+    """Runs that differ in their seed alone."""
 
     method: str
+    # the budget of exemplars: a number, "all", or None where it makes no difference to the method
     memory: Memory
-    variant: str
-    runs: tuple[RunData, ...]
-    look: int = 0
+    variant: str  # settings that differ from other groups of the same method and memory; often empty
+    runs: tuple[RunData, ...]  # at least one, finished or not, in the order of their seeds
+    look: int = 0  # number of its colour, dash and marker in every chart
 
     @property
     def series(self) -> str:
@@ -104,19 +98,12 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Runs whose numbers can be compared.
+    """Runs whose numbers can be compared."""
 
-    Args:
-        name: unique on the page.
-        ident: prefix of its ids.
-        facts: what all of its runs have in common.
-        every: all groups, by method, variant and memory; references last.
-    """
-
-    name: str
-    ident: str
-    facts: dict[str, Any]
-    every: tuple[Group, ...]
+    name: str  # unique on the page
+    ident: str  # prefix of its ids
+    facts: dict[str, Any]  # what all of its runs have in common
+    every: tuple[Group, ...]  # all groups, by method, variant and memory; references last
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

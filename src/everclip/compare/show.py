@@ -15,6 +15,7 @@ from everclip.compare.cells import amount, shown_any
 from everclip.compare.verdict import STREAMS, higher_is_better
 from everclip.metrics.retrieval import AT, WAYS
 from everclip.metrics.stats import LEAST
+from everclip.runs.words import several
 from everclip.system.text import csv_text
 
 Json = dict[str, Any]
@@ -190,7 +191,7 @@ def show(comparison: Json, console: Console) -> None:
 def _title(comparison: Json) -> str:
     counts = _counts(comparison)
     over = " and ".join(comparison["over"])
-    text = f"{comparison['runs']} run{'s' * (comparison['runs'] > 1)}"
+    text = several(comparison["runs"], "run")
     if not counts or counts[-1] < 2:
         return text
     n, spread = f"{counts[0]}" if len(counts) == 1 else "n", comparison["spread"]

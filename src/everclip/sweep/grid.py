@@ -89,17 +89,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Grid:
-    """The keys with several values, and the cells in their order.
-
-    Args:
-        out: the folder asked for.
-        skipped: a line per cell that its method cannot run.
-    """
+    """The keys with several values, and the cells in their order."""
 
     axes: dict[str, list[str]]
     cells: list[Cell]
-    out: str | None
-    skipped: tuple[str, ...] = ()
+    out: str | None  # the folder asked for
+    skipped: tuple[str, ...] = ()  # a line per cell that its method cannot run
 
     def jobs(self) -> list[Job]:
         """Return the distinct runs, those of the first seed first: they fill a whole table early."""
@@ -159,7 +154,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
         settings = {k: v for k, v in shared.items() if k not in own[method]} | own[method]
         settings["method"] = [method]
         shared_keys = [key for key in given if key != "method" and key not in own[method]]
-        keys = ["method", *own[method], *shared_keys]
+        keys = [key for key in ("method", *own[method], *shared_keys) if key in settings]
         several = [key for key in keys if len(methods if key == "method" else settings[key]) > 1]
         for values in product(*(settings[key] for key in keys)):
             chosen = dict(zip(keys, values, strict=True))

@@ -41,23 +41,18 @@ _KEY = r"(?:^|; )([\w.]+) "
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search and the cells that it is for.
-
-    Args:
-        keys: the keys that it chooses values of.
-        trials: the number of its runs.
-        most: the bound of ``everclip tune --trials``; None: every value is tried, key after key.
-        share: fraction of the training images on which trials are scored; None: ``tune.SHARE``.
-    """
+    """A search and the cells that it is for."""
 
     name: str
     key: str
     words: tuple[str, ...]
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # the keys that it chooses values of
     path: Path
     cells: tuple[Cell, ...]
-    trials: int
+    trials: int  # the number of its runs
+    # the bound of ``everclip tune --trials``; None: every value is tried, key after key
     most: int | None = None
+    # fraction of the training images on which trials are scored; None: ``tune.SHARE``
     share: float | None = None
 
     @property

@@ -34,12 +34,6 @@ Json = dict[str, Any]
 class Session:
     """A grid in its folder.
 
-    Args:
-        command: the words of the sweep, for the record.
-        asked: the grid as the words give it.
-        plans: by ``check.setting``; empty where the data were not read.
-        tune: all searches of ``--tune``.
-
     Attributes:
         grid: the cells that can run now; those of a search have its values, once it is finished.
         searches: those that are not finished.
@@ -47,11 +41,11 @@ class Session:
         dropped: bytes of removed checkpoints.
     """
 
-    command: list[str]
-    asked: Grid
+    command: list[str]  # the words of the sweep, for the record
+    asked: Grid  # the grid as the words give it
     folder: Folder
-    plans: dict[str, Plan]
-    tune: list[Search]
+    plans: dict[str, Plan]  # by ``check.setting``; empty where the data were not read
+    tune: list[Search]  # all searches of ``--tune``
 
     def __post_init__(self) -> None:
         self.dropped = 0

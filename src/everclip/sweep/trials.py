@@ -33,19 +33,13 @@ Score = Callable[[Values], float | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a search within a number of trials.
+    """The outcome of a search within a number of trials."""
 
-    Args:
-        values: the best value of each key.
-        tried: for each key, value -> the best score of a trial that had it; None where none was finite.
-        trials: number of trained runs.
-        edges: keys whose best value lies at an edge of a grid that could grow with more trials.
-    """
-
-    values: Values
+    values: Values  # the best value of each key
+    # for each key, value -> the best score of a trial that had it; None where none was finite
     tried: dict[str, dict[str, float | None]]
-    trials: int
-    edges: list[str]
+    trials: int  # number of trained runs
+    edges: list[str]  # keys whose best value lies at an edge of a grid that could grow with more trials
 
 
 def space(config: Config, fixed: Collection[str] = ()) -> Grid:

@@ -34,17 +34,12 @@ Trainer = Callable[[Run], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome of a search.
+    """The outcome of a search."""
 
-    Args:
-        config: the resolved config to train with, ``tuned_on`` filled in.
-        values: the best value of each key, as written.
-        tried: for each key, value -> accuracy in 0..1 on both tasks' held-out images after the second task; None
-            where the loss was not finite.
-    """
-
-    config: Config
-    values: dict[str, str]
+    config: Config  # the resolved config to train with, ``tuned_on`` filled in
+    values: dict[str, str]  # the best value of each key, as written
+    # for each key, value -> accuracy in 0..1 on both tasks' held-out images after the second task; None where
+    # the loss was not finite
     tried: dict[str, dict[str, float | None]]
 
 
@@ -121,18 +116,13 @@ def tune(
 
 @dataclass
 class _Trials:
-    """Train each setting once.
+    """Train each setting once."""
 
-    Args:
-        tokens: of the config that the settings are added to.
-        hashed: name directories by a hash: many values would make too long a name.
-    """
-
-    tokens: Sequence[str]
+    tokens: Sequence[str]  # of the config that the settings are added to
     out: Path
     train: Trainer
     say: Callable[[str], None]
-    hashed: bool
+    hashed: bool  # name directories by a hash: many values would make too long a name
     known: dict[str, float | None] = field(default_factory=dict)
 
     def score(self, values: Mapping[str, str]) -> float | None:
