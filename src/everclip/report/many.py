@@ -105,15 +105,12 @@ def result_table(setting: Setting) -> Table:
     rows: list[list[Cell]] = []
     for group in setting.every:
         last = _trained(group, "last")
-        rows.append([*group_cells(group), _seeds(group), mean(last, "share")])
-        rows[-1] += [
-            mean(_trained(group, "average"), "share"),
-            _less(last, setting.zero_shot, setting),
-            NOTHING if group.reference else _less(last, joint, setting),
-            mean(_trained(group, "forgetting"), "share"),
-            mean(_trained(group, "backward_transfer"), "points"),
-            _kept(group),
-        ]
+        row = [*group_cells(group), _seeds(group), mean(last, "share")]
+        row += [mean(_trained(group, "average"), "share"), _less(last, setting.zero_shot, setting)]
+        row.append(NOTHING if group.reference else _less(last, joint, setting))
+        row.append(mean(_trained(group, "forgetting"), "share"))
+        row.append(mean(_trained(group, "backward_transfer"), "points"))
+        rows.append([*row, _kept(group)])
     if setting.zero_shot is not None and not any(group.method == "zero_shot" for group in setting.every):
         name, level = words("zero-shot (recorded by each run)"), amount(setting.zero_shot, "share")
         rows.append([name, NOTHING, NOTHING, level, *[NOTHING] * 6])
@@ -147,8 +144,8 @@ def retention_table(setting: Setting) -> Table:
         lost = [below(run) for run in group.finished]
         found = [one for run in group.finished if (one := answers.predictions(run)) is not None]
         bins = [inside for one in found if (inside := answers.reliability([one]))]
-        rows.append(group_cells(group))
-        rows[-1] += [
+        row = group_cells(group)
+        row += [
             mean(_interval(share for share, _ in lost), "share"),
             mean(_interval(depth for _, depth in lost), "points"),
             mean(group.interval("forward_transfer"), "points"),
@@ -156,6 +153,7 @@ def retention_table(setting: Setting) -> Table:
             mean(_interval(map(answers.calibration_error, bins)), "share"),
             mean(_interval(map(answers.overconfidence, bins)), "points"),
         ]
+        rows.append(row)
     columns = ["method", "memory", "classes below zero-shot, %", "how far below", "unseen next task"]
     columns += ["accuracy of the most confident half, %", "ECE, %", "overconfident by"]
     return tables.table(f"{setting.ident}-retention", columns, rows)
