@@ -190,11 +190,7 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
 def settings(row: Row) -> dict[str, Any]:
     """Return the config keys in which all runs of a row agree, with their values."""
     first, *others = [{}] if row.recorded else [run.config for run in row.runs.values()]
-    return {
-        key: value
-        for key, value in first.items()
-        if all(key in config and config[key] == value for config in others)
-    }
+    return {key: value for key, value in first.items() if all(c.get(key, ANY) == value for c in others)}
 
 
 def cost(row: Row, unit: str) -> float:

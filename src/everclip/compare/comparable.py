@@ -145,11 +145,9 @@ def sorted_out(
         mine = {key: value for key, value in facts(run).items() if key not in set(excuses)}
         for known, members in found:
             if all(_agree(key, known.get(key, ANY), value) for key, value in mine.items()):
-                known |= {
-                    key: value
-                    for key, value in mine.items()
-                    if value is not ANY and _vague(key, known.get(key, ANY))
-                }
+                for key, value in mine.items():
+                    if value is not ANY and _vague(key, known.get(key, ANY)):
+                        known[key] = value
                 members.append(place)
                 break
         else:

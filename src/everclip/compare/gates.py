@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from operator import ge, gt, le, lt
 from typing import Any
 
 from everclip.compare.cells import shown_any
@@ -14,12 +14,7 @@ from everclip.system.text import number_in
 
 Json = dict[str, Any]
 
-_COMPARES: Mapping[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+_COMPARES = {"<=": le, ">=": ge, "<": lt, ">": gt}
 _CONDITION = re.compile(r"([^<>]+?) ?(<=|>=|<|>) ?([^<>=][^<>]*)")
 
 

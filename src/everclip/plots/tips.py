@@ -47,10 +47,8 @@ class Tips(Artist):
             if left == right and low == high:
                 left, low, right, high = left - _AROUND, low - _AROUND, right + _AROUND, high + _AROUND
             place = {"x": left, "y": height - high, "width": right - left, "height": high - low}
-            attributes = {key: f"{value:.1f}" for key, value in place.items()}
-            writer.start(
-                "rect", attrib={"class": "hit", "fill": "none", "pointer-events": "all"} | attributes
-            )
+            look = {"class": "hit", "fill": "none", "pointer-events": "all"}
+            writer.start("rect", attrib=look | {key: f"{value:.1f}" for key, value in place.items()})
             writer.element("title", text)
             writer.end("rect")
 

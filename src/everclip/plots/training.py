@@ -139,9 +139,8 @@ def terms_panel(group: Group, title: str = "", looks: dict[str, int] | None = No
 
 def _panel(lines: Sequence[Line], title: str) -> Panel:
     steps = [x for line in lines for x in line.xs]
-    return Panel(
-        lines, span((min(steps), max(steps))), value_range(heights(lines)), "optimizer step", title=title
-    )
+    xs, ys = span((min(steps), max(steps))), value_range(heights(lines))
+    return Panel(lines, xs, ys, "optimizer step", title=title)
 
 
 def estimator_values(run: RunData) -> dict[str, list[object]]:

@@ -9,16 +9,8 @@ from typing import Any
 
 from everclip.compare.groups import Group, Setting
 from everclip.metrics.stats import Interval
-from everclip.plots.accuracy import (
-    Axis,
-    Metric,
-    bytes_of,
-    memory_panel,
-    pretrained,
-    sized,
-    stages_panel,
-    two_seeds,
-)
+from everclip.plots import accuracy
+from everclip.plots.accuracy import Axis, Metric
 from everclip.plots.confidence import DIAGONAL, coverage_panel, reliability_panel
 from everclip.plots.panels import Panel
 from everclip.plots.training import Curve, curves_panel, entropy_curve, logged, mean_curve, terms_panel
@@ -48,8 +40,8 @@ GROUP = ["method", "variant", "memory"]
 
 def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -> Figure | None:
     """Return accuracy against exemplars or bytes; a panel per setting."""
-    few = two_seeds(settings, metric)
-    panels = _some(memory_panel(setting, metric, against, few) for setting in settings)
+    few = accuracy.two_seeds(settings, metric)
+    panels = _some(accuracy.memory_panel(setting, metric, against, few) for setting in settings)
     if not panels:
         return None
     name = "Last" if metric == "last" else "Average"
@@ -64,9 +56,14 @@ def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -
         ) + bars
         columns = ["setting", *GROUP, "image_bytes", "state_bytes", *_SPAN]
         rows = [
-            [setting.name, *named(group), *(round(value) for value in bytes_of(group)), *numbers(span)]
+            [
+                setting.name,
+                *named(group),
+                *(round(value) for value in accuracy.bytes_of(group)),
+                *numbers(span),
+            ]
             for setting in settings
-            for group in sized(setting, metric)
+            for group in accuracy.sized(setting, metric)
             if (span := group.interval(metric)) is not None
         ]
     else:
@@ -98,7 +95,7 @@ def _memory_rows(settings: Sequence[Setting], metric: Metric) -> list[list[objec
     return rows + [
         [setting.name, names.get(name, name), "", "", 1, value, "", ""]
         for setting in settings
-        for name, value in pretrained(setting, metric).items()
+        for name, value in accuracy.pretrained(setting, metric).items()
     ]
 
 
@@ -151,7 +148,9 @@ def stages(setting: Setting) -> Figure | None:
     trained = any(group.curve and not group.reference for group in setting.every)
     if len(setting.tasks) < 2 or not trained:
         return None
-    panels = aligned(_some(stages_panel(setting, groups, title) for title, groups in by_memory(setting)))
+    panels = aligned(
+        _some(accuracy.stages_panel(setting, groups, title) for title, groups in by_memory(setting))
+    )
     rows = [
         [*named(group), t + 1, *numbers(span)]
         for group in setting.every

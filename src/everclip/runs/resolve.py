@@ -73,9 +73,8 @@ def _of_features(config: Config, method: Method) -> Config:
     if method.capabilities.trains:
         adapt = config.method.options.get("adapt", "none")
         what = config.method.name + ("" if adapt == "none" else f" with method.adapt={adapt}")
-        raise UserError(
-            f"{what} needs images: {config.data} {given}; use ncm, ridge, ranpac, slda or multilayer_lda"
-        )
+        others = "ncm, ridge, ranpac, slda or multilayer_lda"
+        raise UserError(f"{what} needs images: {config.data} {given}; use {others}")
     if config.model not in (LITE, config.data):
         raise UserError(f"model={config.model} needs images: {config.data} {given}; leave model out")
     for key in ("classnames", "templates"):

@@ -89,14 +89,8 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
 
 
-SHOW: dict[str, Callable[[float | None], str]] = {
-    "percent": percent,
-    "share": share,
-    "points": points,
-    "size": size,
-    "duration": duration,
-    "count": count,
-}
+_KINDS = (percent, share, points, size, duration, count)
+SHOW: dict[str, Callable[[float | None], str]] = {show.__name__: show for show in _KINDS}
 """Kinds of numbers in tables, by name."""
 
 
