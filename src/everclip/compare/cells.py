@@ -32,7 +32,7 @@ log = logging.getLogger("everclip")
 
 
 def order(method: str, label: str = "") -> tuple[bool, list[str | int]]:
-    """Return the sort key of methods, wherever several are listed: by name, what is there to compare with last."""
+    """Return the sort key of methods wherever several are listed: by name, references last."""
     return method in REFERENCES, natural(label or method)
 
 
@@ -49,22 +49,17 @@ Repetition = tuple[str, ...]
 
 @dataclass(eq=False)
 class Row:
-    """A method with its settings.
-
-    Args:
-        options: the keys that tell it from the method's other rows in the section, with their values.
-        runs: one a repetition.
-        recorded: its numbers are those of the pretrained model, which each of these runs has recorded.
-    """
+    """A method with its settings."""
 
     method: str
-    options: dict[str, Any]
-    runs: dict[Repetition, Finished] = field(default_factory=dict)
+    options: dict[str, Any]  # keys and values that differ from the method's other rows in the section
+    runs: dict[Repetition, Finished] = field(default_factory=dict)  # one per repetition
+    # whether it stands for the pretrained model, whose numbers each of these runs has recorded
     recorded: bool = False
 
     @property
     def reference(self) -> bool:
-        """Whether it is shown beside the others and not tested against them."""
+        """Whether it is only shown beside the others, and not tested against them."""
         return self.method in REFERENCES
 
     @property
@@ -80,15 +75,13 @@ class Row:
         return " ".join([self.method, *words])
 
     def values(self, metric: str) -> dict[Repetition, float]:
-        """Return the metric by repetition, where it was measured. Raises UserError for what is no number of
-        results.json."""
-        found: dict[Repetition, float] = {}
-        for repetition, run in self.runs.items():
-            pretrained = _PRETRAINED.get(metric, lambda results: None)
-            value = pretrained(run.results) if self.recorded else number(run, metric)
-            if value is not None:
-                found[repetition] = value
-        return found
+        """Return the metric of each repetition that measured it. Raises UserError as ``number`` does."""
+        pretrained = _PRETRAINED.get(metric, lambda results: None)
+        found = {
+            at: pretrained(run.results) if self.recorded else number(run, metric)
+            for at, run in self.runs.items()
+        }
+        return {repetition: value for repetition, value in found.items() if value is not None}
 
 
 @dataclass(eq=False)
@@ -100,19 +93,15 @@ class Section:
 
 
 def known(run: Finished, metric: str) -> float | None:
-    """Return a number of results.json, None where it has none; earlier versions did not add up what is kept.
-
-    Args:
-        metric: its key; points lead to a number within, such as ``cross_domain.transfer``.
-    """
+    """Return a number of results.json by its key, such as ``cross_domain.transfer``; None without any."""
     value = _within(run.results, metric)
     if metric == "kept_bytes" and value is metric and (both := kept(run.results)) is not None:
-        return float(sum(both))
+        return float(sum(both))  # earlier versions did not record the sum
     return float(value) if finite(value) else None
 
 
 def number(run: Finished, metric: str) -> float | None:
-    """Return the same. Raises UserError for a key that is not there, or is none of a number."""
+    """Return the same. Raises UserError where the key is unknown or its value is no number."""
     value = known(run, metric)
     if value is None and _within(run.results, metric) is not None:
         numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
@@ -121,8 +110,7 @@ def number(run: Finished, metric: str) -> float | None:
 
 
 def _within(results: Mapping[str, Any], metric: str) -> Any:
-    """Return what stands under the key; None where it, or what it lies within, was not measured; the key if it is
-    unknown."""
+    """Return a key's value; None where it, or a table around it, was not measured; an unknown key itself."""
     value: Any = results
     for key in metric.split("."):
         if value is None:
@@ -132,8 +120,7 @@ def _within(results: Mapping[str, Any], metric: str) -> Any:
 
 
 def default_by(runs: Sequence[Finished]) -> list[str]:
-    """Return the key to show sections for where none is asked for: the memory's size, if methods that use it have
-    several."""
+    """Return the default of ``by``: the memory's size, if methods that use it have several."""
     sizes = {shown(run.value("memory.budget")) for run in runs if not without_memory(run)}
     return ["memory.budget"] if len(sizes) > 1 else []
 
@@ -141,11 +128,11 @@ def default_by(runs: Sequence[Finished]) -> list[str]:
 def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Section]:
     """Return the runs in sections and rows.
 
-    A run whose method does not know a key of ``by`` (a method's option; the memory, where it keeps none) is in every
-    section. Settings other than those of ``by`` and ``over`` that differ within a method make rows of their own.
+    A run to which a key of ``by`` makes no difference (an option of another method; the memory, if its method
+    keeps none) is in every section. Other settings that differ within a method make separate rows.
 
     Args:
-        by: config keys; a section for each of their combinations.
+        by: config keys; each combination of their values has a section.
         over: config keys of repetitions, such as ``seed``.
     """
     for key in (*by, *over):
@@ -155,18 +142,15 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
     placed = [(run, tuple(_place(run, key) for key in by)) for run in runs]
     whole = [place for _, place in placed if ANY not in place] or [place for _, place in placed]
     places = {json.dumps(place, default=lambda value: "any"): place for place in whole}
-    ordered = sorted(places.values(), key=lambda place: [natural(shown_any(value)) for value in place])
-    return [
-        Section(
-            dict(zip(by, place, strict=True)),
-            _rows([run for run, at in placed if _fits(at, place)], by, over),
-        )
-        for place in ordered
-    ]
+    found: list[Section] = []
+    for place in sorted(places.values(), key=lambda place: [natural(shown_any(value)) for value in place]):
+        here = [run for run, at in placed if _fits(at, place)]
+        found.append(Section(dict(zip(by, place, strict=True)), _rows(here, by, over)))
+    return found
 
 
 def shown_any(value: Any) -> str:
-    """Return a value as it is written, ``any`` for what makes no difference."""
+    """Return a value as the user writes it, ``any`` for what makes no difference."""
     return "any" if value is ANY else shown(value)
 
 
@@ -175,16 +159,13 @@ def _fits(at: Sequence[Any], place: Sequence[Any]) -> bool:
 
 
 def _place(run: Finished, key: str) -> Any:
-    if key.startswith("memory.") and without_memory(run):
-        return ANY
-    if key.startswith("method.") and key not in run.config:
-        return ANY
-    return run.value(key)
+    unused = key.startswith("memory.") and without_memory(run)
+    foreign = key.startswith("method.") and key not in run.config
+    return ANY if unused or foreign else run.value(key)
 
 
 def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Row]:
-    """Return the rows of one section, the pretrained model's first where no run of it is there, in the order of
-    labels."""
+    """Return the rows of one section, sorted; the pretrained model has one even without runs of its own."""
     rows: dict[str, Row] = {}
     for method in dict.fromkeys(run.method for run in runs):
         own = [run for run in runs if run.method == method]
@@ -208,33 +189,26 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
 
 def settings(row: Row) -> dict[str, Any]:
     """Return the config keys in which all runs of a row agree, with their values."""
-    configs = [] if row.recorded else [run.config for run in row.runs.values()]
-    return {
-        key: value
-        for key, value in (configs[0] if configs else {}).items()
-        if all(key in config and config[key] == value for config in configs)
-    }
+    first, *others = [{}] if row.recorded else [run.config for run in row.runs.values()]
+    return {key: value for key, value in first.items() if all(c.get(key, ANY) == value for c in others)}
 
 
 def cost(row: Row, unit: str) -> float:
-    """Average cost of a row's runs, in a unit of ``COSTS``."""
+    """Return the mean cost of a row's runs in a unit of ``COSTS``."""
     return fmean(sum(run.results.get(key) or 0 for key in COSTS[unit]) for run in row.runs.values())
 
 
 def kept_by(row: Row) -> dict[str, float] | None:
-    """Return bytes of images and of state that a row's runs keep beside the model, on average; None where not known."""
-    found = [
-        both for run in row.runs.values() if not row.recorded and (both := kept(run.results)) is not None
-    ]
-    if not found:
+    """Return the mean bytes of images and of state that a row's runs keep; None if unknown."""
+    found = [both for run in row.runs.values() if (both := kept(run.results)) is not None]
+    if row.recorded or not found:
         return None
-    images, state = zip(*found, strict=True)
-    return {"image_bytes": fmean(images), "state_bytes": fmean(state)}
+    return dict(zip(("image_bytes", "state_bytes"), map(fmean, zip(*found, strict=True)), strict=True))
 
 
-def amount(cost: float, unit: str) -> str:
-    """Return a cost with its unit: ``0.50 MB``."""
-    return f"{cost / 1e6:,.2f} MB" if unit == "bytes" else f"{cost:,.0f} {unit}"
+def amount(cost: float, unit: str) -> tuple[str, str]:
+    """Return a cost in a unit of ``COSTS`` as a number and its unit: ``("0.50", "MB")``."""
+    return (f"{cost / 1e6:,.2f}", "MB") if unit == "bytes" else (f"{cost:,.0f}", unit)
 
 
 COSTS: Mapping[str, tuple[str, ...]] = {
@@ -242,17 +216,19 @@ COSTS: Mapping[str, tuple[str, ...]] = {
     "steps": ("optimizer_steps",),
     "samples": ("samples_seen",),
 }
-"""Units of ``equal``, and the keys of results.json that they sum."""
+"""Units of ``equal``, and the keys of results.json that each adds up."""
 _LENGTH = ("memory.", "train.steps", "train.epochs", "train.batch_size")
 _TOLERANCE = 1.01
 
 
 def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -> list[Section]:
-    """Return each section anew for each level of cost: there every method enters with its dearest row that costs no
-    more.
+    """Return a section per section and cost level, with each method's most expensive row that costs no more.
 
-    Levels are the costs of the rows of ``against``, else of all rows that are no references (which enter everywhere).
-    Two rows cost the same within 1 %. A level that shows the rows of the one before, or one row only, is left out.
+    Levels are the costs of ``against``, else of all rows but references, which are in every section.
+    Costs within 1 % are the same. A level with the same rows as the one before, or with one row, is left out.
+
+    Raises:
+        UserError: no level has two methods.
     """
     made: list[Section] = []
     for section in sections:
@@ -267,7 +243,9 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
                     best[Row(row.method, kept).label] = row
             chosen = [row for row in section.rows if row.reference or row in best.values()]
             if len(best) > 1 and chosen != before:
-                made.append(Section(section.by | {"cost": f"at most {amount(level, unit)}"}, chosen))
+                made.append(
+                    Section(section.by | {"cost": f"at most {' '.join(amount(level, unit))}"}, chosen)
+                )
                 before = chosen
     if not made:
         raise UserError(f"--equal {unit}: no two methods can be compared at the same cost")
@@ -275,19 +253,12 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
 
 
 def check(sections: Sequence[Section], by: Sequence[str], over: Sequence[str]) -> None:
-    """Refuse runs that are not comparable: within a section, and across sections but for what ``by`` changes.
-
-    Raises:
-        UserError: naming what differs, in which runs.
-    """
-    repeated = set().union(*map(excused, over))
-    shown_by = set().union(*map(excused, by))
-    groups = [
-        (list(dict.fromkeys(run for row in section.rows for run in row.runs.values())), repeated)
-        for section in sections
-    ]
-    everything = list(dict.fromkeys(run for group, _ in groups for run in group))
-    for some, excuses in [*groups, (everything, repeated | shown_by)]:
+    """Raise UserError where runs of a section, or of all sections but for ``by``, are not comparable."""
+    repeated, shown_by = (set().union(*map(excused, keys)) for keys in (over, by))
+    parts = [dict.fromkeys(run for row in section.rows for run in row.runs.values()) for section in sections]
+    everything = dict.fromkeys(run for part in parts for run in part)
+    within = [(list(part), repeated) for part in parts]
+    for some, excuses in [*within, (list(everything), repeated | shown_by)]:
         if words := difference(some, excuses):
             key = hint(words.partition(" (")[0], some)
             apart = f"--by {key}, " if key else ""

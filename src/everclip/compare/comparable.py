@@ -1,7 +1,7 @@
 """Decide which runs are comparable, for ``compare`` and for the page of many runs.
 
-Two runs are comparable if all *facts* that both state agree: the same pictures, prompts, classes, tasks and model.
-Any other difference in their configs, except how they were carried out, puts them into separate rows and groups.
+Two runs are comparable if all *facts* that both state agree: pictures, prompts, classes, tasks and model.
+Other differences in their configs, except in how they were carried out, separate them into rows and groups.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from everclip.runs.finished import Finished
 from everclip.system.text import shortened
 
 REFERENCES = ("zero_shot", "joint")
-"""Methods that are references, not competitors: the pretrained model, and training on all tasks at once."""
+"""Methods that are references: the pretrained model, and training on all tasks at once."""
 ANY = object()
-"""The value of a fact that does not matter to a run or is unknown: it agrees with any other."""
+"""The value of a fact that is unknown or makes no difference to a run: it agrees with any other."""
 
 _SAME = {"data": "data", "scenario": "scenario.kind", "model": "model", "image_size": "image_size"}
-"""Facts of results.json, and the config's keys that say the same."""
+"""Facts of results.json, and the config keys that say the same."""
 _OWN = ("scenario.kind", "scenario.tasks", "scenario.order", "scenario.validation")
-"""Keys of a scenario that have facts of their own; all others are options, of which each is one."""
+"""Keys of a scenario with facts of their own; each other key is an option, and a fact by itself."""
 _CUT = {"class order", "task order", "test counts"}
 _EXCUSES: dict[str, set[str]] = {
     "model": {"model", "image_size", "templates"},
@@ -41,40 +41,39 @@ _EXCUSES: dict[str, set[str]] = {
 }
 _POLICY = "memory.policy"
 _HOW = (*CARRIED_OUT, "device", "tuned_on", "loader.")
-"""Prefixes of the keys that say how a run is carried out, not what it computes."""
+"""Prefixes of keys that say how a run is carried out, not what it computes."""
 _PLAIN = ("tune", "center", "train_captions")
-"""Settings that results.json has too, for a run without a config."""
+"""Settings that results.json records too, for runs without a config."""
 
 
 def excused(key: str) -> set[str]:
-    """Return the facts that a config key changes: they may differ between runs shown by it, or repeated over it."""
+    """Return the facts that a config key changes, which may differ between runs shown by it or over it."""
     if _is_fact(key):
         return {key, *_CUT}
     return {"memory accounting"} if key == _POLICY else _EXCUSES.get(key, set())
 
 
 def _is_fact(key: str) -> bool:
-    """Return whether a config key decides by itself what is learned and tested: an option of the source or the
-    scenario."""
+    """Return whether a config key is a fact by itself: an option of the data source or the scenario."""
     return key.startswith("source.") or (key.startswith("scenario.") and key not in _OWN)
 
 
 def facts(run: Finished) -> dict[str, Any]:
-    """Return what must agree for two runs' numbers to be comparable, the most telling first; ``ANY`` where the run does
-    not say, or it makes no difference to it.
+    """Return what must agree for two runs to be comparable, the most telling first.
 
-    ``joint`` has one task, whatever the others have. An order of classes that goes with the seed is one order: classes
-    and tasks are compared as sets then, and test counts as a sum. The options of the data's source (``source.*``) and
-    of the scenario, such as the number of shots, are compared one by one: another protocol is another question.
+    A fact is ``ANY`` where the run does not state it, or it makes no difference, such as the tasks of ``joint``.
+    Where the seed decides the order of classes, classes and tasks are sets, and test counts are a sum. Each
+    option of the data source and the scenario, such as the number of shots, is a fact: it changes the protocol.
     """
     results, config = run.told, run.config
-    smoke = results.get("smoke", config.get("smoke"))
     validation = results.get("validation", config.get("scenario.validation"))
-    orders: list[Any] = [results.get(key) or ANY for key in ("classes", "tasks", "test_counts")]
+    found: list[Any] = [results.get(key) or ANY for key in ("classes", "tasks", "test_counts")]
+    classes, tasks, counts = found
     if config.get("scenario.order") == "seed":
-        as_sets = ({"by the seed": sorted(names)} if names is not ANY else ANY for names in orders[:2])
-        orders = [*as_sets, ANY if orders[2] is ANY else [sum(orders[2])]]
-    classes, tasks, counts = orders
+        classes, tasks = (
+            ANY if order is ANY else {"by the seed": sorted(order)} for order in (classes, tasks)
+        )
+        counts = ANY if counts is ANY else [sum(counts)]
     counted = "all kept" if _keeps_all(str(config.get(_POLICY))) else "counted in exemplars"
     return {
         **{key: results.get(key, config.get(name)) or ANY for key, name in _SAME.items()},
@@ -84,7 +83,7 @@ def facts(run: Finished) -> dict[str, Any]:
         "task order": ANY if run.method == REFERENCES[1] else tasks,
         "test counts": counts,
         "validation": "none" if validation is None else validation,
-        "smoke": bool(smoke),
+        "smoke": bool(results.get("smoke", config.get("smoke"))),
         "memory accounting": ANY if without_memory(run) else counted,
         "schema": results.get("schema", ANY),
     }
@@ -92,20 +91,19 @@ def facts(run: Finished) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _keeps_all(policy: str) -> bool:
-    """Ask a policy of the package; another, whose code is not run to compare, is taken to keep a part."""
+    """Return whether a policy of the package keeps all images; others are not run, and taken to keep a part."""
     return policy in plugins.names("data/policies") and policy_class(policy).keeps == "all"
 
 
 def _agree(key: str, first: Any, second: Any) -> bool:
-    """Return whether two values of a fact fit each other; counts of one task are those of all tasks of others,
-    summed."""
+    """Return whether two values of a fact fit each other; the count of one task fits the sum over several."""
     if first is ANY or second is ANY or first == second:
         return True
     return key == "test counts" and 1 in (len(first), len(second)) and sum(first) == sum(second)
 
 
 def _vague(key: str, value: Any) -> bool:
-    """Return whether other values of a fact say more: it is not known, or a sum over tasks."""
+    """Return whether other values of a fact say more: this one is unknown, or a sum over tasks."""
     return value is ANY or (key == "test counts" and len(value) == 1)
 
 
@@ -118,7 +116,7 @@ def _apart(key: str, known: Sequence[Mapping[str, Any]]) -> tuple[int, int] | No
 
 
 def difference(runs: Sequence[Finished], excuses: Iterable[str] = ()) -> str:
-    """Name the facts in which runs differ, with two runs and their values; empty where they do not."""
+    """Name the facts in which runs differ, each with two runs and their values; empty without any."""
     known, excuses, words = [facts(run) for run in runs], set(excuses), []
     for key in dict.fromkeys(key for fact in known for key in fact if key not in excuses):
         if (pair := _apart(key, known)) is not None:
@@ -128,8 +126,7 @@ def difference(runs: Sequence[Finished], excuses: Iterable[str] = ()) -> str:
 
 
 def hint(fact: str, runs: Sequence[Finished]) -> str:
-    """Return the config key that explains why a fact differs, where the runs' configs differ in it; empty where none
-    does."""
+    """Return the config key whose values explain why a fact differs between the runs; empty without any."""
     known = [*_EXCUSES, _POLICY, *([fact] if _is_fact(fact) else [])]
     return next(
         (k for k in known if fact in excused(k) and len({shown(run.value(k)) for run in runs}) > 1), ""
@@ -139,20 +136,18 @@ def hint(fact: str, runs: Sequence[Finished]) -> str:
 def sorted_out(
     runs: Sequence[Finished], excuses: Iterable[str] = ()
 ) -> list[tuple[dict[str, Any], list[int]]]:
-    """Sort runs, given by their places, into sets that may stand side by side, each with the facts known of it.
+    """Return sets of comparable runs, each as the facts known of it and the runs' places.
 
-    What is not known of a run fits anything, so the runs that know most should come first.
+    An unknown fact fits anything, so pass the runs with the most known facts first.
     """
     found: list[tuple[dict[str, Any], list[int]]] = []
     for place, run in enumerate(runs):
         mine = {key: value for key, value in facts(run).items() if key not in set(excuses)}
         for known, members in found:
             if all(_agree(key, known.get(key, ANY), value) for key, value in mine.items()):
-                known |= {
-                    key: value
-                    for key, value in mine.items()
-                    if value is not ANY and _vague(key, known.get(key, ANY))
-                }
+                for key, value in mine.items():
+                    if value is not ANY and _vague(key, known.get(key, ANY)):
+                        known[key] = value
                 members.append(place)
                 break
         else:
@@ -161,9 +156,9 @@ def sorted_out(
 
 
 def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
-    """Return the config keys, but for ``known`` ones, that tell runs of a method apart, so that none repeats another.
+    """Return the config keys other than ``known`` that tell runs of a method apart.
 
-    A key that does nothing but change a fact is none of them while the fact is the same.
+    A key that only changes facts does not count while its facts are the same.
     """
     configs = [run.config or {key: run.results.get(key) for key in _PLAIN} for run in runs]
     told = [facts(run) for run in runs]
@@ -185,56 +180,39 @@ def without_memory(run: Finished) -> bool:
         return True
     if run.value("memory.budget") not in (0, None):
         return run.results.get("memory_bytes") == 0
-    return _keeps_none(run.method, json.dumps(_options(run)))
-
-
-def _options(run: Finished) -> dict[str, Any]:
-    return {key.partition(".")[2]: value for key, value in run.config.items() if key.startswith("method.")}
-
-
-@lru_cache(maxsize=256)
-def _keeps_none(method: str, options: str) -> bool:
-    """Ask the method, with a budget of one; a method that is not to be had here is taken to use memory."""
-    from everclip.config import Config
-    from everclip.training.estimate import exemplars
-
-    try:
-        return (
-            exemplars(Config.model_validate({"method": _named(method, options), "memory": {"budget": 1}}))[0]
-            == 0
-        )
-    except ValueError:  # UserError, and pydantic's of what is no method's name
-        return False
+    return _ask(run)[0]
 
 
 def seeded(run: Finished) -> bool:
     """Return whether another seed could have given the run other results."""
-    if run.config.get("scenario.order") == "seed":
-        return True
-    return _seeded(run.method, json.dumps(_options(run)))
+    return run.config.get("scenario.order") == "seed" or _ask(run)[1]
+
+
+def _ask(run: Finished) -> tuple[bool, bool]:
+    """Return whether the method keeps no exemplar with a budget of one, and whether it depends on the seed."""
+    options = {key.removeprefix("method."): v for key, v in run.config.items() if key.startswith("method.")}
+    options = {key: value for key, value in options.items() if "." not in key}
+    return _ask_method(json.dumps({"name": run.method} | options))
 
 
 @lru_cache(maxsize=256)
-def _seeded(method: str, options: str) -> bool:
-    """Ask the method; one that is not to be had here is taken to be random."""
-    from everclip import methods
+def _ask_method(choice: str) -> tuple[bool, bool]:
     from everclip.config import Config
+    from everclip.methods import method_of
+    from everclip.training.estimate import exemplars
 
     try:
-        return methods.method_of(Config.model_validate({"method": _named(method, options)})).seeded
-    except ValueError:
-        return True
-
-
-def _named(method: str, options: str) -> Mapping[str, Any]:
-    return {"name": method} | {key: value for key, value in json.loads(options).items() if "." not in key}
+        config = Config.model_validate({"method": json.loads(choice), "memory": {"budget": 1}})
+        return exemplars(config)[0] == 0, method_of(config).seeded
+    except ValueError:  # UserError, and pydantic's of what is no method's name
+        return False, True  # a method that is not here is taken to use memory and the seed
 
 
 def shown(value: Any) -> str:
-    """Return a config value as it is written."""
+    """Return a config value as the user writes it."""
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _short(value: Any) -> str:
-    text = shown(value) if not isinstance(value, list) else json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else shown(value)
     return shortened(text, 40)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from operator import ge, gt, le, lt
 from typing import Any
 
 from everclip.compare.cells import shown_any
@@ -14,34 +14,25 @@ from everclip.system.text import number_in
 
 Json = dict[str, Any]
 
-_COMPARES: Mapping[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+_COMPARES = {"<=": le, ">=": ge, "<": lt, ">": gt}
 _CONDITION = re.compile(r"([^<>]+?) ?(<=|>=|<|>) ?([^<>=][^<>]*)")
 
 
 def metrics_of(condition: str) -> list[str]:
-    """Return the metric that a condition reads; none where it sets two methods side by side.
-
-    Raises:
-        UserError: it is no condition.
-    """
+    """Return the metric that a condition names, if any. Raises UserError where the condition cannot be read."""
     _, left, _, right = _parse(condition)
     return [left] if number_in(right) is not None else []
 
 
 def broken(condition: str, comparison: Json) -> list[str]:
-    """List where the condition holds: a line for each section or row, with the means.
+    """List where the condition holds: a line per section or row, with the means.
 
     Args:
-        condition: ``KEY=VALUE ...``, which sections and rows it is about, then ``A<B`` of two rows' means of the first
+        condition: ``KEY=VALUE ...`` to select sections and rows, then ``A<B`` for two rows' means of the first
             metric, or ``METRIC<NUMBER`` (a fraction for accuracies).
 
     Raises:
-        UserError: it cannot be read, or it is about no row: a gate never passes unseen.
+        UserError: it cannot be read, or matches no row: a gate never passes unchecked.
     """
     wanted, left, sign, right = _parse(condition)
     limit, first, holds = number_in(right), comparison["metrics"][0], _COMPARES[sign]
@@ -54,7 +45,7 @@ def broken(condition: str, comparison: Json) -> list[str]:
         if limit is not None:
             for name, mean in _means(rows, left, lambda row: bool(wanted) or not row["reference"]):
                 asked += 1
-                lines += [f"{name}: {left} {mean:.4g} {sign} {right}{at}"] if holds(mean, limit) else []
+                lines += [f"{name}: {left} {mean:.4g} {sign} {right}{at}"] * holds(mean, limit)
             continue
         for name, mean in _means(rows, first, lambda row: left in (row["label"], row["method"])):
             for other, theirs in _means(rows, first, lambda row: right in (row["label"], row["method"])):
@@ -68,7 +59,7 @@ def broken(condition: str, comparison: Json) -> list[str]:
 
 
 def _means(rows: Sequence[Json], metric: str, wanted: Callable[[Json], bool]) -> list[tuple[str, float]]:
-    """Return labels and means of the rows that are wanted and have the metric."""
+    """Return label and mean of each wanted row that has the metric."""
     return [
         (row["label"], row["metrics"][metric]["mean"])
         for row in rows
@@ -82,7 +73,7 @@ def _about(wanted: Mapping[str, str], row: Json, by: Json) -> bool:
 
 
 def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
-    """Return what it is about (KEY=VALUE), the left side, the sign, the right side."""
+    """Return the condition's KEY=VALUE words, left side, sign and right side."""
     words = condition.split()
     filters = list(takewhile(lambda word: "=" in word and not set(word) & {"<", ">"}, words))
     match = _CONDITION.fullmatch(" ".join(words[len(filters) :]))

@@ -1,8 +1,8 @@
-"""Group runs that may be averaged, and those that may only be compared.
+"""Group runs that may be averaged, and settings of groups that may be compared.
 
-A *setting* is everything that must agree for numbers to be comparable: the model, the data, the scenario, the
-classes, the test images, the prompts. A *group* holds runs of one setting, method and memory size whose configs
-differ only in the seed. Only runs of one group are averaged.
+A *setting* is all that must agree for numbers to be comparable: model, data, scenario, classes, test images
+and prompts. A *group* holds runs of one setting, method and memory size whose configs differ only in the seed.
+Only runs of one group are averaged.
 """
 
 from __future__ import annotations
@@ -26,21 +26,14 @@ Memory = int | str | None
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in their seed alone.
-
-    Args:
-        method: its name.
-        memory: the budget of exemplars: a number, "all", or None where it makes no difference to the method.
-        variant: settings by which it differs from other groups of the same method and memory; often empty.
-        runs: at least one, finished or not, in the order of their seeds.
-        look: number of the colour, dash and marker that it has in every chart.
-    """
+    """Runs that differ in their seed alone."""
 
     method: str
+    # the budget of exemplars: a number, "all", or None where it makes no difference to the method
     memory: Memory
-    variant: str
-    runs: tuple[RunData, ...]
-    look: int = 0
+    variant: str  # settings that differ from other groups of the same method and memory; often empty
+    runs: tuple[RunData, ...]  # at least one, finished or not, in the order of their seeds
+    look: int = 0  # number of its colour, dash and marker in every chart
 
     @property
     def series(self) -> str:
@@ -49,12 +42,12 @@ class Group:
 
     @property
     def label(self) -> str:
-        """Its name where the memory size is not plain from the place."""
+        """Its name with the memory size."""
         return self.series if self.memory is None else f"{self.series}, memory {self.memory}"
 
     @property
     def reference(self) -> bool:
-        """Whether it is there to compare with: the pretrained model, or joint training."""
+        """Whether it is the pretrained model or joint training."""
         return self.method in REFERENCES
 
     @cached_property
@@ -64,7 +57,7 @@ class Group:
 
     @cached_property
     def finished(self) -> tuple[RunData, ...]:
-        """The runs that have results, one per seed: a seed that was run twice says nothing about another one."""
+        """The runs with results, the first one per seed: repeating a seed adds no evidence."""
         first: dict[Any, RunData] = {}
         for run in self.runs:
             if run.finished:
@@ -73,12 +66,12 @@ class Group:
 
     @property
     def repeated(self) -> tuple[RunData, ...]:
-        """Finished runs that repeat a seed, and are left out of all means."""
+        """Finished runs that repeat a seed, left out of all means."""
         return tuple(run for run in self.runs if run.finished and run not in self.finished)
 
     @property
     def shown(self) -> tuple[RunData, ...]:
-        """The runs that curves are drawn of: the finished ones, or all while there is none."""
+        """The runs to draw curves of: the finished ones, or all while none has finished."""
         return self.finished or self.runs
 
     def values(self, key: str) -> list[float]:
@@ -93,48 +86,39 @@ class Group:
 
     @cached_property
     def curve(self) -> list[Interval]:
-        """A_t, as far as all runs shown have come."""
+        """A_t, up to the last stage that all runs shown have reached."""
         return [interval(list(values)) for values in zip(*(run.accuracy for run in self.shown), strict=False)]
 
     @cached_property
     def matrix(self) -> list[list[float | None]]:
-        """R, the mean over the runs shown, as far as all have come."""
+        """R, the mean over the runs shown, up to the last stage that all have reached."""
         rows = zip(*(run.matrix for run in self.shown), strict=False)
         return [[mean(cell) for cell in zip(*row, strict=False)] for row in rows]
-
-    @cached_property
-    def seeds(self) -> str:
-        """The seeds of all runs in words."""
-        return ", ".join(str(run.value("seed")) for run in self.runs)
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Runs whose numbers can be compared.
+    """Runs whose numbers can be compared."""
 
-    Args:
-        name: what it is called on the page; differs between settings.
-        ident: prefix of its ids.
-        facts: what is the same in all of its runs.
-        groups: by method, variant and memory.
-        level: groups of methods to which the memory makes no difference, the references last.
-    """
+    name: str  # unique on the page
+    ident: str  # prefix of its ids
+    facts: dict[str, Any]  # what all of its runs have in common
+    every: tuple[Group, ...]  # all groups, by method, variant and memory; references last
 
-    name: str
-    ident: str
-    facts: dict[str, Any]
-    groups: tuple[Group, ...]
-    level: tuple[Group, ...]
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups with a memory size."""
+        return tuple(group for group in self.every if group.memory is not None)
+
+    @cached_property
+    def level(self) -> tuple[Group, ...]:
+        """The groups of methods to which the memory makes no difference."""
+        return tuple(group for group in self.every if group.memory is None)
 
     @property
     def test_images(self) -> int:
-        """How many there are in the end; 0 where no run says."""
+        """The number of test images in the end; 0 where no run says."""
         return sum(self.facts.get("test counts") or ())
-
-    @property
-    def every(self) -> tuple[Group, ...]:
-        """All groups, in the order of methods: a method that keeps nothing stands among the others."""
-        return tuple(sorted(self.groups + self.level, key=_order))
 
     @cached_property
     def runs(self) -> tuple[RunData, ...]:
@@ -148,32 +132,32 @@ class Setting:
 
     @cached_property
     def zero_shot(self) -> float | None:
-        """The pretrained model's accuracy on all test images: the mean over the runs that measured it."""
+        """The pretrained model's accuracy on all test images, the mean over the runs that measured it."""
         return mean([run.zero_shot[-1] for run in self.runs if run.zero_shot])
 
     @cached_property
     def zero_shot_curve(self) -> list[float]:
-        """A_t of the pretrained model: the mean over the runs that measured it."""
+        """A_t of the pretrained model, the mean over the runs that measured it."""
         return _longest_mean([run.zero_shot for run in self.runs])
 
     @cached_property
     def frozen_curve(self) -> list[float]:
-        """The same of the strongest closed form on the frozen features; empty where no run measured it."""
+        """A_t of the strongest closed form on the frozen features; empty where no run measured it."""
         return _longest_mean([run.frozen_features for run in self.runs])
 
     @property
     def frozen_features(self) -> float | None:
-        """The frozen features' accuracy on all test images, as far as runs measured it."""
+        """The frozen features' accuracy on all test images, the mean over the runs that measured it."""
         return mean([run.frozen_features[-1] for run in self.runs if run.frozen_features])
 
     @property
     def joint(self) -> list[Group]:
-        """Joint training, where a run of it has finished: all tasks learned at once, the upper reference."""
+        """Finished joint training on all tasks at once, the upper reference."""
         return [group for group in self.level if group.method == "joint" and group.finished]
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Task names, from the run that has the most; numbers where their order differs between runs."""
+        """Task names of the run with the most tasks; numbers where their order differs between runs."""
         names = max((run.tasks for run in self.runs), key=len, default=[])
         alike = all(run.tasks == names for run in self.runs if len(run.tasks) == len(names))
         return names if alike else [f"task {k + 1}" for k in range(len(names))]
@@ -181,29 +165,17 @@ class Setting:
 
 def settings(runs: Iterable[RunData]) -> list[Setting]:
     """Sort runs into settings and groups; no run is left out."""
-    # Finished runs know all facts, so they go first; what is unknown of another one fits anything.
+    # Finished runs state all facts, so they come first: an unknown fact fits anything.
     ordered = sorted(runs, key=lambda run: (not run.finished, natural(str(run.path))))
-    found = [
-        (
-            {key: None if value is ANY else value for key, value in facts.items()},
-            [ordered[k] for k in members],
-        )
-        for facts, members in sorted_out(ordered, excused("memory.policy"))  # a memory of all is a size here
+    found = sorted_out(ordered, excused("memory.policy"))  # a memory of all is a size here
+    facts = [{key: None if v is ANY else v for key, v in known.items()} for known, _ in found]
+    grouped = [_groups([ordered[k] for k in places]) for _, places in found]
+    series = {group.series for groups in grouped for group in groups if not group.reference}
+    looks = {name: k for k, name in enumerate(sorted(series, key=natural))}
+    return [
+        Setting(name, f"set{k}", known, tuple(replace(g, look=looks.get(g.series, 0)) for g in groups))
+        for k, (name, known, groups) in enumerate(zip(_names(facts), facts, grouped, strict=True), 1)
     ]
-    grouped = [_groups(members) for _, members in found]
-    series = sorted(
-        {group.series for groups in grouped for group in groups if not group.reference}, key=natural
-    )
-    looks = {name: k for k, name in enumerate(series)}
-    made: list[Setting] = []
-    for k, (name, (facts, _), groups) in enumerate(
-        zip(_names([facts for facts, _ in found]), found, grouped, strict=True), 1
-    ):
-        groups = [replace(group, look=looks.get(group.series, 0)) for group in groups]
-        sized = tuple(group for group in groups if group.memory is not None)
-        level = tuple(group for group in groups if group.memory is None)
-        made.append(Setting(name, f"set{k}", facts, sized, level))
-    return made
 
 
 def differing(settings: Sequence[Setting]) -> list[str]:
@@ -217,7 +189,7 @@ def _differing(facts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _names(of: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a name per setting: its data, and of what else differs as much as it takes to tell them apart."""
+    """Return a name per setting: its data, and as many differing facts as it takes to tell them apart."""
     found = [[str(known["data"] or "unknown data")] for known in of]
     for key in _differing(of):
         if len({tuple(name) for name in found}) == len(found):
@@ -237,12 +209,12 @@ def memory_order(memory: Memory) -> float:
 
 
 def _groups(runs: Sequence[RunData]) -> list[Group]:
-    """Return groups of a setting, without looks: by method, variant and memory."""
+    """Return the groups of a setting by method, variant and memory, without looks."""
     groups: list[Group] = []
     for method in sorted({run.method for run in runs}):
         members = [run for run in runs if run.method == method]
         sizes = [_memory(run) for run in members]
-        if _without_memory(method, members):
+        if all(map(without_memory, [run for run in members if run.finished] or members)):
             sizes = [None] * len(members)
         keys = _distinguishing(members, sizes)
         apart: dict[tuple[Memory, str], list[RunData]] = {}
@@ -250,32 +222,16 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
             values = run.config or run.results
             variant = ", ".join(f"{key.removeprefix('method.')} {plain(values.get(key))}" for key in keys)
             apart.setdefault((memory, variant), []).append(run)
-        groups += [
-            Group(
-                method,
-                memory,
-                variant,
-                tuple(sorted(inside, key=lambda run: natural(str(run.value("seed"))))),
-            )
-            for (memory, variant), inside in apart.items()
-        ]
-    return sorted(groups, key=_order)
-
-
-def _order(group: Group) -> tuple[Any, ...]:
-    return *order(group.method, group.series), memory_order(group.memory)
+        for (memory, variant), same in apart.items():
+            same.sort(key=lambda run: natural(str(run.value("seed"))))
+            groups.append(Group(method, memory, variant, tuple(same)))
+    return sorted(groups, key=lambda group: (*order(group.method, group.series), memory_order(group.memory)))
 
 
 def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[str]:
-    """Return keys in which runs of one method and memory size differ; a rate tuned for each size is none of them."""
+    """Return keys in which runs of the same memory size differ; not a rate that is tuned per size."""
     of_size = [[run for run, size in zip(runs, sizes, strict=True) if size == one] for one in set(sizes)]
     return sorted({key for same in of_size for key in varying(same, _SHOWN)})
-
-
-def _without_memory(method: str, runs: Sequence[RunData]) -> bool:
-    """Return whether a method keeps no exemplars, whatever its budget, as its finished runs or else its configs say."""
-    done = [run for run in runs if run.finished] or runs
-    return method in REFERENCES or all(map(without_memory, done))
 
 
 def _memory(run: RunData) -> Memory:
@@ -287,13 +243,12 @@ def _memory(run: RunData) -> Memory:
 
 
 def _longest_mean(curves: Sequence[Sequence[float]]) -> list[float]:
-    """Return the mean of the curves with the most tasks (joint training has one alone): the order of the classes may
-    vary with the seed."""
+    """Return the mean of the curves with the most tasks; joint training has only one."""
     most = max(map(len, curves), default=0)
     return [sum(values) / len(values) for values in zip(*(c for c in curves if len(c) == most), strict=True)]
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of what is known; None of nothing."""
+    """Return the mean of the known values; None without any."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

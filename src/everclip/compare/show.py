@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from everclip.compare.cells import shown_any
+from everclip.compare.cells import amount, shown_any
 from everclip.compare.verdict import STREAMS, higher_is_better
 from everclip.metrics.retrieval import AT, WAYS
 from everclip.metrics.stats import LEAST
+from everclip.runs.words import several
 from everclip.system.text import csv_text
 
 Json = dict[str, Any]
@@ -24,10 +25,9 @@ _FRACTIONS = (
     *("macro", "worst_class.last", *STREAMS),
 )
 _RECALLS = tuple(f"{way}_recall_at_{k}" for way in WAYS for k in AT)
-_UNITS = {"bytes": "MB", "steps": "steps", "samples": "samples"}
 _KEPT = "kept MB"
 _STILL = "°"
-"""Mark of deterministic rows."""
+"""The mark of deterministic rows."""
 _SPREADS = {
     "ci": "mean ± 95 % interval",
     "std": "mean ± standard deviation",
@@ -39,11 +39,11 @@ _TEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 WIDE = 100
-"""Width of a terminal above which ranks and memory get columns."""
+"""The width of a terminal from which ranks and memory get columns."""
 
 
 def _scale(metric: str) -> tuple[float, int]:
-    """Return the factor of a number, and its digits after the point."""
+    """Return the factor of a metric's numbers, and their digits after the point."""
     if metric in _FRACTIONS + _RECALLS:
         return 100, 1
     return (1e-6, 2) if metric.endswith("_bytes") else (1, 0)
@@ -60,7 +60,7 @@ def name(metric: str) -> str:
 
 
 def stream_name(metric: str) -> str:
-    """Return a metric as its field writes it: ``any-time``, ``few-shot``, ``Transfer`` over several data sets."""
+    """Return a metric as the literature writes it: ``any-time``, ``few-shot``, ``Transfer``."""
     whole, _, within = metric.partition(".")
     if whole == "by_frequency":
         return f"{within.removesuffix('.accuracy')}-shot"
@@ -70,8 +70,10 @@ def stream_name(metric: str) -> str:
 
 
 def ends(mean: Json, spread: str, random: bool = True) -> tuple[float, float] | None:
-    """Return the spread around a mean: its interval, a standard deviation to each side, or the lowest and the highest
-    value. None where there is none: of too few values, and where nothing is random."""
+    """Return low and high of a mean's interval, standard deviation or range.
+
+    None with too few values, and where nothing is random.
+    """
     if not random or len(mean["values"]) < (2 if spread == "range" else LEAST):
         return None
     if spread == "range":
@@ -105,7 +107,7 @@ def kept_text(kept: Json | None) -> str:
     return f"{kept['image_bytes'] / 1e6:,.2f} + {kept['state_bytes'] / 1e6:,.2f}"
 
 
-def difference_text(test: Json | None, metric: str, plus: str = " ± ") -> str:
+def difference_text(test: Json | None, metric: str) -> str:
     """Return ``-2.1 ± 0.9``."""
     if test is None:
         return ""
@@ -113,15 +115,14 @@ def difference_text(test: Json | None, metric: str, plus: str = " ± ") -> str:
     text = f"{scale * test['difference']:+,.{digits}f}"
     if test["high"] is None or test["high"] == test["low"]:
         return text
-    return f"{text}{plus}{scale * (test['high'] - test['low']) / 2:,.{digits}f}"
+    return f"{text} ± {scale * (test['high'] - test['low']) / 2:,.{digits}f}"
 
 
 def p_text(test: Json | None) -> str:
-    """Return the corrected p; a dagger where it is over test images."""
+    """Return the corrected p; with a dagger where it is over test images."""
     if test is None:
         return ""
-    p = test["p_holm"]
-    if p is None:
+    if (p := test["p_holm"]) is None:
         return "–"
     return ("<0.001" if p < 0.001 else f"{p:.3f}") + ("†" if test["name"] == "mcnemar" else "")
 
@@ -138,58 +139,48 @@ def _place(section: Json) -> str:
     return "  ".join(f"{key} = {shown_any(value)}" for key, value in section["by"].items())
 
 
-def _columns(comparison: Json, section: Json, wide: bool) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows of one section's table."""
-    first, counts = comparison["metrics"][0], _counts(comparison)
-    head = ["method", *(["n"] if len(counts) > 1 else []), *map(name, comparison["metrics"])]
-    head += [_KEPT] if wide else []
-    unit = comparison["equal"]
-    head += [_UNITS[unit]] if unit else []
-    tested = any(row["test"] for row in _rows(comparison))
-    head += ["difference", "p"] if tested else []
-    ranked = wide and any(row["rank"] is not None for row in _rows(comparison))
-    head += ["rank"] if ranked else []
-    body: list[list[str]] = []
-    for row in section["rows"]:
-        cells = [
-            row["label"] + ("" if row["random"] else _STILL),
-            *([str(len(row["repetitions"]))] if len(counts) > 1 else []),
-        ]
-        cells += [
-            mean_text(row["metrics"][metric], metric, comparison["spread"], row["random"])
-            for metric in comparison["metrics"]
-        ]
-        if wide:
-            cells.append(kept_text(row["kept"]))
-        if unit:
-            cost = row.get("cost")
-            cells.append("" if cost is None else f"{cost / 1e6:,.2f}" if unit == "bytes" else f"{cost:,.0f}")
-        if tested:
-            base = row["label"] == section["against"]
-            cells += ["reference" if base else difference_text(row["test"], first), p_text(row["test"])]
-        if ranked:
-            cells.append("" if row["rank"] is None else f"{row['rank']:.1f}")
-        body.append(cells)
-    return head, body
+def _cells(comparison: Json, section: Json, row: Json, wide: bool) -> list[tuple[str, str]]:
+    """Return the heading and the text of each cell of a row."""
+    first, unit, rows = comparison["metrics"][0], comparison["equal"], _rows(comparison)
+    cells = [("method", row["label"] + ("" if row["random"] else _STILL))]
+    if len(_counts(comparison)) > 1:
+        cells.append(("n", str(len(row["repetitions"]))))
+    for metric in comparison["metrics"]:
+        mean = row["metrics"][metric]
+        cells.append((name(metric), mean_text(mean, metric, comparison["spread"], row["random"])))
+    if wide:
+        cells.append((_KEPT, kept_text(row["kept"])))
+    if unit:
+        number, heading = amount(row.get("cost", 0.0), unit)
+        cells.append((heading, number if "cost" in row else ""))
+    if any(other["test"] for other in rows):
+        base = row["label"] == section["against"]
+        cells.append(("difference", "reference" if base else difference_text(row["test"], first)))
+        cells.append(("p", p_text(row["test"])))
+    if wide and any(other["rank"] is not None for other in rows):
+        cells.append(("rank", "" if row["rank"] is None else f"{row['rank']:.1f}"))
+    return cells
 
 
 def show(comparison: Json, console: Console) -> None:
-    """Tables with their legend."""
-    tables = [_columns(comparison, section, console.width >= WIDE) for section in comparison["sections"]]
-    every = [row for head, body in tables for row in [head, *body]]
-    widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]
+    """Print the tables with their legend."""
+    wide, sections = console.width >= WIDE, comparison["sections"]
+    tables = [[_cells(comparison, section, row, wide) for row in section["rows"]] for section in sections]
+    columns = zip(*(row for rows in tables for row in rows), strict=True)
+    widths = [max(len(text) for cell in column for text in cell) for column in columns]
     widths[0] = max(12, min(widths[0], console.width - sum(width + 3 for width in widths[1:])))
     console.print(escape(_title(comparison)), highlight=False)
-    for section, (head, body) in zip(comparison["sections"], tables, strict=True):
+    for section, rows in zip(sections, tables, strict=True):
         console.print(f"\n{escape(_place(section))}".rstrip(), style="bold", highlight=False)
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for index, column in enumerate(head):
-            table.add_column(column, justify="left" if index == 0 else "right", width=widths[index])
+        for index, (head, _) in enumerate(rows[0]):
+            table.add_column(head, justify="left" if index == 0 else "right", width=widths[index])
         last_rival = sum(not row["reference"] for row in section["rows"]) - 1
-        for index, cells in enumerate(body):
-            table.add_row(*map(escape, cells), end_section=index == last_rival and index < len(body) - 1)
+        for index, row in enumerate(rows):
+            texts = [escape(text) for _, text in row]
+            table.add_row(*texts, end_section=index == last_rival and index < len(rows) - 1)
         console.print(table)
-        if console.width < WIDE:  # where the column finds no room
+        if not wide:  # no room for the column
             kept = [f"{row['label']} {text}" for row in section["rows"] if (text := kept_text(row["kept"]))]
             console.print(escape(f"{_KEPT}: {', '.join(kept)}"), highlight=False)
     console.print()
@@ -200,41 +191,38 @@ def show(comparison: Json, console: Console) -> None:
 def _title(comparison: Json) -> str:
     counts = _counts(comparison)
     over = " and ".join(comparison["over"])
-    text = f"{comparison['runs']} run{'s' * (comparison['runs'] > 1)}"
-    if counts and counts[-1] > 1:
-        n = f"{counts[0]}" if len(counts) == 1 else "n"
-        few = counts[-1] < LEAST and comparison["spread"] != "range"
-        text += f"; {'mean' if few else _SPREADS[comparison['spread']]} over {n} values of {over}"
-        text += (
-            f", too few for {'an interval' if comparison['spread'] == 'ci' else 'a deviation'}" if few else ""
-        )
-    return text
+    text = several(comparison["runs"], "run")
+    if not counts or counts[-1] < 2:
+        return text
+    n, spread = f"{counts[0]}" if len(counts) == 1 else "n", comparison["spread"]
+    if counts[-1] >= LEAST or spread == "range":
+        return f"{text}; {_SPREADS[spread]} over {n} values of {over}"
+    missing = "an interval" if spread == "ci" else "a deviation"
+    return f"{text}; mean over {n} values of {over}, too few for {missing}"
 
 
 def legend(comparison: Json) -> list[str]:
-    """Explain the columns, and what the ranks say: one line each."""
-    tests = [row["test"] for row in _rows(comparison) if row["test"]]
-    kinds = {test["name"] for test in tests}
-    metric = name(comparison["metrics"][0]).removesuffix(" %")
-    lines: list[str] = []
-    if any(not row["random"] for row in _rows(comparison)):
+    """Explain the columns and the ranks, one line each."""
+    rows, lines = _rows(comparison), []
+    if any(not row["random"] for row in rows):
         lines.append(f"{_STILL}: deterministic, so every seed gives the same")
-    if any(row["kept"] for row in _rows(comparison)):
+    if any(row["kept"] for row in rows):
         lines.append(f"{_KEPT}: kept beside the model: images + state of the method")
-    bases = {section["against"] for section in comparison["sections"] if section["against"]}
-    if tests:
+    if tests := [row["test"] for row in rows if row["test"]]:
+        metric = name(comparison["metrics"][0]).removesuffix(" %")
+        bases = {section["against"] for section in comparison["sections"] if section["against"]}
         base = f"to {bases.pop()}" if len(bases) == 1 else "to the best of each table"
         family = len([test for test in tests if test["p"] is not None])
         how = f"difference of {metric} {base}; p corrected for {family} comparisons (Holm)"
         lines.append(how if family > 1 else how.partition("; p corr")[0])
+    kinds = {test["name"] for test in tests}
     if "paired t" in kinds:
         lines.append(f"p: paired t over {' and '.join(comparison['over'])}")
     if "mcnemar" in kinds:
         lines.append(
             "†: one run each, exact McNemar test over test images, which says nothing about other seeds"
         )
-    overall = comparison["ranks"]
-    if overall:
+    if overall := comparison["ranks"]:
         ranks = sorted(overall["mean_rank"].items(), key=lambda item: item[1])
         text = ", ".join(f"{label} {rank:.1f}" for label, rank in ranks)
         lines.append(f"mean rank over the {overall['blocks']} tables: {text}")
@@ -248,38 +236,30 @@ def legend(comparison: Json) -> list[str]:
 
 def as_csv(comparison: Json) -> str:
     """Return one line per row, with plain numbers (fractions stay fractions)."""
-    metrics = comparison["metrics"]
-    test = ["difference", "low", "high", "p", "p_holm", "sign_flip"]
-    head = [*comparison["by"], "label", "method", "n"]
-    head += [f"{metric}{part}" for metric in metrics for part in ("", "_low", "_high")]
-    head += ["kept_image_bytes", "kept_state_bytes"]
-    head += ["cost"] if comparison["equal"] else []
-    rows: list[list[Any]] = []
-    for section in comparison["sections"]:
-        for row in section["rows"]:
-            cells = [
-                *map(shown_any, section["by"].values()),
-                row["label"],
-                row["method"],
-                len(row["repetitions"]),
-            ]
-            for metric in metrics:
-                mean = row["metrics"][metric]
-                around = None if mean is None else ends(mean, comparison["spread"], row["random"])
-                cells += [mean["mean"] if mean else None, *(around or (None, None))]
-            kept = row["kept"] or {}
-            cells += [kept.get("image_bytes"), kept.get("state_bytes")]
-            cells += [row.get("cost")] if comparison["equal"] else []
-            result = row["test"] or {}
-            against = section["against"] if row["test"] else None
-            rows.append(
-                [*cells, row["rank"], against, result.get("name"), *(result.get(key) for key in test)]
-            )
-    return csv_text([*head, "rank", "against", "test", *test], rows)
+    sections = comparison["sections"]
+    rows = [_named_cells(comparison, section, row) for section in sections for row in section["rows"]]
+    return csv_text([head for head, _ in rows[0]], [[value for _, value in row] for row in rows])
+
+
+def _named_cells(comparison: Json, section: Json, row: Json) -> list[tuple[str, Any]]:
+    """Return the column and the value of each cell of a row of the CSV file."""
+    cells: list[tuple[str, Any]] = [(key, shown_any(value)) for key, value in section["by"].items()]
+    cells += [("label", row["label"]), ("method", row["method"]), ("n", len(row["repetitions"]))]
+    for metric in comparison["metrics"]:
+        mean = row["metrics"][metric]
+        around = None if mean is None else ends(mean, comparison["spread"], row["random"])
+        values = (mean["mean"] if mean else None, *(around or (None, None)))
+        cells += zip((metric, f"{metric}_low", f"{metric}_high"), values, strict=True)
+    cells += [(f"kept_{part}", (row["kept"] or {}).get(part)) for part in ("image_bytes", "state_bytes")]
+    cells += [("cost", row.get("cost"))] if comparison["equal"] else []
+    test = row["test"] or {}
+    cells += [("rank", row["rank"]), ("against", section["against"] if test else None)]
+    told = {"test": "name"} | {key: key for key in ("difference", "low", "high", "p", "p_holm", "sign_flip")}
+    return cells + [(column, test.get(key)) for column, key in told.items()]
 
 
 def as_latex(comparison: Json) -> str:
-    """Return a tabular for booktabs, a block of rows for each section; the best mean of a block is bold."""
+    """Return a tabular for booktabs with a block of rows per section; the best mean of a block is bold."""
     metrics, by = comparison["metrics"], comparison["by"]
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * (len(metrics) + 1)}}}", "\\toprule"]
     lines.append(" & ".join(["method", *map(_tex, map(name, metrics)), _KEPT]) + " \\\\")
@@ -304,12 +284,11 @@ def as_latex(comparison: Json) -> str:
 
 
 def _best(rows: Sequence[Json], metric: str) -> float:
-    means = [
-        row["metrics"][metric]["mean"] for row in rows if row["metrics"][metric] and not row["reference"]
-    ]
-    return (max if higher_is_better(metric) else min)(means, default=math.nan)
+    means = [row["metrics"][metric] for row in rows if not row["reference"]]
+    pick = max if higher_is_better(metric) else min
+    return pick((mean["mean"] for mean in means if mean), default=math.nan)
 
 
 def _tex(text: str) -> str:
-    """Return the text as LaTeX prints it; a backslash in it is no command."""
+    """Return the text escaped for LaTeX."""
     return text.translate(_TEX)

@@ -19,14 +19,13 @@ Json = dict[str, Any]
 
 METRICS = ("last", "average", "forgetting")
 RECALLS = tuple(f"{way}_recall_at_1" for way in WAYS)
-"""What is shown beside them of runs on images with captions."""
+"""Metrics shown beside them for runs on images with captions."""
 STREAMS = (
     "any_time",
     *(f"by_frequency.{group}.accuracy" for group in GROUPS),
     *(f"cross_domain.{name}" for name in ("transfer", "average", "last")),
 )
-"""What is shown of runs whose scenario asks for it."""
-SPREADS = ("ci", "std", "range")
+"""Metrics of runs whose scenario measures them."""
 _LOWER = (
     *("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable_parameters"),
     *(f"{way}_median_rank" for way in WAYS),
@@ -34,17 +33,14 @@ _LOWER = (
 
 
 def higher_is_better(metric: str) -> bool:
-    """Return whether more of a key of results.json is better."""
+    """Return whether a larger value of this key of results.json is better."""
     return metric not in _LOWER and not metric.endswith("_bytes")
 
 
 def metrics_of(runs: Sequence[Finished]) -> tuple[str, ...]:
-    """Return the metrics to show of these runs where none are asked for."""
-
-    def measured(metric: str) -> bool:
-        return all(cells.known(run, metric) is not None for run in runs)
-
-    return (*METRICS, *filter(measured, RECALLS + STREAMS if runs else ()))
+    """Return the default metrics: ``METRICS``, and those of recall and streams that all runs have."""
+    more = RECALLS + STREAMS if runs else ()
+    return *METRICS, *(key for key in more if all(cells.known(run, key) is not None for run in runs))
 
 
 def compare(
@@ -61,13 +57,13 @@ def compare(
     """Return sections of rows, each with the mean and 95 % interval of every metric, and tests of the first one.
 
     Args:
-        by: config keys with a section for each combination of values; None: ``memory.budget`` where it varies.
+        by: config keys with a section per combination of values; None: ``memory.budget`` where it varies.
         metrics: keys of results.json; the first is tested.
         over: config keys of the repetitions.
-        against: the method, or the label of the row, to test against; None: the best of each section.
-        equal: "bytes", "steps" or "samples": a section for each level of that cost in place of the memory's size.
+        against: the method, or the label of the row, to test against; None: the best row of each section.
+        equal: "bytes", "steps" or "samples": one section per level of that cost, not per memory size.
         anyway: show runs together that are not comparable.
-        spread: what is shown beside a mean: "ci", its 95 % interval, or "std" or "range" of the repetitions.
+        spread: what to show beside a mean: its 95 % interval ("ci"), or the "std" or "range" of the repetitions.
 
     Raises:
         UserError: nothing to compare, an unknown key or row, or runs that are not comparable.
@@ -141,25 +137,23 @@ def _mean(row: Row, metric: str) -> Json | None:
 def _base(
     measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str, against: str | None
 ) -> Row | None:
-    """Return the row to test against: the one asked for, else the best that is no reference; None where it is
-    absent."""
+    """Return the row to test against: the one asked for, else the best one but for references."""
+    known = [(row, fmean(values.values())) for row, values in measured if values]
     if against is not None:
-        asked = [row for row, values in measured if values and row.label == against]
-        asked += [row for row, values in measured if values and row.method == against]
-        return asked[0] if asked else None
-    rivals = [(row, fmean(values.values())) for row, values in measured if values and not row.reference]
+        asked = [row for row, _ in known if against in (row.label, row.method)]
+        return min(asked, key=lambda row: row.label != against, default=None)
     sign = 1 if higher_is_better(metric) else -1
-    return max(rivals, key=lambda pair: sign * pair[1])[0] if rivals else None
+    rivals = [(row, sign * mean) for row, mean in known if not row.reference]
+    return max(rivals, key=lambda pair: pair[1], default=(None,))[0]
 
 
 def _test(row: Row, base: Row, metric: str, values: dict[Repetition, float]) -> Json | None:
-    """Return paired over the repetitions that both have; over test images where both have one, the same."""
+    """Return the paired test over the repetitions of both; with one, McNemar's test over its test images."""
     others = base.values(metric)
     shared = [repetition for repetition in values if repetition in others]
     first, second = [values[at] for at in shared], [others[at] for at in shared]
     if len(shared) > 1:
-        result = paired(first, second)
-        return {"name": "paired t", "sign_flip": sign_flip(first, second), **result._asdict()}
+        return {"name": "paired t", "sign_flip": sign_flip(first, second), **paired(first, second)._asdict()}
     if shared and metric == "last" and not base.recorded:
         answers = right_both(row.runs[shared[0]], base.runs[shared[0]])
         if answers is not None:
@@ -168,14 +162,11 @@ def _test(row: Row, base: Row, metric: str, values: dict[Repetition, float]) -> 
 
 
 def _correct(rows: Sequence[Json]) -> None:
-    """Holm's correction over all tests of the comparison."""
+    """Add Holm's correction over all tests of the comparison."""
     tests = [row["test"] for row in rows if row["test"] is not None]
-    known = [test for test in tests if test["p"] is not None]
-    corrected = holm([test["p"] for test in known])
+    corrected = iter(holm([test["p"] for test in tests if test["p"] is not None]))
     for test in tests:
-        test["p_holm"] = None
-    for test, p in zip(known, corrected, strict=True):
-        test["p_holm"] = p
+        test["p_holm"] = None if test["p"] is None else next(corrected)
 
 
 def _ranks(measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str) -> list[tuple[Row, float]]:
@@ -190,19 +181,14 @@ def _ranks(measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str)
 
 
 def _overall(found: Sequence[Section], metric: str) -> Json | None:
-    """Return the mean ranks over sections, of the rows that all of them have; None for one section or one row."""
-    if len(found) < 2:
-        return None
+    """Return the mean ranks over sections of the rows that all have; None for one section or one row."""
     means = [
-        {
-            row.label: fmean(values)
-            for row in section.rows
-            if not row.reference and (values := row.values(metric).values())
-        }
+        {row.label: fmean(values.values()) for row in section.rows if (values := row.values(metric))}
         for section in found
     ]
-    labels = [label for label in means[0] if all(label in some for some in means)]
-    if len(labels) < 2:
+    rivals = [row.label for row in found[0].rows if not row.reference]
+    labels = [label for label in rivals if all(label in some for some in means)]
+    if len(found) < 2 or len(labels) < 2:
         return None
     table = [[some[label] for label in labels] for some in means]
     test = friedman(table)

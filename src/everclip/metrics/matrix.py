@@ -75,12 +75,7 @@ class Matrix:
 
         Negative where the last stage is better than any before.
         """
-        drops = [
-            max(_known(self._rows[t][i] for t in range(i, self.stages - 1))) - last
-            for i, last in enumerate(self._rows[-1][:-1])
-            if last is not None
-        ]
-        return mean(drops)
+        return mean(_known(forgotten(self._rows)[-1]))
 
     @property
     def backward_transfer(self) -> float | None:
@@ -115,6 +110,18 @@ class Matrix:
         self._rows = [list(row) for row in state["rows"]]
         self._ahead = list(state["ahead"])
         self.counts = list(state["counts"])
+
+
+def forgotten(matrix: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """Return F[t, i] = max over s < t of R[s, i], minus R[t, i]; None before task i is old."""
+    rows: list[list[float | None]] = []
+    best: dict[int, float] = {}
+    for t, row in enumerate(matrix):
+        rows.append([best[i] - now if i in best and now is not None else None for i, now in enumerate(row)])
+        for i, now in enumerate(row[: t + 1]):
+            if now is not None:
+                best[i] = max(now, best.get(i, now))
+    return rows
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

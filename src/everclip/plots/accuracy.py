@@ -1,4 +1,4 @@
-"""Draw accuracy: against the memory, as papers show it, and after each task."""
+"""Draw accuracy against memory and after each task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from everclip.compare.groups import Group, Setting, mean
 from everclip.errors import UserError
-from everclip.metrics.stats import Interval
+from everclip.metrics.stats import Interval, interval
 from everclip.plots.panels import How, Line, Panel, around, heights, show
 from everclip.plots.runs import Runs, groups_of, name_in, setting_of
 from everclip.runs.words import percent, several, size
@@ -29,10 +29,10 @@ def accuracy_against_memory(
     against: Axis = "images",
     **how: Unpack[How],
 ) -> Axes:
-    """Draw the accuracy of each method at each size of its memory, in %, beside what needs no memory.
+    """Draw the accuracy of each method at each memory size, in %, beside methods without a memory.
 
-    Means over seeds with 95 % intervals (Student t, from three seeds on; two have their range), single seeds as pale
-    dots. Grey: zero-shot, the frozen features and joint training, where runs have measured them.
+    Means over seeds with 95 % intervals (Student t; the range for two seeds), and single seeds as pale dots. Grey:
+    zero-shot, the frozen features and joint training, where measured.
 
     Args:
         metric: ``last`` (after the last task) or ``average`` (mean of the accuracies after each task).
@@ -43,16 +43,16 @@ def accuracy_against_memory(
     """
     if "memory" in how:
         raise UserError(
-            "accuracy_against_memory draws every memory: leave memory out, or draw after_each_task"
+            "accuracy_against_memory draws every memory: leave memory out, or use after_each_task"
         )
     panel = memory_panel(setting_of(runs), metric, against)
     return show(panel, ax, how, "no run with exemplars has finished")
 
 
 def after_each_task(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw A_t: the accuracy in % on all classes learned so far, after each task; means over seeds.
+    """Draw A_t, the accuracy in % on all classes learned so far, after each task; means over seeds.
 
-    Unfinished runs are drawn as far as they have come. Grey: zero-shot, the frozen features and joint training.
+    Unfinished runs are drawn up to their last task. Grey: zero-shot, the frozen features and joint training.
 
     Raises:
         UserError: the runs cannot be compared, or no task has been learned.
@@ -63,16 +63,16 @@ def after_each_task(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> A
 
 
 def two_seeds(settings: Iterable[Setting], metric: str) -> bool:
-    """Return whether a group has two seeds, so that bars reach from the one to the other."""
+    """Return whether a group has two seeds, so that bars are ranges."""
     spans = [group.interval(metric) for setting in settings for group in setting.every]
     return any(span is not None and span.n == 2 for span in spans)
 
 
 def memory_panel(setting: Setting, metric: Metric, against: Axis, few: bool | None = None) -> Panel | None:
-    """Return what ``accuracy_against_memory`` draws; None where nothing has finished.
+    """Return the panel of ``accuracy_against_memory``; None where no run has finished.
 
     Args:
-        few: whether bars are ranges of seeds; None to ask the setting.
+        few: draw ranges of seeds as bars; None: where a group has two seeds.
     """
     few = two_seeds([setting], metric) if few is None else few
     make = _by_images if against == "images" else _by_bytes
@@ -81,9 +81,8 @@ def memory_panel(setting: Setting, metric: Metric, against: Axis, few: bool | No
         return None
     ends, ticks, lines, xlabel = made
     lines = [*references(setting, metric, ends), *lines]
-    return Panel(
-        lines, ends, around(heights(lines)), xlabel, f"{metric} accuracy", ticks, " %", title=setting.name
-    )
+    ys, ylabel = around(heights(lines)), f"{metric} accuracy"
+    return Panel(lines, ends, ys, xlabel, ylabel, ticks, " %", title=setting.name)
 
 
 _Made = tuple[tuple[float, float], list[tuple[float, str]], list[Line], str]
@@ -99,10 +98,8 @@ def _by_images(setting: Setting, metric: Metric, few: bool) -> _Made | None:
     for group in setting.level:
         span = group.interval(metric)
         if span is not None and not group.reference:
-            bars = [None, _span(group, metric, few)]
-            lines.append(
-                Line(group.series, group.look, ends, [100 * span.mean] * 2, bars, settings={"marker": ""})
-            )
+            ys, bars = [100 * span.mean] * 2, [None, _span(group, metric, few)]
+            lines.append(Line(group.series, group.look, ends, ys, bars, settings={"marker": ""}))
     series = list(dict.fromkeys(group.series for group in groups))
     for k, name in enumerate(series):
         apart = (k - (len(series) - 1) / 2) * min(0.12, 0.7 / len(series))
@@ -119,38 +116,33 @@ def _by_bytes(setting: Setting, metric: Metric, few: bool) -> _Made | None:
     if not some:
         return None
     first, last = math.floor(min(some)), math.ceil(max(some))
-    nothing_kept = first - 1  # where the axis has its zero, if anything lies there
-    start = nothing_kept if 0 in kept else first
+    ticks = [(float(power), size(10.0**power).replace(".0", "")) for power in range(first, last + 1)]
+    if 0 in kept:
+        ticks.insert(0, (first - 1.0, "0"))
     lines: list[Line] = []
     for name in dict.fromkeys(group.series for group in groups):
-        members = sorted((sum(bytes_of(group)), k) for k, group in enumerate(groups) if group.series == name)
-        xs = [math.log10(value) if value > 0 else float(nothing_kept) for value, _ in members]
-        lines.append(_memory_line([groups[k] for _, k in members], metric, xs, few))
-    ticks = [(float(power), size(10.0**power).replace(".0", "")) for power in range(first, last + 1)]
-    if start == nothing_kept:
-        ticks.insert(0, (float(nothing_kept), "0"))
+        members = sorted((group for group in groups if group.series == name), key=lambda g: sum(bytes_of(g)))
+        values = [sum(bytes_of(group)) for group in members]
+        xs = [math.log10(value) if value > 0 else first - 1.0 for value in values]
+        lines.append(_memory_line(members, metric, xs, few))
+    start = ticks[0][0]
     return (start - 0.15, max(last, start + 1) + 0.15), ticks, lines, "bytes of images + state"
 
 
 def sized(setting: Setting, metric: str) -> list[Group]:
-    """Return the groups that have the number and say what they keep, but for references."""
-    return [
-        group
-        for group in setting.every
-        if not group.reference
-        and group.interval(metric) is not None
-        and group.interval("kept_bytes") is not None
-    ]
+    """Return the groups, except references, that have the metric and have recorded the bytes they keep."""
+    known = [group for group in setting.every if group.values(metric) and group.values("kept_bytes")]
+    return [group for group in known if not group.reference]
 
 
 def bytes_of(group: Group) -> tuple[float, float]:
-    """Return means over seeds of the bytes of exemplars, and of the method's state."""
+    """Return the mean bytes of exemplars and of the method's state over seeds."""
     images, state = group.interval("memory_bytes"), group.interval("state_bytes")
     return (images.mean if images else 0.0), (state.mean if state else 0.0)
 
 
 def pretrained(setting: Setting, metric: str) -> dict[str, float]:
-    """Return what the pretrained model gives without training, by name: zero-shot, and the frozen features."""
+    """Return the accuracy of zero-shot and of the frozen features, where measured."""
     if metric == "last":
         known = {ZERO_SHOT: setting.zero_shot, FROZEN: setting.frozen_features}
     else:
@@ -163,7 +155,7 @@ def _curves(setting: Setting) -> dict[str, list[float]]:
 
 
 def references(setting: Setting, metric: str, ends: tuple[float, float]) -> list[Line]:
-    """Return level lines of what is there to compare with; joint training learns in one task and has no average."""
+    """Return level lines of references; joint training learns in one task and has no average."""
     levels = pretrained(setting, metric)
     if metric == "last":
         levels |= {reference(group): span.mean for group in setting.joint if (span := group.interval(metric))}
@@ -180,30 +172,24 @@ def grey(name: str) -> dict[str, str]:
 
 
 def reference(group: Group) -> str:
-    """Return what charts call a reference."""
+    """Return the name of a reference in charts."""
     name = ZERO_SHOT if group.method == "zero_shot" else JOINT
     return f"{name}, {group.variant}" if group.variant else name
 
 
 def _memory_line(groups: Sequence[Group], metric: str, xs: Sequence[float], few: bool) -> Line:
-    """Return the line of a series, with a marker, a bar and dots at each of its groups, all of which have the
-    number."""
-    spans = [
-        (span, x, group) for x, group in zip(xs, groups, strict=True) if (span := group.interval(metric))
-    ]
-    return Line(
-        groups[0].series,
-        groups[0].look,
-        xs,
-        [100 * span.mean for span, _, _ in spans],
-        [_span(group, metric, few) for group in groups],
-        [(x, 100 * value) for span, x, group in spans if span.n > 1 for value in group.values(metric)],
-        [_tip(group, span) for span, _, group in spans],
-    )
+    """Return the line of a series: a point, a bar and dots per group, all of which have the metric."""
+    values = [group.values(metric) for group in groups]
+    spans = [interval(seeds) for seeds in values]
+    dots = [(x, 100 * one) for x, seeds in zip(xs, values, strict=True) if len(seeds) > 1 for one in seeds]
+    bars = [_span(group, metric, few) for group in groups]
+    tips = [_tip(group, span) for group, span in zip(groups, spans, strict=True)]
+    means = [100 * span.mean for span in spans]
+    return Line(groups[0].series, groups[0].look, xs, means, bars, dots, tips)
 
 
 def _span(group: Group, metric: str, few: bool) -> tuple[float, float] | None:
-    """Return the ends of a bar in percent: of the interval, or of the seeds where there are few."""
+    """Return the ends of a bar in percent: the interval, or with ``few`` the range of the seeds."""
     span, values = group.interval(metric), group.values(metric)
     if few and len(values) > 1:
         return 100 * min(values), 100 * max(values)
@@ -218,7 +204,7 @@ def _tip(group: Group, span: Interval) -> str:
 
 
 def stages_panel(setting: Setting, groups: Sequence[Group], title: str = "") -> Panel | None:
-    """Return A_t of ``groups`` and of the references; None where no task has been learned."""
+    """Return the panel of A_t of ``groups`` and of references; None where no task has been learned."""
     tasks = len(setting.tasks)
     groups = [group for group in groups if group.curve]
     groups = [group for group in groups if not group.reference] or groups
@@ -241,13 +227,5 @@ def stages_panel(setting: Setting, groups: Sequence[Group], title: str = "") -> 
         marks = {} if tasks <= 25 else {"marker": ""}
         name = name_in(group, groups)
         lines.append(Line(name, group.look, range(1, len(means) + 1), means, tips=tips, settings=marks))
-    return Panel(
-        lines,
-        (0.8, tasks + 0.2),
-        around(heights(lines)),
-        "tasks learned",
-        "accuracy so far",
-        None,
-        " %",
-        title=title,
-    )
+    xs, ys = (0.8, tasks + 0.2), around(heights(lines))
+    return Panel(lines, xs, ys, "tasks learned", "accuracy so far", suffix=" %", title=title)

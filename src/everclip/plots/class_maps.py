@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,23 +24,22 @@ from everclip.plots.training import broken, entropy, shares, task_borders
 from everclip.runs.read import ClassValues, RunData
 
 COLUMNS = 600
-"""Of the image of a map."""
-_ROWS = 2000  # of the image, at most
+"""Columns of a map's image."""
+_ROWS = 2000  # most rows of a map's image
 HATCHED: dict[str, Any] = {"hatch": "////", "fill": False, "edgecolor": style.GRID, "linewidth": 0}
-"""The look of what has no value."""
+"""The look of missing values."""
 _OCTAVES = 3.0  # class weights are coloured from 1/8 to 8 times uniform
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scale:
     """The meaning of a map's colours and numbers."""
 
-    place: Callable[
-        [NDArray[np.float64]], NDArray[np.float64]
-    ]  # value to -1 (blue) .. 0 (page) .. 1 (orange)
+    place: Callable[[Values], Values]  # from -1 (blue) over 0 (page) to 1 (orange)
     title: str
-    ticks: Sequence[str]  # under the legend, evenly spread over -1..1
-    missing: str  # what hatching says
+    ticks: Sequence[str]  # under the legend, evenly spaced over -1..1
+    missing: str  # the meaning of hatching
     label: Callable[[float], str]  # a value in a few characters
     tip: Callable[[float], str]  # a value in the hover text, after the class's name
 
@@ -54,39 +54,36 @@ class ClassMap:
 
     @cached_property
     def classes(self) -> list[str]:
-        """The rows from the top: what the records know, in the order learned; of very many classes some."""
+        """The rows from the top: recorded classes in the order learned, evenly spaced if there are too many."""
         seen = {name for record in self.records for name in record.values}
         found = [name for name in self.run.classes if name in seen] or sorted(seen)
         return found[:: math.ceil(len(found) / _ROWS)]
 
     @cached_property
-    def table(self) -> NDArray[np.float64]:
-        """One row per record, one column per class, NaN where the record lacks the class."""
+    def table(self) -> Values:
+        """``[records, classes]``, NaN where a record lacks a class."""
         return np.array([[r.values.get(name, math.nan) for name in self.classes] for r in self.records])
 
     @cached_property
     def steps(self) -> tuple[float, float]:
         """First and last step."""
-        steps = [int(step["global_step"]) for step in self.run.steps] + [
-            record.step for record in self.records
-        ]
+        steps = [int(step["global_step"]) for step in self.run.steps]
+        steps += [record.step for record in self.records]
         low, high = min(steps), max(steps)
         return (low, high) if high > low else (low, low + 1)
 
     @cached_property
     def accuracy(self) -> dict[str, tuple[float | None, float | None]]:
-        """Each class's accuracy right after its task, and at the end, where the run has finished."""
-        return {
-            str(row["class"]): (row["after_learning"], row["last"])
-            for row in self.run.results.get("per_class", [])
-        }
+        """Each class's accuracy right after its task, and at the end; empty until the run has finished."""
+        rows = self.run.results.get("per_class", [])
+        return {str(row["class"]): (row["after_learning"], row["last"]) for row in rows}
 
     def of_stage(self, stage: int) -> list[int]:
-        """Return the records of a stage (all of them where the log has lost its own)."""
+        """Return the indices of a stage's records; of all records where the log lacks them."""
         return [k for k, r in enumerate(self.records) if r.stage == stage] or list(range(len(self.records)))
 
-    def nearest(self, step: float) -> NDArray[np.float64]:
-        """Return each class's value in the nearest record of the same stage that has one, else NaN."""
+    def nearest(self, step: float) -> Values:
+        """``[classes]``: each class's value in the nearest record of the same stage that has one, else NaN."""
         borders = self.run.borders
         stage = max((s for s, first in borders if first <= step), default=borders[0][0])
         order = sorted(self.of_stage(stage), key=lambda k: abs(self.records[k].step - step))
@@ -94,14 +91,14 @@ class ClassMap:
         return values[np.isfinite(values).argmax(0), np.arange(len(self.classes))]
 
     @cached_property
-    def image(self) -> NDArray[np.float64]:
-        """``[classes, COLUMNS]``, values over steps as places of the scale; columns enough to end at tasks' borders."""
+    def image(self) -> Values:
+        """``[classes, COLUMNS]``: values over steps, as places on the scale."""
         low, high = self.steps
         middles = low + (high - low) * (np.arange(COLUMNS) + 0.5) / COLUMNS
         return np.clip(self.scale.place(np.array([self.nearest(step) for step in middles]).T), -1, 1)
 
     def draw(self, ax: Axes) -> Axes:
-        """Draw the map with its tasks, the accuracy of each class beside it, and the names of some."""
+        """Draw the map with its tasks, the accuracy of each class and the names of some."""
         rows, (low, high) = len(self.classes), self.steps
         shown = {"cmap": style.diverging(), "vmin": -1, "vmax": 1, "interpolation": "none", "aspect": "auto"}
         ax.imshow(np.ma.masked_invalid(self.image), extent=(low, high, rows, 0), **shown)
@@ -114,7 +111,7 @@ class ClassMap:
         return ax
 
     def _hatch(self, ax: Axes) -> None:
-        """Hatch the rows of each stage that no record of it has a value for."""
+        """Hatch the classes of each stage without a value in its records."""
         edges = [self.steps[0], *(first for _, first in self.run.borders[1:]), self.steps[1]]
         for (stage, _), start, end in zip(self.run.borders, edges, edges[1:], strict=False):
             missing = [bool(np.isnan(column).all()) for column in self.table[self.of_stage(stage)].T]
@@ -123,7 +120,7 @@ class ClassMap:
                     ax.add_patch(Rectangle((start, first), end - start, after - first, **HATCHED))
 
     def _groups(self, ax: Axes) -> None:
-        """Lines between the rows of tasks, and the names of those."""
+        """Draw lines between tasks, and their names."""
         blocks = list(_runs([self.run.class_task.get(name, 0) for name in self.classes]))
         row = extent(ax)[1] / len(self.classes)
         room = 64.0 if extent(ax)[0] > 400 else 38.0
@@ -139,8 +136,7 @@ class ClassMap:
         ax.set_xlabel("optimizer step")
 
     def _accuracies(self, ax: Axes) -> float:
-        """Return two columns beside the map: each class's accuracy after its task, and at the end. Its width in
-        points."""
+        """Draw each class's accuracy after its task and at the end in two columns; return their width in points."""
         if not self.accuracy:
             return 0.0
         wide = 24.0 if extent(ax)[0] > 400 else 18.0
@@ -156,7 +152,7 @@ class ClassMap:
         return wide
 
     def _names(self, ax: Axes, beside: float) -> None:
-        """Name the classes of the largest values at the right edge (all where rows are high enough)."""
+        """Name the classes with the largest values at the right edge, or all if there is room."""
         last = dict(zip(self.classes, self.nearest(self.steps[1]).tolist(), strict=True))
         width, height = extent(ax)
         row = height / len(self.classes)
@@ -171,18 +167,13 @@ class ClassMap:
         beyond = {"transform": ax.transAxes, "clip_on": False}
         text = {"transform": ax.transAxes, "va": "center", "parse_math": False}
         for name, y in zip(chosen, places, strict=True):
-            x = 1 + beside / width
-            ax.plot(
-                [x + 1 / width, x + 8 / width], [centre[name], y], color=style.EDGE, linewidth=1, **beyond
-            )
-            ax.text(x + 11 / width, y, labels[name], fontweight="bold", **text)
-            ax.text(x + (11 + indent) / width, y, shorten(name, room), **text)
+            x = [1 + (beside + points) / width for points in (1, 8, 11, 11 + indent)]
+            ax.plot(x[:2], [centre[name], y], color=style.EDGE, linewidth=1, **beyond)
+            ax.text(x[2], y, labels[name], fontweight="bold", **text)
+            ax.text(x[3], y, shorten(name, room), **text)
         low, high = self.steps
-        Tips(
-            ax,
-            [(low, k, high, k + 1) for k in range(len(self.classes))],
-            [self._tip(n, last[n]) for n in self.classes],
-        )
+        boxes = [(low, k, high, k + 1) for k in range(len(self.classes))]
+        Tips(ax, boxes, [self._tip(name, last[name]) for name in self.classes])
 
     def _tip(self, name: str, last: float) -> str:
         tip = f"{name}: {self.scale.tip(last)}" if math.isfinite(last) else name
@@ -194,18 +185,17 @@ class ClassMap:
 
 def _runs(keys: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Yield (key, first index, last index + 1) of each run of equal neighbours."""
-    first = 0
-    for k in range(1, len(keys) + 1):
-        if k == len(keys) or keys[k] != keys[first]:
-            yield keys[first], first, k
-            first = k
+    end = 0
+    for key, same in groupby(keys):
+        first, end = end, end + len(list(same))
+        yield key, first, end
 
 
 def class_weights(run: One, ax: Axes | None = None) -> Axes:
     """Draw GDRO's weight of each class over steps, as a multiple of uniform: blue below, orange above, from 1/8 to 8.
 
-    One row per class, in the order learned; hatched before it is learned. At the right, each class's accuracy after its
-    task and at the end (cividis), and the last multiple of the heaviest classes.
+    One row per class, in the order learned, hatched before that. At the right, each class's accuracy after its task
+    and at the end (cividis), and the last multiple of the heaviest classes.
 
     Raises:
         UserError: no class weights were logged.
@@ -214,9 +204,9 @@ def class_weights(run: One, ax: Axes | None = None) -> Axes:
 
 
 def class_losses(run: One, ax: Axes | None = None) -> Axes:
-    """Draw the mean loss of each class's images since the record before: orange above the run's median, blue below.
+    """Draw the mean loss of each class's images since the previous record: orange above the run's median, blue below.
 
-    One row per class, in the order learned; hatched where a task had no image of it. At the right as ``class_weights``.
+    One row per class, in the order learned, hatched where a task has no image of it. At the right as ``class_weights``.
 
     Raises:
         UserError: no class losses were logged.
@@ -231,38 +221,36 @@ def _drawn(found: ClassMap | None, ax: Axes | None, what: str) -> Axes:
 
 
 def weight_map(run: RunData) -> ClassMap | None:
-    """Return what ``class_weights`` draws; None where none was logged."""
-    records = [shares(record) for record in run.class_weights]
+    """Return the map of ``class_weights``; None where none were logged."""
     ratios = [
-        ClassValues(s.step, s.stage, {name: share * len(s.values) for name, share in s.values.items()})
-        for s in records
+        replace(record, values={name: share * len(record.values) for name, share in record.values.items()})
+        for record in map(shares, run.class_weights)
     ]
     return ClassMap(run, ratios, _WEIGHTS) if ratios else None
 
 
 def weight_strips(run: RunData) -> list[Panel]:
-    """Return the entropy of the class weights, and the largest beside uniform, over steps."""
+    """Return panels of the class weights over steps: their entropy, and the largest with uniform."""
     records = [shares(record) for record in run.class_weights]
     curve = [entropy(record) for record in records]
     low = 0.0 if min(curve) < 0.5 else math.floor(10 * min(curve)) / 10
     largest = [100 * max(record.values.values()) for record in records]
     uniform = [100 / len(record.values) for record in records]
     top = 1.05 * max([*largest, *uniform])
+    curves, title = {"uniform": uniform, "\u200b": largest}, "largest class weight"
     return [
         _strip(run, records, {"\u200b": curve}, (min(low, 0.9), 1.0), "entropy / its maximum"),
-        _strip(
-            run, records, {"uniform": uniform, "\u200b": largest}, (0.0, top), "largest class weight", " %"
-        ),
+        _strip(run, records, curves, (0.0, top), title, " %"),
     ]
 
 
 def loss_map(run: RunData) -> ClassMap | None:
-    """Return what ``class_losses`` draws; None where none was logged."""
+    """Return the map of ``class_losses``; None where none were logged."""
     if not run.class_losses:
         return None
     values = np.array([value for record in run.class_losses for value in record.values.values()])
     middle = float(np.median(values))
-    # Colours reach as far from the median as 95 % of the values: a few odd ones must not pale the rest.
+    # Colours cover 95 % of the values around the median: outliers would make the others pale.
     reach = float(np.quantile(abs(values - middle), 0.95)) or float(np.max(abs(values - middle))) or 1.0
     decimals = max(0, 1 - math.floor(math.log10(reach)))
     scale = Scale(
@@ -277,7 +265,7 @@ def loss_map(run: RunData) -> ClassMap | None:
 
 
 def loss_strip(run: RunData) -> Panel:
-    """Return the mean over classes, and the largest class loss, over steps."""
+    """Return a panel of the mean and the largest class loss over steps."""
     mean = [sum(record.values.values()) / len(record.values) for record in run.class_losses]
     largest = [max(record.values.values()) for record in run.class_losses]
     ys = value_range([*mean, *largest])
@@ -292,7 +280,7 @@ def _strip(
     title: str,
     suffix: str = "",
 ) -> Panel:
-    """Return a number of each record; of two the first is what stands beside the other."""
+    """Return a panel of one or two curves over the records; the first of two is the second in look."""
     steps, stages = [record.step for record in records], [record.stage for record in records]
     lines: list[Line] = []
     for k, (name, values) in enumerate(reversed(curves.items())):

@@ -1,4 +1,4 @@
-"""Draw how sure a model is: accuracy of its surest answers, and reliability diagrams."""
+"""Draw how confident a model is: the accuracy of its most confident answers, and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from everclip.runs.predictions import reliability as bins_of
 
 _PLACES = 20
 DIAGONAL = "as sure as right"
-"""The name of the line on which probabilities can be believed."""
+"""The name of the line where accuracy equals probability."""
 _FEWEST = 10  # images of a bin that is drawn
 _TICKS = [(float(x), f"{x} %") for x in (0, 25, 50, 75, 100)]
 
 
 def confidence(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw the accuracy among the surest test images after the last task, in %, against their fraction.
+    """Draw the accuracy of the most confident answers after the last task, in %, against their fraction.
 
-    Images are sorted by how far the score of the best class is above the second's. Means over seeds.
+    Images are sorted by the margin between the best and the second-best score. Means over seeds.
 
     Raises:
         UserError: the runs cannot be compared, or none has predictions.
@@ -35,8 +35,8 @@ def confidence(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
 
 
 def reliability(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw the accuracy of test images against the probability of their best class, both in %, in 15 bins (Guo et al.
-    2017); all seeds together, without bins of fewer than ten images.
+    """Draw the accuracy of test images against the probability of their best class, both in %, in 15 bins of all seeds
+    (Guo et al. 2017), without bins of fewer than ten images.
 
     Raises:
         UserError: the runs cannot be compared, or none has recorded probabilities.
@@ -46,14 +46,14 @@ def reliability(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
 
 
 def _looks(group: Group, groups: Sequence[Group]) -> tuple[str, int | None, dict[str, str]]:
-    """Name, look and settings of a group's line."""
+    """Return name, look and settings of a group's line."""
     if group.reference:
         return reference(group), None, grey(reference(group))
     return name_in(group, groups), group.look, {}
 
 
 def coverage_panel(groups: Sequence[Group], title: str = "") -> Panel | None:
-    """Return what ``confidence`` draws of ``groups``; None where none has predictions."""
+    """Return the panel of ``confidence``; None where no group has predictions."""
     xs = [100 * k / _PLACES for k in range(1, _PLACES + 1)]
     lines: list[Line] = []
     for group in groups:
@@ -69,7 +69,7 @@ def coverage_panel(groups: Sequence[Group], title: str = "") -> Panel | None:
 
 
 def reliability_panel(groups: Sequence[Group], title: str = "") -> Panel | None:
-    """Return what ``reliability`` draws of ``groups``; None where none has probabilities."""
+    """Return the panel of ``reliability``; None where no group has probabilities."""
     lines: list[Line] = []
     for group in groups:
         found = [one for run in group.finished if (one := predictions(run)) is not None]

@@ -1,4 +1,4 @@
-"""Draw the accuracy matrix R[t, i]: the test images of each task after each task; and what has been forgotten."""
+"""Draw the accuracy matrix R[t, i], the accuracy on each task after each task, and forgetting."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from everclip.metrics.matrix import forgotten
 from everclip.plots import style
 from everclip.plots.panels import axes, extent
 from everclip.plots.runs import One, Runs, groups_of, nothing, run_of
@@ -22,17 +23,17 @@ from everclip.plots.tips import Tips
 from everclip.runs.read import RunData
 
 MOST = 60
-"""Tasks drawn; of more, as many evenly spaced ones: a thousand tasks would be a million cells."""
+"""Most tasks drawn, evenly spaced among more: a thousand tasks would be a million cells."""
 _VECTORS = 20
-"""Columns up to which cells are drawn one by one; more of them are an image."""
+"""Most columns with cells drawn one by one; more of them are an image."""
 _MOST_NUMBERS = 12
-"""Tasks of a small map up to which its cells have numbers."""
+"""Most tasks of a small map with numbers in its cells."""
 Rows = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is drawn of a run: the tasks at ``places``, the rows of those that have been learned."""
+    """What is drawn of a run: the tasks at ``places``, and the rows of the learned ones."""
 
     places: list[int]
     tasks: list[str]
@@ -43,7 +44,7 @@ class Shown:
 
     @classmethod
     def of(cls, run: RunData) -> Shown:
-        """Return all tasks, or ``MOST`` of them."""
+        """Return all tasks of a run, or ``MOST`` of them."""
         count, done = len(run.tasks), len(run.matrix)
         places = sorted({*np.linspace(0, count - 1, min(count, MOST)).round().astype(int).tolist(), done - 1})
         stages = [place for place in places if place < done]
@@ -75,7 +76,7 @@ def accuracy_matrix(run: One, ax: Axes | None = None) -> Axes:
 
 
 class _Matrix:
-    """Columns 0..tasks are the tasks', with that of all classes after a gap; rows from 0 the stages'."""
+    """A chart with the tasks in columns from 0, all classes after a gap, and the stages in rows from 0."""
 
     def __init__(self, shown: Shown, ax: Axes) -> None:
         self.shown, self.ax = shown, ax
@@ -89,6 +90,7 @@ class _Matrix:
         self.labels: dict[float, str] = {}
 
     def draw(self) -> Axes:
+        """Draw all cells, numbers, labels and hover texts."""
         shown, count, done, ax = self.shown, self.count, self.done, self.ax
         cividis, fading = colormaps["cividis"], style.diverging(0.75)
         top = -1.2 if shown.base else 0.0
@@ -102,9 +104,8 @@ class _Matrix:
             if self.numbers or t % 5 == 0:
                 self.labels[t + 0.5] = after if self.width > 400 else f"after {shown.places[t] + 1}"
         self._cells(shown.matrix, 0, 0, cividis, (0, 1))
-        self._cells(
-            [[value] for value in shown.accuracy], count + self.gap, 0, cividis, (0, 1), width=self.all
-        )
+        whole = [[value] for value in shown.accuracy]
+        self._cells(whole, count + self.gap, 0, cividis, (0, 1), width=self.all)
         bottom = float(done)
         if any(value is not None for value in shown.forgetting):
             lost = [f"{name}: points lost since its best" for name in shown.tasks]
@@ -154,22 +155,23 @@ class _Matrix:
         tips: Sequence[str] = (),
         width: float = 1.0,
     ) -> None:
-        values = known(rows)
-        cells(self.ax, values, left, top, colours, limits, width)
+        """Draw cells of ``width`` by 1 from (left, top), with numbers and hover texts."""
+        values = _array(rows)
+        height, columns = values.shape
+        seen = {"cmap": colours, "vmin": limits[0], "vmax": limits[1]}
+        masked = np.ma.masked_invalid(values)
+        if columns <= _VECTORS:
+            xs, ys = left + width * np.arange(columns + 1), top + np.arange(height + 1)
+            self.ax.pcolormesh(xs, ys, masked, edgecolors=style.PAGE, linewidth=1, **seen)
+        else:
+            box = (left, left + width * columns, top + height, top)
+            self.ax.imshow(masked, extent=box, aspect="auto", interpolation="none", **seen)
         if tips:
             self._tips(rows, left, top, tips, width)
-        if not self.numbers:
-            return
-        places = (values - limits[0]) / (limits[1] - limits[0])
-        digits = 1 if self.cell * width >= 38 else 0
-        for (t, i), value in np.ndenumerate(values):
-            if math.isfinite(value):
-                ahead = len(rows) > 1 and i > t
-                self.ax.text(
-                    left + width * (i + 0.5), top + t + 0.5, signed(value, digits),
-                    color=ink(colours(places[t, i])), ha="center", va="center",
-                    fontsize=12 if digits else 10.5, fontstyle="italic" if ahead else "normal",
-                )  # fmt: skip
+        if self.numbers:
+            digits = 1 if self.cell * width >= 38 else 0
+            ahead = "italic" if height > 1 else "normal"
+            _numbers(self.ax, values, colours, limits, (left, top, width), digits, ahead)
 
     def _tips(self, rows: Rows, left: float, top: float, tips: Sequence[str], width: float) -> None:
         for t, row in enumerate(rows):
@@ -180,30 +182,28 @@ class _Matrix:
                     self.tips.append(f"{tips[i]}: {100 * value:.1f}" + ("" if "points" in tips[i] else " %"))
 
 
-def known(rows: Rows | ArrayLike) -> NDArray[np.float64]:
-    """Return ``[rows, columns]``, NaN where nothing was measured."""
-    return np.array([[math.nan if value is None else value for value in row] for row in cast(Any, rows)])
+def _array(rows: Rows) -> NDArray[np.float64]:
+    """Return ``[rows, columns]``, NaN for None."""
+    return np.array([[math.nan if value is None else value for value in row] for row in rows])
 
 
-def cells(
+def _numbers(
     ax: Axes,
     values: NDArray[np.float64],
-    left: float,
-    top: float,
     colours: Colormap,
     limits: tuple[float, float],
-    width: float = 1.0,
+    place: tuple[float, float, float] = (0.0, 0.0, 1.0),
+    digits: int = 0,
+    ahead: str = "normal",
 ) -> None:
-    """Colour cells of ``width`` by 1 from (left, top); NaN is left out."""
-    rows, columns = values.shape
-    seen = {"cmap": colours, "vmin": limits[0], "vmax": limits[1]}
-    masked = np.ma.masked_invalid(values)
-    if columns <= _VECTORS:
-        xs, ys = left + width * np.arange(columns + 1), top + np.arange(rows + 1)
-        ax.pcolormesh(xs, ys, masked, edgecolors=style.PAGE, linewidth=1, **seen)
-    else:
-        box = (left, left + width * columns, top + rows, top)
-        ax.imshow(masked, extent=box, aspect="auto", interpolation="none", **seen)
+    """Write numbers on cells from ``place`` (left, top, width); ``ahead`` is the style right of the diagonal."""
+    left, top, width = place
+    rgba = colours((values - limits[0]) / (limits[1] - limits[0]))
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12 if digits else 10.5}
+    for (t, i), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            look |= {"color": ink(rgba[t, i]), "fontstyle": ahead if i > t else "normal"}
+            ax.text(left + width * (i + 0.5), top + t + 0.5, signed(value, digits), **look)
 
 
 def signed(value: float, digits: int) -> str:
@@ -213,7 +213,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def ink(rgba: Iterable[float]) -> str:
-    """Return the colour of text on a cell: the page's own where the cell lets the page through."""
+    """Return the colour of text on a cell: the usual one where the cell is transparent."""
     red, green, blue, opacity = rgba
     if opacity < 0.999:
         return style.INK
@@ -230,30 +230,26 @@ def task_heatmap(
     """Draw R[t, i] of one method, the mean over its seeds, or the points that each task has lost after each task.
 
     Args:
-        runs: that differ in their seed alone; or a matrix of fractions ``[stages, tasks]``, None where not measured.
+        runs: differing in their seed alone; or a matrix of fractions ``[stages, tasks]``, None where not measured.
         of: ``accuracy`` in 0..1 (cividis), or ``forgetting`` (orange: points lost since the best; blue: gained).
         reach: forgetting with the strongest colour.
 
     Raises:
         UserError: the runs are of several methods or memory sizes, or no task has been learned.
     """
-    matrix = (
-        runs if isinstance(runs, list | np.ndarray) and np.ndim(cast(Any, runs[0])) else _mean_matrix(runs)
-    )
-    rows = [
+    given = isinstance(runs, list | np.ndarray) and np.ndim(cast(Any, runs[0]))
+    rows: Rows = [
         [None if value is None or math.isnan(value) else float(value) for value in row]
-        for row in cast(Any, matrix)
+        for row in (cast(Any, runs) if given else _mean_matrix(runs))
     ]
+    limits, colours, missing = (0.0, 1.0), colormaps["cividis"], "no task has been learned"
     if of == "forgetting":
-        rows = lost(rows)
+        rows, missing = lost(rows), "no task has been followed by another"
+        limits, colours = (-reach, reach), style.diverging(0.75)
     if not rows or not rows[0]:
-        raise nothing(
-            "no task has been learned" if of == "accuracy" else "no task has been followed by another"
-        )
+        raise nothing(missing)
     ax = axes(ax, 4.5, 4.0)
-    values = known(rows)
-    limits = (0.0, 1.0) if of == "accuracy" else (-reach, reach)
-    colours = colormaps["cividis"] if of == "accuracy" else style.diverging(0.75)
+    values = _array(rows)
     box = (0, values.shape[1], values.shape[0], 0)
     seen = {"cmap": colours, "vmin": limits[0], "vmax": limits[1]}
     ax.imshow(np.ma.masked_invalid(values), extent=box, aspect="auto", interpolation="none", **seen)
@@ -261,12 +257,7 @@ def task_heatmap(
     ax.grid(False)
     ax.spines[:].set(visible=True, color=style.EDGE)
     if extent(ax)[0] / values.shape[1] >= 19 and values.shape[1] <= _MOST_NUMBERS:
-        places = (values - limits[0]) / (limits[1] - limits[0])
-        for (t, i), value in np.ndenumerate(values):
-            if math.isfinite(value):
-                colour = ink(colours(places[t, i]))
-                middle = {"ha": "center", "va": "center", "fontsize": 10.5}
-                ax.text(i + 0.5, t + 0.5, signed(value, 0), color=colour, **middle)
+        _numbers(ax, values, colours, limits)
     return ax
 
 
@@ -279,17 +270,5 @@ def _mean_matrix(runs: Any) -> Rows:
 
 
 def lost(matrix: Rows) -> list[list[float | None]]:
-    """Return ``forgotten`` without the first row and the last column, where nothing can be forgotten yet."""
+    """Return ``forgotten`` without the first row and the last column, which have no values."""
     return [row[:-1] for row in forgotten(matrix)[1:]]
-
-
-def forgotten(matrix: Rows) -> list[list[float | None]]:
-    """Return F[t, i] = max over s < t of R[s, i], minus R[t, i] (Chaudhry et al. 2018); None before task i is old."""
-    rows: list[list[float | None]] = []
-    best: dict[int, float] = {}
-    for t, row in enumerate(matrix):
-        rows.append([best[i] - now if i in best and now is not None else None for i, now in enumerate(row)])
-        for i, now in enumerate(row[: t + 1]):
-            if now is not None:
-                best[i] = max(now, best.get(i, now))
-    return rows

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from everclip.compare.groups import Memory
-from everclip.errors import UserError
 from everclip.plots import style
+from everclip.plots.runs import nothing
 from everclip.plots.text import number, printable, spread
 from everclip.plots.tips import at_points
 
@@ -23,10 +23,10 @@ Styles = Mapping[str, Mapping[str, Any]]
 
 
 class How(TypedDict, total=False):
-    """What charts of lines have in common.
+    """Options of all charts of lines.
 
     memory: draw the methods at this number of exemplars, and those that keep none; all by default.
-    legend: whether to name the lines in one; by default where there are several.
+    legend: draw a legend; by default where there are several lines.
     styles: settings of ``Axes.plot`` by the names of lines, such as ``{"gdro": {"color": "red", "label": "ours"}}``.
     """
 
@@ -41,59 +41,39 @@ _NAME = 14.5
 
 @dataclass(frozen=True)
 class Line:
-    """A line, or bare markers.
+    """A line, or bare markers."""
 
-    Args:
-        name: what the legend calls it; empty for none.
-        look: number of its colour, dash and marker; None for a reference, which is grey.
-        xs, ys: its points; it breaks where a y is None.
-        spans: the interval of each point, None where there is none; empty without any.
-        dots: single measurements behind the points.
-        tips: hover texts of the points.
-        settings: of ``Axes.plot``, over those of the look.
-        band: lowest and highest values around the line.
-        counts: how many images each point is of.
-    """
-
-    name: str
-    look: int | None
-    xs: Sequence[float]
+    name: str  # in the legend; empty for none
+    look: int | None  # number of its colour, dash and marker; None for a reference, which is grey
+    xs: Sequence[float]  # its points, with gaps where y is None
     ys: Sequence[float | None]
-    spans: Sequence[tuple[float, float] | None] = ()
-    dots: Sequence[tuple[float, float]] = ()
-    tips: Sequence[str] = ()
+    spans: Sequence[tuple[float, float] | None] = ()  # the interval of each point, if any; empty without any
+    dots: Sequence[tuple[float, float]] = ()  # single measurements
+    tips: Sequence[str] = ()  # hover texts of the points
+    # of ``Axes.plot``, in place of those of the look
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    band: tuple[Sequence[float], Sequence[float]] | None = None
-    counts: Sequence[int] = ()
+    band: tuple[Sequence[float], Sequence[float]] | None = None  # lowest and highest values around the line
+    counts: Sequence[int] = ()  # images of each point
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What Axes show.
+    """The content of Axes."""
 
-    Args:
-        lines: from the back to the front.
-        xs, ys: (low, high) of the axes.
-        xlabel, ylabel: what they are.
-        ticks: places and texts on the horizontal axis; None for round numbers.
-        suffix: after the numbers of the vertical axis.
-        log: whether the vertical axis is logarithmic.
-        title: above.
-    """
-
-    lines: Sequence[Line]
-    xs: tuple[float, float]
+    lines: Sequence[Line]  # from back to front
+    xs: tuple[float, float]  # (low, high) of the axes
     ys: tuple[float, float]
     xlabel: str = ""
     ylabel: str = ""
+    # places and texts on the horizontal axis; None for round numbers
     ticks: Sequence[tuple[float, str]] | None = None
-    suffix: str = ""
-    log: bool = False
+    suffix: str = ""  # after the numbers of the vertical axis
+    log: bool = False  # make the vertical axis logarithmic
     title: str = ""
 
 
 def axes(ax: Axes | None, width: float = 7.0, height: float = 4.0) -> Axes:
-    """Return ``ax``, or those of a new figure of pyplot, in inches."""
+    """Return ``ax``, or the Axes of a new pyplot figure of this size in inches."""
     if ax is not None:
         return ax
     from matplotlib import pyplot  # for notebooks, which show its figures; the page makes figures of its own
@@ -108,15 +88,15 @@ def extent(ax: Axes) -> tuple[float, float]:
     return box.width * scale, box.height * scale
 
 
-def show(panel: Panel | None, ax: Axes | None, how: How, nothing: str) -> Axes:
-    """Draw a panel on ``ax``, or on a new figure. Raises UserError, saying ``nothing``, where there is no panel."""
+def show(panel: Panel | None, ax: Axes | None, how: How, reason: str) -> Axes:
+    """Draw a panel on ``ax`` or a new figure. Raises UserError with ``reason`` without a panel."""
     if panel is None:
-        raise UserError(f"{nothing}: there is nothing to draw; name other runs")
+        raise nothing(reason)
     return draw(panel, axes(ax), how.get("legend", True), how.get("styles"))
 
 
 def span(limits: tuple[float, float]) -> tuple[float, float]:
-    """Return limits of an axis; a value that is alone stands in the middle."""
+    """Return the limits of an axis, with a single value in the middle."""
     low, high = limits
     return (low - 0.5, high + 0.5) if low == high else limits
 
@@ -160,29 +140,15 @@ def _line(ax: Axes, line: Line, given: Mapping[str, Any]) -> None:
     if line.band is not None:
         ax.fill_between(xs[np.isfinite(ys)], *line.band, color=look["color"], alpha=0.18, linewidth=0)
     if line.dots:
-        ax.plot(
-            *zip(*line.dots, strict=True),
-            "o",
-            markersize=4,
-            color=look["color"],
-            alpha=0.5,
-            markeredgewidth=0,
-        )
+        dots = {"color": look["color"], "markersize": 4, "markeredgewidth": 0, "alpha": 0.5}
+        ax.plot(*zip(*line.dots, strict=True), "o", **dots)
+    bars = {"ecolor": look["color"], "fmt": "none", "capsize": 3, "elinewidth": 1.4, "alpha": 0.6}
     for x, y, span in zip(xs, ys, line.spans, strict=False):
         if span is not None:
-            ax.errorbar(
-                x,
-                y,
-                yerr=[[y - span[0]], [span[1] - y]],
-                ecolor=look["color"],
-                fmt="none",
-                capsize=3,
-                elinewidth=1.4,
-                alpha=0.6,
-            )
+            ax.errorbar(x, y, yerr=[[y - span[0]], [span[1] - y]], **bars)
     (drawn,) = ax.plot(xs, ys, **look)
     if np.isfinite(ys).sum() == 1 and drawn.get_marker() == "None":
-        drawn.set_marker(".")  # a lone point is still seen
+        drawn.set_marker(".")  # a line of one point would be invisible
     if line.tips:
         at_points(ax, line.xs, line.ys, line.tips)
 
@@ -193,9 +159,9 @@ def label_ends(
     """Write the name of each line beside its end, at the right of ``ax``, in place of a legend.
 
     Args:
-        values: writes the number at a line's end behind its name.
-        sample: with a piece of the line.
-        size: of the names, in points.
+        values: formats a line's last value, which is written after its name.
+        sample: draw a piece of the line before its name.
+        size: of the names in points.
     """
     width, height = extent(ax)
     shown = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
@@ -213,40 +179,35 @@ def label_ends(
             ax.add_line(piece)
         name = str(line.get_label()).strip("\u200b")
         name = f"{name} {values(value)}".strip() if values else name
-        kind = (
-            {}
-            if sample
-            else {"color": line.get_color(), "fontweight": "bold" if line.get_linestyle() != ":" else None}
-        )
-        ax.text(
-            word, place, name, transform=ax.transAxes, va="center", fontsize=size, parse_math=False, **kind
-        )
+        look: dict[str, Any] = {"transform": ax.transAxes, "va": "center", "fontsize": size}
+        if not sample:
+            weight = "bold" if line.get_linestyle() != ":" else None
+            look |= {"color": line.get_color(), "fontweight": weight}
+        ax.text(word, place, name, parse_math=False, **look)
 
 
 def _end(ax: Axes, line: Line2D) -> tuple[float, float, float]:
-    """Return the last known point of a line, as fractions of the Axes, and its height in data."""
+    """Return the last known point of a line, as fractions of the Axes, and its value."""
     xs, ys = (np.asarray(data, dtype=np.float64) for data in line.get_data(orig=False))
     last = int(np.flatnonzero(np.isfinite(ys))[-1])
-    low, high = ax.get_ylim()
-    x, y = ax.transAxes.inverted().transform(
-        ax.transData.transform((xs[last], min(max(ys[last], low), high)))
-    )
+    inside = xs[last], np.clip(ys[last], *ax.get_ylim())
+    x, y = (ax.transData - ax.transAxes).transform(inside)
     return float(x), float(y), float(ys[last])
 
 
-def around(values: Sequence[float], room: float = 3.0) -> tuple[float, float]:
-    """Return ends of an axis in percent: whole tens around ``values`` with some room, within 0..100."""
-    low, high = min(values) - room, max(values) + room
+def around(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis in percent: whole tens around ``values`` with some room, within 0..100."""
+    low, high = min(values) - 3.0, max(values) + 3.0
     return max(0.0, 10.0 * math.floor(low / 10)), min(100.0, 10.0 * math.ceil(high / 10))
 
 
 def value_range(values: Sequence[float]) -> tuple[float, float]:
-    """Return ends of a linear axis for ``values``: never the same, and zero in place of a low end near it."""
+    """Return different ends of a linear axis for ``values``; zero in place of a low end near it."""
     low, high = min(values), max(values)
     low = 0.0 if 0 < low < 0.5 * high else low
     return (low, high) if high > low else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
 
 
 def heights(lines: Sequence[Line]) -> list[float]:
-    """Return every height that lines and their dots have."""
+    """Return the heights of lines and their dots."""
     return [y for line in lines for y in (*line.ys, *(dot for _, dot in line.dots)) if y is not None]

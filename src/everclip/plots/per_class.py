@@ -1,8 +1,9 @@
-"""Draw the accuracy of single classes, and what old ones are taken for."""
+"""Draw the accuracy of single classes, and the confusions of old ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ def per_class(run: One, ax: Axes | None = None, *, most: int = 30) -> Axes:
     """Draw the accuracy of single classes in %: the pretrained model's, right after the class's task, and at the end.
 
     Args:
-        most: classes shown, the worst at the end on top.
+        most: the number of classes to draw, worst at the end on top.
 
     Raises:
         UserError: the run has not finished.
@@ -33,27 +34,18 @@ def per_class(run: One, ax: Axes | None = None, *, most: int = 30) -> Axes:
     places = range(len(rows))
     ends = [[100 * row[key] for row in rows] for key in ("after_learning", "last")]
     ax.hlines(places, ends[0], ends[1], color=style.EDGE, linewidth=1.5)
-    kinds = {
-        "zero_shot": ("zero-shot", style.DIM, "|"),
-        "after_learning": ("after its task", style.SECOND, "o"),
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "zero_shot": ("zero-shot", {"color": style.DIM, "marker": "|"}),
+        "after_learning": ("after its task", {"color": style.SECOND, "marker": "o", "mfc": "none"}),
+        "last": ("at the end", {"color": style.FIRST, "marker": "o"}),
     }
-    kinds["last"] = ("at the end", style.FIRST, "o")
     if any(row["zero_shot"] is None for row in rows):  # features without text
         del kinds["zero_shot"]
-    for key, (name, colour, marker) in kinds.items():
+    for key, (name, look) in kinds.items():
         xs = [100 * row[key] for row in rows]
-        look = {
-            "marker": marker,
-            "color": colour,
-            "markerfacecolor": "none" if key == "after_learning" else colour,
-        }
-        ax.plot(xs, places, linestyle="none", label=name, **look)  # pyright: ignore[reportArgumentType]
-        at_points(
-            ax,
-            xs,
-            list(places),
-            [f"{row['class']}, {name}: {x:.0f} %" for row, x in zip(rows, xs, strict=True)],
-        )
+        ax.plot(xs, places, linestyle="none", label=name, **look)
+        tips = [f"{row['class']}, {name}: {x:.0f} %" for row, x in zip(rows, xs, strict=True)]
+        at_points(ax, xs, list(places), tips)
     ax.set_yticks(list(places), [shorten(row["class"], 130) for row in rows], parse_math=False)
     ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.4, -0.6), xlabel="accuracy, %")
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
@@ -61,25 +53,24 @@ def per_class(run: One, ax: Axes | None = None, *, most: int = 30) -> Axes:
 
 
 FATE_COLOURS = (style.COLOURS[0], style.COLOURS[1], style.DIM, style.COLOURS[4])
-"""Of ``FATES``."""
+"""Colours of ``FATES``."""
 _FATE_INK = (style.ON_DARK, style.ON_DARK, style.PAGE, style.ON_LIGHT)
 Bars = list[tuple[str, list[float]]]
 
 
 def fate_bars(named: Sequence[tuple[str, Sequence[RunData]]]) -> Bars:
-    """Return for each name the mean over its runs of the fractions of ``FATES``, where they have recorded enough."""
-    return [
-        (name, [float(share) for share in np.mean(known, axis=0)])
-        for name, runs in named
-        if (known := [found for run in runs if (found := fates(run)) is not None])
-    ]
+    """Return the mean fractions of ``FATES`` over each name's runs, where any has recorded enough."""
+    bars: Bars = []
+    for name, runs in named:
+        if known := [found for run in runs if (found := fates(run)) is not None]:
+            bars.append((name, np.mean(known, axis=0).tolist()))
+    return bars
 
 
 def old_classes(runs: Runs, ax: Axes | None = None, *, legend: bool = True) -> Axes:
-    """Draw what becomes of test images of all classes but the last task's, after the last task, in %.
+    """Draw the answers to test images of all classes but the last task's, after the last task, in %.
 
-    A bar for each method and memory size, means over seeds: right, or taken for a class of a later, the same or an
-    earlier task.
+    One bar per method and memory size, means over seeds: right, or a class of a later, the same or an earlier task.
 
     Raises:
         UserError: the runs cannot be compared, or none has recorded enough.
@@ -96,22 +87,16 @@ def draw_fates(bars: Bars, ax: Axes, legend: bool = False) -> Axes:
     width = extent(ax)[0]
     for k, (text, colour, shade) in enumerate(zip(FATES, FATE_COLOURS, _FATE_INK, strict=True)):
         parts = np.array([100 * values[k] for _, values in bars])
-        ax.barh(
-            range(len(bars)), parts, 0.7, left, color=colour, edgecolor=style.PAGE, linewidth=1, label=text
-        )
+        look = {"color": colour, "edgecolor": style.PAGE, "linewidth": 1, "label": text}
+        ax.barh(range(len(bars)), parts, 0.7, left, **look)
+        tips: dict[tuple[float, ...], str] = {}
         for row, (start, part) in enumerate(zip(left, parts, strict=True)):
             if part * width / 100 > 24:
                 inside = {"color": shade, "ha": "center", "va": "center_baseline", "fontsize": 10.5}
                 ax.text(start + part / 2, row, f"{part:.0f}", **inside)
-        boxes = [
-            (start, row - 0.35, start + part, row + 0.35)
-            for row, (start, part) in enumerate(zip(left, parts, strict=True))
-        ]
-        Tips(
-            ax,
-            [box for box, part in zip(boxes, parts, strict=True) if part > 0],
-            [f"{text}: {part:.1f} %" for part in parts if part > 0],
-        )
+            if part > 0:
+                tips[start, row - 0.35, start + part, row + 0.35] = f"{text}: {part:.1f} %"
+        Tips(ax, list(tips), list(tips.values()))
         left = left + parts
     ax.set_yticks(range(len(bars)), [printable(name) for name, _ in bars], parse_math=False)
     ax.set(xlim=(0, 100.2), ylim=(len(bars) - 0.5, -0.5), xticks=[])

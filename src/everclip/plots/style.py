@@ -1,7 +1,7 @@
-"""Look of charts: a style sheet for matplotlib, and a colour, a dash and a marker for each method.
+"""Define the look of charts: a style sheet for matplotlib, and the colour, dash and marker of each method.
 
-The colours of methods are those of Okabe and Ito (2008, "Color Universal Design"), without the yellow, which is lost on
-white; dashes and markers say the same again. ``matplotlib.rc_context(STYLE)`` gives the look of the report page.
+The colours are those of Okabe and Ito (2008, "Color Universal Design"), without yellow, which is hard to see on
+white. ``matplotlib.rc_context(STYLE)`` gives the look of the report page.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 INK, DIM, GRID, EDGE, PAGE = "#1c2126", "#5b6570", "#dfe3e7", "#a9b1b9", "#ffffff"
 FIRST, SECOND = "#0b62a4", "#b84a00"
-"""Colours of a run's own line and of what stands beside it."""
+"""Colours of a run's own line, and of a second one."""
 ON_DARK, ON_LIGHT = "#f8f9fa", "#111111"
-"""Text on a coloured cell."""
+"""Colours of text on dark and on light cells."""
 ORANGE, BLUE = "#d95f02", "#1874cd"
-"""More and less than a neutral."""
+"""Colours of values above and below a neutral one."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 DASHES = ("-", (0, (3.5, 2)), (0, (1, 1.5)), (0, (4.5, 1.5, 1, 1.5)))
@@ -54,12 +54,11 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
 }
-"""Settings of matplotlib with which the page draws."""
+"""Settings of matplotlib for the report page."""
 
 
 def look(number: int | None) -> dict[str, Any]:
-    """Return settings of a line in the look of this number: all differ up to 84, in colour alone up to 7; grey without
-    one."""
+    """Return the settings of a line by its number, distinct up to 84, and in colour up to 7; grey for None."""
     if number is None:
         return {"color": DIM}
     return {
@@ -70,12 +69,11 @@ def look(number: int | None) -> dict[str, Any]:
 
 
 def diverging(strongest: float = 1.0) -> Colormap:
-    """Return blue below the middle, orange above, the page's own colour at it: opacity carries the size.
+    """Return a colour map from blue to orange, transparent in the middle.
 
     Args:
-        strongest: opacity at both ends; below 0.75 text on it can be read.
+        strongest: opacity at both ends; text is readable up to 0.75.
     """
-    stops = [(BLUE, strongest), (BLUE, 0.0), (ORANGE, 0.0), (ORANGE, strongest)]
-    places = [0.0, 0.5, 0.5, 1.0]
+    stops = [(0.0, (BLUE, strongest)), (0.5, (BLUE, 0.0)), (0.5, (ORANGE, 0.0)), (1.0, (ORANGE, strongest))]
     # An odd number of colours has one for the middle; few make small images.
-    return LinearSegmentedColormap.from_list("more_or_less", list(zip(places, stops, strict=True)), N=103)
+    return LinearSegmentedColormap.from_list("more_or_less", stops, N=103)

@@ -1,4 +1,4 @@
-"""Fit text into charts: what can be written, how wide it is about, and where labels do not collide."""
+"""Fit text into charts: make it printable, estimate its width, and keep labels apart."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from collections.abc import Iterable
 import numpy as np
 
 FONT = 12.0
-"""Points of text that is not said to be smaller."""
+"""Default size of text in points."""
 
 
 def printable(text: object) -> str:
-    """Return ``text`` as fonts and XML can have it: control characters become spaces, undecodable bytes (lone
-    surrogates) are written out."""
+    """Return ``text`` for fonts and XML, with spaces for control characters and escapes for lone surrogates."""
     clean = "".join(" " if unicodedata.category(c) == "Cc" or c in "\ufffe\uffff" else c for c in str(text))
     return clean.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def text_width(text: str, size: float = FONT) -> float:
-    """Return the rough width of sans-serif text in points: wide (CJK) characters are an em, others about 0.57 em."""
+    """Estimate the width of sans-serif text in points: wide (CJK) characters are 1 em, others about 0.57 em."""
     return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.57 for c in text)
 
 
 def shorten(text: object, room: float, size: float = FONT) -> str:
-    """Return ``text`` cut to ``room`` points, with an ellipsis where something is missing."""
+    """Return ``text`` cut to ``room`` points, with an ellipsis for what is cut."""
     text = printable(text)
     if text_width(text, size) <= room:
         return text
@@ -34,8 +33,7 @@ def shorten(text: object, room: float, size: float = FONT) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a short decimal for labels: ``digits`` significant ones, a true minus sign, exponents without padding
-    (``1e-5``)."""
+    """Return a short label with ``digits`` significant digits, a true minus sign, and exponents such as ``1e-5``."""
     size = abs(value)
     text = f"{size:.{digits - 1}e}" if 0 < size < 1e-3 else f"{size:.{digits}g}"
     if "e" in text:
@@ -45,10 +43,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def spread(wanted: Iterable[float], gap: float, low: float, high: float) -> list[float]:
-    """Move label positions apart to at least ``gap`` inside [low, high], keeping their order.
-
-    Labels that would collide stand around the mean of where they should be (isotonic regression: least squares).
-    """
+    """Move label positions at least ``gap`` apart inside [low, high], in their order, by least squares."""
     from scipy.optimize import isotonic_regression
 
     places = np.array([*wanted], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Hover texts of a chart saved as SVG: ``<title>`` elements over its points, cells and rows."""
+"""Add hover texts to charts saved as SVG: ``<title>`` elements over points, cells and rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numpy.typing import ArrayLike
 from everclip.plots.text import printable
 
 _AROUND = 6.0
-"""Points around a point that belong to it."""
+"""Half the side of a point's rectangle, in points."""
 
 
 class Tips(Artist):
-    """Unseen rectangles with hover texts; other formats than SVG have none.
+    """Invisible rectangles with hover texts, in SVG alone.
 
     Args:
         boxes: ``[n, 4]``, left, top, right and bottom in data coordinates; a point has no width and no height.
-        texts: one each.
+        texts: of the boxes.
     """
 
     def __init__(self, ax: Axes, boxes: ArrayLike, texts: Sequence[str]) -> None:
@@ -34,8 +34,8 @@ class Tips(Artist):
         self.set_clip_on(False)
 
     def draw(self, renderer: RendererBase) -> None:
-        """Write the rectangles, where there is an SVG to write to."""
-        writer = getattr(renderer, "writer", None)  # of XML: the SVG backend has one, others have none
+        """Write the rectangles to an SVG."""
+        writer = getattr(renderer, "writer", None)  # only the SVG backend has one
         if writer is None or self.axes is None:
             return
         _, height = renderer.get_canvas_width_height()
@@ -47,16 +47,14 @@ class Tips(Artist):
             if left == right and low == high:
                 left, low, right, high = left - _AROUND, low - _AROUND, right + _AROUND, high + _AROUND
             place = {"x": left, "y": height - high, "width": right - left, "height": high - low}
-            attributes = {key: f"{value:.1f}" for key, value in place.items()}
-            writer.start(
-                "rect", attrib={"class": "hit", "fill": "none", "pointer-events": "all"} | attributes
-            )
+            look = {"class": "hit", "fill": "none", "pointer-events": "all"}
+            writer.start("rect", attrib=look | {key: f"{value:.1f}" for key, value in place.items()})
             writer.element("title", text)
             writer.end("rect")
 
 
 def at_points(ax: Axes, xs: Sequence[float], ys: Sequence[float | None], texts: Sequence[str]) -> None:
-    """Hover texts of points; of none where ``ys`` is None."""
+    """Add hover texts to the points whose y is not None."""
     known = [(x, y, text) for x, y, text in zip(xs, ys, texts, strict=True) if y is not None]
     if known:
         Tips(ax, [(x, y, x, y) for x, y, _ in known], [text for *_, text in known])

@@ -12,32 +12,31 @@ from matplotlib.axes import Axes
 from everclip.compare.groups import Group
 from everclip.plots import style
 from everclip.plots.panels import How, Line, Panel, extent, heights, show, span, value_range
-from everclip.plots.runs import One, Runs, groups_of, name_in, run_of
+from everclip.plots.runs import One, Runs, groups_of, name_in, nothing, run_of
 from everclip.plots.text import printable, text_width
 from everclip.runs.read import ClassValues, RunData, finite
 
 MOST_POINTS = 400
-"""Steps from which on a run's curve is drawn as means of neighbouring steps, with a band of their range."""
+"""Most steps drawn one by one; of more, means of neighbouring steps with a band of their range."""
 _BINS = 60  # points of a curve of several runs, each the mean of neighbouring steps
 Curve = tuple[list[float], list[float]]
 """Steps and values."""
 
 
 def loss_terms(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw the terms that are added up to the loss, over optimizer steps; of several runs, which may differ in their
-    seed alone, means over neighbouring steps and over seeds.
+    """Draw the terms of the loss over optimizer steps; for several seeds, means over them and neighbouring steps.
 
     Raises:
         UserError: the runs are of several methods or memory sizes, or no step has been logged.
     """
     groups = groups_of(runs, how.get("memory"))
-    panel = terms_panel(groups[0]) if len(groups) == 1 else None
-    several = "losses of different methods have no common scale"
-    return show(panel, ax, how, several if len(groups) > 1 else "no training step has been logged")
+    if len(groups) > 1:
+        raise nothing("losses of different methods have no common scale")
+    return show(terms_panel(groups[0]), ax, how, "no training step has been logged")
 
 
 def gradient_norm(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw the length of the gradient before it is clipped, over optimizer steps. Raises UserError without any."""
+    """Draw the norm of the gradient before clipping over optimizer steps. Raises UserError without any."""
     panel = curves_panel(groups_of(runs, how.get("memory")), logged("grad_norm"), "gradient norm")
     return show(panel, ax, how, "no run has logged a gradient norm")
 
@@ -49,15 +48,15 @@ def learning_rate(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axe
 
 
 def weight_entropy(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw Shannon's entropy of the class weights over its maximum, in 0..1, over optimizer steps: 1 when all classes
-    learned so far weigh the same. Raises UserError without any."""
+    """Draw the Shannon entropy of the class weights, divided by its maximum, in 0..1, over optimizer steps: 1 when all
+    classes learned so far have the same weight. Raises UserError without any."""
     panel = curves_panel(groups_of(runs, how.get("memory")), entropy_curve, "entropy / its maximum")
     return show(panel, ax, how, "no run has logged class weights")
 
 
 def estimators(run: One, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw the mean and the largest log u of each batch, the moving averages of the global contrastive loss (how
-    strongly the negatives compete with each pair). Raises UserError without any."""
+    """Draw the mean and largest log u of each batch: moving averages of the global contrastive loss, for how strongly
+    the negatives compete with each pair. Raises UserError without any."""
     found = run_of(run)
     values = estimator_values(found).items()
     lines = [step_line(found, key.removeprefix("log_u_"), each, k) for k, (key, each) in enumerate(values)]
@@ -66,7 +65,7 @@ def estimators(run: One, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
 
 
 def logged(key: str, term: str | None = None) -> Callable[[RunData], Curve | None]:
-    """Return what takes a run's curve of a number of its steps, or of a term of the loss, out of its log."""
+    """Return a function that reads a run's curve of a logged number, or of a term of the loss."""
 
     def curve(run: RunData) -> Curve | None:
         found = [(step["global_step"], step[key].get(term) if term else step.get(key)) for step in run.steps]
@@ -77,11 +76,10 @@ def logged(key: str, term: str | None = None) -> Callable[[RunData], Curve | Non
 
 
 def entropy_curve(run: RunData) -> Curve | None:
-    """Return the entropy of each record of class weights: Shannon's over its maximum, in 0..1."""
-    records = run.class_weights
-    return (
-        ([float(one.step) for one in records], [entropy(shares(one)) for one in records]) if records else None
-    )
+    """Return the ``entropy`` of each record of class weights."""
+    if not (records := run.class_weights):
+        return None
+    return [float(one.step) for one in records], [entropy(shares(one)) for one in records]
 
 
 def shares(weights: ClassValues) -> ClassValues:
@@ -92,14 +90,14 @@ def shares(weights: ClassValues) -> ClassValues:
 
 
 def entropy(of: ClassValues) -> float:
-    """Return Shannon entropy divided by its largest value, so in 0..1 whatever the number of classes."""
+    """Return the Shannon entropy of shares, divided by its largest value: in 0..1."""
     if len(of.values) < 2:
         return 1.0
     return -math.fsum(p * math.log(p) for p in of.values.values() if p > 0) / math.log(len(of.values))
 
 
 def mean_curve(curves: Sequence[Curve | None]) -> Curve | None:
-    """Return the mean over runs, of neighbouring steps; of an unfinished group the run that has come furthest."""
+    """Return the mean over runs and neighbouring steps; of runs that have come less far, none."""
     known = [_thinned(curve) for curve in curves if curve is not None]
     if not known:
         return None
@@ -117,7 +115,7 @@ def _thinned(curve: Curve) -> Curve:
 def curves_panel(
     groups: Sequence[Group], curve_of: Callable[[RunData], Curve | None], title: str = ""
 ) -> Panel | None:
-    """Return the mean curve of each group but references; None where nothing was logged."""
+    """Return the mean curve of each group except references; None where nothing was logged."""
     lines = [
         Line(name_in(group, groups), group.look, *curve, settings={"marker": ""})
         for group in groups
@@ -127,7 +125,7 @@ def curves_panel(
 
 
 def terms_panel(group: Group, title: str = "", looks: dict[str, int] | None = None) -> Panel | None:
-    """Return the mean curve of each term of a group's loss; ``looks`` keeps the looks of terms from panel to panel."""
+    """Return the mean curve of each term of a group's loss; share ``looks`` between panels for the same colours."""
     looks = {} if looks is None else looks
     terms = dict.fromkeys(term for run in group.shown for step in run.steps for term in step["loss"])
     lines: list[Line] = []
@@ -141,13 +139,12 @@ def terms_panel(group: Group, title: str = "", looks: dict[str, int] | None = No
 
 def _panel(lines: Sequence[Line], title: str) -> Panel:
     steps = [x for line in lines for x in line.xs]
-    return Panel(
-        lines, span((min(steps), max(steps))), value_range(heights(lines)), "optimizer step", title=title
-    )
+    xs, ys = span((min(steps), max(steps))), value_range(heights(lines))
+    return Panel(lines, xs, ys, "optimizer step", title=title)
 
 
 def estimator_values(run: RunData) -> dict[str, list[object]]:
-    """Return the mean and largest log u of each step, under the names of the log; empty where none was logged."""
+    """Return the mean and largest log u of each step, by their keys in the log; empty where none was logged."""
     told = [found if isinstance(found := step.get("diagnostics"), dict) else {} for step in run.steps]
     values: dict[str, list[object]] = {
         key: [found.get(key) for found in told] for key in ("log_u_mean", "log_u_max")
@@ -155,23 +152,17 @@ def estimator_values(run: RunData) -> dict[str, list[object]]:
     return {key: found for key, found in values.items() if any(map(finite, found))}
 
 
-def step_line(run: RunData, name: str, values: Sequence[object], second: int = 0) -> Line:
-    """Return a number of each step of one run; it breaks where a task begins.
-
-    Args:
-        second: 1 for the colour and dash of what stands beside the first.
-    """
+def step_line(run: RunData, name: str, values: Sequence[object], second: int) -> Line:
+    """Return a curve of a run, with gaps where tasks begin; ``second`` is 1 for the colour of a second curve."""
     steps = [int(step["global_step"]) for step in run.steps]
     looks = {"color": (style.FIRST, style.SECOND)[second], "linestyle": "-", "marker": "", "linewidth": 1.4}
     if len(steps) > MOST_POINTS:
         chunks = np.array_split(np.arange(len(steps)), MOST_POINTS)
         bins = [[value for k in chunk if finite(value := values[k])] for chunk in chunks]
         xs = [steps[int(chunk[len(chunk) // 2])] for chunk in chunks]
+        means = [sum(inside) / len(inside) if inside else None for inside in bins]
         band = [min(inside) for inside in bins if inside], [max(inside) for inside in bins if inside]
-        return Line(
-            name, 0, xs, [sum(inside) / len(inside) if inside else None for inside in bins],
-            settings=looks, band=band,
-        )  # fmt: skip
+        return Line(name, 0, xs, means, settings=looks, band=band)
     known = [float(value) if finite(value) else None for value in values]
     return Line(name, 0, *broken(steps, known, [step["stage"] for step in run.steps]), settings=looks)
 
@@ -192,17 +183,17 @@ def broken(
 
 
 def steps_panel(run: RunData, lines: Sequence[Line], title: str) -> Panel:
-    """Return lines over the steps of one run; logarithmic where a line alone has values far above its median."""
-    values = heights(lines)
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    log = bool(values) and len(lines) == 1 and low > 0 and high > 30 * float(np.median(values))
-    ys = (low, high) if log else value_range(values or [0.0, 1.0])
+    """Return lines over the steps of a run; a single line with values far above its median is logarithmic."""
+    values = heights(lines) or [0.0, 1.0]
+    low, high = min(values), max(values)
+    log = len(lines) == 1 and low > 0 and high > 30 * float(np.median(values))
+    ys = (low, high) if log else value_range(values)
     steps = [int(step["global_step"]) for step in run.steps]
     return Panel(lines, span((min(steps), max(steps))), ys, "optimizer step", log=log, title=title)
 
 
 def task_borders(run: RunData, ax: Axes, above: float | None = 8.0) -> None:
-    """A vertical line where each task begins; ``above`` so many points its name where there is room, or its number."""
+    """Draw a line where each task begins, with its name, or number, ``above`` points over it where it fits."""
     low, high = ax.get_xlim()
     points = extent(ax)[0] / (high - low)
     edges = [*(step for _, step in run.borders), high]

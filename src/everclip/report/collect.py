@@ -17,26 +17,20 @@ _NUMBERS = (
     *("last", "average", "forgetting", "backward_transfer", "forward_transfer"),
     *("seconds", "memory_bytes", "state_bytes", "kept_bytes"),
 )
-"""Keys of results.json that identify groups in JSON."""
+"""Keys of results.json in the JSON of groups."""
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The content of a page.
+    """The content of a page."""
 
-    Args:
-        runs: in the order given, at least one; or none, where a sweep has not begun.
-        skipped: a line for each path that is left out.
-        not_begun: name and state of a sweep's runs without a directory.
-    """
-
-    runs: Sequence[RunData]
-    skipped: Sequence[str]
-    not_begun: Sequence[tuple[str, State]]
+    runs: Sequence[RunData]  # in the order given; none where a sweep has not begun
+    skipped: Sequence[str]  # a line per path that is left out
+    not_begun: Sequence[tuple[str, State]]  # name and state of a sweep's runs without a directory
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """The runs by what makes their numbers comparable."""
+        """The runs in comparable groups."""
         return settings(self.runs)
 
     @cached_property
@@ -46,12 +40,12 @@ class Report:
 
     @property
     def named_states(self) -> list[tuple[str, State]]:
-        """Every run with its state, those that have not begun last."""
+        """The name and state of every run, those that have not begun last."""
         return [*((run.name, self.states[run]) for run in self.runs), *self.not_begun]
 
     @property
     def status(self) -> str:
-        """The numbers of finished and of unfinished runs."""
+        """The numbers of finished and unfinished runs in words."""
         return counted(state for _, state in self.named_states)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,11 +70,7 @@ class Report:
 
 
 def collect(paths: Iterable[str | os.PathLike[str]]) -> Report:
-    """Read what ``paths`` name: run directories, folders of them, patterns.
-
-    Raises:
-        UserError: nothing of it is a readable run directory.
-    """
+    """Read the runs of run directories, folders and patterns. Raises UserError where none can be read."""
     found = find(paths)
     read: list[RunData] = []
     skipped = list(found.skipped)

@@ -1,10 +1,11 @@
-"""Write the page of what ``everclip data check`` has found, with small pictures of it."""
+"""Write the page of ``everclip data check`` with its findings and small pictures."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +19,9 @@ from everclip.report.templates import render
 from everclip.system.atomic import write_atomic
 
 SIDE = 80
-"""Pixels of a small picture."""
+"""Side of a small picture in pixels."""
 IN_A_GROUP = 6
-"""Pictures of one group of copies that are shown."""
+"""Most pictures shown per group of copies."""
 
 
 class Shown(NamedTuple):
@@ -33,36 +34,26 @@ class Shown(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Pictures side by side, and what is said of them."""
+    """Pictures side by side, with a text."""
 
     pictures: list[Shown]
     words: str
 
 
 def write(findings: Findings, out: Path, most: int) -> Path:
-    """Write the page as one HTML file that needs no other; at most ``most`` rows of each kind.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    draw = _Drawn(findings)
-    shown = {
-        "copies": [
-            Row(draw.all(group[:IN_A_GROUP]), _copies(findings, group)) for group in findings.groups[:most]
-        ],
-        "near": [Row(draw.all(pair[:2]), f"cosine {pair.cosine:.3f}") for pair in findings.pairs[:most]],
-        "suspects": [
-            Row(
-                draw.all([one.place]),
-                f"looks like {findings.data.class_names[one.other]}, which is {one.doubt:.2f} ahead",
-            )
-            for one in (findings.suspects or [])[:most]
-        ],
-        "tiny": [
-            Row(draw.all([place]), f"{findings.sides[place][0]} x {findings.sides[place][1]} pixels")
-            for place in findings.tiny[:most]
-        ],
-    }
+    """Write the page as one self-contained HTML file, with up to ``most`` rows per kind. Raises OSError."""
+    draw, names = _Drawn(findings), findings.data.class_names
+    shown: dict[str, list[Row]] = {"copies": [], "near": [], "suspects": [], "tiny": []}
+    for group in findings.groups[:most]:
+        shown["copies"].append(Row(draw.all(group[:IN_A_GROUP]), _copies(findings, group)))
+    for pair in findings.pairs[:most]:
+        shown["near"].append(Row(draw.all(pair[:2]), f"cosine {pair.cosine:.3f}"))
+    for one in (findings.suspects or [])[:most]:
+        told = f"looks like {names[one.other]}, which is {one.doubt:.2f} ahead"
+        shown["suspects"].append(Row(draw.all([one.place]), told))
+    for place in findings.tiny[:most]:
+        width, height = findings.sides[place]
+        shown["tiny"].append(Row(draw.all([place]), f"{width} x {height} pixels"))
     broken = [(findings.key(place), why) for place, why in list(findings.broken.items())[:most]]
     text = render("data.html.j2", title=findings.data.name, found=findings, rows=shown, broken=broken)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +74,7 @@ class _Drawn:
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
         store = findings.images.store
-        self._pixels = Pixels(
-            store, lambda image: ImageOps.pad(image, (SIDE, SIDE), color="white"), SIDE, 0, 0
-        )
+        self._pixels = Pixels(store, partial(ImageOps.pad, size=(SIDE, SIDE), color="white"), SIDE, 0, 0)
 
     def all(self, places: Iterable[int]) -> list[Shown]:
         """Return the pictures at some places."""
@@ -99,6 +88,6 @@ class _Drawn:
             rows = np.ascontiguousarray(found[0].numpy().transpose(1, 2, 0))
             Image.fromarray(rows).save(content, "JPEG", quality=70)
             address = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-        # made here of nothing but base64, so there is nothing to escape
+        # base64 needs no escapes
         about = self._findings
         return Shown(about.key(place), about.part(place), about.name(place), Markup(address))

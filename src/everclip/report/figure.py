@@ -30,34 +30,29 @@ from everclip.runs.read import RunData
 from everclip.system import text as texts
 
 WIDE, NARROW = 920, 360
-"""px, and points of a drawing."""
+"""Widths of drawings in px, which are points."""
 _RC: dict[Any, Any] = {**style.STYLE, "text.parse_math": False}
 _SMALL = 10.5
 _LEFT, _HEAD, _FOOT, _GAP = 50.0, 30.0, 46.0, 20.0  # px around the plotting area of a panel
 _WIDEST = 620.0  # px of a panel
-_SAMPLE, _NAME, _LONGEST = 62.0, 14.5, 130.0  # px before a name at a line's end, its height, its most width
+_SAMPLE, _NAME, _LONGEST = (
+    62.0,
+    14.5,
+    130.0,
+)  # px before a name at a line's end, its height, its largest width
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart of the page.
+    """A chart of the page."""
 
-    Args:
-        key: of its file's name and ids.
-        title, caption: above and beneath.
-        description: what a screen reader says.
-        csv: the text of the file with the numbers behind it.
-        make: draws it at a width in px.
-        prefix: of its ids; unique in the page, with the key.
-    """
-
-    key: str
-    title: str
+    key: str  # of its file's name and ids
+    title: str  # above and beneath
     caption: str
-    description: str
-    csv: str
-    make: Callable[[float], Drawing]
-    prefix: str
+    description: str  # for screen readers
+    csv: str  # the text of a CSV file with its numbers
+    make: Callable[[float], Drawing]  # draws it at a width in px
+    prefix: str  # of its ids; unique in the page together with the key
 
     def drawing(self, width: float) -> Drawing:
         """Return the chart in the page's look."""
@@ -66,19 +61,18 @@ class Figure:
 
     @cached_property
     def wide(self) -> Markup:
-        """As SVG for a desk or paper."""
+        """The SVG for wide screens and paper."""
         return self._embedded(WIDE, "wide")
 
     @cached_property
     def narrow(self) -> Markup:
-        """As SVG for a phone."""
+        """The SVG for phones."""
         return self._embedded(NARROW, "narrow")
 
     def _embedded(self, width: float, word: str) -> Markup:
         with rc_context(_RC):
-            return embedded(
-                self.make(width), f"{self.prefix}-{self.key}-{word}", self.title, self.description
-            )
+            ident = f"{self.prefix}-{self.key}-{word}"
+            return embedded(self.make(width), ident, self.title, self.description)
 
     @property
     def csv_address(self) -> str:
@@ -86,7 +80,7 @@ class Figure:
         return address(self.csv)
 
     def save(self, folder: Path, name: str) -> None:
-        """Write the wide chart as SVG, PDF and PNG, and its numbers as CSV; each time the same bytes."""
+        """Write the wide chart as SVG, PDF and PNG, and its numbers as CSV; reproducible to the byte."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.svg").write_text(light(self.wide), encoding="utf-8")
         (folder / f"{name}.csv").write_text(self.csv, encoding="utf-8", errors="backslashreplace")
@@ -125,14 +119,14 @@ def place(drawing: Drawing, left: float, top: float, width: float, height: float
 
 
 def fill(drawing: Drawing, corner: tuple[float, float], width: float, height: float, **look: Any) -> None:
-    """A rectangle at a place in px from the top left corner."""
+    """Draw a rectangle at a place in px from the top left corner."""
     whole, high = drawing.get_size_inches() * 72
     at = (corner[0] / whole, 1 - (corner[1] + height) / high)
     drawing.add_artist(Rectangle(at, width / whole, height / high, transform=drawing.transFigure, **look))
 
 
 def write(drawing: Drawing, x: float, y: float, text: str, **settings: Any) -> None:
-    """Text whose middle is at ``y`` px from the top."""
+    """Write text with its middle at ``y`` px from the top."""
     whole, high = drawing.get_size_inches() * 72
     drawing.text(x / whole, 1 - y / high, printable(text), va="center", **settings)
 
@@ -143,9 +137,9 @@ def grid(
     """Return panels side by side with one legend.
 
     Args:
-        columns: most panels in a row of a wide drawing; a narrow one has one.
+        columns: most panels per row of a wide drawing; a narrow one has one.
         height: px of a plotting area.
-        ends: whether a wide drawing has the names at the ends of the lines, in place of a legend, where they are short.
+        ends: write short names at the ends of the lines of a wide drawing, in place of a legend.
     """
     across, wide = 1, width == WIDE
     if wide:
@@ -181,7 +175,7 @@ def grid(
 
 
 def _entries(panels: Sequence[Panel], width: float) -> list[tuple[int, float, str]]:
-    """Return (row, x, name) of each entry of the legend; none where there is one line alone."""
+    """Return (row, x, name) of each entry of the legend; none for a single line."""
     looks = {line.name: line.look for panel in panels for line in panel.lines if line.name}
     entries, row, x = [], 0, 0.0
     for name in sorted(looks, key=lambda name: (looks[name] is None, looks[name] or 0)):
@@ -194,7 +188,7 @@ def _entries(panels: Sequence[Panel], width: float) -> list[tuple[int, float, st
 
 
 def thin_ticks(ax: Axes) -> None:
-    """Leave out the words under an axis that would run into the one before."""
+    """Leave out tick labels that would overlap the one before."""
     free = -math.inf
     labels = [label.get_text() for label in ax.get_xticklabels()]
     for tick, text in zip(ax.get_xticks(), labels, strict=True):
@@ -214,20 +208,20 @@ def stack(
     box: tuple[float, float, float, float],
     named: bool,
 ) -> list[Axes]:
-    """Return panels one above the other over the steps of a run; the axis is under the last.
+    """Draw panels one above the other over the steps of a run, with one axis; return their Axes.
 
     Args:
-        box: left, top and width, and from one panel to the next, in px.
-        named: whether the tasks are named above the first.
+        box: left, top, width, and distance from one panel to the next, in px.
+        named: write the tasks' names above the first panel.
     """
     left, top, width, each = box
     made: list[Axes] = []
     for k, panel in enumerate(panels):
-        ax = place(drawing, left, top + each * k + 18, width, each - 36)
-        draw(replace(panel, title="", xlabel=panel.xlabel if k == len(panels) - 1 else ""), ax)
+        ax, last = place(drawing, left, top + each * k + 18, width, each - 36), k == len(panels) - 1
+        draw(replace(panel, title="", xlabel=panel.xlabel if last else ""), ax)
         write(drawing, left, top + each * k + 6, panel.title, fontweight="bold")
         task_borders(run, ax, 26.0 if named and k == 0 else None)
-        if k < len(panels) - 1:
+        if not last:
             ax.tick_params(labelbottom=False)
             ax.spines["bottom"].set_visible(False)
         made.append(ax)
@@ -243,12 +237,11 @@ def colour_bar(
     title: str,
     above: bool = False,
 ) -> None:
-    """What colours mean: a gradient of ``width`` px with evenly spaced ticks, its title at the left or above."""
+    """Draw a legend of colours ``width`` px wide, with evenly spaced ticks and its title at the left or above."""
     left, top = corner
     ax = place(drawing, left, top, width, 10)
-    ax.imshow(
-        [np.linspace(0, 1, colours.N)], cmap=colours, aspect="auto", interpolation="none", extent=(0, 1, 0, 1)
-    )
+    look: dict[str, Any] = {"cmap": colours, "aspect": "auto", "interpolation": "none"}
+    ax.imshow([np.linspace(0, 1, colours.N)], extent=(0, 1, 0, 1), **look)
     ax.grid(False)
     ax.spines[:].set(visible=True, color=style.EDGE)
     ax.set_yticks([])

@@ -1,33 +1,17 @@
-"""Write the page's text about many runs: a verdict per setting; tables of accuracy, retention, classes and cost."""
+"""Write the page's text about many runs: verdicts, and tables of accuracy, retention, classes and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 from everclip.compare.groups import Group, Memory, Setting
+from everclip.compare.groups import mean as known_mean
 from everclip.metrics.stats import LEAST, Interval, by_chance, interval, paired
-from everclip.report.tables import (
-    CONFUSION,
-    Cell,
-    Table,
-    amount,
-    change,
-    confusion_cells,
-    group_cells,
-    mean,
-    table,
-    words,
-)
-from everclip.runs.predictions import (
-    calibration_error,
-    confusions,
-    coverage,
-    overconfidence,
-    predictions,
-    reliability,
-)
+from everclip.report import tables
+from everclip.report.tables import NOTHING, Cell, Table, amount, change, group_cells, mean, share_cell, words
+from everclip.runs import predictions as answers
 from everclip.runs.read import RunData
 from everclip.runs.words import percent, points, several, size
 
@@ -36,7 +20,7 @@ _MOST_PAIRS = 8  # confusions shown of a group
 
 
 def verdict(setting: Setting) -> list[str]:
-    """Return the result in sentences: the best group, and at each memory size how sure the first place is."""
+    """Return sentences on the best group, and on how certain the first place is at each memory size."""
     ranked = sorted((g for g in setting.every if not g.reference and g.finished), key=last_mean, reverse=True)
     if not ranked:
         done = [f"{g.label}: {len(g.curve)} of {len(setting.tasks)} tasks" for g in setting.every if g.curve]
@@ -50,28 +34,24 @@ def verdict(setting: Setting) -> list[str]:
     bases += [(f"{group.label} training", last_mean(group)) for group in setting.joint]
     images = setting.test_images
     beside = [_beside(span.mean, value, name, images) for name, value in bases]
-    return [
-        "; ".join([line, *beside]) + ".",
-        *(text for size in setting.memories if (text := _first_place(ranked, size))),
-    ]
+    places = (_first_place(ranked, size) for size in setting.memories)
+    return ["; ".join([line, *beside]) + ".", *filter(None, places)]
 
 
 def _beside(last: float, base: float, name: str, images: int) -> str:
     """Return ``12.3 points above zero-shot (13.7 %)``; neutral where the gap may be chance."""
     gap, least = last - base, by_chance(last, base, images)
-    if abs(gap) <= least or abs(gap) < 5e-4:
-        level = "no better than" if name == "zero-shot" else "level with"
-        why = (
-            f"; with {images:,} test images a gap below {100 * least:.1f} points may be chance"
-            if images
-            else ""
-        )
-        return f"{level} {name} ({percent(base)}{why})"
-    return f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} {name} ({percent(base)})"
+    if abs(gap) > max(least, 5e-4):
+        return f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} {name} ({percent(base)})"
+    level = "no better than" if name == "zero-shot" else "level with"
+    why = (
+        f"; with {images:,} test images a gap below {100 * least:.1f} points may be chance" if images else ""
+    )
+    return f"{level} {name} ({percent(base)}{why})"
 
 
 def _first_place(ranked: Sequence[Group], size: Memory) -> str:
-    """Say how far the best group of a memory size is ahead of the second, by seeds that both have."""
+    """Say how far the best group of a memory size is ahead of the second on their common seeds."""
     here = [group for group in ranked if group.memory in (size, None)]
     if len(here) < 2:
         return ""
@@ -83,11 +63,9 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
         return f"{start}; they have no seed in common."
     ahead = paired([first[seed] for seed in both], [second[seed] for seed in both])
     if ahead.low is None or ahead.high is None:
-        why = (
-            f"with {several(ahead.n, 'seed')} the difference may be chance"
-            if ahead.n < LEAST
-            else "the difference is the same for every seed"
-        )
+        why = "the difference is the same for every seed"
+        if ahead.n < LEAST:
+            why = f"with {several(ahead.n, 'seed')} the difference may be chance"
         return f"{start}; {why}."
     chance = "which may be chance" if ahead.low <= 0 <= ahead.high else "more than chance explains"
     return (
@@ -97,22 +75,20 @@ def _first_place(ranked: Sequence[Group], size: Memory) -> str:
 
 
 def last_mean(group: Group) -> float:
-    """Return a group's last accuracy, the mean over seeds; -1 without any, for sorting."""
+    """Return a group's mean last accuracy over seeds; -1 without any."""
     span = group.interval("last")
     return -1.0 if span is None else span.mean
 
 
 def _sure(span: Interval) -> str:
+    seeds = several(span.n, "seed")
     if span.low is None or span.high is None:
-        return several(span.n, "seed")
-    return (
-        f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))},"
-        f" {several(span.n, 'seed')}"
-    )
+        return seeds
+    return f"95 % interval {percent(max(0.0, span.low))} to {percent(min(1.0, span.high))}, {seeds}"
 
 
 def _trained(group: Group, key: str) -> Interval | None:
-    """Return the group's interval; there is none where no seed changes anything."""
+    """Return the group's interval, without ends where the seed makes no difference."""
     span = group.interval(key)
     return span._replace(low=None, high=None, n=1) if span and not group.random else span
 
@@ -129,71 +105,62 @@ def result_table(setting: Setting) -> Table:
     rows: list[list[Cell]] = []
     for group in setting.every:
         last = _trained(group, "last")
-        seeds, runs = len(group.finished), len(group.runs) - len(group.repeated)
-        rows.append(
-            [
-                *group_cells(group),
-                Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds)
-                if group.random
-                else Cell("any", seeds, "deterministic: every seed gives the same"),
-                mean(last, "share"),
-                mean(_trained(group, "average"), "share"),
-                _less(last, setting.zero_shot, setting),
-                _less(last, joint, setting) if not group.reference else Cell("–"),
-                mean(_trained(group, "forgetting"), "share"),
-                mean(_trained(group, "backward_transfer"), "points"),
-                _kept(group),
-            ]
-        )
+        row = [*group_cells(group), _seeds(group), mean(last, "share")]
+        row += [mean(_trained(group, "average"), "share"), _less(last, setting.zero_shot, setting)]
+        row.append(NOTHING if group.reference else _less(last, joint, setting))
+        row.append(mean(_trained(group, "forgetting"), "share"))
+        row.append(mean(_trained(group, "backward_transfer"), "points"))
+        rows.append([*row, _kept(group)])
     if setting.zero_shot is not None and not any(group.method == "zero_shot" for group in setting.every):
         name, level = words("zero-shot (recorded by each run)"), amount(setting.zero_shot, "share")
-        rows.append([name, *[Cell("–")] * 2, level, *[Cell("–")] * 6])
+        rows.append([name, NOTHING, NOTHING, level, *[NOTHING] * 6])
     columns = ["method", "memory", "seeds", "last, %", "average, %", "last − zero-shot", "last − joint"]
     columns += ["forgetting", "backward transfer", "kept: images + state"]
-    return _table(setting, "results", columns, rows)
+    return tables.table(f"{setting.ident}-results", columns, rows)
+
+
+def _seeds(group: Group) -> Cell:
+    seeds, runs = len(group.finished), len(group.runs) - len(group.repeated)
+    if not group.random:
+        return Cell("any", seeds, "deterministic: every seed gives the same")
+    return Cell(str(seeds) if seeds == runs else f"{seeds} of {runs}", seeds)
 
 
 def _kept(group: Group) -> Cell:
-    """Say what a group keeps beside the model, in all and part by part; means over seeds."""
+    """Return what a group keeps beside the model, in parts and in total; means over seeds."""
     images, state, both = (group.interval(key) for key in ("memory_bytes", "state_bytes", "kept_bytes"))
     if images is None or both is None:
-        return Cell("–")
+        return NOTHING
     more = state.mean if state else 0.0
     return Cell(f"{size(images.mean)} + {size(more)}", both.mean, f"{size(both.mean)} in all")
 
 
 def retention_table(setting: Setting) -> Table:
-    """Show what is left of zero-shot, and how far probabilities can be believed."""
+    """Return what is left of zero-shot per group, and its calibration."""
     rows: list[list[Cell]] = []
     for group in setting.every:
         if not group.finished:
             continue
         lost = [below(run) for run in group.finished]
-        found = [one for run in group.finished if (one := predictions(run)) is not None]
-        bins = [inside for one in found if (inside := reliability([one]))]
-        rows.append(
-            [
-                *group_cells(group),
-                mean(_interval(share for share, _ in lost), "share"),
-                mean(_interval(depth for _, depth in lost), "points"),
-                mean(group.interval("forward_transfer"), "points"),
-                mean(_interval(coverage(one, 2)[0] for one in found), "share"),
-                mean(_interval(calibration_error(inside) for inside in bins), "share"),
-                mean(_interval(overconfidence(inside) for inside in bins), "points"),
-            ]
-        )
+        found = [one for run in group.finished if (one := answers.predictions(run)) is not None]
+        bins = [inside for one in found if (inside := answers.reliability([one]))]
+        row = group_cells(group)
+        row += [
+            mean(_interval(share for share, _ in lost), "share"),
+            mean(_interval(depth for _, depth in lost), "points"),
+            mean(group.interval("forward_transfer"), "points"),
+            mean(_interval(answers.coverage(one, 2)[0] for one in found), "share"),
+            mean(_interval(map(answers.calibration_error, bins)), "share"),
+            mean(_interval(map(answers.overconfidence, bins)), "points"),
+        ]
+        rows.append(row)
     columns = ["method", "memory", "classes below zero-shot, %", "how far below", "unseen next task"]
-    return _table(
-        setting,
-        "retention",
-        [*columns, "accuracy of the most confident half, %", "ECE, %", "overconfident by"],
-        rows,
-    )
+    columns += ["accuracy of the most confident half, %", "ECE, %", "overconfident by"]
+    return tables.table(f"{setting.ident}-retention", columns, rows)
 
 
 def below(run: RunData) -> tuple[float | None, float | None]:
-    """Return the fraction of classes that end below zero-shot, and by how much on average (negative); None where there
-    is none."""
+    """Return the fraction of classes that end below zero-shot, and their mean gap (negative); None without any."""
     rows = [row for row in run.results["per_class"] if None not in (row["last"], row["zero_shot"])]
     gaps = [row["last"] - row["zero_shot"] for row in rows]
     lower = [gap for gap in gaps if gap < 0]
@@ -206,7 +173,7 @@ def _interval(values: Iterable[float | None]) -> Interval | None:
 
 
 def cost_table(setting: Setting) -> Table:
-    """Show what each group took, means over seeds."""
+    """Return the cost of each group, means over seeds."""
     kinds = {
         "seconds": ("time", "duration"),
         "images_per_second": ("training images per second", "count"),
@@ -223,14 +190,14 @@ def cost_table(setting: Setting) -> Table:
     for group in setting.every:
         if group.finished:
             spans = [(group.interval(key), kind) for key, (_, kind) in kinds.items()]
-            rows.append(
-                [*group_cells(group), *(amount(span.mean if span else None, kind) for span, kind in spans)]
-            )
-    return _table(setting, "cost", ["method", "memory", *(name for name, _ in kinds.values())], rows)
+            cells = (amount(span.mean if span else None, kind) for span, kind in spans)
+            rows.append([*group_cells(group), *cells])
+    columns = ["method", "memory", *(name for name, _ in kinds.values())]
+    return tables.table(f"{setting.ident}-cost", columns, rows)
 
 
 def class_table(setting: Setting) -> tuple[Table, int] | None:
-    """Return accuracy of each class before and after, worst first, and how many classes there are; means over seeds."""
+    """Return the accuracy of each class, worst first, means over seeds; and the number of classes."""
     groups = [group for group in setting.every if group.finished and group.method != "zero_shot"]
     if not groups:
         return None
@@ -243,53 +210,32 @@ def class_table(setting: Setting) -> tuple[Table, int] | None:
                     known["columns"][k].append((row["last"], row["after_learning"]))
                     if not group.reference:
                         known["task"] = row["task"]
-    rows = sorted(
-        (_class_row(row) for row in found.values()), key=lambda row: (row[3].value or 0.0, row[0].text)
-    )
+    rows = [_class_row(row) for row in found.values()]
+    rows.sort(key=lambda row: (row[3].value or 0.0, row[0].text))
     columns = ["class", "task", "zero-shot", "mean of all", *(group.label for group in groups)]
-    whole = _table(setting, "classes", columns, rows, sorted_by=3)
-    return Table(whole.key, whole.columns, whole.rows[:_MOST_CLASSES], whole.csv, whole.sorted_by), len(rows)
+    whole = tables.table(f"{setting.ident}-classes", columns, rows, sorted_by=3)
+    return replace(whole, rows=whole.rows[:_MOST_CLASSES]), len(rows)
 
 
 def _class_row(row: dict[str, Any]) -> list[Cell]:
     cells: list[Cell] = []
     for values in row["columns"]:
-        if not values:
-            cells.append(Cell("–"))
-            continue
-        last = sum(value for value, _ in values) / len(values)
-        first = [value for _, value in values if value is not None]
-        class_ = "down" if last < (row["zero_shot"] or 0) else ""
-        tip = f"{percent(sum(first) / len(first))} right after its task" if first else ""
-        cells.append(Cell(f"{100 * last:.0f}", round(last, 4), tip, class_))
-    known = [cell.value for cell in cells if cell.value is not None]
-    return [
-        words(row["class"]),
-        Cell(str(row["task"] + 1), row["task"] + 1),
-        Cell("–")
-        if row["zero_shot"] is None
-        else Cell(f"{100 * row['zero_shot']:.0f}", round(row["zero_shot"], 4)),
-        Cell(f"{100 * sum(known) / len(known):.0f}", round(sum(known) / len(known), 4), "", "bar"),
-        *cells,
-    ]
+        last = known_mean([value for value, _ in values])
+        first = known_mean([value for _, value in values])
+        class_ = "down" if last is not None and last < (row["zero_shot"] or 0) else ""
+        tip = "" if first is None else f"{percent(first)} right after its task"
+        cells.append(share_cell(last, tip, class_))
+    task = Cell(str(row["task"] + 1), row["task"] + 1)
+    whole = share_cell(known_mean([cell.value for cell in cells]), "", "bar")
+    return [words(row["class"]), task, share_cell(row["zero_shot"]), whole, *cells]
 
 
 def confusion_table(setting: Setting) -> Table | None:
-    """Return the commonest confusions of each group's first run that recorded them."""
+    """Return the most frequent confusions of each group's first run that recorded them."""
     rows: list[list[Cell]] = []
     for group in setting.every:
-        for run in islice((run for run in group.finished if confusions(run)), 1):
-            rows += [
-                [words(group.label), *confusion_cells(run, pair)] for pair in confusions(run)[:_MOST_PAIRS]
-            ]
-    return _table(setting, "confusions", ["group", *CONFUSION], rows) if rows else None
-
-
-def _table(
-    setting: Setting,
-    key: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    sorted_by: int | None = None,
-) -> Table:
-    return table(f"{setting.ident}-{key}", columns, rows, sorted_by)
+        run = next((run for run in group.finished if answers.confusions(run)), None)
+        if run is not None:
+            for pair in answers.confusions(run)[:_MOST_PAIRS]:
+                rows.append([words(group.label), *tables.confusion_cells(run, pair)])
+    return tables.table(f"{setting.ident}-confusions", ["group", *tables.CONFUSION], rows) if rows else None

@@ -1,25 +1,16 @@
-"""Draw the overview's figures about many runs."""
+"""Draw the overview's figures with lines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from matplotlib.figure import Figure as Drawing
-
-from everclip.compare.groups import Group, Memory, Setting
+from everclip.compare.groups import Group, Setting
 from everclip.metrics.stats import Interval
-from everclip.plots.accuracy import (
-    Axis,
-    Metric,
-    bytes_of,
-    memory_panel,
-    pretrained,
-    sized,
-    stages_panel,
-    two_seeds,
-)
+from everclip.plots import accuracy
+from everclip.plots.accuracy import Axis, Metric
 from everclip.plots.confidence import DIAGONAL, coverage_panel, reliability_panel
 from everclip.plots.panels import Panel
 from everclip.plots.training import Curve, curves_panel, entropy_curve, logged, mean_curve, terms_panel
@@ -41,7 +32,7 @@ AXES = {
     "bytes-last": "last accuracy, bytes",
     "bytes-average": "average accuracy, bytes",
 }
-"""The charts that the reader can choose between, by figure key."""
+"""The charts among which the reader chooses, by figure key."""
 RANGES = " Bars: from the lowest to the highest seed, as two seeds give no interval."
 _SPAN = ["seeds", "mean", "low", "high"]
 GROUP = ["method", "variant", "memory"]
@@ -49,10 +40,8 @@ GROUP = ["method", "variant", "memory"]
 
 def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -> Figure | None:
     """Return accuracy against exemplars or bytes; a panel per setting."""
-    few = two_seeds(settings, metric)
-    panels = [
-        panel for setting in settings if (panel := memory_panel(setting, metric, against, few)) is not None
-    ]
+    few = accuracy.two_seeds(settings, metric)
+    panels = _some(accuracy.memory_panel(setting, metric, against, few) for setting in settings)
     if not panels:
         return None
     name = "Last" if metric == "last" else "Average"
@@ -67,18 +56,21 @@ def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -
         ) + bars
         columns = ["setting", *GROUP, "image_bytes", "state_bytes", *_SPAN]
         rows = [
-            [setting.name, *named(group), *(round(value) for value in bytes_of(group)), *numbers(span)]
+            [
+                setting.name,
+                *named(group),
+                *(round(value) for value in accuracy.bytes_of(group)),
+                *numbers(span),
+            ]
             for setting in settings
-            for group in sized(setting, metric)
+            for group in accuracy.sized(setting, metric)
             if (span := group.interval(metric)) is not None
         ]
     else:
         title, key = f"{name} accuracy against memory", f"memory-{metric}"
-        what = (
-            "after the last task on the test images of all classes"
-            if metric == "last"
-            else "the mean of the accuracies after each task"
-        )
+        what = "the mean of the accuracies after each task"
+        if metric == "last":
+            what = "after the last task on the test images of all classes"
         caption = (
             f"Accuracy in %: {what}. The memory is the number of exemplars; sizes are evenly spaced,"
             " not to scale, and methods are shifted slightly so that they do not hide each other. A level line"
@@ -87,9 +79,8 @@ def against_memory(settings: Sequence[Setting], metric: Metric, against: Axis) -
         columns = ["setting", *GROUP, *_SPAN]
         rows = _memory_rows(settings, metric)
     caption += REFERENCES
-    caption += (
-        "" if metric == "last" else " Joint training has no average accuracy, as it learns in one task."
-    )
+    if metric != "last":
+        caption += " Joint training has no average accuracy, as it learns in one task."
     return _lines(key, title, caption, panels, (columns, rows), "all", height=280, ends=True)
 
 
@@ -104,7 +95,7 @@ def _memory_rows(settings: Sequence[Setting], metric: Metric) -> list[list[objec
     return rows + [
         [setting.name, names.get(name, name), "", "", 1, value, "", ""]
         for setting in settings
-        for name, value in pretrained(setting, metric).items()
+        for name, value in accuracy.pretrained(setting, metric).items()
     ]
 
 
@@ -117,40 +108,33 @@ def _lines(
     prefix: str,
     **layout: Any,
 ) -> Figure:
-    """Return a figure of panels with lines."""
+    """Return a figure of panels with lines; ``table`` has the header and the rows of its CSV file."""
     told = f"{several(len(panels), 'panel')}; the numbers are in the CSV file."
-
-    def make(width: float) -> Drawing:
-        return grid(panels, width, **layout)
-
+    make = partial(grid, panels, **layout)
     return Figure(key, title, caption, told, csv_text(*table), make, prefix)
 
 
 def named(group: Group) -> list[object]:
-    """Return method, variant and memory of a row of a CSV file."""
+    """Return the columns ``GROUP`` of a CSV file."""
     return [group.method, group.variant, "" if group.memory is None else group.memory]
 
 
 def numbers(span: Interval) -> list[object]:
-    """Return seeds, mean and ends of a row of a CSV file."""
+    """Return the columns ``_SPAN`` of a CSV file."""
     return [span.n, *("" if value is None else round(value, 6) for value in (span.mean, span.low, span.high))]
 
 
 def by_memory(setting: Setting) -> list[tuple[str, list[Group]]]:
-    """Return a title and the groups of each memory size, with those that keep nothing."""
-    sizes: list[Memory] = [*setting.memories] or [None]
-    return [
-        (
-            "" if size is None else f"memory {size}",
-            [group for group in setting.groups + setting.level if group.memory in (size, None)],
-        )
-        for size in sizes
-    ]
+    """Return a title and the groups of each memory size, with those without a memory."""
+    found: list[tuple[str, list[Group]]] = []
+    for size in setting.memories or [None]:
+        groups = [group for group in setting.groups + setting.level if group.memory in (size, None)]
+        found.append(("" if size is None else f"memory {size}", groups))
+    return found
 
 
-def _panels(setting: Setting, make: Callable[[list[Group], str], Panel | None]) -> list[Panel]:
-    made = [make(groups, title) for title, groups in by_memory(setting)]
-    return [panel for panel in made if panel is not None]
+def _some(panels: Iterable[Panel | None]) -> list[Panel]:
+    return [panel for panel in panels if panel is not None]
 
 
 def aligned(panels: Sequence[Panel]) -> list[Panel]:
@@ -164,18 +148,16 @@ def stages(setting: Setting) -> Figure | None:
     trained = any(group.curve and not group.reference for group in setting.every)
     if len(setting.tasks) < 2 or not trained:
         return None
-    panels = aligned(_panels(setting, lambda groups, title: stages_panel(setting, groups, title)))
+    panels = aligned(
+        _some(accuracy.stages_panel(setting, groups, title) for title, groups in by_memory(setting))
+    )
     rows = [
         [*named(group), t + 1, *numbers(span)]
         for group in setting.every
         for t, span in enumerate(group.curve)
     ]
-    bases = {"pretrained": setting.zero_shot_curve, "frozen features": setting.frozen_curve}
-    rows += [
-        [name, "", "", t, 1, value, "", ""]
-        for name, curve in bases.items()
-        for t, value in enumerate(curve, 1)
-    ]
+    for name, curve in (("pretrained", setting.zero_shot_curve), ("frozen features", setting.frozen_curve)):
+        rows += [[name, "", "", t, 1, value, "", ""] for t, value in enumerate(curve, 1)]
     open_ = [group.label for group in setting.every if not group.finished and group.curve]
     caption = (
         "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far:"
@@ -188,36 +170,35 @@ def stages(setting: Setting) -> Figure | None:
 
 
 def sure(panels: Sequence[tuple[str, Sequence[Group]]], prefix: str) -> list[Figure]:
-    """Return accuracy by coverage and, where probabilities were recorded, reliability; a panel each."""
+    """Return accuracy by coverage, and reliability where probabilities were recorded; each with these panels."""
     first = "Test images after the last task"
-    kinds = {
-        "coverage": "Accuracy of the most confident answers",
-        "reliability": "Reliability: probability against accuracy",
-    }
-    captions = {
-        "coverage": f"{first}, sorted by the margin between the best and the second-best score: accuracy"
-        " among the most confident ones. A model that knows what it does not know starts near 100 %; the"
-        " right end is the accuracy on all images.",
-        "reliability": f"{first} in bins of the probability of their best class, all seeds together: the"
-        " fraction classified correctly (bins with fewer than ten images are left out). On the diagonal"
-        " probabilities are reliable; below it the model is overconfident.",
-    }
-    makers = {"coverage": coverage_panel, "reliability": reliability_panel}
-    columns = {"coverage": ["share", "accuracy"], "reliability": ["probability", "accuracy", "images"]}
+    covered = (
+        f"{first}, sorted by the margin between the best and the second-best score: accuracy among the most"
+        " confident ones. A model that knows what it does not know starts near 100 %; the right end is the"
+        " accuracy on all images."
+    )
+    reliable = (
+        f"{first} in bins of the probability of their best class, all seeds together: the fraction classified"
+        " correctly (bins with fewer than ten images are left out). On the diagonal probabilities are reliable;"
+        " below it the model is overconfident."
+    )
+    titles = ("Accuracy of the most confident answers", "Reliability: probability against accuracy")
+    kinds = (
+        ("coverage", titles[0], covered, coverage_panel, ["share", "accuracy"]),
+        ("reliability", titles[1], reliable, reliability_panel, ["probability", "accuracy", "images"]),
+    )
     figures: list[Figure] = []
-    for key, title in kinds.items():
-        found = [panel for name, groups in panels if (panel := makers[key](groups, name)) is not None]
-        rows = [
-            [panel.title, line.name, round(x / 100, 5), round((y or 0.0) / 100, 5), *line.counts[k : k + 1]]
-            for panel in found
-            for line in panel.lines
-            if line.name != DIAGONAL
-            for k, (x, y) in enumerate(zip(line.xs, line.ys, strict=True))
-        ]
-        table = (["panel", "group", *columns[key]], rows)
+    for key, title, caption, make, columns in kinds:
+        found = _some(make(groups, name) for name, groups in panels)
+        rows: list[list[object]] = []
+        lines = [(panel.title, line) for panel in found for line in panel.lines if line.name != DIAGONAL]
+        for panel, line in lines:
+            for k, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
+                point = (round(x / 100, 5), round((y or 0.0) / 100, 5), *line.counts[k : k + 1])
+                rows.append([panel, line.name, *point])
         if found:
-            shown = aligned(found)
-            figures.append(_lines(key, title, captions[key], shown, table, prefix, height=200))
+            table = (["panel", "group", *columns], rows)
+            figures.append(_lines(key, title, caption, aligned(found), table, prefix, height=200))
     return figures
 
 
@@ -239,7 +220,7 @@ def weight_entropies(setting: Setting) -> Figure | None:
 def _curves(
     setting: Setting, key: str, title: str, caption: str, curve_of: Callable[[RunData], Curve | None]
 ) -> Figure | None:
-    panels = _panels(setting, lambda groups, title: curves_panel(groups, curve_of, title))
+    panels = _some(curves_panel(groups, curve_of, title) for title, groups in by_memory(setting))
     if not panels:
         return None
     rows = [
@@ -257,13 +238,10 @@ def _points(curve: Curve | None) -> list[tuple[int, float]]:
 
 
 def loss_terms(setting: Setting) -> Figure | None:
-    """Return the terms of the loss, one panel per group: different methods' losses are no common scale."""
+    """Return the terms of the loss, one panel per group: losses of different methods have no common scale."""
     looks: dict[str, int] = {}
-    found = [
-        (group, panel)
-        for group in setting.every
-        if (panel := terms_panel(group, group.label, looks)) is not None
-    ]
+    made = ((group, terms_panel(group, group.label, looks)) for group in setting.every)
+    found = [(group, panel) for group, panel in made if panel is not None]
     if not found:
         return None
     caption = (

@@ -1,4 +1,4 @@
-"""Draw the figures about many runs that have one map or bar per group."""
+"""Draw the figures with one map or bar per group of runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure as Drawing
 
 from everclip.compare.groups import Setting
+from everclip.metrics.matrix import forgotten
 from everclip.plots import style
-from everclip.plots.matrix import forgotten, lost, signed, task_heatmap
+from everclip.plots.matrix import lost, signed, task_heatmap
 from everclip.plots.per_class import FATE_COLOURS, draw_fates, fate_bars
 from everclip.plots.text import shorten, text_width
 from everclip.report.figure import WIDE, Figure, canvas, colour_bar, csv_text, fill, place, write
@@ -21,17 +22,14 @@ from everclip.runs.read import RunData
 
 
 def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | None:
-    """Return R, or what has been forgotten, of each group, in one colour scale."""
-    found = {
-        group: group.matrix if of == "accuracy" else lost(group.matrix)
-        for group in setting.groups + setting.level
-    }
-    found = {group: rows for group, rows in found.items() if rows and rows[0] and group.method != "joint"}
+    """Return R, or the forgetting, of each group, in one colour scale."""
+    drawn = [group for group in setting.groups + setting.level if group.method != "joint"]
+    found = {group: group.matrix if of == "accuracy" else lost(group.matrix) for group in drawn}
+    found = {group: rows for group, rows in found.items() if rows and rows[0]}
     if not found:
         return None
-    most = max(
-        (abs(v) for g in found for row in forgotten(g.matrix) for v in row if v is not None), default=0.0
-    )
+    losses = [value for group in found for row in forgotten(group.matrix) for value in row]
+    most = max((abs(value) for value in losses if value is not None), default=0.0)
     reach = max(0.05, math.ceil(20 * most) / 20)
     sizes, tasks = len(setting.memories), max(len(row) for rows in found.values() for row in rows)
 
@@ -81,7 +79,7 @@ def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | No
 
 
 def old_images(named: Iterable[tuple[str, Sequence[RunData]]], prefix: str) -> Figure | None:
-    """Return a bar for each name: the mean over its runs of what becomes of images of old classes."""
+    """Return a bar per name: the mean fractions of ``FATES`` over its runs."""
     bars = fate_bars(list(named))
     if not bars:
         return None
@@ -104,8 +102,7 @@ def old_images(named: Iterable[tuple[str, Sequence[RunData]]], prefix: str) -> F
         " classified correctly, and what the others are mistaken for. A bias towards new classes shows as a"
         " long second part."
     )
-    csv = csv_text(
-        ["group", *FATES], [[name, *(round(share, 5) for share in shares)] for name, shares in bars]
-    )
+    rows = [[name, *(round(share, 5) for share in shares)] for name, shares in bars]
+    csv = csv_text(["group", *FATES], rows)
     told = f"{len(bars)} bars; the numbers are in the CSV file."
     return Figure("fates", "What old classes are mistaken for", caption, told, csv, make, prefix)

@@ -1,4 +1,4 @@
-"""Say what a run reaches by other measures than the share of all test images that are right."""
+"""List the measures of a run besides its accuracy on all test images."""
 
 from __future__ import annotations
 
@@ -14,46 +14,31 @@ _ALWAYS = {"macro": "macro accuracy, %", "worst_class.last": "worst class, %"}
 
 
 def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (what, value, what it means) of each that the results have."""
-    rows = []
-    if results.get("macro") is not None:
-        rows.append(
-            ("macro accuracy", percent(results["macro"]), "the mean over classes, each counted alike")
-        )
+    """Return (name, value, meaning) of each measure in the results."""
+    rows: list[tuple[str, str, str]] = []
+    if (macro := results.get("macro")) is not None:
+        rows.append(("macro accuracy", percent(macro), "the mean over classes, each counted alike"))
     if worst := results.get("worst_class"):
         rows.append(("worst class", percent(worst["last"]), worst["class"]))
-    if results.get("any_time") is not None:
-        rows.append(
-            (
-                "area under any-time accuracy",
-                percent(results["any_time"]),
-                "the mean over the images that have passed",
-            )
-        )
+    if (area := results.get("any_time")) is not None:
+        what = "the mean over the images that have passed"
+        rows.append(("area under any-time accuracy", percent(area), what))
     if groups := results.get("by_frequency"):
         borders = {
             "many": f"more than {groups['many_above']} training images",
             "medium": f"{groups['few_below']} to {groups['many_above']}",
             "few": f"fewer than {groups['few_below']}",
         }
-        rows += [
-            (
-                f"{name}-shot classes",
-                percent(groups[name]["accuracy"]),
-                f"{words}: {groups[name]['classes']} classes",
-            )
-            for name, words in borders.items()
-        ]
+        for name, words in borders.items():
+            group = groups[name]
+            what = f"{words}: {group['classes']} classes"
+            rows.append((f"{name}-shot classes", percent(group["accuracy"]), what))
     if cross := results.get("cross_domain"):
-        told = (
-            "told among its own classes" if cross["task_id"] == "known" else "told among the classes of all"
-        )
+        told = f"told among {'its own classes' if cross['task_id'] == 'known' else 'the classes of all'}"
         base, transfer = cross["transfer_of_zero_shot"], cross["transfer"]
-        kept = (
-            ""
-            if None in (base, transfer)
-            else f", {points(transfer - base)} points from the pretrained model"
-        )
+        kept = ""
+        if base is not None and transfer is not None:
+            kept = f", {points(transfer - base)} points from the pretrained model"
         rows += [
             ("Transfer", percent(transfer), f"each data set before it is learned, {told}{kept}"),
             ("Average", percent(cross["average"]), "each data set over all stages"),
@@ -63,7 +48,7 @@ def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def measure_table(setting: Setting) -> Table | None:
-    """Return the means over seeds of each measure that all finished runs have; None where there is none."""
+    """Return the means over seeds of the measures that all finished runs have; None without any."""
     groups = [group for group in setting.every if group.finished]
     found = [key for key in (*_ALWAYS, *STREAMS) if groups and all(group.values(key) for group in groups)]
     if not found:

@@ -1,4 +1,4 @@
-"""Write the page's overview of many runs: ten parts, setting by setting."""
+"""Write the page's overview of many runs, setting by setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.runs.read import Json, RunData
 from everclip.runs.words import fact
 
 _MAPPED = 2
-"""Largest number of settings with a map of class weights, which is nearly as large as everything else about one."""
+"""Most settings with a map of class weights, which is nearly as large as all else about a setting."""
 _ONE_OF_SEVERAL = " One run of several that have class weights; a report of another run alone shows its own."
 
 
@@ -44,7 +44,7 @@ def context(report: Report) -> Json:
 
 
 def _open(report: Report) -> list[str]:
-    """Return a line for each run that is not finished; those that wait for their turn share one."""
+    """Return a line per unfinished run; waiting ones share a line."""
     named = [(name, state) for name, state in report.named_states if state.kind != "finished"]
     lines = [f"{name}: {state.words}" for name, state in named if state.kind != "waiting"]
     waiting = [name for name, state in named if state.kind == "waiting"]
@@ -66,6 +66,7 @@ def _drawn(figures: Iterable[Figure | None]) -> list[Figure]:
 
 def _setting(setting: Setting, mapped: bool) -> Json:
     finished = [run for run in setting.runs if run.finished]
+    known = [found for run in finished if (found := predictions(run)) is not None]
     named = [(group.label, group.finished) for group in setting.every if group.finished]
     classes = many.class_table(setting)
     return {
@@ -78,9 +79,7 @@ def _setting(setting: Setting, mapped: bool) -> Json:
         "measures": measures.measure_table(setting),
         "figures": {
             "stages": _drawn([many_figures.stages(setting)]),
-            "matrix": _drawn(
-                [map_figures.maps(setting, "accuracy"), map_figures.maps(setting, "forgetting")]
-            ),
+            "matrix": _drawn(map_figures.maps(setting, of) for of in ("accuracy", "forgetting")),
             "weights": _drawn(
                 [_weights(setting) if mapped else None, many_figures.weight_entropies(setting)]
             ),
@@ -92,10 +91,8 @@ def _setting(setting: Setting, mapped: bool) -> Json:
         "class_count": classes[1] if classes else 0,
         "confusions": many.confusion_table(setting),
         "no_labels": sum(not labels(run) for run in finished),
-        "no_predictions": sum(predictions(run) is None for run in finished),
-        "no_confidence": sum(
-            (found := predictions(run)) is not None and found.confidence is None for run in finished
-        ),
+        "no_predictions": len(finished) - len(known),
+        "no_confidence": sum(found.confidence is None for found in known),
         "finished": len(finished),
         "retention": many.retention_table(setting) if finished else None,
         "cost": many.cost_table(setting) if finished else None,
@@ -105,17 +102,14 @@ def _setting(setting: Setting, mapped: bool) -> Json:
 
 
 def _facts(setting: Setting) -> list[str]:
-    """Say what all runs of the setting have alike, in words; what is usual goes without saying."""
+    """Return the facts of the setting in words, except unknown and usual ones."""
     usual = {"validation": "none", "smoke": False, "schema": 1}
-    return [
-        fact(key, value)
-        for key, value in setting.facts.items()
-        if value is not None and not (key in usual and value == usual[key])
-    ]
+    told = {key: value for key, value in setting.facts.items() if value not in (None, usual.get(key))}
+    return [fact(key, value) for key, value in told.items()]
 
 
 def _notes(setting: Setting) -> list[str]:
-    """Say what a reader should know before believing the averages."""
+    """Return what a reader should know before trusting the means."""
     notes: list[str] = []
     measured = [run.zero_shot[-1] for run in setting.runs if run.zero_shot]
     if measured and max(measured) - min(measured) > 0.005:
@@ -123,8 +117,7 @@ def _notes(setting: Setting) -> list[str]:
             f"Zero-shot differs between these runs, from {100 * min(measured):.1f} to"
             f" {100 * max(measured):.1f} %: their test images or weights differ."
         )
-    repeated = [run.name for group in setting.every for run in group.repeated]
-    if repeated:
+    if repeated := [run.name for group in setting.every for run in group.repeated]:
         notes.append(
             f"{_some(repeated)}: repetitions of a seed add no evidence and are left out of the means."
         )
@@ -140,32 +133,26 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _weights(setting: Setting) -> Figure | None:
-    """Return the class weights of one run: of the group with the best last accuracy, its first seed."""
-    groups = [
-        group
-        for group in setting.every
-        if not group.reference and any(run.class_weights for run in group.shown)
-    ]
-    if not groups:
+    """Return the class weights of the first seed in the group with the best last accuracy."""
+    rivals = [group for group in setting.every if not group.reference]
+    groups = [group for group in rivals if any(run.class_weights for run in group.shown)]
+    best = max(groups, key=many.last_mean, default=None)
+    run = next((run for run in best.shown if run.class_weights), None) if best else None
+    figure = run and run_figures.weights(run, setting.ident)
+    if not (best and run and figure):
         return None
-    best = max(groups, key=many.last_mean)
-    run = next(run for run in best.shown if run.class_weights)
-    figure = run_figures.weights(run, setting.ident)
-    assert figure is not None
     others = len(groups) > 1 or len(best.shown) > 1
-    return replace(
-        figure, title=f"{figure.title}: {run.name}", caption=figure.caption + _ONE_OF_SEVERAL * others
-    )
+    caption = figure.caption + _ONE_OF_SEVERAL * others
+    return replace(figure, title=f"{figure.title}: {run.name}", caption=caption)
 
 
 def _order(setting: Setting) -> list[dict[str, Any]]:
-    """Return class orders, each with the runs that have it, as far as runs know it."""
-    orders: dict[tuple[tuple[str, tuple[str, ...]], ...], list[RunData]] = {}
+    """Return each known order of classes, with its number of runs and the name of the first."""
+    orders: dict[str, list[RunData]] = {}
     for run in setting.runs:
         if run.classes:
-            order = tuple((task, tuple(names)) for task, names in run.order)
-            orders.setdefault(order, []).append(run)
+            orders.setdefault(repr(run.order), []).append(run)
     return [
-        {"tasks": [task for task in tasks if task[1]], "runs": len(runs), "first": runs[0].name}
-        for tasks, runs in orders.items()
+        {"tasks": [task for task in first.order if task[1]], "runs": 1 + len(others), "first": first.name}
+        for first, *others in orders.values()
     ]

@@ -1,4 +1,4 @@
-"""Document where the numbers come from: every run's name and state, how configs differ, how to repeat runs."""
+"""Document the origin of the numbers: the runs, how their configs differ, and how to repeat them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.system.text import shortened
 
 
 def command(run: RunData) -> str:
-    """Return what repeats the run, in a new folder where the config names one: train leaves a finished run alone."""
+    """Return the command that repeats the run, in a new folder where the config names one."""
     parts = ["everclip", "train", str(run.path / "config.toml")]
     if run.config.get("out"):
         parts.append(f"out={run.path.parent / (run.name + '-again')}")
@@ -24,58 +24,58 @@ def command(run: RunData) -> str:
 
 
 def environment(run: RunData) -> dict[str, str]:
-    """Return versions and machine of a run, each in a text."""
+    """Return the versions and the machine of a run as texts."""
     told = dotted(run.environment)
     return {key: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in told.items()}
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Keys and values that all runs have alike, and a table of the others: which value is whose."""
+    """Keys and values that all runs share, and a table of the others with their runs."""
 
     alike: Sequence[tuple[str, str]]
     apart: Table | None
 
 
 def configs(settings: Sequence[Setting]) -> Shared:
-    """Return the configs of all runs. A method's own options are alike if all runs of the method have them alike."""
+    """Return the configs of all runs; options of a method are compared among its runs alone."""
     return _shared("configs", settings, _options)
 
 
 def environments(settings: Sequence[Setting]) -> Shared:
-    """Return versions and machines of all runs."""
+    """Return the versions and machines of all runs."""
     return _shared("environments", settings, environment)
 
 
 def _options(run: RunData) -> dict[str, str]:
-    told = ("seed", "out", "method", "memory.budget", "memory.per_class")  # by the names of groups
-    known = {key: value for key, value in run.config.items() if key not in told}
-    method = run.value("method")
-    return {
-        f"{key} ({method})" if key.startswith("method.") else key: plain(value)
-        for key, value in known.items()
-    }
+    named = ("seed", "out", "method", "memory.budget", "memory.per_class")  # in the names of runs and groups
+    options: dict[str, str] = {}
+    for key, value in run.config.items():
+        if key not in named:
+            options[f"{key} ({run.value('method')})" if key.startswith("method.") else key] = plain(value)
+    return options
+
+
+def _every(settings: Sequence[Setting]) -> list[tuple[Setting, Group, RunData]]:
+    return [(setting, group, run) for setting in settings for group in setting.every for run in group.runs]
 
 
 def _shared(
     key: str, settings: Sequence[Setting], values_of: Callable[[RunData], Mapping[str, str]]
 ) -> Shared:
     whose: dict[str, dict[str, list[tuple[Group, RunData]]]] = {}
-    runs = [(group, run) for setting in settings for group in setting.every for run in group.runs]
-    for group, run in runs:
+    for _, group, run in _every(settings):
         for name, value in values_of(run).items():
             whose.setdefault(name, {}).setdefault(value, []).append((group, run))
     alike = [(name, next(iter(values))) for name, values in whose.items() if len(values) == 1]
-    rows = [
-        [words(name), words(value), words(_those(owners, runs))]
-        for name, values in whose.items()
-        if len(values) > 1
-        for value, owners in values.items()
-    ]
+    rows: list[list[Cell]] = []
+    for name, values in whose.items():
+        if len(values) > 1:
+            rows += [[words(name), words(value), words(_those(runs))] for value, runs in values.items()]
     return Shared(alike, table(key, ["key", "value", "runs"], rows) if rows else None)
 
 
-def _those(owners: Sequence[tuple[Group, RunData]], runs: Sequence[tuple[Group, RunData]]) -> str:
+def _those(owners: Sequence[tuple[Group, RunData]]) -> str:
     """Return runs in few words: whole groups by their label, the others by name."""
     held = {run for _, run in owners}
     parts: list[str] = []
@@ -88,40 +88,36 @@ def _those(owners: Sequence[tuple[Group, RunData]], runs: Sequence[tuple[Group, 
 
 
 def run_table(settings: Sequence[Setting], states: Mapping[RunData, State]) -> Table:
-    """Return every run by name, with its state and numbers; none is dropped."""
+    """Return every run by name, with its state and numbers."""
     rows: list[list[Cell]] = []
-    for setting in settings:
-        for group in setting.every:
-            for run in group.runs:
-                seed, done = run.value("seed"), run.accuracy
-                first = next((r.name for r in group.finished if r.value("seed") == seed), "")
-                repeats = f"repeats {first}: left out" if run in group.repeated else ""
-                rows.append(
-                    [
-                        words(run.name),
-                        words(setting.name if len(settings) > 1 else "–"),
-                        words(group.series),
-                        words("–" if group.memory is None else group.memory),
-                        Cell(str(seed), seed if isinstance(seed, int) else None),
-                        words(repeats or states[run].words),
-                        amount(done[-1] if done else None, "share"),
-                        amount(run.results.get("average"), "share"),
-                        Cell(str(run.results.get("finished", "–"))[:16].replace("T", " "), class_="nowrap"),
-                    ]
-                )
+    for setting, group, run in _every(settings):
+        seed, done = run.value("seed"), run.accuracy
+        state, finished = states[run].words, str(run.results.get("finished", "–"))
+        if run in group.repeated:
+            state = f"repeats {next(r.name for r in group.finished if r.value('seed') == seed)}: left out"
+        rows.append(
+            [
+                words(run.name),
+                words(setting.name if len(settings) > 1 else "–"),
+                words(group.series),
+                words("–" if group.memory is None else group.memory),
+                Cell(str(seed), seed if isinstance(seed, int) else None),
+                words(state),
+                amount(done[-1] if done else None, "share"),
+                amount(run.results.get("average"), "share"),
+                Cell(finished[:16].replace("T", " "), class_="nowrap"),
+            ]
+        )
     heads = ["run", "setting", "method", "memory", "seed", "state", "accuracy, %", "average, %", "finished"]
     return table("runs", heads, rows)
 
 
 def setting_table(settings: Sequence[Setting]) -> Table | None:
-    """Show what settings have alike and what not; None where there is one."""
+    """Return the facts of settings side by side; None for one setting."""
     if len(settings) < 2:
         return None
-    rows = [
-        [
-            words(key.replace("_", " ")),
-            *(words(shortened(fact(key, setting.facts.get(key)), 60)) for setting in settings),
-        ]
-        for key in dict.fromkeys(key for setting in settings for key in setting.facts)
-    ]
+    rows: list[list[Cell]] = []
+    for key in dict.fromkeys(key for setting in settings for key in setting.facts):
+        values = (shortened(fact(key, setting.facts.get(key)), 60) for setting in settings)
+        rows.append([words(key.replace("_", " ")), *map(words, values)])
     return table("settings", ["fact", *(setting.name for setting in settings)], rows)

@@ -1,4 +1,4 @@
-"""Say how captions are found by images and images by captions, task by task."""
+"""Make the table of retrieval, captions by images and images by captions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.runs.read import Json, RunData
 
 _WORDS: dict[str, str] = dict(zip(WAYS, ("captions by an image", "images by a caption"), strict=True))
-COLUMNS = (
-    "searched among",
-    "by",
-    "search",
-    *(f"recall@{k}, %" for k in AT),
-    "median rank",
-    "images",
-    "captions",
-)
+_RECALLS = (f"recall@{k}, %" for k in AT)
+COLUMNS = ("searched among", "by", "search", *_RECALLS, "median rank", "images", "captions")
 
 
 def retrieval_table(run: RunData, prefix: str) -> Table | None:
-    """Return the last stage and the pretrained model, of each task and of all together; None of runs on classes."""
+    """Return the recalls of the last stage and the pretrained model per task and in total; None without captions."""
     found = run.results.get("retrieval")
     if not found:
         return None

@@ -1,9 +1,10 @@
-"""Draw the figures about one run; each is None if the run has nothing to draw yet."""
+"""Draw the figures about one run; None for those without data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -20,32 +21,29 @@ from everclip.plots.training import MOST_POINTS, estimator_values, shares, step_
 from everclip.report.figure import WIDE, Figure, canvas, colour_bar, csv_text, fill, place, stack, write
 from everclip.runs.read import ClassValues, RunData, finite
 
-_MOST_CELLS = 25_000  # of the CSV file, which would otherwise outweigh the page
+_MOST_CELLS = 25_000  # of a CSV file, to keep the page small
 _PANEL, _STRIP = 132.0, 118.0  # px from one panel, or line chart beneath a map, to the next
 
 
 def figures(run: RunData, prefix: str) -> dict[str, Figure]:
-    """Return all figures that ``run`` has data for, by key; ``prefix`` keeps the ids of several runs apart."""
+    """Return all figures that ``run`` has data for, by key; ids begin with ``prefix``."""
     kinds = (_accuracy, _matrix, weights, _losses, _curves, _estimators)
-    drawn = (make(run, prefix) for make in kinds)
-    return {figure.key: figure for figure in drawn if figure is not None}
+    return {figure.key: figure for make in kinds if (figure := make(run, prefix)) is not None}
 
 
 def _accuracy(run: RunData, prefix: str) -> Figure | None:
-    """Return A_t of the run against A_t of the pretrained model, and of the closed form on its features."""
+    """Return A_t of the run, of the pretrained model, and of the closed form on its features."""
     (setting,) = settings([run])
-    if not run.accuracy:
-        return None
     panel = stages_panel(setting, setting.every)
-    assert panel is not None
+    if panel is None or not run.accuracy:
+        return None
     method, bases = str(run.value("method") or "run"), {ZERO_SHOT: run.zero_shot, FROZEN: run.frozen_features}
     bases = {name: values for name, values in bases.items() if values}
     counts = [list(run.class_task.values()).count(t) for t in range(len(run.tasks))]
     seen, last = [sum(counts[: t + 1]) for t in range(len(run.tasks))], len(run.accuracy) - 1
     told = [f"{method} ends at {100 * run.accuracy[last]:.1f} % after {last + 1} tasks."]
-    told += [
-        f"{name.capitalize()} at that point: {100 * values[last]:.1f} %." for name, values in bases.items()
-    ]
+    for name, values in bases.items():
+        told.append(f"{name.capitalize()} at that point: {100 * values[last]:.1f} %.")
 
     def make(width: float) -> Drawing:
         drawing = canvas(width, 330)
@@ -68,17 +66,13 @@ def _accuracy(run: RunData, prefix: str) -> Figure | None:
         label_ends(ax, values=lambda value: f"{value:.1f}", sample=False, size=12.5)
         return drawing
 
-    blank = [""] * len(run.tasks)
-    rows = [
-        [
-            t + 1,
-            run.tasks[t],
-            seen[t],
-            value,
-            *(values[t] for values in ({ZERO_SHOT: blank} | bases).values()),
-        ]
-        for t, value in enumerate(run.accuracy)
-    ]
+    columns: dict[str, Sequence[object]] = {
+        "task": range(1, len(run.tasks) + 1),
+        "name": run.tasks,
+        "classes_seen": seen,
+        "accuracy": run.accuracy,
+        "zero_shot": run.zero_shot or [""] * len(run.tasks),
+    }
     caption = (
         "Accuracy on the test images of all tasks learned so far, among all classes learned so far"
         " (the test set grows and gets harder from left to right). Dashed: the pretrained model on the same"
@@ -86,14 +80,13 @@ def _accuracy(run: RunData, prefix: str) -> Figure | None:
     )
     if run.frozen_features:
         caption += " Dotted: the strongest closed-form classifier on the pretrained model's features, without training."
-    columns = ["task", "name", "classes_seen", "accuracy", "zero_shot"]
-    columns += ["frozen_features"] if run.frozen_features else []
-    csv = csv_text(columns, rows)
+        columns["frozen_features"] = run.frozen_features
+    csv = csv_text(list(columns), zip(*columns.values(), strict=False))
     return Figure("accuracy", "Accuracy after each task", caption, " ".join(told), csv, make, prefix)
 
 
 def _number_points(ax: Axes, run: RunData, bases: Sequence[Sequence[float]]) -> None:
-    """The accuracy at each point but the last, away from the reference that is nearest."""
+    """Write the accuracy at each point but the last, away from the nearest reference."""
     for t, value in enumerate(run.accuracy[:-1]):
         nearest = min((base[t] for base in bases), key=lambda base: abs(base - value), default=-1.0)
         offset = (0, 7) if value >= nearest else (0, -16)
@@ -113,21 +106,16 @@ def _matrix(run: RunData, prefix: str) -> Figure | None:
         left = 12 + min(190.0, max(text_width(name) for name in [*names, "forgetting"]))
         cell = min(64.0, (width - left - 2) / (1.06 * tasks + 0.1))
         high = min(30.0, max(cell, 9.0))
-        columns = [
-            f"{p + 1}" if n == f"task {p + 1}" else n for p, n in zip(shown.places, shown.tasks, strict=True)
-        ]
-        longest = max(map(text_width, columns))
+        columns = zip(shown.places, shown.tasks, strict=True)
+        longest = max(text_width(f"{p + 1}" if n == f"task {p + 1}" else n) for p, n in columns)
         top = 38 + (min(longest, 110.0) * 0.75 if longest > cell - 4 else 6.0)
         drawing = canvas(width, top + high * (len(shown.matrix) + extra) + 62)
         wide = min(cell * (1.012 * tasks + 0.1 + max(1.0, 0.05 * tasks)), width - left - 2)
         ax = place(drawing, left, top, wide, high * (len(shown.matrix) + extra))
         accuracy_matrix(run, ax)
         write(drawing, left, 10, "accuracy on test images of task", color=style.DIM)
-        ticks = ("0 %", "50 %", "100 %")
-        bar = min(260.0, width - left - 40)
-        colour_bar(
-            drawing, (left, drawing.get_figheight() * 72 - 26), bar, colormaps["cividis"], ticks, "accuracy"
-        )
+        corner, bar = (left, drawing.get_figheight() * 72 - 26), min(260.0, width - left - 40)
+        colour_bar(drawing, corner, bar, colormaps["cividis"], ("0 %", "50 %", "100 %"), "accuracy")
         return drawing
 
     rows: list[list[object]] = [["zero-shot", *shown.base, ""]] if shown.base else []
@@ -136,24 +124,20 @@ def _matrix(run: RunData, prefix: str) -> Figure | None:
     rows.append(["forgetting", *shown.forgetting, ""])
     caption = (
         "Each row is the model after one more task, each column the test images of one task (in %, among"
-        " all classes"
-        " learned by then). Outlined: the task just learned. Italic: a task not learned yet, measured one"
-        " ahead. Bottom row: points lost since the task's best earlier accuracy."
+        " all classes learned by then). Outlined: the task just learned. Italic: a task not learned yet,"
+        " measured one ahead. Bottom row: points lost since the task's best earlier accuracy."
     )
     if shown.base:
         caption += " Top row: the pretrained model, on each task among the classes up to it."
     if tasks < len(run.tasks):
         caption += f" {tasks} of {len(run.tasks):,} tasks are drawn; the run's matrix.csv has all."
-    told = (
-        f"{len(shown.matrix)} rows (after each task) by {tasks} columns (tasks); the numbers are in the"
-        " CSV file."
-    )
+    told = f"{len(shown.matrix)} rows (after each task) by {tasks} columns (tasks); the numbers are in the CSV file."
     csv = csv_text(["stage", *shown.tasks, "all_seen"], rows)
     return Figure("matrix", "Accuracy per task after each task", caption, told, csv, make, prefix)
 
 
 def weights(run: RunData, prefix: str) -> Figure | None:
-    """Return GDRO's weight of each class over steps, as a ratio to uniform; entropy and largest weight beneath."""
+    """Return GDRO's class weights over steps, relative to uniform, with their entropy and the largest weight."""
     found = weight_map(run)
     if found is None:
         return None
@@ -165,13 +149,12 @@ def weights(run: RunData, prefix: str) -> Figure | None:
     )
     told = f"Normalised entropy at the end: {strips[0].lines[0].ys[-1]:.3f}."
     records = [shares(record) for record in run.class_weights]
-    return _map_figure(
-        "weights", "Class weights over time (GDRO)", caption, told, found, strips, records, prefix
-    )
+    about = ("weights", "Class weights over time (GDRO)", caption, told)
+    return _map_figure(about, found, strips, records, prefix)
 
 
 def _losses(run: RunData, prefix: str) -> Figure | None:
-    """Return the mean loss of each class's images since the record before; mean and largest beneath."""
+    """Return each class's mean loss since the previous record, with the mean and the largest of them."""
     found = loss_map(run)
     if found is None:
         return None
@@ -185,23 +168,24 @@ def _losses(run: RunData, prefix: str) -> Figure | None:
         " record."
     )
     told = f"At the end the mean over classes is {number(mean)}, the largest {number(largest)}."
-    return _map_figure(
-        "losses", "Class losses over time", caption, told, found, [strip], run.class_losses, prefix
-    )
+    about = ("losses", "Class losses over time", caption, told)
+    return _map_figure(about, found, [strip], run.class_losses, prefix)
 
 
 def _map_figure(
-    key: str,
-    title: str,
-    caption: str,
-    ending: str,
+    about: tuple[str, str, str, str],
     of: ClassMap,
     strips: Sequence[Panel],
     numbers: Sequence[ClassValues],
     prefix: str,
 ) -> Figure:
-    """Return a map with line charts beneath; ``numbers`` are the records as the CSV file gives them."""
-    run, rows = of.run, len(of.classes)
+    """Return a map with line charts beneath it.
+
+    Args:
+        about: key, title, caption, and the end of the description.
+        numbers: the records for the CSV file.
+    """
+    (key, title, caption, told), run, rows = about, of.run, len(of.classes)
 
     def make(width: float) -> Drawing:
         left, right = (64.0, 150.0) if width == WIDE else (42.0, 100.0)
@@ -213,9 +197,8 @@ def _map_figure(
         ax = of.draw(place(drawing, left, 34, width - left - right, row * rows))
         ax.set_xlabel("")
         ax.tick_params(labelbottom=False)
-        lower = stack(
-            drawing, run, strips, (left, 34 + row * rows + 30, width - left - right, _STRIP), named=False
-        )
+        box = (left, 34 + row * rows + 30, width - left - right, _STRIP)
+        lower = stack(drawing, run, strips, box, named=False)
         for ax, strip in zip(lower, strips, strict=True):
             ax.set_xlim(span(of.steps))
             label_ends(ax, values=lambda v, suffix=strip.suffix: number(v) + suffix, sample=False)
@@ -239,12 +222,12 @@ def _map_figure(
         caption += f" The CSV file has every {thin}th record; metrics.jsonl has all."
     if rows < len(of.records[-1].values):
         caption += f" Only {rows} of the classes are drawn, evenly spaced in their order."
-    told = f"{rows} classes by {len(of.records)} recorded steps; numbers in the CSV file. {ending}"
+    told = f"{rows} classes by {len(of.records)} recorded steps; numbers in the CSV file. {told}"
     return Figure(key, title, caption, told, csv_text(["step", *of.classes], cells), make, prefix)
 
 
 def _curves(run: RunData, prefix: str) -> Figure | None:
-    """Return the loss terms, gradient norm and learning rate over steps, one panel each."""
+    """Return the loss terms, the gradient norm and the learning rate over steps."""
     panels: dict[str, dict[str, list[object]]] = {}
     for term in dict.fromkeys(term for step in run.steps for term in step["loss"]):
         panels[f"loss: {term}"] = {f"loss: {term}": [step["loss"].get(term) for step in run.steps]}
@@ -256,7 +239,7 @@ def _curves(run: RunData, prefix: str) -> Figure | None:
 
 
 def _estimators(run: RunData, prefix: str) -> Figure | None:
-    """Return the mean and maximum over the batch of log u, the moving averages of the global contrastive loss."""
+    """Return the mean and the maximum over each batch of log u (``plots.estimators``)."""
     found = estimator_values(run)
     caption = (
         "For each image-text pair the loss keeps moving averages u of how strongly the negatives"
@@ -270,8 +253,7 @@ def _estimators(run: RunData, prefix: str) -> Figure | None:
 def _stack(
     run: RunData, prefix: str, key: str, title: str, of: dict[str, dict[str, list[object]]], caption: str
 ) -> Figure | None:
-    """Return ``of``: panels by title, each with a value a step by the names of columns of the CSV file; None without
-    any."""
+    """Return curves one above the other; ``of`` has values per step by panel and column of the CSV file."""
     if not of:
         return None
     steps = len(run.steps)
@@ -291,15 +273,11 @@ def _stack(
 
     thin = math.ceil(steps / 1000)
     columns = {name: values for lines in of.values() for name, values in lines.items()}
-    rows = [
-        [
-            step["global_step"],
-            step["stage"] + 1,
-            *(f"{v:.5g}" if finite(v := c[k]) else "" for c in columns.values()),
-        ]
-        for k, step in enumerate(run.steps)
-        if k % thin == 0
-    ]
+    rows: list[list[object]] = []
+    for k, step in islice(enumerate(run.steps), 0, None, thin):
+        values = (column[k] for column in columns.values())
+        texts = (f"{value:.5g}" if finite(value) else "" for value in values)
+        rows.append([step["global_step"], step["stage"] + 1, *texts])
     caption += " Lines are means over neighbouring steps, bands their range." if steps > MOST_POINTS else ""
     caption += f" The CSV file has every {thin}th step; metrics.jsonl has all." if thin > 1 else ""
     told = f"{', '.join(of)} over {steps} recorded steps."
@@ -307,7 +285,7 @@ def _stack(
 
 
 def _last_values(drawing: Drawing, ax: Axes, panel: Panel, corner: tuple[float, float]) -> None:
-    """The end of each curve in numbers at the right edge, which is the key to the colours where there are several."""
+    """Write the last value of each curve at the right edge, in its colour where there are several."""
     if not any(y is not None for line in panel.lines for y in line.ys):
         ax.text(0.01, 0.5, "no finite value", transform=ax.transAxes, color=style.DIM)
         return

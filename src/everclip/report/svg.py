@@ -1,4 +1,4 @@
-"""Embed matplotlib's SVG in the page: text as text, colours as CSS variables, nothing superfluous."""
+"""Embed matplotlib's SVG in the page in few characters, with text as text and colours as CSS variables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VARIABLES = {
     style.FIRST: "c1",
     style.SECOND: "c2",
 }
-"""Colours of charts that the page sets, by their light values."""
+"""CSS variables of the page by their light colours in charts."""
 CSS = """
 svg.fig { font: 12px system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 svg.fig .hit { fill: none; pointer-events: all; }
@@ -35,14 +35,11 @@ svg.fig image { image-rendering: pixelated; }
 """
 _SVG, _LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 _USUAL = {
-    "stroke-linejoin: round",
-    "stroke-linecap: butt",
-    "stroke-dashoffset: 0",
-    "font-size: 12px",
-    "text-anchor: start",
+    *("stroke-linejoin: round", "stroke-linecap: butt", "stroke-dashoffset: 0"),
+    *("font-size: 12px", "text-anchor: start"),
 }
-"""What the root says, or goes without saying."""
-_COLOUR, _NUMBER = re.compile("#[0-9a-f]{6}"), re.compile(r"-?\d+\.\d+(e-?\d+)?")
+"""Styles of the root element, and defaults."""
+_NUMBER = re.compile(r"-?\d+\.\d+(e-?\d+)?")
 _MOVED = re.compile(r"rotate\(-0 [^)]*\)")
 Element = ElementTree.Element
 
@@ -56,35 +53,24 @@ def embedded(figure: Figure, ident: str, title: str, description: str) -> Markup
     """
     file = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": ident}), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # measuring knows one font; the reader's browser has others
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's browser has more fonts than the one here
         figure.savefig(file, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
     _, _, width, height = root.attrib["viewBox"].split()
     ids = {one.attrib["id"] for one in root.iter() if "id" in one.attrib}
-    used = re.findall(r"#([^\")]+)", file.getvalue())
-    names = {
-        name: f"{ident}-{k}" for k, name in enumerate(dict.fromkeys(name for name in used if name in ids))
-    }
-    inside = "".join(_written(one, names) for one in root)
+    used = dict.fromkeys(name for name in re.findall(r"#([^\")]+)", file.getvalue()) if name in ids)
+    names = {name: f"{ident}-{k}" for k, name in enumerate(used)}
+    inside = Markup("".join(_written(one, names) for one in root))
+    texts = {"t": printable(title), "d": printable(description), "inside": inside}
     return Markup(
         '<svg class="fig" xmlns="{x}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"'
         ' aria-labelledby="{i}-t {i}-d" stroke-linejoin="round"><title id="{i}-t">{t}</title><desc'
         ' id="{i}-d">{d}</desc>{inside}</svg>'
-    ).format(
-        x=_SVG,
-        w=width,
-        h=height,
-        i=ident,
-        t=printable(title),
-        d=printable(description),
-        inside=Markup(inside),
-    )
+    ).format(x=_SVG, w=width, h=height, i=ident, **texts)
 
 
 def _written(element: Element, names: dict[str, str]) -> str:
-    """Return an element in few characters; empty for one that is not seen."""
+    """Return an element in few characters; empty if it is invisible."""
     tag = element.tag.rpartition("}")[2]
     inside = "".join(_written(one, names) for one in element)
     if tag in ("metadata", "style") or (tag in ("g", "defs") and not inside):
@@ -110,28 +96,26 @@ def _written(element: Element, names: dict[str, str]) -> str:
         elif key in ("href", "clip-path", "style") and tag != "image":
             found[key] = re.sub(r"#([^\")]+)", lambda ref: f"#{names.get(ref[1], ref[1])}", found[key])
     given = {key: value for key, value in found.items() if value}
-    if tag in ("g", "defs") and not given and tag != "defs":
+    if tag == "g" and not given:
         return inside
     words = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in given.items())
-    inside = Markup.escape(
-        (element.text or "").strip("\n") if tag in ("text", "title", "tspan") else ""
-    ) + Markup(inside)
+    text = (element.text or "").strip("\n") if tag in ("text", "title", "tspan") else ""
+    inside = Markup.escape(text) + Markup(inside)
     return f"<{tag}{words}>{inside}</{tag}>" if inside else f"<{tag}{words}/>"
 
 
 def _style(text: str) -> str:
-    """Return a style without what is usual, with variables for the page's colours."""
+    """Return a style without usual parts, with variables for the page's colours."""
     kept = [part for part in text.split("; ") if part not in _USUAL and not part.startswith("font-family")]
     short = ";".join(part.replace(": ", ":") for part in kept)
-    return _COLOUR.sub(
-        lambda found: f"var(--{VARIABLES[found[0]]}, {found[0]})" if found[0] in VARIABLES else found[0],
-        short,
-    )
+    for colour, name in VARIABLES.items():
+        short = short.replace(colour, f"var(--{name}, {colour})")
+    return short
 
 
 def _image(address: str) -> dict[str, str]:
-    """Return attributes of an embedded PNG image: a palette where it has few colours, which takes a third of the room,
-    and a class where the page shines through."""
+    """Return the attributes of an embedded PNG image: with a palette if it has few colours, for a third of the size,
+    and a class if it is partly transparent."""
     head, _, data = address.partition(",")
     rgba = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
     whole, places = np.unique(rgba.view(np.uint32).ravel(), return_inverse=True)
@@ -148,6 +132,6 @@ def _image(address: str) -> dict[str, str]:
 
 
 def light(svg: str) -> str:
-    """Return an SVG for programs that know no CSS variables: the light colours in their place, and a font."""
+    """Return an SVG for programs without CSS variables: with the light colours in their place, and a font."""
     head, _, body = svg.partition(">")
     return re.sub(r"var\(--\w+, ([^)]+)\)", r"\1", f"{head}><style>{CSS}</style>{body}")

@@ -1,4 +1,4 @@
-"""Make tables of the page: plain cells with what to sort by, and the same rows as a CSV file."""
+"""Make tables of the page: plain cells with sort keys, and the same rows as a CSV file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from everclip.runs.words import SHOW, share
 
 
 class Cell(NamedTuple):
-    """The content of a cell, what its column is sorted by (None: last), a hover text, a CSS class, and the interval."""
+    """A cell's text, sort key (None: last), hover text, CSS class and interval."""
 
     text: str
     value: float | None = None
@@ -24,23 +24,19 @@ class Cell(NamedTuple):
     span: Interval | None = None
 
 
+NOTHING = Cell("–")
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted and, when it is long, searched.
+    """A table that can be sorted and, if it is long, searched."""
 
-    Args:
-        key: of its file's name and id.
-        columns: heading and kind ("text" or "number") of each; the first one names the row.
-        rows: the cells.
-        sorted_by: index of the column that the rows are sorted by, from small to large; None for none.
-        csv: a data: address of the numbers.
-    """
-
-    key: str
+    key: str  # of its file's name and id
+    # heading and kind ("text" or "number") of each; the first one names the row
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[Cell]]
-    csv: str
-    sorted_by: int | None = None
+    csv: str  # a data: address of the numbers
+    sorted_by: int | None = None  # index of the column that the rows are sorted by, ascending, if any
 
     @property
     def long(self) -> bool:
@@ -51,34 +47,27 @@ class Table:
 def table(
     key: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], sorted_by: int | None = None
 ) -> Table:
-    """Return a table whose CSV file has what is shown, numbers in full and intervals by their ends.
+    """Return a table and its CSV file, which has numbers in full and the ends of intervals.
 
-    Columns that say nothing of any row are left out; those in which a row has a value are of numbers.
+    Columns without content are left out; a column in which a row has a value is of numbers.
     """
     rows = list(rows)
-    kept = [k for k, _ in enumerate(columns) if any(row[k].text != "–" for row in rows)]
-    rows = [[row[k] for k in kept] for row in rows]
-    spans = [any(cell.span is not None for cell in column) for column in zip(*rows, strict=True)]
-    numbers = [any(cell.value is not None for cell in column) for column in zip(*rows, strict=True)]
-    heads = [
-        part
-        for k, span in zip(kept, spans, strict=True)
-        for part in ([columns[k], f"{columns[k]}: low", f"{columns[k]}: high"] if span else [columns[k]])
-    ]
-    csv = csv_address(
-        heads,
-        [[v for cell, span in zip(row, spans, strict=True) for v in _values(cell, span)] for row in rows],
-    )
-    kinds = [(columns[k], "number" if number else "text") for k, number in zip(kept, numbers, strict=True)]
+    filled = [k for k, _ in enumerate(columns) if any(row[k].text != "–" for row in rows)]
+    rows = [[row[k] for k in filled] for row in rows]
+    kinds: list[tuple[str, str]] = []
+    file: list[list[object]] = []  # a list per column, with its heading
+    for k, cells in zip(filled, zip(*rows, strict=True), strict=False):
+        name = columns[k]
+        kinds.append((name, "text" if all(cell.value is None for cell in cells) else "number"))
+        file.append(
+            [name, *(("" if c.text == "–" else c.text) if c.value is None else c.value for c in cells)]
+        )
+        if any(cell.span for cell in cells):
+            file.append([f"{name}: low", *(cell.span.low if cell.span else None for cell in cells)])
+            file.append([f"{name}: high", *(cell.span.high if cell.span else None for cell in cells)])
+    header, *lines = zip(*file, strict=True) if file else [()]
+    csv = csv_address([str(name) for name in header], lines)
     return Table(key, kinds, rows, csv, sorted_by)
-
-
-def _values(cell: Cell, span: bool) -> list[object]:
-    first: object = cell.value if cell.value is not None else "" if cell.text == "–" else cell.text
-    if not span:
-        return [first]
-    ends = (cell.span.low, cell.span.high) if cell.span else (None, None)
-    return [first, *("" if end is None else end for end in ends)]
 
 
 def words(text: object) -> Cell:
@@ -89,8 +78,8 @@ def words(text: object) -> Cell:
 def group_cells(group: Group) -> list[Cell]:
     """Return a group's method and memory size."""
     memory = group.memory
-    known = memory if isinstance(memory, int) else None  # "all" comes last, as what is unknown does
-    return [words(group.series), Cell("–" if memory is None else str(memory), known)]
+    known = memory if isinstance(memory, int) else None  # "all" comes last, as do unknown ones
+    return [words(group.series), NOTHING if memory is None else Cell(str(memory), known)]
 
 
 def confusion_cells(run: RunData, pair: Confusion) -> list[Cell]:
@@ -109,25 +98,28 @@ def amount(value: float | None, kind: str, class_: str = "") -> Cell:
     return Cell(SHOW[kind](value), value, "", class_)
 
 
+def share_cell(value: float | None, tip: str = "", class_: str = "") -> Cell:
+    """Return a cell of a fraction in whole percent."""
+    return NOTHING if value is None else Cell(f"{100 * value:.0f}", round(value, 4), tip, class_)
+
+
 def mean(span: Interval | None, kind: str) -> Cell:
-    """Return a mean over seeds with half of its 95 % interval: ``71.2 ± 3.4``; ``71.2 (n=2)`` where two give none."""
+    """Return a mean over seeds with half of its 95 % interval: ``71.2 ± 3.4``; without an interval ``71.2 (n=2)``."""
     if span is None:
-        return Cell("–")
+        return NOTHING
     show = SHOW[kind]
+    text = show(span.mean)
+    if span.n == 1:
+        return Cell(text, span.mean)
     if span.low is None or span.high is None:
-        number = "" if span.n == 1 else f" (n={span.n})"
-        return Cell(
-            show(span.mean) + number, span.mean, "" if span.n == 1 else "too few seeds for an interval"
-        )
+        return Cell(f"{text} (n={span.n})", span.mean, "too few seeds for an interval")
     half = (span.high - span.low) / 2
     around = share(half) if kind == "points" else show(half)
-    return Cell(
-        f"{show(span.mean)} ± {around}", span.mean, f"{show(span.low)} to {show(span.high)}", span=span
-    )
+    return Cell(f"{text} ± {around}", span.mean, f"{show(span.low)} to {show(span.high)}", span=span)
 
 
 def change(value: float | None, chance: float = 0.0) -> Cell:
-    """Return a signed difference in points, without a colour where it is no larger than ``chance``."""
-    shown = 0.0 if value is None else round(value, 3)  # what reads 0.0 has no colour
+    """Return a signed difference in points, coloured where it is larger than ``chance``."""
+    shown = 0.0 if value is None else round(value, 3)  # 0.0 has no colour
     class_ = "" if abs(shown) <= chance else "down" if shown < 0 else "up"
     return amount(value, "points", class_)

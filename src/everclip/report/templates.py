@@ -1,4 +1,4 @@
-"""Open the templates of pages, with the style and the one script that every page has inline."""
+"""Render pages from templates, with an inline style and script."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ _HERE = Path(__file__).parent
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a self-contained HTML page, on which all texts are escaped.
-
-    Args:
-        template: its file's name.
-        values: what it shows.
-    """
+    """Return a self-contained HTML page of a template's file and its values, with all texts escaped."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,

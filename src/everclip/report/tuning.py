@@ -1,7 +1,8 @@
-"""Show what was tuned: each search's grid with scores, the best value and the number of trials (``tuned_on``)."""
+"""Make the table of searches: each grid with scores, the best value and the number of trials (``tuned_on``)."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,14 +20,14 @@ _TRIALS = re.compile(r", (\d+) of (\d+) trials")
 
 
 class Searched(NamedTuple):
-    """One search: key -> value -> score, and its trials in words, where they were counted."""
+    """A search: key -> value -> score, and its number of trials in words, if known."""
 
     tried: dict[str, dict[str, float | None]]
     trials: str
 
 
 def searched(text: str | None) -> Searched | None:
-    """Read what ``tuned_on`` of results.json tells; None where it is another text."""
+    """Return the search that ``tuned_on`` of results.json records; None for another text."""
     head, *parts = (text or "").split("; ")
     tried: dict[str, dict[str, float | None]] = {}
     for part in parts:
@@ -40,7 +41,7 @@ def searched(text: str | None) -> Searched | None:
 
 
 def tuning_table(settings: Iterable[Setting]) -> Table | None:
-    """Return a row for each key of each search; None where nothing was tuned."""
+    """Return a row per key of each search; None where nothing was tuned."""
     rows: list[list[Cell]] = []
     for setting in settings:
         for group in setting.every:
@@ -50,36 +51,35 @@ def tuning_table(settings: Iterable[Setting]) -> Table | None:
 
 
 def run_table(run: RunData, prefix: str) -> Table | None:
-    """Return the same for one run."""
+    """Return the rows of one run; None where nothing was tuned."""
     rows = _rows(run, [])
     return table(f"{prefix}-tuning", _COLUMNS, rows) if rows else None
 
 
 def _first(group: Group) -> list[RunData]:
-    """Return a run of each search that runs of the group are from; seeds mostly share one."""
-    known: dict[str, RunData] = {}
-    for run in group.runs:
-        known.setdefault(str(run.value("tuned_on")), run)
-    return list(known.values())
+    """Return the first run of each search of the group; seeds mostly share one."""
+    known = {str(run.value("tuned_on")): run for run in reversed(group.runs)}
+    return [run for run in group.runs if run in known.values()]
 
 
 def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
     found = searched(run.value("tuned_on"))
-    config = run.config
+    if found is None:
+        return []
     rows: list[list[Cell]] = []
-    for key, scores in found.tried.items() if found else ():
+    for key, scores in found.tried.items():
         grid = [f"{value}: {'not finite' if s is None else f'{100 * s:.1f}'}" for value, s in scores.items()]
-        chosen = next((value for value in scores if _same(value, config.get(key))), None)
-        edge = chosen is not None and len(scores) > 1 and chosen in (next(iter(scores)), [*scores][-1])
-        marked = "yes" if edge and number_in(chosen or "") not in (None, 0.0) else ""
-        shown = [words(found.trials if found and found.trials else "–"), words(key), words(", ".join(grid))]
-        rows.append([*name, *shown, words(chosen or plain(config.get(key))), words(marked)])
+        chosen = next((value for value in scores if _same(value, run.config.get(key))), "")
+        values, best = [*scores], chosen or plain(run.config.get(key))
+        edge = len(values) > 1 and chosen in (values[0], values[-1]) and number_in(chosen) not in (None, 0.0)
+        shown = (found.trials or "–", key, ", ".join(grid), best, "yes" if edge else "")
+        rows.append([*name, *map(words, shown)])
     return rows
 
 
 def _same(word: str, value: object) -> bool:
-    """Return whether a word of the command line is a value of config.toml."""
+    """Return whether a word of the command line means this value of config.toml."""
     number = number_in(word)
     if number is not None and isinstance(value, int | float) and not isinstance(value, bool):
-        return abs(number - value) <= 1e-9 * abs(number)
+        return math.isclose(number, value)
     return word == plain(value)

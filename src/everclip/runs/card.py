@@ -6,14 +6,14 @@ classes         every class name; its index is its label
 tasks           [{"name", "labels"}]: the labels learned, in the order learned
 templates       prompts of the class embeddings; none where no text tower reads any
 classifier      "text": cosines to the class embeddings of the text tower, and the folder is the whole model;
-                "method": the method in ``settings`` classifies, whose state is in method.pt (state.pt
-                    in a run's checkpoint)
-pairs           true where it has learned images with captions: its "classes" are groups of them, and none to tell apart
-settings        the config that it was trained with, without what belongs to the machine
-calibration     a temperature and what it was fitted on (calibration.py), or null; calibration.json, which
-                ``predict --calibrate`` writes beside it, goes before it
-unknown         scores of held-out images of the classes (unknown.py), which set thresholds; not there where there are
-                none; calibration.json goes before it, too
+                "method": the method in ``settings`` classifies, with its state in method.pt (state.pt in a
+                run's checkpoint)
+pairs           true for images with captions, whose "classes" are groups that are not classified
+settings        the config that it was trained with, without the keys that describe the machine
+calibration     a temperature and what it was fitted on (calibration.py), or null
+unknown         scores of held-out images of the classes (unknown.py), which set thresholds; absent without any
+
+calibration.json, which ``predict --calibrate`` writes beside it, replaces the last two.
 """
 
 from __future__ import annotations
@@ -45,22 +45,11 @@ from everclip.system.text import check, printable
 FILE = "everclip.json"
 METHOD_FILE = "method.pt"
 CALIBRATION_FILE = "calibration.json"
-"""A temperature and scores of held-out images, with the model that they belong to; checkpoints and versions stay as
-they are."""
+"""A temperature and scores of held-out images, with the model that they belong to."""
 FORMAT = 1
 _LOCAL = {
-    "out",
-    "device",
-    "smoke",
-    "tuned_on",
-    "fork",
-    "classnames",
-    "templates",
-    "loader",
-    "checkpoint",
-    "references",
-    "trackers",
-    "tracker",
+    *("out", "device", "smoke", "tuned_on", "fork", "classnames", "templates"),
+    *("loader", "checkpoint", "references", "trackers", "tracker"),
 }
 """Keys of a config that describe the machine, not the model."""
 
@@ -99,15 +88,14 @@ class Card(_Model):
         return self
 
     def config(self) -> Config:
-        """Return the settings as a config, with defaults for what was left out. Raises UserError for unknown
-        options."""
+        """Return the settings as a config, with defaults for other keys. Raises UserError for unknown options."""
         return resolve(Config.model_validate({"defaults": 1} | self.settings))
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Return the part of a config that a card keeps."""
     kept = {key: value for key, value in written(config).items() if key not in _LOCAL}
-    # Whoever uses the model needs the code of its method alone.
+    # Users of the model need no code but that of its method.
     if trust.is_code(config.memory.policy):
         del kept["memory"]
     if [*trust.names(config.tune)]:
@@ -119,8 +107,8 @@ def read(folder: Path) -> Card:
     """Return the card of a model folder.
 
     Raises:
-        UserError: there is none, it is not what everclip writes, a name in it could not stand in data, or its method
-            is code that nobody allowed.
+        UserError: it is missing, or not as everclip writes it; a name in it is not allowed in data, or its method is
+            code that the user has not allowed.
     """
     path = folder / FILE
     try:
@@ -145,12 +133,9 @@ def read(folder: Path) -> Card:
 
 
 def text_of(card: Card) -> str:
-    """Return the content of everclip.json: one key per line, as a list may have a thousand classes."""
-    left_out = {key for key in ("pairs", "unknown") if not getattr(card, key)}
-    lines = [
-        f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
-        for key, value in card.model_dump(exclude=left_out).items()
-    ]
+    """Return the content of everclip.json: one line per key, as a list may have a thousand classes."""
+    content = card.model_dump(exclude={key for key in ("pairs", "unknown") if not getattr(card, key)})
+    lines = (f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in content.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -160,7 +145,7 @@ def write(folder: Path, card: Card) -> None:
 
 
 def identity(folder: Path) -> str:
-    """Identify the model of a folder: the same only where its files are. Raises UserError where it is damaged."""
+    """Return a text that folders share if they hold the same model. Raises UserError where one is damaged."""
     if (folder / MANIFEST).is_file():
         with checkpoint.checked(folder):
             return checkpoint.identity(folder)
@@ -168,20 +153,17 @@ def identity(folder: Path) -> str:
 
 
 class Fitted(NamedTuple):
-    """What held-out images of a model's classes were used for; None for what was not."""
+    """What held-out images of a model's classes have set; None for what they have not."""
 
     calibration: Calibration | None = None
     unknown: HeldOut | None = None
 
 
 def read_calibration(folder: Path, of: Mapping[str, Any]) -> Fitted:
-    """Return what ``predict --calibrate`` has kept for a model in its run directory or its folder.
+    """Return what ``predict --calibrate`` has saved in a run directory or model folder. Raises UserError if damaged.
 
     Args:
         of: the model: ``{"stage": 3}`` of a run, ``{"model": identity(folder)}`` of a model folder.
-
-    Raises:
-        UserError: the file is damaged.
     """
     file = folder / CALIBRATION_FILE
     if not file.exists():
@@ -203,7 +185,7 @@ def read_calibration(folder: Path, of: Mapping[str, Any]) -> Fitted:
 def write_calibration(
     folder: Path, of: Mapping[str, Any], calibration: Calibration, unknown: HeldOut
 ) -> Path:
-    """Write them, whole or not at all, beside the files that a manifest vouches for. Raises OSError."""
+    """Write calibration.json, whole or not at all, beside the files of a manifest. Raises OSError."""
     content = {**of, "calibration": calibration.model_dump(), "unknown": unknown.model_dump()}
     content["sha256"] = _hash(content)
     write_atomic(folder / CALIBRATION_FILE, json.dumps(content, indent=2) + "\n")

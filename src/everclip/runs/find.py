@@ -23,7 +23,7 @@ Place = str | os.PathLike[str]
 Kind = Literal["finished", "running", "stopped", "failed", "waiting"]
 _OF_A_SWEEP = {"sweep.json", "logs", "tune"}
 _TAIL = 100_000
-"""Number of bytes read at the end of a log."""
+"""Bytes to read at the end of a log."""
 
 
 class State(NamedTuple):
@@ -35,33 +35,27 @@ class State(NamedTuple):
 
 @dataclass
 class Found:
-    """The runs that paths, folders and patterns name.
+    """The runs that paths, folders and patterns name."""
 
-    Args:
-        known: run directories, finished or not, by where they really are.
-        nothing: a line for each pattern that matches nothing.
-        others: paths that are no run.
-        sweeps: folders of sweeps that were named as a whole.
-    """
-
+    # run directories, finished or not, by their resolved paths
     known: dict[Path, Path] = field(default_factory=dict)
-    nothing: list[str] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
-    sweeps: list[Path] = field(default_factory=list)
+    nothing: list[str] = field(default_factory=list)  # a line per pattern that matches nothing
+    others: list[Path] = field(default_factory=list)  # paths that are no run
+    sweeps: list[Path] = field(default_factory=list)  # folders of sweeps that were named as a whole
 
     @property
     def runs(self) -> list[Path]:
-        """The run directories, each once."""
+        """The distinct run directories."""
         return [*self.known.values()]
 
     @property
     def skipped(self) -> list[str]:
-        """A line for each path that is no run."""
+        """A line per path that is no run."""
         return [*self.nothing, *map(no_run, self.others)]
 
 
 def find(paths: Iterable[Place]) -> Found:
-    """Run directories, the runs inside of folders, and what patterns such as ``"runs/*"`` match."""
+    """Return the run directories among paths, inside folders, and matched by patterns such as ``"runs/*"``."""
     found = Found()
     for given in paths:
         path = os.path.expanduser(os.fspath(given))
@@ -74,21 +68,21 @@ def find(paths: Iterable[Place]) -> Found:
 
 
 def find_runs(paths: Iterable[Place]) -> list[Finished]:
-    """Return the finished runs that paths, folders and patterns name, each once, sorted by path (numbers as numbers).
+    """Return the distinct finished runs of ``find``, sorted by path (numbers as numbers).
 
     Raises:
         UserError: a results.json or config.toml cannot be read.
     """
     found = find(paths)
-    finished = {path: (path / "results.json").is_file() for path in found.runs}
-    open_ = [path for path, done in finished.items() if not done]
+    open_ = [path for path in found.runs if not (path / "results.json").is_file()]
+    done = [path for path in found.runs if path not in open_]
     for line in found.nothing:
         log.warning("%s", line)
     if open_:
         log.warning("not finished, left out: %d of %d runs, %s", len(open_), len(found.runs), _some(open_))
     if found.others:
         log.warning("no run, left out: %s", _some(found.others))
-    return [read(path) for path in sorted(finished, key=lambda path: natural(str(path))) if finished[path]]
+    return [read(path) for path in sorted(done, key=lambda path: natural(str(path)))]
 
 
 def _some(paths: Sequence[Path]) -> str:
@@ -99,23 +93,23 @@ def _some(paths: Sequence[Path]) -> str:
 def _take(path: Path, found: Found) -> None:
     if is_run(path):
         found.known.setdefault(path.resolve(), path)
-    elif path.name in _OF_A_SWEEP and (path.parent / "sweep.json").is_file():
-        if path.name == "sweep.json":  # a shell's runs/* names what the sweep keeps beside its runs, too
+        return
+    swept = (path / "sweep.json").is_file()
+    inside = [folder for folder in path.iterdir() if is_run(folder)] if path.is_dir() else []
+    if path.name in _OF_A_SWEEP and (path.parent / "sweep.json").is_file():
+        if path.name == "sweep.json":  # a shell's runs/* also names what the sweep keeps beside its runs
             found.sweeps.append(path.parent)
-    elif path.is_dir() and (inside := [folder for folder in path.iterdir() if is_run(folder)]):
+    elif inside or swept:
         for folder in sorted(inside, key=lambda folder: natural(folder.name)):
             _take(folder, found)
-        if (path / "sweep.json").is_file():
-            found.sweeps.append(path)
-    elif (path / "sweep.json").is_file():
-        found.sweeps.append(path)
+        found.sweeps += [path] * swept
     else:
         found.others.append(path)
 
 
 def state(run: RunData) -> State:
-    """Say where a run stands. It is running while the process that its directory names is alive, and failed where the
-    line of a sweep's log is an error."""
+    """Return the state of a run: running while the process that its directory names is alive, failed where the last
+    line of its sweep's log is an error."""
     if run.finished:
         return State("finished", "finished")
     done = f"{len(run.accuracy)} of {several(len(run.tasks), 'task')}" if run.tasks else "no task"
@@ -129,7 +123,7 @@ def state(run: RunData) -> State:
 
 
 def failure(run: Path) -> str:
-    """Return the error with which a sweep's run ended last; empty where it did not."""
+    """Return the error on the last line of a sweep's log of a run, if any."""
     try:
         with open_regular(run.parent / "logs" / f"{run.name}.log") as file:
             file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -141,7 +135,7 @@ def failure(run: Path) -> str:
 
 
 def _holder(path: Path) -> str:
-    """Return the process that works in a run directory; empty where there is none, or where it is gone."""
+    """Return the process that works in a run directory, if any."""
     try:
         match = re.search(r"process (\d{1,9}) on (\S+)", read_text(path / ".holder", 1000))
     except Unreadable:
@@ -162,7 +156,7 @@ def _alive(process: int) -> bool:
 
 
 def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, State]]:
-    """Return (name with its values, state) of a sweep's runs that have no directory yet: waiting, or failed at once."""
+    """Return name and state of the sweeps' runs without a directory: waiting, or failed at once."""
     known = {run.resolve() for run in runs}
     missing: dict[Path, tuple[str, State]] = {}
     for folder in sweeps:
@@ -170,18 +164,15 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
             path = folder / str(cell.get("run") or ".")
             if path != folder and path.resolve() not in known:
                 values = ", ".join(f"{key} {value}" for key, value in cell.items() if key != "run")
-                error = failure(path)
-                where = (
-                    State("failed", f"failed immediately: {error}") if error else State("waiting", "waiting")
-                )
-                missing.setdefault(
-                    path.resolve(), (f"{path.name} ({values})" if values else path.name, where)
-                )
+                name, where = f"{path.name} ({values})" if values else path.name, State("waiting", "waiting")
+                if error := failure(path):
+                    where = State("failed", f"failed immediately: {error}")
+                missing.setdefault(path.resolve(), (name, where))
     return list(missing.values())
 
 
 def _cells(folder: Path) -> list[dict[str, Any]]:
-    """Return the cells of sweep.json, as far as they can be read: it may be written at this moment."""
+    """Return the cells of sweep.json that can be read; the sweep may be writing it."""
     try:
         cells = read_json(folder / "sweep.json")["cells"]
     except (Unreadable, KeyError, TypeError):

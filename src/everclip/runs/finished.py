@@ -25,27 +25,20 @@ _NAMES = {"memory.budget": "memory_budget", "scenario.kind": "scenario", "train.
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Finished:
-    """A finished run; it goes wherever its path goes.
+    """A finished run; usable as its path."""
 
-    Args:
-        path: its directory.
-        results: results.json (docs/results.md).
-        config: config.toml, flat: ``{"memory.budget": 200, "method": "gdro", "method.margin": 0.3, ...}``; empty where
-            there is none.
-    """
-
-    path: Path
-    results: dict[str, Any]
+    path: Path  # its directory
+    results: dict[str, Any]  # results.json (docs/results.md)
+    # config.toml, flat: ``{"memory.budget": 200, "method": "gdro", ...}``; empty without a file
     config: dict[str, Any]
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     def __repr__(self) -> str:
-        known = ", ".join(
-            f"{key}={self.results[key]!r}" for key in ("method", "data", "last") if key in self.results
-        )
-        return f"Finished({str(self.path)!r}, {known})"
+        known = {key: self.results[key] for key in ("method", "data", "last") if key in self.results}
+        parts = [repr(str(self.path)), *(f"{key}={value!r}" for key, value in known.items())]
+        return f"Finished({', '.join(parts)})"
 
     @property
     def method(self) -> str:
@@ -54,12 +47,11 @@ class Finished:
 
     @property
     def told(self) -> Mapping[str, Any]:
-        """What is known of its classes and tasks, and its results."""
+        """Its results, and what else is known of its classes and tasks."""
         return self.results
 
     def value(self, key: str) -> Any:
-        """Return ``key`` of the config, else what results.json says of it, else None. The budget of a memory per class
-        is what that comes to."""
+        """Return ``key`` of the config, else of results.json, else None; for a memory per class, its whole budget."""
         if key == "memory.per_class" and key not in self.config and self.config.get("memory.budget") == 0:
             return 0  # a sweep writes nothing kept as a budget of 0
         if key == "memory.budget" and self.config.get("memory.per_class") is not None:
@@ -68,17 +60,17 @@ class Finished:
 
 
 def natural(text: str) -> list[str | int]:
-    """Return a sort key with which s2 comes before s10."""
+    """Return a sort key that puts s2 before s10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def read(path: Path) -> Finished:
-    """Return the finished run in a directory. Raises UserError where its results.json or config.toml cannot be read."""
+    """Return the finished run in a directory. Raises UserError where a file of it cannot be read."""
     return Finished(path, read_results(path / "results.json", LEAST), read_config(path)[1])
 
 
 def read_config(run: Path) -> tuple[str, dict[str, Any]]:
-    """Return the text of a run's config.toml, and its content, flat and printable; both empty where there is none.
+    """Return the text of a run's config.toml, and its content, flat and printable; both empty without a file.
 
     Raises:
         UserError: it cannot be read.
@@ -94,17 +86,16 @@ def read_config(run: Path) -> tuple[str, dict[str, Any]]:
 
 
 def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
-    """Return the columns of a run's predictions.npz, one row per test image after the last task; None where there is
-    none.
+    """Return the columns of a run's predictions.npz, one row per test image after the last task; None without it.
 
     ``id`` and ``label`` are ``[n]``, ``top`` ``[n, k]`` labels, best first; ``margin`` and ``confidence`` ``[n]``,
     where they were recorded (docs/results.md).
 
     Args:
-        most: test images that there may be.
+        most: the largest possible number of test images.
 
     Raises:
-        UserError: that file cannot be read, or holds what cannot be.
+        UserError: the file cannot be read, or has impossible values.
     """
     path = path / "predictions.npz"
     needed: dict[str, Form] = {"id": ("iu", 1), "label": ("i", 1), "top": ("i", 2)}
@@ -122,8 +113,9 @@ def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
 
 
 def right_both(first: Finished, second: Finished) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Return two runs' answers on the same images after the last stage: ``[n]``, whether each is right, in the order of
-    ids; None where the images differ, or one has no predictions.npz. Raises UserError where that cannot be read.
+    """Return whether each answer of two runs on the same images is right: ``[n]`` each, in the order of ids.
+
+    None where the images differ, or a run has no predictions.npz. Raises UserError where that cannot be read.
     """
     one, other = (answers(run.path, test_images(run.results)) for run in (first, second))
     if one is None or other is None or not np.array_equal(np.sort(one["id"]), np.sort(other["id"])):

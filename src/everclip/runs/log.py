@@ -1,4 +1,4 @@
-"""Read the usable lines of metrics.jsonl, within bounds. The file may still grow, and any line may be incomplete."""
+"""Read the usable lines of metrics.jsonl, within bounds. The file may still grow; any line may be incomplete."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from everclip.runs.schema import MOST_CLASSES, MOST_TASKS
+from everclip.runs.words import several
 from everclip.system.kinds import (
     AMOUNT,
     COUNT,
@@ -26,10 +27,10 @@ from everclip.system.reading import MIB, Unreadable, open_regular, parse_json
 Json = dict[str, Any]
 
 MOST_BYTES = 256 * MIB
-"""Largest number of bytes read: some 900,000 steps."""
+"""Most bytes read: about 900,000 steps."""
 MOST_LINE = 16 * MIB
 KEPT_BYTES = 16 * MIB
-"""Largest number of lines kept per kind; beyond it every other one is dropped."""
+"""Most bytes of lines kept per kind; beyond it every other line is dropped."""
 
 _FINITE = number(-1e300, 1e300)
 _ANY = or_null(lambda value: True)
@@ -67,12 +68,12 @@ KINDS: dict[str, Kind] = {
     "class_weights": table(_AT | {"weights": mapped(_ANY, MOST_CLASSES)}),
     "class_losses": table(_AT | {"losses": mapped(_ANY, MOST_CLASSES)}),
 }
-"""Keys that a line of each kind must have to be usable; lines of other kinds are ignored."""
+"""What a line of each kind must be to be usable; lines of other kinds are ignored."""
 
 
 @dataclass
 class _Kept:
-    """Lines of one kind by where they belong, of which a later one wins: a resumed run repeats what it had logged."""
+    """Lines of one kind by stage and step; a later one replaces an earlier one, since a resumed run repeats lines."""
 
     thinned: bool
     lines: dict[tuple[int, int], Json] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class _Kept:
         return event["stage"], event["global_step"]
 
     def add(self, event: Json, size: int) -> bool:
-        """Keep a line, or leave it out for want of room. Returns whether it could be kept, were it wanted."""
+        """Keep a line, or thin out the lines if there is no room. Returns whether the line is usable."""
         place = self._place(event)
         if not self.thinned and self.held - self.sizes.get(place, 0) + size > KEPT_BYTES:
             return False
@@ -136,18 +137,16 @@ class Log:
                 continue
             if not isinstance(event, dict) or not self._take(event, len(line or b"")):
                 counts["unusable"] += 1
-        self.notes += [
-            f"{count} {word} line{'s' if count > 1 else ''} of metrics.jsonl skipped."
-            for word, count in counts.items()
-            if count
-        ]
+        for word, count in counts.items():
+            if count:
+                self.notes.append(f"{several(count, f'{word} line')} of metrics.jsonl skipped.")
         if file.tell() >= MOST_BYTES:
             self.notes.append(f"metrics.jsonl is long: only its first {MOST_BYTES >> 20} MiB are shown.")
         if any(kept.every > 1 for kept in self._kept.values()):
             self.notes.append("metrics.jsonl is long: curves are drawn from a part of its lines.")
 
     def _take(self, event: Json, size: int) -> bool:
-        """Keep a line of a kind that is wanted; whether it is as it should be."""
+        """Keep a line of a known kind. Returns whether it is usable."""
         kind = event.get("event")
         if not isinstance(kind, str) or kind not in KINDS:
             return isinstance(kind, str)

@@ -21,18 +21,12 @@ from everclip.runs.schema import test_images
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The columns of predictions.npz (docs/results.md), one row per test image.
+    """The columns of predictions.npz (docs/results.md), one row per test image."""
 
-    Args:
-        label: ``[n]``.
-        first: ``[n]``, the best label.
-        margin: ``[n]``, score of the best label minus that of the second.
-        confidence: ``[n]``, probability of the best label in 0..1; None where the run did not record it.
-    """
-
-    label: NDArray[np.int64]
-    first: NDArray[np.int64]
-    margin: NDArray[np.float32]
+    label: NDArray[np.int64]  # ``[n]``
+    first: NDArray[np.int64]  # ``[n]``, the best label
+    margin: NDArray[np.float32]  # ``[n]``, score of the best label minus that of the second
+    # ``[n]``, probability of the best label in 0..1; None where the run did not record it
     confidence: NDArray[np.float32] | None
 
     @property
@@ -43,7 +37,7 @@ class Predictions:
 
 @lru_cache(maxsize=256)
 def _read(path: Path, changed: int, images: int) -> Predictions | None:
-    """Return the file as it was ``changed`` last, of a bounded number of images: a page asks for it several times."""
+    """Return the file's content, cached by its time of change: a page asks for it several times."""
     try:
         found = answers(path, images)
     except UserError:
@@ -54,7 +48,7 @@ def _read(path: Path, changed: int, images: int) -> Predictions | None:
 
 
 def predictions(run: RunData) -> Predictions | None:
-    """Return the run's predictions; None where there are none, or none that can be read."""
+    """Return the run's predictions; None where they are missing or cannot be read."""
     path = run.path / "predictions.npz"
     if not run.finished or not path.is_file():
         return None
@@ -62,13 +56,13 @@ def predictions(run: RunData) -> Predictions | None:
 
 
 def labels(run: RunData) -> dict[int, str]:
-    """Return class names by label; empty where the run did not record which is which."""
+    """Return class names by label; empty where the run did not record the labels."""
     known = run.results.get("class_labels") or []
     return dict(zip(known, run.classes, strict=False)) if len(known) == len(run.classes) else {}
 
 
 class Confusion(NamedTuple):
-    """The number of a class's test images that were taken for another class."""
+    """How many of a class's test images were classified as another class."""
 
     true: str
     taken: str
@@ -77,7 +71,7 @@ class Confusion(NamedTuple):
 
 
 def confusions(run: RunData) -> list[Confusion]:
-    """Return pairs of classes, the largest fraction of a class's images first."""
+    """Return pairs of classes, by the fraction of the first one's images, largest first."""
     found, names = predictions(run), labels(run)
     if found is None or not names:
         return []
@@ -97,8 +91,10 @@ FATES = ("right", "taken for a class learned later", "for one of the same task",
 
 
 def fates(run: RunData) -> list[float] | None:
-    """Return the fraction of each of ``FATES`` among images of old classes (all but the last task's); None where the
-    run has one task, or the same classes in all of them, or did not record enough."""
+    """Return the fraction of each of ``FATES`` among images of old classes, which are all but the last task's.
+
+    None where no class is old, or where the run did not record enough.
+    """
     found, names = predictions(run), labels(run)
     if found is None or not names or len(set(run.class_task.values())) < 2:
         return None
@@ -112,15 +108,15 @@ def fates(run: RunData) -> list[float] | None:
     return [float(part[old].mean()) for part in parts]
 
 
-def coverage(found: Predictions, places: int = 20) -> list[float]:
-    """Return accuracy among the 1/places, 2/places, ... surest images, by margin: the last is the accuracy itself."""
+def coverage(found: Predictions, places: int) -> list[float]:
+    """Return the accuracy among the 1/places, 2/places, ... of the images with the largest margins, up to all."""
     right = found.right[np.argsort(-found.margin, kind="stable")]
-    ends = [max(1, round(len(right) * k / places)) for k in range(1, places + 1)]
-    return (np.cumsum(right)[np.array(ends) - 1] / np.array(ends)).tolist()
+    ends = np.array([max(1, round(len(right) * k / places)) for k in range(1, places + 1)])
+    return (np.cumsum(right)[ends - 1] / ends).tolist()
 
 
 class Bin(NamedTuple):
-    """Images of about the same probability: its mean, the fraction that is right, how many they are."""
+    """Images of similar probability: its mean, their accuracy, and their number."""
 
     confidence: float
     accuracy: float
@@ -128,8 +124,7 @@ class Bin(NamedTuple):
 
 
 def reliability(found: Sequence[Predictions]) -> list[Bin]:
-    """Return bins of equal width that hold an image, of all ``found`` together; empty where no probability was
-    recorded."""
+    """Return the bins of equal width that have images, of all ``found`` together; empty without probabilities."""
     known = [(one.confidence, one.right) for one in found if one.confidence is not None]
     if not known:
         return []
@@ -143,12 +138,12 @@ def reliability(found: Sequence[Predictions]) -> list[Bin]:
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """Return ECE in 0..1 (Guo et al. 2017): the gap of accuracy and probability, weighted by images."""
+    """Return ECE in 0..1 (Guo et al. 2017): the gap between accuracy and probability, weighted by images."""
     total = sum(inside.images for inside in bins)
     return sum(inside.images * abs(inside.accuracy - inside.confidence) for inside in bins) / total
 
 
 def overconfidence(bins: list[Bin]) -> float:
-    """Return the mean probability minus accuracy, in -1..1: above 0 the model believes too much in itself."""
+    """Return the mean probability minus the accuracy, in -1..1."""
     total = sum(inside.images for inside in bins)
     return sum(inside.images * (inside.confidence - inside.accuracy) for inside in bins) / total

@@ -1,4 +1,4 @@
-"""Published accuracies, and whether a run of the same settings comes to them."""
+"""Compare runs with published accuracies of the same settings."""
 
 from __future__ import annotations
 
@@ -12,28 +12,19 @@ from everclip.errors import UserError, suggest
 
 FILE = Path(__file__).parents[1] / "assets" / "published.toml"
 FREE = ("data", "device", "out", "loader.", "cache.", "train.precision", "checkpoint.")
-"""Beginnings of the keys that may differ from the published setting: where and how fast, not what."""
+"""Prefixes of keys that may differ from the published settings: they change where and how fast a run is."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Published numbers and the settings that they belong to.
+    """Published numbers and their settings."""
 
-    Args:
-        name: what ``everclip reproduce`` calls it.
-        config: name of a shipped config.
-        settings: laid over it: model, prompts, method.
-        published: ``last`` or ``average`` in %.
-        tolerance: points that a result may lie off.
-        source, url: where the numbers stand.
-    """
-
-    name: str
-    config: str
-    settings: Mapping[str, Any]
-    published: Mapping[str, float]
-    tolerance: float
-    source: str
+    name: str  # the argument of ``everclip reproduce``
+    config: str  # name of a shipped config
+    settings: Mapping[str, Any]  # model, prompts and method, in place of the config's
+    published: Mapping[str, float]  # ``last`` or ``average`` in %
+    tolerance: float  # accepted difference in points
+    source: str  # where the numbers were published
     url: str
 
 
@@ -58,7 +49,7 @@ def every() -> dict[str, Published]:
 
 
 def named(name: str) -> Published:
-    """Return the published numbers of a name. Raises UserError where there are none."""
+    """Return the published numbers of a name. Raises UserError for an unknown name."""
     known = every()
     if name not in known:
         raise UserError(
@@ -68,10 +59,10 @@ def named(name: str) -> Published:
 
 
 def settings_of(entry: Published, changed: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings of a run that is to come to the published numbers.
+    """Return the settings of a run to compare with published numbers.
 
     Raises:
-        UserError: one of ``changed`` would make it another experiment.
+        UserError: a key of ``changed`` would make it another experiment.
     """
     for key in changed:
         if not key.startswith(FREE):
@@ -83,7 +74,7 @@ def settings_of(entry: Published, changed: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checks(entry: Published, results: Mapping[str, Any]) -> list[Check]:
-    """Return each published number beside that of a run's results."""
+    """Return each published number beside that of a run."""
     return [
         Check(metric, value, 100 * results[metric], entry.tolerance)
         for metric, value in entry.published.items()

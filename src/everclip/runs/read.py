@@ -1,4 +1,4 @@
-"""Read one run directory for the report; any file may be missing, any line of the log incomplete."""
+"""Read one run directory for the report; any file may be missing, and any line of the log incomplete."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from everclip.errors import UserError
+from everclip.metrics.matrix import forgotten
 from everclip.runs import schema as results
 from everclip.runs.finished import Finished, read_config
 from everclip.runs.log import Json, Log
@@ -16,7 +17,7 @@ from everclip.system.reading import MIB, Unreadable, read_json
 
 @dataclass(frozen=True)
 class ClassValues:
-    """A number for each of some classes (never for none), all finite, as logged at one step."""
+    """A finite number for each of some classes (at least one), as logged at one step."""
 
     step: int
     stage: int
@@ -25,10 +26,9 @@ class ClassValues:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RunData(Finished):
-    """All that a run has written so far.
+    """All that a run has written so far; accuracies are fractions in 0..1.
 
-    ``results`` is empty until the run has finished; what the report needs then comes from the log, so a run
-    that is still going shows the same parts with fewer numbers. Accuracies are fractions in 0..1.
+    ``results`` is empty until the run has finished; until then the report takes its numbers from the log.
     """
 
     config_text: str
@@ -50,13 +50,13 @@ class RunData(Finished):
 
     @property
     def told(self) -> Json:
-        """The plan of the log, and the results."""
+        """The plan in the log, and the results."""
         plan = {"tasks": self.tasks, "test_counts": self.test_counts} if self.start else {}
         return {"classes": self.classes} | plan | self.results
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Names of all planned tasks (of those seen so far where the plan is unknown)."""
+        """Names of all planned tasks; of the finished ones where the plan is unknown."""
         if "tasks" in self.results:
             return [str(name) for name in self.results["tasks"]]
         planned = [str(task["name"]) for task in self.start.get("tasks", [])]
@@ -69,7 +69,7 @@ class RunData(Finished):
 
     @cached_property
     def class_task(self) -> dict[str, int]:
-        """The task that teaches each class first."""
+        """The first task with each class."""
         first: dict[str, int] = {}
         for index, task in enumerate(self.start.get("tasks", [])):
             for name in task.get("classes", []):
@@ -80,9 +80,9 @@ class RunData(Finished):
 
     @property
     def order(self) -> list[tuple[str, list[str]]]:
-        """Each task with the classes that it teaches first, in the order learned."""
-        taught = self.class_task
-        return [(task, [n for n in self.classes if taught.get(n) == t]) for t, task in enumerate(self.tasks)]
+        """Each task with its new classes, in the order learned."""
+        first = self.class_task
+        return [(task, [n for n in self.classes if first.get(n) == t]) for t, task in enumerate(self.tasks)]
 
     @cached_property
     def test_counts(self) -> list[int]:
@@ -100,30 +100,23 @@ class RunData(Finished):
 
     @cached_property
     def frozen_features(self) -> list[float]:
-        """The same of the strongest closed form on the frozen features; empty where that was not measured."""
+        """A_t of the strongest closed form on the frozen features; empty where not measured."""
         return self.results.get("frozen_features_after_stage") or self.start.get("frozen_features", [])
 
     @cached_property
     def matrix(self) -> list[list[float | None]]:
-        """R[t][i], one row per finished stage, as wide as there are tasks; None where nothing was measured."""
+        """``[stages, tasks]``: R[t][i] of each finished stage; None where not measured."""
         rows = self.results.get("matrix") or [stage["row"] for stage in self.stages]
         return [[*row, *[None] * (len(self.tasks) - len(row))] for row in rows]
 
     @cached_property
     def forgetting(self) -> list[float | None]:
-        """Per task: best accuracy before the last stage minus last accuracy (Chaudhry et al. 2018); None
-        where no other task has followed."""
-        last = self.matrix[-1] if self.matrix else []
-        lost: list[float | None] = []
-        for task, now in enumerate(last):
-            earlier = [row[task] for row in self.matrix[task:-1]]
-            best = max((value for value in earlier if value is not None), default=None)
-            lost.append(None if best is None or now is None else best - now)
-        return lost
+        """The best earlier accuracy on each task minus the last; None where no task has followed."""
+        return forgotten(self.matrix)[-1] if self.matrix else []
 
     @cached_property
     def borders(self) -> list[tuple[int, int]]:
-        """(stage, its first global step) for every stage that has trained."""
+        """Each stage that has trained, with its first global step."""
         first: dict[int, int] = {}
         for step in self.steps:
             first.setdefault(int(step["stage"]), int(step["global_step"]))
@@ -139,14 +132,13 @@ def is_run(path: Path) -> bool:
 
 
 def no_run(path: Path) -> str:
-    """Say that a path is no run."""
-    return (
-        f'"{path}" is no run directory (no results.json, metrics.jsonl or config.toml): give a run directory'
-    )
+    """Return the message about a path that holds no run."""
+    files = "results.json, metrics.jsonl or config.toml"
+    return f'"{path}" is no run directory (no {files}): give a run directory'
 
 
 def read_run(path: Path) -> RunData:
-    """Read a run directory, whole or partial.
+    """Return a run directory's content, complete or not.
 
     Raises:
         UserError: ``path`` holds no run, or its results.json or config.toml cannot be read.
@@ -177,26 +169,24 @@ def read_run(path: Path) -> RunData:
 
 
 def _environment(path: Path, notes: list[str]) -> Json:
-    """Return what environment.json says, if it says anything: a page can do without it."""
+    """Return the content of environment.json; empty, with a note, where it cannot be read."""
+    found = {}
     try:
         found = read_json(path, MIB) if path.exists() else {}
     except Unreadable as error:
         notes.append(f"environment.json cannot be read ({error}).")
-        return {}
     return found if isinstance(found, dict) else {}
 
 
 def _class_values(lines: list[Json], name: str) -> list[ClassValues]:
-    """Return the finite numbers of ``lines``, in order; a line without any says nothing and is left out."""
-    records = [
-        ClassValues(
-            line["global_step"], line["stage"], {k: float(v) for k, v in line[name].items() if finite(v)}
-        )
-        for line in lines
-    ]
-    return sorted((record for record in records if record.values), key=lambda record: record.step)
+    """Return the finite numbers of lines, sorted by step, without lines that have none."""
+    records: list[ClassValues] = []
+    for line in lines:
+        if values := {key: float(value) for key, value in line[name].items() if finite(value)}:
+            records.append(ClassValues(line["global_step"], line["stage"], values))
+    return sorted(records, key=lambda record: record.step)
 
 
 def finite(value: object) -> TypeGuard[float]:
-    """Return whether ``value`` is a number that can be drawn; JSON may hold anything in its place."""
+    """Return whether a value from JSON is a number that can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,4 +1,4 @@
-"""Fill in what a config leaves open, from the plug-ins and the model it names."""
+"""Fill in what a config leaves open, from its plug-ins and its model."""
 
 from __future__ import annotations
 
@@ -23,20 +23,17 @@ _GLOBAL: dict[str, Any] = {"epochs": 5, "lr_head": 1e-3}
 
 
 def resolve(config: Config) -> Config:
-    """Return the config with nothing left open: train values and the options of plug-ins filled in. Idempotent.
+    """Return the config with all train values and options of plug-ins filled in. Idempotent.
 
     A train value is the user's, else the method's recommendation, else the model's, else a global default
     (5 epochs; heads learn at 1e-3). ``image_size`` stays None for the model's own.
 
-    Every default is filled in here as the generation ``config.defaults`` had it. So what is resolved has the same
-    values in any later version.
+    Defaults are those of the generation ``config.defaults``: a resolved config keeps its values in later versions.
 
     Raises:
         UserError: an option is wrong, or the data are features and something else in the config needs images.
     """
-    if config.data != (
-        spec := spec_of(config.data)
-    ):  # a run keeps the source that its plain path stands for today
+    if config.data != (spec := spec_of(config.data)):  # a run keeps the source that a plain path means today
         config = config.model_copy(update={"data": spec})
     options = method_config(config)
     method = method_of(config)
@@ -45,9 +42,8 @@ def resolve(config: Config) -> Config:
     scenario = build(config.scenario)
     policy = memory_policy(config, method)
     tuning = tuning_of(config.tune, config.tuning.options)
-    given = {
-        name: value for name, value in _set(config.train).items() if value is not None or name == "clip_norm"
-    }
+    fields = {name: getattr(config.train, name) for name in config.train.model_fields_set}
+    given = {name: value for name, value in fields.items() if value is not None or name == "clip_norm"}
     usual = _GLOBAL if config.defaults == NEWEST else {**_GLOBAL, "lr_head": None}
     values = one_length(usual, recommended(config.model, before=config.defaults < NEWEST))
     advice = options.recommends
@@ -72,14 +68,13 @@ def resolve(config: Config) -> Config:
 
 
 def _of_features(config: Config, method: Method) -> Config:
-    """Return the config with the model that data of features bring. Raises UserError for what needs images."""
+    """Return the config of data that are features, with their model. Raises UserError for what needs images."""
     given = "holds features alone"
     if method.capabilities.trains:
         adapt = config.method.options.get("adapt", "none")
         what = config.method.name + ("" if adapt == "none" else f" with method.adapt={adapt}")
-        raise UserError(
-            f"{what} needs images: {config.data} {given}; use ncm, ridge, ranpac, slda or multilayer_lda"
-        )
+        others = "ncm, ridge, ranpac, slda or multilayer_lda"
+        raise UserError(f"{what} needs images: {config.data} {given}; use {others}")
     if config.model not in (LITE, config.data):
         raise UserError(f"model={config.model} needs images: {config.data} {given}; leave model out")
     for key in ("classnames", "templates"):
@@ -92,19 +87,15 @@ def _of_features(config: Config, method: Method) -> Config:
 
 
 def _filled(section: Choice, options: Section) -> Choice:
-    """Return a section with all options of the plug-in that it belongs to, in place of those given."""
+    """Return a section with all options of its plug-in, in place of those given."""
     own = {name: getattr(section, name) for name in type(section).model_fields}
     return type(section).model_validate(written(options) | own)
 
 
 def _source(config: Config) -> Choice:
-    """Return the options of the data source; as given where it cannot be had, since whoever loads the data says why."""
+    """Return all options of the data source; as given where it cannot be loaded, which loading the data reports."""
     try:
         cls, _ = data.source_class(config.data)
-    except UserError:  # a model or a run that is only read may be of code that is not here, or not trusted
+    except UserError:  # a model or run that is only read may name code that is missing or not trusted
         return config.source
     return Choice(**written(own_options(cls.Config, config.source.options, None, "source.")))
-
-
-def _set(section: Section) -> dict[str, Any]:
-    return {name: getattr(section, name) for name in section.model_fields_set}

@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,61 +38,53 @@ HOLDER = ".holder"
 IMAGES = "images.npz"
 """The file that records the images (noted.py)."""
 _FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip-[0-9a-f]{8}")
-"""Files of a run that exist before its config; the third is from earlier versions."""
+"""Files of a run that exist before its config."""
 _IN_PLACE = (".lock", HOLDER, "run.log", "metrics.jsonl", "checkpoints")
-"""Files written in place; other files of a run are replaced as a whole."""
+"""Files written in place; others are replaced as a whole."""
 
 
 class _RunLog(logging.FileHandler):
-    """run.log; a line that cannot be written, as on a full disk, is no reason to fail."""
+    """run.log, printable. A run does not fail where a line cannot be written, as on a full disk."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record on one line, which a terminal only shows."""
+        """Return the record as one printable line."""
         return printable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Let the line go."""
+        """Drop the line."""
 
     def close(self) -> None:
-        """Close the file; lines that are still to be written may be lost."""
+        """Close the file, without the lines that cannot be written."""
         with contextlib.suppress(OSError):
             super().close()
 
 
 def _difference(before: Config, now: Config) -> str:
-    """Return the first key in which two configs ask for different runs, with both values; empty where there is none."""
+    """Return the first key in which two configs ask for different runs, with both values; empty without any."""
     old, new = (dotted(configs.essence(config).model_dump()) for config in (before, now))
-    different = [key for key in old | new if old.get(key) != new.get(key)]
-    return f"{different[0]}: {old.get(different[0])} there, {new.get(different[0])} here" if different else ""
+    different = (key for key in old | new if old.get(key) != new.get(key))
+    return next((f"{key}: {old.get(key)} there, {new.get(key)} here" for key in different), "")
 
 
 def default_path(config: Config, what: str = "") -> Path:
-    """Return ``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` is put after the date."""
-    data, method = (
-        "".join(c if c.isalnum() or c in "-._" else "-" for c in word.rstrip("/").rsplit("/", 1)[-1])
-        for word in (config.data, config.method.name)
-    )
+    """Return ``runs/DATE_data_method_mM_sS`` for a config without ``out``; ``what`` comes after the date."""
+    lasts = (word.rstrip("/").rsplit("/", 1)[-1] for word in (config.data, config.method.name))
+    data, method = (re.sub(r"[^\w.-]", "-", word) for word in lasts)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}{what and '_' + what}_{data}_{method}_{config.memory.tag}_s{config.seed}"
-    path = Path("runs") / name
-    number = 2
-    while path.exists():
-        path = Path("runs") / f"{name}_{number}"
-        number += 1
-    return path
+    names = chain([name], (f"{name}_{number}" for number in count(2)))
+    return next(path for name in names if not (path := Path("runs") / name).exists())
 
 
 class Run:
-    """One run's directory, locked while it is open.
-
-    Use ``Run.open(config)`` to make or continue one, as a context manager.
+    """A run's directory. A context manager that locks it; make or continue one with ``Run.open(config)``.
 
     Args:
-        changed_data: whether it continues although its images have changed since it began.
+        changed_data: continue although the images have changed since the run began.
     """
 
     writes: ClassVar[bool] = True
-    """Whether this process writes the run; among several only the first does."""
+    """Whether this process writes the run; of several only the first does."""
 
     def __init__(self, path: Path, config: Config, changed_data: bool = False) -> None:
         self.path = path
@@ -106,10 +99,10 @@ class Run:
 
     @classmethod
     def open(cls, config: Config) -> Run:
-        """Return the run at ``config.out``, made where it is not there yet, continued where it is the same config's.
+        """Return the run at ``config.out``, new or of the same config.
 
         Raises:
-            UserError: ``out`` is a file, a folder that is no run, or another config's run.
+            UserError: ``out`` is a file, a folder that is no run, or a run of another config.
         """
         path = default_path(config) if config.out is None else Path(os.path.expanduser(config.out))
         run = cls(path, config.model_copy(update={"out": str(path)}))
@@ -120,7 +113,7 @@ class Run:
         return run
 
     def _check(self) -> None:
-        """Refuse a folder that holds something else than this run, or cannot be written."""
+        """Raise UserError for a folder that holds something else, or cannot be written."""
         path = self.path
         above = next(place for place in (path, *path.absolute().parents) if place.exists())
         if above != path and not above.is_dir():
@@ -137,10 +130,8 @@ class Run:
             except trust.Refused as error:
                 difference = str(error)
             if difference:
-                raise UserError(
-                    f"{path} holds a run of another config ({difference}): give another out, or remove that"
-                    f" folder"
-                )
+                other = f"{path} holds a run of another config ({difference})"
+                raise UserError(f"{other}: give another out, or remove that folder")
         elif path.exists() and (
             not path.is_dir() or not all(_FIRST.fullmatch(p.name) for p in path.iterdir())
         ):
@@ -208,7 +199,7 @@ class Run:
         )
 
     def _holder(self) -> str:
-        """Name who has the lock, as far as it is written down: the lock itself goes when its process does."""
+        """Return the process that has the lock, where it is written down."""
         try:
             text = read_text(self.path / HOLDER, 1000)
         except Unreadable:
@@ -216,10 +207,7 @@ class Run:
         return f" ({' '.join(text.split())[:100]})" if text else ""
 
     def _vanish(self) -> None:
-        """Leave nothing of a run that bad input ended before it began, such as a model that could not be had.
-
-        Called with the lock held, so that no other run can be in the folder.
-        """
+        """Remove a run that bad input, such as an unknown model, ended before it began. Call it with the lock held."""
         for name in ("config.toml", "run.log", "environment.json", IMAGES, ".lock"):
             (self.path / name).unlink(missing_ok=True)
         if self._made:
@@ -242,22 +230,19 @@ class Run:
             ) from error
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one line to ``metrics.jsonl``, and tell the trackers."""
+        """Append a line to ``metrics.jsonl``, and pass it to the trackers."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False) + "\n")
         for tracker in self._trackers:
             tracker.log(event, fields)
 
     def log_bytes(self) -> int:
-        """Return bytes of ``metrics.jsonl``, which are on the disk when this returns: a checkpoint counts on them."""
+        """Return the size of ``metrics.jsonl``, after writing it to the disk: a checkpoint relies on that."""
         sync(self._metrics)
         return self._metrics.stat().st_size
 
     def cut_log(self, size: int) -> None:
-        """Take ``metrics.jsonl`` back to its first ``size`` bytes, or drop it where that is 0.
-
-        Raises UserError where something else is in its place.
-        """
+        """Cut ``metrics.jsonl`` to ``size`` bytes; remove it if that is 0. Raises UserError where it is no file."""
         if self._metrics.exists() and not self._metrics.is_file():
             raise UserError(f"{self._metrics} is no file: remove it, or put the log back")
         if size == 0:
@@ -276,11 +261,11 @@ class Run:
 
 
 class Clock:
-    """Seconds spent, over interruptions."""
+    """A run's time, without interruptions."""
 
     def __init__(self, before: float = 0.0) -> None:
         self._start = time.perf_counter() - before
 
     def seconds(self) -> float:
-        """Return the seconds since the run's first start, without the time it lay still."""
+        """Return the seconds that the run has taken so far."""
         return time.perf_counter() - self._start

@@ -1,7 +1,4 @@
-"""Check results.json, which others may have written or damaged: as docs/results.md says, or refused with the key.
-
-Imports no torch.
-"""
+"""Check that results.json, which may come from others or be damaged, is as docs/results.md says. Imports no torch."""
 
 from __future__ import annotations
 
@@ -98,10 +95,10 @@ SCHEMA: dict[str, Kind] = {
     **{f"{way}_recall_at_{k}": SHARE for way in WAYS for k in AT},
     **{f"{way}_median_rank": AMOUNT for way in WAYS},
 }
-"""The type of each key, if present; other keys are ignored."""
+"""What the value of each key must be; other keys are ignored."""
 
 LEAST = ("schema", "method", "last")
-"""Keys that a comparison needs."""
+"""Keys that comparisons need."""
 WHOLE = (
     *("method", "data", "model", "memory_budget", "memory_bytes", "last", "average", "zero_shot", "seconds"),
     *("forgetting", "tasks", "skipped_images", "accuracy_after_stage", "zero_shot_after_stage", "matrix"),
@@ -121,19 +118,17 @@ def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
         needed: keys that it must have.
 
     Raises:
-        Unreadable: it cannot be read, or is not as ``SCHEMA`` says: naming the key.
+        Unreadable: the file cannot be read, or a key is not as ``SCHEMA`` says.
     """
     found = cleaned(read_json(path))
-    if not isinstance(found, dict):
-        raise Unreadable("it is no JSON object")
-    wrong = _problem(found, needed)
+    wrong = _problem(found, needed) if isinstance(found, dict) else "it is no JSON object"
     if wrong:
         raise Unreadable(wrong)
     return found
 
 
 def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
-    """Return the same for a message. Raises UserError."""
+    """Return the same, but raise UserError."""
     try:
         return load(path, needed)
     except Unreadable as error:
@@ -143,29 +138,28 @@ def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
 
 
 def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return bytes of the exemplars and of the method's state, which is all that is kept beside the model; None where
-    the results do not say."""
+    """Return the bytes kept beside the model, as exemplars and as the method's state; None if not recorded."""
     if "memory_bytes" not in results:
         return None
     return results["memory_bytes"], results.get("state_bytes", 0)
 
 
 def beside_frozen(level: float, last: float) -> str:
-    """Return a last accuracy beside that of the frozen features, in words."""
+    """Return the accuracy of the frozen features beside a run's last, in words."""
     return f"frozen features without training: {100 * level:.1f} (this run: {100 * last:.1f})"
 
 
 def test_images(results: dict[str, Any]) -> int:
-    """Return the number of test images in the end, at most, as far as the results tell."""
+    """Return the largest number of test images that the results allow for."""
     known = [results.get("test_counts"), [row["n"] for row in results.get("per_class", ())]]
     return max((sum(counts) for counts in known if counts), default=MOST_ROWS)
 
 
 def _problem(results: dict[str, Any], needed: Sequence[str]) -> str:
-    """Say what is wrong with the results of a run in a few words; empty where nothing is."""
-    absent = next((key for key in needed if key not in results), None)
-    if absent is not None:
-        return f'it has no "{absent}"'
+    """Return what is wrong with the results of a run; empty where nothing is."""
+    for key in needed:
+        if key not in results:
+            return f'it has no "{key}"'
     for key, fits in SCHEMA.items():
         if key in results and not fits(results[key]):
             return f'its "{key}" is not what docs/results.md says'

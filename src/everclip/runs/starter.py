@@ -1,4 +1,4 @@
-"""Write a first config for a data set that trains as it is, with comments on useful changes."""
+"""Write a first config for a data set, ready to train, with comments on useful changes."""
 
 from __future__ import annotations
 
@@ -16,28 +16,20 @@ from everclip.models.catalogue import LITE
 MOST_TASKS, MOST_KEPT = 10, 10
 """Suggested number of tasks, and of exemplars per class."""
 NAMED = 12
-"""Largest number of classes to list with their counts; beyond it, only the smallest and the largest."""
+"""Most classes to list with their counts; of more, the smallest and the largest are listed."""
 LITE_SIDE = 96
 """Pixels per side for ``lite``, as in the offline default."""
 
-_METHOD = "gcl"
-_TUNE, _VIEWS = "top:4", 4
-
 
 class Starter(NamedTuple):
-    """A suggested config: ``text`` is the TOML file, and ``lines`` say how the data were read."""
+    """A suggested config: the TOML file, and lines that say how the data were read."""
 
     text: str
     lines: tuple[str, ...]
 
 
 def starter(found: Dataset, model: str, file: str) -> Starter:
-    """Suggest a config for a data set.
-
-    Args:
-        model: the spec of the model to start from.
-        file: the path that the config will be written to, for its comments.
-    """
+    """Suggest a config for a data set and a model; ``file`` is its path, for the comments."""
     several = len(found.domain_names) > 1
     lines = (f"data {found.words()}", _images(found), _tasks(found), _model(model))
     name = shlex.quote(file)
@@ -53,21 +45,19 @@ def starter(found: Dataset, model: str, file: str) -> Starter:
         "",
         "Keys that are not here have their defaults: docs/config.md lists all.",
     ]
-    scenario: dict[str, object] = {"kind": "domain-incremental" if several else "class-incremental"}
+    scenario: dict[str, object] = {"kind": "domain-incremental"}
     if not several:
-        scenario["tasks"] = _number(found)
-    top: dict[str, object] = {"data": found.name, "model": model}
-    if model == LITE:
-        top["image_size"] = LITE_SIDE
-    top |= {"tune": _TUNE, "seed": 0}
+        scenario = {"kind": "class-incremental", "tasks": _number(found)}
+    side = {"image_size": LITE_SIDE} if model == LITE else {}
+    top = {"data": found.name, "model": model, **side, "tune": "top:4", "seed": 0}
     parts = [
         "\n".join(f"# {line}".rstrip() for line in header),
         _section("", top, _TOP),
-        _section("method", {"name": _METHOD}, _NAME),
+        _section("method", {"name": "gcl"}, _NAME),
         _section("scenario", scenario, {"kind": _SCENARIO["kind"]} if several else _SCENARIO),
         _section("memory", {"per_class": _kept(found)}, _MEMORY),
         _section("train", {}, _TRAIN),
-        _section("cache", {"views": _VIEWS}, _CACHE),
+        _section("cache", {"views": 4}, _CACHE),
     ]
     return Starter("\n\n".join(parts) + "\n", lines)
 
@@ -98,7 +88,7 @@ _CACHE = {
 
 
 def _section(name: str, values: Mapping[str, object], comments: Mapping[str, str]) -> str:
-    """Return a section in TOML: its values with comments, then commented keys that it could have."""
+    """Return a section in TOML: its values with comments, then other keys, commented out."""
     lines = [f"[{name}]"] if name else []
     for key, value in values.items():
         line = tomli_w.dumps({key: value}).strip()
@@ -108,30 +98,27 @@ def _section(name: str, values: Mapping[str, object], comments: Mapping[str, str
 
 
 def _number(found: Dataset) -> int:
-    """Return tasks of at least two classes where that can be."""
+    """Return the number of tasks: at most ``MOST_TASKS``, of two or more classes if possible."""
     return max(2, min(MOST_TASKS, len(found.class_names) // 2))
 
 
 def _kept(found: Dataset) -> int:
-    """Return exemplars per class: a fifth of a usual class, and at most ``MOST_KEPT``."""
+    """Return the exemplars per class: a fifth of the median class, and at most ``MOST_KEPT``."""
     counts = found.train.counts(len(found.class_names))
     return max(1, min(MOST_KEPT, int(np.median(counts)) // 5))
 
 
 def _images(found: Dataset) -> str:
     """Say how many images the classes have."""
-    train, test = (part.counts(len(found.class_names)) for part in (found.train, found.test))
-    order = np.argsort(train, kind="stable")
     names = found.class_names
-    if len(names) <= NAMED:
-        each = ", ".join(f"{name} {train[i]}+{test[i]}" for i, name in enumerate(names))
-        return f"images per class (training+test): {each}"
-    least, most = order[0], order[-1]
-    return (
-        f"images per class (training+test): from {train[least]}+{test[least]} ({names[least]})"
-        f" to {train[most]}+{test[most]} ({names[most]}), median"
-        f" {int(np.median(train))}+{int(np.median(test))}"
-    )
+    train, test = (part.counts(len(names)) for part in (found.train, found.test))
+    each = [f"{a}+{b}" for a, b in zip(train, test, strict=True)]
+    told = ", ".join(f"{name} {count}" for name, count in zip(names, each, strict=True))
+    if len(names) > NAMED:
+        least, *_, most = np.argsort(train, kind="stable")
+        median = f"{int(np.median(train))}+{int(np.median(test))}"
+        told = f"from {each[least]} ({names[least]}) to {each[most]} ({names[most]}), median {median}"
+    return f"images per class (training+test): {told}"
 
 
 def _tasks(found: Dataset) -> str:

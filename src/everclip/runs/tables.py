@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Places = Place | Iterable[Place]
 _WHICH = ("method", "memory_budget", "seed")
-"""Keys of results.json that distinguish the runs of a table, besides their path."""
+"""Keys of results.json that distinguish the runs of a table."""
 
 
 @overload
@@ -31,17 +31,17 @@ def load_runs(paths: Places, *, as_pandas: Literal[True]) -> pandas.DataFrame: .
 
 
 def load_runs(paths: Places, *, as_pandas: bool = False) -> list[dict[str, Any]] | pandas.DataFrame:
-    """Return one dictionary per finished run, sorted by path: ``path``, all of results.json under its keys (``last``,
-    ``accuracy_after_stage``, ``matrix``, ``per_class``, ...), and the config under dotted keys (``memory.budget``,
+    """Return one dictionary per finished run, sorted by path: ``path``, all keys of results.json (``last``,
+    ``accuracy_after_stage``, ``matrix``, ``per_class``, ...), and dotted keys of the config (``memory.budget``,
     ``train.lr``, ``method.margin``, ...).
 
     Args:
         paths: run directories, folders of run directories (a sweep's ``out``), or patterns such as ``"runs/*"``.
-            What is no finished run is left out, with a line on the log.
-        as_pandas: give a pandas DataFrame, one row per run; lists stay lists in their cells.
+            Others than finished runs are left out, and named on the log.
+        as_pandas: return a pandas DataFrame, one row per run; lists stay lists in their cells.
 
     Raises:
-        UserError: a results.json or config.toml cannot be read, or pandas is wanted and not installed.
+        UserError: a results.json or config.toml cannot be read, or pandas is not installed for ``as_pandas``.
     """
     rows = [
         {"path": str(run.path)}
@@ -89,11 +89,11 @@ def load_predictions(paths: Places) -> pandas.DataFrame:
 
 
 def load_confusion(run: Place) -> pandas.DataFrame:
-    """Return how many test images of each class (rows) were taken for each class (columns) after the last task of one
-    run; classes in the order learned.
+    """Return how many test images of each class (rows) were classified as each class (columns) after the last task of
+    a run; classes in the order learned.
 
     Raises:
-        UserError: there is not one run, or it has no predictions.npz or class_labels.
+        UserError: there is no run or more than one, or it has no predictions.npz or class_labels.
     """
     pandas = import_pandas()
     found = _some(run)

@@ -1,4 +1,4 @@
-"""Put numbers into words."""
+"""Write numbers, settings and facts as words."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from everclip.metrics.stats import by_chance
 Mood = Literal["better", "worse", "level"]
 
 _LISTS = {"templates": "template", "class order": "class", "task order": "task"}
-"""Facts that are lists, with the unit of their entries."""
+"""Facts that are lists, and what they are lists of."""
 
 
 def percent(value: float | None) -> str:
-    """Return a fraction as ``71.2 %``; an en dash for nothing."""
+    """Return a fraction as ``71.2 %``; an en dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
@@ -42,8 +42,7 @@ def kept_words(images: float, state: float) -> str:
 
 
 def headline(last: float, base: float, images: int) -> tuple[Mood, str]:
-    """Return an accuracy beside zero-shot's on the same test images, in a few words: neutral where the gap may be
-    chance."""
+    """Compare an accuracy with zero-shot's on the same test images, neutrally where the gap may be chance."""
     gap = last - base
     if abs(gap) <= by_chance(last, base, images) or abs(gap) < 5e-4:
         return "level", "No better than zero-shot"
@@ -53,7 +52,7 @@ def headline(last: float, base: float, images: int) -> tuple[Mood, str]:
 
 
 def noise(last: float, base: float, images: int) -> str:
-    """Return how large a gap must be for this number of test images to show it."""
+    """Say which gaps may be chance with this number of test images."""
     least = 100 * by_chance(last, base, images)
     return f"With {images:,} test images a gap below {least:.1f} points may be chance."
 
@@ -69,21 +68,15 @@ def duration(seconds: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Return a whole number with thousands apart."""
+    """Return a whole number with commas at the thousands."""
     return "–" if value is None else f"{value:,.0f}"
 
 
 def plain(value: Any) -> str:
-    """Return a config's value as it may be written on the command line."""
-    if value is None:
-        return "none"
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    """Return a config value as on the command line."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def several(number: int, word: str) -> str:
@@ -96,19 +89,13 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")
 
 
-SHOW: dict[str, Callable[[float | None], str]] = {
-    "percent": percent,
-    "share": share,
-    "points": points,
-    "size": size,
-    "duration": duration,
-    "count": count,
-}
+_KINDS = (percent, share, points, size, duration, count)
+SHOW: dict[str, Callable[[float | None], str]] = {show.__name__: show for show in _KINDS}
 """Kinds of numbers in tables, by name."""
 
 
 def fact(key: str, value: Any) -> str:
-    """Return a fact in words; lists by their length."""
+    """Return a fact in words; lists as their length."""
     name = key.replace("_", " ")
     if value is None:
         return f"{name} unknown"

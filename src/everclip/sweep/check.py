@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from everclip import methods
@@ -13,45 +14,46 @@ from everclip.training import fork, restore
 from everclip.training.plan import Plan, check_names
 
 
-def plans(configs: Sequence[Config]) -> dict[str, Plan]:
-    """Return a plan for each distinct setting of data and tasks, by ``setting``.
+@contextmanager
+def complaints(prefix: str = "") -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Yield ``noted``, whose blocks may raise UserError; raise all different errors as one at the end."""
+    found: dict[str, None] = {}
 
-    Raises:
-        UserError: with every complaint.
-    """
+    @contextmanager
+    def noted() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            found[str(error)] = None
+
+    yield noted
+    if found:
+        raise UserError(prefix + "; ".join(found))
+
+
+def plans(configs: Sequence[Config]) -> dict[str, Plan]:
+    """Return a plan per distinct ``setting`` of data and tasks. Raises UserError with every complaint."""
     found: dict[str, Plan] = {}
-    refused: dict[str, str] = {}
+    first: dict[str, Config] = {}
     for config in configs:
-        key = setting(config)
-        if key in found or key in refused:
-            continue
-        try:
-            found[key] = Plan.of(config)
-        except UserError as error:
-            refused[key] = str(error)
-    for config in {repr([config.model, config.trackers]): config for config in configs}.values():
-        try:
-            check_names(config)
-        except UserError as error:
-            refused[str(error)] = str(error)
-    _raise(refused.values())
+        first.setdefault(setting(config), config)
+    with complaints() as noted:
+        for key, config in first.items():
+            with noted():
+                found[key] = Plan.of(config)
+        for config in {repr([config.model, config.trackers]): config for config in configs}.values():
+            with noted():
+                check_names(config)
     return found
 
 
 def forks(configs: Sequence[Config]) -> None:
-    """Find the checkpoint of each config that is forked from another run.
-
-    Raises:
-        UserError: with every complaint.
-    """
-    refused: list[str] = []
-    for config in configs:
-        if config.fork is not None:
-            try:
-                fork.source(config)
-            except UserError as error:
-                refused.append(str(error))
-    _raise(refused)
+    """Find the checkpoint that each config is forked from, if any. Raises UserError with every complaint."""
+    with complaints() as noted:
+        for config in configs:
+            with noted():
+                if config.fork is not None:
+                    fork.source(config)
 
 
 def setting(config: Config) -> str:
@@ -61,41 +63,26 @@ def setting(config: Config) -> str:
 
 
 def models(configs: Sequence[Config], plans: dict[str, Plan]) -> None:
-    """Load each model once, and let each method that adds to it do so once; what is forked, from its checkpoint.
+    """Load each model once, and let each method that adds to it do so once; a fork from its checkpoint.
 
     Raises:
-        UserError: with every complaint: no such model or device, a method that the model does not suit, or a checkpoint
-            that does not fit.
+        UserError: with every complaint: an unknown model or device, a method that the model does not suit, or a
+            checkpoint that does not fit.
     """
-    refused: list[str] = []
-    seen: set[str] = set()
+    distinct: dict[str, Plan] = {}
     for config in configs:
         plan = plans[setting(config)]
-        here = replace(
-            plan,
-            config=config.model_copy(update={"device": "cpu"}),
-            method=methods.build(config, plan.prompts),
-        )
-        grows = type(here.method).grow is not Method.grow
+        method = methods.build(config, plan.prompts)
+        adds = type(method).grow is not Method.grow or config.fork
         forked = [config.fork, config.seed] if config.fork else None
-        key = repr(
-            [config.device, config.model, config.image_size, (grows or forked) and config.method, forked]
-        )
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            restore.device(config.device)
-            if forked:
-                fork.check(here)
-            else:
-                restore.grow(here, restore.load_model(here, config.model), plan.tasks[0])
-        except UserError as error:
-            refused.append(str(error))
-    _raise(refused)
-
-
-def _raise(refused: Iterable[str]) -> None:
-    different = list(dict.fromkeys(refused))
-    if different:
-        raise UserError("; ".join(different))
+        key = repr([config.device, config.model, config.image_size, adds and config.method, forked])
+        distinct.setdefault(key, replace(plan, config=config, method=method))
+    with complaints() as noted:
+        for plan in distinct.values():
+            here = replace(plan, config=plan.config.model_copy(update={"device": "cpu"}))
+            with noted():
+                restore.device(plan.config.device)
+                if here.config.fork:
+                    fork.check(here)
+                else:
+                    restore.grow(here, restore.load_model(here, here.config.model), here.tasks[0])

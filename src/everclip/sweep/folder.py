@@ -1,6 +1,6 @@
-"""Manage a sweep's folder, whose run directories are identified by their configs' content, not by their names.
+"""Manage a sweep's folder, whose run directories are identified by the content of their configs, not by name.
 
-out/gdro_m500_s0/     a run directory; config.toml and results.json suffice for it to count as finished
+out/gdro_m500_s0/     a run directory; with config.toml and results.json it counts as finished
 out/logs/NAME.log     output of the run's command
 out/tune/NAME/        a search of --tune
 out/sweep.json        the command, the cells with their runs, and the failures
@@ -41,12 +41,12 @@ class Found(NamedTuple):
 
 
 class Folder:
-    """A sweep's folder; as a context manager it is locked against a second sweep."""
+    """A sweep's folder. A context manager that locks it against a second sweep."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.failures: dict[str, str] = {}
-        """The error, one line, of each run that failed, by its key."""
+        """The one-line error of each failed run or search, by key."""
         self._lock = FileLock(path / ".sweep.lock", timeout=0)
         self._found: dict[str, Found] = {}
         self._names: dict[str, str] = {}
@@ -68,7 +68,7 @@ class Folder:
         self._lock.release()
 
     def scan(self, jobs: Sequence[Job]) -> None:
-        """Look which runs are there, and choose a directory for each of ``jobs``.
+        """Find the runs in the folder, and choose a directory for each of ``jobs``.
 
         Raises:
             UserError: ``out`` is a file or itself a run directory.
@@ -78,22 +78,22 @@ class Folder:
                 f"out={self.path} is no folder of runs: for a sweep, out holds the run directories"
             )
         self.failures = self._read().get("failed", {})
-        self._found = {}
-        folders = self.path.iterdir() if self.path.is_dir() else ()
-        for folder in sorted(folders, key=lambda folder: natural(folder.name)):
+        self._found, self._names = {}, {}
+        inside = list(self.path.iterdir()) if self.path.is_dir() else []
+        for folder in sorted(inside, key=lambda folder: natural(folder.name)):
             if (folder / "config.toml").is_file():
                 self._take(folder)
-        taken = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        self._names = {}
+        taken = {"logs", "tune", *(path.name for path in inside)}
         for job in jobs:
-            name = self._found[job.key].path.name if job.key in self._found else job.name
-            if job.key not in self._found and (name in taken | {"logs", "tune"} or len(name) >= 200):
+            known = self._found.get(job.key)
+            name = job.name if known is None else known.path.name
+            if known is None and (name in taken or len(name) >= 200):
                 name = f"{name}_{job.key[:6]}"
             self._names[job.key] = name
             taken.add(name)
 
     def _take(self, folder: Path) -> None:
-        """Note a run directory; of two with the same content the finished one."""
+        """Note a run directory; of several with the same content a finished one."""
         try:
             with trust.reading():
                 key = content_key(Run.read_config(folder))
@@ -123,11 +123,11 @@ class Folder:
         write_atomic(self.path / "sweep.json", json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def place(self, job: Job) -> Path:
-        """Return the run directory of a job, there or to be made."""
+        """Return the run directory of a job, whether it exists or not."""
         return self.path / self._names[job.key]
 
     def state(self, job: Job) -> State:
-        """Say where a job stands; a failed one has an entry in ``failures``."""
+        """Return the state of a job; a failed one has an entry in ``failures``."""
         if (self.place(job) / "results.json").is_file():
             return "finished"
         if job.key in self.failures:
@@ -135,7 +135,7 @@ class Folder:
         return "unfinished" if (self.place(job) / "config.toml").is_file() else "waiting"
 
     def command(self, job: Job) -> list[str]:
-        """Return the words of ``everclip`` that begin or continue a job."""
+        """Return the words of the ``everclip`` command that begins or continues a job."""
         place = self.place(job)
         if (place / "config.toml").is_file():
             values = read_toml(place / "config.toml")
@@ -143,7 +143,7 @@ class Folder:
         return ["train", *job.words, f"out={place}", *trust.passed_on()]
 
     def log(self, name: str) -> Path:
-        """Return the file that keeps the output of a command."""
+        """Return the file for a command's output."""
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         return logs / f"{name}.log"
@@ -153,24 +153,19 @@ def busy(run: Path) -> bool:
     """Return whether another process works in a run directory."""
     if not (run / ".lock").exists() or diverted(run, [".lock"]):
         return False
-    lock = FileLock(run / ".lock", timeout=0)
     try:
-        with lock:
+        with FileLock(run / ".lock", timeout=0):
             return False
     except (Timeout, OSError):
         return True
 
 
 _DROPPED = ".checkpoints.dropped"
-"""Name of checkpoints being removed, so that a killed process leaves no partial ones."""
+"""Checkpoints are renamed to this before they are removed, so that a killed process leaves no partial ones."""
 
 
 def drop_checkpoints(run: Path) -> int:
-    """Remove the checkpoints of a finished run where no process is at work; returns the bytes that this gives back.
-
-    Raises:
-        OSError: they cannot be removed.
-    """
+    """Remove the checkpoints of a finished run that no process works in; return the bytes freed. Raises OSError."""
     if not (run / "results.json").is_file() or busy(run) or diverted(run, ("checkpoints", _DROPPED)):
         return 0
     kept, going = run / "checkpoints", run / _DROPPED
@@ -185,6 +180,6 @@ def drop_checkpoints(run: Path) -> int:
 
 
 def tidy(run: Path) -> None:
-    """Remove what a killed process has noted of itself in a run directory where none is at work."""
+    """Remove a killed process's note of itself from a run directory that no process works in."""
     if not busy(run):
         (run / HOLDER).unlink(missing_ok=True)

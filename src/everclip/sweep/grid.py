@@ -2,8 +2,8 @@
 
     method=gcl,ewc memory.budget=0,500 method.ewc.strength=10,100 seed=0..4
 
-Commas separate values except in brackets or quotes; ``0..4`` is 0, 1, 2, 3, 4. ``method.NAME.OPTION`` sets an option
-of one method only. For a method without exemplars one run serves every budget.
+Commas separate values except in brackets or quotes; ``0..4`` is 0, 1, 2, 3, 4. ``method.NAME.OPTION`` sets an
+option of one method only. One run of a method without exemplars serves every budget.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from everclip.system import trust
 from everclip.training import estimate
 
 WHOLE = ("out", "tuned_on", "classnames")
-"""Keys whose values may contain commas, which are never split."""
+"""Keys whose values are never split at commas."""
 MOST_VALUES = 10_000
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -37,7 +37,7 @@ _SAFE = re.compile(r"[^A-Za-z0-9_.+=-]+")
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One combination of the values, as written; ``config`` is resolved, ``words`` are the command's that give it."""
+    """One combination of the values, as written, with its resolved config and the words of the command that give it."""
 
     values: Mapping[str, str]
     words: tuple[str, ...]
@@ -45,14 +45,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A folder's name: method, memory and seed as far as they vary, then the rest."""
+        """The name of its folder: the method, then keys and values."""
         short = {"memory.budget": "m", "memory.per_class": "k", "seed": "s"}
-        parts = [
-            short.get(key, key.rsplit(".", 1)[-1]) + value
-            for key, value in self.values.items()
-            if key != "method"
-        ]
-        return "_".join(_SAFE.sub("-", part).strip("-") for part in [self.config.method.name, *parts])
+        values = {
+            short.get(key, key.rsplit(".", 1)[-1]): v for key, v in self.values.items() if key != "method"
+        }
+        parts = [self.config.method.name, *(key + value for key, value in values.items())]
+        return "_".join(_SAFE.sub("-", part).strip("-") for part in parts)
 
 
 @dataclass(eq=False)
@@ -64,12 +63,12 @@ class Job:
 
     @property
     def config(self) -> Config:
-        """The content that is run, which the cells share."""
+        """The config that all cells share."""
         return content(self.cells[0].config)
 
     @property
     def name(self) -> str:
-        """A folder's name; with the memory that is kept, whatever the budget."""
+        """The name of its folder, with the exemplars that are kept, whatever the budget."""
         cell = self.cells[0]
         memory = self.config.memory
         kept = {"memory.budget": str(memory.budget)} if "memory.budget" in cell.values else {}
@@ -79,7 +78,7 @@ class Job:
 
     @property
     def words(self) -> list[str]:
-        """The words of ``everclip train`` for it."""
+        """The words of ``everclip train`` for the run."""
         config = self.config
         if config.memory == self.cells[0].config.memory:
             return list(self.cells[0].words)
@@ -90,21 +89,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Grid:
-    """Axes of the words that have several values, and the cells in the order of the axes.
-
-    Args:
-        out: the folder asked for.
-        skipped: a line for each cell that was left out, as its method has no form there.
-    """
+    """The keys with several values, and the cells in their order."""
 
     axes: dict[str, list[str]]
     cells: list[Cell]
-    out: str | None
-    skipped: tuple[str, ...] = ()
+    out: str | None  # the folder asked for
+    skipped: tuple[str, ...] = ()  # a line per cell that its method cannot run
 
     def jobs(self) -> list[Job]:
-        """Return the distinct runs; those of the first seed come first, so that a part of the grid is a whole table
-        early."""
+        """Return the distinct runs, those of the first seed first: they fill a whole table early."""
         jobs: dict[str, Job] = {}
         for cell in self.cells:
             key = content_key(cell.config)
@@ -127,18 +120,18 @@ def content(config: Config) -> Config:
 
 
 def content_key(config: Config) -> str:
-    """Return 16 digits that two resolved configs share if they ask for the same run."""
+    """Return 16 digits that resolved configs share if they ask for the same run."""
     return config_hash(content(config))
 
 
 def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
-    """Return the grid of command-line words: a config's name or file first, if any, then KEY=VALUES.
+    """Return the grid of command-line words: the name or file of a config, if any, then KEY=VALUES.
 
     Args:
         extra: words of every cell, such as ``smoke=true``.
 
     Raises:
-        UserError: a word cannot be read, cells are invalid (the message has all their complaints), or none is left.
+        UserError: a word cannot be read, cells are invalid (with every complaint), or no cell is left.
     """
     base = [words[0]] if words and not is_override(words[0]) else []
     given: dict[str, list[str]] = {}
@@ -149,7 +142,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
                 f"{shown(word)} is no KEY=VALUE: use KEY=A,B; a config's name or file comes first"
             )
         if key in given:
-            raise UserError(f"{shown(key)} is given twice: write it once, with all its values after commas")
+            raise UserError(f"{shown(key)} is given twice: use it once, with all its values after commas")
         given[key] = [text] if key in WHOLE else parted(text, key)
     out = given.pop("out", [None])[0]
     methods = given.get("method") or [_method_of(base)]
@@ -162,7 +155,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
         settings["method"] = [method]
         shared_keys = [key for key in given if key != "method" and key not in own[method]]
         keys = [key for key in ("method", *own[method], *shared_keys) if key in settings]
-        several = [key for key in keys if len(settings[key]) > 1 or (key == "method" and len(methods) > 1)]
+        several = [key for key in keys if len(methods if key == "method" else settings[key]) > 1]
         for values in product(*(settings[key] for key in keys)):
             chosen = dict(zip(keys, values, strict=True))
             cell = [*base, *(f"{key}={value}" for key, value in chosen.items()), *extra]
@@ -187,10 +180,10 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
 
 
 def _method_of(base: Sequence[str]) -> str:
-    """Return the method of a config, to be a word of each cell. Raises UserError for code that only a file asks for."""
+    """Return the method of a config, to be a word of each cell. Raises UserError for code that only a file names."""
     name = load_config(base).method.name
     for module in trust.names(name):
-        trust.check(module)  # what stands in a word counts as written by the user
+        trust.check(module)  # a word counts as written by the user
     return name
 
 
@@ -205,7 +198,7 @@ def _all_valid(refused: Sequence[str]) -> None:
 def owned(
     given: Mapping[str, list[str]], methods: Sequence[str]
 ) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
-    """Return values of ``method.NAME.OPTION`` for each method, as ``method.OPTION``; and the values that all have.
+    """Return the values of ``method.NAME.OPTION`` per method, as ``method.OPTION``, and the values of all methods.
 
     Raises:
         UserError: NAME is a method that is not in the grid.
@@ -214,36 +207,33 @@ def owned(
     shared: dict[str, list[str]] = {}
     for key, values in given.items():
         owner = next((method for method in methods if key.startswith(f"method.{method}.")), None)
-        if owner is not None:
-            own[owner]["method." + key.removeprefix(f"method.{owner}.")] = values
-            continue
-        parts = key.split(".")
-        if len(parts) > 2 and parts[0] == "method" and parts[1] in plugins.names("methods"):
-            raise UserError(f"{key} is an option of {parts[1]}, which is not in the grid: add it to method=")
-        shared[key] = values
+        match key.split("."):
+            case _ if owner is not None:
+                own[owner]["method." + key.removeprefix(f"method.{owner}.")] = values
+            case ["method", name, _, *_] if name in plugins.names("methods"):
+                raise UserError(f"{key} is an option of {name}, which is not in the grid: add it to method=")
+            case _:
+                shared[key] = values
     return own, shared
 
 
 def parted(text: str, key: str) -> list[str]:
-    """Return the values in a text: parted at commas outside of brackets and quotes, ranges ``A..B`` written out, each
-    once.
+    """Return the distinct values of a text, split at commas outside of brackets and quotes, ranges ``A..B`` expanded.
 
     Raises:
-        UserError: a value is empty, a range is backwards or far too long.
+        UserError: a value is empty, or a range runs backwards or is far too long.
     """
-    values: list[str] = []
-    word, closing = "", [""]
+    words, closing = [""], [""]
     for char in text:
+        if char == "," and len(closing) == 1:
+            words.append("")
+            continue
         if char == closing[-1]:
             closing.pop()
         elif char in _PAIRS and closing[-1] not in ('"', "'"):
             closing.append(_PAIRS[char])
-        elif char == "," and len(closing) == 1:
-            values.append(word.strip())
-            word = ""
-            continue
-        word += char
-    values.append(word.strip())
+        words[-1] += char
+    values = [word.strip() for word in words]
     if "" in values:
         raise UserError(f'"{key}={text}" has an empty value: use {key}=A,B')
     found: list[str] = []
@@ -260,5 +250,5 @@ def parted(text: str, key: str) -> list[str]:
 
 
 def toml_text(value: Any) -> str:
-    """Return a config value as a word of the command line has it."""
+    """Return a config value as on the command line."""
     return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()

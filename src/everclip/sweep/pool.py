@@ -20,12 +20,12 @@ GRACE = 60.0
 EVERY = 0.2
 """Seconds between polls of the processes."""
 STOPPED = (75, 130)
-"""Exit codes of a command that was asked to stop; the next sweep continues it."""
+"""Exit codes of a command that was asked to stop, and that the next sweep continues."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One command: its name, its words, the directory it works in, and where its output goes."""
+    """One command: its name and words, its working directory, and the file for its output."""
 
     name: str
     words: Sequence[str]
@@ -41,8 +41,8 @@ class Child:
         self.slot = slot
         self.started = time.monotonic()
         with work.log.open("ab") as output:
-            # A session of its own: Ctrl-C goes to the sweep alone, which then asks its children to stop.
-            # -P: else modules of the current folder, whosever it is, would stand before the installed ones.
+            # Its own session: Ctrl-C goes to the sweep alone, which then asks its children to stop.
+            # -P: otherwise modules of the current folder would come before the installed ones.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "everclip.cli.child", *work.words],
                 stdin=subprocess.PIPE,
@@ -58,51 +58,49 @@ class Child:
         return time.monotonic() - self.started
 
     def ended(self) -> bool:
-        """Return whether it is over; what held it to the sweep is closed then."""
-        if self.process.poll() is None:
-            return False
-        if self.process.stdin is not None:
+        """Return whether it has ended, and close its pipe then."""
+        over = self.process.poll() is not None
+        if over and self.process.stdin is not None:
             self.process.stdin.close()
-        return True
+        return over
 
     def error(self) -> str | None:
         """Return why an ended command failed, in one line; None where it did not, or was asked to stop."""
         code = self.process.returncode
-        if code == 0 or code in STOPPED or code == -signal.SIGTERM:
+        if code in (0, *STOPPED, -signal.SIGTERM):
             return None
         if code < 0:
-            return f"ended by {signal.Signals(-code).name}" + (
-                ", perhaps out of memory: try a smaller --jobs" if code == -signal.SIGKILL else ""
-            )
+            why = ", perhaps out of memory: try a smaller --jobs" if code == -signal.SIGKILL else ""
+            return f"ended by {signal.Signals(-code).name}{why}"
         lines = self.work.log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.startswith("error: ")), None)
         return last.removeprefix("error: ") if last else f"exit code {code}: see {self.work.log}"
 
 
 class Watcher(ABC):
-    """A watcher, which is told how it goes."""
+    """An observer of ``run``."""
 
     @abstractmethod
     def started(self, child: Child) -> None:
-        """Take note that a command begins."""
+        """Note that a command has started."""
 
     @abstractmethod
     def ended(self, child: Child, error: str | None) -> None:
-        """Take note that it is over; ``error`` says why it failed."""
+        """Note that a command has ended; ``error`` says why it failed."""
 
     @abstractmethod
     def stopping(self, running: Sequence[Child]) -> None:
-        """Take note that those still running are about to be asked to save themselves and end."""
+        """Note that the running commands are about to be asked to save their progress and end."""
 
     @abstractmethod
     def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
-        """Look at what runs and waits, several times per second."""
+        """Note the running and waiting commands, several times per second."""
 
 
 def run(works: Sequence[Work], slots: Sequence[Environment], watcher: Watcher) -> None:
-    """Run commands until all have ended, each slot one at a time. Whatever ends this, no child is left.
+    """Run commands until all have ended, one at a time per slot. Whatever ends this, no child is left.
 
-    A command whose directory another process works in waits for its turn to come again.
+    A command waits while another process works in its directory.
     """
     waiting, free, running = list(works), list(slots), []
     try:
@@ -124,7 +122,7 @@ def run(works: Sequence[Work], slots: Sequence[Environment], watcher: Watcher) -
 
 
 def stop(children: Sequence[Child]) -> None:
-    """Ask commands to save themselves and end; kill what has not after ``GRACE`` seconds."""
+    """Ask commands to save their progress and end; kill the others after ``GRACE`` seconds."""
     for child in children:
         child.process.terminate()
     end = time.monotonic() + GRACE

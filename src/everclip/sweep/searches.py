@@ -1,7 +1,7 @@
-"""Run the searches of ``--tune`` before the grid, once per method and memory size, on held-out images of two tasks.
+"""Run the searches of ``--tune`` before the grid, on held-out images of the first two tasks.
 
-Cells that differ only in the seed share a search, at the first seed; all others have their own. A search
-is ``everclip tune`` (the test set is never read), and the cells then train with its values and its ``tuned_on``.
+Cells that differ only in the seed share a search, at the first seed. A search is ``everclip tune``, which never
+reads the test set; its cells then train with its values and its ``tuned_on``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from everclip.runs.resolve import resolve
 from everclip.sweep import check, trials
 from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
 from everclip.sweep.trials import space
-from everclip.sweep.tune import default_search
+from everclip.sweep.tune import SEARCHED, default_search
 from everclip.system import trust
 from everclip.training.plan import Plan
 
 RATES = "rates"
-"""The keyword for the default search of ``everclip tune``: the rates of both towers and of a head."""
+"""The keyword for the default search of ``everclip tune`` (``tune.default_search``)."""
 ALL = "all"
-"""The keyword for a search over everything tunable within a number of trials (``everclip.sweep.trials``)."""
+"""The keyword for a search of everything tunable within a number of trials (``trials.space``)."""
 SHARE = "scenario.validation="
-"""Beginning of the word for the share of the training images on which trials are scored."""
+"""Beginning of the word for the fraction of the training images on which trials are scored."""
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
 """Matches what follows each value of a search in ``tuned_on``."""
 _TRIALS = r", \d+ of {most} trials[^;]*; "
@@ -41,23 +41,18 @@ _KEY = r"(?:^|; )([\w.]+) "
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search and the cells that it is for.
-
-    Args:
-        keys: what it chooses.
-        trials: runs that it may make, but for a few where grids grow.
-        most: bounds them, with grids that grow, if it is given.
-        share: of the training images, on which trials are scored; None: ``tune.SHARE``.
-    """
+    """A search and the cells that it is for."""
 
     name: str
     key: str
     words: tuple[str, ...]
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # the keys that it chooses values of
     path: Path
     cells: tuple[Cell, ...]
-    trials: int
+    trials: int  # the number of its runs
+    # the bound of ``everclip tune --trials``; None: every value is tried, key after key
     most: int | None = None
+    # fraction of the training images on which trials are scored; None: ``tune.SHARE``
     share: float | None = None
 
     @property
@@ -66,13 +61,13 @@ class Search:
         return (self.path / "tuned.toml").is_file()
 
     def command(self) -> list[str]:
-        """Return the words of ``everclip`` that begin or continue it."""
+        """Return the words of the ``everclip`` command that begins or continues it."""
         trials = [] if self.most is None else ["--trials", str(self.most)]
         held = [] if self.share is None else [f"{SHARE}{self.share}"]
         return ["tune", *self.words, *held, f"out={self.path}", *trials, "--json", *trust.passed_on()]
 
     def chosen(self) -> list[str]:
-        """Return what it has found, as words of a config."""
+        """Return the values found, as words of a config."""
         return _words(self.path / "tuned.toml", (*self.keys, "tuned_on"))
 
 
@@ -84,14 +79,14 @@ def searches(
     most: int | None = None,
     share: float | None = None,
 ) -> list[Search]:
-    """Return the searches of ``--tune WORDS`` for a grid; none for cells in which nothing of it trains.
+    """Return the searches of ``--tune WORDS`` for a grid; none for cells whose method trains none of the keys.
 
     Args:
-        most: trials of each search; None: as many as the values of the words, or ``trials.MOST`` for ``ALL``.
-        share: of the training images, on which trials are scored; None: ``tune.SHARE``.
+        most: trials per search; None: one per value of the words, or ``trials.MOST`` for ``ALL``.
+        share: fraction of the training images on which trials are scored; None: ``tune.SHARE``.
 
     Raises:
-        UserError: a word is none that can be searched, or a value is invalid for a method.
+        UserError: a word cannot be searched, or a value is invalid for a method.
     """
     given: dict[str, list[str]] = {}
     if ALL in words and most is None:
@@ -105,7 +100,7 @@ def searches(
             raise UserError(f'--tune "{word}" has no values to choose from: use KEY=A,B, {RATES} or {ALL}')
         if named and len(words) > 1:
             raise UserError(f"--tune {word} cannot be combined: list the values to search other keys too")
-        if not named and not key.startswith(("train.", "method.", "center")):
+        if not named and not key.startswith(SEARCHED):
             raise UserError(
                 f"--tune {key} is not a setting that can be tuned: train.KEY, method.OPTION, center"
             )
@@ -135,13 +130,10 @@ def _search(
     most: int | None,
     share: float | None,
 ) -> Search | None:
-    """Return the search for cells that share one; None where none of the keys matters to their method."""
-    cell = cells[0]
-    first = plan.tasks[0]
-    trains = bool(methods.build(cell.config, plan.prompts).learner(first).phases(first))
-    wanted = {
-        key: values for key, values in wanted.items() if trains or key == ALL or key.startswith("method.")
-    }
+    """Return the search that these cells share; None where no key makes a difference to their method."""
+    cell, first = cells[0], plan.tasks[0]
+    if not methods.build(cell.config, plan.prompts).learner(first).phases(first):  # nothing trains
+        wanted = {key: values for key, values in wanted.items() if key == ALL or key.startswith("method.")}
     asked = dict(wanted)
     if ALL in wanted:
         asked = space(cell.config, {word.partition("=")[0] for word in cell.words})
@@ -166,10 +158,9 @@ def _search(
 def _made(
     cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | None, share: float | None
 ) -> Path | None:
-    """Return a finished search of the same values for the same cell, whatever its directory is called; of the same keys
-    within as many trials, and on the same share of the images, where these are given.
+    """Return the folder of a finished search of the same values (with ``most``, keys) for the same cell, if any.
 
-    Known by its content, as runs are, since the code in a name changes with each key that the config gets.
+    It is known by its content, as runs are: the code in a name changes with each new config key.
     """
     held = "" if share is None else f", {share} of their training images"
     searched = "; ".join(f"{key} {', '.join(values)}" for key, values in asked.items())
@@ -193,10 +184,10 @@ def _made(
 
 
 def _words(file: Path, keys: Iterable[str]) -> list[str]:
-    """Return values of a config's file as words, which then count as written by the user.
+    """Return keys of a config file as words, which then count as written by the user.
 
     Raises:
-        UserError: the file cannot be read, or names code that nobody allowed.
+        UserError: the file cannot be read, or names code that the user has not allowed.
     """
     tables = read_toml(file)
     found, code = flat(tables), trust.in_config(tables)
@@ -208,20 +199,16 @@ def _words(file: Path, keys: Iterable[str]) -> list[str]:
 
 def _check(found: Sequence[Search], given: Mapping[str, list[str]]) -> None:
     """Raise UserError with every complaint about a value of a search."""
-    refused: dict[str, None] = {}
-    for search in found:
-        for key in search.keys:
-            for value in given.get(key, []):
-                try:
-                    resolve(load_config([*search.cells[0].words, f"{key}={value}"]))
-                except UserError as error:
-                    refused[str(error)] = None
-    if refused:
-        raise UserError("--tune: " + "; ".join(refused))
+    with check.complaints("--tune: ") as noted:
+        for search in found:
+            words = (f"{key}={value}" for key in search.keys for value in given.get(key, []))
+            for word in words:
+                with noted():
+                    resolve(load_config([*search.cells[0].words, word]))
 
 
 def tuned(grid: Grid, searches: Sequence[Search]) -> Grid:
-    """Return the grid with what finished searches have chosen; without the cells of those that have not."""
+    """Return the grid with the values of finished searches, and without the cells of unfinished ones."""
     cells: list[Cell] = []
     for cell in grid.cells:
         search = next((search for search in searches if cell in search.cells), None)

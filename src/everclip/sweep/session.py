@@ -34,24 +34,18 @@ Json = dict[str, Any]
 class Session:
     """A grid in its folder.
 
-    Args:
-        command: the words of the sweep, for the record.
-        asked: the grid as the words give it.
-        plans: of the settings of data, where they have been looked at.
-        tune: all searches of ``--tune``.
-
     Attributes:
-        grid: the cells that can be run by now: those of a search, with its values, once it is finished.
+        grid: the cells that can run now; those of a search have its values, once it is finished.
         searches: those that are not finished.
         jobs: the runs of ``grid``.
-        dropped: bytes of checkpoints that were removed.
+        dropped: bytes of removed checkpoints.
     """
 
-    command: list[str]
-    asked: Grid
+    command: list[str]  # the words of the sweep, for the record
+    asked: Grid  # the grid as the words give it
     folder: Folder
-    plans: dict[str, Plan]
-    tune: list[Search]
+    plans: dict[str, Plan]  # by ``check.setting``; empty where the data were not read
+    tune: list[Search]  # all searches of ``--tune``
 
     def __post_init__(self) -> None:
         self.dropped = 0
@@ -66,17 +60,17 @@ class Session:
         look: bool = True,
         trials: int | None = None,
     ) -> Session:
-        """Return the session that words ask for; nothing is written.
+        """Return the session of a command; write nothing.
 
         Args:
-            words: of the grid. With ``tune``, ``scenario.validation`` is the share of the training images on which
-                searches score; the runs then train on all of them.
+            words: of the grid. With ``tune``, ``scenario.validation`` is the fraction of the training images that
+                searches score on; the runs then train on all of them.
             extra: words of every cell, such as ``smoke=true``.
-            look: look at the data, so that what does not fit them is found now.
-            trials: runs of each search, at most.
+            look: read the data now, to find what does not fit them.
+            trials: most runs per search.
 
         Raises:
-            UserError: a cell of the grid cannot be, or ``out`` is no folder of runs.
+            UserError: a cell of the grid is invalid, or ``out`` is no folder of runs.
         """
         held = [word for word in words if tune and word.startswith(searches.SHARE)]
         share = load_config(held).scenario.validation
@@ -86,12 +80,8 @@ class Session:
                 "--tune trains from the first task, but a fork starts later: tune first, then fork with the"
                 " values found"
             )
-        asked = [
-            sorted(job.key for job in grid.jobs()),
-            list(tune),
-            *([] if trials is None else [trials]),
-            *held,
-        ]
+        bound = [] if trials is None else [trials]
+        asked = [sorted(job.key for job in grid.jobs()), list(tune), *bound, *held]
         # the same command finds its folder again
         out = grid.out or f"runs/sweep-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}"
         folder = Folder(Path(out).expanduser())
@@ -102,7 +92,7 @@ class Session:
         return cls(list(words), grid, folder, plans, found)
 
     def refresh(self) -> None:
-        """Take what finished searches have chosen, and look again at what is in the folder."""
+        """Take the values of finished searches, and scan the folder again."""
         self.grid = searches.tuned(self.asked, self.tune)
         self.searches = [search for search in self.tune if not search.finished]
         self.jobs = self.grid.jobs()
@@ -113,41 +103,35 @@ class Session:
         return [job for job in self.jobs if self.folder.state(job) in ("waiting", "unfinished")]
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds of what is missing, one run after another; None where a model's operations are unknown.
+        """Estimate the seconds of all missing runs in sequence; None where a model's operations are unknown.
 
-        Searches count with all their trials, and their cells with the settings before the search. Needs the plans of
-        the data.
+        Searches count with all their trials, their cells with the settings before the search. Needs ``plans``.
         """
         configs: list[tuple[Config, int]] = [(job.config, 1) for job in self.waiting()]
         for search in self.searches:
-            first = search.cells[0].config
-            scored = first.scenario.model_copy(update={"validation": search.share or tuning.SHARE})
-            configs.append((first.model_copy(update={"scenario": scored}), search.trials))
-            configs += [
-                (config, 1) for config in {content_key(c.config): c.config for c in search.cells}.values()
-            ]
+            distinct = {content_key(cell.config): cell.config for cell in search.cells}
+            configs += [(config, 1) for config in distinct.values()]
+            scored = _validated(search.cells[0].config, search.share or tuning.SHARE)
+            configs.append((scored, search.trials))
         total = 0.0
         for config, runs in configs:
-            whole = config.model_copy(
-                update={"scenario": config.scenario.model_copy(update={"validation": None})}
-            )
-            found = pace.of_plan(Plan.of(config, self.plans[check.setting(whole)].data))
+            data = self.plans[check.setting(_validated(config, None))].data
+            found = pace.of_plan(Plan.of(config, data))
             if found is None:
                 return None
             total += runs * found.seconds
         return total
 
     def retry(self) -> None:
-        """Take failed runs and searches as not failed."""
+        """Forget which runs and searches have failed."""
         self.folder.failures = {}
 
-    # Running ------------------------------------------------------------------------------------------------------
-
     def run(self, slots: Sequence[Environment], retry: bool = False, drop: bool = False) -> None:
-        """Run what is missing, searches first; the folder is locked meanwhile.
+        """Run what is missing, searches first, with the folder locked.
 
         Args:
-            drop: remove the checkpoints of each run, and of each search's trials, once it is finished.
+            retry: run what failed, too.
+            drop: remove the checkpoints of each finished run, and of a finished search's trials.
 
         Raises:
             UserError: a method refuses the model, or the folder is in use.
@@ -177,35 +161,38 @@ class Session:
                 self.folder.write(self.command, self.jobs)
 
     def _run_searches(self, slots: Sequence[Environment], drop: bool) -> None:
-        waiting = [search for search in self.searches if search.key not in self.folder.failures]
-        works = {
-            Work(
-                f"tune {search.name}", search.command(), search.path, self.folder.log(f"tune-{search.name}")
-            ): search
-            for search in waiting
-        }
+        works: dict[Work, Search] = {}
+        for search in self.searches:
+            if search.key not in self.folder.failures:
+                log = self.folder.log(f"tune-{search.name}")
+                works[Work(f"tune {search.name}", search.command(), search.path, log)] = search
 
         def ended(work: Work, error: str | None) -> tuple[bool, str]:
             search = works[work]
-            if error is not None:
-                self.folder.failures[search.key] = error
-                self.folder.write(self.command, self.jobs)
-                return False, f"failed: {error}"
-            if not search.finished:
-                return False, "stopped"
+            if error is not None or not search.finished:
+                return self._unfinished(search.key, error)
             self.dropped += sum(map(drop_checkpoints, search.path.glob("*/"))) if drop else 0
             return True, " ".join(search.chosen()[:-1])
 
         with View(len(works), 0, {}, lambda work: "tune", ended) as view:
             pool.run(list(works), slots, view)
 
+    def _unfinished(self, key: str, error: str | None) -> tuple[bool, str]:
+        """Note that a run or search has failed with ``error``, or was stopped, and say so."""
+        if error is None:
+            return False, "stopped"
+        self.folder.failures[key] = error
+        self.folder.write(self.command, self.jobs)
+        return False, f"failed: {error}"
+
     def _run_jobs(self, slots: Sequence[Environment], drop: bool) -> None:
         waiting, seconds = self.waiting(), {}
         for job in self.jobs:
             if self.folder.state(job) == "finished":
-                tidy(self.folder.place(job))  # it may have been killed when it had its results
-                self.dropped += drop_checkpoints(self.folder.place(job)) if drop else 0
-                taken = schema.read(self.folder.place(job) / "results.json").get("seconds")
+                place = self.folder.place(job)
+                tidy(place)  # it may have been killed when it had its results
+                self.dropped += drop_checkpoints(place) if drop else 0
+                taken = schema.read(place / "results.json").get("seconds")
                 if taken is not None:
                     seconds.setdefault(job.config.method.name, []).append(float(taken))
         works: dict[Work, Job] = {}
@@ -215,11 +202,7 @@ class Session:
 
         def ended(work: Work, error: str | None) -> tuple[bool, str]:
             if not (work.path / "results.json").is_file():
-                if error is None:
-                    return False, "stopped"
-                self.folder.failures[works[work].key] = error
-                self.folder.write(self.command, self.jobs)
-                return False, f"failed: {error}"
+                return self._unfinished(works[work].key, error)
             self.dropped += drop_checkpoints(work.path) if drop else 0
             return True, f"last {schema.read(work.path / 'results.json')['last']:.1%}"
 
@@ -227,10 +210,8 @@ class Session:
         with View(len(self.jobs), done, seconds, lambda work: works[work].config.method.name, ended) as view:
             pool.run(list(works), slots, view)
 
-    # What is there ------------------------------------------------------------------------------------------------
-
     def shared(self) -> list[str]:
-        """Return a line for each method of which one run serves several cells."""
+        """Return a line per method with a run that serves several cells."""
         values: dict[str, dict[str, dict[str, None]]] = {}
         for job in self.jobs:
             for key in job.cells[0].values if len(job.cells) > 1 else ():
@@ -244,16 +225,12 @@ class Session:
         ]
 
     def failed(self) -> list[str]:
-        """Return a line for each run or search that failed: its name and its error."""
-        runs = [
-            (self.folder.place(job).name, job.key) for job in self.jobs if self.folder.state(job) == "failed"
-        ]
-        tunes = [
-            (f"tune {search.name}", search.key)
-            for search in self.searches
-            if search.key in self.folder.failures
-        ]
-        return [f"{name}: {self.folder.failures[key]}" for name, key in [*tunes, *runs]]
+        """Return the name and the error of each run or search that failed."""
+        named = [(f"tune {search.name}", search.key) for search in self.searches]
+        open_ = [job for job in self.jobs if self.folder.state(job) != "finished"]
+        named += [(self.folder.place(job).name, job.key) for job in open_]
+        failures = self.folder.failures
+        return [f"{name}: {failures[key]}" for name, key in named if key in failures]
 
     @property
     def complete(self) -> bool:
@@ -261,7 +238,7 @@ class Session:
         return not self.searches and all(self.folder.state(job) == "finished" for job in self.jobs)
 
     def cells(self) -> list[Json]:
-        """Return each cell of the grid with its run, where that stands, and its main numbers."""
+        """Return each cell of the grid with its run, the run's state, and its main numbers."""
         found: list[Json] = []
         for job in self.jobs:
             place, state = self.folder.place(job), self.folder.state(job)
@@ -275,7 +252,7 @@ class Session:
         return found
 
     def comparison(self) -> Json | None:
-        """Return the finished runs compared, a section for each setting of data and memory; None before the first."""
+        """Return the comparison of finished runs, a section per setting of data and memory; None without any."""
         runs = [read_run(self.folder.place(job)) for job in self.jobs if self.folder.state(job) == "finished"]
         if not runs:
             return None
@@ -285,3 +262,9 @@ class Session:
         except UserError as error:
             print(f"no comparison: {error}", file=sys.stderr)
             return None
+
+
+def _validated(config: Config, share: float | None) -> Config:
+    """Return the config with another fraction of held-out training images."""
+    scenario = config.scenario.model_copy(update={"validation": share})
+    return config.model_copy(update={"scenario": scenario})

@@ -1,4 +1,4 @@
-"""Decide how many runs go in parallel, and which part of the machine each gets."""
+"""Decide how many runs to train in parallel, and which part of the machine each one gets."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def cores() -> int:
 
 
 def gpus(devices: Sequence[str]) -> list[str]:
-    """Return names of the CUDA devices for runs with these values of ``device``; none unless all would take any of
-    them."""
+    """Return the names of the CUDA devices for runs with these values of ``device``; none unless all fit any GPU."""
     import torch
 
     if not set(devices) <= {"auto", "cuda"} or not torch.cuda.is_available():
@@ -34,10 +33,10 @@ def gpus(devices: Sequence[str]) -> list[str]:
 
 
 def slots(count: int, gpus: Sequence[str], jobs: int | None, threads: int | None) -> list[Environment]:
-    """Return environment variables of each place for a run.
+    """Return the environment variables of each parallel run.
 
-    With GPUs a run has one of them, and the cores are shared out. Without, a run has one thread, which gives the most
-    runs an hour, and there are as many as cores, up to ``MOST``.
+    With GPUs, each run has one of them and a share of the cores. Without, each run has one thread, which gives the
+    most runs per hour; there are as many runs as cores, up to ``MOST``.
 
     Args:
         count: cores.
@@ -45,7 +44,7 @@ def slots(count: int, gpus: Sequence[str], jobs: int | None, threads: int | None
         jobs, threads: as asked for; None: as above.
 
     Raises:
-        UserError: fewer than one.
+        UserError: ``jobs`` or ``threads`` is below 1.
     """
     for name, value in (("--jobs", jobs), ("--threads", threads)):
         if value is not None and value < 1:

@@ -16,20 +16,20 @@ from everclip.sweep.pool import STOPPED
 
 
 class Command:
-    """``everclip WORDS`` as a job. A job that is preempted or out of time is queued again and continues."""
+    """``everclip WORDS`` as a job, which is queued again and continues if it is preempted or runs out of time."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
 
     def __call__(self) -> int:
-        """Run the command; its exit code. Raises RunError where it fails, so that the job counts as failed."""
+        """Run the command and return its exit code. Raises RunError where it fails, so that the job fails too."""
         code = subprocess.run([sys.executable, "-P", "-m", "everclip", *self.words], check=False).returncode
         if code and code not in STOPPED:
             raise RunError(f"everclip {' '.join(self.words)}: exit code {code}")
         return code
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what submitit, which calls it, is to queue again: the run directory is all the state there is."""
+        """Return what submitit is to queue again: the run directory holds all state."""
         from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(Command(self.words))
@@ -38,16 +38,15 @@ class Command:
 def submit(
     commands: Sequence[Sequence[str]], folder: Path, settings: Sequence[str], cluster: str = "slurm"
 ) -> list[str]:
-    """Hand commands to the cluster as one array, and return the jobs' numbers.
+    """Submit commands as one array, and return the jobs' ids.
 
     Args:
-        folder: where submitit keeps its files.
-        settings: KEY=VALUE of ``submitit.AutoExecutor.update_parameters``, such as ``timeout_min=240``,
-            ``slurm_partition=gpu``, ``gpus_per_node=1``.
+        folder: for submitit's files.
+        settings: KEY=VALUE of ``submitit.AutoExecutor.update_parameters``, such as ``timeout_min=240``.
         cluster: "slurm", or "local" for processes on this machine.
 
     Raises:
-        UserError: submitit is not installed, there is no SLURM, or it knows no such setting.
+        UserError: submitit is not installed, there is no SLURM, or a setting is unknown.
     """
     try:
         import submitit  # pyright: ignore[reportMissingImports]
@@ -68,7 +67,7 @@ def submit(
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """Have the jobs begin as with ``python -P``: else modules of the current folder stand before the installed ones."""
+    """Start the jobs as with ``python -P``: otherwise modules of the current folder come before the installed ones."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -80,7 +79,7 @@ def _safe_path() -> Iterator[None]:
 
 
 def _value(text: str) -> Any:
-    """Return a number or truth value where the text is one."""
+    """Return the value of a JSON text, else the text itself."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,13 +1,13 @@
 """Search settings within a number of trials, the same for every method, however many options it has to tune.
 
-A trial is one trained run. The search begins at the config's own values. It goes through the keys in turn and chooses
-the best value of each with the others at their current values; if the best value lies at an edge of its grid, the
-grid grows by one value beyond it, as long as that improves the result. It repeats while anything changes and trials
-are left.
+A trial is one trained run. The search starts from the config's own values. Key by key, it chooses the best value
+with the others at their current values; where that lies at an edge of its grid, the grid grows beyond it as long
+as the result improves. It repeats while anything changes and trials are left.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,37 +23,30 @@ from everclip.training.estimate import inner
 MOST = 24
 """Default number of trials per method and memory size."""
 FACTORS = (0.3, 1.0, 3.0)
-"""The initial grid of a rate: the config's own times these factors. Grids grow while an edge is best."""
+"""The initial grid of a rate: the config's own times these factors."""
 
 Values = dict[str, str]
 Grid = dict[str, list[str]]
 Score = Callable[[Values], float | None]
-"""Trains with some settings and returns the accuracy in 0..1; None if the loss was not finite."""
+"""Train with some settings and return the accuracy in 0..1; None if the loss was not finite."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a search within a number of trials.
+    """The outcome of a search within a number of trials."""
 
-    Args:
-        values: the best value of each key.
-        tried: for each key, value -> the best score of a trial that had it; None where none was finite.
-        trials: runs that were trained, of at most ``most``.
-        edges: keys whose winner still lies at an edge of its grid that could grow, for want of trials.
-    """
-
-    values: Values
+    values: Values  # the best value of each key
+    # for each key, value -> the best score of a trial that had it; None where none was finite
     tried: dict[str, dict[str, float | None]]
-    trials: int
-    most: int
-    edges: list[str]
+    trials: int  # number of trained runs
+    edges: list[str]  # keys whose best value lies at an edge of a grid that could grow with more trials
 
 
 def space(config: Config, fixed: Collection[str] = ()) -> Grid:
-    """Return what there is to tune in a config: rates, length, and the constants that its method's ``Config`` names.
+    """Return what can be tuned in a config: rates, length, and the constants that its method's ``Config`` names.
 
     Args:
-        fixed: keys that are not searched, as the user has set them.
+        fixed: keys to leave out, since the user has set them.
     """
     found: Grid = {}
     method = method_class(config.method.name).Config
@@ -63,12 +56,12 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
     for name, values in method.search.items():
         words = [plain(value) for value in values]
         own = plain(config.method.options.get(name))
-        found[f"method.{name}"] = words if own in words else _ordered([*words, own])
+        found[f"method.{name}"] = words if own in words else sorted([*words, own], key=_size)
     return {key: values for key, values in found.items() if key not in fixed}
 
 
 def has_head(config: Config) -> bool:
-    """Return whether the config's method trains a new head on the features, or others that learn at its rate."""
+    """Return whether the config's method trains a new head, or other parameters at the rate of a head."""
     name, options = inner(config)
     if (own := own_rates(config)) is not None:
         return "lr_head" in own
@@ -78,7 +71,7 @@ def has_head(config: Config) -> bool:
 
 
 def own_rates(config: Config) -> tuple[str, ...] | None:
-    """Return the rates that the config's method says it has parameters for; None where it says nothing."""
+    """Return the rates that the config's method declares; None where it declares none."""
     return method_class(inner(config)[0]).Config.rates
 
 
@@ -109,13 +102,14 @@ def _length(config: Config) -> Grid:
     return {f"train.{key}": [str(count) for count in sorted({max(1, own // 2), own, 2 * own})]}
 
 
-def _ordered(words: list[str]) -> list[str]:
-    """Return numbers by size, behind what is none."""
-    return sorted(words, key=lambda text: -1.0 if (value := number_in(text)) is None else value)
+def _size(text: str) -> float:
+    """Return a sort key: numbers by size, after other texts."""
+    value = number_in(text)
+    return -1.0 if value is None else value
 
 
 def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
-    """Return the config's own value of each key as its grid writes it; the first where the grid has it not."""
+    """Return the config's own value of each key as its grid has it; the first value where the grid lacks it."""
     found: Values = {}
     for key, values in grid.items():
         section, _, name = key.rpartition(".")
@@ -124,28 +118,28 @@ def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
             own = getattr(config.train, name, None)
         elif key == "center":
             own = config.center
-        text = plain(own)
-        size = number_in(text)
-        same = [value for value in values if value == text or (size is not None and _close(value, size))]
-        found[key] = same[0] if same else values[0]
+        found[key] = next((value for value in values if _same(value, plain(own))), values[0])
     return found
 
 
-def _close(text: str, size: float) -> bool:
-    value = number_in(text)
-    return value is not None and abs(value - size) <= 5e-3 * abs(size)
+def _same(text: str, own: str) -> bool:
+    """Return whether a value of a grid is ``own``, which the grid may have rounded."""
+    value, exact = number_in(text), number_in(own)
+    if value is None or exact is None:
+        return text == own
+    return math.isclose(value, exact, rel_tol=5e-3)
 
 
 def beyond(values: list[str], winner: str) -> str | None:
-    """Return the next value outside of a grid whose winner lies at an edge: as far from it as its neighbour on the
-    other side, by ratio. None where it lies inside, or the grid is not of numbers above 0 at that end.
+    """Return the next value beyond a grid whose winner lies at an edge, in the ratio of the last step.
+
+    None where the winner lies inside the grid, or where the last two values are not numbers above 0.
     """
-    numbers = [number_in(value) for value in values]
     if len(values) < 2 or winner not in (values[0], values[-1]):
         return None
-    edge, inside = (-1, -2) if winner == values[-1] else (0, 1)
-    first, second = numbers[edge], numbers[inside]
-    if first is None or second is None or first <= 0 or second <= 0:
+    edge, inside = values[:-3:-1] if winner == values[-1] else values[:2]
+    first, second = number_in(edge) or 0.0, number_in(inside) or 0.0
+    if first <= 0 or second <= 0:
         return None
     further = first * first / second
     whole = all(value.isdecimal() for value in values)
@@ -154,12 +148,12 @@ def beyond(values: list[str], winner: str) -> str | None:
 
 
 def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[str, str], bool]) -> Outcome:
-    """Return the best values within ``most`` trials, each of them better than what was there before it.
+    """Return the best values within ``most`` trials.
 
     Args:
-        grid: key -> values in order; keys are gone through in theirs.
-        own: where the search begins.
-        score: trains; equal values may be asked for again, which is no other trial.
+        grid: key -> values in order; the keys are searched in their order.
+        own: where the search starts.
+        score: trains; the same values are asked for once.
         valid: whether a grid may grow by a value.
     """
     grid = {key: list(values) for key, values in grid.items()}
@@ -199,10 +193,8 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
     tried: dict[str, dict[str, float | None]] = {key: {} for key in grid}
     for same, result in known.items():
         for key, value in zip(own, same, strict=True):
-            before = tried[key].get(value)
-            tried[key][value] = (
-                before if result is None or (before is not None and before > result) else result
-            )
+            scores = [score for score in (tried[key].get(value), result) if score is not None]
+            tried[key][value] = max(scores, default=None)
     ordered = {key: {v: tried[key][v] for v in values if v in tried[key]} for key, values in grid.items()}
     edges = [key for key in grid if grow(key) is not None]
-    return Outcome(best, ordered, len(known), most, edges)
+    return Outcome(best, ordered, len(known), edges)

@@ -20,12 +20,12 @@ from everclip.system.atomic import write_atomic
 SHARE = 0.2
 """Default fraction of held-out training images."""
 RATES = (0.1, 0.3, 1.0, 3.0)
-"""The default search: each tower's rate times these factors, and 0 for the text tower."""
+"""The default grid of a tower's rate: the config's times these factors; the text tower's has 0, too."""
 HEAD_RATES = (0.3, 1.0, 3.0, 10.0)
-"""The same for a head, which hardly changes with too small a rate."""
+"""The same for a head, which hardly learns at too small a rate."""
 
 SEARCHED = ("train.", "method.", "center")
-"""Prefixes of the keys that can be searched."""
+"""Prefixes of keys that can be searched: they decide how a run learns."""
 
 _LIST = re.compile(r"[^\[\]{}\"',]+(,[^\[\]{}\"',]+)+")
 
@@ -34,24 +34,19 @@ Trainer = Callable[[Run], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome of a search.
+    """The outcome of a search."""
 
-    Args:
-        config: the resolved config to train with, ``tuned_on`` filled in.
-        values: the best value of each key, as written.
-        tried: for each key, value -> accuracy in 0..1 of both tasks' held-out images after the second task; None for
-            a run whose loss was not finite.
-    """
-
-    config: Config
-    values: dict[str, str]
+    config: Config  # the resolved config to train with, ``tuned_on`` filled in
+    values: dict[str, str]  # the best value of each key, as written
+    # for each key, value -> accuracy in 0..1 on both tasks' held-out images after the second task; None where
+    # the loss was not finite
     tried: dict[str, dict[str, float | None]]
 
 
 def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the config tokens, and the values to try of each key that has several: ``train.lr=1e-5,1e-4``.
+    """Return the config tokens, and the values of each key with several: ``train.lr=1e-5,1e-4``.
 
-    Only what decides how a run learns is searched; a comma in ``data`` or ``out`` belongs to a path.
+    Only keys of ``SEARCHED`` are: a comma in ``data`` or ``out`` belongs to a path.
     """
     fixed: list[str] = []
     search: dict[str, list[str]] = {}
@@ -65,18 +60,19 @@ def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def default_search(config: Config) -> dict[str, list[str]]:
-    """Return the rates of both towers, and of a head where there is one, around those of the config (``RATES``)."""
-    assert config.train.lr is not None
-    assert config.train.lr_text is not None
-    search = {
-        "train.lr": [f"{config.train.lr * factor:.3g}" for factor in RATES],
-        "train.lr_text": ["0", *(f"{config.train.lr_text * factor:.3g}" for factor in RATES)],
-    }
-    if (own := own_rates(config)) is not None:
-        search = {key: values for key, values in search.items() if key.removeprefix("train.") in own}
-    if config.train.lr_head is not None and has_head(config):
-        search["train.lr_head"] = [f"{config.train.lr_head * factor:.3g}" for factor in HEAD_RATES]
-    return search
+    """Return the rates of both towers, and of a head if there is one, around those of the config."""
+    rates, own = config.train, own_rates(config)
+    assert rates.lr is not None
+    assert rates.lr_text is not None
+    search = {"lr": _times(rates.lr, RATES), "lr_text": ["0", *_times(rates.lr_text, RATES)]}
+    search = {key: values for key, values in search.items() if own is None or key in own}
+    if rates.lr_head is not None and has_head(config):
+        search["lr_head"] = _times(rates.lr_head, HEAD_RATES)
+    return {f"train.{key}": values for key, values in search.items()}
+
+
+def _times(rate: float, factors: Sequence[float]) -> list[str]:
+    return [f"{rate * factor:.3g}" for factor in factors]
 
 
 def tune(
@@ -84,15 +80,14 @@ def tune(
 ) -> Choice:
     """Choose settings on the first two tasks, and write ``out/tuned.toml``, the config to train with.
 
-    Every run is a directory in ``out``, so a search that was stopped continues and a finished one is only read.
+    Every run is a directory in ``out``, so a stopped search continues, and a finished one is only read.
 
     Args:
-        tokens: of a config; a key with several values after commas is searched. Without one the learning rates of both
-            towers and of a head are (``default_search``), or with ``most`` all that there is to tune (``trials.space``)
-            but for what the tokens set.
+        tokens: of a config; keys with several values are searched. Without any: the rates of ``default_search``, or
+            with ``most`` all of ``trials.space`` that the tokens do not set.
         train: trains an open run and returns its results.
-        most: trials to search within (``trials.search``); None: key after key, in the order given, each with the
-            best values of the keys before it, at a tie the first.
+        most: trials to search within (``trials.search``); None: key after key in the order given, each with the best
+            values of the keys before it; at a tie the first value.
 
     Raises:
         UserError: the config is wrong.
@@ -121,22 +116,17 @@ def tune(
 
 @dataclass
 class _Trials:
-    """Train settings, each once.
+    """Train each setting once."""
 
-    Args:
-        tokens: of the config that they are laid over.
-        hashed: whether directories are named by what is trained, as names of many values are too long.
-    """
-
-    tokens: Sequence[str]
+    tokens: Sequence[str]  # of the config that the settings are added to
     out: Path
     train: Trainer
     say: Callable[[str], None]
-    hashed: bool
+    hashed: bool  # name directories by a hash: many values would make too long a name
     known: dict[str, float | None] = field(default_factory=dict)
 
     def score(self, values: Mapping[str, str]) -> float | None:
-        """Return accuracy of both tasks' held-out images after the second task; None where the loss was not finite."""
+        """Return the accuracy on both tasks' held-out images in the end; None where the loss was not finite."""
         words = _words(values)
         config = resolve(load_config([*self.tokens, *words]))
         same = config_hash(config)
@@ -151,7 +141,7 @@ class _Trials:
 def _in_turn(
     search: Mapping[str, Sequence[str]], trial: _Trials
 ) -> tuple[dict[str, str], dict[str, dict[str, float | None]]]:
-    """Return, key after key, the best values, and what was tried."""
+    """Return the best value of each key, chosen key after key, and the scores of all values."""
     values: dict[str, str] = {}
     tried: dict[str, dict[str, float | None]] = {}
     for key, candidates in search.items():
@@ -164,7 +154,7 @@ def _in_turn(
 
 
 def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> trials.Outcome:
-    """Return the search within a number of trials."""
+    """Search within ``most`` trials. Raises RunError where none of them trains."""
 
     def valid(key: str, value: str) -> bool:
         try:
@@ -188,7 +178,7 @@ def _words(values: Mapping[str, str]) -> list[str]:
 
 
 def _score(config: Config, out: Path, train: Trainer) -> float | None:
-    """Return accuracy after the second task of the run in ``out``, which is trained unless it is finished."""
+    """Return the last accuracy of the run in ``out``, trained unless it is finished."""
     with Run.open(config.model_copy(update={"out": str(out)})) as run:
         if run.finished:
             return run.results()["last"]
@@ -201,7 +191,7 @@ def _score(config: Config, out: Path, train: Trainer) -> float | None:
 def _record(
     config: Config, share: float, tried: Mapping[str, Mapping[str, float | None]], counted: str
 ) -> str:
-    """Return the text of ``tuned_on``: the data, the budget, how many trials were ``counted``, and every score."""
+    """Return the text of ``tuned_on``: the data, the memory, the number of trials and every score."""
     searched = "; ".join(
         f"{key} " + ", ".join(f"{v}: {'-' if s is None else f'{s:.4f}'}" for v, s in scores.items())
         for key, scores in tried.items()

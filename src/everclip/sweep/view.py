@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -24,7 +23,7 @@ REFRESH = 1.0
 
 
 class Follow:
-    """Read metrics.jsonl of a run as it grows: tasks planned and finished, and the step."""
+    """Read a run's metrics.jsonl as it grows: tasks planned and finished, and the step."""
 
     def __init__(self, run: Path) -> None:
         self._file = run / "metrics.jsonl"
@@ -32,7 +31,7 @@ class Follow:
         self.tasks = self.done = self.step = 0
 
     def look(self) -> str:
-        """Say where the run stands, in words."""
+        """Return the run's progress in words."""
         try:
             with self._file.open("rb") as file:
                 if file.seek(0, 2) < self._at:  # cut back by a resume
@@ -47,11 +46,9 @@ class Follow:
             self._take(line)
         if not self.tasks:
             return "starting"
-        return (
-            "finishing"
-            if self.done == self.tasks
-            else f"task {self.done + 1} of {self.tasks}, step {self.step}"
-        )
+        if self.done == self.tasks:
+            return "finishing"
+        return f"task {self.done + 1} of {self.tasks}, step {self.step}"
 
     def _take(self, line: bytes) -> None:
         try:
@@ -71,11 +68,11 @@ class View(Watcher):
     """Show a sweep on stderr. A context manager.
 
     Args:
-        total: works of the sweep, those that were done before included.
-        done: how many were.
-        seconds: of runs of each kind that are finished, to tell how long others may take.
-        kind: of a work, such as its method.
-        ended: is told of each work that is over; returns whether it is done, and what came out in words.
+        total: works of the sweep, with those already done.
+        done: works already done.
+        seconds: times of finished runs by kind, to estimate those of others.
+        kind: returns the kind of a work, such as its method.
+        ended: is called when a work has ended; returns whether it is done, and its outcome in words.
     """
 
     def __init__(
@@ -95,38 +92,33 @@ class View(Watcher):
         self._running: list[Child] = []
         self._waiting: list[Work] = []
         self.console = Console(stderr=True, soft_wrap=True)
-        self._live = (
-            Live(console=self.console, transient=True, auto_refresh=False)
-            if self.console.is_terminal
-            else None
-        )
+        terminal = self.console.is_terminal
+        self._live = Live(console=self.console, transient=True, auto_refresh=False) if terminal else None
 
     def __enter__(self) -> View:
         if self._live is not None:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         if self._live is not None:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._live is not None:
             self.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def started(self, child: Child) -> None:
-        """Show that a run begins."""
+        """Show that a run has started."""
         self._follow[child.work] = Follow(child.work.path)
         if self._live is None:
             self.say(f"{child.work.name}: starts")
 
     def ended(self, child: Child, error: str | None) -> None:
-        """Show that it is over."""
+        """Show that a run has ended."""
         done, words = self._ended(child.work, error)
         if done:
             self._done += 1
@@ -142,12 +134,12 @@ class View(Watcher):
         )
 
     def stopping(self, running: Sequence[Child]) -> None:
-        """Show that the sweep ends before they do."""
+        """Show which runs still save their progress."""
         names = ", ".join(child.work.name for child in running)
         self.say(f"stopping: {names} may take up to {duration(GRACE)} to save their progress")
 
     def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
-        """Show where the runs stand."""
+        """Show the progress of the runs."""
         self._running, self._waiting = list(running), list(waiting)
         self._slots = max(self._slots, len(running))
         if self._live is None or time.monotonic() - self._looked < REFRESH:
@@ -163,7 +155,7 @@ class View(Watcher):
         self._live.update(Group(table, text), refresh=True)
 
     def seconds_left(self, running: Sequence[Child], waiting: Sequence[Work]) -> float | None:
-        """Estimate the seconds to come from how long runs of the same kind took, else any; None until one has ended."""
+        """Estimate the seconds left from times of runs of the same kind, else of all; None until one has ended."""
         known = [value for values in self._seconds.values() for value in values]
         if not known:
             return None
