@@ -14,20 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.factory import _find_checkpoint_in_dir
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg
-from open_clip.timm_model import TimmModel
 from torch import nn
 
 from everclip.errors import UserError, suggest
 from everclip.models import bounded, lite, names, vectors, vetted
 from everclip.models.catalogue import FEATURES, LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, Clip
+from everclip.models.foreign import ModifiedResNet, TimmModel, open_clip
+from everclip.models.lite_towers import folder as own
 from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
 from everclip.models.towers import input_side, is_convolutional
 from everclip.models.unset import Unset
@@ -130,7 +126,7 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
     if tag not in tags:
         raise UserError(f'model "{name}" has no weights "{tag}"{suggest(tag, tags)}')
     config = open_clip.get_model_config(name) or {}
-    quick_gelu = bool(config.get("quick_gelu") or get_pretrained_cfg(name, tag).get("quick_gelu"))
+    quick_gelu = bool(config.get("quick_gelu") or open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     if quick_gelu != bool(config.get("quick_gelu")):
         _log.warning('model "%s": these weights were trained with QuickGELU, so QuickGELU is used', spec)
     return name, {"pretrained": tag, "quick_gelu": quick_gelu}
@@ -144,6 +140,10 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
     local = source.startswith(_LOCAL)
     no_network = "" if local else _no_network()
     try:
+        if local and (found := _lites(spec, source.removeprefix(_LOCAL), image_size)) is not None:
+            return found
+        import open_clip as _  # before warnings are silenced, so that its own filters of them stay
+
         with _quiet(), _offline(local or bool(no_network)):
             return _assemble(spec, source, options, image_size)
     except UserError:
@@ -160,6 +160,18 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
             ) from error
         reason = no_network if no_network and not _is_pickle(error) else _line(error)
         raise UserError(f'model "{spec}": {reason} (tried {_tried(source, options)}); {_REMEDY}') from error
+
+
+def _lites(spec: str, folder: str, image_size: int | None) -> Clip | None:
+    """Return the model of a folder of ``lite``'s architecture; None of any other."""
+    found = own.read(Path(folder))
+    if found is None:
+        return None
+    model, model_cfg, tokenizer = found
+    if image_size is not None:
+        model.visual.image_size = (image_size, image_size)
+        model_cfg["vision_cfg"]["image_size"] = image_size
+    return _centered(Clip(model, model_cfg, tokenizer, spec), folder)
 
 
 def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
@@ -195,13 +207,13 @@ def _weights(source: str, folder: str | None) -> Path | None:
     """Return the file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
     if folder is None:
         return (
-            Path(download_pretrained_from_hf(source.removeprefix(_HUB))) if source.startswith(_HUB) else None
+            Path(open_clip.pretrained.download_pretrained_from_hf(source.removeprefix(_HUB))) if source.startswith(_HUB) else None
         )
     own = Path(folder, WEIGHTS_FILE)
     if own.is_file() or Path(folder, CARD_FILE).exists():  # of ours, which has others too
         found: str | Path | None = own if own.is_file() else None
     else:
-        found = _find_checkpoint_in_dir(Path(folder))
+        found = open_clip.factory._find_checkpoint_in_dir(Path(folder))
     if found is None:
         raise ValueError(f"it has no {WEIGHTS_FILE}")
     return Path(found)
@@ -231,7 +243,7 @@ def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
         raise UserError(f'image_size: model "{spec}" only takes its own size, not {image_size}; leave it out')
 
 
-def _resize_pool(pool: AttentionPool2d, side: int) -> None:
+def _resize_pool(pool: Any, side: int) -> None:
     """Interpolate the position embeddings of the attention pool to ``side`` x ``side`` cells, as open_clip
     does for ViTs.
     """
@@ -251,7 +263,7 @@ def _tried(source: str, options: dict[str, Any]) -> str:
     """Name where the weights would have come from."""
     if source.startswith(_HUB):
         return source
-    weights = get_pretrained_cfg(source, options["pretrained"])
+    weights = open_clip.get_pretrained_cfg(source, options["pretrained"])
     return f"{_HUB}{weights['hf_hub']}".rstrip("/") if weights.get("hf_hub") else weights["url"]
 
 
@@ -260,11 +272,13 @@ def _no_network() -> str:
 
     At most a few seconds, one try.
     """
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
         return (
-            f"HF_HUB_OFFLINE is set and the cache {huggingface_hub.constants.HF_HUB_CACHE} does not hold it"
+            f"HF_HUB_OFFLINE is set and the cache {constants.HF_HUB_CACHE} does not hold it"
         )
-    hub = huggingface_hub.constants.ENDPOINT
+    hub = constants.ENDPOINT
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
@@ -279,14 +293,16 @@ def _offline(offline: bool) -> Iterator[None]:
     """Have the hub's client use its cache alone: it would retry for most of a minute on a machine without a
     network.
     """
-    before, timeout = huggingface_hub.constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
-    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
+    from huggingface_hub import constants
+
+    before, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    constants.HF_HUB_OFFLINE = before or offline
     if offline:
         socket.setdefaulttimeout(_PROBE_SECONDS)  # weights that open_clip fetches from a plain address
     try:
         yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = before
         socket.setdefaulttimeout(timeout)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 from jaxtyping import UInt8
-from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor
 
 from everclip.data.images import ZipStore
@@ -14,6 +13,7 @@ from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO, fill
 from everclip.data.sources import SourceConfig, emoji
 from everclip.models.clip import Clip
+from everclip.models.foreign import open_clip
 from everclip.seeding import generator, hash64
 
 SENTENCES, WORDS = 1000, 10
@@ -26,12 +26,12 @@ def captions(names: Iterable[str]) -> list[str]:
 
 def imagenet() -> list[str]:
     """Return prompts of the thousand class names of ImageNet, as open_clip words them."""
-    return captions(IMAGENET_CLASSNAMES)
+    return captions(open_clip.IMAGENET_CLASSNAMES)
 
 
 def sentences() -> list[str]:
     """Return a thousand times ten random words out of ImageNet's class names, always the same."""
-    words = sorted({word for name in IMAGENET_CLASSNAMES for word in name.split()})
+    words = sorted({word for name in open_clip.IMAGENET_CLASSNAMES for word in name.split()})
     drawn = generator(0, "random sentences").integers(len(words), size=(SENTENCES, WORDS))
     return [" ".join(words[word] for word in row) for row in drawn.tolist()]
 
