@@ -41,7 +41,7 @@ class Clip(nn.Module):
     batch-norm statistics are frozen and dropout is off, so features are deterministic; gradients flow.
 
     Attributes:
-        model: the open_clip model (``CLIP`` or ``CustomTextCLIP``).
+        model: the open_clip model (``CLIP`` or ``CustomTextCLIP``), or what stands for one (lite_towers).
         name, config: the spec it was loaded from, and open_clip's own config of the model.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in 0..1.

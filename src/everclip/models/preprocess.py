@@ -59,7 +59,9 @@ class Shortest:
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the square in RGB."""
         shortest = min(image.size)
-        width, height = (self.side if side == shortest else int(self.side * side / shortest) for side in image.size)
+        width, height = (
+            self.side if side == shortest else int(self.side * side / shortest) for side in image.size
+        )
         if image.size != (width, height):
             image = image.resize((width, height), self.resample)
         left, top = round((width - self.side) / 2), round((height - self.side) / 2)

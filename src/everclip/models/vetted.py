@@ -110,9 +110,9 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
     if not name:
         yield {}
         return
+    from open_clip.hf_configs import arch_dict
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
-    arch_dict = open_clip.hf_configs.arch_dict
     found, _ = PretrainedConfig.get_config_dict(_home(name, folder, where))
     _check_code(found, where)
     kind = found.get("model_type")

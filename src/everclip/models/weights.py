@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-
 from everclip.errors import UserError
 from everclip.models import lite, zoo
 from everclip.models.catalogue import FEATURES, LITE

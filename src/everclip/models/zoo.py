@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from everclip.errors import UserError, suggest
-from everclip.models import bounded, lite, names, vectors, vetted
+from everclip.models import bounded, lite, names, sizes, vectors, vetted
 from everclip.models.catalogue import FEATURES, LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, Clip
-from everclip.models.foreign import ModifiedResNet, TimmModel, open_clip
+from everclip.models.foreign import open_clip
 from everclip.models.lite_towers import folder as own
 from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
-from everclip.models.towers import input_side, is_convolutional
+from everclip.models.towers import input_side
 from everclip.models.unset import Unset
 from everclip.system.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.system.machine import collect_as_usual
@@ -142,7 +140,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
     try:
         if local and (found := _lites(spec, source.removeprefix(_LOCAL), image_size)) is not None:
             return found
-        import open_clip as _  # before warnings are silenced, so that its own filters of them stay
+        _ = open_clip.create_model  # imported before warnings are silenced, so that its filters of them stay
 
         with _quiet(), _offline(local or bool(no_network)):
             return _assemble(spec, source, options, image_size)
@@ -196,7 +194,7 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
             bounded.check(source, model_cfg, weights, {**given, **tower})
         model: Any = open_clip.create_model(source, require_pretrained=True, **options, **tower)
     if image_size is not None and image_size != input_side(model.visual):
-        _allow(spec, model.visual, image_size)
+        sizes.allow(spec, model.visual, image_size)
         model.visual.image_size = (image_size, image_size)
     vision["image_size"] = input_side(model.visual)
     tokenizer = open_clip.get_tokenizer(source, **vetted.tokenizer(text, folder, where))
@@ -207,7 +205,9 @@ def _weights(source: str, folder: str | None) -> Path | None:
     """Return the file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
     if folder is None:
         return (
-            Path(open_clip.pretrained.download_pretrained_from_hf(source.removeprefix(_HUB))) if source.startswith(_HUB) else None
+            Path(open_clip.pretrained.download_pretrained_from_hf(source.removeprefix(_HUB)))
+            if source.startswith(_HUB)
+            else None
         )
     own = Path(folder, WEIGHTS_FILE)
     if own.is_file() or Path(folder, CARD_FILE).exists():  # of ours, which has others too
@@ -230,35 +230,6 @@ def _centered(clip: Clip, folder: str | None) -> Clip:
     return clip
 
 
-def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
-    """Make a loaded convolutional tower take another image size; raise where it cannot."""
-    if isinstance(visual, ModifiedResNet):
-        if image_size % 32:
-            near = max(32, round(image_size / 32) * 32)
-            raise UserError(
-                f'image_size={image_size}: model "{spec}" takes multiples of 32: use image_size={near}'
-            )
-        _resize_pool(visual.attnpool, image_size // 32)
-    elif not isinstance(visual, TimmModel) or not is_convolutional(visual) or _has_positions(visual):
-        raise UserError(f'image_size: model "{spec}" only takes its own size, not {image_size}; leave it out')
-
-
-def _resize_pool(pool: Any, side: int) -> None:
-    """Interpolate the position embeddings of the attention pool to ``side`` x ``side`` cells, as open_clip
-    does for ViTs.
-    """
-    old = pool.positional_embedding.detach()
-    first, grid = old[:1], old[1:]
-    cells = math.isqrt(len(grid))
-    image = grid.T.reshape(1, -1, cells, cells)
-    image = F.interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False)
-    pool.positional_embedding = nn.Parameter(torch.cat([first, image[0].flatten(1).T]))
-
-
-def _has_positions(visual: nn.Module) -> bool:
-    return any(name.rsplit(".", 1)[-1] == "pos_embed" for name, _ in visual.named_parameters())
-
-
 def _tried(source: str, options: dict[str, Any]) -> str:
     """Name where the weights would have come from."""
     if source.startswith(_HUB):
@@ -275,9 +246,7 @@ def _no_network() -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return (
-            f"HF_HUB_OFFLINE is set and the cache {constants.HF_HUB_CACHE} does not hold it"
-        )
+        return f"HF_HUB_OFFLINE is set and the cache {constants.HF_HUB_CACHE} does not hold it"
     hub = constants.ENDPOINT
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_PROBE_SECONDS).close()

@@ -1,8 +1,8 @@
 """Read a saved model of ``lite``'s architecture without open_clip, timm and transformers.
 
-A folder is one of those where all of its files say what ``lite``'s do: sizes, activations, tokens, preprocessing, and the
-names and shapes of the weights. Any other folder is left to open_clip, with all its checks. docs/decisions/0032-lites-own-towers.md
-says why.
+A folder is one of those where all of its files say what ``lite``'s do: sizes, activations, tokens, preprocessing, and
+the names and shapes of the weights. Any other is left to open_clip, with all its checks
+(docs/decisions/0032-lites-own-towers.md).
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ _TRANSFORMER = {
     "is_decoder": False,
 }
 _TRANSFORMER_IDLE = {
-    *("add_cross_attention", "architectures", "attention_probs_dropout_prob", "bos_token_id", "classifier_dropout"),
+    *(
+        "add_cross_attention",
+        "architectures",
+        "attention_probs_dropout_prob",
+        "bos_token_id",
+        "classifier_dropout",
+    ),
     *("dtype", "eos_token_id", "gradient_checkpointing", "hidden_dropout_prob", "initializer_range"),
     *("tie_word_embeddings", "transformers_version", "use_cache"),
 }
@@ -104,9 +110,12 @@ def read(folder: Path) -> tuple[Lite, dict[str, Any], Tokenizer] | None:
     with torch.device("meta"), Unset():
         tower = TextTower(WIDTH, TextConfig((folder / "config.json").read_bytes()))
         model = Lite(ImageTower(side, preprocessing), tower)
-    if {name: tuple(value.shape) for name, value in model.state_dict().items()} != shapes:
+    empty = model.state_dict()
+    if {name: tuple(value.shape) for name, value in empty.items()} != shapes:
         return None
-    model.to_empty(device="cpu").load_state_dict(load_file(folder / WEIGHTS_FILE))
+    given = load_file(folder / WEIGHTS_FILE)
+    # copied, as what is read so lies in the file
+    model.load_state_dict({n: given[n].to(v.dtype, copy=True) for n, v in empty.items()}, assign=True)
     return model, config, Tokenizer({name: (folder / name).read_bytes() for name in _TOKEN_FILES})
 
 
@@ -118,35 +127,35 @@ def _fitting(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """
     if any((folder / name).exists() for name in _OTHERS):
         return None
-    whole: Any = read_json(folder / CONFIG_FILE)
-    if not isinstance(whole, dict):
-        return None
-    config, given = whole.get("model_cfg"), whole.get("preprocess_cfg")
-    vision = config.get("vision_cfg") if isinstance(config, dict) else None
-    side = vision.get("image_size") if isinstance(vision, dict) else None
+    whole = _table(read_json(folder / CONFIG_FILE))
+    config, given = _table(whole.get("model_cfg")), _table(whole.get("preprocess_cfg"))
+    side = _table(config.get("vision_cfg")).get("image_size")
     if type(side) is not int or not 0 < side <= MOST_PIXELS or config != model_cfg(side):
         return None
-    transformer: Any = read_json(folder / "config.json")
-    tokenizer: Any = read_json(folder / "tokenizer_config.json")
+    transformer = _table(read_json(folder / "config.json"))
+    tokenizer = _table(read_json(folder / "tokenizer_config.json"))
     fits = (
         _says(given, _PREPROCESSING, {"size", "mean", "std"})
-        and {"mean", "std"} <= given.keys()
+        and None not in given.values()
         and _says(transformer, _TRANSFORMER, {*_TRANSFORMER_IDLE, _PLACES})
         and transformer.get(_PLACES, "absolute") == "absolute"
         and _says(tokenizer, _TOKENS, _TOKENS_IDLE)
         and tokenizer.get("tokenizer_class") in _TOKENIZERS
-        and _digest(read_json(folder / FILE)) == _DIGEST
+        and _digest(_table(read_json(folder / FILE))) == _DIGEST
     )
     return (config, {**given, "size": (side, side)}) if fits else None
 
 
-def _says(found: Any, wanted: Mapping[str, Any], idle: Collection[str]) -> bool:
+def _table(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _says(found: Mapping[str, Any], wanted: Mapping[str, Any], idle: Collection[str]) -> bool:
     """Return whether a table has all that is ``wanted`` and nothing else but ``idle`` keys."""
-    if not isinstance(found, Mapping) or not found.keys() <= {*wanted, *idle}:
-        return False
-    return all(key in found and found[key] == value for key, value in wanted.items())
+    known = found.keys() <= {*wanted, *idle}
+    return known and all(key in found and found[key] == value for key, value in wanted.items())
 
 
-def _digest(tokenizer: Any) -> str:
-    parts = [tokenizer.get(part) for part in _PARTS] if isinstance(tokenizer, Mapping) else []
+def _digest(tokenizer: Mapping[str, Any]) -> str:
+    parts = [tokenizer.get(part) for part in _PARTS]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -157,9 +157,8 @@ class Bert(nn.Module):
     ) -> Output:
         """Return a vector for each token; those whose mask is 0 are seen by none."""
         seen = attention_mask.bool()
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        # without a mask the attention is another function of torch, whose last bits differ
-        whole = not traced and bool(seen.all())
+        # without a mask torch takes another way, whose last bits differ; an exported graph has one for all prompts
+        whole = not torch.compiler.is_compiling() and bool(seen.all())
         mask = None if whole else seen[:, None, None, :].expand(-1, -1, seen.shape[1], -1)
         return Output(self.encoder(self.embeddings(input_ids), mask))
 
