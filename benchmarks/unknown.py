@@ -41,7 +41,7 @@ from everclip.models.clip import Clip
 from everclip.runs.card import CardTask
 from everclip.seeding import hash64
 from everclip.updating.classifiers import Known, closed_form, columns_of, features
-from everclip.updating.images import MOST_CHECKS, SHARE, apart
+from everclip.updating.images import MOST_CHECKS, SHARE
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "unknown.jsonl", HERE / "unknown.md"
@@ -95,7 +95,7 @@ def split(clip: Clip, every: dict[str, Rows], form: str, seed: int, later: bool)
     # other ids make other images check images in each split
     ids = np.array([hash64("split", seed, sample) for sample in images.ids.tolist()])
     images = replace(images, rows=np.arange(len(images)), ids=ids)
-    learned, checks = apart(images.select(images.labels >= 0), SHARE, MOST_CHECKS)
+    learned, checks = images.select(images.labels >= 0).apart(SHARE, "check", MOST_CHECKS)
     if later:
         old = checks.labels < KNOWN - LATER
         first = [np.flatnonzero(checks.labels == label)[:KEPT] for label in range(KNOWN - LATER)]

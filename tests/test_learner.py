@@ -148,11 +148,12 @@ def test_before_it_learns_it_says_so(learner: everclip.Learner, tmp_path: Path) 
 
 
 def test_a_notebook_has_a_bar_where_widgets_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = rich.console.Console(force_jupyter=True)
+    notebook = rich.console.Console(force_jupyter=True, force_terminal=False)
+    monkeypatch.setattr(progress, "Console", lambda **_: notebook)
     monkeypatch.setattr(progress, "find_spec", lambda name: None)
-    assert not progress._notebook(console)
+    assert not progress.Progress().live
     monkeypatch.setattr(progress, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
-    assert progress._notebook(console)
+    assert progress.Progress().live
 
 
 def test_a_drop_that_was_asked_for_is_measured(learner: everclip.Learner) -> None:

@@ -14,6 +14,7 @@ from everclip.data.loader import Phase
 from everclip.errors import UserError
 from everclip.models.clip import Clip
 from everclip.models.tunings import tuning_of
+from everclip.training.adamw import AdamW
 from everclip.training.optim import MOST_WARMUP, Update
 from everclip.training.plan import Plan
 from everclip.training.restore import grow, load_model
@@ -129,3 +130,19 @@ def test_a_step_left_out_moves_the_schedule_alone(toy: str, photos: str) -> None
     found.skip()
     assert found.done == 1
     assert not moved(before, clip)
+
+
+def test_adamw_gives_the_bits_of_torchs_and_takes_its_state() -> None:
+    torch.manual_seed(0)
+    weights = [[torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))] for _ in range(2)]
+    ours, theirs = (kind(w, fused=True) for kind, w in zip((AdamW, torch.optim.AdamW), weights, strict=True))
+    for _ in range(3):
+        gradient = torch.randn(3, 4)
+        for optimizer, (weight,) in ((ours, weights[0]), (theirs, weights[1])):
+            optimizer.zero_grad()
+            assert weight.grad is None
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    assert torch.equal(weights[0][0], weights[1][0])
+    assert str(ours.state_dict()) == str(theirs.state_dict())

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from everclip.errors import UserError, shown
+from everclip.models.foreign import open_clip
 from everclip.system.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
 
 SPARE = 1 << 26

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from open_clip.transform import PreprocessCfg
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from everclip.models.attention import in_bf16
 from everclip.models.folded import fold_norms
 from everclip.models.low_rank import fold
 from everclip.models.pieces import in_pieces, unwatched
-from everclip.models.preprocess import pil_part, triple
+from everclip.models.preprocess import Preprocessing, pil_part, triple
 from everclip.models.savable import write_folder, write_text_tower
 from everclip.models.text import TextTower
 from everclip.models.text_trunk import Kept, TextTrunk
@@ -42,7 +41,7 @@ class Clip(nn.Module):
     batch-norm statistics are frozen and dropout is off, so features are deterministic; gradients flow.
 
     Attributes:
-        model: the open_clip model (``CLIP`` or ``CustomTextCLIP``).
+        model: the open_clip model (``CLIP`` or ``CustomTextCLIP``), or what stands for one (lite_towers).
         name, config: the spec it was loaded from, and open_clip's own config of the model.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in 0..1.
@@ -68,7 +67,7 @@ class Clip(nn.Module):
         self._tokenizer = tokenizer
         self.text = TextTower(model, tokenizer)
         self.image_size = input_side(self.model.visual)
-        self._preprocess_cfg = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self.image_size})
+        self._preprocess_cfg = Preprocessing(**{**self.model.visual.preprocess_cfg, "size": self.image_size})
         self.mean, self.std = triple(self._preprocess_cfg.mean), triple(self._preprocess_cfg.std)
         self._mean: Tensor
         self._std: Tensor

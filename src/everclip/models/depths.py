@@ -21,12 +21,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from everclip.errors import UserError
+from everclip.models.foreign import ModifiedResNet, VisionTransformer
 from everclip.models.pooled import Features, both
 from everclip.models.towers import is_convolutional
 from everclip.models.trunk import Parts

@@ -13,22 +13,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
+
+from everclip.models.foreign import Conv2dSame, name_of
+from everclip.models.same import padded
 
 MOST_SIDE = {1: 14, 2: 6}
 """Of the outputs, which are the kernels of that convolution, by stride; with larger ones torch's way is faster."""
 
-KINDS: set[type] = {nn.Conv2d, Conv2dSame}
-"""Types of convolutions that are replaced."""
+KINDS = {name_of(nn.Conv2d), "timm.layers.conv2d_same.Conv2dSame"}
+"""Names of the classes of convolutions that are replaced."""
 
 
 def suits(module: nn.Module) -> bool:
     """Return whether ``forward`` is a form of a module's that may be faster."""
     return (
-        type(module) in KINDS
-        and isinstance(module, nn.Conv2d)
+        isinstance(module, nn.Conv2d)
+        and name_of(type(module)) in KINDS
         and module.groups == module.in_channels == module.out_channels
         and module.stride in ((1, 1), (2, 2))
         and module.dilation == (1, 1)
@@ -42,7 +43,7 @@ def forward(module: nn.Conv2d, images: Float[Tensor, "b c h w"]) -> Float[Tensor
     """Return ``module(images)``, whose weights' gradient is computed in another way where that is faster."""
     padding, stride = module.padding, module.stride[0]
     if isinstance(module, Conv2dSame):
-        images, padding = pad_same(images, [*module.kernel_size], [*module.stride]), (0, 0)
+        images, padding = padded(images, module), (0, 0)
     gains = max(images.shape[2:]) <= MOST_SIDE[stride] * stride + max(module.kernel_size)
     if not gains or not module.weight.requires_grad or torch.is_autocast_enabled("cpu"):
         return F.conv2d(images, module.weight, module.bias, stride, padding, 1, module.groups)

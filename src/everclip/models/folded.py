@@ -20,13 +20,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
-from timm.layers.padding import pad_same_arg
 from torch import Tensor, nn
 
 from everclip.models import depthwise
+from everclip.models.foreign import name_of
 from everclip.models.low_rank import Updated
+from everclip.models.same import Conv2dSame, same_padding
 
 
 class _Folded:
@@ -73,20 +72,20 @@ class FoldedConv2dSame(_Folded, Conv2dSame):
 
     convolve = Conv2dSame.forward
 
-    def forward(self: Any, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+    def forward(self: Any, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Return the norm's output."""
         found = self._weights()
         if found is None:
-            return self._normed(self.convolve(x))
+            return self._normed(self.convolve(input))
         weight, bias = found
-        left, right, top, bottom = pad_same_arg([*x.shape[2:]], [*self.kernel_size], [*self.stride])
+        left, right, top, bottom = same_padding(input.shape[2:], self.kernel_size, self.stride)
         trains = weight.requires_grad and torch.is_grad_enabled()
         exported = torch.compiler.is_compiling()  # torch.onnx loses a kernel that is padded
         if self.groups == 1 or trains or exported:
-            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+            input, padding = F.pad(input, (left, right, top, bottom)), (0, 0)
         else:
             weight, padding = F.pad(weight, (right - left, 0, bottom - top, 0)), (bottom, right)
-        return F.conv2d(x, weight, bias, self.stride, padding, 1, self.groups)
+        return F.conv2d(input, weight, bias, self.stride, padding, 1, self.groups)
 
 
 class FoldedNorm(nn.BatchNorm2d):
@@ -97,21 +96,31 @@ class FoldedNorm(nn.BatchNorm2d):
         return input
 
 
-class FoldedNormAct(BatchNormAct2d):
-    """What is left of timm's: the activation."""
+class FoldedNormAct(nn.BatchNorm2d):
+    """What is left of one with an activation, as timm has them: the activation."""
 
     drop: nn.Module
     act: nn.Module
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Hand on what the convolution gives, activated."""
-        return self.act(self.drop(x))
+        return self.act(self.drop(input))
 
 
-_CONVOLUTIONS: dict[type, type] = {nn.Conv2d: FoldedConv2d, Conv2dSame: FoldedConv2dSame}
-_NORMS: dict[type, type] = {nn.BatchNorm2d: FoldedNorm, BatchNormAct2d: FoldedNormAct}
-depthwise.KINDS.update(_CONVOLUTIONS.values())
+_LITE = "everclip.models.lite_towers.image"
+_CONVOLUTIONS: dict[str, type] = {
+    name_of(nn.Conv2d): FoldedConv2d,
+    "timm.layers.conv2d_same.Conv2dSame": FoldedConv2dSame,
+    name_of(Conv2dSame): FoldedConv2dSame,
+}
+_NORMS: dict[str, type] = {
+    name_of(nn.BatchNorm2d): FoldedNorm,
+    "timm.layers.norm_act.BatchNormAct2d": FoldedNormAct,
+    f"{_LITE}.NormAct": FoldedNormAct,
+}
+depthwise.KINDS.update(map(name_of, _CONVOLUTIONS.values()))
 _ROWS = {
+    _LITE: ("DepthwiseSeparable", "EfficientNetLite0", "InvertedResidual"),
     "timm.models._efficientnet_blocks": (
         "ConvBnAct",
         "DepthwiseSeparableConv",
@@ -132,13 +141,14 @@ def fold_norms(tower: nn.Module) -> None:
         for first, second in zip(children := [*owner.children()], children[1:], strict=False):
             if (known or type(owner) is nn.Sequential) and _fits(first, second):
                 first.norm = (second,)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-                first.__class__, second.__class__ = _CONVOLUTIONS[type(first)], _NORMS[type(second)]
+                first.__class__ = _CONVOLUTIONS[name_of(type(first))]
+                second.__class__ = _NORMS[name_of(type(second))]
 
 
 def _fits(first: nn.Module, second: nn.Module) -> bool:
     return (
-        type(first) in _CONVOLUTIONS
-        and type(second) in _NORMS
+        name_of(type(first)) in _CONVOLUTIONS
+        and name_of(type(second)) in _NORMS
         and isinstance(first, nn.Conv2d)
         and isinstance(second, nn.BatchNorm2d)
         and first.padding_mode == "zeros"

@@ -23,15 +23,10 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from open_clip import IMAGENET_CLASSNAMES
-from open_clip.model import CustomTextCLIP, set_model_preprocess_cfg
-from open_clip.tokenizer import HFTokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -40,6 +35,7 @@ from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError
 from everclip.models.catalogue import LITE
 from everclip.models.clip import Clip
+from everclip.models.lite_towers import folder as own
 from everclip.models.savable import WEIGHTS_FILE
 from everclip.system import cache_folder
 from everclip.system.checkpoint import MANIFEST
@@ -70,8 +66,6 @@ _FILES = {
 }
 _FOLDERS = {_IMAGE_PACKAGE: "models", _TEXT_PACKAGE: "model"}  # inside each package
 _TRUNK = "tf_efficientnet_lite0"
-# plain open_clip asks its hub for this name when it loads a saved folder; everclip reads the folder alone
-_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def folder() -> Path:
@@ -112,9 +106,12 @@ def _alike(before: Path, now: Path) -> bool:
 
 def build(sources: dict[str, Path]) -> Clip:
     """Return the model itself, from ``sources`` (file name -> path)."""
+    from open_clip.model import CustomTextCLIP, set_model_preprocess_cfg
+    from open_clip.tokenizer import HFTokenizer
+
     text_folder = sources[_TEXT_WEIGHTS].parent
     trunk, classifier = _image_tower(sources[_IMAGE_WEIGHTS])
-    model_cfg = _model_cfg()
+    model_cfg = own.model_cfg()
     text_cfg = {**model_cfg["text_cfg"], "hf_model_name": str(text_folder)}
     model = CustomTextCLIP(**{**model_cfg, "text_cfg": text_cfg})
     model.visual.load_state_dict(trunk)
@@ -127,24 +124,11 @@ def build(sources: dict[str, Path]) -> Clip:
     return clip
 
 
-def _model_cfg() -> dict[str, Any]:
-    return {
-        "embed_dim": 1280,
-        "vision_cfg": {"image_size": 224, "timm_model_name": _TRUNK, "timm_pool": "avg", "timm_proj": "none"},
-        "text_cfg": {
-            "context_length": 77,
-            "hf_model_name": _HUB_NAME,
-            "hf_tokenizer_name": _HUB_NAME,
-            "hf_model_pretrained": False,
-            "hf_pooler_type": "mean_pooler",
-            "hf_proj_type": "mlp",
-        },
-    }
-
-
 def _image_tower(path: Path) -> tuple[dict[str, Tensor], Float[Tensor, "1000 1280"]]:
     """Return the trunk's state (open_clip's names) and the rows of its ImageNet classifier."""
     source = torch.load(path, map_location="cpu", weights_only=True)
+    import timm
+
     names = timm.create_model(_TRUNK).state_dict()
     # the same network under other names: 296 tensors, same order, same shapes
     state = dict(zip(names, source.values(), strict=True))
@@ -155,6 +139,8 @@ def _image_tower(path: Path) -> tuple[dict[str, Tensor], Float[Tensor, "1000 128
 @torch.no_grad()
 def _bridge(clip: Clip, classifier: Float[Tensor, "n d"]) -> None:
     """Set the text projection, the last layer norm's bias and the logit scale (the module's equation)."""
+    from open_clip import IMAGENET_CLASSNAMES
+
     text = clip.model.text
     each = [_raw_text(clip, [s.format(name) for name in IMAGENET_CLASSNAMES]) for s in TEMPLATES]
     mean = torch.cat(each).mean(dim=0)

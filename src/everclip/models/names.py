@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 
-import open_clip
-
 from everclip.models.catalogue import LITE
+from everclip.models.foreign import open_clip
 
 NEAREST = 3
 

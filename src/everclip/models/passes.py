@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
-from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
 from everclip.config.models import Train
@@ -26,6 +23,7 @@ from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.models import depthwise
 from everclip.models.folded import FoldedConv2d, FoldedConv2dSame
+from everclip.models.foreign import TimmModel, TimmTransformer, VisionTransformer
 from everclip.models.pieces import again, unwatched
 
 if TYPE_CHECKING:

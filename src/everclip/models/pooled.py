@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from everclip.errors import UserError
+from everclip.models.foreign import TimmModel, VisionTransformer
 
 
 class Features(nn.Module):

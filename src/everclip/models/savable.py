@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from everclip.models.foreign import HFTokenizer
 from everclip.models.text import hugging_face
 
 CONFIG_FILE = "open_clip_config.json"

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from open_clip.hf_model import HFTextEncoder
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+
+from everclip.models.foreign import CLIP, CustomTextCLIP, HFTextEncoder, TextTransformer
 
 _TOKENIZED = 1000  # prompts at a time, to see which are too long
 _KEPT = 1 << 17  # prompts whose tokens are kept, about 100 MB: a server is asked for new ones without end

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import nn
+
+from everclip.models.foreign import (
+    Block,
+    CustomResidualAttentionBlock,
+    ModifiedResNet,
+    ResidualAttentionBlock,
+    TimmModel,
+    VisionTransformer,
+)
 
 
 def input_side(visual: Any) -> int:

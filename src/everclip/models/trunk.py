@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
-from timm.models.convnext import ConvNeXt
-from timm.models.efficientnet import EfficientNet
-from timm.models.resnet import ResNet
-from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
 from everclip.errors import UserError
+from everclip.models.foreign import (
+    ConvNeXt,
+    EfficientNet,
+    ModifiedResNet,
+    ResNet,
+    TimmModel,
+    TimmTransformer,
+    VisionTransformer,
+)
 from everclip.models.pooled import Features
 
 Beside = Callable[[nn.Module, Float[Tensor, "b 3 h w"]], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]]

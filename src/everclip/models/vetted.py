@@ -20,14 +20,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import timm
-from open_clip.coca_model import MultimodalCfg
-from open_clip.hf_configs import arch_dict
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
 from everclip.errors import UserError, shown
+from everclip.models.foreign import open_clip, timm
 
-_SECTIONS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
+_SECTIONS = ("vision_cfg", "text_cfg", "multimodal_cfg")
 _LOGITS = {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
 _MODEL = {*_SECTIONS, *_LOGITS, "embed_dim", "quick_gelu", "custom_text"}
 _TOKENIZER = {"clean", "strip_sep_token", "language"}
@@ -53,7 +49,8 @@ def check(config: Any, where: str) -> None:
         where: what the message calls it.
     """
     _known(config, _MODEL, where, "")
-    for name, kind in _SECTIONS.items():
+    kinds = open_clip.model.CLIPVisionCfg, open_clip.model.CLIPTextCfg, open_clip.coca_model.MultimodalCfg
+    for name, kind in zip(_SECTIONS, kinds, strict=True):
         section = config.get(name, {} if name == "multimodal_cfg" else None)
         if not isinstance(section, Mapping):
             raise UserError(f"{where}: {name} is {shown(section)}, no table: use another copy of the model")
@@ -101,6 +98,7 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
     if not name:
         yield {}
         return
+    from open_clip.hf_configs import arch_dict
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
     found, _ = PretrainedConfig.get_config_dict(_home(name, folder, where))

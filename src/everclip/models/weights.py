@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import open_clip
-from huggingface_hub.errors import HFValidationError
-from open_clip.pretrained import download_pretrained_from_hf
-
 from everclip.errors import UserError
 from everclip.models import lite, zoo
 from everclip.models.catalogue import FEATURES, LITE
+from everclip.models.foreign import open_clip
 from everclip.models.savable import WEIGHTS_FILE
 
 
@@ -74,11 +71,13 @@ def are_here(spec: str) -> bool:
 
 def _cached(source: str, options: dict[str, str]) -> Path | None:
     """Return the file of the weights in the hub's cache."""
+    from huggingface_hub.errors import HFValidationError
+
     try:
         with zoo._quiet(), zoo._offline(True):
             if source.startswith(zoo._HUB):
                 name = source.removeprefix(zoo._HUB)
-                return Path(download_pretrained_from_hf(name))
+                return Path(open_clip.pretrained.download_pretrained_from_hf(name))
             config = open_clip.get_pretrained_cfg(source, options["pretrained"])
             return Path(open_clip.download_pretrained(config))
     except (OSError, HFValidationError):

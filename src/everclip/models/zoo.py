@@ -12,22 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
-import open_clip
 import torch
-import torch.nn.functional as F
-from open_clip.factory import _find_checkpoint_in_dir
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg
-from open_clip.timm_model import TimmModel
-from torch import nn
 
 from everclip.errors import UserError, suggest
-from everclip.models import bounded, lite, names, vectors, vetted
+from everclip.models import bounded, lite, names, sizes, vectors, vetted
 from everclip.models.catalogue import FEATURES, LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, Clip
+from everclip.models.foreign import open_clip
+from everclip.models.lite_towers import folder as own
 from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
-from everclip.models.towers import input_side, is_convolutional
+from everclip.models.towers import input_side
 from everclip.models.unset import Unset
 from everclip.system.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.system.machine import collect_as_usual
@@ -121,7 +115,7 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
     if tag not in tags:
         raise UserError(f'model "{name}" has no weights "{tag}"{suggest(tag, tags)}')
     config = open_clip.get_model_config(name) or {}
-    quick_gelu = bool(config.get("quick_gelu") or get_pretrained_cfg(name, tag).get("quick_gelu"))
+    quick_gelu = bool(config.get("quick_gelu") or open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     if quick_gelu != bool(config.get("quick_gelu")):
         _log.warning('model "%s": these weights were trained with QuickGELU, so QuickGELU is used', spec)
     return name, {"pretrained": tag, "quick_gelu": quick_gelu}
@@ -131,6 +125,10 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
     local = source.startswith(_LOCAL)
     no_network = "" if local else _no_network()
     try:
+        if local and (found := _lites(spec, source.removeprefix(_LOCAL), image_size)) is not None:
+            return found
+        _ = open_clip.create_model  # imported before warnings are silenced, so that its filters of them stay
+
         with _quiet(), _offline(local or bool(no_network)):
             return _assemble(spec, source, options, image_size)
     except UserError:
@@ -145,6 +143,18 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
             ) from error
         reason = no_network if no_network and not _is_pickle(error) else _line(error)
         raise UserError(f'model "{spec}": {reason} (tried {_tried(source, options)}); {_REMEDY}') from error
+
+
+def _lites(spec: str, folder: str, image_size: int | None) -> Clip | None:
+    """Return the model of a folder of ``lite``'s architecture; None of any other."""
+    found = own.read(Path(folder))
+    if found is None:
+        return None
+    model, model_cfg, tokenizer = found
+    if image_size is not None:
+        model.visual.image_size = (image_size, image_size)
+        model_cfg["vision_cfg"]["image_size"] = image_size
+    return _centered(Clip(model, model_cfg, tokenizer, spec), folder)
 
 
 def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int | None) -> Clip:
@@ -166,7 +176,7 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
             bounded.check(source, model_cfg, weights, {**given, **tower})
         model: Any = open_clip.create_model(source, require_pretrained=True, **options, **tower)
     if image_size is not None and image_size != input_side(model.visual):
-        _allow(spec, model.visual, image_size)
+        sizes.allow(spec, model.visual, image_size)
         model.visual.image_size = (image_size, image_size)
     vision["image_size"] = input_side(model.visual)
     tokenizer = open_clip.get_tokenizer(source, **vetted.tokenizer(text, folder, where))
@@ -177,12 +187,14 @@ def _weights(source: str, folder: str | None) -> Path | None:
     """Return the file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
     if folder is None:
         hub = source.removeprefix(_HUB)
-        return Path(download_pretrained_from_hf(hub)) if source.startswith(_HUB) else None
+        return (
+            Path(open_clip.pretrained.download_pretrained_from_hf(hub)) if source.startswith(_HUB) else None
+        )
     own = Path(folder, WEIGHTS_FILE)
     if own.is_file() or Path(folder, CARD_FILE).exists():  # of ours, which has others too
         found: str | Path | None = own if own.is_file() else None
     else:
-        found = _find_checkpoint_in_dir(Path(folder))
+        found = open_clip.factory._find_checkpoint_in_dir(Path(folder))
     if found is None:
         raise ValueError(f"it has no {WEIGHTS_FILE}")
     return Path(found)
@@ -199,43 +211,22 @@ def _centered(clip: Clip, folder: str | None) -> Clip:
     return clip
 
 
-def _allow(spec: str, visual: nn.Module, image_size: int) -> None:
-    """Make a loaded convolutional tower take another image size; raise where it cannot."""
-    if isinstance(visual, ModifiedResNet):
-        if image_size % 32:
-            near = max(32, round(image_size / 32) * 32)
-            raise UserError(f'model "{spec}" takes image sizes in multiples of 32: use image_size={near}')
-        _resize_pool(visual.attnpool, image_size // 32)
-        return
-    positions = any(name.rsplit(".", 1)[-1] == "pos_embed" for name, _ in visual.named_parameters())
-    if not isinstance(visual, TimmModel) or not is_convolutional(visual) or positions:
-        raise UserError(f'image_size: model "{spec}" only takes its own size, not {image_size}; leave it out')
-
-
-def _resize_pool(pool: AttentionPool2d, side: int) -> None:
-    """Interpolate the attention pool's position embeddings to ``side`` x ``side`` cells, as open_clip does for ViTs."""
-    old = pool.positional_embedding.detach()
-    first, grid = old[:1], old[1:]
-    cells = math.isqrt(len(grid))
-    image = grid.T.reshape(1, -1, cells, cells)
-    image = F.interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False)
-    pool.positional_embedding = nn.Parameter(torch.cat([first, image[0].flatten(1).T]))
-
-
 def _tried(source: str, options: dict[str, Any]) -> str:
     """Name where the weights would have come from."""
     if source.startswith(_HUB):
         return source
-    weights = get_pretrained_cfg(source, options["pretrained"])
+    weights = open_clip.get_pretrained_cfg(source, options["pretrained"])
     return f"{_HUB}{weights['hf_hub']}".rstrip("/") if weights.get("hf_hub") else weights["url"]
 
 
 def _no_network() -> str:
     """Return an empty text if the model hub (or a proxy) answers once, else why it cannot be asked: seconds at most."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        cache = huggingface_hub.constants.HF_HUB_CACHE
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        cache = constants.HF_HUB_CACHE
         return f"HF_HUB_OFFLINE is set and the cache {cache} does not hold it"
-    hub = huggingface_hub.constants.ENDPOINT
+    hub = constants.ENDPOINT
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
@@ -248,14 +239,16 @@ def _no_network() -> str:
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
     """Have the hub's client use its cache alone: without a network it would retry for most of a minute."""
-    before, timeout = huggingface_hub.constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
-    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
+    from huggingface_hub import constants
+
+    before, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    constants.HF_HUB_OFFLINE = before or offline
     if offline:
         socket.setdefaulttimeout(_PROBE_SECONDS)  # weights that open_clip fetches from a plain address
     try:
         yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = before
         socket.setdefaulttimeout(timeout)
 
 

@@ -6,7 +6,7 @@ import gc
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
-from everclip.models.fsdp import Shards, answered
 from everclip.models.passes import Passes
+from everclip.training.adamw import AdamW
 from everclip.training.nonfinite import NonFinite, located
+
+if TYPE_CHECKING:
+    from everclip.models.fsdp import Shards
 
 MOST_WARMUP = 500
 """Largest number of warm-up steps, as in FLYP."""
@@ -74,11 +77,11 @@ class Update:
         groups: dict[tuple[float, bool], list[int]] = {}
         for number, parameter in enumerate(chosen):
             groups.setdefault((rates.get(id(parameter), head), parameter.ndim > 1), []).append(number)
-        self._shards = Shards(clip, chosen) if shard else None
+        self._shards = _shared(clip, chosen) if shard else None
         self._clip = clip
         self.parameters = chosen if self._shards is None else self._shards.parameters
         stepped = chosen if self._shards is None else self._shards.parts
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [
                 {
                     "params": [stepped[number] for number in members],
@@ -112,7 +115,11 @@ class Update:
 
     def answered(self) -> AbstractContextManager[None]:
         """Turn torch's errors about a missing process into one line per step."""
-        return nullcontext() if self._shards is None else answered()
+        if self._shards is None:
+            return nullcontext()
+        from everclip.models.fsdp import answered
+
+        return answered()
 
     def close(self) -> None:
         """Close the phase: the model has the weights that have trained, and nothing else of the update is left."""
@@ -194,3 +201,9 @@ class Update:
     def _demand(self, what: str, value: float, where: str, ids: Iterable[int]) -> None:
         if not math.isfinite(value):
             raise NonFinite(f"the {what} is {value} {located(where, ids)}: {self.advice}")
+
+
+def _shared(clip: Clip, chosen: list[nn.Parameter]) -> Shards:
+    from everclip.models.fsdp import Shards  # half a second of the processor
+
+    return Shards(clip, chosen)

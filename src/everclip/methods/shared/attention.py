@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from everclip.errors import UserError
 from everclip.methods.base.method import Clip
 from everclip.methods.shared.frozen import dropped
+from everclip.models.foreign import Block, CustomResidualAttentionBlock, ResidualAttentionBlock
 
 
 def attentions(model: nn.Module) -> list[Any]:

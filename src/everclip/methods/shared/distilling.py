@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from open_clip import IMAGENET_CLASSNAMES
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from everclip.losses.contrastive import clip_loss
 from everclip.losses.distill import distillation
 from everclip.methods.base.method import Batch, Capabilities, Clip, Phase, Prompts, pairs
 from everclip.methods.shared.classify import Classify, LabelsConfig, softmax_classes
+from everclip.models.foreign import open_clip
 from everclip.seeding import generator, hash64
 
 SENTENCES, WORDS = 1000, 10
@@ -89,12 +89,12 @@ def captions(names: Iterable[str]) -> list[str]:
 
 def imagenet() -> list[str]:
     """Return prompts of the thousand class names of ImageNet, as open_clip words them."""
-    return captions(IMAGENET_CLASSNAMES)
+    return captions(open_clip.IMAGENET_CLASSNAMES)
 
 
 def sentences() -> list[str]:
     """Return a thousand times ten random words out of ImageNet's class names, always the same."""
-    words = sorted({word for name in IMAGENET_CLASSNAMES for word in name.split()})
+    words = sorted({word for name in open_clip.IMAGENET_CLASSNAMES for word in name.split()})
     drawn = generator(0, "random sentences").integers(len(words), size=(SENTENCES, WORDS))
     return [" ".join(words[word] for word in row) for row in drawn.tolist()]
 

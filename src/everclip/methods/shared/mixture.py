@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, softplus
 
 from everclip.methods.shared.frozen import dropped
+from everclip.models.foreign import Block, CustomResidualAttentionBlock, ResidualAttentionBlock
 
 ROUTER = 64
 """Width of the router's hidden layer of a mixture."""
