@@ -25,10 +25,13 @@ def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool =
         json: Print results.json instead of the table.
     """
     from everclip.config import load_config
+
+    # bad values are refused before torch is imported
+    read = load_config([*tokens, *(["smoke=true"] if smoke else [])])
     from everclip.runs.resolve import resolve
     from everclip.runs.run import Run
 
-    config = resolve(load_config([*tokens, *(["smoke=true"] if smoke else [])]))
+    config = resolve(read)
     if dry_run:
         _show_plan(config, json)
         return
