@@ -137,8 +137,8 @@ class EfficientNetLite0(nn.Module):
         """Return what comes after the pooling: nothing."""
         return self.classifier
 
-    def forward_features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
-        """Return activations before the pooling."""
+    def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """Return activations before the pooling; ``x`` are kept activations where the lower part is cut off."""
         return self.bn2(self.conv_head(self.blocks(self.bn1(self.conv_stem(x)))))
 
     def forward_head(self, x: Float[Tensor, "b ..."], pre_logits: bool = False) -> Float[Tensor, "b ..."]:
