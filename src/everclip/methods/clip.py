@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from everclip.config import MethodConfig
 from everclip.losses.contrastive import clip_loss, sigmoid_loss
+from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, pairs
 
 
@@ -50,6 +51,7 @@ class ClipLoss(Method):
 
     capabilities = Capabilities(pairs=True)
     config: Config
+    passes = Passes(text="batch")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

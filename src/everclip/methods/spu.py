@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
 from everclip.losses.contrastive import clip_loss
+from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, MethodConfig, Phase, Prompts, Task, pairs
 from everclip.methods.shared.weights import Kept, largest
 from everclip.models.towers import first_layers, projection
@@ -58,6 +59,7 @@ class Spu(Kept):
 
     config: Config
     capabilities = Capabilities(shares=False, shards=False)
+    passes = Passes(lambda stage: (1.0, 0.0), "batch")
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)

@@ -16,6 +16,7 @@ from torch import Tensor
 from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
 from everclip.losses import contrastive
+from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Capabilities, Clip, Method, Phase, Prompts, Task, pairs
 from everclip.methods.base.sample_table import SampleTable
 
@@ -99,6 +100,7 @@ class Contrastive(Method):
     """Base of the global contrastive losses."""
 
     capabilities = Capabilities(pairs=True)
+    passes = Passes(text="batch")
 
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
