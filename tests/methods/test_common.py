@@ -154,7 +154,6 @@ def test_catalogue_entry(name: str) -> None:
     for part in ("Parameters  ", "State  ", "Passes  ", "Exemplars  "):
         assert f"\n{part}" in text or f"\n    {part}" in text, "what it costs is said"
     config = method_class(name).Config
-    assert config.__doc__
     for key, field in config.model_fields.items():
         assert field.description, f"{key} has no help"
     assert config() == config.model_validate({})

@@ -223,7 +223,7 @@ def test_evaluate_measures_retrieval(
     assert main(["evaluate", toy, "--data", f"csv:{pairs(tmp_path)}"]) == 0
     capsys.readouterr()
     assert main(["predict", str(out), str(tmp_path / "photos/red/0.png")]) == 2
-    assert "has learned images with captions, and no classes" in capsys.readouterr().err
+    assert "has learned no classes: use local-dir:" in capsys.readouterr().err
     assert main(["export", str(out), "-o", str(tmp_path / "folder")]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "folder"), "--data", walls, "--json"]) == 0

@@ -183,10 +183,7 @@ def test_rebuild_embeds_again_beside_the_old_folder(world: Path, tmp_path: Path,
     code, out, err = say(*words(world, tmp_path / "v2", *rebuild))
     assert code == 0
     assert f" for 20 images on this machine, into {vectors}.v2" in out
-    assert (
-        f"{vectors}.v2: 20 embeddings by {tmp_path / 'v2'}, 0 could not be read; {vectors} is unchanged"
-        in err
-    )
+    assert f"{vectors}.v2: 20 embeddings by {tmp_path / 'v2'}, 0 not readable; {vectors} is unchanged" in err
     made = read(tmp_path / "vectors.v2", whole=True)
     assert made.names(range(20)) == read(vectors).names(range(20))
     assert (made.table.dtype, made.table.model) == ("float16", str(tmp_path / "v2"))
