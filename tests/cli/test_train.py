@@ -92,7 +92,7 @@ BAD = [
     (["methd=gcl"], 'unknown key "methd"; did you mean "method"'),
     (["method=gdr"], 'unknown method "gdr"; did you mean "gdro"'),
     (["method=gdro", "method.margn=1"], 'method "gdro" has no option "margn"; did you mean "margin"'),
-    (["method=der"], "write der_expand"),
+    (["method=der"], "use der_expand"),
     (["method=joint", "method.loss=joint"], "names itself"),
     (["memory.budget=-1"], "memory.budget is -1: use a whole number from 0"),
     (["scenario.tasks=7"], "scenario.tasks=7 but there are 6 classes: use at most 6"),

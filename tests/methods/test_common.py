@@ -411,7 +411,7 @@ def test_constants_that_findings_ask_for_are_searched() -> None:
 
 
 def test_der_is_two_methods() -> None:
-    with pytest.raises(ValueError, match=r"write der_expand .* or dark_er"):
+    with pytest.raises(ValueError, match=r"use der_expand .* or dark_er"):
         method_class("DER")
 
 

@@ -134,7 +134,7 @@ def test_every_complaint_is_made_before_anything_runs() -> None:
         read(["method=gcl,gdr,der,wise_ft", "method.wise_ft.loss=joint", "memory.budget=0,-1", "seed=0..1"])
     message = str(error.value)
     assert message.startswith("14 cells of the grid are invalid: memory.budget is -1")
-    for part in ('unknown method "gdr"', "write der_expand", "wraps a method itself"):
+    for part in ('unknown method "gdr"', "use der_expand", "wraps a method itself"):
         assert message.count(part) == 1
 
 
