@@ -241,7 +241,7 @@ def test_evaluate_tells_unknown_from_known(run: Path, tmp_path: Path, say: Say) 
     assert f"AUROC {row['auroc']:6.1%}   FPR95 {row['fpr95']:6.1%}   used" in out
     code, _, err = say("evaluate", run, "--data", data, "--unknown", data)
     assert code == 2
-    assert f'error: --unknown {data} has images of "black", which {run} knows: leave them out' in err
+    assert f'error: --unknown {data} has images of "black", which {run} knows: leave it out' in err
     code, _, err = say("evaluate", run, "--data", other, "--unknown", other)
     assert code == 2
     assert 'has images of "orange", which is not one of the 6 classes' in err

@@ -127,7 +127,7 @@ def test_files_that_are_listed_and_absent(tmp_path: Path, monkeypatch: pytest.Mo
         (["check"], 2, 'everclip datasets check needs a data set: use "everclip datasets check photos"'),
         (["check", "cifar10"], 2, 'data "cifar10" is no source, and no folder that is there; did you mean "cifar100"?'),
         (["emoji", "more"], 2,
-         'everclip datasets does not take "more" after "emoji": use "everclip datasets check emoji"'),
+         '"more" after "emoji" is one word too many: use "everclip datasets check emoji"'),
     ],
 )  # fmt: skip
 def test_what_is_not_understood(

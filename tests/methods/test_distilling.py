@@ -43,7 +43,7 @@ def clip(toy: str) -> Clip:
 def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve reference texts in place of a thousand."""
     monkeypatch.setattr(_reference, "SENTENCES", 12)
-    monkeypatch.setattr(_reference, "IMAGENET_CLASSNAMES", [f"thing {number}" for number in range(12)])
+    monkeypatch.setattr("open_clip.IMAGENET_CLASSNAMES", [f"thing {number}" for number in range(12)])
 
 
 def lwf(**options: Any) -> Lwf:

@@ -22,7 +22,9 @@ def datasets(name: str | None = None, spec: str | None = None, /, *, json: Json 
     if name == "check":
         return _check(spec, json)
     if spec is not None:
-        raise UserError(f'"{name}" is explained without {shown(spec)}: use "everclip datasets check {name}"')
+        raise UserError(
+            f'{shown(spec)} after "{name}" is one word too many: use "everclip datasets check {name}"'
+        )
     if name is None:
         list_all(_KIND, "datasets", 'data=NAME" or "everclip train data=NAME:PATH', json)
         return 0
