@@ -145,7 +145,7 @@ def wrong(tmp_path: Path) -> dict[str, str]:
     ("name", "words", "message"),
     [
         ("empty", [], "no images under"),
-        ("hollow", [], "holds no images"),
+        ("hollow", [], "has no images: add some"),
         ("unreadable", [], 'no image of "blue" in'),
         ("spelt", [], 'class "Red" of {spelt} looks like "red" spelled differently: rename the folder'),
         ("spelt", ["--same", "Red=purple"], 'the model has no "purple"'),
