@@ -558,7 +558,7 @@ def test_checkpoints_of_finished_runs_are_dropped(
     assert main([*words, "--drop-checkpoints"]) == 0
     shown, said = capsys.readouterr()
     assert shown == table
-    assert " MB of checkpoints removed: only compare and report take these runs now" in said
+    assert " MB of checkpoints removed: only compare and report can read these runs now" in said
     assert not [*out.glob("*/*checkpoints*")]
     assert (out / "ncm_s0" / "results.json").read_bytes() == kept
     assert main([*words, "--drop-checkpoints"]) == 0

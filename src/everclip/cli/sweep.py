@@ -81,7 +81,7 @@ def sweep(
         session.run(slots(cores(), devices, jobs, threads) if devices else places, retry, drop_checkpoints)
     if session.dropped:
         print(
-            f"{session.dropped / 1e6:,.1f} MB of checkpoints removed: only compare and report read the runs",
+            f"{session.dropped / 1e6:,.1f} MB of checkpoints removed: only compare and report can read these runs now",
             file=sys.stderr,
         )
     _show(session, json, dry_run)
