@@ -85,15 +85,18 @@ class Config(Section):
         description="prompts with {} for the class name: a list, a file, or a shipped list (cifar100,"
         " imagenet, simple); none: the data set's own",
     )
-    classnames: Text | None = Field(default=None, description="file of class names; none: the data set's own")
+    classnames: Text | None = Field(
+        default=None, description="file with readable class names; none: the data set's own"
+    )
     center: bool = Field(
         default=False,
-        description="subtract the mean image feature of the first task from all, then normalise them again",
+        description="subtract the mean image feature of the first task's training images from all image"
+        " features, then normalise them again",
     )
     tune: str = Field(
         default="full",
-        description="which part of the model trains, such as image or top:2 (the last two blocks of each"
-        " tower); everclip tunings lists them; tuning.OPTION sets further options",
+        description="which part of the model trains, such as image, top:2 (the last two blocks of each"
+        " tower) or a plug-in of your own; everclip tunings lists them; tuning.OPTION sets further options",
         pattern=TUNE,
         json_schema_extra={"allowed": f"NAME or NAME:VALUE, where NAME is a way of tuning, {CODE}"},
     )
@@ -105,7 +108,8 @@ class Config(Section):
     )
     seed: Seed = Field(
         default=0,
-        description="seed of all that is drawn at random; of the class order only with scenario.order=seed",
+        description="seed of the memory, data order, augmented views and initialisation; of the class order"
+        " only with scenario.order=seed",
     )
     smoke: bool = Field(
         default=False,
@@ -113,7 +117,8 @@ class Config(Section):
     )
     defaults: Literal[1, 2] = Field(
         default=NEWEST,
-        description="defaults that fill in what is not given: 2 (current) or 1 (of a run without the key)",
+        description="generation of defaults that fills in what is not given: 2 (current) or 1 (earlier); a"
+        " run directory without the key has 1",
     )
     references: Literal["auto", "none", "all"] = Field(
         default="auto",
@@ -123,24 +128,28 @@ class Config(Section):
         json_schema_extra={"before": "none"},
     )
     tuned_on: Text | None = Field(
-        default=None, description="for the record: the data that everclip tune chose the settings on"
+        default=None,
+        description="for the record: the data that the settings were chosen on; written by everclip tune",
     )
     fork: str | None = Field(
         default=None,
-        description="start from the state of a finished run in RUNS (a run directory, a folder of them or a"
-        " pattern) after its first K tasks: the one with the same model, data, tasks, method and seed",
+        description="start from the state of a finished run after its first K tasks: the run in RUNS (a run"
+        " directory, a folder of them or a pattern) with the same model, data, tasks, method and seed",
         pattern=r"^[^\x00-\x1f\x7f]+@[1-9]\d{0,8}$",
         json_schema_extra={"allowed": '"RUNS@K" or none'},
     )
     trackers: list[Text] = Field(
         default=[],
-        description="trackers that receive the log, shipped or your own; tracker.NAME.OPTION sets options",
+        description="trackers that receive the log besides metrics.jsonl: shipped ones, each installed as"
+        " an extra, or your own; tracker.NAME.OPTION sets a tracker's options",
         json_schema_extra={"allowed": f"a tracker's name, {CODE}, or a list of them"},
     )
     out: Text | None = Field(default=None, description="the run directory; none: runs/DATE_data_method_mM_sS")
     method: MethodChoice = Field(default=MethodChoice(), description="the method and its options")
     source: Choice = Field(default=Choice(), description="options of the data source")
-    tuning: Choice = Field(default=Choice(), description="further options of the way of tuning")
+    tuning: Choice = Field(
+        default=Choice(), description="options of the way of tuning, besides the value after its colon"
+    )
     tracker: Choice = Field(default=Choice(), description="a table of options per tracker")
     scenario: Scenario = Field(default=Scenario(), description="the tasks")
     memory: Memory = Field(default=Memory(), description="exemplars")

@@ -61,24 +61,29 @@ class Scenario(Choice):
 
     kind: str = Field(
         default="class-incremental",
-        description="whether tasks bring new classes, new domains or more images; or a scenario of your own;"
-        " scenario.OPTION sets its options",
+        description="whether each task brings new classes, the same classes in a new domain, or more images, such as"
+        " those with captions; or a scenario of your own; scenario.OPTION sets its options",
         pattern=SCENARIO,
         json_schema_extra={"allowed": f"a scenario's name, {CODE}"},
     )
     tasks: Count | list[Count] = Field(
-        default=10, description="number of tasks, or a list of classes per task; a domain is always one task"
+        default=10,
+        description="number of tasks, or a list with the number of classes per task; a domain is always one"
+        " task",
     )
     order: Seed | Literal["given", "icarl", "seed"] | list[Text] = Field(
         default=1993,
-        description="class order: the seed of a numpy (legacy) permutation, the data set's own, iCaRL's order"
-        " of CIFAR-100, the run's seed, or a list of all names; of domains their own, the run's seed, a list",
+        description="class order: the seed of a numpy (legacy) permutation, the data set's own, iCaRL's"
+        " order of CIFAR-100, the run's seed, or a list of all names; for domains the run's seed or a list"
+        " of all names, else the data set's own",
     )
+
     validation: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="for tuning: test on this fraction of the first two tasks' training images instead",
+        description="for tuning: use only the first two tasks and test on this held-out fraction of their"
+        " training images; the test set is never read",
     )
 
     @field_validator("tasks", "order")
@@ -145,50 +150,63 @@ class Train(Section):
     epochs: Count | None = Field(default=None, description="passes over a task's images and the memory")
     steps: Count | None = Field(
         default=None,
-        description="optimizer steps per task instead of epochs, which new images share with the memory",
+        description="optimizer steps per task, instead of epochs; the larger the memory, the less often new"
+        " images are then seen",
     )
     batch_size: Count = Field(default=32, description="images per step")
     lr: float | None = Field(
         default=None, gt=0, description="peak learning rate of all but the text tower and new heads"
     )
-    lr_text: float | None = Field(default=None, ge=0, description="peak rate of the text tower; 0 freezes it")
+    lr_text: float | None = Field(
+        default=None, ge=0, description="peak learning rate of the text tower; 0 freezes it"
+    )
     lr_head: float | None = Field(default=None, gt=0, description="learning rate of newly initialised heads")
-    weight_decay: float | None = Field(default=None, ge=0, description="weight decay of AdamW, on matrices")
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="weight decay of AdamW, on matrices only"
+    )
     warmup: float = Field(default=0.1, ge=0, le=1, description="fraction of steps used for warm-up")
     clip_norm: float | None = Field(
-        default=1.0, gt=0, description="norm to clip gradients to; none: unclipped"
+        default=1.0, gt=0, description="gradients are clipped to this norm; none: no clipping"
     )
     precision: Literal["fp32", "bf16", "bf16_text", "auto"] = Field(
         default="fp32",
-        description="precision of the towers in training; losses are always fp32. bf16_text: bf16 in the text"
-        " tower only. auto: the fastest, measured at the first step and kept for the whole run",
+        description="precision of the towers in training; losses are always fp32. bf16_text: bf16 in the"
+        " text tower only. auto: the fastest in a short measurement at the first step, kept for the whole"
+        " run",
     )
     accumulate: Count = Field(
         default=1,
-        description="chunks of a batch that pass the towers in turn: less memory for one more forward pass",
+        description="number of chunks in which a batch passes through the towers, which saves memory for"
+        " one more forward pass; the loss still covers the whole batch",
     )
     checkpointing: bool = Field(
         default=False,
-        description="recompute the towers' activations in the backward pass instead of keeping them",
+        description="recompute the towers' blocks in the backward pass instead of keeping their activations",
     )
     patch_dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="fraction of patches that a vision transformer drops, at random, from a training image",
+        description="fraction of patches that a vision transformer drops from each training image, drawn"
+        " anew each time",
     )
-    compile: bool = Field(default=False, description="use torch.compile on the towers' blocks; GPU only")
+    compile: bool = Field(
+        default=False, description="compile the towers' blocks with torch.compile; GPU only"
+    )
     nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
-        description="if features, loss or gradient are not finite: stop, or skip up to ten steps in a row",
+        description="what to do when features, loss or gradient of a step are nan or inf: stop the run, or"
+        " skip the step, up to ten in a row",
     )
     augment: Literal["none", "shift_flip", "crop_colour"] = Field(
         default="shift_flip",
-        description="training views: unchanged, shifted and mirrored, or cropped and recoloured (SimCLR)",
+        description="training views of an image: unchanged, shifted and mirrored, or cropped with colour"
+        " changes (SimCLR)",
     )
     captions: Literal["fixed", "random"] = Field(
         default="fixed",
-        description='training caption: "a photo of a {}.", or a template drawn at random in each step',
+        description='training caption of an image: "a photo of a {}.", or a template drawn at random in'
+        " each step",
     )
 
     @model_validator(mode="after")
@@ -202,16 +220,21 @@ class Evaluate(Section):
     """Options for testing."""
 
     ahead: bool = Field(
-        default=True, description="whether to test on the next task too, for forward transfer"
+        default=True,
+        description="whether to test on the next task too after each task, for forward transfer",
     )
 
 
 class Loader(Section):
     """Options for reading images."""
 
-    workers: int = Field(default=2, ge=0, le=256, description="decoding threads; 0: the main thread decodes")
+    workers: int = Field(
+        default=2, ge=0, le=256, description="decoding threads; 0 decodes in the main thread"
+    )
     cache_mb: int = Field(
-        default=2048, ge=0, description="memory for decoded images in MB; a set that fits is decoded once"
+        default=2048,
+        ge=0,
+        description="memory for decoded images in MB; a data set that fits is decoded once",
     )
 
 
@@ -228,15 +251,19 @@ class Cache(Section):
         default=1,
         ge=1,
         le=64,
-        description="largest number of fixed augmented views kept per training image, one per epoch in turn,"
-        " never more than the epochs see (trunk=auto: none if few are seen twice); 1: the unchanged image",
+        description="largest number of fixed augmented views kept per training image, one per epoch in"
+        " turn: never more than the epochs see, and with trunk=auto none if hardly any would be seen again;"
+        " 1 keeps the unchanged image",
     )
     ram_mb: int = Field(
-        default=4096, ge=0, description="MB in memory at most; beyond it, or with less free, a file is used"
+        default=4096,
+        ge=0,
+        description="largest size in memory, in MB; above it, or with less memory free, a file is used",
     )
     shared: bool = Field(
         default=False,
-        description="whether to keep it under EVERCLIP_CACHE for other runs with this model and images",
+        description="whether to keep it in a file under EVERCLIP_CACHE for other runs with the same model"
+        " and images",
     )
 
 
@@ -245,14 +272,15 @@ class Checkpoint(Section):
 
     every: str = Field(
         default="task",
-        description="when to save a run, besides at a signal to stop: after tasks and phases, or also every N"
-        " steps or minutes",
+        description="when to save a run: after each task and between its phases; or also every N steps or N"
+        " minutes; a signal to stop always saves it at the next step",
         pattern=r"^(task|(steps|minutes):[1-9]\d{0,8})$",
         json_schema_extra={"allowed": '"task", "steps:N" or "minutes:N"'},
     )
     keep: Count = Field(
         default=2,
-        description="checkpoints kept between tasks, and within a task; with 1 there is none to fall back to",
+        description="number of checkpoints kept between tasks, and as many within the current task; older"
+        " ones are deleted; with 1 there is none to fall back to",
     )
 
 
@@ -261,11 +289,12 @@ class Distributed(Section):
 
     gather: Literal["gradient", "light"] = Field(
         default="gradient",
-        description="whether each process computes the loss of the whole batch (gradient), or of its own"
-        " images with per-sample numbers exchanged (light, FastCLIP's way): same result; gcl and gdro only",
+        description="whether each process computes the loss of the whole batch (gradient), or only of its own"
+        " images and exchanges per-sample numbers as FastCLIP does (light): the same result with less work"
+        " for large batches, gcl and gdro only",
     )
     shard: bool = Field(
         default=False,
-        description="whether each process keeps only its part of the trained weights, gradients and moments"
-        " (FSDP2), for towers that do not fit on one device; not with ewc",
+        description="whether each process keeps only its part of the trained towers' weights, gradients and"
+        " moments (FSDP2), for towers that do not fit on one device; not with ewc",
     )

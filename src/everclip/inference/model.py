@@ -156,9 +156,9 @@ def is_learned(spec: str) -> bool:
 
 def check_own(spec: str, options: Mapping[str, object]) -> None:
     """Raise UserError for an option, by name, that is given though the learned model ``spec`` has its own."""
-    for option, value in options.items():
-        if value is not None:
-            raise UserError(f"{option} is for models that have learned nothing; {spec} has its own")
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given:
+        raise UserError(f"{given} is for models that have learned nothing; {spec} has its own: leave it out")
 
 
 def pretrained(model: Deployed) -> Clip:

@@ -43,12 +43,15 @@ class Cassle(TwoViews):
         search: ClassVar = {"tau": (0.1, 0.5), "distill": (0.3, 1.0, 3.0), "probe_penalty": (0.01, 0.1, 1.0)}
 
         hidden: int | None = Field(
-            default=2048, ge=1, description="width of both hidden layers; none: that of the features"
+            default=2048,
+            ge=1,
+            description="width of the hidden layers of projector and predictor; none: that of the features",
         )
         distill: float = Field(default=1.0, ge=0, description="w: weight of L_D; 0: off")
         tau_distill: float = Field(default=0.2, gt=0, description="temperature of L_D")
         predictor: Literal["kept", "fresh", "none"] = Field(
-            default="kept", description="g: kept from task to task, made anew in each, or left out (g(z) = z)"
+            default="kept",
+            description="predictor g: kept from task to task, made anew in each, or left out, g(z) = z",
         )
         probe: Literal["current", "mixed"] = Field(
             default="current",

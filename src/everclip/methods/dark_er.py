@@ -48,7 +48,9 @@ class DarkEr(Classify):
         search: ClassVar = {"alpha": (0.1, 0.3, 1.0), "beta": (0.0, 0.5, 1.0)}
 
         alpha: float = Field(default=0.3, ge=0, description="weight of the distance to stored outputs")
-        beta: float = Field(default=0.5, ge=0, description="weight of the exemplars' cross-entropy; 0: DER")
+        beta: float = Field(
+            default=0.5, ge=0, description="weight of the exemplars' cross-entropy; 0: DER, else DER++"
+        )
         target: Literal["logits", "feature"] = Field(
             default="logits", description="what to store: cosines to the classes, or the image feature"
         )

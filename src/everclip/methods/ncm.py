@@ -30,7 +30,9 @@ class Ncm(LinearStatistics):
     """Class means."""
 
     class Config(StatisticsConfig):
-        normalize: bool = Field(default=False, description="make pooled features unit length before the mean")
+        normalize: bool = Field(
+            default=False, description="make pooled features unit length before the mean (projected ones are)"
+        )
 
     second_moments = False
     config: Config

@@ -34,7 +34,11 @@ class RanPac(RidgeMethod):
     """Random projection and ridge regression."""
 
     class Config(RidgeConfig):
-        width: int = Field(default=10_000, ge=0, description="M, random features (800 MB at 10000); 0: none")
+        width: int = Field(
+            default=10_000,
+            ge=0,
+            description="M, random features; the state has M x M numbers (800 MB at 10000); 0: none",
+        )
         lam_choice: Literal["gcv", "fixed", "task", "seen"] = Field(
             default="task",
             description="how to choose lam: the best of 1e-8, 1e-7, ..., 1e8 on a fifth of each new task's"

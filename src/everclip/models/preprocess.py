@@ -46,15 +46,13 @@ def triple(values: Sequence[float] | float) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Shortest:
-    """Resize a picture so that its shortest side fits, and take the square in the middle, as torchvision does.
+    """Resize a picture, bicubic, to its shortest side, and take the square in the middle, as torchvision does.
 
     Args:
         side: of the square in pixels.
-        resample: the interpolation.
     """
 
     side: int
-    resample: Image.Resampling
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the square in RGB."""
@@ -63,7 +61,7 @@ class Shortest:
             self.side if side == shortest else int(self.side * side / shortest) for side in image.size
         )
         if image.size != (width, height):
-            image = image.resize((width, height), self.resample)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = round((width - self.side) / 2), round((height - self.side) / 2)
         return image.crop((left, top, left + self.side, top + self.side)).convert("RGB")
 
@@ -71,7 +69,7 @@ class Shortest:
 def pil_part(cfg: Preprocessing) -> Callable[[Image.Image], Image.Image]:
     """Return open_clip's evaluation transform without its last two steps, which ``Clip.normalise`` does in batches."""
     if cfg.resize_mode == "shortest" and isinstance(cfg.size, int) and cfg.interpolation == "bicubic":
-        return Shortest(cfg.size, Image.Resampling.BICUBIC)  # all that most models do, without torchvision
+        return Shortest(cfg.size)  # all that most models do, without torchvision
     from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose, Normalize
 

@@ -19,7 +19,7 @@ from everclip.models import bounded, lite, names, sizes, vectors, vetted
 from everclip.models.catalogue import FEATURES, LITE, ModelInfo, catalogue, recommended
 from everclip.models.clip import CENTER, Clip
 from everclip.models.foreign import open_clip
-from everclip.models.lite_towers import folder as own
+from everclip.models.lite_towers import folder as lites
 from everclip.models.savable import CONFIG_FILE, WEIGHTS_FILE
 from everclip.models.towers import input_side
 from everclip.models.unset import Unset
@@ -147,7 +147,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
 
 def _lites(spec: str, folder: str, image_size: int | None) -> Clip | None:
     """Return the model of a folder of ``lite``'s architecture; None of any other."""
-    found = own.read(Path(folder))
+    found = lites.read(Path(folder))
     if found is None:
         return None
     model, model_cfg, tokenizer = found

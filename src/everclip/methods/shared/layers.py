@@ -31,7 +31,8 @@ class LayersConfig(StatisticsConfig):
 
     stages: list[Positive] | None = Field(
         default=None,
-        description="weights of the last blocks beside the output, last block first; none: 0.5, 0.5 and 0.25",
+        description="weights of the last blocks beside the output, last block first; none: 0.5, 0.5 and"
+        " 0.25, for as many blocks as there are",
     )
     root: bool = Field(default=True, description="use signed square roots of the activations")
     mirror: bool = Field(default=True, description="also read the mirror image")
