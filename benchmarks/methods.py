@@ -34,10 +34,10 @@ TWO_SEEDS = {"gcl", "gdro", "icarl", "ranpac"}
 UNTRAINED = {"zero_shot", "ncm", "ridge", "slda", "ranpac"}
 NO_MEMORY = {"zero_shot", "joint", "cassle"}
 """Two references, and a method that keeps no exemplars unless asked to."""
-RIVALS = ("fecam", "layup", "rail", "bofa", "spu", "rapf", "vis", "proof", "clap4clip", "engine")
+RIVALS = ("fecam", "layup", "rail", "bofa", "rapf", "vis", "proof", "clap4clip", "engine")
 """Those of 2023 to 2026 that ``lite`` can carry; benchmarks.rivals measures them."""
-LEFT_OUT = {"cmoa", "mg_clip", "coda_prompt", "moe_adapters", *RIVALS}
-"""The first four need a transformer, which ``lite`` is not."""
+LEFT_OUT = {"cmoa", "mg_clip", "coda_prompt", "moe_adapters", "spu", *RIVALS}
+"""The first five need a transformer, which ``lite`` is not."""
 TERMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ewc": ((), ("method.strength=0",)),
     "lwf": ((), ("method.image_weight=0", "method.text_weight=0")),

@@ -10,7 +10,7 @@ from benchmarks.jobs import Json, machines
 
 def page(results: dict[str, Json]) -> str:
     """Return the results as a page."""
-    from benchmarks.rivals import LEVELS, METHODS, SEEDS, SETTINGS, TERMS, TRIALS, levels
+    from benchmarks.rivals import ADAPTERS, LEVELS, METHODS, SEEDS, SETTINGS, TERMS, TRIALS, levels
 
     cells = sum(len(levels(method)) for method in METHODS) * len(SETTINGS) * len(SEEDS)
     done = sum(not key.startswith("term-") for key in results)
@@ -20,8 +20,10 @@ def page(results: dict[str, Json]) -> str:
         "`EVERCLIP_DATA=... python -m benchmarks.rivals`: `lite` at 96 px; caltech50 in five tasks and CIFAR-100 (50",
         "training and 20 test pictures per class) in ten; every trained method searched its rates and constants in",
         f"{TRIALS} trials at each memory size, on held-out training images of the first two tasks. Two orders of the",
-        "classes, one number for each (– is not run yet). `coda_prompt`, `moe_adapters` and `mg_clip` need a",
-        "transformer and are not here; `vis` has 4,096 random features, not 15,000.",
+        "classes, one number for each (– is not run yet). `coda_prompt`, `moe_adapters`, `mg_clip` and `spu` need",
+        "transformer blocks and are not here; `vis` has 4,096 random features, not 15,000. Methods that train parts",
+        f"beside frozen towers ({', '.join(ADAPTERS)}) read four kept views of each image, whose features all runs",
+        "share: their seconds leave out the tower where another run was there first.",
         f"Machine: {machines(results) or 'none yet'}.",
         "",
         f"{done} of {cells} runs are there.",

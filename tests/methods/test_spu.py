@@ -125,3 +125,9 @@ def test_low_rank_updates_are_refused(toy: str, photos: str) -> None:
     tuning_of("lora:2", {}).begin(course.clip)
     with pytest.raises(UserError, match=r"^method=spu chooses .* tune=lora"):
         course.enter(0)
+
+
+def test_a_model_without_blocks_is_refused(photos: str) -> None:
+    course = Course.of(f"data={photos}", "model=lite", "method=spu")
+    with pytest.raises(UserError, match=r"^method=spu chooses .* no tower of lite .* use model=ViT-B-16"):
+        course.enter(0)

@@ -71,8 +71,13 @@ class Spu(Kept):
         return [Phase(SCORE, 1, data="new"), Phase()]
 
     def candidates(self, clip: Clip) -> dict[str, nn.Parameter]:
-        """Return the weights that may train. Raises UserError where they are no parameters of their own."""
+        """Return the weights that may train. Raises UserError where there are none, or none of their own."""
         every, layers = dict(clip.model.named_parameters()), first_layers(clip.model)
+        if not layers:
+            raise UserError(
+                f"method=spu chooses among the MLPs of transformer blocks, but no tower of {clip.name} has such"
+                " blocks: use model=ViT-B-16:laion400m_e32 or another ViT, or another method"
+            )
         parts = (f"{layer}.{part}" for layer in layers for part in ("weight", "bias"))
         names = [*parts, *projection(clip.model.visual)]
         if not all(name in every for name in names):
