@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import everclip
 from tests.printed import BLOCKS, printed
 
 IMPORT = re.compile(r"^from my_package\.(\w+) import (\w+)$", re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_each_printed_plug_in_passes_its_printed_test(tmp_path: Path) -> None:
     package = tmp_path / "my_package"
     package.mkdir()

@@ -161,6 +161,7 @@ def test_code_that_a_file_names_needs_trust(tmp_path: Path, settings: dict[str, 
         everclip.train(tmp_path / "my.toml", **settings, out=tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

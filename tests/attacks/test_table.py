@@ -46,6 +46,7 @@ def _live(rows: Sequence[Row]) -> None:
     assert [row for row in harmless if row.code != 0] == []
 
 
+@pytest.mark.slow
 def test_each_way_and_each_attack(tmp_path: Path) -> None:
     rows = table(tmp_path, FEW)
     assert {(row.met, row.way) for row in rows if row.way != "control"} == {

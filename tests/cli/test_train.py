@@ -143,6 +143,7 @@ def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "is no run directory: give one, or a model's name with --data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_continue_and_resume_does(tmp_path: Path, tokens: list[str]) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "everclip"]

@@ -34,6 +34,7 @@ def version(toy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "v1"
 
 
+@pytest.mark.slow
 def test_a_version_is_calibrated_on_its_exemplars(version: Path, tmp_path: Path, say: Say) -> None:
     words = ("export", version, "--format", "onnx", "--int8", "-o", tmp_path / "m", "--max-drop", 100)
     code, out, err = say(*words, "--json")

@@ -222,6 +222,7 @@ def pictures_of_emoji() -> Callable[[Path], int]:
     return write
 
 
+@pytest.mark.slow
 def test_a_closed_form_says_how_unknown_a_picture_is(toy: str, photos: str, tmp_path: Path) -> None:
     run = learned(tmp_path / "run", toy, photos, "method=multilayer_lda")
     model = open_model(str(run))

@@ -34,6 +34,7 @@ def decisive(calls: Sequence[str]) -> list[int]:
     return [number for number, call in enumerate(calls, 1) if call.startswith(NAMES)][-2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_after(1, FAST))
 def test_killed_where_names_change(bench: Bench, name: str) -> None:
     with at_home(bench, name) as plain:
@@ -90,6 +91,7 @@ CHANGES = ["mkdir new", "open new/a", "rename new/a new/b", "unlink new/b"]
 LEFT = [[], ["new"], ["new", "new/a"], ["new", "new/b"], ["new"]]
 
 
+@pytest.mark.slow
 def test_a_process_is_struck_before_and_after_each_call(bench: Bench) -> None:
     call, log = f"{__name__}:change", bench.folder / "changes.json"
     for number in range(len(CHANGES) + 1):
@@ -116,6 +118,7 @@ def careless(words: Sequence[str]) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_what_would_be_a_failure_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     command = Command(("one",), ("other",), "out", (), call=f"{__name__}:careless")
     monkeypatch.setitem(COMMANDS, "careless", command)

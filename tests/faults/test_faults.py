@@ -65,12 +65,14 @@ def test_a_row_has_no_folder_of_this_machine() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", slow_after(1, (1, 0, *range(2, 8))))
 def test_killed(bench: Bench, index: int) -> None:
     row = GOALS["R1"].item(bench, index)
     assert row["ok"], row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", slow_after(1, range(2)))
 def test_damaged_checkpoints(bench: Bench, index: int) -> None:
     row = GOALS["R3"].item(bench, index)
@@ -78,6 +80,7 @@ def test_damaged_checkpoints(bench: Bench, index: int) -> None:
     assert not row["unnoticed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", slow_after(1, range(3)))
 def test_a_full_disk(bench: Bench, index: int) -> None:
     row = GOALS["R4"].item(bench, index)
@@ -117,6 +120,7 @@ def test_many_stages(bench: Bench, tmp_path: Path) -> None:
     assert row["ok"], row
 
 
+@pytest.mark.slow
 def test_what_would_be_a_failure_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The campaign can fail: a run of another seed is not the reference."""
     tokens = Bench.tokens

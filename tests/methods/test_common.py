@@ -227,6 +227,7 @@ def test_any_batch_gives_a_finite_loss_and_gradient(
         assert all(p.grad is None or p.grad.isfinite().all() for p in clip.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_bf16_stays_finite(name: str, tmp_path: Path, toy: str, photos: str) -> None:
     results = run(
@@ -287,6 +288,7 @@ def test_domain_incremental_run(variant: str, tmp_path: Path, toy: str, domains:
     assert results["classes"] == ["blue", "green", "red"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_a_stream_whose_tasks_share_classes(name: str, tmp_path: Path, toy: str, photos: str) -> None:
     """The contract assumes no task borders: classes come again beside new ones, and a task may bring none."""
@@ -306,6 +308,7 @@ class Killed(Exception):
     """What a test ends a run with."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [*EVERY, *SLOW])
 def test_stopped_and_resumed_equals_not_stopped(
     variant: str, tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ def test_a_run_keeps_its_extractors(name: str, tmp_path: Path, model: str, photo
                 assert torch.equal(said, zoo.load(f"local-dir:{folders[stage]}").encode_image(images))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("tune", ["lora:2", "top:1", "head"])
 def test_partial_tuning(name: str, tune: str, tmp_path: Path, model: str, photos: str) -> None:

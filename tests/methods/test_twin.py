@@ -179,6 +179,7 @@ def test_fewer_exemplars_train_nothing_later(clip: Clip) -> None:
     assert few.kept["won"].tolist() == none.kept["won"].tolist()
 
 
+@pytest.mark.slow
 def test_a_run_with_exemplars_stopped_and_resumed(tmp_path: Path, toy: str, photos: str) -> None:
     tokens = (f"data={photos}", f"model={toy}", f"method={NAME}", "method.adapt=gdro")
     tokens += ("train.lr=1e-3", "train.batch_size=2", "memory.per_class=1")

@@ -12,6 +12,7 @@ from tools import gallery
 from everclip import plots
 
 
+@pytest.mark.slow
 def test_each_chart_is_shown_by_a_line_that_draws_it(many: Path) -> None:
     shown = list(gallery.calls())
     assert {name for name, *_ in shown} == set(plots.__all__) - {"STYLE", "label_ends"}

@@ -62,6 +62,7 @@ def test_json_has_the_numbers_of_the_page(runs: Path, capsys: pytest.CaptureFixt
     assert group["runs"] == ["runs/s0", "runs/s1"]
 
 
+@pytest.mark.slow
 def test_mistakes(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs.parent / "file").write_text("")
     for arguments, message in (

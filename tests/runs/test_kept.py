@@ -43,6 +43,7 @@ def test_a_stopped_run_goes_on_to_the_same_result() -> None:
                 assert (new[key] == old[key]).all(), key
 
 
+@pytest.mark.slow
 def test_runs_of_both_versions_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", "stopped"]) == 0
     assert main(["compare", "full", "stopped", "--json"]) == 0

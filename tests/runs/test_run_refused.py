@@ -29,6 +29,7 @@ def test_a_dry_run_refuses_what_training_would(
     assert "give" in said[0].err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".lock", ".holder", "run.log", "metrics.jsonl", "checkpoints"])
 @pytest.mark.parametrize("kind", ["link", "loose link", "pipe"])
 def test_a_run_writes_into_its_own_folder_alone(

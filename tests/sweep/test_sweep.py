@@ -51,6 +51,7 @@ def finished(out: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
 
 
+@pytest.mark.slow
 def test_a_sweep_uses_what_is_there_and_shares_runs(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_cells_without_a_form_are_skipped_and_said(
     assert "icarl needs exemplars" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_printed_commands_give_the_sweeps_runs(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -445,6 +447,7 @@ def test_every_method_and_memory_size_has_as_many_trials(
     assert "--tune" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_searches_score_on_the_share_that_is_given_and_runs_train_on_all(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

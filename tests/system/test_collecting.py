@@ -31,6 +31,7 @@ def _frozen(folder: Path, who: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_command_collects_as_usual_once_its_model_is_loaded(tmp_path: Path) -> None:
     assert _frozen(toy_clip(tmp_path), "command") == "True"
 

@@ -64,6 +64,7 @@ def _imported(tmp_path: Path) -> bool:
     return there
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_with_code_that_is_trusted(
     tmp_path: Path, toy: str, photos: str, mine: str, say: Say
 ) -> None:

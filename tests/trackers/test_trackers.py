@@ -92,6 +92,7 @@ def test_a_run_tells_its_tracker_what_it_logs(tmp_path: Path, toy: str, photos: 
     same_in_tensorboard(tmp_path / "x", [json.loads(line) for line in lines])
 
 
+@pytest.mark.slow
 def test_mlflow(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config, path = wanted("mlflow"), tmp_path / "runs" / "x"
@@ -108,6 +109,7 @@ def test_mlflow(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytes
     assert {step for step, _ in rows} == {step for step, _ in losses(events, term)}
 
 
+@pytest.mark.slow
 def test_wandb(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
@@ -119,6 +121,7 @@ def test_wandb(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest
     assert b"step/loss/" in kept[0].read_bytes()
 
 
+@pytest.mark.slow
 def test_where_a_tracker_files_the_run(
     tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

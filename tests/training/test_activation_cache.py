@@ -92,6 +92,7 @@ def blocks(*words: str) -> int | None:
     return activation_cache.blocks_above(plan.config, plan.method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ViT", "EfficientNet"], indirect=True)
 @pytest.mark.parametrize("method", TRAINED)
 def test_training_is_as_without(method: str, model: str, tmp_path: Path, words: list[str]) -> None:
@@ -120,6 +121,7 @@ def test_training_is_as_without(method: str, model: str, tmp_path: Path, words: 
     assert found["on"]["cache_bytes"] > found["off"]["cache_bytes"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ViT", "EfficientNet"], indirect=True)
 @pytest.mark.parametrize("method", ["gcl", "der_expand", "zscl method.emoji_count=9"])
 def test_training_on_fp32_rows_is_as_without_to_the_last_digits(
@@ -162,6 +164,7 @@ def test_fixed_views(method: str, tmp_path: Path, words: list[str], kept: list[A
     assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     ["gdro", "memo", "der_expand", "wise_ft method.anchor=mean", "zscl method.emoji_count=9", "ncm"],
@@ -178,6 +181,7 @@ def test_stopped_and_resumed_equals_not_stopped(variant: str, tmp_path: Path, wo
     assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["cassle", "cclis", "zscl method.reference_images=memory", "dark_er", "memo"]
 )

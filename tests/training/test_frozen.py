@@ -41,6 +41,7 @@ def without(results: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in timeless(results).items() if key not in NOT_MEASURED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [[], ["center=true"], ["tune=top:1", "train.augment=none"], ["loader.cache_mb=0"]], ids=str
 )
@@ -55,6 +56,7 @@ def test_it_is_what_the_method_that_it_names_gives(tmp_path: Path, words: list[s
         assert alone["frozen_features"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -95,6 +97,7 @@ def test_a_fork_has_that_of_the_run_it_began_from(tmp_path: Path, words: list[st
     assert fork["frozen_features_methods"] == source["frozen_features_methods"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_without_references_has_none(tmp_path: Path, words: list[str]) -> None:
     """Its config lacks the key; the run goes on as it was, and ``resume`` finds nothing that differs."""
     tokens = [*words, "method=gdro", "train.epochs=4"]

@@ -51,6 +51,7 @@ def test_an_update_adds_classes_and_keeps_what_the_next_one_needs(toy: str, tmp_
     }  # 8 are too few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["nothing", "means", "ridge", "layers", "trained", "interpolated"])
 def test_every_form_is_read_as_it_was_written(method: str, toy: str, tmp_path: Path) -> None:
     state = begin(toy, ["red", "yellow"])
