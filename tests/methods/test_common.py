@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from everclip import methods, plugins
 from everclip.cli.app import main
@@ -27,6 +28,7 @@ from everclip.training.plan import Plan
 from everclip.training.restore import grow, open_run
 from tests import mixed
 from tests.marks import slow_after
+from tests.methods.stages import Course, batch
 from tests.printed import printed
 from tests.running import configured, logged, run, run_for, timeless
 
@@ -257,6 +259,24 @@ def test_class_incremental_run(name: str, budget: str, tmp_path: Path, toy: str,
         assert sum(len(table) for table in plan.method.tables().values()) <= 2 * len(results["classes"])
     if name == "zero_shot":
         assert results["accuracy_after_stage"] == results["zero_shot_after_stage"]
+
+
+@pytest.mark.parametrize("name", [*EVERY, *SLOW])
+@torch.no_grad()
+def test_classes_to_come_change_no_score_of_those_learned(name: str, toy: str, photos: str) -> None:
+    """After a task the next one is tested as well, by the same classifier."""
+    name, *options = name.split()
+    if name == "joint":
+        pytest.skip("it learns all classes at once")
+    with torch.enable_grad():
+        words = (f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2")
+        course = Course.of(*words, *options).learn(0)
+    (first, second), images = (task.classes for task in course.plan.tasks), batch([0] * 16).images
+    few, more = (
+        course.method.classifier(course.clip, labels).eval()(course.clip.normalise(images))
+        for labels in (tuple(first), (*first, *second))
+    )
+    assert_close(more[:, : len(first)], few)
 
 
 def seeded(*tokens: str) -> bool:

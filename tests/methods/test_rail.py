@@ -39,7 +39,7 @@ def test_golden_dual(clip: Clip) -> None:
 
 
 def test_golden_fusion(clip: Clip) -> None:
-    fused = Fused(clip, NAMES, torch.tensor([True, True, True, False]), 0.8)
+    fused = Fused(clip, NAMES, torch.tensor([True, True, True, False]), 0.8, told=True)
     fused.scale = 10.0
     r = torch.tensor([[0.06964276, 0.08949972, 0.63545737, 0.0]], dtype=torch.float64)
     near(fused.mix(QUERY[None] / QUERY.norm())[0], [0.01458539, 0.05247773, 0.52586936, 0.40706752])

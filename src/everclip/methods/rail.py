@@ -10,7 +10,8 @@ with lam once and not with each task. The dual form keeps the features of all im
 d = 512, which its state counts: compare it with methods that have as much memory.
 
 `names=all` is the authors' setting, where the softmax runs over the names of classes to come as well, which the method
-is told. By default it runs over the labels asked for, so that the gate is open unless one of these was never trained.
+is told. By default it runs over those trained among the labels asked for. A name never trained that is asked for too
+changes nothing of their scores: it wins where argmax p over all that is asked for is such a name, and nowhere else.
 
     Parameters  none
     State       M x M sums, M sums per class (fp64; 1.8 GB at M = 15000), the random layer is drawn again; or d numbers
@@ -96,7 +97,7 @@ class Rail(Kept, RidgeMethod):
         names = range(len(self.prompts.names)) if self.config.names == "all" else labels
         text = self.embed(clip, names)
         known = (self.counts > 0).to(text.device)
-        classifier = Fused(clip, text, known[[*names]], self.config.beta)
+        classifier = Fused(clip, text, known[[*names]], self.config.beta, self.config.names == "all")
         classifier.columns = [list(names).index(label) for label in labels]
         trained = known[[*labels]].to(self.sums.device)
         if known.any():
@@ -110,16 +111,17 @@ class Fused(Classifier):
 
     Args:
         text: unit-length embeddings of the names in the softmax; known: which of these have been trained.
+        told: whether names that were never trained are in the softmax of those that were.
 
     Attributes:
         columns: the names that are asked for; regress: features to r of these.
     """
 
     def __init__(
-        self, clip: Clip, text: Float[Tensor, "n d"], known: Bool[Tensor, " n"], beta: float
+        self, clip: Clip, text: Float[Tensor, "n d"], known: Bool[Tensor, " n"], beta: float, told: bool
     ) -> None:
         super().__init__()
-        self.clip, self.text, self.known, self.beta = clip, text, known, beta
+        self.clip, self.text, self.known, self.beta, self.told = clip, text, known, beta, told
         self.scale = self.to_logits = clip.logit_scale.exp().item()
         self.columns = [*range(len(text))]
         self.regress: Callable[[Tensor], Tensor] | None = None
@@ -129,13 +131,19 @@ class Fused(Classifier):
 
     def mix(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         """Return the scores of unit-length features."""
-        p = (self.scale * features @ self.text.T).softmax(1)
+        logits = self.scale * features @ self.text.T
+        p = logits.softmax(1)
         seen = self.known[p.argmax(1)][:, None]
-        p = p[:, self.columns]
         if self.regress is None:
-            return p
-        mixed = (1 - self.beta) * p + self.beta * self.regress(features).to(p)
-        return torch.where(seen, mixed, p)
+            return p[:, self.columns]
+        r = self.regress(features).to(p)
+        if self.told:
+            p = p[:, self.columns]
+            return torch.where(seen, (1 - self.beta) * p + self.beta * r, p)
+        own = logits.masked_fill(~self.known, -torch.inf).softmax(1)
+        mixed = (1 - self.beta) * own + self.beta * r
+        least, most = (end(mixed, dim=1, keepdim=True) for end in (torch.amin, torch.amax))
+        return torch.where(self.known, mixed, p + torch.where(seen, least - 1, most))
 
 
 def gaussian(
