@@ -104,9 +104,16 @@ class Attend(nn.Module):
         random: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b c d"], Float[Tensor, "b c d"]]:
         """Return outputs of the image's token and of the classes' two; dropout only with a generator."""
-        shared = torch.cat([texts, means, context]).expand(len(images), -1, -1)
-        tokens, count = torch.cat([images[:, None], shared], 1), len(texts)
-        weights = self.query(tokens) @ self.key(tokens).transpose(1, 2) * tokens.shape[2] ** -0.5
-        weights = dropped(weights.softmax(2), self.dropout, random)
-        found = self.norm(tokens + dropped(self.out(weights @ self.value(tokens)), self.dropout, random))
+        # Images share all tokens but one: what a token alone decides is computed once, W_o with it, as A (V W_o') is
+        # (A V) W_o'.
+        count, size, shared = len(texts), len(images), torch.cat([texts, means, context])
+        each = torch.cat([images, shared])
+        inner = self.query(each) @ self.key(each).T * each.shape[1] ** -0.5
+        values = self.value(each) @ self.out.weight.T
+        image = torch.cat([inner[:size, :size].diagonal()[:, None], inner[:size, size:]], 1)[:, None]
+        others = [inner[size:, :size].T[:, :, None], inner[size:, size:].expand(size, -1, -1)]
+        weights = dropped(torch.cat([image, torch.cat(others, 2)], 1).softmax(2), self.dropout, random)
+        mixed = weights[:, :, :1] * values[:size, None] + weights[:, :, 1:] @ values[size:]
+        tokens = torch.cat([images[:, None], shared.expand(size, -1, -1)], 1)
+        found = self.norm(tokens + dropped(mixed + self.out.bias, self.dropout, random))
         return found[:, 0], found[:, 1 : 1 + count], found[:, 1 + count : 1 + 2 * count]
