@@ -16,8 +16,7 @@ Dataset, which has its own labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -272,7 +271,7 @@ class Learner:
         return images
 
     def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
-        with self._bar() as progress:
+        with Progress(quiet=not self._progress) as progress:
             outcome = update(self._state, new, held, options, progress)
         if outcome.passed:
             # what is saved goes back to what was on the disk last
@@ -287,28 +286,10 @@ class Learner:
             self._waiting = []
             self._learn(dataset(contents, labels, self._width), None, replace(self._options, **_limit(None)))
 
-    @contextmanager
-    def _bar(self) -> Iterator[Progress]:
-        if self._progress:
-            with Progress() as progress:
-                yield progress
-        else:
-            yield _Silent()
-
 
 def _limit(max_drop: float | None) -> dict[str, Any]:
     """Return the options that say how much old classes may lose; None: they need not even be measured."""
     return {"max_drop": 100.0 if max_drop is None else max_drop, "unmeasured": max_drop is None}
-
-
-class _Silent(Progress):
-    """Show nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def step(self, note: str = "", count: int = 1) -> None:
-        """Nothing."""
 
 
 def _held(found: Dataset) -> Dataset:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from everclip.data.images import ZipStore
+from everclip.data.gathered import Archive
 from everclip.data.loader import Phase
 from everclip.data.sources import SourceConfig, emoji
 from everclip.losses.distill import distillation
@@ -346,13 +346,13 @@ def test_emoji_are_decoded_once_and_come_back_after_a_resume(
     clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    original = ZipStore.read
+    original = Archive.read
 
-    def counting(self: ZipStore, row: int) -> bytes:
+    def counting(self: Archive, row: int) -> bytes:
         read.append(row)
         return original(self, row)
 
-    monkeypatch.setattr(ZipStore, "read", counting)
+    monkeypatch.setattr(Archive, "read", counting)
     method = zscl()
     led(method, clip)
     steps(method, clip, SECOND, batch_of(SECOND), 3)
@@ -373,13 +373,13 @@ def test_emoji_of_the_run_itself_are_no_reference(clip: Clip, monkeypatch: pytes
     """Neither what a later task learns nor what is tested."""
     own = emoji.Emoji(SourceConfig()).load(None, "class-incremental").train.store.keys
     opened: list[list[str]] = []
-    original = ZipStore.__init__
+    original = Archive.__init__
 
-    def noting(self: ZipStore, path: Any, keys: Any) -> None:
+    def noting(self: Archive, path: Any, keys: Any) -> None:
         opened.append(list(keys))
         original(self, path, keys)
 
-    monkeypatch.setattr(ZipStore, "__init__", noting)
+    monkeypatch.setattr(Archive, "__init__", noting)
     assert len(_reference.pictures(clip, own, 50)) == 50
     assert len(opened[-1]) == 50
     assert not set(opened[-1]) & set(own)

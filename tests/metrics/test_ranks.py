@@ -21,8 +21,7 @@ def test_equal_values_share_their_ranks() -> None:
 def test_friedman_is_scipys(values: list[float]) -> None:
     table = [[RNG.choice(values) for _ in range(5)] for _ in range(7)]
     found, expected = ranks.friedman(table), scipy_stats.friedmanchisquare(*zip(*table, strict=True))
-    assert found is not None
-    assert (found.statistic, found.p) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-10)
+    assert found == pytest.approx(expected.pvalue, rel=1e-10)
 
 
 def test_friedman_needs_three_columns_two_rows_and_a_difference() -> None:

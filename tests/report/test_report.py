@@ -16,11 +16,12 @@ import pytest
 from everclip.errors import UserError
 from everclip.plots.panels import value_range
 from everclip.plots.text import number, shorten, spread
-from everclip.report.build import build, duration, points, size
+from everclip.report.build import build
 from everclip.report.collect import collect
 from everclip.report.figure import csv_address
 from everclip.report.many import result_table, verdict
 from everclip.runs.read import read_run
+from everclip.runs.words import duration, points, size
 from tests.report.page import Page
 from tests.report.synthetic import IMAGES, NASTY, write_run
 

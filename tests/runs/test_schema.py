@@ -21,12 +21,16 @@ from everclip.errors import UserError
 from everclip.runs.predictions import predictions
 from everclip.runs.read import read_run
 from everclip.runs.schema import MOST_CLASSES, load
-from everclip.system.arrays import read_columns
+from everclip.system.arrays import Shape, read_columns
 from everclip.system.reading import Unreadable
 from tests.compare.folders import run_folder
 from tests.report.synthetic import write_run
 
-COLUMNS = {"id": ("iu", 1), "label": ("i", 1), "top": ("i", 2)}
+
+def columns(most: int) -> dict[str, Shape]:
+    """Return what predictions of so many images may be."""
+    return {"id": Shape("iu", (most,)), "label": Shape("i", (most,)), "top": Shape("i", (most, 100))}
+
 
 WRONG: list[tuple[str, object]] = [
     ("schema", 2),
@@ -152,7 +156,7 @@ def test_claims_of_arrays_are_checked_before_they_are_unpacked(
     claim(tmp_path / "p.npz", **headers)
     tracemalloc.start()
     with pytest.raises(Unreadable, match=why):
-        read_columns(tmp_path / "p.npz", COLUMNS, most=1000)
+        read_columns(tmp_path / "p.npz", columns(1000), {}, 1000)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -169,13 +173,13 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     assert (tmp_path / "p.npz").stat().st_size < 2**20
     tracemalloc.start()
     with pytest.raises(Unreadable, match="id holds more than it claims"):
-        read_columns(tmp_path / "p.npz", COLUMNS, most=10)
+        read_columns(tmp_path / "p.npz", columns(10), {}, 10)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
-    ("columns", "why"),
+    ("arrays", "why"),
     [
         ({"top": np.zeros((4, 0), int)}, "top has the shape"),
         ({"top": np.zeros((4, 101), int)}, "top has the shape"),
@@ -184,10 +188,10 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
         ({}, "no item named 'top.npy'"),
     ],
 )
-def test_columns_fit_together(tmp_path: Path, columns: dict[str, Any], why: str) -> None:
-    np.savez(tmp_path / "p.npz", id=np.arange(4), label=np.arange(4), **columns)
+def test_columns_fit_together(tmp_path: Path, arrays: dict[str, Any], why: str) -> None:
+    np.savez(tmp_path / "p.npz", id=np.arange(4), label=np.arange(4), **arrays)
     with pytest.raises(Unreadable, match=why):
-        read_columns(tmp_path / "p.npz", COLUMNS)
+        read_columns(tmp_path / "p.npz", columns(10), {}, 10)
 
 
 @pytest.mark.parametrize(

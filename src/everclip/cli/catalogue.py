@@ -17,22 +17,24 @@ from everclip.errors import shown
 from everclip.system import trust
 
 
-def list_all(kind: str, command: str, use: str, json: bool) -> None:
+def list_all(kind: str, command: str, *uses: str, json: bool, argued: bool = False) -> None:
     """Print all plug-ins of a kind.
 
     Args:
         command: the everclip command that explains one.
-        use: an example of its use, such as ``method=NAME``.
+        uses: examples of its use, such as ``method=NAME``.
+        argued: whether its docstrings begin with what to give: "imagefolder:PATH - ...".
     """
     found = {name: summary(plugins.docstring(kind, name)) for name in sorted(plugins.names(kind), key=order)}
     if json:
         print_json([{"name": name, "summary": line} for name, line in found.items()])
         return
     rows = [*found.items()]
-    if kind == "data/sources":  # whose docstrings begin with what to give: "imagefolder:PATH - ..."
+    if argued:
         rows = [tuple(line.split(" - ", 1)) if " - " in line else (name, line) for name, line in rows]
     print_columns(rows)
-    print(f'\n"everclip {command} NAME" explains one; "everclip train {use}" uses it.')
+    examples = " or ".join(f'"everclip train {use}"' for use in uses)
+    print(f'\n"everclip {command} NAME" explains one; {examples} uses it.')
 
 
 def describe(name: str, find: Callable[[str], type]) -> dict[str, Any]:
@@ -88,13 +90,13 @@ def _command(
 
     Args:
         words: for several and for one, such as ("the methods", "A method").
-        use: as of ``list_all``.
+        use: an example of its use, as of ``list_all``.
         explain_one: explains the plug-in of this name, in words or as JSON.
     """
 
     def command(name: str | None = None, /, *, json: Json = False) -> None:
         if name is None:
-            list_all(folder, folder.rpartition("/")[2], use, json)
+            list_all(folder, folder.rpartition("/")[2], use, json=json)
         else:
             explain_one(name, json)
 

@@ -26,7 +26,7 @@ def datasets(name: str | None = None, spec: str | None = None, /, *, json: Json 
             f'{shown(spec)} after "{name}" is one word too many: use "everclip datasets check {name}"'
         )
     if name is None:
-        list_all(_KIND, "datasets", 'data=NAME" or "everclip train data=NAME:PATH', json)
+        list_all(_KIND, "datasets", "data=NAME", "data=NAME:PATH", json=json, argued=True)
         return 0
     from everclip.data.sources import Source
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from everclip.cli._finding import GIB, Finding, room
 from everclip.cli._options import Json
 from everclip.cli._output import print_columns, print_json
 from everclip.errors import UserError
+from everclip.sweep.slots import cores
 from everclip.system.machine import free_memory
 from everclip.training.disk import nearest
 
@@ -87,9 +87,7 @@ def _processor() -> list[Finding]:
         import torch
     except ImportError:  # said by _packages, with its remedy
         return []
-    # Only Linux says which cores a process may use.
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    found = [Finding("processor", "ok", f"{cores} cores, {torch.get_num_threads()} threads")]
+    found = [Finding("processor", "ok", f"{cores()} cores, {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         text = f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / GIB:.0f} GiB each"

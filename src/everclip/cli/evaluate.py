@@ -181,6 +181,7 @@ def _opened(
     run: str, data: str | None, image_size: int | None, templates: str | None
 ) -> tuple[Deployed, Dataset | None, ImageSet]:
     """Return a model, the data given, and the images to test on: the data's, or the run's own."""
+    from everclip.data.images import joined
     from everclip.inference import assess
     from everclip.inference.model import check_own, is_learned, of_run, open_model
 
@@ -196,8 +197,7 @@ def _opened(
         raise UserError(f"{run} is a model folder, without images of its own: give --data")
     model = of_run(Path(run))
     assert model.plan is not None
-    tests = [task.test for task in model.plan.tasks]
-    return model, None, sum(tests[1:], tests[0])
+    return model, None, joined(task.test for task in model.plan.tasks)
 
 
 def _of_model(

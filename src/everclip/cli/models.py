@@ -45,10 +45,10 @@ def models(name: str | None = None, /, *, here: bool = False, json: Json = False
 
 
 def _search(text: str, here: bool, listed: Mapping[str, ModelInfo], json: bool) -> None:
-    """List all models whose names contain a text, and where their weights are. Raises UserError if there is none."""
+    """List all models whose names hold a text, in any case, and where their weights are. Raises UserError for none."""
     from everclip.models import names, weights  # imports torch
 
-    matching = names.holding(text)
+    matching = [spec for spec in names.every() if text.casefold() in spec.casefold()]
     if not matching:
         raise UserError(names.unknown(text))
     states = {spec: weights.are_here(spec) for spec in matching}

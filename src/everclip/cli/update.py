@@ -150,7 +150,8 @@ def pairs(words: Iterable[str], given: str, form: str) -> dict[str, str]:
 
 def _written(outcome: Outcome, state: State, path: Path, json: bool) -> int:
     """Write the version, or only the verdict if old classes suffer; print the outcome."""
-    from everclip.updating.verdict import lines, share
+    from everclip.runs.words import share
+    from everclip.updating.verdict import lines
 
     verdict = outcome.verdict
     named = "" if verdict["facts"]["summed"] == 1 else "; --memory DATA adds images of the old classes"

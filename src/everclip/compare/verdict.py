@@ -191,10 +191,9 @@ def _overall(found: Sequence[Section], metric: str) -> Json | None:
     if len(found) < 2 or len(labels) < 2:
         return None
     table = [[some[label] for label in labels] for some in means]
-    test = friedman(table)
     return {
         "blocks": len(table),
         "mean_rank": dict(zip(labels, mean_ranks(table, higher_is_better(metric)), strict=True)),
-        "friedman_p": None if test is None else test.p,
+        "friedman_p": friedman(table),
         "critical_difference": critical_difference(len(labels), len(table)),
     }

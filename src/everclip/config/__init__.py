@@ -34,7 +34,6 @@ __all__ = [
     "essence",
     "known_keys",
     "load_config",
-    "same_run",
     "shipped",
 ]
 
@@ -96,8 +95,3 @@ def config_hash(config: Config) -> str:
     """Hash the config's essence to 16 hexadecimal digits."""
     text = tomli_w.dumps(written(essence(config)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def same_run(first: Config, second: Config) -> bool:
-    """Return whether two resolved configs describe the same run, wherever it is written."""
-    return config_hash(first) == config_hash(second)

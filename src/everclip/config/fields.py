@@ -34,17 +34,13 @@ def public(key: str) -> str:
     return "method" if key == "method.name" else key
 
 
-def kinds(field: FieldInfo) -> set[object]:
+def kinds(annotation: object) -> set[object]:
     """Return the plain types that a field accepts: ``int``, ``float``, ``bool``, ``str``, ``list``, ``NoneType``."""
-    return _kinds(field.annotation)
-
-
-def _kinds(annotation: object) -> set[object]:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _kinds(args[0])
+        return kinds(args[0])
     if origin in (Union, types.UnionType):
-        return set().union(*(_kinds(arg) for arg in args))
+        return set().union(*(kinds(arg) for arg in args))
     if origin is Literal:
         return {type(arg) for arg in args}
     return {origin or annotation}

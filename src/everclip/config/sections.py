@@ -34,7 +34,7 @@ class Section(BaseModel):
     def _none_and_auto(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        optional = {name for name, field in cls.model_fields.items() if NoneType in kinds(field)}
+        optional = {name for name, field in cls.model_fields.items() if NoneType in kinds(field.annotation)}
         return {
             name: None if name in optional and value == "none" else value
             for name, value in values.items()

@@ -245,7 +245,7 @@ def _example(key: str, known: Mapping[str, FieldInfo]) -> str:
     field = known[key]
     value = field.get_default()
     if value is None:
-        return "5" if int in kinds(field) else "1e-4"
+        return "5" if int in kinds(field.annotation) else "1e-4"
     return shown(value).strip('"')
 
 
@@ -293,6 +293,5 @@ def read_value(key: str, text: str, field: FieldInfo | None) -> Any:
             value = text
     if not isinstance(value, bool | int | float | str | list):
         value = text
-    if field is not None and str in kinds(field) and type(value) not in kinds(field):
-        value = text
-    return value
+    allowed = kinds(field.annotation) if field is not None else set()
+    return text if str in allowed and type(value) not in allowed else value

@@ -45,6 +45,7 @@ class Archive(Store):
         with path.open("rb") as file:
             self._places = [(_content(file, info.header_offset), info.file_size) for info in found]
             length = file.seek(0, os.SEEK_END)
+        self._stamps = [(info.file_size, info.CRC) for info in found]
         if any(info.compress_type != zipfile.ZIP_STORED for info in found) or any(
             start + size > length or size > MOST_BYTES for start, size in self._places
         ):
@@ -58,6 +59,9 @@ class Archive(Store):
 
     def nbytes(self, row: int) -> int:
         return self._places[row][1]
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        return self._stamps[row]
 
 
 def _content(file: BinaryIO, header: int) -> int:

@@ -16,7 +16,7 @@ from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
 from everclip.data.prompts import PHOTO
 from everclip.errors import UserError
-from everclip.system.reading import Unreadable, read_bytes
+from everclip.system.reading import read_bytes, readable
 
 
 def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = None) -> ImageSet:
@@ -44,10 +44,8 @@ def _bytes(image: Any, number: int) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):
-        try:
+        with readable(image, "give paths of image files"):
             return read_bytes(Path(image).expanduser(), MOST_BYTES)
-        except Unreadable as error:
-            raise UserError(f"{image} cannot be read ({error}): give paths of image files") from error
     if isinstance(image, torch.Tensor):
         image = image.numpy()
     if isinstance(image, np.ndarray):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -85,24 +86,6 @@ class FileStore(Store):
 
     def stamp(self, row: int) -> tuple[int, int]:
         return file_stamp(os.path.join(self.root, self.keys[row]))
-
-
-class ZipStore(Store):
-    """Image files in an uncompressed zip archive."""
-
-    def __init__(self, path: Path, keys: Sequence[str]) -> None:
-        self.keys = keys
-        self._zip = zipfile.ZipFile(path)
-
-    def read(self, row: int) -> bytes:
-        return self._zip.read(self.keys[row])
-
-    def nbytes(self, row: int) -> int:
-        return self._zip.getinfo(self.keys[row]).file_size
-
-    def stamp(self, row: int) -> tuple[int, int]:
-        found = self._zip.getinfo(self.keys[row])
-        return found.file_size, found.CRC
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +188,11 @@ def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
         key = keys[int(first[count > 1][0])]
         raise UserError(f'two images have the id of "{key}": list each image once, or rename one file')
     return ids
+
+
+def joined(sets: Iterable[ImageSet]) -> ImageSet:
+    """Return the rows of several tables, which share a store, as one."""
+    return reduce(add, sets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from everclip.errors import UserError
-from everclip.system.reading import Unreadable, read_text
+from everclip.system.reading import read_text, readable
 from everclip.system.text import printable
 
 log = logging.getLogger("everclip")
@@ -76,10 +76,8 @@ def _short(line: str) -> str:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """Return the non-empty lines of a UTF-8 text file, stripped at the right. Raises UserError where there are none."""
-    try:
+    with readable(f"{what} file {path}", "give a text file"):
         text = read_text(path)
-    except Unreadable as error:
-        raise UserError(f"{what} file {path} cannot be read ({error}): give a text file") from error
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{what} file {path} is empty: use one entry per line")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from everclip.data.images import ImageSet
+from everclip.data.images import ImageSet, joined
 from everclip.data.prompts import clean
 from everclip.errors import UserError, suggest
 from everclip.seeding import generator, hash64
@@ -148,9 +148,6 @@ def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:
     A piece of fewer images than half of that goes with the one before.
     """
     parts, names = [], []
-    test = tasks[0].test
-    for task in tasks[1:]:
-        test = test + task.test
     for task in tasks:
         order = generator(seed, "stream", task.index).permutation(len(task.train))
         count = max(1, round(len(order) / every))
@@ -158,7 +155,7 @@ def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:
         for number, part in enumerate(np.split(order, cuts)):
             parts.append(task.train.select(part))
             names.append(f"{task.name}, piece {number + 1}")
-    return first_met(parts, test, names)
+    return first_met(parts, joined(task.test for task in tasks), names)
 
 
 def stream_seed(order: int | str | Sequence[str], seed: int) -> int:
@@ -174,7 +171,5 @@ def stream_seed(order: int | str | Sequence[str], seed: int) -> int:
 
 def merge(tasks: Sequence[Task]) -> list[Task]:
     """Return all tasks as one: the scenario of joint training, on the same images and classes."""
-    train, test = tasks[0].train, tasks[0].test
-    for task in tasks[1:]:
-        train, test = train + task.train, test + task.test
+    train, test = joined(task.train for task in tasks), joined(task.test for task in tasks)
     return [Task(0, "all tasks", seen(tasks), train, test)]

@@ -1,7 +1,6 @@
 """Export a learned model for other programs. There is one module per format, found by its name; each has
 
 write(model, folder, pictures) -> Written      puts its files into the empty folder and checks them against torch
-LINE                                           what the format is, in a few words
 """
 
 from __future__ import annotations

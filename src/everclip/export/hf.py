@@ -33,7 +33,6 @@ from everclip.methods.base.method import TextClassifier
 from everclip.models.clip import Clip
 from everclip.models.savable import savable
 
-LINE = "a CLIPModel for transformers"
 TOLERANCE = 1e-4
 """Largest difference of unit-length features."""
 EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "hf_example.py"

@@ -34,7 +34,6 @@ from everclip.inference.unknown import LOGIT, judged
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 
-LINE = "a graph for onnxruntime, with the classes in it"
 TOLERANCE = 1e-3
 """Largest difference of a probability, and of an unknown score as a fraction of the span of all."""
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)

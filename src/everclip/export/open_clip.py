@@ -27,7 +27,6 @@ from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 from everclip.models.savable import CONFIG_FILE
 
-LINE = "a folder for open_clip, and for everclip"
 PROMPTS = ("a photo of a cat.", "b")
 TOLERANCE = 1e-4
 """Largest difference of unit-length features; the same weights agree up to the order of additions."""

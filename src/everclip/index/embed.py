@@ -7,8 +7,7 @@ same batches as one that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,14 +20,14 @@ from torch import Tensor
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
-from everclip.errors import RunError, UserError
+from everclip.errors import UserError
 from everclip.index import folder, listing
 from everclip.index.encoder import fingerprint
 from everclip.index.folder import IMAGE, TEXT, Listed, Table, Vectors
 from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.system.progress import Progress
-from everclip.training.disk import what_it_did
+from everclip.training.disk import on_disk
 from everclip.training.estimate import duration
 
 BATCH = 128
@@ -152,7 +151,7 @@ def embed(
         RunError: the disk is full or fails: what was written stays, and the same call continues.
     """
     begin = time.perf_counter()
-    with _going_on(path):
+    with on_disk(path, "make room and repeat the command"):
         there = _opened(clip, model, image_size, work, path, half)
         lists = [there.listed(shard) for shard in there.shards]
         skipped = {name: why for one in lists for name, why in one.skipped.items()}
@@ -220,15 +219,3 @@ def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Pa
     if half and table.dtype != "float16":
         raise UserError(f"{path} has embeddings in {table.dtype}: leave --fp16 out, or use a new folder")
     return there
-
-
-@contextmanager
-def _going_on(path: Path) -> Iterator[None]:
-    """Turn what a disk does to a folder of embeddings into a RunError of one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = what_it_did(error)
-        if reason is None:
-            raise
-        raise RunError(f"{path} cannot be written ({reason}): make room and repeat the command") from error

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from everclip.errors import UserError
 from everclip.system import checkpoint, kinds
 from everclip.system.atomic import check_new
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import read_json, readable
 from everclip.system.text import check
 
 FORMAT = 1
@@ -128,10 +128,8 @@ class Vectors:
     def listed(self, shard: Shard) -> Listed:
         """Return what the rows of a shard are. Raises UserError where that is missing or broken."""
         file = self.path / f"{shard.name}.json"
-        try:
+        with readable(file, _AGAIN, "is broken"):
             found = read_json(file)
-        except Unreadable as error:
-            raise UserError(f"{file} is broken ({error}): {_AGAIN}") from error
         if not _ROWS(found):
             raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
         if len(found["ids"]) != shard.rows:

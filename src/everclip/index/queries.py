@@ -19,7 +19,7 @@ from everclip.index.folder import IMAGE, TEXT, Vectors
 from everclip.index.maps import FILE, Map, load
 from everclip.inference.model import is_learned
 from everclip.models.clip import Clip
-from everclip.system.reading import Unreadable
+from everclip.system.reading import readable
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,5 @@ def _map_of(spec: str) -> Map | None:
     file = Path(spec).expanduser() / FILE
     if not file.is_file():
         return None
-    try:
+    with readable(file, f"use another copy of {spec}"):
         return load(file)
-    except Unreadable as error:
-        raise UserError(f"{file} cannot be read ({error}): use another copy of {spec}") from error

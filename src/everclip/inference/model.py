@@ -43,7 +43,7 @@ from everclip.runs import card as cards
 from everclip.runs.card import FILE, METHOD_FILE, Card, CardTask
 from everclip.runs.run import Run
 from everclip.system.atomic import recover
-from everclip.system.reading import Unreadable
+from everclip.system.reading import readable
 from everclip.training import plan as plans
 from everclip.training.plan import Plan
 from everclip.training.restore import STATE, device, freeze, grow, load_model, open_run
@@ -252,10 +252,8 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
         known = replace(known, labels=seen(plan.tasks), plan=plan)
         return replace(known, **fitted, identity=identity)
     file = folder / (STATE if (folder / STATE).is_file() else METHOD_FILE)
-    try:
+    with readable(file, "export the model again"):
         state = read_state(file)
-    except Unreadable as error:
-        raise UserError(f"{file} cannot be read ({error}): export the model again") from error
     if file.name == STATE:
         state = state["method"] if isinstance(state, dict) and "method" in state else {}
     clip = load_model(plan, f"{LOCAL}{folder}")

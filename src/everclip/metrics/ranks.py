@@ -9,14 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-
-class Friedman(NamedTuple):
-    """Friedman's chi-square statistic, corrected for ties, and its p-value."""
-
-    statistic: float
-    p: float
 
 
 def ranks(values: Sequence[float], higher_is_better: bool = True) -> list[float]:
@@ -31,14 +23,15 @@ def mean_ranks(table: Sequence[Sequence[float]], higher_is_better: bool = True) 
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
-def friedman(table: Sequence[Sequence[float]]) -> Friedman | None:
-    """Return Friedman's test that all columns are alike; None for fewer than three columns or two rows, or all ties."""
+def friedman(table: Sequence[Sequence[float]]) -> float | None:
+    """Return p of Friedman's test that all columns are alike, corrected for ties; None for fewer than three columns or
+    two rows, or all ties."""
     n, k = len(table), len(table[0]) if table else 0
     if n < 2 or k < 3 or all(len(set(row)) == 1 for row in table):
         return None
     from scipy.stats import friedmanchisquare  # takes a second to import
 
-    return Friedman(*map(float, friedmanchisquare(*zip(*table, strict=True))))
+    return float(friedmanchisquare(*zip(*table, strict=True)).pvalue)
 
 
 def critical_difference(columns: int, rows: int, level: float = 0.95) -> float:

@@ -1,6 +1,6 @@
 """Tell how sure a number is: intervals over seeds, paired tests over seeds and over test images, corrections for many.
 
-Differences are first minus second. A test is two-sided; an interval is of ``level`` (0.95) and symmetric.
+Differences are first minus second. A test is two-sided; an interval is of 95 % and symmetric.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ EXACT = 20
 DRAWS = 100_000
 LEAST = 3
 """Values from which on a mean has an interval: that of two is so wide (12.7 standard errors) that it says nothing."""
+_UPTO = 0.975
+"""Probability below the upper end of an interval of 95 %."""
+_NORMAL = NormalDist().inv_cdf(_UPTO)
 
 
 class Interval(NamedTuple):
@@ -40,14 +43,14 @@ class Paired(NamedTuple):
     n: int
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def interval(values: Sequence[float]) -> Interval:
     """Return the mean and Student t interval of at least one value (seeds are independent repetitions); without an
     interval below ``LEAST`` values."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < LEAST:
         return Interval(mean, None, None, n)
-    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * _error(values, mean)
+    half = float(special.stdtrit(n - 1, _UPTO)) * _error(values, mean)
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -57,13 +60,13 @@ def _error(values: Sequence[float], mean: float) -> float:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
-def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Paired:
+def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     """Return the paired t-test of equally many values in the same order, such as one per seed.
 
     Differences that are all equal have no spread to judge by: p is 1 where they are 0, else p and interval are None.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean, low, high, n = interval(differences, level)
+    mean, low, high, n = interval(differences)
     if n == 1:
         return Paired(mean, None, None, None, 1)
     error = _error(differences, mean)
@@ -90,7 +93,7 @@ def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
     return float((np.abs(sums) >= seen).mean())
 
 
-def mcnemar(first: NDArray[Any], second: NDArray[Any], level: float = 0.95) -> Paired:
+def mcnemar(first: NDArray[Any], second: NDArray[Any]) -> Paired:
     """Return the exact McNemar test of two classifiers on the same images: about other images, not other seeds.
 
     The interval is Agresti and Min's (2005): Wald's with half an image more in each of the four cells.
@@ -101,12 +104,12 @@ def mcnemar(first: NDArray[Any], second: NDArray[Any], level: float = 0.95) -> P
     assert len(first) == len(second) > 0
     n, gained, lost = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     total, difference = n + 2, (gained - lost) / (n + 2)
-    half = _normal(level) * math.sqrt(((gained + lost + 1) / total - difference**2) / total)
+    half = _NORMAL * math.sqrt(((gained + lost + 1) / total - difference**2) / total)
     p = min(1.0, float(2 * special.bdtr(min(gained, lost), gained + lost, 0.5)))
     return Paired((gained - lost) / n, max(-1.0, difference - half), min(1.0, difference + half), p, n)
 
 
-def by_chance(first: float, second: float, images: int, level: float = 0.95) -> float:
+def by_chance(first: float, second: float, images: int) -> float:
     """Return the difference of two accuracies on ``images`` test images that chance alone may give: half of its
     interval.
 
@@ -116,12 +119,7 @@ def by_chance(first: float, second: float, images: int, level: float = 0.95) -> 
     if not images:
         return 0.0
     shares = [(accuracy * images + 1) / (images + 2) for accuracy in (first, second)]
-    return _normal(level) * math.sqrt(sum(share * (1 - share) for share in shares) / (images + 2))
-
-
-def _normal(level: float) -> float:
-    """Return the z with ``level`` (in 0..1) of a standard normal variable's probability between -z and z."""
-    return NormalDist().inv_cdf((1 + level) / 2)
+    return _NORMAL * math.sqrt(sum(share * (1 - share) for share in shares) / (images + 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

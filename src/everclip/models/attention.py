@@ -14,7 +14,7 @@ docs/decisions/0008-exact-fast-step.md has the numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -51,13 +51,7 @@ class CpuAttention(TorchFunctionMode):
         """
         return nullcontext(), cls() if cls._open else nullcontext()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Stand in for each of torch's functions."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:

@@ -15,7 +15,7 @@ https://arxiv.org/abs/1411.5752).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,12 +144,10 @@ def _listening(visual: nn.Module, count: int) -> Iterator[list[Tensor]]:
         heard.append(found)
 
     paths = Parts.of(visual, "method.stages=[]").blocks[-count:] if count else ()
-    hooks = [visual.get_submodule(path).register_forward_hook(hear) for path in paths]
-    try:
+    with ExitStack() as hooks:
+        for path in paths:
+            hooks.enter_context(visual.get_submodule(path).register_forward_hook(hear))
         yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _summary(visual: Any, hidden: Tensor, token: Token) -> Float[Tensor, "b c"]:

@@ -33,6 +33,11 @@ class _Folded:
 
     norm: tuple[Any]
 
+    def forward(self: Any, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """Return the norm's output."""
+        found = self._weights()
+        return self._normed(self.convolve(input)) if found is None else self.folded(input, *found)
+
     def _weights(self: Any) -> tuple[Tensor, Tensor] | None:
         """Return the kernel and bias with the norm in them; None where the norm trains."""
         (norm,) = self.norm
@@ -58,12 +63,8 @@ class FoldedConv2d(_Folded, nn.Conv2d):
 
     convolve = nn.Conv2d.forward
 
-    def forward(self: Any, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        """Return the norm's output."""
-        found = self._weights()
-        if found is None:
-            return self._normed(self.convolve(input))
-        weight, bias = found
+    def folded(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the norm's output, of a kernel and bias with the norm in them."""
         return F.conv2d(input, weight, bias, self.stride, self.padding, 1, self.groups)
 
 
@@ -72,12 +73,8 @@ class FoldedConv2dSame(_Folded, Conv2dSame):
 
     convolve = Conv2dSame.forward
 
-    def forward(self: Any, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        """Return the norm's output."""
-        found = self._weights()
-        if found is None:
-            return self._normed(self.convolve(input))
-        weight, bias = found
+    def folded(self: Any, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the norm's output, of a kernel and bias with the norm in them."""
         left, right, top, bottom = same_padding(input.shape[2:], self.kernel_size, self.stride)
         trains = weight.requires_grad and torch.is_grad_enabled()
         exported = torch.compiler.is_compiling()  # torch.onnx loses a kernel that is padded

@@ -6,7 +6,7 @@ and ``(x A') (2 B)'``, W needs none: a third of a layer's work is saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,13 +49,7 @@ class Updated(Tensor):
         return Updated.of(self.base * rows, self.a, scale[:, None] * self.b)
 
     @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Stand in for a function of torch that got a stand-in."""
         kwargs = kwargs or {}
         taken = _PARTS.get(func)

@@ -15,11 +15,6 @@ def every() -> list[str]:
     return [LITE, *(f"{name}:{tag}" for name, tag in open_clip.list_pretrained())]
 
 
-def holding(text: str) -> list[str]:
-    """Return those of ``every`` whose name holds ``text``, in any case."""
-    return [spec for spec in every() if text.casefold() in spec.casefold()]
-
-
 def unknown(spec: str) -> str:
     """Return what to say of a spec that names no model: the three nearest, and the command that lists all."""
     if "/" in spec or "\\" in spec:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -147,13 +147,10 @@ def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
         elif any(isinstance(argument, Tensor) for argument in args):
             found[key] = _Layer(module, args, kwargs)
 
-    hooks = [unit.register_forward_pre_hook(note, with_kwargs=True) for unit in _units(tower)]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for unit in _units(tower):
+            hooks.enter_context(unit.register_forward_pre_hook(note, with_kwargs=True))
+        run()
     return [*found.values()]
 
 

@@ -47,11 +47,8 @@ class Split:
         """Return unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
         images, entered = clip.normalise(images), list[Tensor]()
         block = clip.model.visual.get_submodule(self.cut)
-        hook = block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
-        try:
+        with block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0])):
             newest = clip.encode_image(images)
-        finally:
-            hook.remove()
         return [*(clip.encode_image(images, _Resumed(part, entered[0])) for part in older), newest]
 
 

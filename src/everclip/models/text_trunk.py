@@ -119,13 +119,12 @@ class TextTrunk:
             return ((hidden, *rest), named) if inputs else ((), named | {"hidden_states": hidden})
 
         whole = getattr(self._owner, self._name)
-        hook = self._upper[0].register_forward_pre_hook(put, with_kwargs=True)
         setattr(self._owner, self._name, self._upper)
         try:
-            return raw(prompts)
+            with self._upper[0].register_forward_pre_hook(put, with_kwargs=True):
+                return raw(prompts)
         finally:
             setattr(self._owner, self._name, whole)
-            hook.remove()
 
     def _entering(self, prompt: str, raw: Raw) -> Float[Tensor, "_length width"]:
         entered: list[Tensor] = []
@@ -133,11 +132,8 @@ class TextTrunk:
         def take(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             entered.append(inputs[0] if inputs else named["hidden_states"])
 
-        hook = self._upper[0].register_forward_pre_hook(take, with_kwargs=True)
-        try:
+        with self._upper[0].register_forward_pre_hook(take, with_kwargs=True):
             raw([prompt])
-        finally:
-            hook.remove()
         return entered[0][0]
 
     def _agrees(self, raw: Raw) -> bool:

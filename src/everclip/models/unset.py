@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +18,7 @@ _DRAWN = {
 class Unset(TorchFunctionMode):
     """Put nan where random values are asked for, while it is open: what no file then fills in cannot pass unseen."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Fill a tensor, or hand on another call."""
         kwargs = kwargs or {}
         if func is torch.randn:

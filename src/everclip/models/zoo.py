@@ -16,7 +16,7 @@ import torch
 
 from everclip.errors import UserError, suggest
 from everclip.models import bounded, lite, names, sizes, vectors, vetted
-from everclip.models.catalogue import FEATURES, LITE, ModelInfo, catalogue, recommended
+from everclip.models.catalogue import FEATURES, LITE
 from everclip.models.clip import CENTER, Clip
 from everclip.models.foreign import open_clip
 from everclip.models.lite_towers import folder as lites
@@ -25,8 +25,6 @@ from everclip.models.towers import input_side
 from everclip.models.unset import Unset
 from everclip.system.checkpoint import MANIFEST, Damaged, Store, verify
 from everclip.system.machine import collect_as_usual
-
-__all__ = ["ModelInfo", "catalogue", "load", "recommended"]
 
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
 CARD_FILE = "everclip.json"

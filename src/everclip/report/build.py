@@ -9,10 +9,10 @@ from pathlib import Path
 from everclip.report import one, overview
 from everclip.report.collect import Report, collect
 from everclip.report.templates import render
-from everclip.runs.words import duration, points, several, size
+from everclip.runs.words import several
 from everclip.system.atomic import write_atomic
 
-__all__ = ["build", "collect", "duration", "points", "size", "write"]
+__all__ = ["build", "collect", "write"]
 
 _DETAILED = 4
 """Most runs shown in full after the overview; with more, the page would be too large to mail."""

@@ -35,11 +35,8 @@ _RC: dict[Any, Any] = {**style.STYLE, "text.parse_math": False}
 _SMALL = 10.5
 _LEFT, _HEAD, _FOOT, _GAP = 50.0, 30.0, 46.0, 20.0  # px around the plotting area of a panel
 _WIDEST = 620.0  # px of a panel
-_SAMPLE, _NAME, _LONGEST = (
-    62.0,
-    14.5,
-    130.0,
-)  # px before a name at a line's end, its height, its largest width
+_SAMPLE, _NAME, _LONGEST = 62.0, 14.5, 130.0
+"""Px before a name at a line's end, its height, its largest width."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from everclip.runs.resolve import resolve
 from everclip.system import checkpoint, trust
 from everclip.system.atomic import write_atomic
 from everclip.system.checkpoint import MANIFEST
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import read_json, readable
 from everclip.system.text import check, printable
 
 FILE = "everclip.json"
@@ -111,10 +111,8 @@ def read(folder: Path) -> Card:
             code that the user has not allowed.
     """
     path = folder / FILE
-    try:
+    with readable(path, "give a model folder of everclip"):
         content = read_json(path)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}): give a model folder of everclip") from error
     try:
         card = Card.model_validate(content)
         trust.asked(card.settings, path)

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.config.values import flat
-from everclip.errors import UserError
 from everclip.runs.schema import LEAST, test_images
 from everclip.runs.schema import read as read_results
-from everclip.system.arrays import Form, read_columns
-from everclip.system.reading import TOML_BYTES, Unreadable, parse_toml, read_text
+from everclip.system.arrays import MOST_COLUMNS, MOST_ROWS, Shape, read_columns
+from everclip.system.reading import TOML_BYTES, Unreadable, parse_toml, read_text, readable
 from everclip.system.text import cleaned
 
 _NAMES = {"memory.budget": "memory_budget", "scenario.kind": "scenario", "train.captions": "train_captions"}
@@ -78,11 +77,9 @@ def read_config(run: Path) -> tuple[str, dict[str, Any]]:
     path = run / "config.toml"
     if not path.exists():
         return "", {}
-    try:
+    with readable(path, "restore it, or leave the run out"):
         text = read_text(path, TOML_BYTES)
         return text, flat(cleaned(parse_toml(text)))
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or leave the run out") from error
 
 
 def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
@@ -92,23 +89,23 @@ def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:
     where they were recorded (docs/results.md).
 
     Args:
-        most: the largest possible number of test images.
+        most: the largest possible number of test images; never more than ``MOST_ROWS`` are read.
 
     Raises:
         UserError: the file cannot be read, or has impossible values.
     """
     path = path / "predictions.npz"
-    needed: dict[str, Form] = {"id": ("iu", 1), "label": ("i", 1), "top": ("i", 2)}
-    more: dict[str, Form] = {"margin": ("f", 1), "confidence": ("f", 1)}
     if not path.exists():
         return None
-    try:
+    most = min(most, MOST_ROWS)
+    each, several = (most,), (most, MOST_COLUMNS)
+    needed = {"id": Shape("iu", each), "label": Shape("i", each), "top": Shape("i", several)}
+    more = {"margin": Shape("f", each), "confidence": Shape("f", each)}
+    with readable(path, "restore it, or remove it"):
         found = read_columns(path, needed, more, most)
         sure = found.get("confidence", np.zeros(1))
         if np.isnan(found.get("margin", np.zeros(1))).any() or not ((sure >= 0) & (sure <= 1)).all():
             raise Unreadable("a margin or a confidence is out of range")
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or remove it") from error
     return found
 
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import socket
 import time
 from datetime import datetime
 from itertools import chain, count
@@ -24,9 +23,9 @@ from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.resolve import resolve
 from everclip.system import trust
-from everclip.system.atomic import sync, write_atomic
+from everclip.system.atomic import holder, note_holder, sync, write_atomic
 from everclip.system.checkpoint import Store
-from everclip.system.reading import Unreadable, diverted, read_text
+from everclip.system.reading import diverted, readable
 from everclip.system.text import printable
 
 log = logging.getLogger("everclip")
@@ -158,7 +157,7 @@ class Run:
             self._lock.acquire()
         except Timeout:
             raise UserError(
-                f"{self.path} is in use by another run{self._holder()}: wait, or give another out"
+                f"{self.path} is in use by another run{holder(self.path / HOLDER)}: wait, or give another out"
             ) from None
         except OSError as error:
             raise self._unwritable(error) from error
@@ -169,7 +168,7 @@ class Run:
             raise
         self._fresh = not (self.path / "config.toml").exists()
         try:
-            (self.path / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
+            note_holder(self.path / HOLDER)
             if self._fresh:
                 write_atomic(self.path / "config.toml", dump(self.config))
             self._handler = _RunLog(self.path / "run.log", encoding="utf-8")
@@ -198,14 +197,6 @@ class Run:
             f"the run directory {self.path} cannot be written ({error.strerror}): give another out"
         )
 
-    def _holder(self) -> str:
-        """Return the process that has the lock, where it is written down."""
-        try:
-            text = read_text(self.path / HOLDER, 1000)
-        except Unreadable:
-            return ""
-        return f" ({' '.join(text.split())[:100]})" if text else ""
-
     def _vanish(self) -> None:
         """Remove a run that bad input, such as an unknown model, ended before it began. Call it with the lock held."""
         for name in ("config.toml", "run.log", "environment.json", IMAGES, ".lock"):
@@ -222,12 +213,9 @@ class Run:
     def results(self) -> dict[str, Any]:
         """Return the results of a finished run. Raises UserError where the file is damaged."""
         path = self.path / "results.json"
-        try:
+        remedy = f"remove it, and everclip resume {self.path} writes it again"
+        with readable(path, remedy, "is damaged"):
             return schema.load(path)
-        except Unreadable as error:
-            raise UserError(
-                f"{path} is damaged ({error}): remove it, and everclip resume {self.path} writes it again"
-            ) from error
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to ``metrics.jsonl``, and pass it to the trackers."""

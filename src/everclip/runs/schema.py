@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from everclip.errors import UserError
 from everclip.metrics.retrieval import AT, WAYS
 from everclip.system.arrays import MOST_ROWS
 from everclip.system.kinds import (
@@ -22,7 +21,7 @@ from everclip.system.kinds import (
     truth,
     whole,
 )
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import Unreadable, read_json, readable
 from everclip.system.text import cleaned
 
 MOST_CLASSES, MOST_TASKS = 100_000, 10_000
@@ -129,12 +128,8 @@ def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
 
 def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
     """Return the same, but raise UserError."""
-    try:
+    with readable(path, "restore it, or leave the run out", "cannot be read as results"):
         return load(path, needed)
-    except Unreadable as error:
-        raise UserError(
-            f"{path} cannot be read as results ({error}): restore it, or leave the run out"
-        ) from error
 
 
 def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:

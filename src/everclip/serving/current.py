@@ -32,7 +32,7 @@ from everclip.runs.card import FILE
 from everclip.serving.limits import without_folders
 from everclip.system import checkpoint
 from everclip.system.checkpoint import MANIFEST
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import read_json, readable
 from everclip.system.text import printable
 
 EVERY = 1.0
@@ -164,10 +164,8 @@ def _number(place: Path) -> int | None:
     """Return the number of a version. Raises UserError where its record cannot be read."""
     if not is_version(place):
         return None
-    try:
+    with readable(place / RECORD, "use another copy"):
         found = read_json(place / RECORD)
-    except Unreadable as error:
-        raise UserError(f"{place / RECORD} cannot be read ({error}): use another copy") from error
     number = found.get("version") if isinstance(found, dict) else None
     return number if isinstance(number, int) else None
 

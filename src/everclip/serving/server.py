@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from everclip.errors import UserError
 from everclip.serving.app import Service
 from everclip.serving.current import Current, Say, Source
 from everclip.serving.limits import SECONDS, Limits
+from everclip.system.signals import handling
 from everclip.system.text import json_text
 
 
@@ -111,14 +111,6 @@ def serve(source: Source, host: str, port: int, limits: Limits, say: Say) -> Non
 @contextmanager
 def _signals(current: Current) -> Iterator[None]:
     """Take SIGHUP as ``Current.ask``, and end without an error where uvicorn, once done, raises SIGTERM again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     quiet = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: None)
-    handlers = {signal.SIGHUP: lambda *_: current.ask()} | quiet
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with handling({signal.SIGHUP: lambda *_: current.ask()} | quiet):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

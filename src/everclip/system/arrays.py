@@ -23,15 +23,12 @@ _MOST_MEMBERS = 100
 _MOST_TEXT = 1000
 """Characters of a text."""
 
-Form = tuple[str, int]
-"""Kinds of numbers, as numpy names them ("iu", "f"), and how many dimensions."""
-
 
 class Shape(NamedTuple):
     """The form that an array must have.
 
     Args:
-        kinds: of numbers, or "U" of texts, as numpy names them.
+        kinds: of numbers ("iu", "f"), or "U" of texts, as numpy names them.
         most: its largest shape.
     """
 
@@ -40,26 +37,18 @@ class Shape(NamedTuple):
 
 
 def read_columns(
-    path: Path, needed: Mapping[str, Form], more: Mapping[str, Form] | None = None, most: int = MOST_ROWS
+    path: Path, needed: Mapping[str, Shape], more: Mapping[str, Shape], most: int
 ) -> dict[str, NDArray[Any]]:
     """Return arrays of equally many rows from a file that ``np.savez`` wrote.
 
     Args:
-        needed, more: name -> form of those to read; those of ``more`` may be missing.
-        most: rows that there may be; never more than ``MOST_ROWS``.
+        needed, more: as of ``read_arrays``.
+        most: rows that there may be.
 
     Raises:
         Unreadable: it is no such file, or has something else in it.
     """
-    most = min(most, MOST_ROWS)
-
-    def shapes(forms: Mapping[str, Form]) -> dict[str, Shape]:
-        others = MOST_COLUMNS
-        return {
-            name: Shape(kinds, (most, *[others] * (number - 1))) for name, (kinds, number) in forms.items()
-        }
-
-    found = read_arrays(path, shapes(needed), shapes(more or {}), MIB + 200 * most)
+    found = read_arrays(path, needed, more, MIB + 200 * most)
     rows = len(next(iter(found.values())))
     for name, column in found.items():
         if len(column) != rows:

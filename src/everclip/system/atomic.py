@@ -26,6 +26,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from everclip.errors import UserError
+from everclip.system.reading import Unreadable, read_text
 from everclip.system.signals import unwinding
 
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -137,12 +138,12 @@ def claimed(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             held.acquire()
         except Timeout:
-            raise UserError(f"{path} is being written by another process{_holder(lock)}: wait") from None
+            raise UserError(f"{path} is being written by another process{holder(lock)}: wait") from None
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}): give another folder") from error
         try:
             with suppress(OSError):  # who holds it is for a message only
-                lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+                note_holder(lock)
             _finish_swaps(path)
             remove_unfinished(path)
             yield
@@ -157,10 +158,16 @@ def remove_unfinished(path: Path) -> None:
         remove(left, ignore_errors=True)
 
 
-def _holder(lock: Path) -> str:
+def note_holder(file: Path) -> None:
+    """Write down that this process holds a lock. Raises OSError."""
+    file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+
+
+def holder(file: Path) -> str:
+    """Return in brackets who has written ``note_holder``, to append to a message; empty where that is not known."""
     try:
-        text = " ".join(lock.read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
+        text = " ".join(read_text(file, 1000).split())
+    except Unreadable:
         return ""
     return f" ({text[:100]})" if text.isprintable() and text else ""
 

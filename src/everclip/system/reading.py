@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from everclip.errors import UserError
+
 MIB = 2**20
 TEXT_BYTES = 64 * MIB
 """Largest size of a list of class names or templates, in bytes."""
@@ -50,6 +52,15 @@ class TooDeep(Unreadable):
 
     def __init__(self) -> None:
         super().__init__("lists or tables nested too deeply")
+
+
+@contextmanager
+def readable(what: object, remedy: str, wrong: str = "cannot be read") -> Iterator[None]:
+    """Raise UserError, with the reason and a remedy, where this block finds that ``what`` is Unreadable."""
+    try:
+        yield
+    except Unreadable as error:
+        raise UserError(f"{what} {wrong} ({error}): {remedy}") from error
 
 
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 PREEMPTED, INTERRUPTED = 75, 130
@@ -39,18 +40,25 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def unwinding() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise Stopped in this block where they would kill the process, so that it cleans up."""
-    numbers: list[signal.Signals] = []
-    if threading.current_thread() is threading.main_thread():
-        numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, _raise)
+def handling(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
+    """Handle signals so in this block; outside of the main thread, where Python allows no handlers, change nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise Stopped in this block where they would kill the process, so that it cleans up."""
+    killing = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    with handling(dict.fromkeys(killing, _raise)):
+        yield
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -79,18 +87,9 @@ class Stop:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take signals here while it is open, in the main thread; those that are ignored stay so (nohup)."""
-        if threading.current_thread() is not threading.main_thread():
+        chosen = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
+        with handling(dict.fromkeys(chosen, self._came)):
             yield
-            return
-        before = {number: signal.getsignal(number) for number in ASKING}
-        chosen = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-        for number in chosen:
-            signal.signal(number, self._came)
-        try:
-            yield
-        finally:
-            for number, handler in chosen.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from everclip.config import Config
 from everclip.data.cache.activations import Activations, fingerprint
 from everclip.data.cache.rows import Memory, Rows, Shared, Spilled
 from everclip.data.cache.views import SCHEME
-from everclip.data.images import ImageSet
+from everclip.data.images import ImageSet, joined
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
@@ -140,7 +140,7 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         UserError: the disk has no room, but ``cache.trunk=on`` or ``cache.views`` asks for the cache.
     """
     config = plan.config
-    train, test = (_all(plan, part) for part in ("train", "test"))
+    train, test = joined(task.train for task in plan.tasks), joined(task.test for task in plan.tasks)
     size = None if clip.trunk is None else Size.of(plan, clip)
     rows = None if size is None else _rows(plan, clip, size, [train, test], folder, progress)
     pixels = Pixels(
@@ -160,11 +160,6 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         )
     light = config.distributed.gather == "light"
     return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations, light)
-
-
-def _all(plan: Plan, part: str) -> ImageSet:
-    sets: list[ImageSet] = [getattr(task, part) for task in plan.tasks]
-    return sum(sets[1:], sets[0])
 
 
 def _rows(

@@ -29,18 +29,17 @@ GIB = 1 << 30
 
 
 @contextmanager
-def on_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn disk errors while a folder is written into a one-line RunError."""
+def on_disk(
+    folder: str | os.PathLike[str], remedy: str = "make room, or give another folder; nothing was changed"
+) -> Iterator[None]:
+    """Turn disk errors while a folder is written into a one-line RunError with a remedy."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = what_it_did(error)
         if reason is None:
             raise
-        raise RunError(
-            f"{os.fspath(folder)} cannot be written ({reason}): make room, or give another folder; nothing"
-            f" was changed"
-        ) from error
+        raise RunError(f"{os.fspath(folder)} cannot be written ({reason}): {remedy}") from error
 
 
 @contextmanager

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from everclip.data.inventory import silent
 from everclip.data.loader import Batch, Loader
 from everclip.data.scenario import Task, seen
-from everclip.errors import RunError
 from everclip.methods.base.method import sharpness
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip, Images
-from everclip.training.extract import Rows, spread
+from everclip.training.extract import Rows, spread, unreadable
 
 
 class Measured(ABC):
@@ -201,9 +200,7 @@ def _tested(
             continue
         found = spread(loader, task.test, counted)
         if found is None:
-            raise RunError(
-                f"not one test image of {task.name} can be read: see the skipped images in run.log"
-            )
+            raise unreadable(task, "test")
         rows[task.index] = found
     return rows
 

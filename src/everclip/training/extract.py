@@ -41,6 +41,6 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
     return found[order], columns[order, 1], columns[order, 2]
 
 
-def unreadable(task: Task) -> RunError:
-    """Return the error that ends a run if ``spread`` can read none of a task's training images."""
-    return RunError(f"not one training image of {task.name} can be read: see the skipped images in run.log")
+def unreadable(task: Task, part: str = "training") -> RunError:
+    """Return the error that ends a run if ``spread`` can read none of a task's training, or test, images."""
+    return RunError(f"not one {part} image of {task.name} can be read: see the skipped images in run.log")

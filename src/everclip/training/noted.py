@@ -14,7 +14,7 @@ from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.runs.run import IMAGES, Run
 from everclip.system.progress import Progress
-from everclip.system.reading import Unreadable
+from everclip.system.reading import readable
 from everclip.training.plan import Plan
 
 log = logging.getLogger("everclip")
@@ -42,13 +42,9 @@ def read(folder: Path) -> Inventory | None:
     path = folder / IMAGES
     if not path.exists():
         return None
-    try:
+    remedy = "remove it, and the run continues without knowing whether its images changed"
+    with readable(path, remedy, "is damaged"):
         return Inventory.read(path)
-    except Unreadable as error:
-        raise UserError(
-            f"{path} is damaged ({error}): remove it, and the run continues without knowing whether its"
-            f" images changed"
-        ) from error
 
 
 def keep(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> Noted:

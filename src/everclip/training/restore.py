@@ -20,7 +20,7 @@ from everclip.runs.run import Run
 from everclip.seeding import generator
 from everclip.system.checkpoint import Place, names
 from everclip.system.kinds import COUNT
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import read_json, readable
 from everclip.training import activation_cache, noted
 from everclip.training.plan import Plan
 
@@ -95,14 +95,10 @@ def read(run: Run) -> list[Saved]:
 
 def saved(folder: Path, place: Place) -> Saved:
     """Return a checkpoint that was verified. Raises UserError where it cannot be read."""
-    try:
+    wrong = "is intact but cannot be read with these package versions"
+    with readable(folder, "install those of its environment.json", wrong):
         parts = [read_state(folder / STATE)]
         parts += [read_json(folder / RECORD)] if RECORD in names(folder) else []
-    except Unreadable as error:
-        raise UserError(
-            f"{folder} is intact but cannot be read with these package versions ({error}): install those of"
-            f" its environment.json"
-        ) from error
     state = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
     missing = {"log_bytes", "method", "record", "skipped"} - set(state)
     if not missing and not COUNT(state["log_bytes"]):

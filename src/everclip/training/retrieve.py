@@ -18,11 +18,10 @@ from everclip.data.images import ImageSet
 from everclip.data.inventory import silent
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
-from everclip.errors import RunError
 from everclip.metrics.retrieval import WAYS, Ranks, ranked, share
 from everclip.models.clip import Clip
 from everclip.training.evaluate import Measured
-from everclip.training.extract import spread
+from everclip.training.extract import spread, unreadable
 
 log = logging.getLogger("everclip")
 
@@ -146,9 +145,7 @@ def retrieve(
             continue
         one = search(clip, task.test, loader, count)
         if one is None:
-            raise RunError(
-                f"not one test image of {task.name} can be read: see the skipped images in run.log"
-            )
+            raise unreadable(task, "test")
         found[task.index] = one
     return Recalls(seen(tasks), np.concatenate([one.labels for one in found.values()]), found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -93,10 +94,8 @@ def _activations(clip: Clip, work: Callable[[], Tensor]) -> int:
         total += output.nbytes if isinstance(output, Tensor) else 0
 
     leaves = [module for module in clip.model.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
-    try:
+    with ExitStack() as hooks:
+        for module in leaves:
+            hooks.enter_context(module.register_forward_hook(note))
         work()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return total

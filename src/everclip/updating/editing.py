@@ -24,7 +24,7 @@ from everclip.inference.assess import decoded
 from everclip.updating.classifiers import scores
 from everclip.updating.core import Outcome
 from everclip.updating.forgetting import without
-from everclip.updating.images import Watch, holdout, unwatched
+from everclip.updating.images import holdout
 from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.state import State
 from everclip.updating.verdict import listed
@@ -96,9 +96,7 @@ def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
     return Edit(f"removed {listed(gone, SHOWN)}", after, place)
 
 
-def edit(
-    state: State, wanted: Edit, test: Dataset | None, max_drop: float, watch: Watch = unwatched
-) -> Outcome:
+def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> Outcome:
     """Return the next version of ``state``, with other classes.
 
     Args:
@@ -120,7 +118,7 @@ def edit(
     after, told = refitted(after, model)
     images = checks
     if test is not None:
-        images, pixels = _unseen(state, after, test, watch)
+        images, pixels = _unseen(state, after, test)
         found = scores(edited, images, pixels)
     result = _compared(scores(model, images, pixels), found, wanted, images) if len(images) else None
     drop = None if result is None else round(100 * (result["before"] - result["after"]), 2)
@@ -145,12 +143,12 @@ def edit(
     return Outcome(after, verdict, passed)
 
 
-def _unseen(state: State, after: State, test: Dataset, watch: Watch) -> tuple[ImageSet, Pixels]:
+def _unseen(state: State, after: State, test: Dataset) -> tuple[ImageSet, Pixels]:
     """Return unlearned held-out images of the classes that stay. Raises UserError if there is none."""
     gone = {*state.known.names} - {*after.known.names}
     stays = [label for label, name in enumerate(test.class_names) if name not in gone]
     test = replace(test, train=test.train.of_classes(stays), test=test.test.of_classes(stays))
-    images, pixels = holdout(after.known, test, state.encoder, watch)
+    images, pixels = holdout(after.known, test, state.encoder)
     learned = [state.sums.ids.numpy(), state.exemplars.ids, state.checks.ids]
     images = images.select(~np.isin(images.ids, np.concatenate(learned)))
     if not len(images):

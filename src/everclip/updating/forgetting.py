@@ -25,7 +25,7 @@ from everclip.errors import UserError, suggest
 from everclip.inference.assess import decoded
 from everclip.inference.predict import expanded
 from everclip.methods.shared.sums import Sums
-from everclip.system.reading import Unreadable, read_bytes
+from everclip.system.reading import read_bytes, readable
 from everclip.updating.classifiers import features, layered
 from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.start import nothing
@@ -114,10 +114,8 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
         return nothing(), np.zeros(0, dtype=np.int64)
     ids = []
     for path in paths:
-        try:
+        with readable(path, "give the file that was learned"):
             ids.append(content_id(read_bytes(Path(path), MOST_BYTES)))
-        except Unreadable as error:
-            raise UserError(f"{path} cannot be read ({error}): give the file that was learned") from error
     label_of = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
     for part in (state.exemplars, state.checks):
         label_of |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))

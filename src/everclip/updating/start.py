@@ -12,7 +12,7 @@ import numpy as np
 from everclip import data as sources
 from everclip.config.models import NEWEST
 from everclip.data.formats.folders import check_names
-from everclip.data.images import Dataset, FileStore, ImageSet
+from everclip.data.images import Dataset, FileStore, ImageSet, joined
 from everclip.data.paths import spec_of
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError, suggest
@@ -131,13 +131,10 @@ def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: I
 
 def _older(model: Deployed, tasks: Sequence[Task]) -> ImageSet:
     """Return the training images of a run, some of each class, with labels as columns of the model."""
-    every = tasks[0].train
-    for task in tasks[1:]:
-        every = every + task.train
     table = [-1] * len(model.classes)
     for column, label in enumerate(seen(tasks)):
         table[label] = column
-    return _few(every.relabel(table))
+    return _few(joined(task.train for task in tasks).relabel(table))
 
 
 def _few(images: ImageSet) -> ImageSet:

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from everclip.runs.words import share
+
 JSON_FILE, PAGE_FILE = "verdict.json", "verdict.html"
 SHOWN = 40
 """Largest number of classes on the page, so that it stays one page."""
 LISTED = 12
 _TEMPLATES = Path(__file__).parents[1] / "assets" / "update"
-
-
-def share(value: float | None) -> str:
-    """Return a fraction in %, a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def change(points: float) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from everclip.data.cache.rows import Key, Rows, Shared
 from everclip.data.cache.views import fixed_view
 from everclip.data.images import ImageSet
+from everclip.data.inventory import silent
 from everclip.data.pixels import Pixels
 from everclip.seeding import hash64
 
@@ -30,11 +31,6 @@ AT_ONCE = 16
 
 Begin = Callable[[int], Callable[[int], object]]
 """Told how many images will be computed; gives what is told of how many more are done."""
-
-
-def silent(total: int) -> Callable[[int], object]:
-    """Report no progress, where nobody wants to know."""
-    return lambda done: None
 
 
 @dataclass(eq=False)
@@ -59,7 +55,7 @@ class Activations:
     views: int
     parts: Sequence[ImageSet]
     most: int = 0
-    begin: Begin = silent
+    begin: Begin = lambda total: silent
     training: Callable[[], AbstractContextManager[None]] = nullcontext
     _groups: list[ImageSet] = field(init=False)
     _trained: int = field(init=False)

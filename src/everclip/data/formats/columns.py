@@ -16,10 +16,14 @@ LABELS = ("label", "labels", "class", "class_name", "category", "target", "fine_
 """What label columns are called that are not of type ClassLabel."""
 
 
-def encoded_images(data: datasets.Dataset, image: str) -> pa.ChunkedArray:
-    """Return the column of images, not decoded."""
+def encoded_images(name: str, data: datasets.Dataset, chosen: str | None) -> pa.ChunkedArray:
+    """Return the chosen column of images, else the only one of type Image or that holds bytes; none is decoded."""
     import datasets
 
+    features = data.features
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    candidates = typed or [column for column, feature in features.items() if holds(feature, "binary")]
+    image = find_column(name, "image", chosen, features, candidates)
     encoded = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     images: Any = encoded.with_format("arrow")[:]
     return images.column(0)
@@ -49,14 +53,6 @@ def find_column(
     found = shown(", ".join(candidates or columns))
     has = f"several {what} columns," if candidates else f"no {what} column but"
     raise UserError(f"hf:{name} has {has} {found}: use hf:{name}#{what}=COLUMN")
-
-
-def image_columns(features: datasets.Features) -> list[str]:
-    """Return those of type Image, else those that hold bytes."""
-    import datasets
-
-    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return typed or [column for column, feature in features.items() if holds(feature, "binary")]
 
 
 def holds(feature: Any, kind: str) -> bool:

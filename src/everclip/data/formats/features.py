@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from everclip.data.images import Store, file_stamp
 from everclip.errors import UserError, shown
 from everclip.system.arrays import MOST_ROWS, Shape, read_arrays
-from everclip.system.reading import Unreadable
+from everclip.system.reading import readable
 
 MOST_WIDTH = 1 << 16
 """Numbers of a row."""
@@ -86,10 +86,8 @@ def read(file: Path) -> Features:
 
 @lru_cache(maxsize=1)
 def _read(file: Path, stamp: tuple[int, int]) -> Features:
-    try:
+    with readable(file, FORM, "holds no features that can be read"):
         found = read_arrays(file, _NEEDED, _MORE, MOST_FILE, SWELLS)
-    except Unreadable as error:
-        raise UserError(f"{file} holds no features that can be read ({error}): {FORM}") from error
     for name in ("features", "test_features", "text_features"):
         if name in found:
             found[name] = _rows(file, name, found[name])

@@ -65,13 +65,10 @@ class CrossDomain(DomainIncremental):
         return ""
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
-        if len(data.domain_names) < 2:
-            raise UserError(
-                f"{data.name} is one data set, and scenario.kind=cross-domain learns several: use data=joined:A+B"
-            )
+        few = "is one data set, and scenario.kind=cross-domain learns several: use data=joined:A+B"
         tasks: list[Task] = []
         owner: dict[int, str] = {}
-        for index, domain in enumerate(domain_order(self.settings.order, data.domain_names, seed)):
+        for index, domain in enumerate(domain_order(data, self.settings.order, seed, few)):
             name = data.domain_names[domain]
             train, test = data.train.of_domain(domain), data.test.of_domain(domain)
             classes = np.unique(train.labels).tolist()

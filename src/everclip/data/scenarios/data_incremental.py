@@ -47,7 +47,8 @@ class DataIncremental(Scenario):
         if by == "auto":
             by = "task" if len(data.domain_names) > 1 else "parts" if data.times is None else "time"
         if by == "task":
-            return self._named(data, seed)
+            few = "names fewer than two tasks: fill its column task, or use scenario.by=parts"
+            return of_domains(data, domain_order(data, self.settings.order, seed, few, "task"))
         count, classes = self._count(len(data.train)), tuple(range(len(data.class_names)))
         if by == "time":
             train, test = self._by_time(data, count)
@@ -75,15 +76,6 @@ class DataIncremental(Scenario):
         if count > images:
             raise UserError(f"scenario.tasks={count} but there are {images} images: use at most {images}")
         return count
-
-    def _named(self, data: Dataset, seed: int) -> list[Task]:
-        """Return a task for each name."""
-        names, order = data.domain_names, self.settings.order
-        if len(names) < 2:
-            raise UserError(
-                f"{data.name} names fewer than two tasks: fill its column task, or use scenario.by=parts"
-            )
-        return of_domains(data, domain_order(order, names, seed, "task"))
 
     def _by_time(self, data: Dataset, count: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
         """Return positions of each part's training images, equally many, and of the test images of the same time."""

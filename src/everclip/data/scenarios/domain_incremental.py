@@ -25,13 +25,16 @@ from everclip.errors import UserError
 
 
 def domain_order(
-    order: int | str | list[str], names: Sequence[str], seed: int, what: str = "domain"
+    data: Dataset, order: int | str | list[str], seed: int, few: str, what: str = "domain"
 ) -> list[int]:
     """Return domains in the order learned: as ``scenario.order`` lists them or by the run's seed, else as they are.
 
     Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation of
-    ``what`` the names are.
+    ``what`` the names are, and where there are fewer than two; ``few`` says that of the data, and what to do.
     """
+    names = data.domain_names
+    if len(names) < 2:
+        raise UserError(f"{data.name} {few}")
     if isinstance(order, list):
         return positions(order, names, what)
     if order == "seed":
@@ -56,12 +59,8 @@ class DomainIncremental(Scenario):
     every_class = True
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
-        names, order = data.domain_names, self.settings.order
-        if len(names) < 2:
-            raise UserError(
-                f"{data.name} has one domain: use scenario.kind=class-incremental, or domainfolder:PATH"
-            )
-        return of_domains(data, domain_order(order, names, seed))
+        few = "has one domain: use scenario.kind=class-incremental, or domainfolder:PATH"
+        return of_domains(data, domain_order(data, self.settings.order, seed, few))
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
         return domains, [classes] * len(domains)

@@ -19,7 +19,7 @@ from everclip.data.formats.pairs import Pairs, dataset, of_json
 from everclip.data.images import Dataset, FileStore
 from everclip.data.sources import Source
 from everclip.errors import UserError
-from everclip.system.reading import Unreadable, parse_json, read_text
+from everclip.system.reading import parse_json, read_text, readable
 
 LAYOUT = "1.jpg and 1.txt"
 MOST_TEXT = 1 << 20
@@ -62,10 +62,8 @@ def _captions(root: Path, key: str, fence: Fence) -> list[str]:
     for path in (image, text):
         if not fence.holds(str(path)):
             raise UserError(f"{path} links out of {root}: copy the file there (cp -rL)")
-    try:
+    with readable(text, "save it as UTF-8", "cannot be read as a caption"):
         content = read_text(text, MOST_TEXT)
         if text.suffix == ".txt":
             return checked(str(text), [line for line in content.splitlines() if line.strip()])
         return of_json(str(text), parse_json(content))
-    except Unreadable as error:
-        raise UserError(f"{text} cannot be read as a caption ({error}): save it as UTF-8") from error

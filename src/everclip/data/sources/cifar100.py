@@ -29,7 +29,7 @@ from everclip.data.images import MOST_BYTES, Dataset, Store, build, content_id
 from everclip.data.prompts import clean
 from everclip.data.sources import Official, Source
 from everclip.errors import UserError
-from everclip.system.reading import Unreadable, read_bytes
+from everclip.system.reading import read_bytes, readable
 
 SIDE = 32
 ARCHIVE = Remote(
@@ -205,10 +205,8 @@ def _check(part: Path, archive: Path) -> None:
 def _read(folder: Path, name: str) -> dict[str, Any]:
     """Return the dict in one of the three files, whose MD5 must be that of the original."""
     path = folder / name
-    try:
+    with readable(path, "check its permissions"):
         content = read_bytes(path, MOST_BYTES)
-    except Unreadable as error:
-        raise UserError(f"{path} cannot be read ({error}): check its permissions") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:
         raise UserError(f"{path} is not the original (its MD5 differs): {_again(folder)}")
     return unpickle(content, str(path))

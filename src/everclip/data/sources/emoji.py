@@ -19,7 +19,8 @@ import zipfile
 from pathlib import Path
 
 from everclip.data.formats.pairs import Pairs, dataset
-from everclip.data.images import Dataset, ZipStore, build
+from everclip.data.gathered import Archive
+from everclip.data.images import Dataset, build
 from everclip.data.sources import Source
 from everclip.errors import UserError
 
@@ -57,7 +58,7 @@ class Emoji(Source):
         domains = list(dict.fromkeys(row.get("domain", "") for row in rows))
         return build(
             "emoji",
-            ZipStore(verified("pictures.zip"), [row["path"] for row in rows]),
+            Archive(verified("pictures.zip"), [row["path"] for row in rows]),
             [classes.index(row["class"]) for row in rows],
             [domains.index(row.get("domain", "")) for row in rows],
             [row["split"] == "test" for row in rows],
@@ -83,4 +84,4 @@ def _captioned() -> Dataset:
         None,
         [group for group, _ in said],
     )
-    return dataset(f"emoji:{CAPTIONS}", f"emoji:{CAPTIONS}", ZipStore(archive, keys), rows)
+    return dataset(f"emoji:{CAPTIONS}", f"emoji:{CAPTIONS}", Archive(archive, keys), rows)

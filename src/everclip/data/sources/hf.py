@@ -44,7 +44,6 @@ from everclip.errors import UserError, shown, suggest
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow as pa
 
 Splits = Mapping[str, "datasets.Dataset"]
 CAPTIONS = ("caption", "captions", "sentence", "sentences", "text")
@@ -82,7 +81,7 @@ class HuggingFace(Source):
         if sum(map(len, chosen.values())) > MOST_IMAGES:
             raise UserError(f"hf:{name} has more than {MOST_IMAGES:,} images: choose a smaller split")
         folder = Path(name) if Path(name).is_dir() else None
-        images = {split: _images(name, data, options) for split, data in chosen.items()}
+        images = {split: columns.encoded_images(name, data, options.image) for split, data in chosen.items()}
         store = ArrowStore(name, images, folder, [] if folder else caches())
         is_test = [place > 0 for place, data in enumerate(chosen.values()) for _ in range(len(data))]
         tested = is_test if len(chosen) > 1 else None
@@ -104,12 +103,6 @@ class HuggingFace(Source):
             return found
         timed = [column for column in features if column.lower() in TIME]
         return replace(found, times=numbered(_texts(name, chosen, "time", options.time, timed), f"hf:{name}"))
-
-
-def _images(name: str, data: datasets.Dataset, options: _Options) -> pa.ChunkedArray:
-    """Return the encoded images of a split."""
-    candidates = columns.image_columns(data.features)
-    return columns.encoded_images(data, find_column(name, "image", options.image, data.features, candidates))
 
 
 def _texts(

@@ -51,7 +51,7 @@ def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, An
     """Return ``options``, those not given as ``defaults = 1`` has them; also those of a method that this one wraps."""
     options = dict(options)
     for name, value in before(cls).items():
-        open_ = "auto" if NoneType in kinds(cls.model_fields[name]) else None
+        open_ = "auto" if NoneType in kinds(cls.model_fields[name].annotation) else None
         if options.get(name, open_) == open_:
             options[name] = value
     if cls.wraps is not None:

@@ -15,7 +15,7 @@ from everclip.data.prompts import fill
 from everclip.errors import UserError
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts
 from everclip.methods.shared.frozen import Frozen
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import read_json, readable
 
 DRAWS, BEST = 3, 5
 """Differences that are read of a pair, and classes that are compared."""
@@ -78,10 +78,8 @@ def compared(
 def read_differences(path: str, names: Sequence[str]) -> Differences:
     """Return the differences of the classes ``names`` alone. Raises UserError: a file unread or of another form."""
     form = 'use {"class": {"other class": ["difference", ...]}}'
-    try:
+    with readable(f"method.descriptions={path}", form):
         found: Any = read_json(Path(path))
-    except Unreadable as error:
-        raise UserError(f"method.descriptions={path} cannot be read ({error}): {form}") from error
     if not isinstance(found, dict):
         raise UserError(f"method.descriptions={path} is no table of classes: {form}")
     known: Differences = {}

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from everclip.data.images import ZipStore
+from everclip.data.gathered import Archive
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import PHOTO, fill
 from everclip.data.sources import SourceConfig, emoji
@@ -113,6 +113,6 @@ def pictures(clip: Clip, but: Collection[str], count: int) -> UInt8[Tensor, "n 3
     source = emoji.Emoji(SourceConfig())
     every = {key for kind in kinds for key in source.load(None, kind).train.store.keys}
     chosen = sorted(every.difference(but), key=lambda key: hash64("reference", key))[:count]
-    store = ZipStore(emoji.verified("pictures.zip"), chosen)
+    store = Archive(emoji.verified("pictures.zip"), chosen)
     decoded, _ = Pixels(store, clip.eval_transform, clip.image_size, 0, 0).load(np.arange(len(chosen)))
     return decoded

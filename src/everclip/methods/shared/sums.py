@@ -170,7 +170,7 @@ class Sums:
 
     def save(self, file: Path) -> None:
         """Write them, of G, which is symmetric, the upper half alone. Raises OSError."""
-        half = self.gram[_upper(len(self.gram))]
+        half = self.gram[*torch.triu_indices(self.width, self.width)]
         save_file({name: value.contiguous() for name, value in (vars(self) | {"gram": half}).items()}, file)
 
     @classmethod
@@ -180,8 +180,8 @@ class Sums:
         classes, width = found["sums"].shape
         if found["gram"].shape == (width * (width + 1) // 2,):
             half, found["gram"] = found["gram"], found["gram"].new_zeros(width, width)
-            found["gram"][_upper(width)] = half
-            found["gram"].T[_upper(width)] = half
+            rows, columns = torch.triu_indices(width, width)
+            found["gram"][rows, columns] = found["gram"][columns, rows] = half
         sums = cls(**found)
         whole, real = torch.int64, torch.float64
         wanted = {
@@ -201,9 +201,3 @@ class Sums:
         if (sums.labels >= classes).any():
             raise ValueError("labels has one that is no class")
         return sums
-
-
-def _upper(width: int) -> tuple[Tensor, Tensor]:
-    """Return rows and columns of the upper half of a square matrix, its diagonal included."""
-    rows, columns = torch.triu_indices(width, width)
-    return rows, columns
