@@ -106,15 +106,16 @@ def switched(method: str, found: Json | None) -> tuple[Job, Job]:
 
 
 def parts(bench: Bench) -> Iterator[list[Job]]:
-    """Yield what to run, a part after another, the cheap ones first: those that train whole towers take longest."""
+    """Yield what to run, a part after another: of each setting those first that train no whole tower."""
     frozen = tuple(method for method in METHODS if method not in TRAINED)
-    for setting in SETTINGS:
-        yield from cells(bench, setting, frozen)
+    first, second = SETTINGS
+    yield from cells(bench, first, frozen)
     for method in TERMS:
-        for found in searches(bench, "caltech50", method, max(levels(method))):
+        for found in searches(bench, first, method, max(levels(method))):
             yield [*switched(method, found)]
-    for setting in SETTINGS:
-        yield from cells(bench, setting, TRAINED)
+    yield from cells(bench, first, TRAINED)
+    yield from cells(bench, second, frozen)
+    yield from cells(bench, second, TRAINED)
 
 
 def cells(bench: Bench, setting: str, methods: Sequence[str]) -> Iterator[list[Job]]:
