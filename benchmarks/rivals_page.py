@@ -24,6 +24,8 @@ def page(results: dict[str, Json]) -> str:
         "transformer blocks and are not here; `vis` has 4,096 random features, not 15,000. Methods that train parts",
         f"beside frozen towers ({', '.join(ADAPTERS)}) read four kept views of each image, whose features all runs",
         "share: their seconds leave out the tower where another run was there first.",
+        "`proof` and `clap4clip` were published with exemplars. In `bofa`, as in its code, the scores of the Gaussian",
+        "rule outweigh the cosines of the projection that it learns, so its trials tie and a memory changes nothing.",
         f"Machine: {machines(results) or 'none yet'}.",
         "",
         f"{done} of {cells} runs are there.",
