@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ class Course:
         """Pictures of the task's classes and, as if from a memory, of those seen before."""
         old = [label for label in self.seen if label not in task.classes]
         labels = [*task.classes, *old] * 2
-        found = batch(labels, [label in task.classes for label in labels])
-        return replace(found, second=found.images.flip(3))
+        return batch(labels, [label in task.classes for label in labels])
 
     def update(self, phase: Phase, steps: int = 10) -> Update:
         """Begin a phase, and make its optimizer."""

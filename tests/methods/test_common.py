@@ -261,6 +261,14 @@ def test_class_incremental_run(name: str, budget: str, tmp_path: Path, toy: str,
         assert results["accuracy_after_stage"] == results["zero_shot_after_stage"]
 
 
+class TwoViews(Course):
+    """A course whose pictures come with a second view."""
+
+    def sample(self, task: Task) -> Batch:
+        found = super().sample(task)
+        return replace(found, second=found.images.flip(3))
+
+
 @pytest.mark.parametrize("name", [*EVERY, *SLOW])
 @torch.no_grad()
 def test_classes_to_come_change_no_score_of_those_learned(name: str, toy: str, photos: str) -> None:
@@ -270,7 +278,7 @@ def test_classes_to_come_change_no_score_of_those_learned(name: str, toy: str, p
         pytest.skip("it learns all classes at once")
     with torch.enable_grad():
         words = (f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2")
-        course = Course.of(*words, *options).learn(0)
+        course = TwoViews.of(*words, *options).learn(0)
     (first, second), images = (task.classes for task in course.plan.tasks), batch([0] * 16).images
     few, more = (
         course.method.classifier(course.clip, labels).eval()(course.clip.normalise(images))
