@@ -84,6 +84,14 @@ def test_names_of_classes_to_come(clip: Clip) -> None:
         assert torch.equal(alone, ~torch.isin(p.argmax(1), torch.tensor(known)))
 
 
+@torch.no_grad()
+def test_names_never_trained_alone_are_left_to_the_pretrained_model(clip: Clip) -> None:
+    method = learn(make("rail"), clip, by_class([0, 1, 2]))
+    text = clip.class_embeddings([*"def"], method.prompts.templates)
+    p = (clip.logit_scale.exp() * clip.encode_image(pictures().images) @ text.T).softmax(1)
+    assert_close(scores(method, clip, [3, 4, 5]), p)
+
+
 def test_the_dual_form_counts_what_it_keeps(clip: Clip) -> None:
     method = learn(make("rail", kernel="dual"), clip, by_class([0, 1, 2]))
     assert method.kept["rows"].shape == (24, 16)

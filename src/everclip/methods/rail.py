@@ -100,7 +100,7 @@ class Rail(Kept, RidgeMethod):
         classifier = Fused(clip, text, known[[*names]], self.config.beta, self.config.names == "all")
         classifier.columns = [list(names).index(label) for label in labels]
         trained = known[[*labels]].to(self.sums.device)
-        if known.any():
+        if classifier.known.any():
             regress = self.regression(clip, [*labels])
             classifier.regress = lambda features: regress(features) * trained
         return classifier
@@ -142,6 +142,7 @@ class Fused(Classifier):
             return torch.where(seen, (1 - self.beta) * p + self.beta * r, p)
         own = logits.masked_fill(~self.known, -torch.inf).softmax(1)
         mixed = (1 - self.beta) * own + self.beta * r
+        # A name never trained is above all others where the gate is closed, and below them where it is open.
         least, most = (end(mixed, dim=1, keepdim=True) for end in (torch.amin, torch.amax))
         return torch.where(self.known, mixed, p + torch.where(seen, least - 1, most))
 
