@@ -177,9 +177,7 @@ def page(results: dict[str, Json], seeds: int) -> str:
         numbers = [f"{median(one['everclip']['seconds'] for one in found):.0f}", f"{times['tuned']:.2f}"]
         beside_plain = f"{times['plain']:.2f}" if by["plain"] else "–"
         numbers += [f"{CELLS[name].goal}", beside_plain, *(spread(last[kind]) for kind in KINDS)]
-        numbers.append(
-            f"{mean(apart):+.1f}" + (f" ± {stdev(apart) / math.sqrt(len(apart)):.1f}" if apart[1:] else "")
-        )
+        numbers.append(paired(apart))
         lines.append(f"| {place} | {name} | {len(found)} | {' | '.join(numbers)} |")
     return "\n".join([*lines, *cause(results, seeds)]) + "\n"
 
@@ -196,12 +194,11 @@ def cause(results: dict[str, Json], seeds: int) -> list[str]:
         return []
     ours, theirs = zip(*both, strict=True)
     apart = [one - other for one, other in both]
-    error = stdev(apart) / math.sqrt(len(apart)) if apart[1:] else math.nan
     return [
         "",
         "The text head's difference is the clipping of gradients to a norm of 1, everclip's default, which the loops",
         f"lack: with `train.clip_norm=none` everclip has {spread([*ours])} on caltech50 with {len(both)} seeds, and",
-        f"the tuned loop {spread([*theirs])}: {mean(apart):+.1f} ± {error:.1f}.",
+        f"the tuned loop {spread([*theirs])}: {paired(apart)}.",
     ]
 
 
@@ -215,6 +212,11 @@ def spread(values: list[float]) -> str:
     if not values:
         return "–"
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if values[1:] else "")
+
+
+def paired(apart: list[float]) -> str:
+    """Mean of paired differences and its standard error."""
+    return f"{mean(apart):+.1f}" + (f" ± {stdev(apart) / math.sqrt(len(apart)):.1f}" if apart[1:] else "")
 
 
 def key_of(place: str, name: str, seed: int) -> str:

@@ -77,7 +77,6 @@ class Scenario(Choice):
         " order of CIFAR-100, the run's seed, or a list of all names; for domains the run's seed or a list"
         " of all names, else the data set's own",
     )
-
     validation: float | None = Field(
         default=None,
         gt=0,
