@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +69,25 @@ class Bench:
     def run(self, jobs: Sequence[Job]) -> dict[str, Json]:
         """Results by name, from the kept files or from running what is missing."""
         there = self.kept(jobs)
-        waiting = [job for job in jobs if job.name not in there]
-        print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are there already", file=sys.stderr)
-        with ThreadPoolExecutor(self.parallel) as pool:
-            for done in as_completed([pool.submit(self._run, job) for job in waiting]):
-                print(done.result(), file=sys.stderr, flush=True)
+        print(f"{len(there)} of {len(jobs)} jobs are there already", file=sys.stderr)
+        for _ in self.follow([job] for job in jobs if job.name not in there):
+            pass
         return self.kept(jobs)
+
+    def follow(self, chains: Iterable[Iterable[Job]]) -> Iterator[None]:
+        """Run chains side by side, the jobs of a chain one after another; yield when a chain has ended.
+
+        A chain may ask ``kept`` for its earlier jobs before it names the next.
+        """
+
+        def follow(chain: Iterable[Job]) -> None:
+            for job in chain:
+                if not self.kept([job]):
+                    print(self._run(job), file=sys.stderr, flush=True)
+
+        with ThreadPoolExecutor(self.parallel) as pool:
+            for done in as_completed([pool.submit(follow, chain) for chain in chains]):
+                yield done.result()
 
     def kept(self, jobs: Sequence[Job]) -> dict[str, Json]:
         """Results by name, of the jobs that are done."""
@@ -87,13 +100,23 @@ class Bench:
         return found
 
     def _run(self, job: Job) -> str:
-        """Run one job; a line that says how it went. A failed one leaves its output beside its run directory."""
+        """Run one job; a line that says how it went. A failed one leaves its output beside its run directory.
+
+        What a killed job left is gone on with, unless the job asks for something else by now.
+        """
+        begun = self.scratch / f"{job.name}.asked"
+        if (self.scratch / job.name).exists() and not (begun.exists() and begun.read_text() == _asked(job)):
+            shutil.rmtree(self.scratch / job.name)
+        begun.write_text(_asked(job))
+        resumed = (self.scratch / job.name).exists()
         words = [job.command, *job.words, f"out={job.name}", "--json"]
         result, seconds = self._everclip(job.name, words)
         if result is None:
             return f"{job.name}: FAILED, see {self.scratch / job.name}.log"
         result |= {"asked": _asked(job), "cpu_seconds": round(seconds, 1), "machine": machine()}
         result.pop("peak_memory_bytes", None)
+        if resumed:
+            result["resumed"] = True  # cpu_seconds are those of the last process alone
         if job.held_out:
             newest = max((self.scratch / job.name / "checkpoints").iterdir()).relative_to(self.scratch)
             tested, _ = self._everclip(job.name, ["evaluate", str(newest), *job.held_out, "--json"])

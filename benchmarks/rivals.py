@@ -11,7 +11,7 @@ stopped, and what is in benchmarks/rivals/ is not run again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,28 +105,30 @@ def switched(method: str, found: Json | None) -> tuple[Job, Job]:
     return Job(f"term-{method}-on", asked), Job(f"term-{method}-off", (*asked, TERMS[method][0]))
 
 
-def parts(bench: Bench) -> Iterator[list[Job]]:
-    """Yield what to run, a part after another: of each setting those first that train no whole tower."""
+def parts(bench: Bench) -> Iterator[list[Iterable[Job]]]:
+    """Yield chains of jobs, a part after another: of each setting those first that train no whole tower."""
     frozen = tuple(method for method in METHODS if method not in TRAINED)
     first, second = SETTINGS
     yield from cells(bench, first, frozen)
-    for method in TERMS:
-        for found in searches(bench, first, method, max(levels(method))):
-            yield [*switched(method, found)]
+    found = {method: searches(bench, first, method, max(levels(method))) for method in TERMS}
+    yield [switched(method, one) for method, known in found.items() for one in known]
     yield from cells(bench, first, TRAINED)
     yield from cells(bench, second, frozen)
     yield from cells(bench, second, TRAINED)
 
 
-def cells(bench: Bench, setting: str, methods: Sequence[str]) -> Iterator[list[Job]]:
-    """Yield each cell's search, then its run in one order of the classes; the other orders after all cells."""
+def cells(bench: Bench, setting: str, methods: Sequence[str]) -> Iterator[list[Iterable[Job]]]:
+    """Yield the chains of all cells in one order of the classes, then in the others."""
     for seed in SEEDS:
-        for method in methods:
-            for level in levels(method):
-                if method not in NOTHING_TO_TUNE:
-                    yield [search(setting, method, level)]
-                for found in searches(bench, setting, method, level):
-                    yield [run(setting, method, level, seed, found)]
+        yield [cell(bench, setting, method, level, seed) for method in methods for level in levels(method)]
+
+
+def cell(bench: Bench, setting: str, method: str, level: int, seed: int) -> Iterator[Job]:
+    """Yield a cell's search, then its run in an order of the classes."""
+    if method not in NOTHING_TO_TUNE:
+        yield search(setting, method, level)
+    for found in searches(bench, setting, method, level):
+        yield run(setting, method, level, seed, found)
 
 
 def finished(bench: Bench) -> dict[str, Json]:
@@ -148,9 +150,9 @@ def main() -> None:
     if not (bench.scratch / "cifar100_part").exists():
         cifar_part(Path(os.environ["EVERCLIP_DATA"]) / "cifar100", bench.scratch / "cifar100_part")
     (HERE / "rivals.md").write_text(rivals_page.page(finished(bench)), encoding="utf-8")
-    for wanted in parts(bench):
-        bench.run(wanted)
-        (HERE / "rivals.md").write_text(rivals_page.page(finished(bench)), encoding="utf-8")
+    for chains in parts(bench):
+        for _ in bench.follow(chains):
+            (HERE / "rivals.md").write_text(rivals_page.page(finished(bench)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
             for key in ("last", "average", "forgetting", "held_out_accuracy")
         ]
         state = f"{fmean(run['state_bytes'] for run in known) / 1e6:.1f}" if known else "–"
-        seconds = f"{fmean(run['cpu_seconds'] for run in known):.0f}" if known else "–"
+        timed = [run["cpu_seconds"] for run in known if "resumed" not in run]
+        seconds = f"{fmean(timed):.0f}" if timed else "–"
         lines.append(f"| {method} | {' | '.join(columns)} | {state} | {seconds} |")
     if len(means) == len(methods):
         known = sorted(means, key=lambda method: -means[method])
