@@ -152,6 +152,18 @@ def test_no_such_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert "use device=cpu" in rows["device"]["text"]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("tensorbord", 'unknown tracker "tensorbord"'), ("os.path", "asks to run the code")]
+)
+def test_trackers_that_a_run_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    (tmp_path / "my.toml").write_text(f'trackers = ["{name}"]\n')
+    code, rows = examined(capsys, "--config", "my.toml", "device=cpu")
+    assert (code, rows["trackers"]["state"]) == (1, "fail")
+    assert said in rows["trackers"]["text"]
+
+
 def test_a_config_that_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--config", "cifar10"]) == 2
     assert 'did you mean "cifar100"' in capsys.readouterr().err

@@ -28,6 +28,8 @@ def needs(config: Config) -> Iterator[Finding]:
     sizes, found = data_there(config)
     yield found
     yield weights_there(config)
+    if config.trackers:
+        yield trackers_there(config)
     model = costs(config.model, config.image_size)
     try:
         device = restore.device(config.device)
@@ -114,6 +116,17 @@ def weights_there(config: Config) -> Finding:
         return Finding("weights", "fail", str(error))
     state = {"here": "ok", "hub": "warn", "none": "fail"}[place.state]
     return Finding("weights", state, f"{config.model}: {place.text}", place.remedy)  # pyright: ignore[reportArgumentType]
+
+
+def trackers_there(config: Config) -> Finding:
+    """Return whether the trackers that a config names are installed and may be imported."""
+    from everclip import trackers
+
+    try:
+        trackers.start(config, Path(config.out or "runs"))
+    except UserError as error:
+        return Finding("trackers", "fail", str(error))
+    return Finding("trackers", "ok", ", ".join(config.trackers))
 
 
 def _memory_of(device: str) -> tuple[str, int | None]:
