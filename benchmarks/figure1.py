@@ -1,6 +1,6 @@
 """The paper's Figure 1 on the model and the pictures that need no hub, in three panels.
 
-    EVERCLIP_DATA=/folder/with/caltech50+pacs128+cifar100 python -m benchmarks.figure1 [--panel a|b|c] [--jobs 2]
+    EVERCLIP_DATA=/folder/with/caltech50+pacs128+cifar100 python -m benchmarks.figure1 [--panel a|b|c] [--device cuda]
 
 a: CIFAR-100, accuracy after the last of ten tasks against the memory. b: the same of 50 classes of Caltech photographs
 and of the emoji. c: accuracy after each domain of PACS and of the emoji's vendors. Every method is tuned at every
@@ -74,9 +74,10 @@ FILES = ("config.toml", "results.json", "tuned.toml")
 """What is kept of a run, and of a search."""
 
 
-def command(name: str) -> list[str]:
+def command(name: str, device: str) -> list[str]:
     """The words of ``everclip`` that sweep a set."""
-    return ["sweep", str(BASE), *SETS[name].words, f"out={SWEPT}/{name}", *SETS[name].tune]
+    found = SETS[name]
+    return ["sweep", str(BASE), *found.words, f"device={device}", f"out={SWEPT}/{name}", *found.tune]
 
 
 def copy(source: Path, target: Path) -> int:
@@ -93,17 +94,17 @@ def copy(source: Path, target: Path) -> int:
     return new
 
 
-def minutes(name: str, scratch: Path) -> float | None:
+def minutes(name: str, device: str, scratch: Path) -> float | None:
     """Minutes that a set still takes, one run after another, as ``everclip sweep --dry-run`` estimates them."""
-    words = [sys.executable, "-m", "everclip", *command(name), "--dry-run", "--json"]
+    words = [sys.executable, "-m", "everclip", *command(name, device), "--dry-run", "--json"]
     found = subprocess.run(words, cwd=scratch, check=True, stdout=subprocess.PIPE)
     return json.loads(found.stdout)["minutes"]
 
 
-def sweep(name: str, scratch: Path, jobs: int) -> int:
+def sweep(name: str, device: str, scratch: Path, jobs: int) -> int:
     """Run what a set lacks, and keep what has finished, whatever ended the sweep."""
     kept, swept = KEPT / "runs" / name, scratch / SWEPT / name
-    words = [*command(name), "--retry", "--drop-checkpoints", "--jobs", str(jobs), "--threads", "1"]
+    words = [*command(name, device), "--retry", "--drop-checkpoints", "--jobs", str(jobs), "--threads", "1"]
     try:
         return subprocess.run([sys.executable, "-m", "everclip", *words], cwd=scratch, check=False).returncode
     finally:
@@ -117,6 +118,7 @@ def main() -> int:
     )
     parser.add_argument("--panel", choices=("a", "b", "c"), help="one panel (default: all)")
     parser.add_argument("--set", choices=tuple(SETS), help="one set of a panel")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--scratch", type=Path, default=Path("runs/figure1"), help="work goes here")
     parser.add_argument("--draw", action="store_true", help="draw what is there, and run nothing")
@@ -138,10 +140,10 @@ def main() -> int:
             copy(KEPT / "runs" / name, scratch / SWEPT / name)
         print(f"on {machine()}; without what runs share, so at most:", file=sys.stderr)
         for name in wanted:
-            left = minutes(name, scratch)
+            left = minutes(name, arguments.device, scratch)
             print(f"{name}: {'unknown' if left is None else f'{left / 60:.1f} hours'}", file=sys.stderr)
         for name in wanted:
-            failed |= sweep(name, scratch, arguments.jobs)
+            failed |= sweep(name, arguments.device, scratch, arguments.jobs)
     figure1_page.draw(KEPT)
     return failed
 
