@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import figure1_page
 from benchmarks.defaults import METHODS
+from benchmarks.figure1 import KEPT, RIGHT
 from benchmarks.jobs import Json, machines
+from everclip.compare.comparable import without_memory
+from everclip.metrics.stats import paired
+from everclip.runs.read import RunData
 
 HERE = Path(__file__).parent
 SPEED = HERE / "best" / "speed.json"
@@ -173,7 +179,7 @@ def page(cells: dict[tuple[str, str], Json]) -> str:
             lines.append(f"| {name} | {found['width']} | {held} | {100 * found['accuracy']:.1f} | {best} |")
         for name, found in trained(setting).items():
             lines.append(f"| `{name}`, trained |  |  | {100 * found['last']:.1f} |  |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *with_memory()]) + "\n"
 
 
 def verdict(setting: Setting, there: dict[str, Json]) -> list[str]:
@@ -188,3 +194,81 @@ def verdict(setting: Setting, there: dict[str, Json]) -> list[str]:
         f"`multilayer_lda` is {apart.mean():+.1f} points (95 % interval over test images: {apart.mean() - reach:+.1f}"
         f" to {apart.mean() + reach:+.1f}) from the best other closed form, {best}."
     ]
+
+
+OURS = ("multilayer_lda", "multilayer_lda, adapt=finetune")
+Seeds = dict[Any, RunData]
+"""Runs by their seed."""
+
+
+def with_memory() -> list[str]:
+    """The figure's runs as tables of methods and memory sizes, with a verdict at each size."""
+    lines: list[str] = []
+    for name, runs in figure1_page.runs_of(KEPT).items():
+        rows: dict[str, dict[int | None, Seeds]] = {}
+        for run in runs:
+            size = None if without_memory(run) else run.results["memory_budget"]
+            rows.setdefault(row_of(run), {}).setdefault(size, {})[run.value("seed")] = run
+        sizes = sorted({size for found in rows.values() for size in found if size is not None})
+        lines += ["", f"## {name}, with a memory", "", f"| method | {' | '.join(map(str, sizes))} |"]
+        lines.append(f"| --- |{' ---: |' * len(sizes)}")
+        for row, found in rows.items():
+            cells = (found.get(size, found.get(None, {})) for size in sizes)
+            lines.append(f"| {row} | {' | '.join(figure1_page.spread(lasts(cell)) for cell in cells)} |")
+        for size in sizes:
+            here = {row: found.get(size, found.get(None)) for row, found in rows.items()}
+            lines += ahead(size, {row: cell for row, cell in here.items() if cell})
+    if not lines:
+        return []
+    about = (
+        "The figure's runs ([cells](../docs/figure1/cells.md)), each trained method tuned at each memory size within",
+        "the same number of trials. Last accuracy in %, mean (lowest to highest) over the seeds; columns are budgets",
+        "of exemplars. `ridge` and `slda` have no mirror images here.",
+    )
+    return ["", "# With a memory", "", *about, *lines]
+
+
+def row_of(run: RunData) -> str:
+    """The name of a run's row."""
+    options = ((key, run.value(f"method.{key}")) for key in ("adapt", "probe"))
+    return ", ".join(
+        [run.method, *(f"{key}={value}" for key, value in options if value not in (None, "none"))]
+    )
+
+
+def lasts(runs: Seeds) -> list[float]:
+    """The last accuracy of each run."""
+    return [run.results["last"] for run in runs.values()]
+
+
+def ahead(size: int, here: dict[str, Seeds]) -> Iterator[str]:
+    """Yield our method's lead over the best other at a memory size, and over joint training."""
+    others = {
+        row: float(np.mean(lasts(runs))) for row, runs in here.items() if row not in (*OURS, "zero_shot")
+    }
+    joint = others.pop("joint", None)
+    for mine in OURS:
+        for other in (max(others, key=others.__getitem__, default=""), "joint" if joint else ""):
+            if mine in here and other in here:
+                yield ""
+                yield f"With {size} exemplars {mine} is {lead(here[mine], here[other])} from {other}."
+
+
+def lead(mine: Seeds, other: Seeds) -> str:
+    """The difference over the test images, each counted by its mean over the seeds, and the difference of each seed."""
+    seeds = sorted(mine.keys() & other.keys())
+    one, two = (np.mean([right(runs[seed].path) for seed in seeds], axis=0) for runs in (mine, other))
+    found = paired(one.tolist(), two.tolist())
+    each = " ".join(
+        f"{100 * (mine[seed].results['last'] - other[seed].results['last']):+.1f}" for seed in seeds
+    )
+    if found.low is None or found.high is None:
+        return f"{100 * found.difference:+.1f} points (per seed {each})"
+    reach = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * found.difference:+.1f} points (95 % over test images: {reach}; per seed {each})"
+
+
+def right(run: Path) -> np.ndarray:
+    """Which test images a run of the figure has right, in the order of their ids."""
+    packed = np.frombuffer(bytes.fromhex((run / RIGHT).read_text("utf-8")), dtype=np.uint8)
+    return np.unpackbits(packed).astype(float)

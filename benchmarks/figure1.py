@@ -22,19 +22,26 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks import figure1_page
 from benchmarks.jobs import machine, pictures
+from everclip.runs.finished import answers
+from everclip.system.arrays import MOST_ROWS
 
 BASE = Path(__file__).with_name("figure1.toml")
 KEPT = Path(__file__).parents[1] / "docs" / "figure1"
 CLASSES = (
-    "method=zero_shot,finetune,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro,joint,ridge,slda,multilayer_lda",
+    "method=zero_shot,finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro,joint,ridge,slda,multilayer_lda",
     "method.slda.eps=gcv",
 )
 DOMAINS = (
-    "method=zero_shot,finetune,gcl,gdro,cassle,joint,multilayer_lda",
+    "method=zero_shot,finetune,clip,icarl,gcl,gdro,cassle,joint,ridge,slda,multilayer_lda",
     "method.cassle.probe=current,mixed",
+    "method.slda.eps=gcv",
     "scenario.kind=domain-incremental",
+    "memory.per_class=0,1,10",
+    "seed=0..2",
 )
 TWIN = "method.multilayer_lda.adapt=none,finetune"
 SMALL = ("memory.per_class=0,1,10", "seed=0..2", "scenario.order=seed", "scenario.validation=0.5", TWIN)
@@ -53,25 +60,20 @@ class Set(NamedTuple):
 SETS = {
     "caltech50": Set("b", ("data=imagefolder:caltech50", *CLASSES, *SMALL), EVERYTHING),
     "emoji": Set("b", ("data=emoji", *CLASSES, *SMALL), EVERYTHING),
-    "emoji-domains": Set(
-        "c", ("data=emoji", *DOMAINS, "memory.per_class=0,10", "seed=0..2", TWIN), EVERYTHING
-    ),
+    "emoji-domains": Set("c", ("data=emoji", *DOMAINS, TWIN), EVERYTHING),
     "cifar100": Set(
         "a",
-        ("data=cifar100:cifar100", *CLASSES, "memory.budget=0,100,500,2000", "scenario.validation=0.8"),
+        ("data=cifar100:cifar100", *CLASSES, "memory.budget=0,100,500,2000", "scenario.validation=0.8", TWIN),
         ("--tune", "train.lr=1e-4,3e-4,1e-3", "--tune", "train.epochs=1,3,6", "--trials", "6"),
     ),
-    "pacs": Set(
-        "c",
-        ("data=domainfolder:pacs128", *DOMAINS, "memory.per_class=0,10", "seed=0..2", TWIN),
-        EVERYTHING,
-    ),
+    "pacs": Set("c", ("data=domainfolder:pacs128", *DOMAINS, TWIN), EVERYTHING),
 }
 """By name of the folder; the cheap ones first. CIFAR-100 searches with 100 training pictures per class."""
 SWEPT = "swept"
 """Folder of the sweeps in the scratch folder, where links to the pictures have a set's name."""
 FILES = ("config.toml", "results.json", "tuned.toml")
-"""What is kept of a run, and of a search."""
+RIGHT = "right.hex"
+"""What is kept of a run, and of a search; and of a run which test images it has right, a bit each, by their ids."""
 
 
 def command(name: str, device: str) -> list[str]:
@@ -89,6 +91,9 @@ def copy(source: Path, target: Path) -> int:
             there.mkdir(parents=True, exist_ok=True)
             for name in (name for name in FILES if name != done.name and (done.parent / name).exists()):
                 shutil.copyfile(done.parent / name, there / name)
+            if (found := answers(done.parent, MOST_ROWS)) is not None:
+                right = (found["top"][:, 0] == found["label"])[found["id"].argsort()]
+                (there / RIGHT).write_text(np.packbits(right).tobytes().hex() + "\n", encoding="utf-8")
             shutil.copyfile(done, there / done.name)  # last: it marks the run as finished
             new += 1
     return new
