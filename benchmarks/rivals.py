@@ -102,7 +102,9 @@ def switched(method: str, found: Json | None) -> tuple[Job, Job]:
     """Return two tasks of caltech50 with and without a method's defining term."""
     job = run("caltech50", method, max(levels(method)), 0, found)
     asked = tuple("scenario.tasks=2" if word.startswith("scenario.tasks=") else word for word in job.words)
-    return Job(f"term-{method}-on", asked), Job(f"term-{method}-off", (*asked, TERMS[method][0]))
+    off, _ = TERMS[method]
+    without = tuple(word for word in asked if word.partition("=")[0] != off.partition("=")[0])
+    return Job(f"term-{method}-on", asked), Job(f"term-{method}-off", (*without, off))
 
 
 def parts(bench: Bench) -> Iterator[list[Iterable[Job]]]:
