@@ -45,14 +45,14 @@ class Rapf(Sampled):
 
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
-        search: ClassVar = {"samples": (0.6, 1.0, 2.0), "fuse": (0.4, 0.6, 0.8), "theta": (0.55, 0.65)}
+        search: ClassVar = {"samples": (0.6, 1.0, 2.0), "fuse": (0.4, 0.6, 0.8), "theta": (0.55, 0.65, 1.3)}
 
         samples: float = Field(
             default=2.0, ge=0.1, description="beta: a tenth of the samples of a class in a step"
         )
         per_step: int = Field(default=2, ge=1, description="old classes that are sampled in a step")
         theta: float = Field(
-            default=0.55, ge=0, description="distance of embeddings below which classes pair"
+            default=0.55, ge=0, description="distance of embeddings below which classes pair; for lite 1.3"
         )
         margin: float = Field(default=0.1, ge=0, description="margin of the hinge loss of pairs")
         fuse: float | None = Field(
