@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from everclip.methods.shared.gaussian import correlation, covariance, spread
+from everclip.methods.shared.gaussian import correlation, covariance, inverse, spread
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import by_class, learn, make, near, pictures, scores
@@ -39,6 +39,15 @@ def test_golden_correlations() -> None:
     near(torch.stack(once), [-0.39477102, 0.21805155])
     twice = spread(spread(covariance(FIRST), 1, 1), 1, 1)
     near(correlation(twice)[0, 1], -0.7593264)
+
+
+@pytest.mark.parametrize("rows", [30, 6, 1])
+def test_the_inverse_is_the_pseudo_inverse(rows: int) -> None:
+    """Six rows of ten numbers have a singular covariance, whose directions without spread pinv leaves out."""
+    sample = torch.randn(rows, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = sample.T @ sample / rows
+    assert_close(inverse(matrix), torch.linalg.pinv(matrix, hermitian=True), rtol=1e-9, atol=1e-9)
+    assert (torch.linalg.matrix_rank(matrix) == 10) == (rows == 30)
 
 
 def test_golden_distances(clip: Clip) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from everclip.methods.base.method import Batch, Classifier, Clip, Images, Prompts, Task
-from everclip.methods.shared.gaussian import Gaussian, correlation, covariance, spread
+from everclip.methods.shared.gaussian import Gaussian, correlation, covariance, inverse, spread
 from everclip.methods.shared.statistics import Statistics, StatisticsConfig
 from everclip.methods.shared.weights import Kept
 
@@ -98,7 +98,7 @@ class Fecam(Kept, Statistics):
         """Return pinv of the correlations of a covariance, shrunk as the options say."""
         for _ in range(self.config.shrinks):
             sigma = spread(sigma, self.config.shrink, self.config.shrink_others)
-        return torch.linalg.pinv(correlation(sigma), hermitian=True)
+        return inverse(correlation(sigma))
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
