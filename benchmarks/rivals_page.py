@@ -24,7 +24,7 @@ def page(results: dict[str, Json]) -> str:
         "training and 20 test pictures per class) in ten; every trained method searched its rates and constants in",
         f"{TRIALS} trials at each memory size, on held-out training images of the first two tasks. Two orders of the",
         "classes, one number for each (– is not run yet). `coda_prompt`, `moe_adapters`, `mg_clip` and `spu` need",
-        "transformer blocks and are not here; `vis` has 4,096 random features, not 15,000. Methods that train parts",
+        "transformer blocks and are not here. Methods that train parts",
         f"beside frozen towers ({', '.join(ADAPTERS)}) read four kept views of each image, whose features all runs",
         "share: their seconds leave out the tower where another run was there first. The search scores about a hundred",
         "held-out images, so what it chooses is itself uncertain: two searches of `rapf` with its published theta",

@@ -158,10 +158,10 @@ class RidgeMethod(LinearStatistics):
 
         count = max(1, int(FIT * len(order)))
         fit, held = order[:count], order[count:]
-        if self.options.choice == "task" and count < len(self.gram):
+        old = self.options.choice == "seen"
+        if not old and count < len(self.gram):
             spectrum = Spectrum.of_rows(*scaled(fit))
         else:
-            old = self.options.choice == "seen"
             gram, cross = self.gram * old, self.sums.T * old
             for part in fit.split(CHUNK):
                 rows, targets = scaled(part)
