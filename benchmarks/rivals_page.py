@@ -89,10 +89,25 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
         seconds = f"{fmean(timed):.0f}" if timed else "–"
         lines.append(f"| {method} | {' | '.join(columns)} | {state} | {seconds} |")
     if len(means) == len(methods):
+        if level:
+            means |= _without_memory(results, setting)
         known = sorted(means, key=lambda method: -means[method])
         first = ", ".join(f"{method} {100 * means[method]:.1f}" for method in known[:3])
-        lines += ["", f"Ahead, by the mean of `last` over both orders: {first}."]
+        said = ", and with those that keep no exemplars" if level else ""
+        lines += ["", f"Ahead, by the mean of `last` over both orders{said}: {first}."]
     return lines
+
+
+def _without_memory(results: dict[str, Json], setting: str) -> dict[str, float]:
+    """Return the mean last accuracy of each method to which a memory makes no difference."""
+    from benchmarks.rivals import METHODS, SEEDS, levels
+
+    alone = [method for method in METHODS if levels(method) == (0,)]
+    runs = {
+        method: [results.get(f"{setting}-{method}-m0-s{seed}", {}).get("last") for seed in SEEDS]
+        for method in alone
+    }
+    return {method: fmean(lasts) for method, lasts in runs.items() if None not in lasts}
 
 
 def _percent(run: Json | None, key: str) -> str:
