@@ -102,12 +102,13 @@ def _without_memory(results: dict[str, Json], setting: str) -> dict[str, float]:
     """Return the mean last accuracy of each method to which a memory makes no difference."""
     from benchmarks.rivals import METHODS, SEEDS, levels
 
-    alone = [method for method in METHODS if levels(method) == (0,)]
-    runs = {
-        method: [results.get(f"{setting}-{method}-m0-s{seed}", {}).get("last") for seed in SEEDS]
-        for method in alone
-    }
-    return {method: fmean(lasts) for method, lasts in runs.items() if None not in lasts}
+    found: dict[str, float] = {}
+    for method in (method for method in METHODS if levels(method) == (0,)):
+        runs = [results.get(f"{setting}-{method}-m0-s{seed}") for seed in SEEDS]
+        known = [run["last"] for run in runs if run]
+        if len(known) == len(SEEDS):
+            found[method] = fmean(known)
+    return found
 
 
 def _percent(run: Json | None, key: str) -> str:
