@@ -4,7 +4,7 @@
 
 tunes every method that ``lite`` can carry with the same number of trials at each memory size, trains it in two orders
 of the classes, tests its encoder on ImageNet, switches the defining term of the trained ones off in two tasks, and
-writes benchmarks/rivals.md at the start and after each part. About four hours on two cores; it goes on where it
+writes benchmarks/rivals.md at the start and after each part. About six hours on two cores; it goes on where it
 stopped, and what is in benchmarks/rivals/ is not run again.
 """
 
