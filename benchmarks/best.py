@@ -37,7 +37,7 @@ from benchmarks.best_page import (
     page,
 )
 from benchmarks.defaults import cifar_part
-from benchmarks.jobs import Bench, Json, machine, write
+from benchmarks.jobs import Bench, Json, machine, packed, write
 from everclip import data
 from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
@@ -150,7 +150,7 @@ def cell(name: str, form: Form, prompts: Prompts, train: Rows, test: Rows) -> Js
         "width": rows.shape[1],
         "accuracy": right.double().mean().item(),
         "images": {"train": len(rows), "test": len(right)},
-        "right": np.packbits(right.numpy()).tobytes().hex(),
+        "right": packed(right.numpy()),
     }
     fold = folds(train.labels, train.ids)
     hits = 0

@@ -13,10 +13,11 @@ import numpy as np
 from benchmarks import figure1_page
 from benchmarks.defaults import METHODS
 from benchmarks.figure1 import KEPT, RIGHT
-from benchmarks.jobs import Json, machines
+from benchmarks.jobs import Json, machines, unpacked
 from everclip.compare.comparable import without_memory
 from everclip.metrics.stats import paired
 from everclip.runs.read import RunData
+from everclip.runs.schema import test_images
 
 HERE = Path(__file__).parent
 SPEED = HERE / "best" / "speed.json"
@@ -94,8 +95,7 @@ OTHERS = (
 
 def bits(found: Json) -> np.ndarray:
     """Which test images a cell has right."""
-    packed = np.frombuffer(bytes.fromhex(found["right"]), dtype=np.uint8)
-    return np.unpackbits(packed)[: found["images"]["test"]].astype(float)
+    return unpacked(found["right"], found["images"]["test"])
 
 
 def file_of(place: str, name: str) -> Path:
@@ -257,7 +257,7 @@ def ahead(size: int, here: dict[str, Seeds]) -> Iterator[str]:
 def lead(mine: Seeds, other: Seeds) -> str:
     """The difference over the test images, each counted by its mean over the seeds, and the difference of each seed."""
     seeds = sorted(mine.keys() & other.keys())
-    one, two = (np.mean([right(runs[seed].path) for seed in seeds], axis=0) for runs in (mine, other))
+    one, two = (np.mean([right(runs[seed]) for seed in seeds], axis=0) for runs in (mine, other))
     found = paired(one.tolist(), two.tolist())
     each = " ".join(
         f"{100 * (mine[seed].results['last'] - other[seed].results['last']):+.1f}" for seed in seeds
@@ -268,7 +268,6 @@ def lead(mine: Seeds, other: Seeds) -> str:
     return f"{100 * found.difference:+.1f} points (95 % over test images: {reach}; per seed {each})"
 
 
-def right(run: Path) -> np.ndarray:
+def right(run: RunData) -> np.ndarray:
     """Which test images a run of the figure has right, in the order of their ids."""
-    packed = np.frombuffer(bytes.fromhex((run / RIGHT).read_text("utf-8")), dtype=np.uint8)
-    return np.unpackbits(packed).astype(float)
+    return unpacked((run.path / RIGHT).read_text("utf-8"), test_images(run.results))

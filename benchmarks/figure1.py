@@ -22,11 +22,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from benchmarks import figure1_page
-from benchmarks.jobs import machine, pictures
-from everclip.runs.finished import answers
+from benchmarks.jobs import machine, packed, pictures
+from everclip.runs.finished import answers, right
 from everclip.system.arrays import MOST_ROWS
 
 BASE = Path(__file__).with_name("figure1.toml")
@@ -92,8 +90,7 @@ def copy(source: Path, target: Path) -> int:
             for name in (name for name in FILES if name != done.name and (done.parent / name).exists()):
                 shutil.copyfile(done.parent / name, there / name)
             if (found := answers(done.parent, MOST_ROWS)) is not None:
-                right = (found["top"][:, 0] == found["label"])[found["id"].argsort()]
-                (there / RIGHT).write_text(np.packbits(right).tobytes().hex() + "\n", encoding="utf-8")
+                (there / RIGHT).write_text(packed(right(found)) + "\n", encoding="utf-8")
             shutil.copyfile(done, there / done.name)  # last: it marks the run as finished
             new += 1
     return new

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks import pacs_part
 from everclip.config.models import NEWEST
 
@@ -162,6 +165,16 @@ def machine() -> str:
 def machines(results: Mapping[str, Json]) -> str:
     """All machines that results come from, in words."""
     return " and ".join(sorted({run["machine"] for run in results.values() if "machine" in run}))
+
+
+def packed(right: NDArray[Any]) -> str:
+    """Which test images are right, a bit each, as hexadecimal digits."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(digits: str, images: int) -> NDArray[Any]:
+    """Which of so many test images are right, as 0 and 1."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=images).astype(float)
 
 
 def write(file: Path, value: Json) -> None:

@@ -68,18 +68,15 @@ def _shown(on: Json | None, off: Json | None) -> str:
 
 def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence[str]) -> list[str]:
     """Return the rows of a setting at a memory size, and who is ahead."""
-    from benchmarks.rivals import SEEDS
+    from benchmarks.rivals import METHODS, SEEDS, levels
 
     lines = [
         "| method | last, % | average, % | forgetting, points | ImageNet, % | state, MB | processor, s |",
         "| --- | --- | --- | --- | --- | ---: | ---: |",
     ]
-    means: dict[str, float] = {}
     for method in methods:
         runs = [results.get(f"{setting}-{method}-m{level}-s{seed}") for seed in SEEDS]
         known = [run for run in runs if run]
-        if len(known) == len(SEEDS):
-            means[method] = fmean(run["last"] for run in known)
         columns = [
             " ".join(_percent(run, key) for run in runs)
             for key in ("last", "average", "forgetting", "held_out_accuracy")
@@ -88,27 +85,26 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
         timed = [run["cpu_seconds"] for run in known if "resumed" not in run]
         seconds = f"{fmean(timed):.0f}" if timed else "–"
         lines.append(f"| {method} | {' | '.join(columns)} | {state} | {seconds} |")
-    if len(means) == len(methods):
-        if level:
-            means |= _without_memory(results, setting)
-        known = sorted(means, key=lambda method: -means[method])
-        first = ", ".join(f"{method} {100 * means[method]:.1f}" for method in known[:3])
+    means = {method: _mean(results, setting, method, level) for method in methods}
+    if None not in means.values():
+        if level:  # a memory makes no difference to the others
+            means |= {one: _mean(results, setting, one, 0) for one in METHODS if levels(one) == (0,)}
+        known = sorted(
+            ((mean, method) for method, mean in means.items() if mean is not None), key=lambda one: -one[0]
+        )
+        first = ", ".join(f"{method} {100 * mean:.1f}" for mean, method in known[:3])
         said = ", and with those that keep no exemplars" if level else ""
         lines += ["", f"Ahead, by the mean of `last` over both orders{said}: {first}."]
     return lines
 
 
-def _without_memory(results: dict[str, Json], setting: str) -> dict[str, float]:
-    """Return the mean last accuracy of each method to which a memory makes no difference."""
-    from benchmarks.rivals import METHODS, SEEDS, levels
+def _mean(results: dict[str, Json], setting: str, method: str, level: int) -> float | None:
+    """Return the mean last accuracy over the orders; None before all of them are there."""
+    from benchmarks.rivals import SEEDS
 
-    found: dict[str, float] = {}
-    for method in (method for method in METHODS if levels(method) == (0,)):
-        runs = [results.get(f"{setting}-{method}-m0-s{seed}") for seed in SEEDS]
-        known = [run["last"] for run in runs if run]
-        if len(known) == len(SEEDS):
-            found[method] = fmean(known)
-    return found
+    runs = [results.get(f"{setting}-{method}-m{level}-s{seed}") for seed in SEEDS]
+    known = [run["last"] for run in runs if run]
+    return fmean(known) if len(known) == len(SEEDS) else None
 
 
 def _percent(run: Json | None, key: str) -> str:

@@ -117,5 +117,9 @@ def right_both(first: Finished, second: Finished) -> tuple[NDArray[Any], NDArray
     one, other = (answers(run.path, test_images(run.results)) for run in (first, second))
     if one is None or other is None or not np.array_equal(np.sort(one["id"]), np.sort(other["id"])):
         return None
-    told = [(found["top"][:, 0] == found["label"])[found["id"].argsort()] for found in (one, other)]
-    return told[0], told[1]
+    return right(one), right(other)
+
+
+def right(found: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """Return whether each of a run's ``answers`` is right: ``[n]``, in the order of ids."""
+    return (found["top"][:, 0] == found["label"])[found["id"].argsort()]
