@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from everclip.methods.shared.gaussian import Heads, apart, deviation, divergence
 from tests.methods.closed import near
-from tests.methods.stages import Course, same, state
+from tests.methods.stages import Course, batch, same, state
 
 F = torch.tensor([[[1, 0], [0.96, 0.28]], [[0, 1], [0.28, 0.96]]], dtype=torch.float64)
 R = torch.tensor([[[0.5, 0.1], [0.2, 0.6]], [[0.4, 0], [0.1, 0.7]]], dtype=torch.float64)
@@ -53,21 +53,26 @@ def test_a_class_of_two_tasks_has_the_mean_of_its_heads() -> None:
     assert scores.tolist() == [[1.0, 4.0]]
 
 
-def test_the_loss_by_hand(toy: str, photos: str) -> None:
+@pytest.mark.parametrize("memory", [True, False])
+def test_the_loss_by_hand(memory: bool, toy: str, photos: str) -> None:
+    """Without exemplars, over the classes of the task alone."""
     course = Course.of(f"data={photos}", f"model={toy}", *BOTH).learn(0)
-    task = course.enter(1)
+    task = course.enter(1, memory=memory)
     method, phase = course.method, course.learner.phases(task)[0]
     method.begin_phase(course.clip, phase)
-    on = course.sample(task)
+    on = course.sample(task) if memory else batch([*task.classes] * 2)
+    among = method.seen if memory else [*task.classes]
+    assert method.heads.labels == method.seen
+    where = [method.seen.index(label) for label in among]
     features = method.encode(course.clip, on, phase)
     terms = method.loss(features, on, phase)
     losses = []
     for drawn in features["r"]:
         for z, label in zip(features["z"], on.labels.tolist(), strict=True):
             scores = torch.stack(
-                [features["scale"] * z @ (u + r) for u, r in zip(features["u"], drawn, strict=True)]
+                [features["scale"] * z @ (features["u"][place] + drawn[place]) for place in where]
             )
-            losses.append(-scores.log_softmax(0)[method.seen.index(label)])
+            losses.append(-scores.log_softmax(0)[among.index(label)])
     assert_close(terms["cross_entropy"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
     own = [place for place, which in enumerate(method.heads.tasks) if which == 1]
     rows = method._per_template[own]
@@ -99,7 +104,7 @@ def test_the_decoder_attends_within_a_task_and_to_images(toy: str, photos: str) 
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_the_second_phase_needs_exemplars(memory: bool, toy: str, photos: str) -> None:
-    course = Course.of(f"data={photos}", f"model={toy}", *BOTH).learn(0)
+    course = Course.of(f"data={photos}", f"model={toy}", *BOTH, "method.classes=seen").learn(0)
     task = course.enter(1, memory=memory)
     phases = course.learner.phases(task)
     assert [phase.name for phase in phases] == (["train", "balance"] if memory else ["train"])

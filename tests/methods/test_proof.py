@@ -15,8 +15,9 @@ from everclip.methods.proof import Proof
 from everclip.methods.shared.attention import Attend
 from everclip.methods.shared.frozen import total
 from tests.methods.closed import near
-from tests.methods.plain import PROMPTS, batch
-from tests.methods.stages import Course, same, state
+from tests.methods.plain import PROMPTS
+from tests.methods.plain import batch as rows_of
+from tests.methods.stages import Course, batch, same, state
 
 F = torch.tensor([[2, 0, 1], [0, 1, 1]], dtype=torch.float64)
 TEXTS = torch.tensor([[1, 0, 0], [0, 1, 0.5]], dtype=torch.float64)
@@ -35,7 +36,7 @@ def linear(weight: torch.Tensor) -> nn.Linear:
 def by_hand(**options: Any) -> Proof:
     """Two tasks, whose projections are the identity and a swap, with attention of identities."""
     method = Proof(Proof.Config.model_validate(options), PROMPTS)
-    method.seen = [0, 1]
+    method.seen = method._labels = [0, 1]
     for layers in (method.image, method.words):
         layers.extend([linear(torch.eye(3)), linear(SECOND)])
     method.context.append(nn.Parameter(torch.tensor([[0.1, -0.2, 0.3]], dtype=torch.float64)))
@@ -58,11 +59,11 @@ def test_golden_loss() -> None:
     near(fused @ texts.mean(0).T, [[2.84322690, 0.44807798], [-1.17513410, 1.90467756]])
     scale = torch.tensor(10.0, dtype=torch.float64)
     features = {"z": z, "e": e, "scale": scale, "fused": fused, "text": texts.mean(0), "means": means.mean(0)}
-    terms = method.loss(features, batch([0, 1]), Phase())
+    terms = method.loss(features, rows_of([0, 1]), Phase())
     near(torch.stack([*terms.values()]), [0.06609161, 0.09410280, 0.17671063])
     near(torch.stack([*terms.values()]).sum(), 0.33690504)
     near(clip_loss(z, e, 10.0), 0.17671063)
-    third = by_hand(third="classes").loss(features, batch([0, 1]), Phase())["classes"]
+    third = by_hand(third="classes").loss(features, rows_of([0, 1]), Phase())["classes"]
     near(third - cross_entropy(10 * z @ e.T, torch.tensor([0, 1])), 0.0)
 
 
@@ -114,3 +115,22 @@ def test_a_class_that_comes_again_has_the_mean_of_all_its_images(toy: str, domai
     words = (f"data={domains}", f"model={toy}", "scenario.kind=domain-incremental", "method=proof")
     course = Course.of(*words).learn(0, 1)
     assert course.method.kept["counts"].tolist() == [4.0, 4.0, 4.0], "two of each in either task"
+
+
+@pytest.mark.parametrize("classes", ["seen", "present"])
+def test_absent_classes_in_the_softmax(classes: str, toy: str, photos: str) -> None:
+    words = (f"data={photos}", f"model={toy}", "scenario.tasks=3", "method=proof", "method.third=classes")
+    course = Course.of(*words, f"method.classes={classes}").learn(0)
+    task, method = course.enter(1, memory=False), course.method
+    course.phase(task, course.learner.phases(task)[0])
+    on, phase = batch([*task.classes] * 2), course.learner.phases(task)[1]
+    features = method.encode(course.clip, on, phase)
+    among = method.seen if classes == "seen" else [*task.classes]
+    where = [method.seen.index(label) for label in among]
+    target = torch.tensor([among.index(label) for label in on.labels.tolist()])
+    logits = {name: features["fused"] @ features[name][where].T for name in ("text", "means")}
+    logits["classes"] = features["scale"] * features["z"] @ features["e"][where].T
+    terms = method.loss(features, on, phase)
+    assert terms.keys() == logits.keys()
+    for name, found in terms.items():
+        torch.testing.assert_close(found, cross_entropy(logits[name], target))

@@ -13,6 +13,7 @@ these terms run over all classes.
 
 At test V sees in the code the whole batch, whose images are of one task (`test=batch`); by default each image alone
 (ours). The mean over draws is taken exactly, r = mu. A class of several tasks has the mean of its heads' scores (ours).
+CE runs over `classes`: those with images now, which are all those seen where each has exemplars.
 
     Parameters  the decoder's layer (4.2 million at d = 512); two d x d layers per task
     State       these: 17 MB and 2.1 MB per task (fp32) at d = 512
@@ -36,9 +37,10 @@ from torch.nn.functional import cross_entropy
 
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
+from everclip.methods.shared.classify import softmax_classes, softmax_labels
 from everclip.methods.shared.frozen import Frozen, random
 from everclip.methods.shared.gaussian import Heads, apart, divergence
-from everclip.methods.shared.head import Columns
+from everclip.methods.shared.head import Columns, columns
 
 BALANCE = "balance"
 
@@ -51,6 +53,7 @@ class Clap4clip(Frozen):
         search: ClassVar = {"apart": (0.0, 5.0, 15.0)}
         draws: int = Field(default=20, ge=1, description="draws of r in a step")
         kl_weight: float = Field(default=0.001, ge=0, description="weight of the distance to N(0, 1)")
+        classes: Literal["seen", "present"] = softmax_classes()
         apart: float = Field(default=15.0, ge=0, description="weight of the loss that keeps classes apart")
         balance_epochs: int = Field(default=2, ge=1, description="epochs of the second phase")
         balance_lr: float = Field(default=1e-4, gt=0, description="learning rate of the second phase")
@@ -65,6 +68,7 @@ class Clap4clip(Frozen):
         self.decoder: Any = nn.Identity()
         self.heads = Heads()
         self._per_template = torch.zeros(0, 0, 0)
+        self._labels: list[int] = []
         self._balanced = False
 
     def build(self, clip: Clip, width: int) -> None:
@@ -81,6 +85,7 @@ class Clap4clip(Frozen):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         super().begin_task(clip, task, train)
         self._per_template = self.per_template(clip)
+        self._labels = softmax_labels(self.config.classes, self.seen, train)
         self._balanced = bool(self.old) and set(self.seen) <= set(np.unique(train.labels).tolist())
 
     def phases(self, task: Task) -> list[Phase]:
@@ -115,12 +120,13 @@ class Clap4clip(Frozen):
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         z, u, mu, sigma, r, scale = (features[n] for n in ("z", "u", "mu", "sigma", "r", "scale"))
         logits = self.heads.pooled(self.seen, scale * z @ (u + r).transpose(1, 2)).flatten(0, 1)
-        places = self.places(batch.labels).to(z.device).repeat(len(r))
+        logits = logits[:, self.places(torch.tensor(self._labels))]
+        target = columns(self._labels, batch.labels).to(z.device).repeat(len(r))
         every, tasks = phase.name == BALANCE, self.heads.tasks
         own = [place for place, task in enumerate(tasks) if every or task == tasks[-1]]
         rows = self._per_template[self.places(torch.tensor(self.heads.labels))[own]].mean(1)
         return {
-            "cross_entropy": cross_entropy(logits, places),
+            "cross_entropy": cross_entropy(logits, target),
             "kl": self.config.kl_weight * divergence(mu[own], sigma[own]),
             "apart": self.config.apart * apart(rows, r[:, own].mean(0)),
         }

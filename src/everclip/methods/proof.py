@@ -2,14 +2,14 @@
 
     Z = unit( sum_j I_j f ),   E = unit( sum_j T_j e ),   P = unit( sum_j I_j p_k )           j over tasks
     Q = [ Z_i ; E ; P ; c ],   O = LayerNorm( Q + W_o softmax( Q W_q' (Q W_k')' / sqrt d ) Q W_v' + b )
-    loss  = CE( Z~ E~' ) + CE( Z~ P~' ) + third term            over the classes seen, neither scaled nor normalised
+    loss  = CE( Z~ E~' ) + CE( Z~ P~' ) + third term            over `classes`, neither scaled nor normalised
     score = F E' + Z~ E~' + Z~ P~'
 
 f and e are features as the frozen towers give them, p_k the mean of unit-length f over the images of class k, c three
 rows of context per task, ~ an output of the attention. Projections and context of earlier tasks are frozen; the paper
 freezes text projections too, the code trains all of them (`text=code`). The third term is the loss of `clip` on Z and
 E of the batch's own classes in the code (`third=pairs`), and in the paper, as far as it could be read, the CE of
-Z E' (`third=classes`). The logit scale trains.
+Z E' (`third=classes`). `classes` are those with images now. The logit scale trains.
 
 In training E~ and P~ are means over the batch. At test the code takes them over the test batch, whose images it sorts
 by class, with F = sum_j I_j f not normalised (`test=batch`); the default scores each image alone, with F = Z (ours).
@@ -34,11 +34,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from everclip.data.images import ImageSet
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.attention import Attend
+from everclip.methods.shared.classify import softmax_classes, softmax_labels
 from everclip.methods.shared.frozen import random, total
-from everclip.methods.shared.head import Columns
+from everclip.methods.shared.head import Columns, columns
 from everclip.methods.shared.prototypes import READ, Prototypes
 
 
@@ -52,6 +54,7 @@ class Proof(Prototypes):
         text: Literal["paper", "code"] = Field(
             default="paper", description="text projections that train: the newest, or all"
         )
+        classes: Literal["seen", "present"] = softmax_classes()
         third: Literal["pairs", "classes"] = Field(default="pairs", description="third term of the loss")
         test: Literal["image", "batch"] = Field(
             default="image", description="outputs of class tokens at test: of each image, or the batch's mean"
@@ -65,6 +68,7 @@ class Proof(Prototypes):
         super().__init__(config, prompts)
         self.image, self.words, self.context = nn.ModuleList(), nn.ModuleList(), nn.ParameterList()
         self.attend = Attend(1, config.dropout)
+        self._labels: list[int] = []
 
     def build(self, clip: Clip, width: int) -> None:
         self.attend = Attend(width, self.config.dropout)
@@ -76,6 +80,10 @@ class Proof(Prototypes):
         self.image.append(nn.Linear(width, width))
         self.words.append(nn.Linear(width, width))
         self.context.append(nn.Parameter(torch.randn(3, width)))
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        super().begin_task(clip, task, train)
+        self._labels = softmax_labels(self.config.classes, self.seen, train)
 
     def phases(self, task: Task) -> list[Phase]:
         return [READ, Phase()]
@@ -105,13 +113,13 @@ class Proof(Prototypes):
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         if phase.name == READ.name:
             return dict(features)
-        places, scale = self.places(batch.labels).to(features["z"].device), features["scale"]
-        fused = features["fused"]
-        terms = {name: cross_entropy(fused @ features[name].T, places) for name in ("text", "means")}
+        where, scale, fused = self.places(torch.tensor(self._labels)), features["scale"], features["fused"]
+        target = columns(self._labels, batch.labels).to(fused.device)
+        terms = {name: cross_entropy(fused @ features[name][where].T, target) for name in ("text", "means")}
         if self.config.third == "pairs":
-            third = clip_loss(features["z"], features["e"][places], scale)
+            third = clip_loss(features["z"], features["e"][where][target], scale)
         else:
-            third = cross_entropy(scale * features["z"] @ features["e"].T, places)
+            third = cross_entropy(scale * features["z"] @ features["e"][where].T, target)
         return terms | {self.config.third: third}
 
     @torch.no_grad()

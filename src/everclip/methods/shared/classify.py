@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,13 @@ def softmax_classes(**extra: Any) -> Any:
     """Return the field of a ``Config`` for the classes in the softmax, with its earlier default if it had another."""
     said = "classes in the softmax: all seen so far, or only those with images now"
     return Field(default="present", description=said, json_schema_extra=extra or None)
+
+
+def softmax_labels(classes: str, seen: Sequence[int], train: ImageSet) -> list[int]:
+    """Return the labels of the softmax over these ``classes``, of those seen, in the order learned."""
+    present = set(np.unique(train.labels).tolist())
+    # A class without images would be pushed down by all others, with nothing to hold it up.
+    return [label for label in seen if classes == "seen" or label in present]
 
 
 class ClassesConfig(MethodConfig):
@@ -69,9 +76,7 @@ class Classify(Method):
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Settle the label set of the task."""
-        present = set(np.unique(train.labels).tolist())
-        # A class without images would be pushed down by all others, with nothing to hold it up.
-        self._labels = [label for label in self.seen if self._classes == "seen" or label in present]
+        self._labels = softmax_labels(self._classes, self.seen, train)
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         if self._scores.head == "text":
