@@ -22,13 +22,15 @@ from benchmarks.methods import HELD_OUT, RIVALS
 from everclip.methods.base.registry import method_class
 
 HERE = Path(__file__).parent
-METHODS = ("multilayer_lda", "slda", "ranpac", "gcl", "gdro", "finetune", *RIVALS)
+PLAIN = "multilayer_lda-plain"
+"""It reads pictures alone, as the other closed forms here do, and not their mirror images as well."""
+METHODS = ("multilayer_lda", PLAIN, "slda", "ranpac", "gcl", "gdro", "finetune", *RIVALS)
 LEVELS = (0, 5)
 """Exemplars per class."""
 SEEDS = (0, 1)
 TRIALS = 6
 WORDS = ("image_size=96", "scenario.order=seed", "references=none")
-OWN = {"slda": ("method.eps=gcv",), "rapf": ("method.theta=1.3",)}
+OWN = {"slda": ("method.eps=gcv",), "rapf": ("method.theta=1.3",), PLAIN: ("method.mirror=false",)}
 """RAPF's published distances, 0.55 and 0.65, pair no classes of ``lite``; 1.3 pairs the nearest twentieth."""
 ADAPTERS = ("bofa", "rapf", "vis", "proof", "clap4clip", "engine")
 """Methods that train small parts beside towers that stay as they are."""
@@ -67,12 +69,17 @@ def words(setting: str, method: str, level: int, seed: int) -> tuple[str, ...]:
     found = SETTINGS[setting]
     budget = f"memory.budget={level * found.classes}"
     own = (*OWN.get(method, ()), *(KEPT if method in ADAPTERS else ()))
-    return (*found.words, *WORDS, f"method={method}", *own, budget, f"seed={seed}")
+    return (*found.words, *WORDS, f"method={plug_in(method)}", *own, budget, f"seed={seed}")
+
+
+def plug_in(method: str) -> str:
+    """Return the name of a row's method, of which a row may be a variant."""
+    return method.partition("-")[0]
 
 
 def levels(method: str) -> tuple[int, ...]:
     """Return the exemplars per class that make a difference to a method, without 0 where it needs exemplars."""
-    about = method_class(method).capabilities
+    about = method_class(plug_in(method)).capabilities
     return LEVELS[1:] if about.needs_exemplars else LEVELS if about.uses_memory else LEVELS[:1]
 
 

@@ -13,7 +13,7 @@ CLEAR = 1.0
 
 def page(results: dict[str, Json]) -> str:
     """Return the results as a page."""
-    from benchmarks.rivals import ADAPTERS, LEVELS, METHODS, SEEDS, SETTINGS, TERMS, TRIALS, levels
+    from benchmarks.rivals import ADAPTERS, LEVELS, METHODS, PLAIN, SEEDS, SETTINGS, TERMS, TRIALS, levels
 
     cells = sum(len(levels(method)) for method in METHODS) * len(SETTINGS) * len(SEEDS)
     done = sum(not key.startswith("term-") for key in results)
@@ -24,16 +24,20 @@ def page(results: dict[str, Json]) -> str:
         "training and 20 test pictures per class) in ten; every trained method searched its rates and constants in",
         f"{TRIALS} trials at each memory size, on held-out training images of the first two tasks. Two orders of the",
         "classes, one number for each (– is not run yet). `coda_prompt`, `moe_adapters`, `mg_clip` and `spu` need",
-        "transformer blocks and are not here. Methods that train parts",
-        f"beside frozen towers ({', '.join(ADAPTERS)}) read four kept views of each image, whose features all runs",
-        "share: their seconds leave out the tower where another run was there first. The search scores about a hundred",
-        "held-out images, so what it chooses is itself uncertain: two searches of `rapf` with its published theta",
-        "chose 5 and 10 epochs, which end at 76.9 and 86.5 on caltech50 without a memory. That theta, 0.55, pairs no",
-        "classes of `lite`, so `rapf` has 1.3 here, which pairs the nearest twentieth.",
-        "`proof` and `clap4clip` were published with exemplars; without any, they learn among the classes of the task",
-        "here, as a softmax over absent classes pushes these down. In `bofa`, as in its code, the scores of the",
-        "Gaussian rule outweigh the cosines of the projection that it learns, so its trials tie and a memory changes",
-        "nothing.",
+        "transformer blocks and are not here.",
+        "",
+        f"`multilayer_lda` reads each picture and its mirror image; `{PLAIN}` and the other closed forms",
+        "read the picture alone. Methods that train parts beside frozen towers",
+        f"({', '.join(ADAPTERS)}) read four kept views of each image, whose features all",
+        "runs share: their seconds leave out the tower where another run was there first. `proof` and `clap4clip`",
+        "were published with exemplars; without any, they learn among the classes of the task here, as a softmax over",
+        "absent classes pushes these down. In `bofa`, as in its code, the scores of the Gaussian rule outweigh the",
+        "cosines of the projection that it learns, so its trials tie and a memory changes nothing.",
+        "",
+        "The search scores about a hundred held-out images, so what it chooses is itself uncertain: two searches of",
+        "`rapf` with its published theta chose 5 and 10 epochs, which end at 76.9 and 86.5 on caltech50 without a",
+        "memory. That theta, 0.55, pairs no classes of `lite`, so `rapf` has 1.3 here, which pairs the nearest",
+        "twentieth.",
         f"Machine: {machines(results) or 'none yet'}.",
         "",
         f"{done} of {cells} runs are there.",
