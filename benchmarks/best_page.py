@@ -209,16 +209,15 @@ def verdict(setting: Setting, there: dict[str, Json]) -> list[str]:
         return ["Not all rows are there yet."]
     best = max(rivals, key=lambda name: there[name]["accuracy"])
     apart = difference(bits(there[ours(setting)]), bits(there[best]))
-    return [f"`multilayer_lda` is {apart}) from the best other closed form, {best}."]
+    return [f"`multilayer_lda` is {apart} from the best other closed form, {best}."]
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> str:
-    """Return by how many points one classifier is ahead on the same test images, up to a closing bracket."""
-    found = paired(one.tolist(), other.tolist())
-    points = f"{100 * found.difference:+.1f} points ("
-    if found.low is None or found.high is None:
-        return f"{points}no interval"
-    return f"{points}95 % over test images: {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+def difference(one: np.ndarray, other: np.ndarray, *more: str) -> str:
+    """Return by how many points one classifier is ahead on the same test images, with an interval and ``more``."""
+    found, reach = paired(one.tolist(), other.tolist()), "no interval"
+    if found.low is not None and found.high is not None:
+        reach = f"95 % over test images: {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * found.difference:+.1f} points ({'; '.join((reach, *more))})"
 
 
 OURS = ("multilayer_lda", "multilayer_lda, adapt=finetune")
@@ -286,7 +285,7 @@ def lead(mine: Seeds, other: Seeds) -> str:
     each = " ".join(
         f"{100 * (mine[seed].results['last'] - other[seed].results['last']):+.1f}" for seed in seeds
     )
-    return f"{difference(one, two)}; per seed {each})"
+    return difference(one, two, f"per seed {each}")
 
 
 def right(run: RunData) -> np.ndarray:
