@@ -108,6 +108,19 @@ def test_a_validation_plan_has_two_tasks_and_no_test_image(tokens: list[str]) ->
     )
 
 
+def test_a_search_may_see_more_tasks(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["scenario.validation_tasks=3", "scenario.validation=0.5"]
+    plan = Plan.of(resolve(load_config([*tokens, *more])))
+    assert (len(plan.tasks), plan.budget()) == (3, 12)
+    assert main(["tune", *tokens, *more, "train.lr=1e-5,1e-4", f"out={tmp_path / 'tune'}", "--json"]) == 0
+    assert (
+        "tasks 1-3, 0.5 of their training images, memory 12"
+        in json.loads(capsys.readouterr().out)["tuned_on"]
+    )
+
+
 def test_tune_chooses_continues_and_writes_a_config(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

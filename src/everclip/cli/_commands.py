@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "tune": Command(
         _RUN,
-        "Choose settings on held-out training images of the first two tasks; the test set is never read.",
+        "Choose settings on held-out training images of the first tasks; the test set is never read.",
         """\
   everclip tune method=gdro                  # the learning rates
   everclip tune method=gcl train.lr=3e-5,1e-4 method.tau=0.02,0.05 out=runs/T

@@ -1,4 +1,4 @@
-"""everclip tune: choose settings on held-out training images of the first two tasks."""
+"""everclip tune: choose settings on held-out training images of the first tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from everclip.cli._output import print_json
 
 
 def tune(*tokens: str, trials: int | None = None, json: Json = False) -> None:
-    """Choose settings on held-out training images of the first two tasks; the test set is never read.
+    """Choose settings on held-out training images of the first tasks; the test set is never read.
 
     Args:
         tokens: A shipped config's name or a TOML file, then KEY=VALUE; a key with several comma-separated values is

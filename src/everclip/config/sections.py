@@ -81,9 +81,10 @@ class Scenario(Choice):
         default=None,
         gt=0,
         lt=1,
-        description="for tuning: use only the first two tasks and test on this held-out fraction of their"
-        " training images; the test set is never read",
+        description="for tuning: use only the first tasks (validation_tasks) and test on this held-out fraction"
+        " of their training images; the test set is never read",
     )
+    validation_tasks: Count = Field(default=2, description="for tuning: how many of the first tasks are used")
 
     @field_validator("tasks", "order")
     @classmethod

@@ -1,4 +1,4 @@
-"""Run the searches of ``--tune`` before the grid, on held-out images of the first two tasks.
+"""Run the searches of ``--tune`` before the grid, on held-out images of the first tasks.
 
 Cells that differ only in the seed share a search, at the first seed. A search is ``everclip tune``, which never
 reads the test set; its cells then train with its values and its ``tuned_on``.

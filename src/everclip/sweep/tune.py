@@ -1,4 +1,4 @@
-"""Tune without touching the test set: choose settings on held-out training images of the first two tasks."""
+"""Tune without touching the test set: choose settings on held-out training images of the first tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Choice:
 
     config: Config  # the resolved config to train with, ``tuned_on`` filled in
     values: dict[str, str]  # the best value of each key, as written
-    # for each key, value -> accuracy in 0..1 on both tasks' held-out images after the second task; None where
+    # for each key, value -> accuracy in 0..1 on the tasks' held-out images after the last of them; None where
     # the loss was not finite
     tried: dict[str, dict[str, float | None]]
 
@@ -78,7 +78,7 @@ def _times(rate: float, factors: Sequence[float]) -> list[str]:
 def tune(
     tokens: Sequence[str], out: Path, train: Trainer, say: Callable[[str], None], most: int | None = None
 ) -> Choice:
-    """Choose settings on the first two tasks, and write ``out/tuned.toml``, the config to train with.
+    """Choose settings on the first tasks, and write ``out/tuned.toml``, the config to train with.
 
     Every run is a directory in ``out``, so a stopped search continues, and a finished one is only read.
 
@@ -126,7 +126,7 @@ class _Trials:
     known: dict[str, float | None] = field(default_factory=dict)
 
     def score(self, values: Mapping[str, str]) -> float | None:
-        """Return the accuracy on both tasks' held-out images in the end; None where the loss was not finite."""
+        """Return the accuracy on the tasks' held-out images in the end; None where the loss was not finite."""
         words = _words(values)
         config = resolve(load_config([*self.tokens, *words]))
         same = config_hash(config)
@@ -196,7 +196,8 @@ def _record(
         f"{key} " + ", ".join(f"{v}: {'-' if s is None else f'{s:.4f}'}" for v, s in scores.items())
         for key, scores in tried.items()
     )
+    tasks = config.scenario.validation_tasks
     return (
-        f"{config.data}, tasks 1-2, {share} of their training images, memory {config.memory.words},"
+        f"{config.data}, tasks 1-{tasks}, {share} of their training images, memory {config.memory.words},"
         f" seed {config.seed}{counted}; {searched}"
     )

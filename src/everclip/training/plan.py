@@ -28,8 +28,6 @@ from everclip.training.estimate import Sizes
 
 log = logging.getLogger("everclip")
 
-TUNING_TASKS = 2
-"""Number of tasks that tuning sees."""
 SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
 """A trial run: number of tasks, of images of each part of a task, and of steps per phase."""
 
@@ -63,7 +61,7 @@ class Plan:
         prompts = Prompts(source.class_names, source.templates, config.train.captions)
         method = methods.build(config, prompts)
         if validation is not None:
-            tasks = tasks[:TUNING_TASKS]
+            tasks = tasks[: config.scenario.validation_tasks]
         if config.smoke:
             tasks = [_trim(task) for task in tasks[:SMOKE_TASKS]]
         if method.capabilities.one_task:
