@@ -11,12 +11,9 @@ import numpy as np
 
 from benchmarks import figure1_page
 from benchmarks.defaults import METHODS
-from benchmarks.figure1 import KEPT, RIGHT
+from benchmarks.figure1 import KEPT
+from benchmarks.figure1_page import Seeds, difference, lasts, lead, rows_of
 from benchmarks.jobs import Json, machines, unpacked
-from everclip.compare.comparable import without_memory
-from everclip.metrics.stats import paired
-from everclip.runs.read import RunData
-from everclip.runs.schema import test_images
 
 HERE = Path(__file__).parent
 SPEED = HERE / "best" / "speed.json"
@@ -208,32 +205,18 @@ def verdict(setting: Setting, there: dict[str, Json]) -> list[str]:
     if ours(setting) not in there or not rivals:
         return ["Not all rows are there yet."]
     best = max(rivals, key=lambda name: there[name]["accuracy"])
-    apart = difference(bits(there[ours(setting)]), bits(there[best]))
+    apart = difference(bits(there[ours(setting)]).tolist(), bits(there[best]).tolist())
     return [f"`multilayer_lda` is {apart} from the best other closed form, {best}."]
 
 
-def difference(one: np.ndarray, other: np.ndarray, *more: str) -> str:
-    """Return by how many points one classifier is ahead on the same test images, with an interval and ``more``."""
-    found, reach = paired(one.tolist(), other.tolist()), "no interval"
-    if found.low is not None and found.high is not None:
-        reach = f"95 % over test images: {100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    return f"{100 * found.difference:+.1f} points ({'; '.join((reach, *more))})"
-
-
 OURS = ("multilayer_lda", "multilayer_lda, adapt=finetune")
-Seeds = dict[Any, RunData]
-"""Runs by their seed."""
 
 
 def with_memory() -> list[str]:
     """The figure's runs as tables of methods and memory sizes, with a verdict at each size."""
     lines: list[str] = []
     for name, runs in figure1_page.runs_of(KEPT).items():
-        rows: dict[str, dict[int | None, Seeds]] = {}
-        for run in runs:
-            size = None if without_memory(run) else run.results["memory_budget"]
-            rows.setdefault(row_of(run), {}).setdefault(size, {})[run.value("seed")] = run
-        sizes = sorted({size for found in rows.values() for size in found if size is not None})
+        rows, sizes = rows_of(runs)
         lines += ["", f"## {name}, with a memory", "", f"| method | {' | '.join(map(str, sizes))} |"]
         lines.append(f"| --- |{' ---: |' * len(sizes)}")
         for row, found in rows.items():
@@ -252,19 +235,6 @@ def with_memory() -> list[str]:
     return ["", "# With a memory", "", *about, *lines]
 
 
-def row_of(run: RunData) -> str:
-    """The name of a run's row."""
-    options = ((key, run.value(f"method.{key}")) for key in ("adapt", "probe"))
-    return ", ".join(
-        [run.method, *(f"{key}={value}" for key, value in options if value not in (None, "none"))]
-    )
-
-
-def lasts(runs: Seeds) -> list[float]:
-    """The last accuracy of each run."""
-    return [run.results["last"] for run in runs.values()]
-
-
 def ahead(size: int, here: dict[str, Seeds]) -> Iterator[str]:
     """Yield our method's lead over the best other at a memory size, and over joint training."""
     others = {
@@ -276,18 +246,3 @@ def ahead(size: int, here: dict[str, Seeds]) -> Iterator[str]:
             if mine in here and other in here:
                 yield ""
                 yield f"With {size} exemplars {mine} is {lead(here[mine], here[other])} from {other}."
-
-
-def lead(mine: Seeds, other: Seeds) -> str:
-    """The difference over the test images, each counted by its mean over the seeds, and the difference of each seed."""
-    seeds = sorted(mine.keys() & other.keys())
-    one, two = (np.mean([right(runs[seed]) for seed in seeds], axis=0) for runs in (mine, other))
-    each = " ".join(
-        f"{100 * (mine[seed].results['last'] - other[seed].results['last']):+.1f}" for seed in seeds
-    )
-    return difference(one, two, f"per seed {each}")
-
-
-def right(run: RunData) -> np.ndarray:
-    """Which test images a run of the figure has right, in the order of their ids."""
-    return unpacked((run.path / RIGHT).read_text("utf-8"), test_images(run.results))

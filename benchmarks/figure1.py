@@ -81,8 +81,7 @@ SETS = {
 SWEPT = "swept"
 """Folder of the sweeps in the scratch folder, where links to the pictures have a set's name."""
 FILES = ("config.toml", "results.json", "tuned.toml")
-RIGHT = "right.hex"
-"""What is kept of a run, and of a search; and of a run which test images it has right, a bit each, by their ids."""
+"""What is kept of a run, and of a search."""
 
 
 def command(name: str, device: str) -> list[str]:
@@ -101,7 +100,7 @@ def copy(source: Path, target: Path) -> int:
             for name in (name for name in FILES if name != done.name and (done.parent / name).exists()):
                 shutil.copyfile(done.parent / name, there / name)
             if (found := answers(done.parent, MOST_ROWS)) is not None:
-                (there / RIGHT).write_text(packed(right(found)) + "\n", encoding="utf-8")
+                (there / figure1_page.RIGHT).write_text(packed(right(found)) + "\n", encoding="utf-8")
             shutil.copyfile(done, there / done.name)  # last: it marks the run as finished
             new += 1
     return new

@@ -7,15 +7,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from benchmarks.jobs import unpacked
 from everclip import plots
+from everclip.compare.comparable import without_memory
 from everclip.compare.groups import Group, Memory, Setting, settings
 from everclip.errors import UserError
+from everclip.metrics.stats import paired
 from everclip.report.svg import VARIABLES, embedded, light
 from everclip.runs.read import RunData, read_run
+from everclip.runs.schema import test_images
 
 PANELS: tuple[tuple[str, str, Memory], ...] = (
     ("cifar100", "a  CIFAR-100", None),
@@ -30,6 +36,10 @@ PANELS: tuple[tuple[str, str, Memory], ...] = (
 DARK = {"ink": "#e7ebee", "dim": "#a3adb6", "grid": "#333b42", "edge": "#66707a", "page": "#14181c"}
 SIZE = (13.0, 11.0)
 ABOUT = "Accuracy against memory on three sets of pictures, and after each domain on two"
+RIGHT = "right.hex"
+"""Which test images a run has right, a bit each, in the order of their ids."""
+Seeds = dict[Any, RunData]
+"""Runs by their seed."""
 _SEARCHED = re.compile(r"; ([\w.]+) ")
 
 
@@ -101,23 +111,31 @@ def draw(kept: Path) -> None:
     svg = embedded(figure(found, dark), "figure1", "The paper's figure", ABOUT)
     (kept / "figure-dark.svg").write_text(light(svg) + "\n", encoding="utf-8")
     figure(found, {}).savefig(kept / "figure.pdf", metadata={"CreationDate": None})
-    (kept / "cells.md").write_text(cells(found), encoding="utf-8")
+    (kept / "cells.md").write_text(cells(found, runs), encoding="utf-8")
     if runs:
         words = ["report", *(f"runs/{name}" for name in runs), "-o", "index.html"]
         subprocess.run([sys.executable, "-m", "everclip", *words], cwd=kept, check=True)
 
 
-def cells(found: dict[str, Setting]) -> str:
-    """Every cell with its seeds, and the settings that its search chose."""
+def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> str:
+    """The differences that the paper speaks of; every cell with its seeds, and the settings that its search chose."""
     lines = [
         "# Cells of the figure",
         "",
         "Written by `python -m benchmarks.figure1 --draw`. Accuracy in %: mean (lowest to highest) over the seeds;",
-        "*chosen*: what the search found, of how many trials.",
+        "*chosen*: what the search found, of how many trials. Differences are in points, with a 95 % interval over",
+        "test images, each counted by its mean over the seeds. *Best other*: of the trained methods but joint.",
         *([] if found else ["", "No run has finished yet."]),
     ]
     for name, setting in found.items():
-        lines += ["", f"## {name}", "", "| method | memory | last | average | seeds | chosen |"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            *claims(runs[name]),
+            "",
+            "| method | memory | last | average | seeds | chosen |",
+        ]
         lines += ["| --- | ---: | ---: | ---: | --- | --- |"]
         lines += [row(group) for group in setting.every if group.finished]
     return "\n".join(lines) + "\n"
@@ -146,3 +164,84 @@ def settings_of(run: RunData) -> str:
     trials = re.search(r", (\d+) of (\d+) trials", told)
     values = [f"{key.partition('.')[2] or key} {run.value(key)}" for key in _SEARCHED.findall(told)]
     return f"{', '.join(values)} ({trials[1]} of {trials[2]} trials)" if trials else ", ".join(values)
+
+
+def rows_of(runs: Sequence[RunData]) -> tuple[dict[str, dict[int | None, Seeds]], list[int]]:
+    """Return the runs of a set by row and memory size, None where a method keeps none; and the sizes."""
+    rows: dict[str, dict[int | None, Seeds]] = {}
+    for run in runs:
+        size = None if without_memory(run) else run.results["memory_budget"]
+        rows.setdefault(row_of(run), {}).setdefault(size, {})[run.value("seed")] = run
+    return rows, sorted({size for found in rows.values() for size in found if size is not None})
+
+
+CLOSED = ("zero_shot", "ridge", "slda", "multilayer_lda")
+"""Rows that train nothing."""
+COMPARED = {"GDRO - GCL": ("gdro", "gcl"), "GCL - best other": ("gcl", ""), "GDRO - best other": ("gdro", "")}
+
+
+def claims(runs: Sequence[RunData]) -> list[str]:
+    """Return how far the paper's methods are from each other and from the best other trained one, by memory size."""
+    rows, sizes = rows_of(runs)
+    lines = [
+        f"| exemplars | {' | '.join(COMPARED)} | best other |",
+        f"| ---: |{' ---: |' * len(COMPARED)} --- |",
+    ]
+    for size in sizes:
+        here = {row: found[size] for row, found in rows.items() if size in found and row not in CLOSED}
+        others = [row for row in here if row not in ("gcl", "gdro", "joint") and "multilayer" not in row]
+        best = max(others, key=lambda row: np.mean(lasts(here[row])), default="")
+        pairs = [(one, other or best) for one, other in COMPARED.values()]
+        told = [points(here[a], here[b]) if a in here and b in here else "–" for a, b in pairs]
+        lines.append(f"| {size} | {' | '.join(told)} | {best or '–'} |")
+    return lines
+
+
+def points(mine: Seeds, other: Seeds) -> str:
+    """Return a difference with its interval over test images, for a table."""
+    found = paired(*common(mine, other))
+    if found.low is None or found.high is None:
+        return f"{100 * found.difference:+.1f}"
+    return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def row_of(run: RunData) -> str:
+    """The name of a run's row."""
+    options = ((key, run.value(f"method.{key}")) for key in ("adapt", "probe"))
+    return ", ".join(
+        [run.method, *(f"{key}={value}" for key, value in options if value not in (None, "none"))]
+    )
+
+
+def lasts(runs: Seeds) -> list[float]:
+    """The last accuracy of each run."""
+    return [run.results["last"] for run in runs.values()]
+
+
+def lead(mine: Seeds, other: Seeds) -> str:
+    """The difference over the test images, each counted by its mean over the seeds, and the difference of each seed."""
+    each = " ".join(
+        f"{100 * (mine[seed].results['last'] - other[seed].results['last']):+.1f}"
+        for seed in sorted(mine.keys() & other.keys())
+    )
+    return difference(*common(mine, other), f"per seed {each}")
+
+
+def common(mine: Seeds, other: Seeds) -> tuple[list[float], list[float]]:
+    """Return how often each test image is right in the seeds that two cells share."""
+    seeds = mine.keys() & other.keys()
+    one, two = (np.mean([right(runs[seed]) for seed in seeds], axis=0).tolist() for runs in (mine, other))
+    return one, two
+
+
+def right(run: RunData) -> np.ndarray:
+    """Which test images a run of the figure has right, in the order of their ids."""
+    return unpacked((run.path / RIGHT).read_text("utf-8"), test_images(run.results))
+
+
+def difference(one: Sequence[float], other: Sequence[float], *more: str) -> str:
+    """Return by how many points one classifier is ahead on the same test images, with an interval and ``more``."""
+    found, reach = paired(one, other), "no interval"
+    if found.low is not None and found.high is not None:
+        reach = f"95 % over test images: {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * found.difference:+.1f} points ({'; '.join((reach, *more))})"
