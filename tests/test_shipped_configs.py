@@ -22,6 +22,7 @@ from everclip.models.catalogue import costs
 from everclip.runs.resolve import resolve
 from everclip.training import estimate
 from tests.data import cifar
+from tests.marks import slow_after
 from tests.pictures import picture
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,7 @@ def test_each_is_planned_on_data_of_its_form(
         assert [task["task"] for task in plan["tasks"]] == list(domainnet.DOMAINS)
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("cifar100")])
+@pytest.mark.parametrize("name", slow_after(6, (name for name in PAPER if name.startswith("cifar100"))))
 def test_each_of_cifar100_runs_offline(
     name: str, tmp_path: Path, pictures: str, toy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -307,7 +307,7 @@ def test_a_random_layer_is_random(toy: str, photos: str) -> None:
     assert seeded(f"data={photos}", f"model={toy}", "method=ridge", "method.expand=32")
 
 
-@pytest.mark.parametrize("variant", [*EVERY, *SLOW])
+@pytest.mark.parametrize("variant", [*slow_after(12, EVERY), *SLOW])
 def test_domain_incremental_run(variant: str, tmp_path: Path, toy: str, domains: str) -> None:
     name, *options = variant.split()
     tokens = (f"data={domains}", f"model={toy}", f"method={name}", "scenario.kind=domain-incremental")
@@ -368,7 +368,7 @@ def test_stopped_and_resumed_equals_not_stopped(
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", slow_after(6, TRAINED))
 @pytest.mark.parametrize("frozen", [pytest.param("train.lr_text=0", marks=pytest.mark.slow), ""])
 def test_what_is_frozen_stays_frozen(name: str, frozen: str, tmp_path: Path, toy: str, photos: str) -> None:
     tokens = [

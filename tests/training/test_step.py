@@ -28,6 +28,7 @@ from everclip.training.nonfinite import IN_A_ROW, NonFinite
 from everclip.training.optim import Update
 from everclip.training.restore import grow
 from everclip.training.step import step
+from tests.marks import slow_after
 from tests.running import configured, run, run_for, timeless
 
 METHODS = [
@@ -163,7 +164,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_after(3, METHODS))
 def test_a_step_left_out_changes_nothing(method: str, way: str, bench: Callable[..., Bench]) -> None:
     made = bench(method, "train.nonfinite=skip")
     poison, reason = WAYS[way]
