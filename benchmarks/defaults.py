@@ -3,12 +3,13 @@
     EVERCLIP_DATA=/folder/with/caltech50/pacs128/cifar100 python -m benchmarks.defaults
 
 runs four methods with no memory, one and ten exemplars per class on five settings, three seeds of each, with every
-other key at its default, and writes benchmarks/defaults.md at the start and after each seed and memory. About nine
-processor hours; it goes on where it stopped. What is in benchmarks/defaults/ is not run again.
+other key at its default, and writes benchmarks/defaults.md at the start and after each run. About fifteen processor
+hours; it goes on where it stopped. What is in benchmarks/defaults/ is not run again.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -123,10 +124,8 @@ def main() -> None:
     bench = Bench.from_arguments(__doc__ or "", HERE / "defaults")
     if not (bench.scratch / "cifar100_part").exists():
         cifar_part(Path(os.environ["EVERCLIP_DATA"]) / "cifar100", bench.scratch / "cifar100_part")
-    parts = [list(jobs(seed, level)) for seed in SEEDS for level in LEVELS]
-    every = [job for part in parts for job in part]
-    for wanted in ([], *parts):
-        bench.run(wanted)
+    every = [job for seed in SEEDS for level in LEVELS for job in jobs(seed, level)]
+    for _ in itertools.chain([None], bench.follow([job] for job in every)):
         (HERE / "defaults.md").write_text(page(bench.kept(every)), encoding="utf-8")
     print(page(bench.kept(every)))
 
