@@ -45,12 +45,13 @@ _SEARCHED = re.compile(r"; ([\w.]+) ")
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
     """The finished runs of each set that has any."""
-    folders = {name: kept / "runs" / name for name, _, _ in PANELS}
-    found = {
-        name: [read_run(file.parent) for file in sorted(folder.glob("*/results.json"))]
-        for name, folder in folders.items()
-    }
+    found = {name: read(kept / "runs" / name) for name, _, _ in PANELS}
     return {name: runs for name, runs in found.items() if runs}
+
+
+def read(folder: Path) -> list[RunData]:
+    """The finished runs in a folder."""
+    return [read_run(file.parent) for file in sorted(folder.glob("*/results.json"))]
 
 
 def of_sets(runs: dict[str, list[RunData]]) -> dict[str, Setting]:
@@ -111,13 +112,14 @@ def draw(kept: Path) -> None:
     svg = embedded(figure(found, dark), "figure1", "The paper's figure", ABOUT)
     (kept / "figure-dark.svg").write_text(light(svg) + "\n", encoding="utf-8")
     figure(found, {}).savefig(kept / "figure.pdf", metadata={"CreationDate": None})
-    (kept / "cells.md").write_text(cells(found, runs), encoding="utf-8")
+    switched = terms(read(kept / "runs" / "terms"))
+    (kept / "cells.md").write_text("\n".join([*cells(found, runs), *switched]) + "\n", encoding="utf-8")
     if runs:
         words = ["report", *(f"runs/{name}" for name in runs), "-o", "index.html"]
         subprocess.run([sys.executable, "-m", "everclip", *words], cwd=kept, check=True)
 
 
-def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> str:
+def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str]:
     """The differences that the paper speaks of; every cell with its seeds, and the settings that its search chose."""
     lines = [
         "# Cells of the figure",
@@ -138,7 +140,27 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> str:
         ]
         lines += ["| --- | ---: | ---: | ---: | --- | --- |"]
         lines += [row(group) for group in setting.every if group.finished]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def terms(runs: Sequence[RunData]) -> list[str]:
+    """What the paper's methods reach with parts of them switched off, beside the whole; empty without runs."""
+    rows: dict[str, dict[str, Seeds]] = {}
+    for run in runs:
+        off = [] if run.value("method.carry_over") else ["estimators begin anew at each task"]
+        off += ["no weights of classes"] if run.value("method.dro") == "none" else []
+        rows.setdefault(run.method, {}).setdefault(", ".join(off), {})[run.value("seed")] = run
+    lines = [
+        *("", "## Terms switched off", ""),
+        "The photographs of panel b, 1 exemplar per class. Each row has its own search.",
+        *("", "| method | changed | last | difference |", "| --- | --- | ---: | ---: |"),
+    ]
+    for method, found in rows.items():
+        whole = found.get("")
+        for off, seeds in sorted(found.items()):
+            apart = points(seeds, whole) if off and whole else ""
+            lines.append(f"| {method} | {off or 'nothing'} | {spread(lasts(seeds))} | {apart} |")
+    return lines if runs else []
 
 
 def row(group: Group) -> str:
