@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from everclip.data.scenario import Task
+from everclip.methods.multilayer_lda import WEIGHTS, WON
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import EVERYTHING, by_class, learn, make, part, pictures, scores
@@ -53,7 +54,7 @@ def equal(result: Tensor, expected: Tensor) -> None:
 
 def test_scores_are_the_sum_of_those_of_both_towers(clip: Clip) -> None:
     after = trained(clip, 0.1)
-    method = led(clip, after)
+    method = led(clip, after, fusion_weight=1.0)
     before, adapted = at_once(clip, method, 0.5), at_once(after, method, 0.5)
     assert (before - adapted).abs().max() > 0.1 * before.abs().max(), "the towers are not the same"
     expected = before + adapted
@@ -66,34 +67,42 @@ def test_scores_are_the_sum_of_those_of_both_towers(clip: Clip) -> None:
 def test_one_in_five_later_images_is_asked_before_it_is_added(clip: Clip) -> None:
     after = trained(clip, 3.0)
     method = led(clip, after)
-    won, on = torch.zeros(2, dtype=torch.int64), pictures()
+    won, on = torch.zeros(len(WEIGHTS), len(WEIGHTS), dtype=torch.int64), pictures()
     for index in (1, 2):
         asked = TASKS[index][on.ids[TASKS[index]] % 5 == 0]
         there = torch.cat([*TASKS[:index], TASKS[index][on.ids[TASKS[index]] % 5 != 0]])
-        known = on.labels[there].unique().tolist()
-        twin = learn(make(NAME, shrinkage=0.5), clip, [there])
-        ours = learn(make(NAME, shrinkage=0.5), after, [there])
-        alone = scores(twin, clip, known)[asked]
-        both = alone + scores(ours, after, known)[asked]
-        right, twins = (torch.tensor(known)[found.argmax(1)] == on.labels[asked] for found in (both, alone))
-        won += torch.stack([(right & ~twins).sum(), (twins & ~right).sum()])
-    assert method.kept["won"].tolist() == won.tolist() != [0, 0]
+        known = on.labels[there].unique()
+        twin, ours = (learn(make(NAME, shrinkage=0.5), tower, [there]) for tower in (clip, after))
+        alone, more = scores(twin, clip, known.tolist())[asked], scores(ours, after, known.tolist())[asked]
+        right = [known[(alone + w * more).argmax(1)] == on.labels[asked] for w in WEIGHTS]
+        won += torch.tensor([[int((one & ~other).sum()) for other in right] for one in right])
+    assert method.kept[WON].tolist() == won.tolist()
+    assert won.any()
     assert method.counts.tolist() == method.twin.counts.tolist() == [8] * 6, "and is added then"
 
 
-def test_the_pretrained_tower_decides_alone_where_the_trained_one_harms(clip: Clip) -> None:
-    after = trained(clip, 100.0)
+def test_the_weight_is_1_unless_another_is_right_more_often(clip: Clip) -> None:
+    after = trained(clip, 0.1)
     method = led(clip, after)
-    method.kept["won"] = torch.tensor([1, 3])
-    assert len(method.deciding) == 2, "two of four is one standard error"
-    method.kept["won"] = torch.tensor([1, 4])
-    assert [*method.deciding] == [method.twin]
-    equal(scores(method, after), scores(learn(make(NAME, shrinkage=0.5), clip, TASKS), clip))
+    before, adapted = at_once(clip, method, 0.5), at_once(after, method, 0.5)
+    won = torch.ones(len(WEIGHTS), len(WEIGHTS), dtype=torch.int64)
+    for index, weight in enumerate(WEIGHTS):
+        method.kept[WON] = won.clone()
+        equal(scores(method, after), before + weight * adapted)
+        # 0 is right about so many that this weight is wrong about, which is right about one that 0 is wrong about
+        won[-1, index] = 6
+        method.kept[WON] = won.clone()
+        assert method.weight == weight, "5 < 2 sqrt(7)"
+        won[-1, index] = 7
+    assert [*method.deciding] == [method.twin], "0 is the pretrained tower alone"
+    assert led(clip, after, fusion_weight=3.0).weight == 3
+    alone = learn(make(NAME, shrinkage=0.5), clip, TASKS)
+    equal(scores(led(clip, after, fusion_weight=0.0), after), scores(alone, clip))
 
 
 def test_one_task_asks_nothing_and_without_a_twin_the_trained_tower_is_all(clip: Clip) -> None:
     after = trained(clip, 0.1)
-    assert "won" not in led(clip, after, [EVERYTHING]).kept
+    assert WON not in led(clip, after, [EVERYTHING]).kept
     assert len(led(clip, after, [EVERYTHING]).deciding) == 2
     alone = led(clip, after, twin=False)
     equal(scores(alone, after), at_once(after, alone, 0.5))
@@ -105,10 +114,10 @@ def test_state_has_the_tower_and_what_was_asked(clip: Clip) -> None:
     method, again = led(clip, after), led(after, clip)
     again.load_state_dict(saved(method.state_dict()))
     assert torch.equal(scores(again, after), scores(method, after))
-    assert again.kept["won"].tolist() == method.kept["won"].tolist()
+    assert again.kept[WON].tolist() == method.kept[WON].tolist()
     tower = sum(tensor.nbytes for tensor in method.twin.tower.state_dict().values())
     width = len(method.gram)
-    assert method.state_bytes() == 2 * 8 * (width**2 + 6 * width + 6) + 2 * 8 + tower
+    assert method.state_bytes() == 2 * 8 * (width**2 + 6 * width + 6) + 8 * len(WEIGHTS) ** 2 + tower
 
 
 def test_a_run_stopped_and_resumed(tmp_path: Path, toy: str, photos: str) -> None:
@@ -144,7 +153,7 @@ def stepwise(clip: Clip, after: Sequence[Clip], each: int, **options: Any) -> An
 
 def test_with_exemplars_the_trained_towers_sums_are_carried_from_the_twins(clip: Clip) -> None:
     after = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)]
-    method = stepwise(clip, after, each=6)
+    method = stepwise(clip, after, each=6, fusion_weight=0.5)
     exact = learn(make(NAME, shrinkage=0.5), clip, TASKS)
     equal(method.twin.sums, exact.sums)
     equal(method.twin.gram, exact.gram)
@@ -153,7 +162,7 @@ def test_with_exemplars_the_trained_towers_sums_are_carried_from_the_twins(clip:
     assert (means - true)[:4].norm() < 0.7 * (before - true)[:4].norm(), "nearer than the pretrained tower's"
     expected = scores(exact, clip) + 0.5 * part_scores(method, after[-1])
     equal(scores(method, after[-1]), expected)
-    again = stepwise(clip, after, each=6)
+    again = stepwise(clip, after, each=6, fusion_weight=0.5)
     again.load_state_dict(saved(method.state_dict()))
     assert torch.equal(scores(again, after[-1]), scores(method, after[-1]))
 
@@ -166,7 +175,7 @@ def part_scores(method: Any, clip: Clip) -> Tensor:
 
 def test_weight_0_is_the_method_without_a_memory(clip: Clip) -> None:
     after = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)]
-    method = stepwise(clip, after, each=6, follow_weight=0.0)
+    method = stepwise(clip, after, each=6, fusion_weight=0.0)
     assert torch.equal(
         scores(method, after[-1]), scores(learn(make(NAME, shrinkage=0.5), clip, TASKS, 7), clip)
     )
@@ -176,7 +185,16 @@ def test_fewer_exemplars_train_nothing_later(clip: Clip) -> None:
     after = trained(clip, 0.1)
     few, none = (stepwise(clip, [after] * 3, each) for each in (4, 0))
     assert torch.equal(scores(few, after), scores(none, after))
-    assert few.kept["won"].tolist() == none.kept["won"].tolist()
+    assert few.kept[WON].tolist() == none.kept[WON].tolist()
+
+
+def test_carried_sums_have_a_shrinkage_of_their_own(clip: Clip) -> None:
+    after = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)]
+    method, same = (stepwise(clip, after, each=6, follow_shrinkage=s) for s in (3.0, "gcv"))
+    assert [side.shrinkage(side.cells()) for side in method.sides] == [0.5, 3.0]
+    assert [side.shrinkage(side.cells()) for side in same.sides] == [0.5, 0.5], "that of the twin"
+    first = led(clip, after[0], follow_shrinkage=3.0)
+    assert first.shrinkage(first.cells()) == 0.5, "its sums are its own"
 
 
 @pytest.mark.slow

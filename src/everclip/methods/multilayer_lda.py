@@ -17,13 +17,14 @@ Classes count alike: a class's mean is its own and g is the mean of means. `log_
 label that was never trained scores -inf.
 
 `adapt` trains the tower in the first task, as in the other closed forms. The tower as it was before stays its `twin`: a
-head on each, and an image's score is the sum of both, unless the pretrained tower alone is right about more images of
-later tasks, by over one standard error. A fifth of a task's images, at most a thousand, are asked before they are added
-to the sums.
+head on each, and an image's score is the twin's plus w times the trained one's. w is 1 unless another, from 0 to 8, is
+right about more images of later tasks by over two standard errors: a fifth of these, at most a thousand per task, are
+asked before they are added to the sums. `fusion_weight=0.5` fixes w; 0 is the method without `adapt`.
 
 With a memory of at least `follow_from` exemplars per class, `adapt` continues in later tasks, on new images and
-exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py); its
-scores count `follow_weight` as much as the twin's. A fifth of new images and exemplars trains nothing, and is asked.
+exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py). As
+exemplars fit too well what they have trained, its s is `follow_shrinkage`. A fifth of new images and exemplars trains
+nothing, and is asked.
 
     Parameters  none
     State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
@@ -37,9 +38,9 @@ Paper: https://arxiv.org/abs/1909.01520 (the sums); https://doi.org/10.1214/aos/
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -52,13 +53,17 @@ from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Prompts, Task
 from everclip.methods.shared.discriminant import Summed
 from everclip.methods.shared.drift import Carrier, Moves
-from everclip.methods.shared.layers import Layers, LayersConfig
+from everclip.methods.shared.layers import Layers, LayersConfig, Positive
+from everclip.methods.shared.statistics import Cells
 from everclip.methods.shared.sums import Sums
 
 log = logging.getLogger("everclip")
 
-FIRST, WON, FOLLOWED = "first", "won", "followed"
-"""What is kept: ids of the first task, asked about nothing; counts of answers; that adapt has gone on."""
+FIRST, WON, FOLLOWED = "first", "won by weight", "followed"
+"""What is kept: ids of the first task, asked about nothing; by two weights, what the first alone was right about; that
+adapt has gone on."""
+WEIGHTS = (1.0, 2.0, 0.5, 4.0, 0.25, 8.0, 0.0)
+"""Of the trained tower's scores, the preferred first."""
 ASKED, MOST_ASKED = 5, 1000
 """One in so many images of a later task is asked before it is added, and about so many at most."""
 
@@ -77,11 +82,14 @@ class MultilayerLda(Layers):
             description="with a twin, exemplars per class from which adapt continues in later tasks; none:"
             " never",
         )
-        follow_weight: float = Field(
-            default=0.5,
-            ge=0,
-            description="weight of the trained tower's scores once adapt has continued; 0: use the twin"
-            " alone",
+        follow_shrinkage: Positive | Literal["gcv"] = Field(
+            default=3.0,
+            description="shrinkage of the trained tower's head once adapt has continued",
+        )
+        fusion_weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+            default="auto",
+            description="weight of the trained tower's scores beside the twin's; 0: use the twin alone; auto: 1"
+            " unless held-out images clearly prefer another",
         )
 
     config: Config
@@ -201,36 +209,38 @@ class MultilayerLda(Layers):
         return [self] if self.twin is None else [self.twin, self]
 
     def judge(self, twins: Tensor, ours: Tensor, labels: Int64[Tensor, " b"]) -> None:
-        """Count held-out images, in no sum yet, that both heads together or the twin's alone are right about."""
+        """Count held-out images, in no sum yet, that one weight is right about and another is not."""
         known = (self.counts > 0).nonzero()[:, 0]
         found = zip(self.sides, (twins, ours), strict=True)
         before, after = (side.scorer(known.tolist())(rows) for side, rows in found)
-        both = before + self.weight * after
-        right, alone = (known[scores.argmax(1)] == labels for scores in (both, before))
-        won = torch.stack([(right & ~alone).sum(), (alone & ~right).sum()])
+        answers = (known[(before + weight * after).argmax(1)] for weight in WEIGHTS)
+        right = torch.stack([answer == labels for answer in answers])
+        won = (right[:, None] & ~right).sum(-1)
         self.kept[WON] = self.kept.get(WON, torch.zeros_like(won)) + won
-        more, fewer = self.kept[WON].tolist()
-        said = (
-            "held-out images of later tasks: %d right only with both towers, %d only with the pretrained one"
-        )
-        log.info(said, more, fewer)
+        log.info("the trained tower's scores count %g times the pretrained one's", self.weight)
 
     @property
     def weight(self) -> float:
         """What the trained tower's scores count beside the twin's."""
-        return self.config.follow_weight if FOLLOWED in self.kept else 1.0
+        fixed = self.config.fusion_weight
+        if fixed != "auto":
+            return fixed
+        if WON not in self.kept:
+            return WEIGHTS[0]
+        won = self.kept[WON]
+        beaten = ((won.T - won) > 2 * (won + won.T).sqrt()).any(1).tolist()
+        return WEIGHTS[beaten.index(False)]
 
     @property
     def deciding(self) -> dict[Layers, float]:
-        """Return the sides whose scores add up, and their weights: the twin alone where it was right about more images.
-
-        That is more by over one standard error.
-        """
-        more, fewer = self.kept[WON].tolist() if WON in self.kept else (0, 0)
-        trusted = fewer - more <= math.sqrt(more + fewer)
-        weights = [1.0, self.weight * trusted]
-        sides = zip(self.sides, weights if self.twin else [1.0], strict=True)
+        """Return the sides whose scores add up, and their weights."""
+        sides = zip(self.sides, [1.0, self.weight] if self.twin else [1.0], strict=True)
         return {side: weight for side, weight in sides if weight}
+
+    def shrinkage(self, cells: Cells) -> float:
+        """Return s, which is ``follow_shrinkage`` where the sums are made from the twin's."""
+        fixed = self.config.follow_shrinkage
+        return super().shrinkage(cells) if fixed == "gcv" or FOLLOWED not in self.kept else fixed
 
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
