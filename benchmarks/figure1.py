@@ -75,7 +75,7 @@ SETS = {
         ("data=cifar100:cifar100", *CLASSES, "memory.budget=0,100,500,2000", "scenario.validation=0.8", TWIN),
         ("--tune", "train.lr=1e-4,3e-4,1e-3", "--tune", "train.epochs=1,3,6", "--trials", "6"),
     ),
-    "pacs": Set("c", ("data=domainfolder:pacs128", *DOMAINS, TWIN), EVERYTHING),
+    "pacs": Set("c", ("data=domainfolder:pacs128", *DOMAINS, "scenario.validation=0.5", TWIN), EVERYTHING),
 }
 """By name of the folder; the cheap ones first. CIFAR-100 searches with 100 training pictures per class."""
 SWEPT = "swept"
