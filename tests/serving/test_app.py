@@ -216,6 +216,7 @@ def test_what_would_be_wrong_is_noticed() -> None:
         (500, '{"error": "x"}'),
         (400, "Traceback"),
         (422, '{"error": "Traceback (most recent call last)"}'),
+        (422, '{"error": "/tmp/x"}'),
         (422, json.dumps({"error": f"{tempfile.gettempdir()}/x"})),
         (400, '{"detail": "x"}'),
     ):
