@@ -184,7 +184,6 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
         changed = False
         for key in grid:
             changed = improve(key, [best[key], *grid[key]]) or changed
-        for key in grid:
             while len(known) < most and (further := grow(key)) is not None:
                 grid[key].insert(0 if best[key] == grid[key][0] else len(grid[key]), further)
                 if not improve(key, [further]):
