@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from everclip.config import load_config
 from everclip.data.scenario import Task
 from everclip.methods.multilayer_lda import WEIGHTS, WON
 from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.runs.resolve import resolve
+from everclip.sweep.grid import content_key
 from tests.methods.closed import EVERYTHING, by_class, learn, make, part, pictures, scores
 from tests.methods.plain import images, saved
 from tests.methods.test_multilayer_lda import NAME, at_once
@@ -207,3 +210,13 @@ def test_a_run_with_exemplars_stopped_and_resumed(tmp_path: Path, toy: str, phot
     assert run_for(tmp_path / "parts", whole["optimizer_steps"] - 1, *tokens) is None
     assert timeless(run(tmp_path / "parts", *tokens)) == timeless(whole)
     assert once["optimizer_steps"] < whole["optimizer_steps"], "later tasks train"
+
+
+def test_exemplars_too_few_to_train_on_are_not_kept(tmp_path: Path, toy: str, photos: str) -> None:
+    tokens = (f"data={photos}", f"model={toy}", f"method={NAME}", "method.adapt=gdro", "train.batch_size=2")
+    none, few = (run(tmp_path / f"{each}", *tokens, f"memory.per_class={each}") for each in (0, 4))
+    assert few["memory_bytes"] == 0
+    assert few["matrix"] == none["matrix"]
+    assert run(tmp_path / "two", *tokens, "memory.per_class=2", "method.follow_from=2")["memory_bytes"] > 0
+    cells = [resolve(load_config([*tokens, f"memory.per_class={each}"])) for each in (0, 4, 5)]
+    assert len({content_key(cell) for cell in cells}) == 2, "a sweep runs the first two once"

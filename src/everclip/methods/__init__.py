@@ -76,6 +76,8 @@ def build(config: Config, prompts: Prompts) -> Method:
             f"method={config.method.name} with these options reads class embeddings: add text_features to"
             f" {config.data}, or use another method"
         )
+    if 0 < (config.memory.per_class or 0) < method.capabilities.fewest:
+        method.can(uses_memory=False)
     return method
 
 

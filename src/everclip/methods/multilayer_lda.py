@@ -30,7 +30,7 @@ nothing, and is asked.
     State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
                 twin twice that and an image tower
     Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
-    Exemplars   none; with adapt and a twin, trains on exemplars beside new images
+    Exemplars   none; with adapt, a twin and follow_from per class, trains on exemplars beside new images
 
 Paper: https://arxiv.org/abs/1909.01520 (the sums); https://doi.org/10.1214/aos/1176324456 (ridge and discriminants)
 """
@@ -100,7 +100,7 @@ class MultilayerLda(Layers):
         if config.adapt != "none" and config.twin:
             self.twin = Layers(config.model_copy(update={"adapt": "none"}), prompts)
             self.follows = config.follow_from
-            self.can(uses_memory=config.follow_from is not None)
+            self.can(uses_memory=config.follow_from is not None, fewest=config.follow_from or 1)
 
     def grow(self, clip: Clip, task: Task) -> None:
         super().grow(clip, task)

@@ -31,6 +31,7 @@ class Capabilities:
     Args:
         trains: whether it has phases at all.
         uses_memory: whether exemplars are kept for it at all.
+        fewest: exemplars per class with which it begins to use them; with ``memory.per_class`` below, none are kept.
         memory_policy: how its exemplars are chosen unless the config says otherwise: the name of a memory policy.
         needs_exemplars: whether it has no defined form where old classes have no image: new classes come, and nothing
             is kept.
@@ -50,6 +51,7 @@ class Capabilities:
 
     trains: bool = True
     uses_memory: bool = True
+    fewest: int = 1
     memory_policy: str = "random"
     needs_exemplars: bool = False
     needs_text: bool = False
