@@ -170,6 +170,17 @@ def test_with_exemplars_the_trained_towers_sums_are_carried_from_the_twins(clip:
     assert torch.equal(scores(again, after[-1]), scores(method, after[-1]))
 
 
+def test_a_fixed_weight_holds_no_image_out(clip: Clip) -> None:
+    after, on = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)], pictures()
+    fixed, chosen = (stepwise(clip, after, each=6, fusion_weight=weight) for weight in (0.5, "auto"))
+    held = images(on.labels.tolist())
+    assert fixed.trains_on(held).all()
+    assert not chosen.trains_on(held).all()
+    assert WON in chosen.kept
+    assert WON not in fixed.kept
+    assert WON not in led(clip, after[0], fusion_weight=0.5).kept
+
+
 def part_scores(method: Any, clip: Clip) -> Tensor:
     """Scores of the trained tower alone."""
     with torch.no_grad():

@@ -19,7 +19,8 @@ label that was never trained scores -inf.
 `adapt` trains the tower in the first task, as in the other closed forms. The tower as it was before stays its `twin`: a
 head on each, and an image's score is the twin's plus w times the trained one's. w is 1 unless another, from 0 to 8, is
 right about more images of later tasks by over two standard errors: a fifth of these, at most a thousand per task, are
-asked before they are added to the sums. `fusion_weight=0.5` fixes w; 0 is the method without `adapt`.
+asked before they are added to the sums. `fusion_weight=0.5` fixes w, and holds none out; 0 is the method without
+`adapt`.
 
 With a memory of at least `follow_from` exemplars per class, `adapt` continues in later tasks, on new images and
 exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py). As
@@ -115,7 +116,7 @@ class MultilayerLda(Layers):
         super().end_task(clip, task, () if following else new, memory)
         if following:
             self.follow(clip, new, memory)
-        elif task.index == 0 and self.goes_on:
+        elif task.index == 0 and self.goes_on and self.asks:
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
@@ -149,17 +150,25 @@ class MultilayerLda(Layers):
         for columns, asked in old:  # an exemplar stands for all images of its class before this task
             move(columns, asked, (before.double() / counts)[columns[2]])
         carrier = moves.carrier()
-        whole, kept = Sums(twin.gram.clone(), twin.sums.clone(), twin.counts.clone()), dict(twin.kept)
-        rows, others, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
-        twin.remove(rows, labels, domains)
+        if self.asks:
+            whole, kept = Sums(twin.gram.clone(), twin.sums.clone(), twin.counts.clone()), dict(twin.kept)
+            rows, others, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
+            twin.remove(rows, labels, domains)
+            self.carry(carrier)
+            self.judge(rows, others, labels)
+            twin.take(whole)  # to the last bit, which adding them again would not be
+            twin.kept = kept
         self.carry(carrier)
-        self.judge(rows, others, labels)
-        twin.take(whole)  # to the last bit, which adding them again would not be
-        twin.kept = kept
-        self.carry(carrier)
+
+    @property
+    def asks(self) -> bool:
+        """Whether images are held out to weigh the towers."""
+        return self.config.fusion_weight == "auto"
 
     def asked(self, batch: Batch) -> Bool[Tensor, " b"]:
         """Return which images of a later task and of the memory no phase has seen, where the sums are."""
+        if not self.asks:
+            return torch.zeros(len(batch), dtype=torch.bool, device=self.counts.device)
         held = (batch.ids % ASKED == 0) & ~torch.isin(batch.ids, self.kept[FIRST].cpu())
         return held.to(self.counts.device)
 
@@ -184,7 +193,7 @@ class MultilayerLda(Layers):
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         if self.twin is None:
             return super().absorb(clip, task, new)
-        asked = max(ASKED, len(task.train) // MOST_ASKED) if task.index else 0
+        asked = max(ASKED, len(task.train) // MOST_ASKED) if task.index and self.asks else 0
         aside: list[tuple[Tensor, ...]] = []
         for batch in new:
             columns = self.both(clip, batch)
