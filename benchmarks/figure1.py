@@ -43,7 +43,8 @@ DOMAINS = (
 )
 TWIN = "method.multilayer_lda.adapt=none,finetune"
 HALF = ("scenario.validation=0.5", "scenario.validation_tasks=5")
-"""Searches learn five of ten tasks, as a setting that forgets may look good after two; a fifth of the images is few."""
+"""Searches learn five of ten tasks, as a setting that forgets may look good after two. A fifth of the images is few to
+score them on, and with far fewer to train on than the runs have they would choose too many epochs."""
 SMALL = ("memory.per_class=0,1,10", "seed=0..2", "scenario.order=seed", *HALF, TWIN)
 """With three seeds, which are three orders of the classes."""
 TERMS = (
@@ -72,12 +73,12 @@ SETS = {
     "terms": Set("b", ("data=imagefolder:caltech50", *TERMS), EVERYTHING),
     "cifar100": Set(
         "a",
-        ("data=cifar100:cifar100", *CLASSES, "memory.budget=0,100,500,2000", "scenario.validation=0.8", TWIN),
-        ("--tune", "train.lr=1e-4,3e-4,1e-3", "--tune", "train.epochs=1,3,6", "--trials", "6"),
+        ("data=cifar100:cifar100", *CLASSES, "memory.budget=0,100,500,2000", *HALF, TWIN),
+        ("--tune", "train.lr=3e-5,1e-4,3e-4", "--tune", "train.epochs=1,2,4", "--trials", "6"),
     ),
     "pacs": Set("c", ("data=domainfolder:pacs128", *DOMAINS, "scenario.validation=0.5", TWIN), EVERYTHING),
 }
-"""By name of the folder; the cheap ones first. CIFAR-100 searches with 100 training pictures per class."""
+"""By name of the folder; the cheap ones first. CIFAR-100 has many images per class, so fewer epochs and trials."""
 SWEPT = "swept"
 """Folder of the sweeps in the scratch folder, where links to the pictures have a set's name."""
 FILES = ("config.toml", "results.json", "tuned.toml")
