@@ -193,12 +193,22 @@ def settings_of(run: RunData) -> str:
 
 
 def rows_of(runs: Sequence[RunData]) -> tuple[dict[str, dict[int | None, Seeds]], list[int]]:
-    """Return the runs of a set by row and memory size, None where a method keeps none; and the sizes."""
+    """Return the runs of a set by row and memory size, None where a method keeps none; and the sizes.
+
+    A run of ours without exemplars also stands at the sizes that are too small for it to use any.
+    """
     rows: dict[str, dict[int | None, Seeds]] = {}
+    few: dict[str, int] = {}
     for run in runs:
         size = None if without_memory(run) else run.results["memory_budget"]
         rows.setdefault(row_of(run), {}).setdefault(size, {})[run.value("seed")] = run
-    return rows, sorted({size for found in rows.values() for size in found if size is not None})
+        few[row_of(run)] = (run.value("method.follow_from") or 0) * len(run.results["classes"])
+    sizes = sorted({size for found in rows.values() for size in found if size is not None})
+    for row, found in rows.items():
+        for size in sizes:
+            if 0 in found and size < few[row]:
+                found.setdefault(size, found[0])
+    return rows, sizes
 
 
 def claims(runs: Sequence[RunData]) -> list[str]:

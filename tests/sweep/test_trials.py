@@ -136,3 +136,19 @@ def test_real_trials(tmp_path: Path, toy: str, photos: str) -> None:
 
     with pytest.raises(RunError, match="none of 3 trials trains"):
         tuning.tune(words, tmp_path / "not", fails, print, 3)
+
+
+def test_epochs_grow_to_four_times_the_own(tmp_path: Path, toy: str, photos: str) -> None:
+    words = [f"data={photos}", f"model={toy}", "method=gdro"]
+
+    def longer_is_better(run: Run) -> dict[str, Any]:
+        assert run.config.train.epochs is not None
+        return {"last": run.config.train.epochs / 1000}
+
+    choice = tuning.tune(words, tmp_path, longer_is_better, print, 40)
+    assert [*choice.tried["train.epochs"]] == ["2", "5", "10", "20"]
+    assert choice.values["train.epochs"] == "20"
+    assert (
+        "train.epochs"
+        not in (choice.config.tuned_on or "").partition("trials (still at")[2].partition(")")[0]
+    )

@@ -2,7 +2,7 @@
 
 A trial is one trained run. The search starts from the config's own values. Key by key, it chooses the best value
 with the others at their current values; where that lies at an edge of its grid, the grid grows beyond it as long
-as the result improves. It repeats while anything changes and trials are left.
+as the result improves, epochs to four times the config's own. It repeats while anything changes and trials are left.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ RATES = (0.1, 0.3, 1.0, 3.0)
 """The default grid of a tower's rate: the config's times these factors; the text tower's has 0, too."""
 HEAD_RATES = (0.3, 1.0, 3.0, 10.0)
 """The same for a head, which hardly learns at too small a rate."""
+LONGER = 4
+"""A grid of epochs or steps grows to so many times the config's own: what takes longer is no fair comparison."""
 
 SEARCHED = ("train.", "method.", "center")
 """Prefixes of keys that can be searched: they decide how a run learns."""
@@ -155,8 +157,12 @@ def _in_turn(
 
 def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> trials.Outcome:
     """Search within ``most`` trials. Raises RunError where none of them trains."""
+    lengths = {"train.epochs": start.train.epochs, "train.steps": start.train.steps}
 
     def valid(key: str, value: str) -> bool:
+        own = lengths.get(key)
+        if own is not None and int(value) > LONGER * own:
+            return False
         try:
             resolve(load_config([*trial.tokens, f"{key}={value}"]))
         except UserError:
