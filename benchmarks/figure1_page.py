@@ -48,8 +48,8 @@ _SEARCHED = re.compile(r"; ([\w.]+) ")
 
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
-    """The finished runs of each set that has any."""
-    found = {name: read(kept / "runs" / name) for name, _, _ in PANELS}
+    """The finished runs of each set that has any, those without exemplars in a folder of their own."""
+    found = {name: read(kept / "runs" / f"{name}-0") + read(kept / "runs" / name) for name, _, _ in PANELS}
     return {name: runs for name, runs in found.items() if runs}
 
 
@@ -119,7 +119,8 @@ def draw(kept: Path) -> None:
     switched = terms(read(kept / "runs" / "terms"))
     (kept / "cells.md").write_text("\n".join([*cells(found, runs), *switched]) + "\n", encoding="utf-8")
     if runs:
-        words = ["report", *(f"runs/{name}" for name in runs), "-o", "index.html"]
+        folders = sorted({run.path.parent.name for some in runs.values() for run in some})
+        words = ["report", *(f"runs/{name}" for name in folders), "-o", "index.html"]
         subprocess.run([sys.executable, "-m", "everclip", *words], cwd=kept, check=True)
 
 
