@@ -56,7 +56,7 @@ DOMAINS = (
 )
 ORDERS = ("seed=0..2", "scenario.order=seed")
 """Three seeds, which are three orders of the classes."""
-NONE, SOME = (*WITHOUT, *ORDERS, "memory.per_class=0"), (*WITH, *ORDERS, "memory.per_class=1,10")
+NONE, SOME = (*WITHOUT, "memory.per_class=0", *ORDERS), (*WITH, "memory.per_class=1,10", *ORDERS)
 TERMS = (
     "method=gcl,gdro",
     "method.gcl.carry_over=true,false",
