@@ -36,9 +36,9 @@ WITHOUT = (
     "method=zero_shot,finetune,clip,ewc,co2l,gcl,gdro,joint,ridge,slda,multilayer_lda",
     "method.slda.eps=gcv",
     "method.multilayer_lda.adapt=none,finetune",
-    *("train.lr=3e-5", HALF, "scenario.validation_tasks=10"),
+    *(HALF, "scenario.validation_tasks=10"),
 )
-"""Without exemplars each task takes its toll: searches see all ten, and start at the rate of the model."""
+"""Without exemplars each task takes its toll, and searches see all ten."""
 WITH = (
     "method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro,multilayer_lda",
     "method.multilayer_lda.adapt=finetune",
