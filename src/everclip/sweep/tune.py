@@ -161,7 +161,7 @@ def _within(grid: trials.Grid, start: Config, trial: _Trials, most: int) -> tria
 
     def valid(key: str, value: str) -> bool:
         own = lengths.get(key)
-        if own is not None and int(value) > LONGER * own:
+        if own is not None and float(value) > LONGER * own:
             return False
         try:
             resolve(load_config([*trial.tokens, f"{key}={value}"]))
