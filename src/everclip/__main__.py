@@ -1,8 +1,10 @@
 """Start the process for ``everclip`` and ``python -m everclip``, also under torchrun."""
 
+import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 
@@ -18,17 +20,35 @@ def _unraised(lost: Any) -> None:
 def main() -> int:
     """Run the command line. Ctrl-C leaves no traceback, however early or late it comes."""
     sys.unraisablehook = _unraised
+    code = 130
     try:
         from everclip.cli.app import main as command
         from everclip.system.machine import collect_rarely
 
         collect_rarely()
-        return command()
+        code = command()
     except KeyboardInterrupt:
-        return 130
+        pass
+    except SystemExit as ended:
+        code = int(ended.code or 0)
     finally:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _leave_others(code)
+    return code
+
+
+def _leave_others(code: int) -> None:
+    """End now where an error or a signal has left torch's threads waiting for the other processes of a run.
+
+    A thread that is still in a collective when Python ends can abort the process (exit code -6 in place of ``code``).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,26 @@ def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path, toy: str, p
     assert "another process of this run has ended" in errors(told)[0]
 
 
+TORN_DOWN = """
+import atexit, sys
+import torch.distributed as dist
+from everclip.__main__ import main
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+atexit.register(print, "Python was torn down", file=sys.stderr)
+sys.argv = ["everclip", "train", "data=nothing"]
+sys.exit(main())
+"""
+
+
+def test_python_is_not_torn_down_under_torchs_threads() -> None:
+    """A thread that still waits for a process that is gone would abort this one, now and then."""
+    command = [sys.executable, "-c", TORN_DOWN]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 2, ended.stderr
+    assert len(errors([ended.stderr])) == 1
+    assert "torn down" not in ended.stderr
+
+
 @pytest.mark.slow
 def test_what_is_wrong_is_said_once(tmp_path: Path, toy: str, photos: str) -> None:
     tokens = [token for token in words(toy, photos) if token != "train.batch_size=8"]

@@ -57,7 +57,7 @@ def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path, toy: str, p
     wait_for(out / "metrics.jsonl", 8)
     processes[1].kill()
     ended = finish(processes, 60)
-    assert [code for code, _, _ in ended] == [1, -signal.SIGKILL]
+    assert [code for code, _, _ in ended] == [1, -signal.SIGKILL], ended
     (line,) = errors([text for _, _, text in ended])
     assert "another process of this run has ended" in line
 
