@@ -42,10 +42,11 @@ WITHOUT = (
 )
 """Without exemplars each task takes its toll, and searches see all ten."""
 WITH = (
-    "method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro,multilayer_lda",
-    "method.multilayer_lda.adapt=finetune",
+    "method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro",
     *FIVE,
 )
+OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
+"""In sets of its own, at the sizes where it uses exemplars: below, it is what it is without."""
 DOMAINS = (
     "method=zero_shot,finetune,clip,icarl,gcl,gdro,cassle,joint,ridge,slda,multilayer_lda",
     "method.cassle.probe=current,mixed",
@@ -58,6 +59,7 @@ DOMAINS = (
 ORDERS = ("seed=0..2", "scenario.order=seed")
 """Three seeds, which are three orders of the classes."""
 NONE, SOME = (*WITHOUT, "memory.per_class=0", *ORDERS), (*WITH, "memory.per_class=1,10", *ORDERS)
+OURS_10 = (*OURS, "memory.per_class=10", *ORDERS)
 TERMS = (
     "method=gcl,gdro",
     "method.gcl.carry_over=true,false",
@@ -82,12 +84,15 @@ CIFAR = ("--tune", "train.lr=3e-5,1e-4,3e-4", "--tune", "train.epochs=1,2,4", "-
 SETS = {
     "emoji-0": Set("b", ("data=emoji", *NONE), EVERYTHING),
     "emoji": Set("b", ("data=emoji", *SOME), EVERYTHING),
+    "emoji-ours": Set("b", ("data=emoji", *OURS_10), EVERYTHING),
     "caltech50-0": Set("b", ("data=imagefolder:caltech50", *NONE), EVERYTHING),
     "caltech50": Set("b", ("data=imagefolder:caltech50", *SOME), EVERYTHING),
+    "caltech50-ours": Set("b", ("data=imagefolder:caltech50", *OURS_10), EVERYTHING),
     "terms": Set("b", ("data=imagefolder:caltech50", *TERMS), EVERYTHING),
     "emoji-domains": Set("c", ("data=emoji", *DOMAINS, "scenario.validation_tasks=3"), EVERYTHING),
     "cifar100-0": Set("a", ("data=cifar100:cifar100", *WITHOUT, "memory.budget=0"), CIFAR),
     "cifar100": Set("a", ("data=cifar100:cifar100", *WITH, "memory.budget=100,500,2000"), CIFAR),
+    "cifar100-ours": Set("a", ("data=cifar100:cifar100", *OURS, "memory.budget=500,2000"), CIFAR),
     "pacs": Set("c", ("data=domainfolder:pacs128", *DOMAINS, HALF), EVERYTHING),
 }
 """By name of the folder; the cheap ones first."""

@@ -20,6 +20,7 @@ from everclip.compare.groups import Group, Memory, Setting, settings
 from everclip.errors import UserError
 from everclip.metrics.stats import paired
 from everclip.report.svg import VARIABLES, embedded, light
+from everclip.report.tuning import searched
 from everclip.runs.read import RunData, read_run
 from everclip.runs.schema import test_images
 
@@ -44,12 +45,14 @@ CLOSED = ("zero_shot", "ridge", "slda", "multilayer_lda")
 """Methods that the paper's are not compared with: these learn from frozen features, or add a tower to what does."""
 COMPARED = {"GDRO - GCL": ("gdro", "gcl"), "GCL - best other": ("gcl", ""), "GDRO - best other": ("gdro", "")}
 """Columns of differences, and whose they are; the empty one is the best other trained method."""
-_SEARCHED = re.compile(r"; ([\w.]+) ")
 
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
-    """The finished runs of each set that has any, those without exemplars in a folder of their own."""
-    found = {name: read(kept / "runs" / f"{name}-0") + read(kept / "runs" / name) for name, _, _ in PANELS}
+    """The finished runs of each set that has any; those without exemplars and ours have folders of their own."""
+    found = {
+        name: [run for part in (f"{name}-0", name, f"{name}-ours") for run in read(kept / "runs" / part)]
+        for name, _, _ in PANELS
+    }
     return {name: runs for name, runs in found.items() if runs}
 
 
@@ -130,8 +133,9 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str
         "# Cells of the figure",
         "",
         "Written by `python -m benchmarks.figure1 --draw`. Accuracy in %: mean (lowest to highest) over the seeds;",
-        "*chosen*: what the search found, of how many trials. Differences are in points, with a 95 % interval over",
-        "test images, each counted by its mean over the seeds. *Best other*: of the trained methods but joint.",
+        "*chosen*: what the search found, of how many trials; *as by default*: keys that no trial was left for;",
+        "*at an edge*: the best value ends its grid. Differences are in points, with a 95 % interval over test",
+        "images, each counted by its mean over the seeds. *Best other*: of the trained methods but joint.",
         *([] if found else ["", "No run has finished yet."]),
     ]
     for name, setting in found.items():
@@ -186,11 +190,19 @@ def spread(values: Sequence[float]) -> str:
 
 
 def settings_of(run: RunData) -> str:
-    """What a run's search chose, and within how many trials; empty where nothing was searched."""
-    told = str(run.value("tuned_on") or "")
-    trials = re.search(r", (\d+) of (\d+) trials", told)
-    values = [f"{key.partition('.')[2] or key} {run.value(key)}" for key in _SEARCHED.findall(told)]
-    return f"{', '.join(values)} ({trials[1]} of {trials[2]} trials)" if trials else ", ".join(values)
+    """What a run's search chose, within how many trials, and what it had no trial left for; empty without one."""
+    found = searched(run.value("tuned_on"))
+    if found is None:
+        return ""
+    short = {key: key.partition(".")[2] or key for key in found.tried}
+    told = ", ".join(
+        f"{short[key]} {run.value(key)}" for key, values in found.tried.items() if len(values) > 1
+    )
+    told += f" ({found.trials} trials)"
+    if left := [short[key] for key, values in found.tried.items() if len(values) == 1]:
+        told += f"; as by default: {', '.join(left)}"
+    edge = re.search(r"still at the edge of its grid: ([^)]+)", str(run.value("tuned_on")))
+    return f"{told}; at an edge: {edge[1].replace('method.', '').replace('train.', '')}" if edge else told
 
 
 def rows_of(runs: Sequence[RunData]) -> tuple[dict[str, dict[int | None, Seeds]], list[int]]:
@@ -232,6 +244,8 @@ def claims(runs: Sequence[RunData]) -> list[str]:
 
 def points(mine: Seeds, other: Seeds) -> str:
     """Return a difference with its interval over test images, for a table."""
+    if not mine.keys() & other.keys():
+        return "–"
     found = paired(*common(mine, other))
     if found.low is None or found.high is None:
         return f"{100 * found.difference:+.1f}"

@@ -54,6 +54,10 @@ class RunError(RuntimeError):
     """A run cannot go on (a loss that is not finite, no image left). One line; exit code 1."""
 
 
+class NonFinite(RunError):
+    """Features, a loss or a gradient with nan or inf: the settings diverge. No parameter was changed."""
+
+
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|can't start new thread"
     r"|failed to map segment",

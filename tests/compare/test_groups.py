@@ -64,6 +64,37 @@ def test_options_that_differ_at_one_memory_size_make_groups(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_what_each_variant_was_tuned_in_does_not_tell_them_apart(tmp_path: Path) -> None:
+    for memory, margin, tau in ((0, 0.1, 0.02), (0, 0.3, 0.05), (200, 0.3, 0.1)):
+        options = f"margin = {margin}\ntau = {tau}\n"
+        write_run(tmp_path / f"{memory}_{margin}", memory=memory, options=options, **SMALL)
+        change(tmp_path / f"{memory}_{margin}", tuned_on=f"photos, tasks 1-2; method.tau {tau}: 0.5")
+    (setting,) = sorted_out(tmp_path)
+    assert [(g.series, g.memory) for g in setting.groups] == [
+        ("gdro, margin 0.1", 0), ("gdro, margin 0.3", 0), ("gdro, margin 0.3", 200)
+    ]  # fmt: skip
+    # two searches of one variant stay apart
+    write_run(tmp_path / "again", memory=200, options="margin = 0.3\ntau = 0.2\n", **SMALL)
+    change(tmp_path / "again", tuned_on="photos, tasks 1-2; method.tau 0.2: 0.5")
+    (setting,) = sorted_out(tmp_path)
+    assert len({g.label for g in setting.groups}) == len(setting.groups) == 4
+
+
+def test_how_many_tasks_a_search_would_see_does_not_tell_runs_apart(tmp_path: Path) -> None:
+    for seed, tasks in enumerate((2, 10)):
+        run = tmp_path / str(seed)
+        write_run(run, seed=seed, **SMALL)
+        text = (run / "config.toml").read_text()
+        (run / "config.toml").write_text(
+            text.replace("[scenario]\n", f"[scenario]\nvalidation_tasks = {tasks}\n")
+        )
+    (setting,) = sorted_out(tmp_path)
+    assert [len(group.runs) for group in setting.groups] == [2]
+    for seed in (0, 1):
+        change(tmp_path / str(seed), validation=0.5)
+    assert differing(sorted_out(tmp_path)) == ["validation tasks"]
+
+
 @pytest.mark.parametrize(
     ("changed", "word"),
     [

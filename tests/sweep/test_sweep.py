@@ -477,9 +477,11 @@ def test_searches_score_on_the_share_that_is_given_and_runs_train_on_all(
 def test_a_search_within_trials_is_found_again_and_used(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "s"
+    out, base = tmp_path / "s", tmp_path / "base.toml"
+    base.write_text("[train]\nlr = 1e-4\n")
     words = [
         "sweep",
+        str(base),
         *tokens,
         "method=gcl",
         "memory.budget=12",
@@ -501,6 +503,9 @@ def test_a_search_within_trials_is_found_again_and_used(
     assert command[:2] == ["everclip", "train"]
     assert f"train.lr={float(found['values']['train.lr'])!r}" in command
     assert main([*words[:-1], "2", "--print"]) == 0
+    assert capsys.readouterr().out.startswith("everclip tune")
+    base.write_text("[train]\nlr = 1e-2\n")  # the search would start elsewhere
+    assert main([*words, "--print"]) == 0
     assert capsys.readouterr().out.startswith("everclip tune")
 
 

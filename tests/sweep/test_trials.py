@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from everclip.config import load_config
-from everclip.errors import RunError
+from everclip.errors import NonFinite, RunError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import tune as tuning
@@ -58,6 +58,26 @@ def test_trials_are_a_bound_and_an_edge_that_still_wins_is_told(most: int) -> No
     assert found.values["train.lr"] == OWN["train.lr"] if most == 1 else True
 
 
+def test_a_constant_grows_once_each_key_was_tried() -> None:
+    grid = {"method.weight": ["gcv", "0.1", "0.3"], "method.how": ["a", "b"]}
+    own = {"method.weight": "0.3", "method.how": "a"}
+
+    def score(values: dict[str, str]) -> float:
+        return (
+            0.5
+            - 0.1 * (values["method.weight"] == "gcv")
+            - float(values["method.weight"].replace("gcv", "0")) / 10
+            + 0.2 * (values["method.how"] == "b")
+        )
+
+    found = search(grid, own, score, 4, lambda key, value: True)
+    assert found.values == {"method.weight": "0.1", "method.how": "b"}
+    assert found.edges == ["method.weight"]
+    found = search(grid, own, score, 40, lambda key, value: float(value) > 0.01)
+    assert found.values == {"method.weight": "0.0111", "method.how": "b"}
+    assert list(found.tried["method.weight"]) == ["gcv", "0.0111", "0.0333", "0.1", "0.3"]
+
+
 def test_what_is_not_better_does_not_win_and_what_is_not_finite_loses() -> None:
     found = search(GRID, OWN, lambda values: 0.5, 40, lambda key, value: True)
     assert found.values == OWN
@@ -80,6 +100,9 @@ def test_what_is_not_better_does_not_win_and_what_is_not_finite_loses() -> None:
         (["0", "3e-05"], "0", None),
         (["none", "2", "10"], "10", "50"),
         (["none", "2", "10"], "none", None),
+        (["gcv", "0.1", "0.3", "1"], "0.1", "0.0333"),
+        (["gcv", "0.1", "0.3", "1"], "0.3", None),
+        (["gcv", "0.1"], "0.1", None),
         (["random", "herding"], "random", None),
         (["5"], "5", None),
     ],
@@ -132,7 +155,7 @@ def test_real_trials(tmp_path: Path, toy: str, photos: str) -> None:
     assert (len(begun), again.values) == (5, choice.values)
 
     def fails(run: Run) -> dict[str, Any]:
-        raise RunError("the loss is nan")
+        raise NonFinite("the loss is nan")
 
     with pytest.raises(RunError, match="none of 3 trials trains"):
         tuning.tune(words, tmp_path / "not", fails, print, 3)

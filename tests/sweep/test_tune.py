@@ -12,7 +12,7 @@ import pytest
 from everclip.cli.app import main
 from everclip.config import load_config
 from everclip.data.images import FileStore, build
-from everclip.errors import RunError
+from everclip.errors import NonFinite, RunError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import tune as tuning
@@ -163,7 +163,7 @@ def test_equal_settings_are_trained_once(tmp_path: Path, tokens: list[str]) -> N
 def test_a_rate_that_does_not_train_loses(tmp_path: Path, tokens: list[str]) -> None:
     def fails(here: Run) -> dict[str, Any]:
         if here.config.train.lr == 1:
-            raise RunError("the loss is nan")
+            raise NonFinite("the loss is nan")
         return trained(here)
 
     choice = tuning.tune([*tokens, "train.lr=1.0,1e-4"], tmp_path, fails, print)
@@ -171,6 +171,19 @@ def test_a_rate_that_does_not_train_loses(tmp_path: Path, tokens: list[str]) -> 
     assert choice.values == {"train.lr": "1e-4"}
     with pytest.raises(RunError, match=r"no value of train\.lr trains \(1\.0, 1e0\): try smaller ones"):
         tuning.tune([*tokens, "train.lr=1.0,1e0"], tmp_path, fails, print)
+
+
+def test_a_full_disk_ends_a_search_and_says_nothing_about_a_rate(tmp_path: Path, tokens: list[str]) -> None:
+    def fails(here: Run) -> dict[str, Any]:
+        if full and here.config.train.lr == 1e-4:
+            raise RunError("the disk is full")
+        return trained(here)
+
+    full, words = True, [*tokens, "train.lr=1e-5,1e-4"]
+    with pytest.raises(RunError, match="the disk is full"):
+        tuning.tune(words, tmp_path, fails, print)
+    full = False
+    assert None not in tuning.tune(words, tmp_path, fails, print).tried["train.lr"].values()
 
 
 def test_nothing_to_tune(tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from everclip.data.loader import Batch, Phase
-from everclip.errors import RunError
+from everclip.errors import NonFinite, RunError
 from everclip.methods.base.method import Method
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.gdro import Gdro
@@ -24,7 +24,7 @@ from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.training import loop
 from everclip.training.context import Context
-from everclip.training.nonfinite import IN_A_ROW, NonFinite
+from everclip.training.nonfinite import IN_A_ROW
 from everclip.training.optim import Update
 from everclip.training.restore import grow
 from everclip.training.step import step

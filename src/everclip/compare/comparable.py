@@ -24,7 +24,10 @@ ANY = object()
 
 _SAME = {"data": "data", "scenario": "scenario.kind", "model": "model", "image_size": "image_size"}
 """Facts of results.json, and the config keys that say the same."""
-_OWN = ("scenario.kind", "scenario.tasks", "scenario.order", "scenario.validation")
+_OWN = (
+    *("scenario.kind", "scenario.tasks", "scenario.order", "scenario.validation"),
+    "scenario.validation_tasks",
+)
 """Keys of a scenario with facts of their own; each other key is an option, and a fact by itself."""
 _CUT = {"class order", "task order", "test counts"}
 _EXCUSES: dict[str, set[str]] = {
@@ -36,7 +39,8 @@ _EXCUSES: dict[str, set[str]] = {
     "scenario.kind": {"scenario", *_CUT},
     "scenario.tasks": {"task order", "test counts"},
     "scenario.order": _CUT,
-    "scenario.validation": {"validation", *_CUT},
+    "scenario.validation": {"validation", "validation tasks", *_CUT},
+    "scenario.validation_tasks": {"validation tasks", *_CUT},
     "smoke": {"smoke", *_CUT},
 }
 _POLICY = "memory.policy"
@@ -83,6 +87,7 @@ def facts(run: Finished) -> dict[str, Any]:
         "task order": ANY if run.method == REFERENCES[1] else tasks,
         "test counts": counts,
         "validation": "none" if validation is None else validation,
+        "validation tasks": ANY if validation is None else config.get("scenario.validation_tasks", ANY),
         "smoke": bool(results.get("smoke", config.get("smoke"))),
         "memory accounting": ANY if without_memory(run) else counted,
         "schema": results.get("schema", ANY),

@@ -7,6 +7,7 @@ Only runs of one group are averaged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,8 @@ from everclip.runs.words import fact, plain
 _SHOWN = ("seed", "method", "memory.budget", "memory.per_class")
 """Config keys that name a group."""
 Memory = int | str | None
+_SEARCHED = re.compile(r"; ([\w.]+) ")
+"""A key that ``tuned_on`` says was searched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,9 +232,19 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
 
 
 def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[str]:
-    """Return keys in which runs of the same memory size differ; not a rate that is tuned per size."""
+    """Return keys in which runs of the same memory size differ; not a rate that is tuned per size.
+
+    Nor a key that was tuned, where other keys tell the variants apart.
+    """
     of_size = [[run for run, size in zip(runs, sizes, strict=True) if size == one] for one in set(sizes)]
-    return sorted({key for same in of_size for key in varying(same, _SHOWN)})
+    keys = sorted({key for same in of_size for key in varying(same, _SHOWN)})
+    tuned = {key for run in runs for key in _SEARCHED.findall(str(run.value("tuned_on")))}
+    fixed = [key for key in keys if key not in tuned]
+    told, all_told = (
+        len({repr([size, *map(run.value, some)]) for run, size in zip(runs, sizes, strict=True)})
+        for some in (fixed, keys)
+    )
+    return fixed if told == all_told else keys
 
 
 def _memory(run: RunData) -> Memory:

@@ -35,8 +35,6 @@ SHARE = "scenario.validation="
 _SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
 """Matches what follows each value of a search in ``tuned_on``."""
 _TRIALS = r", \d+ of {most} trials[^;]*; "
-_KEY = r"(?:^|; )([\w.]+) "
-"""Matches a searched key in ``tuned_on``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +156,7 @@ def _search(
 def _made(
     cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | None, share: float | None
 ) -> Path | None:
-    """Return the folder of a finished search of the same values (with ``most``, keys) for the same cell, if any.
+    """Return the folder of a finished search of the same values (with ``most``, keys and start) for the same cell.
 
     It is known by its content, as runs are: the code in a name changes with each new config key.
     """
@@ -176,11 +174,19 @@ def _made(
         if most is None:
             same = same and record.endswith(f"; {searched}") and " trials" not in record
         else:
-            counted = re.search(_TRIALS.format(most=most), record)
-            same = same and counted is not None and re.findall(_KEY, record[counted.end() :]) == [*asked]
+            tried = _tried(record, most)
+            begun = trials.start(cell.config, asked)
+            same = same and [*tried] == [*asked] and all(begun[key] in tried[key] for key in asked)
         if same and held in record:
             return file.parent
     return None
+
+
+def _tried(record: str, most: int) -> dict[str, list[str]]:
+    """Return the values of each key that ``tuned_on`` without scores tells of; empty for another bound of trials."""
+    counted = re.search(_TRIALS.format(most=most), record)
+    parts = record[counted.end() :].split("; ") if counted else []
+    return {key: values.split(", ") for key, _, values in (part.partition(" ") for part in parts)}
 
 
 def _words(file: Path, keys: Iterable[str]) -> list[str]:

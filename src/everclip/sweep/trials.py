@@ -1,8 +1,9 @@
 """Search settings within a number of trials, the same for every method, however many options it has to tune.
 
 A trial is one trained run. The search starts from the config's own values. Key by key, it chooses the best value
-with the others at their current values; where that lies at an edge of its grid, the grid grows beyond it as long
-as the result improves, epochs to four times the config's own. It repeats while anything changes and trials are left.
+with the others at their current values. Where the best value lies at an edge of its grid, the grid grows beyond it as
+long as the result improves: those of rates and epochs (to four times the config's own) at once, those of the method's
+own constants after each key has been tried. It repeats while anything changes and trials are left.
 """
 
 from __future__ import annotations
@@ -133,16 +134,18 @@ def _same(text: str, own: str) -> bool:
 def beyond(values: list[str], winner: str) -> str | None:
     """Return the next value beyond a grid whose winner lies at an edge, in the ratio of the last step.
 
-    None where the winner lies inside the grid, or where the last two values are not numbers above 0.
+    Words in the grid ("none", "gcv") have no place in its order. None where the winner is one, or lies inside, or
+    where the last two numbers are not above 0.
     """
-    if len(values) < 2 or winner not in (values[0], values[-1]):
+    numbers = [value for value in values if number_in(value) is not None]
+    if len(numbers) < 2 or winner not in (numbers[0], numbers[-1]):
         return None
-    edge, inside = values[:-3:-1] if winner == values[-1] else values[:2]
+    edge, inside = numbers[:-3:-1] if winner == numbers[-1] else numbers[:2]
     first, second = number_in(edge) or 0.0, number_in(inside) or 0.0
     if first <= 0 or second <= 0:
         return None
     further = first * first / second
-    whole = all(value.isdecimal() for value in values)
+    whole = all(value.isdecimal() for value in numbers)
     text = str(max(1, round(further))) if whole else f"{further:.3g}"
     return None if text in values else text
 
@@ -179,16 +182,20 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
         further = beyond(grid[key], best[key])
         return further if further is not None and valid(key, further) else None
 
-    changed = bool(grid)
+    changed, again = bool(grid), False
     while changed and len(known) < most:
         changed = False
         for key in grid:
             changed = improve(key, [best[key], *grid[key]]) or changed
+            if not again and key.startswith("method."):
+                changed = changed or grow(key) is not None  # once each key has been tried
+                continue
             while len(known) < most and (further := grow(key)) is not None:
-                grid[key].insert(0 if best[key] == grid[key][0] else len(grid[key]), further)
+                grid[key].insert(grid[key].index(best[key]) + (_size(further) > _size(best[key])), further)
                 if not improve(key, [further]):
                     break
                 changed = True
+        again = True
     tried: dict[str, dict[str, float | None]] = {key: {} for key in grid}
     for same, result in known.items():
         for key, value in zip(own, same, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 from everclip.config import Config, config_hash, load_config
 from everclip.config.values import dump
-from everclip.errors import RunError, UserError
+from everclip.errors import NonFinite, RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import trials
@@ -184,13 +184,17 @@ def _words(values: Mapping[str, str]) -> list[str]:
 
 
 def _score(config: Config, out: Path, train: Trainer) -> float | None:
-    """Return the last accuracy of the run in ``out``, trained unless it is finished."""
+    """Return the last accuracy of the run in ``out``, trained unless it is finished; None where it diverges.
+
+    Raises:
+        RunError: the disk is full or the like, which says nothing about the settings; the trial can be continued.
+    """
     with Run.open(config.model_copy(update={"out": str(out)})) as run:
         if run.finished:
             return run.results()["last"]
         try:
             return train(run)["last"]
-        except RunError:
+        except NonFinite:
             return None
 
 

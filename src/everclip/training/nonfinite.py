@@ -7,17 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, no_grad
 
-from everclip.errors import RunError
+from everclip.errors import NonFinite, RunError
 from everclip.methods.base.method import Method
 
 IN_A_ROW = 10
 """Number of skipped steps in a row that ends a run: an error at every step is no accident."""
 _COPIED_BYTES = 1 << 20
 """Largest buffer of a method, in bytes, that is copied before each loss so that it can be restored."""
-
-
-class NonFinite(RunError):
-    """Features, a loss or a gradient with nan or inf. No parameter was changed."""
 
 
 def check(features: Mapping[str, Tensor], where: str, advice: str) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from everclip.config.models import Train
 from everclip.data.loader import Phase
 from everclip.distributed import collectives
-from everclip.errors import UserError
+from everclip.errors import NonFinite, UserError
 from everclip.methods.base.method import Method
 from everclip.models.clip import Clip
 from everclip.models.passes import Passes
 from everclip.training.adamw import AdamW
-from everclip.training.nonfinite import NonFinite, located
+from everclip.training.nonfinite import located
 
 if TYPE_CHECKING:
     from everclip.models.fsdp import Shards

@@ -12,13 +12,13 @@ from torch import Tensor
 from everclip.data.loader import Batch, Phase
 from everclip.data.scenario import Task
 from everclip.distributed import collectives
-from everclip.errors import RunError, UserError
+from everclip.errors import NonFinite, UserError
 from everclip.methods.base.method import Method, to_device
 from everclip.models import precision
 from everclip.models.precision import Precision
 from everclip.plugins import returned
 from everclip.training.context import Context
-from everclip.training.nonfinite import IN_A_ROW, NonFinite, check, located, undoable
+from everclip.training.nonfinite import IN_A_ROW, check, located, undoable
 from everclip.training.optim import Update
 
 LINES_A_STAGE = 20
@@ -126,13 +126,13 @@ def _place(context: Context, update: Update, batch: Batch, phase: Phase, task: T
 
 
 def _skip(context: Context, update: Update, batch: Batch, phase: Phase, task: Task, error: NonFinite) -> None:
-    """Skip a step: only the schedule advances. Raises RunError after too many in a row."""
+    """Skip a step: only the schedule advances. Raises NonFinite after too many in a row."""
     update.skip()
     context.record.skip()
     place = _place(context, update, batch, phase, task)
     context.journal.log("skipped", **place, reason=str(error), ids=batch.ids.tolist())
     if context.record.skipped_in_a_row >= IN_A_ROW:
-        raise RunError(f"{IN_A_ROW} steps in a row were skipped; the last one: {error}")
+        raise NonFinite(f"{IN_A_ROW} steps in a row were skipped; the last one: {error}")
     context.progress.step("left out")
 
 

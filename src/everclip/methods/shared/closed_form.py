@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from everclip.errors import RunError
+from everclip.errors import NonFinite
 
 
 def ridge(
@@ -20,7 +20,7 @@ def ridge(
 ) -> Float64[Tensor, "m c"]:
     """Return W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
 
-    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m. Raises RunError
+    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m. Raises NonFinite
     where G is not finite.
     """
     demand_finite(gram)
@@ -34,9 +34,9 @@ def ridge(
 
 
 def demand_finite(gram: Float64[Tensor, "m m"]) -> None:
-    """Refuse sums of features that are nan or inf. Raises RunError."""
+    """Refuse sums of features that are nan or inf. Raises NonFinite."""
     if not gram.isfinite().all():
-        raise RunError(
+        raise NonFinite(
             "image features are not finite, so nothing can be solved from them: the model's weights are"
             " damaged; use another copy"
         )
@@ -52,7 +52,7 @@ class Spectrum:
 
     @classmethod
     def of_gram(cls, gram: Float64[Tensor, "m m"], cross: Float64[Tensor, "m c"]) -> Spectrum:
-        """Solve from G = V diag(l) V': B = V, R = V' Q. Raises RunError where G is not finite."""
+        """Solve from G = V diag(l) V': B = V, R = V' Q. Raises NonFinite where G is not finite."""
         demand_finite(gram)
         values, vectors = torch.linalg.eigh(gram)
         return cls(vectors, values.clamp(min=0), vectors.T @ cross)
