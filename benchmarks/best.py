@@ -118,8 +118,8 @@ def solved(
     method: Any = method_class(form.method).create(options_of(form.method, form.options), prompts)
     torch.manual_seed(0)  # of a random layer
     method.build(_NOWHERE, rows.shape[1])
-    random = form.method == "ranpac"
-    rows = method.rows(rows.float()) if random else rows
+    if form.method == "ranpac":
+        return wide(method, rows, labels)
     for part in torch.arange(len(labels)).split(CHUNK):
         method.add(rows[part], labels[part])
         if form.method == "multilayer_lda":
@@ -128,7 +128,23 @@ def solved(
     if form.method == "multilayer_lda":
         return method.scorer(labels_of)
     weight, bias = method.solve(_NOWHERE, labels_of)
-    return lambda tested: torch.addmm(bias, method.rows(tested.float()) if random else tested, weight)
+    return lambda tested: torch.addmm(bias, tested, weight)
+
+
+def wide(method: Any, rows: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Ridge regression on more random features than images, from the images' products: seconds, not minutes.
+
+    The strength is the one that ``lam_choice=gcv`` chooses from the sums.
+    """
+    rows = method.rows(rows.float())
+    targets = torch.eye(int(labels.max()) + 1, dtype=torch.float64)[labels]
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
+    values, found = values[kept], vectors[:, kept].T @ targets
+    unit = values.sum().item() / rows.shape[1]
+    lam = closed_form.least(values, found.square().sum(1), unit, len(rows), len(rows))
+    weight = rows.T @ (vectors[:, kept] @ (found / (values + lam)[:, None]))
+    return lambda tested: method.rows(tested.float()) @ weight
 
 
 class _Nowhere:

@@ -16,7 +16,7 @@ from everclip.data.prompts import PHOTO
 from everclip.data.scenario import Task
 from everclip.errors import RunError, UserError
 from everclip.methods.shared import closed_form
-from everclip.methods.shared.closed_form import best_lam
+from everclip.methods.shared.closed_form import best_lam, least
 from everclip.methods.shared.ridge import GRID
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -152,6 +152,12 @@ def test_cross_validation_is_that_of_the_hat_matrix(rows: int, noise: float, dra
         gram, cross, np.square(y).sum(), rows, None if prior is None else torch.from_numpy(prior)
     )
     assert found == pytest.approx(brute_force(x, y, prior), rel=1e-9)
+    if not drawn:  # from the products of the rows, where they are fewer than features
+        values, vectors = np.linalg.eigh(x @ x.T)
+        kept = values > 1e-12 * values[-1]
+        explained = np.square(vectors[:, kept].T @ y).sum(1)
+        spectrum = torch.from_numpy(values[kept]), torch.from_numpy(explained)
+        assert least(*spectrum, values.sum() / 20, np.square(y).sum(), rows) == pytest.approx(found, rel=1e-9)
 
 
 def test_cross_validation_golden(clip: Clip) -> None:

@@ -111,9 +111,21 @@ def best_lam(
     kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
     spread = values[kept]
     explained = (vectors[:, kept].T @ cross).square().sum(1) / spread
+    return least(spread, explained, gram.diagonal().mean().item(), square, count)
+
+
+def least(
+    spread: Float64[Tensor, " r"], explained: Float64[Tensor, " r"], unit: float, square: float, count: int
+) -> float:
+    """Return what ``best_lam`` does, from the eigenvalues l_i > 0 of G, or of X X', which are the same.
+
+    Args:
+        explained: |R_i|^2 / l_i, or the rows of U' Y squared and summed, with the eigenvectors U of X X'.
+        unit: mean of G's diagonal.
+    """
     rest = square - explained.sum().item()
     rest = rest if rest > 1e-10 * square else 0.0  # as many directions as rows: rounding is all there is
-    lams = gram.diagonal().mean() * torch.tensor(LAMS, dtype=torch.float64, device=gram.device)
+    lams = unit * torch.tensor(LAMS, dtype=torch.float64, device=spread.device)
     left = lams[:, None] / (spread + lams[:, None])
     error = rest + (left.square() * explained).sum(1)
     free = max(0, count - len(spread)) + left.sum(1)
