@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FEW_IMAGES = 20
-"""Number of new images below which nothing is trained: there would be only two steps."""
+"""Number of new images below which nothing is trained: too few to train and to check on."""
 SMALL_MEMORY = 1.0
 """Exemplars per class below which old classes count as not remembered."""
 CLOSE = 0.9
