@@ -148,6 +148,8 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     after, index = guard.judge(after, pictures, tested)
     result = None if tested is None else compare(state, after, tested, progress.aside)
     gate = gate_of(result, options.max_drop, state)
+    if not gate["passed"]:  # there is no version to embed by
+        index = index | {"rebuilt": None}
     names, old = pictures.known.names, len(state.known.names)
     verdict: dict[str, Any] = {
         "schema": 1,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from unicodedata import normalize
 
 import numpy as np
 
@@ -42,8 +43,8 @@ def unwatched(name: str, total: int) -> Step:
 
 
 def plain(name: str) -> str:
-    """Return a name as far as two ways of writing it agree: case, spaces, hyphens, underscores."""
-    return "".join(c for c in name.casefold() if c.isalnum())
+    """Return a name as far as two ways of writing it agree: case, spaces, hyphens, underscores, composed letters."""
+    return "".join(normalize("NFC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
 def united(
@@ -144,8 +145,11 @@ def collect(
         if not (new.labels == label).any():
             name = known.names[label]
             raise UserError(f'no image of "{name}" in {found.name} can be read: replace or drop them')
-    _one_name(known, new, [older, kept, checks])
-    new = new.select(~np.isin(new.ids, np.concatenate([older.ids, kept.ids, checks.ids])))
+    learned = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
+    for part in (kept, checks):
+        learned |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
+    _one_name(known, new, older, learned, state.spec)
+    new = new.select(~np.isin(new.ids, [*older.ids.tolist(), *learned]))
     new, fresh = new.apart(SHARE, "check", MOST_CHECKS)
     older, past = older.apart(SHARE, "check", checks_of(exemplars))
     if len(older):
@@ -168,18 +172,22 @@ def _look(pixels: Pixels, parts: Sequence[ImageSet], watch: Watch) -> None:
             step(len(rows))
 
 
-def _one_name(known: Known, new: ImageSet, old: Sequence[ImageSet]) -> None:
-    """Refuse a picture that has two names. Raises UserError."""
-    label_of: dict[int, int] = {}
-    for part in old:
-        label_of |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
+def _one_name(known: Known, new: ImageSet, older: ImageSet, learned: Mapping[int, int], spec: str) -> None:
+    """Refuse a picture that has two names; ``learned`` has the labels of earlier updates. Raises UserError."""
+    label_of = dict(zip(older.ids.tolist(), older.labels.tolist(), strict=True)) | dict(learned)
     for sample, label, row in zip(new.ids.tolist(), new.labels.tolist(), new.rows.tolist(), strict=True):
         before = label_of.setdefault(sample, label)
         if before != label:
-            one, two = known.names[label], known.names[before]
+            one, two, key = known.names[label], known.names[before], new.store.keys[row]
+            also, remedy = "also appears", "remove it from one of them"
+            if sample in learned:
+                also, remedy = (
+                    "was learned",
+                    f"take it out first: everclip forget {spec} --images {key} -o FOLDER",
+                )
             raise UserError(
-                f'{new.store.keys[row]} is a picture of "{one}", but also appears as "{two}": if they are'
-                f' one class use --same "{one}={two}", else remove it from one of them'
+                f'{key} is a picture of "{one}", but {also} as "{two}": if they are one class use'
+                f' --same "{one}={two}", else {remedy}'
             )
 
 
