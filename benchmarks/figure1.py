@@ -34,15 +34,19 @@ HALF = "scenario.validation=0.5"
 choose too many epochs."""
 FIVE = (HALF, "scenario.validation_tasks=5")
 """With exemplars searches see five of ten tasks, as a setting that forgets may look good after two."""
+HEADS = ("method.finetune.head=text,linear", "method.ewc.head=text,linear")
+"""The paper's cross-entropy and the usual EWC have a linear head; ours begin with the text tower as well."""
 WITHOUT = (
     "method=zero_shot,finetune,clip,ewc,co2l,gcl,gdro,joint,ridge,slda,multilayer_lda",
     "method.slda.eps=gcv",
     "method.multilayer_lda.adapt=none,finetune",
+    *HEADS,
     *(HALF, "scenario.validation_tasks=10"),
 )
 """Without exemplars each task takes its toll, and searches see all ten."""
 WITH = (
     "method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro",
+    *HEADS,
     *FIVE,
 )
 OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)

@@ -43,6 +43,8 @@ Seeds = dict[Any, RunData]
 """Runs by their seed."""
 CLOSED = ("zero_shot", "ridge", "slda", "multilayer_lda")
 """Methods that the paper's are not compared with: these learn from frozen features, or add a tower to what does."""
+PROBES = ("co2l",)
+"""Nor these without exemplars: their published classifier is learned from exemplars."""
 COMPARED = {"GDRO - GCL": ("gdro", "gcl"), "GCL - best other": ("gcl", ""), "GDRO - best other": ("gdro", "")}
 """Columns of differences, and whose they are; the empty one is the best other trained method."""
 
@@ -71,9 +73,9 @@ def of_sets(runs: dict[str, list[RunData]]) -> dict[str, Setting]:
 
 
 def at(setting: Setting, memory: Memory) -> Memory:
-    """The budget of ``memory`` exemplars per class."""
-    sizes = [size for size in setting.memories if isinstance(size, int)]
-    return 0 if not memory else max(sizes, default=0)
+    """The budget of ``memory`` exemplars per class; None where no run has that."""
+    sizes = (g.memory for g in setting.groups for run in g.runs if run.value("memory.per_class") == memory)
+    return next(sizes, None)
 
 
 def figure(found: dict[str, Setting], colours: dict[str, str]) -> Figure:
@@ -89,7 +91,8 @@ def figure(found: dict[str, Setting], colours: dict[str, str]) -> Figure:
         lower = made.add_subfigure(grid[1]).subplots(1, 4)
         for ax, (name, title, memory) in zip([*upper, *lower], PANELS, strict=True):
             ax.set_title(title)
-            if name not in found:
+            size = None if memory is None or name not in found else at(found[name], memory)
+            if name not in found or (memory is not None and size is None):
                 ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center")
                 ax.set(xticks=[], yticks=[])
                 continue
@@ -97,7 +100,7 @@ def figure(found: dict[str, Setting], colours: dict[str, str]) -> Figure:
                 if memory is None:
                     plots.accuracy_against_memory(found[name], ax, legend=False)
                 else:
-                    plots.after_each_task(found[name], ax, memory=at(found[name], memory), legend=False)
+                    plots.after_each_task(found[name], ax, memory=size, legend=False)
                     ax.set_xlabel("domains learned")
             except UserError as error:  # nothing of this panel has finished
                 ax.text(0.5, 0.5, str(error).partition(":")[0], transform=ax.transAxes, ha="center")
@@ -135,7 +138,8 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str
         "Written by `python -m benchmarks.figure1 --draw`. Accuracy in %: mean (lowest to highest) over the seeds;",
         "*chosen*: what the search found, of how many trials; *as by default*: keys that no trial was left for;",
         "*at an edge*: the best value ends its grid. Differences are in points, with a 95 % interval over test",
-        "images, each counted by its mean over the seeds. *Best other*: of the trained methods but joint.",
+        "images, each counted by its mean over the seeds. *Best other*: of the trained methods but joint,",
+        "`multilayer_lda` and, without exemplars, co2l, whose classifier then is not the published one.",
         *([] if found else ["", "No run has finished yet."]),
     ]
     for name, setting in found.items():
@@ -177,7 +181,8 @@ def row(group: Group) -> str:
     memory = "none kept" if group.memory is None else str(group.memory)
     seeds = ", ".join(str(run.value("seed")) for run in group.finished)
     chosen = "; ".join(dict.fromkeys(map(settings_of, group.finished)))
-    numbers = [spread(group.values(key)) for key in ("last", "average")]
+    shown = ("last",) if group.method == "joint" else ("last", "average")  # joint has one stage
+    numbers = [spread(group.values(key)) for key in shown] + ["–"] * (2 - len(shown))
     return f"| {group.series} | {memory} | {' | '.join(numbers)} | {seeds} | {chosen} |"
 
 
@@ -233,7 +238,7 @@ def claims(runs: Sequence[RunData]) -> list[str]:
     ]
     for size in sizes:
         here = {row: found[size] for row, found in rows.items() if size in found}
-        known = (*CLOSED, "gcl", "gdro", "joint")
+        known = (*CLOSED, "gcl", "gdro", "joint", *(() if size else PROBES))
         others = [row for row in here if row.partition(",")[0] not in known]
         best = max(others, key=lambda row: np.mean(lasts(here[row])), default="")
         pairs = [(one, other or best) for one, other in COMPARED.values()]
@@ -254,10 +259,9 @@ def points(mine: Seeds, other: Seeds) -> str:
 
 def row_of(run: RunData) -> str:
     """The name of a run's row."""
-    options = ((key, run.value(f"method.{key}")) for key in ("adapt", "probe"))
-    return ", ".join(
-        [run.method, *(f"{key}={value}" for key, value in options if value not in (None, "none"))]
-    )
+    options = ((key, run.value(f"method.{key}")) for key in ("adapt", "probe", "head"))
+    usual = (None, "none", "text")
+    return ", ".join([run.method, *(f"{key}={value}" for key, value in options if value not in usual)])
 
 
 def lasts(runs: Seeds) -> list[float]:

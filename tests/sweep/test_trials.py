@@ -132,6 +132,7 @@ def test_what_there_is_to_tune() -> None:
     assert not {"train.steps", "train.epochs"} & space(resolved("method=gcl"), ["train.epochs"]).keys()
     assert all(key.startswith("method.") for key in space(resolved("method=slda")))
     assert space(resolved("method=zero_shot")) == {}
+    assert next(iter(space(resolved("method=ewc")))) == "method.strength", "its rates depend on it"
     # an option outside of its method's grid is tried as well, and is where the search begins
     config = resolved("method=ewc", "method.strength=33")
     assert start(config, space(config))["method.strength"] == "33"

@@ -39,6 +39,8 @@ class MethodConfig(Section):
     search: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """This method's own options to tune, besides rates and epochs: for each the values to try, in order, including
     the default."""
+    search_first: ClassVar[tuple[str, ...]] = ()
+    """Those of ``search`` to tune before rates and epochs, since the best rates depend on them."""
     recommends: ClassVar[dict[str, Any]] = {}
     """Values of ``[train]`` for this method where the user gave none, for example ``{"epochs": 1}``."""
     recommended_before: ClassVar[dict[str, Any] | None] = None

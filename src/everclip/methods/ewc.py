@@ -54,6 +54,7 @@ class Ewc(Kept, Classify):
 
     class Config(LabelsConfig, HeadConfig):
         search: ClassVar = {"strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)}
+        search_first: ClassVar = ("strength",)
 
         strength: float = Field(
             default=1e7,

@@ -49,15 +49,17 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
     Args:
         fixed: keys to leave out, since the user has set them.
     """
-    found: Grid = {}
     method = method_class(config.method.name).Config
-    if method_of(config).capabilities.trains:
-        found |= _rates(config)
-        found |= _length(config) if not {"train.epochs", "train.steps"} & {*fixed} else {}
+    constants: Grid = {}
     for name, values in method.search.items():
         words = [plain(value) for value in values]
         own = plain(config.method.options.get(name))
-        found[f"method.{name}"] = words if own in words else sorted([*words, own], key=_size)
+        constants[f"method.{name}"] = words if own in words else sorted([*words, own], key=_size)
+    found = {key: constants[key] for key in (f"method.{name}" for name in method.search_first)}
+    if method_of(config).capabilities.trains:
+        found |= _rates(config)
+        found |= _length(config) if not {"train.epochs", "train.steps"} & {*fixed} else {}
+    found |= constants
     return {key: values for key, values in found.items() if key not in fixed}
 
 
