@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,6 +216,16 @@ def test_sums_of_domains_are_restored(clip: Clip) -> None:
     assert method.state_bytes() - again.state_bytes() == 0
     width = len(method.gram)
     assert method.state_bytes() == 8 * (width**2 + 3 * 6 * width + 3 * 6)
+
+
+@pytest.mark.parametrize(("device", "where"), [("meta", "meta"), ("mps", "cpu")])
+def test_sums_of_domains_are_restored_where_the_model_is(device: str, where: str, clip: Clip) -> None:
+    """Apple's GPUs have no fp64, and counts are used with it."""
+    method, again = of_domains(clip, torch.arange(48)), of_domains(clip, torch.arange(6))
+    again.kept_to(SimpleNamespace(device=torch.device(device)))
+    assert not again.kept, "names that are not there yet"
+    again.load_state_dict(saved(method.state_dict()))
+    assert {name: kept.device.type for name, kept in again.kept.items()} == dict.fromkeys(method.kept, where)
 
 
 def test_a_domain_incremental_run_stopped_and_resumed(

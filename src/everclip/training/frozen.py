@@ -133,7 +133,7 @@ class Trained:
         for features, labels in images:
             for rows, truth in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
                 scores = torch.addmm(bias, solver.rows(rows), weight)
-                count += int((columns[scores.argmax(1)] == truth).sum())
+                count += int((columns[scores.argmax(1).cpu()] == truth).sum())
         return count
 
 

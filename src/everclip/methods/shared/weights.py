@@ -50,7 +50,9 @@ class Average:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Become the mean that was saved, its values where those of the same names are."""
-        self.count, self.values = state["count"], _placed(state["values"], self.values)
+        values = state["values"].items()
+        self.count = state["count"]
+        self.values = {n: old.to(self.values[n].device) if n in self.values else old for n, old in values}
 
     @torch.no_grad()
     def take(self, clip: Clip) -> None:
@@ -72,16 +74,23 @@ class Kept(Method):
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.kept: dict[str, Tensor] = {}
+        self._device: torch.device | None = None
 
     def grow(self, clip: Clip, task: Task) -> None:
         super().grow(clip, task)
         self.kept_to(clip)
 
     def kept_to(self, clip: Clip) -> None:
-        """Move what is kept to the model's device, where a resume may not have it; fp64 not to Apple's GPUs."""
-        fits = clip.device.type != "mps"
-        for name, tensor in self.kept.items():
-            self.kept[name] = tensor.to(clip.device if fits or tensor.dtype != torch.float64 else "cpu")
+        """Move what is kept, and what is restored from now on, to the model's device."""
+        self._device = clip.device
+        self.kept = self._placed(self.kept)
+
+    def _placed(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors on the model's device; fp64 and counts, beside which it stands, not on Apple's GPUs."""
+        if self._device is None:
+            return dict(kept)
+        beside = (torch.float64, torch.int64) if self._device.type == "mps" else ()
+        return {n: tensor.to("cpu" if tensor.dtype in beside else self._device) for n, tensor in kept.items()}
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return what is kept under names with this prefix, without it."""
@@ -92,16 +101,11 @@ class Kept(Method):
 
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
-        self.kept = _placed(state["kept"], self.kept)
+        self.kept = self._placed(state["kept"])
 
     def state_bytes(self) -> int:
         keeping = (module for module in self.modules() if isinstance(module, Kept))
         return super().state_bytes() + sum(tensor.nbytes for one in keeping for tensor in one.kept.values())
-
-
-def _placed(saved: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what was saved, on the devices of what has the same names."""
-    return {name: old.to(like[name].device) if name in like else old for name, old in saved.items()}
 
 
 def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
