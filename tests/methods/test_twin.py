@@ -181,6 +181,15 @@ def test_a_fixed_weight_holds_no_image_out(clip: Clip) -> None:
     assert WON not in led(clip, after[0], fusion_weight=0.5).kept
 
 
+def test_only_the_tower_as_it_is_now_is_weighed(clip: Clip) -> None:
+    """Exemplars are asked after every task that trains: their answers about an earlier tower do not add up."""
+    after, on = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)], pictures()
+    method = stepwise(clip, after, each=6)
+    method.kept[WON] += 1000
+    method.follow(after[-1], [part(on, TASKS[2])], [part(on, torch.cat(TASKS[:2]))])
+    assert method.kept[WON].max() <= 48
+
+
 def part_scores(method: Any, clip: Clip) -> Tensor:
     """Scores of the trained tower alone."""
     with torch.no_grad():

@@ -155,6 +155,7 @@ class MultilayerLda(Layers):
             rows, others, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
             twin.remove(rows, labels, domains)
             self.carry(carrier)
+            self.kept.pop(WON, None)  # of the tower as it was, by exemplars that are asked again
             self.judge(rows, others, labels)
             twin.take(whole)  # to the last bit, which adding them again would not be
             twin.kept = kept
