@@ -138,7 +138,7 @@ def stepwise(clip: Clip, after: Sequence[Clip], each: int, **options: Any) -> An
     """A method whose tower is another after each task, with so many exemplars of every class of the tasks before."""
     method, on = make(NAME, shrinkage=0.5, adapt="clip", **options), pictures()
     past = torch.zeros(0, dtype=torch.int64)
-    for index, (which, tower) in enumerate(zip(TASKS, after, strict=True)):
+    for index, (which, tower) in enumerate(zip(TASKS, after, strict=False)):
         new, old = (images(on.labels.tolist()).select(rows.numpy()) for rows in (which, past))
         task = Task(index, f"task {index + 1}", tuple(sorted(set(new.labels.tolist()))), new, new)
         method.grow(after[index - 1] if index else clip, task)
@@ -188,6 +188,17 @@ def test_only_the_tower_as_it_is_now_is_weighed(clip: Clip) -> None:
     method.kept[WON] += 1000
     method.follow(after[-1], [part(on, TASKS[2])], [part(on, torch.cat(TASKS[:2]))])
     assert method.kept[WON].max() <= 48
+
+
+@pytest.mark.parametrize("weight", ["auto", 0.5])
+def test_where_no_exemplar_is_left_new_images_alone_tell_of_the_move(weight: Any, clip: Clip) -> None:
+    """As where the classes seen outgrow the budget in one task, which began with exemplars."""
+    after, on = [trained(clip, noise) for noise in (0.05, 0.1)], pictures()
+    method = stepwise(clip, [after[0]], each=6, fusion_weight=weight)
+    method.follow(after[1], [part(on, TASKS[1])], [])
+    equal(method.twin.sums, learn(make(NAME), clip, TASKS[:2]).sums)
+    assert method.counts.tolist() == [8] * 4 + [0] * 2
+    assert scores(method, after[1], range(4)).isfinite().all()
 
 
 def part_scores(method: Any, clip: Clip) -> Tensor:

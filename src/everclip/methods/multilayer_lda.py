@@ -146,7 +146,9 @@ class MultilayerLda(Layers):
             ids.append(batch.ids)
         left = (without(batch, torch.cat(ids)) for batch in memory)
         old = [(self.both(clip, batch), self.asked(batch)) for batch in left if len(batch)]
-        counts = torch.cat([columns[2] for columns, _ in old]).bincount(minlength=len(before))
+        counts = torch.zeros_like(before)  # all 0 where no class keeps an exemplar any more
+        for (_, _, labels, _), _ in old:
+            counts += labels.bincount(minlength=len(before))
         for columns, asked in old:  # an exemplar stands for all images of its class before this task
             move(columns, asked, (before.double() / counts)[columns[2]])
         carrier = moves.carrier()
