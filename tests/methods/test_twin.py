@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from everclip.config import load_config
 from everclip.data.scenario import Task
 from everclip.methods.multilayer_lda import WEIGHTS, WON
+from everclip.methods.shared.mahalanobis import usable
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.runs.resolve import resolve
@@ -101,6 +102,13 @@ def test_the_weight_is_1_unless_another_is_right_more_often(clip: Clip) -> None:
     assert led(clip, after, fusion_weight=3.0).weight == 3
     alone = learn(make(NAME, shrinkage=0.5), clip, TASKS)
     equal(scores(led(clip, after, fusion_weight=0.0), after), scores(alone, clip))
+
+
+@pytest.mark.parametrize("options", [{"fusion_weight": 0.0}, {}, {"twin": False}], ids=str)
+def test_distances_come_from_the_tower_that_classifies_alone(options: dict[str, Any], clip: Clip) -> None:
+    """At weight 0 the classifier reads the twin, and the sums are still those of the trained tower."""
+    method = led(clip, trained(clip, 0.1), **options)
+    assert usable(method, range(6)) == ("twin" in options)
 
 
 def test_one_task_asks_nothing_and_without_a_twin_the_trained_tower_is_all(clip: Clip) -> None:

@@ -249,6 +249,11 @@ class MultilayerLda(Layers):
         sides = zip(self.sides, [1.0, self.weight] if self.twin else [1.0], strict=True)
         return {side: weight for side, weight in sides if weight}
 
+    @property
+    def exact(self) -> bool:
+        """Whether its sums are those of the tower that classifies, alone: beside a twin they never are."""
+        return [*self.deciding] == [self]
+
     def shrinkage(self, cells: Cells) -> float:
         """Return s, which is ``follow_shrinkage`` where the sums are made from the twin's."""
         fixed = self.config.follow_shrinkage
