@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from everclip.config import load_config
 from everclip.data.scenario import Task
+from everclip.methods.base.registry import method_class
 from everclip.methods.multilayer_lda import WEIGHTS, WON
 from everclip.methods.shared.mahalanobis import usable
 from everclip.models import zoo
@@ -207,6 +208,19 @@ def test_where_no_exemplar_is_left_new_images_alone_tell_of_the_move(weight: Any
     equal(method.twin.sums, learn(make(NAME), clip, TASKS[:2]).sums)
     assert method.counts.tolist() == [8] * 4 + [0] * 2
     assert scores(method, after[1], range(4)).isfinite().all()
+
+
+def test_the_learner_is_told_of_the_images_that_train_alone(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[int]] = []
+    monkeypatch.setattr(
+        method_class("clip"), "begin_task", lambda self, clip, task, train: told.append(train.ids.tolist())
+    )
+    stepwise(clip, [trained(clip, noise) for noise in (0.05, 0.1, 0.2)], each=6)
+    assert told[0] == TASKS[0].tolist(), "the first task holds none out"
+    assert len(told) == 3
+    assert all(image % 5 for ids in told[1:] for image in ids)
 
 
 def part_scores(method: Any, clip: Clip) -> Tensor:

@@ -70,11 +70,12 @@ class FirstSession(Untrained):
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         self.following = task.index > 0 and self.goes_on and self._enough(task, train)
+        shown = train.select(self.trains_on(train))
         for first in self._first if task.index == 0 or self.following else ():
             if self.follows is None:
                 first.to(clip.device)
                 first.grow(clip, task)
-            first.begin_task(clip, task, train)
+            first.begin_task(clip, task, shown)
 
     def _enough(self, task: Task, train: ImageSet) -> bool:
         """Return whether there are exemplars enough to go on with."""
