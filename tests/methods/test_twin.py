@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from everclip.config import load_config
 from everclip.data.scenario import Task
 from everclip.methods.base.registry import method_class
-from everclip.methods.multilayer_lda import WEIGHTS, WON
+from everclip.methods.multilayer_lda import FIRST, WEIGHTS, WON
 from everclip.methods.shared.mahalanobis import usable
 from everclip.models import zoo
 from everclip.models.clip import Clip
@@ -221,6 +221,12 @@ def test_the_learner_is_told_of_the_images_that_train_alone(
     assert told[0] == TASKS[0].tolist(), "the first task holds none out"
     assert len(told) == 3
     assert all(image % 5 for ids in told[1:] for image in ids)
+
+
+def test_a_method_around_it_trains_on_no_more_images(clip: Clip) -> None:
+    held, around = images([0] * 20), make("wise_ft", loss=NAME, options={"adapt": "clip"})
+    around.inner.kept[FIRST] = torch.zeros(0, dtype=torch.int64)
+    assert around.trains_on(held).sum() == 16
 
 
 def part_scores(method: Any, clip: Clip) -> Tensor:

@@ -24,6 +24,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 from pydantic import Field
@@ -104,6 +105,9 @@ class WiseFt(Untrained):
         if self.config.anchor != "zero_shot":
             self._before = weights(clip)
         self.inner.begin_task(clip, task, train)
+
+    def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
+        return self.inner.trains_on(images)
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Mix, where training goes on from the mixture; the other method ends its task with the weights that stay."""
