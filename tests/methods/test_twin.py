@@ -250,6 +250,17 @@ def test_fewer_exemplars_train_nothing_later(clip: Clip) -> None:
     assert few.kept[WON].tolist() == none.kept[WON].tolist()
 
 
+def test_exemplars_are_counted_for_each_class_learned(clip: Clip) -> None:
+    """Also for those that have none: here one of four."""
+    after, on = [trained(clip, noise) for noise in (0.05, 0.1)], pictures()
+    method, every = stepwise(clip, after, each=6), images(on.labels.tolist())
+    new, past = every.select(TASKS[2].numpy()), by_class([0, 1, 2])[0]
+    task = Task(2, "task 3", (4, 5), new, new)
+    for count, enough in ((19, False), (20, True)):
+        method.begin_task(after[1], task, new + every.select(past[:count].numpy()))
+        assert method.following == enough
+
+
 def test_carried_sums_have_a_shrinkage_of_their_own(clip: Clip) -> None:
     after = [trained(clip, noise) for noise in (0.05, 0.1, 0.2)]
     method, same = (stepwise(clip, after, each=6, follow_shrinkage=s) for s in (3.0, "gcv"))
@@ -274,7 +285,9 @@ def test_a_run_with_exemplars_stopped_and_resumed(tmp_path: Path, toy: str, phot
 def test_exemplars_too_few_to_train_on_are_not_kept(tmp_path: Path, toy: str, photos: str) -> None:
     tokens = (f"data={photos}", f"model={toy}", f"method={NAME}", "method.adapt=gdro", "train.batch_size=2")
     none, few = (run(tmp_path / f"{each}", *tokens, f"memory.per_class={each}") for each in (0, 4))
-    assert few["memory_bytes"] == 0
+    total = run(tmp_path / "total", *tokens, "memory.budget=9")
+    assert few["memory_bytes"] == total["memory_bytes"] == 0
+    assert total["matrix"] == none["matrix"]
     assert few["matrix"] == none["matrix"]
     assert run(tmp_path / "two", *tokens, "memory.per_class=2", "method.follow_from=2")["memory_bytes"] > 0
     cells = [resolve(load_config([*tokens, f"memory.per_class={each}"])) for each in (0, 4, 5)]

@@ -67,6 +67,10 @@ class Plan:
         if method.capabilities.one_task:
             tasks = merge(tasks)
         plan = cls(config, source, tasks, prompts, method)
+        budget, fewest = plan.budget(), method.capabilities.fewest
+        # a class's share only shrinks with the classes seen; 1 is every other method's, whose share is warned of
+        if fewest > 1 and budget != "all" and budget < fewest * len(tasks[0].classes):
+            method.can(uses_memory=False)
         _check(plan)
         return plan
 

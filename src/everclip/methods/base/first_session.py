@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from jaxtyping import Int64
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Prompts, Task, Untrained
@@ -36,9 +38,11 @@ class FirstSession(Untrained):
     Attributes:
         follows: exemplars per class with which later tasks train too; None: never.
         following: whether the present task is a later one that trains.
+        counts: images of each class learned, which a method that follows has.
     """
 
     follows: int | None = None
+    counts: Int64[Tensor, " c"]
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -78,9 +82,9 @@ class FirstSession(Untrained):
             first.begin_task(clip, task, shown)
 
     def _enough(self, task: Task, train: ImageSet) -> bool:
-        """Return whether there are exemplars enough to go on with."""
-        old = train.labels[~np.isin(train.ids, task.train.ids)]
-        return len(old) >= (self.follows or 0) * max(1, len(np.unique(old)))
+        """Return whether there are exemplars enough to go on with, of a class learned on average."""
+        old = (~np.isin(train.ids, task.train.ids)).sum()
+        return bool(old >= (self.follows or 0) * int((self.counts > 0).sum()))
 
     def drop(self, ids: NDArray[Any]) -> None:
         for first in self._first:

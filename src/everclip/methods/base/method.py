@@ -31,7 +31,7 @@ class Capabilities:
     Args:
         trains: whether it has phases at all.
         uses_memory: whether exemplars are kept for it at all.
-        fewest: exemplars per class with which it begins to use them; with ``memory.per_class`` below, none are kept.
+        fewest: exemplars per class with which it begins to use them; where the memory has fewer, none are kept.
         memory_policy: how its exemplars are chosen unless the config says otherwise: the name of a memory policy.
         needs_exemplars: whether it has no defined form where old classes have no image: new classes come, and nothing
             is kept.
