@@ -62,7 +62,8 @@ def test_the_map_and_what_it_leaves_are_those_written_out() -> None:
     left = d - x @ offset
     found = fitted(OTHER)
     assert_close(found.map, torch.from_numpy(np.eye(WIDTH) + offset))
-    assert_close(found.left, torch.from_numpy((weights().numpy()[:, None] * left).T @ left))
+    w = weights().numpy()[:, None]
+    assert_close(found.left, torch.from_numpy((w * left).T @ left / w.sum()))
     for label in range(CLASSES):
         mine = LABELS[SEEN].numpy() == label
         shift = mine.sum() / (mine.sum() + 1) * left[mine].mean(0)
@@ -74,9 +75,18 @@ def test_sums_of_the_other_tower_have_the_carried_means_and_scatter() -> None:
     means = before.sums / EACH @ carrier.map + carrier.shifts
     assert_close(after.sums / EACH, means)
     scatter = within_class(before.gram, before.sums, before.counts)
-    expected = carrier.map.T @ scatter @ carrier.map + carrier.left
+    expected = carrier.map.T @ scatter @ carrier.map + len(LABELS) * carrier.left
     assert_close(within_class(after.gram, after.sums, after.counts), expected)
     assert torch.equal(after.counts, before.counts)
+
+
+def test_what_the_map_leaves_is_that_of_all_images_however_many_are_held_out() -> None:
+    sums, found = summed(rows(1)), []
+    for share in (1.0, 0.8):
+        moves = Moves(CLASSES, WIDTH, torch.device("cpu"))
+        moves.add(rows(1)[SEEN], OTHER[SEEN], LABELS[SEEN], share * weights())
+        found.append(moves.carrier().gram(sums.gram, sums.sums, sums.counts))
+    assert_close(*found)
 
 
 def test_a_tower_that_has_not_moved_keeps_its_sums() -> None:

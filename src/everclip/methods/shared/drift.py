@@ -6,12 +6,13 @@ and d = z - x its move to the other, over these images
     B   = (X'WX + lam I)^-1 X'WD         lam by generalised cross-validation; lam = inf is no map but the identity
     r   = d - B'x                        what the map leaves, r_k its mean over the images of class k
     M   = I + B
-    mu_k -> M'mu_k + m_k / (m_k + 1) r_k,     S -> M'SM + R'WR / n
+    mu_k -> M'mu_k + m_k / (m_k + 1) r_k,     S -> M'SM + R'WR / tr W
 
-W weighs an exemplar as the images of its class that it stands for, m_k counts the images of class k that both towers
-have read. The map always starts at the pretrained tower, whose sums are exact, so errors of one task are not handed on
-to the next. Maps of old statistics: SDC (Yu et al. 2020, https://arxiv.org/abs/2004.00440), SLDC (Zhang et al. 2023,
-https://arxiv.org/abs/2303.05118); these leave out R, the covariance of what no map explains.
+W weighs an exemplar as the images of its class that it stands for, and so tr W is n less what is held out; m_k counts
+the images of class k that both towers have read. The map always starts at the pretrained tower, whose sums are exact,
+so errors of one task are not handed on to the next. Maps of old statistics: SDC (Yu et al. 2020,
+https://arxiv.org/abs/2004.00440), SLDC (Zhang et al. 2023, https://arxiv.org/abs/2303.05118); these leave out R, the
+covariance of what no map explains.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Carrier:
 
     Args:
         map: M.
-        left: R'WR.
+        left: R'WR / tr W.
         shifts: m_k / (m_k + 1) r_k.
     """
 
@@ -52,7 +53,7 @@ class Carrier:
         before, after = (part[known] for part in (sums @ self.map, self.sums(sums, counts)))
         weights = counts[known].double().rsqrt()[:, None]
         before, after = weights * before, weights * after
-        return self.map.T @ gram @ self.map + self.left + after.T @ after - before.T @ before
+        return self.map.T @ gram @ self.map + counts.sum() * self.left + after.T @ after - before.T @ before
 
 
 class Moves:
@@ -90,7 +91,7 @@ class Moves:
         lam = best_lam(gram, cross, per_image * self.square.trace().item(), int(count))
         offset = ridge(gram, cross, lam)
         crossed = self.cross.T @ offset
-        left = self.square - crossed - crossed.T + offset.T @ self.gram @ offset
+        left = (self.square - crossed - crossed.T + offset.T @ self.gram @ offset) / self.weights.sum()
         means = (self.moves - self.rows @ offset) / self.weights.clamp(min=1e-9)[:, None]
         shares = self.counts / (self.counts + 1)
         identity = torch.eye(len(offset), dtype=offset.dtype, device=offset.device)
