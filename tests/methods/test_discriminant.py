@@ -147,6 +147,17 @@ def test_a_class_never_met_and_a_single_one() -> None:
     assert bias.tolist() == lengths.tolist() == [0.0]
 
 
+def test_a_mean_at_the_centre_but_for_rounding_has_no_direction() -> None:
+    """Whatever the order in which its images were added."""
+    ends = random(2, 7)
+    means = torch.stack([*ends, (ends[0] / 3 + ends[1] / 3) * 1.5])
+    assert (means[2] - means.mean(0)).any()
+    weight, bias, lengths = whitened(random(7, 7) @ random(7, 7).T, means, means.mean(0), 1.0)
+    assert (lengths > 0).tolist() == [True, True, False]
+    assert not weight[:, 2].any()
+    assert bias[2] == 0
+
+
 def test_features_that_are_not_finite_are_refused() -> None:
     gram, classes, counts = sums(*given())
     with pytest.raises(RunError, match="not finite"):

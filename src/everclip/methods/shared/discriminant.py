@@ -32,7 +32,8 @@ from everclip.methods.shared.statistics import Linear
 MOST = 100.0
 """s where nothing is left to estimate it from: the head is that of class means."""
 ROUNDING = 1e-12
-"""Fraction of the features' mean square below which a variance is taken for 0."""
+"""Fraction of the features' mean square below which a variance is taken for 0, and of the means' common length below
+which a mean is taken for the centre."""
 
 
 def within_covariance(
@@ -86,8 +87,9 @@ def whitened(
     """Return weights and biases of classes at s = ``share``, and lengths |P^1/2 (mu_k - g)|; m is 1 where S is 0."""
     lam = share * (covariance.diagonal().mean().item() or 1.0)
     offsets = means - centre
+    # a class at the centre has no direction, whichever way rounding points
+    offsets = offsets * (offsets.norm(dim=1, keepdim=True) > ROUNDING * means.norm())
     weight = ridge(regular(covariance, lam), offsets.T.contiguous(), 0.0)
-    # a class at the centre has no direction
     lengths = (offsets.T * weight).sum(0).clamp(min=0).sqrt()
     weight = weight / lengths.clamp(min=torch.finfo(torch.float64).tiny)
     return weight, -(centre @ weight), lengths
