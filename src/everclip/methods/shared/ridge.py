@@ -32,7 +32,10 @@ USUAL = 0.3
 
 
 def _lam(**extra: Any) -> Any:
-    said = "strength of the ridge; none: chosen by lam_choice, or 0.3 if that chooses nothing"
+    said = (
+        "strength of the ridge, for lam_choice=fixed or gcv: one that chooses on images uses lam only where"
+        " there are too few; none: chosen by lam_choice, or 0.3 if that chooses nothing"
+    )
     return Field(default=None, gt=0, description=said, json_schema_extra=extra or None)
 
 
