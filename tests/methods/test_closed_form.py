@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from sklearn.covariance import oas as sklearn_oas
 from torch import Tensor
 from torch.testing import assert_close
 
+from everclip.errors import NonFinite
 from everclip.methods.shared import closed_form as closed
 
 X = torch.tensor([[1, 0], [0.8, 0.2], [0, 1], [0.1, 0.9], [0.7, 0.7], [0.6, 0.8]], dtype=torch.float64)
@@ -129,3 +132,20 @@ def test_oas_is_scikit_learns(count: int, width: int) -> None:
     shrunk = closed.shrunk(covariance, share, covariance.diagonal().mean().item())
     assert_close(shrunk, torch.from_numpy(expected), atol=1e-10, rtol=0)
     assert closed.oas(torch.zeros(3, 3).double(), 5) == 1
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        closed.Spectrum.of_rows,
+        lambda x, y: closed.Spectrum.of_gram(x.T @ x, x.T @ y),
+        lambda x, y: closed.best_lam(x.T @ x, x.T @ y, 1.0, len(x)),
+        lambda x, y: closed.ridge(x.T @ x, x.T @ y, 1.0),
+    ],
+    ids=["of_rows", "of_gram", "best_lam", "ridge"],
+)
+def test_features_that_are_not_finite_are_refused(solve: Callable[[Tensor, Tensor], object]) -> None:
+    rows = random(4, 3)
+    rows[1, 2] = torch.nan
+    with pytest.raises(NonFinite, match=r"^image features are not finite"):
+        solve(rows, random(4, 2))

@@ -113,6 +113,14 @@ def test_streaming_slda_golden(clip: Clip) -> None:
         near(method.covariance(), expected)
 
 
+def test_streaming_slda_adds_up_in_fp64(clip: Clip) -> None:
+    method, found = of_rows(clip, "slda", streaming=True), torch.zeros(2, 2, dtype=torch.float64)
+    give(method, range(6))
+    for n, (rows, mean) in enumerate(zip(T, [0 * T[0], T[0], 0 * T[0], T[2], 0 * T[0], T[4]], strict=True)):
+        found += n / (n + 1) * torch.outer(rows - mean, rows - mean)
+    assert_close(method.gram, found, atol=0, rtol=1e-14)
+
+
 def test_lda_of_one_image_a_class_is_the_nearest_mean(clip: Clip) -> None:
     method = of_rows(clip, "slda")
     give(method, [0, 2, 4])

@@ -1,7 +1,7 @@
 """Only the image tower's projection learns, in directions that old tasks left free (BOFA, Li et al. 2026).
 
     z = unit( W x ),   p_k = (1 - mix) e_k + mix v_k,   v_k = unit( W0 mu_k )         loss = CE( scale <z, p_k> )
-    free    W moves anywhere, from where the last task left it
+    free    W moves anywhere, from where the last task's free phase left it: what its safe phase moved is not in it
     safe    (from the second task on)  A = the `rank` directions in which M is smallest,  B = (W - W0) A,
             W = W0 + B A' and B alone trains
     M       = mean over earlier tasks of X'X / (n - 1) + 1e-4 I

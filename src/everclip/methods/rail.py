@@ -6,8 +6,8 @@
     score    = (1 - beta) p + beta r,  r = 0 for a name never trained;   p alone where argmax p was never trained
 
 over all images so far, y one-hot. The authors' recursion over R = (G + lam I)^-1 gives the same W, whatever the order,
-with lam once and not with each task. The dual form keeps the features of all images, two thousand bytes each at
-d = 512, which its state counts: compare it with methods that have as much memory.
+with lam once and not with each task. The dual form keeps the features of all images in fp64, four thousand bytes each
+at d = 512, which its state counts: compare it with methods that have as much memory.
 
 `names=all` is the authors' setting, where the softmax runs over the names of classes to come as well, which the method
 is told. By default it runs over those trained among the labels asked for. A name never trained that is asked for too
@@ -45,7 +45,9 @@ class Rail(Kept, RidgeMethod):
         search: ClassVar = {"beta": (0.2, 0.5, 0.8, 1.0), "lam": (0.01, 0.1, 1.0)}
 
         lam: float | None = Field(
-            default=0.1, gt=0, description="strength of the primal ridge; none: by lam_choice"
+            default=0.1,
+            gt=0,
+            description="strength of the primal ridge, unless lam_choice is task or seen; none: by lam_choice",
         )
         lam_unit: Literal["relative", "absolute"] = Field(
             default="absolute", description="lam as a multiple of the mean of G's diagonal, or as it is"

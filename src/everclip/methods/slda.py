@@ -85,7 +85,7 @@ class Slda(LinearStatistics):
             deltas[place] = rows[place] - self.sums[label] / self.counts[label].clamp(min=1)
             self.sums[label] += rows[place]
             self.counts[label] += 1
-        n = torch.arange(before, before + len(rows), device=rows.device)
+        n = torch.arange(before, before + len(rows), device=rows.device).double()
         self.gram.addmm_(deltas.T * (n / (n + 1)), deltas)
 
     def covariance(self) -> Float64[Tensor, "m m"]:

@@ -59,8 +59,13 @@ class Spectrum:
 
     @classmethod
     def of_rows(cls, rows: Float64[Tensor, "n m"], targets: Float64[Tensor, "n c"]) -> Spectrum:
-        """Solve from X X' = U diag(l) U', cheaper with fewer rows than features: B = X' U, R = U' Y."""
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        """Solve from X X' = U diag(l) U', cheaper with fewer rows than features: B = X' U, R = U' Y.
+
+        Raises NonFinite where X X' is not finite.
+        """
+        inner = rows @ rows.T
+        demand_finite(inner)
+        values, vectors = torch.linalg.eigh(inner)
         return cls(rows.T @ vectors, values.clamp(min=0), vectors.T @ targets)
 
     def predictions(self, rows: Float64[Tensor, "n m"], lams: Sequence[float]) -> Iterator[Tensor]:
@@ -103,7 +108,10 @@ def best_lam(
     Args:
         square: |Y|^2.
         count: n, the rows of X.
+
+    Raises NonFinite where G is not finite.
     """
+    demand_finite(gram)
     if prior is not None:  # what is left to learn, Y - X prior
         square += ((prior * (gram @ prior)).sum() - 2 * (prior * cross).sum()).item()
         cross = cross - gram @ prior
