@@ -38,7 +38,7 @@ from tests.methods.closed import (
     pictures,
     scores,
 )
-from tests.methods.plain import PROMPTS, images
+from tests.methods.plain import PROMPTS, images, saved
 
 W = [[0.81293331, -0.30830112, 0.33345604], [-0.25707099, 0.73900239, 0.35492975]]
 
@@ -219,6 +219,23 @@ def test_absolute_lam_with_class_weights_is_on_the_scale_of_mean_weight_1(clip: 
     gram = (x * weights[:, None]).T @ x + 0.1 * torch.eye(16)
     expected = torch.linalg.solve(gram, (x * weights[:, None]).T @ method.summed.targets(on.labels))
     assert_close(method.solve(clip, list(range(6)))[0], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_absolute_lam_with_class_weights_when_classes_come_again(clip: Clip) -> None:
+    """Each half of a class's images weighs 1 in all, which is no other problem than all of them together."""
+    options = {"class_weights": True, **LAM, "lam_choice": "fixed"}
+    once, twice = (
+        learn(make("ridge", **options), clip, tasks) for tasks in ([EVERYTHING], EVERYTHING.split(24))
+    )
+    assert_close(twice.gram, 2 * once.gram)
+    assert_close(scores(twice, clip), scores(once, clip))
+    again = learn(make("ridge", **options), clip, [EVERYTHING[:6]])
+    again.load_state_dict(saved(twice.state_dict()))
+    assert again.strength() == twice.strength() == 2 * once.strength()
+    state = saved(twice.state_dict())
+    del state["_extra_state"]["met"]
+    again.load_state_dict(state)
+    assert again.strength() == once.strength(), "as a state from before is read"
 
 
 def text(clip: Clip, labels: Sequence[int]) -> Tensor:

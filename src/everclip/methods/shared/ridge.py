@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
@@ -80,6 +80,7 @@ class RidgeMethod(LinearStatistics):
 
     Attributes:
         random_features: width of the random layer; 0: none.
+        met: where classes are weighted, tasks that had images of each, whose weights add up to 1 in each.
     """
 
     grid: ClassVar[tuple[float, ...]] = GRID
@@ -91,6 +92,7 @@ class RidgeMethod(LinearStatistics):
 
     projection: Float[Tensor, "d m"]
     chosen: Float64[Tensor, ""]
+    met: Int64[Tensor, " c"]
 
     def __init__(self, config: LamConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -121,6 +123,17 @@ class RidgeMethod(LinearStatistics):
         self.register_buffer("chosen", self.sums.new_zeros(()))  # 0: none yet
         if self.options.choice == "gcv" and self.options.class_weights:
             self.register_buffer("square", self.sums.new_zeros(()))  # |Y|^2, else the number of images
+        if self.options.class_weights:
+            self.register_buffer("met", torch.zeros_like(self.counts), persistent=False)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | ({"met": self.met} if "met" in self._buffers else {})
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore what is no buffer; of a state without tasks per class, each had one."""
+        super().set_extra_state(state)
+        if "met" in self._buffers:
+            self.met.copy_(state.get("met", self.counts > 0))
 
     def lift(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         found = (features @ self.projection).relu() if self.random_features else features
@@ -139,6 +152,8 @@ class RidgeMethod(LinearStatistics):
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         counts = self.summed.targets(labels).sum(0)
         weights = 1 / counts[labels] if options.class_weights else torch.ones_like(labels).double()
+        if options.class_weights:
+            self.met += counts > 0
         if options.choice not in ("gcv", "fixed") and len(labels) > 1:
             order = torch.from_numpy(generator(seed, "ridge", task.index).permutation(len(labels)))
             self.choose(features, labels, weights, order.to(labels.device))
@@ -189,8 +204,14 @@ class RidgeMethod(LinearStatistics):
         lam = USUAL if self.options.lam is None else self.options.lam
         if self.options.lam_unit == "relative":
             return lam * self.gram.diagonal().mean().item()
-        if self.options.class_weights:  # weights whose mean over the classes is 1, where G has 1 / n_k
-            return lam * (1 / self.counts[self.counts > 0]).mean().item()
+        if (
+            self.options.class_weights
+        ):  # weights whose mean over the classes is 1, where G has 1 / n_k of each task
+            known = self.counts > 0
+            mean_weights = (
+                self.met.clamp(min=1) / self.counts
+            )  # 0 tasks where images were added apart from any
+            return lam * mean_weights[known].mean().item()
         return lam
 
     def solve(self, clip: Clip, labels: list[int]) -> Scores:
