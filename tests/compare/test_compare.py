@@ -148,6 +148,51 @@ def test_one_run_each_is_tested_over_images(tmp_path: Path) -> None:
     assert rows(compared(tmp_path, metrics=["average"]))["gdro"]["test"] is None
 
 
+def test_a_deterministic_row_stands_at_every_seed_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    lasts = (0.60, 0.80, 0.82)
+    for seed, last in enumerate(lasts):
+        answers(run_folder(tmp_path / f"gcl{seed}", last, seed=seed), int(50 * last), 50)
+    answers(run_folder(tmp_path / "slda", 0.70, method="slda", seed=5, memory_bytes=0), 35, 50)
+    found = compared(tmp_path)
+    test = rows(found)["slda"]["test"]
+    expected = stats.paired([0.70] * 3, lasts)
+    assert {key: test[key] for key in expected._fields} == pytest.approx(expected._asdict())
+    assert (test["name"], test["left_out"]) == ("paired t", 0)
+    assert [rows(found)[name]["rank"] for name in ("gcl", "slda")] == pytest.approx([4 / 3, 5 / 3])
+    text = "\n".join(printed(capsys, str(tmp_path)))
+    assert "-4.0 ± 30.2" in text
+    assert "†" not in text
+
+
+def test_seeds_that_only_one_row_has_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    for seed, last in enumerate((0.50, 0.52, 0.90, 0.55, 0.56)):
+        run_folder(tmp_path / f"gcl{seed}", last, seed=seed)
+        run_folder(tmp_path / f"gdro{seed}", last - 0.1, method="gdro", seed=seed + 3)
+    found = compared(tmp_path)
+    test = rows(found)["gdro"]["test"]
+    assert (test["n"], test["left_out"], found["sections"][0]["ranked"]) == (2, 6, 2)
+    lines = printed(capsys, str(tmp_path))
+    (gdro,) = (line for line in lines if line.startswith("gdro"))
+    assert "(n=2)" in gdro
+    assert any(line.startswith("difference (n=...): over the n values of seed") for line in lines)
+    assert "rank: over the values of seed that all methods of a table have" in lines
+    (told,) = (
+        row for row in csv.DictReader(printed(capsys, str(tmp_path), "--csv")) if row["method"] == "gdro"
+    )
+    assert told["test_n"] == "2"
+    shutil.rmtree(tmp_path / "gdro0")  # one common seed is no test over images: the means are over more
+    answers(tmp_path / "gcl4", 40, 50)
+    answers(tmp_path / "gdro1", 30, 50)
+    test = rows(compared(tmp_path))["gdro"]["test"]
+    assert (test["name"], test["n"], test["p"], test["sign_flip"]) == ("paired t", 1, None, None)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [

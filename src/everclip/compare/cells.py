@@ -187,6 +187,24 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
     return sorted(rows.values(), key=lambda row: order(row.method, row.label))
 
 
+def at_every_seed(
+    measured: Sequence[tuple[Row, dict[Repetition, float]]], over: Sequence[str]
+) -> list[tuple[Row, dict[Repetition, float]]]:
+    """Return rows and values with those of deterministic rows repeated at every seed that another row has."""
+    place = over.index("seed") if "seed" in over else -1
+    if place < 0:
+        return list(measured)
+    every = dict.fromkeys(at for _, values in measured for at in values)
+    rest = {at: (*at[:place], *at[place + 1 :]) for at in every}  # what differs besides the seed
+    made: list[tuple[Row, dict[Repetition, float]]] = []
+    for row, values in measured:
+        if not row.random:
+            known = {rest[at]: value for at, value in values.items()}
+            values = {at: values.get(at, known[rest[at]]) for at in every if rest[at] in known}
+        made.append((row, values))
+    return made
+
+
 def settings(row: Row) -> dict[str, Any]:
     """Return the config keys in which all runs of a row agree, with their values."""
     first, *others = [{}] if row.recorded else [run.config for run in row.runs.values()]

@@ -108,14 +108,14 @@ def kept_text(kept: Json | None) -> str:
 
 
 def difference_text(test: Json | None, metric: str) -> str:
-    """Return ``-2.1 ± 0.9``."""
+    """Return ``-2.1 ± 0.9``; ``-2.1 ± 0.9 (n=3)`` where a row has repetitions that the other lacks."""
     if test is None:
         return ""
     scale, digits = _scale(metric)
     text = f"{scale * test['difference']:+,.{digits}f}"
-    if test["high"] is None or test["high"] == test["low"]:
-        return text
-    return f"{text} ± {scale * (test['high'] - test['low']) / 2:,.{digits}f}"
+    if test["high"] is not None and test["high"] != test["low"]:
+        text += f" ± {scale * (test['high'] - test['low']) / 2:,.{digits}f}"
+    return f"{text} (n={test['n']})" if test["left_out"] else text
 
 
 def p_text(test: Json | None) -> str:
@@ -222,6 +222,13 @@ def legend(comparison: Json) -> list[str]:
         lines.append(
             "†: one run each, exact McNemar test over test images, which says nothing about other seeds"
         )
+    over = " and ".join(comparison["over"])
+    if any(test["left_out"] for test in tests):
+        lines.append(
+            f"difference (n=...): over the n values of {over} that both rows have; their means are over more"
+        )
+    if any(_fewer(section) for section in comparison["sections"]):
+        lines.append(f"rank: over the values of {over} that all methods of a table have")
     if overall := comparison["ranks"]:
         ranks = sorted(overall["mean_rank"].items(), key=lambda item: item[1])
         text = ", ".join(f"{label} {rank:.1f}" for label, rank in ranks)
@@ -232,6 +239,12 @@ def legend(comparison: Json) -> list[str]:
                 f" {overall['critical_difference']:.1f} differ at 0.05 (Nemenyi)"
             )
     return lines
+
+
+def _fewer(section: Json) -> bool:
+    """Return whether the ranks of a table are over fewer repetitions than some of its means."""
+    ranked = [row for row in section["rows"] if row["rank"] is not None and row["random"]]
+    return any(len(row["repetitions"]) > section["ranked"] for row in ranked)
 
 
 def as_csv(comparison: Json) -> str:
@@ -254,7 +267,8 @@ def _named_cells(comparison: Json, section: Json, row: Json) -> list[tuple[str, 
     cells += [("cost", row.get("cost"))] if comparison["equal"] else []
     test = row["test"] or {}
     cells += [("rank", row["rank"]), ("against", section["against"] if test else None)]
-    told = {"test": "name"} | {key: key for key in ("difference", "low", "high", "p", "p_holm", "sign_flip")}
+    told = {"test": "name", "test_n": "n"}
+    told |= {key: key for key in ("difference", "low", "high", "p", "p_holm", "sign_flip")}
     return cells + [(column, test.get(key)) for column, key in told.items()]
 
 

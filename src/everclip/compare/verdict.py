@@ -80,7 +80,7 @@ def compare(
         cells.check(found, by, over)
     if equal is not None:
         found = cells.at_equal_cost(found, equal, against)
-    tables = [_section(section, metrics, against, equal) for section in found]
+    tables = [_section(section, metrics, over, against, equal) for section in found]
     _correct([row for table in tables for row in table["rows"]])
     labels = {row["label"] for table in tables for row in table["rows"]}
     if against is not None and not any(table["against"] for table in tables):
@@ -98,10 +98,15 @@ def compare(
     }
 
 
-def _section(section: Section, metrics: Sequence[str], against: str | None, equal: str | None) -> Json:
+def _section(
+    section: Section, metrics: Sequence[str], over: Sequence[str], against: str | None, equal: str | None
+) -> Json:
     measured = [(row, row.values(metrics[0])) for row in section.rows]
-    rival = {id(row): ranks for row, ranks in _ranks(measured, metrics[0])}
     base = _base(measured, metrics[0], against)
+    measured = cells.at_every_seed(measured, over)
+    blocks, ranks = _ranks(measured, metrics[0])
+    rival = {id(row): rank for row, rank in ranks}
+    others = next((values for row, values in measured if row is base), {})
     rows: list[Json] = []
     for row, values in measured:
         entry: Json = {
@@ -121,9 +126,10 @@ def _section(section: Section, metrics: Sequence[str], against: str | None, equa
         if equal is not None and not row.reference:
             entry["cost"] = cells.cost(row, equal)
         if base is not None and row is not base and not row.reference:
-            entry["test"] = _test(row, base, metrics[0], values)
+            entry["test"] = _test((row, values), (base, others), metrics[0])
         rows.append(entry)
-    return {"by": section.by, "against": None if base is None else base.label, "rows": rows}
+    against = None if base is None else base.label
+    return {"by": section.by, "against": against, "ranked": blocks, "rows": rows}
 
 
 def _mean(row: Row, metric: str) -> Json | None:
@@ -147,18 +153,29 @@ def _base(
     return max(rivals, key=lambda pair: pair[1], default=(None,))[0]
 
 
-def _test(row: Row, base: Row, metric: str, values: dict[Repetition, float]) -> Json | None:
-    """Return the paired test over the repetitions of both; with one, McNemar's test over its test images."""
-    others = base.values(metric)
-    shared = [repetition for repetition in values if repetition in others]
+def _test(
+    one: tuple[Row, dict[Repetition, float]], other: tuple[Row, dict[Repetition, float]], metric: str
+) -> Json | None:
+    """Return the paired test over the repetitions of both rows; of one run each, McNemar's over its test images.
+
+    ``left_out`` counts the repetitions that only one of them has: their means are over these too.
+    """
+    (row, values), (base, others) = one, other
+    shared = [at for at in values if at in others]
     first, second = [values[at] for at in shared], [others[at] for at in shared]
-    if len(shared) > 1:
-        return {"name": "paired t", "sign_flip": sign_flip(first, second), **paired(first, second)._asdict()}
-    if shared and metric == "last" and not base.recorded:
-        answers = right_both(row.runs[shared[0]], base.runs[shared[0]])
-        if answers is not None:
-            return {"name": "mcnemar", "sign_flip": None, **mcnemar(*answers)._asdict()}
-    return None
+    if len(row.runs) == len(base.runs) == 1:
+        if not shared or metric != "last" or base.recorded:
+            return None
+        answers = right_both(*(run for each in (row, base) for run in each.runs.values()))
+        if answers is None:
+            return None
+        return {"name": "mcnemar", "sign_flip": None, "left_out": 0, **mcnemar(*answers)._asdict()}
+    if not shared:
+        return None
+    flipped = sign_flip(first, second) if len(shared) > 1 else None
+    own = {at for each, known in (one, other) if each.random for at in known}
+    more = {"sign_flip": flipped, "left_out": len(own.difference(shared))}
+    return {"name": "paired t", **more, **paired(first, second)._asdict()}
 
 
 def _correct(rows: Sequence[Json]) -> None:
@@ -169,15 +186,17 @@ def _correct(rows: Sequence[Json]) -> None:
         test["p_holm"] = None if test["p"] is None else next(corrected)
 
 
-def _ranks(measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str) -> list[tuple[Row, float]]:
-    """Return the mean rank of each row that is no reference, over the repetitions that all of them have."""
+def _ranks(
+    measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str
+) -> tuple[int, list[tuple[Row, float]]]:
+    """Return the number of repetitions that all rows but references have, and each row's mean rank over these."""
     rivals = [(row, values) for row, values in measured if values and not row.reference]
     shared = [at for at in (rivals[0][1] if rivals else {}) if all(at in values for _, values in rivals)]
     if len(rivals) < 2 or not shared:
-        return []
+        return 0, []
     table = [[values[at] for _, values in rivals] for at in shared]
     means = mean_ranks(table, higher_is_better(metric))
-    return [(row, rank) for (row, _), rank in zip(rivals, means, strict=True)]
+    return len(shared), [(row, rank) for (row, _), rank in zip(rivals, means, strict=True)]
 
 
 def _overall(found: Sequence[Section], metric: str) -> Json | None:
