@@ -226,7 +226,11 @@ def test_joint_has_one_task_of_the_same_images(tmp_path: Path) -> None:
     run_folder(tmp_path / "a", 0.5)
     one = {"tasks": ["all"], "method": "joint", "budget": 0, "zero_shot_after_stage": [0.1]}
     run_folder(tmp_path / "b", 0.9, test_counts=[50], **one)
-    assert list(rows(compared(tmp_path))) == ["gcl", "joint", "zero_shot"]
+    for name in ("b", "0"):  # read after the other, and before
+        found = rows(compared(tmp_path / "a", (tmp_path / "b").rename(tmp_path / name)))
+        assert list(found) == ["gcl", "joint", "zero_shot"]
+        assert found["zero_shot"]["metrics"]["average"]["mean"] == pytest.approx(0.15)
+        (tmp_path / name).rename(tmp_path / "b")
     run_folder(tmp_path / "0", 0.9, seed=2, test_counts=[50], **one)  # the first to be looked at
     run_folder(tmp_path / "d", 0.5, seed=3, test_counts=[30, 20])
     with pytest.raises(UserError, match="differ in test counts"):

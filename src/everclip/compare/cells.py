@@ -179,9 +179,9 @@ def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> l
                 log.warning("%s repeats %s: left out", run.path, twin.path)
     if not any(row.method == REFERENCES[0] for row in rows.values()):
         recorded: dict[Repetition, Finished] = {}
-        for run in runs:
-            if run.results.get("zero_shot") is not None and run.results.get("zero_shot_after_stage"):
-                recorded.setdefault(tuple(shown(run.value(key)) for key in over), run)
+        told = [run for run in runs if run.results.get("zero_shot") is not None and _curve(run)]
+        for run in sorted(told, key=lambda run: -len(_curve(run))):  # that of joint has one stage
+            recorded.setdefault(tuple(shown(run.value(key)) for key in over), run)
         if recorded:  # features may come without text
             rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
     return sorted(rows.values(), key=lambda row: order(row.method, row.label))
@@ -203,6 +203,11 @@ def at_every_seed(
             values = {at: values.get(at, known[rest[at]]) for at in every if rest[at] in known}
         made.append((row, values))
     return made
+
+
+def _curve(run: Finished) -> Sequence[float]:
+    """Return the pretrained model's accuracy after each stage; empty where not recorded."""
+    return run.results.get("zero_shot_after_stage") or []
 
 
 def settings(row: Row) -> dict[str, Any]:
