@@ -241,6 +241,21 @@ def test_joint_has_one_task_of_the_same_images(tmp_path: Path) -> None:
         compared(tmp_path)
 
 
+def test_joint_has_neither_a_course_nor_a_count_of_what_it_needs(tmp_path: Path) -> None:
+    run_folder(tmp_path / "gcl", 0.5, any_time=0.6)
+    one: Json = {"tasks": ["all"], "test_counts": [50], "any_time": 0.9, "kept_bytes": 0}
+    run_folder(tmp_path / "joint", 0.9, method="joint", budget=0, zero_shot_after_stage=[0.1], **one)
+    runs = find_runs([tmp_path])
+    assert "any_time" in verdict.metrics_of(runs)
+    asked = ["last", "average", "any_time", "kept_bytes"]
+    found = rows(verdict.compare(runs, metrics=asked))
+    assert [metric for metric in asked if found["joint"]["metrics"][metric] is not None] == ["last"]
+    assert all(found["gcl"]["metrics"][metric] is not None for metric in asked)
+    assert found["joint"]["kept"] is None
+    alone = rows(compared(tmp_path / "joint"))["zero_shot"]["metrics"]
+    assert (alone["last"]["mean"], alone["average"]) == (0.1, None)
+
+
 def test_what_is_shown_by_may_differ_between_sections(tmp_path: Path) -> None:
     other = {"model": "other", "image_size": 224, "config": {"model": "other"}}
     run_folder(tmp_path / "a", 0.5)

@@ -44,6 +44,9 @@ _PRETRAINED = {
 }
 """Metrics of the pretrained model, recorded by every run."""
 
+_NOT_OF_JOINT = ("average", "any_time", "memory_bytes", "kept_bytes")
+"""Metrics that joint training lacks: its one stage has no course, and the images of all tasks are not counted."""
+
 Repetition = tuple[str, ...]
 
 
@@ -80,6 +83,7 @@ class Row:
         found = {
             at: pretrained(run.results) if self.recorded else number(run, metric)
             for at, run in self.runs.items()
+            if not _lacks(run, metric)
         }
         return {repetition: value for repetition, value in found.items() if value is not None}
 
@@ -93,17 +97,26 @@ class Section:
 
 
 def known(run: Finished, metric: str) -> float | None:
-    """Return a number of results.json by its key, such as ``cross_domain.transfer``; None without any."""
+    """Return a number of results.json by its key, such as ``cross_domain.transfer``; None without any.
+
+    None, too, for what joint training lacks, such as an average: a run records its last accuracy as that.
+    """
+    if _lacks(run, metric):
+        return None
     value = _within(run.results, metric)
     if metric == "kept_bytes" and value is metric and (both := kept(run.results)) is not None:
         return float(sum(both))  # earlier versions did not record the sum
     return float(value) if finite(value) else None
 
 
+def _lacks(run: Finished, metric: str) -> bool:
+    return run.method == REFERENCES[1] and metric in _NOT_OF_JOINT
+
+
 def number(run: Finished, metric: str) -> float | None:
     """Return the same. Raises UserError where the key is unknown or its value is no number."""
     value = known(run, metric)
-    if value is None and _within(run.results, metric) is not None:
+    if value is None and not _lacks(run, metric) and _within(run.results, metric) is not None:
         numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
         raise UserError(f'{run.path} has no number "{metric}"{suggest(metric, numbers)}')
     return value
@@ -222,8 +235,9 @@ def cost(row: Row, unit: str) -> float:
 
 
 def kept_by(row: Row) -> dict[str, float] | None:
-    """Return the mean bytes of images and of state that a row's runs keep; None if unknown."""
-    found = [both for run in row.runs.values() if (both := kept(run.results)) is not None]
+    """Return the mean bytes of images and of state that a row's runs keep; None if unknown or without meaning."""
+    runs = [run for run in row.runs.values() if not _lacks(run, "kept_bytes")]
+    found = [both for run in runs if (both := kept(run.results)) is not None]
     if row.recorded or not found:
         return None
     return dict(zip(("image_bytes", "state_bytes"), map(fmean, zip(*found, strict=True)), strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 from everclip.compare import cells
 from everclip.compare.cells import Repetition, Row, Section
+from everclip.compare.comparable import REFERENCES
 from everclip.errors import UserError, suggest
 from everclip.metrics.ranks import critical_difference, friedman, mean_ranks
 from everclip.metrics.retrieval import WAYS
@@ -38,9 +39,10 @@ def higher_is_better(metric: str) -> bool:
 
 
 def metrics_of(runs: Sequence[Finished]) -> tuple[str, ...]:
-    """Return the default metrics: ``METRICS``, and those of recall and streams that all runs have."""
+    """Return the default metrics: ``METRICS``, and those of recall and streams that all runs but references have."""
+    rivals = [run for run in runs if run.method not in REFERENCES] or runs
     more = RECALLS + STREAMS if runs else ()
-    return *METRICS, *(key for key in more if all(cells.known(run, key) is not None for run in runs))
+    return *METRICS, *(key for key in more if all(cells.known(run, key) is not None for run in rivals))
 
 
 def compare(

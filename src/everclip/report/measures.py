@@ -48,9 +48,10 @@ def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def measure_table(setting: Setting) -> Table | None:
-    """Return the means over seeds of the measures that all finished runs have; None without any."""
+    """Return the means over seeds of the measures that all finished runs but references have; None without any."""
     groups = [group for group in setting.every if group.finished]
-    found = [key for key in (*_ALWAYS, *STREAMS) if groups and all(group.values(key) for group in groups)]
+    rivals = [group for group in groups if not group.reference] or groups
+    found = [key for key in (*_ALWAYS, *STREAMS) if rivals and all(group.values(key) for group in rivals)]
     if not found:
         return None
     columns = ["method", "memory", *(_ALWAYS.get(key, f"{stream_name(key)}, %") for key in found)]
