@@ -110,6 +110,46 @@ def test_ranks_over_repetitions_and_sections(grid: Path) -> None:
     assert compared(grid / "gcl-m0-s0", grid / "gdro-m0-s0")["ranks"] is None
 
 
+def test_a_row_has_one_name_in_all_tables_and_those_not_ranked_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data in ("emoji", "digits"):
+        for name, last, margin in (
+            ("gcl", 0.5, 0.1),
+            ("gdro", 0.6, 0.1),
+            ("gdro", 0.7, 0.3),
+            ("ewc", 0.4, 0.1),
+        ):
+            for memory in (0, 500) if margin == 0.1 else (0,):
+                run_folder(
+                    tmp_path / f"{data}-{name}{margin}-{memory}",
+                    last + memory / 5000,
+                    method=name,
+                    budget=memory,
+                    data=data,
+                    # the rate is tuned for each margin and memory
+                    config={"data": data, "method.margin": margin, "train.lr": margin / (1 + memory)},
+                    tuned_on="emoji, tasks 1-2; train.lr 0.1: 0.5",
+                )
+    found = compared(*tmp_path.glob("emoji-*"))
+    assert list(rows(found))[:4] == ["ewc", "gcl", "gdro margin=0.1", "gdro margin=0.3"]
+    assert list(rows(found, 1))[:3] == ["ewc", "gcl", "gdro margin=0.1"]
+    ranks = found["ranks"]
+    assert ranks["mean_rank"] == {"ewc": 3, "gcl": 2, "gdro margin=0.1": 1}
+    assert ranks["left_out"] == ["gdro margin=0.3"]
+    assert ranks["friedman_p"] is ranks["critical_difference"] is None  # memories are not independent
+    text = "\n".join(printed(capsys, *map(str, tmp_path.glob("emoji-*"))))
+    assert "not ranked, as not in every table: gdro margin=0.3" in text
+    assert "Nemenyi" not in text
+    by_data = [*map(str, tmp_path.glob("*-0")), "--by", "data"]
+    assert "Nemenyi" in "\n".join(printed(capsys, *by_data))
+    asked = compared(*tmp_path.glob("emoji-*"), equal="bytes")
+    assert [list(rows(asked, s))[:3] for s in (0, 1)] == [
+        ["ewc budget=0", "gcl budget=0", "gdro margin=0.1 budget=0"],
+        ["ewc budget=500", "gcl budget=500", "gdro margin=0.1 budget=500"],
+    ]
+
+
 def test_settings_that_differ_within_a_method_make_rows(tmp_path: Path) -> None:
     for seed in (0, 1):
         for margin in (0.1, 0.3):

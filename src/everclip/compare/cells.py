@@ -16,11 +16,11 @@ from everclip.compare.comparable import (
     ANY,
     REFERENCES,
     difference,
+    distinguishing,
     excused,
     hint,
     seeded,
     shown,
-    varying,
     without_memory,
 )
 from everclip.errors import UserError, suggest
@@ -55,7 +55,7 @@ class Row:
     """A method with its settings."""
 
     method: str
-    options: dict[str, Any]  # keys and values that differ from the method's other rows in the section
+    options: dict[str, Any]  # keys and values that differ from the method's other rows
     runs: dict[Repetition, Finished] = field(default_factory=dict)  # one per repetition
     # whether it stands for the pretrained model, whose numbers each of these runs has recorded
     recorded: bool = False
@@ -142,7 +142,8 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
     """Return the runs in sections and rows.
 
     A run to which a key of ``by`` makes no difference (an option of another method; the memory, if its method
-    keeps none) is in every section. Other settings that differ within a method make separate rows.
+    keeps none) is in every section. Other settings that differ within a method and section make separate rows, but
+    for those that were tuned.
 
     Args:
         by: config keys; each combination of their values has a section.
@@ -155,11 +156,18 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
     placed = [(run, tuple(_place(run, key) for key in by)) for run in runs]
     whole = [place for _, place in placed if ANY not in place] or [place for _, place in placed]
     places = {json.dumps(place, default=lambda value: "any"): place for place in whole}
-    found: list[Section] = []
-    for place in sorted(places.values(), key=lambda place: [natural(shown_any(value)) for value in place]):
-        here = [run for run, at in placed if _fits(at, place)]
-        found.append(Section(dict(zip(by, place, strict=True)), _rows(here, by, over)))
-    return found
+    ordered = sorted(places.values(), key=lambda place: [natural(shown_any(value)) for value in place])
+    parts = [[run for run, at in placed if _fits(at, place)] for place in ordered]
+    options = {  # the same in every section, so that a row has one name
+        method: distinguishing(
+            [[run for run in part if run.method == method] for part in parts], {*by, *over}
+        )
+        for method in dict.fromkeys(run.method for run in runs)
+    }
+    return [
+        Section(dict(zip(by, place, strict=True)), _rows(part, options, over))
+        for place, part in zip(ordered, parts, strict=True)
+    ]
 
 
 def shown_any(value: Any) -> str:
@@ -177,19 +185,16 @@ def _place(run: Finished, key: str) -> Any:
     return ANY if unused or foreign else run.value(key)
 
 
-def _rows(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Row]:
+def _rows(runs: Sequence[Finished], options: Mapping[str, Sequence[str]], over: Sequence[str]) -> list[Row]:
     """Return the rows of one section, sorted; the pretrained model has one even without runs of its own."""
     rows: dict[str, Row] = {}
-    for method in dict.fromkeys(run.method for run in runs):
-        own = [run for run in runs if run.method == method]
-        options = varying(own, {*by, *over})
-        for run in own:
-            row = Row(method, {key: run.config.get(key) for key in options})
-            row = rows.setdefault(row.label, row)
-            repetition = tuple(shown(run.value(key)) for key in over)
-            twin = row.runs.setdefault(repetition, run)
-            if twin is not run and not without_memory(run):
-                log.warning("%s repeats %s: left out", run.path, twin.path)
+    for run in runs:
+        row = Row(run.method, {key: run.config.get(key) for key in options[run.method]})
+        row = rows.setdefault(row.label, row)
+        repetition = tuple(shown(run.value(key)) for key in over)
+        twin = row.runs.setdefault(repetition, run)
+        if twin is not run and not without_memory(run):
+            log.warning("%s repeats %s: left out", run.path, twin.path)
     if not any(row.method == REFERENCES[0] for row in rows.values()):
         recorded: dict[Repetition, Finished] = {}
         told = [run for run in runs if run.results.get("zero_shot") is not None and _curve(run)]

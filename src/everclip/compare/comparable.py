@@ -7,6 +7,7 @@ Other differences in their configs, except in how they were carried out, separat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -48,6 +49,8 @@ _HOW = (*CARRIED_OUT, "device", "tuned_on", "loader.")
 """Prefixes of keys that say how a run is carried out, not what it computes."""
 _PLAIN = ("tune", "center", "train_captions")
 """Settings that results.json records too, for runs without a config."""
+_SEARCHED = re.compile(r"; ([\w.]+) ")
+"""A key that ``tuned_on`` says was searched."""
 
 
 def excused(key: str) -> set[str]:
@@ -177,6 +180,22 @@ def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
         and not key.startswith(_HOW)
         and not (free and key.startswith("memory."))
     ]
+
+
+def distinguishing(parts: Iterable[Sequence[Finished]], known: Iterable[str]) -> list[str]:
+    """Return the config keys other than ``known`` in which runs of a method differ within a part.
+
+    Parts are such as memory sizes. A key that was tuned does not count where the others tell as many runs apart.
+    """
+    parts, known = [part for part in parts if part], set(known)
+    keys = list(dict.fromkeys(key for part in parts for key in varying(part, known)))
+    tuned = {key for part in parts for run in part for key in _SEARCHED.findall(str(run.value("tuned_on")))}
+    fixed = [key for key in keys if key not in tuned]
+    told, all_told = (
+        len({repr([place, *map(run.value, some)]) for place, part in enumerate(parts) for run in part})
+        for some in (fixed, keys)
+    )
+    return fixed if told == all_told else keys
 
 
 def without_memory(run: Finished) -> bool:

@@ -7,14 +7,21 @@ Only runs of one group are averaged.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from everclip.compare.cells import known, order
-from everclip.compare.comparable import ANY, REFERENCES, excused, seeded, sorted_out, varying, without_memory
+from everclip.compare.comparable import (
+    ANY,
+    REFERENCES,
+    distinguishing,
+    excused,
+    seeded,
+    sorted_out,
+    without_memory,
+)
 from everclip.metrics.stats import Interval, interval
 from everclip.runs.finished import natural
 from everclip.runs.read import RunData
@@ -23,8 +30,6 @@ from everclip.runs.words import fact, plain
 _SHOWN = ("seed", "method", "memory.budget", "memory.per_class")
 """Config keys that name a group."""
 Memory = int | str | None
-_SEARCHED = re.compile(r"; ([\w.]+) ")
-"""A key that ``tuned_on`` says was searched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +224,10 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
         sizes = [_memory(run) for run in members]
         if all(map(without_memory, [run for run in members if run.finished] or members)):
             sizes = [None] * len(members)
-        keys = _distinguishing(members, sizes)
+        of_size = [
+            [run for run, one in zip(members, sizes, strict=True) if one == size] for size in set(sizes)
+        ]
+        keys = sorted(distinguishing(of_size, _SHOWN))
         apart: dict[tuple[Memory, str], list[RunData]] = {}
         for run, memory in zip(members, sizes, strict=True):
             values = run.config or run.results
@@ -229,22 +237,6 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
             same.sort(key=lambda run: natural(str(run.value("seed"))))
             groups.append(Group(method, memory, variant, tuple(same)))
     return sorted(groups, key=lambda group: (*order(group.method, group.series), memory_order(group.memory)))
-
-
-def _distinguishing(runs: Sequence[RunData], sizes: Sequence[Memory]) -> list[str]:
-    """Return keys in which runs of the same memory size differ; not a rate that is tuned per size.
-
-    Nor a key that was tuned, where other keys tell the variants apart.
-    """
-    of_size = [[run for run, size in zip(runs, sizes, strict=True) if size == one] for one in set(sizes)]
-    keys = sorted({key for same in of_size for key in varying(same, _SHOWN)})
-    tuned = {key for run in runs for key in _SEARCHED.findall(str(run.value("tuned_on")))}
-    fixed = [key for key in keys if key not in tuned]
-    told, all_told = (
-        len({repr([size, *map(run.value, some)]) for run, size in zip(runs, sizes, strict=True)})
-        for some in (fixed, keys)
-    )
-    return fixed if told == all_told else keys
 
 
 def _memory(run: RunData) -> Memory:

@@ -233,6 +233,8 @@ def legend(comparison: Json) -> list[str]:
         ranks = sorted(overall["mean_rank"].items(), key=lambda item: item[1])
         text = ", ".join(f"{label} {rank:.1f}" for label, rank in ranks)
         lines.append(f"mean rank over the {overall['blocks']} tables: {text}")
+        if overall["left_out"]:
+            lines.append(f"not ranked, as not in every table: {', '.join(overall['left_out'])}")
         if overall["friedman_p"] is not None:
             lines.append(
                 f"Friedman p = {overall['friedman_p']:.3f}; ranks further apart than"

@@ -202,19 +202,25 @@ def _ranks(
 
 
 def _overall(found: Sequence[Section], metric: str) -> Json | None:
-    """Return the mean ranks over sections of the rows that all have; None for one section or one row."""
+    """Return the mean ranks over sections of the rows that all have; None for one section or one row.
+
+    Only data sets are independent, so only over these are there tests (``everclip.metrics.ranks``).
+    """
+    rivals = [[row for row in section.rows if not row.reference] for section in found]
     means = [
-        {row.label: fmean(values.values()) for row in section.rows if (values := row.values(metric))}
-        for section in found
+        {row.label: fmean(values.values()) for row in rows if (values := row.values(metric))}
+        for rows in rivals
     ]
-    rivals = [row.label for row in found[0].rows if not row.reference]
-    labels = [label for label in rivals if all(label in some for some in means)]
+    known = dict.fromkeys(label for some in means for label in some)
+    labels = [label for label in known if all(label in some for some in means)]
     if len(found) < 2 or len(labels) < 2:
         return None
     table = [[some[label] for label in labels] for some in means]
+    independent = list(found[0].by) == ["data"]
     return {
         "blocks": len(table),
         "mean_rank": dict(zip(labels, mean_ranks(table, higher_is_better(metric)), strict=True)),
-        "friedman_p": friedman(table),
-        "critical_difference": critical_difference(len(labels), len(table)),
+        "left_out": [label for label in known if label not in labels],
+        "friedman_p": friedman(table) if independent else None,
+        "critical_difference": critical_difference(len(labels), len(table)) if independent else None,
     }
