@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -345,3 +346,66 @@ def test_a_headline_inside_the_noise_is_neutral(tmp_path: Path, gap: float, mood
     assert [cell.class_ for cell in row if cell.text == points(gap)][:1] == [
         {"level": "", "better": "up", "worse": "down"}[mood]
     ]
+
+
+def lasts(folder: Path, method: str, values: Sequence[float]) -> None:
+    """Write a run per last accuracy, on 180 test images; zero-shot has 0.5."""
+    for seed, last in enumerate(values):
+        run = folder / f"{method}{seed}"
+        results = write_run(run, method=method, seed=seed, memory=0, options="", tasks=2, per_task=3, steps=2)
+        results |= {"last": last, "zero_shot": 0.5, "zero_shot_after_stage": [0.5, 0.5]}
+        (run / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said", "colour"),
+    [
+        ((0.3, 0.7, 0.95), "15.0 points above zero-shot (50.0 %), but the seeds differ so much that", ""),
+        ((0.35, 0.95), "15.0 points above zero-shot (50.0 %), but the seeds differ so much that", ""),
+        ((0.52, 0.53, 0.54), "no better than zero-shot (50.0 %; with 180 test images a gap below", ""),
+        ((0.64, 0.65, 0.66), "15.0 points above zero-shot (50.0 %).", "up"),
+    ],
+)
+def test_neither_seeds_nor_test_images_may_explain_what_is_called_better(
+    tmp_path: Path, seeds: tuple[float, ...], said: str, colour: str
+) -> None:
+    lasts(tmp_path, "gcl", seeds)
+    (setting,) = collect([tmp_path]).settings
+    line = verdict(setting)[0]
+    assert said in line
+    assert ("95 % interval over 3 seeds: " in line) == (len(seeds) == 3)
+    cells = [cell for row in result_table(setting).rows for cell in row if cell.text.startswith("+")]
+    assert cells[0].class_ == colour
+
+
+@pytest.mark.parametrize(
+    ("method", "ahead", "said"),
+    [
+        ("gdro", (0.02, 0.021, 0.023), ", but with 180 test images a gap below"),
+        ("gdro", (-0.1, 0.1, 0.3), ", which may be chance."),
+        ("gdro", (0.2, 0.21, 0.22), ", more than the chance of seeds and test images explains."),
+        ("slda", (0.2,), ", more than the chance of seeds and test images explains."),  # stands at every seed
+    ],
+)
+def test_a_first_place_is_certain_beyond_seeds_and_test_images(
+    tmp_path: Path, method: str, ahead: tuple[float, ...], said: str
+) -> None:
+    lasts(tmp_path, "gcl", [0.60, 0.601, 0.602])
+    lasts(tmp_path, method, [0.6 + more for more in ahead])
+    (setting,) = collect([tmp_path]).settings
+    place = verdict(setting)[1]
+    assert "95 % interval over 3 seeds, paired" in place
+    assert said in place
+
+
+def test_known_answers_tell_smaller_differences(tmp_path: Path) -> None:
+    """Where all that one run tells right the other does too, 9 images of 180 are no chance of images."""
+    lasts(tmp_path, "gcl", [108 / 180] * 3)
+    lasts(tmp_path, "gdro", [117 / 180, 117 / 180, 118 / 180])
+    (setting,) = collect([tmp_path]).settings
+    assert "test images a gap below 9.9" in verdict(setting)[1]
+    for run in setting.runs:
+        top = np.where(np.arange(180) < round(180 * run.results["last"]), 1, 2)[:, None]
+        label = np.ones(180, dtype=np.int64)
+        np.savez(run.path / "predictions.npz", id=np.arange(180), label=label, top=top)
+    assert verdict(setting)[1].endswith("more than the chance of seeds and test images explains.")

@@ -115,7 +115,8 @@ def mean(span: Interval | None, kind: str) -> Cell:
         return Cell(f"{text} (n={span.n})", span.mean, "too few seeds for an interval")
     half = (span.high - span.low) / 2
     around = share(half) if kind == "points" else show(half)
-    return Cell(f"{text} ± {around}", span.mean, f"{show(span.low)} to {show(span.high)}", span=span)
+    tip = f"95 % interval over {span.n} seeds: {show(span.low)} to {show(span.high)}"
+    return Cell(f"{text} ± {around}", span.mean, tip, span=span)
 
 
 def change(value: float | None, chance: float = 0.0) -> Cell:
