@@ -241,6 +241,21 @@ def test_a_sweep_runs_a_method_without_memory_once_at_none(tmp_path: Path) -> No
     assert [g.label for g in setting.level] == ["ncm"]
 
 
+def test_a_variant_without_memory_belongs_to_no_size(tmp_path: Path) -> None:
+    """Although another variant of the method keeps exemplars; its shrinkage was tuned."""
+    for memory, adapt, shrinkage in ((0, "none", 0.1), (0, "finetune", 0.3), (200, "finetune", 0.1)):
+        run = tmp_path / f"{adapt}{memory}"
+        options = f'adapt = "{adapt}"\nshrinkage = {shrinkage}\n'
+        write_run(run, method="multilayer_lda", memory=memory, options=options, **SMALL)
+        change(run, tuned_on=f"photos, tasks 1-2; method.shrinkage {shrinkage}: 0.5")
+    (setting,) = sorted_out(tmp_path)
+    assert [(g.series, g.memory) for g in setting.every] == [
+        ("multilayer_lda, adapt finetune", 0),
+        ("multilayer_lda, adapt finetune", 200),
+        ("multilayer_lda, adapt none", None),
+    ]
+
+
 def test_unfinished_runs_join_the_setting_that_they_do_not_contradict(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         write_run(tmp_path / f"s{seed}", seed=seed, **SMALL)

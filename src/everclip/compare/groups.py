@@ -221,11 +221,10 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
     groups: list[Group] = []
     for method in sorted({run.method for run in runs}):
         members = [run for run in runs if run.method == method]
-        sizes = [_memory(run) for run in members]
-        if all(map(without_memory, [run for run in members if run.finished] or members)):
-            sizes = [None] * len(members)
-        of_size = [
-            [run for run, one in zip(members, sizes, strict=True) if one == size] for size in set(sizes)
+        sizes = _sizes(members)
+        of_size = [  # what needs no memory stands at each size
+            [run for run, one in zip(members, sizes, strict=True) if one in (size, None)]
+            for size in set(sizes) - {None} or {None}
         ]
         keys = sorted(distinguishing(of_size, _SHOWN))
         apart: dict[tuple[Memory, str], list[RunData]] = {}
@@ -237,6 +236,19 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
             same.sort(key=lambda run: natural(str(run.value("seed"))))
             groups.append(Group(method, memory, variant, tuple(same)))
     return sorted(groups, key=lambda group: (*order(group.method, group.series), memory_order(group.memory)))
+
+
+def _sizes(runs: Sequence[RunData]) -> list[Memory]:
+    """Return the memory size of each of a method's runs; None where it makes no difference to the run's variant."""
+    keys = [key for key in distinguishing([runs], _SHOWN) if key.startswith("method.")]
+    variants: dict[str, list[RunData]] = {}
+    for run in runs:
+        variants.setdefault(repr([*map(run.value, keys)]), []).append(run)
+    free = {
+        name: all(map(without_memory, [run for run in same if run.finished] or same))
+        for name, same in variants.items()
+    }
+    return [None if free[repr([*map(run.value, keys)])] else _memory(run) for run in runs]
 
 
 def _memory(run: RunData) -> Memory:
