@@ -68,7 +68,7 @@ class Row:
     @property
     def random(self) -> bool:
         """Whether its numbers could depend on the seed."""
-        return any(map(seeded, self.runs.values())) and not self.recorded
+        return any(seeded(run, self.recorded) for run in self.runs.values())
 
     @property
     def label(self) -> str:

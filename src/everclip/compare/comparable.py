@@ -207,9 +207,13 @@ def without_memory(run: Finished) -> bool:
     return _ask(run)[0]
 
 
-def seeded(run: Finished) -> bool:
-    """Return whether another seed could have given the run other results."""
-    return run.config.get("scenario.order") == "seed" or _ask(run)[1]
+def seeded(run: Finished, recorded: bool = False) -> bool:
+    """Return whether another seed could have given the run other results.
+
+    Args:
+        recorded: ask about the results of the pretrained model that the run has recorded.
+    """
+    return run.config.get("scenario.order") == "seed" or (not recorded and _ask(run)[1])
 
 
 def _ask(run: Finished) -> tuple[bool, bool]:
