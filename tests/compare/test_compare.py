@@ -148,6 +148,11 @@ def test_a_row_has_one_name_in_all_tables_and_those_not_ranked_are_named(
         ["ewc budget=0", "gcl budget=0", "gdro margin=0.1 budget=0"],
         ["ewc budget=500", "gcl budget=500", "gdro margin=0.1 budget=500"],
     ]
+    for name, state in (("gcl", 1200), ("gdro", 14_130_000)):
+        run_folder(tmp_path / name / "few", 0.5, method=name, budget=0, state_bytes=state)
+    small = compared(*tmp_path.glob("emoji-*-0"), *tmp_path.glob("*/few"), equal="bytes")
+    costs = [section["by"]["cost"] for section in small["sections"]]
+    assert costs == ["at most 0 bytes", "at most 1.2 kB", "at most 14.1 MB"]
 
 
 def test_settings_that_differ_within_a_method_make_rows(tmp_path: Path) -> None:
@@ -376,10 +381,10 @@ def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(g
     assert labels[1] == ["ewc budget=0", "gcl budget=0", "gdro budget=0", "ncm"]
     assert labels[2] == ["ewc budget=0", "gcl budget=500", "gdro budget=500", "ncm"]
     assert labels[3] == ["ewc budget=500", "gcl budget=500", "gdro budget=500", "ncm"]
-    assert found["sections"][2]["by"] == {"cost": "at most 0.50 MB"}
+    assert found["sections"][2]["by"] == {"cost": "at most 500 kB"}
     assert rows(found, 3)["ewc budget=500"]["cost"] == 900_000
     asked = compared(grid, equal="bytes", against="ewc")
-    assert [section["by"]["cost"] for section in asked["sections"]] == ["at most 0.40 MB", "at most 0.90 MB"]
+    assert [section["by"]["cost"] for section in asked["sections"]] == ["at most 400 kB", "at most 900 kB"]
     with pytest.raises(UserError, match="use bytes, steps or samples"):
         compared(grid, equal="money")
 

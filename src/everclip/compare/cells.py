@@ -253,6 +253,15 @@ def amount(cost: float, unit: str) -> tuple[str, str]:
     return (f"{cost / 1e6:,.2f}", "MB") if unit == "bytes" else (f"{cost:,.0f}", unit)
 
 
+def _level(cost: float, unit: str) -> str:
+    """Return a cost with its unit, as no two levels share it: bytes in three digits, ``1.45 MB``, ``1.2 kB``."""
+    if unit != "bytes":
+        return f"{cost:,.0f} {unit}"
+    scale, name = next((known for known in _BYTES if cost >= known[0]), (1, "bytes"))
+    return f"{float(f'{cost / scale:.3g}'):g} {name}"
+
+
+_BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 COSTS: Mapping[str, tuple[str, ...]] = {
     "bytes": ("memory_bytes", "state_bytes"),
     "steps": ("optimizer_steps",),
@@ -285,9 +294,7 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
                     best[Row(row.method, kept).label] = row
             chosen = [row for row in section.rows if row.reference or row in best.values()]
             if len(best) > 1 and chosen != before:
-                made.append(
-                    Section(section.by | {"cost": f"at most {' '.join(amount(level, unit))}"}, chosen)
-                )
+                made.append(Section(section.by | {"cost": f"at most {_level(level, unit)}"}, chosen))
                 before = chosen
     if not made:
         raise UserError(f"--equal {unit}: no two methods can be compared at the same cost")
