@@ -15,6 +15,7 @@ import pytest
 from everclip.metrics.stats import interval
 from everclip.plots.matrix import forgotten
 from everclip.report.build import build, collect, write
+from everclip.report.many import class_table
 from everclip.report.tuning import searched
 from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
@@ -136,6 +137,23 @@ def test_classes_are_worst_first(sweep: Path, seen: Page) -> None:
     ]
     for row in rows[1:]:
         assert float(row[column]) == pytest.approx(sum(known[row[0]] for known in first) / 2, abs=1e-4)
+
+
+def test_classes_have_a_task_only_where_all_runs_agree(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"r{seed}", seed=seed, **SMALL)
+        config = tmp_path / f"r{seed}" / "config.toml"
+        config.write_text(config.read_text().replace("tasks = 10", 'tasks = 10\norder = "seed"'))
+    for columns in (["class", "task", "zero-shot", "mean of all"], ["class", "zero-shot", "mean of all"]):
+        (setting,) = collect([tmp_path]).settings
+        found = class_table(setting)
+        assert found is not None
+        assert [name for name, _ in found[0].columns][:-1] == columns
+        assert found[0].sorted_by == columns.index("mean of all")
+        file = tmp_path / "r1" / "results.json"
+        known = json.loads(file.read_text())
+        known["per_class"] = [row | {"task": 2 - row["task"]} for row in known["per_class"]]
+        file.write_text(json.dumps(known))
 
 
 def test_heatmaps_are_means_over_seeds(sweep: Path, seen: Page) -> None:

@@ -256,7 +256,10 @@ def cost_table(setting: Setting) -> Table:
 
 
 def class_table(setting: Setting) -> tuple[Table, int] | None:
-    """Return the accuracy of each class, worst first, means over seeds; and the number of classes."""
+    """Return the accuracy of each class, worst first, means over seeds; and the number of classes.
+
+    The task of each is left out where runs learn it in different ones.
+    """
     groups = [group for group in setting.every if group.finished and group.method != "zero_shot"]
     if not groups:
         return None
@@ -265,18 +268,22 @@ def class_table(setting: Setting) -> tuple[Table, int] | None:
         for run in group.finished:
             for row in run.results["per_class"]:
                 if row["last"] is not None:
-                    known = found.setdefault(row["class"], row | {"columns": [[] for _ in groups]})
+                    known = found.setdefault(
+                        row["class"], row | {"tasks": set(), "columns": [[] for _ in groups]}
+                    )
                     known["columns"][k].append((row["last"], row["after_learning"]))
                     if not group.reference:
-                        known["task"] = row["task"]
-    rows = [_class_row(row) for row in found.values()]
-    rows.sort(key=lambda row: (row[3].value or 0.0, row[0].text))
-    columns = ["class", "task", "zero-shot", "mean of all", *(group.label for group in groups)]
-    whole = tables.table(f"{setting.ident}-classes", columns, rows, sorted_by=3)
+                        known["tasks"].add(row["task"])
+    alike = all(len(row["tasks"]) < 2 for row in found.values())  # as orders by the seed are not
+    rows = [_class_row(row, alike) for row in found.values()]
+    columns = ["class", *["task"] * alike, "zero-shot", "mean of all", *(group.label for group in groups)]
+    place = columns.index("mean of all")
+    rows.sort(key=lambda row: (row[place].value or 0.0, row[0].text))
+    whole = tables.table(f"{setting.ident}-classes", columns, rows, sorted_by=place)
     return replace(whole, rows=whole.rows[:_MOST_CLASSES]), len(rows)
 
 
-def _class_row(row: dict[str, Any]) -> list[Cell]:
+def _class_row(row: dict[str, Any], with_task: bool) -> list[Cell]:
     cells: list[Cell] = []
     for values in row["columns"]:
         last = known_mean([value for value, _ in values])
@@ -284,9 +291,10 @@ def _class_row(row: dict[str, Any]) -> list[Cell]:
         class_ = "down" if last is not None and last < (row["zero_shot"] or 0) else ""
         tip = "" if first is None else f"{percent(first)} right after its task"
         cells.append(share_cell(last, tip, class_))
-    task = Cell(str(row["task"] + 1), row["task"] + 1)
+    first = 1 + min(row["tasks"], default=row["task"])
+    task = [Cell(str(first), first)] if with_task else []
     whole = share_cell(known_mean([cell.value for cell in cells]), "", "bar")
-    return [words(row["class"]), task, share_cell(row["zero_shot"]), whole, *cells]
+    return [words(row["class"]), *task, share_cell(row["zero_shot"]), whole, *cells]
 
 
 def confusion_table(setting: Setting) -> Table | None:
