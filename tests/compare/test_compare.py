@@ -459,6 +459,8 @@ def test_transfer_stands_beside_that_of_the_pretrained_model(
     assert float(rows["gcl"]["cross_domain.transfer"]) == 0.5
     assert float(rows["zero_shot"]["cross_domain.transfer"]) == 0.6
     assert rows["zero_shot"]["cross_domain.last"] == ""
+    lines = printed(capsys, str(tmp_path), "--metric", "cross_domain.transfer_of_zero_shot")
+    assert "Transfer of zero shot %" in "\n".join(lines)
 
 
 def test_what_stands_beside_a_mean(
@@ -493,6 +495,20 @@ def test_what_stands_beside_a_mean(
     assert [float(rows["gcl"][key]) for key in ("last_low", "last_high")] == [0.60, 0.67]
     assert rows["ridge"]["last_low"] == ""
     assert "{63.0 [60.0,\\ 67.0]}$" in "\n".join(printed(capsys, *words, "--latex", "--spread", "range"))
+
+
+def test_fractions_are_in_percent_and_what_is_equal_but_for_rounding_has_no_spread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    more: Json = {"frozen_features": 0.807, "validation": 0.5}
+    for seed, rounding in enumerate((0.0, 1e-16, 0.0)):
+        run_folder(tmp_path / f"gcl{seed}", 251 / 300 + rounding, seed=seed, **more)
+        run_folder(tmp_path / f"gdro{seed}", 0.807, method="gdro", seed=seed, **more)
+    lines = printed(capsys, str(tmp_path), "--metric", "last,frozen_features,validation")
+    (row,) = (line.split() for line in lines if line.startswith("gcl"))
+    assert row[1:4] == ["83.7", "80.7", "50.0"]
+    assert all("±" not in line for line in lines[1:])
 
 
 def test_long_labels_are_wrapped_and_no_column_is_lost(

@@ -22,7 +22,8 @@ Json = dict[str, Any]
 
 _FRACTIONS = (
     *("last", "average", "forgetting", "backward_transfer", "forward_transfer", "zero_shot"),
-    *("macro", "worst_class.last", *STREAMS),
+    *("frozen_features", "macro", "worst_class.last", *STREAMS, "cross_domain.transfer_of_zero_shot"),
+    "validation",
 )
 _RECALLS = tuple(f"{way}_recall_at_{k}" for way in WAYS for k in AT)
 _KEPT = "kept MB"
@@ -65,7 +66,7 @@ def stream_name(metric: str) -> str:
     if whole == "by_frequency":
         return f"{within.removesuffix('.accuracy')}-shot"
     if whole == "cross_domain":
-        return within.capitalize()
+        return within.capitalize().replace("_", " ")
     return "any-time" if metric == "any_time" else metric.replace("_", " ").removesuffix(".last")
 
 
@@ -97,7 +98,11 @@ def mean_text(
     low, high = around
     if spread == "range":
         return f"{text} [{scale * low:,.{digits}f}, {scale * high:,.{digits}f}]"
-    return text if high == low else f"{text}{plus}{scale * (high - mean['mean']):,.{digits}f}"
+    return (
+        text
+        if math.isclose(low, high, abs_tol=1e-12)
+        else f"{text}{plus}{scale * (high - mean['mean']):,.{digits}f}"
+    )
 
 
 def kept_text(kept: Json | None) -> str:
@@ -113,7 +118,7 @@ def difference_text(test: Json | None, metric: str) -> str:
         return ""
     scale, digits = _scale(metric)
     text = f"{scale * test['difference']:+,.{digits}f}"
-    if test["high"] is not None and test["high"] != test["low"]:
+    if test["high"] is not None and not math.isclose(test["low"], test["high"], abs_tol=1e-12):
         text += f" ± {scale * (test['high'] - test['low']) / 2:,.{digits}f}"
     return f"{text} (n={test['n']})" if test["left_out"] else text
 
